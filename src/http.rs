@@ -1,0 +1,148 @@
+//! The one way to serve and to ask over HTTP: the Docker API, the driver, the admin socket and their clients use it.
+
+use axum::Router;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Request, StatusCode, body::Incoming};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+/// Largest reply that [`UnixClient`] reads.
+const MAX_REPLY: usize = 64 << 20;
+
+/// Binds a unix socket, replacing what an earlier run left there; only root may connect.
+///
+/// # Errors
+/// The directory is missing, the path is too long (108 bytes) or not ours to replace.
+pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    use anyhow::Context as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves a router on a unix socket until shut down. Connections that are open then are cut.
+pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let (router, shutdown) = (router.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = serve_connection(stream, router, true) => {}
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Serves a router on one connection, for one request or for as many as the client likes.
+pub async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, keep_alive: bool) {
+    let service = TowerToHyperService::new(router);
+    let served = hyper::server::conn::http1::Builder::new()
+        .keep_alive(keep_alive)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "HTTP connection ended");
+    }
+}
+
+/// Asks a server on a unix socket; one connection per request.
+#[derive(Clone, Debug)]
+pub struct UnixClient {
+    path: std::path::PathBuf,
+}
+
+/// A complete reply.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Status code.
+    pub status: StatusCode,
+    /// Header fields.
+    pub headers: hyper::HeaderMap,
+    /// Body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// Reads the body as JSON; an error status becomes an error with the server's `message`.
+    ///
+    /// # Errors
+    /// The server refused, or the body is not what was expected.
+    pub fn json<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        self.ok()?;
+        Ok(serde_json::from_slice(&self.body)?)
+    }
+    /// An error status becomes an error with the server's `message`.
+    ///
+    /// # Errors
+    /// The server refused.
+    pub fn ok(&self) -> anyhow::Result<()> {
+        if self.status.is_success() {
+            return Ok(());
+        }
+        let message = serde_json::from_slice::<serde_json::Value>(&self.body)
+            .ok()
+            .and_then(|v| v.get("message").and_then(|m| m.as_str()).map(str::to_owned))
+            .unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
+        anyhow::bail!("{message} (HTTP {})", self.status.as_u16())
+    }
+}
+
+impl UnixClient {
+    /// For the socket at this path.
+    pub fn new(path: impl Into<std::path::PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Sends a request; `body` goes as JSON.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the connection broke off. A refusal is a [`Reply`].
+    pub async fn request(&self, method: &str, target: &str, body: Option<&serde_json::Value>) -> anyhow::Result<Reply> {
+        use anyhow::Context as _;
+        let stream =
+            UnixStream::connect(&self.path).await.with_context(|| format!("nobody answers on {}", self.path.display()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(target).header("Host", "localhost").header("Connection", "close");
+        let bytes = body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()));
+        if body.is_some() {
+            request = request.header("Content-Type", "application/json");
+        }
+        let response: hyper::Response<Incoming> = sender.send_request(request.body(Full::new(bytes))?).await?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|e| anyhow::anyhow!("reply broke off: {e}"))?.to_bytes();
+        connection.abort();
+        Ok(Reply { status: parts.status, headers: parts.headers, body })
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// As [`UnixClient::request`].
+    pub async fn get(&self, target: &str) -> anyhow::Result<Reply> {
+        self.request("GET", target, None).await
+    }
+}

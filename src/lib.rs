@@ -1,0 +1,21 @@
+//! # skep: a swarm of Docker hosts
+//!
+//! One binary beside an unmodified Docker Engine.
+
+pub mod agent;
+pub mod api;
+pub mod balance;
+pub mod cli;
+pub mod clock;
+pub mod datapath;
+pub mod dns;
+pub mod http;
+pub mod lab;
+pub mod manager;
+pub mod model;
+pub mod overlay;
+pub mod raft;
+pub mod rpc;
+pub mod runtime;
+pub mod store;
+pub mod trust;

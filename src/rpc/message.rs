@@ -1,0 +1,127 @@
+//! What nodes say to each other.
+
+use crate::model::{
+    ClusterId, NodeId, NodeView, Revision, Role, TaskId, TaskStatus,
+    mesh::MeshPrefix,
+    node::{NodeDescription, WgKey},
+    view::{ClusterPart, Mine, Networks},
+};
+use ipnet::Ipv6Net;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Number of the protocol; both sides say theirs first and refuse what they do not speak.
+pub const FORMAT: u32 = 1;
+
+/// A node that wants to become a member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// [`FORMAT`] of the joiner.
+    pub format: u32,
+    /// `SWMTKN-1-…`.
+    pub token: String,
+    /// Certificate signing request, PEM; the key stays on the node.
+    pub csr: String,
+    /// WireGuard public key.
+    pub key: WgKey,
+    /// Where its tunnel may be reached; an unspecified address is filled in with the one seen by the manager.
+    pub endpoints: Vec<SocketAddr>,
+    /// What it says of itself.
+    pub description: NodeDescription,
+    /// Availability asked for.
+    pub availability: crate::model::Availability,
+}
+
+/// A new member's place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinReply {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its role, decided by the token.
+    pub role: Role,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Node certificate, PEM.
+    pub certificate: String,
+    /// Root CA, PEM.
+    pub ca_certificate: String,
+    /// The cluster's /48.
+    pub mesh: MeshPrefix,
+    /// Its /64.
+    pub subnet: Ipv6Net,
+    /// Its own address on `ingress`.
+    pub ingress_addr: Ipv4Addr,
+    /// UDP port of the tunnels.
+    pub data_path_port: u16,
+    /// Key of the manager that answers: the way to it is proved before the join is done.
+    pub manager_key: WgKey,
+    /// Peers and ports at this moment, so that the tunnel can come up.
+    pub view: NodeView,
+}
+
+/// What both ends of a join tell each other until the UDP way is proved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Proof {
+    /// Bytes received from the other end through the tunnel.
+    pub received: u64,
+}
+
+/// From a node to the leader, in a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToManager {
+    /// First message.
+    Hello {
+        /// [`FORMAT`] of the node.
+        format: u32,
+        /// What it says of itself.
+        description: NodeDescription,
+        /// Where its tunnel may be reached.
+        endpoints: Vec<SocketAddr>,
+        /// The view that it has.
+        have: Revision,
+    },
+    /// Still here; the revision that every loop of the node has applied.
+    Heartbeat {
+        /// Applied revision.
+        applied: Revision,
+    },
+    /// What was observed of tasks.
+    Status(Vec<(TaskId, TaskStatus)>),
+    /// The node leaves by its own will.
+    Leave,
+}
+
+/// From the leader to a node, in a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToNode {
+    /// The session is open.
+    Welcome {
+        /// [`FORMAT`] of the manager.
+        format: u32,
+        /// Time between heartbeats that it expects, in milliseconds.
+        heartbeat_ms: u64,
+    },
+    /// Parts of the view that changed.
+    View {
+        /// Revision of the whole.
+        revision: Revision,
+        /// Tasks, if changed.
+        mine: Option<Arc<Mine>>,
+        /// Networks, if changed.
+        networks: Option<Arc<Networks>>,
+        /// Cluster, if changed.
+        cluster: Option<Arc<ClusterPart>>,
+    },
+    /// Answer to a heartbeat.
+    Alive,
+    /// This manager does not lead; try the others, this one first if known.
+    NotLeader {
+        /// The leader's mesh address and port.
+        leader: Option<SocketAddr>,
+    },
+    /// The node is no longer a member; the reason, for people.
+    Removed(String),
+    /// The session is refused; the reason, for people.
+    Refused(String),
+}

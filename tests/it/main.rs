@@ -1,0 +1,14 @@
+//! The one integration binary: every further one would link hundreds of crates again.
+
+mod agent;
+mod api;
+mod balance;
+mod demo;
+mod dns;
+mod layers;
+mod manager;
+mod overlay;
+mod raft;
+mod rpc;
+mod store;
+mod tunnel;
