@@ -9,7 +9,7 @@ use skep::manager::dispatcher::{Dispatcher, Effect, Event};
 use skep::manager::round::Planner;
 use skep::manager::{ManagerSettings, SessionId, invariants};
 use skep::model::service::Replicated;
-use skep::model::{Availability, Node, NodeId, NodeState, Service, Task, TaskId, TaskState, Timestamp};
+use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
 use skep::rpc::message::{ToManager, ToNode};
 use skep::store::{Action, Store, Transaction};
 use std::collections::BTreeMap;
@@ -167,9 +167,13 @@ impl Sim {
     }
 
     fn event(&mut self, event: Event) {
+        // As the shell does: a heartbeat is no reason to plan.
+        let due = !matches!(event, Event::Message { message: ToManager::Heartbeat { .. }, .. });
         let effects = self.core.handle(self.now, event);
         self.carry_out(effects);
-        self.plan();
+        if due {
+            self.plan();
+        }
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -283,10 +287,6 @@ impl Sim {
         self.store.node(node).unwrap().status.state
     }
 
-    pub fn service(&self, name: &str) -> &Service {
-        self.store.service(&name.into()).unwrap()
-    }
-
     /// A container is stopped only when no node that is well sends to it any more.
     fn check_ordered_stop(&self, task: &TaskId) {
         for agent in self.agents.values().filter(|a| a.linked && !a.removed && a.session.is_some()) {
@@ -308,7 +308,7 @@ impl Sim {
         for agent in self.agents.values().filter(|a| !a.removed && self.store.node(&a.id).is_some()) {
             for container in agent.containers.values().filter(|c| c.runs()) {
                 for a in &container.task.attachments {
-                    let other = owners.insert((a.network_id.clone(), a.address), container.task.id.clone());
+                    let other = owners.insert((a.address, &a.network_id), &container.task.id);
                     assert!(
                         other.is_none(),
                         "{} and {other:?} both run with {}\n{}",
