@@ -7,7 +7,7 @@ use super::round::BATCH;
 use crate::model::{Availability, Meta, NodeState, Service, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
 use rand::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Slots<'a> = BTreeMap<u64, Vec<&'a Task>>;
 
@@ -72,15 +72,16 @@ impl<'a> Reconcile<'a> {
             }
             self.settle(*number, &judged[number], &slots[number], rng, out);
         }
-        let mut free = (1..).filter(|n| !keep.contains(n));
+        let filled: BTreeSet<u64> = keep.iter().copied().collect();
+        let mut free = (1..).filter(|n| !filled.contains(n));
         let mut missing = wanted.saturating_sub(keep.len());
-        let mut used = Vec::new();
+        let mut used = BTreeSet::new();
         while missing > 0 && out.len() < BATCH {
             let Some(number) = free.next() else { break };
             let held = slots.get(&number).is_some_and(|tasks| tasks.iter().any(|t| self.still_runs(t)));
             let desired = if held { TaskState::Ready } else { TaskState::Running };
             out.push(Action::create(self.new_task(number, desired, None, rng)));
-            used.push(number);
+            used.insert(number);
             missing -= 1;
         }
         // History of slots that nobody needs any more.

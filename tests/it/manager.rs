@@ -2,6 +2,7 @@
 
 mod agent;
 mod build;
+mod dispatcher;
 mod fuzz;
 mod golden;
 mod scenarios;
