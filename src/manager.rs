@@ -53,9 +53,9 @@ impl Default for ManagerSettings {
         Self {
             heartbeat: Duration::from_millis(500),
             down_after: Duration::from_secs(2),
-            replace_wait: Duration::from_secs(60),
+            replace_wait: Duration::from_mins(1),
             stop_hold: Duration::from_secs(1),
-            orphan_after: Duration::from_secs(24 * 60 * 60),
+            orphan_after: Duration::from_hours(24),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Dispatcher {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
         match event {
-            Event::Opened { node, session, hello } => self.open(now, node, session, hello, &mut out),
+            Event::Opened { node, session, hello } => self.open(now, &node, session, hello, &mut out),
             Event::Message { session, message } => self.message(now, session, message, &mut out),
             Event::Closed { session } => self.forget_session(session),
             Event::StoreChanged(store) => self.store_changed(now, store, &mut out),
@@ -153,9 +153,10 @@ impl Dispatcher {
     /// so does one that this leader has not heard of yet.
     pub fn applied(&self, now: Timestamp) -> Revision {
         let expected = |id: &NodeId, state: NodeState| match self.nodes.get(id) {
-            Some(p) if p.left => None,
-            Some(p) if p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after => Some(p.reached()),
-            Some(_) => None,
+            Some(p) => {
+                let lives = p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after;
+                (lives && !p.left).then(|| p.reached())
+            }
             None if self.in_grace(now) && super::orchestrator::is_up(state) => Some(Revision::default()),
             None => None,
         };
@@ -172,7 +173,7 @@ impl Dispatcher {
         now.since(self.since) <= self.settings.down_after
     }
 
-    fn open(&mut self, now: Timestamp, node: NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
+    fn open(&mut self, now: Timestamp, node: &NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
         let ToManager::Hello { format, description, endpoints, have: _ } = hello else {
             return refuse(session, ToNode::Refused("the first message of a session is Hello".to_owned()), out);
         };
@@ -182,10 +183,10 @@ impl Dispatcher {
             );
             return refuse(session, ToNode::Refused(text), out);
         }
-        if self.store.node(&node).is_none() {
-            return refuse(session, removed(&node), out);
+        if self.store.node(node).is_none() {
+            return refuse(session, removed(node), out);
         }
-        if let Some(old) = self.nodes.get(&node).and_then(|p| p.session) {
+        if let Some(old) = self.nodes.get(node).and_then(|p| p.session) {
             self.sessions.remove(&old);
             out.push(Effect::Close { session: old });
         }
@@ -205,7 +206,7 @@ impl Dispatcher {
         self.nodes.insert(node.clone(), presence);
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
         out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
-        self.sync(now, Some(&node), out);
+        self.sync(now, Some(node), out);
     }
 
     fn message(&mut self, now: Timestamp, session: SessionId, message: ToManager, out: &mut Vec<Effect>) {

@@ -26,7 +26,9 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
     }
     for service in store.services() {
         let mut slots = by_service.remove(&service.id).unwrap_or_default();
-        slots.values_mut().for_each(|tasks| tasks.sort_by(|a, b| by_age(a, b)));
+        for tasks in slots.values_mut() {
+            tasks.sort_by(|a, b| by_age(a, b));
+        }
         Reconcile { store, service, now, settings }.run(&slots, rng, &mut out);
         if out.len() >= BATCH {
             break;

@@ -175,7 +175,7 @@ fn silence_is_down_and_a_stalled_manager_blames_nobody() {
     rig.settle();
     assert_eq!(rig.state(1), NodeState::Ready);
     // The whole process stands still for a minute.
-    rig.now = rig.now.plus(Duration::from_secs(60));
+    rig.now = rig.now.plus(Duration::from_mins(1));
     let effects = rig.handle(Event::Tick);
     assert!(closed(&effects).is_empty());
     rig.settle();

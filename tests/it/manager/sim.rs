@@ -109,7 +109,7 @@ impl Sim {
     pub fn until(&mut self, what: &str, mut so: impl FnMut(&Self) -> bool) -> Duration {
         let start = self.now;
         while !so(self) {
-            assert!(self.now.since(start) < Duration::from_secs(180), "never came true: {what}\n{}", self.picture());
+            assert!(self.now.since(start) < Duration::from_mins(3), "never came true: {what}\n{}", self.picture());
             self.run(Duration::from_millis(10));
         }
         self.now.since(start)
