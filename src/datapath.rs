@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::model::node::WgKey;
 
 pub mod sockets;
+pub mod tunnel;
 
 /// Makes sockets inside a network namespace. A socket keeps its namespace for life.
 pub trait Sockets: Send + Sync {
