@@ -240,7 +240,11 @@ mod tests {
     use rand::SeedableRng;
 
     fn node(role: Role) -> NodeName {
-        NodeName { node_id: NodeId::from("ty9y0lg7dkj9kci5tkukt89nx"), role, cluster_id: ClusterId::from("c67q4jahe2xaweq5gh2g0oqvo") }
+        NodeName {
+            node_id: NodeId::from("ty9y0lg7dkj9kci5tkukt89nx"),
+            role,
+            cluster_id: ClusterId::from("c67q4jahe2xaweq5gh2g0oqvo"),
+        }
     }
     const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
 
