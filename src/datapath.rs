@@ -16,6 +16,7 @@ mod netlink;
 pub mod netns;
 pub mod sockets;
 mod sysctl;
+pub mod tunnel;
 
 /// Makes sockets inside a network namespace. A socket keeps its namespace for life.
 pub trait Sockets: Send + Sync {
