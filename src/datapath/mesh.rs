@@ -196,7 +196,7 @@ impl Mesh {
                         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("skep makes no such route: {what}")));
                     }
                 };
-                let message = Message::NewRoute(wire::route(route, Some(index)));
+                let message = Message::NewRoute(wire::route(route, index));
                 netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
             }
             MeshStep::RemoveRoute(route) => {
@@ -204,7 +204,7 @@ impl Mesh {
                     Target::Device(device) => self.index(device).await.ok(),
                     Target::Local | Target::Other(_) => None,
                 };
-                gone_is_fine(netlink.change(Message::DelRoute(wire::route(route, index)), 0).await)
+                gone_is_fine(netlink.change(Message::DelRoute(wire::no_route(route, index)), 0).await)
             }
             MeshStep::AddRule(rule) => {
                 exists_is_fine(netlink.change(Message::NewRule(wire::rule(rule)), NLM_F_CREATE | NLM_F_EXCL).await)

@@ -171,32 +171,39 @@ pub(in crate::datapath) fn read_rule(message: &RuleMessage) -> Option<Rule> {
 
 // Routes
 
-/// The route as a message; `index` is that of the device it leads to (`None` only for a removal).
-pub(in crate::datapath) fn route(route: &Route, index: Option<u32>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(matches!(route.to, IpNet::V6(_)));
-    message.header.destination_prefix_length = route.to.prefix_len();
+/// The route as a message that sets it; `index` is that of the device it leads to.
+pub(in crate::datapath) fn route(route: &Route, index: u32) -> RouteMessage {
+    let mut message = route_to(route);
     message.header.protocol = RouteProtocol::Static;
     (message.header.kind, message.header.scope) = match (&route.target, &route.to) {
         (Target::Local, IpNet::V4(_)) => (RouteType::Local, RouteScope::Host),
         (Target::Local, IpNet::V6(_)) => (RouteType::Local, RouteScope::Universe),
-        (Target::Device(_), IpNet::V4(_)) => (RouteType::Unicast, RouteScope::Link),
-        (Target::Device(_), IpNet::V6(_)) => (RouteType::Unicast, RouteScope::Universe),
-        // Only ever removed: any kind, any scope.
-        (Target::Other(_), _) => (RouteType::Unspec, RouteScope::NoWhere),
+        (_, IpNet::V4(_)) => (RouteType::Unicast, RouteScope::Link),
+        (_, IpNet::V6(_)) => (RouteType::Unicast, RouteScope::Universe),
     };
-    if matches!(route.target, Target::Other(_)) {
-        message.header.protocol = RouteProtocol::Unspec;
-    }
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+/// The route as a message that removes it, whoever made it: any protocol, any kind, any scope.
+pub(in crate::datapath) fn no_route(route: &Route, index: Option<u32>) -> RouteMessage {
+    let mut message = route_to(route);
+    message.header.kind = RouteType::Unspec;
+    message.header.scope = RouteScope::NoWhere;
+    message.attributes.extend(index.map(RouteAttribute::Oif));
+    message
+}
+
+fn route_to(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(matches!(route.to, IpNet::V6(_)));
+    message.header.destination_prefix_length = route.to.prefix_len();
     if let Ok(small) = u8::try_from(route.table) {
         message.header.table = small;
     } else {
         message.attributes.push(RouteAttribute::Table(route.table));
     }
     message.attributes.push(RouteAttribute::Destination(RouteAddress::from(route.to.network())));
-    if let Some(index) = index {
-        message.attributes.push(RouteAttribute::Oif(index));
-    }
     message
 }
 
@@ -226,7 +233,9 @@ pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u
     let target = match (header.kind, device) {
         (RouteType::Local, Some(device)) if device == "lo" => Target::Local,
         (RouteType::Unicast, Some(device)) if !gateway => Target::Device(device),
-        (kind, device) => Target::Other(format!("{kind:?} {} gateway={gateway}", device.unwrap_or_default()).to_lowercase()),
+        (kind, device) => Target::Other(
+            format!("({kind:?}, {}{})", device.unwrap_or_default(), if gateway { ", by a gateway" } else { "" }).to_lowercase(),
+        ),
     };
     Some(Route { table, to: prefix(to, header.destination_prefix_length)?, target })
 }
