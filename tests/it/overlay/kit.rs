@@ -157,6 +157,10 @@ impl Site {
         place
     }
 
+    pub fn add(&mut self, host: usize, network: &'static str, address: &str) {
+        self.members.entry(network).or_default().push((host, ip(address)));
+    }
+
     pub fn forget(&mut self, network: &'static str, address: &str) {
         let address = ip(address);
         self.members.entry(network).or_default().retain(|(_, member)| *member != address);
