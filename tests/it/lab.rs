@@ -17,7 +17,8 @@ async fn a_host_runs_a_container_on_an_engine_of_its_own_and_leaves_nothing() {
 
     one.start_engine(&EngineRoot::Machine).await.expect("engine");
     whoami_image(&one).await.expect("image");
-    let said = output(one.engine_cli().args(["run", "--rm", "--network", "none", WHOAMI_IMAGE, "echo", "hello"])).await.expect("run");
+    let said =
+        output(one.engine_cli().args(["run", "--rm", "--network", "none", WHOAMI_IMAGE, "echo", "hello"])).await.expect("run");
     assert_eq!(said.trim(), "hello");
     output(one.engine_cli().args(["run", "-d", WHOAMI_IMAGE])).await.expect("run in the background");
 
