@@ -137,6 +137,9 @@ impl Drop for Side {
         }
         self.kill();
         let _ = rustix::mount::unmount(&self.config.mesh_pin, rustix::mount::UnmountFlags::DETACH);
+        // After a failure nobody else does; the last side takes the folder of the lab along.
+        let _ = std::fs::remove_dir_all(&self.config.run_dir);
+        let _ = self.config.run_dir.parent().map(std::fs::remove_dir);
     }
 }
 
@@ -164,8 +167,7 @@ impl Pair {
         self.a.close().await?;
         self.b.close().await?;
         let Self { a, b, lab, .. } = self;
-        drop((a, b));
-        lab.stop().await
+        finish(lab, a, b).await
     }
 
     /// What A sees of B.
@@ -174,7 +176,7 @@ impl Pair {
     }
 
     async fn ping(&self) -> anyhow::Result<()> {
-        self.a.mesh(&format!("ping -c 1 -W 2 {}", self.b.v6())).await.map(drop)
+        self.a.mesh(&format!("busybox ping -c 1 -W 2 {}", self.b.v6())).await.map(drop)
     }
 }
 
@@ -186,6 +188,14 @@ async fn sides(name: &str) -> anyhow::Result<(Lab, Side, Side)> {
     let a = Side::new(&lab, 1, &device(1)).await?;
     let b = Side::new(&lab, 2, &device(2)).await?;
     Ok((lab, a, b))
+}
+
+/// Stops the hosts before their files go.
+async fn finish(lab: Lab, a: Side, b: Side) -> anyhow::Result<()> {
+    let dir = lab.dir().to_path_buf();
+    drop((a, b));
+    std::fs::create_dir_all(dir)?;
+    lab.stop().await
 }
 
 fn peer_of(state: &TunnelState, key: WgKey) -> anyhow::Result<TunnelPeerState> {

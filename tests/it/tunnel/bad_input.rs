@@ -56,7 +56,6 @@ async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
         b"[1,2,3]\n",
         b"\xff\xfe\x00\n",
         b"{\"do\":\"dance\"}\n",
-        b"{\"do\":\"hello\",\"more\":1}\n",
         b"{\"do\":\"apply\"}\n",
         b"{\"do\":\"apply\",\"steps\":[{\"Remove\":\"short\"}]}\n",
         b"{\"do\":\"observe\"",
@@ -75,8 +74,7 @@ async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
     tunnel.observe().await?;
     assert_eq!(a.pid(), pid, "the process lives");
     a.close().await?;
-    drop((a, b));
-    lab.stop().await
+    finish(lab, a, b).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +113,5 @@ async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
     // And with all of it in order it opens.
     a.open().await?;
     a.close().await?;
-    drop((a, b));
-    lab.stop().await
+    finish(lab, a, b).await
 }

@@ -79,10 +79,9 @@ async fn it_listens_before_it_has_peers_and_answers_without_knowing_where_they_a
     // A knows B's key only; B knows where A is.
     tunnel_a.apply(&[TunnelStep::Set(b.key, TunnelPeer { endpoint: None, ..b.peer() })]).await?;
     tunnel_b.apply(&[a.set()]).await?;
-    b.mesh(&format!("ping -c 1 -W 5 {}", a.v6())).await?;
+    b.mesh(&format!("busybox ping -c 1 -W 5 {}", a.v6())).await?;
     assert_eq!(peer_of(&tunnel_a.observe().await?, b.key)?.peer.endpoint, Some(b.endpoint()));
     a.close().await?;
     b.close().await?;
-    drop((a, b));
-    lab.stop().await
+    finish(lab, a, b).await
 }

@@ -6,12 +6,12 @@ use super::*;
 async fn two_hosts_talk_over_v4_and_v6() -> anyhow::Result<()> {
     let pair = Pair::new("talk").await?;
     let (a, b) = (&pair.a, &pair.b);
-    a.mesh(&format!("ping -c 1 -W 5 {}", b.v6())).await?;
-    b.mesh(&format!("ping -c 1 -W 5 {}", a.v4())).await?;
+    a.mesh(&format!("busybox ping -c 1 -W 5 {}", b.v6())).await?;
+    b.mesh(&format!("busybox ping -c 1 -W 5 {}", a.v4())).await?;
     // A whole packet of the MTU, and one that is sent in fragments.
-    a.mesh(&format!("ping -c 1 -W 5 -M do -s 1392 {}", b.v4())).await?;
-    a.mesh(&format!("ping -c 1 -W 5 -s 9000 {}", b.v4())).await?;
-    a.mesh(&format!("ping -c 1 -W 5 -s 9000 {}", b.v6())).await?;
+    a.mesh(&format!("busybox ping -c 1 -W 5 -s 1392 {}", b.v4())).await?;
+    a.mesh(&format!("busybox ping -c 1 -W 5 -s 9000 {}", b.v4())).await?;
+    a.mesh(&format!("busybox ping -c 1 -W 5 -s 9000 {}", b.v6())).await?;
     whole_transfer(a, (b, b.v6()), 20 << 20).await?;
     whole_transfer(b, (a, a.v4()), 20 << 20).await?;
 
@@ -81,14 +81,14 @@ async fn an_address_moves_to_another_peer_and_removed_ones_are_cut() -> anyhow::
     // In both orders, as a planner may give them.
     let forth = [TunnelStep::Set(other, holder), TunnelStep::Set(b.key, without)];
     pair.tunnel_a.apply(&forth).await?;
-    assert!(a.mesh(&format!("ping -c 1 -W 1 {}", b.v4())).await.is_err(), "the address is another peer's now");
+    assert!(a.mesh(&format!("busybox ping -c 1 -W 1 {}", b.v4())).await.is_err(), "the address is another peer's now");
     pair.ping().await?;
     pair.tunnel_a.apply(&[TunnelStep::Remove(other), b.set()]).await?;
-    a.mesh(&format!("ping -c 1 -W 5 {}", b.v4())).await?;
+    a.mesh(&format!("busybox ping -c 1 -W 5 {}", b.v4())).await?;
 
     pair.tunnel_a.apply(&[TunnelStep::Remove(b.key), TunnelStep::Remove(b.key)]).await?;
     assert!(pair.tunnel_a.observe().await?.peers.is_empty());
-    assert!(a.mesh(&format!("ping -c 1 -W 1 {}", b.v4())).await.is_err());
+    assert!(a.mesh(&format!("busybox ping -c 1 -W 1 {}", b.v4())).await.is_err());
     pair.tunnel_a.apply(&[b.set()]).await?;
     pair.ping().await?;
     pair.end().await
@@ -110,7 +110,7 @@ async fn the_address_of_a_peer_that_moves_is_learned() -> anyhow::Result<()> {
     let mut peer = a.peer();
     peer.keepalive = Some(25);
     pair.tunnel_b.apply(&[TunnelStep::Set(a.key, peer)]).await?;
-    b.mesh(&format!("ping -c 1 -W 5 {}", a.v6())).await?;
+    b.mesh(&format!("busybox ping -c 1 -W 5 {}", a.v6())).await?;
     assert_eq!(peer_of(&pair.tunnel_b.observe().await?, a.key)?.peer.keepalive, Some(25));
     pair.end().await
 }
