@@ -18,5 +18,7 @@ pub mod overlay;
 pub mod raft;
 pub mod rpc;
 pub mod runtime;
+pub mod settings;
 pub mod store;
+pub mod telemetry;
 pub mod trust;

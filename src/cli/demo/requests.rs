@@ -1,0 +1,93 @@
+//! What the demo asks of the swarm: Docker API calls, and requests of the client to published ports.
+
+use crate::http::UnixClient;
+use crate::lab::{Host, output};
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The host's skep.
+pub(super) fn api(node: &Host) -> UnixClient {
+    UnixClient::new(node.skep_socket())
+}
+
+/// POST with a JSON body; the reply's body, or null if it has none.
+pub(super) async fn post(node: &Host, target: &str, body: &Value) -> anyhow::Result<Value> {
+    let reply = api(node).request("POST", target, Some(body)).await?;
+    reply.ok().with_context(|| format!("{}: POST {target}", node.name()))?;
+    Ok(serde_json::from_slice(&reply.body).unwrap_or(Value::Null))
+}
+
+/// GET.
+pub(super) async fn get(node: &Host, target: &str) -> anyhow::Result<Value> {
+    api(node).get(target).await?.json().with_context(|| format!("{}: GET {target}", node.name()))
+}
+
+/// Takes everything of skep's down on the node.
+pub(super) async fn leave(node: &Host) -> anyhow::Result<()> {
+    post(node, "/swarm/leave?force=1", &json!({})).await.map(drop)
+}
+
+/// The node object with this host name.
+pub(super) async fn node_named(manager: &Host, name: &str) -> anyhow::Result<Value> {
+    let nodes = get(manager, "/nodes").await?;
+    let all = nodes.as_array().context("GET /nodes gave no list")?;
+    all.iter().find(|n| n["Description"]["Hostname"] == name).cloned().with_context(|| format!("no node {name}"))
+}
+
+/// Sets a node's availability, again if somebody else wrote the node in between.
+pub(super) async fn set_availability(manager: &Host, name: &str, availability: &str) -> anyhow::Result<()> {
+    let mut last = None;
+    for _ in 0..10 {
+        let node = node_named(manager, name).await?;
+        let mut spec = node["Spec"].clone();
+        spec["Availability"] = json!(availability);
+        let target = format!("/nodes/{}/update?version={}", node["ID"].as_str().unwrap_or_default(), node["Version"]["Index"]);
+        match post(manager, &target, &spec).await {
+            Ok(_) => return Ok(()),
+            Err(error) if format!("{error:#}").contains("out of sequence") => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no try")))
+}
+
+/// Running tasks of the service per host name.
+pub(super) async fn running(manager: &Host, service: &str) -> anyhow::Result<BTreeMap<String, usize>> {
+    let filter = format!("%7B%22service%22%3A%5B%22{service}%22%5D%2C%22desired-state%22%3A%5B%22running%22%5D%7D");
+    let tasks = get(manager, &format!("/tasks?filters={filter}")).await?;
+    let nodes = get(manager, "/nodes").await?;
+    let name = |id: &Value| {
+        let found = nodes.as_array().into_iter().flatten().find(|n| n["ID"] == *id);
+        found.and_then(|n| n["Description"]["Hostname"].as_str()).unwrap_or("?").to_owned()
+    };
+    let mut count = BTreeMap::new();
+    for task in tasks.as_array().into_iter().flatten().filter(|t| t["Status"]["State"] == "running") {
+        *count.entry(name(&task["NodeID"])).or_insert(0) += 1;
+    }
+    Ok(count)
+}
+
+/// What came back from a port: answers per backend, and requests without one.
+#[derive(Default, Debug)]
+pub(super) struct Answers {
+    /// Answers per backend's host name.
+    pub by_backend: BTreeMap<String, usize>,
+    /// Requests without an answer.
+    pub failed: usize,
+}
+
+/// Sends requests from the client to a host's published port, one after the other.
+pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, times: usize) -> anyhow::Result<Answers> {
+    let script =
+        format!("for i in $(busybox seq {times}); do busybox wget -T 3 -q -O - http://{address}:{port}/ 2>/dev/null || echo FAILED; done");
+    let text = output(client.command("sh").args(["-c", &script])).await?;
+    let mut answers = Answers::default();
+    for line in text.lines() {
+        match line.split_whitespace().next() {
+            Some("FAILED") | None => answers.failed += 1,
+            Some(backend) => *answers.by_backend.entry(backend.to_owned()).or_insert(0) += 1,
+        }
+    }
+    Ok(answers)
+}
