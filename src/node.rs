@@ -163,7 +163,7 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     };
     // A manager knows better than its ledger.
     let view = match &replicated {
-        Some((replicated, _)) => crate::manager::dispatcher::view::view_of(&replicated.store.read(), &record.node_id).or(ledger),
+        Some((replicated, _)) => crate::manager::dispatcher::view_of(&replicated.store.read(), &record.node_id).or(ledger),
         None => ledger,
     };
     let network = Network::start(daemon, &record.node_id, &record.place(), view).await?;

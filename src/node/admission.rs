@@ -4,7 +4,7 @@ use super::network::{Network, poke};
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
-use crate::manager::dispatcher::view::view_of;
+use crate::manager::dispatcher::view_of;
 use crate::manager::{Newcomer, membership};
 use crate::model::mesh::node_address;
 use crate::model::{NodeId, Role};

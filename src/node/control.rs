@@ -7,7 +7,7 @@ use super::record::{self, Record};
 use super::{Daemon, State, advertised, manager, tunnel_key};
 use crate::api::control::{self, ControlError, InitRequest, JoinRequest, Membership, NodeControl};
 use crate::datapath::interfaces::host_addresses;
-use crate::manager::dispatcher::view::view_of;
+use crate::manager::dispatcher::view_of;
 use crate::manager::{Newcomer, bootstrap};
 use crate::model::mesh::{MeshPrefix, node_address};
 use crate::model::node::{ManagerStatus, WgKey};
