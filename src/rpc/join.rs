@@ -20,6 +20,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// Time for last words after the deadline.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// The joiner's tunnel.
 #[async_trait]
 pub trait JoinerSide: Send + Sync {
@@ -172,10 +175,15 @@ pub async fn join(
     let mut ask = Ask::connect(remote, &token, options).await?;
     let reply = ask.request(parts).await?;
     let identity = check(&reply, node_key, &token).map_err(|why| ask.broken(why));
+    let hung = |what: &str| JoinError::Here(anyhow::anyhow!("{what} within {} s", options.timeout.as_secs_f32()));
     let proved = match &identity {
-        Ok(_) => match side.bring_up(&reply).await {
-            Ok(()) => ask.prove(&reply, side).await,
-            Err(error) => Err(JoinError::Here(error)),
+        Ok(_) => match timeout_at(ask.deadline, side.bring_up(&reply)).await {
+            // The proof keeps to the deadline by itself; this is for a tunnel that hangs in a call.
+            Ok(Ok(())) => {
+                timeout_at(ask.deadline + GRACE, ask.prove(&reply, side)).await.unwrap_or_else(|_| Err(hung("it did not answer")))
+            }
+            Ok(Err(error)) => Err(JoinError::Here(error)),
+            Err(_) => Err(hung("it did not come up")),
         },
         Err(_) => Ok(()),
     };
@@ -263,7 +271,7 @@ impl Ask {
         })
     }
 
-    fn broken(&self, why: impl ToString) -> JoinError {
+    fn broken(&self, why: impl std::fmt::Display) -> JoinError {
         JoinError::Broken { address: self.remote, why: why.to_string() }
     }
 
@@ -291,11 +299,16 @@ impl Ask {
             description: parts.description,
             availability: parts.availability,
         };
-        let written = self.write(&FromJoiner::Request(Box::new(request))).await;
         let (deadline, address, after) = (self.deadline, self.remote, self.deadline - self.begin);
-        // A server that has closed already may have said why before: what it said counts more than the failed write.
-        let read = timeout_at(deadline, self.read()).await;
-        match read.map_err(|_| JoinError::TimedOut { address, what: "answer the request", after })? {
+        let exchange = async {
+            let written = self.write(&FromJoiner::Request(Box::new(request))).await;
+            // A server that has closed already may have said why before: that counts more than the failed write.
+            (written, self.read().await)
+        };
+        let Ok((written, read)) = timeout_at(deadline, exchange).await else {
+            return Err(JoinError::TimedOut { address, what: "answer the request", after });
+        };
+        match read {
             Ok(ToJoiner::Reply(reply)) => Ok(*reply),
             Ok(ToJoiner::Refused(refused)) => Err(refused.into()),
             Ok(ToJoiner::GaveUp(why)) => Err(JoinError::GaveUp { address, why }),
@@ -350,7 +363,7 @@ impl Ask {
     }
 
     async fn give_up(&mut self, error: &JoinError) {
-        let _ = tokio::time::timeout(Duration::from_millis(500), async {
+        let _ = tokio::time::timeout(GRACE, async {
             let _ = self.writer.write(&FromJoiner::GaveUp(error.to_string())).await;
             self.writer.close().await;
         })
@@ -366,6 +379,10 @@ fn handshake_error(address: SocketAddr, error: &io::Error) -> JoinError {
             JoinError::Untrusted { address, why: format!("{why}; compare the clocks of both machines") }
         }
         (None, Some(error)) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
+        (None, None) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            let why = "it closed the connection at once: it is no skep manager, is shutting down, or has too many joins at a time; try again";
+            JoinError::Broken { address, why: why.to_owned() }
+        }
         (None, None) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
     }
 }

@@ -211,7 +211,6 @@ async fn attempt(
             return Over::Search(Tried::Failed, "it does not begin with a welcome".to_owned());
         }
     };
-    search.found();
     let now = config.clock.now();
     ends.state.send_modify(|s| *s = SessionState { leader: Some(address), since: now, last_error: None });
     tracing::info!(%address, "session open");
@@ -227,7 +226,7 @@ async fn attempt(
     reader.set_patience(config.dead_after.max(heartbeat * 2));
     // Side by side: waiting for one does not keep the others from going on.
     tokio::select! {
-        over = listen(&mut reader, incoming) => over,
+        over = listen(&mut reader, incoming, search) => over,
         over = speak(&mut writer, outgoing, applied, heartbeat, shutdown) => over,
     }
 }
@@ -269,15 +268,16 @@ fn explain(error: std::io::Error) -> anyhow::Error {
 }
 
 /// Passes on what the leader says.
-async fn listen(reader: &mut Reader, incoming: &mpsc::Sender<ToNode>) -> Over {
+async fn listen(reader: &mut Reader, incoming: &mpsc::Sender<ToNode>, search: &mut Search) -> Over {
     loop {
         let message = match reader.message::<ToNode>().await {
             Ok(Some(message)) => message,
             Ok(None) => return Over::Search(Tried::Lost, "the leader closed the session".to_owned()),
+            Err(error @ FrameError::Silent(_)) => return Over::Search(Tried::Silent, error.to_string()),
             Err(error) => return Over::Search(Tried::Lost, error.to_string()),
         };
         match message {
-            ToNode::Alive => {}
+            ToNode::Alive => search.found(),
             ToNode::NotLeader { leader } => return Over::Search(Tried::NotLeader(leader), "it leads no more".to_owned()),
             ToNode::Refused(why) => return Over::Search(Tried::Lost, format!("it ended the session: {why}")),
             ToNode::Removed(why) => {
