@@ -38,7 +38,7 @@ async fn garbage_on_the_bare_port_is_closed() {
     let trust = Trust::new();
     let mut setup = Setup::new(&trust, Door::Outer);
     setup.limits.handshake = Duration::from_millis(300);
-    let manager = setup.start().await;
+    let manager = setup.start();
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[22, 3, 1, 255, 255], b""] {
         let mut stream = TcpStream::connect(manager.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_frame_that_is_none_is_answered_in_words() {
     let trust = Trust::new();
     let mut setup = Setup::new(&trust, Door::Outer);
     setup.limits.first_message = Duration::from_millis(300);
-    let manager = setup.start().await;
+    let manager = setup.start();
     let future = frame(br#"{"Request":{"format":99,"wishes":[]}}"#);
     let whole = frame(br#"{"Proof":{"received":1}}"#);
     for (bytes, end, says) in [
@@ -85,7 +85,7 @@ async fn strangers_cannot_take_every_place() {
     let mut setup = Setup::new(&trust, Door::Outer);
     setup.limits.strangers_per_source = 3;
     setup.limits.handshake = Duration::from_mins(1);
-    let manager = setup.start().await;
+    let manager = setup.start();
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(TcpStream::connect(manager.address).await.unwrap());
@@ -106,7 +106,7 @@ async fn strangers_cannot_take_every_place() {
 #[tokio::test]
 async fn a_session_needs_a_certificate_of_this_cluster() {
     let (trust, other) = (Trust::new(), Trust::new());
-    let manager = Setup::new(&trust, Door::Mesh).start().await;
+    let manager = Setup::new(&trust, Door::Mesh).start();
 
     let said = answer(&manager, "skep-session/1", b"", false).await;
     assert!(said.contains("a session needs a certificate of this cluster"), "{said}");
@@ -136,7 +136,7 @@ async fn a_session_needs_a_certificate_of_this_cluster() {
 #[tokio::test]
 async fn garbage_from_a_member_ends_its_session_only() {
     let trust = Trust::new();
-    let manager = Setup::new(&trust, Door::Mesh).start().await;
+    let manager = Setup::new(&trust, Door::Mesh).start();
     let node = trust.identity(Role::Worker);
     let hello = br#"{"Hello":{"format":1,"description":{},"endpoints":[],"have":{"incarnation":0,"index":0}}}"#;
     for (bytes, says) in [
@@ -160,7 +160,7 @@ async fn garbage_from_a_member_ends_its_session_only() {
 #[tokio::test]
 async fn sessions_do_not_come_from_outside() {
     let trust = Trust::new();
-    let manager = Setup::new(&trust, Door::Outer).start().await;
+    let manager = Setup::new(&trust, Door::Outer).start();
     let mut stream = tls(manager.address, "skep-session/1", Some(&trust.identity(Role::Worker))).await.unwrap();
     let said = read_all(&mut stream).await;
     assert!(said.contains("sessions go through the tunnel"), "{said}");

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use skep::clock::{Clock, SystemClock};
+use skep::datapath::{Sockets as _, sockets::HereSockets};
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::{NodeDescription, WgKey};
 use skep::model::view::ClusterPart;
@@ -96,7 +97,7 @@ impl Wire {
 #[derive(Clone, Default)]
 pub struct Journal(Arc<Mutex<Vec<String>>>);
 impl Journal {
-    pub fn note(&self, text: impl Into<String>) {
+    fn note(&self, text: impl Into<String>) {
         self.0.lock().unwrap().push(text.into());
     }
     pub fn all(&self) -> Vec<String> {
@@ -110,6 +111,9 @@ impl Journal {
     }
 }
 
+/// A change to a reply.
+pub type Twist = fn(&mut JoinReply);
+
 /// A manager that admits.
 pub struct Authority {
     pub trust: Arc<Trust>,
@@ -117,6 +121,8 @@ pub struct Authority {
     pub journal: Journal,
     /// It pokes joiners from its side too.
     pub pokes: bool,
+    /// What it does to its replies.
+    pub twist: Twist,
 }
 
 #[async_trait]
@@ -130,7 +136,7 @@ impl JoinAuthority for Authority {
             .map_err(|e| JoinRefused::Other(e.to_string()))?;
         self.journal.note("admit");
         let mesh = MeshPrefix::draw(rng);
-        Ok(JoinReply {
+        let mut reply = JoinReply {
             node_id: name.node_id,
             role,
             cluster_id: name.cluster_id,
@@ -142,7 +148,9 @@ impl JoinAuthority for Authority {
             data_path_port: 2377,
             manager_key: WgKey([1; 32]),
             view: view(mesh, 7),
-        })
+        };
+        (self.twist)(&mut reply);
+        Ok(reply)
     }
     async fn received(&self, _: &NodeId) -> u64 {
         self.wire.at_manager.load(SeqCst)
@@ -174,6 +182,8 @@ pub struct Side {
     pub wire: Arc<Wire>,
     pub journal: Journal,
     pub broken: bool,
+    /// Its tunnel answers nothing once it is up.
+    pub hangs: bool,
 }
 
 #[async_trait]
@@ -185,6 +195,9 @@ impl JoinerSide for Side {
         Ok(())
     }
     async fn received_from_manager(&self) -> anyhow::Result<u64> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(self.wire.at_joiner.load(SeqCst))
     }
     async fn poke(&self) {
@@ -277,6 +290,7 @@ pub struct Setup {
     pub door: Door,
     pub limits: Limits,
     pub pokes: bool,
+    pub twist: Twist,
     pub address: SocketAddr,
 }
 
@@ -288,19 +302,18 @@ impl Setup {
             door,
             limits: Limits { proof_interval: Duration::from_millis(10), ..Limits::default() },
             pokes: false,
+            twist: |_| {},
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }
-    pub async fn start(self) -> Manager {
+    pub fn start(self) -> Manager {
         let (wire, journal, dispatcher) = (Arc::new(Wire::default()), Journal::default(), Arc::new(Dispatcher::default()));
-        let authority = Authority { trust: self.trust, wire: wire.clone(), journal: journal.clone(), pokes: self.pokes };
+        let authority =
+            Authority { trust: self.trust, wire: wire.clone(), journal: journal.clone(), pokes: self.pokes, twist: self.twist };
         let server =
             Server::new(Arc::new(self.identity), Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits)
                 .unwrap();
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
-        let listener: TcpListener = socket.listen(64).unwrap();
+        let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, door) = (CancellationToken::new(), self.door);
         let token = shutdown.clone();
@@ -314,7 +327,7 @@ pub fn options(timeout: Duration) -> JoinOptions {
 }
 
 pub fn side(manager: &Manager) -> Side {
-    Side { wire: manager.wire.clone(), journal: manager.journal.clone(), broken: false }
+    Side { wire: manager.wire.clone(), journal: manager.journal.clone(), broken: false, hangs: false }
 }
 
 /// Joins as a worker would.
