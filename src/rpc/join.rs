@@ -11,7 +11,7 @@ use crate::model::node::{NodeDescription, WgKey};
 use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
 use async_trait::async_trait;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{ReadHalf, WriteHalf};
@@ -119,9 +119,9 @@ pub enum JoinError {
         /// Port of the tunnel.
         port: u16,
         /// Sender.
-        from: SocketAddr,
+        from: IpAddr,
         /// Receiver.
-        to: SocketAddr,
+        to: IpAddr,
         /// What was seen.
         why: &'static str,
     },
@@ -353,8 +353,7 @@ impl Ask {
     }
 
     fn late(&self, way: Way, port: u16) -> JoinError {
-        let here = SocketAddr::new(self.local.ip(), port);
-        let manager = SocketAddr::new(self.remote.ip(), port);
+        let (here, manager) = (self.local.ip().to_canonical(), self.remote.ip().to_canonical());
         match way.blocked(true) {
             Some(Direction::Out) => JoinError::Blocked { port, from: here, to: manager, why: "the manager received nothing" },
             Some(Direction::In) => JoinError::Blocked { port, from: manager, to: here, why: "this node received nothing" },

@@ -3,8 +3,9 @@
 use super::stage::{Manager, OffBy, Setup, Trust, eventually, view};
 use skep::clock::SystemClock;
 use skep::datapath::sockets::HereSockets;
-use skep::model::mesh::MeshPrefix;
+use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
+use skep::model::view::ClusterPart;
 use skep::model::{Revision, Role};
 use skep::rpc::message::{FORMAT, ToManager, ToNode};
 use skep::rpc::session_view::{Delta, apply};
@@ -126,6 +127,36 @@ async fn the_last_word_before_a_shutdown_is_heard() {
     assert_eq!(node.end().await, SessionEnd::Shutdown);
     eventually("heard", || manager.dispatcher.journal.has("Leave")).await;
     eventually("closed", || manager.dispatcher.journal.has("closed")).await;
+}
+
+#[tokio::test]
+async fn a_node_that_left_does_not_come_back() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
+    node.welcome().await;
+    node.outgoing.send(ToManager::Leave).await.unwrap();
+    assert_eq!(node.end().await, SessionEnd::Shutdown);
+    assert_eq!(node.state.borrow().leader, None);
+    assert_eq!(manager.dispatcher.journal.count(&format!("open {}", node.id)), 1);
+}
+
+#[tokio::test]
+async fn a_view_may_be_large() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
+    node.welcome().await;
+    let mut part = ClusterPart::clone(&view(MeshPrefix("fd00:1:2::/48".parse().unwrap()), 7).cluster);
+    part.pools = vec![DEFAULT_POOL; 500_000]; // some 6 MB of JSON
+    let cluster = Some(Arc::new(part));
+    manager
+        .dispatcher
+        .send(ToNode::View { revision: Revision::default(), mine: None, networks: None, cluster: cluster.clone() })
+        .await;
+    let delta = Delta::of(&node.next().await).expect("a view");
+    assert!(delta.cluster == cluster);
+    assert_eq!(node.state.borrow().leader, Some(manager.address));
 }
 
 #[tokio::test]

@@ -259,6 +259,10 @@ impl SessionServer for Dispatcher {
                     let _ = out.send(ToNode::Alive).await;
                 }
             }
+            ToManager::Leave => {
+                self.journal.note("Leave");
+                self.outs.lock().unwrap().remove(&session);
+            }
             other => self.journal.note(format!("{other:?}")),
         }
     }
