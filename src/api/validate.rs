@@ -91,36 +91,42 @@ fn conversion(posted: &Value) -> Result<()> {
 
 /// Brings values into the spelling of our types, and refuses the ones that are not carried out.
 fn values(posted: &mut Value) -> Result<()> {
-    lower(&mut posted["EndpointSpec"], "Mode");
-    for (i, port) in posted["EndpointSpec"]["Ports"].as_array_mut().into_iter().flatten().enumerate() {
-        ports::values(i, port)?;
+    if let Some(endpoint) = posted.get_mut("EndpointSpec") {
+        lower(endpoint, "Mode");
+        for (i, port) in items(endpoint, "Ports").enumerate() {
+            ports::values(i, port)?;
+        }
     }
+    let networks = posted.as_object_mut().and_then(|spec| spec.remove("Networks"));
+    let Some(task) = posted.get_mut("TaskTemplate") else { return Ok(()) };
     // Posted beside the template by old clients: the same thing.
-    if let Some(networks) = posted.as_object_mut().and_then(|spec| spec.remove("Networks"))
-        && list(&posted["TaskTemplate"]["Networks"]).next().is_none()
+    if let Some(networks) = networks
+        && items(task, "Networks").next().is_none()
     {
-        posted["TaskTemplate"]["Networks"] = networks;
+        task["Networks"] = networks;
     }
-    lower(&mut posted["TaskTemplate"]["RestartPolicy"], "Condition");
-    let container = &mut posted["TaskTemplate"]["ContainerSpec"];
+    if let Some(restart) = task.get_mut("RestartPolicy") {
+        lower(restart, "Condition");
+    }
+    let Some(container) = task.get_mut("ContainerSpec") else { return Ok(()) };
     let isolation = container["Isolation"].as_str().unwrap_or_default().to_ascii_lowercase();
     if isolation == "process" || isolation == "hyperv" {
         return Err(not_carried_out("TaskTemplate.ContainerSpec.Isolation", &isolation));
     }
-    container["Isolation"] = json!("default");
-    for (i, mount) in container["Mounts"].as_array_mut().into_iter().flatten().enumerate() {
+    for (i, mount) in items(container, "Mounts").enumerate() {
         lower(mount, "Type");
-        let kind = mount["Type"].as_str().unwrap_or_default();
-        if !["", "bind", "volume"].contains(&kind) {
-            return Err(not_carried_out(&format!("TaskTemplate.ContainerSpec.Mounts[{i}].Type"), kind));
-        }
-        if kind.is_empty() {
-            mount["Type"] = json!("bind");
+        match mount["Type"].as_str() {
+            // The real server's zero value.
+            None => mount["Type"] = json!("bind"),
+            Some("bind" | "volume") => {}
+            Some(kind) => return Err(not_carried_out(&format!("TaskTemplate.ContainerSpec.Mounts[{i}].Type"), kind)),
         }
     }
-    // Indexing made `null`s of what was absent.
-    drop_nulls(posted);
-    templates(posted)
+    templates(container)
+}
+
+fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn lower(value: &mut Value, key: &str) {
@@ -134,16 +140,8 @@ fn lower(value: &mut Value, key: &str) {
     }
 }
 
-fn drop_nulls(value: &mut Value) {
-    if let Value::Object(map) = value {
-        map.retain(|_, v| !v.is_null());
-        map.values_mut().for_each(drop_nulls);
-    }
-}
-
 /// `{{…}}` is expanded by the real server on the node.
-fn templates(posted: &Value) -> Result<()> {
-    let container = &posted["TaskTemplate"]["ContainerSpec"];
+fn templates(container: &Value) -> Result<()> {
     let template = |value: &Value| value.as_str().is_some_and(|text| text.contains("{{"));
     let path = if template(&container["Hostname"]) {
         "Hostname"

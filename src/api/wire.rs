@@ -345,6 +345,8 @@ pub struct SwarmInfo {
     pub managers: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Swarm>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<&'static str>,
 }
 
 /// A manager that a node knows.

@@ -47,6 +47,8 @@ pub fn local_only(local: &Value) -> Value {
         map.insert("Id".to_owned(), json!(id));
         map.insert("Driver".to_owned(), json!(OVERLAY));
         map.insert("Scope".to_owned(), json!("swarm"));
+        let ingress = map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
+        map.insert("Ingress".to_owned(), json!(ingress));
         map.insert("Options".to_owned(), json!({}));
         let config = map.get("IPAM").and_then(|i| i.get("Config")).cloned().unwrap_or(Value::Null);
         map.insert("IPAM".to_owned(), json!({ "Driver": "default", "Options": null, "Config": config }));

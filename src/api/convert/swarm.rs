@@ -6,6 +6,12 @@ use crate::api::wire;
 use crate::model::Cluster;
 use crate::store::Store;
 
+/// The warning of a swarm that loses its quorum with either manager.
+const TWO_MANAGERS: &str = "WARNING: Running Swarm in a two-manager configuration. This configuration provides
+         no fault tolerance, and poses a high risk to lose control over the cluster.
+         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the
+         Swarm for fault-tolerance.";
+
 /// The cluster, with its join tokens only where they are asked for.
 pub fn swarm(cluster: &Cluster, tokens: bool) -> wire::Swarm {
     let pools = &cluster.address_pools;
@@ -43,6 +49,7 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
     if matches!(membership, Membership::Manager(_)) && cluster.is_none() {
         "this manager has no state of the cluster yet".clone_into(&mut error);
     }
+    let managers = store.map(|s| s.nodes().filter(|n| n.manager.is_some()).count());
     wire::SwarmInfo {
         node_id: member.map(|m| m.node_id.to_string()).unwrap_or_default(),
         node_addr: addr.map(|a| a.to_string()).unwrap_or_default(),
@@ -51,7 +58,8 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
         error,
         remote_managers: remotes,
         nodes: store.map(|s| s.nodes().count()),
-        managers: store.map(|s| s.nodes().filter(|n| n.manager.is_some()).count()),
+        managers,
         cluster: cluster.map(|c| swarm(c, false)),
+        warnings: if managers == Some(2) { vec![TWO_MANAGERS] } else { Vec::new() },
     }
 }

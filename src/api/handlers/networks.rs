@@ -157,7 +157,7 @@ async fn part(call: &Call, id: &str) -> Option<Value> {
     let network = networks.iter().find(|n| swarm_network_of(n) == Some(id))?;
     let path = format!("/networks/{}", network["Id"].as_str()?);
     let reply = call.api.engine.get(&call.at_engine(&path)).await.ok()?;
-    serde_json::from_slice(&reply.body).ok()
+    reply.json().ok()
 }
 
 /// POST /networks/create: overlays are ours, the rest the engine's.

@@ -58,7 +58,14 @@ pub async fn info(call: &Call) -> Result<Response> {
     };
     let membership = call.api.control.membership();
     let store = call.api.control.store().map(|s| s.read());
-    body["Swarm"] = serde_json::to_value(convert::swarm::info(&membership, store.as_deref())).unwrap_or(Value::Null);
+    let swarm = convert::swarm::info(&membership, store.as_deref());
+    for warning in &swarm.warnings {
+        match body["Warnings"].as_array_mut() {
+            Some(warnings) => warnings.push(json!(warning)),
+            None => body["Warnings"] = json!([warning]),
+        }
+    }
+    body["Swarm"] = serde_json::to_value(swarm).unwrap_or(Value::Null);
     // Users know the driver as what it stands in for.
     if let Some(drivers) = body.pointer_mut("/Plugins/Network").and_then(Value::as_array_mut) {
         let ours = |v: &Value| matches!(v.as_str(), Some("overlay" | crate::api::engine::DRIVER));
