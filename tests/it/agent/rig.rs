@@ -67,12 +67,29 @@ pub struct Rig {
     agent: CancellationToken,
     driver: CancellationToken,
     index: u64,
+    /// Last, so that a test that failed leaves nothing behind either.
+    _files: Files,
+}
+
+/// Removes a directory once the host in it is gone.
+struct Files(PathBuf);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for _ in 0..40 {
+            if std::fs::remove_dir_all(&self.0).is_ok() || !self.0.exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 impl Rig {
     /// A host without an engine yet, an agent that waits for it.
     pub async fn without_engine(name: &str) -> Self {
-        let lab = Lab::new(format!("/tmp/agent-{name}-{}", std::process::id())).await.expect("a lab");
+        let dir = PathBuf::from(format!("/tmp/agent-{name}-{}", std::process::id()));
+        let lab = Lab::new(&dir).await.expect("a lab");
         let host = lab.host("one", 1).await.expect("a host");
         host.run("ip netns add mesh").await.expect("a namespace");
         host.run("ip -n mesh link set lo up").await.expect("a loopback");
@@ -91,6 +108,7 @@ impl Rig {
             agent: CancellationToken::new(),
             driver: CancellationToken::new(),
             index: 0,
+            _files: Files(dir),
         };
         rig.start_agent();
         rig
