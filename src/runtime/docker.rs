@@ -21,7 +21,7 @@ use bollard::{ClientVersion, Docker};
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Newest API version that the types here were written for.
@@ -294,13 +294,6 @@ impl Engine for DockerEngine {
             std::future::ready(event)
         });
         Ok(events.boxed())
-    }
-}
-
-/// For the lead's composition: the engine as the agent wants it.
-impl From<DockerEngine> for Arc<dyn Engine> {
-    fn from(engine: DockerEngine) -> Self {
-        Arc::new(engine)
     }
 }
 

@@ -160,9 +160,8 @@ async fn the_engine_comes_late_goes_and_comes_back() {
     rig.want(std::slice::from_ref(&one));
     let error = rig.engine.describe().await.expect_err("absent");
     assert!(error.is_retryable() && error.to_string().contains("does not answer"), "{error}");
-    rig.host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("an engine");
     // Its image is not there yet: whichever is first, the task is refused or runs; a second one runs.
-    skep::lab::whoami_image(&rig.host).await.expect("an image");
+    rig.start_engine().await;
     let two = task(2, POLITE);
     rig.want(&[two.clone()]);
     rig.until(&two, TaskState::Running).await;
@@ -176,7 +175,7 @@ async fn the_engine_comes_late_goes_and_comes_back() {
     rig.host.stop_engine().await.expect("stops");
     let three = task(3, POLITE);
     rig.want(&[two.clone(), three.clone()]);
-    rig.host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("an engine");
+    rig.restart_engine().await;
     rig.until(&three, TaskState::Running).await;
     let ended = rig.until(&two, TaskState::Complete).await;
     assert_eq!(ended.container.expect("a container").exit_code, 0);

@@ -61,8 +61,7 @@ async fn an_engine_restart_and_a_driver_that_comes_late() {
     rig.want(std::slice::from_ref(&one));
     rig.until(&one, TaskState::Running).await;
     // It restarts and takes its containers down; a successor gets the address.
-    rig.host.stop_engine().await.expect("stops");
-    rig.host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("an engine");
+    rig.restart_engine().await;
     rig.until(&one, TaskState::Complete).await;
     let two = on(task(2, POLITE), "back", "10.0.1.5/24");
     rig.want(&[wanting(&one, TaskState::Shutdown), two.clone()]);

@@ -122,13 +122,19 @@ impl Rig {
     }
 
     pub async fn start_engine(&mut self) {
+        self.restart_engine().await;
+        whoami_image(&self.host).await.expect("an image");
+    }
+
+    /// Starts the engine with what it had before.
+    pub async fn restart_engine(&mut self) {
+        self.host.stop_engine().await.expect("stops");
         // Another engine may be tried: a root directory made by debootstrap.
         let root = match std::env::var_os("SKEP_TEST_ENGINE_ROOT") {
             Some(directory) => EngineRoot::Directory(directory.into()),
             None => EngineRoot::Machine,
         };
         self.host.start_engine(&root).await.expect("an engine");
-        whoami_image(&self.host).await.expect("an image");
     }
 
     /// Starts the driver (again), from its file.
