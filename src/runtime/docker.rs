@@ -29,7 +29,7 @@ const NEWEST: (usize, usize) = (1, 51);
 /// Bound on the agreement of a version.
 const HELLO: Duration = Duration::from_secs(10);
 /// Bound on the first byte of an answer. Long: a start waits for network plugins, a pull for registries.
-const ANSWER: Duration = Duration::from_secs(600);
+const ANSWER: Duration = Duration::from_mins(10);
 /// Containers looked at at the same time.
 const INSPECTIONS: usize = 8;
 
@@ -86,7 +86,7 @@ impl DockerEngine {
         let reply = tokio::time::timeout(HELLO, http.get("/_ping"))
             .await
             .map_err(|_| self.unavailable(format!("no answer to a ping within {} s", HELLO.as_secs())))?
-            .map_err(|e| self.unavailable(format!("{:#}", e)))?;
+            .map_err(|e| self.unavailable(format!("{e:#}")))?;
         let theirs = reply
             .headers
             .get("Api-Version")

@@ -79,7 +79,7 @@ async fn a_task_lives_and_ends_as_swarm_would_have_it() {
 
 fn image(slot: u64, image: &str) -> Task {
     let mut task = task(slot, POLITE);
-    task.spec.container_spec.image = image.to_owned();
+    image.clone_into(&mut task.spec.container_spec.image);
     task
 }
 
@@ -163,7 +163,7 @@ async fn the_engine_comes_late_goes_and_comes_back() {
     // Its image is not there yet: whichever is first, the task is refused or runs; a second one runs.
     rig.start_engine().await;
     let two = task(2, POLITE);
-    rig.want(&[two.clone()]);
+    rig.want(std::slice::from_ref(&two));
     rig.until(&two, TaskState::Running).await;
     let said = rig.engine.describe().await.expect("answers");
     assert_eq!((said.hostname.as_str(), said.os.as_str()), ("one", "linux"));
@@ -183,7 +183,7 @@ async fn the_engine_comes_late_goes_and_comes_back() {
     // A stranger with our label, and leaving.
     rig.want(&[]);
     rig.until_docker(&["ps", "-aq"], "").await;
-    rig.want(&[three.clone()]);
+    rig.want(std::slice::from_ref(&three));
     skep::agent::remove_all(&NodeId::from(ME), &*rig.engine).await.expect("removes");
     rig.stop().await;
 }

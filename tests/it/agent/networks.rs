@@ -91,3 +91,27 @@ async fn an_engine_restart_and_a_driver_that_comes_late() {
     assert_eq!(rig.docker(&["network", "ls", "-q", "--filter", "name=taken"]).await.expect("lists").lines().count(), 1);
     rig.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_boots_without_the_driver_takes_tasks_once_it_is_there() {
+    let mut rig = Rig::new("boot").await;
+    let one = on(task(1, POLITE), "back", "10.0.1.5/24");
+    rig.want(std::slice::from_ref(&one));
+    rig.until(&one, TaskState::Running).await;
+    rig.host.stop_engine().await.expect("stops");
+    rig.stop_driver();
+    rig.restart_engine().await;
+    rig.until(&one, TaskState::Complete).await;
+    // Without the driver a task cannot run; the engine's words say what is missing.
+    let early = on(task(2, POLITE), "back", "10.0.1.5/24");
+    rig.want(&[wanting(&one, TaskState::Remove), early.clone()]);
+    let refused = rig.until(&early, TaskState::Failed).await;
+    println!("without the driver: {}", refused.err);
+    assert!(refused.err.contains("skep"), "{refused:?}");
+    rig.start_driver();
+    let two = on(task(3, POLITE), "back", "10.0.1.5/24");
+    rig.want(std::slice::from_ref(&two));
+    rig.until(&two, TaskState::Running).await;
+    rig.exec(&two, "ping -c1 -W2 10.0.1.1").await.expect("reaches the gateway");
+    rig.stop().await;
+}

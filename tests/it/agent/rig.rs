@@ -148,6 +148,12 @@ impl Rig {
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.driver.clone()));
     }
 
+    /// Takes the driver's socket away, as when the daemon is not up.
+    pub fn stop_driver(&mut self) {
+        self.driver.cancel();
+        std::fs::remove_file(self.plugin_socket()).expect("removes the socket");
+    }
+
     /// The host has its own /run: the way in goes by its first process.
     fn plugin_socket(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root/run/docker/plugins/skep.sock", self.host.pid()))
