@@ -47,7 +47,8 @@ async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn made_adopted_mended_removed() {
-    let dir = folder();
+    let folder = folder();
+    let dir = folder.0.clone();
     let pin = dir.join("run/mesh");
     let host = Place::make(&dir, "host");
 
