@@ -4,6 +4,7 @@
 //! containers and engines: a container is an address and, if it runs here, a veth.
 
 mod diff;
+pub mod driver;
 mod peers;
 mod plan;
 mod reconcile;
