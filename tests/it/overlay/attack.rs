@@ -221,6 +221,17 @@ async fn nothing_gets_through() {
     honest("a container", &raw, "10.0.1.11", &receivers[1].socket).await;
     honest("a container", &raw, "10.0.1.11", &receivers[5].socket).await;
     attack("container by its network", &raw, own);
+    // To all: the kernel gives it to wildcard sockets without asking the rules, so servers bind one address.
+    raw.set_broadcast(true).expect("broadcast");
+    scene.evil.run("ip route add 224.0.0.0/4 dev eth0").await;
+    let wildcard = near.inner.udp(Ipv4Addr::UNSPECIFIED, PORT + 1);
+    wildcard.set_nonblocking(true).expect("non-blocking");
+    for target in ["255.255.255.255", "224.0.0.1", "10.0.2.255", "10.0.1.255"] {
+        lie(&raw, ip("10.0.1.11"), ip(target), &format!("to all: {target}"));
+        let packet = udp4(ip("10.0.1.11"), ip(target), PORT + 1, b"to the wildcard");
+        let _ = raw.send_to(&packet, &SocketAddr::new(ip(target).into(), 0).into());
+    }
+    assert!(wildcard.recv(&mut [0; 64]).is_ok(), "positive control: a wildcard socket does hear it");
     assert_eq!(breaches(&receivers).await, Vec::<String>::new());
     let raw = scene.evil.raw("eth1");
     honest("a container by its default route", &raw, "172.18.0.11", &at_lan).await;

@@ -3,7 +3,7 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use skep::datapath::mesh::Mesh;
 use skep::datapath::tunnel::{KernelChoice, TunnelConfig};
-use skep::datapath::{Links, Tunnel, netns, tunnel};
+use skep::datapath::{Links, netns, tunnel};
 use skep::lab::{Host, Lab, eventually, output};
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
@@ -136,7 +136,6 @@ pub struct Node {
     pub place: Place,
     pub mesh: Arc<Mesh>,
     pub inner: Place,
-    pub tunnel: Arc<dyn Tunnel>,
     pub config: TunnelConfig,
     pub peer: Peer,
     view: watch::Sender<Option<Arc<NodeView>>>,
@@ -266,10 +265,9 @@ async fn node(lab: &Lab, cluster: MeshPrefix, number: u8) -> Node {
     let (view, views) = watch::channel(None);
     let (publish, applied) = watch::channel(Revision::default());
     let stop = CancellationToken::new();
-    let overlay =
-        Overlay::new(peer.node_id.clone(), Arc::clone(&mesh), Arc::clone(&opened)).with_tick(Duration::from_millis(300));
+    let overlay = Overlay::new(peer.node_id.clone(), Arc::clone(&mesh), opened).with_tick(Duration::from_millis(300));
     let done = Some(tokio::spawn(overlay.run(views, publish, stop.clone())));
-    Node { host, place, mesh, inner, tunnel: opened, config, peer, view, applied, stop, done }
+    Node { host, place, mesh, inner, config, peer, view, applied, stop, done }
 }
 
 pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -> Peer {

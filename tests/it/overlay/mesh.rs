@@ -134,6 +134,7 @@ async fn made_adopted_mended_removed() {
     let home = std::fs::read_link("/proc/thread-self/ns/net").expect("link");
     let server = mesh.udp("10.0.1.1:53".parse().expect("address")).expect("the gateway's address is there");
     assert!(mesh.udp("10.0.1.7:53".parse().expect("address")).is_err(), "no such address");
+    assert!(mesh.udp("0.0.0.0:53".parse().expect("address")).is_err(), "servers bind one address");
     assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").expect("link"), home);
     let inside = mesh.run(|| std::fs::read_link("/proc/thread-self/ns/net").expect("link")).expect("run");
     assert_ne!(inside, home);
