@@ -15,6 +15,15 @@ pub mod memory;
 pub mod plan;
 pub mod shell;
 
+#[cfg(test)]
+mod core_tests;
+#[cfg(test)]
+mod ledger_tests;
+#[cfg(test)]
+mod shell_tests;
+#[cfg(test)]
+mod testing;
+
 pub use shell::run;
 
 /// Settings of the agent.

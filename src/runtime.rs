@@ -13,6 +13,9 @@ pub mod container;
 pub mod docker;
 pub mod fake;
 
+#[cfg(test)]
+mod container_tests;
+
 pub use docker::DockerEngine;
 
 /// Name of our network and IPAM driver, as the engine knows it.

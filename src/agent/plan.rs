@@ -161,7 +161,7 @@ impl Planner<'_> {
         self.reach(TaskState::Preparing, "preparing");
         self.run(if !self.memory.fetched {
             Verb::Fetch
-        } else if !self.memory.connected {
+        } else if self.wants_networks() {
             Verb::Connect
         } else {
             Verb::Create
@@ -185,11 +185,15 @@ impl Planner<'_> {
             return self.steps.push(Step::Wake(at));
         }
         // Adopted containers may have lost their networks.
-        if !self.memory.connected {
+        if self.wants_networks() {
             return self.run(Verb::Connect);
         }
         self.reach(TaskState::Starting, "starting");
         self.run(Verb::Start);
+    }
+
+    fn wants_networks(&self) -> bool {
+        !self.memory.connected && !self.task.attachments.is_empty()
     }
 
     /// The container runs.

@@ -19,6 +19,8 @@ use tokio::sync::{Mutex, watch};
 
 mod ipam;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 /// Largest body that is read, in bytes; the engine's are below 10 KiB.

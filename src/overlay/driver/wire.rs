@@ -18,7 +18,13 @@ pub fn read<T: DeserializeOwned>(call: &str, body: &[u8]) -> Result<T, (StatusCo
             format!("{call} came without a body; engines do so when a call broke off: it was not carried out"),
         ));
     }
-    serde_json::from_slice(body).map_err(|e| (StatusCode::BAD_REQUEST, format!("{call}: the body is not understood: {e}")))
+    // By way of a value: a list would pass for a struct.
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unread(call, &e))?;
+    serde_json::from_value(Value::Object(object)).map_err(|e| unread(call, &e))
+}
+
+fn unread(call: &str, error: &serde_json::Error) -> (StatusCode, String) {
+    (StatusCode::BAD_REQUEST, format!("{call}: the body is not understood: {error}"))
 }
 
 /// `NetworkDriver.CreateNetwork`.
