@@ -404,7 +404,8 @@ impl Core {
                     effects.extend(ticket.map(|ticket| Effect::Changed { ticket, index }));
                 }
                 (Err(error), ticket) => {
-                    effects.extend(ticket.map(|ticket| Effect::Refuse { ticket, error: RaftError::BadChange(error.to_string()) }))
+                    effects
+                        .extend(ticket.map(|ticket| Effect::Refuse { ticket, error: RaftError::BadChange(error.to_string()) }));
                 }
             }
         }
@@ -413,7 +414,10 @@ impl Core {
 
     fn ask_for_snapshot(&mut self, effects: &mut Vec<Effect>) {
         let store = self.raw.store();
-        if self.asked.is_some() || self.applied < store.snapshot_index() + self.snapshot_every {
+        // A change of membership asks for one too: a manager takes no snapshot that does not name it.
+        let due = self.applied >= store.snapshot_index() + self.snapshot_every
+            || (self.applied > store.snapshot_index() && self.members != *store.snapshot.get_metadata().get_conf_state());
+        if self.asked.is_some() || !due {
             return;
         }
         if let Some(term) = store.term_of(self.applied) {

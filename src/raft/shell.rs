@@ -118,8 +118,7 @@ impl<S: StateMachine> Shell<S> {
                 let _ = up.send(Err(error));
                 return;
             }
-            self.idle(&format!("{error:#}"), retry);
-            if self.shutdown.is_cancelled() {
+            if !self.idle(&format!("{error:#}"), retry) {
                 return;
             }
         }
@@ -163,8 +162,8 @@ impl<S: StateMachine> Shell<S> {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Nobody holds a handle: nobody can propose, but the others still count on this manager's vote.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(next_tick.saturating_duration_since(Instant::now())),
+                // Nobody holds a handle: nothing can come in any more.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             let now = Instant::now();
             if now >= next_tick {
@@ -246,8 +245,8 @@ impl<S: StateMachine> Shell<S> {
         });
     }
 
-    /// The disk or the log failed: everything is refused with the reason, for a while or until the end.
-    fn idle(&mut self, problem: &str, retry: bool) {
+    /// The disk or the log failed: everything is refused with the reason, for a while (then true) or until the end.
+    fn idle(&mut self, problem: &str, retry: bool) -> bool {
         if self.status.borrow().problem.as_deref() != Some(problem) {
             tracing::error!(raft = self.config.id, problem, "raft cannot write");
         }
@@ -261,13 +260,14 @@ impl<S: StateMachine> Shell<S> {
             waiter.refuse(stopped());
         }
         let until = Instant::now() + RETRY;
-        while !self.shutdown.is_cancelled() && !(retry && Instant::now() >= until) {
+        while !self.shutdown.is_cancelled() && (!retry || Instant::now() < until) {
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(Request::Propose { answer, .. }) => Waiter::Propose(answer).refuse(stopped()),
                 Ok(Request::Change { answer, .. }) => Waiter::<S::Outcome>::Change(answer).refuse(stopped()),
                 Ok(Request::Message(_)) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(self.config.tick),
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
+        !self.shutdown.is_cancelled()
     }
 }

@@ -1,1 +1,5 @@
-//! (no tests yet)
+//! Raft: a simulated network of cores from a seed, the log on disk, and the running thread.
+
+mod disk;
+mod running;
+mod simulation;
