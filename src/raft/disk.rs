@@ -309,3 +309,6 @@ fn make_dir(dir: &Path) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut options, 0o700);
     options.recursive(true).create(dir)
 }
+
+#[cfg(test)]
+mod tests;

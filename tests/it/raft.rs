@@ -1,5 +1,6 @@
 //! Raft: a simulated network of cores from a seed, the log on disk, and the running thread.
 
 mod disk;
+mod replica;
 mod running;
 mod simulation;
