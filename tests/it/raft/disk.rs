@@ -4,6 +4,7 @@ use super::running::{Folder, Running, config};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skep::raft::{Disk, DiskError, FILE, Log};
+use std::os::unix::fs::PermissionsExt as _;
 
 /// A log with some entries, as bytes.
 async fn sample(name: &str) -> (Folder, Vec<u8>, Log) {
@@ -88,7 +89,6 @@ fn an_absent_log_is_said_to_be_absent_and_a_half_made_one_is_no_log() {
     Disk::create(&folder.0, 1, &Log::bootstrap(1, b"state".to_vec())).expect("made");
     let (_, log) = Disk::open(&folder.0, 1).expect("opens");
     assert_eq!(log, Log::bootstrap(1, b"state".to_vec()));
-    use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(folder.0.join(FILE)).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "only root reads the cluster's secrets");
 }

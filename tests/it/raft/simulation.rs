@@ -224,6 +224,17 @@ impl Network {
                 let index = self.random.random_range(0..self.flying.len());
                 self.deliver(index);
             }
+            60..64 => {
+                // All that waits for one manager, at once.
+                let (here, rest) = std::mem::take(&mut self.flying).into_iter().partition(|(_, to, _)| *to == id);
+                self.flying = rest;
+                let mut here: Vec<(u64, u64, Vec<u8>)> = here;
+                here.retain(|(from, to, _)| !self.cut.contains(from) && !self.cut.contains(to));
+                let events = here.into_iter().map(|(_, _, message)| Event::Message(message));
+                let effects = self.hosts.get_mut(&id).expect("host").core.handle(events).expect("no core fails");
+                let until = if self.random.random_range(0..10) == 0 { self.random.random_range(0..6) } else { usize::MAX };
+                self.carry_out(id, effects, until);
+            }
             0..75 => self.handle(id, Event::Tick),
             75..93 => {
                 self.propose(self.leader().unwrap_or(id));
