@@ -25,7 +25,10 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// There is none, and the caller did not ask for a new one.
-    #[error("{} does not exist", .0.display())]
+    #[error(
+        "{} is missing, but this node was a manager: restore the data directory from a backup, or, if other managers are \
+         up, make this node leave and join again", .0.display()
+    )]
     Absent(PathBuf),
     /// It belongs to another manager.
     #[error(

@@ -32,8 +32,9 @@ pub(super) enum Request<O> {
 }
 
 /// Starts this manager's raft and returns once its log is read, checked and applied as far as it is known to be
-/// committed. `bootstrap` makes the log of a new cluster with this manager as the only voter if there is no log;
-/// without it an absent log is made empty, to be filled by the leader that adds this manager.
+/// committed. `bootstrap` makes the log of a new cluster with this manager as the only voter if there is no log.
+/// Without it there must be one: a manager that lost its log may have voted, and must not begin anew under the same id.
+/// [`join`] makes the log of a manager that is to be added.
 ///
 /// # Errors
 /// The log cannot be opened ([`DiskError`] says why and what to do), the machine cannot read it, or the settings make no sense.
@@ -55,6 +56,15 @@ pub async fn start<S: StateMachine>(
         .context("the raft thread cannot be started")?;
     is_up.await.context("the raft thread ended at its start")??;
     Ok(handle)
+}
+
+/// Makes the empty log of a manager that joins under a raft id never used before, to be filled by the leader that adds
+/// it ([`Change`]); `start` without `bootstrap` comes next. A log that is there already is left as it is. Blocks.
+///
+/// # Errors
+/// The log cannot be written.
+pub fn join(config: &RaftConfig) -> Result<(), DiskError> {
+    if config.dir.join(super::FILE).exists() { Ok(()) } else { Disk::create(&config.dir, config.id, &Log::default()) }
 }
 
 /// Why a session with the log ended.
@@ -127,9 +137,9 @@ impl<S: StateMachine> Shell<S> {
     fn make_log(&mut self, bootstrap: bool) -> anyhow::Result<()> {
         let RaftConfig { dir, id, .. } = &self.config;
         anyhow::ensure!(*id != 0, "0 is no raft id");
-        if !dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be looked at", dir.display()))? {
-            let log = if bootstrap { Log::bootstrap(*id, self.machine.snapshot()) } else { Log::default() };
-            Disk::create(dir, *id, &log)?;
+        let there = dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be looked at", dir.display()))?;
+        if bootstrap && !there {
+            Disk::create(dir, *id, &Log::bootstrap(*id, self.machine.snapshot()))?;
         }
         Ok(())
     }

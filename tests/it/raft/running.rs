@@ -190,6 +190,19 @@ async fn another_raft_id_and_a_second_process_are_refused() {
 }
 
 #[tokio::test]
+async fn a_manager_without_its_log_does_not_begin_anew() {
+    let folder = Folder::new("lost");
+    let error = Running::start(config(&folder.0), false).await.err().expect("refused").to_string();
+    assert!(error.contains("raft.redb is missing") && error.contains("backup"), "{error}");
+    assert!(!folder.0.join("raft.redb").exists());
+    // One that joins does, and waits for a leader without becoming one.
+    skep::raft::join(&config(&folder.0)).expect("an empty log");
+    let running = Running::start(config(&folder.0), false).await.expect("starts");
+    assert!(matches!(running.write("no").await, Err(RaftError::NotLeader { leader: None })));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn an_entry_that_cannot_be_read_stops_the_manager_with_the_reason() {
     let folder = Folder::new("unreadable");
     let running = Running::start(config(&folder.0), true).await.expect("starts");
@@ -297,6 +310,9 @@ async fn three_running_managers_go_on_without_their_leader() {
     let mut managers = BTreeMap::new();
     for id in 1..=3_u64 {
         let config = RaftConfig { id, ..config(&folder.0.join(id.to_string())) };
+        if id > 1 {
+            skep::raft::join(&config).expect("an empty log");
+        }
         let running = Running::start_with(config, id == 1, wire.clone()).await.expect("starts");
         wire.1.lock().expect("lock").insert(id, running.raft.clone());
         managers.insert(id, running);
@@ -323,4 +339,28 @@ async fn three_running_managers_go_on_without_their_leader() {
     for (_, manager) in managers {
         manager.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nothing_is_answered_as_written() {
+    let folder = Folder::new("minority");
+    let wire = Arc::new(Wire::default());
+    wire.0.set(tokio::runtime::Handle::current()).expect("set once");
+    let settings =
+        |id: u64| RaftConfig { id, propose_timeout: Duration::from_millis(300), ..config(&folder.0.join(id.to_string())) };
+    skep::raft::join(&settings(2)).expect("an empty log");
+    let first = Running::start_with(settings(1), true, wire.clone()).await.expect("starts");
+    let second = Running::start_with(settings(2), false, wire.clone()).await.expect("starts");
+    wire.1.lock().expect("lock").extend([(1, first.raft.clone()), (2, second.raft.clone())]);
+    first.raft.change(Change::AddVoter(2)).await.expect("added");
+    eventually("the second votes", || second.raft.status().borrow().voters == [1, 2]).await;
+
+    wire.1.lock().expect("lock").remove(&2);
+    second.stop().await;
+    let error = first.write("alone").await.expect_err("not written");
+    assert!(matches!(error, RaftError::TimedOut | RaftError::NotLeader { .. }), "{error}");
+    assert!(first.diary.texts().is_empty());
+    eventually("it steps down", || !first.raft.status().borrow().is_leader).await;
+    assert!(matches!(first.write("alone").await, Err(RaftError::NotLeader { leader: None })));
+    first.stop().await;
 }
