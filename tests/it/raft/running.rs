@@ -280,6 +280,9 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     running.stop().await;
 }
 
+/// Election ticks for several managers: one to two seconds, so that a busy machine's disk does not look like a dead leader.
+const PATIENT: (usize, usize) = (50, 100);
+
 /// Carries messages between managers of one process.
 #[derive(Default)]
 struct Wire(OnceLock<tokio::runtime::Handle>, Mutex<BTreeMap<u64, Raft<usize>>>);
@@ -309,7 +312,7 @@ async fn three_running_managers_go_on_without_their_leader() {
     wire.0.set(tokio::runtime::Handle::current()).expect("set once");
     let mut managers = BTreeMap::new();
     for id in 1..=3_u64 {
-        let config = RaftConfig { id, ..config(&folder.0.join(id.to_string())) };
+        let config = RaftConfig { id, election_ticks: PATIENT, ..config(&folder.0.join(id.to_string())) };
         if id > 1 {
             skep::raft::join(&config).expect("an empty log");
         }
@@ -346,8 +349,12 @@ async fn without_a_majority_nothing_is_answered_as_written() {
     let folder = Folder::new("minority");
     let wire = Arc::new(Wire::default());
     wire.0.set(tokio::runtime::Handle::current()).expect("set once");
-    let settings =
-        |id: u64| RaftConfig { id, propose_timeout: Duration::from_millis(300), ..config(&folder.0.join(id.to_string())) };
+    let settings = |id: u64| RaftConfig {
+        id,
+        propose_timeout: Duration::from_secs(2),
+        election_ticks: PATIENT,
+        ..config(&folder.0.join(id.to_string()))
+    };
     skep::raft::join(&settings(2)).expect("an empty log");
     let first = Running::start_with(settings(1), true, wire.clone()).await.expect("starts");
     let second = Running::start_with(settings(2), false, wire.clone()).await.expect("starts");
