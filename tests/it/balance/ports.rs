@@ -77,3 +77,20 @@ async fn protocols_that_are_not_carried_out_say_so() {
     balance.status(published, "unsupported", |s| s.state == PortState::Unsupported && s.protocol == Protocol::Udp).await;
     balance.stop().await;
 }
+
+#[tokio::test]
+async fn a_node_that_leaves_gives_its_ports_back_and_a_shutdown_cuts_what_is_carried() {
+    let net = Net::new();
+    let (_backends, published) = (Backends::start(net, &[11]), free_port());
+    let mut balance = Balance::start(net, |_| {});
+    balance.show(vec![port(net, published, &[11])]).await;
+    let mut client = connect(published).await;
+    assert_eq!(client.read_u8().await.unwrap(), 11);
+    balance.view.send_replace(None);
+    tokio::time::timeout(5 * SECOND, balance.status.wait_for(Vec::is_empty)).await.expect("still there").unwrap();
+    assert!(HereSockets.listen((Ipv4Addr::UNSPECIFIED, published).into()).is_ok());
+    client.write_all(b"z").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'z');
+    balance.stop().await;
+    assert_eq!(client.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}

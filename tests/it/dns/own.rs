@@ -73,6 +73,11 @@ async fn answers_and_sockets_follow_the_view() {
     second.members.iter_mut().for_each(|m| m.backend = false);
     server.show(view(4, vec![second])).await;
     assert_eq!(client.code("web").await, ResponseCode::NoError);
+    // Without a view (the node has left) nobody is answered.
+    server.view.send_replace(None);
+    until("closed", || async { std::net::UdpSocket::bind((one.gateway(), 53)).is_ok() }).await;
+    server.show(view(5, vec![first])).await;
+    assert_eq!(client.code("web").await, ResponseCode::NoError);
     server.stop().await;
     assert!(std::net::UdpSocket::bind((one.gateway(), 53)).is_ok(), "nothing is left behind");
 }
