@@ -89,7 +89,9 @@ pub async fn open(config: TunnelConfig) -> anyhow::Result<Arc<dyn Tunnel>> {
     };
     if kernel {
         if running.is_some() {
-            client::stop(&config.socket()).await.context("stopping the tunnel process, to use kernel WireGuard instead")?;
+            client::stop(&config.socket(), false)
+                .await
+                .context("stopping the tunnel process, to use kernel WireGuard instead")?;
         }
         return Ok(Arc::new(kernel::KernelTunnel::open(config).await?));
     }

@@ -62,7 +62,9 @@ impl ProcessTunnel {
                 return self.set_mtu().await;
             };
             tracing::info!(pid = hello.pid, reason, "tunnel process is replaced");
-            stop(&socket).await?;
+            // In this namespace the next process takes the device over, with the addresses and routes that others gave it.
+            let keep = hello.device == self.config.device && hello.mesh == Namespace::open(&self.config.mesh_pin)?.id;
+            stop(&socket, keep).await?;
         }
         self.start().await?;
         if !peers.is_empty() {
@@ -278,9 +280,9 @@ pub(super) fn misfit(hello: &Hello, config: &TunnelConfig, key: WgKey) -> anyhow
 }
 
 /// Stops the process that answers at `socket` and waits until it is gone.
-pub(super) async fn stop(socket: &Path) -> anyhow::Result<()> {
+pub(super) async fn stop(socket: &Path, keep_device: bool) -> anyhow::Result<()> {
     let pid = hello(socket).await?.pid;
-    request(socket, &Request::Stop).await?;
+    request(socket, &Request::Stop { keep_device }).await?;
     let gone = async {
         while Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid) {
             tokio::time::sleep(LOOK).await;
@@ -293,7 +295,7 @@ pub(super) async fn stop(socket: &Path) -> anyhow::Result<()> {
 pub(super) async fn close(socket: &Path) -> anyhow::Result<()> {
     match UnixStream::connect(socket).await {
         Err(_) => Ok(()),
-        Ok(_) => stop(socket).await,
+        Ok(_) => stop(socket, false).await,
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) struct WireGuard {
     device: Device<(Socket, TunSend, TunReceive)>,
     tun: Arc<AsyncFd<Tun>>,
     port: u16,
+    uapi: Option<uapi::Socket>,
 }
 
 impl WireGuard {
@@ -30,13 +31,15 @@ impl WireGuard {
         let (send, receive, tun) = split(tun).context("cannot wait for the TUN device")?;
         let mut builder =
             DeviceBuilder::new().with_udp(socket).with_ip_pair(send, receive).with_private_key(StaticSecret::from(private));
-        if let Some(server) = uapi::serve(name) {
+        let mut uapi = None;
+        if let Some((server, socket)) = uapi::serve(name) {
             builder = builder.with_uapi(server);
+            uapi = Some(socket);
         }
         let device = builder.build().await.map_err(|error| anyhow!("cannot start WireGuard: {error}"))?;
         // A device without peers opens no socket by itself; a change of the port makes it. `swarm init` is that case.
         device.set_listen_port(port).await.map_err(|error| anyhow!("cannot start WireGuard's socket: {error}"))?;
-        Ok(Self { device, tun, port })
+        Ok(Self { device, tun, port, uapi })
     }
 
     /// What is there.
@@ -98,11 +101,12 @@ impl WireGuard {
         self.device.wait().await;
     }
 
-    /// Ends, and lets the device vanish.
-    pub(super) async fn stop(self) {
-        if let Err(error) = self.tun.get_ref().forget() {
+    /// Ends; lets the device vanish unless it is kept.
+    pub(super) async fn stop(self, keep_device: bool) {
+        if !keep_device && let Err(error) = self.tun.get_ref().forget() {
             tracing::warn!(%error, "the TUN device stays behind");
         }
+        drop(self.uapi);
         self.device.stop().await;
     }
 }

@@ -119,7 +119,7 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Why serving ended.
 enum End {
-    /// By request: the device goes too.
+    /// By request.
     Told,
     /// By signal: the device stays for the next process.
     Signal,
@@ -148,8 +148,8 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: Hello) -
                     Request::Observe => wireguard.observe().await.map_or_else(|error| error_reply(&error), Reply::State),
                     Request::Apply { steps } => wireguard.apply(&steps).await.map_or_else(|error| error_reply(&error), |()| Reply::Applied),
                     Request::Watch => continue,
-                    Request::Stop => {
-                        wireguard.stop().await;
+                    Request::Stop { keep_device } => {
+                        wireguard.stop(keep_device).await;
                         let _ = stopping.send(true);
                         drop(requests);
                         let _ = answer.send(Reply::Stopping);

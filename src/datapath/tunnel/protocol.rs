@@ -15,7 +15,7 @@ const LONGEST: u64 = 8 << 20;
 
 /// What the daemon asks.
 #[derive(Serialize, Deserialize, Debug)]
-#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "do", rename_all = "lowercase")]
 pub(super) enum Request {
     /// Who are you?
     Hello,
@@ -28,8 +28,11 @@ pub(super) enum Request {
     },
     /// Answered only when the process is told to stop. A connection that ends without an answer means that it died.
     Watch,
-    /// End, and take the device along.
-    Stop,
+    /// End.
+    Stop {
+        /// Leave the device, its addresses and routes, to the next process.
+        keep_device: bool,
+    },
 }
 
 /// What the process answers.

@@ -2,7 +2,7 @@
 
 use gotatun::device::uapi::command::{Get, Request};
 use gotatun::device::uapi::{UapiClient, UapiServer};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -13,7 +13,7 @@ const FOLDER: &str = "/var/run/wireguard";
 const REFUSED: &[u8] = b"errno=95\n\n";
 
 /// Serves `device` for `wg show`; `None`, with a word in the log, if that cannot be: it is a convenience.
-pub(super) fn serve(device: &str) -> Option<UapiServer> {
+pub(super) fn serve(device: &str) -> Option<(UapiServer, Socket)> {
     let path = Path::new(FOLDER).join(format!("{device}.sock"));
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         tracing::info!(path = %path.display(), "another process answers `wg show` for a device of this name");
@@ -33,7 +33,16 @@ pub(super) fn serve(device: &str) -> Option<UapiServer> {
             tokio::spawn(answer(stream, client.clone()));
         }
     });
-    Some(server)
+    Some((server, Socket(path)))
+}
+
+/// The file of the socket; goes with its owner.
+pub(super) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 async fn answer(stream: UnixStream, client: UapiClient) {
