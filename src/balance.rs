@@ -84,6 +84,16 @@ pub enum PortState {
     Unsupported,
 }
 
+impl std::fmt::Display for PortState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listening => f.write_str("listening"),
+            Self::Taken(reason) => write!(f, "taken ({reason})"),
+            Self::Unsupported => f.write_str("not TCP: not served"),
+        }
+    }
+}
+
 /// Serves published ports until `shutdown`. `host` makes the listeners, `mesh` the sockets toward the containers.
 /// `applied` says which view new connections follow; a taken port does not hold it back, `status` names it.
 #[expect(clippy::too_many_arguments, reason = "the loop's edges, all of them named by the composition root")]
@@ -153,7 +163,7 @@ async fn execute(
             match port.listen(published, family, host) {
                 Ok(()) => info!(port = published, ?family, "published port open"),
                 Err(Some(reason)) => {
-                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`")
+                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`");
                 }
                 // Said already.
                 Err(None) => {}
