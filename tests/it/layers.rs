@@ -25,7 +25,6 @@ const ARROWS: &[(&str, &str)] = &[
     ("settings", ""),
     ("status", "balance datapath"),
     ("telemetry", ""),
-    ("admin", "http status"),
     ("cli", "*"),
     ("lab", "*"),
     ("node", "*"),
@@ -49,7 +48,7 @@ const HOMES: &[(&str, &str)] = &[
     ("x25519_dalek", "datapath trust"),
     ("rtnetlink", "datapath"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
-    ("axum", "http api overlay admin"),
+    ("axum", "http api overlay node"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
     ("httparse", "api"),
@@ -70,6 +69,10 @@ fn arrows_point_down_crates_have_one_home_and_unsafe_stays_in_the_datapath() {
     for file in sources(&src) {
         let text = fs::read_to_string(&file).unwrap();
         let path = file.strip_prefix(&src).unwrap();
+        // Tests in files of their own may compare a room with its neighbour.
+        if path.file_stem().is_some_and(|stem| stem == "tests" || stem.to_str().unwrap().ends_with("_tests")) {
+            continue;
+        }
         let room = path.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
         for (number, said) in check(room, &text) {
             wrong.push(format!("src/{}:{number}: {said}", path.display()));
