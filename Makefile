@@ -6,7 +6,7 @@ SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS  ?=
 SKEP  := target/debug/skep
 
-.PHONY: demo test build lint deny tools bench soak test-vm help
+.PHONY: demo test build lint deny tools test-vm help
 
 demo: tools build ## three hosts on this machine, a service, a port on every node, names, a cut (ARGS="--once --json")
 	@$(SUDO) $(SKEP) demo $(ARGS)

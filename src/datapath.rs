@@ -10,7 +10,12 @@ use std::time::Duration;
 
 use crate::model::node::WgKey;
 
+pub mod links;
+pub mod mesh;
+mod netlink;
+pub mod netns;
 pub mod sockets;
+mod sysctl;
 pub mod tunnel;
 
 /// Makes sockets inside a network namespace. A socket keeps its namespace for life.

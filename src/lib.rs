@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod datapath;
 pub mod dns;
+pub mod durable;
 pub mod http;
 pub mod lab;
 pub mod manager;

@@ -1,1 +1,2 @@
 //! (room not furnished yet)
+pub mod replica;
