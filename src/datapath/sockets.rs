@@ -55,7 +55,8 @@ fn port_at_connect(socket: &tokio::net::TcpSocket) -> io::Result<()> {
     let on: libc::c_int = 1;
     let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
     // SAFETY: the descriptor lives as long as `socket`; the option reads `size` bytes at the pointer, which are those of `on`.
-    let done =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), size) };
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), size)
+    };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
