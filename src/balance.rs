@@ -1,1 +1,209 @@
-//! (room not furnished yet)
+//! Published ports in user space: a listener per port on every node, whatever runs where. `plan` says what changes
+//! (pure), `rotation` which backend is next (pure), `listener` accepts, `proxy` carries one connection. This file is the
+//! loop that keeps the listeners at the view.
+//!
+//! Only TCP: published UDP ports are refused by the API. Knows nothing of services beyond the ports they publish.
+
+mod listener;
+pub mod plan;
+mod proxy;
+pub mod rotation;
+
+use crate::datapath::Sockets;
+use crate::model::{NodeId, NodeView, Protocol, Revision, view::PublishedPort};
+use listener::Port;
+use plan::{Actual, Family, Step};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// What can be set about published ports.
+#[derive(Clone, Debug)]
+pub struct BalanceSettings {
+    /// How long a backend may take to accept before the next one is tried.
+    pub connect_timeout: Duration,
+    /// How long a backend that did not accept is asked last. Longer than it takes the managers to notice a dead node.
+    pub suspect_for: Duration,
+    /// Connections carried at one time, all ports together; further clients wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// The same for one port, so that none can take all of them.
+    pub max_connections_per_port: usize,
+    /// Silence after which the kernel asks whether the other end still lives. Nothing idle is cut while both ends do.
+    pub keepalive: Duration,
+    /// The slow tick: ports that are taken are tried again, counters published.
+    pub tick: Duration,
+}
+
+impl Default for BalanceSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            suspect_for: Duration::from_secs(5),
+            max_connections: 16_384,
+            max_connections_per_port: 8_192,
+            keepalive: Duration::from_mins(1),
+            tick: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A published port as this node has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port on the node.
+    pub port: u16,
+    /// Name of the service.
+    pub service: String,
+    /// Whether it answers.
+    pub state: PortState,
+    /// Tasks that it sends to.
+    pub backends: usize,
+    /// Connections carried now, those of backends that are gone included.
+    pub connections: usize,
+    /// Connections that found no backend that accepts, since the port was opened.
+    pub errors: u64,
+}
+
+/// Whether a port answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// On IPv4 and IPv6.
+    Listening,
+    /// The kernel refused an address; what it said. The other family may answer. Tried again at each tick.
+    Taken(String),
+    /// Not TCP: not carried out on this plane.
+    Unsupported,
+}
+
+impl std::fmt::Display for PortState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listening => f.write_str("listening"),
+            Self::Taken(reason) => write!(f, "taken ({reason})"),
+            Self::Unsupported => f.write_str("not TCP: not served"),
+        }
+    }
+}
+
+/// Serves published ports until `shutdown`. `host` makes the listeners, `mesh` the sockets toward the containers.
+/// `applied` says which view new connections follow; a taken port does not hold it back, `status` names it.
+#[expect(clippy::too_many_arguments, reason = "the loop's edges, all of them named by the composition root")]
+pub async fn run(
+    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    me: NodeId,
+    host: Arc<dyn Sockets>,
+    mesh: Arc<dyn Sockets>,
+    applied: watch::Sender<Revision>,
+    status: watch::Sender<Vec<PortStatus>>,
+    settings: BalanceSettings,
+    shutdown: CancellationToken,
+) {
+    let all = Arc::new(Semaphore::new(settings.max_connections));
+    let settings = Arc::new(settings);
+    let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    let mut over = false;
+    loop {
+        // No view (any more) is a view without ports: whoever leaves the cluster gives its ports back.
+        let current = view.borrow_and_update().clone();
+        let desired = current.as_ref().map_or(&[][..], |view| &view.cluster.ports);
+        let source = current.as_ref().and_then(|view| view.cluster.node(&me)).map(|node| node.ingress_addr);
+        let actual = ports.iter().filter_map(|(port, p)| Some((*port, p.actual()?))).collect();
+        for step in plan::plan(desired, &actual) {
+            execute(step, &mut ports, host.as_ref(), source, || Port::new(&mesh, &all, &settings, &shutdown)).await;
+        }
+        for port in ports.values() {
+            port.set_source(source);
+        }
+        if let Some(current) = &current {
+            applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
+        }
+        publish(&status, desired, &ports);
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            changed = view.changed(), if !over => over = changed.is_err(),
+            () = tokio::time::sleep(settings.tick) => {}
+        }
+    }
+    for port in ports.into_values() {
+        port.close().await;
+    }
+}
+
+/// Carries out one step. Infallible: what the kernel refuses is kept with the port and tried again at the next plan.
+async fn execute(
+    step: Step,
+    ports: &mut BTreeMap<u16, Port>,
+    host: &dyn Sockets,
+    source: Option<Ipv4Addr>,
+    new: impl FnOnce() -> Port,
+) {
+    match step {
+        Step::Close(published) => {
+            if let Some(port) = ports.remove(&published) {
+                port.close().await;
+            }
+            info!(port = published, "published port closed");
+        }
+        Step::Route(wanted) => {
+            let port = ports.entry(wanted.published).or_insert_with(new);
+            port.set_source(source);
+            port.route(&wanted, &mut rand::rng());
+        }
+        Step::Listen(published, family) => {
+            let Some(port) = ports.get_mut(&published) else { return };
+            match port.listen(published, family, host) {
+                Ok(()) => info!(port = published, ?family, "published port open"),
+                Err(Some(reason)) => {
+                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`");
+                }
+                // Said already.
+                Err(None) => {}
+            }
+        }
+    }
+}
+
+fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[PublishedPort], ports: &BTreeMap<u16, Port>) {
+    let now: Vec<PortStatus> = desired
+        .iter()
+        .map(|wanted| {
+            let port = (wanted.protocol == Protocol::Tcp).then(|| ports.get(&wanted.published)).flatten();
+            PortStatus {
+                protocol: wanted.protocol,
+                port: wanted.published,
+                service: wanted.service_name.clone(),
+                state: port.map_or(PortState::Unsupported, Port::state),
+                backends: wanted.backends.len(),
+                connections: port.map_or(0, |p| p.counters().connections.load(Ordering::Relaxed)),
+                errors: port.map_or(0, |p| p.counters().errors.load(Ordering::Relaxed)),
+            }
+        })
+        .collect();
+    status.send_if_modified(|old| {
+        let changed = *old != now;
+        *old = now;
+        changed
+    });
+}
+
+impl Family {
+    /// The address that answers on every interface.
+    fn everywhere(self, port: u16) -> std::net::SocketAddr {
+        match self {
+            Self::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+            Self::V6 => (std::net::Ipv6Addr::UNSPECIFIED, port).into(),
+        }
+    }
+}
+
+/// What [`plan::plan`] compares with.
+pub type ActualPorts = BTreeMap<u16, Actual>;

@@ -10,7 +10,14 @@ use std::time::Duration;
 
 use crate::model::node::WgKey;
 
+pub mod interfaces;
+pub mod links;
+pub mod mesh;
+mod netlink;
+pub mod netns;
 pub mod sockets;
+mod sysctl;
+pub mod tunnel;
 
 /// Makes sockets inside a network namespace. A socket keeps its namespace for life.
 pub trait Sockets: Send + Sync {

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `skep` program: see `skep --help`.
+
+fn main() -> std::process::ExitCode {
+    skep::cli::main()
+}

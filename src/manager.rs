@@ -18,6 +18,7 @@ pub mod leader;
 pub mod membership;
 pub mod orchestrator;
 pub mod reaper;
+pub mod replica;
 pub mod restart;
 pub mod round;
 pub mod scheduler;

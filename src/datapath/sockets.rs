@@ -40,6 +40,23 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 pub(super) fn stream(source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
     let socket = if source.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    if source.is_ipv4() && source.port() == 0 {
+        port_at_connect(&socket)?;
+    }
     socket.bind(source)?;
     Ok(socket)
+}
+
+/// Leaves the choice of the local port to `connect`, which needs it free toward one destination only. Chosen by `bind` it
+/// must be free toward all, so that some 28,000 connections (those in TIME_WAIT included) would use up a source address.
+#[expect(unsafe_code, reason = "no crate at hand offers IP_BIND_ADDRESS_NO_PORT")]
+fn port_at_connect(socket: &tokio::net::TcpSocket) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor lives as long as `socket`; the option reads `size` bytes at the pointer, which are those of `on`.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), size)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -67,6 +67,58 @@ pub struct Proof {
     pub received: u64,
 }
 
+/// From the joiner, on the join connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromJoiner {
+    /// First message.
+    Request(Box<JoinRequest>),
+    /// Bytes that the joiner got from the manager through the tunnel.
+    Proof(Proof),
+    /// The joiner saw both ways proved.
+    Done,
+    /// The joiner does not go on; the reason, for the manager's log.
+    GaveUp(String),
+}
+
+/// From the manager, on the join connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToJoiner {
+    /// The joiner is admitted, for as long as the proof takes.
+    Reply(Box<JoinReply>),
+    /// It is not.
+    Refused(JoinRefused),
+    /// Bytes that the manager got from the joiner through the tunnel.
+    Proof(Proof),
+    /// The joiner is a member.
+    Done,
+    /// Time is up before both ways were proved; the manager has forgotten the joiner again.
+    Late,
+    /// The manager has forgotten the joiner again; the reason, for people.
+    GaveUp(String),
+}
+
+/// Why a manager does not admit a node.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum JoinRefused {
+    /// No token, an old one, or a wrong secret.
+    #[error("A valid join token is necessary to join this cluster")]
+    Token,
+    /// The two speak different protocols.
+    #[error("the manager speaks protocol {manager}, this node {joiner}: install the same version of skep on both and join again")]
+    Format {
+        /// What the manager speaks.
+        manager: u32,
+        /// What the joiner speaks.
+        joiner: u32,
+    },
+    /// The manager cannot answer now (no leader, shutting down): worth another try.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Anything else: what and why.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// From a node to the leader, in a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToManager {
@@ -124,4 +176,26 @@ pub enum ToNode {
     Removed(String),
     /// The session is refused; the reason, for people.
     Refused(String),
+}
+
+/// The format that a first message names, whatever else it says: a newer protocol is recognised before it is understood.
+#[must_use]
+pub fn format_of(document: &[u8]) -> Option<u32> {
+    let value: serde_json::Value = serde_json::from_slice(document).ok()?;
+    let first = value.get("Request").or_else(|| value.get("Hello"))?;
+    u32::try_from(first.get("format")?.as_u64()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_seen_in_messages_of_the_future() {
+        assert_eq!(format_of(br#"{"Request":{"format":7,"letters":[]}}"#), Some(7));
+        assert_eq!(format_of(br#"{"Hello":{"format":2}}"#), Some(2));
+        for none in [&b"{}"[..], b"", b"[1]", br#"{"Hello":{"format":-1}}"#, br#"{"Alive":{"format":1}}"#] {
+            assert_eq!(format_of(none), None);
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod api;
 mod balance;
 mod demo;
 mod dns;
+mod lab;
 mod layers;
 mod manager;
 mod overlay;

@@ -1,1 +1,7 @@
-//! (no tests yet)
+//! The mesh namespace and the base plane, with real packets between namespaces (root needed).
+
+mod attack;
+mod kit;
+mod mesh;
+mod packet;
+mod reach;

@@ -1,0 +1,35 @@
+# `make demo` shows skep; `make test` runs every test. Both install what is missing (Debian or Ubuntu, by package name).
+# Everything is built as the calling user; only what makes namespaces runs as root.
+
+CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
+SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
+ARGS  ?=
+SKEP  := target/debug/skep
+
+.PHONY: demo test build lint deny tools test-vm help
+
+demo: tools build ## three hosts on this machine, a service, a port on every node, names, a cut (ARGS="--once --json")
+	@$(SUDO) $(SKEP) demo $(ARGS)
+
+build: tools
+	@$(CARGO) build --locked --quiet
+
+test: tools ## every test; what needs root runs as root
+	@config/run-tests
+
+lint: ## formatting and clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+deny: ## licences, bans and sources of every dependency
+	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
+	$(CARGO) deny check licenses bans sources
+
+test-vm: tools build ## kernel WireGuard, in an emulated Debian
+	@tests/vm/run
+
+tools: ## installs what building, the demo and the tests need
+	@config/install-tools
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

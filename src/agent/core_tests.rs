@@ -1,0 +1,329 @@
+//! The agent's core, step by step: what it asks for after what it was told, as text.
+
+use super::core::{Core, CoreConfig, Effect, Event, Job};
+use super::plan::Step;
+use super::testing::{ME, at, network, on_network, task, view};
+use crate::model::{NetworkId, NodeId, Task, TaskId, TaskState};
+use crate::runtime::{Container, ContainerState, EngineError, Health, LocalNetwork};
+use std::time::Duration;
+
+fn core() -> Core {
+    Core::new(CoreConfig {
+        me: NodeId::from(ME),
+        engine_socket: "/run/docker.sock".into(),
+        skep_socket: None,
+        stranger_grace: Duration::from_secs(10),
+    })
+}
+
+fn text(effects: &[Effect]) -> String {
+    let line = |effect: &Effect| match effect {
+        Effect::Report(task, status) => Step::Report(task.clone(), status.clone()).to_string(),
+        Effect::Run(task, number, job) => match job {
+            Job::Fetch(image) => format!("{number}: fetch {image} for {task}"),
+            Job::Connect(networks) => {
+                format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
+            }
+            Job::Create(plan) => format!("{number}: create {}", plan.task.container_name()),
+            Job::Start(id, _) => format!("{number}: start {id}"),
+            Job::Stop(id, grace) => format!("{number}: stop {id} {grace:?}"),
+            Job::Remove(id) => format!("{number}: remove {id}"),
+        },
+        Effect::Applied(revision) => format!("applied {}", revision.index),
+        Effect::Wake(at) => format!("wake {}", at.0 / 1_000_000_000),
+        other => format!("{other:?}"),
+    };
+    effects.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[track_caller]
+fn check(effects: &[Effect], expected: &str) {
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    assert_eq!(text(effects), expected.join("\n"));
+}
+
+fn container(id: &str, task: &str, state: ContainerState) -> Container {
+    Container {
+        id: id.to_owned(),
+        task_id: Some(TaskId::from(task)),
+        state,
+        health: None,
+        pid: if state == ContainerState::Running { 77 } else { 0 },
+        exit_code: 0,
+        oom_killed: false,
+        error: String::new(),
+    }
+}
+
+/// A core that has seen an engine with these containers and a view with these tasks, long ago.
+fn settled(tasks: &[Task], containers: &[Container]) -> Core {
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, tasks, &[])));
+    core.handle(at(0), Event::EngineBack);
+    core.handle(at(0), Event::Listed(1, Ok((containers.to_vec(), Vec::new()))));
+    core
+}
+
+fn look(core: &mut Core, number: u64, c: Container) -> Vec<Effect> {
+    core.handle(at(20), Event::Looked(number, c.id.clone(), Ok(Some(c))))
+}
+
+#[test]
+fn a_task_from_assignment_to_its_end() {
+    let mut core = core();
+    let t = on_network(task("t1"), "n1", "10.0.1.5/24");
+    check(&core.handle(at(0), Event::View(view(7, std::slice::from_ref(&t), &[network("n1", 1)]))), "");
+    check(&core.handle(at(1), Event::EngineBack), "List(1)");
+    check(
+        &core.handle(at(1), Event::Listed(1, Ok((vec![], vec![])))),
+        r#"report t1 accepted "accepted"
+           report t1 preparing "preparing"
+           2: fetch web:1 for t1
+           wake 10
+           applied 7"#,
+    );
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 2, Ok(None))), "3: connect net-n1\napplied 7");
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 3, Ok(None))), "ListNetworks(4)\n5: create web.1.t1\napplied 7");
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 5, Ok(Some("c1".into())))), "Look(6, \"c1\")\napplied 7");
+    check(
+        &look(&mut core, 6, container("c1", "t1", ContainerState::Created)),
+        r#"report t1 ready "prepared" container c1 pid 0 exit 0
+           report t1 starting "starting" container c1 pid 0 exit 0
+           7: start c1
+           applied 7"#,
+    );
+    // The event comes before the call returns.
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(8, \"c1\")\napplied 7");
+    check(
+        &look(&mut core, 8, container("c1", "t1", ContainerState::Running)),
+        "report t1 running \"started\" container c1 pid 77 exit 0\napplied 7",
+    );
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 7, Ok(None))), "Look(9, \"c1\")\napplied 7");
+    check(&look(&mut core, 9, container("c1", "t1", ContainerState::Running)), "applied 7");
+    // It ends by itself; the container stays until the task is forgotten.
+    let mut ended = container("c1", "t1", ContainerState::Exited);
+    ended.exit_code = 3;
+    check(
+        &look(&mut core, 10, ended),
+        "report t1 failed \"started\" err \"task: non-zero exit (3)\" container c1 pid 0 exit 3\napplied 7",
+    );
+    check(&core.handle(at(30), Event::View(view(8, &[], &[]))), "10: remove c1\napplied 8");
+    check(&core.handle(at(30), Event::Done(t.id, 10, Ok(None))), "Look(11, \"c1\")\napplied 8");
+    check(&core.handle(at(30), Event::Looked(11, "c1".into(), Ok(None))), "applied 8");
+}
+
+#[test]
+fn a_task_that_ends_with_0_is_complete() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    check(
+        &look(&mut core, 5, container("c1", "t1", ContainerState::Exited)),
+        "report t1 complete \"finished\" container c1 pid 0 exit 0\napplied 1",
+    );
+}
+
+#[test]
+fn a_refused_image_rejects_the_task_in_the_engines_words() {
+    let mut core = settled(&[task("t1")], &[]);
+    check(
+        &core.handle(at(20), Event::Done("t1".into(), 2, Err(EngineError::Refused("pull access denied".into())))),
+        "report t1 rejected \"preparing\" err \"pull access denied\"\napplied 1",
+    );
+    // Not shown by the managers: said again.
+    check(
+        &core.handle(at(60), Event::Tick),
+        "report t1 rejected \"preparing\" err \"pull access denied\"
+applied 1",
+    );
+}
+
+#[test]
+fn a_container_that_does_not_start_fails_the_task() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
+    core.handle(at(20), Event::Done("t1".into(), 2, Err(EngineError::Refused("exec: no such file".into()))));
+    check(
+        &look(&mut core, 3, container("c1", "t1", ContainerState::Created)),
+        "report t1 failed \"starting\" err \"starting container failed: exec: no such file\" container c1 pid 0 exit 0\napplied 1",
+    );
+}
+
+#[test]
+fn a_restarted_daemon_adopts_what_runs() {
+    let mut running = task("t1");
+    running.status.state = TaskState::Running;
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, &[running], &[])));
+    core.handle(at(0), Event::EngineBack);
+    check(
+        &core.handle(at(0), Event::Listed(1, Ok((vec![container("c1", "t1", ContainerState::Running)], vec![])))),
+        "report t1 running \"started\" container c1 pid 77 exit 0\nwake 10\napplied 1",
+    );
+}
+
+#[test]
+fn a_task_whose_container_vanished_fails() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    let effects = core.handle(at(20), Event::Looked(9, "c1".into(), Ok(None)));
+    assert!(text(&effects).contains("report t1 failed \"started\" err \"task: container vanished"), "{}", text(&effects));
+    // So does one that vanished while the daemon was away.
+    let mut running = task("t1");
+    running.status.state = TaskState::Running;
+    let mut core = self::core();
+    core.handle(at(0), Event::View(view(1, &[running], &[])));
+    let effects = core.handle(at(0), Event::Listed(1, Ok((vec![], vec![]))));
+    assert!(text(&effects).contains("report t1 failed"), "{}", text(&effects));
+}
+
+#[test]
+fn a_health_check_decides_when_it_runs_and_that_it_failed() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
+    let mut c = container("c1", "t1", ContainerState::Running);
+    c.health = Some(Health::Starting);
+    core.handle(at(20), Event::Done("t1".into(), 2, Ok(None)));
+    check(&look(&mut core, 5, c.clone()), "report t1 starting \"starting\" container c1 pid 77 exit 0\napplied 1");
+    c.health = Some(Health::Healthy);
+    check(&look(&mut core, 6, c.clone()), "report t1 running \"started\" container c1 pid 77 exit 0\napplied 1");
+    c.health = Some(Health::Unhealthy);
+    check(&look(&mut core, 7, c.clone()), "4: stop c1 Some(10s)\napplied 1");
+    core.handle(at(20), Event::Done("t1".into(), 4, Ok(None)));
+    (c.state, c.exit_code) = (ContainerState::Exited, 143);
+    check(
+        &look(&mut core, 8, c),
+        "report t1 failed \"started\" err \"task: non-zero exit (143): dockerexec: unhealthy container\" container c1 pid 77 exit 143\napplied 1",
+    );
+}
+
+#[test]
+fn a_stop_ends_with_shutdown_whatever_the_exit_code() {
+    let mut t = task("t1");
+    let mut core = settled(std::slice::from_ref(&t), &[container("c1", "t1", ContainerState::Running)]);
+    t.desired_state = TaskState::Shutdown;
+    t.spec.container_spec.stop_grace_period = Some(Duration::from_secs(3).into());
+    check(&core.handle(at(20), Event::View(view(2, std::slice::from_ref(&t), &[]))), "2: stop c1 Some(3s)\napplied 2");
+    core.handle(at(20), Event::Done(t.id.clone(), 2, Ok(None)));
+    let mut c = container("c1", "t1", ContainerState::Exited);
+    c.exit_code = 137;
+    check(&look(&mut core, 3, c), "report t1 shutdown \"shutdown\" container c1 pid 0 exit 137\napplied 2");
+    t.desired_state = TaskState::Remove;
+    check(&core.handle(at(20), Event::View(view(3, &[t], &[]))), "4: remove c1\napplied 3");
+}
+
+#[test]
+fn a_pull_is_broken_off_when_the_task_is_no_longer_wanted() {
+    let mut t = task("t1");
+    let mut core = settled(std::slice::from_ref(&t), &[]);
+    t.desired_state = TaskState::Shutdown;
+    check(&core.handle(at(20), Event::View(view(2, &[t], &[]))), "Cancel(t1, 2)\nreport t1 shutdown \"shutdown\"\napplied 2");
+    // Its answer comes too late.
+    check(&core.handle(at(20), Event::Done("t1".into(), 2, Ok(None))), "applied 2");
+}
+
+#[test]
+fn a_delayed_start_waits_and_wakes() {
+    let mut t = task("t1");
+    t.not_before = Some(at(50));
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, &[t], &[])));
+    let there = || vec![container("c1", "t1", ContainerState::Created)];
+    check(
+        &core.handle(at(20), Event::Listed(1, Ok((there(), vec![])))),
+        "report t1 ready \"prepared\" container c1 pid 0 exit 0\nwake 50\napplied 1",
+    );
+    check(&core.handle(at(24), Event::Tick), "wake 50\napplied 1");
+    let effects = core.handle(at(50), Event::Tick);
+    assert!(text(&effects).contains("starting\" container c1 pid 0 exit 0\n1: start c1"), "{}", text(&effects));
+}
+
+#[test]
+fn a_prepared_task_waits_for_the_word() {
+    let mut t = task("t1");
+    t.desired_state = TaskState::Ready;
+    let mut core = settled(std::slice::from_ref(&t), &[container("c1", "t1", ContainerState::Created)]);
+    check(&core.handle(at(20), Event::View(view(2, std::slice::from_ref(&t), &[]))), "applied 2");
+    t.desired_state = TaskState::Running;
+    check(
+        &core.handle(at(20), Event::View(view(3, &[t], &[]))),
+        "report t1 starting \"starting\" container c1 pid 0 exit 0\n2: start c1\napplied 3",
+    );
+}
+
+#[test]
+fn strangers_go_after_the_grace_and_not_before_a_view() {
+    let mut core = core();
+    core.handle(at(0), Event::EngineBack);
+    check(&core.handle(at(0), Event::Listed(1, Ok((vec![container("c9", "t9", ContainerState::Running)], vec![])))), "");
+    check(&core.handle(at(100), Event::View(view(1, &[], &[]))), "wake 110\napplied 1");
+    check(&core.handle(at(110), Event::Tick), "2: stop c9 None\napplied 1");
+    core.handle(at(111), Event::Done("t9".into(), 2, Ok(None)));
+    check(
+        &core.handle(at(111), Event::Looked(3, "c9".into(), Ok(Some(container("c9", "t9", ContainerState::Exited))))),
+        "4: remove c9\napplied 1",
+    );
+}
+
+#[test]
+fn an_engine_that_is_gone_changes_nothing_and_is_mentioned_once() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    check(&core.handle(at(20), Event::EngineLost("refused".into())), "SayLost(\"refused\")");
+    check(&core.handle(at(21), Event::EngineLost("refused".into())), "");
+    check(&core.handle(at(22), Event::View(view(2, &[], &[]))), "");
+    core.handle(at(30), Event::EngineBack);
+    check(
+        &core.handle(at(30), Event::Listed(2, Ok((vec![container("c1", "t1", ContainerState::Running)], vec![])))),
+        "SayBack\n3: stop c1 None\napplied 2",
+    );
+}
+
+#[test]
+fn what_may_pass_is_tried_again_with_growing_pauses() {
+    let mut core = settled(&[task("t1")], &[]);
+    let lost = || Err(EngineError::Unavailable { engine: "e".into(), reason: "r".into() });
+    let effects = core.handle(at(20), Event::Done("t1".into(), 2, lost()));
+    let Some(Effect::Wake(first)) = effects.iter().find(|e| matches!(e, Effect::Wake(_))) else { panic!("{}", text(&effects)) };
+    assert!(text(&core.handle(*first, Event::Tick)).contains("3: fetch"));
+    let effects = core.handle(*first, Event::Done("t1".into(), 3, lost()));
+    let Some(Effect::Wake(second)) = effects.iter().find(|e| matches!(e, Effect::Wake(_))) else { panic!("{}", text(&effects)) };
+    assert!(second.since(*first) > first.since(at(20)));
+}
+
+#[test]
+fn late_looks_do_not_undo_newer_ones() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(2, \"c1\")\napplied 1");
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(3, \"c1\")\napplied 1");
+    assert!(text(&look(&mut core, 3, container("c1", "t1", ContainerState::Exited))).contains("complete"));
+    check(&look(&mut core, 2, container("c1", "t1", ContainerState::Running)), "applied 1");
+}
+
+#[test]
+fn networks_go_when_no_task_needs_them_and_not_under_one_that_does() {
+    let t = on_network(task("t1"), "n1", "10.0.1.5/24");
+    let local = |id: &str| LocalNetwork { id: format!("e-{id}"), name: format!("net-{id}"), network_id: NetworkId::from(id) };
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, std::slice::from_ref(&t), &[network("n1", 1)])));
+    core.handle(at(0), Event::EngineBack);
+    core.handle(at(0), Event::Listed(1, Ok((vec![], vec![local("n1"), local("n2")]))));
+    check(&core.handle(at(20), Event::Tick), "report t1 preparing \"preparing\"\nRemoveNetwork(\"e-n2\")\napplied 1");
+    let busy = Err(EngineError::Busy("has active endpoints".into()));
+    let effects = core.handle(at(20), Event::NetworkRemoved("e-n2".into(), busy));
+    assert!(text(&effects).contains("wake"), "{}", text(&effects));
+    check(&core.handle(at(21), Event::Tick), "RemoveNetwork(\"e-n2\")\napplied 1");
+    check(&core.handle(at(21), Event::NetworkRemoved("e-n2".into(), Ok(()))), "applied 1");
+    // The task goes before it ran: its fetch is broken off, its network goes.
+    check(&core.handle(at(30), Event::View(view(2, &[], &[]))), "Cancel(t1, 2)\nRemoveNetwork(\"e-n1\")\napplied 2");
+    // It comes back while the network is on its way out: wait.
+    core.handle(at(31), Event::View(view(3, std::slice::from_ref(&t), &[network("n1", 1)])));
+    let effects = core.handle(at(31), Event::Done(t.id.clone(), 3, Ok(None)));
+    check(&effects, "applied 3");
+    check(&core.handle(at(31), Event::NetworkRemoved("e-n1".into(), Ok(()))), "4: connect net-n1\napplied 3");
+}
+
+#[test]
+fn a_status_that_the_managers_do_not_show_is_repeated() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    let expected = "report t1 running \"started\" container c1 pid 77 exit 0\napplied 1";
+    check(&core.handle(at(5), Event::Tick), &expected.replace("applied", "wake 10\napplied"));
+    let mut shown = task("t1");
+    shown.status.state = TaskState::Running;
+    core.handle(at(6), Event::View(view(2, &[shown], &[])));
+    check(&core.handle(at(60), Event::Tick), "applied 2");
+}

@@ -1,0 +1,196 @@
+//! The whole agent on the fake engine: real time, real channels.
+
+use super::testing::{ME, network, on_network, task, view};
+use super::{AgentConfig, remove_all, run};
+use crate::clock::SystemClock;
+use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus};
+use crate::runtime::Health;
+use crate::runtime::fake::FakeEngine;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+struct Rig {
+    engine: Arc<FakeEngine>,
+    view: watch::Sender<Option<Arc<NodeView>>>,
+    statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    applied: watch::Receiver<Revision>,
+    last: BTreeMap<TaskId, TaskStatus>,
+    shutdown: CancellationToken,
+    index: u64,
+}
+
+impl Rig {
+    fn new(engine: Arc<FakeEngine>) -> Self {
+        let (view, views) = watch::channel(None);
+        let (status, statuses) = mpsc::channel(4);
+        let (set_applied, applied) = watch::channel(Revision::default());
+        let shutdown = CancellationToken::new();
+        let mtu = watch::channel(1420).1;
+        let mut config = AgentConfig::new(NodeId::from(ME), "/run/docker.sock".into(), None, mtu);
+        config.stranger_grace = Duration::from_millis(300);
+        tokio::spawn(run(config, engine.clone(), views, status, set_applied, Arc::new(SystemClock), shutdown.clone()));
+        Self { engine, view, statuses, applied, last: BTreeMap::new(), shutdown, index: 0 }
+    }
+
+    fn want(&mut self, tasks: &[Task]) {
+        self.index += 1;
+        let networks: Vec<_> = tasks
+            .iter()
+            .flat_map(|t| &t.attachments)
+            .map(|a| network(a.network_id.as_str(), a.address.addr().octets()[2]))
+            .collect();
+        self.view.send_replace(Some(view(self.index, tasks, &networks)));
+    }
+
+    async fn until(&mut self, task: &str, state: TaskState) -> TaskStatus {
+        let id = TaskId::from(task);
+        loop {
+            if let Some(status) = self.last.get(&id)
+                && status.state == state
+            {
+                return status.clone();
+            }
+            let got = tokio::time::timeout(Duration::from_secs(10), self.statuses.recv()).await;
+            let (id, status) = got.unwrap_or_else(|_| panic!("{task} is not {state:?}: {:?}", self.last)).expect("agent runs");
+            self.last.insert(id, status);
+        }
+    }
+
+    async fn eventually(&self, what: &str, mut check: impl FnMut(&FakeEngine) -> bool) {
+        for _ in 0..500 {
+            if check(&self.engine) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within 5 s: {what}: {:?}", self.engine.world().calls);
+    }
+}
+
+fn engine() -> Arc<FakeEngine> {
+    let engine = FakeEngine::default();
+    engine.world().images.insert("web:1".to_owned());
+    Arc::new(engine)
+}
+
+fn shut(mut task: Task) -> Task {
+    task.desired_state = TaskState::Shutdown;
+    task
+}
+
+#[tokio::test]
+async fn runs_stops_and_forgets_with_networks() {
+    let mut rig = Rig::new(engine());
+    let t = on_network(task("t1"), "n1", "10.0.1.5/24");
+    rig.want(std::slice::from_ref(&t));
+    let running = rig.until("t1", TaskState::Running).await;
+    assert_eq!(running.message, "started");
+    assert!(running.container.is_some_and(|c| c.pid > 0));
+    assert_eq!(rig.applied.borrow().index, 1);
+    assert_eq!(rig.engine.world().networks.len(), 1);
+    rig.want(&[shut(t)]);
+    rig.until("t1", TaskState::Shutdown).await;
+    assert_eq!(rig.engine.world().containers.len(), 1, "a finished task keeps its container");
+    rig.want(&[]);
+    rig.eventually("all gone", |e| e.world().containers.is_empty() && e.world().networks.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_slow_pull_and_a_slow_stop_hold_nobody_up() {
+    let mut rig = Rig::new(engine());
+    {
+        let mut world = rig.engine.world();
+        world.pull_time = Duration::from_hours(1);
+        world.registry.insert("big:1".to_owned());
+    }
+    let mut slow: Vec<Task> = (0..10).map(|n| task(&format!("slow{n}"))).collect();
+    for t in &mut slow {
+        t.spec.container_spec.image = "big:1".to_owned();
+    }
+    let stopped = task("stopped");
+    rig.want(std::slice::from_ref(&stopped));
+    rig.until("stopped", TaskState::Running).await;
+    rig.engine.world().stop_time = Duration::from_hours(1);
+    let mut all = slow.clone();
+    all.extend([shut(stopped), task("t1")]);
+    rig.want(&all);
+    rig.until("t1", TaskState::Running).await;
+    assert_eq!(rig.last[&TaskId::from("slow9")].state, TaskState::Preparing);
+    // A pull that is no longer wanted ends at once.
+    all[0] = shut(all[0].clone());
+    rig.want(&all);
+    rig.until("slow0", TaskState::Shutdown).await;
+}
+
+#[tokio::test]
+async fn an_engine_that_restarts_is_waited_for() {
+    let mut rig = Rig::new(engine());
+    rig.engine.go_down();
+    rig.want(&[task("t1")]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    rig.engine.come_back();
+    let id = rig.until("t1", TaskState::Running).await.container.expect("a container").container_id;
+    rig.engine.go_down();
+    rig.want(&[task("t1"), task("t2")]);
+    // It ends while nobody can see it.
+    rig.engine.end(&id, 1);
+    rig.engine.come_back();
+    assert_eq!(rig.until("t1", TaskState::Failed).await.err, "task: non-zero exit (1)");
+    rig.until("t2", TaskState::Running).await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_adopts_and_removes_strangers() {
+    let engine = engine();
+    let mut rig = Rig::new(engine.clone());
+    rig.want(&[task("t1"), task("t2")]);
+    rig.until("t1", TaskState::Running).await;
+    rig.until("t2", TaskState::Running).await;
+    rig.shutdown.cancel();
+    engine.world().calls.clear();
+    let mut again = Rig::new(engine.clone());
+    again.want(&[task("t1")]);
+    again.until("t1", TaskState::Running).await;
+    again.eventually("t2 gone", |e| e.world().containers.len() == 1).await;
+    let calls = engine.world().calls.clone();
+    assert!(!calls.iter().any(|c| c.starts_with("start") || c.starts_with("create")), "{calls:?}");
+}
+
+#[tokio::test]
+async fn health_and_failures_are_reported() {
+    let mut rig = Rig::new(engine());
+    {
+        let mut world = rig.engine.world();
+        world.images.extend(["sick:1".to_owned(), "broken:1".to_owned()]);
+        world.checked.insert("sick:1".to_owned());
+        world.broken.insert("broken:1".to_owned(), "exec: \"nope\": not found".to_owned());
+    }
+    let image = |id: &str, image: &str| {
+        let mut t = task(id);
+        t.spec.container_spec.image = image.to_owned();
+        t
+    };
+    rig.want(&[image("sick", "sick:1"), image("broken", "broken:1"), image("absent", "absent:1")]);
+    assert_eq!(rig.until("absent", TaskState::Rejected).await.err, "pull access denied for absent:1");
+    assert_eq!(rig.until("broken", TaskState::Failed).await.err, "starting container failed: exec: \"nope\": not found");
+    let id = rig.until("sick", TaskState::Starting).await.container.expect("made").container_id;
+    rig.eventually("it runs", |e| e.world().calls.contains(&format!("start {id}"))).await;
+    rig.engine.set_health(&id, Health::Healthy);
+    rig.until("sick", TaskState::Running).await;
+    rig.engine.set_health(&id, Health::Unhealthy);
+    assert!(rig.until("sick", TaskState::Failed).await.err.contains("unhealthy container"));
+}
+
+#[tokio::test]
+async fn leaving_removes_everything_of_ours() {
+    let engine = engine();
+    let mut rig = Rig::new(engine.clone());
+    rig.want(&[on_network(task("t1"), "n1", "10.0.1.5/24")]);
+    rig.until("t1", TaskState::Running).await;
+    rig.shutdown.cancel();
+    remove_all(&NodeId::from(ME), &*engine).await.expect("removes");
+    assert!(engine.world().containers.is_empty() && engine.world().networks.is_empty());
+}

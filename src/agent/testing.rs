@@ -1,0 +1,69 @@
+//! Tasks and views for the tests of this room.
+
+use crate::model::{Meta, Timestamp};
+use crate::model::{
+    NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus,
+    mesh::MeshPrefix,
+    task::{Attachment, ContainerSpec, TaskSpec},
+    view::{ClusterPart, Mine, NetworkPart, Networks},
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub const ME: &str = "node1";
+
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp(seconds * 1_000_000_000)
+}
+
+pub fn task(id: &str) -> Task {
+    Task {
+        id: TaskId::from(id),
+        meta: Meta::default(),
+        spec: TaskSpec {
+            container_spec: ContainerSpec { image: "web:1".to_owned(), ..Default::default() },
+            ..Default::default()
+        },
+        spec_version: 1,
+        service_id: ServiceId::from("service1"),
+        service_name: "web".to_owned(),
+        service_labels: BTreeMap::new(),
+        slot: 1,
+        node_id: Some(NodeId::from(ME)),
+        desired_state: TaskState::Running,
+        status: TaskStatus { state: TaskState::Assigned, ..Default::default() },
+        attachments: Vec::new(),
+        not_before: None,
+    }
+}
+
+pub fn on_network(mut task: Task, network: &str, address: &str) -> Task {
+    task.attachments.push(Attachment { network_id: NetworkId::from(network), address: address.parse().expect("an address") });
+    task
+}
+
+pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
+    let part = NetworkPart {
+        name: format!("net-{id}"),
+        subnet: format!("10.0.{index}.0/24").parse().expect("a subnet"),
+        gateway: format!("10.0.{index}.1").parse().expect("an address"),
+        internal: false,
+        ingress: false,
+        members: Vec::new(),
+    };
+    (NetworkId::from(id), part)
+}
+
+pub fn view(index: u64, tasks: &[Task], networks: &[(NetworkId, NetworkPart)]) -> Arc<NodeView> {
+    Arc::new(NodeView {
+        revision: Revision { incarnation: 1, index },
+        mine: Arc::new(Mine { tasks: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+        networks: Arc::new(Networks { by_id: networks.iter().cloned().collect() }),
+        cluster: Arc::new(ClusterPart {
+            mesh: MeshPrefix("fd00::/48".parse().expect("a prefix")),
+            pools: Vec::new(),
+            nodes: Vec::new(),
+            ports: Vec::new(),
+        }),
+    })
+}

@@ -1,0 +1,109 @@
+//! What has to change so that this node answers the published ports. Pure.
+
+use crate::model::{Protocol, view::PublishedPort};
+use std::collections::BTreeMap;
+
+/// IPv4 and IPv6 have a listener each: one may be taken while the other is free.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Family {
+    /// 0.0.0.0
+    V4,
+    /// [::], IPv6 only
+    V6,
+}
+
+/// A port as this node has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Actual {
+    /// Where its connections go.
+    pub route: PublishedPort,
+    /// Listens on 0.0.0.0.
+    pub v4: bool,
+    /// Listens on [::].
+    pub v6: bool,
+}
+
+/// One change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Stop listening; connections go on until they end.
+    Close(u16),
+    /// Send new connections of this port there.
+    Route(PublishedPort),
+    /// Listen on this port.
+    Listen(u16, Family),
+}
+
+/// The steps from `actual` to `desired`, closes first. A port that could not be opened is there without its listeners, so
+/// it is tried again each time. Protocols other than TCP are not carried out here.
+#[must_use]
+pub fn plan(desired: &[PublishedPort], actual: &BTreeMap<u16, Actual>) -> Vec<Step> {
+    let wanted: BTreeMap<u16, &PublishedPort> =
+        desired.iter().filter(|p| p.protocol == Protocol::Tcp).map(|p| (p.published, p)).collect();
+    let mut steps: Vec<Step> = actual.keys().filter(|port| !wanted.contains_key(port)).map(|port| Step::Close(*port)).collect();
+    for (port, wanted) in wanted {
+        let there = actual.get(&port);
+        // Before it listens: a port must know where to send the first connection.
+        if there.is_none_or(|there| there.route != *wanted) {
+            steps.push(Step::Route(wanted.clone()));
+        }
+        for (family, open) in [(Family::V4, there.is_some_and(|t| t.v4)), (Family::V6, there.is_some_and(|t| t.v6))] {
+            if !open {
+                steps.push(Step::Listen(port, family));
+            }
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::view::Backend;
+
+    fn port(published: u16, backends: u8) -> PublishedPort {
+        let backend = |n: u8| Backend { task_id: format!("t{n}").into(), node_id: "n".into(), address: [10, 0, 0, n].into() };
+        PublishedPort {
+            protocol: Protocol::Tcp,
+            published,
+            target: 80,
+            service_id: "s".into(),
+            service_name: "web".to_owned(),
+            backends: (1..=backends).map(backend).collect(),
+        }
+    }
+
+    fn actual(route: PublishedPort, v4: bool, v6: bool) -> (u16, Actual) {
+        (route.published, Actual { route, v4, v6 })
+    }
+
+    #[test]
+    fn a_new_port_is_routed_before_it_listens() {
+        let steps = plan(&[port(80, 1)], &BTreeMap::new());
+        assert_eq!(steps, [Step::Route(port(80, 1)), Step::Listen(80, Family::V4), Step::Listen(80, Family::V6)]);
+    }
+
+    #[test]
+    fn what_is_there_needs_nothing() {
+        assert_eq!(plan(&[port(80, 2)], &BTreeMap::from([actual(port(80, 2), true, true)])), []);
+    }
+
+    #[test]
+    fn a_changed_backend_set_touches_no_listener() {
+        let steps = plan(&[port(80, 3)], &BTreeMap::from([actual(port(80, 2), true, true)]));
+        assert_eq!(steps, [Step::Route(port(80, 3))]);
+    }
+
+    #[test]
+    fn a_gone_port_is_closed_before_another_opens_and_a_taken_family_is_tried_again() {
+        let there = BTreeMap::from([actual(port(80, 1), true, true), actual(port(81, 1), true, false)]);
+        let steps = plan(&[port(81, 1)], &there);
+        assert_eq!(steps, [Step::Close(80), Step::Listen(81, Family::V6)]);
+    }
+
+    #[test]
+    fn other_protocols_are_left_alone() {
+        let udp = PublishedPort { protocol: Protocol::Udp, ..port(53, 1) };
+        assert_eq!(plan(&[udp], &BTreeMap::new()), []);
+    }
+}

@@ -1,0 +1,104 @@
+//! How the demo tells what it does: a line per step with its time, or one JSON document at the end.
+
+use serde::Serialize;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Steps so far.
+pub(super) struct Report {
+    json: bool,
+    live: bool,
+    start: Instant,
+    step: Instant,
+    current: String,
+    steps: Vec<Step>,
+    proof: serde_json::Map<String, serde_json::Value>,
+    closing: String,
+}
+
+#[derive(Serialize)]
+struct Step {
+    step: String,
+    seen: String,
+    seconds: f64,
+    ok: bool,
+}
+
+impl Report {
+    pub(super) fn new(json: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            json,
+            live: !json && std::io::stdout().is_terminal(),
+            start: now,
+            step: now,
+            current: String::new(),
+            steps: Vec::new(),
+            proof: serde_json::Map::new(),
+            closing: String::new(),
+        }
+    }
+
+    /// A step begins.
+    pub(super) fn begin(&mut self, step: &str) {
+        step.clone_into(&mut self.current);
+        self.step = Instant::now();
+        self.progress("…");
+    }
+
+    /// What is seen while it runs; shown on a terminal only.
+    pub(super) fn progress(&mut self, seen: &str) {
+        if self.live {
+            print!("\r\x1b[K  {:>5.1} s  {}  {seen}", self.step.elapsed().as_secs_f64(), self.current);
+            let _ = std::io::stdout().flush();
+        }
+    }
+
+    /// The step is done; what was seen.
+    pub(super) fn done(&mut self, seen: String) {
+        let seconds = self.step.elapsed();
+        if !self.json {
+            println!("{}{:>7.1} s  {}: {seen}", if self.live { "\r\x1b[K" } else { "" }, seconds.as_secs_f64(), self.current);
+        }
+        self.push(seen, seconds, true);
+    }
+
+    /// A number of the proof, for the JSON document.
+    pub(super) fn prove(&mut self, name: &str, value: impl Serialize) {
+        self.proof.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
+    }
+
+    /// Text shown after the last step.
+    pub(super) fn closing(&mut self, text: String) {
+        self.closing = text;
+    }
+
+    /// All is done, or not.
+    pub(super) fn finish(&mut self, error: Option<&anyhow::Error>) {
+        if let Some(error) = error {
+            let text = format!("{error:#}");
+            if !self.json {
+                println!("{}failed: {}: {text}", if self.live { "\r\x1b[K" } else { "" }, self.current);
+            }
+            let seconds = self.step.elapsed();
+            self.push(text, seconds, false);
+        }
+        let seconds = self.start.elapsed().as_secs_f64();
+        if self.json {
+            let document =
+                serde_json::json!({ "ok": error.is_none(), "seconds": round(seconds), "steps": self.steps, "proof": self.proof });
+            println!("{document:#}");
+        } else if error.is_none() {
+            println!("proved in {seconds:.1} s\n\n{}", self.closing);
+        }
+    }
+
+    fn push(&mut self, seen: String, took: Duration, ok: bool) {
+        self.steps.push(Step { step: std::mem::take(&mut self.current), seen, seconds: round(took.as_secs_f64()), ok });
+    }
+}
+
+fn round(seconds: f64) -> f64 {
+    (seconds * 100.0).round() / 100.0
+}

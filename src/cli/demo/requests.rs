@@ -1,0 +1,118 @@
+//! What the demo asks of the swarm: Docker API calls, and requests of the client to published ports.
+
+use crate::datapath::netns;
+use crate::http::UnixClient;
+use crate::lab::Host;
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+/// Longest wait for a connection or an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The host's skep.
+pub(super) fn api(node: &Host) -> UnixClient {
+    UnixClient::new(node.skep_socket())
+}
+
+/// POST with a JSON body; the reply's body, or null if it has none.
+pub(super) async fn post(node: &Host, target: &str, body: &Value) -> anyhow::Result<Value> {
+    let reply = api(node).request("POST", target, Some(body)).await?;
+    reply.ok().with_context(|| format!("{}: POST {target}", node.name()))?;
+    Ok(serde_json::from_slice(&reply.body).unwrap_or(Value::Null))
+}
+
+/// GET.
+pub(super) async fn get(node: &Host, target: &str) -> anyhow::Result<Value> {
+    api(node).get(target).await?.json().with_context(|| format!("{}: GET {target}", node.name()))
+}
+
+/// Takes everything of skep's down on the node.
+pub(super) async fn leave(node: &Host) -> anyhow::Result<()> {
+    post(node, "/swarm/leave?force=1", &json!({})).await.map(drop)
+}
+
+/// The node object with this host name.
+pub(super) async fn node_named(manager: &Host, name: &str) -> anyhow::Result<Value> {
+    let nodes = get(manager, "/nodes").await?;
+    let all = nodes.as_array().context("GET /nodes gave no list")?;
+    all.iter().find(|n| n["Description"]["Hostname"] == name).cloned().with_context(|| format!("no node {name}"))
+}
+
+/// Sets a node's availability, again if somebody else wrote the node in between.
+pub(super) async fn set_availability(manager: &Host, name: &str, availability: &str) -> anyhow::Result<()> {
+    let mut last = None;
+    for _ in 0..10 {
+        let node = node_named(manager, name).await?;
+        let mut spec = node["Spec"].clone();
+        spec["Availability"] = json!(availability);
+        let target = format!("/nodes/{}/update?version={}", node["ID"].as_str().unwrap_or_default(), node["Version"]["Index"]);
+        match post(manager, &target, &spec).await {
+            Ok(_) => return Ok(()),
+            Err(error) if format!("{error:#}").contains("out of sequence") => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no try")))
+}
+
+/// Running tasks of the service per host name.
+pub(super) async fn running(manager: &Host, service: &str) -> anyhow::Result<BTreeMap<String, usize>> {
+    let filter = format!("%7B%22service%22%3A%5B%22{service}%22%5D%2C%22desired-state%22%3A%5B%22running%22%5D%7D");
+    let tasks = get(manager, &format!("/tasks?filters={filter}")).await?;
+    let nodes = get(manager, "/nodes").await?;
+    let name = |id: &Value| {
+        let found = nodes.as_array().into_iter().flatten().find(|n| n["ID"] == *id);
+        found.and_then(|n| n["Description"]["Hostname"].as_str()).unwrap_or("?").to_owned()
+    };
+    let mut count = BTreeMap::new();
+    for task in tasks.as_array().into_iter().flatten().filter(|t| t["Status"]["State"] == "running") {
+        *count.entry(name(&task["NodeID"])).or_insert(0) += 1;
+    }
+    Ok(count)
+}
+
+/// What came back from a port: answers per backend, and requests without one.
+#[derive(Default, Debug)]
+pub(super) struct Answers {
+    /// Answers per backend's host name.
+    pub by_backend: BTreeMap<String, usize>,
+    /// Requests without an answer.
+    pub failed: usize,
+}
+
+/// Sends requests from the client to a host's published port, one after the other, each on a connection of its own.
+pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, times: usize) -> anyhow::Result<Answers> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", client.pid())).context("the client is gone")?;
+    tokio::task::spawn_blocking(move || {
+        let asked = netns::run(namespace.as_fd(), || {
+            let mut answers = Answers::default();
+            for _ in 0..times {
+                match fetch(SocketAddr::from((address, port))) {
+                    Ok(backend) => *answers.by_backend.entry(backend).or_insert(0) += 1,
+                    Err(_) => answers.failed += 1,
+                }
+            }
+            answers
+        });
+        asked.context("cannot ask from the client's namespace")
+    })
+    .await?
+}
+
+/// One HTTP request; the first word of the answer's body.
+fn fetch(target: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    let word =
+        body.and_then(|b| b.split_whitespace().next()).filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 "));
+    word.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
+}

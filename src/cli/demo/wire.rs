@@ -1,0 +1,64 @@
+//! Counts the packets between the three hosts, on the bridge between them, by what they are. The kernel counts (nft in
+//! the fabric's bridge), so nothing is missed.
+
+use crate::lab::{Lab, output};
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// Neighbour discovery is ARP, IPv6 ND and the multicast reports that belong to it.
+const RULES: &str = r#"
+table bridge demo {
+  set hosts { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2, 192.0.2.3 } }
+  counter tunnel {}
+  counter join {}
+  counter neighbours {}
+  counter other {}
+  chain between {
+    type filter hook forward priority 0; policy accept;
+    ether type arp counter name neighbours accept
+    icmpv6 type { 133, 134, 135, 136, 143 } counter name neighbours accept
+    ip saddr != @hosts accept
+    ip daddr != @hosts accept
+    udp sport 2377 udp dport 2377 counter name tunnel accept
+    tcp dport 2377 counter name join accept
+    tcp sport 2377 counter name join accept
+    counter name other log prefix "skep demo: "
+  }
+}
+"#;
+
+/// Packets seen between the hosts.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub(super) struct Counts {
+    /// UDP 2377: the tunnel.
+    pub tunnel: u64,
+    /// TCP 2377: joins.
+    pub join: u64,
+    /// Neighbour discovery.
+    pub neighbours: u64,
+    /// Anything else.
+    pub other: u64,
+}
+
+pub(super) async fn start(lab: &Lab) -> anyhow::Result<()> {
+    let rules = lab.dir().join("wire.nft");
+    std::fs::write(&rules, RULES)?;
+    output(lab.command("nft").arg("-f").arg(&rules)).await.context("packets cannot be counted on the bridge").map(drop)
+}
+
+pub(super) async fn counts(lab: &Lab) -> anyhow::Result<Counts> {
+    let text = output(lab.command("nft").args(["-j", "list", "counters"])).await?;
+    let listed: serde_json::Value = serde_json::from_str(&text)?;
+    let mut counts = Counts::default();
+    for counter in listed["nftables"].as_array().into_iter().flatten().filter_map(|entry| entry.get("counter")) {
+        let packets = counter["packets"].as_u64().unwrap_or(0);
+        match counter["name"].as_str() {
+            Some("tunnel") => counts.tunnel = packets,
+            Some("join") => counts.join = packets,
+            Some("neighbours") => counts.neighbours = packets,
+            Some("other") => counts.other = packets,
+            _ => {}
+        }
+    }
+    Ok(counts)
+}

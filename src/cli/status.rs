@@ -1,0 +1,111 @@
+//! `skep status`: this node's picture as a table, or as JSON.
+
+use super::Target;
+use crate::balance::PortState;
+use crate::status::Status;
+use std::fmt::Write as _;
+
+/// Flags of `skep status`.
+#[derive(clap::Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    let reply = args.target.admin().get("/status").await?;
+    if args.json {
+        reply.ok()?;
+        println!("{}", String::from_utf8_lossy(&reply.body));
+        return Ok(());
+    }
+    print!("{}", render(&reply.json()?));
+    Ok(())
+}
+
+/// The table, as text.
+pub(super) fn render(status: &Status) -> String {
+    let mut out = String::new();
+    let role = status.role.map_or("no member", crate::model::Role::as_str);
+    let _ = writeln!(out, "skep {}: {} ({role})", status.version, status.state);
+    if !status.error.is_empty() {
+        let _ = writeln!(out, "error:    {}", status.error);
+    }
+    let Some(node) = &status.node else {
+        let _ = writeln!(out, "start a swarm with `skep init`, or join one with `skep join`");
+        return out;
+    };
+    let _ = writeln!(out, "node:     {node}");
+    let _ = writeln!(out, "leader:   {}", status.leader.as_deref().unwrap_or("unknown"));
+    let _ = writeln!(out, "session:  {}", status.session);
+    let applied: Vec<String> = status.applied.iter().map(|(name, r)| format!("{name} {}", r.index)).collect();
+    let _ = writeln!(out, "revision: told {}, applied {}", status.told.index, applied.join(", "));
+    let planes = &status.planes;
+    let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", planes.tunnel, planes.tunnel_port, planes.mtu);
+    let _ = writeln!(out, "ports:    {}", planes.ports);
+    let _ = writeln!(out);
+    let mut rows = vec![["NODE", "ROLE", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
+    for node in &status.nodes {
+        rows.push([
+            format!("{}{}", node.hostname, if node.here { " *" } else { "" }),
+            if node.manager { "manager" } else { "worker" }.to_owned(),
+            node.path.clone(),
+            node.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            node.handshake_seconds.map_or_else(|| "-".to_owned(), |s| format!("{s} s ago")),
+            bytes(node.rx_bytes),
+            bytes(node.tx_bytes),
+            node.containers.to_string(),
+        ]);
+    }
+    out.push_str(&table(&rows));
+    if !status.ports.is_empty() {
+        let _ = writeln!(out);
+        let mut rows = vec![["PORT", "SERVICE", "STATE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
+        for port in &status.ports {
+            rows.push([
+                format!("{}/{}", port.port, port.protocol.as_str()),
+                port.service.clone(),
+                match &port.state {
+                    PortState::Listening => "listening".to_owned(),
+                    PortState::Taken(why) => format!("taken: {why}"),
+                    PortState::Unsupported => "not served: only TCP is built yet".to_owned(),
+                },
+                port.backends.to_string(),
+                port.connections.to_string(),
+            ]);
+        }
+        out.push_str(&table(&rows));
+    }
+    out
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{} KiB", n >> 10),
+        _ => format!("{} MiB", n >> 20),
+    }
+}
+
+/// Columns as wide as their widest cell, two blanks apart.
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut width = [0; N];
+    for row in rows {
+        for (w, cell) in width.iter_mut().zip(row) {
+            *w = (*w).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (w, cell) in width.iter().zip(row) {
+            let _ = write!(line, "{cell:w$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}

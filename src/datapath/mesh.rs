@@ -1,0 +1,297 @@
+//! The mesh namespace: a network namespace of skep's own, pinned by a bind mount, that holds the tunnel device and the
+//! mesh ends of all containers' veths, and nothing of anybody else. This file makes or adopts it, says what is in it
+//! and carries out steps; what should be in it is `overlay`'s to say.
+
+use anyhow::Context;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use super::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use super::{Sockets, netns, sockets, sysctl};
+
+pub mod base;
+mod state;
+pub(super) mod wire;
+
+pub use state::{
+    Action, LOCAL, Link, MAIN, MeshState, MeshStep, Route, Rule, TUNNEL, Target, address_of, container_end, mesh_end, table_of,
+};
+
+/// The open mesh namespace.
+pub struct Mesh {
+    pin: PathBuf,
+    namespace: OwnedFd,
+    /// Where the container's ends of new veths go: the namespace that [`Mesh::open`] was called in.
+    pub(super) host: OwnedFd,
+    pub(super) netlink: Netlink,
+    /// A socket in the host's namespace.
+    pub(super) host_netlink: Netlink,
+    turn: Mutex<()>,
+    changed: Notify,
+}
+
+impl Mesh {
+    /// Makes the namespace and pins it, or adopts the one that is pinned; then sysctls, `lo`, base rules. What an adopted
+    /// one carries is not disturbed.
+    ///
+    /// # Errors
+    /// Not root, the folder cannot be written, or the kernel refuses something: says which step.
+    pub async fn open(pin: &Path) -> anyhow::Result<Arc<Self>> {
+        let host = netns::current().context("cannot open the own network namespace")?;
+        let host_netlink = Netlink::open().context("cannot open a netlink socket")?;
+        let (namespace, adopted) = netns::make_or_adopt(pin)?;
+        let runtime = tokio::runtime::Handle::current();
+        let netlink = netns::run(namespace.as_fd(), || {
+            let _context = runtime.enter();
+            Netlink::open()
+        })
+        .and_then(|opened| opened)
+        .with_context(|| format!("cannot open a netlink socket in the mesh namespace {}", pin.display()))?;
+        let mesh =
+            Self { pin: pin.to_owned(), namespace, host, netlink, host_netlink, turn: Mutex::new(()), changed: Notify::new() };
+        let steps = base::steps(&mesh.observe().await?);
+        tracing::info!(pin = %pin.display(), adopted, steps = steps.len(), "mesh namespace open");
+        mesh.apply(&steps).await?;
+        Ok(Arc::new(mesh))
+    }
+
+    /// Runs `f` on a thread of its own in the mesh namespace and waits for it; for work that takes microseconds.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or `f` panicked.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        netns::run(self.fd(), f).with_context(|| format!("cannot work in the mesh namespace {}", self.pin.display()))
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Where it is pinned.
+    #[must_use]
+    pub fn pin(&self) -> &Path {
+        &self.pin
+    }
+
+    /// Held while links and rules are changed or a plan of them is carried out, so that one does not undo the other.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Returns when a veth has come or gone since the last time.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(super) fn poke(&self) {
+        self.changed.notify_one();
+    }
+
+    /// What is there now.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn observe(&self) -> anyhow::Result<MeshState> {
+        self.look().await.with_context(|| format!("cannot read what is in the mesh namespace {}", self.pin.display()))
+    }
+
+    async fn look(&self) -> anyhow::Result<MeshState> {
+        let mut state = MeshState::default();
+        let mut names = BTreeMap::new();
+        for message in self.netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await.context("links")? {
+            if let RouteNetlinkMessage::NewLink(message) = message
+                && let Some((name, link)) = wire::read_link(&message)
+            {
+                names.insert(link.index, name.clone());
+                state.links.insert(name, link);
+            }
+        }
+        for message in self.netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await.context("addresses")? {
+            if let RouteNetlinkMessage::NewAddress(message) = message
+                && let Some((index, address)) = wire::read_address(&message)
+                && let Some(name) = names.get(&index)
+            {
+                state.addresses.insert((name.clone(), address));
+            }
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut ask = RuleMessage::default();
+            ask.header.family = family;
+            for message in self.netlink.dump(RouteNetlinkMessage::GetRule(ask)).await.context("rules")? {
+                if let RouteNetlinkMessage::NewRule(message) = message {
+                    state.rules.extend(wire::read_rule(&message));
+                }
+            }
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = family;
+            for message in self.netlink.dump(RouteNetlinkMessage::GetRoute(ask)).await.context("routes")? {
+                if let RouteNetlinkMessage::NewRoute(message) = message {
+                    state.routes.extend(wire::read_route(&message, &names));
+                }
+            }
+        }
+        let keys: Vec<String> = base::SYSCTLS
+            .iter()
+            .map(|(key, _)| (*key).to_owned())
+            .chain(state.links.keys().filter(|l| address_of(l).is_some()).map(|l| ipv6_switch(l)))
+            .collect();
+        let read = self.run(|| keys.into_iter().map(|key| Ok((sysctl::read(&key)?, key))).collect::<io::Result<Vec<_>>>())?;
+        state.sysctls = read.context("sysctls")?.into_iter().filter_map(|(value, key)| Some((key, value?))).collect();
+        Ok(state)
+    }
+
+    /// Carries the steps out, in order, each one logged. Goes on past a failed step; the error names all that failed.
+    ///
+    /// # Errors
+    /// What could not be done and why.
+    pub async fn apply(&self, steps: &[MeshStep]) -> anyhow::Result<()> {
+        let mut failed = Vec::new();
+        for step in steps {
+            match self.step(step).await {
+                Ok(()) => tracing::info!(%step, "mesh"),
+                Err(error) => {
+                    tracing::warn!(%step, %error, "mesh step failed");
+                    failed.push(format!("{step}: {error}"));
+                }
+            }
+        }
+        anyhow::ensure!(failed.is_empty(), "in the mesh namespace {}: {}", self.pin.display(), failed.join("; "));
+        Ok(())
+    }
+
+    async fn step(&self, step: &MeshStep) -> io::Result<()> {
+        use RouteNetlinkMessage as Message;
+        let netlink = &self.netlink;
+        match step {
+            MeshStep::Sysctl(key, value) => netns::run(self.fd(), || sysctl::write(key, value))?,
+            MeshStep::Mtu(link, mtu) => netlink.change(Message::SetLink(wire::link_mtu(link, *mtu)), 0).await.map(drop),
+            MeshStep::Up(link) => netlink.change(Message::SetLink(wire::link_up(link)), 0).await.map(drop),
+            MeshStep::AddAddress(link, address) => {
+                let index = self.index(link).await?;
+                let message = Message::NewAddress(wire::address(index, *address));
+                exists_is_fine(netlink.change(message, NLM_F_CREATE | NLM_F_EXCL).await)
+            }
+            MeshStep::RemoveAddress(link, address) => match self.index(link).await {
+                Ok(index) => gone_is_fine(netlink.change(Message::DelAddress(wire::address(index, *address)), 0).await),
+                gone => gone_is_fine(gone),
+            },
+            MeshStep::SetRoute(route) => {
+                let index = match &route.target {
+                    Target::Local => self.index("lo").await?,
+                    Target::Device(device) => self.index(device).await?,
+                    Target::Other(what) => {
+                        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("skep makes no such route: {what}")));
+                    }
+                };
+                let message = Message::NewRoute(wire::route(route, index));
+                netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+            }
+            MeshStep::RemoveRoute(route) => {
+                let index = match &route.target {
+                    Target::Device(device) => self.index(device).await.ok(),
+                    Target::Local | Target::Other(_) => None,
+                };
+                gone_is_fine(netlink.change(Message::DelRoute(wire::no_route(route, index)), 0).await)
+            }
+            MeshStep::AddRule(rule) => {
+                exists_is_fine(netlink.change(Message::NewRule(wire::rule(rule)), NLM_F_CREATE | NLM_F_EXCL).await)
+            }
+            MeshStep::RemoveRule(rule) => gone_is_fine(netlink.change(Message::DelRule(wire::rule(rule)), 0).await),
+        }
+    }
+
+    /// The number of the device with this name.
+    async fn index(&self, link: &str) -> io::Result<u32> {
+        let answers = self.netlink.change(RouteNetlinkMessage::GetLink(wire::link_named(link)), 0).await?;
+        let found = answers.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(message.header.index),
+            _ => None,
+        });
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// Takes the namespace down: its devices (the containers lose theirs at once, whoever still holds a socket here), the
+    /// mount, the file.
+    ///
+    /// # Errors
+    /// The pin cannot be taken away.
+    pub fn remove(self: Arc<Self>) -> anyhow::Result<()> {
+        let emptied = self.run(|| -> anyhow::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+            runtime.block_on(async {
+                let netlink = Netlink::open()?;
+                for message in netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await? {
+                    if let RouteNetlinkMessage::NewLink(message) = message
+                        && let Some((name, _)) = wire::read_link(&message)
+                        && name != "lo"
+                    {
+                        gone_is_fine(netlink.change(RouteNetlinkMessage::DelLink(wire::link_named(&name)), 0).await)?;
+                    }
+                }
+                Ok(())
+            })
+        });
+        if let Err(error) = emptied.and_then(|inner| inner) {
+            tracing::warn!(pin = %self.pin.display(), %error, "devices of the mesh namespace left to the kernel");
+        }
+        netns::unpin(&self.pin)
+            .with_context(|| format!("cannot take the pin {} of the mesh namespace away", self.pin.display()))?;
+        tracing::info!(pin = %self.pin.display(), "mesh namespace removed");
+        Ok(())
+    }
+}
+
+impl Sockets for Mesh {
+    fn udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        specific(address)?;
+        netns::briefly(self.fd(), || sockets::udp(address))
+    }
+    fn listen(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+        specific(address)?;
+        netns::briefly(self.fd(), || sockets::listen(address))
+    }
+    fn stream(&self, source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
+        netns::briefly(self.fd(), || sockets::stream(source))
+    }
+}
+
+/// Servers in the mesh bind one address. The rules keep every container from the others; but a wildcard socket would also
+/// hear what a container sends to 255.255.255.255 and 224.0.0.1, which the kernel delivers without asking the rules.
+fn specific(address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() && address.port() != 0 {
+        let reason = format!("a server in the mesh namespace binds one address, not {address}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    Ok(())
+}
+
+/// Key of the sysctl that turns IPv6 off on a device.
+#[must_use]
+pub fn ipv6_switch(link: &str) -> String {
+    format!("ipv6/conf/{link}/disable_ipv6")
+}
+
+/// Moves the calling process into the mesh namespace pinned at `pin`, for `skep netns CMD…`. Call it before any thread is
+/// started: a namespace belongs to a thread.
+///
+/// # Errors
+/// Nothing is pinned there (the daemon never ran, or the machine was rebooted since), or not root.
+pub fn enter(pin: &Path) -> anyhow::Result<()> {
+    let namespace = netns::pinned(pin)
+        .with_context(|| format!("cannot look at {}", pin.display()))?
+        .with_context(|| format!("no mesh namespace is pinned at {}: is the daemon running here?", pin.display()))?;
+    netns::enter(namespace.as_fd()).context("cannot enter the mesh namespace (root is needed)")
+}

@@ -1,0 +1,142 @@
+//! Network namespaces: pin one by a bind mount, enter one, run something inside one. Knows nothing of what is in them.
+//!
+//! A namespace belongs to a thread, so nothing here may await between entering and leaving.
+
+use anyhow::{Context, bail};
+use rustix::fs::{StatFs, fstatfs};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Where a thread sees its own network namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
+/// `f_type` of nsfs: what tells a pin from the plain file that a reboot leaves.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// The calling thread's namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn current() -> io::Result<OwnedFd> {
+    Ok(File::open(OWN)?.into())
+}
+
+/// The namespace pinned at `pin`; `None` if nothing or only a plain file is there.
+///
+/// # Errors
+/// The kernel's.
+pub fn pinned(pin: &Path) -> io::Result<Option<OwnedFd>> {
+    let file = match File::open(pin) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(is_nsfs(&fstatfs(&file)?).then(|| file.into()))
+}
+
+fn is_nsfs(stat: &StatFs) -> bool {
+    i128::from(stat.f_type) == i128::from(NSFS_MAGIC)
+}
+
+/// Makes a namespace and pins it at `pin`, or adopts the one that is pinned there. Says whether it was adopted.
+///
+/// # Errors
+/// Not root, or the folder of `pin` cannot be written.
+pub fn make_or_adopt(pin: &Path) -> anyhow::Result<(OwnedFd, bool)> {
+    if let Some(fd) = pinned(pin).with_context(|| format!("cannot look at the mesh namespace's pin {}", pin.display()))? {
+        return Ok((fd, true));
+    }
+    if let Some(folder) = pin.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    File::create(pin).with_context(|| format!("cannot make the file {} to pin the mesh namespace on", pin.display()))?;
+    // A thread of its own: the namespace that it moves to must not stay on a thread that others use.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare_net().context("cannot make a network namespace (root, or CAP_SYS_ADMIN, is needed)")?;
+                mount_bind(OWN, pin).with_context(|| format!("cannot pin the mesh namespace at {}", pin.display()))?;
+                anyhow::Ok(())
+            })
+            .join()
+            .unwrap_or_else(|_| bail!("the thread that makes the mesh namespace panicked"))
+    })?;
+    let fd = pinned(pin)?.with_context(|| format!("{} is no namespace right after it was pinned there", pin.display()))?;
+    Ok((fd, false))
+}
+
+#[expect(unsafe_code, reason = "rustix marks unshare unsafe because of its FILES flag")]
+fn unshare_net() -> rustix::io::Result<()> {
+    // SAFETY: only the network namespace is unshared; file descriptors stay shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+/// Takes the pin away: every mount on it, then the file. A namespace without sockets, processes and devices of its own dies with it.
+///
+/// # Errors
+/// The kernel's; a pin that is gone already is fine.
+pub fn unpin(pin: &Path) -> io::Result<()> {
+    loop {
+        match unmount(pin, UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Moves the calling thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?)
+}
+
+/// Runs `f` on a thread of its own inside the namespace and waits for it (blocks the caller for that long).
+///
+/// # Errors
+/// The namespace cannot be entered, or `f` panicked.
+pub fn run<T: Send>(namespace: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = std::thread::Builder::new().name("skep-netns".to_owned()).spawn_scoped(scope, || {
+            enter(namespace)?;
+            Ok(f())
+        })?;
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
+    })
+}
+
+/// Runs `f` on the calling thread inside the namespace and goes back: some microseconds, for making a socket.
+///
+/// # Errors
+/// What `f` or the kernel says.
+pub fn briefly<T>(namespace: BorrowedFd<'_>, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let home = current()?;
+    enter(namespace)?;
+    let back = Back(home);
+    let made = f();
+    drop(back);
+    made
+}
+
+/// Goes home when dropped, also when `f` panics.
+struct Back(OwnedFd);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(error) = enter(self.0.as_fd()) {
+            // A worker thread that stays in the wrong namespace would open the host's sockets inside the mesh.
+            tracing::error!(%error, "cannot go back to the own network namespace");
+            std::process::abort();
+        }
+    }
+}

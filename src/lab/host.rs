@@ -1,0 +1,200 @@
+//! One host: its namespaces, its engine, its daemon.
+
+use super::{EngineRoot, engine, eventually, holder::Holder, output};
+use crate::http::UnixClient;
+use anyhow::Context as _;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// A host of the lab.
+pub struct Host {
+    name: String,
+    address: Ipv4Addr,
+    port: String,
+    dir: PathBuf,
+    holder: Holder,
+    engine: Option<Child>,
+    daemon: Option<Child>,
+}
+
+impl Host {
+    pub(super) fn new(name: &str, address: Ipv4Addr, port: String, dir: PathBuf, holder: Holder) -> Self {
+        Self { name: name.to_owned(), address, port, dir, holder, engine: None, daemon: None }
+    }
+    /// Its host name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Its address on the fabric.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+    /// Its files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    pub(super) fn port(&self) -> &str {
+        &self.port
+    }
+    /// Process 1 of its namespaces, as seen from outside.
+    pub fn pid(&self) -> u32 {
+        self.holder.pid
+    }
+    /// A command inside the host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.holder.command(program)
+    }
+    /// Runs a command inside the host, words split at blanks.
+    ///
+    /// # Errors
+    /// It ends with another code than 0.
+    pub async fn run(&self, line: &str) -> anyhow::Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("empty command")?;
+        output(self.command(program).args(words)).await
+    }
+    /// The engine's socket, reachable from outside too.
+    pub fn engine_socket(&self) -> PathBuf {
+        self.dir.join("engine.sock")
+    }
+    /// skep's run directory.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+    /// skep's data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+    /// skep's Docker API socket, reachable from outside too.
+    pub fn skep_socket(&self) -> PathBuf {
+        self.run_dir().join("docker.sock")
+    }
+    /// A `docker` command against the host's engine, run outside.
+    pub fn engine_cli(&self) -> Command {
+        docker(&self.engine_socket())
+    }
+    /// A `docker` command against the host's skep, run outside.
+    pub fn docker(&self) -> Command {
+        docker(&self.skep_socket())
+    }
+    /// Runs `docker …` against the host's skep, words split at blanks.
+    ///
+    /// # Errors
+    /// It ends with another code than 0.
+    pub async fn docker_run(&self, line: &str) -> anyhow::Result<String> {
+        output(self.docker().args(line.split_whitespace())).await
+    }
+
+    /// Starts the host's Docker Engine and waits until it answers.
+    ///
+    /// # Errors
+    /// There is no dockerd, or it does not come up (the error names its log).
+    pub async fn start_engine(&mut self, root: &EngineRoot) -> anyhow::Result<()> {
+        self.engine = Some(engine::start(self, root)?);
+        let client = UnixClient::new(self.engine_socket());
+        let log = self.dir.join("engine.log");
+        eventually("Docker Engine to answer", Duration::from_secs(30), || async { client.get("/_ping").await?.ok() })
+            .await
+            .with_context(|| format!("Docker Engine of {} did not come up, see {}", self.name, log.display()))
+    }
+
+    /// Stops the host's engine the way a service manager does.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub async fn stop_engine(&mut self) -> anyhow::Result<()> {
+        terminate(&mut self.engine).await
+    }
+
+    /// Starts `skep daemon` on the host and waits until its socket answers.
+    ///
+    /// # Errors
+    /// It does not come up; the error ends with its last log lines.
+    pub async fn start_daemon(&mut self, program: &Path, more: &[&str]) -> anyhow::Result<()> {
+        let log = self.dir.join("skep.log");
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let mut command = self.command(program);
+        command
+            .arg("daemon")
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .arg("--engine")
+            .arg(format!("unix://{}", self.engine_socket().display()))
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out);
+        self.daemon = Some(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
+        let client = UnixClient::new(self.run_dir().join("admin.sock"));
+        let up =
+            eventually("skep daemon to answer", Duration::from_secs(15), || async { client.get("/healthz").await?.ok() }).await;
+        up.with_context(|| format!("skep daemon of {} did not come up: {}", self.name, tail(&log)))
+    }
+
+    /// Stops the daemon; `kill` does it with SIGKILL.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub async fn stop_daemon(&mut self, kill: bool) -> anyhow::Result<()> {
+        if kill && let Some(child) = &self.daemon {
+            signal_inside(child, "KILL").await?;
+        }
+        terminate(&mut self.daemon).await
+    }
+
+    /// Last lines of the daemon's log.
+    pub fn log_tail(&self) -> String {
+        tail(&self.dir.join("skep.log"))
+    }
+
+    /// Ends everything on the host.
+    pub async fn stop(mut self) {
+        // The containers by the engine, so that they leave no cgroup behind, and at once, not after their grace.
+        let _ = terminate(&mut self.daemon).await;
+        if self.engine.is_some() {
+            let ids = output(self.engine_cli().args(["ps", "-aq"])).await.unwrap_or_default();
+            if !ids.trim().is_empty() {
+                let _ = output(self.engine_cli().args(["rm", "-f"]).args(ids.split_whitespace())).await;
+            }
+        }
+        let _ = terminate(&mut self.engine).await;
+        self.holder.stop().await;
+    }
+}
+
+fn docker(socket: &Path) -> Command {
+    let mut command = Command::new("docker");
+    command.env_remove("DOCKER_CONTEXT").arg("-H").arg(format!("unix://{}", socket.display()));
+    command
+}
+
+/// nsenter stays outside as parent of the program inside: the signal must go to that one.
+async fn signal_inside(child: &Child, signal: &str) -> anyhow::Result<()> {
+    let Some(outer) = child.id() else { return Ok(()) };
+    let inside = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap_or_default();
+    for pid in inside.split_whitespace() {
+        output(Command::new("kill").args(["-s", signal, pid])).await?;
+    }
+    Ok(())
+}
+
+async fn terminate(slot: &mut Option<Child>) -> anyhow::Result<()> {
+    let Some(mut child) = slot.take() else { return Ok(()) };
+    let _ = signal_inside(&child, "TERM").await;
+    if tokio::time::timeout(Duration::from_secs(20), child.wait()).await.is_err() {
+        signal_inside(&child, "KILL").await?;
+        child.wait().await?;
+    }
+    Ok(())
+}
+
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}

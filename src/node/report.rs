@@ -1,0 +1,112 @@
+//! What the admin socket shows of the node: its status and everything behind it.
+
+use super::member::Member;
+use super::{Daemon, State};
+use crate::admin::Source;
+use crate::status::{NodeLine, Planes, Status};
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+
+#[async_trait]
+impl Source for Daemon {
+    async fn status(&self) -> Status {
+        status(self).await
+    }
+
+    async fn dump(&self) -> Value {
+        let mut document = json!({ "settings": self.settings, "status": status(self).await });
+        if let State::Active(member) = self.state() {
+            document["view"] = json!(member.view());
+            let tunnel = member.network.tunnel.observe().await;
+            document["tunnel"] = tunnel.map_or_else(|e| json!({ "error": format!("{e:#}") }), |t| json!(t));
+            let mesh = member.network.mesh.observe().await;
+            document["mesh"] = mesh.map_or_else(|e| json!({ "error": format!("{e:#}") }), |m| json!(m));
+        }
+        document
+    }
+}
+
+/// The node's picture, now.
+async fn status(daemon: &Daemon) -> Status {
+    let base = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
+    match daemon.state() {
+        State::Inactive => Status { state: "inactive".to_owned(), ..base },
+        State::Pending { error, .. } => {
+            Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base }
+        }
+        State::Active(member) => active(daemon, &member, base).await,
+    }
+}
+
+async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
+    let view = member.view();
+    let session = member.session.borrow().clone();
+    let tunnel = member.network.tunnel.observe().await;
+    let mut error = member.removed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().unwrap_or_default();
+    if let Err(e) = &tunnel {
+        error = format!("{e:#}");
+    }
+    let tunnel = tunnel.unwrap_or_default();
+    let me = &member.record.node_id;
+    let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
+    let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
+    let lines = nodes.map(|node| {
+        let peer = tunnel.peers.get(&node.key);
+        let here = node.node_id == *me;
+        let heard = peer.and_then(|p| p.handshake_age);
+        NodeLine {
+            id: node.node_id.clone(),
+            hostname: node.hostname.clone(),
+            manager: node.manager,
+            here,
+            mesh: node.address().to_string(),
+            path: if here {
+                "self"
+            } else if heard.is_some() {
+                "direct"
+            } else {
+                "none"
+            }
+            .to_owned(),
+            endpoint: peer.and_then(|p| p.peer.endpoint).or_else(|| node.endpoints.first().copied().filter(|_| here)),
+            handshake_seconds: heard.map(|age| age.as_secs()),
+            rx_bytes: peer.map_or(0, |p| p.rx_bytes),
+            tx_bytes: peer.map_or(0, |p| p.tx_bytes),
+            containers: node.containers.len(),
+        }
+    });
+    Status {
+        state: "active".to_owned(),
+        error,
+        node: Some(me.clone()),
+        role: Some(member.record.role),
+        leader,
+        session: session_text(daemon, session.leader, session.since, session.last_error),
+        told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
+        applied: member.applied.iter().map(|(name, r)| ((*name).to_owned(), *r.borrow())).collect(),
+        planes: Planes {
+            tunnel: tunnel.plane.clone(),
+            tunnel_port: tunnel.port,
+            mtu: tunnel.mtu,
+            ports: "user space (base plane: the fast plane is not built yet)".to_owned(),
+        },
+        nodes: lines.collect(),
+        ports: member.ports.borrow().clone(),
+        ..base
+    }
+}
+
+fn session_text(
+    daemon: &Daemon,
+    leader: Option<SocketAddr>,
+    since: crate::model::Timestamp,
+    last_error: Option<String>,
+) -> String {
+    let seconds = daemon.clock.now().since(since).as_secs();
+    match (leader, last_error) {
+        (Some(leader), _) => format!("with {leader} for {seconds} s"),
+        (None, Some(error)) => format!("none for {seconds} s: {error}"),
+        (None, None) => "none yet".to_owned(),
+    }
+}

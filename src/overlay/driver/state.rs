@@ -1,0 +1,109 @@
+//! Networks and endpoints that the engine told us of, on disk.
+
+use crate::durable::replace;
+use anyhow::Context as _;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// Number of the file's format.
+const FORMAT: u32 = 1;
+
+/// Everything that the engine told us, by its ids.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// Networks.
+    pub networks: BTreeMap<String, Network>,
+    /// Endpoints.
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// A network on the engine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Network {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// No default route for its containers.
+    pub internal: bool,
+    /// Id of the swarm network.
+    pub swarm_network: String,
+}
+
+/// A container's place on a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The engine's id of it.
+    pub id: String,
+    /// The engine's id of its network.
+    pub network: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Path of the container's network namespace, while it is joined.
+    pub sandbox: Option<String>,
+    /// Name that its link was made under, while it has one.
+    pub link: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Written {
+    format: u32,
+    #[serde(flatten)]
+    known: Known,
+}
+
+/// What is known, and its file.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    /// As on disk.
+    pub known: Known,
+}
+
+impl Ledger {
+    /// Reads the file; nothing is known without one.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged or of a newer skep.
+    pub fn open(path: PathBuf) -> anyhow::Result<Self> {
+        let at = path.display();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self { path, known: Known::default() }),
+            Err(e) => return Err(e).with_context(|| format!("cannot read the driver's endpoints {at}")),
+        };
+        let written: Written = serde_json::from_slice(&bytes).with_context(|| {
+            format!(
+                "the driver's endpoints {at} are damaged; move the file away (mv {at} {at}.bad) and start again: running containers keep \
+                 their links, and the engine's overlay networks are to be removed by hand (docker network rm) once they are unused"
+            )
+        })?;
+        anyhow::ensure!(
+            written.format == FORMAT,
+            "the driver's endpoints {at} have format {}, this skep reads {FORMAT}: start the skep that wrote them",
+            written.format
+        );
+        Ok(Self { path, known: written.known })
+    }
+
+    /// Changes what is known; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk is full or broken; nothing is changed then.
+    pub async fn change<T>(&mut self, change: impl FnOnce(&mut Known) -> T) -> anyhow::Result<T> {
+        let mut known = self.known.clone();
+        let value = change(&mut known);
+        if known != self.known {
+            let bytes = serde_json::to_vec(&Written { format: FORMAT, known: known.clone() })?;
+            let path = self.path.clone();
+            tokio::task::spawn_blocking(move || replace(&path, &bytes))
+                .await?
+                .with_context(|| format!("cannot write the driver's endpoints {}", self.path.display()))?;
+            self.known = known;
+        }
+        Ok(value)
+    }
+}

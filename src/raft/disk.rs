@@ -1,0 +1,319 @@
+//! The log on disk: one redb file with a format number and the raft id that it belongs to. Every write is one
+//! transaction and durable when it returns. Blocks; does not know what is in the entries.
+
+use super::check;
+use super::log::{Batch, Log};
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, HardState, Snapshot};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+/// Name of the file in its folder.
+pub const FILE: &str = "raft.redb";
+/// Goes up when an older build could not read the file.
+const FORMAT: u64 = 1;
+/// Memory for pages, in bytes: the log is read once and then only written.
+const CACHE: usize = 8 << 20;
+
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+/// A table of its own: what shares a page with it is written again whenever it changes.
+const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+
+/// What is wrong with the log on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// There is none, and the caller did not ask for a new one.
+    #[error(
+        "{} is missing, but this node was a manager: restore the data directory from a backup, or, if other managers are \
+         up, make this node leave and join again", .0.display()
+    )]
+    Absent(PathBuf),
+    /// It belongs to another manager.
+    #[error(
+        "{} is the log of raft id {found}, this manager has raft id {wanted}: point --data-dir at this node's own data, \
+         or move that file away and join again", .path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        found: u64,
+        /// Whose it should be.
+        wanted: u64,
+    },
+    /// It was written by a newer skep.
+    #[error("{} has format {found}, this skep reads format {FORMAT}: install the newer skep again", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// Its content makes no sense.
+    #[error(
+        "{} is damaged ({why}): restore the data directory from a backup, or, if other managers are up, move the file \
+         away and make this node leave and join again", .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// Another process has it open.
+    #[error("{} is in use by another skep: stop that one first, or give this one its own --data-dir", .0.display())]
+    InUse(PathBuf),
+    /// The operating system refused: disk full, no permission, broken disk.
+    #[error("{} cannot be {doing} ({why}): free space on that disk or repair it; writes go on by themselves then", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// `opened`, `read` or `written`.
+        doing: &'static str,
+        /// What the system said.
+        why: String,
+    },
+}
+
+/// An open log file.
+pub struct Disk {
+    path: PathBuf,
+    database: Database,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    /// Opens the log in `dir` and reads all of it, every checksum verified.
+    ///
+    /// # Errors
+    /// As [`DiskError`] says; never a panic, whatever the file holds.
+    pub fn open(dir: &Path, id: u64) -> Result<(Self, Log), DiskError> {
+        let path = dir.join(FILE);
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Err(DiskError::Absent(path)),
+            Err(error) => return Err(DiskError::Io { path, doing: "opened", why: error.to_string() }),
+        }
+        // redb reports damage as an error where it looks for it; elsewhere it may panic.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
+            let disk = Self { path: path.clone(), database };
+            let log = disk.load(id)?;
+            Ok((disk, log))
+        }));
+        opened.unwrap_or_else(|_| Err(DiskError::Damaged { path, why: "its pages do not fit together".to_owned() }))
+    }
+
+    /// Makes the log in `dir`, which must have none, with this content. Done under another name first, so that a
+    /// crash leaves a whole log or none.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`].
+    pub fn create(dir: &Path, id: u64, log: &Log) -> Result<(), DiskError> {
+        let path = dir.join(FILE);
+        let io = |e: &dyn std::fmt::Display| DiskError::Io { path: path.clone(), doing: "written", why: e.to_string() };
+        make_dir(dir).map_err(|e| io(&e))?;
+        let new = dir.join(format!("{FILE}.new"));
+        match std::fs::remove_file(&new) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&e)),
+            _ => {}
+        }
+        // The log holds the cluster's secrets: only root reads it.
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.write(true).create_new(true).open(&new).map_err(|e| io(&e))?;
+        let database = builder().create(&new).map_err(|e| io(&e))?;
+        let disk = Self { path: new.clone(), database };
+        disk.transact(|transaction| {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
+            meta.insert("id", id.to_le_bytes().as_slice())?;
+            drop(meta);
+            put(transaction, &log.as_batch())
+        })?;
+        drop(disk);
+        std::fs::rename(&new, &path).map_err(|e| io(&e))?;
+        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))
+    }
+
+    /// Makes a batch durable. After an error the file must be opened again: redb refuses everything until then.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`], or [`DiskError::Damaged`] if the file changed under our feet.
+    pub fn write(&self, batch: &Batch) -> Result<(), DiskError> {
+        self.transact(|transaction| put(transaction, batch))
+    }
+
+    fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), Fault>) -> Result<(), DiskError> {
+        let attempt = || -> Result<(), Fault> {
+            let transaction = self.database.begin_write().map_err(redb::Error::from)?;
+            body(&transaction)?;
+            // Durability is immediate unless said otherwise.
+            transaction.commit().map_err(redb::Error::from)?;
+            Ok(())
+        };
+        attempt().map_err(|fault| self.error("written", fault))
+    }
+
+    fn load(&self, id: u64) -> Result<Log, DiskError> {
+        let damaged = |why: &str| DiskError::Damaged { path: self.path.clone(), why: why.to_owned() };
+        let read = || -> Result<_, Fault> {
+            let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+            let meta = transaction.open_table(META)?;
+            let number = |key: &str| -> Result<Option<u64>, Fault> {
+                let bytes = meta.get(key)?;
+                Ok(bytes.and_then(|b| b.value().try_into().ok()).map(u64::from_le_bytes))
+            };
+            Ok((number("format")?, number("id")?))
+        };
+        let (format, owner) = read().map_err(|fault| self.error("read", fault))?;
+        let format = format.ok_or_else(|| damaged("it has no format number"))?;
+        if format > FORMAT {
+            return Err(DiskError::Newer { path: self.path.clone(), found: format });
+        }
+        let found = owner.ok_or_else(|| damaged("it has no raft id"))?;
+        if found != id {
+            return Err(DiskError::Foreign { path: self.path.clone(), found, wanted: id });
+        }
+        let log = self.load_log().map_err(|fault| self.error("read", fault))?;
+        check::log(&log).map_err(|why| damaged(&why))?;
+        Ok(log)
+    }
+
+    fn load_log(&self) -> Result<Log, Fault> {
+        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+        let meta = transaction.open_table(META)?;
+        let mut log = Log::default();
+        if let Some(bytes) = meta.get("hard_state")? {
+            log.hard_state = HardState::parse_from_bytes(bytes.value())?;
+        }
+        if let Some(bytes) = meta.get("compacted")? {
+            let bytes: [u8; 16] = bytes.value().try_into().map_err(|_| Fault::Content("a bad compaction mark".to_owned()))?;
+            let both = u128::from_le_bytes(bytes);
+            log.compacted = (u64::try_from(both & u128::from(u64::MAX)).unwrap_or(0), u64::try_from(both >> 64).unwrap_or(0));
+        }
+        if let Some(bytes) = transaction.open_table(SNAPSHOT)?.get("newest")? {
+            log.snapshot = Snapshot::parse_from_bytes(bytes.value())?;
+        }
+        for row in transaction.open_table(LOG)?.iter()? {
+            let (index, bytes) = row?;
+            let entry = Entry::parse_from_bytes(bytes.value())?;
+            if entry.index != index.value() {
+                return Err(Fault::Content(format!("entry {} stands at {}", entry.index, index.value())));
+            }
+            log.entries.push_back(entry);
+        }
+        Ok(log)
+    }
+
+    fn error(&self, doing: &'static str, fault: Fault) -> DiskError {
+        let path = self.path.clone();
+        match fault {
+            Fault::Content(why) => DiskError::Damaged { path, why },
+            Fault::Database(redb::Error::Io(e)) => DiskError::Io { path, doing, why: e.to_string() },
+            Fault::Database(redb::Error::PreviousIo) => DiskError::Io { path, doing, why: "an earlier write failed".to_owned() },
+            Fault::Database(e) => DiskError::Damaged { path, why: e.to_string() },
+        }
+    }
+}
+
+fn put(transaction: &redb::WriteTransaction, batch: &Batch) -> Result<(), Fault> {
+    let mut log = transaction.open_table(LOG)?;
+    let mut meta = transaction.open_table(META)?;
+    if let Some(snapshot) = &batch.snapshot {
+        transaction.open_table(SNAPSHOT)?.insert("newest", encode(snapshot)?.as_slice())?;
+        if batch.reset {
+            let metadata = snapshot.get_metadata();
+            meta.insert("compacted", pair(metadata.index, metadata.term).as_slice())?;
+        }
+    }
+    if batch.reset {
+        log.retain(|_, _| false)?;
+    }
+    if let Some((index, term)) = batch.compacted {
+        log.retain_in(..=index, |_, _| false)?;
+        meta.insert("compacted", pair(index, term).as_slice())?;
+    }
+    if let Some(first) = batch.entries.first() {
+        log.retain_in(first.index.., |_, _| false)?;
+    }
+    for entry in &batch.entries {
+        log.insert(entry.index, encode(entry)?.as_slice())?;
+    }
+    if let Some(hard_state) = &batch.hard_state {
+        meta.insert("hard_state", encode(hard_state)?.as_slice())?;
+    }
+    Ok(())
+}
+
+/// What can go wrong between us and redb.
+enum Fault {
+    Database(redb::Error),
+    Content(String),
+}
+
+impl From<redb::Error> for Fault {
+    fn from(error: redb::Error) -> Self {
+        Self::Database(error)
+    }
+}
+impl From<redb::StorageError> for Fault {
+    fn from(error: redb::StorageError) -> Self {
+        Self::Database(error.into())
+    }
+}
+impl From<redb::TableError> for Fault {
+    fn from(error: redb::TableError) -> Self {
+        Self::Database(error.into())
+    }
+}
+impl From<protobuf::ProtobufError> for Fault {
+    fn from(error: protobuf::ProtobufError) -> Self {
+        Self::Content(error.to_string())
+    }
+}
+
+fn encode(message: &impl protobuf::Message) -> Result<Vec<u8>, Fault> {
+    Ok(message.write_to_bytes()?)
+}
+
+fn pair(low: u64, high: u64) -> [u8; 16] {
+    (u128::from(low) | u128::from(high) << 64).to_le_bytes()
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder
+}
+
+fn open_error(path: &Path, error: redb::DatabaseError) -> DiskError {
+    let path = path.to_path_buf();
+    match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse(path),
+        redb::DatabaseError::Storage(redb::StorageError::Io(e)) => match e.kind() {
+            // How redb reports a file that is not its own, or too short.
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidInput => {
+                DiskError::Damaged { path, why: e.to_string() }
+            }
+            _ => DiskError::Io { path, doing: "opened", why: e.to_string() },
+        },
+        other => DiskError::Damaged { path, why: other.to_string() },
+    }
+}
+
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut options, 0o700);
+    options.recursive(true).create(dir)
+}
+
+#[cfg(test)]
+mod tests;

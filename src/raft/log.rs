@@ -1,0 +1,173 @@
+//! The log as raft sees it: in memory, bounded by the snapshots. What is written here is also given out as a
+//! [`Batch`] for the disk; what the disk holds comes back as a `Log`.
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use std::collections::VecDeque;
+
+/// What has to be durable together. Parts are to be written in the order of the fields.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub struct Batch {
+    /// A new snapshot in place of the old one.
+    pub snapshot: Option<Snapshot>,
+    /// The snapshot came from the leader: no entry of the old log survives it.
+    pub reset: bool,
+    /// Index and term up to which entries are dropped.
+    pub compacted: Option<(u64, u64)>,
+    /// New entries, in order; they replace everything from the first one's index on.
+    pub entries: Vec<Entry>,
+    /// Term, vote and commit index.
+    pub hard_state: Option<HardState>,
+}
+
+impl Batch {
+    /// True if there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.snapshot.is_none() && self.compacted.is_none() && self.entries.is_empty() && self.hard_state.is_none()
+    }
+}
+
+/// Snapshot, entries behind and after it, term, vote and commit index.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub struct Log {
+    pub(super) snapshot: Snapshot,
+    pub(super) compacted: (u64, u64),
+    pub(super) entries: VecDeque<Entry>,
+    pub(super) hard_state: HardState,
+}
+
+impl Log {
+    /// The log of a new cluster: one voter, and the state of a fresh machine as a snapshot at index 1. Not "nothing
+    /// at index 0": whoever joins later must get the membership, and a snapshot is how.
+    #[must_use]
+    pub fn bootstrap(id: u64, machine: Vec<u8>) -> Self {
+        let metadata = SnapshotMetadata {
+            conf_state: Some(ConfState { voters: vec![id], ..ConfState::default() }).into(),
+            index: 1,
+            term: 1,
+            ..SnapshotMetadata::default()
+        };
+        let snapshot = Snapshot { data: machine.into(), metadata: Some(metadata).into(), ..Snapshot::default() };
+        let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
+        Self { snapshot, compacted: (1, 1), entries: VecDeque::new(), hard_state }
+    }
+
+    /// The same as one batch, for a disk that is empty.
+    #[must_use]
+    pub fn as_batch(&self) -> Batch {
+        Batch {
+            snapshot: Some(self.snapshot.clone()),
+            reset: true,
+            compacted: Some(self.compacted),
+            entries: self.entries.iter().cloned().collect(),
+            hard_state: Some(self.hard_state.clone()),
+        }
+    }
+
+    /// Writes a batch.
+    pub fn write(&mut self, batch: &Batch) {
+        if let Some(snapshot) = &batch.snapshot {
+            self.snapshot = snapshot.clone();
+        }
+        if batch.reset {
+            self.entries.clear();
+            let metadata = self.snapshot.get_metadata();
+            self.compacted = (metadata.index, metadata.term);
+        }
+        if let Some((index, term)) = batch.compacted {
+            while self.entries.front().is_some_and(|e| e.index <= index) {
+                self.entries.pop_front();
+            }
+            self.compacted = (index, term);
+        }
+        if let Some(first) = batch.entries.first() {
+            while self.entries.back().is_some_and(|e| e.index >= first.index) {
+                self.entries.pop_back();
+            }
+            self.entries.extend(batch.entries.iter().cloned());
+        }
+        if let Some(hard_state) = &batch.hard_state {
+            self.hard_state = hard_state.clone();
+        }
+    }
+
+    /// Index of the last entry.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.entries.back().map_or(self.compacted.0, |e| e.index)
+    }
+
+    /// Index of the snapshot; 0 if there is none.
+    #[must_use]
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshot.get_metadata().index
+    }
+
+    /// Number of entries held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if no entry is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Term of the entry with this index, if it is known here.
+    #[must_use]
+    pub fn term_of(&self, index: u64) -> Option<u64> {
+        if index == self.compacted.0 {
+            return Some(self.compacted.1);
+        }
+        let offset = usize::try_from(index.checked_sub(self.compacted.0 + 1)?).ok()?;
+        self.entries.get(offset).map(|e| e.term)
+    }
+}
+
+impl Storage for Log {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        // The membership is the snapshot's, not the newest: entries after it are applied again, changes included.
+        Ok(RaftState::new(self.hard_state.clone(), self.snapshot.get_metadata().get_conf_state().clone()))
+    }
+
+    fn entries(&self, low: u64, high: u64, max: impl Into<Option<u64>>, _: GetEntriesContext) -> raft::Result<Vec<Entry>> {
+        if low <= self.compacted.0 {
+            return Err(StorageError::Compacted.into());
+        }
+        if high > self.last() + 1 {
+            return Err(StorageError::Unavailable.into());
+        }
+        let skip = usize::try_from(low - self.compacted.0 - 1).unwrap_or(usize::MAX);
+        let take = usize::try_from(high.saturating_sub(low)).unwrap_or(usize::MAX);
+        let mut found: Vec<Entry> = self.entries.iter().skip(skip).take(take).cloned().collect();
+        raft::util::limit_size(&mut found, max.into());
+        Ok(found)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index < self.compacted.0 {
+            return Err(StorageError::Compacted.into());
+        }
+        self.term_of(index).ok_or_else(|| StorageError::Unavailable.into())
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.compacted.0 + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let members = self.snapshot.get_metadata().get_conf_state();
+        let named = members.get_voters().contains(&to) || members.get_learners().contains(&to);
+        if self.snapshot_index() == 0 || self.snapshot_index() < request_index || !named {
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        }
+        Ok(self.snapshot.clone())
+    }
+}

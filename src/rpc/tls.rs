@@ -1,0 +1,221 @@
+//! TLS as skep uses it: version 1.3 only, ring, mutual but for joiners. A connection says by ALPN what it is for.
+
+use crate::clock::Clock;
+use crate::model::Role;
+use crate::trust::{CaDigest, Identity, NodeName};
+use anyhow::Context as _;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme, time_provider::TimeProvider, version::TLS13,
+};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// ALPN of a join.
+pub const JOIN: &[u8] = b"skep-join/1";
+/// ALPN of a session.
+pub const SESSION: &[u8] = b"skep-session/1";
+/// The name that clients ask for. Nobody checks it: who the server must be is said by its CA and its role.
+const SERVER_NAME: &str = "swarm-manager";
+
+/// Why a server's certificate is not taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Distrust {
+    /// The chain has no CA with the token's digest.
+    #[error("remote CA does not match fingerprint. Expected: {0}")]
+    ForeignCa(CaDigest),
+    /// The certificate is of the cluster but not a manager's.
+    #[error("{0} is not a manager")]
+    NotAManager(String),
+    /// The certificate names another cluster, or nobody.
+    #[error("the certificate is not of this cluster: {0}")]
+    Name(String),
+}
+
+/// The server's side: a client certificate is checked if there is one; joiners have none.
+pub fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let roots = Arc::new(roots(CertificateDer::from(identity.ca_der()?))?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).allow_unauthenticated().build()?;
+    let mut config = ServerConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain(identity)?, key(identity)?)
+        .context("cannot use this node's certificate")?;
+    config.alpn_protocols = vec![JOIN.to_vec(), SESSION.to_vec()];
+    // A resumed connection would skip the look at the certificate.
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// A joiner's side: it has no certificate and trusts what its token pins.
+pub fn join_config(digest: CaDigest, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
+    client_config(Trusts::Digest(digest), clock, None)
+}
+
+/// A member's side: it shows its certificate and trusts managers of its cluster.
+pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
+    let ca = CertificateDer::from(identity.ca_der()?);
+    client_config(Trusts::Cluster { ca, cluster: identity.cluster_id().as_str().to_owned() }, clock, Some(identity))
+}
+
+fn client_config(trusts: Trusts, clock: Arc<dyn Clock>, identity: Option<&Identity>) -> anyhow::Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(ManagerVerifier { trusts, algorithms: algorithms(&provider) });
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => {
+            builder.with_client_auth_cert(chain(identity)?, key(identity)?).context("cannot use this node's certificate")?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![if identity.is_some() { SESSION.to_vec() } else { JOIN.to_vec() }];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// The name to connect with.
+pub fn server_name() -> anyhow::Result<ServerName<'static>> {
+    Ok(ServerName::try_from(SERVER_NAME)?)
+}
+
+/// Who a client is, by the certificate that TLS has checked; `None` if it showed none.
+pub fn client_name(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) -> Result<Option<NodeName>, Distrust> {
+    let Some(certificate) = certificates.and_then(<[_]>::first) else { return Ok(None) };
+    let name = NodeName::of_der(certificate).map_err(|e| Distrust::Name(e.to_string()))?;
+    if name.cluster_id != *own.cluster_id() {
+        return Err(Distrust::Name(format!("it names cluster {}", name.cluster_id)));
+    }
+    Ok(Some(name))
+}
+
+/// What stands behind a failed handshake, if it was the server's certificate.
+pub fn distrust(error: &std::io::Error) -> Option<&Distrust> {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) = tls_error(error)? else { return None };
+    other.downcast_ref()
+}
+
+/// The TLS error inside an IO error.
+pub fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+enum Trusts {
+    Digest(CaDigest),
+    Cluster { ca: CertificateDer<'static>, cluster: String },
+}
+
+struct ManagerVerifier {
+    trusts: Trusts,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl fmt::Debug for ManagerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ManagerVerifier")
+    }
+}
+
+impl ServerCertVerifier for ManagerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let ca = match &self.trusts {
+            Trusts::Cluster { ca, .. } => ca.clone(),
+            Trusts::Digest(digest) => intermediates
+                .iter()
+                .find(|der| CaDigest::of_der(der) == *digest)
+                .map(|der| der.clone().into_owned())
+                .ok_or_else(|| other(Distrust::ForeignCa(*digest)))?,
+        };
+        let roots = roots(ca).map_err(|e| other(Distrust::Name(e.to_string())))?;
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, self.algorithms.all)?;
+        let name = NodeName::of_der(end_entity).map_err(|e| other(Distrust::Name(e.to_string())))?;
+        match &self.trusts {
+            Trusts::Cluster { cluster, .. } if name.cluster_id.as_str() != cluster => {
+                Err(other(Distrust::Name(format!("it names cluster {}", name.cluster_id))))
+            }
+            _ if name.role != Role::Manager => Err(other(Distrust::NotAManager(name.node_id.to_string()))),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        None
+    }
+}
+
+fn other(distrust: Distrust) -> rustls::Error {
+    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(distrust))))
+}
+
+fn algorithms(provider: &CryptoProvider) -> WebPkiSupportedAlgorithms {
+    provider.signature_verification_algorithms
+}
+
+fn roots(ca: CertificateDer<'static>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca).context("the CA certificate cannot be trusted")?;
+    Ok(roots)
+}
+
+fn chain(identity: &Identity) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    Ok(vec![CertificateDer::from(identity.certificate_der()?), CertificateDer::from(identity.ca_der()?)])
+}
+
+fn key(identity: &Identity) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(identity.key().as_bytes()).map_err(|e| anyhow::anyhow!("the node key is unreadable: {e}"))
+}
+
+/// Our clock as rustls wants it.
+struct ClockTime(Arc<dyn Clock>);
+
+impl fmt::Debug for ClockTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClockTime")
+    }
+}
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let nanos = u64::try_from(self.0.now().0).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_nanos(nanos)))
+    }
+}

@@ -1,0 +1,194 @@
+//! From a task to the body of `POST /containers/create`, the way Swarm makes it. Pure.
+
+use super::{
+    ContainerPlan, DRIVER, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME,
+    NetworkPlan, OPTION_MTU, OPTION_NETWORK,
+};
+use crate::model::task::{ContainerSpec, Healthcheck, Mount};
+use bollard::models::{
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Ipam, IpamConfig, MountType,
+    NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+};
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+/// The body that makes a task's container, on the first of its networks only: engines before API 1.44 take no more, the
+/// others are connected before the start.
+#[must_use]
+pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
+    let spec = &plan.task.spec.container_spec;
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        entrypoint: list(&spec.command),
+        cmd: list(&spec.args),
+        env: list(&spec.env),
+        hostname: text(&spec.hostname),
+        user: text(&spec.user),
+        working_dir: text(&spec.dir),
+        tty: Some(spec.tty),
+        open_stdin: Some(spec.open_stdin),
+        stop_signal: text(&spec.stop_signal),
+        stop_timeout: Some(grace_seconds(spec.stop_grace())),
+        healthcheck: spec.healthcheck.as_ref().map(healthcheck),
+        labels: Some(labels(plan)),
+        host_config: Some(host_config(plan)),
+        networking_config: plan.networks.first().map(|(network, address)| NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(*address))])),
+        }),
+        ..Default::default()
+    }
+}
+
+/// The fixed address of a container on a network.
+#[must_use]
+pub fn endpoint(address: Ipv4Addr) -> EndpointSettings {
+    EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// The body of `POST /networks/create`.
+#[must_use]
+pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: network.name.clone(),
+        driver: Some(DRIVER.to_owned()),
+        internal: Some(network.internal),
+        ipam: Some(Ipam {
+            driver: Some(DRIVER.to_owned()),
+            config: Some(vec![IpamConfig {
+                subnet: Some(network.subnet.to_string()),
+                gateway: Some(network.gateway.to_string()),
+                ..Default::default()
+            }]),
+            options: None,
+        }),
+        options: Some(HashMap::from([
+            (OPTION_NETWORK.to_owned(), network.id.to_string()),
+            (OPTION_MTU.to_owned(), network.mtu.to_string()),
+        ])),
+        ..Default::default()
+    }
+}
+
+/// Whole seconds, rounded up: the engine knows no fractions, and a short grace must not become none.
+#[must_use]
+pub fn grace_seconds(grace: std::time::Duration) -> i64 {
+    let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn host_config(plan: &ContainerPlan) -> HostConfig {
+    let spec = &plan.task.spec.container_spec;
+    let limits = plan.task.spec.resources.as_ref().and_then(|r| r.limits).unwrap_or_default();
+    let dns = spec.dns_config.clone().unwrap_or_default();
+    // The spec's own name servers are asked by our name server; without an overlay network there is none, so the engine asks.
+    let servers = match name_server(plan) {
+        Some(ours) => vec![ours.to_string()],
+        None => dns.nameservers,
+    };
+    HostConfig {
+        network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: Some(0) }),
+        mounts: list(&spec.mounts.iter().map(|m| mount(m, plan)).collect::<Vec<_>>()),
+        extra_hosts: list(&extra_hosts(spec)),
+        group_add: list(&spec.groups),
+        readonly_rootfs: Some(spec.read_only),
+        init: spec.init,
+        dns: list(&servers),
+        dns_search: list(&dns.search),
+        dns_options: list(&dns.options),
+        sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
+        cap_add: list(&spec.capability_add),
+        cap_drop: list(&spec.capability_drop),
+        nano_cpus: amount(limits.nano_cpus),
+        memory: amount(limits.memory_bytes),
+        pids_limit: amount(limits.pids),
+        ..Default::default()
+    }
+}
+
+/// Our name server for the container: the gateway of its first user network, else of `ingress`. (All of a node's gateways
+/// are one server that goes by the asker's address, but only the container's own gateways can be reached by it.)
+fn name_server(plan: &ContainerPlan) -> Option<Ipv4Addr> {
+    let user = plan.networks.iter().find(|(network, _)| !network.ingress);
+    user.or(plan.networks.first()).map(|(network, _)| network.gateway)
+}
+
+fn labels(plan: &ContainerPlan) -> HashMap<String, String> {
+    let task = &plan.task;
+    let mut labels: HashMap<String, String> = task.spec.container_spec.labels.clone().into_iter().collect();
+    // Ours last: a spec cannot take a container away from its task.
+    labels.extend([
+        (LABEL_NODE.to_owned(), plan.node_id.to_string()),
+        (LABEL_SERVICE.to_owned(), task.service_id.to_string()),
+        (LABEL_SERVICE_NAME.to_owned(), task.service_name.clone()),
+        (LABEL_TASK.to_owned(), String::new()),
+        (LABEL_TASK_ID.to_owned(), task.id.to_string()),
+        (LABEL_TASK_NAME.to_owned(), task.container_name()),
+    ]);
+    labels
+}
+
+fn mount(mount: &Mount, plan: &ContainerPlan) -> bollard::models::Mount {
+    let mut source = mount.source.clone();
+    if mount.kind == "bind"
+        && let Some(ours) = &plan.skep_socket
+        && same_place(Path::new(&source), &plan.engine_socket)
+    {
+        source = ours.display().to_string();
+    }
+    bollard::models::Mount {
+        typ: Some(if mount.kind == "bind" { MountType::BIND } else { MountType::VOLUME }),
+        source: text(&source),
+        target: Some(mount.target.clone()),
+        read_only: mount.read_only.then_some(true),
+        ..Default::default()
+    }
+}
+
+/// Whether two paths name the same place; `/var/run` is a link to `/run` on every system that Docker runs on.
+fn same_place(a: &Path, b: &Path) -> bool {
+    let plain = |path: &Path| -> PathBuf {
+        let path: PathBuf = path.components().collect();
+        path.strip_prefix("/var/run").map_or(path.clone(), |rest| Path::new("/run").join(rest))
+    };
+    plain(a) == plain(b)
+}
+
+/// The spec has lines of /etc/hosts (`address name …`), the engine wants `name:address`.
+fn extra_hosts(spec: &ContainerSpec) -> Vec<String> {
+    spec.hosts
+        .iter()
+        .flat_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = words.next().unwrap_or_default().to_owned();
+            words.map(move |name| format!("{name}:{address}")).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn healthcheck(check: &Healthcheck) -> HealthConfig {
+    HealthConfig {
+        test: list(&check.test),
+        interval: check.interval.map(|n| n.0),
+        timeout: check.timeout.map(|n| n.0),
+        start_period: check.start_period.map(|n| n.0),
+        retries: check.retries,
+        start_interval: None,
+    }
+}
+
+fn text(value: &str) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+fn list<T: Clone>(values: &[T]) -> Option<Vec<T>> {
+    (!values.is_empty()).then(|| values.to_vec())
+}
+
+fn amount(value: i64) -> Option<i64> {
+    (value > 0).then_some(value)
+}

@@ -1,0 +1,171 @@
+//! What the engine is sent, compared with what a real swarm sent for the same specs (`docker inspect` of its tasks).
+
+use super::container::{create_body, grace_seconds, network_body};
+use super::{ContainerPlan, NetworkPlan};
+use crate::model::service::ServiceSpec;
+use crate::model::{Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::TaskSpec};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+fn network(name: &str, index: u8, ingress: bool) -> (NetworkPlan, Ipv4Addr) {
+    let plan = NetworkPlan {
+        id: NetworkId::from(format!("id-{name}")),
+        name: name.to_owned(),
+        subnet: format!("10.0.{index}.0/24").parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 0, index, 1),
+        internal: false,
+        ingress,
+        mtu: 1420,
+    };
+    (plan, Ipv4Addr::new(10, 0, index, 7))
+}
+
+fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPlan {
+    let spec: TaskSpec = serde_json::from_value(template).expect("a task template");
+    ContainerPlan {
+        task: Task {
+            id: TaskId::from("pt3f6dlurx18idwrsal5zng8j"),
+            meta: Meta::default(),
+            spec,
+            spec_version: 1,
+            service_id: ServiceId::from("service0000000000000000id"),
+            service_name: "opt".to_owned(),
+            service_labels: BTreeMap::new(),
+            slot: 1,
+            node_id: None,
+            desired_state: TaskState::Running,
+            status: TaskStatus::default(),
+            attachments: Vec::new(),
+            not_before: None,
+        },
+        node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
+        networks,
+        engine_socket: "/var/run/docker.sock".into(),
+        skep_socket: Some("/run/skep/docker.sock".into()),
+    }
+}
+
+fn body(plan: &ContainerPlan) -> Value {
+    serde_json::to_value(create_body(plan)).expect("JSON")
+}
+
+#[test]
+fn every_option_arrives_as_swarm_sends_it() {
+    let body = body(&plan(
+        json!({
+            "ContainerSpec": {
+                "Image": "lab:1", "Labels": { "a": "b", "com.docker.swarm.task.id": "forged" },
+                "Command": ["/entry"], "Args": ["sleep", "1000"],
+                "Hostname": "host", "Env": ["A=1"], "Dir": "/d", "User": "u", "Groups": ["44"],
+                "TTY": true, "OpenStdin": true, "ReadOnly": true, "Init": true,
+                "StopSignal": "SIGINT", "StopGracePeriod": 1_500_000_000_i64,
+                "Mounts": [
+                    { "Type": "volume", "Source": "v-1", "Target": "/v" },
+                    { "Type": "volume", "Target": "/anon" },
+                    { "Type": "bind", "Source": "/etc", "Target": "/b", "ReadOnly": true },
+                    { "Type": "bind", "Source": "/run/docker.sock", "Target": "/var/run/docker.sock" },
+                ],
+                "Hosts": ["10.9.8.7 db db3", "fd00::1 db2"],
+                "DNSConfig": { "Nameservers": ["10.123.0.100"], "Search": ["example.test"], "Options": ["timeout:1"] },
+                "Healthcheck": { "Test": ["CMD-SHELL", "true"], "Interval": 1_000_000_000, "Timeout": 2, "StartPeriod": 3, "Retries": 4 },
+                "Sysctls": { "net.core.somaxconn": "1024" },
+                "CapabilityAdd": ["CAP_NET_ADMIN"], "CapabilityDrop": ["CAP_MKNOD"],
+            },
+            "Resources": { "Limits": { "NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 10 } },
+        }),
+        vec![],
+    ));
+    let expected = json!({
+        "Image": "lab:1", "Entrypoint": ["/entry"], "Cmd": ["sleep", "1000"], "Env": ["A=1"], "Hostname": "host",
+        "User": "u", "WorkingDir": "/d", "Tty": true, "OpenStdin": true, "StopSignal": "SIGINT", "StopTimeout": 2,
+        "Healthcheck": { "Test": ["CMD-SHELL", "true"], "Interval": 1_000_000_000, "Timeout": 2, "StartPeriod": 3, "Retries": 4 },
+        "Labels": {
+            "a": "b",
+            "com.docker.swarm.node.id": "ej9fe8a4i12wa7r06tdh2hha7",
+            "com.docker.swarm.service.id": "service0000000000000000id",
+            "com.docker.swarm.service.name": "opt",
+            "com.docker.swarm.task": "",
+            "com.docker.swarm.task.id": "pt3f6dlurx18idwrsal5zng8j",
+            "com.docker.swarm.task.name": "opt.1.pt3f6dlurx18idwrsal5zng8j",
+        },
+        "HostConfig": {
+            "NetworkMode": "default", "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+            "Mounts": [
+                { "Type": "volume", "Source": "v-1", "Target": "/v" },
+                { "Type": "volume", "Target": "/anon" },
+                { "Type": "bind", "Source": "/etc", "Target": "/b", "ReadOnly": true },
+                { "Type": "bind", "Source": "/run/skep/docker.sock", "Target": "/var/run/docker.sock" },
+            ],
+            "ExtraHosts": ["db:10.9.8.7", "db3:10.9.8.7", "db2:fd00::1"],
+            "GroupAdd": ["44"], "ReadonlyRootfs": true, "Init": true,
+            "Dns": ["10.123.0.100"], "DnsSearch": ["example.test"], "DnsOptions": ["timeout:1"],
+            "Sysctls": { "net.core.somaxconn": "1024" },
+            "CapAdd": ["CAP_NET_ADMIN"], "CapDrop": ["CAP_MKNOD"],
+            "NanoCpus": 500_000_000, "Memory": 67_108_864, "PidsLimit": 10,
+        },
+    });
+    assert_eq!(body, expected);
+}
+
+#[test]
+fn a_plain_task_says_nothing_that_the_image_should_say() {
+    let body = body(&plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![]));
+    for field in ["Entrypoint", "Cmd", "Env", "User", "WorkingDir", "Hostname", "StopSignal", "Healthcheck", "NetworkingConfig"] {
+        assert_eq!(body.get(field), None, "{field}");
+    }
+    assert_eq!(body["StopTimeout"], 10);
+}
+
+#[test]
+fn networks_give_the_address_and_the_name_server() {
+    let with = |networks| {
+        body(&plan(
+            json!({ "ContainerSpec": { "Image": "x", "DNSConfig": { "Nameservers": ["8.8.8.8"], "Search": ["a"] } } }),
+            networks,
+        ))
+    };
+    let both = with(vec![network("ingress", 0, true), network("back", 1, false), network("front", 2, false)]);
+    assert_eq!(
+        both["NetworkingConfig"],
+        json!({ "EndpointsConfig": { "ingress": { "IPAMConfig": { "IPv4Address": "10.0.0.7" } } } })
+    );
+    assert_eq!(both["HostConfig"]["NetworkMode"], "ingress");
+    assert_eq!(both["HostConfig"]["Dns"], json!(["10.0.1.1"]), "ours, of the first user network; the spec's own is asked by it");
+    assert_eq!(both["HostConfig"]["DnsSearch"], json!(["a"]));
+    assert_eq!(with(vec![network("ingress", 0, true)])["HostConfig"]["Dns"], json!(["10.0.0.1"]));
+}
+
+#[test]
+fn a_network_names_its_subnet_and_its_swarm_network() {
+    let (mut plan, _) = network("back", 1, false);
+    plan.internal = true;
+    assert_eq!(
+        serde_json::to_value(network_body(&plan)).expect("JSON"),
+        json!({
+            "Name": "back", "Driver": "skep", "Internal": true,
+            "IPAM": { "Driver": "skep", "Config": [{ "Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1" }] },
+            "Options": { "skep.network": "id-back", "mtu": "1420" },
+        })
+    );
+}
+
+#[test]
+fn a_grace_is_never_rounded_down() {
+    assert_eq!(grace_seconds(Duration::from_millis(1)), 1);
+    assert_eq!(grace_seconds(Duration::ZERO), 0);
+    assert_eq!(grace_seconds(Duration::from_secs(3)), 3);
+}
+
+/// The specs of recorded services lead to the containers that were recorded with them.
+#[test]
+fn a_posted_service_is_read_as_it_stands() {
+    let posted = json!({ "Name": "opt", "TaskTemplate": { "ContainerSpec": { "Image": "lab:1", "Args": ["sleep", "1000"], "Init": false } },
+                         "Mode": { "Replicated": {} } });
+    let spec: ServiceSpec = serde_json::from_value(posted).expect("a service");
+    let template = serde_json::to_value(&spec.task_template).expect("JSON");
+    let body = body(&plan(template, vec![]));
+    assert_eq!(body["Cmd"], json!(["sleep", "1000"]));
+    assert_eq!(body["HostConfig"]["Init"], json!(false));
+}

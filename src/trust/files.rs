@@ -1,0 +1,265 @@
+//! The files that keep a node's identity: `<data-dir>/certificates/{node.key,node.crt,ca.crt}`, for root only. They are
+//! written into a new directory that takes the old one's place in one step, so that a crash leaves one or the other whole.
+
+use super::{Identity, TrustError};
+use crate::model::ClusterId;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+const KEY: &str = "node.key";
+const CERTIFICATE: &str = "node.crt";
+const CA: &str = "ca.crt";
+
+/// What can be wrong with the files. Each text names the file and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// The system refused.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file is missing while others are there.
+    #[error("{} is missing while other files of this node's identity are there; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
+    Missing {
+        /// The missing one.
+        path: PathBuf,
+    },
+    /// A file is there and cannot be used.
+    #[error("{} is damaged: {why}; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: TrustError,
+    },
+    /// The directory belongs to another cluster.
+    #[error("{} belongs to cluster {found}, not to {expected}: this is the data directory of another cluster; start with the right --data-dir, or move {} away and join again", path.display(), path.parent().unwrap_or(path).display())]
+    OtherCluster {
+        /// The certificate.
+        path: PathBuf,
+        /// Cluster that it names.
+        found: ClusterId,
+        /// Cluster of the rest of the data directory.
+        expected: ClusterId,
+    },
+}
+
+/// The directory of a node's identity.
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    dir: PathBuf,
+}
+
+impl CertificateFiles {
+    /// Under this data directory.
+    pub fn under(data_dir: &Path) -> Self {
+        Self { dir: data_dir.join("certificates") }
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Reads and checks the identity; `None` if there is none. With `cluster` it must be of that cluster.
+    ///
+    /// # Errors
+    /// See [`FilesError`].
+    pub fn load(&self, cluster: Option<&ClusterId>) -> Result<Option<Identity>, FilesError> {
+        let [key, certificate, ca] = [KEY, CERTIFICATE, CA].map(|name| self.read(name));
+        let (key, certificate, ca) = match (key?, certificate?, ca?) {
+            (None, None, None) => return Ok(None),
+            (Some(key), Some(certificate), Some(ca)) => (key, certificate, ca),
+            (key, certificate, _) => {
+                let name = if key.is_none() {
+                    KEY
+                } else if certificate.is_none() {
+                    CERTIFICATE
+                } else {
+                    CA
+                };
+                return Err(FilesError::Missing { path: self.dir.join(name) });
+            }
+        };
+        let identity = Identity::new(&key, &certificate, &ca).map_err(|why| {
+            let name = match &why {
+                TrustError::Unreadable { what, .. } | TrustError::WrongKind { what } if what.contains("key") => KEY,
+                TrustError::Unreadable { what, .. } if what.contains("CA") => CA,
+                TrustError::KeyMismatch => KEY,
+                _ => CERTIFICATE,
+            };
+            FilesError::Damaged { path: self.dir.join(name), why }
+        })?;
+        match cluster {
+            Some(expected) if expected != identity.cluster_id() => Err(FilesError::OtherCluster {
+                path: self.dir.join(CERTIFICATE),
+                found: identity.cluster_id().clone(),
+                expected: expected.clone(),
+            }),
+            _ => Ok(Some(identity)),
+        }
+    }
+
+    /// Writes the identity, replacing one that is there.
+    ///
+    /// # Errors
+    /// The system refused; what was there before is still there.
+    pub fn store(&self, identity: &Identity) -> Result<(), FilesError> {
+        let new = self.dir.with_extension("new");
+        remove(&new)?;
+        let parent = self.dir.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(io_error("make", parent))?;
+        fs::DirBuilder::new().mode(0o700).create(&new).map_err(io_error("make", &new))?;
+        for (name, text) in [(KEY, identity.key()), (CERTIFICATE, identity.certificate()), (CA, identity.ca_certificate())] {
+            let path = new.join(name);
+            write(&path, text).map_err(io_error("write", &path))?;
+        }
+        sync(&new)?;
+        match renameat_with(CWD, &new, CWD, &self.dir, RenameFlags::EXCHANGE) {
+            Ok(()) => remove(&new)?,
+            Err(rustix::io::Errno::NOENT) => fs::rename(&new, &self.dir).map_err(io_error("write", &self.dir))?,
+            Err(e) => return Err(io_error("replace", &self.dir)(e.into())),
+        }
+        sync(parent)
+    }
+
+    /// Forgets the identity (the node left). Nothing there is fine.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn remove(&self) -> Result<(), FilesError> {
+        remove(&self.dir.with_extension("new"))?;
+        remove(&self.dir)
+    }
+
+    /// Reads one file; `None` if it is not there. A key that others may read is closed to them, with a warning.
+    fn read(&self, name: &str) -> Result<Option<String>, FilesError> {
+        let path = self.dir.join(name);
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(io_error("read", &path))?,
+        };
+        let mode = fs::metadata(&path).map_err(io_error("read", &path))?.permissions().mode();
+        if mode & 0o077 != 0 && name == KEY {
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others could read the node's key; closed");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(io_error("protect", &path))?;
+        }
+        // What is not text is not PEM either: the check that follows says so.
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn sync(dir: &Path) -> Result<(), FilesError> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("write", dir))
+}
+
+fn remove(dir: &Path) -> Result<(), FilesError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
+    let path = path.to_owned();
+    move |source| FilesError::Io { verb, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NodeId, Role, Timestamp};
+    use crate::trust::{NodeKey, NodeName, RootCa, issue};
+    use std::time::Duration;
+
+    const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
+
+    struct Dir(PathBuf);
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+    fn dir(name: &str) -> Dir {
+        let path = std::env::temp_dir().join(format!("rpc-trust-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Dir(path)
+    }
+    fn identity(cluster: &str) -> Identity {
+        let rng = &mut rand::rng();
+        let ca = RootCa::generate(rng, NOW).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let name = NodeName { node_id: NodeId::draw(rng), role: Role::Worker, cluster_id: cluster.into() };
+        let certificate = issue(&ca, &key.request().unwrap(), &name, NOW, Duration::ZERO, rng).unwrap();
+        Identity::new(&key.to_pem(), &certificate, ca.certificate()).unwrap()
+    }
+
+    #[test]
+    fn an_identity_survives_the_disk_and_is_roots_alone() {
+        let dir = dir("roundtrip");
+        let files = CertificateFiles::under(&dir.0);
+        assert!(files.load(None).unwrap().is_none());
+        for cluster in ["one", "two"] {
+            let identity = identity(cluster);
+            files.store(&identity).unwrap();
+            assert_eq!(files.load(Some(&cluster.into())).unwrap(), Some(identity));
+        }
+        assert_eq!(fs::metadata(files.dir()).unwrap().permissions().mode() & 0o777, 0o700);
+        for name in [KEY, CERTIFICATE, CA] {
+            assert_eq!(fs::metadata(files.dir().join(name)).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1, "nothing left beside it");
+        files.remove().unwrap();
+        files.remove().unwrap();
+        assert!(files.load(None).unwrap().is_none());
+    }
+
+    #[test]
+    fn damage_names_the_file_and_what_to_do() {
+        let dir = dir("damage");
+        let files = CertificateFiles::under(&dir.0);
+        let (good, other) = (identity("one"), identity("one"));
+        let check = |name: &str, text: Option<&[u8]>, says: &str| {
+            files.store(&good).unwrap();
+            match text {
+                Some(text) => fs::write(files.dir().join(name), text).unwrap(),
+                None => fs::remove_file(files.dir().join(name)).unwrap(),
+            }
+            let error = files.load(None).expect_err(name).to_string();
+            assert!(error.contains(&*files.dir().join(name).to_string_lossy()), "{error}");
+            assert!(error.contains(says) && error.contains("skep leave --force"), "{error}");
+        };
+        for name in [KEY, CERTIFICATE, CA] {
+            check(name, None, "missing");
+            check(name, Some(b""), "damaged");
+            check(name, Some(b"\xff\xfe\x00"), "damaged");
+        }
+        check(KEY, Some(&good.key().as_bytes()[..80]), "damaged");
+        check(KEY, Some(other.key().as_bytes()), "does not belong");
+        check(CERTIFICATE, Some(other.certificate().as_bytes()), "not issued by this cluster's CA");
+    }
+
+    #[test]
+    fn another_clusters_directory_is_refused() {
+        let dir = dir("other");
+        let files = CertificateFiles::under(&dir.0);
+        files.store(&identity("theirs")).unwrap();
+        let error = files.load(Some(&"ours".into())).expect_err("refused").to_string();
+        assert!(error.contains("node.crt belongs to cluster theirs, not to ours"), "{error}");
+        assert!(error.contains("--data-dir"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! One mesh namespace by itself: made, adopted, mended, removed.
+
+use super::kit::{A, B, MTU, PATIENCE, Place, folder, ip, member, net, peer};
+use skep::datapath::mesh::{Mesh, MeshStep, base};
+use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, TunnelStep, netns};
+use skep::lab::eventually;
+use skep::model::mesh::MeshPrefix;
+use skep::model::node::WgKey;
+use skep::model::view::{ClusterPart, Mine, NetworkPart, Networks};
+use skep::model::{NodeId, NodeView, Revision};
+use skep::overlay::{Actual, Overlay, Step, plan};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn mesh_only(steps: Vec<Step>) -> Vec<MeshStep> {
+    steps.into_iter().filter_map(|s| if let Step::Mesh(step) = s { Some(step) } else { None }).collect()
+}
+
+fn view() -> NodeView {
+    let cluster = MeshPrefix("fd12:3456:789a::/48".parse().expect("prefix"));
+    let me = peer(cluster, 1, WgKey([1; 32]), "192.0.2.1:2377".parse().expect("address"));
+    let part = NetworkPart {
+        name: "a".to_owned(),
+        subnet: net(A),
+        gateway: ip("10.0.1.1"),
+        internal: false,
+        ingress: false,
+        members: vec![member(&me.node_id, ip("10.0.1.11"))],
+    };
+    NodeView {
+        revision: Revision::default(),
+        mine: Arc::new(Mine::default()),
+        networks: Arc::new(Networks { by_id: [("a".into(), part)].into() }),
+        cluster: Arc::new(ClusterPart { mesh: cluster, pools: vec![], nodes: vec![me], ports: vec![] }),
+    }
+}
+
+/// A tunnel that answers only when told to.
+#[derive(Default)]
+struct Moody {
+    answers: std::sync::atomic::AtomicBool,
+    peers: std::sync::Mutex<TunnelState>,
+}
+
+#[async_trait::async_trait]
+impl Tunnel for Moody {
+    async fn observe(&self) -> anyhow::Result<TunnelState> {
+        anyhow::ensure!(self.answers.load(std::sync::atomic::Ordering::Relaxed), "not in the mood");
+        Ok(self.peers.lock().expect("lock").clone())
+    }
+    async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
+        let mut state = self.peers.lock().expect("lock");
+        for step in steps {
+            match step.clone() {
+                TunnelStep::Set(key, peer) => {
+                    state.peers.insert(key, TunnelPeerState { peer, handshake_age: None, rx_bytes: 0, tx_bytes: 0 });
+                }
+                TunnelStep::Remove(key) => drop(state.peers.remove(&key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Without its tunnel a node does what it can and does not claim to have applied the view; then it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_tunnel_is_waited_for() {
+    let folder = folder();
+    let host = Place::make(&folder.0, "host");
+    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
+    let tunnel = Arc::new(Moody::default());
+    let mut wish = view();
+    wish.revision.index = 7;
+    let other = peer(wish.cluster.mesh, 2, WgKey([2; 32]), "192.0.2.2:2377".parse().expect("address"));
+    let cluster = ClusterPart { nodes: vec![wish.cluster.nodes[0].clone(), other], ..(*wish.cluster).clone() };
+    wish.cluster = Arc::new(cluster);
+    let revision = wish.revision;
+    let (_views, views) = watch::channel(Some(Arc::new(wish)));
+    let (publish, mut applied) = watch::channel(Revision::default());
+    let stop = CancellationToken::new();
+    let me = NodeId::from("node1");
+    let overlay = Overlay::new(me, Arc::clone(&mesh), Arc::clone(&tunnel) as Arc<dyn Tunnel>);
+    let running = tokio::spawn(overlay.run(views, publish, stop.clone()));
+    eventually("the mesh part to be done", PATIENCE, || async {
+        anyhow::ensure!(mesh.observe().await?.rules.len() > base::rules().len());
+        Ok(())
+    })
+    .await
+    .expect("done");
+    assert_eq!(*applied.borrow(), Revision::default(), "not claimed");
+    tunnel.answers.store(true, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::timeout(PATIENCE, applied.wait_for(|seen| *seen == revision)).await.expect("in time").expect("published");
+    assert_eq!(tunnel.peers.lock().expect("lock").peers.keys().collect::<Vec<_>>(), [&WgKey([2; 32])]);
+    stop.cancel();
+    running.await.expect("ends well");
+    mesh.remove().expect("remove");
+}
+
+/// A hundred networks with fifty members each: how long it takes is printed, that it settles is tested.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_networks_settle() {
+    let folder = folder();
+    let host = Place::make(&folder.0, "host");
+    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
+    let inner = Place::at("mesh", folder.0.join("mesh"));
+    inner.run("ip tuntap add skep0 mode tun").await;
+    let mut wish = view();
+    let part = wish.networks.by_id.values().next().expect("one").clone();
+    let other = NodeId::from("node2");
+    let parts = (1..=100_u8).map(|third| {
+        let subnet = net(&format!("10.0.{third}.0/24"));
+        let members = (2..52).map(|last| member(&other, std::net::Ipv4Addr::new(10, 0, third, last))).collect();
+        let part = NetworkPart { subnet, gateway: skep::model::mesh::gateway(subnet), members, ..part.clone() };
+        (format!("n{third}").into(), part)
+    });
+    wish.networks = Arc::new(Networks { by_id: parts.collect() });
+    let (start, steps) = (std::time::Instant::now(), settle(&mesh, &wish).await);
+    println!("{} steps in {:?}", steps.len(), start.elapsed());
+    let start = std::time::Instant::now();
+    assert_eq!(plan_of(&mesh, &wish).await, []);
+    println!("nothing to do, found in {:?}", start.elapsed());
+    mesh.remove().expect("remove");
+}
+
+async fn settle(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
+    let actual = Actual { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
+    let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU));
+    mesh.apply(&steps).await.expect("apply");
+    steps
+}
+
+async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
+    let actual = Actual { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
+    mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn made_adopted_mended_removed() {
+    let folder = folder();
+    let dir = folder.0.clone();
+    let pin = dir.join("run/mesh");
+    let host = Place::make(&dir, "host");
+
+    // A plain file, as a reboot leaves it, is no namespace.
+    std::fs::create_dir_all(pin.parent().expect("folder")).expect("folder");
+    std::fs::write(&pin, "").expect("stale file");
+    let mesh = host.block_on(Mesh::open(&pin)).expect("open");
+    let fresh = mesh.observe().await.expect("observe");
+    assert_eq!(fresh.rules, base::rules(), "the kernel's own rules are replaced");
+    for (key, value) in base::SYSCTLS {
+        assert_eq!(fresh.sysctls.get(key).map(String::as_str), Some(value), "{key}");
+    }
+    assert_eq!(fresh.links.keys().collect::<Vec<_>>(), ["lo"]);
+    assert!(fresh.links["lo"].up);
+    assert!(fresh.routes.is_empty() && fresh.addresses.is_empty());
+
+    // A network and a veth; the plan is empty right afterwards.
+    let view = view();
+    assert!(!settle(&mesh, &view).await.is_empty());
+    assert_eq!(plan_of(&mesh, &view).await, []);
+    let end = mesh.attach(net(A), ip("10.0.1.11"), 1400).await.expect("attach");
+    assert_eq!(end, "c0a00010b");
+    assert!(host.run("ip -o link show c0a00010b").await.contains("mtu 1400"));
+    let before = mesh.observe().await.expect("observe");
+    assert_eq!(before.sysctls["ipv6/conf/v0a00010b/disable_ipv6"], "1");
+    assert_eq!(plan_of(&mesh, &view).await, [MeshStep::Mtu("v0a00010b".to_owned(), MTU)], "attach had installed the rest");
+    settle(&mesh, &view).await;
+    let whole = mesh.observe().await.expect("observe");
+
+    // A network that the view does not name (yet) keeps what attach gave it.
+    mesh.attach(net(B), ip("10.0.2.11"), MTU).await.expect("attach");
+    assert_eq!(plan_of(&mesh, &view).await, []);
+    // Attached twice: made anew, the same again; detached twice: fine; then its network goes.
+    mesh.attach(net(B), ip("10.0.2.11"), MTU).await.expect("attach again");
+    assert_eq!(plan_of(&mesh, &view).await, []);
+    mesh.detach(ip("10.0.2.11")).await.expect("detach");
+    mesh.detach(ip("10.0.2.11")).await.expect("detach again");
+    assert!(!host.run("ip -o link").await.contains("c0a00020b"));
+    settle(&mesh, &view).await;
+    let names = |state: &skep::datapath::mesh::MeshState| (state.rules.clone(), state.routes.clone(), state.addresses.clone());
+    assert_eq!(names(&mesh.observe().await.expect("observe")), names(&whole), "nothing of the other network stays");
+
+    // Each thing taken away or added by hand is mended, and nothing else is touched.
+    let inner = Place::at("mesh", &pin);
+    let table = 0x0a00_0100;
+    for (harm, mended) in [
+        ("ip rule del priority 100 from 10.0.1.0/24".to_owned(), "rule add 100: from 10.0.1.0/24 lookup 167772416"),
+        ("ip rule del priority 30002".to_owned(), "rule add 30002: to 10.0.1.0/24 iif lo lookup 167772416"),
+        ("ip rule del priority 32000".to_owned(), "rule add 32000: unreachable"),
+        ("ip -6 rule del priority 52".to_owned(), "rule add -6 52: from fd12:3456:789a::/49 iif skep0 lookup local"),
+        ("ip rule add priority 0 from all lookup local".to_owned(), "rule del 0: lookup local"),
+        ("ip rule add priority 7 from 10.0.1.0/24 lookup 7".to_owned(), "rule del 7: from 10.0.1.0/24 lookup 7"),
+        (format!("ip route del 10.0.1.11/32 table {table}"), "route set 10.0.1.11/32 dev v0a00010b table 167772416"),
+        (format!("ip route del local 10.0.1.1 table {table}"), "route set local 10.0.1.1/32 dev lo table 167772416"),
+        (format!("ip route replace 10.0.1.11/32 dev lo table {table}"), "route set 10.0.1.11/32 dev v0a00010b table 167772416"),
+        (
+            format!("ip route add 10.0.1.99/32 dev v0a00010b table {table}"),
+            "route del 10.0.1.99/32 dev v0a00010b table 167772416",
+        ),
+        (format!("ip route add blackhole 10.0.1.98/32 table {table}"), "route del 10.0.1.98/32 (blackhole, ) table 167772416"),
+        ("ip addr del 10.0.1.1/32 dev lo".to_owned(), "address add 10.0.1.1 dev lo"),
+        ("ip addr add 10.9.9.9/32 dev lo".to_owned(), "address del 10.9.9.9 dev lo"),
+        ("ip link set v0a00010b mtu 1300".to_owned(), "link set v0a00010b mtu 1420"),
+        ("sysctl -qw net.ipv4.conf.all.rp_filter=2".to_owned(), "sysctl net/ipv4/conf/all/rp_filter = 1"),
+        ("sysctl -qw net.ipv6.conf.v0a00010b.disable_ipv6=0".to_owned(), "sysctl net/ipv6/conf/v0a00010b/disable_ipv6 = 1"),
+    ] {
+        inner.run(&harm).await;
+        let steps: Vec<String> = settle(&mesh, &view).await.iter().map(ToString::to_string).collect();
+        assert_eq!(steps, [mended], "after {harm}");
+        assert_eq!(plan_of(&mesh, &view).await, [], "after {harm}");
+    }
+    // A link set down loses its routes with it.
+    inner.run("ip link set v0a00010b down").await;
+    settle(&mesh, &view).await;
+    assert_eq!(mesh.observe().await.expect("observe"), whole);
+
+    // A second daemon on the same pin finds it as it is.
+    let again = host.block_on(Mesh::open(&pin)).expect("open again");
+    assert_eq!(again.observe().await.expect("observe"), whole);
+    drop(again);
+
+    // Sockets are made inside; the calling thread stays where it was.
+    let home = std::fs::read_link("/proc/thread-self/ns/net").expect("link");
+    let server = mesh.udp("10.0.1.1:53".parse().expect("address")).expect("the gateway's address is there");
+    assert!(mesh.udp("10.0.1.7:53".parse().expect("address")).is_err(), "no such address");
+    assert!(mesh.udp("0.0.0.0:53".parse().expect("address")).is_err(), "servers bind one address");
+    assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").expect("link"), home);
+    let inside = mesh.run(|| std::fs::read_link("/proc/thread-self/ns/net").expect("link")).expect("run");
+    assert_ne!(inside, home);
+    let entered = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            skep::datapath::mesh::enter(&pin).expect("enter");
+            std::fs::read_link("/proc/thread-self/ns/net").expect("link")
+        });
+        thread.join().expect("thread")
+    });
+    assert_eq!(entered, inside);
+
+    // Removal takes links, mount and file, whoever still holds a socket there.
+    mesh.remove().expect("remove");
+    assert!(!pin.exists());
+    assert!(!host.run("ip -o link").await.contains("c0a00010b"), "the container's end goes with it");
+    drop(server);
+    assert!(!std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").contains(&*pin.to_string_lossy()));
+    assert!(netns::pinned(&pin).expect("look").is_none());
+    assert!(skep::datapath::mesh::enter(&pin).is_err());
+    drop((host, inner));
+    std::fs::remove_dir_all(dir).expect("nothing is left");
+}

@@ -1,0 +1,117 @@
+//! What must not hurt: rubbish on the UDP port and on the control socket, files and ports that are not as they should be.
+
+use super::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rubbish_on_the_udp_port_does_not_disturb() -> anyhow::Result<()> {
+    let pair = Pair::new("junk").await?;
+    let (a, b) = (&pair.a, &pair.b);
+    pair.ping().await?;
+    let before = pair.b_from_a().await?.handshake_age.unwrap();
+    let transfer = transfer(a, (b, b.v6()), 30 << 20, Arc::default()).await?;
+    let target = a.endpoint();
+    let flood = inside(Path::new(&format!("/proc/{}/ns/net", b.host.pid())), move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let mut block = vec![0; 1400];
+        let mut pattern = Pattern(1);
+        for number in 0..20_000usize {
+            pattern.fill(&mut block);
+            // Each kind of WireGuard message by its first byte, each length, and the empty datagram.
+            block[..4].copy_from_slice(&[u8::try_from(number % 6)?, 0, 0, 0]);
+            let length = [0, 1, 4, 31, 32, 64, 92, 148, 149, 1400][number / 6 % 10];
+            // A full queue is the flood doing its work.
+            let _ = socket.send_to(&block[..length], target);
+        }
+        Ok(())
+    });
+    flood.await??;
+    assert_eq!(transfer.await??, 30 << 20);
+    assert!(pair.b_from_a().await?.handshake_age.unwrap() >= before, "the session was lost");
+    pair.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
+    let (lab, a, b) = sides("ctl").await?;
+    let tunnel = a.open().await?;
+    let pid = a.pid();
+    let path = a.config.run_dir.join("tunnel.sock");
+    let say = |bytes: Vec<u8>| {
+        let path = path.clone();
+        async move {
+            let mut stream = UnixStream::connect(path).await?;
+            // It may stop reading before the end.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            anyhow::Ok(answer)
+        }
+    };
+    for rubbish in [
+        &b"\n"[..],
+        b"{}\n",
+        b"[1,2,3]\n",
+        b"\xff\xfe\x00\n",
+        b"{\"do\":\"dance\"}\n",
+        b"{\"do\":\"apply\"}\n",
+        b"{\"do\":\"apply\",\"steps\":[{\"Remove\":\"short\"}]}\n",
+        b"{\"do\":\"observe\"",
+    ] {
+        let answer = say(rubbish.to_vec()).await?;
+        assert!(answer.starts_with("{\"error\":"), "{:?} was answered with {answer:?}", String::from_utf8_lossy(rubbish));
+    }
+    // One bad line does not end the conversation.
+    let answer = say(b"rubbish\n{\"do\":\"hello\"}\n".to_vec()).await?;
+    assert_eq!(answer.lines().count(), 2, "{answer}");
+    // Deeply nested, and longer than anything that is ever sent.
+    assert!(say([b"[".repeat(100_000), b"\n".to_vec()].concat()).await?.contains("error"));
+    let _ = say(vec![b'x'; 9 << 20]).await?;
+    drop(UnixStream::connect(&path).await?);
+
+    tunnel.observe().await?;
+    assert_eq!(a.pid(), pid, "the process lives");
+    a.close().await?;
+    finish(lab, a, b).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
+    let (lab, a, b) = sides("way").await?;
+    let fails = async |config: TunnelConfig| match a.open_as(config).await {
+        Ok(_) => panic!("it opened"),
+        Err(error) => format!("{error:#}"),
+    };
+
+    let holder = inside(Path::new(&format!("/proc/{}/ns/net", a.host.pid())), || Ok(UdpSocket::bind("0.0.0.0:2377")?)).await??;
+    let error = fails(a.config.clone()).await;
+    assert!(error.contains("UDP port 2377 is taken by process"), "{error}");
+    assert!(error.contains(&std::process::id().to_string()), "{error}");
+    drop(holder);
+
+    std::fs::write(&a.config.private_key_file, "not a key")?;
+    let error = fails(a.config.clone()).await;
+    assert!(error.contains("wg.key"), "{error}");
+    tunnel::generate_key(&a.config.private_key_file)?;
+
+    let plain = a.config.run_dir.join("plain");
+    File::create(&plain)?;
+    let error = fails(TunnelConfig { mesh_pin: plain, ..a.config.clone() }).await;
+    assert!(error.contains("plain") && error.contains("namespace"), "{error}");
+
+    let error = fails(TunnelConfig { program: "/nonexistent/skep".into(), ..a.config.clone() }).await;
+    assert!(error.contains("/nonexistent/skep"), "{error}");
+
+    let error = fails(TunnelConfig { device: "a/b".into(), ..a.config.clone() }).await;
+    assert!(error.contains("a/b"), "{error}");
+
+    let error = fails(TunnelConfig { listen: "198.51.100.7:2377".parse()?, ..a.config.clone() }).await;
+    assert!(error.contains("198.51.100.7:2377"), "{error}");
+
+    // And with all of it in order it opens.
+    a.open().await?;
+    a.close().await?;
+    finish(lab, a, b).await
+}
