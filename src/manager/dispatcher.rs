@@ -10,9 +10,10 @@ use view::Change;
 pub use view::{Source, view_of};
 
 use super::ManagerSettings;
+use super::orchestrator::is_up;
 use super::sessions::SessionId;
 use crate::model::view::{ClusterPart, Mine, Networks};
-use crate::model::{NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
+use crate::model::{Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
 use crate::rpc::message::{FORMAT, ToManager, ToNode};
 use crate::store::Store;
 use hold::Holds;
@@ -152,15 +153,18 @@ impl Dispatcher {
     /// Lowest revision that every live node has applied. A node counts until it has been silent for the down time-out;
     /// so does one that this leader has not heard of yet.
     pub fn applied(&self, now: Timestamp) -> Revision {
-        let expected = |id: &NodeId, state: NodeState| match self.nodes.get(id) {
+        let expected = |node: &Node| match self.nodes.get(&node.id) {
             Some(p) => {
                 let lives = p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after;
                 (lives && !p.left).then(|| p.reached())
             }
-            None if self.in_grace(now) && super::orchestrator::is_up(state) => Some(Revision::default()),
-            None => None,
+            // One that is only just joining sends nothing to anybody yet.
+            None => {
+                let may_come = self.in_grace(node, now) && !self.is_joining(node) && is_up(node.status.state);
+                may_come.then(Revision::default)
+            }
         };
-        let live = self.store.nodes().filter_map(|n| expected(&n.id, n.status.state));
+        let live = self.store.nodes().filter_map(expected);
         live.min().unwrap_or_else(|| self.store.revision())
     }
 
@@ -169,8 +173,18 @@ impl Dispatcher {
         self.nodes.iter().filter(|(_, p)| p.session.is_some()).map(|(id, p)| (id.clone(), p.reached())).collect()
     }
 
-    fn in_grace(&self, now: Timestamp) -> bool {
-        now.since(self.since) <= self.settings.down_after
+    /// True while a node that this leader has not heard of is not to be called down.
+    fn in_grace(&self, node: &Node, now: Timestamp) -> bool {
+        if self.is_joining(node) {
+            now.since(node.meta.created_at) <= self.settings.join_grace
+        } else {
+            now.since(self.since) <= self.settings.down_after
+        }
+    }
+
+    /// Admitted under this leader, never heard of.
+    fn is_joining(&self, node: &Node) -> bool {
+        node.status.state == NodeState::Unknown && node.meta.created_at >= self.since
     }
 
     fn open(&mut self, now: Timestamp, node: &NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {

@@ -191,6 +191,32 @@ fn silence_is_down_and_a_stalled_manager_blames_nobody() {
 }
 
 #[test]
+fn a_node_that_joins_has_the_time_that_a_join_takes() {
+    let mut rig = Rig::new(1);
+    rig.open(1, ONE);
+    rig.wait(5000);
+    rig.settle();
+    let (_, actions) = skep::manager::membership::admit(&rig.store, build::newcomer("n2")).unwrap();
+    rig.open(1, SessionId(3));
+    rig.write(actions);
+    rig.settle();
+    rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
+    assert_eq!(rig.core.applied(rig.now), rig.store.revision(), "nobody waits for it");
+    for _ in 0..10 {
+        rig.wait(1500);
+        rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
+        rig.settle();
+        assert_eq!(rig.state(2), NodeState::Unknown);
+    }
+    rig.wait(6000);
+    rig.settle();
+    assert_eq!(rig.state(2), NodeState::Down);
+    rig.open(2, SessionId(4));
+    rig.settle();
+    assert_eq!(rig.state(2), NodeState::Ready);
+}
+
+#[test]
 fn who_leaves_is_replaced_at_once() {
     let mut rig = Rig::new(2);
     rig.open(1, ONE);
