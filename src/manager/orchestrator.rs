@@ -18,11 +18,11 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
         by_service.entry(&task.service_id).or_default().entry(task.slot).or_default().push(task);
     }
     let mut out = Vec::new();
-    for slots in by_service.iter().filter(|(id, _)| store.service(id).is_none()).map(|(_, slots)| slots) {
-        out.extend(slots.values().flatten().map(|t| desire(t, TaskState::Remove)));
-        if out.len() >= BATCH {
-            return out;
-        }
+    let ownerless =
+        by_service.iter().filter(|(id, _)| store.service(id).is_none()).flat_map(|(_, slots)| slots.values().flatten());
+    out.extend(ownerless.take(BATCH).map(|t| desire(t, TaskState::Remove)));
+    if out.len() >= BATCH {
+        return out;
     }
     for service in store.services() {
         let mut slots = by_service.remove(&service.id).unwrap_or_default();
@@ -89,7 +89,7 @@ impl<'a> Reconcile<'a> {
         // History of slots that nobody needs any more.
         if missing == 0 {
             let dead = judged.iter().filter(|(n, slot)| matches!(slot, Slot::Dead) && !used.contains(n));
-            out.extend(dead.flat_map(|(n, _)| &slots[n]).map(|t| desire(t, TaskState::Remove)));
+            out.extend(dead.flat_map(|(n, _)| &slots[n]).take(BATCH).map(|t| desire(t, TaskState::Remove)));
         }
     }
 

@@ -7,6 +7,7 @@ mod build;
 mod dispatcher;
 mod fuzz;
 mod golden;
+mod scale;
 mod scenarios;
 mod shell;
 mod sim;
