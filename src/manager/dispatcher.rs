@@ -279,6 +279,14 @@ impl Dispatcher {
             self.since = self.since.plus(stall);
             self.nodes.values_mut().for_each(|p| p.last_heard = p.last_heard.plus(stall).min(now));
         }
+        // A clock that was set back must not make the past the future.
+        if now < self.last_tick {
+            self.since = self.since.min(now);
+            for presence in self.nodes.values_mut() {
+                presence.last_heard = presence.last_heard.min(now);
+                presence.told = presence.told.min(now);
+            }
+        }
         self.last_tick = now;
         let silent = |p: &&mut Presence| now.since(p.last_heard) > self.settings.down_after;
         for presence in self.nodes.values_mut().filter(silent) {

@@ -53,7 +53,7 @@ impl Planner {
     /// True if a round may have something to do though nothing changed: a restart delay is over, nodes caught up, or it
     /// is simply long ago.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        now >= self.wake || self.reserve.is_waiting()
+        now >= self.wake || self.wake.since(now) > IDLE || self.reserve.is_waiting()
     }
 }
 

@@ -188,6 +188,11 @@ fn silence_is_down_and_a_stalled_manager_blames_nobody() {
     rig.open(1, SessionId(5));
     rig.settle();
     assert_eq!(rig.state(1), NodeState::Ready);
+    // The clock is set back by an hour: silence is still noticed.
+    rig.now = Timestamp(rig.now.0 - 3_600_000_000_000);
+    rig.wait(2500);
+    rig.settle();
+    assert_eq!(rig.state(1), NodeState::Down);
 }
 
 #[test]
