@@ -153,16 +153,14 @@ impl Dispatcher {
     /// Lowest revision that every live node has applied. A node counts until it has been silent for the down time-out;
     /// so does one that this leader has not heard of yet.
     pub fn applied(&self, now: Timestamp) -> Revision {
-        let expected = |node: &Node| match self.nodes.get(&node.id) {
-            Some(p) => {
-                let lives = p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after;
-                (lives && !p.left).then(|| p.reached())
-            }
-            // One that is only just joining sends nothing to anybody yet.
-            None => {
+        let expected = |node: &Node| {
+            let Some(p) = self.nodes.get(&node.id) else {
+                // One that is only just joining sends nothing to anybody yet.
                 let may_come = self.in_grace(node, now) && !self.is_joining(node) && is_up(node.status.state);
-                may_come.then(Revision::default)
-            }
+                return may_come.then(Revision::default);
+            };
+            let lives = p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after;
+            (lives && !p.left).then(|| p.reached())
         };
         let live = self.store.nodes().filter_map(expected);
         live.min().unwrap_or_else(|| self.store.revision())
