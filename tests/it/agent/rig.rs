@@ -245,8 +245,9 @@ impl Rig {
 
     pub async fn stop(self) {
         self.agent.cancel();
-        self.driver.cancel();
+        // The driver last: an engine without it waits half a minute per endpoint that it takes down.
         self.host.stop().await;
+        self.driver.cancel();
         self.lab.stop().await.expect("removes its files");
     }
 }
