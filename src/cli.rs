@@ -1,5 +1,9 @@
 //! The command line: the verbs that Docker's CLI has no word for. Everything else is `docker -H unix://<run-dir>/docker.sock …`.
 
+mod daemon;
+mod demo;
+mod netns;
+mod status;
 mod swarm;
 
 use clap::{Parser, Subcommand};
@@ -19,8 +23,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Run the node daemon (started by systemd)
+    Daemon(daemon::DaemonArgs),
     /// Run the WireGuard tunnel process (started by the daemon where the kernel has no WireGuard)
     Tunnel(crate::datapath::tunnel::TunnelArgs),
+    /// Show it all on this machine: three hosts, a service, a port on every node, names, a cut
+    Demo(demo::DemoArgs),
+    /// Show nodes, paths, planes and ports as this node sees them
+    Status(status::StatusArgs),
+    /// Run a command in the mesh namespace, as `skep netns wg show`
+    Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
     Init(swarm::InitArgs),
     /// Join a swarm (short for `docker swarm join`)
@@ -32,7 +44,11 @@ enum Verb {
 /// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 usage.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().verb {
+        Verb::Daemon(args) => daemon::run(args),
         Verb::Tunnel(args) => crate::datapath::tunnel::process_main(args),
+        Verb::Demo(args) => blocking(demo::run(args)),
+        Verb::Status(args) => blocking(status::run(args)),
+        Verb::Netns(args) => netns::run(&args),
         Verb::Init(args) => blocking(swarm::init(args)),
         Verb::Join(args) => blocking(swarm::join(args)),
         Verb::Leave(args) => blocking(swarm::leave(args)),

@@ -14,6 +14,7 @@ pub mod links;
 pub mod mesh;
 mod netlink;
 pub mod netns;
+pub mod interfaces;
 pub mod sockets;
 mod sysctl;
 pub mod tunnel;

@@ -121,17 +121,26 @@ impl UnixClient {
     /// # Errors
     /// Nobody listens there, or the connection broke off. A refusal is a [`Reply`].
     pub async fn request(&self, method: &str, target: &str, body: Option<&serde_json::Value>) -> anyhow::Result<Reply> {
+        let fields: &[(&str, &str)] = if body.is_some() { &[("Content-Type", "application/json")] } else { &[] };
+        let bytes = body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()));
+        self.send(method, target, fields, bytes).await
+    }
+
+    /// Sends a request with these header fields (besides `Host` and `Connection`) and this body.
+    ///
+    /// # Errors
+    /// As [`UnixClient::request`].
+    pub async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> anyhow::Result<Reply> {
         use anyhow::Context as _;
         let stream =
             UnixStream::connect(&self.path).await.with_context(|| format!("nobody answers on {}", self.path.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(target).header("Host", "localhost").header("Connection", "close");
-        let bytes = body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()));
-        if body.is_some() {
-            request = request.header("Content-Type", "application/json");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
         }
-        let response: hyper::Response<Incoming> = sender.send_request(request.body(Full::new(bytes))?).await?;
+        let response: hyper::Response<Incoming> = sender.send_request(request.body(Full::new(body))?).await?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|e| anyhow::anyhow!("reply broke off: {e}"))?.to_bytes();
         connection.abort();

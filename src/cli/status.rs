@@ -1,6 +1,7 @@
 //! `skep status`: this node's picture as a table, or as JSON.
 
 use super::Target;
+use crate::balance::PortState;
 use crate::status::Status;
 use std::fmt::Write as _;
 
@@ -67,7 +68,11 @@ pub(super) fn render(status: &Status) -> String {
             rows.push([
                 format!("{}/{}", port.port, port.protocol.as_str()),
                 port.service.clone(),
-                port.state.to_string(),
+                match &port.state {
+                    PortState::Listening => "listening".to_owned(),
+                    PortState::Taken(why) => format!("taken: {why}"),
+                    PortState::Unsupported => "not served: only TCP is built yet".to_owned(),
+                },
                 port.backends.to_string(),
                 port.connections.to_string(),
             ]);

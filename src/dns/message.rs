@@ -146,20 +146,26 @@ impl Request {
 /// Encodes, leaving out as many answers as do not fit; then the truncation flag is set. What fits is sent all the same:
 /// some resolvers (musl before 1.2.4) never ask again over TCP.
 fn shorten(mut message: Message, limit: usize) -> Option<Vec<u8>> {
-    loop {
+    let whole = message.to_vec().ok()?;
+    if whole.len() <= limit {
+        return Some(whole);
+    }
+    message.metadata.truncation = true;
+    let answers = std::mem::take(&mut message.answers);
+    let (mut fits, mut too_many, mut best) = (0, answers.len(), None);
+    // Records differ in size and share names: only encoding tells how many fit.
+    while fits < too_many {
+        let count = fits + (too_many - fits) / 2;
+        message.answers = answers[..count].to_vec();
         let bytes = message.to_vec().ok()?;
         if bytes.len() <= limit {
-            return Some(bytes);
+            fits = count + 1;
+            best = Some(bytes);
+        } else {
+            too_many = count;
         }
-        let answers = message.answers.len();
-        if answers == 0 {
-            return None;
-        }
-        message.metadata.truncation = true;
-        // Records differ in size: cut in proportion, and at least one.
-        let keep = (answers * limit / bytes.len()).min(answers - 1);
-        message.answers.truncate(keep);
     }
+    best
 }
 
 /// Whether `response` answers `query` (as we sent it): same id, an answer, the same question. Letters may differ in case.

@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use std::process::Stdio;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 /// Owner of a set of namespaces.
@@ -40,13 +40,19 @@ impl Holder {
             .args(["sh", "-c", SCRIPT, "sh", name])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .context("cannot make namespaces: is util-linux (setpriv, unshare) installed, and is this root?")?;
         let stdout = child.stdout.take().context("holder has no output")?;
         let line = BufReader::new(stdout).lines().next_line().await?;
-        anyhow::ensure!(line.as_deref() == Some("ready"), "the namespaces of host {name} could not be set up");
+        if line.as_deref() != Some("ready") {
+            let mut said = String::new();
+            if let Some(mut stderr) = child.stderr.take() {
+                let _ = stderr.read_to_string(&mut said).await;
+            }
+            anyhow::bail!("the namespaces of host {name} could not be set up: {}", said.trim());
+        }
         let outer = child.id().context("holder ended")?;
         let pid = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?
             .split_whitespace()

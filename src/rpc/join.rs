@@ -11,7 +11,7 @@ use crate::model::node::{NodeDescription, WgKey};
 use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
 use async_trait::async_trait;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{ReadHalf, WriteHalf};
@@ -19,6 +19,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+/// Time for last words after the deadline.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The joiner's tunnel.
 #[async_trait]
@@ -116,9 +119,9 @@ pub enum JoinError {
         /// Port of the tunnel.
         port: u16,
         /// Sender.
-        from: SocketAddr,
+        from: IpAddr,
         /// Receiver.
-        to: SocketAddr,
+        to: IpAddr,
         /// What was seen.
         why: &'static str,
     },
@@ -172,10 +175,15 @@ pub async fn join(
     let mut ask = Ask::connect(remote, &token, options).await?;
     let reply = ask.request(parts).await?;
     let identity = check(&reply, node_key, &token).map_err(|why| ask.broken(why));
+    let hung = |what: &str| JoinError::Here(anyhow::anyhow!("{what} within {} s", options.timeout.as_secs_f32()));
     let proved = match &identity {
-        Ok(_) => match side.bring_up(&reply).await {
-            Ok(()) => ask.prove(&reply, side).await,
-            Err(error) => Err(JoinError::Here(error)),
+        Ok(_) => match timeout_at(ask.deadline, side.bring_up(&reply)).await {
+            // The proof keeps to the deadline by itself; this is for a tunnel that hangs in a call.
+            Ok(Ok(())) => {
+                timeout_at(ask.deadline + GRACE, ask.prove(&reply, side)).await.unwrap_or_else(|_| Err(hung("it did not answer")))
+            }
+            Ok(Err(error)) => Err(JoinError::Here(error)),
+            Err(_) => Err(hung("it did not come up")),
         },
         Err(_) => Ok(()),
     };
@@ -263,7 +271,7 @@ impl Ask {
         })
     }
 
-    fn broken(&self, why: impl ToString) -> JoinError {
+    fn broken(&self, why: impl std::fmt::Display) -> JoinError {
         JoinError::Broken { address: self.remote, why: why.to_string() }
     }
 
@@ -291,11 +299,16 @@ impl Ask {
             description: parts.description,
             availability: parts.availability,
         };
-        let written = self.write(&FromJoiner::Request(Box::new(request))).await;
         let (deadline, address, after) = (self.deadline, self.remote, self.deadline - self.begin);
-        // A server that has closed already may have said why before: what it said counts more than the failed write.
-        let read = timeout_at(deadline, self.read()).await;
-        match read.map_err(|_| JoinError::TimedOut { address, what: "answer the request", after })? {
+        let exchange = async {
+            let written = self.write(&FromJoiner::Request(Box::new(request))).await;
+            // A server that has closed already may have said why before: that counts more than the failed write.
+            (written, self.read().await)
+        };
+        let Ok((written, read)) = timeout_at(deadline, exchange).await else {
+            return Err(JoinError::TimedOut { address, what: "answer the request", after });
+        };
+        match read {
             Ok(ToJoiner::Reply(reply)) => Ok(*reply),
             Ok(ToJoiner::Refused(refused)) => Err(refused.into()),
             Ok(ToJoiner::GaveUp(why)) => Err(JoinError::GaveUp { address, why }),
@@ -340,8 +353,7 @@ impl Ask {
     }
 
     fn late(&self, way: Way, port: u16) -> JoinError {
-        let here = SocketAddr::new(self.local.ip(), port);
-        let manager = SocketAddr::new(self.remote.ip(), port);
+        let (here, manager) = (self.local.ip().to_canonical(), self.remote.ip().to_canonical());
         match way.blocked(true) {
             Some(Direction::Out) => JoinError::Blocked { port, from: here, to: manager, why: "the manager received nothing" },
             Some(Direction::In) => JoinError::Blocked { port, from: manager, to: here, why: "this node received nothing" },
@@ -350,7 +362,7 @@ impl Ask {
     }
 
     async fn give_up(&mut self, error: &JoinError) {
-        let _ = tokio::time::timeout(Duration::from_millis(500), async {
+        let _ = tokio::time::timeout(GRACE, async {
             let _ = self.writer.write(&FromJoiner::GaveUp(error.to_string())).await;
             self.writer.close().await;
         })
@@ -366,6 +378,10 @@ fn handshake_error(address: SocketAddr, error: &io::Error) -> JoinError {
             JoinError::Untrusted { address, why: format!("{why}; compare the clocks of both machines") }
         }
         (None, Some(error)) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
+        (None, None) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            let why = "it closed the connection at once: it is no skep manager, is shutting down, or has too many joins at a time; try again";
+            JoinError::Broken { address, why: why.to_owned() }
+        }
         (None, None) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
     }
 }

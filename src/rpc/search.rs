@@ -7,8 +7,10 @@ use std::time::Duration;
 /// How a try ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tried {
-    /// There was a session, now it is over.
+    /// There was a session, now it is closed.
     Lost,
+    /// There was a session, but the leader said nothing any more.
+    Silent,
     /// There was none.
     Failed,
     /// That manager does not lead; it named another, or not.
@@ -38,7 +40,7 @@ impl Search {
         Self { shortest, longest, failures: 0, hint: None, hops: 0, last: None }
     }
 
-    /// A session is open.
+    /// The leader answers in a session. Being welcome is not enough: a manager may welcome and then be of no use.
     pub fn found(&mut self) {
         self.failures = 0;
         self.hops = 0;
@@ -47,10 +49,11 @@ impl Search {
     /// A try is over.
     pub fn over(&mut self, how: Tried) {
         self.failures += 1;
+        self.hint = None;
         match how {
-            // The same leader again, at once: its process may have been restarted.
-            Tried::Lost => self.hint = None,
-            Tried::Failed => self.hint = None,
+            Tried::Lost | Tried::Failed => {}
+            // Not a restart, which would have closed the session: on to the next one.
+            Tried::Silent => self.failures = self.failures.max(2),
             Tried::NotLeader(hint) => self.hint = hint.filter(|h| Some(*h) != self.last),
         }
     }
@@ -130,6 +133,20 @@ mod tests {
             assert!(seen.contains(manager));
         }
         assert_eq!(search.next(&[], rng), None);
+    }
+
+    #[test]
+    fn a_silent_leader_is_not_asked_again_first() {
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
+        let all = managers(2);
+        let mut search = Search::new(MS, MS);
+        let first = search.next(&all, rng).unwrap().1;
+        search.found();
+        search.over(Tried::Lost);
+        assert_eq!(search.next(&all, rng).unwrap().1, first, "it may have been restarted");
+        search.found();
+        search.over(Tried::Silent);
+        assert_ne!(search.next(&all, rng).unwrap().1, first);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Server {
         Ok(Self { shared: Arc::new(Shared { identity, acceptor, join, sessions, limits, gate }) })
     }
 
-    /// Serves a listener until shut down; then open joins are revoked and sessions closed.
+    /// Serves a listener until shut down; then open joins are revoked and sessions closed, which it waits for.
     pub async fn serve(&self, listener: TcpListener, door: Door, shutdown: CancellationToken) {
         let connections = tokio_util::task::TaskTracker::new();
         loop {

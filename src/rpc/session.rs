@@ -95,7 +95,7 @@ pub struct SessionState {
 /// Why [`keep_session`] ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SessionEnd {
-    /// It was shut down, or nobody takes what comes.
+    /// It was shut down, nobody takes what comes, or the node has said `Leave`: then no new session is tried.
     Shutdown,
     /// The node is no longer a member; the reason. It was passed on as well.
     Removed(String),
@@ -110,11 +110,27 @@ enum Over {
     End(SessionEnd),
 }
 
-/// Keeps a session to the leader until shut down or removed. `hello` is asked for each try.
+/// Keeps a session to the leader until shut down, removed or left. `hello` is asked for each try.
 pub async fn keep_session(
-    mut config: SessionConfig,
+    config: SessionConfig,
     hello: impl Fn() -> ToManager + Send + Sync,
     mut ends: SessionEnds,
+    shutdown: CancellationToken,
+) -> SessionEnd {
+    let clock = config.clock.clone();
+    let end = search(config, hello, &mut ends, shutdown).await;
+    ends.state.send_modify(|s| {
+        if s.leader.take().is_some() {
+            s.since = clock.now();
+        }
+    });
+    end
+}
+
+async fn search(
+    mut config: SessionConfig,
+    hello: impl Fn() -> ToManager + Send + Sync,
+    ends: &mut SessionEnds,
     shutdown: CancellationToken,
 ) -> SessionEnd {
     let mut rng = StdRng::seed_from_u64(config.seed);
@@ -124,12 +140,12 @@ pub async fn keep_session(
         let candidates = config.candidates.borrow_and_update().clone();
         let next = search.next(&candidates, &mut rng);
         let pause = next.map_or(config.pauses.1, |(pause, _)| pause);
-        let end = idle(&mut config, &mut ends, &shutdown, pause, next.is_none()).await;
+        let end = idle(&mut config, ends, &shutdown, pause, next.is_none()).await;
         if let Some(end) = end {
             return end;
         }
         let Some((_, address)) = next else { continue };
-        match attempt(&config, &hello, &mut ends, &mut search, &shutdown, address).await {
+        match attempt(&config, &hello, ends, &mut search, &shutdown, address).await {
             Over::End(end) => return end,
             Over::Search(tried, error) => {
                 let had = ends.state.borrow().leader.is_some();
@@ -211,7 +227,6 @@ async fn attempt(
             return Over::Search(Tried::Failed, "it does not begin with a welcome".to_owned());
         }
     };
-    search.found();
     let now = config.clock.now();
     ends.state.send_modify(|s| *s = SessionState { leader: Some(address), since: now, last_error: None });
     tracing::info!(%address, "session open");
@@ -225,10 +240,16 @@ async fn attempt(
     }
     // Alive answers come with every heartbeat, so silence means death; twice a heartbeat at least.
     reader.set_patience(config.dead_after.max(heartbeat * 2));
+    let mut left = false;
     // Side by side: waiting for one does not keep the others from going on.
-    tokio::select! {
-        over = listen(&mut reader, incoming) => over,
-        over = speak(&mut writer, outgoing, applied, heartbeat, shutdown) => over,
+    let over = tokio::select! {
+        over = listen(&mut reader, incoming, search) => over,
+        over = speak(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => over,
+    };
+    match over {
+        // The leader closes the session of a node that leaves; a new one would bring the node back.
+        Over::Search(..) if left => Over::End(SessionEnd::Shutdown),
+        over => over,
     }
 }
 
@@ -269,15 +290,16 @@ fn explain(error: std::io::Error) -> anyhow::Error {
 }
 
 /// Passes on what the leader says.
-async fn listen(reader: &mut Reader, incoming: &mpsc::Sender<ToNode>) -> Over {
+async fn listen(reader: &mut Reader, incoming: &mpsc::Sender<ToNode>, search: &mut Search) -> Over {
     loop {
         let message = match reader.message::<ToNode>().await {
             Ok(Some(message)) => message,
             Ok(None) => return Over::Search(Tried::Lost, "the leader closed the session".to_owned()),
+            Err(error @ FrameError::Silent(_)) => return Over::Search(Tried::Silent, error.to_string()),
             Err(error) => return Over::Search(Tried::Lost, error.to_string()),
         };
         match message {
-            ToNode::Alive => {}
+            ToNode::Alive => search.found(),
             ToNode::NotLeader { leader } => return Over::Search(Tried::NotLeader(leader), "it leads no more".to_owned()),
             ToNode::Refused(why) => return Over::Search(Tried::Lost, format!("it ended the session: {why}")),
             ToNode::Removed(why) => {
@@ -300,6 +322,7 @@ async fn speak(
     applied: &mut watch::Receiver<Revision>,
     heartbeat: Duration,
     shutdown: &CancellationToken,
+    left: &mut bool,
 ) -> Over {
     let mut tick = tokio::time::interval(heartbeat);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -325,6 +348,7 @@ async fn speak(
                 None => return Over::End(SessionEnd::Shutdown),
             },
         };
+        *left |= matches!(message, ToManager::Leave);
         if let Err(error) = writer.write(&message).await {
             return Over::Search(Tried::Lost, error.to_string());
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// Who keeps sessions (the dispatcher).
 #[async_trait]
 pub trait SessionServer: Send + Sync {
-    /// A node says hello; `out` goes to it, and the first message in it is `Welcome`. Returns the session's number. On an error the node gets what was put into
+    /// A node says hello (a second time, if it noticed a broken connection first: then the older session is to be ended); `out` goes to it, and the first message in it is `Welcome`. Returns the session's number. On an error the node gets what was put into
     /// `out` so far (`NotLeader`, `Removed`), or else `Refused` with the error's text, and the connection is closed.
     /// The session ends as well when every `out` is dropped.
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64>;

@@ -11,14 +11,14 @@ use rcgen::{
 use std::fmt;
 use std::time::Duration;
 
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
 /// Life of a root CA: 20 years, as Swarm's.
-const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+const ROOT_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
 /// Certificates begin this much earlier, for machines whose clock is behind.
 const SLACK: Duration = HOUR;
 /// Life of a node certificate if the cluster does not say.
-const NODE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+const NODE_LIFE: Duration = Duration::from_hours(90 * 24);
 
 /// The root CA of a cluster: certificate and key.
 #[derive(Clone, PartialEq, Eq)]
@@ -237,6 +237,7 @@ fn make(what: &'static str, why: &rcgen::Error) -> TrustError {
 mod tests {
     use super::*;
     use crate::model::{ClusterId, NodeId};
+    use base64::Engine as _;
     use rand::SeedableRng;
 
     fn node(role: Role) -> NodeName {
@@ -299,7 +300,6 @@ mod tests {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();
         let info = TlsInfo::of(ca.certificate()).unwrap();
-        use base64::Engine as _;
         let b64 = base64::engine::general_purpose::STANDARD.encode(&info.issuer_subject);
         assert_eq!(b64, "MBMxETAPBgNVBAMTCHN3YXJtLWNh", "as recorded from a real swarm");
         assert_eq!(RootCa::from_pem(ca.certificate(), ca.key()).unwrap(), ca);

@@ -1,10 +1,18 @@
 //! What the demo asks of the swarm: Docker API calls, and requests of the client to published ports.
 
+use crate::datapath::netns;
 use crate::http::UnixClient;
-use crate::lab::{Host, output};
+use crate::lab::Host;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+/// Longest wait for a connection or an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The host's skep.
 pub(super) fn api(node: &Host) -> UnixClient {
@@ -77,17 +85,33 @@ pub(super) struct Answers {
     pub failed: usize,
 }
 
-/// Sends requests from the client to a host's published port, one after the other.
+/// Sends requests from the client to a host's published port, one after the other, each on a connection of its own.
 pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, times: usize) -> anyhow::Result<Answers> {
-    let script =
-        format!("for i in $(busybox seq {times}); do busybox wget -T 3 -q -O - http://{address}:{port}/ 2>/dev/null || echo FAILED; done");
-    let text = output(client.command("sh").args(["-c", &script])).await?;
-    let mut answers = Answers::default();
-    for line in text.lines() {
-        match line.split_whitespace().next() {
-            Some("FAILED") | None => answers.failed += 1,
-            Some(backend) => *answers.by_backend.entry(backend.to_owned()).or_insert(0) += 1,
-        }
-    }
-    Ok(answers)
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", client.pid())).context("the client is gone")?;
+    tokio::task::spawn_blocking(move || {
+        let asked = netns::run(namespace.as_fd(), || {
+            let mut answers = Answers::default();
+            for _ in 0..times {
+                match fetch(SocketAddr::from((address, port))) {
+                    Ok(backend) => *answers.by_backend.entry(backend).or_insert(0) += 1,
+                    Err(_) => answers.failed += 1,
+                }
+            }
+            answers
+        });
+        asked.context("cannot ask from the client's namespace")
+    })
+    .await?
+}
+
+/// One HTTP request; the first word of the answer's body.
+fn fetch(target: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    let word = body.and_then(|b| b.split_whitespace().next()).filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 "));
+    word.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
 }

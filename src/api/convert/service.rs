@@ -1,0 +1,49 @@
+//! Services.
+
+use crate::api::wire::{self, ShownSpec, UpdateConfig};
+use crate::model::service::{Service, ServiceSpec};
+use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
+
+/// A service; with `defaults` as an inspection shows it, which no update may be built from.
+pub fn service(service: &Service, defaults: bool) -> wire::Service {
+    let spec = if defaults { with_defaults(service.spec.clone()) } else { plain(service.spec.clone()) };
+    wire::Service {
+        id: service.id.to_string(),
+        meta: service.meta.into(),
+        spec,
+        previous_spec: service.previous_spec.clone(),
+        endpoint: wire::Endpoint {
+            spec: service.endpoint.spec.clone().unwrap_or_default(),
+            ports: service.endpoint.ports.clone(),
+            virtual_ips: service.endpoint.vips.clone(),
+        },
+        service_status: None,
+    }
+}
+
+/// How many tasks a service has and should have.
+pub fn status<'a>(service: &Service, tasks: impl Iterator<Item = &'a Task>) -> wire::ServiceStatus {
+    let running = tasks.filter(|t| t.service_id == service.id && t.status.state == TaskState::Running).count();
+    let running = u64::try_from(running).unwrap_or(u64::MAX);
+    // Only jobs have completed tasks.
+    wire::ServiceStatus { running_tasks: running, desired_tasks: service.spec.mode.replicas(), completed_tasks: 0 }
+}
+
+fn plain(spec: ServiceSpec) -> ShownSpec {
+    ShownSpec { spec, update_config: None, rollback_config: None }
+}
+
+fn with_defaults(mut spec: ServiceSpec) -> ShownSpec {
+    let task = &mut spec.task_template;
+    task.container_spec.stop_grace_period.get_or_insert(DEFAULT_STOP_GRACE.into());
+    task.container_spec.dns_config.get_or_insert_default();
+    task.resources.get_or_insert_default();
+    task.placement.get_or_insert_default();
+    let restart = task.restart_policy.get_or_insert_with(|| RestartPolicy {
+        condition: Some(RestartCondition::Any),
+        max_attempts: Some(0),
+        ..RestartPolicy::default()
+    });
+    restart.delay.get_or_insert(DEFAULT_RESTART_DELAY.into());
+    ShownSpec { spec, update_config: Some(UpdateConfig::default()), rollback_config: Some(UpdateConfig::default()) }
+}

@@ -1,0 +1,41 @@
+//! Tasks.
+
+use super::network;
+use crate::api::query::ApiVersion;
+use crate::api::wire;
+use crate::model::Task;
+use crate::store::Store;
+
+/// A task, as this version of the API shows it.
+pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
+    let mut spec = task.spec.clone();
+    spec.runtime = None;
+    let networks_attachments = task
+        .attachments
+        .iter()
+        .filter_map(|a| {
+            let network = network::attached(store.network(&a.network_id)?);
+            Some(wire::Attachment { network, addresses: vec![a.address.to_string()] })
+        })
+        .collect();
+    wire::Task {
+        id: task.id.to_string(),
+        meta: task.meta.into(),
+        labels: std::collections::BTreeMap::new(),
+        spec,
+        service_id: task.service_id.to_string(),
+        slot: task.slot,
+        node_id: task.node_id.as_ref().map(ToString::to_string),
+        status: wire::TaskStatus {
+            timestamp: task.status.timestamp,
+            state: task.status.state.as_str(),
+            message: task.status.message.clone(),
+            err: task.status.err.clone(),
+            container_status: task.status.container.clone(),
+            port_status: wire::Empty {},
+        },
+        desired_state: task.desired_state.as_str(),
+        networks_attachments,
+        volumes: (version >= ApiVersion::v1(42)).then_some(None),
+    }
+}

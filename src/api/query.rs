@@ -1,0 +1,226 @@
+//! What stands in a request's target: the version prefix, flags, object versions and filters, with the real server's
+//! words for what cannot be read.
+
+use super::error::{ApiError, Result};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A version of the API.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ApiVersion {
+    /// Before the dot.
+    pub major: u32,
+    /// After it.
+    pub minor: u32,
+}
+
+impl ApiVersion {
+    /// 1.`minor`.
+    pub const fn v1(minor: u32) -> Self {
+        Self { major: 1, minor }
+    }
+    /// Reads `1.51`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Takes `/v1.51` off a path. A prefix that is no version is part of the path.
+pub fn split_version(path: &str) -> (Option<ApiVersion>, &str) {
+    let version = path.strip_prefix("/v").and_then(|rest| {
+        let (version, _) = rest.split_once('/')?;
+        Some((ApiVersion::parse(version)?, &rest[version.len()..]))
+    });
+    version.map_or((None, path), |(version, rest)| (Some(version), rest))
+}
+
+/// The query of a request, decoded. Of a name that comes several times the first counts.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// Reads what stands behind the `?`.
+    pub fn parse(text: &str) -> Self {
+        let mut all = BTreeMap::new();
+        for pair in text.split('&').filter(|p| !p.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            all.entry(decode(name)).or_insert_with(|| decode(value));
+        }
+        Self(all)
+    }
+
+    /// A value; empty if there is none.
+    pub fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// A flag of the strict kind.
+    ///
+    /// # Errors
+    /// 400 for what Go's `ParseBool` does not know.
+    pub fn strict_bool(&self, name: &str) -> Result<bool> {
+        match self.get(name) {
+            "" => Ok(false),
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            other => Err(ApiError::bad(format!(
+                "invalid value for {name}: {other}: strconv.ParseBool: parsing {}: invalid syntax",
+                quote(other)
+            ))),
+        }
+    }
+
+    /// A flag of the loose kind: any text but a few is true.
+    pub fn loose_bool(&self, name: &str) -> bool {
+        !matches!(self.get(name).trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false" | "none")
+    }
+
+    /// The `version` of an object of this kind that an update was made from.
+    ///
+    /// # Errors
+    /// 400 if it is missing or no number.
+    pub fn version(&self, kind: &str) -> Result<u64> {
+        let text = self.get("version");
+        text.parse().map_err(|_| {
+            let reason = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+                "value out of range"
+            } else {
+                "invalid syntax"
+            };
+            ApiError::bad(format!("invalid {kind} version '{text}': strconv.ParseUint: parsing {}: {reason}", quote(text)))
+        })
+    }
+
+    /// The filters, all of them among `known`.
+    ///
+    /// # Errors
+    /// 400 if they cannot be read or have another name among them.
+    pub fn filters(&self, known: &[&str]) -> Result<Filters> {
+        let filters = Filters::parse(self.get("filters"))?;
+        match filters.0.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(ApiError::bad(format!("invalid filter '{name}'"))),
+            None => Ok(filters),
+        }
+    }
+}
+
+/// A text in quotation marks, as Go writes it.
+pub fn quote(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match bytes[i] {
+            b'+' => out.push(b' '),
+            b'%' => match (hex(i + 1), hex(i + 2)) {
+                (Some(high), Some(low)) => {
+                    out.push(u8::try_from(high * 16 + low).unwrap_or(b'?'));
+                    i += 2;
+                }
+                _ => out.push(b'%'),
+            },
+            other => out.push(other),
+        }
+        i += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Decodes a segment of a path (where `+` is a plus).
+pub fn decode_segment(text: &str) -> String {
+    decode(&text.replace('+', "%2B"))
+}
+
+/// Filters: name → values, any of which must match.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Filters(BTreeMap<String, BTreeSet<String>>);
+
+impl Filters {
+    fn parse(text: &str) -> Result<Self> {
+        let invalid = || ApiError::bad("invalid filter");
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let Ok(Value::Object(names)) = serde_json::from_str(text) else { return Err(invalid()) };
+        let mut all = BTreeMap::new();
+        for (name, values) in names {
+            let values: BTreeSet<String> = match values {
+                Value::Object(map) => map.into_iter().map(|(value, _)| value).collect(),
+                Value::Array(list) => {
+                    list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(invalid)?
+                }
+                Value::Null => BTreeSet::new(),
+                _ => return Err(invalid()),
+            };
+            if !values.is_empty() {
+                all.insert(name, values);
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// The values of a filter; none if it was not given.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.get(name).into_iter().flatten().map(String::as_str)
+    }
+    /// Whether a filter was given.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+    /// True unless the filter was given and no value of it passes.
+    pub fn any(&self, name: &str, passes: impl Fn(&str) -> bool) -> bool {
+        self.0.get(name).is_none_or(|values| values.iter().any(|v| passes(v)))
+    }
+    /// True unless the filter was given and some value of it, as `key` or `key=value`, is not among the labels.
+    pub fn labels(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.values(name).all(|wanted| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|v| v == value),
+            None => labels.contains_key(wanted),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_prefixes() {
+        assert_eq!(split_version("/v1.51/services"), (Some(ApiVersion::v1(51)), "/services"));
+        assert_eq!(split_version("/services/x"), (None, "/services/x"));
+        assert_eq!(split_version("/vx/services"), (None, "/vx/services"));
+        assert_eq!(split_version("/volumes"), (None, "/volumes"));
+        assert_eq!(split_version("/v1.51"), (None, "/v1.51"));
+    }
+
+    #[test]
+    fn filters_come_as_maps_and_as_lists() {
+        let of = |text: &str| Query::parse(&format!("filters={text}")).filters(&["name"]);
+        assert!(of("%7B%22name%22%3A%7B%22rep%22%3Atrue%7D%7D").unwrap().any("name", |v| v == "rep"));
+        assert!(of("{\"name\":[\"rep\"]}").unwrap().any("name", |v| v == "rep"));
+        assert_eq!(of("").unwrap(), Filters::default());
+        assert_eq!(of("{\"name\":\"rep\"}").unwrap_err().message, "invalid filter");
+        assert_eq!(of("[1]").unwrap_err().message, "invalid filter");
+        assert_eq!(of("{\"bogus\":[\"1\"]}").unwrap_err().message, "invalid filter 'bogus'");
+    }
+
+    #[test]
+    fn flags_come_in_two_kinds() {
+        let query = Query::parse("force=maybe&status=maybe&off=None");
+        assert!(query.loose_bool("force") && !query.loose_bool("off") && !query.loose_bool("missing"));
+        assert!(query.strict_bool("status").unwrap_err().message.ends_with("parsing \"maybe\": invalid syntax"));
+    }
+}

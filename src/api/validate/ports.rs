@@ -1,0 +1,76 @@
+//! Published ports: what may be asked for, and what is still free.
+
+use super::{invalid, not_carried_out};
+use crate::api::error::Result;
+use crate::model::ServiceId;
+use crate::model::service::{EndpointMode, PublishMode, Service, ServiceSpec};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Brings a posted port into our spelling.
+///
+/// # Errors
+/// 501 for what is not carried out, 400 for a number that is no port.
+pub fn values(i: usize, port: &mut Value) -> Result<()> {
+    let text = |port: &Value, key: &str| port[key].as_str().unwrap_or_default().to_ascii_lowercase();
+    // Unknown words become the default, as in the real server.
+    let protocol = text(port, "Protocol");
+    if protocol == "udp" || protocol == "sctp" {
+        return Err(not_carried_out(&format!("EndpointSpec.Ports[{i}].Protocol"), &protocol));
+    }
+    if text(port, "PublishMode") == "host" {
+        return Err(not_carried_out(&format!("EndpointSpec.Ports[{i}].PublishMode"), "host"));
+    }
+    for key in ["TargetPort", "PublishedPort"] {
+        let number = port[key].as_u64().unwrap_or(0);
+        if number > u64::from(u16::MAX) {
+            return Err(invalid(format!("EndpointSpec: {key} {number} is not a port (1 to 65535)")));
+        }
+    }
+    port["Protocol"] = json!("tcp");
+    port["PublishMode"] = json!("ingress");
+    Ok(())
+}
+
+/// Refuses ports that contradict each other.
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn endpoint(spec: &ServiceSpec) -> Result<()> {
+    let Some(endpoint) = &spec.endpoint_spec else { return Ok(()) };
+    let mut published = BTreeSet::new();
+    for port in &endpoint.ports {
+        if spec.endpoint_mode() == EndpointMode::Dnsrr && port.publish_mode == PublishMode::Ingress {
+            return Err(invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode"));
+        }
+        if port.published_port != 0 && !published.insert((port.protocol, port.published_port)) {
+            return Err(invalid("EndpointSpec: duplicate published ports provided"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses ports that another service has.
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn free_ports<'a>(spec: &ServiceSpec, own: Option<&ServiceId>, services: impl Iterator<Item = &'a Service>) -> Result<()> {
+    let wanted: BTreeSet<_> = spec
+        .endpoint_spec
+        .iter()
+        .flat_map(|e| &e.ports)
+        .filter(|p| p.published_port != 0)
+        .map(|p| (p.protocol, p.published_port))
+        .collect();
+    for other in services.filter(|s| Some(&s.id) != own) {
+        let posted = other.spec.endpoint_spec.iter().flat_map(|e| &e.ports);
+        let taken = other.ingress_ports().chain(posted).find(|p| wanted.contains(&(p.protocol, p.published_port)));
+        if let Some(port) = taken {
+            return Err(invalid(format!(
+                "port '{}' is already in use by service '{}' ({}) as an ingress port",
+                port.published_port, other.spec.name, other.id
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,403 @@
+//! The API's replies as types, field by field in the real server's order. Specs are not here: `model`'s are the wire's.
+
+use crate::model::cluster::{ClusterSpec, JoinTokens};
+use crate::model::service::{EndpointSpec, PortConfig, ServiceSpec, Vip};
+use crate::model::task::{ContainerStatus, TaskSpec};
+use crate::model::{Meta, NodeSpec, Timestamp};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The counter of an object.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Version {
+    pub index: u64,
+}
+
+/// What every object of the cluster begins with, after its id.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ObjectMeta {
+    pub version: Version,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl From<Meta> for ObjectMeta {
+    fn from(meta: Meta) -> Self {
+        Self { version: Version { index: meta.version }, created_at: meta.created_at, updated_at: meta.updated_at }
+    }
+}
+
+/// A service.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Service {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub spec: ShownSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_spec: Option<ServiceSpec>,
+    pub endpoint: Endpoint,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_status: Option<ServiceStatus>,
+}
+
+/// A spec, with the defaults that only an inspection shows.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ShownSpec {
+    #[serde(flatten)]
+    pub spec: ServiceSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_config: Option<UpdateConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_config: Option<UpdateConfig>,
+}
+
+/// How a service would be updated.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct UpdateConfig {
+    pub parallelism: u64,
+    pub failure_action: &'static str,
+    pub monitor: i64,
+    pub max_failure_ratio: u64,
+    pub order: &'static str,
+}
+
+impl Default for UpdateConfig {
+    fn default() -> Self {
+        Self { parallelism: 1, failure_action: "pause", monitor: 5_000_000_000, max_failure_ratio: 0, order: "stop-first" }
+    }
+}
+
+/// What the allocator gave a service.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Endpoint {
+    pub spec: EndpointSpec,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
+    #[serde(rename = "VirtualIPs", skip_serializing_if = "Vec::is_empty")]
+    pub virtual_ips: Vec<Vip>,
+}
+
+/// Counts of a service's tasks.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServiceStatus {
+    pub running_tasks: u64,
+    pub desired_tasks: u64,
+    pub completed_tasks: u64,
+}
+
+/// A task.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Task {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub labels: BTreeMap<String, String>,
+    pub spec: TaskSpec,
+    #[serde(rename = "ServiceID")]
+    pub service_id: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub slot: u64,
+    #[serde(rename = "NodeID", skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    pub status: TaskStatus,
+    pub desired_state: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks_attachments: Vec<Attachment>,
+    /// `Some(None)` is written as `null`, `None` not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Option<()>>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// What was observed of a task.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TaskStatus {
+    pub timestamp: Timestamp,
+    pub state: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub err: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_status: Option<ContainerStatus>,
+    pub port_status: Empty,
+}
+
+/// `{}`
+#[derive(Serialize, Default)]
+pub struct Empty {}
+
+/// A task's place on a network.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Attachment {
+    pub network: AttachedNetwork,
+    pub addresses: Vec<String>,
+}
+
+/// A network as tasks show it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AttachedNetwork {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub spec: AttachedNetworkSpec,
+    pub driver_state: Driver,
+    #[serde(rename = "IPAMOptions")]
+    pub ipam_options: Ipam,
+}
+
+/// What was posted for it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AttachedNetworkSpec {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub driver_configuration: Driver,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub internal: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub attachable: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ingress: bool,
+    #[serde(rename = "IPAMOptions")]
+    pub ipam_options: Ipam,
+    pub scope: &'static str,
+}
+
+/// A driver and its options.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "PascalCase")]
+pub struct Driver {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub name: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// Address management of a network as tasks show it.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "PascalCase")]
+pub struct Ipam {
+    pub driver: Driver,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub configs: Vec<IpamConfig>,
+}
+
+/// A subnet.
+#[derive(Serialize, Clone)]
+#[serde(rename_all = "PascalCase")]
+pub struct IpamConfig {
+    pub subnet: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub gateway: String,
+}
+
+/// A node.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Node {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub spec: NodeSpec,
+    pub description: Description,
+    pub status: NodeStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager_status: Option<ManagerStatus>,
+}
+
+/// What a node says of itself.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Description {
+    pub hostname: String,
+    pub platform: Platform,
+    pub resources: Resources,
+    pub engine: EngineDescription,
+    #[serde(rename = "TLSInfo")]
+    pub tls_info: TlsInfo,
+}
+
+/// Machine and system.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Platform {
+    pub architecture: String,
+    #[serde(rename = "OS")]
+    pub os: String,
+}
+
+/// What there is to share out.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Resources {
+    #[serde(rename = "NanoCPUs")]
+    pub nano_cpus: i64,
+    pub memory_bytes: i64,
+}
+
+/// A node's engine.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct EngineDescription {
+    pub engine_version: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    pub plugins: Vec<Plugin>,
+}
+
+/// A plugin of an engine.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Plugin {
+    #[serde(rename = "Type")]
+    pub kind: String,
+    pub name: String,
+}
+
+/// The root that a node trusts.
+#[derive(Serialize, Clone, Default)]
+#[serde(rename_all = "PascalCase")]
+pub struct TlsInfo {
+    pub trust_root: String,
+    /// DER in base 64.
+    pub cert_issuer_subject: String,
+    /// DER in base 64.
+    pub cert_issuer_public_key: String,
+}
+
+/// What the managers observed of a node.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeStatus {
+    pub state: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
+}
+
+/// A manager's place among managers.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ManagerStatus {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leader: bool,
+    pub reachability: &'static str,
+    pub addr: String,
+}
+
+/// The swarm.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Swarm {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub spec: ClusterSpec,
+    #[serde(rename = "TLSInfo")]
+    pub tls_info: TlsInfo,
+    pub root_rotation_in_progress: bool,
+    /// `null` when the default is used.
+    pub default_addr_pool: Option<Vec<String>>,
+    pub subnet_size: u8,
+    pub data_path_port: u16,
+    /// Not in `/info`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_tokens: Option<JoinTokens>,
+}
+
+/// The `Swarm` block of `/info`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SwarmInfo {
+    #[serde(rename = "NodeID")]
+    pub node_id: String,
+    pub node_addr: String,
+    pub local_node_state: &'static str,
+    pub control_available: bool,
+    pub error: String,
+    /// `null` outside a swarm.
+    pub remote_managers: Option<Vec<RemoteManager>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managers: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Swarm>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<&'static str>,
+}
+
+/// A manager that a node knows.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RemoteManager {
+    #[serde(rename = "NodeID")]
+    pub node_id: String,
+    pub addr: String,
+}
+
+/// A network of the cluster.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Network {
+    pub name: String,
+    pub id: String,
+    pub created: Timestamp,
+    pub scope: &'static str,
+    pub driver: &'static str,
+    /// From API 1.48 on.
+    #[serde(rename = "EnableIPv4", skip_serializing_if = "Option::is_none")]
+    pub enable_ipv4: Option<bool>,
+    #[serde(rename = "EnableIPv6")]
+    pub enable_ipv6: bool,
+    #[serde(rename = "IPAM")]
+    pub ipam: NetworkIpam,
+    pub internal: bool,
+    pub attachable: bool,
+    pub ingress: bool,
+    pub config_from: ConfigFrom,
+    pub config_only: bool,
+    /// `null` where this node has no part in it.
+    pub containers: Option<serde_json::Value>,
+    pub options: BTreeMap<String, String>,
+    /// `null` if there are none and this node has no part in it.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Address management of a network.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NetworkIpam {
+    pub driver: &'static str,
+    pub options: Option<()>,
+    pub config: Vec<IpamConfig>,
+}
+
+/// `{"Network": ""}`
+#[derive(Serialize, Default)]
+#[serde(rename_all = "PascalCase")]
+pub struct ConfigFrom {
+    pub network: String,
+}

@@ -1,0 +1,188 @@
+//! Views from the store: what each node is told. Indexed once per state of the store, then read off per node; a part is
+//! made only if it differs from the one that the node has.
+
+use crate::manager::allocator::ingress;
+use crate::model::mesh::{DEFAULT_POOL, gateway};
+use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort};
+use crate::model::{NetworkId, NodeId, NodeView, Task, TaskState};
+use crate::store::Store;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The whole view of a node at this state of the store; `None` before the cluster object is there.
+pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
+    let source = Source::of(store, None)?;
+    Some(NodeView {
+        revision: store.revision(),
+        mine: match source.mine(node, |_| false, None) {
+            Change::None => Arc::default(),
+            Change::Echo(mine) | Change::New(mine) => mine,
+        },
+        networks: source.networks(node, None).unwrap_or_default(),
+        cluster: source.cluster(),
+    })
+}
+
+/// How a node's tasks differ from those that it has.
+pub(super) enum Change {
+    /// Not at all.
+    None,
+    /// Only in what the node itself reported.
+    Echo(Arc<Mine>),
+    /// In what it has to do.
+    New(Arc<Mine>),
+}
+
+/// A state of the store, indexed by node and network.
+pub struct Source<'a> {
+    ingress: Option<NetworkId>,
+    tasks: BTreeMap<&'a NodeId, Vec<&'a Task>>,
+    networks: BTreeMap<NetworkId, NetworkPart>,
+    cluster: Arc<ClusterPart>,
+}
+
+impl<'a> Source<'a> {
+    /// Indexes the store. `before` is the last cluster part, kept if nothing changed. `None` before the cluster object
+    /// is there.
+    pub fn of(store: &'a Store, before: Option<&Arc<ClusterPart>>) -> Option<Self> {
+        let mut tasks = BTreeMap::<&NodeId, Vec<&Task>>::new();
+        for task in store.tasks() {
+            if let Some(node) = &task.node_id {
+                tasks.entry(node).or_default().push(task);
+            }
+        }
+        let ingress = ingress(store).map(|n| n.id.clone());
+        let cluster = cluster_part(store, &tasks, ingress.as_ref())?;
+        let cluster = before.filter(|b| ***b == cluster).cloned().unwrap_or_else(|| Arc::new(cluster));
+        Some(Self { networks: network_parts(store), ingress, tasks, cluster })
+    }
+
+    /// What every node knows.
+    pub fn cluster(&self) -> Arc<ClusterPart> {
+        self.cluster.clone()
+    }
+
+    /// The node's tasks, compared with what it has. Tasks that are held still look wished for.
+    pub(super) fn mine(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Mine>>) -> Change {
+        let tasks = self.tasks.get(node).map_or(&[][..], Vec::as_slice);
+        let shown = |task: &Task| if held(task) { task.desired_state.min(TaskState::Running) } else { task.desired_state };
+        let known = |t: &&Task| {
+            has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
+        };
+        let same = has.is_some_and(|has| has.tasks.len() == tasks.len()) && tasks.iter().all(known);
+        if same && tasks.iter().all(|t| has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.status == t.status)) {
+            return Change::None;
+        }
+        let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
+        let mine = Arc::new(Mine { tasks: tasks.iter().map(show).collect() });
+        if same { Change::Echo(mine) } else { Change::New(mine) }
+    }
+
+    /// The node's networks; `None` if they are what it has.
+    pub fn networks(&self, node: &NodeId, has: Option<&Arc<Networks>>) -> Option<Arc<Networks>> {
+        let tasks = self.tasks.get(node).into_iter().flatten();
+        let mut ids: BTreeSet<&NetworkId> = tasks.flat_map(|t| t.attachments.iter().map(|a| &a.network_id)).collect();
+        ids.extend(&self.ingress);
+        let parts = || ids.iter().filter_map(|id| self.networks.get_key_value(*id));
+        let same = has.is_some_and(|has| parts().eq(&has.by_id));
+        (!same).then(|| Arc::new(Networks { by_id: parts().map(|(id, part)| (id.clone(), part.clone())).collect() }))
+    }
+}
+
+/// Equal but for what the node itself reported.
+fn same_orders(a: &Task, b: &Task) -> bool {
+    a.not_before == b.not_before
+        && a.status.state.is_final() == b.status.state.is_final()
+        && a.attachments == b.attachments
+        && a.service_name == b.service_name
+        && a.slot == b.slot
+        && a.service_labels == b.service_labels
+        && a.spec_version == b.spec_version
+        && a.spec == b.spec
+}
+
+fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
+    let mut parts: BTreeMap<NetworkId, NetworkPart> = store
+        .networks()
+        .filter_map(|n| {
+            let subnet = n.subnet?;
+            let part = NetworkPart {
+                name: n.spec.name.clone(),
+                subnet,
+                gateway: gateway(subnet),
+                internal: n.spec.internal,
+                ingress: n.spec.ingress,
+                members: Vec::new(),
+            };
+            Some((n.id.clone(), part))
+        })
+        .collect();
+    for task in store.tasks() {
+        let Some(node_id) = task.node_id.as_ref().filter(|id| store.node(id).is_some()) else { continue };
+        let mode = store.service(&task.service_id).map(|s| s.spec.endpoint_mode()).unwrap_or_default();
+        for attachment in &task.attachments {
+            let Some(part) = parts.get_mut(&attachment.network_id) else { continue };
+            let config = task.spec.networks.iter().find(|n| n.target == attachment.network_id.as_str());
+            part.members.push(Member {
+                task_id: task.id.clone(),
+                service_id: task.service_id.clone(),
+                service_name: task.service_name.clone(),
+                endpoint_mode: mode,
+                aliases: config.map(|c| c.aliases.clone()).unwrap_or_default(),
+                slot: task.slot,
+                container_name: task.container_name(),
+                node_id: node_id.clone(),
+                address: attachment.address.addr(),
+                backend: task.is_backend(),
+            });
+        }
+    }
+    parts
+}
+
+fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: Option<&NetworkId>) -> Option<ClusterPart> {
+    let cluster = store.cluster()?;
+    let nodes = store.nodes().map(|node| {
+        let own = tasks.get(&node.id).into_iter().flatten();
+        let mut containers: Vec<_> = own.flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect();
+        containers.sort_unstable();
+        Peer {
+            node_id: node.id.clone(),
+            hostname: node.description.hostname.clone(),
+            manager: node.manager.is_some(),
+            key: node.mesh.key,
+            subnet: node.mesh.subnet,
+            ingress_addr: node.mesh.ingress_addr,
+            endpoints: node.mesh.endpoints.clone(),
+            containers,
+        }
+    });
+    let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
+    Some(ClusterPart { mesh: cluster.mesh, pools, nodes: nodes.collect(), ports: ports(store, ingress) })
+}
+
+fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
+    let mut backends = BTreeMap::<_, Vec<Backend>>::new();
+    for task in store.tasks().filter(|t| t.is_backend()) {
+        let Some(address) = ingress.and_then(|id| task.address_on(id)) else { continue };
+        let Some(node) = task.node_id.as_ref().filter(|id| store.node(id).is_some()) else { continue };
+        let backend = Backend { task_id: task.id.clone(), node_id: node.clone(), address };
+        backends.entry(&task.service_id).or_default().push(backend);
+    }
+    let mut all: Vec<PublishedPort> = store
+        .services()
+        .flat_map(|service| {
+            let backends = &backends;
+            service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| PublishedPort {
+                protocol: port.protocol,
+                published: port.published_port,
+                target: port.target_port,
+                service_id: service.id.clone(),
+                service_name: service.spec.name.clone(),
+                backends: backends.get(&service.id).cloned().unwrap_or_default(),
+            })
+        })
+        .collect();
+    all.sort_by(|a, b| (a.protocol, a.published).cmp(&(b.protocol, b.published)));
+    all
+}

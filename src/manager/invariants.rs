@@ -1,0 +1,169 @@
+//! What must hold of every state of the store and of every step from one to the next. The tests ask after each step of a
+//! simulation; a running manager may ask too.
+
+use super::allocator::{ingress, overlap};
+use crate::model::mesh::gateway;
+use crate::model::{NetworkId, Node, Service, Task, TaskState};
+use crate::store::Store;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// What is wrong with this state; empty if nothing is.
+pub fn check(store: &Store) -> Vec<String> {
+    let mut wrong = Vec::new();
+    networks(store, &mut wrong);
+    addresses(store, &mut wrong);
+    ports(store, &mut wrong);
+    nodes(store, &mut wrong);
+    tasks(store, &mut wrong);
+    wrong
+}
+
+/// What is wrong with the step from one state to the next; empty if nothing is.
+pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for new in after.tasks() {
+        let Some(old) = before.task(&new.id) else { continue };
+        if new.status.state < old.status.state {
+            wrong.push(format!("task {} went back from {:?} to {:?}", new.id, old.status.state, new.status.state));
+        }
+        if new.desired_state < old.desired_state {
+            wrong.push(format!("task {} desired went back from {:?} to {:?}", new.id, old.desired_state, new.desired_state));
+        }
+        if old.node_id.is_some() && new.node_id != old.node_id {
+            wrong.push(format!("task {} moved from {:?} to {:?}", new.id, old.node_id, new.node_id));
+        }
+        if !old.attachments.is_empty() && new.attachments != old.attachments {
+            wrong.push(format!("task {} changed its addresses", new.id));
+        }
+    }
+    let given =
+        |store: &Store| -> BTreeMap<NetworkId, _> { store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect() };
+    let now = given(after);
+    for (id, subnet) in given(before) {
+        if after.network(&id).is_some() && now.get(&id) != Some(&subnet) {
+            wrong.push(format!("network {id} lost its subnet {subnet}"));
+        }
+    }
+    wrong
+}
+
+fn networks(store: &Store, wrong: &mut Vec<String>) {
+    let given: Vec<_> = store.networks().filter_map(|n| Some((&n.spec.name, n.subnet?))).collect();
+    for (i, (name, subnet)) in given.iter().enumerate() {
+        for (other, taken) in &given[..i] {
+            if overlap(subnet, taken) {
+                wrong.push(format!("networks {name} ({subnet}) and {other} ({taken}) overlap"));
+            }
+        }
+    }
+    if store.networks().filter(|n| n.spec.ingress).count() > 1 {
+        wrong.push("more than one ingress network".to_owned());
+    }
+}
+
+/// Who holds an address.
+enum Owner<'a> {
+    Task(&'a Task),
+    Service(&'a Service),
+    Node(&'a Node),
+}
+
+impl std::fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Task(t) => write!(f, "task {}", t.id),
+            Self::Service(s) => write!(f, "service {}", s.spec.name),
+            Self::Node(n) => write!(f, "node {}", n.id),
+        }
+    }
+}
+
+fn addresses(store: &Store, wrong: &mut Vec<String>) {
+    let mut owners = BTreeMap::<(Ipv4Addr, &NetworkId), Owner>::new();
+    let tasks = store.tasks().flat_map(|t| t.attachments.iter().map(move |a| (&a.network_id, a.address.addr(), Owner::Task(t))));
+    let vips =
+        store.services().flat_map(|s| s.endpoint.vips.iter().map(move |v| (&v.network_id, v.addr.addr(), Owner::Service(s))));
+    let ingress = ingress(store).into_iter();
+    let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, Owner::Node(n))));
+    for (network, address, owner) in tasks.chain(vips).chain(nodes) {
+        if let Some(subnet) = store.network(network).and_then(|n| n.subnet) {
+            let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
+            if !inside || address == gateway(subnet) {
+                wrong.push(format!("{owner} has {address}, not an address for it in {subnet}"));
+            }
+        }
+        if let Some(other) = owners.get(&(address, network)) {
+            wrong.push(format!("{owner} and {other} both have {address}"));
+        }
+        owners.insert((address, network), owner);
+    }
+}
+
+fn ports(store: &Store, wrong: &mut Vec<String>) {
+    let mut owners = BTreeMap::new();
+    for service in store.services() {
+        for port in service.ingress_ports() {
+            if let Some(other) = owners.insert((port.protocol, port.published_port), &service.spec.name) {
+                let (protocol, number) = (port.protocol.as_str(), port.published_port);
+                wrong.push(format!("services {other} and {} both publish {number}/{protocol}", service.spec.name));
+            }
+        }
+    }
+}
+
+fn nodes(store: &Store, wrong: &mut Vec<String>) {
+    let mut subnets = BTreeSet::new();
+    for node in store.nodes() {
+        if !subnets.insert(node.mesh.subnet) {
+            wrong.push(format!("node {} shares its mesh subnet {}", node.id, node.mesh.subnet));
+        }
+    }
+}
+
+fn tasks(store: &Store, wrong: &mut Vec<String>) {
+    let mut live = BTreeMap::<_, Vec<&Task>>::new();
+    for task in store.tasks() {
+        let state = task.status.state;
+        if state == TaskState::Remove {
+            wrong.push(format!("task {} is observed as Remove, which can only be desired", task.id));
+        }
+        if (TaskState::Assigned..=TaskState::Running).contains(&state) && task.node_id.is_none() {
+            wrong.push(format!("task {} is {state:?} without a node", task.id));
+        }
+        if state < TaskState::Assigned && task.node_id.is_some() {
+            wrong.push(format!("task {} has a node but is {state:?}", task.id));
+        }
+        if task.slot == 0 {
+            wrong.push(format!("task {} has slot 0", task.id));
+        }
+        if task.desired_state <= TaskState::Running {
+            live.entry((&task.service_id, task.slot)).or_default().push(task);
+        }
+    }
+    for ((_, slot), tasks) in live.iter().filter(|(_, tasks)| tasks.len() > 1) {
+        wrong.push(format!("slot {}.{slot} has {} live tasks", tasks[0].service_name, tasks.len()));
+    }
+}
+
+/// What a state must be like once there is nothing left to plan and every agent has obeyed; empty if it is.
+pub fn check_settled(store: &Store) -> Vec<String> {
+    let mut wrong = check(store);
+    for task in store.tasks() {
+        let known = store.service(&task.service_id).is_some();
+        if !known && task.desired_state != TaskState::Remove {
+            wrong.push(format!("task {} of a removed service is not to be removed", task.id));
+        }
+        let node_gone = task.node_id.as_ref().is_some_and(|id| store.node(id).is_none());
+        if node_gone && !task.status.state.is_final() {
+            wrong.push(format!("task {} is {:?} on a node that is gone", task.id, task.status.state));
+        }
+    }
+    for service in store.services() {
+        let live = store.tasks().filter(|t| t.service_id == service.id && t.desired_state <= TaskState::Running).count() as u64;
+        if live > service.spec.mode.replicas() {
+            wrong.push(format!("service {} has {live} live tasks, wants {}", service.spec.name, service.spec.mode.replicas()));
+        }
+    }
+    wrong
+}

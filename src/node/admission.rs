@@ -1,0 +1,132 @@
+//! Lets nodes in: token, place, certificate, node object. The manager's side of a join.
+
+use super::network::{Network, poke};
+use crate::clock::Clock;
+use crate::datapath::Tunnel;
+use crate::datapath::mesh::Mesh;
+use crate::manager::dispatcher::view_of;
+use crate::manager::{Newcomer, membership};
+use crate::model::mesh::node_address;
+use crate::model::{NodeId, Role};
+use crate::rpc::message::{JoinReply, JoinRequest};
+use crate::rpc::{JoinAuthority, JoinRefused};
+use crate::store::{Action, Kind, ProposeError, StoreError, StoreHandle};
+use crate::trust::{self, NodeName, RootCa};
+use async_trait::async_trait;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Tries when somebody else takes addresses at the same time.
+const TRIES: usize = 20;
+
+/// The manager that lets nodes in.
+pub(super) struct Admission {
+    store: StoreHandle,
+    clock: Arc<dyn Clock>,
+    me: NodeId,
+    mesh: Arc<Mesh>,
+    tunnel: Arc<dyn Tunnel>,
+}
+
+impl Admission {
+    pub(super) fn new(store: StoreHandle, clock: Arc<dyn Clock>, me: NodeId, network: &Network) -> Self {
+        Self { store, clock, me, mesh: network.mesh.clone(), tunnel: network.tunnel.clone() }
+    }
+
+    fn mesh_address(&self, node: &NodeId) -> Option<Ipv6Addr> {
+        self.store.read().node(node).map(|n| node_address(n.mesh.subnet))
+    }
+}
+
+fn unavailable(error: &ProposeError) -> JoinRefused {
+    JoinRefused::Unavailable(error.to_string())
+}
+
+fn other(error: impl std::fmt::Display) -> JoinRefused {
+    JoinRefused::Other(error.to_string())
+}
+
+#[async_trait]
+impl JoinAuthority for Admission {
+    async fn admit(&self, request: &JoinRequest, from: SocketAddr) -> Result<JoinReply, JoinRefused> {
+        let store = self.store.read();
+        let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
+        let role = trust::role_of(&cluster.tokens, &request.token).ok_or(JoinRefused::Token)?;
+        if role == Role::Manager {
+            return Err(other("further managers are not built yet: join with the worker token (`docker swarm join-token worker`)"));
+        }
+        let id = NodeId::draw(&mut rand::rng());
+        let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;
+        let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
+        let life = trust::node_life(&cluster.spec.ca_config);
+        let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
+        // An address that the joiner left open is the one that it is seen at.
+        let mut endpoints: Vec<SocketAddr> = request.endpoints.clone();
+        for endpoint in &mut endpoints {
+            if endpoint.ip().is_unspecified() {
+                endpoint.set_ip(from.ip().to_canonical());
+            }
+        }
+        let newcomer = Newcomer {
+            id: id.clone(),
+            role,
+            availability: request.availability,
+            description: request.description.clone(),
+            addr: endpoints.first().map(SocketAddr::ip),
+            key: request.key,
+            endpoints,
+            manager: None,
+        };
+        for _ in 0..TRIES {
+            let store = self.store.read();
+            let (_, actions) = membership::admit(&store, newcomer.clone()).map_err(other)?;
+            match self.store.write(self.clock.now(), actions).await {
+                Ok(_) => {}
+                Err(ProposeError::Refused(StoreError::OutOfSequence)) => continue,
+                Err(error) => return Err(unavailable(&error)),
+            }
+            let store = self.store.read();
+            let (Some(node), Some(me), Some(cluster), Some(view)) =
+                (store.node(&id), store.node(&self.me), store.cluster(), view_of(&store, &id))
+            else {
+                return Err(JoinRefused::Unavailable("the new node was removed again".to_owned()));
+            };
+            return Ok(JoinReply {
+                node_id: id,
+                role,
+                cluster_id: cluster.id.clone(),
+                certificate,
+                ca_certificate: cluster.ca_certificate.clone(),
+                mesh: cluster.mesh,
+                subnet: node.mesh.subnet,
+                ingress_addr: node.mesh.ingress_addr,
+                data_path_port: cluster.data_path_port,
+                manager_key: me.mesh.key,
+                view,
+            });
+        }
+        Err(JoinRefused::Unavailable("too many nodes join at once: try again".to_owned()))
+    }
+
+    async fn received(&self, node: &NodeId) -> u64 {
+        let Some(key) = self.store.read().node(node).map(|n| n.mesh.key) else { return 0 };
+        self.tunnel.observe().await.ok().and_then(|t| t.peers.get(&key).map(|p| p.rx_bytes)).unwrap_or(0)
+    }
+
+    async fn poke(&self, node: &NodeId) {
+        if let (Some(from), Some(to)) = (self.mesh_address(&self.me), self.mesh_address(node)) {
+            poke(&self.mesh, from, to);
+        }
+    }
+
+    async fn confirm(&self, node: &NodeId) {
+        tracing::debug!(%node, "both ways are proved");
+    }
+
+    async fn revoke(&self, node: &NodeId) {
+        let actions = vec![Action::Remove(Kind::Node, node.to_string())];
+        if let Err(error) = self.store.write(self.clock.now(), actions).await {
+            tracing::warn!(%node, %error, "a node whose join failed could not be removed: remove it with `docker node rm --force`");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The part of a membership that must be up before anything else: mesh namespace, tunnel, overlay loop. A joiner brings
+//! it up to prove the UDP way; a restarted node brings it up from its ledger, without any manager.
+
+use super::Daemon;
+use super::address::Place;
+use crate::datapath::mesh::Mesh;
+use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
+use crate::datapath::{Sockets as _, Tunnel};
+use crate::model::node::WgKey;
+use crate::model::{NodeId, NodeView, Revision};
+use crate::overlay::Overlay;
+use crate::settings::TunnelPlane;
+use anyhow::Context as _;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The running network of a member.
+pub(super) struct Network {
+    pub mesh: Arc<Mesh>,
+    pub tunnel: Arc<dyn Tunnel>,
+    tunnel_config: TunnelConfig,
+    /// What every loop of the node follows.
+    pub view: watch::Sender<Option<Arc<NodeView>>>,
+    pub overlay_applied: watch::Receiver<Revision>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Network {
+    /// Brings it up, or adopts what an earlier run left.
+    pub(super) async fn start(daemon: &Daemon, me: &NodeId, place: &Place, view: Option<NodeView>) -> anyhow::Result<Self> {
+        let settings = &daemon.settings;
+        let mesh = Mesh::open(&settings.mesh_pin()).await?;
+        let tunnel_config = TunnelConfig {
+            mesh_pin: settings.mesh_pin(),
+            run_dir: settings.run_dir.clone(),
+            private_key_file: daemon.tunnel_key_file(),
+            listen: place.tunnel(),
+            mtu: settings.tunnel_mtu(),
+            device: crate::datapath::mesh::TUNNEL.to_owned(),
+            kernel: match settings.tunnel {
+                TunnelPlane::Auto => KernelChoice::Auto,
+                TunnelPlane::Kernel => KernelChoice::Always,
+                TunnelPlane::Process => KernelChoice::Never,
+            },
+            program: std::env::current_exe().context("cannot find this program's own file")?,
+        };
+        let tunnel = match tunnel::open(tunnel_config.clone()).await {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                // Nothing half-made stays: this may be a join that is tried again.
+                let _ = mesh.remove();
+                return Err(error);
+            }
+        };
+        let (view, watched) = watch::channel(view.map(Arc::new));
+        let (applied, overlay_applied) = watch::channel(Revision::default());
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let overlay = Overlay::new(me.clone(), mesh.clone(), tunnel.clone());
+        tasks.spawn(overlay.run(watched, applied, stop.clone()));
+        daemon.links.set(Some(mesh.clone()));
+        Ok(Self { mesh, tunnel, tunnel_config, view, overlay_applied, stop, tasks })
+    }
+
+    /// Bytes that came from a peer through the tunnel; 0 while the tunnel does not know it.
+    pub(super) async fn received(&self, key: WgKey) -> anyhow::Result<u64> {
+        Ok(self.tunnel.observe().await?.peers.get(&key).map_or(0, |p| p.rx_bytes))
+    }
+
+    /// Ends the loop; everything it made stays, and so does the tunnel.
+    pub(super) async fn pause(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Takes everything down, to the end, and reports what went wrong on the way.
+    pub(super) async fn take_down(self, daemon: &Daemon) -> anyhow::Result<()> {
+        self.pause().await;
+        daemon.links.set(None);
+        let closed = tunnel::close(&self.tunnel_config).await;
+        let removed = self.mesh.remove();
+        closed.and(removed)
+    }
+}
+
+/// Makes the tunnel send something to a mesh address: a connection that nobody waits for.
+pub(super) fn poke(mesh: &Arc<Mesh>, from: Ipv6Addr, to: Ipv6Addr) {
+    let mesh = mesh.clone();
+    tokio::spawn(async move {
+        let Ok(socket) = mesh.stream(SocketAddr::new(IpAddr::V6(from), 0)) else { return };
+        let target = SocketAddr::new(IpAddr::V6(to), crate::model::mesh::DEFAULT_PORT);
+        let _ = tokio::time::timeout(Duration::from_millis(500), socket.connect(target)).await;
+    });
+}

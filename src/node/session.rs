@@ -1,0 +1,87 @@
+//! The node's end of its session as data moves: views come in and go to the ledger and every loop, what the agent
+//! observes goes out. Statuses are kept, and told anew with each new session.
+
+use crate::agent::ledger::Ledger;
+use crate::model::{NodeView, Revision, TaskId, TaskStatus};
+use crate::rpc::message::{ToManager, ToNode};
+use crate::rpc::session_view::{self, Delta};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Moves messages until the session's side is gone.
+pub(super) struct Pump {
+    pub ledger: Ledger,
+    pub view: watch::Sender<Option<Arc<NodeView>>>,
+    pub incoming: mpsc::Receiver<ToNode>,
+    pub outgoing: mpsc::Sender<ToManager>,
+    pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+}
+
+impl Pump {
+    pub(super) async fn run(mut self) {
+        let mut known = BTreeMap::new();
+        loop {
+            tokio::select! {
+                message = self.incoming.recv() => match message {
+                    Some(ToNode::Welcome { .. }) => {
+                        if !known.is_empty() {
+                            let all = known.iter().map(|(id, status): (&TaskId, &TaskStatus)| (id.clone(), status.clone())).collect();
+                            let _ = self.outgoing.send(ToManager::Status(all)).await;
+                        }
+                    }
+                    Some(message) => {
+                        if let Some(delta) = Delta::of(&message) {
+                            self.take(delta).await;
+                            let view = self.view.borrow().clone();
+                            known.retain(|id, _| view.as_ref().is_some_and(|v| v.mine.tasks.contains_key(id)));
+                        }
+                    }
+                    None => return,
+                },
+                status = self.statuses.recv() => match status {
+                    Some(first) => {
+                        let mut batch = vec![first];
+                        while let Ok(next) = self.statuses.try_recv() {
+                            batch.push(next);
+                        }
+                        known.extend(batch.iter().cloned());
+                        let _ = self.outgoing.send(ToManager::Status(batch)).await;
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn take(&self, delta: Delta) {
+        let current = self.view.borrow().clone();
+        let next = match session_view::apply(current.as_deref(), delta) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "a view was not taken");
+                return;
+            }
+        };
+        let (ledger, next) = (self.ledger.clone(), Arc::new(next));
+        let copy = next.clone();
+        // On disk first: what a loop has acted on survives a restart without managers.
+        let stored = tokio::task::spawn_blocking(move || ledger.store(&copy)).await;
+        if let Ok(Err(error)) = stored {
+            tracing::warn!(error = format!("{error:#}"), "the ledger was not written: a restart without managers would start from an older one");
+        }
+        self.view.send_replace(Some(next));
+    }
+}
+
+/// The lowest of the loops' applied revisions, as it changes.
+pub(super) async fn lowest(mut loops: Vec<watch::Receiver<Revision>>, out: watch::Sender<Revision>) {
+    loop {
+        let lowest = loops.iter_mut().map(|r| *r.borrow_and_update()).min().unwrap_or_default();
+        out.send_if_modified(|r| std::mem::replace(r, lowest) != lowest);
+        let changes = loops.iter_mut().map(|r| Box::pin(r.changed()));
+        if futures_util::future::select_all(changes).await.0.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Sends what the stock CLI and curl sent to a real swarm, and compares the replies: status, field names, types, null,
+//! empty or missing, and every value that is not drawn by chance.
+
+use super::fake::{self, FakeNode};
+use super::{known, seed};
+use bytes::Bytes;
+use serde_json::Value;
+use skep::api::control::{ControlError, Membership};
+use skep::http::Reply;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Recordings, as `tools/record` of the reference wrote them, cut down to what is sent here.
+fn recordings(group: &str) -> Vec<(String, Vec<Value>)> {
+    let path = format!("{}/tests/it/exchanges/{group}.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let all: Vec<Value> = serde_json::from_str(&text).unwrap();
+    all.into_iter().map(|r| (r["name"].as_str().unwrap().to_owned(), r["exchanges"].as_array().unwrap().clone())).collect()
+}
+
+/// Replays every recording of a group, each on a node of its own.
+async fn group(name: &str, node: impl Fn(&str) -> std::sync::Arc<FakeNode>) {
+    let (mut wrong, mut compared, mut skipped) = (String::new(), 0, 0);
+    for (recording, exchanges) in recordings(name) {
+        let node = node(&recording);
+        let store = node.store.lock().unwrap().clone();
+        if let Some(store) = store {
+            seed::fill(&store, &exchanges).await;
+            lead(&node, &exchanges);
+        }
+        let served = fake::serve(node, None);
+        let mut session = Session { served: &served, ids: BTreeMap::new(), last_spec: Value::Null };
+        for exchange in &exchanges {
+            let reply = session.send(exchange).await;
+            let reason = known::reason(&recording, exchange);
+            if exchange["method"] == "POST" && reason.is_some_and(|r| r.contains("501")) && reply.status.as_u16() != 501 {
+                let text = String::from_utf8_lossy(&reply.body);
+                let _ = writeln!(
+                    wrong,
+                    "{recording}: {} {} is no 501: {} {text}",
+                    exchange["method"], exchange["path"], reply.status
+                );
+            }
+            if reason.is_some() || !seed::storable(&exchange["response_body"]) {
+                skipped += 1;
+                continue;
+            }
+            compared += 1;
+            let mut differences = Vec::new();
+            session.compare(exchange, &reply, &mut differences);
+            for difference in differences.iter().take(6) {
+                let _ = writeln!(
+                    wrong,
+                    "{recording}: {} {} {}: {difference}",
+                    exchange["method"], exchange["path"], exchange["query"]
+                );
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{name}: {compared} compared, {skipped} skipped; differences:\n{wrong}");
+    println!("{name}: {compared} exchanges compared, {skipped} skipped for a written reason");
+}
+
+/// The leader of the recording leads.
+fn lead(node: &FakeNode, exchanges: &[Value]) {
+    let shown = exchanges.iter().flat_map(|e| match &e["response_body"] {
+        Value::Array(list) => list.iter().collect(),
+        one => vec![one],
+    });
+    let leader = shown.filter(|n| n["ManagerStatus"]["Leader"] == true).find_map(|n| n["ID"].as_str());
+    if let (Some(leader), Membership::Manager(member)) = (leader, &mut *node.membership.lock().unwrap()) {
+        member.leader = Some(leader.into());
+    }
+}
+
+#[tokio::test]
+async fn outside_a_swarm() {
+    group("nonmember", |recording| {
+        let node = FakeNode::new(Membership::Inactive);
+        let join = match recording {
+            "swarm/join-malformed-token" => Err(ControlError::malformed_token()),
+            "swarm/join-no-token" | "swarm/join-wrong-secret" => Err(ControlError::wrong_token()),
+            "swarm/join-wrong-ca-digest" => {
+                Err(ControlError::wrong_ca("019fb75fcce69325390c030fae17ea228a17f16d81b19c703f5658c64a9b4260"))
+            }
+            "swarm/join-unreachable" => Err(ControlError::unavailable(
+                "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \
+                 \"docker info\" command to see the current swarm status of your node.",
+            )),
+            _ => Ok(()),
+        };
+        *node.join.lock().unwrap() = join;
+        node
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_a_worker() {
+    group("worker", |_| FakeNode::new(Membership::Worker(FakeNode::lab2()))).await;
+}
+
+#[tokio::test]
+async fn while_joining() {
+    group("pending", |_| {
+        FakeNode::new(Membership::Pending {
+            node_addr: Some("10.123.0.4".parse().unwrap()),
+            remotes: vec!["10.123.0.77:2377".to_owned()],
+            error: String::new(),
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn making_a_swarm() {
+    group("fresh", |_| FakeNode::new(Membership::Inactive)).await;
+}
+
+#[tokio::test]
+async fn on_a_manager() {
+    group("manager", |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
+}
+
+/// One recording on its way.
+struct Session<'a> {
+    served: &'a fake::Served,
+    /// Recorded id → ours, of what was made on the way.
+    ids: BTreeMap<String, String>,
+    last_spec: Value,
+}
+
+impl Session<'_> {
+    fn ours(&self, text: &str) -> String {
+        self.ids.iter().fold(text.to_owned(), |text, (recorded, ours)| text.replace(recorded, ours))
+    }
+
+    async fn send(&mut self, exchange: &Value) -> Reply {
+        let path = self.ours(exchange["path"].as_str().unwrap());
+        let target = format!("{path}{}", self.query(&path, exchange).await);
+        let body = self.body(exchange);
+        let kind = exchange["content_type"].as_str().or(exchange.get("request_body_changes").map(|_| "application/json"));
+        let fields: Vec<(&str, &str)> = kind.map(|k| ("Content-Type", k)).into_iter().collect();
+        let method = exchange["method"].as_str().unwrap();
+        let reply = self.served.client.send(method, &target, &fields, body).await.unwrap();
+        let ours: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        if let (201, Some(recorded), Some(ours)) = (
+            reply.status.as_u16(),
+            exchange["response_body"]["ID"].as_str().or(exchange["response_body"]["Id"].as_str()),
+            ours["ID"].as_str().or(ours["Id"].as_str()),
+        ) {
+            self.ids.insert(recorded.to_owned(), ours.to_owned());
+        }
+        if let (true, Some(recorded), Some(ours)) =
+            (path.ends_with("/swarm/init"), exchange["response_body"].as_str(), ours.as_str())
+        {
+            self.ids.insert(recorded.to_owned(), ours.to_owned());
+        }
+        if ours["Spec"].is_object() {
+            self.last_spec = ours["Spec"].clone();
+        }
+        reply
+    }
+
+    /// The recorded query, but with the object's own version where the recorded one was accepted.
+    async fn query(&self, path: &str, exchange: &Value) -> String {
+        let mut parts = Vec::new();
+        for (name, value) in exchange["query"].as_object().into_iter().flatten() {
+            let stale = exchange["response_body"]["message"].as_str().is_some_and(|m| m.contains("out of sequence"));
+            let value = match value {
+                Value::String(text) if name == "version" && !stale && text.parse::<u64>().is_ok() => {
+                    self.version(path, text).await
+                }
+                Value::String(text) => self.ours(text),
+                other => self.ours(&other.to_string()),
+            };
+            let value: String = value.bytes().map(|b| format!("%{b:02X}")).collect();
+            parts.push(format!("{name}={value}"));
+        }
+        if parts.is_empty() { String::new() } else { format!("?{}", parts.join("&")) }
+    }
+
+    async fn version(&self, path: &str, recorded: &str) -> String {
+        let object = path.trim_end_matches("/update");
+        let reply = self.served.client.get(object).await.unwrap();
+        let shown: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        shown["Version"]["Index"].as_u64().map_or_else(|| recorded.to_owned(), |v| v.to_string())
+    }
+
+    fn body(&self, exchange: &Value) -> Bytes {
+        if let Some(changes) = exchange.get("request_body_changes") {
+            let mut spec = self.last_spec.clone();
+            // In words if there are none.
+            for (path, value) in changes.as_object().into_iter().flatten() {
+                let pointer = format!("/{}", path.replace('.', "/"));
+                match spec.pointer_mut(&pointer) {
+                    Some(slot) => *slot = value.clone(),
+                    None => set(&mut spec, path, value),
+                }
+            }
+            return spec.to_string().into();
+        }
+        match exchange.get("request_body") {
+            None => Bytes::new(),
+            Some(Value::String(raw)) if raw.starts_with('{') => raw.clone().into(),
+            Some(Value::Object(map)) if map.contains_key("stream") => {
+                map["stream"].as_array().unwrap().iter().map(Value::to_string).collect::<String>().into()
+            }
+            Some(value) => self.ours(&value.to_string()).into(),
+        }
+    }
+
+    fn compare(&self, exchange: &Value, reply: &Reply, out: &mut Vec<String>) {
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        if exchange["status"] != reply.status.as_u16() {
+            out.push(format!("status {} became {}: {text}", exchange["status"], reply.status.as_u16()));
+            return;
+        }
+        for (name, value) in exchange["response_headers"].as_object().into_iter().flatten() {
+            let ours = reply.headers.get(name).and_then(|v| v.to_str().ok());
+            if ours != value.as_str() {
+                out.push(format!("header {name}: {value} became {ours:?}"));
+            }
+        }
+        match exchange.get("response_body") {
+            None if !reply.body.is_empty() => out.push(format!("a body came where there was none: {text}")),
+            None => {}
+            Some(recorded) => {
+                let recorded = serde_json::from_str(&self.ours(&recorded.to_string())).unwrap();
+                let ours = serde_json::from_str(&text).unwrap_or(Value::String(text));
+                compare("", &recorded, &ours, out);
+            }
+        }
+    }
+}
+
+fn set(spec: &mut Value, path: &str, value: &Value) {
+    let mut at = spec;
+    for key in path.split('.') {
+        at = &mut at[key];
+    }
+    *at = value.clone();
+}
+
+fn compare(path: &str, recorded: &Value, ours: &Value, out: &mut Vec<String>) {
+    if shortened(recorded) || known::varies(path) {
+        if std::mem::discriminant(recorded) != std::mem::discriminant(ours) && !shortened(recorded) {
+            out.push(format!("{path}: {recorded} became {ours}"));
+        }
+        return;
+    }
+    match (recorded, ours) {
+        (Value::Object(a), Value::Object(b)) => {
+            // Shortened objects have no times, or say so.
+            let cut = a.contains_key("ID") && !a.contains_key("CreatedAt") && !a.contains_key("Warnings");
+            let partial = a.contains_key("...") || cut;
+            for (key, value) in a.iter().filter(|(key, _)| *key != "..." && !(cut && *key == "Name")) {
+                let path = format!("{path}.{key}");
+                match b.get(key) {
+                    Some(ours) => compare(&path, value, ours, out),
+                    None if known::missing(&path) => {}
+                    None => out.push(format!("{path} is missing: {value}")),
+                }
+            }
+            for (key, value) in b {
+                let path = format!("{path}.{key}");
+                if !partial && !a.contains_key(key) && !known::added(&path, value) {
+                    out.push(format!("{path} is new: {value}"));
+                }
+            }
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            let whole = !a.iter().any(shortened) && a.iter().all(|v| !v.is_object() || seed::storable(v));
+            let a: Vec<_> = a.iter().filter(|v| !shortened(v) && seed::storable(v)).collect();
+            if whole && a.len() != b.len() && !known::length_varies(path) {
+                out.push(format!("{path}: {} elements became {}: {ours}", a.len(), b.len()));
+                return;
+            }
+            for (i, recorded) in a.into_iter().enumerate() {
+                let id =
+                    |v: &Value| v.get("Scope").and(v.get("Name")).or(v.get("ID")).or(v.get("NodeID")).or(v.get("Name")).cloned();
+                let found = match id(recorded) {
+                    None => b.get(i),
+                    wanted => b.iter().find(|b| id(b) == wanted),
+                };
+                match found {
+                    Some(ours) => compare(&format!("{path}[]"), recorded, ours, out),
+                    None if known::length_varies(path) => {}
+                    None => out.push(format!("{path}[]: {:?} is missing", id(recorded))),
+                }
+            }
+        }
+        (a, b) if a == b || known::equivalent(path, a, b) => {}
+        (a, b) => out.push(format!("{path}: {a} became {b}")),
+    }
+}
+
+/// What the recordings leave out, in words.
+fn shortened(value: &Value) -> bool {
+    value.as_str().is_some_and(|s| {
+        s.starts_with("... ")
+            || s.starts_with("(the same")
+            || s.starts_with("(objects shortened")
+            || s.starts_with("like the ones")
+    })
+}

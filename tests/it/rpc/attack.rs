@@ -1,0 +1,168 @@
+//! Whatever is thrown at 2377, the server answers in words where it can, closes, and goes on serving others.
+
+use super::stage::{Manager, Setup, Trust, eventually, join, options, side, tls};
+use skep::model::{ClusterId, Role};
+use skep::rpc::Door;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+fn frame(document: &[u8]) -> Vec<u8> {
+    [&u32::try_from(document.len()).unwrap().to_be_bytes()[..], document].concat()
+}
+
+/// Sends, and reads all that comes back. With `end` the sender closes its side.
+async fn answer(manager: &Manager, alpn: &str, bytes: &[u8], end: bool) -> String {
+    let mut stream = tls(manager.address, alpn, None).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    if end {
+        stream.shutdown().await.unwrap();
+    }
+    read_all(&mut stream).await
+}
+
+async fn read_all(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut all = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+    assert!(read.is_ok(), "the server did not close; it said {}", String::from_utf8_lossy(&all));
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+async fn still_serves(trust: &Trust, manager: &Manager) {
+    join(manager.address, &trust.tokens.worker, &side(manager), &options(Duration::from_secs(15))).await.expect("still serves");
+}
+
+#[tokio::test]
+async fn garbage_on_the_bare_port_is_closed() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.limits.handshake = Duration::from_millis(300);
+    let manager = setup.start();
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[22, 3, 1, 255, 255], b""] {
+        let mut stream = TcpStream::connect(manager.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut all = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+        read.expect("closed").ok();
+    }
+    still_serves(&trust, &manager).await;
+}
+
+#[tokio::test]
+async fn a_frame_that_is_none_is_answered_in_words() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.limits.first_message = Duration::from_millis(300);
+    let manager = setup.start();
+    let future = frame(br#"{"Request":{"format":99,"wishes":[]}}"#);
+    let whole = frame(br#"{"Proof":{"received":1}}"#);
+    for (bytes, end, says) in [
+        (frame(b"hello"), false, "not understood"),
+        (frame(b""), false, "not understood"),
+        (frame(&[0xff; 64]), false, "not understood"),
+        (frame(br#"{"Request":{"format":1}}"#), false, "not understood"),
+        (future, false, r#"{"Refused":{"Format":{"manager":1,"joiner":99}}}"#),
+        (whole.clone(), false, "begins with a request"),
+        (whole[..9].to_vec(), true, "in the middle of a frame"),
+        ((2_u32 << 20).to_be_bytes().to_vec(), false, "a frame of 2097152 bytes; 1048576 are allowed"),
+        (vec![0xff; 4], false, "are allowed"),
+        (frame(b"hello")[..6].to_vec(), false, ""), // then silence: it is closed
+    ] {
+        let said = answer(&manager, "skep-join/1", &bytes, end).await;
+        assert!(said.contains(says), "{:?}: {said}", String::from_utf8_lossy(&bytes));
+    }
+    let said = answer(&manager, "", b"", false).await;
+    assert_eq!(said, "", "one that does not say what it is for");
+    assert!(tls(manager.address, "h2", None).await.is_err());
+    assert!(!manager.journal.has("admit"));
+    still_serves(&trust, &manager).await;
+}
+
+#[tokio::test]
+async fn strangers_cannot_take_every_place() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.limits.strangers_per_source = 3;
+    setup.limits.handshake = Duration::from_mins(1);
+    let manager = setup.start();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(TcpStream::connect(manager.address).await.unwrap());
+    }
+    let mut fourth = TcpStream::connect(manager.address).await.unwrap();
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(10), fourth.read(&mut byte)).await.expect("closed at once");
+    assert!(matches!(read, Ok(0) | Err(_)));
+    drop(held);
+    // Places come back as the server notices.
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    let (side, options) = (side(&manager), options(Duration::from_secs(15)));
+    while join(manager.address, &trust.tokens.worker, &side, &options).await.is_err() {
+        assert!(std::time::Instant::now() < end, "places never came back");
+    }
+}
+
+#[tokio::test]
+async fn a_session_needs_a_certificate_of_this_cluster() {
+    let (trust, other) = (Trust::new(), Trust::new());
+    let manager = Setup::new(&trust, Door::Mesh).start();
+
+    let said = answer(&manager, "skep-session/1", b"", false).await;
+    assert!(said.contains("a session needs a certificate of this cluster"), "{said}");
+
+    // Signed by another CA: TLS itself says no, at the latest when something is read.
+    let stranger = other.identity(Role::Worker);
+    if let Ok(mut stream) = tls(manager.address, "skep-session/1", Some(&stranger)).await {
+        let error = stream.read_u8().await.expect_err("refused");
+        assert!(error.to_string().contains("UnknownCA") || error.to_string().contains("alert"), "{error}");
+    }
+
+    // Signed by this CA, but naming another cluster.
+    let mistaken =
+        trust.identity_in(Role::Worker, &ClusterId::from("another"), skep::clock::Clock::now(&skep::clock::SystemClock));
+    let mut stream = tls(manager.address, "skep-session/1", Some(&mistaken)).await.unwrap();
+    let said = read_all(&mut stream).await;
+    assert!(said.contains("names cluster another"), "{said}");
+
+    // Long expired.
+    let old = trust.identity_in(Role::Worker, &trust.cluster, skep::model::Timestamp(1_000_000_000_000_000_000));
+    if let Ok(mut stream) = tls(manager.address, "skep-session/1", Some(&old)).await {
+        stream.read_u8().await.expect_err("refused");
+    }
+    assert!(manager.dispatcher.journal.all().is_empty(), "nobody reached the dispatcher");
+}
+
+#[tokio::test]
+async fn garbage_from_a_member_ends_its_session_only() {
+    let trust = Trust::new();
+    let manager = Setup::new(&trust, Door::Mesh).start();
+    let node = trust.identity(Role::Worker);
+    let hello = br#"{"Hello":{"format":1,"description":{},"endpoints":[],"have":{"incarnation":0,"index":0}}}"#;
+    for (bytes, says) in [
+        (frame(b"?"), "a hello that is not understood"),
+        (frame(br#"{"Hello":{"format":2}}"#), "the manager speaks protocol 1, this node 2"),
+        (frame(br#""Leave""#), "begins with a hello"),
+        ([frame(hello), frame(b"?")].concat(), "not understood"),
+        ([frame(hello), vec![0xff; 8]].concat(), "are allowed"),
+    ] {
+        let mut stream = tls(manager.address, "skep-session/1", Some(&node)).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        stream.flush().await.unwrap();
+        let said = read_all(&mut stream).await;
+        assert!(said.contains(says), "{:?}: {said}", String::from_utf8_lossy(&bytes));
+    }
+    let journal = &manager.dispatcher.journal;
+    eventually("closed", || journal.count("closed") == 2).await;
+    assert_eq!(journal.count(&format!("open {}", node.node_id())), 2);
+}
+
+#[tokio::test]
+async fn sessions_do_not_come_from_outside() {
+    let trust = Trust::new();
+    let manager = Setup::new(&trust, Door::Outer).start();
+    let mut stream = tls(manager.address, "skep-session/1", Some(&trust.identity(Role::Worker))).await.unwrap();
+    let said = read_all(&mut stream).await;
+    assert!(said.contains("sessions go through the tunnel"), "{said}");
+    still_serves(&trust, &manager).await;
+}

@@ -1,0 +1,239 @@
+//! A node joins, or learns why not.
+
+use super::stage::{Manager, OffBy, Setup, Side, Trust, Twist, eventually, join, options, side};
+use skep::model::Role;
+use skep::rpc::{Door, JoinError, JoinRefused};
+use skep::trust::CertificateFiles;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
+
+const LONG: Duration = Duration::from_secs(15);
+/// Long enough for a busy machine to get to the proof.
+const SHORT: Duration = Duration::from_millis(1500);
+
+fn manager(trust: &Arc<Trust>) -> Manager {
+    Setup::new(trust, Door::Outer).start()
+}
+
+#[tokio::test]
+async fn a_node_joins_in_the_role_of_its_token() {
+    let trust = Trust::new();
+    for (token, role) in [(&trust.tokens.worker, Role::Worker), (&trust.tokens.manager, Role::Manager)] {
+        let manager = manager(&trust);
+        let joined = join(manager.address, token, &side(&manager), &options(LONG)).await.unwrap();
+        assert_eq!((joined.identity.role(), joined.reply.role), (role, role));
+        assert_eq!(joined.identity.cluster_id(), &trust.cluster);
+        assert_eq!(joined.identity.node_id(), &joined.reply.node_id);
+        assert_eq!(joined.reply.view.revision.index, 7);
+        assert_eq!(manager.journal.all(), ["admit", "up", "confirm"]);
+        let dir = std::env::temp_dir().join(format!("rpc-join-{}-{}", std::process::id(), role.as_str()));
+        let files = CertificateFiles::under(&dir);
+        files.store(&joined.identity).unwrap();
+        assert_eq!(files.load(Some(&trust.cluster)).unwrap(), Some(joined.identity));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_way_is_named_with_port_and_direction() {
+    let trust = Trust::new();
+    // Who speaks first, and whose patience ends first, must not matter.
+    let mut cases = tokio::task::JoinSet::new();
+    for pokes in [false, true] {
+        for patience in [(SHORT, LONG), (LONG, SHORT)] {
+            for out in [true, false] {
+                cases.spawn(blocked(trust.clone(), pokes, patience, out));
+            }
+        }
+    }
+    cases.join_all().await;
+}
+
+async fn blocked(trust: Arc<Trust>, pokes: bool, (mine, theirs): (Duration, Duration), out: bool) {
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.limits.join = theirs;
+    setup.pokes = pokes;
+    let manager = setup.start();
+    let cut = if out { &manager.wire.out_cut } else { &manager.wire.in_cut };
+    cut.store(true, SeqCst);
+    let begin = Instant::now();
+    let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(mine)).await.unwrap_err();
+    assert!(begin.elapsed() < LONG, "the shorter patience counts");
+    let here = IpAddr::from([127, 0, 0, 1]);
+    assert!(matches!(&error, JoinError::Blocked { port: 2377, from, to, .. } if (*from, *to) == (here, here)), "{error:?}");
+    let says = if out { "the manager received nothing" } else { "this node received nothing" };
+    assert!(error.to_string().contains(says), "{error}");
+    eventually("revoked", || manager.journal.has("revoke")).await;
+    assert!(manager.journal.has("down") && !manager.journal.has("confirm"), "{:?}", manager.journal.all());
+}
+
+#[tokio::test]
+async fn counters_from_an_earlier_life_prove_nothing() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    manager.wire.at_manager.store(5000, SeqCst);
+    manager.wire.out_cut.store(true, SeqCst);
+    let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(SHORT)).await.unwrap_err();
+    assert!(error.to_string().contains("the manager received nothing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_fit_is_refused_as_swarm_does() {
+    let (trust, other) = (Trust::new(), Trust::new());
+    let manager = manager(&trust);
+    let (ours, theirs) = (&trust.tokens.worker, &other.tokens.worker);
+    let wrong_secret = format!("{}{}", &ours[..ours.len() - 5], "aaaaa");
+    for (token, says) in [
+        ("hello", "invalid join token".to_owned()),
+        (&ours[..40], "invalid join token".to_owned()),
+        ("", "A valid join token is necessary to join this cluster".to_owned()),
+        (&wrong_secret, "A valid join token is necessary to join this cluster".to_owned()),
+        (theirs, format!("remote CA does not match fingerprint. Expected: {}", other.ca.digest().unwrap())),
+    ] {
+        let error = join(manager.address, token, &side(&manager), &options(LONG)).await.unwrap_err();
+        assert_eq!(error.to_string(), says, "{token}: {error:?}");
+    }
+    assert_eq!(manager.journal.all(), Vec::<String>::new(), "nobody was admitted");
+}
+
+#[tokio::test]
+async fn a_manager_that_is_not_there_is_named() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    let side = side(&manager);
+    let token = trust.tokens.worker.as_str();
+
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = join(free, token, &side, &options(LONG)).await.unwrap_err();
+    let says = error.to_string();
+    assert!(says.contains(&free.to_string()) && says.contains("connection refused"), "{says}");
+
+    // A queue of one that is full: the kernel lets further SYNs fall, as a firewall would.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _queued = std::net::TcpStream::connect(address).unwrap();
+    let error = join(address, token, &side, &options(SHORT)).await.unwrap_err();
+    let says = error.to_string();
+    assert!(says.contains(&address.to_string()) && says.contains("no answer within 1.5 s"), "{says}");
+
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let error = join(silent.local_addr().unwrap(), token, &side, &options(SHORT)).await.unwrap_err();
+    assert!(matches!(error, JoinError::TimedOut { .. }) && error.to_string().contains("did not speak TLS"), "{error}");
+
+    let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = web.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = web.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        tokio::time::sleep(LONG).await;
+    });
+    let error = join(address, token, &side, &options(LONG)).await.unwrap_err();
+    assert!(error.to_string().contains("does not speak skep's protocol"), "{error}");
+    assert_eq!(manager.journal.all(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_join_that_breaks_off_leaves_nothing() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    let token = trust.tokens.worker.as_str();
+
+    let broken = Side { broken: true, ..side(&manager) };
+    let error = join(manager.address, token, &broken, &options(LONG)).await.unwrap_err();
+    assert!(error.to_string().contains("no TUN device"), "{error}");
+    eventually("revoked", || manager.journal.has("revoke")).await;
+    assert_eq!(manager.journal.all(), ["admit", "up", "down", "revoke"]);
+
+    let hung = Side { hangs: true, ..side(&manager) };
+    let error = join(manager.address, token, &hung, &options(SHORT)).await.unwrap_err();
+    assert!(error.to_string().contains("it did not answer within 1.5 s"), "{error}");
+    eventually("revoked", || manager.journal.count("revoke") == 2).await;
+
+    manager.wire.out_cut.store(true, SeqCst);
+    let (side, options) = (side(&manager), options(LONG));
+    let gone = tokio::time::timeout(SHORT, join(manager.address, token, &side, &options)).await;
+    assert!(gone.is_err(), "the joiner was killed");
+    eventually("revoked", || manager.journal.count("revoke") == 3).await;
+
+    let joining = join(manager.address, token, &side, &options);
+    let stopping = async {
+        eventually("admitted", || manager.journal.count("admit") == 4).await;
+        manager.shutdown.cancel();
+    };
+    let (outcome, ()) = tokio::join!(joining, stopping);
+    let error = outcome.unwrap_err();
+    assert!(error.to_string().contains("the manager shuts down"), "{error}");
+    eventually("revoked", || manager.journal.count("revoke") == 4).await;
+    assert!(!manager.journal.has("confirm"));
+}
+
+#[tokio::test]
+async fn only_a_manager_of_the_right_time_is_trusted() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.identity = trust.identity(Role::Worker);
+    let worker = setup.start();
+    let error = join(worker.address, &trust.tokens.worker, &side(&worker), &options(LONG)).await.unwrap_err();
+    assert!(error.to_string().contains("is not a manager"), "{error}");
+
+    let manager = manager(&trust);
+    let mut late = options(LONG);
+    late.clock = Arc::new(OffBy(-30 * 60));
+    join(manager.address, &trust.tokens.worker, &side(&manager), &late).await.expect("half an hour is forgiven");
+    for off in [-2 * 3600, 91 * 24 * 3600] {
+        late.clock = Arc::new(OffBy(off));
+        let error = join(manager.address, &trust.tokens.worker, &side(&manager), &late).await.unwrap_err();
+        assert!(matches!(error, JoinError::Untrusted { .. }) && error.to_string().contains("clocks"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_mesh_door_is_not_for_joiners() {
+    let trust = Trust::new();
+    let manager = Setup::new(&trust, Door::Mesh).start();
+    let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(JoinRefused::Other(why)) if why.contains("outer address")), "{error}");
+}
+
+#[tokio::test]
+async fn a_reply_that_does_not_fit_is_not_acted_upon() {
+    let (trust, other) = (Trust::new(), Trust::new());
+    let twists: [(Twist, &str); 4] = [
+        (|r| r.certificate.clear(), "not readable"),
+        (|r| r.role = Role::Manager, "names somebody else"),
+        (|r| r.node_id = "self".into(), "names somebody else"),
+        (|r| r.ca_certificate.clone_from(&r.certificate), "not issued by this cluster's CA"),
+    ];
+    for (twist, says) in twists {
+        let mut setup = Setup::new(&trust, Door::Outer);
+        setup.twist = twist;
+        let manager = setup.start();
+        let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        eventually("revoked", || manager.journal.all() == ["admit", "revoke"]).await;
+    }
+    // A manager of the right cluster whose store is another's.
+    let mut setup = Setup::new(&other, Door::Outer);
+    setup.identity = trust.identity(Role::Manager);
+    let manager = setup.start();
+    let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
+    assert_eq!(error.to_string(), "A valid join token is necessary to join this cluster");
+}
+
+#[tokio::test]
+async fn a_join_goes_over_ipv6() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, Door::Outer);
+    setup.address = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    let manager = setup.start();
+    manager.wire.out_cut.store(true, SeqCst);
+    let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(SHORT)).await.unwrap_err();
+    assert!(error.to_string().contains("UDP 2377 from ::1 to ::1 is blocked"), "{error}");
+    manager.wire.out_cut.store(false, SeqCst);
+    join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap();
+}
