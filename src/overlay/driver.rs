@@ -98,7 +98,7 @@ impl Driver {
         Ok(json!({}))
     }
 
-    async fn create_endpoint(&self, call: wire::CreateEndpoint) -> Result<Value, Refusal> {
+    fn create_endpoint(&self, call: wire::CreateEndpoint) -> Result<Value, Refusal> {
         let wanted = call.interface.and_then(|i| i.address).filter(|a| !a.is_empty());
         let address = wanted.as_deref().and_then(ipam::address).ok_or_else(|| {
             format!(
@@ -244,7 +244,7 @@ impl Driver {
             }
             "NetworkDriver.CreateNetwork" => self.create_network(wire::read(call, body)?).await,
             "NetworkDriver.DeleteNetwork" => self.delete_network(wire::read(call, body)?).await,
-            "NetworkDriver.CreateEndpoint" => self.create_endpoint(wire::read(call, body)?).await,
+            "NetworkDriver.CreateEndpoint" => self.create_endpoint(wire::read(call, body)?),
             "NetworkDriver.DeleteEndpoint" => self.delete_endpoint(wire::read(call, body)?).await,
             "NetworkDriver.Join" => self.join(wire::read(call, body)?).await,
             "NetworkDriver.Leave" => self.leave(wire::read(call, body)?).await,

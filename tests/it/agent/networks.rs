@@ -62,7 +62,7 @@ async fn an_engine_restart_and_a_driver_that_comes_late() {
     rig.until(&one, TaskState::Running).await;
     // It restarts and takes its containers down; a successor gets the address.
     rig.restart_engine().await;
-    rig.until(&one, TaskState::Complete).await;
+    rig.until_over(&one).await;
     let two = on(task(2, POLITE), "back", "10.0.1.5/24");
     rig.want(&[wanting(&one, TaskState::Shutdown), two.clone()]);
     rig.until(&two, TaskState::Running).await;
@@ -102,7 +102,7 @@ async fn an_engine_that_boots_without_the_driver_takes_tasks_once_it_is_there() 
     rig.stop_driver();
     // It waits 15 s per endpoint for the driver.
     rig.restart_engine().await;
-    rig.until(&one, TaskState::Complete).await;
+    rig.until_over(&one).await;
     rig.start_driver();
     let two = on(task(3, POLITE), "back", "10.0.1.5/24");
     rig.want(std::slice::from_ref(&two));
