@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 mod bad_input;
+mod kernel;
 mod lifetime;
 mod traffic;
 
@@ -154,7 +155,12 @@ struct Pair {
 
 impl Pair {
     async fn new(name: &str) -> anyhow::Result<Self> {
-        let (lab, a, b) = sides(name).await?;
+        Self::of(name, KernelChoice::Never).await
+    }
+
+    async fn of(name: &str, kernel: KernelChoice) -> anyhow::Result<Self> {
+        let (lab, mut a, mut b) = sides(name).await?;
+        (a.config.kernel, b.config.kernel) = (kernel, kernel);
         let (tunnel_a, tunnel_b) = (a.open().await?, b.open().await?);
         a.address().await?;
         b.address().await?;

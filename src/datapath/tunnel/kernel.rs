@@ -39,7 +39,13 @@ impl KernelTunnel {
             let (target, config) = (mesh.clone(), config.clone());
             here(move || make(&target, &config, private)).await?;
         }
-        mesh.run_async(move || bring_up(&config, private)).await?;
+        let listen = config.listen;
+        if let Err(error) = mesh.run_async(move || bring_up(&config, private)).await {
+            let taken = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
+            // Who holds it is to be seen out here.
+            let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
+            return Err(if taken { named.await? } else { error });
+        }
         Ok(Self { mesh, device })
     }
 }
@@ -105,16 +111,18 @@ fn bring_up(config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
     let there = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
     let key = Key(private);
     let port = config.listen.port();
-    let in_use = |error: io::Error| bind_error(config.listen, error);
     if there.private_key.as_ref() != Some(&key) {
         DeviceUpdate::new().set_private_key(key).apply(&name, Backend::Kernel).context("cannot change the key")?;
     }
     if port != 0 && there.listen_port != Some(port) {
-        DeviceUpdate::new().set_listen_port(port).apply(&name, Backend::Kernel).map_err(in_use)?;
+        DeviceUpdate::new()
+            .set_listen_port(port)
+            .apply(&name, Backend::Kernel)
+            .with_context(|| format!("cannot listen on UDP port {port}"))?;
     }
     let control = Control::new()?;
     control.set_mtu(&config.device, config.mtu).with_context(|| format!("cannot set MTU {} on {}", config.mtu, config.device))?;
-    control.up(&config.device).map_err(in_use)
+    control.up(&config.device).with_context(|| format!("cannot set {} up, on UDP port {port}", config.device))
 }
 
 #[async_trait::async_trait]
