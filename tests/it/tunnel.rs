@@ -182,7 +182,9 @@ impl Pair {
     }
 
     async fn ping(&self) -> anyhow::Result<()> {
-        self.a.mesh(&format!("busybox ping -c 1 -W 2 {}", self.b.v6())).await.map(drop)
+        // Handshakes that cross are both dropped, and repeated after 5 s.
+        let line = format!("busybox ping -c 1 -W 2 {}", self.b.v6());
+        eventually("an answer through the tunnel", SOON, || self.a.mesh(&line)).await.map(drop)
     }
 }
 

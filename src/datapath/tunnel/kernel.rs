@@ -3,7 +3,7 @@
 
 use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
-use super::difference::change;
+use super::difference::{YOUNG, change};
 use super::key::private_key;
 use super::link::{self, Control};
 use super::namespace::{Namespace, here};
@@ -15,12 +15,15 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
+use tokio::time::Instant;
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
 /// The tunnel as a device of the kernel.
 pub(super) struct KernelTunnel {
     mesh: Namespace,
     device: String,
+    /// When it was made; `None`: adopted.
+    made: Option<Instant>,
 }
 
 impl KernelTunnel {
@@ -31,7 +34,9 @@ impl KernelTunnel {
         let device = config.device.clone();
         let name = device.clone();
         let kind = mesh.run_async(move || link::kind(&name)).await?;
+        let mut made = None;
         if kind.as_deref() != Some("wireguard") {
+            made = Some(Instant::now());
             if kind.is_some() {
                 let name = device.clone();
                 mesh.run_async(move || link::delete(&name)).await?;
@@ -46,7 +51,7 @@ impl KernelTunnel {
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
             return Err(if taken { named.await? } else { error });
         }
-        Ok(Self { mesh, device })
+        Ok(Self { mesh, device, made })
     }
 }
 
@@ -144,6 +149,7 @@ impl Tunnel for KernelTunnel {
             return Ok(());
         }
         let (device, steps) = (self.device.clone(), steps.to_vec());
+        let greet = self.made.is_some_and(|made| made.elapsed() < YOUNG);
         self.mesh
             .run_async(move || {
                 let name: InterfaceName = device.parse()?;
@@ -154,7 +160,7 @@ impl Tunnel for KernelTunnel {
                             actual.remove(&key);
                             DeviceUpdate::new().remove_peer_by_key(&Key(key.0))
                         }
-                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key)),
+                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), greet),
                     };
                     update.apply(&name, Backend::Kernel)?;
                 }
@@ -167,7 +173,7 @@ impl Tunnel for KernelTunnel {
 
 /// The change of one peer. The kernel (before 6.16) has no "take this address away" but for a peer as a whole, and
 /// "replace all" leaves a moment without any: so what goes is moved to a peer made for it, and that peer removed.
-fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> DeviceUpdate {
+fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>, greet: bool) -> DeviceUpdate {
     let change = change(wanted, actual);
     let peer = || PeerConfigBuilder::new(&Key(key.0));
     let mut first = peer();
@@ -175,8 +181,8 @@ fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Dev
         first = first.set_endpoint(endpoint);
     }
     let mut update = DeviceUpdate::new();
-    if change.endpoint.is_some() {
-        // Turning keep-alive on greets the peer at once: it may still talk to a session that is gone with a reboot.
+    if greet && change.endpoint.is_some() {
+        // Turning keep-alive on greets the peer at once.
         update = update.add_peer(first.set_persistent_keepalive_interval(1));
         first = peer().set_persistent_keepalive_interval(wanted.keepalive.unwrap_or(0));
     } else if let Some(keepalive) = change.keepalive {
