@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use crate::model::node::WgKey;
 
+pub mod interfaces;
 pub mod links;
 pub mod mesh;
 mod netlink;
 pub mod netns;
-pub mod interfaces;
 pub mod sockets;
 mod sysctl;
 pub mod tunnel;

@@ -51,7 +51,10 @@ pub(crate) struct Daemon {
 enum State {
     Inactive,
     /// A join is under way, or the membership on disk could not be started.
-    Pending { remotes: Vec<String>, error: String },
+    Pending {
+        remotes: Vec<String>,
+        error: String,
+    },
     Active(Arc<Member>),
 }
 
@@ -150,9 +153,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let settings = &daemon.settings;
     let Some(record) = Record::load(&settings.data_dir)? else { return Ok(()) };
-    let identity = CertificateFiles::under(&settings.data_dir)
-        .load(Some(&record.cluster_id))?
-        .with_context(|| format!("{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again", settings.data_dir.display()))?;
+    let identity = CertificateFiles::under(&settings.data_dir).load(Some(&record.cluster_id))?.with_context(|| {
+        format!(
+            "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
+            settings.data_dir.display()
+        )
+    })?;
     let ledger = crate::agent::ledger::Ledger::new(daemon.ledger_file()).load()?;
     let replicated = match record.raft_id {
         Some(raft_id) if manager::is_manager(&record) => {

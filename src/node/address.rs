@@ -55,7 +55,9 @@ pub(super) fn place(
     } else {
         let ip = resolve(split(advertise).0, host)?;
         if ip.is_unspecified() {
-            return Err("advertise address must be a non-zero IP address or network interface (with optional port number)".to_owned());
+            return Err(
+                "advertise address must be a non-zero IP address or network interface (with optional port number)".to_owned()
+            );
         }
         Some(ip)
     };
@@ -103,7 +105,9 @@ fn choose(host: &[HostAddress]) -> Result<IpAddr, String> {
         .collect();
     match candidates.as_slice() {
         [one] => Ok(one.address),
-        [] => Err("could not choose an IP address to advertise: this host has none but loopback; give --advertise-addr".to_owned()),
+        [] => {
+            Err("could not choose an IP address to advertise: this host has none but loopback; give --advertise-addr".to_owned())
+        }
         [one, two, ..] => Err(format!(
             "could not choose an IP address to advertise since this system has multiple addresses on different interfaces ({} on {} and {} on {}) - specify one with --advertise-addr",
             one.address, one.interface, two.address, two.interface
@@ -116,16 +120,25 @@ mod tests {
     use super::*;
 
     fn host() -> Vec<HostAddress> {
-        [("eth0", "192.0.2.1"), ("docker0", "172.17.0.1"), ("eth1", "198.51.100.1"), ("eth1", "198.51.100.2"), ("eth2", "2001:db8::1")]
-            .map(|(interface, address)| HostAddress { interface: interface.to_owned(), address: address.parse().expect("ip") })
-            .to_vec()
+        [
+            ("eth0", "192.0.2.1"),
+            ("docker0", "172.17.0.1"),
+            ("eth1", "198.51.100.1"),
+            ("eth1", "198.51.100.2"),
+            ("eth2", "2001:db8::1"),
+        ]
+        .map(|(interface, address)| HostAddress { interface: interface.to_owned(), address: address.parse().expect("ip") })
+        .to_vec()
     }
 
     #[test]
     fn addresses_ports_and_interfaces_are_understood() {
         let of = |listen: &str, advertise: &str| place(listen, advertise, None, false, &host());
         let p = of("0.0.0.0:2377", "192.0.2.1").expect("both given");
-        assert_eq!((p.listen, p.advertise, p.data_path_port), ("0.0.0.0:2377".parse().expect("addr"), Some("192.0.2.1".parse().expect("ip")), 2377));
+        assert_eq!(
+            (p.listen, p.advertise, p.data_path_port),
+            ("0.0.0.0:2377".parse().expect("addr"), Some("192.0.2.1".parse().expect("ip")), 2377)
+        );
         assert_eq!(of("eth0", "").expect("interface").advertise, Some("192.0.2.1".parse().expect("ip")));
         assert_eq!(of("0.0.0.0:9999", "eth0:2377").expect("port").listen.port(), 9999);
         assert_eq!(of("[::]:2377", "eth2").expect("v6").advertise, Some("2001:db8::1".parse().expect("ip")));

@@ -53,7 +53,9 @@ impl JoinAuthority for Admission {
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
         let role = trust::role_of(&cluster.tokens, &request.token).ok_or(JoinRefused::Token)?;
         if role == Role::Manager {
-            return Err(other("further managers are not built yet: join with the worker token (`docker swarm join-token worker`)"));
+            return Err(other(
+                "further managers are not built yet: join with the worker token (`docker swarm join-token worker`)",
+            ));
         }
         let id = NodeId::draw(&mut rand::rng());
         let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;

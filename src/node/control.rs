@@ -38,8 +38,12 @@ impl NodeControl for Control {
                 let view = member.view();
                 let session = member.session.borrow().clone();
                 let managers = view.iter().flat_map(|v| v.cluster.nodes.iter()).filter(|n| n.manager);
-                let managers: Vec<_> = managers.filter_map(|n| Some((n.node_id.clone(), *n.endpoints.first()?, n.address()))).collect();
-                let leader = session.leader.and_then(|l| managers.iter().find(|(_, _, mesh)| l.ip() == *mesh)).map(|(id, _, _)| id.clone());
+                let managers: Vec<_> =
+                    managers.filter_map(|n| Some((n.node_id.clone(), *n.endpoints.first()?, n.address()))).collect();
+                let leader = session
+                    .leader
+                    .and_then(|l| managers.iter().find(|(_, _, mesh)| l.ip() == *mesh))
+                    .map(|(id, _, _)| id.clone());
                 let info = control::Member {
                     node_id: member.record.node_id.clone(),
                     node_addr: advertised(&member),
@@ -62,7 +66,8 @@ impl NodeControl for Control {
         let _turn = self.0.turn.lock().await;
         self.0.must_be_inactive()?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
-        let place = address::place(&request.listen_addr, &request.advertise_addr, request.data_path_port, true, &host).map_err(ControlError::invalid)?;
+        let place = address::place(&request.listen_addr, &request.advertise_addr, request.data_path_port, true, &host)
+            .map_err(ControlError::invalid)?;
         self.0.engine_must_be_free().await?;
         match self.0.found(request, place).await {
             Ok(id) => Ok(id),
@@ -77,7 +82,8 @@ impl NodeControl for Control {
         let _turn = self.0.turn.lock().await;
         self.0.must_be_inactive()?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
-        let place = address::place(&request.listen_addr, &request.advertise_addr, None, false, &host).map_err(ControlError::invalid)?;
+        let place =
+            address::place(&request.listen_addr, &request.advertise_addr, None, false, &host).map_err(ControlError::invalid)?;
         self.0.engine_must_be_free().await?;
         self.0.set_state(State::Pending { remotes: request.remote_addrs.clone(), error: String::new() });
         let joined = self.0.enter(request, place).await;
@@ -126,7 +132,8 @@ impl NodeControl for Control {
     async fn rotate_token(&self, role: Role) -> Result<(), ControlError> {
         let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?;
         for _ in 0..5 {
-            let mut cluster = store.read().cluster().cloned().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
+            let mut cluster =
+                store.read().cluster().cloned().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
             let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
             let digest = ca.digest().map_err(|e| failed(&e.into()))?;
             let token = JoinToken::draw(digest, &mut rand::rng()).to_string();
@@ -254,11 +261,9 @@ impl Daemon {
         record::forget(&self.settings.data_dir).map_err(|e| failed(&e))?;
         let text = request.remote_addrs.first().cloned().unwrap_or_default();
         let (host, port) = address::remote(&text);
-        let remote = tokio::net::lookup_host((host, port))
-            .await
-            .ok()
-            .and_then(|mut found| found.next())
-            .ok_or_else(|| ControlError::unavailable(format!("the manager's address {text:?} is neither an IP address nor a name that resolves")))?;
+        let remote = tokio::net::lookup_host((host, port)).await.ok().and_then(|mut found| found.next()).ok_or_else(|| {
+            ControlError::unavailable(format!("the manager's address {text:?} is neither an IP address nor a name that resolves"))
+        })?;
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         let tunnel_key = tunnel_key(self).map_err(|e| failed(&e))?;
         let side = Joiner { daemon: self.clone(), place: place.clone(), up: tokio::sync::Mutex::new(None) };
@@ -272,9 +277,16 @@ impl Daemon {
         };
         let options = JoinOptions { timeout: self.settings.timeouts.join(), ..JoinOptions::new(self.clock.clone()) };
         let joined = join(remote, parts, &side, &options).await.map_err(|e| refused(&e, remote))?;
-        let (network, place) = side.up.lock().await.take().map(|up| (up.network, up.place)).ok_or_else(|| ControlError::failed("the tunnel is gone"))?;
+        let (network, place) = side
+            .up
+            .lock()
+            .await
+            .take()
+            .map(|up| (up.network, up.place))
+            .ok_or_else(|| ControlError::failed("the tunnel is gone"))?;
         let reply = joined.reply;
-        let record = Record::new(reply.node_id, reply.role, reply.cluster_id, reply.mesh, reply.subnet, reply.ingress_addr, &place, None);
+        let record =
+            Record::new(reply.node_id, reply.role, reply.cluster_id, reply.mesh, reply.subnet, reply.ingress_addr, &place, None);
         let written = CertificateFiles::under(&self.settings.data_dir)
             .store(&joined.identity)
             .map_err(anyhow::Error::from)
@@ -295,7 +307,9 @@ fn refused(error: &JoinError, remote: SocketAddr) -> ControlError {
         JoinError::MalformedToken => ControlError::malformed_token(),
         JoinError::ForeignCa { expected, .. } => ControlError::wrong_ca(expected),
         JoinError::Refused(JoinRefused::Token) => ControlError::wrong_token(),
-        JoinError::Refused(JoinRefused::Unavailable(_)) => ControlError::unavailable(format!("the manager at {remote} cannot let this node in now: {error}")),
+        JoinError::Refused(JoinRefused::Unavailable(_)) => {
+            ControlError::unavailable(format!("the manager at {remote} cannot let this node in now: {error}"))
+        }
         JoinError::Unreachable { .. } => ControlError::unavailable(error.to_string()),
         _ => ControlError::failed(format!("{error:#}")),
     }

@@ -69,9 +69,9 @@ impl Transport for NoPeers {
 
 /// Binds the outer door, so that a port that is taken shows before anything is written.
 pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
-    let socket = crate::datapath::sockets::HereSockets
-        .listen(listen)
-        .with_context(|| format!("cannot listen on {listen}/tcp: is another swarm or program on it? (`ss -ltnp sport = :{}`)", listen.port()))?;
+    let socket = crate::datapath::sockets::HereSockets.listen(listen).with_context(|| {
+        format!("cannot listen on {listen}/tcp: is another swarm or program on it? (`ss -ltnp sport = :{}`)", listen.port())
+    })?;
     Ok(TcpListener::from_std(socket)?)
 }
 
@@ -96,7 +96,8 @@ pub(super) fn start(
     let loops = manager::start(replicated.store.clone(), leads, settings, daemon.clock.clone(), rand::random(), stop.clone());
     let admission = Admission::new(replicated.store.clone(), daemon.clock.clone(), record.node_id.clone(), network);
     let limits = Limits { join: timeouts.join(), ..Limits::default() };
-    let server = Server::new(identity.clone(), daemon.clock.clone(), Arc::new(admission), Arc::new(Dispatch(loops.sessions)), limits)?;
+    let server =
+        Server::new(identity.clone(), daemon.clock.clone(), Arc::new(admission), Arc::new(Dispatch(loops.sessions)), limits)?;
     let server = Arc::new(server);
     let (outside, outside_stop) = (server.clone(), stop.clone());
     tasks.spawn(async move { outside.serve(outer, Door::Outer, outside_stop).await });

@@ -102,7 +102,15 @@ impl Member {
         let (status_out, statuses) = mpsc::channel(256);
         let skep_socket = daemon.settings.replace_engine_socket.then(|| daemon.settings.docker_socket());
         let config = AgentConfig::new(me.clone(), daemon.settings.engine_socket()?, skep_socket, daemon.mtu.clone());
-        tasks.spawn(agent::run(config, daemon.engine.clone(), view(), status_out, agent_applied, daemon.clock.clone(), stop.clone()));
+        tasks.spawn(agent::run(
+            config,
+            daemon.engine.clone(),
+            view(),
+            status_out,
+            agent_applied,
+            daemon.clock.clone(),
+            stop.clone(),
+        ));
 
         let (lowest_out, lowest_applied) = watch::channel(Revision::default());
         tasks.spawn(lowest(applied.values().cloned().collect(), lowest_out));
@@ -187,7 +195,11 @@ impl Member {
 }
 
 /// Where managers answer inside the mesh, as the view says.
-fn candidates(mut view: watch::Receiver<Option<Arc<NodeView>>>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<Vec<SocketAddr>> {
+fn candidates(
+    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> watch::Receiver<Vec<SocketAddr>> {
     let of = |view: &Option<Arc<NodeView>>| -> Vec<SocketAddr> {
         let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
         nodes.filter(|n| n.manager).map(|n| SocketAddr::new(IpAddr::V6(n.address()), DEFAULT_PORT)).collect()
@@ -201,7 +213,11 @@ fn candidates(mut view: watch::Receiver<Option<Arc<NodeView>>>, tasks: &TaskTrac
                 changed = view.changed() => if changed.is_err() { return },
             }
             let now = of(&view.borrow_and_update());
-            sender.send_if_modified(|before| { let changed = *before != now; *before = now; changed });
+            sender.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
         }
     });
     receiver

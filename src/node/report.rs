@@ -30,7 +30,9 @@ pub(super) async fn status(daemon: &Daemon) -> Status {
     let base = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
     match daemon.state() {
         State::Inactive => Status { state: "inactive".to_owned(), ..base },
-        State::Pending { error, .. } => Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base },
+        State::Pending { error, .. } => {
+            Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base }
+        }
         State::Active(member) => active(daemon, &member, base).await,
     }
 }
@@ -57,7 +59,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
             manager: node.manager,
             here,
             mesh: node.address().to_string(),
-            path: if here { "self" } else if heard.is_some() { "direct" } else { "none" }.to_owned(),
+            path: if here {
+                "self"
+            } else if heard.is_some() {
+                "direct"
+            } else {
+                "none"
+            }
+            .to_owned(),
             endpoint: peer.and_then(|p| p.peer.endpoint).or_else(|| node.endpoints.first().copied().filter(|_| here)),
             handshake_seconds: heard.map(|age| age.as_secs()),
             rx_bytes: peer.map_or(0, |p| p.rx_bytes),
@@ -86,7 +95,12 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     }
 }
 
-fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: crate::model::Timestamp, last_error: Option<String>) -> String {
+fn session_text(
+    daemon: &Daemon,
+    leader: Option<SocketAddr>,
+    since: crate::model::Timestamp,
+    last_error: Option<String>,
+) -> String {
     let seconds = daemon.clock.now().since(since).as_secs();
     match (leader, last_error) {
         (Some(leader), _) => format!("with {leader} for {seconds} s"),
@@ -107,21 +121,44 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
     #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floats")]
     let float = |n: u64| n as f64;
     gauge("skep_member", "1 while this node is in a swarm", vec![(String::new(), f64::from(u8::from(status.node.is_some())))]);
-    gauge("skep_manager", "1 while this node is a manager", vec![(String::new(), f64::from(u8::from(status.role == Some(Role::Manager))))]);
-    gauge("skep_session", "1 while a leader answers this node", vec![(String::new(), f64::from(u8::from(status.leader.is_some())))]);
+    gauge(
+        "skep_manager",
+        "1 while this node is a manager",
+        vec![(String::new(), f64::from(u8::from(status.role == Some(Role::Manager))))],
+    );
+    gauge(
+        "skep_session",
+        "1 while a leader answers this node",
+        vec![(String::new(), f64::from(u8::from(status.leader.is_some())))],
+    );
     gauge("skep_revision_told", "revision that the node was told", vec![(String::new(), float(status.told.index))]);
     let applied = status.applied.iter().map(|(name, r)| (format!("{{loop=\"{name}\"}}"), float(r.index))).collect();
     gauge("skep_revision_applied", "revision that each loop has applied", applied);
     let peers = || status.nodes.iter().filter(|n| !n.here);
-    let per_peer = |value: fn(&NodeLine) -> u64| peers().map(|n| (format!("{{node=\"{}\"}}", n.hostname), float(value(n)))).collect();
+    let per_peer =
+        |value: fn(&NodeLine) -> u64| peers().map(|n| (format!("{{node=\"{}\"}}", n.hostname), float(value(n)))).collect();
     gauge("skep_peer_received_bytes", "bytes received from a peer through the tunnel", per_peer(|n| n.rx_bytes));
     gauge("skep_peer_sent_bytes", "bytes sent to a peer through the tunnel", per_peer(|n| n.tx_bytes));
     let ages = peers().filter_map(|n| Some((format!("{{node=\"{}\"}}", n.hostname), float(n.handshake_seconds?)))).collect();
     gauge("skep_peer_handshake_age_seconds", "seconds since the last handshake", ages);
-    let port = |p: &crate::balance::PortStatus| format!("{{port=\"{}\",protocol=\"{}\",service=\"{}\"}}", p.port, p.protocol.as_str(), p.service);
-    gauge("skep_port_backends", "tasks behind a published port", status.ports.iter().map(|p| (port(p), float(p.backends as u64))).collect());
-    gauge("skep_port_connections", "open connections of a published port", status.ports.iter().map(|p| (port(p), float(p.connections as u64))).collect());
-    gauge("skep_port_errors", "connections that no backend took", status.ports.iter().map(|p| (port(p), float(p.errors))).collect());
+    let port = |p: &crate::balance::PortStatus| {
+        format!("{{port=\"{}\",protocol=\"{}\",service=\"{}\"}}", p.port, p.protocol.as_str(), p.service)
+    };
+    gauge(
+        "skep_port_backends",
+        "tasks behind a published port",
+        status.ports.iter().map(|p| (port(p), float(p.backends as u64))).collect(),
+    );
+    gauge(
+        "skep_port_connections",
+        "open connections of a published port",
+        status.ports.iter().map(|p| (port(p), float(p.connections as u64))).collect(),
+    );
+    gauge(
+        "skep_port_errors",
+        "connections that no backend took",
+        status.ports.iter().map(|p| (port(p), float(p.errors))).collect(),
+    );
     ([("content-type", "text/plain; version=0.0.4")], out)
 }
 

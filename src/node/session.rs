@@ -68,7 +68,10 @@ impl Pump {
         // On disk first: what a loop has acted on survives a restart without managers.
         let stored = tokio::task::spawn_blocking(move || ledger.store(&copy)).await;
         if let Ok(Err(error)) = stored {
-            tracing::warn!(error = format!("{error:#}"), "the ledger was not written: a restart without managers would start from an older one");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the ledger was not written: a restart without managers would start from an older one"
+            );
         }
         self.view.send_replace(Some(next));
     }

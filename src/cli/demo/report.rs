@@ -86,7 +86,8 @@ impl Report {
         }
         let seconds = self.start.elapsed().as_secs_f64();
         if self.json {
-            let document = serde_json::json!({ "ok": error.is_none(), "seconds": round(seconds), "steps": self.steps, "proof": self.proof });
+            let document =
+                serde_json::json!({ "ok": error.is_none(), "seconds": round(seconds), "steps": self.steps, "proof": self.proof });
             println!("{document:#}");
         } else if error.is_none() {
             println!("proved in {seconds:.1} s\n\n{}", self.closing);

@@ -112,6 +112,7 @@ fn fetch(target: SocketAddr) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-    let word = body.and_then(|b| b.split_whitespace().next()).filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 "));
+    let word =
+        body.and_then(|b| b.split_whitespace().next()).filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 "));
     word.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
 }

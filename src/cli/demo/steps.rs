@@ -164,7 +164,11 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
 /// Addresses that busybox's nslookup printed after the name's line.
 fn addresses_in(text: &str) -> BTreeSet<String> {
     let answer = text.split("Name:").skip(1).flat_map(str::lines);
-    answer.filter_map(|line| line.strip_prefix("Address")).filter_map(|rest| rest.split_whitespace().last()).map(str::to_owned).collect()
+    answer
+        .filter_map(|line| line.strip_prefix("Address"))
+        .filter_map(|rest| rest.split_whitespace().last())
+        .map(str::to_owned)
+        .collect()
 }
 
 async fn count(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
@@ -172,7 +176,11 @@ async fn count(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let counts = wire::counts(&stage.lab).await?;
     report.prove("wire", counts);
     anyhow::ensure!(counts.tunnel > 0 && counts.join > 0, "nothing was counted: {counts:?}");
-    anyhow::ensure!(counts.other == 0, "{} packets were none of UDP 2377, TCP 2377, neighbour discovery: {counts:?}", counts.other);
+    anyhow::ensure!(
+        counts.other == 0,
+        "{} packets were none of UDP 2377, TCP 2377, neighbour discovery: {counts:?}",
+        counts.other
+    );
     report.done(format!(
         "UDP 2377 {}, TCP 2377 {}, neighbour discovery {}, anything else 0",
         counts.tunnel, counts.join, counts.neighbours
@@ -233,19 +241,30 @@ async fn close(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
 async fn converge(manager: &Host, report: &mut Report, within: Duration) -> anyhow::Result<String> {
     wait("all replicas to run", within, report, async || {
         let running = running(manager, SERVICE).await?;
-        anyhow::ensure!(running.values().sum::<usize>() == REPLICAS, "{} of {REPLICAS} replicas run: {running:?}", running.values().sum::<usize>());
+        anyhow::ensure!(
+            running.values().sum::<usize>() == REPLICAS,
+            "{} of {REPLICAS} replicas run: {running:?}",
+            running.values().sum::<usize>()
+        );
         Ok(running.iter().map(|(host, n)| format!("{n} on {host}")).collect::<Vec<_>>().join(", "))
     })
     .await
 }
 
 /// Polls, and shows on a terminal what is still missing.
-async fn wait<T>(what: &str, within: Duration, report: &mut Report, mut condition: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+async fn wait<T>(
+    what: &str,
+    within: Duration,
+    report: &mut Report,
+    mut condition: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + within;
     loop {
         match condition().await {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => return Err(error.context(format!("waited {} s for {what}", within.as_secs()))),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("waited {} s for {what}", within.as_secs())));
+            }
             Err(error) => report.progress(&format!("{error:#}")),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
