@@ -200,7 +200,7 @@ async fn read_body(mut body: Body) -> Result<Bytes> {
 
 async fn dispatch(call: &Call, path: &[&str]) -> Result<Response> {
     match (call.method.as_str(), path) {
-        ("GET" | "HEAD", ["_ping"]) => system::ping(call).await,
+        ("GET" | "HEAD", ["_ping"]) => system::ping(call),
         ("GET", ["version"]) => system::version(call).await,
         ("GET", ["info"]) => system::info(call).await,
 

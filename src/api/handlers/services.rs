@@ -53,9 +53,10 @@ pub async fn create(call: &Call) -> Result<Response> {
     let posted = call.read(&SERVICE_SPEC)?;
     let handle = call.store()?;
     let store = handle.read();
+    credentials(call)?;
     let mut spec = validate::spec(posted)?;
     if spec.name.is_empty() {
-        spec.name = crate::model::id::draw(&mut rand::rng());
+        spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
     }
     networks(call, &mut spec, &store).await?;
     validate::service(&spec)?;
@@ -106,6 +107,7 @@ pub async fn update(call: &Call, reference: &str) -> Result<Response> {
     let spec = match call.query.get("rollback") {
         "" | "none" => {
             mode_change(&posted)?;
+            credentials(call)?;
             let mut spec = validate::spec(posted)?;
             networks(call, &mut spec, &store).await?;
             spec
@@ -135,6 +137,22 @@ pub async fn update(call: &Call, reference: &str) -> Result<Response> {
     service.meta.version = version;
     handle.write(call.api.clock.now(), vec![Action::update(service)]).await?;
     ok(&json!({ "Warnings": Value::Null }))
+}
+
+/// Refuses credentials for a registry, which would have to be kept for the nodes. None at all, or garbage, is as good
+/// as the header's absence.
+fn credentials(call: &Call) -> Result<()> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let field = call.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let decoded = URL_SAFE_NO_PAD.decode(field.trim_end_matches('=')).unwrap_or_default();
+    let auth: Value = serde_json::from_slice(&decoded).unwrap_or_default();
+    let given = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
+    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| given(k)) {
+        Some(key) => Err(ApiError::not_built(format!(
+            "X-Registry-Auth ({key}) is not carried out by skep yet: log in on every node, or use images that need no login"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Every service is replicated: another mode is a change of it.

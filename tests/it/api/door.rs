@@ -179,3 +179,20 @@ async fn without_an_engine_the_swarm_still_answers() {
     let networks = served.client.get("/networks?filters=%7B%22scope%22%3A%5B%22swarm%22%5D%7D").await.unwrap();
     assert_eq!(networks.body, "[]");
 }
+
+#[tokio::test]
+async fn an_engine_that_says_nothing_does_not_stop_the_swarm() {
+    let folder = Folder::new();
+    let silent = folder.at("silent.sock");
+    let listener = bind_unix(&silent).unwrap();
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let served = fake::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), Some(&silent));
+    let reply = timeout(PATIENCE, served.client.get("/services")).await.expect("an answer in time").unwrap();
+    assert_eq!(reply.body, "[]");
+    holding.abort();
+}
