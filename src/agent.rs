@@ -22,6 +22,8 @@ mod ledger_tests;
 #[cfg(test)]
 mod shell_tests;
 #[cfg(test)]
+mod sim_tests;
+#[cfg(test)]
 mod testing;
 
 pub use shell::run;

@@ -15,6 +15,7 @@ use listener::Port;
 use plan::{Actual, Family, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -46,7 +47,7 @@ impl Default for BalanceSettings {
             suspect_for: Duration::from_secs(5),
             max_connections: 16_384,
             max_connections_per_port: 8_192,
-            keepalive: Duration::from_secs(60),
+            keepalive: Duration::from_mins(1),
             tick: Duration::from_secs(1),
         }
     }
@@ -83,6 +84,16 @@ pub enum PortState {
     Unsupported,
 }
 
+impl std::fmt::Display for PortState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listening => f.write_str("listening"),
+            Self::Taken(reason) => write!(f, "taken ({reason})"),
+            Self::Unsupported => f.write_str("not TCP: not served"),
+        }
+    }
+}
+
 /// Serves published ports until `shutdown`. `host` makes the listeners, `mesh` the sockets toward the containers.
 /// `applied` says which view new connections follow; a taken port does not hold it back, `status` names it.
 #[expect(clippy::too_many_arguments, reason = "the loop's edges, all of them named by the composition root")]
@@ -101,19 +112,21 @@ pub async fn run(
     let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
     let mut over = false;
     loop {
+        // No view (any more) is a view without ports: whoever leaves the cluster gives its ports back.
         let current = view.borrow_and_update().clone();
-        if let Some(current) = current {
-            let source = current.cluster.node(&me).map(|node| node.ingress_addr);
-            let actual = ports.iter().filter_map(|(port, p)| Some((*port, p.actual()?))).collect();
-            for step in plan::plan(&current.cluster.ports, &actual) {
-                execute(step, &mut ports, host.as_ref(), || Port::new(&mesh, &all, &settings, &shutdown)).await;
-            }
-            for port in ports.values() {
-                port.set_source(source);
-            }
-            applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
-            publish(&status, &current.cluster.ports, &ports);
+        let desired = current.as_ref().map_or(&[][..], |view| &view.cluster.ports);
+        let source = current.as_ref().and_then(|view| view.cluster.node(&me)).map(|node| node.ingress_addr);
+        let actual = ports.iter().filter_map(|(port, p)| Some((*port, p.actual()?))).collect();
+        for step in plan::plan(desired, &actual) {
+            execute(step, &mut ports, host.as_ref(), source, || Port::new(&mesh, &all, &settings, &shutdown)).await;
         }
+        for port in ports.values() {
+            port.set_source(source);
+        }
+        if let Some(current) = &current {
+            applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
+        }
+        publish(&status, desired, &ports);
         tokio::select! {
             () = shutdown.cancelled() => break,
             changed = view.changed(), if !over => over = changed.is_err(),
@@ -126,7 +139,13 @@ pub async fn run(
 }
 
 /// Carries out one step. Infallible: what the kernel refuses is kept with the port and tried again at the next plan.
-async fn execute(step: Step, ports: &mut BTreeMap<u16, Port>, host: &dyn Sockets, new: impl FnOnce() -> Port) {
+async fn execute(
+    step: Step,
+    ports: &mut BTreeMap<u16, Port>,
+    host: &dyn Sockets,
+    source: Option<Ipv4Addr>,
+    new: impl FnOnce() -> Port,
+) {
     match step {
         Step::Close(published) => {
             if let Some(port) = ports.remove(&published) {
@@ -134,13 +153,17 @@ async fn execute(step: Step, ports: &mut BTreeMap<u16, Port>, host: &dyn Sockets
             }
             info!(port = published, "published port closed");
         }
-        Step::Route(wanted) => ports.entry(wanted.published).or_insert_with(new).route(&wanted, &mut rand::rng()),
+        Step::Route(wanted) => {
+            let port = ports.entry(wanted.published).or_insert_with(new);
+            port.set_source(source);
+            port.route(&wanted, &mut rand::rng());
+        }
         Step::Listen(published, family) => {
             let Some(port) = ports.get_mut(&published) else { return };
             match port.listen(published, family, host) {
                 Ok(()) => info!(port = published, ?family, "published port open"),
                 Err(Some(reason)) => {
-                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`")
+                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`");
                 }
                 // Said already.
                 Err(None) => {}
@@ -176,7 +199,7 @@ impl Family {
     /// The address that answers on every interface.
     fn everywhere(self, port: u16) -> std::net::SocketAddr {
         match self {
-            Self::V4 => (std::net::Ipv4Addr::UNSPECIFIED, port).into(),
+            Self::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
             Self::V6 => (std::net::Ipv6Addr::UNSPECIFIED, port).into(),
         }
     }

@@ -98,43 +98,42 @@ pub async fn run(
     let mut failing: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
     let mut seen: Option<Arc<NodeView>> = None;
     loop {
+        // No view (any more) is a view without networks: whoever leaves the cluster answers nobody.
         let current = view.borrow_and_update().clone();
-        let mut retry = false;
-        if let Some(current) = current {
-            // An unchanged part is the same allocation (see `NodeView`): building the index again would be for nothing.
-            let same =
-                seen.as_ref().is_some_and(|s| Arc::ptr_eq(&s.networks, &current.networks) && Arc::ptr_eq(&s.mine, &current.mine));
-            if !same {
-                records.send_replace(Arc::new(Records::build(&me, &current)));
-            }
-            let desired: BTreeSet<Ipv4Addr> = current.networks.by_id.values().map(|n| n.gateway).collect();
-            failing.retain(|gateway, _| desired.contains(gateway));
-            for step in plan(&desired, &open.keys().copied().collect()) {
-                match step {
-                    Step::Close(gateway) => {
-                        if let Some(gone) = open.remove(&gateway) {
-                            gone.close().await;
-                            info!(%gateway, "name server closed");
-                        }
-                    }
-                    Step::Open(gateway) => match Gateway::open(gateway, sockets.as_ref(), &shared) {
-                        Ok(opened) => {
-                            open.insert(gateway, opened);
-                            failing.remove(&gateway);
-                            info!(%gateway, "name server open");
-                        }
-                        Err(error) => {
-                            retry = true;
-                            report(&mut failing, gateway, &error);
-                        }
-                    },
-                }
-            }
-            if !retry {
-                applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
-            }
-            seen = Some(current);
+        if !same_names(seen.as_deref(), current.as_deref()) {
+            records.send_replace(Arc::new(current.as_ref().map_or_else(Records::default, |view| Records::build(&me, view))));
         }
+        let desired: BTreeSet<Ipv4Addr> =
+            current.iter().flat_map(|view| view.networks.by_id.values()).map(|network| network.gateway).collect();
+        failing.retain(|gateway, _| desired.contains(gateway));
+        let mut retry = false;
+        for step in plan(&desired, &open.keys().copied().collect()) {
+            match step {
+                Step::Close(gateway) => {
+                    if let Some(gone) = open.remove(&gateway) {
+                        gone.close().await;
+                        info!(%gateway, "name server closed");
+                    }
+                }
+                Step::Open(gateway) => match Gateway::open(gateway, sockets.as_ref(), &shared) {
+                    Ok(opened) => {
+                        open.insert(gateway, opened);
+                        failing.remove(&gateway);
+                        info!(%gateway, "name server open");
+                    }
+                    Err(error) => {
+                        retry = true;
+                        report(&mut failing, gateway, &error);
+                    }
+                },
+            }
+        }
+        if let Some(current) = &current
+            && !retry
+        {
+            applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
+        }
+        seen = current;
         tokio::select! {
             () = shutdown.cancelled() => break,
             changed = view.changed() => if changed.is_err() {
@@ -147,6 +146,14 @@ pub async fn run(
     }
     for gateway in std::mem::take(&mut open).into_values() {
         gateway.close().await;
+    }
+}
+
+/// Whether two views answer alike. An unchanged part is the same allocation (see `NodeView`).
+fn same_names(one: Option<&NodeView>, other: Option<&NodeView>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(&one.networks, &other.networks) && Arc::ptr_eq(&one.mine, &other.mine),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

@@ -8,6 +8,8 @@ pub mod driver;
 mod peers;
 mod plan;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 
 pub use diff::mesh_steps;
 pub use peers::{HANDSHAKE_OLD, KEEPALIVE, peer_steps};

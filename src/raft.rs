@@ -18,4 +18,4 @@ pub use self::core::{Change, Core, Effect, Event, Failure};
 pub use self::disk::{Disk, DiskError, FILE};
 pub use self::handle::Raft;
 pub use self::log::{Batch, Log};
-pub use self::shell::start;
+pub use self::shell::{join, start};

@@ -422,13 +422,12 @@ impl Core {
             for (id, known) in
                 self.local.iter_mut().filter(|(_, known)| !known.busy && !needed.contains(&known.network.network_id))
             {
-                match known.retry.retry_at.filter(|at| *at > now) {
-                    Some(at) => sooner(at),
-                    None => {
-                        known.busy = true;
-                        effects.push(Effect::RemoveNetwork(id.clone()));
-                    }
+                if let Some(at) = known.retry.retry_at.filter(|at| *at > now) {
+                    sooner(at);
+                    continue;
                 }
+                known.busy = true;
+                effects.push(Effect::RemoveNetwork(id.clone()));
             }
         }
         effects.extend(wake.map(Effect::Wake));

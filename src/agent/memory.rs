@@ -32,6 +32,7 @@ impl Verb {
 
 /// What is remembered of a task.
 #[derive(Clone, Default, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, seen or not seen")]
 pub struct Memory {
     /// Last status: reported by this run, or found in the view.
     pub status: TaskStatus,

@@ -103,15 +103,17 @@ async fn a_slow_pull_and_a_slow_stop_hold_nobody_up() {
     let mut rig = Rig::new(engine());
     {
         let mut world = rig.engine.world();
-        world.pull_time = Duration::from_secs(3600);
+        world.pull_time = Duration::from_hours(1);
         world.registry.insert("big:1".to_owned());
     }
     let mut slow: Vec<Task> = (0..10).map(|n| task(&format!("slow{n}"))).collect();
-    slow.iter_mut().for_each(|t| t.spec.container_spec.image = "big:1".to_owned());
+    for t in &mut slow {
+        t.spec.container_spec.image = "big:1".to_owned();
+    }
     let stopped = task("stopped");
     rig.want(std::slice::from_ref(&stopped));
     rig.until("stopped", TaskState::Running).await;
-    rig.engine.world().stop_time = Duration::from_secs(3600);
+    rig.engine.world().stop_time = Duration::from_hours(1);
     let mut all = slow.clone();
     all.extend([shut(stopped), task("t1")]);
     rig.want(&all);

@@ -165,10 +165,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.counters.connections.fetch_add(1, Ordering::Relaxed);
-                    tokio::select! {
-                        () = shared.shutdown.cancelled() => {}
-                        () = proxy::carry(client, peer, &shared) => {}
-                    }
+                    proxy::carry(client, peer, &shared).await;
                     shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(permits);
                 });

@@ -14,20 +14,27 @@ use tracing::debug;
 /// Bytes buffered in each direction.
 const BUFFER: usize = 16 * 1024;
 
-/// Carries `client` to a backend. Ends when both directions are closed or either end is reset.
+/// Carries `client` to a backend. Ends when both directions are closed, either end is reset, or the daemon shuts down.
 pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Shared) {
-    let Some(mut upstream) = connect(shared).await else {
+    let found = tokio::select! {
+        found = connect(shared) => found,
+        () = shared.shutdown.cancelled() => return reset(&client),
+    };
+    let Some(mut upstream) = found else {
         shared.counters.errors.fetch_add(1, Ordering::Relaxed);
         debug!(%peer, "no backend accepts");
-        reset(&client);
-        return;
+        return reset(&client);
     };
     for stream in [&client, &upstream] {
         if let Err(error) = prepare(stream, shared.settings.keepalive) {
             debug!(%peer, %error, "socket options not set");
         }
     }
-    if let Err(error) = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await {
+    let carried = tokio::select! {
+        carried = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => carried,
+        () = shared.shutdown.cancelled() => Err(io::Error::other("the daemon shuts down")),
+    };
+    if let Err(error) = carried {
         // What was a reset on one side shall be one on the other: an orderly end would say that all bytes came through.
         debug!(%peer, %error, "connection broke");
         reset(&client);

@@ -89,7 +89,7 @@ pub fn suspect_until(now: Instant, suspect_for: Duration) -> Instant {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rand::{SeedableRng, rngs::StdRng};
+    use rand::{Rng, SeedableRng, rngs::StdRng};
 
     fn address(n: u8) -> Ipv4Addr {
         [10, 0, 0, n].into()

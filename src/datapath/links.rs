@@ -58,6 +58,7 @@ fn steps(subnet: Ipv4Net, address: Ipv4Addr) -> Vec<MeshStep> {
 impl Links for Mesh {
     async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(subnet.contains(&address), "address {address} is not of the network {subnet}");
+        anyhow::ensure!(address != gateway(subnet), "address {address} is the gateway of the network {subnet}");
         let _turn = self.turn().await;
         let (mesh_end, container_end) = (mesh::mesh_end(address), mesh::container_end(address));
         self.make_pair(&mesh_end, &container_end, mtu)

@@ -256,14 +256,26 @@ impl Mesh {
 
 impl Sockets for Mesh {
     fn udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        specific(address)?;
         netns::briefly(self.fd(), || sockets::udp(address))
     }
     fn listen(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+        specific(address)?;
         netns::briefly(self.fd(), || sockets::listen(address))
     }
     fn stream(&self, source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
         netns::briefly(self.fd(), || sockets::stream(source))
     }
+}
+
+/// Servers in the mesh bind one address. The rules keep every container from the others; but a wildcard socket would also
+/// hear what a container sends to 255.255.255.255 and 224.0.0.1, which the kernel delivers without asking the rules.
+fn specific(address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() && address.port() != 0 {
+        let reason = format!("a server in the mesh namespace binds one address, not {address}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    Ok(())
 }
 
 /// Key of the sysctl that turns IPv6 off on a device.

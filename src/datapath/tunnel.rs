@@ -19,6 +19,7 @@ mod kernel;
 mod key;
 mod link;
 mod namespace;
+mod offload;
 mod process;
 mod protocol;
 mod tun;

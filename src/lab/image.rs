@@ -9,8 +9,9 @@ use std::path::Path;
 /// Name of the image.
 pub const WHOAMI_IMAGE: &str = "skep/whoami:1";
 
-const TOOLS: [&str; 12] = ["sh", "httpd", "hostname", "cat", "echo", "wget", "nslookup", "sleep", "nc", "ip", "ping", "ls"];
-const PAGE: &str = "#!/bin/sh\necho 'Content-Type: text/plain'\necho\necho \"$(hostname) $REMOTE_ADDR\"\n";
+const TOOLS: [&str; 13] =
+    ["sh", "timeout", "httpd", "hostname", "cat", "echo", "wget", "nslookup", "sleep", "nc", "ip", "ping", "ls"];
+const PAGE: &str = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$(hostname) $REMOTE_ADDR\"\n";
 
 /// Makes the image on a host's engine. Its default command serves `HOSTNAME CLIENT-ADDRESS` at `/` on port 80.
 ///

@@ -6,6 +6,7 @@ mod hold;
 mod reports;
 mod view;
 
+use view::Change;
 pub use view::{Source, view_of};
 
 use super::ManagerSettings;
@@ -18,6 +19,10 @@ use hold::Holds;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Nodes are shown their own reports no more often than this: a burst of reports must not send every task each time.
+const ECHO_EVERY: Duration = Duration::from_secs(1);
 
 /// What happens to the dispatcher.
 #[derive(Debug)]
@@ -83,6 +88,9 @@ struct Presence {
     /// Last state of the store that its view was compared with.
     synced: Revision,
     sent: Option<Sent>,
+    /// When its tasks were last sent, and whether it reported something since that they do not show.
+    told: Timestamp,
+    echo_due: bool,
     description: NodeDescription,
     endpoints: Vec<SocketAddr>,
     /// It said that it leaves.
@@ -188,6 +196,8 @@ impl Dispatcher {
             applied: Revision::default(),
             synced: Revision::default(),
             sent: None,
+            told: now,
+            echo_due: false,
             description,
             endpoints,
             left: false,
@@ -195,7 +205,7 @@ impl Dispatcher {
         self.nodes.insert(node.clone(), presence);
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
         out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
-        self.sync(Some(&node), out);
+        self.sync(now, Some(&node), out);
     }
 
     fn message(&mut self, now: Timestamp, session: SessionId, message: ToManager, out: &mut Vec<Effect>) {
@@ -243,7 +253,7 @@ impl Dispatcher {
                 refuse(session, removed(&node), out);
             }
         }
-        self.sync(None, out);
+        self.sync(now, None, out);
         self.release(now, out);
     }
 
@@ -263,6 +273,11 @@ impl Dispatcher {
             }
         }
         self.release(now, out);
+        let due = |p: &Presence| p.echo_due && p.session.is_some() && now.since(p.told) >= ECHO_EVERY;
+        let echoes: Vec<NodeId> = self.nodes.iter().filter(|(_, p)| due(p)).map(|(id, _)| id.clone()).collect();
+        for node in echoes {
+            self.sync(now, Some(&node), out);
+        }
     }
 
     /// Lets tasks stop that nobody sends anything to any more.
@@ -272,12 +287,12 @@ impl Dispatcher {
         }
         let applied = self.applied(now);
         for node in self.holds.release(&self.store, applied, now, self.settings.stop_hold) {
-            self.sync(Some(&node), out);
+            self.sync(now, Some(&node), out);
         }
     }
 
     /// Sends what changed to one node or to all.
-    fn sync(&mut self, only: Option<&NodeId>, out: &mut Vec<Effect>) {
+    fn sync(&mut self, now: Timestamp, only: Option<&NodeId>, out: &mut Vec<Effect>) {
         if self.sessions.is_empty() {
             return;
         }
@@ -289,6 +304,18 @@ impl Dispatcher {
             presence.synced = revision;
             let sent = presence.sent.as_ref();
             let mine = source.mine(id, |task| self.holds.holds(&task.id), sent.map(|s| &s.mine));
+            let mine = match mine {
+                Change::Echo(_) if now.since(presence.told) < ECHO_EVERY => {
+                    presence.echo_due = true;
+                    None
+                }
+                Change::Echo(mine) | Change::New(mine) => Some(mine),
+                Change::None => None,
+            };
+            if mine.is_some() {
+                presence.told = now;
+                presence.echo_due = false;
+            }
             let networks = source.networks(id, sent.map(|s| &s.networks));
             let cluster = Some(source.cluster()).filter(|c| sent.is_none_or(|s| !Arc::ptr_eq(&s.cluster, c) && s.cluster != *c));
             if mine.is_none() && networks.is_none() && cluster.is_none() {

@@ -3,7 +3,7 @@
 
 use super::allocator::{ingress, overlap};
 use crate::model::mesh::gateway;
-use crate::model::{NetworkId, Task, TaskState};
+use crate::model::{NetworkId, Node, Service, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -62,32 +62,41 @@ fn networks(store: &Store, wrong: &mut Vec<String>) {
     }
 }
 
+/// Who holds an address.
+enum Owner<'a> {
+    Task(&'a Task),
+    Service(&'a Service),
+    Node(&'a Node),
+}
+
+impl std::fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Task(t) => write!(f, "task {}", t.id),
+            Self::Service(s) => write!(f, "service {}", s.spec.name),
+            Self::Node(n) => write!(f, "node {}", n.id),
+        }
+    }
+}
+
 fn addresses(store: &Store, wrong: &mut Vec<String>) {
-    let mut owners = BTreeMap::<(NetworkId, Ipv4Addr), String>::new();
-    let mut held = Vec::new();
-    for task in store.tasks() {
-        for a in &task.attachments {
-            held.push((a.network_id.clone(), a.address.addr(), format!("task {}", task.id)));
-        }
-    }
-    for service in store.services() {
-        for vip in &service.endpoint.vips {
-            held.push((vip.network_id.clone(), vip.addr.addr(), format!("service {}", service.spec.name)));
-        }
-    }
-    if let Some(ingress) = ingress(store) {
-        held.extend(store.nodes().map(|n| (ingress.id.clone(), n.mesh.ingress_addr, format!("node {}", n.id))));
-    }
-    for (network, address, owner) in held {
-        if let Some(subnet) = store.network(&network).and_then(|n| n.subnet) {
+    let mut owners = BTreeMap::<(Ipv4Addr, &NetworkId), Owner>::new();
+    let tasks = store.tasks().flat_map(|t| t.attachments.iter().map(move |a| (&a.network_id, a.address.addr(), Owner::Task(t))));
+    let vips =
+        store.services().flat_map(|s| s.endpoint.vips.iter().map(move |v| (&v.network_id, v.addr.addr(), Owner::Service(s))));
+    let ingress = ingress(store).into_iter();
+    let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, Owner::Node(n))));
+    for (network, address, owner) in tasks.chain(vips).chain(nodes) {
+        if let Some(subnet) = store.network(network).and_then(|n| n.subnet) {
             let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
             if !inside || address == gateway(subnet) {
                 wrong.push(format!("{owner} has {address}, not an address for it in {subnet}"));
             }
         }
-        if let Some(other) = owners.insert((network, address), owner.clone()) {
+        if let Some(other) = owners.get(&(address, network)) {
             wrong.push(format!("{owner} and {other} both have {address}"));
         }
+        owners.insert((address, network), owner);
     }
 }
 

@@ -29,7 +29,6 @@ use tokio_util::task::TaskTracker;
 /// A running membership.
 pub(super) struct Member {
     pub record: Record,
-    pub identity: Arc<Identity>,
     pub network: Network,
     pub replicated: Option<Replicated>,
     pub session: watch::Receiver<SessionState>,
@@ -155,7 +154,7 @@ impl Member {
             }
             None => None,
         };
-        Ok(Self { record, identity, network, replicated, session, ports, applied, removed, outgoing, stop, tasks })
+        Ok(Self { record, network, replicated, session, ports, applied, removed, outgoing, stop, tasks })
     }
 
     /// The view that the node follows.

@@ -193,11 +193,11 @@ async fn answer(State(driver): State<Arc<Driver>>, UrlPath(call): UrlPath<String
     let result = driver.call(&call, &body).await;
     tracing::debug!(call, body = %String::from_utf8_lossy(&body), ?result, "engine's call");
     match result {
-        // As the engine expects it: 200 with a field `Err`.
+        // As the engine expects it: 200 with a field `Err`, which its IPAM side calls `Error`.
         Ok(Answer::Done(value)) => reply(StatusCode::OK, &value),
         Ok(Answer::Refused(words)) => {
             tracing::warn!(call, error = %words, "refused the engine's call");
-            reply(StatusCode::OK, &json!({ "Err": words }))
+            reply(StatusCode::OK, &json!({ "Err": words, "Error": words }))
         }
         Err((status, words)) => {
             tracing::warn!(call, error = %words, "the engine's call is not understood");

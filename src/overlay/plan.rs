@@ -115,7 +115,8 @@ fn network(subnet: Ipv4Net, net: &Net, veths: &BTreeSet<Ipv4Addr>, actual: &Mesh
     }
     for local in veths.iter().filter(|address| subnet.contains(*address)) {
         desired.addresses.insert((mesh_end(*local), net.gateway.into()));
-        if !net.remote.contains(local) {
+        // One destination, one way: an address of the node's own, or one that the view has elsewhere, is not its veth's.
+        if !net.remote.contains(local) && *local != net.gateway && Some(*local) != net.own {
             desired.routes.insert(member_route(subnet, *local, mesh_end(*local)));
         }
     }

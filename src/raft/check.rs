@@ -44,14 +44,27 @@ pub(super) fn log(log: &Log) -> Result<(), String> {
     Ok(())
 }
 
-/// A message for manager `id`, whose term is `term` and commit index `committed`. Holds only while nothing waits to be
-/// written: the log is then all that raft knows.
-pub(super) fn message(message: &Message, id: u64, term: u64, committed: u64, log: &Log) -> Result<(), Refusal> {
+/// What a message is checked against.
+pub(super) struct Known<F> {
+    /// Own raft id.
+    pub id: u64,
+    /// Own term.
+    pub term: u64,
+    /// Last entry known to be committed.
+    pub committed: u64,
+    /// Last entry, written or about to be.
+    pub last: u64,
+    /// Term of an entry, if it is held.
+    pub term_of: F,
+}
+
+/// A message from another manager.
+pub(super) fn message(message: &Message, known: &Known<impl Fn(u64) -> Option<u64>>) -> Result<(), Refusal> {
     use MessageType as T;
-    if message.to != id {
+    if message.to != known.id {
         return Err(Refusal::Malformed("it is for another raft id"));
     }
-    if message.from == 0 || message.from == id {
+    if message.from == 0 || message.from == known.id {
         return Err(Refusal::Malformed("its sender is this manager or nobody"));
     }
     if message.term == 0 {
@@ -66,11 +79,11 @@ pub(super) fn message(message: &Message, id: u64, term: u64, committed: u64, log
                 }
                 (index, last_term) = (entry.index, entry.term);
             }
-            if message.term >= term
+            if message.term >= known.term
                 && let Some(entry) = message
                     .get_entries()
                     .iter()
-                    .find(|e| e.index <= committed && log.term_of(e.index).is_some_and(|known| known != e.term))
+                    .find(|e| e.index <= known.committed && (known.term_of)(e.index).is_some_and(|term| term != e.term))
             {
                 return Err(Refusal::WentBackwards(format!(
                     "the leader has another entry {} than was committed here",
@@ -79,10 +92,9 @@ pub(super) fn message(message: &Message, id: u64, term: u64, committed: u64, log
             }
             Ok(())
         }
-        T::MsgHeartbeat if message.term >= term && message.commit > log.last() => Err(Refusal::WentBackwards(format!(
+        T::MsgHeartbeat if message.term >= known.term && message.commit > known.last => Err(Refusal::WentBackwards(format!(
             "the leader was told that entry {} is here, the last one is {}",
-            message.commit,
-            log.last()
+            message.commit, known.last
         ))),
         T::MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();

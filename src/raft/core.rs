@@ -201,14 +201,11 @@ impl Core {
                     self.raw.tick();
                     self.give_up_snapshots();
                 }
-                Event::Message(bytes) => {
-                    // The check looks at the log, so nothing may wait to be written to it.
-                    self.drain(&mut effects)?;
-                    self.step(&bytes)?;
-                }
+                Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
                 Event::Snapshot { index, bytes } => {
+                    // What it makes durable with the snapshot (the commit index) must be in the log already.
                     self.drain(&mut effects)?;
                     self.keep_snapshot(index, bytes, &mut effects);
                 }
@@ -253,7 +250,14 @@ impl Core {
             return Ok(());
         };
         let raft = &self.raw.raft;
-        match check::message(&message, self.id, raft.term, raft.raft_log.committed, self.raw.store()) {
+        let known = check::Known {
+            id: self.id,
+            term: raft.term,
+            committed: raft.raft_log.committed,
+            last: raft.raft_log.last_index(),
+            term_of: |index| raft.raft_log.term(index).ok().filter(|term| *term != 0),
+        };
+        match check::message(&message, &known) {
             Ok(()) => {}
             Err(Refusal::Malformed(why)) => {
                 tracing::warn!(from = message.from, kind = ?message.get_msg_type(), why, "a raft message is ignored");
@@ -404,7 +408,8 @@ impl Core {
                     effects.extend(ticket.map(|ticket| Effect::Changed { ticket, index }));
                 }
                 (Err(error), ticket) => {
-                    effects.extend(ticket.map(|ticket| Effect::Refuse { ticket, error: RaftError::BadChange(error.to_string()) }))
+                    effects
+                        .extend(ticket.map(|ticket| Effect::Refuse { ticket, error: RaftError::BadChange(error.to_string()) }));
                 }
             }
         }
@@ -413,7 +418,10 @@ impl Core {
 
     fn ask_for_snapshot(&mut self, effects: &mut Vec<Effect>) {
         let store = self.raw.store();
-        if self.asked.is_some() || self.applied < store.snapshot_index() + self.snapshot_every {
+        // A change of membership asks for one too: a manager takes no snapshot that does not name it.
+        let due = self.applied >= store.snapshot_index() + self.snapshot_every
+            || (self.applied > store.snapshot_index() && self.members != *store.snapshot.get_metadata().get_conf_state());
+        if self.asked.is_some() || !due {
             return;
         }
         if let Some(term) = store.term_of(self.applied) {

@@ -25,7 +25,10 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// There is none, and the caller did not ask for a new one.
-    #[error("{} does not exist", .0.display())]
+    #[error(
+        "{} is missing, but this node was a manager: restore the data directory from a backup, or, if other managers are \
+         up, make this node leave and join again", .0.display()
+    )]
     Absent(PathBuf),
     /// It belongs to another manager.
     #[error(
@@ -132,9 +135,9 @@ impl Disk {
             let mut meta = transaction.open_table(META)?;
             meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
             meta.insert("id", id.to_le_bytes().as_slice())?;
-            Ok(())
+            drop(meta);
+            put(transaction, &log.as_batch())
         })?;
-        disk.write(&log.as_batch())?;
         drop(disk);
         std::fs::rename(&new, &path).map_err(|e| io(&e))?;
         std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))
@@ -145,34 +148,7 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Io`], or [`DiskError::Damaged`] if the file changed under our feet.
     pub fn write(&self, batch: &Batch) -> Result<(), DiskError> {
-        self.transact(|transaction| {
-            let mut log = transaction.open_table(LOG)?;
-            let mut meta = transaction.open_table(META)?;
-            if let Some(snapshot) = &batch.snapshot {
-                transaction.open_table(SNAPSHOT)?.insert("newest", encode(snapshot)?.as_slice())?;
-                if batch.reset {
-                    let metadata = snapshot.get_metadata();
-                    meta.insert("compacted", pair(metadata.index, metadata.term).as_slice())?;
-                }
-            }
-            if batch.reset {
-                log.retain(|_, _| false)?;
-            }
-            if let Some((index, term)) = batch.compacted {
-                log.retain_in(..=index, |_, _| false)?;
-                meta.insert("compacted", pair(index, term).as_slice())?;
-            }
-            if let Some(first) = batch.entries.first() {
-                log.retain_in(first.index.., |_, _| false)?;
-            }
-            for entry in &batch.entries {
-                log.insert(entry.index, encode(entry)?.as_slice())?;
-            }
-            if let Some(hard_state) = &batch.hard_state {
-                meta.insert("hard_state", encode(hard_state)?.as_slice())?;
-            }
-            Ok(())
-        })
+        self.transact(|transaction| put(transaction, batch))
     }
 
     fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), Fault>) -> Result<(), DiskError> {
@@ -248,6 +224,35 @@ impl Disk {
     }
 }
 
+fn put(transaction: &redb::WriteTransaction, batch: &Batch) -> Result<(), Fault> {
+    let mut log = transaction.open_table(LOG)?;
+    let mut meta = transaction.open_table(META)?;
+    if let Some(snapshot) = &batch.snapshot {
+        transaction.open_table(SNAPSHOT)?.insert("newest", encode(snapshot)?.as_slice())?;
+        if batch.reset {
+            let metadata = snapshot.get_metadata();
+            meta.insert("compacted", pair(metadata.index, metadata.term).as_slice())?;
+        }
+    }
+    if batch.reset {
+        log.retain(|_, _| false)?;
+    }
+    if let Some((index, term)) = batch.compacted {
+        log.retain_in(..=index, |_, _| false)?;
+        meta.insert("compacted", pair(index, term).as_slice())?;
+    }
+    if let Some(first) = batch.entries.first() {
+        log.retain_in(first.index.., |_, _| false)?;
+    }
+    for entry in &batch.entries {
+        log.insert(entry.index, encode(entry)?.as_slice())?;
+    }
+    if let Some(hard_state) = &batch.hard_state {
+        meta.insert("hard_state", encode(hard_state)?.as_slice())?;
+    }
+    Ok(())
+}
+
 /// What can go wrong between us and redb.
 enum Fault {
     Database(redb::Error),
@@ -309,3 +314,6 @@ fn make_dir(dir: &Path) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut options, 0o700);
     options.recursive(true).create(dir)
 }
+
+#[cfg(test)]
+mod tests;

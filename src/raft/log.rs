@@ -162,8 +162,10 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
-        if self.snapshot_index() == 0 || self.snapshot_index() < request_index {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let members = self.snapshot.get_metadata().get_conf_state();
+        let named = members.get_voters().contains(&to) || members.get_learners().contains(&to);
+        if self.snapshot_index() == 0 || self.snapshot_index() < request_index || !named {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(self.snapshot.clone())

@@ -32,8 +32,9 @@ pub(super) enum Request<O> {
 }
 
 /// Starts this manager's raft and returns once its log is read, checked and applied as far as it is known to be
-/// committed. `bootstrap` makes the log of a new cluster with this manager as the only voter if there is no log;
-/// without it an absent log is made empty, to be filled by the leader that adds this manager.
+/// committed. `bootstrap` makes the log of a new cluster with this manager as the only voter if there is no log.
+/// Without it there must be one: a manager that lost its log may have voted, and must not begin anew under the same id.
+/// [`join`] makes the log of a manager that is to be added.
 ///
 /// # Errors
 /// The log cannot be opened ([`DiskError`] says why and what to do), the machine cannot read it, or the settings make no sense.
@@ -55,6 +56,15 @@ pub async fn start<S: StateMachine>(
         .context("the raft thread cannot be started")?;
     is_up.await.context("the raft thread ended at its start")??;
     Ok(handle)
+}
+
+/// Makes the empty log of a manager that joins under a raft id never used before, to be filled by the leader that adds
+/// it ([`Change`]); `start` without `bootstrap` comes next. A log that is there already is left as it is. Blocks.
+///
+/// # Errors
+/// The log cannot be written.
+pub fn join(config: &RaftConfig) -> Result<(), DiskError> {
+    if config.dir.join(super::FILE).exists() { Ok(()) } else { Disk::create(&config.dir, config.id, &Log::default()) }
 }
 
 /// Why a session with the log ended.
@@ -118,8 +128,7 @@ impl<S: StateMachine> Shell<S> {
                 let _ = up.send(Err(error));
                 return;
             }
-            self.idle(&format!("{error:#}"), retry);
-            if self.shutdown.is_cancelled() {
+            if !self.idle(&format!("{error:#}"), retry) {
                 return;
             }
         }
@@ -128,9 +137,9 @@ impl<S: StateMachine> Shell<S> {
     fn make_log(&mut self, bootstrap: bool) -> anyhow::Result<()> {
         let RaftConfig { dir, id, .. } = &self.config;
         anyhow::ensure!(*id != 0, "0 is no raft id");
-        if !dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be looked at", dir.display()))? {
-            let log = if bootstrap { Log::bootstrap(*id, self.machine.snapshot()) } else { Log::default() };
-            Disk::create(dir, *id, &log)?;
+        let there = dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be looked at", dir.display()))?;
+        if bootstrap && !there {
+            Disk::create(dir, *id, &Log::bootstrap(*id, self.machine.snapshot()))?;
         }
         Ok(())
     }
@@ -163,8 +172,8 @@ impl<S: StateMachine> Shell<S> {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Nobody holds a handle: nobody can propose, but the others still count on this manager's vote.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(next_tick.saturating_duration_since(Instant::now())),
+                // Nobody holds a handle: nothing can come in any more.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             let now = Instant::now();
             if now >= next_tick {
@@ -246,8 +255,8 @@ impl<S: StateMachine> Shell<S> {
         });
     }
 
-    /// The disk or the log failed: everything is refused with the reason, for a while or until the end.
-    fn idle(&mut self, problem: &str, retry: bool) {
+    /// The disk or the log failed: everything is refused with the reason, for a while (then true) or until the end.
+    fn idle(&mut self, problem: &str, retry: bool) -> bool {
         if self.status.borrow().problem.as_deref() != Some(problem) {
             tracing::error!(raft = self.config.id, problem, "raft cannot write");
         }
@@ -261,13 +270,14 @@ impl<S: StateMachine> Shell<S> {
             waiter.refuse(stopped());
         }
         let until = Instant::now() + RETRY;
-        while !self.shutdown.is_cancelled() && !(retry && Instant::now() >= until) {
+        while !self.shutdown.is_cancelled() && (!retry || Instant::now() < until) {
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(Request::Propose { answer, .. }) => Waiter::Propose(answer).refuse(stopped()),
                 Ok(Request::Change { answer, .. }) => Waiter::<S::Outcome>::Change(answer).refuse(stopped()),
                 Ok(Request::Message(_)) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(self.config.tick),
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
+        !self.shutdown.is_cancelled()
     }
 }

@@ -21,7 +21,7 @@ use bollard::{ClientVersion, Docker};
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Newest API version that the types here were written for.
@@ -29,7 +29,7 @@ const NEWEST: (usize, usize) = (1, 51);
 /// Bound on the agreement of a version.
 const HELLO: Duration = Duration::from_secs(10);
 /// Bound on the first byte of an answer. Long: a start waits for network plugins, a pull for registries.
-const ANSWER: Duration = Duration::from_secs(600);
+const ANSWER: Duration = Duration::from_mins(10);
 /// Containers looked at at the same time.
 const INSPECTIONS: usize = 8;
 
@@ -86,7 +86,7 @@ impl DockerEngine {
         let reply = tokio::time::timeout(HELLO, http.get("/_ping"))
             .await
             .map_err(|_| self.unavailable(format!("no answer to a ping within {} s", HELLO.as_secs())))?
-            .map_err(|e| self.unavailable(format!("{:#}", e)))?;
+            .map_err(|e| self.unavailable(format!("{e:#}")))?;
         let theirs = reply
             .headers
             .get("Api-Version")
@@ -294,13 +294,6 @@ impl Engine for DockerEngine {
             std::future::ready(event)
         });
         Ok(events.boxed())
-    }
-}
-
-/// For the lead's composition: the engine as the agent wants it.
-impl From<DockerEngine> for Arc<dyn Engine> {
-    fn from(engine: DockerEngine) -> Self {
-        Arc::new(engine)
     }
 }
 

@@ -169,12 +169,20 @@ impl Store {
             Object::Node(o) => {
                 replace(&mut self.nodes, Kind::Node, &o.id, |s| Ok(Node { meta: next(s.meta, o.meta)?, ..(**o).clone() }))
             }
-            Object::Network(o) => replace(&mut self.networks, Kind::Network, &o.id, |s| {
-                Ok(Network { meta: next(s.meta, o.meta)?, ..(**o).clone() })
-            }),
-            Object::Service(o) => replace(&mut self.services, Kind::Service, &o.id, |s| {
-                Ok(Service { meta: next(s.meta, o.meta)?, ..(**o).clone() })
-            }),
+            Object::Network(o) => {
+                replace(&mut self.networks, Kind::Network, &o.id, |s| {
+                    Ok(Network { meta: next(s.meta, o.meta)?, ..(**o).clone() })
+                })?;
+                let others = self.networks().filter(|n| n.id != o.id);
+                free_name(Kind::Network, &o.spec.name, others.map(|n| n.spec.name.as_str()))
+            }
+            Object::Service(o) => {
+                replace(&mut self.services, Kind::Service, &o.id, |s| {
+                    Ok(Service { meta: next(s.meta, o.meta)?, ..(**o).clone() })
+                })?;
+                let others = self.services().filter(|s| s.id != o.id);
+                free_name(Kind::Service, &o.spec.name, others.map(|s| s.spec.name.as_str()))
+            }
             Object::Task(o) => {
                 replace(&mut self.tasks, Kind::Task, &o.id, |s| Ok(Task { meta: next(s.meta, o.meta)?, ..(**o).clone() }))
             }

@@ -1,1 +1,5 @@
-//! (no tests yet)
+//! The agent and the network driver on a real Docker Engine.
+
+mod life;
+mod networks;
+mod rig;

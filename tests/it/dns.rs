@@ -1,1 +1,218 @@
-//! (no tests yet)
+//! The name server over loopback: gateways, askers and resolvers are addresses of 127/8, made from the pid so that runs
+//! side by side do not meet. Real packets, a fake view, fake resolvers.
+
+mod flood;
+mod foreign;
+mod own;
+mod upstream;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use ipnet::Ipv4Net;
+use skep::datapath::{Sockets, sockets::HereSockets};
+use skep::dns::{DnsSettings, run};
+use skep::model::mesh::MeshPrefix;
+use skep::model::service::EndpointMode;
+use skep::model::view::{ClusterPart, Member, Mine, NetworkPart, Networks};
+use skep::model::{NodeView, Revision};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const ME: &str = "here";
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A /24 of loopback of this test's own.
+#[derive(Clone, Copy)]
+struct Net([u8; 3]);
+
+impl Net {
+    fn new() -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let pid = std::process::id();
+        Self([
+            127,
+            16 + u8::try_from(pid % 200).unwrap(),
+            NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add((pid / 200 % 251) as u8),
+        ])
+    }
+    fn host(self, last: u8) -> Ipv4Addr {
+        let [a, b, c] = self.0;
+        Ipv4Addr::new(a, b, c, last)
+    }
+    fn gateway(self) -> Ipv4Addr {
+        self.host(1)
+    }
+    fn part(self, name: &str, members: Vec<Member>) -> NetworkPart {
+        NetworkPart {
+            name: name.to_owned(),
+            subnet: Ipv4Net::new(self.host(0), 24).unwrap(),
+            gateway: self.gateway(),
+            internal: false,
+            ingress: false,
+            members,
+        }
+    }
+    fn member(self, service: &str, slot: u64, last: u8) -> Member {
+        Member {
+            task_id: format!("{service}{slot}").into(),
+            service_id: service.into(),
+            service_name: service.to_owned(),
+            endpoint_mode: EndpointMode::Vip,
+            aliases: Vec::new(),
+            slot,
+            container_name: format!("{service}.{slot}.{service}{slot}"),
+            node_id: ME.into(),
+            address: self.host(last),
+            backend: true,
+        }
+    }
+}
+
+fn view(index: u64, networks: Vec<NetworkPart>) -> NodeView {
+    let by_id = networks.into_iter().map(|n| (n.name.as_str().into(), n)).collect();
+    let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
+    NodeView {
+        revision: Revision { incarnation: 1, index },
+        mine: Arc::new(Mine { tasks: BTreeMap::new() }),
+        networks: Arc::new(Networks { by_id }),
+        cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: Vec::new(), ports: Vec::new() }),
+    }
+}
+
+/// A running name server.
+struct Server {
+    view: watch::Sender<Option<Arc<NodeView>>>,
+    applied: watch::Receiver<Revision>,
+    resolv_conf: PathBuf,
+    shutdown: CancellationToken,
+    done: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    fn start(tag: Net, set: impl FnOnce(&mut DnsSettings)) -> Self {
+        Self::start_with(tag, Arc::new(HereSockets), set)
+    }
+    fn start_with(tag: Net, sockets: Arc<dyn Sockets>, set: impl FnOnce(&mut DnsSettings)) -> Self {
+        let resolv_conf = std::env::temp_dir().join(format!("skep-dns-{}-{}", std::process::id(), tag.0[2]));
+        let mut settings =
+            DnsSettings { resolv_conf: resolv_conf.clone(), retry: Duration::from_millis(10), ..DnsSettings::default() };
+        settings.timeout = Duration::from_millis(400);
+        set(&mut settings);
+        let (view, views) = watch::channel(None);
+        let (applying, applied) = watch::channel(Revision::default());
+        let shutdown = CancellationToken::new();
+        let done = tokio::spawn(run(ME.into(), views, sockets, applying, settings, shutdown.clone()));
+        Self { view, applied, resolv_conf, shutdown, done }
+    }
+    /// Shows the view and waits until it is applied.
+    async fn show(&mut self, view: NodeView) {
+        let revision = view.revision;
+        self.view.send_replace(Some(Arc::new(view)));
+        tokio::time::timeout(5 * SECOND, self.applied.wait_for(|r| *r == revision)).await.expect("not applied").unwrap();
+    }
+    fn resolvers(&self, addresses: &[Ipv4Addr]) {
+        let lines: String = addresses.iter().map(|a| format!("nameserver {a}\n")).collect();
+        std::fs::write(&self.resolv_conf, lines).unwrap();
+    }
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(5 * SECOND, self.done).await.expect("does not stop").unwrap();
+        let _ = std::fs::remove_file(&self.resolv_conf);
+    }
+}
+
+fn question(id: u16, name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(format!("{name}.")).unwrap(), kind));
+    if let Some(payload) = payload {
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload);
+        message.set_edns(edns);
+    }
+    message.to_vec().unwrap()
+}
+
+/// A client with an address.
+#[derive(Clone, Copy)]
+struct Client {
+    from: Ipv4Addr,
+    gateway: Ipv4Addr,
+}
+
+impl Client {
+    async fn socket(self) -> UdpSocket {
+        let socket = UdpSocket::bind((self.from, 0)).await.unwrap();
+        socket.connect((self.gateway, 53)).await.unwrap();
+        socket
+    }
+    async fn udp_bytes(self, packet: &[u8]) -> Option<Vec<u8>> {
+        let socket = self.socket().await;
+        socket.send(packet).await.unwrap();
+        let mut buffer = vec![0; 65_535];
+        let length = tokio::time::timeout(5 * SECOND, socket.recv(&mut buffer)).await.ok()?.ok()?;
+        buffer.truncate(length);
+        Some(buffer)
+    }
+    async fn ask(self, name: &str, kind: RecordType) -> Message {
+        let bytes = self.udp_bytes(&question(77, name, kind, None)).await.expect("no answer");
+        let message = Message::from_vec(&bytes).unwrap();
+        assert_eq!(message.metadata.id, 77);
+        message
+    }
+    async fn addresses(self, name: &str) -> Vec<Ipv4Addr> {
+        addresses(&self.ask(name, RecordType::A).await)
+    }
+    async fn code(self, name: &str) -> ResponseCode {
+        self.ask(name, RecordType::A).await.metadata.response_code
+    }
+    async fn connect(self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((self.from, 0).into()).unwrap();
+        socket.connect(SocketAddr::from((self.gateway, 53))).await.unwrap()
+    }
+    async fn ask_tcp(self, packet: &[u8]) -> Message {
+        let mut stream = self.connect().await;
+        send_tcp(&mut stream, packet).await;
+        Message::from_vec(&receive_tcp(&mut stream).await.expect("no answer over TCP")).unwrap()
+    }
+}
+
+async fn send_tcp(stream: &mut TcpStream, packet: &[u8]) {
+    stream.write_u16(u16::try_from(packet.len()).unwrap()).await.unwrap();
+    stream.write_all(packet).await.unwrap();
+}
+
+async fn receive_tcp(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let read = async {
+        let mut bytes = vec![0; usize::from(stream.read_u16().await.ok()?)];
+        stream.read_exact(&mut bytes).await.ok()?;
+        Some(bytes)
+    };
+    tokio::time::timeout(5 * SECOND, read).await.expect("neither an answer nor an end")
+}
+
+/// The A records, sorted.
+fn addresses(message: &Message) -> Vec<Ipv4Addr> {
+    let address = |data: &RData| if let RData::A(a) = data { Some(a.0) } else { None };
+    let mut found: Vec<Ipv4Addr> = message.answers.iter().filter_map(|r| address(&r.data)).collect();
+    found.sort();
+    found
+}
+
+/// Polls until it holds.
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + 5 * SECOND;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "not within 5 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What a room may import besides `model` and the small services of [`EVERYONE`]. `*`: everything (the root layer).
 const ARROWS: &[(&str, &str)] = &[
+    ("admin", "status balance"),
     ("model", ""),
     ("store", ""),
     ("trust", ""),
@@ -25,7 +26,6 @@ const ARROWS: &[(&str, &str)] = &[
     ("settings", ""),
     ("status", "balance datapath"),
     ("telemetry", ""),
-    ("admin", "http status"),
     ("cli", "*"),
     ("lab", "*"),
     ("node", "*"),
@@ -70,6 +70,10 @@ fn arrows_point_down_crates_have_one_home_and_unsafe_stays_in_the_datapath() {
     for file in sources(&src) {
         let text = fs::read_to_string(&file).unwrap();
         let path = file.strip_prefix(&src).unwrap();
+        // Tests in files of their own may compare a room with its neighbour.
+        if path.file_stem().is_some_and(|stem| stem == "tests" || stem.to_str().unwrap().ends_with("_tests")) {
+            continue;
+        }
         let room = path.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
         for (number, said) in check(room, &text) {
             wrong.push(format!("src/{}:{number}: {said}", path.display()));

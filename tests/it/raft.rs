@@ -1,1 +1,6 @@
-//! (no tests yet)
+//! Raft: a simulated network of cores from a seed, the log on disk, and the running thread.
+
+mod disk;
+mod replica;
+mod running;
+mod simulation;

@@ -1,1 +1,266 @@
-//! (no tests yet)
+//! Properties of the store: the same transactions give the same bytes, a snapshot is the whole state, a refused
+//! transaction writes nothing, names are unique.
+
+use proptest::prelude::*;
+use skep::model::cluster::{Cluster, ClusterSpec, JoinTokens};
+use skep::model::mesh::MeshPrefix;
+use skep::model::network::{Network, NetworkSpec};
+use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus, WgKey};
+use skep::model::service::{Endpoint, Service, ServiceSpec};
+use skep::model::task::{Task, TaskSpec, TaskState, TaskStatus};
+use skep::model::{ClusterId, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
+use skep::store::{Action, Kind, Object, Store, StoreError, Transaction};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Few ids and names, so that they collide.
+const IDS: [&str; 4] = ["a", "b", "c", "d"];
+const NAMES: [&str; 6] = ["web", "WEB", "Web", "db", "Db", "cache"];
+
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Create,
+    /// With the stored version, or with one that is not it.
+    Update {
+        fresh: bool,
+    },
+    Remove,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    verb: Verb,
+    kind: Kind,
+    id: usize,
+    name: usize,
+    number: u16,
+}
+
+fn ops() -> impl Strategy<Value = Vec<(i64, Vec<Op>)>> {
+    let verb = prop_oneof![
+        4 => Just(Verb::Create),
+        4 => Just(Verb::Update { fresh: true }),
+        1 => Just(Verb::Update { fresh: false }),
+        2 => Just(Verb::Remove),
+    ];
+    let kind = prop_oneof![
+        1 => Just(Kind::Cluster),
+        2 => Just(Kind::Node),
+        3 => Just(Kind::Network),
+        3 => Just(Kind::Service),
+        3 => Just(Kind::Task),
+    ];
+    let op = (verb, kind, 0..IDS.len(), 0..NAMES.len(), any::<u16>()).prop_map(|(verb, kind, id, name, number)| Op {
+        verb,
+        kind,
+        id,
+        name,
+        number,
+    });
+    proptest::collection::vec((any::<i64>(), proptest::collection::vec(op, 1..4)), 1..40)
+}
+
+fn object(op: Op, meta: Meta) -> Object {
+    let (id, name, number) = (IDS[op.id], NAMES[op.name], op.number);
+    let labels = BTreeMap::from([("number".to_owned(), number.to_string())]);
+    let mesh = MeshPrefix("fd00:1:2::/48".parse().expect("prefix"));
+    match op.kind {
+        Kind::Cluster => Cluster {
+            id: ClusterId::from(id),
+            meta,
+            spec: ClusterSpec { labels, ..ClusterSpec::default() },
+            incarnation: u64::from(number),
+            ca_certificate: "certificate".to_owned(),
+            ca_key: "key".to_owned(),
+            tokens: JoinTokens { worker: "w".to_owned(), manager: "m".to_owned() },
+            mesh,
+            address_pools: vec!["10.0.0.0/8".parse().expect("pool")],
+            subnet_size: 24,
+            data_path_port: number,
+        }
+        .into(),
+        Kind::Node => Node {
+            id: NodeId::from(id),
+            meta,
+            spec: NodeSpec { labels, ..NodeSpec::default() },
+            description: NodeDescription { hostname: name.to_owned(), ..NodeDescription::default() },
+            status: NodeStatus::default(),
+            mesh: NodeMesh {
+                key: WgKey([number.to_le_bytes()[0]; 32]),
+                subnet: mesh.node(number),
+                ingress_addr: "10.255.0.2".parse().expect("address"),
+                endpoints: vec![],
+            },
+            manager: None,
+        }
+        .into(),
+        Kind::Network => Network {
+            id: NetworkId::from(id),
+            meta,
+            spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
+            subnet: None,
+        }
+        .into(),
+        Kind::Service => Service {
+            id: ServiceId::from(id),
+            meta,
+            spec: ServiceSpec { name: name.to_owned(), labels, ..ServiceSpec::default() },
+            previous_spec: Some(ServiceSpec::default()),
+            spec_version: u64::from(number),
+            endpoint: Endpoint::default(),
+        }
+        .into(),
+        Kind::Task => Task {
+            id: TaskId::from(id),
+            meta,
+            spec: TaskSpec::default(),
+            spec_version: 0,
+            service_id: ServiceId::from(name),
+            service_name: name.to_owned(),
+            service_labels: labels,
+            slot: u64::from(number),
+            node_id: (number % 2 == 0).then(|| NodeId::from(id)),
+            desired_state: TaskState::Running,
+            status: TaskStatus { timestamp: Timestamp(i64::from(number)), ..TaskStatus::default() },
+            attachments: vec![],
+            not_before: Some(Timestamp(i64::from(number))),
+        }
+        .into(),
+    }
+}
+
+fn stored(store: &Store, kind: Kind, id: &str) -> Option<Meta> {
+    match kind {
+        Kind::Cluster => store.cluster().filter(|c| c.id.as_str() == id).map(|c| c.meta),
+        Kind::Node => store.node(&id.into()).map(|o| o.meta),
+        Kind::Network => store.network(&id.into()).map(|o| o.meta),
+        Kind::Service => store.service(&id.into()).map(|o| o.meta),
+        Kind::Task => store.task(&id.into()).map(|o| o.meta),
+    }
+}
+
+/// The transaction as a client would write it that had read `store`.
+fn transaction(store: &Store, at: i64, ops: &[Op]) -> Transaction {
+    let actions = ops.iter().map(|op| match op.verb {
+        Verb::Create => Action::Create(object(*op, Meta::default())),
+        Verb::Update { fresh } => {
+            let mut meta = stored(store, op.kind, IDS[op.id]).unwrap_or_default();
+            meta.version += u64::from(!fresh);
+            Action::Update(object(*op, meta))
+        }
+        Verb::Remove => Action::Remove(op.kind, IDS[op.id].to_owned()),
+    });
+    Transaction { at: Timestamp(at), actions: actions.collect() }
+}
+
+/// The snapshot without the index of the last transaction.
+fn content(store: &Store) -> serde_json::Value {
+    let mut value: serde_json::Value = serde_json::from_slice(&store.snapshot()).expect("JSON");
+    value["store"]["index"].take();
+    value
+}
+
+fn run(all: &[(i64, Vec<Op>)], mut each: impl FnMut(&Store, &Store, &Transaction, &Result<(), StoreError>)) -> Store {
+    let mut store = Store::default();
+    for (index, (at, ops)) in (2..).zip(all) {
+        let before = store.clone();
+        let transaction = transaction(&store, *at, ops);
+        let outcome = store.apply(index, &transaction);
+        assert_eq!(store.index(), index);
+        each(&before, &store, &transaction, &outcome);
+    }
+    store
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_transactions_give_the_same_bytes(all in ops()) {
+        let mut log = Vec::new();
+        let first = run(&all, |_, store, transaction, _| log.push((store.index(), serde_json::to_vec(transaction).expect("JSON"))));
+        // The second store gets them as another manager does: as bytes, and with a restart in between.
+        let mut second = Store::default();
+        for (i, (index, bytes)) in log.iter().enumerate() {
+            let _ = second.apply(*index, &serde_json::from_slice(bytes).expect("a transaction"));
+            if i == log.len() / 2 {
+                second = Store::restore(&second.snapshot()).expect("restores");
+            }
+        }
+        prop_assert_eq!(first.snapshot(), second.snapshot());
+    }
+
+    #[test]
+    fn a_snapshot_is_the_whole_state(all in ops()) {
+        let store = run(&all, |_, _, _, _| {});
+        let restored = Store::restore(&store.snapshot()).expect("restores");
+        prop_assert_eq!(restored.snapshot(), store.snapshot());
+        prop_assert_eq!(restored, store);
+    }
+
+    #[test]
+    fn a_refused_transaction_changes_nothing_but_the_index(all in ops()) {
+        run(&all, |before, after, _, outcome| {
+            if outcome.is_err() {
+                assert_eq!(content(before), content(after));
+            }
+        });
+    }
+
+    #[test]
+    fn names_are_unique_whatever_their_case(all in ops()) {
+        run(&all, |_, store, _, _| {
+            let unique = |names: Vec<String>| names.len() == names.into_iter().collect::<BTreeSet<_>>().len();
+            assert!(unique(store.services().map(|s| s.spec.name.to_ascii_lowercase()).collect()));
+            assert!(unique(store.networks().map(|n| n.spec.name.to_ascii_lowercase()).collect()));
+        });
+    }
+
+    #[test]
+    fn what_is_written_carries_index_and_time(all in ops()) {
+        run(&all, |before, after, transaction, outcome| {
+            for action in transaction.actions.iter().filter(|_| outcome.is_ok()) {
+                let (Action::Create(object) | Action::Update(object)) = action else { continue };
+                let (kind, id) = match object {
+                    Object::Cluster(o) => (Kind::Cluster, o.id.to_string()),
+                    Object::Node(o) => (Kind::Node, o.id.to_string()),
+                    Object::Network(o) => (Kind::Network, o.id.to_string()),
+                    Object::Service(o) => (Kind::Service, o.id.to_string()),
+                    Object::Task(o) => (Kind::Task, o.id.to_string()),
+                };
+                // A later action of the same transaction may have removed it.
+                let Some(meta) = stored(after, kind, &id) else { continue };
+                assert_eq!((meta.version, meta.updated_at), (after.index(), transaction.at));
+                if let (Action::Update(_), Some(old), 1) = (action, stored(before, kind, &id), transaction.actions.len()) {
+                    assert_eq!(meta.created_at, old.created_at);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_newer_snapshot_and_a_damaged_one_are_refused_with_a_sentence() {
+    let mut value: serde_json::Value = serde_json::from_slice(&Store::default().snapshot()).expect("JSON");
+    value["format"] = 2.into();
+    let error = Store::restore(&serde_json::to_vec(&value).expect("JSON")).expect_err("refused").to_string();
+    assert!(error.contains("format 2") && error.contains("newer skep"), "{error}");
+    assert!(Store::restore(b"{").is_err());
+    assert!(Store::restore(b"").is_err());
+}
+
+#[test]
+fn two_writers_of_one_object_do_not_overwrite_each_other() {
+    let op = |verb| Op { verb, kind: Kind::Service, id: 0, name: 0, number: 1 };
+    let mut store = Store::default();
+    let create = transaction(&store, 1, &[op(Verb::Create)]);
+    store.apply(2, &create).expect("created");
+    let (mine, theirs) = (Verb::Update { fresh: true }, Verb::Update { fresh: true });
+    let (mine, theirs) = (transaction(&store, 2, &[op(mine)]), transaction(&store, 3, &[op(theirs)]));
+    store.apply(3, &mine).expect("the first wins");
+    assert_eq!(store.apply(4, &theirs), Err(StoreError::OutOfSequence));
+    let rename = Op { id: 1, name: 3, ..op(Verb::Create) };
+    store.apply(5, &transaction(&store, 4, &[rename])).expect("another service");
+    let taken = Op { id: 1, name: 2, ..op(Verb::Update { fresh: true }) };
+    let conflict = store.apply(6, &transaction(&store, 5, &[taken]));
+    assert!(matches!(conflict, Err(StoreError::NameConflict { .. })), "a rename does not take another's name: {conflict:?}");
+}

@@ -150,9 +150,20 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
         let addresses: BTreeSet<String> = addresses_in(&text);
         anyhow::ensure!(addresses.len() == REPLICAS, "{name} gave {} addresses, not {REPLICAS}:\n{text}", addresses.len());
         for address in &addresses {
-            output(beta.docker().args(["exec", container, "wget", "-T", "3", "-q", "-O", "-", &format!("http://{address}/")]))
-                .await
-                .with_context(|| format!("{name} gave {address}, which does not answer"))?;
+            // busybox's wget crashes with -T in its static build: `timeout` bounds it instead.
+            output(beta.docker().args([
+                "exec",
+                container,
+                "timeout",
+                "5",
+                "wget",
+                "-q",
+                "-O",
+                "-",
+                &format!("http://{address}/"),
+            ]))
+            .await
+            .with_context(|| format!("{name} gave {address}, which does not answer"))?;
         }
         resolved.push(json!({ "name": name, "addresses": addresses }));
     }

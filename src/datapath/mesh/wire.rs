@@ -3,7 +3,7 @@
 use super::state::{Action, Link, Route, Rule, Target};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -79,6 +79,10 @@ pub(in crate::datapath) fn address(index: u32, address: IpAddr) -> AddressMessag
     message.header.prefix_len = if address.is_ipv6() { 128 } else { 32 };
     message.header.index = index;
     message.header.scope = AddressScope::Universe;
+    if address.is_ipv6() {
+        // Else it is tentative for a moment, on lo too, and a server that binds it at once is refused.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
     message.attributes.push(AddressAttribute::Local(address));
     message.attributes.push(AddressAttribute::Address(address));
     message

@@ -34,6 +34,8 @@ const LOG_LIMIT: u64 = 1 << 20;
 pub(super) struct ProcessTunnel {
     config: TunnelConfig,
     key: WgKey,
+    /// Where the process runs, whichever thread finds that it has to be started again.
+    host: Namespace,
     /// Peers as last applied: what a process that has to be started again is given. Also the lock on starting.
     peers: Mutex<BTreeMap<WgKey, TunnelPeer>>,
     /// Told to stop by [`super::close`]: not to be started again.
@@ -43,7 +45,8 @@ pub(super) struct ProcessTunnel {
 impl ProcessTunnel {
     /// Adopts the running process or starts one.
     pub(super) async fn open(config: TunnelConfig, key: WgKey) -> anyhow::Result<Arc<Self>> {
-        let this = Arc::new(Self { config, key, peers: Mutex::default(), closed: AtomicBool::new(false) });
+        let this =
+            Arc::new(Self { config, key, host: Namespace::current()?, peers: Mutex::default(), closed: AtomicBool::new(false) });
         this.ensure().await?;
         tokio::spawn(keep_alive(Arc::downgrade(&this)));
         Ok(this)
@@ -103,7 +106,8 @@ impl ProcessTunnel {
             log.set_len(0)?;
         }
         let before = log.metadata()?.len();
-        let mut child = tokio::process::Command::new(&config.program)
+        let mut command = tokio::process::Command::new(&config.program);
+        command
             .arg("tunnel")
             .arg("--mesh")
             .arg(&config.mesh_pin)
@@ -120,8 +124,15 @@ impl ProcessTunnel {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log.try_clone()?)
-            .spawn()
+            .stderr(log.try_clone()?);
+        let runtime = tokio::runtime::Handle::current();
+        let mut child = self
+            .host
+            .run_async(move || {
+                let _entered = runtime.enter();
+                Ok(command.spawn()?)
+            })
+            .await
             .with_context(|| format!("cannot start {} tunnel", config.program.display()))?;
         let come_up = async {
             loop {

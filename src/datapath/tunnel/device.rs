@@ -13,8 +13,14 @@ use gotatun::device::{Device, DeviceBuilder, Peer};
 use gotatun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+/// How long to wait for answers to first handshakes. They are sent in any case, and repeated by themselves.
+const GREETING: Duration = Duration::from_millis(50);
 
 /// A running device.
 pub(super) struct WireGuard {
@@ -52,21 +58,28 @@ impl WireGuard {
     /// Changes peers.
     pub(super) async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
         let mut actual: BTreeMap<WgKey, TunnelPeerState> = self.device.peers().await.iter().map(state_of).collect();
+        let mut met = Vec::new();
         for step in steps {
             match step {
-                TunnelStep::Set(key, peer) => self.set(*key, peer, actual.get(key)).await?,
+                TunnelStep::Set(key, peer) => {
+                    let endpoint = endpoint_to_set(peer, actual.get(key));
+                    self.set(*key, peer, endpoint).await?;
+                    met.extend(endpoint.map(|_| PublicKey::from(key.0)));
+                }
                 TunnelStep::Remove(key) => {
                     self.device.remove_peer(&PublicKey::from(key.0)).await.map_err(|error| anyhow!("{error}"))?;
                     actual.remove(key);
                 }
             }
         }
+        // They may still talk to a session of the process before this one, and would for 15 s before they doubt it.
+        let greet = met.iter().map(|key| self.device.force_handshake(key));
+        let _ = timeout(GREETING, futures_util::future::join_all(greet)).await;
         Ok(())
     }
 
-    async fn set(&self, key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> anyhow::Result<()> {
+    async fn set(&self, key: WgKey, wanted: &TunnelPeer, endpoint: Option<SocketAddr>) -> anyhow::Result<()> {
         let public = PublicKey::from(key.0);
-        let endpoint = endpoint_to_set(wanted, actual);
         self.device
             .write(async |device| {
                 let mut nets = Vec::with_capacity(wanted.allowed_ips.len());

@@ -166,10 +166,15 @@ fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Dev
     if let Some(endpoint) = change.endpoint {
         first = first.set_endpoint(endpoint);
     }
-    if let Some(keepalive) = change.keepalive {
+    let mut update = DeviceUpdate::new();
+    if change.endpoint.is_some() {
+        // Turning keep-alive on greets the peer at once: it may still talk to a session that is gone with a reboot.
+        update = update.add_peer(first.set_persistent_keepalive_interval(1));
+        first = peer().set_persistent_keepalive_interval(wanted.keepalive.unwrap_or(0));
+    } else if let Some(keepalive) = change.keepalive {
         first = first.set_persistent_keepalive_interval(keepalive);
     }
-    let mut update = DeviceUpdate::new().add_peer(first);
+    update = update.add_peer(first);
     for piece in change.add {
         update = update.add_peer(peer().add_allowed_ips(&entries(&piece)));
     }

@@ -21,12 +21,17 @@ pub(super) struct Namespace {
 impl Namespace {
     /// Opens the namespace pinned at `pin`.
     pub(super) fn open(pin: &Path) -> anyhow::Result<Self> {
-        let file = File::open(pin).with_context(|| format!("cannot open the mesh namespace {}", pin.display()))?;
+        let file = File::open(pin).with_context(|| format!("cannot open the network namespace {}", pin.display()))?;
         let kind = rustix::fs::fstatfs(&file).with_context(|| format!("cannot look at {}", pin.display()))?.f_type;
         // After a reboot a plain file lies where the pin was.
         ensure!(u64::try_from(kind) == Ok(NSFS_MAGIC), "no network namespace is pinned at {}", pin.display());
         let stat = rustix::fs::fstat(&file)?;
         Ok(Self { file: Arc::new(file), id: (stat.st_dev, stat.st_ino) })
+    }
+
+    /// The calling thread's own.
+    pub(super) fn current() -> anyhow::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
     /// For netlink's "move to".
@@ -37,12 +42,12 @@ impl Namespace {
     /// Runs `work` in the namespace and waits for it. Threads are not shared with anybody, so nothing has to be undone.
     pub(super) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
         let file = Arc::clone(&self.file);
-        let thread = std::thread::Builder::new().name("mesh".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || {
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                .context("cannot enter the mesh namespace (CAP_SYS_ADMIN is needed)")?;
+                .context("cannot enter a network namespace (CAP_SYS_ADMIN is needed)")?;
             work()
         })?;
-        thread.join().map_err(|_| anyhow!("the thread in the mesh namespace panicked"))?
+        thread.join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
     }
 
     /// [`Self::run`] for async callers.

@@ -4,17 +4,18 @@
 
 use super::link::{Control, request_for};
 use super::namespace::Namespace;
+use super::offload::{HEADER, Header, LARGEST, cut, group, join};
 use anyhow::Context as _;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// An open TUN device and a way to ask for its MTU.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ fn attach(device: &str) -> anyhow::Result<File> {
         .open("/dev/net/tun")
         .context("cannot open /dev/net/tun (is the module tun loaded?)")?;
     let mut request = request_for(device)?;
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
     // SAFETY: the descriptor is open; TUNSETIFF takes an `ifreq`, which outlives the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         let error = io::Error::last_os_error();
@@ -68,7 +69,25 @@ fn attach(device: &str) -> anyhow::Result<File> {
         });
     }
     set_persistent(&file, true).context("cannot make it persistent")?;
+    set_offloads(&file).context("cannot set its offloads")?;
     Ok(file)
+}
+
+/// Checksums and segmentation are ours to do. An earlier process may have left other settings.
+fn set_offloads(file: &File) -> io::Result<()> {
+    let set = |code: libc::Ioctl, argument: libc::c_ulong| {
+        // SAFETY: the descriptor is open; TUNSETOFFLOAD takes a number.
+        if unsafe { libc::ioctl(file.as_raw_fd(), code, argument) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let size = libc::c_int::try_from(HEADER).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open; TUNSETVNETHDRSZ takes a pointer to a number, which outlives the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    // UDP since Linux 6.2.
+    set(libc::TUNSETOFFLOAD, libc::c_ulong::from(tcp | udp)).or_else(|_| set(libc::TUNSETOFFLOAD, libc::c_ulong::from(tcp)))
 }
 
 fn set_persistent(file: &File, on: bool) -> io::Result<()> {
@@ -79,13 +98,20 @@ fn set_persistent(file: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes decrypted packets.
-pub(super) struct TunSend(Arc<AsyncFd<Tun>>);
+/// Packets that wait to be written: what one batch may join.
+const BATCH: usize = 128;
+
+/// Hands decrypted packets to the writer.
+pub(super) struct TunSend(mpsc::Sender<Packet<Ip>>);
 
 /// Reads packets to encrypt.
 pub(super) struct TunReceive {
     tun: Arc<AsyncFd<Tun>>,
     mtu: watch::Receiver<u16>,
+    /// What the kernel hands over at once.
+    buffer: Vec<u8>,
+    /// What was cut from it.
+    packets: Vec<Packet<Ip>>,
 }
 
 impl std::os::fd::AsRawFd for Tun {
@@ -99,17 +125,22 @@ pub(super) fn split(tun: Tun) -> io::Result<(TunSend, TunReceive, Arc<AsyncFd<Tu
     let (sender, mtu) = watch::channel(u16::try_from(tun.mtu()?).unwrap_or(u16::MAX));
     // SAFETY: `Tun` owns its descriptor, names no other, and closes it only when dropped, which is after the `AsyncFd`.
     let tun = Arc::new(unsafe { AsyncFd::register(tun) }.map_err(io::Error::from)?);
-    let weak = Arc::downgrade(&tun);
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let Some(tun) = weak.upgrade() else { return };
-            let Ok(now) = tun.get_ref().mtu() else { continue };
-            let now = u16::try_from(now).unwrap_or(u16::MAX);
-            sender.send_if_modified(|mtu| std::mem::replace(mtu, now) != now);
-        }
-    });
-    Ok((TunSend(Arc::clone(&tun)), TunReceive { tun: Arc::clone(&tun), mtu }, tun))
+    tokio::spawn(watch_mtu(Arc::downgrade(&tun), sender));
+    let (packets, queue) = mpsc::channel(BATCH);
+    tokio::spawn(write_all(Arc::clone(&tun), queue));
+    let receive =
+        TunReceive { tun: Arc::clone(&tun), mtu, buffer: vec![0; HEADER + LARGEST], packets: Vec::with_capacity(BATCH) };
+    Ok((TunSend(packets), receive, tun))
+}
+
+async fn watch_mtu(tun: Weak<AsyncFd<Tun>>, sender: watch::Sender<u16>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let Some(tun) = tun.upgrade() else { return };
+        let Ok(now) = tun.get_ref().mtu() else { continue };
+        let now = u16::try_from(now).unwrap_or(u16::MAX);
+        sender.send_if_modified(|mtu| std::mem::replace(mtu, now) != now);
+    }
 }
 
 /// Whether the device itself is gone. Any other error concerns one packet.
@@ -117,34 +148,65 @@ fn device_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
 }
 
-impl IpSend for TunSend {
-    async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
-        let packet = packet.into_bytes();
-        loop {
-            let mut guard = self.0.writable().await?;
-            match guard.try_io(|tun| (&tun.get_ref().file).write(&packet)) {
-                Ok(Ok(_)) => return Ok(()),
-                // A packet that the kernel refuses must not end the writer: gotatun takes "invalid input" as the end.
-                Ok(Err(error)) if !device_gone(&error) => {
-                    tracing::trace!(%error, length = packet.len(), "packet refused by the TUN device");
-                    return Ok(());
-                }
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
+/// Writes what comes, joined as far as it came together, until the device or the sender is gone.
+async fn write_all(tun: Arc<AsyncFd<Tun>>, mut queue: mpsc::Receiver<Packet<Ip>>) {
+    let mut arrived = Vec::with_capacity(BATCH);
+    let mut packets: Vec<Packet> = Vec::with_capacity(BATCH);
+    while queue.recv_many(&mut arrived, BATCH).await > 0 {
+        packets.extend(arrived.drain(..).map(Packet::into_bytes));
+        for group in group(&packets) {
+            let (header, parts) = join(&group, &mut packets);
+            let header = header.write();
+            let mut all = Vec::with_capacity(parts.len() + 1);
+            all.push(IoSlice::new(&header));
+            all.extend(parts);
+            if let Err(error) = write_one(&tun, &all).await {
+                tracing::error!(%error, "the TUN device is gone");
+                return;
             }
         }
+        packets.clear();
+    }
+}
+
+async fn write_one(tun: &AsyncFd<Tun>, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    loop {
+        let mut guard = tun.writable().await?;
+        match guard.try_io(|tun| (&tun.get_ref().file).write_vectored(parts)) {
+            Ok(Ok(_)) => return Ok(()),
+            // A packet that the kernel refuses must not end the writer.
+            Ok(Err(error)) if !device_gone(&error) => {
+                tracing::debug!(%error, "a packet was refused by the TUN device");
+                return Ok(());
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(_would_block) => {}
+        }
+    }
+}
+
+impl IpSend for TunSend {
+    async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
+        self.0.send(packet).await.map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
     }
 }
 
 impl IpRecv for TunReceive {
     async fn recv<'a>(&'a mut self, pool: &mut PacketBufPool) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
-        let mut packet = pool.get();
         loop {
             let mut guard = self.tun.readable().await?;
-            match guard.try_io(|tun| (&tun.get_ref().file).read(&mut packet)) {
+            match guard.try_io(|tun| (&tun.get_ref().file).read(&mut self.buffer)) {
                 Ok(Ok(length)) => {
-                    packet.truncate(length);
-                    return Ok(packet.try_into_ip().ok().into_iter());
+                    let Some(header) = Header::read(&self.buffer[..length]) else { continue };
+                    cut(header, &mut self.buffer[HEADER..length], |headers, payload| {
+                        let mut packet = pool.get();
+                        let bytes = packet.buf_mut();
+                        bytes.clear();
+                        bytes.extend_from_slice(headers);
+                        bytes.extend_from_slice(payload);
+                        self.packets.extend(packet.try_into_ip().ok());
+                    });
+                    return Ok(self.packets.drain(..));
                 }
                 Ok(Err(error)) if device_gone(&error) => return Err(error),
                 Ok(Err(error)) => {

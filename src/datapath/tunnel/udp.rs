@@ -1,21 +1,34 @@
 //! The tunnel's UDP socket: bound once, in the host's namespace, before anything else, so that a taken port is an error
 //! with a name; handed to gotatun whenever it asks for a socket.
+#![allow(unsafe_code, reason = "one socket option has no safe wrapper")]
 
 use super::holder;
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::{SockOpt, UdpSocket};
 use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
-use std::io;
+use socket2::{MsgHdr, SockAddr, SockRef};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::Interest;
 
 /// Bytes of packets that may wait in the socket: some 10 ms at 1 Gbit/s.
 const BUFFER: usize = 2 << 20;
 
+/// Datagrams that the kernel takes at once, and their bytes.
+const AT_ONCE: (usize, usize) = (64, 65_000);
+
 /// The one socket.
 #[derive(Clone)]
-pub(super) struct Socket(UdpSocket);
+pub(super) struct Socket {
+    inner: UdpSocket,
+    /// The kernel (or the card) refuses to cut datagrams for us.
+    one_by_one: Arc<AtomicBool>,
+}
 
 impl Socket {
     /// Binds `listen`. An unspecified address of either family means both.
@@ -36,16 +49,79 @@ impl Socket {
             UdpSocket::bind(listen, options)
         };
         let socket = bound.map_err(|error| bind_error(listen, error))?;
-        if let Err(error) = gotatun::udp::UdpRecv::enable_udp_gro(&socket) {
+        allow_fragments(&socket).context("cannot set the UDP socket's options")?;
+        if let Err(error) = UdpRecv::enable_udp_gro(&socket) {
             tracing::info!(%error, "this kernel joins no UDP datagrams (GRO): receiving is slower");
         }
-        Ok(Self(socket))
+        Ok(Self { inner: socket, one_by_one: Arc::default() })
     }
 
     /// Where it is bound.
     pub(super) fn local(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.inner.local_addr()
     }
+
+    /// Sends datagrams of one size (the last may be smaller) in one call, which the kernel or the card cuts.
+    async fn send_run(&self, run: &[(Packet, SocketAddr)]) -> io::Result<()> {
+        let Some((first, destination)) = run.first() else { return Ok(()) };
+        let size = u16::try_from(first.len()).map_err(io::Error::other)?;
+        let parts: Vec<IoSlice<'_>> = run.iter().map(|(packet, _)| IoSlice::new(packet)).collect();
+        let destination = SockAddr::from(*destination);
+        let control = segment_size(size);
+        let socket = self.inner.socket();
+        let send = || {
+            let message = MsgHdr::new().with_addr(&destination).with_buffers(&parts).with_control(&control);
+            SockRef::from(socket).sendmsg(&message, 0)
+        };
+        socket.async_io(Interest::WRITABLE, send).await.map(drop)
+    }
+}
+
+/// The control message that says how large each datagram is.
+fn segment_size(size: u16) -> [u8; CONTROL] {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let mut control = [0; CONTROL];
+    control[..size_of::<usize>()].copy_from_slice(&(HEADER + size_of::<u16>()).to_ne_bytes());
+    control[size_of::<usize>()..][..4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+    control[size_of::<usize>() + 4..][..4].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+    control[HEADER..HEADER + 2].copy_from_slice(&size.to_ne_bytes());
+    control
+}
+
+/// Bytes of that message: its header and a word.
+const CONTROL: usize = size_of::<libc::cmsghdr>() + size_of::<usize>();
+
+/// How many datagrams from the front go in one call: same destination, same size, the last may be smaller.
+fn run_length(packets: &[(Packet, SocketAddr)]) -> usize {
+    let Some((first, destination)) = packets.first() else { return 0 };
+    let (mut count, mut bytes) = (0, 0);
+    for (packet, to) in packets.iter().take(AT_ONCE.0) {
+        if to != destination || packet.len() > first.len() || bytes + packet.len() > AT_ONCE.1 {
+            break;
+        }
+        count += 1;
+        bytes += packet.len();
+        if packet.len() < first.len() {
+            break;
+        }
+    }
+    count.max(1)
+}
+
+/// A path with a smaller MTU than was promised gets fragments instead of silence, as kernel WireGuard does it.
+fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+    let set = |level: libc::c_int, option: libc::c_int, value: libc::c_int| {
+        let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is open; the option takes a number, which outlives the call, of the size given.
+        let result =
+            unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, std::ptr::from_ref(&value).cast(), size) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    if socket.local_addr()?.is_ipv6() {
+        set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    // Also what a socket of both families sends over IPv4.
+    set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
 }
 
 /// The error for a port that cannot be had; names the holder if it is taken.
@@ -71,18 +147,45 @@ impl UdpTransportFactory for Socket {
 }
 
 impl UdpSend for Socket {
-    type SendManyBuf = <UdpSocket as UdpSend>::SendManyBuf;
+    type SendManyBuf = ();
 
     async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
-        self.0.send_to(packet, destination).await
+        self.inner.send_to(packet, destination).await
     }
 
     fn max_number_of_packets_to_send(&self) -> usize {
-        self.0.max_number_of_packets_to_send()
+        self.inner.max_number_of_packets_to_send()
     }
 
-    async fn send_many_to(&self, buffer: &mut Self::SendManyBuf, packets: &mut Vec<(Packet, SocketAddr)>) -> io::Result<()> {
-        self.0.send_many_to(buffer, packets).await
+    /// Sends all it can: a peer that cannot be reached takes nothing along but its own.
+    async fn send_many_to(&self, (): &mut (), packets: &mut Vec<(Packet, SocketAddr)>) -> io::Result<()> {
+        let mut at = 0;
+        while at < packets.len() {
+            let mut count = if self.one_by_one.load(Ordering::Relaxed) { 1 } else { run_length(&packets[at..]) };
+            if count > 1
+                && let Err(error) = self.send_run(&packets[at..at + count]).await
+            {
+                match error.raw_os_error() {
+                    Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
+                        tracing::info!(%error, "datagrams are sent one by one from now on");
+                        self.one_by_one.store(true, Ordering::Relaxed);
+                        continue;
+                    }
+                    // Larger than the path takes at once: in fragments, one by one.
+                    Some(libc::EINVAL | libc::EMSGSIZE) => count = 1,
+                    _ => tracing::trace!(%error, "datagrams lost"),
+                }
+            }
+            if count == 1 {
+                let (packet, destination) = &packets[at];
+                if let Err(error) = self.inner.socket().send_to(packet, *destination).await {
+                    tracing::trace!(%error, "a datagram lost");
+                }
+            }
+            at += count;
+        }
+        packets.clear();
+        Ok(())
     }
 
     fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
@@ -94,7 +197,7 @@ impl UdpRecv for Socket {
     type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
 
     async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
-        self.0.recv_from(pool).await
+        self.inner.recv_from(pool).await
     }
 
     async fn recv_many_from(
@@ -104,7 +207,7 @@ impl UdpRecv for Socket {
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
         // To gotatun an error here is the end; to us it is one lost batch (memory short, for instance).
-        while let Err(error) = self.0.recv_many_from(buffer, pool, packets).await {
+        while let Err(error) = self.inner.recv_many_from(buffer, pool, packets).await {
             if error.raw_os_error() == Some(libc::EBADF) {
                 return Err(error);
             }
@@ -115,7 +218,7 @@ impl UdpRecv for Socket {
     }
 
     fn enable_udp_gro(&self) -> io::Result<()> {
-        self.0.enable_udp_gro()
+        self.inner.enable_udp_gro()
     }
 }
 

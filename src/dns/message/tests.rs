@@ -111,7 +111,7 @@ fn bad_packets() {
     let mut future = query("a.", RecordType::A, Some(1232));
     let version = future.len() - 5;
     future[version] = 1;
-    assert_eq!(reply_code(&future), ResponseCode::BADVERS);
+    assert_eq!(u16::from(reply_code(&future)), 16, "BADVERS");
 }
 
 #[test]

@@ -24,11 +24,7 @@ impl AddressBook {
                 newest.entry(a.network_id.clone()).and_modify(|n| *n = at.max(*n)).or_insert(at);
             }
         }
-        let mut used = BTreeMap::<NetworkId, BTreeSet<Ipv4Addr>>::new();
-        for (network, address) in held(store) {
-            used.entry(network).or_default().insert(address);
-        }
-        Self { used, newest, spaces: BTreeMap::new() }
+        Self { used: held(store), newest, spaces: BTreeMap::new() }
     }
 
     /// The addresses of one network.
@@ -48,13 +44,22 @@ impl AddressBook {
     }
 }
 
-/// Every (network, address) that some object holds.
-fn held(store: &Store) -> BTreeSet<(NetworkId, Ipv4Addr)> {
-    let tasks = store.tasks().flat_map(|t| &t.attachments).map(|a| (a.network_id.clone(), a.address.addr()));
-    let vips = store.services().flat_map(|s| &s.endpoint.vips).map(|v| (v.network_id.clone(), v.addr.addr()));
-    let ingress = super::ingress(store).map(|n| n.id.clone());
-    let nodes = ingress.into_iter().flat_map(|id| store.nodes().map(move |n| (id.clone(), n.mesh.ingress_addr)));
-    tasks.chain(vips).chain(nodes).collect()
+type Held = BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>;
+
+/// Every address that some object holds, by network.
+fn held(store: &Store) -> Held {
+    let tasks = store.tasks().flat_map(|t| &t.attachments).map(|a| (&a.network_id, a.address.addr()));
+    let vips = store.services().flat_map(|s| &s.endpoint.vips).map(|v| (&v.network_id, v.addr.addr()));
+    let ingress = super::ingress(store).map(|n| &n.id);
+    let nodes = ingress.into_iter().flat_map(|id| store.nodes().map(move |n| (id, n.mesh.ingress_addr)));
+    let mut all = Held::new();
+    for (network, address) in tasks.chain(vips).chain(nodes) {
+        match all.get_mut(network) {
+            Some(addresses) => drop(addresses.insert(address)),
+            None => drop(all.insert(network.clone(), BTreeSet::from([address]))),
+        }
+    }
+    all
 }
 
 /// The addresses of one network.
@@ -101,26 +106,32 @@ pub struct Reserve {
     cursor: BTreeMap<NetworkId, Ipv4Addr>,
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
-    before: BTreeSet<(NetworkId, Ipv4Addr)>,
+    before: Held,
     subnets_before: BTreeSet<Ipv4Net>,
+    /// Raft index of the state that this is true of.
+    seen: u64,
 }
 
 impl Reserve {
     /// Takes note of what became free up to this state, and lets go of what every live node has applied.
     pub fn observe(&mut self, store: &Store, applied: Revision) {
+        self.freed.retain(|_, index| applied.index < *index);
+        self.freed_subnets.retain(|_, index| applied.index < *index);
+        if self.seen == store.index() {
+            return;
+        }
         let held = held(store);
         let subnets: BTreeSet<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
-        for gone in self.before.difference(&held) {
-            self.freed.insert(gone.clone(), store.index());
+        for (network, addresses) in &self.before {
+            let still = held.get(network);
+            let gone = addresses.iter().filter(|a| still.is_none_or(|still| !still.contains(*a)));
+            self.freed.extend(gone.map(|a| ((network.clone(), *a), store.index())));
         }
         for gone in self.subnets_before.difference(&subnets) {
             self.freed_subnets.insert(*gone, store.index());
         }
-        self.freed.retain(|_, index| applied.index < *index);
-        self.freed_subnets.retain(|_, index| applied.index < *index);
         self.cursor.retain(|id, _| store.network(id).is_some());
-        self.before = held;
-        self.subnets_before = subnets;
+        (self.before, self.subnets_before, self.seen) = (held, subnets, store.index());
     }
 
     /// True while some live node may still use the address.

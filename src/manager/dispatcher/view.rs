@@ -14,10 +14,23 @@ pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
     let source = Source::of(store, None)?;
     Some(NodeView {
         revision: store.revision(),
-        mine: source.mine(node, |_| false, None).unwrap_or_default(),
+        mine: match source.mine(node, |_| false, None) {
+            Change::None => Arc::default(),
+            Change::Echo(mine) | Change::New(mine) => mine,
+        },
         networks: source.networks(node, None).unwrap_or_default(),
         cluster: source.cluster(),
     })
+}
+
+/// How a node's tasks differ from those that it has.
+pub(super) enum Change {
+    /// Not at all.
+    None,
+    /// Only in what the node itself reported.
+    Echo(Arc<Mine>),
+    /// In what it has to do.
+    New(Arc<Mine>),
 }
 
 /// A state of the store, indexed by node and network.
@@ -49,20 +62,20 @@ impl<'a> Source<'a> {
         self.cluster.clone()
     }
 
-    /// The node's tasks; `None` if it needs nothing but what it has. Tasks that are held still look wished for.
-    ///
-    /// What the agent itself reports is not echoed: the part is sent again when orders change, and then with the truth.
-    pub fn mine(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Mine>>) -> Option<Arc<Mine>> {
+    /// The node's tasks, compared with what it has. Tasks that are held still look wished for.
+    pub(super) fn mine(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Mine>>) -> Change {
         let tasks = self.tasks.get(node).map_or(&[][..], Vec::as_slice);
         let shown = |task: &Task| if held(task) { task.desired_state.min(TaskState::Running) } else { task.desired_state };
-        let same = has.is_some_and(|has| {
-            has.tasks.len() == tasks.len()
-                && tasks.iter().all(|t| has.tasks.get(&t.id).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t)))
-        });
-        (!same).then(|| {
-            let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
-            Arc::new(Mine { tasks: tasks.iter().map(show).collect() })
-        })
+        let known = |t: &&Task| {
+            has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
+        };
+        let same = has.is_some_and(|has| has.tasks.len() == tasks.len()) && tasks.iter().all(known);
+        if same && tasks.iter().all(|t| has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.status == t.status)) {
+            return Change::None;
+        }
+        let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
+        let mine = Arc::new(Mine { tasks: tasks.iter().map(show).collect() });
+        if same { Change::Echo(mine) } else { Change::New(mine) }
     }
 
     /// The node's networks; `None` if they are what it has.

@@ -3,7 +3,7 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use skep::datapath::mesh::Mesh;
 use skep::datapath::tunnel::{KernelChoice, TunnelConfig};
-use skep::datapath::{Links, Tunnel, netns, tunnel};
+use skep::datapath::{Links, netns, tunnel};
 use skep::lab::{Host, Lab, eventually, output};
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
@@ -30,12 +30,31 @@ pub const INGRESS: &str = "10.0.0.0/24";
 pub const A: &str = "10.0.1.0/24";
 pub const B: &str = "10.0.2.0/24";
 
-/// A folder of its own for each test, removed at the end.
-pub fn folder() -> PathBuf {
+/// A folder of its own for each test. Whatever a failed test leaves in it (pins, tunnel processes) goes with it.
+pub struct Folder(pub PathBuf);
+
+pub fn folder() -> Folder {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let dir = PathBuf::from(format!("/tmp/skep-mesh-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir_all(&dir).expect("folder");
-    dir
+    Folder(dir)
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for host in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let pid = std::fs::read_to_string(host.path().join("run/tunnel.pid")).unwrap_or_default();
+            if let Some(pid) = pid.trim().parse().ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            for pin in [host.path(), host.path().join("mesh"), host.path().join("run/mesh")] {
+                if pin.is_file() {
+                    let _ = netns::unpin(&pin);
+                }
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 pub fn net(text: &str) -> Ipv4Net {
@@ -117,7 +136,6 @@ pub struct Node {
     pub place: Place,
     pub mesh: Arc<Mesh>,
     pub inner: Place,
-    pub tunnel: Arc<dyn Tunnel>,
     pub config: TunnelConfig,
     pub peer: Peer,
     view: watch::Sender<Option<Arc<NodeView>>>,
@@ -133,17 +151,20 @@ pub struct Site {
     pub cluster: MeshPrefix,
     members: BTreeMap<&'static str, Vec<(usize, Ipv4Addr)>>,
     index: u64,
+    /// Last, so that it is dropped last.
+    _folder: Folder,
 }
 
 impl Site {
     pub async fn new(hosts: u8) -> Self {
-        let lab = Lab::new(folder()).await.expect("lab");
+        let folder = folder();
+        let lab = Lab::new(&folder.0).await.expect("lab");
         let cluster = MeshPrefix("fd12:3456:789a::/48".parse().expect("prefix"));
         let mut nodes = Vec::new();
         for number in 1..=hosts {
             nodes.push(node(&lab, cluster, number).await);
         }
-        Self { lab, nodes, cluster, members: BTreeMap::new(), index: 0 }
+        Self { lab, nodes, cluster, members: BTreeMap::new(), index: 0, _folder: folder }
     }
 
     /// A container as the driver makes it: veth from `attach`, /32, gateway on-link, network by the gateway.
@@ -244,10 +265,9 @@ async fn node(lab: &Lab, cluster: MeshPrefix, number: u8) -> Node {
     let (view, views) = watch::channel(None);
     let (publish, applied) = watch::channel(Revision::default());
     let stop = CancellationToken::new();
-    let overlay =
-        Overlay::new(peer.node_id.clone(), Arc::clone(&mesh), Arc::clone(&opened)).with_tick(Duration::from_millis(300));
+    let overlay = Overlay::new(peer.node_id.clone(), Arc::clone(&mesh), opened).with_tick(Duration::from_millis(300));
     let done = Some(tokio::spawn(overlay.run(views, publish, stop.clone())));
-    Node { host, place, mesh, inner, tunnel: opened, config, peer, view, applied, stop, done }
+    Node { host, place, mesh, inner, config, peer, view, applied, stop, done }
 }
 
 pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -> Peer {

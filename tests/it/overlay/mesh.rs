@@ -1,14 +1,17 @@
 //! One mesh namespace by itself: made, adopted, mended, removed.
 
-use super::kit::{A, B, MTU, Place, folder, ip, member, net, peer};
+use super::kit::{A, B, MTU, PATIENCE, Place, folder, ip, member, net, peer};
 use skep::datapath::mesh::{Mesh, MeshStep, base};
-use skep::datapath::{Links, Sockets, TunnelState, netns};
+use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, TunnelStep, netns};
+use skep::lab::eventually;
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
 use skep::model::view::{ClusterPart, Mine, NetworkPart, Networks};
-use skep::model::{NodeView, Revision};
-use skep::overlay::{Actual, Step, plan};
+use skep::model::{NodeId, NodeView, Revision};
+use skep::overlay::{Actual, Overlay, Step, plan};
 use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 fn mesh_only(steps: Vec<Step>) -> Vec<MeshStep> {
     steps.into_iter().filter_map(|s| if let Step::Mesh(step) = s { Some(step) } else { None }).collect()
@@ -33,6 +36,93 @@ fn view() -> NodeView {
     }
 }
 
+/// A tunnel that answers only when told to.
+#[derive(Default)]
+struct Moody {
+    answers: std::sync::atomic::AtomicBool,
+    peers: std::sync::Mutex<TunnelState>,
+}
+
+#[async_trait::async_trait]
+impl Tunnel for Moody {
+    async fn observe(&self) -> anyhow::Result<TunnelState> {
+        anyhow::ensure!(self.answers.load(std::sync::atomic::Ordering::Relaxed), "not in the mood");
+        Ok(self.peers.lock().expect("lock").clone())
+    }
+    async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
+        let mut state = self.peers.lock().expect("lock");
+        for step in steps {
+            match step.clone() {
+                TunnelStep::Set(key, peer) => {
+                    state.peers.insert(key, TunnelPeerState { peer, handshake_age: None, rx_bytes: 0, tx_bytes: 0 });
+                }
+                TunnelStep::Remove(key) => drop(state.peers.remove(&key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Without its tunnel a node does what it can and does not claim to have applied the view; then it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_tunnel_is_waited_for() {
+    let folder = folder();
+    let host = Place::make(&folder.0, "host");
+    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
+    let tunnel = Arc::new(Moody::default());
+    let mut wish = view();
+    wish.revision.index = 7;
+    let other = peer(wish.cluster.mesh, 2, WgKey([2; 32]), "192.0.2.2:2377".parse().expect("address"));
+    let cluster = ClusterPart { nodes: vec![wish.cluster.nodes[0].clone(), other], ..(*wish.cluster).clone() };
+    wish.cluster = Arc::new(cluster);
+    let revision = wish.revision;
+    let (_views, views) = watch::channel(Some(Arc::new(wish)));
+    let (publish, mut applied) = watch::channel(Revision::default());
+    let stop = CancellationToken::new();
+    let me = NodeId::from("node1");
+    let overlay = Overlay::new(me, Arc::clone(&mesh), Arc::clone(&tunnel) as Arc<dyn Tunnel>);
+    let running = tokio::spawn(overlay.run(views, publish, stop.clone()));
+    eventually("the mesh part to be done", PATIENCE, || async {
+        anyhow::ensure!(mesh.observe().await?.rules.len() > base::rules().len());
+        Ok(())
+    })
+    .await
+    .expect("done");
+    assert_eq!(*applied.borrow(), Revision::default(), "not claimed");
+    tunnel.answers.store(true, std::sync::atomic::Ordering::Relaxed);
+    tokio::time::timeout(PATIENCE, applied.wait_for(|seen| *seen == revision)).await.expect("in time").expect("published");
+    assert_eq!(tunnel.peers.lock().expect("lock").peers.keys().collect::<Vec<_>>(), [&WgKey([2; 32])]);
+    stop.cancel();
+    running.await.expect("ends well");
+    mesh.remove().expect("remove");
+}
+
+/// A hundred networks with fifty members each: how long it takes is printed, that it settles is tested.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_networks_settle() {
+    let folder = folder();
+    let host = Place::make(&folder.0, "host");
+    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
+    let inner = Place::at("mesh", folder.0.join("mesh"));
+    inner.run("ip tuntap add skep0 mode tun").await;
+    let mut wish = view();
+    let part = wish.networks.by_id.values().next().expect("one").clone();
+    let other = NodeId::from("node2");
+    let parts = (1..=100_u8).map(|third| {
+        let subnet = net(&format!("10.0.{third}.0/24"));
+        let members = (2..52).map(|last| member(&other, std::net::Ipv4Addr::new(10, 0, third, last))).collect();
+        let part = NetworkPart { subnet, gateway: skep::model::mesh::gateway(subnet), members, ..part.clone() };
+        (format!("n{third}").into(), part)
+    });
+    wish.networks = Arc::new(Networks { by_id: parts.collect() });
+    let (start, steps) = (std::time::Instant::now(), settle(&mesh, &wish).await);
+    println!("{} steps in {:?}", steps.len(), start.elapsed());
+    let start = std::time::Instant::now();
+    assert_eq!(plan_of(&mesh, &wish).await, []);
+    println!("nothing to do, found in {:?}", start.elapsed());
+    mesh.remove().expect("remove");
+}
+
 async fn settle(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
     let actual = Actual { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
     let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU));
@@ -47,7 +137,8 @@ async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn made_adopted_mended_removed() {
-    let dir = folder();
+    let folder = folder();
+    let dir = folder.0.clone();
     let pin = dir.join("run/mesh");
     let host = Place::make(&dir, "host");
 
@@ -133,9 +224,18 @@ async fn made_adopted_mended_removed() {
     let home = std::fs::read_link("/proc/thread-self/ns/net").expect("link");
     let server = mesh.udp("10.0.1.1:53".parse().expect("address")).expect("the gateway's address is there");
     assert!(mesh.udp("10.0.1.7:53".parse().expect("address")).is_err(), "no such address");
+    assert!(mesh.udp("0.0.0.0:53".parse().expect("address")).is_err(), "servers bind one address");
     assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").expect("link"), home);
     let inside = mesh.run(|| std::fs::read_link("/proc/thread-self/ns/net").expect("link")).expect("run");
     assert_ne!(inside, home);
+    let entered = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            skep::datapath::mesh::enter(&pin).expect("enter");
+            std::fs::read_link("/proc/thread-self/ns/net").expect("link")
+        });
+        thread.join().expect("thread")
+    });
+    assert_eq!(entered, inside);
 
     // Removal takes links, mount and file, whoever still holds a socket there.
     mesh.remove().expect("remove");

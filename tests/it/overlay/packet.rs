@@ -1,6 +1,6 @@
 //! Packets written by hand, for those who lie about where they come from.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 /// An IPv4 UDP packet.
 pub fn udp4(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
@@ -10,7 +10,7 @@ pub fn udp4(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> 
     packet.extend([0, 7, 0, 0, 64, 17, 0, 0]);
     packet.extend(from.octets());
     packet.extend(to.octets());
-    let sum = checksum(&packet, 0);
+    let sum = checksum(&packet);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(4444_u16.to_be_bytes());
     packet.extend(port.to_be_bytes());
@@ -20,30 +20,10 @@ pub fn udp4(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> 
     packet
 }
 
-/// An IPv6 UDP packet.
-pub fn udp6(from: Ipv6Addr, to: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(8 + payload.len()).expect("short");
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(length.to_be_bytes());
-    packet.extend([17, 64]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    packet.extend(4444_u16.to_be_bytes());
-    packet.extend(port.to_be_bytes());
-    packet.extend(length.to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    let mut pseudo = packet[8..40].to_vec();
-    pseudo.extend(packet[40..].iter());
-    let sum = checksum(&pseudo, u32::from(length) + 17);
-    packet[46..48].copy_from_slice(&sum.to_be_bytes());
-    packet
-}
-
-fn checksum(bytes: &[u8], start: u32) -> u16 {
+fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = bytes
         .chunks(2)
-        .fold(start, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])));
+        .fold(0_u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])));
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

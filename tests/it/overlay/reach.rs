@@ -4,7 +4,7 @@
 use super::kit::{A, B, INGRESS, PATIENCE, PORT, Site, arrives, ip, net};
 use skep::datapath::{Links, Sockets};
 use skep::lab::eventually;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const ANY: [u8; 4] = [0, 0, 0, 0];
@@ -27,8 +27,8 @@ async fn one_network_on_every_host() {
 
     // The gateway, on each host its own, sees the asker's address, and answers, bound to it or to the wildcard.
     for (node, container, port) in [(0, &at1, 53), (1, &at2, 53), (0, &at1, 54)] {
-        let bind: IpAddr = if port == 53 { ip("10.0.1.1").into() } else { ip("0.0.0.0").into() };
-        let server = site.nodes[node].mesh.udp(SocketAddr::new(bind, port)).expect("server");
+        let bind = if port == 53 { ip("10.0.1.1") } else { ip("0.0.0.0") };
+        let server = site.nodes[node].inner.udp(bind, port);
         arrives(container, ip("10.0.1.1"), &server).await;
         server.send_to(b"answer", container.local_addr().expect("bound")).expect("sent");
         expect(container, b"answer", ip("10.0.1.1")).await;
@@ -45,7 +45,7 @@ async fn one_network_on_every_host() {
         let (mut near, (mut far, seen)) = (near.expect("connects"), far.expect("accepts"));
         assert_eq!(seen.ip(), ip("10.0.0.2"));
         let sent = vec![7; 300_000];
-        let (_, got) = tokio::join!(
+        let ((), got) = tokio::join!(
             async {
                 near.write_all(&sent).await.expect("write");
                 near.shutdown().await.expect("shutdown");

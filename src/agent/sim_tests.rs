@@ -1,0 +1,310 @@
+//! The agent's core against an engine that answers late, out of order or not at all, under a virtual clock and from a
+//! seed. Whatever happened, once the engine behaves the node is as wished, and no status ever went back.
+
+use super::core::{Core, CoreConfig, Effect, Event, Job};
+use super::testing::{ME, network, on_network, task, view};
+use crate::model::{NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::runtime::{Container, ContainerState, EngineError, LocalNetwork};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+struct Sim {
+    rng: StdRng,
+    now: Timestamp,
+    core: Core,
+    /// What the engine has.
+    containers: BTreeMap<String, Container>,
+    networks: BTreeMap<String, LocalNetwork>,
+    made: u64,
+    up: bool,
+    /// Calls that the engine has not carried out yet; answers that have not arrived yet.
+    calls: Vec<Effect>,
+    answers: Vec<Event>,
+    wished: BTreeMap<TaskId, Task>,
+    reported: BTreeMap<TaskId, TaskStatus>,
+    revision: u64,
+    log: Vec<String>,
+}
+
+impl Sim {
+    fn new(seed: u64) -> Self {
+        let config = CoreConfig {
+            me: NodeId::from(ME),
+            engine_socket: "/run/docker.sock".into(),
+            skep_socket: None,
+            stranger_grace: Duration::from_secs(10),
+        };
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            now: Timestamp(0),
+            core: Core::new(config),
+            containers: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            made: 0,
+            up: false,
+            calls: Vec::new(),
+            answers: Vec::new(),
+            wished: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            revision: 0,
+            log: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let text: String = format!("{event:?}").chars().take(160).collect();
+        self.log.push(format!("{:>6} ms  {text}", self.now.0 / 1_000_000));
+        for effect in self.core.handle(self.now, event) {
+            match effect {
+                Effect::Report(id, status) => {
+                    let before = self.reported.get(&id).map_or(TaskState::New, |s| s.state);
+                    assert!(status.state >= before, "{id} went from {before:?} to {:?}\n{}", status.state, self.log.join("\n"));
+                    self.log.push(format!("           {id} is {:?} {}", status.state, status.err));
+                    self.reported.insert(id, status);
+                }
+                Effect::Cancel(id, number) => {
+                    self.calls.retain(|c| !matches!(c, Effect::Run(i, n, _) if *i == id && *n == number));
+                }
+                Effect::Run(..) | Effect::List(_) | Effect::Look(..) | Effect::ListNetworks(_) | Effect::RemoveNetwork(_) => {
+                    self.log.push(format!("           {}", format!("{effect:?}").chars().take(60).collect::<String>()));
+                    self.calls.push(effect);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn lost() -> EngineError {
+        EngineError::Unavailable { engine: "sim".into(), reason: "away".into() }
+    }
+
+    /// The engine carries a call out; its answer is under way. Sometimes the answer is lost, whether it was carried out or not.
+    fn carry_out(&mut self, call: Effect, reliable: bool) {
+        let carried_out = self.up && (reliable || self.rng.random_ratio(9, 10));
+        let arrives = carried_out && (reliable || self.rng.random_ratio(9, 10));
+        let answer = match call {
+            Effect::Run(task, number, job) => {
+                let result = if carried_out { self.job(&task, job) } else { Err(Self::lost()) };
+                Event::Done(task, number, if arrives { result } else { Err(Self::lost()) })
+            }
+            Effect::List(number) => {
+                let all = (self.containers.values().cloned().collect(), self.networks.values().cloned().collect());
+                Event::Listed(number, if arrives { Ok(all) } else { Err(Self::lost()) })
+            }
+            Effect::Look(number, id) => {
+                let found = self.containers.get(&id).cloned();
+                Event::Looked(number, id, if arrives { Ok(found) } else { Err(Self::lost()) })
+            }
+            Effect::ListNetworks(number) => {
+                let all = self.networks.values().cloned().collect();
+                Event::NetworksListed(number, if arrives { Ok(all) } else { Err(Self::lost()) })
+            }
+            Effect::RemoveNetwork(id) => {
+                if carried_out {
+                    self.networks.remove(&id);
+                }
+                Event::NetworkRemoved(id, if arrives { Ok(()) } else { Err(Self::lost()) })
+            }
+            _ => return,
+        };
+        self.answers.push(answer);
+    }
+
+    fn job(&mut self, task: &TaskId, job: Job) -> Result<Option<String>, EngineError> {
+        match job {
+            Job::Fetch(_) => {}
+            Job::Connect(plans) => {
+                for plan in plans {
+                    let id = format!("e-{}", plan.id);
+                    self.networks.insert(id.clone(), LocalNetwork { id, name: plan.name, network_id: plan.id });
+                }
+            }
+            Job::Create(plan) => {
+                if let Some(c) = self.containers.values().find(|c| c.task_id.as_ref() == Some(task)) {
+                    return Ok(Some(c.id.clone()));
+                }
+                self.needs_networks(&plan)?;
+                self.made += 1;
+                let id = format!("c{}", self.made);
+                let container = Container {
+                    id: id.clone(),
+                    task_id: Some(task.clone()),
+                    state: ContainerState::Created,
+                    health: None,
+                    pid: 0,
+                    exit_code: 0,
+                    oom_killed: false,
+                    error: String::new(),
+                };
+                self.containers.insert(id.clone(), container);
+                return Ok(Some(id));
+            }
+            Job::Start(id, plan) => {
+                self.needs_networks(&plan)?;
+                let c = self.containers.get_mut(&id).ok_or_else(|| EngineError::NotFound("No such container".into()))?;
+                assert_ne!(c.state, ContainerState::Exited, "{task} was started twice\n{}", self.log.join("\n"));
+                (c.state, c.pid) = (ContainerState::Running, 7);
+                self.answers.push(Event::Changed(id));
+            }
+            Job::Stop(id, _) => self.end(&id, 143),
+            Job::Remove(id) => {
+                self.containers.remove(&id);
+                self.answers.push(Event::Changed(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn needs_networks(&self, plan: &crate::runtime::ContainerPlan) -> Result<(), EngineError> {
+        match plan.networks.iter().find(|(n, _)| !self.networks.contains_key(&format!("e-{}", n.id))) {
+            Some((n, _)) => Err(EngineError::NotFound(format!("network {} not found", n.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self, id: &str, exit_code: i64) {
+        if let Some(c) = self.containers.get_mut(id).filter(|c| c.state == ContainerState::Running) {
+            (c.state, c.exit_code, c.pid) = (ContainerState::Exited, exit_code, 0);
+            self.answers.push(Event::Changed(id.to_owned()));
+        }
+    }
+
+    fn wish(&mut self) {
+        match self.rng.random_range(0..4) {
+            0 | 1 => {
+                let number = self.rng.random_range(0..100_u32);
+                let mut t = task(&format!("t{}-{number}", self.revision));
+                if number % 2 == 0 {
+                    t = on_network(t, &format!("n{}", number % 3), &format!("10.0.{}.{}/24", number % 3, number + 2));
+                }
+                self.wished.insert(t.id.clone(), t);
+            }
+            n => {
+                let ids: Vec<TaskId> = self.wished.keys().cloned().collect();
+                if let Some(id) = (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())].clone()) {
+                    if n == 2 {
+                        self.wished.remove(&id);
+                    } else if let Some(t) = self.wished.get_mut(&id) {
+                        t.desired_state = if self.rng.random() { TaskState::Shutdown } else { TaskState::Remove };
+                    }
+                }
+            }
+        }
+        self.show();
+    }
+
+    /// The managers show what was reported to them so far.
+    fn show(&mut self) {
+        self.revision += 1;
+        for (id, t) in &mut self.wished {
+            if let Some(status) = self.reported.get(id) {
+                t.status = status.clone();
+            }
+        }
+        let tasks: Vec<Task> = self.wished.values().cloned().collect();
+        let networks: Vec<_> = (0..3).map(|n| network(&format!("n{n}"), n)).collect();
+        self.tell(Event::View(view(self.revision, &tasks, &networks)));
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.plus(Duration::from_millis(self.rng.random_range(0..200)));
+        match self.rng.random_range(0..20) {
+            0..=6 if !self.calls.is_empty() => {
+                let at = self.rng.random_range(0..self.calls.len());
+                let call = self.calls.swap_remove(at);
+                self.carry_out(call, false);
+            }
+            7..=13 if !self.answers.is_empty() => {
+                let at = self.rng.random_range(0..self.answers.len());
+                let answer = self.answers.swap_remove(at);
+                self.tell(answer);
+            }
+            14 | 15 => self.wish(),
+            16 => {
+                let ids: Vec<String> = self.containers.keys().cloned().collect();
+                if let Some(id) = (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())].clone()) {
+                    match self.rng.random_range(0..3) {
+                        0 => self.end(&id, 0),
+                        1 => self.end(&id, 1),
+                        _ => {
+                            self.containers.remove(&id);
+                            self.answers.push(Event::Changed(id));
+                        }
+                    }
+                }
+            }
+            17 if self.up && self.rng.random_ratio(1, 5) => {
+                self.up = false;
+                self.answers.retain(|a| !matches!(a, Event::Changed(_)));
+                self.tell(Event::EngineLost("gone".into()));
+            }
+            18 if !self.up => {
+                self.up = true;
+                self.tell(Event::EngineBack);
+            }
+            _ => self.tell(Event::Tick),
+        }
+    }
+
+    /// The engine behaves from now on; time passes until nothing happens any more.
+    fn settle(&mut self) {
+        self.up = true;
+        self.tell(Event::EngineBack);
+        for round in 0..400 {
+            self.now = self.now.plus(Duration::from_millis(500));
+            // The shell looks at everything every 15 s: what a call left that was broken off is found then.
+            if round % 30 == 0 {
+                self.tell(Event::EngineBack);
+            }
+            while !self.calls.is_empty() || !self.answers.is_empty() {
+                for call in std::mem::take(&mut self.calls) {
+                    self.carry_out(call, true);
+                }
+                for answer in std::mem::take(&mut self.answers) {
+                    self.tell(answer);
+                }
+            }
+            self.tell(Event::Tick);
+        }
+        self.show();
+    }
+
+    fn check(&self, seed: u64) {
+        let log = || format!("seed {seed}\n{}", self.log[self.log.len().saturating_sub(4000)..].join("\n"));
+        let mut owners = std::collections::BTreeSet::new();
+        for c in self.containers.values() {
+            let id = c.task_id.clone().unwrap_or_default();
+            assert!(owners.insert(id.clone()), "two containers for {id}\n{}", log());
+            let t = self.wished.get(&id).unwrap_or_else(|| panic!("{id} has a container and no task\n{}", log()));
+            let status = self.reported[&id].state;
+            let runs = c.state == ContainerState::Running;
+            assert_eq!(runs, status == TaskState::Running, "{id} is {status:?} and its container {:?}\n{}", c.state, log());
+            assert!(t.desired_state == TaskState::Running || !runs, "{id} shall not run\n{}", log());
+            assert!(t.desired_state != TaskState::Remove, "{id} shall be removed\n{}", log());
+        }
+        for (id, t) in &self.wished {
+            let status = &self.reported.get(id).unwrap_or_else(|| panic!("{id} was never reported\n{}", log()));
+            assert!(status.state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
+            assert!(t.desired_state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
+        }
+        for n in self.networks.values() {
+            let needed = self.wished.values().any(|t| {
+                self.reported[&t.id].state == TaskState::Running && t.attachments.iter().any(|a| a.network_id == n.network_id)
+            });
+            assert!(needed, "network {} is left\n{}", n.name, log());
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_the_node_ends_up_as_wished() {
+    for seed in 0..100 {
+        let mut sim = Sim::new(seed);
+        for _ in 0..300 {
+            sim.step();
+        }
+        sim.settle();
+        sim.check(seed);
+    }
+}

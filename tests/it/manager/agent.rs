@@ -1,0 +1,175 @@
+//! A node that obeys: its containers are entries of a map, its reports are late.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use skep::manager::SessionId;
+use skep::model::view::{ClusterPart, Mine, Networks};
+use skep::model::{NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use skep::rpc::message::{FORMAT, ToManager, ToNode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A container that exists.
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub task: Task,
+    pub status: TaskStatus,
+    /// Steps until it ends by itself.
+    pub life: Option<u32>,
+    /// Steps until it has stopped, once asked.
+    pub stopping: Option<u32>,
+}
+
+impl Container {
+    pub fn runs(&self) -> bool {
+        (TaskState::Starting..=TaskState::Running).contains(&self.status.state)
+    }
+}
+
+pub struct Agent {
+    pub id: NodeId,
+    pub session: Option<SessionId>,
+    /// Packets go through.
+    pub linked: bool,
+    pub removed: bool,
+    pub revision: Revision,
+    pub mine: Arc<Mine>,
+    pub networks: Arc<Networks>,
+    pub cluster: Option<Arc<ClusterPart>>,
+    pub containers: BTreeMap<TaskId, Container>,
+    unsent: BTreeMap<TaskId, TaskStatus>,
+}
+
+impl Agent {
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            session: None,
+            linked: true,
+            removed: false,
+            revision: Revision::default(),
+            mine: Arc::default(),
+            networks: Arc::default(),
+            cluster: None,
+            containers: BTreeMap::new(),
+            unsent: BTreeMap::new(),
+        }
+    }
+
+    pub fn hello(&mut self) -> ToManager {
+        // Everything is told anew in a new session.
+        self.unsent = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
+        ToManager::Hello {
+            format: FORMAT,
+            description: super::build::description(self.id.as_str()),
+            endpoints: Vec::new(),
+            have: self.revision,
+        }
+    }
+
+    /// Takes in a message; answers at once.
+    pub fn hear(&mut self, message: ToNode) -> Option<ToManager> {
+        match message {
+            ToNode::View { revision, mine, networks, cluster } => {
+                assert!(revision >= self.revision, "{} was sent an older view", self.id);
+                self.revision = revision;
+                self.mine = mine.unwrap_or_else(|| self.mine.clone());
+                self.networks = networks.unwrap_or_else(|| self.networks.clone());
+                self.cluster = cluster.or_else(|| self.cluster.take());
+                for task in self.mine.tasks.values() {
+                    for attachment in &task.attachments {
+                        assert!(self.networks.by_id.contains_key(&attachment.network_id), "a task came without its network");
+                    }
+                }
+                return Some(ToManager::Heartbeat { applied: revision });
+            }
+            ToNode::Removed(_) => self.removed = true,
+            ToNode::Welcome { .. } | ToNode::Alive | ToNode::NotLeader { .. } => {}
+            ToNode::Refused(why) => panic!("{} was refused: {why}", self.id),
+        }
+        None
+    }
+
+    /// Does a little; returns the tasks that were asked to stop just now.
+    pub fn step(&mut self, now: Timestamp, rng: &mut StdRng) -> Vec<TaskId> {
+        let mut told = Vec::new();
+        let (mine, unsent) = (self.mine.clone(), &mut self.unsent);
+        self.containers.retain(|id, c| mine.tasks.contains_key(id) || c.runs());
+        for task in mine.tasks.values() {
+            self.containers.entry(task.id.clone()).or_insert_with(|| Container {
+                task: task.clone(),
+                status: TaskStatus { container: None, ..task.status.clone() },
+                life: life(task, rng),
+                stopping: None,
+            });
+        }
+        for (id, container) in &mut self.containers {
+            let desired = mine.tasks.get(id).map_or(TaskState::Remove, |t| t.desired_state);
+            let not_before = mine.tasks.get(id).and_then(|t| t.not_before);
+            let before = container.status.state;
+            let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut told);
+            if next > before {
+                container.status = TaskStatus {
+                    timestamp: now,
+                    state: next,
+                    message: next.as_str().to_owned(),
+                    err: String::new(),
+                    container: Some(ContainerStatus { container_id: format!("c-{id}"), pid: 1, exit_code: 0 }),
+                };
+                unsent.insert(id.clone(), container.status.clone());
+            }
+        }
+        told
+    }
+
+    pub fn reports(&mut self) -> Option<ToManager> {
+        (!self.unsent.is_empty()).then(|| ToManager::Status(std::mem::take(&mut self.unsent).into_iter().collect()))
+    }
+}
+
+impl Container {
+    fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, told: &mut Vec<TaskId>) -> TaskState {
+        let state = self.status.state;
+        if state.is_final() {
+            return state;
+        }
+        if desired > TaskState::Running {
+            let left = self.stopping.get_or_insert_with(|| {
+                told.push(self.task.id.clone());
+                rng.random_range(0..4)
+            });
+            if *left == 0 || !(TaskState::Starting..=TaskState::Running).contains(&state) {
+                return TaskState::Shutdown;
+            }
+            *left -= 1;
+            return state;
+        }
+        match state {
+            TaskState::Assigned => TaskState::Accepted,
+            TaskState::Accepted => TaskState::Preparing,
+            TaskState::Preparing => TaskState::Ready,
+            TaskState::Ready if desired == TaskState::Running && due => TaskState::Starting,
+            TaskState::Starting => TaskState::Running,
+            TaskState::Running => match &mut self.life {
+                Some(0) if self.task.service_name.starts_with("once") => TaskState::Complete,
+                Some(0) => TaskState::Failed,
+                Some(n) => {
+                    *n -= 1;
+                    state
+                }
+                None => state,
+            },
+            other => other,
+        }
+    }
+}
+
+/// Services called crash… and once… end by themselves, flaky… sometimes.
+fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
+    let short = rng.random_range(0..5);
+    match task.service_name.as_str() {
+        name if name.starts_with("crash") || name.starts_with("once") => Some(short),
+        name if name.starts_with("flaky") && rng.random_bool(0.5) => Some(short * 10),
+        _ => None,
+    }
+}

@@ -1,0 +1,67 @@
+//! The store behind raft, as a manager has it.
+
+use super::running::{Folder, Nowhere, config};
+use skep::manager::replica::Replica;
+use skep::model::network::{Network, NetworkSpec};
+use skep::model::{Meta, NetworkId, Timestamp};
+use skep::raft::{Raft, RaftConfig, RaftError};
+use skep::store::{Action, ProposeError, StoreError, StoreHandle};
+use std::path::Path;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+type Outcome = Result<(), StoreError>;
+
+async fn start(dir: &Path) -> anyhow::Result<(StoreHandle, Raft<Outcome>, CancellationToken)> {
+    let shutdown = CancellationToken::new();
+    let config = RaftConfig { snapshot_every: 10, keep_entries: 3, ..config(dir) };
+    let (store, raft) = Replica::start(config, true, Arc::new(Nowhere), shutdown.clone()).await?;
+    Ok((store, raft, shutdown))
+}
+
+async fn stop(raft: Raft<Outcome>, shutdown: CancellationToken) {
+    shutdown.cancel();
+    raft.closed().await;
+}
+
+fn network(id: &str, name: &str) -> Action {
+    let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
+    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None })
+}
+
+#[tokio::test]
+async fn the_store_is_the_same_after_a_restart() {
+    let folder = Folder::new("replica");
+    let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
+    let mut watch = store.watch();
+    let index = store.write(Timestamp(1), vec![network("a", "front")]).await.expect("written");
+    assert_eq!(store.read().network(&"a".into()).expect("there").meta.version, index);
+    assert!(watch.has_changed().expect("alive"), "readers are woken");
+    watch.mark_unchanged();
+    let refused = store.write(Timestamp(2), vec![network("b", "FRONT")]).await.expect_err("refused");
+    assert!(matches!(refused, ProposeError::Refused(StoreError::NameConflict { .. })), "{refused}");
+    for i in 0..25 {
+        store.write(Timestamp(i), vec![network(&format!("n{i}"), &format!("net{i}"))]).await.expect("written");
+    }
+    let before = store.read().snapshot();
+    stop(raft, shutdown).await;
+    let error = store.write(Timestamp(9), vec![]).await.expect_err("stopped");
+    assert!(matches!(error, ProposeError::Stopped(_)), "{error}");
+
+    let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
+    assert_eq!(store.read().snapshot(), before);
+    store.write(Timestamp(9), vec![network("after", "after")]).await.expect("written");
+    stop(raft, shutdown).await;
+}
+
+#[tokio::test]
+async fn an_entry_of_a_newer_format_is_refused_with_a_sentence() {
+    let folder = Folder::new("replica-newer");
+    let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
+    let error = raft.propose(br#"{"format":2,"new":"shape"}"#.to_vec()).await.expect_err("stops");
+    assert!(matches!(&error, RaftError::Stopped(why) if why.contains("format 2") && why.contains("newer skep")), "{error}");
+    assert!(store.write(Timestamp(1), vec![]).await.is_err());
+    stop(raft, shutdown).await;
+    let error = start(&folder.0).await.err().expect("the older skep does not start");
+    assert!(format!("{error:#}").contains("newer skep"), "{error:#}");
+}
