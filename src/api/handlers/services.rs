@@ -12,6 +12,7 @@ use crate::store::{Action, Kind, Store};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// GET /services
 pub fn list(call: &Call) -> Result<Response> {
@@ -22,11 +23,12 @@ pub fn list(call: &Call) -> Result<Response> {
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
+    let running = if status { convert::service::running(store.tasks()) } else { BTreeMap::new() };
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
             let mut shown = convert::service::service(service, false);
-            shown.service_status = status.then(|| convert::service::status(service, store.tasks()));
+            shown.service_status = status.then(|| convert::service::status(service, &running));
             shown
         })
         .collect();
@@ -167,7 +169,7 @@ fn mode_change(posted: &Value) -> Result<()> {
 /// The path of the first difference that is not carried out.
 fn first_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
     let shown = |spec: &ServiceSpec| {
-        let spec = ServiceSpec { labels: std::collections::BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
+        let spec = ServiceSpec { labels: BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
         serde_json::to_value(spec).unwrap_or_default()
     };
     difference(&shown(old), &shown(new), String::new())
@@ -178,7 +180,7 @@ fn difference(old: &Value, new: &Value, path: String) -> Option<String> {
         return None;
     }
     let (Value::Object(a), Value::Object(b)) = (old, new) else { return Some(path) };
-    let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find_map(|key| {
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)

@@ -195,6 +195,28 @@ fn running(service: &skep::model::Service, slot: u64) -> Task {
     }
 }
 
+/// A stack of what is carried out: the CLI updates its services each time, also when nothing changed.
+async fn stack(served: &Served) {
+    let file = served.socket.with_file_name("stack.yml");
+    let text = |replicas| {
+        format!(
+            "services:\n  web:\n    image: lab:1\n    networks: [front]\n    ports: ['8090:80']\n    environment: {{A: b}}\n    deploy:\n      \
+             replicas: {replicas}\nnetworks:\n  front: {{}}\n"
+        )
+    };
+    let deploy = format!("stack deploy -d --resolve-image never -c {} shop", file.display());
+    for replicas in [1, 1, 2] {
+        std::fs::write(&file, text(replicas)).unwrap();
+        docker(served, &deploy).await;
+    }
+    let services = docker(served, "stack services shop").await;
+    assert!(services.contains("shop_web") && services.contains("/2"), "{services}");
+    assert!(docker(served, "stack ls").await.contains("shop"));
+    assert!(docker(served, "stack ps shop").await.contains("shop_web.1"));
+    docker(served, "stack rm shop").await;
+    assert!(!docker(served, "network ls").await.contains("shop_front"));
+}
+
 #[tokio::test]
 async fn the_cli_drives_a_swarm() {
     let node = FakeNode::new(Membership::Inactive);
@@ -246,6 +268,8 @@ async fn the_cli_drives_a_swarm() {
     assert!(docker(&served, "node ps lab1").await.contains("web.1"));
     assert!(refused(&served, "service logs web").await.contains("not built into skep yet"));
     assert!(refused(&served, "run --rm --network net1 lab:1 true").await.contains("attachable network of the swarm"));
+
+    stack(&served).await;
 
     assert!(docker(&served, "service rm web").await.contains("web"));
     docker(&served, "network rm net1").await;
