@@ -118,6 +118,10 @@ impl Member {
         let (outgoing, outgoing_in) = mpsc::channel(256);
         let (state, session) = watch::channel(SessionState::default());
         let ledger = Ledger::new(daemon.ledger_file());
+        if let Some(first) = network.view.borrow().as_deref() {
+            // A node that is killed right after its join comes up by it.
+            ledger.store(first)?;
+        }
         tasks.spawn(Pump { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses }.run());
 
         let mut config = SessionConfig::new(
