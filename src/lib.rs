@@ -2,6 +2,7 @@
 //!
 //! One binary beside an unmodified Docker Engine.
 
+pub mod admin;
 pub mod agent;
 pub mod api;
 pub mod balance;

@@ -128,7 +128,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     }
 
     let admin = http::bind_unix(&settings.admin_socket())?;
-    servers.spawn(http::serve_unix(admin, report::router(daemon.clone()), shutdown.clone()));
+    servers.spawn(http::serve_unix(admin, crate::admin::router(daemon.clone()), shutdown.clone()));
     let api = Api::new(Arc::new(control::Control(daemon.clone())), settings.engine_socket()?, daemon.clock.clone());
     let socket = http::bind_unix(&settings.docker_socket())?;
     servers.spawn(api.serve(socket, shutdown.clone()));

@@ -5,7 +5,7 @@ mod image;
 mod name;
 mod ports;
 
-pub use name::{network_name, object_name};
+pub use name::{network_name, object_name, random_name};
 pub use ports::free_ports;
 
 use super::error::{ApiError, Code, Result};

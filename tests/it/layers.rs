@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What a room may import besides `model` and the small services of [`EVERYONE`]. `*`: everything (the root layer).
 const ARROWS: &[(&str, &str)] = &[
+    ("admin", "status balance"),
     ("model", ""),
     ("store", ""),
     ("trust", ""),
@@ -48,7 +49,7 @@ const HOMES: &[(&str, &str)] = &[
     ("x25519_dalek", "datapath trust"),
     ("rtnetlink", "datapath"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
-    ("axum", "http api overlay node"),
+    ("axum", "http api overlay admin"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
     ("httparse", "api"),

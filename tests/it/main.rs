@@ -12,4 +12,5 @@ mod overlay;
 mod raft;
 mod rpc;
 mod store;
+mod swarm;
 mod tunnel;
