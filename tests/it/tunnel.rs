@@ -1,4 +1,5 @@
 //! The tunnel with real packets: two hosts, a mesh namespace each, `skep tunnel` between them. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use anyhow::{Context as _, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};

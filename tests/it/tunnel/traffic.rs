@@ -19,7 +19,7 @@ async fn two_hosts_talk_over_v4_and_v6() -> anyhow::Result<()> {
     assert_eq!((state.plane.as_str(), state.port, state.mtu), ("skep tunnel", 2377, 1420));
     let peer = peer_of(&state, b.key)?;
     assert_eq!(peer.peer, b.peer());
-    assert!(peer.handshake_age.is_some_and(|age| age < Duration::from_secs(60)), "{peer:?}");
+    assert!(peer.handshake_age.is_some_and(|age| age < Duration::from_mins(1)), "{peer:?}");
     assert!(peer.rx_bytes > 20 << 20 && peer.tx_bytes > 20 << 20, "{peer:?}");
 
     let shown = a.mesh(&format!("wg show {}", a.config.device)).await?;
@@ -63,7 +63,7 @@ async fn a_hundred_addresses_come_and_go_under_a_transfer() -> anyhow::Result<()
     assert_eq!(after.peer, b.peer());
     // One and the same handshake: its age ran on, and the counters were never reset.
     let (then, now) = (before.handshake_age.unwrap(), after.handshake_age.unwrap());
-    assert!(now >= then + started.elapsed() - Duration::from_secs(1), "a new handshake: {then:?}, now {now:?}");
+    assert!(now + Duration::from_secs(1) >= then + started.elapsed(), "a new handshake: {then:?}, now {now:?}");
     assert!(after.rx_bytes > 60 << 20, "{after:?}");
     pair.end().await
 }
