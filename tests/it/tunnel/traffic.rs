@@ -114,3 +114,26 @@ async fn the_address_of_a_peer_that_moves_is_learned() -> anyhow::Result<()> {
     assert_eq!(peer_of(&pair.tunnel_b.observe().await?, a.key)?.peer.keepalive, Some(25));
     pair.end().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_runs_over_ipv6_and_a_path_narrower_than_promised() -> anyhow::Result<()> {
+    let pair = Pair::new("six").await?;
+    let (a, b) = (&pair.a, &pair.b);
+    for side in [a, b] {
+        side.host.run(&format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", side.number)).await?;
+    }
+    let mut peer = b.peer();
+    peer.endpoint = Some("[2001:db8::2]:2377".parse()?);
+    pair.tunnel_b.apply(&[TunnelStep::Set(a.key, TunnelPeer { endpoint: None, ..a.peer() })]).await?;
+    pair.tunnel_a.apply(&[TunnelStep::Remove(b.key), TunnelStep::Set(b.key, peer)]).await?;
+    pair.ping().await?;
+    let learned = peer_of(&pair.tunnel_b.observe().await?, a.key)?;
+    assert_eq!(learned.peer.endpoint, Some("[2001:db8::1]:2377".parse()?));
+    whole_transfer(a, (b, b.v6()), 4 << 20).await?;
+    // The datagrams no longer fit: they go in fragments.
+    a.host.run("ip link set eth0 mtu 1300").await?;
+    b.host.run("ip link set eth0 mtu 1300").await?;
+    whole_transfer(a, (b, b.v6()), 4 << 20).await?;
+    whole_transfer(b, (a, a.v4()), 4 << 20).await?;
+    pair.end().await
+}
