@@ -241,6 +241,7 @@ mod tests {
     fn read(posted: Value) -> Result<ServiceSpec> {
         spec(schema::normalise(posted, &SERVICE_SPEC)?)
     }
+    #[expect(clippy::needless_pass_by_value, reason = "called with what `json!` makes")]
     fn with(container: Value) -> Value {
         json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container}})
     }
