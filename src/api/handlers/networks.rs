@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-const FILTERS: [&str; 8] = ["driver", "id", "label", "name", "scope", "type", "dangling", "idOrName"];
+const FILTERS: [&str; 7] = ["driver", "id", "label", "name", "scope", "type", "dangling"];
 
 /// The store's newest state, on managers.
 pub fn store(call: &Call) -> Option<Arc<Store>> {
@@ -72,7 +72,6 @@ fn passes(network: &Network, store: &Store, filters: &Filters) -> bool {
     filters.any("driver", |v| v == convert::OVERLAY)
         && filters.any("id", |v| network.id.as_str().contains(v))
         && filters.any("name", |v| network.spec.name.contains(v))
-        && filters.any("idOrName", |v| network.spec.name == v || network.id.as_str().starts_with(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| (v == "builtin") == network.spec.ingress)
         && filters.any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || user(network, store).is_some()))
@@ -86,7 +85,6 @@ fn passes_local(network: &Value, filters: &Filters) -> bool {
     filters.any("driver", |v| v == convert::OVERLAY)
         && filters.any("id", |v| text("Id").contains(v))
         && filters.any("name", |v| text("Name").contains(v))
-        && filters.any("idOrName", |v| text("Name") == v || text("Id").starts_with(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| v == "custom")
         && filters.any("dangling", |v| !matches!(v, "1" | "true"))
