@@ -59,5 +59,8 @@ fn interfaces() -> BTreeSet<String> {
 fn processes() -> Vec<String> {
     let pids = std::fs::read_dir("/proc").expect("proc").filter_map(|e| e.ok()?.file_name().into_string().ok());
     let lines = pids.filter(|p| p.bytes().all(|b| b.is_ascii_digit()));
-    lines.filter_map(|p| std::fs::read(format!("/proc/{p}/cmdline")).ok()).map(|c| String::from_utf8_lossy(&c).replace('\0', " ")).collect()
+    lines
+        .filter_map(|p| std::fs::read(format!("/proc/{p}/cmdline")).ok())
+        .map(|c| String::from_utf8_lossy(&c).replace('\0', " "))
+        .collect()
 }

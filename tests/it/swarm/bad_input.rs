@@ -13,7 +13,9 @@ async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
     let swarm = hosts("join", 2, QUICK).await;
     let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
 
-    let early = join(worker, manager.address(), "SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx").await;
+    let early =
+        join(worker, manager.address(), "SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx")
+            .await;
     assert_eq!(early.status, 503, "nobody listens there yet: {}", said(&early));
     assert!(said(&early).contains("192.0.2.1:2377"), "{}", said(&early));
 
@@ -42,7 +44,10 @@ async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
         let reply = join(worker, manager.address(), &token).await;
         assert!(reply.status.is_server_error(), "{}", reply.status);
         let text = said(&reply);
-        assert!(text.contains("UDP 2377") && text.contains(&format!("from {from}")) && text.contains(to), "direction {from} → {to}: {text}");
+        assert!(
+            text.contains("UDP 2377") && text.contains(&format!("from {from}")) && text.contains(to),
+            "direction {from} → {to}: {text}"
+        );
         unblock(&swarm).await;
     }
 
@@ -63,7 +68,9 @@ async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
 
 async fn block_udp(swarm: &Swarm, from: &str) {
     let rules = swarm.lab.dir().join("block.nft");
-    let text = format!("table bridge block {{ chain f {{ type filter hook forward priority 0; ip saddr {from} udp dport 2377 drop; }} }}");
+    let text = format!(
+        "table bridge block {{ chain f {{ type filter hook forward priority 0; ip saddr {from} udp dport 2377 drop; }} }}"
+    );
     std::fs::write(&rules, text).expect("rules");
     skep::lab::output(swarm.lab.command("nft").arg("-f").arg(&rules)).await.expect("nft");
 }
@@ -118,7 +125,8 @@ async fn an_engine_that_is_absent_or_goes_down_is_named() {
     let mut swarm = hosts("engine", 1, "").await;
     swarm.hosts[0].stop_engine().await.expect("engine stops");
     let host = &swarm.hosts[0];
-    let reply = post(host, "/swarm/init", &json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "192.0.2.1", "Spec": {} })).await;
+    let reply =
+        post(host, "/swarm/init", &json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "192.0.2.1", "Spec": {} })).await;
     assert!(reply.status.is_server_error());
     assert!(said(&reply).contains("engine.sock"), "names the socket: {}", said(&reply));
     let reply = skep::http::UnixClient::new(host.skep_socket()).get("/containers/json").await.expect("skep itself answers");
@@ -152,7 +160,12 @@ async fn a_damaged_or_foreign_data_directory_is_refused_by_name_and_kept() {
     let mut swarm = swarm("data", 1, "").await;
     let mut host = swarm.hosts.pop().expect("host");
     host.stop_daemon(false).await.expect("stops");
-    for (file, bytes) in [("ledger.json", &b"{ torn"[..]), ("node.json", b"\0\0\0"), ("certificates/node.crt", b"garbage"), ("raft/raft.redb", b"garbage")] {
+    for (file, bytes) in [
+        ("ledger.json", &b"{ torn"[..]),
+        ("node.json", b"\0\0\0"),
+        ("certificates/node.crt", b"garbage"),
+        ("raft/raft.redb", b"garbage"),
+    ] {
         let path = host.data_dir().join(file);
         let whole = std::fs::read(&path).expect(file);
         std::fs::write(&path, bytes).expect("damaged");

@@ -62,10 +62,15 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
 
     skep::lab::output(worker.docker().args(["swarm", "leave"])).await.expect("the worker leaves");
     assert_eq!(skep::lab::output(worker.engine_cli().args(["ps", "-aq"])).await.expect("ps").trim(), "", "no container stays");
-    let networks = skep::lab::output(worker.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await.expect("networks");
+    let networks =
+        skep::lab::output(worker.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await.expect("networks");
     assert!(!networks.contains("skep"), "no network of ours stays: {networks}");
     assert!(!worker.run_dir().join("mesh").exists(), "no mesh namespace stays");
-    assert_eq!(worker.run("busybox pidof skep").await.expect("daemon").split_whitespace().count(), 1, "only the daemon itself runs on");
+    assert_eq!(
+        worker.run("busybox pidof skep").await.expect("daemon").split_whitespace().count(),
+        1,
+        "only the daemon itself runs on"
+    );
     assert_eq!(get(worker, "/info").await["Swarm"]["LocalNodeState"], "inactive");
 
     swarm.running("web", 4).await;
@@ -90,12 +95,27 @@ async fn a_failing_task_is_restarted_by_its_policy_and_a_fine_one_is_left_alone(
     let swarm = swarm("policy", 1, "").await;
     let fails = json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 3"] }, "RestartPolicy": { "Condition": "on-failure", "MaxAttempts": 2, "Delay": 100_000_000 } });
     swarm.service("fails", 1, None, fails).await;
-    let ends = json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 0"] }, "RestartPolicy": { "Condition": "on-failure" } });
+    let ends =
+        json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 0"] }, "RestartPolicy": { "Condition": "on-failure" } });
     swarm.service("ends", 1, None, ends).await;
-    swarm.service("none", 1, None, json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 1"] }, "RestartPolicy": { "Condition": "none" } })).await;
+    swarm
+        .service(
+            "none",
+            1,
+            None,
+            json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 1"] }, "RestartPolicy": { "Condition": "none" } }),
+        )
+        .await;
     let states = |name: &'static str| {
         let swarm = &swarm;
-        async move { swarm.tasks(name).await.iter().map(|t| t["Status"]["State"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>() }
+        async move {
+            swarm
+                .tasks(name)
+                .await
+                .iter()
+                .map(|t| t["Status"]["State"].as_str().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        }
     };
     within(30, "three failed tries", || async {
         let states = states("fails").await;

@@ -47,7 +47,8 @@ async fn containers_of_a_network_find_and_reach_each_other_and_nobody_else() {
         let mut backends = BTreeSet::new();
         for address in &found {
             let url = format!("http://{address}/");
-            let body = exec(host, &ask, &["timeout", "5", "wget", "-q", "-O", "-", &url]).await.expect("web answers, here and there");
+            let body =
+                exec(host, &ask, &["timeout", "5", "wget", "-q", "-O", "-", &url]).await.expect("web answers, here and there");
             backends.insert(body.split_whitespace().next().unwrap_or_default().to_owned());
             let stranger = exec(host, &other, &["timeout", "3", "wget", "-q", "-O", "-", &url]).await;
             assert!(stranger.is_err(), "a container of another network reached {address}: {stranger:?}");
@@ -58,7 +59,19 @@ async fn containers_of_a_network_find_and_reach_each_other_and_nobody_else() {
         for address in &found {
             let target = (address.parse::<std::net::IpAddr>().expect("ip"), 80).into();
             assert!(ask_quick(host, target).await.is_err(), "the host itself reached {address}");
-            let plain = output(host.docker().args(["run", "--rm", skep::lab::WHOAMI_IMAGE, "timeout", "3", "wget", "-q", "-O", "-", &format!("http://{address}/")])).await;
+            let plain = output(host.docker().args([
+                "run",
+                "--rm",
+                skep::lab::WHOAMI_IMAGE,
+                "timeout",
+                "3",
+                "wget",
+                "-q",
+                "-O",
+                "-",
+                &format!("http://{address}/"),
+            ]))
+            .await;
             assert!(plain.is_err(), "a plain container reached {address}: {plain:?}");
         }
     }
@@ -74,7 +87,8 @@ async fn the_stock_docker_cli_drives_a_swarm() {
     let swarm = hosts("cli", 2, "").await;
     let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
     let said = manager.docker_run("swarm init --advertise-addr 192.0.2.1").await.expect("init");
-    let command = said.lines().map(str::trim).find(|l| l.starts_with("docker swarm join")).expect("the command for workers").to_owned();
+    let command =
+        said.lines().map(str::trim).find(|l| l.starts_with("docker swarm join")).expect("the command for workers").to_owned();
     worker.docker_run(command.strip_prefix("docker ").expect("docker")).await.expect("the command that init prints works");
     assert!(manager.docker_run("swarm join-token worker").await.expect("join-token").contains("192.0.2.1:2377"));
     let nodes = manager.docker_run("node ls").await.expect("node ls");
@@ -82,7 +96,10 @@ async fn the_stock_docker_cli_drives_a_swarm() {
 
     manager.docker_run("network create -d overlay back").await.expect("network");
     // With its progress display, to its end.
-    let create = format!("service create --name web --replicas 4 -p 8080:80 --network back --env A=1 --label x=y --mount type=volume,source=v,target=/v --stop-grace-period 1s {}", skep::lab::WHOAMI_IMAGE);
+    let create = format!(
+        "service create --name web --replicas 4 -p 8080:80 --network back --env A=1 --label x=y --mount type=volume,source=v,target=/v --stop-grace-period 1s {}",
+        skep::lab::WHOAMI_IMAGE
+    );
     let said = manager.docker_run(&create).await.expect("service create");
     assert!(said.contains("converged"), "{said}");
     assert!(manager.docker_run("service ls").await.expect("service ls").contains("4/4"));
@@ -120,9 +137,17 @@ async fn the_stock_docker_cli_drives_a_swarm() {
     output(&mut build).await.expect("build");
     assert_eq!(worker.docker_run("run --rm built:1 cat /built").await.expect("run").trim(), "built");
 
-    for refused in ["service create --mode global x", "secret create s /dev/null", "service create --constraint node.role==worker x"] {
+    for refused in
+        ["service create --mode global x", "secret create s /dev/null", "service create --constraint node.role==worker x"]
+    {
         let error = manager.docker_run(refused).await.expect_err(refused).to_string();
-        assert!(error.to_lowercase().contains("not built") || error.contains("not implemented") || error.contains("501") || error.contains("not carried out"), "{refused}: {error}");
+        assert!(
+            error.to_lowercase().contains("not built")
+                || error.contains("not implemented")
+                || error.contains("501")
+                || error.contains("not carried out"),
+            "{refused}: {error}"
+        );
     }
     swarm.stop().await;
 }
