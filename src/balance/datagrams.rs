@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -230,7 +231,7 @@ async fn answers(door: Arc<Door>, id: FlowId, upstream: Arc<Upstream>, mut tried
             () = door.closed.cancelled() => break,
             () = door.shared.shutdown.cancelled() => break,
             () = &mut lingering => break,
-            ready = upstream.socket.readable() => ready,
+            ready = readable(&upstream.socket) => ready,
         };
         match ready.and_then(|()| BUFFER.with_borrow_mut(|buffer| answer(&door, id, &upstream, buffer))) {
             Ok(()) => {}
@@ -246,6 +247,19 @@ async fn answers(door: Arc<Door>, id: FlowId, upstream: Arc<Upstream>, mut tried
         }
     }
     lock(&door.node.flows).remove(id);
+}
+
+/// Waits for an answer. A refusal alone is nothing to read for epoll, so it is asked for by name.
+async fn readable(socket: &UdpSocket) -> io::Result<()> {
+    let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+    if ready.is_error() {
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        // Taken by a send: done with.
+        let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+    Ok(())
 }
 
 fn answer(door: &Door, id: FlowId, upstream: &Upstream, buffer: &mut [u8]) -> io::Result<()> {
