@@ -68,10 +68,12 @@ async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
 
 async fn block_udp(swarm: &Swarm, from: &str) {
     let rules = swarm.lab.dir().join("block.nft");
-    let text = format!("table bridge block {{ chain f {{ type filter hook forward priority 0; ip saddr {from} udp dport 2377 drop
+    let text = format!(
+        "table bridge block {{ chain f {{ type filter hook forward priority 0; ip saddr {from} udp dport 2377 drop
 }}
 }}
-");
+"
+    );
     std::fs::write(&rules, text).expect("rules");
     skep::lab::output(swarm.lab.command("nft").arg("-f").arg(&rules)).await.expect("nft");
 }
