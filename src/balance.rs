@@ -1,23 +1,27 @@
 //! Published ports in user space: a listener per port on every node, whatever runs where. `plan` says what changes
-//! (pure), `rotation` which backend is next (pure), `listener` accepts, `proxy` carries one connection. This file is the
-//! loop that keeps the listeners at the view.
+//! (pure), `rotation` which backend is next (pure), `flows` which UDP client talks to which one (pure), `listener` accepts,
+//! `proxy` carries one connection, `datagrams` the UDP flows. This file is the loop that keeps the listeners at the view.
 //!
-//! Only TCP: published UDP ports are refused by the API. Knows nothing of services beyond the ports they publish.
+//! TCP and UDP; no SCTP. Knows nothing of services beyond the ports they publish.
 
+mod datagrams;
+pub mod flows;
 mod listener;
 pub mod plan;
 mod proxy;
 pub mod rotation;
 
 use crate::datapath::Sockets;
-use crate::model::{NodeId, NodeView, Protocol, Revision, view::PublishedPort};
-use listener::Port;
-use plan::{Actual, Family, Step};
+use crate::model::{
+    NodeId, NodeView, Protocol, Revision,
+    view::{ClusterPart, PublishedPort},
+};
+use listener::{Common, Port};
+use plan::{Actual, Family, PortKey, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +38,14 @@ pub struct BalanceSettings {
     pub max_connections: usize,
     /// The same for one port, so that none can take all of them.
     pub max_connections_per_port: usize,
+    /// UDP flows (a client's datagrams to one port), all ports together. When full the longest idle one makes room.
+    pub max_flows: usize,
+    /// The same for one port.
+    pub max_flows_per_port: usize,
+    /// A UDP flow without a datagram in either direction for so long is over.
+    pub flow_idle: Duration,
+    /// How long answers of a backend still come through after its flows moved to another one.
+    pub flow_linger: Duration,
     /// Silence after which the kernel asks whether the other end still lives. Nothing idle is cut while both ends do.
     pub keepalive: Duration,
     /// The slow tick: ports that are taken are tried again, counters published.
@@ -47,6 +59,10 @@ impl Default for BalanceSettings {
             suspect_for: Duration::from_secs(5),
             max_connections: 16_384,
             max_connections_per_port: 8_192,
+            max_flows: 16_384,
+            max_flows_per_port: 8_192,
+            flow_idle: Duration::from_mins(1),
+            flow_linger: Duration::from_secs(2),
             keepalive: Duration::from_mins(1),
             tick: Duration::from_secs(1),
         }
@@ -66,9 +82,9 @@ pub struct PortStatus {
     pub state: PortState,
     /// Tasks that it sends to.
     pub backends: usize,
-    /// Connections carried now, those of backends that are gone included.
+    /// Connections carried now, those of backends that are gone included; of UDP, flows.
     pub connections: usize,
-    /// Connections that found no backend that accepts, since the port was opened.
+    /// Connections (of UDP, datagrams) that found no backend that takes them, since the port was opened.
     pub errors: u64,
 }
 
@@ -80,7 +96,7 @@ pub enum PortState {
     Listening,
     /// The kernel refused an address; what it said. The other family may answer. Tried again at each tick.
     Taken(String),
-    /// Not TCP: not carried out on this plane.
+    /// Neither TCP nor UDP: not carried out on this plane.
     Unsupported,
 }
 
@@ -89,7 +105,7 @@ impl std::fmt::Display for PortState {
         match self {
             Self::Listening => f.write_str("listening"),
             Self::Taken(reason) => write!(f, "taken ({reason})"),
-            Self::Unsupported => f.write_str("not TCP: not served"),
+            Self::Unsupported => f.write_str("neither TCP nor UDP: not served"),
         }
     }
 }
@@ -107,18 +123,25 @@ pub async fn run(
     settings: BalanceSettings,
     shutdown: CancellationToken,
 ) {
-    let all = Arc::new(Semaphore::new(settings.max_connections));
-    let settings = Arc::new(settings);
-    let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    let limits = flows::Limits { all: settings.max_flows, per_port: settings.max_flows_per_port, idle: settings.flow_idle };
+    let common = Common {
+        mesh,
+        connections: Arc::new(Semaphore::new(settings.max_connections)),
+        datagrams: datagrams::Node::new(limits),
+        settings: Arc::new(settings),
+        shutdown,
+    };
+    let mut ports: BTreeMap<PortKey, Port> = BTreeMap::new();
     let mut over = false;
     loop {
         // No view (any more) is a view without ports: whoever leaves the cluster gives its ports back.
         let current = view.borrow_and_update().clone();
         let desired = current.as_ref().map_or(&[][..], |view| &view.cluster.ports);
         let source = current.as_ref().and_then(|view| view.cluster.node(&me)).map(|node| node.ingress_addr);
+        common.datagrams.set_own(current.as_ref().map(|view| own(&view.cluster)).unwrap_or_default());
         let actual = ports.iter().filter_map(|(port, p)| Some((*port, p.actual()?))).collect();
         for step in plan::plan(desired, &actual) {
-            execute(step, &mut ports, host.as_ref(), source, || Port::new(&mesh, &all, &settings, &shutdown)).await;
+            execute(step, &mut ports, host.as_ref(), source, &common).await;
         }
         for port in ports.values() {
             port.set_source(source);
@@ -126,11 +149,12 @@ pub async fn run(
         if let Some(current) = &current {
             applied.send_if_modified(|revision| std::mem::replace(revision, current.revision) != current.revision);
         }
+        common.datagrams.expire();
         publish(&status, desired, &ports);
         tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = common.shutdown.cancelled() => break,
             changed = view.changed(), if !over => over = changed.is_err(),
-            () = tokio::time::sleep(settings.tick) => {}
+            () = tokio::time::sleep(common.settings.tick) => {}
         }
     }
     for port in ports.into_values() {
@@ -138,32 +162,37 @@ pub async fn run(
     }
 }
 
+/// Where this swarm's own published ports speak from.
+fn own(cluster: &ClusterPart) -> datagrams::Own {
+    let udp = cluster.ports.iter().filter(|p| p.protocol == Protocol::Udp);
+    datagrams::Own {
+        nodes: cluster.nodes.iter().flat_map(|n| &n.endpoints).map(|e| e.ip().to_canonical()).collect(),
+        ports: udp.map(|p| p.published).collect(),
+    }
+}
+
 /// Carries out one step. Infallible: what the kernel refuses is kept with the port and tried again at the next plan.
-async fn execute(
-    step: Step,
-    ports: &mut BTreeMap<u16, Port>,
-    host: &dyn Sockets,
-    source: Option<Ipv4Addr>,
-    new: impl FnOnce() -> Port,
-) {
+async fn execute(step: Step, ports: &mut BTreeMap<PortKey, Port>, host: &dyn Sockets, source: Option<Ipv4Addr>, common: &Common) {
+    let name = |(protocol, port): PortKey| format!("{port}/{}", protocol.as_str());
     match step {
         Step::Close(published) => {
             if let Some(port) = ports.remove(&published) {
                 port.close().await;
             }
-            info!(port = published, "published port closed");
+            info!(port = name(published), "published port closed");
         }
         Step::Route(wanted) => {
-            let port = ports.entry(wanted.published).or_insert_with(new);
+            let key = (wanted.protocol, wanted.published);
+            let port = ports.entry(key).or_insert_with(|| Port::new(key, common));
             port.set_source(source);
             port.route(&wanted, &mut rand::rng());
         }
         Step::Listen(published, family) => {
             let Some(port) = ports.get_mut(&published) else { return };
-            match port.listen(published, family, host) {
-                Ok(()) => info!(port = published, ?family, "published port open"),
+            match port.listen(family, host) {
+                Ok(()) => info!(port = name(published), ?family, "published port open"),
                 Err(Some(reason)) => {
-                    warn!(port = published, %reason, "published port cannot be opened here, tries again; see `ss -ltnp`");
+                    warn!(port = name(published), %reason, "published port cannot be opened here, tries again; see `ss -lntup`");
                 }
                 // Said already.
                 Err(None) => {}
@@ -172,19 +201,19 @@ async fn execute(
     }
 }
 
-fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[PublishedPort], ports: &BTreeMap<u16, Port>) {
+fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[PublishedPort], ports: &BTreeMap<PortKey, Port>) {
     let now: Vec<PortStatus> = desired
         .iter()
         .map(|wanted| {
-            let port = (wanted.protocol == Protocol::Tcp).then(|| ports.get(&wanted.published)).flatten();
+            let port = ports.get(&(wanted.protocol, wanted.published));
             PortStatus {
                 protocol: wanted.protocol,
                 port: wanted.published,
                 service: wanted.service_name.clone(),
                 state: port.map_or(PortState::Unsupported, Port::state),
                 backends: wanted.backends.len(),
-                connections: port.map_or(0, |p| p.counters().connections.load(Ordering::Relaxed)),
-                errors: port.map_or(0, |p| p.counters().errors.load(Ordering::Relaxed)),
+                connections: port.map_or(0, Port::carried),
+                errors: port.map_or(0, Port::errors),
             }
         })
         .collect();
@@ -206,4 +235,4 @@ impl Family {
 }
 
 /// What [`plan::plan`] compares with.
-pub type ActualPorts = BTreeMap<u16, Actual>;
+pub type ActualPorts = BTreeMap<PortKey, Actual>;

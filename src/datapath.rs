@@ -18,10 +18,11 @@ pub mod netns;
 pub mod sockets;
 mod sysctl;
 pub mod tunnel;
+pub mod udp;
 
 /// Makes sockets inside a network namespace. A socket keeps its namespace for life.
 pub trait Sockets: Send + Sync {
-    /// A bound UDP socket, non-blocking.
+    /// A bound UDP socket, non-blocking; an IPv6 one for IPv6 only.
     ///
     /// # Errors
     /// The kernel's, for instance that the address is not there or taken.

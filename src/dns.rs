@@ -40,8 +40,9 @@ pub struct DnsSettings {
     pub max_connections: usize,
     /// How long a TCP connection may be silent.
     pub idle: Duration,
-    /// Life of our own answers, in seconds. Swarm says 600, which makes clients hold on to tasks that are gone; 2 s is what
-    /// Swarm itself waits between taking a task out of DNS and stopping it, so an honest cache is never wrong.
+    /// Life of our own answers, in seconds. Swarm says 600, which makes clients hold on to tasks that are gone. A task is
+    /// stopped as soon as no name server answers it any more, so an answer may not be kept at all: asking again costs a
+    /// question to this very host.
     pub ttl: u32,
     /// Pause before a gateway address that could not be bound is tried again: it is there once the overlay has put it.
     pub retry: Duration,
@@ -56,7 +57,7 @@ impl Default for DnsSettings {
             max_per_asker: 128,
             max_connections: 256,
             idle: Duration::from_secs(10),
-            ttl: 2,
+            ttl: 0,
             retry: Duration::from_millis(100),
         }
     }

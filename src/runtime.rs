@@ -1,7 +1,7 @@
 //! Containers: what the agent asks of a Docker Engine, as a trait. Knows tasks only as far as a container is made from
 //! one; decides nothing. [`docker`] is the engine itself (the one home of `bollard`), [`fake`] one for tests.
 
-use crate::model::{NetworkId, NodeId, Task, TaskId, node::NodeDescription};
+use crate::model::{NetworkId, NodeId, PortConfig, Task, TaskId, node::NodeDescription};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
@@ -111,6 +111,8 @@ pub struct Container {
     pub oom_killed: bool,
     /// What the engine has to say of its end; often empty.
     pub error: String,
+    /// Ports of the host that it is bound to, sorted; one entry per address that the engine names.
+    pub ports: Vec<PortConfig>,
 }
 
 /// An overlay network as the engine shall have it.

@@ -29,6 +29,10 @@ pub struct Settings {
     pub replace_engine_socket: bool,
     /// Where the host's resolvers are named.
     pub resolv_conf: PathBuf,
+    /// Published ports in user space.
+    pub ports: PortSettings,
+    /// The name server of containers.
+    pub dns: NameSettings,
     /// Time-outs.
     pub timeouts: Timeouts,
     /// Raft's own.
@@ -46,6 +50,40 @@ pub enum TunnelPlane {
     Kernel,
     /// `skep tunnel`.
     Process,
+}
+
+/// Bounds of the published ports in user space. One port gets half of each at most, so that none can take all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PortSettings {
+    /// TCP connections carried at one time; further clients wait in the kernel's backlog. Each takes two descriptors.
+    pub max_connections: usize,
+    /// UDP flows (a client's datagrams to one port); when full the longest idle one makes room.
+    pub max_flows: usize,
+    /// Without a datagram in either direction for so long a UDP flow is over, in milliseconds.
+    pub udp_idle_ms: u64,
+}
+
+impl Default for PortSettings {
+    fn default() -> Self {
+        Self { max_connections: 16_384, max_flows: 16_384, udp_idle_ms: 60_000 }
+    }
+}
+
+/// Bounds of questions for names that are not the cluster's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NameSettings {
+    /// How long one of the host's resolvers may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Questions under way at one time, an eighth of it for one container.
+    pub max_in_flight: usize,
+}
+
+impl Default for NameSettings {
+    fn default() -> Self {
+        Self { timeout_ms: 1500, max_in_flight: 1024 }
+    }
 }
 
 /// Time-outs, in milliseconds.
@@ -122,6 +160,8 @@ impl Default for Settings {
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),
+            ports: PortSettings::default(),
+            dns: NameSettings::default(),
             timeouts: Timeouts::default(),
             raft: RaftSettings::default(),
         }

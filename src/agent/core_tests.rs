@@ -52,6 +52,7 @@ fn container(id: &str, task: &str, state: ContainerState) -> Container {
         exit_code: 0,
         oom_killed: false,
         error: String::new(),
+        ports: Vec::new(),
     }
 }
 

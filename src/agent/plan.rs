@@ -2,7 +2,7 @@
 //! their words are Swarm's, so that `docker service ps` reads the same.
 
 use super::memory::{Memory, Verb};
-use crate::model::{Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -230,7 +230,10 @@ impl Planner<'_> {
     /// Reports a state on the way, unless the task is past it; once more if this run has not yet reported at all.
     fn reach(&mut self, state: TaskState, message: &str) {
         let unsaid = self.memory.reported.is_none() && self.status.state == state;
-        if self.status.state < state || unsaid || (self.status.state == state && self.status.container != self.container_status())
+        if self.status.state < state
+            || unsaid
+            || (self.status.state == state
+                && (self.status.container != self.container_status() || self.status.ports != self.ports()))
         {
             self.report(state, message, "");
         }
@@ -243,8 +246,14 @@ impl Planner<'_> {
             message: message.to_owned(),
             err: err.to_owned(),
             container: self.container_status(),
+            ports: self.ports(),
         };
         self.steps.push(Step::Report(self.task.id.clone(), self.status.clone()));
+    }
+
+    /// What the engine bound, as long as it runs.
+    fn ports(&self) -> Vec<PortConfig> {
+        self.container.map(|c| c.ports.clone()).unwrap_or_default()
     }
 
     fn container_status(&self) -> Option<ContainerStatus> {

@@ -136,6 +136,7 @@ impl Sim {
                     exit_code: 0,
                     oom_killed: false,
                     error: String::new(),
+                    ports: Vec::new(),
                 };
                 self.containers.insert(id.clone(), container);
                 return Ok(Some(id));

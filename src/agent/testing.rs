@@ -34,6 +34,7 @@ pub fn task(id: &str) -> Task {
         status: TaskStatus { state: TaskState::Assigned, ..Default::default() },
         attachments: Vec::new(),
         not_before: None,
+        ports: Vec::new(),
     }
 }
 

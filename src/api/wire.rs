@@ -143,12 +143,16 @@ pub struct TaskStatus {
     pub err: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_status: Option<ContainerStatus>,
-    pub port_status: Empty,
+    pub port_status: PortStatus,
 }
 
-/// `{}`
-#[derive(Serialize, Default)]
-pub struct Empty {}
+/// Ports that the task's engine bound; `{}` without any.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PortStatus {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
+}
 
 /// A task's place on a network.
 #[derive(Serialize)]

@@ -1,12 +1,13 @@
 //! One published port of this node: its listeners and what they share. Closing it closes the listeners; the connections
 //! hold what they need and go on.
 
-use super::plan::{Actual, Family};
+use super::datagrams::{self, Door};
+use super::plan::{Actual, Family, PortKey};
 use super::proxy;
 use super::rotation::Rotation;
 use super::{BalanceSettings, PortState};
-use crate::datapath::Sockets;
-use crate::model::view::PublishedPort;
+use crate::datapath::{Sockets, udp::UdpPort};
+use crate::model::{Protocol, view::PublishedPort};
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -71,8 +72,20 @@ impl Shared {
     }
 }
 
+/// What all ports of this node have in common.
+pub(super) struct Common {
+    pub mesh: Arc<dyn Sockets>,
+    pub settings: Arc<BalanceSettings>,
+    pub connections: Arc<Semaphore>,
+    pub datagrams: Arc<datagrams::Node>,
+    pub shutdown: CancellationToken,
+}
+
 /// A published port.
 pub(super) struct Port {
+    key: PortKey,
+    datagrams: Arc<datagrams::Node>,
+    doors: Vec<Arc<Door>>,
     shared: Arc<Shared>,
     route: Option<PublishedPort>,
     open: BTreeSet<Family>,
@@ -82,30 +95,38 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub fn new(
-        mesh: &Arc<dyn Sockets>,
-        all: &Arc<Semaphore>,
-        settings: &Arc<BalanceSettings>,
-        shutdown: &CancellationToken,
-    ) -> Self {
+    pub fn new(key: PortKey, common: &Common) -> Self {
         let shared = Shared {
-            mesh: Arc::clone(mesh),
-            settings: Arc::clone(settings),
+            mesh: Arc::clone(&common.mesh),
+            settings: Arc::clone(&common.settings),
             counters: Counters::default(),
-            shutdown: shutdown.clone(),
+            shutdown: common.shutdown.clone(),
             route: Mutex::default(),
-            all: Arc::clone(all),
-            own: Arc::new(Semaphore::new(settings.max_connections_per_port)),
+            all: Arc::clone(&common.connections),
+            own: Arc::new(Semaphore::new(common.settings.max_connections_per_port)),
         };
-        Self { shared: Arc::new(shared), route: None, open: BTreeSet::new(), loops: JoinSet::new(), taken: BTreeMap::new() }
+        Self {
+            key,
+            datagrams: Arc::clone(&common.datagrams),
+            doors: Vec::new(),
+            shared: Arc::new(shared),
+            route: None,
+            open: BTreeSet::new(),
+            loops: JoinSet::new(),
+            taken: BTreeMap::new(),
+        }
     }
 
     /// Sends new connections there.
     pub fn route(&mut self, wanted: &PublishedPort, rng: &mut impl Rng) {
         let mut route = self.shared.route();
-        route.target = wanted.target;
-        route.rotation.set(wanted.backends.iter().map(|b| b.address), rng);
+        let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
+        let elsewhere = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
+        route.rotation.set(backends.iter().copied(), rng);
         drop(route);
+        if self.key.0 == Protocol::Udp {
+            self.datagrams.keep(self.key.1, if elsewhere { &[] } else { &backends });
+        }
         self.route = Some(wanted.clone());
     }
 
@@ -126,22 +147,45 @@ impl Port {
         PortState::Taken(self.taken.values().cloned().collect::<Vec<_>>().join("; "))
     }
 
-    pub fn counters(&self) -> &Counters {
-        &self.shared.counters
+    /// Connections or flows carried now.
+    pub fn carried(&self) -> usize {
+        match self.key.0 {
+            Protocol::Udp => self.datagrams.len(self.key.1),
+            _ => self.shared.counters.connections.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Connections and datagrams that found no backend.
+    pub fn errors(&self) -> u64 {
+        self.shared.counters.errors.load(Ordering::Relaxed)
     }
 
     /// Closes the listeners and waits until they are gone, so that the port can be bound again. Connections go on.
     pub async fn close(mut self) {
         self.loops.shutdown().await;
+        for door in self.doors {
+            door.close().await;
+        }
     }
 
     /// Listens. On failure the reason, if it is another one than last time.
-    pub fn listen(&mut self, port: u16, family: Family, host: &dyn Sockets) -> Result<(), Option<String>> {
-        let at = family.everywhere(port);
-        match host.listen(at).and_then(TcpListener::from_std) {
-            Ok(listener) => {
-                self.taken.remove(&family);
+    pub fn listen(&mut self, family: Family, host: &dyn Sockets) -> Result<(), Option<String>> {
+        let (protocol, number) = self.key;
+        let at = family.everywhere(number);
+        let opened = match protocol {
+            Protocol::Tcp => host.listen(at).and_then(TcpListener::from_std).map(|listener| {
                 self.loops.spawn(accept(listener, Arc::clone(&self.shared)));
+            }),
+            Protocol::Udp => host.udp(at).and_then(UdpPort::new).map(|port| {
+                let door = Door::new(number, port, Arc::clone(&self.datagrams), Arc::clone(&self.shared));
+                self.loops.spawn(datagrams::serve(Arc::clone(&door)));
+                self.doors.push(door);
+            }),
+            Protocol::Sctp => Err(io::ErrorKind::Unsupported.into()),
+        };
+        match opened {
+            Ok(()) => {
+                self.taken.remove(&family);
                 self.open.insert(family);
                 Ok(())
             }

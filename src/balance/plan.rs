@@ -12,6 +12,9 @@ pub enum Family {
     V6,
 }
 
+/// A port of this node: the same number may be published for TCP and for UDP.
+pub type PortKey = (Protocol, u16);
+
 /// A port as this node has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Actual {
@@ -26,20 +29,20 @@ pub struct Actual {
 /// One change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Stop listening; connections go on until they end.
-    Close(u16),
+    /// Stop listening; connections go on until they end, UDP flows end.
+    Close(PortKey),
     /// Send new connections of this port there.
     Route(PublishedPort),
     /// Listen on this port.
-    Listen(u16, Family),
+    Listen(PortKey, Family),
 }
 
 /// The steps from `actual` to `desired`, closes first. A port that could not be opened is there without its listeners, so
-/// it is tried again each time. Protocols other than TCP are not carried out here.
+/// it is tried again each time. Protocols other than TCP and UDP are not carried out here.
 #[must_use]
-pub fn plan(desired: &[PublishedPort], actual: &BTreeMap<u16, Actual>) -> Vec<Step> {
-    let wanted: BTreeMap<u16, &PublishedPort> =
-        desired.iter().filter(|p| p.protocol == Protocol::Tcp).map(|p| (p.published, p)).collect();
+pub fn plan(desired: &[PublishedPort], actual: &BTreeMap<PortKey, Actual>) -> Vec<Step> {
+    let wanted: BTreeMap<PortKey, &PublishedPort> =
+        desired.iter().filter(|p| p.protocol != Protocol::Sctp).map(|p| ((p.protocol, p.published), p)).collect();
     let mut steps: Vec<Step> = actual.keys().filter(|port| !wanted.contains_key(port)).map(|port| Step::Close(*port)).collect();
     for (port, wanted) in wanted {
         let there = actual.get(&port);
@@ -73,14 +76,16 @@ mod tests {
         }
     }
 
-    fn actual(route: PublishedPort, v4: bool, v6: bool) -> (u16, Actual) {
-        (route.published, Actual { route, v4, v6 })
+    const TCP: Protocol = Protocol::Tcp;
+
+    fn actual(route: PublishedPort, v4: bool, v6: bool) -> (PortKey, Actual) {
+        ((route.protocol, route.published), Actual { route, v4, v6 })
     }
 
     #[test]
     fn a_new_port_is_routed_before_it_listens() {
         let steps = plan(&[port(80, 1)], &BTreeMap::new());
-        assert_eq!(steps, [Step::Route(port(80, 1)), Step::Listen(80, Family::V4), Step::Listen(80, Family::V6)]);
+        assert_eq!(steps, [Step::Route(port(80, 1)), Step::Listen((TCP, 80), Family::V4), Step::Listen((TCP, 80), Family::V6)]);
     }
 
     #[test]
@@ -98,12 +103,20 @@ mod tests {
     fn a_gone_port_is_closed_before_another_opens_and_a_taken_family_is_tried_again() {
         let there = BTreeMap::from([actual(port(80, 1), true, true), actual(port(81, 1), true, false)]);
         let steps = plan(&[port(81, 1)], &there);
-        assert_eq!(steps, [Step::Close(80), Step::Listen(81, Family::V6)]);
+        assert_eq!(steps, [Step::Close((TCP, 80)), Step::Listen((TCP, 81), Family::V6)]);
     }
 
     #[test]
     fn other_protocols_are_left_alone() {
+        let sctp = PublishedPort { protocol: Protocol::Sctp, ..port(53, 1) };
+        assert_eq!(plan(&[sctp], &BTreeMap::new()), []);
+    }
+
+    #[test]
+    fn the_same_number_on_tcp_and_udp_is_two_ports() {
         let udp = PublishedPort { protocol: Protocol::Udp, ..port(53, 1) };
-        assert_eq!(plan(&[udp], &BTreeMap::new()), []);
+        let steps = plan(&[udp.clone()], &BTreeMap::from([actual(port(53, 1), true, true)]));
+        let listen = |family| Step::Listen((Protocol::Udp, 53), family);
+        assert_eq!(steps, [Step::Close((TCP, 53)), Step::Route(udp), listen(Family::V4), listen(Family::V6)]);
     }
 }

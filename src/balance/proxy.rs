@@ -1,4 +1,9 @@
 //! One connection: finds a backend that accepts and carries bytes both ways until both ends have closed.
+//!
+//! What a connection sees when its task goes: nothing as long as the task lives. The port sends it nothing new from the
+//! moment that the task is no backend; then, once all nodes do so, the container gets its stop signal and its grace: a
+//! server that finishes what it began loses nothing. What is still open when its process ends is closed (or reset) by the
+//! container's kernel, and that goes to the client as it came.
 
 use super::listener::Shared;
 use socket2::{SockRef, TcpKeepalive};

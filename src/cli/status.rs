@@ -71,7 +71,7 @@ pub(super) fn render(status: &Status) -> String {
                 match &port.state {
                     PortState::Listening => "listening".to_owned(),
                     PortState::Taken(why) => format!("taken: {why}"),
-                    PortState::Unsupported => "not served: only TCP is built yet".to_owned(),
+                    PortState::Unsupported => "not served: only TCP and UDP are".to_owned(),
                 },
                 port.backends.to_string(),
                 port.connections.to_string(),

@@ -167,6 +167,7 @@ impl<'a> Reconcile<'a> {
             status: TaskStatus { timestamp: self.now, message: "created".to_owned(), ..TaskStatus::default() },
             attachments: Vec::new(),
             not_before,
+            ports: spec.host_ports(),
         }
     }
 }

@@ -2,9 +2,9 @@
 //! pending" is a by-product. Always spread: fewest tasks of the service, then fewest tasks.
 
 use super::round::BATCH;
-use crate::model::{Availability, Node, NodeId, NodeState, ServiceId, Task, TaskState, Timestamp};
+use crate::model::{Availability, Node, NodeId, NodeState, Protocol, ServiceId, Task, TaskState, Timestamp};
 use crate::store::{Action, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// So many failures of a service on a node within [`FAILURE_WINDOW`] put the node last.
@@ -12,30 +12,39 @@ const MAX_FAILURES: usize = 5;
 const FAILURE_WINDOW: Duration = Duration::from_mins(5);
 
 struct Filter {
-    passes: fn(&Node, &Task) -> bool,
+    passes: fn(&Node, &Task, &Load) -> bool,
     explain: fn(usize) -> String,
 }
 
 /// In the order in which they are asked; a node counts for the first one that it fails.
 const FILTERS: &[Filter] = &[
     Filter {
-        passes: |node, _| node.status.state == NodeState::Ready && node.spec.availability == Availability::Active,
+        passes: |node, _, _| node.status.state == NodeState::Ready && node.spec.availability == Availability::Active,
         explain: |n| format!("{} not available for new tasks", nodes(n)),
     },
     Filter {
-        passes: |node, _| !node.description.engine_version.is_empty(),
+        passes: |node, _, _| !node.description.engine_version.is_empty(),
         explain: |n| format!("no container engine on {}", nodes(n)),
     },
     Filter {
         // A node that lists no plugins at all is believed to have what it needs, as in Swarm.
-        passes: |node, task| {
+        passes: |node, task, _| {
             let plugins = &node.description.plugins;
             let overlay = |(kind, name): &(String, String)| kind == "Network" && (name == "overlay" || name == "skep");
             task.attachments.is_empty() || plugins.is_empty() || plugins.iter().any(overlay)
         },
         explain: |n| format!("missing plugin on {}", nodes(n)),
     },
+    Filter {
+        passes: |node, task, load| !fixed_ports(task).any(|port| load.ports.contains(&(node.id.clone(), port))),
+        explain: |n| format!("host-mode port already in use on {}", nodes(n)),
+    },
 ];
+
+/// Ports of its node that a task insists on.
+fn fixed_ports(task: &Task) -> impl Iterator<Item = HostPort> {
+    task.ports.iter().filter(|p| p.published_port != 0).map(|p| (p.protocol, p.published_port))
+}
 
 fn nodes(n: usize) -> String {
     if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") }
@@ -63,6 +72,7 @@ pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
         match pick(store, task, &load) {
             Ok(node) => {
                 load.add(&task.service_id, &node);
+                load.bind(task, &node);
                 next.node_id = Some(node);
                 next.status.state = TaskState::Assigned;
                 "scheduler assigned task to node".clone_into(&mut next.status.message);
@@ -81,7 +91,7 @@ fn pick(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String> {
     let mut failed = vec![0_usize; FILTERS.len()];
     let mut best: Option<((bool, usize, usize), &Node)> = None;
     for node in store.nodes() {
-        if let Some(filter) = FILTERS.iter().position(|f| !(f.passes)(node, task)) {
+        if let Some(filter) = FILTERS.iter().position(|f| !(f.passes)(node, task, load)) {
             failed[filter] += 1;
             continue;
         }
@@ -100,27 +110,40 @@ fn explain(failed: &[usize]) -> String {
     if text.is_empty() { "no suitable node".to_owned() } else { format!("no suitable node ({})", text.join("; ")) }
 }
 
-/// How many tasks nodes have.
+/// What nodes have to carry.
+#[derive(Default)]
 struct Load {
     total: BTreeMap<NodeId, usize>,
     of_service: BTreeMap<(ServiceId, NodeId), usize>,
     failures: BTreeMap<(ServiceId, NodeId), usize>,
+    /// Ports of nodes that tasks are bound to, or will be.
+    ports: BTreeSet<(NodeId, HostPort)>,
 }
+
+type HostPort = (Protocol, u16);
 
 impl Load {
     fn of(store: &Store, now: Timestamp) -> Self {
-        let mut load = Self { total: BTreeMap::new(), of_service: BTreeMap::new(), failures: BTreeMap::new() };
+        let mut load = Self::default();
         for task in store.tasks() {
             let Some(node) = &task.node_id else { continue };
             let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
             if failed && now.since(task.status.timestamp) < FAILURE_WINDOW {
                 *load.failures.entry((task.service_id.clone(), node.clone())).or_default() += 1;
             }
+            // Also while it stops: the engine has the port until the container is gone.
+            if !task.status.state.is_final() {
+                load.bind(task, node);
+            }
             if task.desired_state <= TaskState::Running && !task.status.state.is_final() {
                 load.add(&task.service_id, node);
             }
         }
         load
+    }
+
+    fn bind(&mut self, task: &Task, node: &NodeId) {
+        self.ports.extend(fixed_ports(task).map(|port| (node.clone(), port)));
     }
 
     fn add(&mut self, service: &ServiceId, node: &NodeId) {

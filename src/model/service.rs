@@ -122,7 +122,7 @@ pub enum EndpointMode {
 }
 
 /// A port that a service publishes.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortConfig {
     /// User's name for it.
@@ -151,7 +151,7 @@ pub enum Protocol {
     /// TCP.
     #[default]
     Tcp,
-    /// UDP (not carried out yet).
+    /// UDP.
     Udp,
     /// SCTP (not carried out).
     Sctp,
@@ -170,13 +170,13 @@ impl Protocol {
 }
 
 /// Where a port is published.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
     /// On every node, balanced.
     #[default]
     Ingress,
-    /// On the task's own node (not carried out yet).
+    /// On the task's own node, by its engine.
     Host,
 }
 
@@ -192,6 +192,12 @@ impl ServiceSpec {
     #[must_use]
     pub fn wants_ingress(&self) -> bool {
         self.endpoint_spec.as_ref().is_some_and(|e| e.ports.iter().any(|p| p.publish_mode == PublishMode::Ingress))
+    }
+    /// Ports that the engine of a task's node binds.
+    #[must_use]
+    pub fn host_ports(&self) -> Vec<PortConfig> {
+        let ports = self.endpoint_spec.iter().flat_map(|e| &e.ports);
+        ports.filter(|p| p.publish_mode == PublishMode::Host).cloned().collect()
     }
     /// `vip` unless the spec says otherwise.
     #[must_use]

@@ -4,7 +4,7 @@
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
-    service::null_as_default,
+    service::{PortConfig, null_as_default},
     time::{Nanos, Timestamp},
 };
 use ipnet::Ipv4Net;
@@ -104,6 +104,10 @@ pub struct Task {
     pub attachments: Vec<Attachment>,
     /// Not started before this time (restart delay).
     pub not_before: Option<Timestamp>,
+    /// Ports of its own node that its container is bound to (publish mode `host`), as its service's spec had them; 0 lets
+    /// the engine draw one.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
 }
 
 impl Task {
@@ -151,6 +155,9 @@ pub struct TaskStatus {
     pub err: String,
     /// The container, once there is one.
     pub container: Option<ContainerStatus>,
+    /// Ports of the node that the engine bound its container to, one entry per address family as the engine tells them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
 }
 
 /// A task's container.

@@ -16,6 +16,7 @@ use crate::model::node::NodeDescription;
 use crate::model::{NodeView, Revision};
 use crate::rpc::message::{FORMAT, ToManager};
 use crate::rpc::{SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
+use crate::settings::Settings;
 use crate::trust::Identity;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -79,7 +80,7 @@ impl Member {
 
         let (dns_applied, receiver) = watch::channel(Revision::default());
         applied.insert("dns", receiver);
-        let settings = DnsSettings { resolv_conf: daemon.settings.resolv_conf.clone(), ..DnsSettings::default() };
+        let settings = dns_settings(&daemon.settings);
         tasks.spawn(dns::run(me.clone(), view(), network.mesh.clone(), dns_applied, settings, stop.clone()));
 
         let (ports_applied, receiver) = watch::channel(Revision::default());
@@ -92,7 +93,7 @@ impl Member {
             network.mesh.clone(),
             ports_applied,
             port_status,
-            BalanceSettings::default(),
+            balance_settings(&daemon.settings),
             stop.clone(),
         ));
 
@@ -212,6 +213,28 @@ fn tell_again(
             let _ = outgoing.send(hello()).await;
         }
     });
+}
+
+fn dns_settings(settings: &Settings) -> DnsSettings {
+    DnsSettings {
+        resolv_conf: settings.resolv_conf.clone(),
+        timeout: Duration::from_millis(settings.dns.timeout_ms),
+        max_in_flight: settings.dns.max_in_flight,
+        max_per_asker: (settings.dns.max_in_flight / 8).max(1),
+        ..DnsSettings::default()
+    }
+}
+
+fn balance_settings(settings: &Settings) -> BalanceSettings {
+    let ports = settings.ports;
+    BalanceSettings {
+        max_connections: ports.max_connections.max(1),
+        max_connections_per_port: (ports.max_connections / 2).max(1),
+        max_flows: ports.max_flows.max(1),
+        max_flows_per_port: (ports.max_flows / 2).max(1),
+        flow_idle: Duration::from_millis(ports.udp_idle_ms),
+        ..BalanceSettings::default()
+    }
 }
 
 /// Where managers answer inside the mesh, as the view says.

@@ -4,10 +4,11 @@ use super::{
     ContainerPlan, DRIVER, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME,
     NetworkPlan, OPTION_MTU, OPTION_NETWORK,
 };
+use crate::model::service::{PortConfig, Protocol, PublishMode};
 use crate::model::task::{ContainerSpec, Healthcheck, Mount};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Ipam, IpamConfig, MountType,
-    NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+    NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
 };
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -32,6 +33,7 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
         stop_timeout: Some(grace_seconds(spec.stop_grace())),
         healthcheck: spec.healthcheck.as_ref().map(healthcheck),
         labels: Some(labels(plan)),
+        exposed_ports: list(&port_bindings(plan).into_keys().collect::<Vec<_>>()),
         host_config: Some(host_config(plan)),
         networking_config: plan.networks.first().map(|(network, address)| NetworkingConfig {
             endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(*address))])),
@@ -93,6 +95,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: Some(0) }),
         mounts: list(&spec.mounts.iter().map(|m| mount(m, plan)).collect::<Vec<_>>()),
+        port_bindings: Some(port_bindings(plan)).filter(|ports| !ports.is_empty()),
         extra_hosts: list(&extra_hosts(spec)),
         group_add: list(&spec.groups),
         readonly_rootfs: Some(spec.read_only),
@@ -130,6 +133,44 @@ fn labels(plan: &ContainerPlan) -> HashMap<String, String> {
         (LABEL_TASK_NAME.to_owned(), task.container_name()),
     ]);
     labels
+}
+
+/// Ports of the node that the container is bound to. An empty number lets the engine draw one.
+fn port_bindings(plan: &ContainerPlan) -> PortMap {
+    let mut bindings = PortMap::new();
+    for port in &plan.task.ports {
+        let number = if port.published_port == 0 { String::new() } else { port.published_port.to_string() };
+        let binding = PortBinding { host_ip: None, host_port: Some(number) };
+        let key = format!("{}/{}", port.target_port, port.protocol.as_str());
+        bindings.entry(key).or_default().get_or_insert_default().push(binding);
+    }
+    bindings
+}
+
+/// What the engine says of its bindings, as tasks show it. What it says otherwise than `80/tcp` is left out.
+pub(super) fn bound_ports(ports: PortMap) -> Vec<PortConfig> {
+    let mut bound = Vec::new();
+    for (inside, bindings) in ports {
+        let Some((target, protocol)) = inside.split_once('/') else { continue };
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => continue,
+        };
+        for binding in bindings.unwrap_or_default() {
+            let published = binding.host_port.and_then(|p| p.parse().ok());
+            let (Ok(target_port), Some(published_port)) = (target.parse(), published) else { continue };
+            bound.push(PortConfig {
+                name: String::new(),
+                protocol,
+                target_port,
+                published_port,
+                publish_mode: PublishMode::Host,
+            });
+        }
+    }
+    bound.sort();
+    bound
 }
 
 fn mount(mount: &Mount, plan: &ContainerPlan) -> bollard::models::Mount {

@@ -1,6 +1,6 @@
 //! What the engine is sent, compared with what a real swarm sent for the same specs (`docker inspect` of its tasks).
 
-use super::container::{create_body, grace_seconds, network_body};
+use super::container::{bound_ports, create_body, grace_seconds, network_body};
 use super::{ContainerPlan, NetworkPlan};
 use crate::model::service::ServiceSpec;
 use crate::model::{Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::TaskSpec};
@@ -39,6 +39,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             status: TaskStatus::default(),
             attachments: Vec::new(),
             not_before: None,
+            ports: Vec::new(),
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,
@@ -112,7 +113,18 @@ fn every_option_arrives_as_swarm_sends_it() {
 #[test]
 fn a_plain_task_says_nothing_that_the_image_should_say() {
     let body = body(&plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![]));
-    for field in ["Entrypoint", "Cmd", "Env", "User", "WorkingDir", "Hostname", "StopSignal", "Healthcheck", "NetworkingConfig"] {
+    for field in [
+        "Entrypoint",
+        "Cmd",
+        "Env",
+        "User",
+        "WorkingDir",
+        "Hostname",
+        "StopSignal",
+        "Healthcheck",
+        "NetworkingConfig",
+        "ExposedPorts",
+    ] {
         assert_eq!(body.get(field), None, "{field}");
     }
     assert_eq!(body["StopTimeout"], 10);
@@ -135,6 +147,32 @@ fn networks_give_the_address_and_the_name_server() {
     assert_eq!(both["HostConfig"]["Dns"], json!(["10.0.1.1"]), "ours, of the first user network; the spec's own is asked by it");
     assert_eq!(both["HostConfig"]["DnsSearch"], json!(["a"]));
     assert_eq!(with(vec![network("ingress", 0, true)])["HostConfig"]["Dns"], json!(["10.0.0.1"]));
+}
+
+#[test]
+fn host_ports_are_bound_as_swarm_binds_them_and_read_back_twice() {
+    let mut plan = plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![]);
+    plan.task.ports = serde_json::from_value(json!([
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" },
+        { "Protocol": "udp", "TargetPort": 81, "PublishMode": "host" },
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8084, "PublishMode": "host" },
+    ]))
+    .expect("ports");
+    let body = body(&plan);
+    assert_eq!(
+        body["HostConfig"]["PortBindings"],
+        json!({ "80/tcp": [{ "HostPort": "8083" }, { "HostPort": "8084" }], "81/udp": [{ "HostPort": "" }] })
+    );
+    assert_eq!(body["ExposedPorts"], json!({ "80/tcp": {}, "81/udp": {} }));
+    let told = json!({
+        "80/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "8083" }, { "HostIp": "::", "HostPort": "8083" }],
+        "81/udp": [{ "HostIp": "0.0.0.0", "HostPort": "32768" }, { "HostIp": "::", "HostPort": "32768" }],
+        "90/tcp": null,
+    });
+    let bound = bound_ports(serde_json::from_value(told).expect("a port map"));
+    let tcp = json!({ "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" });
+    let udp = json!({ "Protocol": "udp", "TargetPort": 81, "PublishedPort": 32768, "PublishMode": "host" });
+    assert_eq!(serde_json::to_value(bound).expect("JSON"), json!([tcp, tcp, udp, udp]));
 }
 
 #[test]

@@ -354,6 +354,7 @@ fn observed(found: ContainerInspectResponse) -> Container {
         exit_code: state.exit_code.unwrap_or_default(),
         oom_killed: state.oom_killed.unwrap_or_default(),
         error: state.error.unwrap_or_default(),
+        ports: container::bound_ports(found.network_settings.and_then(|s| s.ports).unwrap_or_default()),
     }
 }
 

@@ -186,6 +186,7 @@ impl Engine for FakeEngine {
             exit_code: 0,
             oom_killed: false,
             error: String::new(),
+            ports: Vec::new(),
         };
         world.calls.push(format!("create {}", plan.task.container_name()));
         world.containers.insert(id.clone(), (plan.clone(), container));

@@ -4,6 +4,7 @@
 mod backend;
 mod carrying;
 mod ports;
+mod udp;
 mod under_load;
 
 use backend::Backends;

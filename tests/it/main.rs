@@ -9,6 +9,7 @@ mod lab;
 mod layers;
 mod manager;
 mod overlay;
+mod ports;
 mod raft;
 mod rpc;
 mod store;

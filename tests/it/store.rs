@@ -123,6 +123,7 @@ fn object(op: Op, meta: Meta) -> Object {
             status: TaskStatus { timestamp: Timestamp(i64::from(number)), ..TaskStatus::default() },
             attachments: vec![],
             not_before: Some(Timestamp(i64::from(number))),
+            ports: Vec::new(),
         }
         .into(),
     }

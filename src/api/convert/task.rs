@@ -32,7 +32,7 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
             message: task.status.message.clone(),
             err: task.status.err.clone(),
             container_status: task.status.container.clone(),
-            port_status: wire::Empty {},
+            port_status: wire::PortStatus { ports: task.status.ports.clone() },
         },
         desired_state: task.desired_state.as_str(),
         networks_attachments,

@@ -3,7 +3,7 @@
 use super::{invalid, not_carried_out};
 use crate::api::error::Result;
 use crate::model::ServiceId;
-use crate::model::service::{EndpointMode, PublishMode, Service, ServiceSpec};
+use crate::model::service::{EndpointMode, Protocol, PublishMode, Service, ServiceSpec};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -15,20 +15,18 @@ pub fn values(i: usize, port: &mut Value) -> Result<()> {
     let text = |port: &Value, key: &str| port[key].as_str().unwrap_or_default().to_ascii_lowercase();
     // Unknown words become the default, as in the real server.
     let protocol = text(port, "Protocol");
-    if protocol == "udp" || protocol == "sctp" {
+    if protocol == "sctp" {
         return Err(not_carried_out(&format!("EndpointSpec.Ports[{i}].Protocol"), &protocol));
     }
-    if text(port, "PublishMode") == "host" {
-        return Err(not_carried_out(&format!("EndpointSpec.Ports[{i}].PublishMode"), "host"));
-    }
+    let host = text(port, "PublishMode") == "host";
     for key in ["TargetPort", "PublishedPort"] {
         let number = port[key].as_u64().unwrap_or(0);
         if number > u64::from(u16::MAX) {
             return Err(invalid(format!("EndpointSpec: {key} {number} is not a port (1 to 65535)")));
         }
     }
-    port["Protocol"] = json!("tcp");
-    port["PublishMode"] = json!("ingress");
+    port["Protocol"] = json!(if protocol == "udp" { "udp" } else { "tcp" });
+    port["PublishMode"] = json!(if host { "host" } else { "ingress" });
     Ok(())
 }
 
@@ -50,24 +48,24 @@ pub fn endpoint(spec: &ServiceSpec) -> Result<()> {
     Ok(())
 }
 
-/// Refuses ports that another service has.
+/// Refuses ports that another service has. The same port in host mode twice is the scheduler's affair: one per node.
 ///
 /// # Errors
 /// 400 with `InvalidArgument`.
 pub fn free_ports<'a>(spec: &ServiceSpec, own: Option<&ServiceId>, services: impl Iterator<Item = &'a Service>) -> Result<()> {
-    let wanted: BTreeSet<_> = spec
-        .endpoint_spec
-        .iter()
-        .flat_map(|e| &e.ports)
-        .filter(|p| p.published_port != 0)
-        .map(|p| (p.protocol, p.published_port))
-        .collect();
+    let wanted: BTreeSet<(PublishMode, Protocol, u16)> =
+        spec.endpoint_spec.iter().flat_map(|e| &e.ports).map(|p| (p.publish_mode, p.protocol, p.published_port)).collect();
     for other in services.filter(|s| Some(&s.id) != own) {
         let posted = other.spec.endpoint_spec.iter().flat_map(|e| &e.ports);
-        let taken = other.ingress_ports().chain(posted).find(|p| wanted.contains(&(p.protocol, p.published_port)));
-        if let Some(port) = taken {
+        for port in posted.chain(&other.endpoint.ports).filter(|p| p.published_port != 0) {
+            let asked = |mode| wanted.contains(&(mode, port.protocol, port.published_port));
+            let taken = match port.publish_mode {
+                PublishMode::Ingress if asked(PublishMode::Ingress) || asked(PublishMode::Host) => "an ingress port",
+                PublishMode::Host if asked(PublishMode::Ingress) => "a host-published port",
+                _ => continue,
+            };
             return Err(invalid(format!(
-                "port '{}' is already in use by service '{}' ({}) as an ingress port",
+                "port '{}' is already in use by service '{}' ({}) as {taken}",
                 port.published_port, other.spec.name, other.id
             )));
         }

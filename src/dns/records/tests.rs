@@ -58,6 +58,7 @@ fn task(id: &str, nameservers: &[&str]) -> Task {
         status: TaskStatus::default(),
         attachments: Vec::new(),
         not_before: None,
+        ports: Vec::new(),
     }
 }
 

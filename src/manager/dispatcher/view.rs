@@ -94,6 +94,7 @@ fn same_orders(a: &Task, b: &Task) -> bool {
     a.not_before == b.not_before
         && a.status.state.is_final() == b.status.state.is_final()
         && a.attachments == b.attachments
+        && a.ports == b.ports
         && a.service_name == b.service_name
         && a.slot == b.slot
         && a.service_labels == b.service_labels

@@ -283,6 +283,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         status: TaskStatus { state: TaskState::Assigned, ..Default::default() },
         attachments: Vec::new(),
         not_before: None,
+        ports: Vec::new(),
     }
 }
 

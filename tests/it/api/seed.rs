@@ -194,10 +194,7 @@ pub fn storable(object: &Value) -> bool {
         }
         let read: Result<TaskSpec, _> = serde_json::from_value(object["Spec"].clone());
         let plain = !object["Spec"].is_object() || read.is_ok_and(|r| serde_json::to_value(r).unwrap() == object["Spec"]);
-        return plain
-            && (object["Slot"].is_u64() || object["CreatedAt"].is_null())
-            && object["JobIteration"].is_null()
-            && object["Status"]["PortStatus"]["Ports"].is_null();
+        return plain && (object["Slot"].is_u64() || object["CreatedAt"].is_null()) && object["JobIteration"].is_null();
     }
     if object["Scope"] == "swarm" {
         return object["Driver"] == "overlay"
@@ -205,7 +202,7 @@ pub fn storable(object: &Value) -> bool {
             && object["IPAM"]["Config"][0]["IPRange"].is_null()
             && object["Options"].get("com.docker.network.driver.mtu").is_none();
     }
-    whole(&object["Spec"]) && object["JobStatus"].is_null() && object["Endpoint"].to_string().find("\"host\"").is_none()
+    whole(&object["Spec"]) && object["JobStatus"].is_null()
 }
 
 fn id_of(object: &Value) -> &str {
@@ -392,8 +389,10 @@ fn task(id: &str, object: &Value) -> Option<Task> {
             message: status["Message"].as_str().unwrap_or_default().to_owned(),
             err: status["Err"].as_str().unwrap_or_default().to_owned(),
             container: serde_json::from_value(status["ContainerStatus"].clone()).ok(),
+            ports: serde_json::from_value(status["PortStatus"]["Ports"].clone()).unwrap_or_default(),
         },
         attachments,
         not_before: None,
+        ports: Vec::new(),
     })
 }

@@ -73,8 +73,8 @@ async fn protocols_that_are_not_carried_out_say_so() {
     let net = Net::new();
     let published = free_port();
     let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![PublishedPort { protocol: Protocol::Udp, ..port(net, published, &[11]) }]).await;
-    balance.status(published, "unsupported", |s| s.state == PortState::Unsupported && s.protocol == Protocol::Udp).await;
+    balance.show(vec![PublishedPort { protocol: Protocol::Sctp, ..port(net, published, &[11]) }]).await;
+    balance.status(published, "unsupported", |s| s.state == PortState::Unsupported && s.protocol == Protocol::Sctp).await;
     balance.stop().await;
 }
 

@@ -115,6 +115,7 @@ impl Agent {
                     message: next.as_str().to_owned(),
                     err: String::new(),
                     container: Some(ContainerStatus { container_id: format!("c-{id}"), pid: 1, exit_code: 0 }),
+                    ports: Vec::new(),
                 };
                 unsent.insert(id.clone(), container.status.clone());
             }

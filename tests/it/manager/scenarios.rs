@@ -4,7 +4,7 @@ use super::build::{self, after, node, restarting, service};
 use super::sim::Sim;
 use skep::manager::invariants::check_settled;
 use skep::model::task::{RestartCondition, RestartPolicy};
-use skep::model::{Availability, Nanos, NodeState, TaskState};
+use skep::model::{Availability, Nanos, NodeState, Protocol, PublishMode, TaskState};
 use skep::store::{Action, Kind};
 use std::time::Duration;
 
@@ -49,6 +49,58 @@ fn a_drained_node_gives_its_tasks_away_and_keeps_answering() {
     sim.availability(&node(3), Availability::Active);
     sim.run(Duration::from_secs(3));
     assert!(!sim.per_node("whoami").contains_key("n3"), "nothing moves back by itself");
+    assert_eq!(check_settled(&sim.store), Vec::<String>::new());
+}
+
+#[test]
+fn a_host_port_is_had_once_per_node_and_drawn_ones_are_the_engines_affair() {
+    let with_port = |name: &str, replicas, published_port| {
+        let mut service = service(name, replicas, &[(published_port, 80)], &[]);
+        for port in service.spec.endpoint_spec.iter_mut().flat_map(|e| &mut e.ports) {
+            port.publish_mode = PublishMode::Host;
+        }
+        service
+    };
+    let mut sim = Sim::new(3, 1);
+    sim.command(vec![Action::create(with_port("fixed", 4, 8083)), Action::create(with_port("drawn", 6, 0))]);
+    sim.until("those that fit run", |s| s.running("fixed").len() == 3 && s.running("drawn").len() == 6);
+    assert_eq!(sim.per_node("fixed").into_values().collect::<Vec<_>>(), [1, 1, 1]);
+    let waiting = |sim: &Sim| sim.tasks("fixed").into_iter().find(|t| t.node_id.is_none()).map(|t| t.status.err.clone());
+    assert_eq!(waiting(&sim).as_deref(), Some("no suitable node (host-mode port already in use on 3 nodes)"));
+    let service = sim.store.service(&"fixed".into()).expect("service");
+    assert!(service.endpoint.ports.iter().all(|p| p.published_port == 8083), "shown as asked");
+    assert!(sim.agents.values().all(|a| a.cluster.as_ref().unwrap().ports.is_empty()), "no node answers it but by its engine");
+    assert!(sim.tasks("fixed").iter().all(|t| t.attachments.is_empty()), "nothing on ingress");
+    // Another service waits for the same port, the same number on UDP is free.
+    sim.command(vec![Action::create(with_port("other", 1, 8083))]);
+    sim.run(Duration::from_secs(1));
+    assert!(sim.running("other").is_empty());
+    sim.scale("fixed", 2);
+    sim.until("the freed port is had", |s| s.running("other").len() == 1);
+    assert_eq!(check_settled(&sim.store), Vec::<String>::new());
+}
+
+#[test]
+fn ports_that_are_not_named_are_drawn_once_per_protocol() {
+    let mut sim = Sim::new(1, 1);
+    let mut both = service("both", 1, &[(0, 53), (0, 53), (0, 80)], &[]);
+    both.spec.endpoint_spec.as_mut().unwrap().ports[1].protocol = Protocol::Udp;
+    sim.command(vec![Action::create(both)]);
+    sim.command(vec![
+        Action::create(service("named", 1, &[(30_002, 80)], &[])),
+        Action::create(service("late", 1, &[(0, 80)], &[])),
+    ]);
+    sim.until("all run", |s| ["both", "named", "late"].iter().all(|n| s.running(n).len() == 1));
+    let ports = |sim: &Sim, name: &str| {
+        let service = sim.store.service(&name.into()).unwrap().clone();
+        assert!(name == "named" || service.spec.endpoint_spec.unwrap().ports.iter().all(|p| p.published_port == 0));
+        service.endpoint.ports.iter().map(|p| (p.protocol, p.published_port)).collect::<Vec<_>>()
+    };
+    assert_eq!(ports(&sim, "both"), [(Protocol::Tcp, 30_000), (Protocol::Udp, 30_000), (Protocol::Tcp, 30_001)]);
+    assert_eq!(ports(&sim, "late"), [(Protocol::Tcp, 30_003)], "not the named one");
+    sim.scale("both", 2);
+    sim.until("scaled", |s| s.running("both").len() == 2);
+    assert_eq!(ports(&sim, "both")[2], (Protocol::Tcp, 30_001), "numbers stay");
     assert_eq!(check_settled(&sim.store), Vec::<String>::new());
 }
 

@@ -1,0 +1,268 @@
+//! A UDP socket on every address of a family that knows which one a datagram was sent to and answers from that one: a
+//! client that asked one address of several would not take an answer from another. Knows nothing of who sends and why.
+
+#![expect(unsafe_code, reason = "no crate at hand offers recvmsg and sendmsg with IP_PKTINFO")]
+
+use std::io;
+use std::mem::{size_of, size_of_val, zeroed};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// Room for bursts, in bytes; the kernel takes what is in use only.
+const BUFFER: libc::c_int = 4 << 20;
+
+/// Longest datagram that there is, with room to spare.
+pub const LONGEST: usize = 65_536;
+
+/// Bound to a port on 0.0.0.0 or [::].
+pub struct UdpPort {
+    socket: UdpSocket,
+}
+
+/// Where a datagram came from and was sent to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Way {
+    /// Sender.
+    pub peer: SocketAddr,
+    /// Address of this host that answers go out from.
+    pub local: IpAddr,
+    /// Interface, where the address alone does not tell it (IPv6 link-local); else 0.
+    pub interface: u32,
+}
+
+/// A datagram that arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Datagram {
+    /// Length in bytes.
+    pub len: usize,
+    /// Its way.
+    pub way: Way,
+    /// It was sent to this host alone, not broadcast or multicast.
+    pub unicast: bool,
+}
+
+impl UdpPort {
+    /// Takes over a bound socket. Call it inside the runtime.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let fd = socket.as_raw_fd();
+        if socket.local_addr()?.is_ipv4() {
+            set(fd, libc::SOL_IP, libc::IP_PKTINFO, 1)?;
+        } else {
+            set(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        }
+        for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            // Only root may go over the system's bound.
+            set(fd, libc::SOL_SOCKET, force, BUFFER).or_else(|_| set(fd, libc::SOL_SOCKET, plain, BUFFER))?;
+        }
+        Ok(Self { socket: UdpSocket::from_std(socket)? })
+    }
+
+    /// Waits until [`Self::try_recv`] may find something.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// The next datagram, [`io::ErrorKind::WouldBlock`] if there is none. `buffer` shall have [`LONGEST`] bytes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Datagram> {
+        self.socket.try_io(Interest::READABLE, || recv(self.socket.as_raw_fd(), buffer))
+    }
+
+    /// Sends to `way.peer` from `way.local`. [`io::ErrorKind::WouldBlock`] if there is no room.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn try_send(&self, data: &[u8], way: Way) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || send(self.socket.as_raw_fd(), data, way))
+    }
+}
+
+/// Ancillary data, aligned as the kernel's headers are.
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = length(size_of_val(&value))?;
+    // SAFETY: the caller's socket owns `fd`; the option reads `size` bytes at the pointer, which are those of `value`.
+    let done = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
+    let mut control = Control([0; 64]);
+    let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `storage` is room for `size` bytes of an address; recvmsg writes at most that many there and says in
+    // `msg_namelen` how many it did; `data` and `control` point at live memory of the lengths given.
+    let ((len, to), peer) = unsafe {
+        socket2::SockAddr::try_init(|storage, size| {
+            let mut message: libc::msghdr = zeroed();
+            message.msg_name = storage.cast();
+            message.msg_namelen = *size;
+            message.msg_iov = &raw mut data;
+            message.msg_iovlen = 1;
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = size_of::<Control>();
+            let len = libc::recvmsg(fd, &raw mut message, 0);
+            let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+            *size = message.msg_namelen;
+            Ok((len, sent_to(&message)))
+        })?
+    };
+    let peer = peer.as_socket().ok_or_else(|| io::Error::other("a datagram without a sender"))?;
+    let (local, interface, unicast) = to.ok_or_else(|| io::Error::other("a datagram without a destination"))?;
+    Ok(Datagram { len, way: Way { peer, local, interface }, unicast })
+}
+
+/// Local address, interface if needed, and whether it was unicast, from the ancillary data.
+///
+/// # Safety
+/// The message was filled by recvmsg, its control buffer is alive.
+unsafe fn sent_to(message: &libc::msghdr) -> Option<(IpAddr, u32, bool)> {
+    // SAFETY: the caller's promise; CMSG_* stay inside `msg_controllen`.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: not null, so a whole header inside the control buffer.
+        let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+        // SAFETY: as above; the payload follows its header.
+        let payload = unsafe { libc::CMSG_DATA(header) };
+        match (level, kind) {
+            (libc::SOL_IP, libc::IP_PKTINFO) => {
+                // SAFETY: the kernel puts an in_pktinfo there; it may stand unaligned.
+                let info: libc::in_pktinfo = unsafe { payload.cast::<libc::in_pktinfo>().read_unaligned() };
+                let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                let asked = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                return Some((local.into(), 0, local == asked));
+            }
+            (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                // SAFETY: the kernel puts an in6_pktinfo there; it may stand unaligned.
+                let info: libc::in6_pktinfo = unsafe { payload.cast::<libc::in6_pktinfo>().read_unaligned() };
+                let asked = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                let interface = if asked.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+                return Some((asked.into(), interface, !asked.is_multicast()));
+            }
+            // SAFETY: both from the same live message.
+            _ => header = unsafe { libc::CMSG_NXTHDR(message, header) },
+        }
+    }
+    None
+}
+
+fn send(fd: RawFd, data: &[u8], way: Way) -> io::Result<()> {
+    let peer = socket2::SockAddr::from(way.peer);
+    let mut control = Control([0; 64]);
+    let mut data = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: all bytes zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    message.msg_name = peer.as_ptr().cast_mut().cast();
+    message.msg_namelen = peer.len();
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    match way.local {
+        IpAddr::V4(local) => {
+            let from = libc::in_addr { s_addr: u32::from_ne_bytes(local.octets()) };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: libc::in_addr { s_addr: 0 } };
+            // SAFETY: `control` has room for one header with either of these payloads (at most 40 of its 64 bytes).
+            unsafe { attach(&mut message, libc::SOL_IP, libc::IP_PKTINFO, info)? };
+        }
+        IpAddr::V6(local) => {
+            let from = libc::in6_addr { s6_addr: local.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: way.interface };
+            // SAFETY: as above.
+            unsafe { attach(&mut message, libc::SOL_IPV6, libc::IPV6_PKTINFO, info)? };
+        }
+    }
+    // SAFETY: name, data and control point at live memory of the lengths given; sendmsg only reads.
+    let sent = unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes `payload` the message's one piece of ancillary data.
+///
+/// # Safety
+/// `msg_control` points at live, aligned, zeroed memory with room for `CMSG_SPACE` of the payload.
+unsafe fn attach<T>(message: &mut libc::msghdr, level: libc::c_int, kind: libc::c_int, payload: T) -> io::Result<()> {
+    let size = length(size_of::<T>())?;
+    // SAFETY: arithmetic only.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
+    // SAFETY: the caller's promise: there is room for a header and its payload.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(message);
+        if header.is_null() {
+            return Err(io::Error::other("no room for ancillary data"));
+        }
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+        libc::CMSG_DATA(header).cast::<T>().write_unaligned(payload);
+    }
+    Ok(())
+}
+
+fn length(size: usize) -> io::Result<libc::socklen_t> {
+    libc::socklen_t::try_from(size).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::{Sockets as _, sockets::HereSockets};
+
+    async fn next(port: &UdpPort, buffer: &mut [u8]) -> Datagram {
+        loop {
+            port.readable().await.expect("readable");
+            match port.try_recv(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other.expect("received"),
+            }
+        }
+    }
+
+    async fn echo(bind: &str, client: &str, asked: &str) {
+        let socket = HereSockets.udp(bind.parse().expect("address")).expect("bound");
+        let number = socket.local_addr().expect("address").port();
+        let port = UdpPort::new(socket).expect("port");
+        let client = std::net::UdpSocket::bind(client).expect("client");
+        client.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("timeout");
+        let asked = SocketAddr::new(asked.parse().expect("address"), number);
+        // A connected socket takes answers from the address that it asked only.
+        client.connect(asked).expect("connected");
+        let (sent, mut buffer) = (vec![7; 60_000], vec![0; LONGEST]);
+        client.send(&sent).expect("sent");
+        let got = next(&port, &mut buffer).await;
+        assert_eq!((got.len, got.way.local, got.unicast), (60_000, asked.ip(), true));
+        assert_eq!(got.way.peer, client.local_addr().expect("address"));
+        port.try_send(&buffer[..got.len], got.way).expect("answered");
+        let len = client.recv(&mut buffer).expect("the answer comes from the address that was asked");
+        assert_eq!(buffer[..len], sent);
+    }
+
+    #[tokio::test]
+    async fn answers_leave_from_the_address_that_was_asked() {
+        echo("0.0.0.0:0", "127.0.0.1:0", "127.0.0.77").await;
+        echo("[::]:0", "[::1]:0", "::1").await;
+    }
+
+    #[tokio::test]
+    async fn both_families_may_have_the_same_port_and_broadcasts_are_told_apart() {
+        let four = HereSockets.udp("0.0.0.0:0".parse().expect("address")).expect("bound");
+        let number = four.local_addr().expect("address").port();
+        let six = HereSockets.udp(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), number)).expect("the same number on IPv6");
+        drop(UdpPort::new(six).expect("port"));
+        let port = UdpPort::new(four).expect("port");
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("client");
+        client.set_broadcast(true).expect("option");
+        client.send_to(b"all", ("127.255.255.255", number)).expect("sent");
+        assert!(!next(&port, &mut vec![0; LONGEST]).await.unicast);
+    }
+}

@@ -1,0 +1,119 @@
+//! Published ports of whole swarms with real packets: every protocol and family on every node, ports of the task's own
+//! node, and that nobody notices when tasks go.
+
+mod edge;
+mod host_mode;
+mod order;
+
+use super::swarm::kit::*;
+use serde_json::{Value, json};
+use skep::datapath::netns;
+use skep::lab::{Host, WHOAMI_IMAGE};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+/// A host that is only a client, with addresses of both families as [`dual_stack`] gives them.
+async fn client(swarm: &Swarm) -> Host {
+    let host = swarm.lab.host("client", 9).await.expect("client");
+    v6(&host, 9).await;
+    host
+}
+
+/// Gives hosts an IPv6 address beside the other one.
+async fn dual_stack(swarm: &Swarm) {
+    for (i, host) in swarm.hosts.iter().enumerate() {
+        v6(host, u16::try_from(i).expect("few") + 1).await;
+    }
+}
+
+async fn v6(host: &Host, number: u16) {
+    host.run(&format!("ip addr add {}/64 dev eth0 nodad", v6_of(number))).await.expect("an IPv6 address");
+}
+
+fn v6_of(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number)
+}
+
+/// Both addresses of every host.
+fn addresses(swarm: &Swarm) -> Vec<IpAddr> {
+    let both = |(number, host): (u16, &Host)| [IpAddr::V4(host.address()), IpAddr::V6(v6_of(number))];
+    (1..).zip(&swarm.hosts).flat_map(both).collect()
+}
+
+async fn create(swarm: &Swarm, name: &str, replicas: usize, ports: Value) {
+    let spec = json!({
+        "Name": name,
+        "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } },
+        "Mode": { "Replicated": { "Replicas": replicas } },
+        "EndpointSpec": { "Ports": ports },
+    });
+    ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
+}
+
+/// Scales without waiting.
+async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
+    let service = get(&swarm.hosts[0], &format!("/services/{name}")).await;
+    let mut spec = service["Spec"].clone();
+    spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+    ok(&post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await);
+}
+
+/// Runs inside a network namespace on a thread of its own.
+async fn inside<T: Send + 'static>(namespace: std::fs::File, f: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(move || netns::run(namespace.as_fd(), f).expect("namespace")).await.expect("no panic")
+}
+
+fn of_host(host: &Host) -> std::fs::File {
+    std::fs::File::open(format!("/proc/{}/ns/net", host.pid())).expect("the host's namespace")
+}
+
+/// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,
+/// the sender as it sees it, and what it heard.
+async fn echo(swarm: &Swarm, task: &Value, port: u16) {
+    let mut host = None;
+    for h in &swarm.hosts {
+        if task["NodeID"] == json!(swarm.node_id(h).await) {
+            host = Some(h);
+        }
+    }
+    // The engine counts processes in its host's own namespace.
+    let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
+    let path = format!("/proc/{}/root/proc/{pid}/ns/net", host.expect("its host").pid());
+    let socket = inside(std::fs::File::open(path).expect("the container's namespace"), move || {
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")
+    })
+    .await;
+    let id = task["ID"].as_str().expect("id").to_owned();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+            let mut said = format!("{id} {peer} ").into_bytes();
+            said.extend(&buffer[..len]);
+            let _ = socket.send_to(&said, peer);
+        }
+    });
+}
+
+/// One datagram and its answer: (who, whom it saw, the echo).
+async fn ask_udp(from: &Host, to: SocketAddr, word: Vec<u8>) -> anyhow::Result<(String, String, Vec<u8>)> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let answer: std::io::Result<Vec<u8>> = inside(of_host(from), move || {
+        let socket = UdpSocket::bind((any, 0))?;
+        // Answers from another address than the one asked are not taken.
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.send(&word)?;
+        let mut buffer = vec![0; 65_536];
+        let len = socket.recv(&mut buffer)?;
+        buffer.truncate(len);
+        Ok(buffer)
+    })
+    .await;
+    let answer = answer.map_err(|e| anyhow::anyhow!("{to}: {e}"))?;
+    let mut parts = answer.splitn(3, |b| *b == b' ');
+    let mut text = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+    let (who, seen) = (text(), text());
+    Ok((who, seen, parts.next().unwrap_or_default().to_vec()))
+}

@@ -1,0 +1,82 @@
+//! Ports of the task's own node, bound by its engine.
+
+use super::*;
+use std::collections::BTreeSet;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
+    let swarm = swarm("ph", 2, "").await;
+    let client = client(&swarm).await;
+    let ports = json!([
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" },
+        { "Protocol": "udp", "TargetPort": 81, "PublishMode": "host" },
+    ]);
+    create(&swarm, "hp", 3, ports.clone()).await;
+    let tasks = swarm.running("hp", 2).await;
+    let nodes: BTreeSet<&str> = tasks.iter().filter_map(|t| t["NodeID"].as_str()).collect();
+    assert_eq!(nodes.len(), 2, "one on each node");
+    within(10, "the third to say why it waits", || async {
+        let all = swarm.tasks("hp").await;
+        let waiting = all.iter().find(|t| t["Status"]["State"] == "pending").map(|t| t["Status"]["Err"].clone());
+        let words = json!("no suitable node (host-mode port already in use on 2 nodes)");
+        anyhow::ensure!(waiting.as_ref() == Some(&words), "{waiting:?}");
+        Ok(())
+    })
+    .await;
+    let service = get(&swarm.hosts[0], "/services/hp").await;
+    assert_eq!(service["Endpoint"]["Ports"], ports, "a drawn port is the task's alone");
+    assert!(service["Endpoint"]["VirtualIPs"].is_null());
+
+    for task in &tasks {
+        let mut host = &swarm.hosts[0];
+        if task["NodeID"] == json!(swarm.node_id(&swarm.hosts[1]).await) {
+            host = &swarm.hosts[1];
+        }
+        let shown: Vec<(&str, u64, u64, &str)> = task["Status"]["PortStatus"]["Ports"]
+            .as_array()
+            .expect("ports in the task's status")
+            .iter()
+            .map(|p| {
+                let text = |key: &str| p[key].as_str().unwrap_or_default();
+                let number = |key: &str| p[key].as_u64().unwrap_or_default();
+                (text("Protocol"), number("TargetPort"), number("PublishedPort"), text("PublishMode"))
+            })
+            .collect();
+        let drawn = shown.iter().find(|p| p.0 == "udp").expect("a drawn port").2;
+        assert!(drawn >= 30_000, "{drawn}");
+        assert_eq!(
+            shown,
+            [("tcp", 80, 8083, "host"), ("tcp", 80, 8083, "host"), ("udp", 81, drawn, "host"), ("udp", 81, drawn, "host")]
+        );
+        let container = task["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
+        let answer = ask(&client, SocketAddr::new(host.address().into(), 8083)).await.expect("the node's own task answers");
+        let words: Vec<&str> = answer.split_whitespace().collect();
+        assert!(container.starts_with(words[0]), "{answer}: not the task of this node");
+        assert!(words[1].contains("192.0.2.9"), "the client's own address is seen: {answer}");
+        echo(&swarm, task, 81).await;
+        let to = SocketAddr::new(host.address().into(), u16::try_from(drawn).expect("port"));
+        let (who, ..) = ask_udp(&client, to, b"x".to_vec()).await.expect("UDP too");
+        assert_eq!(json!(who), task["ID"]);
+    }
+    let listed = swarm.hosts[0].docker_run("service ps hp").await.expect("service ps");
+    assert!(listed.contains("*:8083->80/tcp"), "{listed}");
+
+    // An ingress port of that number is refused, a second service in host mode waits.
+    let refused = json!({
+        "Name": "no", "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE } },
+        "EndpointSpec": { "Ports": [{ "TargetPort": 80, "PublishedPort": 8083 }] },
+    });
+    let reply = post(&swarm.hosts[0], "/services/create", &refused).await;
+    assert_eq!(reply.status, 400);
+    assert!(
+        said(&reply).contains("port '8083' is already in use by service 'hp'")
+            && said(&reply).contains("as a host-published port")
+    );
+    scale(&swarm, "hp", 1).await;
+    swarm.running("hp", 1).await;
+    create(&swarm, "next", 1, json!([{ "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" }])).await;
+    let next = swarm.running("next", 1).await;
+    assert_ne!(next[0]["NodeID"], swarm.running("hp", 1).await[0]["NodeID"], "the freed port is on the other node");
+    client.stop().await;
+    swarm.stop().await;
+}
