@@ -4,10 +4,13 @@
 //!
 //! Only TCP: published UDP ports are refused by the API. Knows nothing of services beyond the ports they publish.
 
+pub mod fast;
 mod listener;
+pub mod maglev;
 pub mod plan;
 mod proxy;
 pub mod rotation;
+pub mod table;
 
 use crate::datapath::Sockets;
 use crate::model::{NodeId, NodeView, Protocol, Revision, view::PublishedPort};

@@ -4,7 +4,7 @@
 //! The engine does not repeat itself: after a restart of its own or of ours, live containers are not announced again. So
 //! every endpoint is kept on disk ([`state`]), and every call may come twice or for something that is gone already.
 
-use crate::datapath::Links;
+use crate::datapath::{Links, Sandbox, Sandboxes};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
@@ -37,6 +37,8 @@ pub struct Driver {
     links: Arc<dyn Links>,
     mtu: watch::Receiver<u32>,
     ledger: Mutex<Ledger>,
+    sandboxes: Arc<dyn Sandboxes>,
+    joined: watch::Sender<Vec<Sandbox>>,
 }
 
 impl Driver {
@@ -45,8 +47,20 @@ impl Driver {
     ///
     /// # Errors
     /// The file is damaged, of a newer skep or cannot be read.
-    pub fn open(links: Arc<dyn Links>, ledger: PathBuf, mtu: watch::Receiver<u32>) -> anyhow::Result<Self> {
-        Ok(Self { links, mtu, ledger: Mutex::new(Ledger::open(ledger)?) })
+    pub fn open(
+        links: Arc<dyn Links>,
+        sandboxes: Arc<dyn Sandboxes>,
+        ledger: PathBuf,
+        mtu: watch::Receiver<u32>,
+    ) -> anyhow::Result<Self> {
+        let ledger = Ledger::open(ledger)?;
+        let (joined, _) = watch::channel(sandboxes_of(&ledger.known));
+        Ok(Self { links, mtu, ledger: Mutex::new(ledger), sandboxes, joined })
+    }
+
+    /// The namespaces that have an address of ours, as they come and go, sorted.
+    pub fn joined(&self) -> watch::Receiver<Vec<Sandbox>> {
+        self.joined.subscribe()
     }
 
     /// Endpoints as known now, sorted by id: for `/dump`.
@@ -174,8 +188,44 @@ impl Driver {
 
     /// Changes what is known, on disk first.
     async fn change<T: Send + 'static>(&self, change: impl FnOnce(&mut state::Known) -> T) -> Result<T, Refusal> {
-        self.ledger.lock().await.change(change).await.map_err(|e| format!("{e:#}"))
+        let mut ledger = self.ledger.lock().await;
+        let value = ledger.change(change).await.map_err(|e| format!("{e:#}"))?;
+        let now = sandboxes_of(&ledger.known);
+        self.joined.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+        Ok(value)
     }
+
+    /// The container's interfaces are there, its process has not started yet.
+    async fn oper_info(&self, call: &wire::EndpointCall) -> Result<Value, Refusal> {
+        let sandbox = {
+            let ledger = self.ledger.lock().await;
+            ledger.known.endpoints.get(&call.endpoint_id).and_then(|endpoint| sandbox_of(&ledger.known, endpoint))
+        };
+        if let Some(sandbox) = sandbox
+            && let Err(error) = self.sandboxes.enter(&sandbox).await
+        {
+            // Without it the container is served by the base plane.
+            tracing::warn!(address = %sandbox.address, error = format!("{error:#}"), "the container's namespace stays as the engine made it");
+        }
+        Ok(json!({ "Value": {} }))
+    }
+}
+
+fn sandbox_of(known: &state::Known, endpoint: &Endpoint) -> Option<Sandbox> {
+    let network = known.networks.get(&endpoint.network)?;
+    endpoint.link.as_ref()?;
+    let path = PathBuf::from(endpoint.sandbox.as_ref()?);
+    Some(Sandbox { path, subnet: network.subnet, gateway: network.gateway, address: endpoint.address })
+}
+
+fn sandboxes_of(known: &state::Known) -> Vec<Sandbox> {
+    let mut all: Vec<Sandbox> = known.endpoints.values().filter_map(|endpoint| sandbox_of(known, endpoint)).collect();
+    all.sort();
+    all
 }
 
 fn unknown_network(id: &str) -> Refusal {
@@ -243,10 +293,7 @@ impl Driver {
             "NetworkDriver.DeleteEndpoint" => self.delete_endpoint(wire::read(call, body)?).await,
             "NetworkDriver.Join" => self.join(wire::read(call, body)?).await,
             "NetworkDriver.Leave" => self.leave(wire::read(call, body)?).await,
-            "NetworkDriver.EndpointOperInfo" => {
-                wire::read::<wire::EndpointCall>(call, body)?;
-                Ok(json!({ "Value": {} }))
-            }
+            "NetworkDriver.EndpointOperInfo" => self.oper_info(&wire::read(call, body)?).await,
             "NetworkDriver.DiscoverNew"
             | "NetworkDriver.DiscoverDelete"
             | "NetworkDriver.ProgramExternalConnectivity"

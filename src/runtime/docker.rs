@@ -391,5 +391,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
+        fast_plane: false,
     }
 }
