@@ -41,6 +41,8 @@ pub struct ManagerSettings {
     pub heartbeat: Duration,
     /// A node is down after this long without one.
     pub down_after: Duration,
+    /// A node that was just admitted has this long to open its first session (join and proof of the way).
+    pub join_grace: Duration,
     /// A replacement does not start before its predecessor has stopped, but waits no longer than this.
     pub replace_wait: Duration,
     /// A task is told to stop once every live node sends it nothing new any more, but no later than after this.
@@ -54,9 +56,10 @@ impl Default for ManagerSettings {
         Self {
             heartbeat: Duration::from_millis(500),
             down_after: Duration::from_secs(2),
-            replace_wait: Duration::from_secs(60),
+            join_grace: Duration::from_secs(20),
+            replace_wait: Duration::from_mins(1),
             stop_hold: Duration::from_secs(1),
-            orphan_after: Duration::from_secs(24 * 60 * 60),
+            orphan_after: Duration::from_hours(24),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::memory;
 use crate::clock::Clock;
-use crate::model::{NodeId, NodeView, Revision, TaskId, TaskStatus, Timestamp};
+use crate::model::{NodeId, NodeView, Revision, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::runtime::{Engine, EngineError};
 use futures_util::StreamExt as _;
 use std::collections::{BTreeMap, VecDeque};
@@ -88,7 +88,7 @@ pub async fn run(
         for effect in core.handle(clock.now(), event) {
             match effect {
                 Effect::Report(task, status) => {
-                    tracing::debug!(%task, state = status.state.as_str(), message = %status.message, err = %status.err, "task");
+                    say(&task, &status);
                     // A slow listener gets the last word on each task, not every word.
                     outbox.retain(|(waiting, _)| *waiting != task);
                     outbox.push_back((task, status));
@@ -120,6 +120,16 @@ pub async fn run(
     watcher.abort();
     for handle in running.into_values() {
         handle.abort();
+    }
+}
+
+/// What people want to know at INFO, the way there at DEBUG.
+fn say(task: &TaskId, status: &TaskStatus) {
+    let (state, message, err) = (status.state.as_str(), &status.message, &status.err);
+    if status.state >= TaskState::Running {
+        tracing::info!(%task, state, message, err, "task");
+    } else {
+        tracing::debug!(%task, state, message, err, "task");
     }
 }
 

@@ -15,8 +15,13 @@ use std::time::Duration;
 const NEWEST: ApiVersion = ApiVersion { major: 1, minor: 51 };
 /// Oldest API version that we serve, whatever the engine refuses.
 const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
-/// How long the engine's identity is believed.
+/// How long the engine's identity is believed, and that it does not answer.
 const REMEMBER: Duration = Duration::from_secs(10);
+const REMEMBER_ABSENCE: Duration = Duration::from_secs(1);
+/// How long the engine has to say who it is: every reply of ours waits for it.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long the engine has to answer what we ask on a client's behalf (removing a network is the slowest of it).
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// Name of our network driver, as the engine knows it.
 pub const DRIVER: &str = "skep";
@@ -59,13 +64,21 @@ pub struct Engine {
     socket: PathBuf,
     client: UnixClient,
     clock: Arc<dyn Clock>,
-    known: Mutex<Option<(Timestamp, Identity)>>,
+    known: Mutex<Known>,
+}
+
+/// What was last seen of the engine.
+#[derive(Clone, Default)]
+struct Known {
+    /// When it was looked at, and whether it answered.
+    looked: Option<(Timestamp, bool)>,
+    identity: Identity,
 }
 
 impl Engine {
     /// The one that listens there.
     pub fn new(socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
-        Self { client: UnixClient::new(&socket), socket, clock, known: Mutex::new(None) }
+        Self { client: UnixClient::new(&socket), socket, clock, known: Mutex::default() }
     }
 
     /// Its socket.
@@ -86,7 +99,10 @@ impl Engine {
     /// # Errors
     /// 503 if it does not answer.
     pub async fn ask(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> Result<Reply> {
-        self.client.send(method, target, fields, body).await.map_err(|e| self.down(&format!("{e:#}")))
+        match tokio::time::timeout(ANSWER, self.client.send(method, target, fields, body)).await {
+            Ok(reply) => reply.map_err(|e| self.down(&format!("{e:#}"))),
+            Err(_) => Err(self.down(&format!("no reply to {method} {target} within {} s", ANSWER.as_secs()))),
+        }
     }
 
     /// GET.
@@ -101,18 +117,15 @@ impl Engine {
     pub async fn identity(&self) -> Identity {
         let now = self.clock.now();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, identity)) = &known
-            && now.since(*at) < REMEMBER
+        if let Some((at, answered)) = known.looked
+            && now.since(at) < if answered { REMEMBER } else { REMEMBER_ABSENCE }
         {
-            return identity.clone();
+            return known.identity;
         }
-        match self.look().await {
-            Some(identity) => {
-                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, identity.clone()));
-                identity
-            }
-            None => known.map(|(_, identity)| identity).unwrap_or_default(),
-        }
+        let seen = tokio::time::timeout(LOOK, self.look()).await.ok().flatten();
+        let known = Known { looked: Some((now, seen.is_some())), identity: seen.unwrap_or(known.identity) };
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&known);
+        known.identity
     }
 
     async fn look(&self) -> Option<Identity> {

@@ -23,8 +23,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use serde::Serialize;
@@ -33,6 +33,8 @@ use std::sync::Arc;
 
 /// Largest body that is read, in bytes. The largest honest one is a service with many labels.
 const MAX_BODY: usize = 4 << 20;
+/// So much of a larger one is taken and thrown away, in bytes.
+const MAX_TAKEN: usize = 64 << 20;
 
 /// Sentences of a node that is no manager.
 pub(crate) const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
@@ -172,20 +174,33 @@ fn wrong_version(asked: Option<ApiVersion>, identity: &Identity) -> Option<Resul
     None
 }
 
-async fn read_body(body: Body) -> Result<Bytes> {
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::new(
+/// Reads a body. What is too much is still taken for a while, because a client that cannot send its request to the end
+/// does not read why.
+async fn read_body(mut body: Body) -> Result<Bytes> {
+    let mut read = BytesMut::new();
+    let mut seen = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| ApiError::bad(format!("the body of the request broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        seen = seen.saturating_add(data.len());
+        if seen <= MAX_BODY {
+            read.extend_from_slice(&data);
+        } else if seen > MAX_TAKEN {
+            break;
+        }
+    }
+    if seen > MAX_BODY {
+        return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("the body of the request is larger than {} MiB", MAX_BODY >> 20),
-        )),
-        Err(error) => Err(ApiError::bad(format!("the body of the request broke off: {error}"))),
+        ));
     }
+    Ok(read.freeze())
 }
 
 async fn dispatch(call: &Call, path: &[&str]) -> Result<Response> {
     match (call.method.as_str(), path) {
-        ("GET" | "HEAD", ["_ping"]) => system::ping(call).await,
+        ("GET" | "HEAD", ["_ping"]) => system::ping(call),
         ("GET", ["version"]) => system::version(call).await,
         ("GET", ["info"]) => system::info(call).await,
 

@@ -20,13 +20,18 @@ use tokio::net::UnixStream;
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 64 << 10;
-/// A head must be complete within this time.
+/// A connection may be silent for so long: clients keep spare ones.
+const IDLE: Duration = Duration::from_mins(5);
+/// A head must be complete within this time after its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long what the client still sends is taken after the engine has closed its side.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves one connection to its end.
 pub(super) async fn connection(api: Arc<Api>, mut client: UnixStream) {
+    if !matches!(tokio::time::timeout(IDLE, client.readable()).await, Ok(Ok(()))) {
+        return;
+    }
     match tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut client)).await {
         Ok(Ok(Some((head, read)))) => match route::owner(&head.method, &head.target) {
             Owner::Ours => {

@@ -68,9 +68,8 @@ impl Query {
     /// 400 for what Go's `ParseBool` does not know.
     pub fn strict_bool(&self, name: &str) -> Result<bool> {
         match self.get(name) {
-            "" => Ok(false),
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
             other => Err(ApiError::bad(format!(
                 "invalid value for {name}: {other}: strconv.ParseBool: parsing {}: invalid syntax",
                 quote(other)
@@ -142,6 +141,19 @@ fn decode(text: &str) -> String {
 /// Decodes a segment of a path (where `+` is a plus).
 pub fn decode_segment(text: &str) -> String {
     decode(&text.replace('+', "%2B"))
+}
+
+/// Encodes a text so that it can stand in a path or in a query.
+pub fn encode(text: &str) -> String {
+    use std::fmt::Write as _;
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
 }
 
 /// Filters: name → values, any of which must match.

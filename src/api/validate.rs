@@ -5,7 +5,7 @@ mod image;
 mod name;
 mod ports;
 
-pub use name::{network_name, object_name};
+pub use name::{network_name, object_name, random_name};
 pub use ports::free_ports;
 
 use super::error::{ApiError, Code, Result};
@@ -236,10 +236,12 @@ fn invalid(description: impl std::fmt::Display) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read(posted: Value) -> Result<ServiceSpec> {
         spec(schema::normalise(posted, &SERVICE_SPEC)?)
     }
+    #[expect(clippy::needless_pass_by_value, reason = "called with what `json!` makes")]
     fn with(container: Value) -> Value {
         json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container}})
     }
@@ -276,5 +278,56 @@ mod tests {
         let mut posted = with(json!({"Image": "lab"}));
         posted["Networks"] = json!([{"Target": "net1"}]);
         assert_eq!(read(posted).unwrap().task_template.networks[0].target, "net1");
+    }
+
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z{}:/@.-]{0,12}".prop_map(Value::from),
+        ];
+        let keys = [
+            "Name",
+            "Labels",
+            "TaskTemplate",
+            "ContainerSpec",
+            "Image",
+            "Mounts",
+            "Type",
+            "Networks",
+            "Target",
+            "Mode",
+            "Replicated",
+            "Replicas",
+            "EndpointSpec",
+            "Ports",
+            "Protocol",
+            "PublishedPort",
+            "RestartPolicy",
+            "Condition",
+            "Resources",
+            "Limits",
+        ];
+        leaf.prop_recursive(6, 64, 6, move |inner| {
+            let entry = (proptest::sample::select(keys.to_vec()), inner.clone());
+            prop_oneof![
+                proptest::collection::vec(inner, 0..4).prop_map(Value::from),
+                proptest::collection::vec(entry, 0..6)
+                    .prop_map(|entries| Value::Object(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_posted_is_read_or_refused(container in anything(), beside in anything(), endpoint in anything()) {
+            let posted = json!({"TaskTemplate": {"ContainerSpec": container, "Networks": beside}, "EndpointSpec": endpoint, "Mode": beside});
+            if let Ok(spec) = read(posted) {
+                let _ = service(&spec);
+                let echoed = serde_json::to_value(&spec).unwrap();
+                prop_assert_eq!(read(echoed).unwrap(), spec, "what is stored can be posted again");
+            }
+        }
     }
 }

@@ -1,5 +1,13 @@
 //! The API's replies as types, field by field in the real server's order. Specs are not here: `model`'s are the wire's.
 
+#![expect(
+    clippy::struct_field_names,
+    clippy::struct_excessive_bools,
+    clippy::option_option,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "Docker's names; serde's ways"
+)]
+
 use crate::model::cluster::{ClusterSpec, JoinTokens};
 use crate::model::service::{EndpointSpec, PortConfig, ServiceSpec, Vip};
 use crate::model::task::{ContainerStatus, TaskSpec};

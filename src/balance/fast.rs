@@ -3,8 +3,8 @@
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
 use super::table::{self, PortPlane};
-use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::datapath::fast::{Fast, Hook, Ready, Side, State, cookie};
+use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};

@@ -154,8 +154,8 @@ impl Host {
 
     /// Ends everything on the host.
     pub async fn stop(mut self) {
-        // The containers by the engine, so that they leave no cgroup behind, and at once, not after their grace.
-        let _ = terminate(&mut self.daemon).await;
+        // Containers first, then the engine, then the daemon: an engine whose network driver is gone hangs over each
+        // endpoint. By the engine, so that no cgroup stays behind, and at once, not after their grace.
         if self.engine.is_some() {
             let ids = output(self.engine_cli().args(["ps", "-aq"])).await.unwrap_or_default();
             if !ids.trim().is_empty() {
@@ -163,6 +163,7 @@ impl Host {
             }
         }
         let _ = terminate(&mut self.engine).await;
+        let _ = terminate(&mut self.daemon).await;
         self.holder.stop().await;
     }
 }

@@ -150,16 +150,13 @@ fn tasks(
         let mut next = task.clone();
         let outcome = match problems.get(&service.id) {
             Some(problem) => Err(problem.clone()),
-            None => networks_of_task(store, service, task)
-                .iter()
-                .map(|network| {
-                    let subnet = *subnets.get(network).ok_or_else(|| no_subnet(store, network))?;
-                    let space = book.get_or_insert_with(|| AddressBook::of(store)).space(network, subnet);
-                    let address = space.take(network, reserve).ok_or_else(|| full(store, network, subnet))?;
-                    next.attachments.push(Attachment { network_id: network.clone(), address: with_prefix(address, subnet) });
-                    Ok(())
-                })
-                .collect::<Result<(), String>>(),
+            None => networks_of_task(store, service, task).iter().try_for_each(|network| {
+                let subnet = *subnets.get(network).ok_or_else(|| no_subnet(store, network))?;
+                let space = book.get_or_insert_with(|| AddressBook::of(store)).space(network, subnet);
+                let address = space.take(network, reserve).ok_or_else(|| full(store, network, subnet))?;
+                next.attachments.push(Attachment { network_id: network.clone(), address: with_prefix(address, subnet) });
+                Ok(())
+            }),
         };
         match outcome {
             Ok(()) => {

@@ -10,9 +10,10 @@ use view::Change;
 pub use view::{Source, view_of};
 
 use super::ManagerSettings;
+use super::orchestrator::is_up;
 use super::sessions::SessionId;
 use crate::model::view::{ClusterPart, Mine, Networks};
-use crate::model::{NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
+use crate::model::{Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
 use crate::rpc::message::{FORMAT, ToManager, ToNode};
 use crate::store::Store;
 use hold::Holds;
@@ -140,7 +141,7 @@ impl Dispatcher {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
         match event {
-            Event::Opened { node, session, hello } => self.open(now, node, session, hello, &mut out),
+            Event::Opened { node, session, hello } => self.open(now, &node, session, hello, &mut out),
             Event::Message { session, message } => self.message(now, session, message, &mut out),
             Event::Closed { session } => self.forget_session(session),
             Event::StoreChanged(store) => self.store_changed(now, store, &mut out),
@@ -152,14 +153,16 @@ impl Dispatcher {
     /// Lowest revision that every live node has applied. A node counts until it has been silent for the down time-out;
     /// so does one that this leader has not heard of yet.
     pub fn applied(&self, now: Timestamp) -> Revision {
-        let expected = |id: &NodeId, state: NodeState| match self.nodes.get(id) {
-            Some(p) if p.left => None,
-            Some(p) if p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after => Some(p.reached()),
-            Some(_) => None,
-            None if self.in_grace(now) && super::orchestrator::is_up(state) => Some(Revision::default()),
-            None => None,
+        let expected = |node: &Node| {
+            let Some(p) = self.nodes.get(&node.id) else {
+                // One that is only just joining sends nothing to anybody yet.
+                let may_come = self.in_grace(node, now) && !self.is_joining(node) && is_up(node.status.state);
+                return may_come.then(Revision::default);
+            };
+            let lives = p.session.is_some() || now.since(p.last_heard) <= self.settings.down_after;
+            (lives && !p.left).then(|| p.reached())
         };
-        let live = self.store.nodes().filter_map(|n| expected(&n.id, n.status.state));
+        let live = self.store.nodes().filter_map(expected);
         live.min().unwrap_or_else(|| self.store.revision())
     }
 
@@ -168,11 +171,21 @@ impl Dispatcher {
         self.nodes.iter().filter(|(_, p)| p.session.is_some()).map(|(id, p)| (id.clone(), p.reached())).collect()
     }
 
-    fn in_grace(&self, now: Timestamp) -> bool {
-        now.since(self.since) <= self.settings.down_after
+    /// True while a node that this leader has not heard of is not to be called down.
+    fn in_grace(&self, node: &Node, now: Timestamp) -> bool {
+        if self.is_joining(node) {
+            now.since(node.meta.created_at) <= self.settings.join_grace
+        } else {
+            now.since(self.since) <= self.settings.down_after
+        }
     }
 
-    fn open(&mut self, now: Timestamp, node: NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
+    /// Admitted under this leader, never heard of.
+    fn is_joining(&self, node: &Node) -> bool {
+        node.status.state == NodeState::Unknown && node.meta.created_at >= self.since
+    }
+
+    fn open(&mut self, now: Timestamp, node: &NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
         let ToManager::Hello { format, description, endpoints, have: _ } = hello else {
             return refuse(session, ToNode::Refused("the first message of a session is Hello".to_owned()), out);
         };
@@ -182,10 +195,10 @@ impl Dispatcher {
             );
             return refuse(session, ToNode::Refused(text), out);
         }
-        if self.store.node(&node).is_none() {
-            return refuse(session, removed(&node), out);
+        if self.store.node(node).is_none() {
+            return refuse(session, removed(node), out);
         }
-        if let Some(old) = self.nodes.get(&node).and_then(|p| p.session) {
+        if let Some(old) = self.nodes.get(node).and_then(|p| p.session) {
             self.sessions.remove(&old);
             out.push(Effect::Close { session: old });
         }
@@ -205,7 +218,7 @@ impl Dispatcher {
         self.nodes.insert(node.clone(), presence);
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
         out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
-        self.sync(now, Some(&node), out);
+        self.sync(now, Some(node), out);
     }
 
     fn message(&mut self, now: Timestamp, session: SessionId, message: ToManager, out: &mut Vec<Effect>) {
@@ -263,6 +276,14 @@ impl Dispatcher {
         if stall > self.settings.heartbeat {
             self.since = self.since.plus(stall);
             self.nodes.values_mut().for_each(|p| p.last_heard = p.last_heard.plus(stall).min(now));
+        }
+        // A clock that was set back must not make the past the future.
+        if now < self.last_tick {
+            self.since = self.since.min(now);
+            for presence in self.nodes.values_mut() {
+                presence.last_heard = presence.last_heard.min(now);
+                presence.told = presence.told.min(now);
+            }
         }
         self.last_tick = now;
         let silent = |p: &&mut Presence| now.since(p.last_heard) > self.settings.down_after;

@@ -123,8 +123,10 @@ impl Shell {
                     effects
                 }
                 _ = ticks.tick() => {
-                    due = true;
-                    dispatcher.handle(self.clock.now(), Event::Tick)
+                    let now = self.clock.now();
+                    let effects = dispatcher.handle(now, Event::Tick);
+                    due |= planner.is_due(now) || !dispatcher.plan(&self.store.read(), now).is_empty();
+                    effects
                 }
             };
             for session in lines.carry_out(effects) {

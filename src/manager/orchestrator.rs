@@ -7,7 +7,7 @@ use super::round::BATCH;
 use crate::model::{Availability, Meta, NodeState, Service, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
 use rand::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Slots<'a> = BTreeMap<u64, Vec<&'a Task>>;
 
@@ -18,15 +18,17 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
         by_service.entry(&task.service_id).or_default().entry(task.slot).or_default().push(task);
     }
     let mut out = Vec::new();
-    for slots in by_service.iter().filter(|(id, _)| store.service(id).is_none()).map(|(_, slots)| slots) {
-        out.extend(slots.values().flatten().map(|t| desire(t, TaskState::Remove)));
-        if out.len() >= BATCH {
-            return out;
-        }
+    let ownerless =
+        by_service.iter().filter(|(id, _)| store.service(id).is_none()).flat_map(|(_, slots)| slots.values().flatten());
+    out.extend(ownerless.take(BATCH).map(|t| desire(t, TaskState::Remove)));
+    if out.len() >= BATCH {
+        return out;
     }
     for service in store.services() {
         let mut slots = by_service.remove(&service.id).unwrap_or_default();
-        slots.values_mut().for_each(|tasks| tasks.sort_by(|a, b| by_age(a, b)));
+        for tasks in slots.values_mut() {
+            tasks.sort_by(|a, b| by_age(a, b));
+        }
         Reconcile { store, service, now, settings }.run(&slots, rng, &mut out);
         if out.len() >= BATCH {
             break;
@@ -72,21 +74,22 @@ impl<'a> Reconcile<'a> {
             }
             self.settle(*number, &judged[number], &slots[number], rng, out);
         }
-        let mut free = (1..).filter(|n| !keep.contains(n));
+        let filled: BTreeSet<u64> = keep.iter().copied().collect();
+        let mut free = (1..).filter(|n| !filled.contains(n));
         let mut missing = wanted.saturating_sub(keep.len());
-        let mut used = Vec::new();
+        let mut used = BTreeSet::new();
         while missing > 0 && out.len() < BATCH {
             let Some(number) = free.next() else { break };
             let held = slots.get(&number).is_some_and(|tasks| tasks.iter().any(|t| self.still_runs(t)));
             let desired = if held { TaskState::Ready } else { TaskState::Running };
             out.push(Action::create(self.new_task(number, desired, None, rng)));
-            used.push(number);
+            used.insert(number);
             missing -= 1;
         }
         // History of slots that nobody needs any more.
         if missing == 0 {
             let dead = judged.iter().filter(|(n, slot)| matches!(slot, Slot::Dead) && !used.contains(n));
-            out.extend(dead.flat_map(|(n, _)| &slots[n]).map(|t| desire(t, TaskState::Remove)));
+            out.extend(dead.flat_map(|(n, _)| &slots[n]).take(BATCH).map(|t| desire(t, TaskState::Remove)));
         }
     }
 

@@ -3,66 +3,84 @@
 
 use super::allocator::{self, Reserve};
 use super::{ManagerSettings, orchestrator, reaper, scheduler};
-use crate::model::{Meta, Revision, Timestamp};
+use crate::model::{Meta, Revision, TaskState, Timestamp};
 use crate::store::{Action, Kind, Object, Store, Transaction};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A planner stops at the next object once it has this many writes; the rest comes with the next round. Keeps raft
 /// entries small.
 pub const BATCH: usize = 200;
+
+/// Planned anew after this long even if nothing happens.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What the leader keeps from round to round.
 pub struct Planner {
     settings: ManagerSettings,
     rng: StdRng,
     reserve: Reserve,
+    /// Not before this time does waiting alone change anything.
+    wake: Timestamp,
 }
 
 impl Planner {
     /// A planner that draws ids from the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
-        Self { settings, rng: StdRng::seed_from_u64(seed), reserve: Reserve::default() }
+        Self { settings, rng: StdRng::seed_from_u64(seed), reserve: Reserve::default(), wake: Timestamp::default() }
     }
 
     /// What is to be written now; empty if there is nothing to do. `reports` are the dispatcher's writes on the same
     /// snapshot; `applied` is the lowest revision that live nodes have applied.
     pub fn round(&mut self, store: &Store, reports: Vec<Action>, applied: Revision, now: Timestamp) -> Vec<Action> {
         self.reserve.observe(store, applied);
-        let mut draft = Draft { scratch: store.clone(), now, writes: BTreeMap::new(), order: Vec::new() };
+        let mut draft = Draft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.reserve));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));
         draft.add("reaper", reaper::plan(&draft.scratch, now, &self.settings));
-        draft.finish(store)
+        let actions = draft.finish(store);
+        if actions.is_empty() {
+            self.wake = next_start(store, now).map_or(now.plus(IDLE), |start| start.min(now.plus(IDLE)));
+        }
+        actions
     }
 
-    /// True if a round may have something to do only because nodes caught up.
-    pub fn waits_for_nodes(&self) -> bool {
-        self.reserve.is_waiting()
+    /// True if a round may have something to do though nothing changed: a restart delay is over, nodes caught up, or it
+    /// is simply long ago.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        now >= self.wake || self.wake.since(now) > IDLE || self.reserve.is_waiting()
     }
+}
+
+/// When the next task that is held back may start.
+fn next_start(store: &Store, now: Timestamp) -> Option<Timestamp> {
+    store.tasks().filter(|t| t.desired_state <= TaskState::Running).filter_map(|t| t.not_before).filter(|t| *t > now).min()
 }
 
 type Key = (Kind, String);
 
 /// Writes so far, and the state that they lead to.
-struct Draft {
-    scratch: Store,
+struct Draft<'a> {
+    scratch: Cow<'a, Store>,
     now: Timestamp,
     writes: BTreeMap<Key, Action>,
     order: Vec<Key>,
 }
 
-impl Draft {
+impl Draft<'_> {
     fn add(&mut self, planner: &'static str, actions: Vec<Action>) {
         if actions.is_empty() {
             return;
         }
         tracing::debug!(planner, actions = actions.len(), "planned");
         let transaction = Transaction { at: self.now, actions };
-        if let Err(error) = self.scratch.apply(self.scratch.index() + 1, &transaction) {
+        let index = self.scratch.index() + 1;
+        if let Err(error) = self.scratch.to_mut().apply(index, &transaction) {
             // A planner contradicts its own snapshot: a bug, but one that must not stop the other planners.
             tracing::error!(planner, %error, "plan does not fit its snapshot, dropped");
             return;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// So many failures of a service on a node within [`FAILURE_WINDOW`] put the node last.
 const MAX_FAILURES: usize = 5;
-const FAILURE_WINDOW: Duration = Duration::from_secs(5 * 60);
+const FAILURE_WINDOW: Duration = Duration::from_mins(5);
 
 struct Filter {
     passes: fn(&Node, &Task) -> bool,

@@ -58,6 +58,13 @@ impl Replicated {
     }
 }
 
+impl Drop for Replicated {
+    /// Raft ends with its owner, also when an init fails half-way.
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 /// There is one manager yet, so nobody to send to.
 struct NoPeers;
 

@@ -139,6 +139,10 @@ impl Member {
         let (outgoing, outgoing_in) = mpsc::channel(256);
         let (state, session) = watch::channel(SessionState::default());
         let ledger = Ledger::new(daemon.ledger_file());
+        if let Some(first) = network.view.borrow().as_deref() {
+            // A node that is killed right after its join comes up by it.
+            ledger.store(first)?;
+        }
         tasks.spawn(Pump { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses }.run());
 
         let mut config = SessionConfig::new(
@@ -151,18 +155,20 @@ impl Member {
         config.heartbeat = Duration::from_millis(daemon.settings.timeouts.heartbeat_ms);
         config.dead_after = Duration::from_millis(daemon.settings.timeouts.node_down_ms);
         let description = daemon.describe(&tasks, &stop).await;
-        let (hello_view, endpoints) = (view(), record.place().endpoints());
+        let (hello_view, endpoints, described) = (view(), record.place().endpoints(), description.clone());
         let hello = move || ToManager::Hello {
             format: FORMAT,
-            description: description.borrow().clone(),
+            description: described.borrow().clone(),
             endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
             have: hello_view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),
         };
+        let hello = Arc::new(hello);
+        tell_again(description, hello.clone(), outgoing.clone(), &tasks);
         let ends = SessionEnds { incoming: incoming_out, outgoing: outgoing_in, applied: lowest_applied, state };
         let removed = Arc::new(Mutex::new(None));
         let (reason, session_stop) = (removed.clone(), stop.clone());
         tasks.spawn(async move {
-            if let SessionEnd::Removed(why) = keep_session(config, hello, ends, session_stop).await {
+            if let SessionEnd::Removed(why) = keep_session(config, move || hello(), ends, session_stop).await {
                 tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
                 *reason.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(why);
             }
@@ -212,6 +218,21 @@ impl Member {
         let files = record::forget(&daemon.settings.data_dir);
         containers.and(network).and(files)
     }
+}
+
+/// A node whose engine answers only later says so in the middle of its session: until then it gets no tasks.
+fn tell_again(
+    mut description: watch::Receiver<NodeDescription>,
+    hello: Arc<impl Fn() -> ToManager + Send + Sync + 'static>,
+    outgoing: mpsc::Sender<ToManager>,
+    tasks: &TaskTracker,
+) {
+    tasks.spawn(async move {
+        // The sender is dropped once there is nothing more to find out.
+        while description.changed().await.is_ok() {
+            let _ = outgoing.send(hello()).await;
+        }
+    });
 }
 
 /// Where managers answer inside the mesh, as the view says.

@@ -36,7 +36,9 @@ pub type Refusal = String;
 pub struct Driver {
     links: Arc<dyn Links>,
     mtu: watch::Receiver<u32>,
-    ledger: Mutex<Ledger>,
+    ledger: Ledger,
+    /// Links are made and taken down one at a time: a late farewell and a join may mean the same address.
+    turn: Mutex<()>,
     sandboxes: Arc<dyn Sandboxes>,
     joined: watch::Sender<Vec<Sandbox>>,
 }
@@ -54,8 +56,8 @@ impl Driver {
         mtu: watch::Receiver<u32>,
     ) -> anyhow::Result<Self> {
         let ledger = Ledger::open(ledger)?;
-        let (joined, _) = watch::channel(sandboxes_of(&ledger.known));
-        Ok(Self { links, mtu, ledger: Mutex::new(ledger), sandboxes, joined })
+        let (joined, _) = watch::channel(ledger.look(sandboxes_of));
+        Ok(Self { links, mtu, ledger, turn: Mutex::new(()), sandboxes, joined })
     }
 
     /// The namespaces that have an address of ours, as they come and go, sorted.
@@ -64,8 +66,8 @@ impl Driver {
     }
 
     /// Endpoints as known now, sorted by id: for `/dump`.
-    pub async fn endpoints(&self) -> Vec<Endpoint> {
-        self.ledger.lock().await.known.endpoints.values().cloned().collect()
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.ledger.look(|known| known.endpoints.values().cloned().collect())
     }
 
     async fn create_network(&self, call: wire::CreateNetwork) -> Result<Value, Refusal> {
@@ -97,6 +99,7 @@ impl Driver {
 
     async fn delete_network(&self, call: wire::NetworkCall) -> Result<Value, Refusal> {
         let id = call.network_id;
+        let _turn = self.turn.lock().await;
         let left = self.change(|known| {
             known.networks.remove(&id);
             let left: Vec<Endpoint> = known.endpoints.values().filter(|e| e.network == id).cloned().collect();
@@ -109,7 +112,7 @@ impl Driver {
         Ok(json!({}))
     }
 
-    async fn create_endpoint(&self, call: wire::CreateEndpoint) -> Result<Value, Refusal> {
+    fn create_endpoint(&self, call: wire::CreateEndpoint) -> Result<Value, Refusal> {
         let wanted = call.interface.and_then(|i| i.address).filter(|a| !a.is_empty());
         let address = wanted.as_deref().and_then(ipam::address).ok_or_else(|| {
             format!(
@@ -117,27 +120,25 @@ impl Driver {
                 call.endpoint_id
             )
         })?;
-        let network = self.ledger.lock().await.known.networks.get(&call.network_id).cloned();
+        let network = self.ledger.look(|known| known.networks.get(&call.network_id).cloned());
         let network = network.ok_or_else(|| unknown_network(&call.network_id))?;
         if !network.subnet.contains(&address) {
             return Err(format!("address {address} is not in the network's subnet {}", network.subnet));
         }
         let endpoint = Endpoint { id: call.endpoint_id, network: call.network_id, address, sandbox: None, link: None };
-        self.change(|known| drop(known.endpoints.insert(endpoint.id.clone(), endpoint))).await?;
+        // On disk with the join: without one there is nothing to take down.
+        self.ledger.note(|known| drop(known.endpoints.insert(endpoint.id.clone(), endpoint)));
         // Nothing to add to the interface that the engine described: an empty object says so.
         Ok(json!({ "Interface": {} }))
     }
 
     async fn join(&self, call: wire::Join) -> Result<Value, Refusal> {
-        let (endpoint, network) = {
-            let ledger = self.ledger.lock().await;
-            let endpoint = ledger.known.endpoints.get(&call.endpoint_id).cloned();
-            let endpoint =
-                endpoint.ok_or_else(|| format!("endpoint {} is not known to skep: it was not created", call.endpoint_id))?;
-            let network = ledger.known.networks.get(&endpoint.network).cloned();
-            let network = network.ok_or_else(|| unknown_network(&endpoint.network))?;
-            (endpoint, network)
-        };
+        let _turn = self.turn.lock().await;
+        let endpoint = self.endpoint(&call.endpoint_id);
+        let endpoint =
+            endpoint.ok_or_else(|| format!("endpoint {} is not known to skep: it was not created", call.endpoint_id))?;
+        let network = self.ledger.look(|known| known.networks.get(&endpoint.network).cloned());
+        let network = network.ok_or_else(|| unknown_network(&endpoint.network))?;
         let mtu = *self.mtu.borrow();
         let address = endpoint.address;
         let link = self.links.attach(network.subnet, address, mtu).await;
@@ -155,26 +156,30 @@ impl Driver {
     }
 
     async fn leave(&self, call: wire::EndpointCall) -> Result<Value, Refusal> {
-        let found = self.ledger.lock().await.known.endpoints.get(&call.endpoint_id).cloned();
-        if let Some(endpoint) = found {
+        let _turn = self.turn.lock().await;
+        if let Some(endpoint) = self.endpoint(&call.endpoint_id) {
             self.detach(&endpoint).await?;
-            self.change(|known| {
+            // On disk with the deletion that follows: taking down twice does no harm.
+            self.ledger.note(|known| {
                 if let Some(endpoint) = known.endpoints.get_mut(&call.endpoint_id) {
                     (endpoint.sandbox, endpoint.link) = (None, None);
                 }
-            })
-            .await?;
+            });
         }
         Ok(json!({}))
     }
 
     async fn delete_endpoint(&self, call: wire::EndpointCall) -> Result<Value, Refusal> {
-        let found = self.ledger.lock().await.known.endpoints.get(&call.endpoint_id).cloned();
-        if let Some(endpoint) = found {
+        let _turn = self.turn.lock().await;
+        if let Some(endpoint) = self.endpoint(&call.endpoint_id) {
             self.detach(&endpoint).await?;
             self.change(|known| drop(known.endpoints.remove(&call.endpoint_id))).await?;
         }
         Ok(json!({}))
+    }
+
+    fn endpoint(&self, id: &str) -> Option<Endpoint> {
+        self.ledger.look(|known| known.endpoints.get(id).cloned())
     }
 
     /// Takes the link down, if the endpoint still has one.
@@ -186,12 +191,11 @@ impl Driver {
         self.links.detach(address).await.map_err(|e| format!("cannot take down the link of {address}: {e:#}"))
     }
 
-    /// Changes what is known, on disk first.
-    async fn change<T: Send + 'static>(&self, change: impl FnOnce(&mut state::Known) -> T) -> Result<T, Refusal> {
-        let mut ledger = self.ledger.lock().await;
-        let value = ledger.change(change).await.map_err(|e| format!("{e:#}"))?;
-        let now = sandboxes_of(&ledger.known);
+    /// Changes what is known, here and on disk.
+    async fn change<T>(&self, change: impl FnOnce(&mut state::Known) -> T) -> Result<T, Refusal> {
+        let value = self.ledger.change(change).await.map_err(|e| format!("{e:#}"))?;
         self.joined.send_if_modified(|before| {
+            let now = self.ledger.look(sandboxes_of);
             let changed = *before != now;
             *before = now;
             changed
@@ -201,10 +205,8 @@ impl Driver {
 
     /// The container's interfaces are there, its process has not started yet.
     async fn oper_info(&self, call: &wire::EndpointCall) -> Result<Value, Refusal> {
-        let sandbox = {
-            let ledger = self.ledger.lock().await;
-            ledger.known.endpoints.get(&call.endpoint_id).and_then(|endpoint| sandbox_of(&ledger.known, endpoint))
-        };
+        let sandbox =
+            self.ledger.look(|known| known.endpoints.get(&call.endpoint_id).and_then(|endpoint| sandbox_of(known, endpoint)));
         if let Some(sandbox) = sandbox
             && let Err(error) = self.sandboxes.enter(&sandbox).await
         {
@@ -289,7 +291,7 @@ impl Driver {
             }
             "NetworkDriver.CreateNetwork" => self.create_network(wire::read(call, body)?).await,
             "NetworkDriver.DeleteNetwork" => self.delete_network(wire::read(call, body)?).await,
-            "NetworkDriver.CreateEndpoint" => self.create_endpoint(wire::read(call, body)?).await,
+            "NetworkDriver.CreateEndpoint" => self.create_endpoint(wire::read(call, body)?),
             "NetworkDriver.DeleteEndpoint" => self.delete_endpoint(wire::read(call, body)?).await,
             "NetworkDriver.Join" => self.join(wire::read(call, body)?).await,
             "NetworkDriver.Leave" => self.leave(wire::read(call, body)?).await,

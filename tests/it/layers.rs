@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What a room may import besides `model` and the small services of [`EVERYONE`]. `*`: everything (the root layer).
 const ARROWS: &[(&str, &str)] = &[
+    ("admin", "status balance"),
     ("model", ""),
     ("store", ""),
     ("trust", ""),
@@ -50,7 +51,7 @@ const HOMES: &[(&str, &str)] = &[
     ("aya", "datapath"),
     ("skep_ebpf", "datapath balance"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
-    ("axum", "http api overlay node"),
+    ("axum", "http api overlay admin"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
     ("httparse", "api"),

@@ -13,4 +13,5 @@ mod overlay;
 mod raft;
 mod rpc;
 mod store;
+mod swarm;
 mod tunnel;

@@ -1,4 +1,5 @@
 //! The tunnel with real packets: two hosts, a mesh namespace each, `skep tunnel` between them. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use anyhow::{Context as _, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 mod bad_input;
+mod kernel;
 mod lifetime;
 mod traffic;
 
@@ -154,7 +156,12 @@ struct Pair {
 
 impl Pair {
     async fn new(name: &str) -> anyhow::Result<Self> {
-        let (lab, a, b) = sides(name).await?;
+        Self::of(name, KernelChoice::Never).await
+    }
+
+    async fn of(name: &str, kernel: KernelChoice) -> anyhow::Result<Self> {
+        let (lab, mut a, mut b) = sides(name).await?;
+        (a.config.kernel, b.config.kernel) = (kernel, kernel);
         let (tunnel_a, tunnel_b) = (a.open().await?, b.open().await?);
         a.address().await?;
         b.address().await?;
@@ -176,7 +183,9 @@ impl Pair {
     }
 
     async fn ping(&self) -> anyhow::Result<()> {
-        self.a.mesh(&format!("busybox ping -c 1 -W 2 {}", self.b.v6())).await.map(drop)
+        // Handshakes that cross are both dropped, and repeated after 5 s.
+        let line = format!("busybox ping -c 1 -W 2 {}", self.b.v6());
+        eventually("an answer through the tunnel", SOON, || self.a.mesh(&line)).await.map(drop)
     }
 }
 

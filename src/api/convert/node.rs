@@ -27,7 +27,11 @@ pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<&NodeId>) -> 
             tls_info: cluster.map(|c| tls::info(&c.ca_certificate)).unwrap_or_default(),
         },
         status: wire::NodeStatus {
-            state: node.status.state.as_str(),
+            // Swarm knows no other word for a node that has left.
+            state: match node.status.state {
+                NodeState::Disconnected => NodeState::Down.as_str(),
+                state => state.as_str(),
+            },
             message: node.status.message.clone(),
             addr: node.status.addr.map(|a| a.to_string()),
         },

@@ -1,8 +1,10 @@
 //! Services.
 
 use crate::api::wire::{self, ShownSpec, UpdateConfig};
+use crate::model::ServiceId;
 use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
+use std::collections::BTreeMap;
 
 /// A service; with `defaults` as an inspection shows it, which no update may be built from.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
@@ -21,12 +23,22 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
     }
 }
 
-/// How many tasks a service has and should have.
-pub fn status<'a>(service: &Service, tasks: impl Iterator<Item = &'a Task>) -> wire::ServiceStatus {
-    let running = tasks.filter(|t| t.service_id == service.id && t.status.state == TaskState::Running).count();
-    let running = u64::try_from(running).unwrap_or(u64::MAX);
-    // Only jobs have completed tasks.
-    wire::ServiceStatus { running_tasks: running, desired_tasks: service.spec.mode.replicas(), completed_tasks: 0 }
+/// Running tasks by service.
+pub fn running<'a>(tasks: impl Iterator<Item = &'a Task>) -> BTreeMap<&'a ServiceId, u64> {
+    let mut counts = BTreeMap::new();
+    for task in tasks.filter(|t| t.status.state == TaskState::Running) {
+        *counts.entry(&task.service_id).or_default() += 1;
+    }
+    counts
+}
+
+/// How many tasks a service has and should have. Only jobs have completed ones.
+pub fn status(service: &Service, running: &BTreeMap<&ServiceId, u64>) -> wire::ServiceStatus {
+    wire::ServiceStatus {
+        running_tasks: running.get(&service.id).copied().unwrap_or(0),
+        desired_tasks: service.spec.mode.replicas(),
+        completed_tasks: 0,
+    }
 }
 
 fn plain(spec: ServiceSpec) -> ShownSpec {

@@ -23,9 +23,16 @@ pub async fn create(call: &Call) -> Result<Response> {
 
 /// Networks that a container is to be on.
 fn named(posted: &Value) -> BTreeSet<&str> {
-    let mode = posted["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-    let endpoints = posted["NetworkingConfig"]["EndpointsConfig"].as_object().into_iter().flat_map(|map| map.keys());
-    endpoints.map(String::as_str).chain([mode]).filter(|n| !MODES.contains(n) && !n.starts_with("container:")).collect()
+    let mode = field(field(posted, "HostConfig"), "NetworkMode").as_str().unwrap_or_default();
+    let endpoints = field(field(posted, "NetworkingConfig"), "EndpointsConfig").as_object();
+    let endpoints = endpoints.into_iter().flat_map(|map| map.keys().map(String::as_str));
+    endpoints.chain([mode]).filter(|n| !MODES.contains(n) && !n.starts_with("container:")).collect()
+}
+
+/// A field, its name in any case, as the engine reads it.
+fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
+    let found = value.as_object().and_then(|map| map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)));
+    found.map_or(&Value::Null, |(_, value)| value)
 }
 
 #[cfg(test)]
@@ -38,6 +45,7 @@ mod tests {
         let posted =
             json!({"HostConfig": {"NetworkMode": "ov1"}, "NetworkingConfig": {"EndpointsConfig": {"att1": {}, "ov1": {}}}});
         assert_eq!(named(&posted), BTreeSet::from(["att1", "ov1"]));
+        assert_eq!(named(&json!({"hostconfig": {"networkmode": "ov1"}})), BTreeSet::from(["ov1"]));
         assert!(named(&json!({"HostConfig": {"NetworkMode": "container:x"}})).is_empty());
         assert!(named(&Value::Null).is_empty());
     }

@@ -5,7 +5,7 @@ use super::{Call, json};
 use crate::api::convert::network as convert;
 use crate::api::engine::{DRIVER, swarm_network_of};
 use crate::api::error::{ApiError, Code, Result};
-use crate::api::query::{ApiVersion, Filters, quote};
+use crate::api::query::{ApiVersion, Filters, encode, quote};
 use crate::api::schema::{self, NETWORK};
 use crate::api::{lookup, validate};
 use crate::model::{Meta, Network, NetworkId, NetworkSpec};
@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-const FILTERS: [&str; 8] = ["driver", "id", "label", "name", "scope", "type", "dangling", "idOrName"];
+const FILTERS: [&str; 7] = ["driver", "id", "label", "name", "scope", "type", "dangling"];
 
 /// The store's newest state, on managers.
 pub fn store(call: &Call) -> Option<Arc<Store>> {
@@ -54,7 +54,7 @@ pub async fn list(call: &Call) -> Result<Response> {
 
 /// The engine's networks of our driver.
 async fn plumbing(call: &Call) -> Result<Vec<Value>> {
-    let filters = format!("%7B%22driver%22%3A%7B%22{DRIVER}%22%3Atrue%7D%7D");
+    let filters = encode(&json!({ "driver": { DRIVER: true } }).to_string());
     let reply = call.api.engine.get(&call.at_engine(&format!("/networks?filters={filters}"))).await?;
     Ok(local(&reply.body)?.into_iter().filter(|n| swarm_network_of(n).is_some()).collect())
 }
@@ -72,7 +72,6 @@ fn passes(network: &Network, store: &Store, filters: &Filters) -> bool {
     filters.any("driver", |v| v == convert::OVERLAY)
         && filters.any("id", |v| network.id.as_str().contains(v))
         && filters.any("name", |v| network.spec.name.contains(v))
-        && filters.any("idOrName", |v| network.spec.name == v || network.id.as_str().starts_with(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| (v == "builtin") == network.spec.ingress)
         && filters.any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || user(network, store).is_some()))
@@ -86,7 +85,6 @@ fn passes_local(network: &Value, filters: &Filters) -> bool {
     filters.any("driver", |v| v == convert::OVERLAY)
         && filters.any("id", |v| text("Id").contains(v))
         && filters.any("name", |v| text("Name").contains(v))
-        && filters.any("idOrName", |v| text("Name") == v || text("Id").starts_with(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| v == "custom")
         && filters.any("dangling", |v| !matches!(v, "1" | "true"))
@@ -311,21 +309,9 @@ pub async fn remove(call: &Call, reference: &str) -> Result<Response> {
 
 /// The engine's copy of a swarm network, if that is what it knows under this name or id.
 pub async fn engine_copy(call: &Call, reference: &str) -> Option<Value> {
-    let reply = call.api.engine.get(&call.at_engine(&format!("/networks/{}", encoded(reference)))).await.ok()?;
+    let reply = call.api.engine.get(&call.at_engine(&format!("/networks/{}", encode(reference)))).await.ok()?;
     let network: Value = serde_json::from_slice(&reply.body).ok()?;
     swarm_network_of(&network).is_some().then_some(network)
-}
-
-fn encoded(segment: &str) -> String {
-    use std::fmt::Write as _;
-    segment.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
 }
 
 /// POST /networks/{id}/connect and /disconnect
@@ -372,7 +358,7 @@ fn not_attachable(call: &Call, reference: &str) -> String {
 
 /// The refusal of a service's network that the cluster does not know.
 pub async fn unknown_target(call: &Call, target: &str) -> ApiError {
-    let path = call.at_engine(&format!("/networks/{}", encoded(target)));
+    let path = call.at_engine(&format!("/networks/{}", encode(target)));
     match call.api.engine.get(&path).await {
         Ok(reply) if reply.status.is_success() => {
             if ["host", "bridge", "none"].contains(&target) {
@@ -392,6 +378,6 @@ pub async fn unknown_target(call: &Call, target: &str) -> ApiError {
 
 /// Removes one of the engine's networks; false if it would not go.
 pub async fn remove_local(call: &Call, id: &str) -> Result<bool> {
-    let reply = call.api.engine.ask("DELETE", &call.at_engine(&format!("/networks/{}", encoded(id))), &[], Bytes::new()).await?;
+    let reply = call.api.engine.ask("DELETE", &call.at_engine(&format!("/networks/{}", encode(id))), &[], Bytes::new()).await?;
     Ok(reply.status.is_success())
 }

@@ -7,11 +7,17 @@ use crate::api::lookup;
 use crate::api::query::{Filters, quote};
 use crate::api::schema::NODE_SPEC;
 use crate::model::{Node, NodeId, NodeSpec, NodeState, Role};
-use crate::store::{Action, Kind};
+use crate::store::{Action, Kind, Store};
 use axum::response::Response;
 
-fn leader(call: &Call) -> Option<NodeId> {
-    call.api.control.membership().member().and_then(|m| m.leader.clone())
+/// The leader as this node knows it; a lone manager leads.
+fn leader(call: &Call, store: &Store) -> Option<NodeId> {
+    let known = call.api.control.membership().member().and_then(|m| m.leader.clone());
+    let lone = || {
+        let mut managers = store.nodes().filter(|n| n.manager.is_some());
+        managers.next().filter(|_| managers.next().is_none()).map(|n| n.id.clone())
+    };
+    known.or_else(lone)
 }
 
 /// GET /nodes
@@ -19,7 +25,7 @@ pub fn list(call: &Call) -> Result<Response> {
     let filters = call.query.filters(&["id", "name", "label", "node.label", "membership", "role"])?;
     let store = call.store()?.read();
     check(&filters)?;
-    let leader = leader(call);
+    let leader = leader(call, &store);
     let nodes: Vec<_> = store
         .nodes()
         .filter(|node| passes(node, &filters))
@@ -51,7 +57,7 @@ fn passes(node: &Node, filters: &Filters) -> bool {
 pub fn inspect(call: &Call, reference: &str) -> Result<Response> {
     let store = call.store()?.read();
     let node = lookup::node(&store, reference)?;
-    ok(&convert::node::node(node, store.cluster(), leader(call).as_ref()))
+    ok(&convert::node::node(node, store.cluster(), leader(call, &store).as_ref()))
 }
 
 /// POST /nodes/{id}/update: the posted spec replaces the stored one.

@@ -5,7 +5,7 @@ use super::networks::{local, remove_local, store, user};
 use super::{Call, ok};
 use crate::api::engine::swarm_network_of;
 use crate::api::error::{ApiError, Result};
-use crate::api::query::Filters;
+use crate::api::query::{Filters, encode};
 use crate::store::{Action, Kind};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -49,8 +49,8 @@ async fn dangling(call: &Call, filters: &Filters) -> Result<Vec<Value>> {
     for label in filters.values("label") {
         asked["label"][label] = json!(true);
     }
-    let encoded: String = asked.to_string().bytes().map(|b| format!("%{b:02X}")).collect();
-    let reply = call.api.engine.get(&call.at_engine(&format!("/networks?filters={encoded}"))).await?;
+    let path = format!("/networks?filters={}", encode(&asked.to_string()));
+    let reply = call.api.engine.get(&call.at_engine(&path)).await?;
     reply.ok().map_err(|e| ApiError::failed(format!("the engine does not list its networks: {e}")))?;
     local(&reply.body)
 }

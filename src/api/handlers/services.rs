@@ -12,6 +12,7 @@ use crate::store::{Action, Kind, Store};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// GET /services
 pub fn list(call: &Call) -> Result<Response> {
@@ -22,11 +23,12 @@ pub fn list(call: &Call) -> Result<Response> {
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
+    let running = if status { convert::service::running(store.tasks()) } else { BTreeMap::new() };
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
             let mut shown = convert::service::service(service, false);
-            shown.service_status = status.then(|| convert::service::status(service, store.tasks()));
+            shown.service_status = status.then(|| convert::service::status(service, &running));
             shown
         })
         .collect();
@@ -53,9 +55,10 @@ pub async fn create(call: &Call) -> Result<Response> {
     let posted = call.read(&SERVICE_SPEC)?;
     let handle = call.store()?;
     let store = handle.read();
+    credentials(call)?;
     let mut spec = validate::spec(posted)?;
     if spec.name.is_empty() {
-        spec.name = crate::model::id::draw(&mut rand::rng());
+        spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
     }
     networks(call, &mut spec, &store).await?;
     validate::service(&spec)?;
@@ -106,6 +109,7 @@ pub async fn update(call: &Call, reference: &str) -> Result<Response> {
     let spec = match call.query.get("rollback") {
         "" | "none" => {
             mode_change(&posted)?;
+            credentials(call)?;
             let mut spec = validate::spec(posted)?;
             networks(call, &mut spec, &store).await?;
             spec
@@ -137,6 +141,22 @@ pub async fn update(call: &Call, reference: &str) -> Result<Response> {
     ok(&json!({ "Warnings": Value::Null }))
 }
 
+/// Refuses credentials for a registry, which would have to be kept for the nodes. None at all, or garbage, is as good
+/// as the header's absence.
+fn credentials(call: &Call) -> Result<()> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let field = call.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let decoded = URL_SAFE_NO_PAD.decode(field.trim_end_matches('=')).unwrap_or_default();
+    let auth: Value = serde_json::from_slice(&decoded).unwrap_or_default();
+    let given = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
+    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| given(k)) {
+        Some(key) => Err(ApiError::not_built(format!(
+            "X-Registry-Auth ({key}) is not carried out by skep yet: log in on every node, or use images that need no login"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Every service is replicated: another mode is a change of it.
 fn mode_change(posted: &Value) -> Result<()> {
     let other = |mode: &str| !posted["Mode"][mode].is_null();
@@ -149,7 +169,7 @@ fn mode_change(posted: &Value) -> Result<()> {
 /// The path of the first difference that is not carried out.
 fn first_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
     let shown = |spec: &ServiceSpec| {
-        let spec = ServiceSpec { labels: std::collections::BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
+        let spec = ServiceSpec { labels: BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
         serde_json::to_value(spec).unwrap_or_default()
     };
     difference(&shown(old), &shown(new), String::new())
@@ -160,7 +180,7 @@ fn difference(old: &Value, new: &Value, path: String) -> Option<String> {
         return None;
     }
     let (Value::Object(a), Value::Object(b)) = (old, new) else { return Some(path) };
-    let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find_map(|key| {
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)

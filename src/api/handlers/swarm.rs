@@ -122,7 +122,7 @@ pub async fn update(call: &Call) -> Result<Response> {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     built(&posted, &CLUSTER_SPEC)?;
-    let spec = checked(replacing(posted)?)?;
+    let spec = checked(replacing(&posted)?)?;
     let mut cluster = cluster.clone();
     cluster.spec = spec;
     cluster.meta.version = version;
@@ -229,7 +229,7 @@ fn lay_over(base: &mut Value, posted: &Value) {
 }
 
 /// What was posted, and zero for the rest.
-fn replacing(posted: Value) -> Result<ClusterSpec> {
+fn replacing(posted: &Value) -> Result<ClusterSpec> {
     let mut zero = ClusterSpec::default();
     zero.orchestration.task_history_retention_limit = Some(0);
     zero.raft.snapshot_interval = None;
@@ -240,7 +240,7 @@ fn replacing(posted: Value) -> Result<ClusterSpec> {
     zero.dispatcher.heartbeat_period = None;
     zero.ca_config.node_cert_expiry = None;
     let mut merged = serde_json::to_value(zero).unwrap_or_default();
-    lay_over(&mut merged, &posted);
+    lay_over(&mut merged, posted);
     read_spec(merged)
 }
 

@@ -10,7 +10,8 @@ use hyper::header::HeaderValue;
 use serde_json::{Value, json};
 
 /// `/_ping`: answered whether or not the engine is up, because every command begins with it.
-pub async fn ping(call: &Call) -> Result<Response> {
+#[expect(clippy::unnecessary_wraps, reason = "a handler")]
+pub fn ping(call: &Call) -> Result<Response> {
     let body = if call.method == Method::HEAD { Body::empty() } else { Body::from("OK") };
     let fields = [
         ("content-type", "text/plain; charset=utf-8"),
@@ -25,10 +26,15 @@ pub async fn ping(call: &Call) -> Result<Response> {
     Ok(response)
 }
 
+/// The engine's object; an empty one if it is none.
+fn object(body: &[u8]) -> Value {
+    serde_json::from_slice(body).ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
+}
+
 /// `/version`: the engine's, with a component of ours and the version that we announce.
 pub async fn version(call: &Call) -> Result<Response> {
     let mut body = match call.api.engine.get(&call.target).await {
-        Ok(reply) if reply.status.is_success() => serde_json::from_slice(&reply.body).unwrap_or_else(|_| json!({})),
+        Ok(reply) if reply.status.is_success() => object(&reply.body),
         // Alone we are still a server.
         _ => json!({
             "Platform": { "Name": "" }, "Components": [], "Version": "", "MinAPIVersion": call.identity.min_api.to_string(),
@@ -52,7 +58,7 @@ pub async fn version(call: &Call) -> Result<Response> {
 /// asks for it.
 pub async fn info(call: &Call) -> Result<Response> {
     let mut body = match call.api.engine.get(&call.target).await {
-        Ok(reply) if reply.status.is_success() => serde_json::from_slice(&reply.body).unwrap_or_else(|_| json!({})),
+        Ok(reply) if reply.status.is_success() => object(&reply.body),
         Ok(_) => return call.forward().await,
         Err(down) => json!({ "ID": "", "Name": "", "ServerVersion": "", "Warnings": [format!("WARNING: {}", down.message)] }),
     };

@@ -1,6 +1,8 @@
 //! Names of services and networks.
 
 use crate::api::error::{ApiError, Code, Result};
+use rand::Rng;
+use rand::seq::IndexedRandom as _;
 
 /// Longest name, in bytes.
 const MAX_NAME: usize = 63;
@@ -41,9 +43,37 @@ fn is_dns_component(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
+const HOW: [&str; 16] = [
+    "brave", "calm", "clever", "eager", "gentle", "jolly", "keen", "lucid", "merry", "nimble", "patient", "quiet", "steady",
+    "sunny", "vivid", "wise",
+];
+const WHO: [&str; 16] = [
+    "badger", "bee", "crane", "dolphin", "falcon", "gecko", "heron", "ibex", "lynx", "marten", "otter", "owl", "raven", "seal",
+    "swift", "wren",
+];
+
+/// A name for a service that was posted without one, as two words, with a number once these are taken.
+pub fn random_name<'a>(rng: &mut impl Rng, taken: impl Iterator<Item = &'a str>) -> String {
+    let taken: std::collections::BTreeSet<&str> = taken.collect();
+    let word = |rng: &mut _, words: &[&'static str]| words.choose(rng).copied().unwrap_or("nameless");
+    let mut name = format!("{}_{}", word(rng, &HOW), word(rng, &WHO));
+    while taken.contains(name.as_str()) {
+        name = format!("{}_{}{}", word(rng, &HOW), word(rng, &WHO), rng.random_range(0..10_000));
+    }
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_names_are_names_and_free() {
+        use rand::SeedableRng as _;
+        let all: Vec<String> = HOW.iter().flat_map(|h| WHO.iter().map(move |w| format!("{h}_{w}"))).collect();
+        let name = random_name(&mut rand::rngs::StdRng::seed_from_u64(1), all.iter().map(String::as_str));
+        assert!(object_name(&name).is_ok() && !all.contains(&name), "{name}");
+    }
 
     #[test]
     fn names_are_refused_as_recorded() {

@@ -8,6 +8,8 @@ use super::protocol::{Hello, PROTOCOL, Reply, Request, read_line, write_line};
 use super::{TunnelConfig, beside};
 use crate::model::node::WgKey;
 use anyhow::{Context as _, anyhow, bail};
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -36,7 +38,7 @@ pub(super) struct ProcessTunnel {
     key: WgKey,
     /// Where the process runs, whichever thread finds that it has to be started again.
     host: Namespace,
-    /// Peers as last applied: what a process that has to be started again is given. Also the lock on starting.
+    /// Peers as last seen or applied, with the endpoints learned: what a process that has to be started again is given. Also the lock on starting.
     peers: Mutex<BTreeMap<WgKey, TunnelPeer>>,
     /// Told to stop by [`super::close`]: not to be started again.
     closed: AtomicBool,
@@ -48,6 +50,8 @@ impl ProcessTunnel {
         let this =
             Arc::new(Self { config, key, host: Namespace::current()?, peers: Mutex::default(), closed: AtomicBool::new(false) });
         this.ensure().await?;
+        // An adopted process has peers; should it die before they change, the next one gets the same.
+        this.observe().await?;
         tokio::spawn(keep_alive(Arc::downgrade(&this)));
         Ok(this)
     }
@@ -69,6 +73,7 @@ impl ProcessTunnel {
             let keep = hello.device == self.config.device && hello.mesh == Namespace::open(&self.config.mesh_pin)?.id;
             stop(&socket, keep).await?;
         }
+        end_silent(&socket).await?;
         self.start().await?;
         if !peers.is_empty() {
             let steps = peers.iter().map(|(key, peer)| TunnelStep::Set(*key, peer.clone())).collect();
@@ -175,7 +180,11 @@ impl ProcessTunnel {
 impl Tunnel for ProcessTunnel {
     async fn observe(&self) -> anyhow::Result<TunnelState> {
         match self.call(&Request::Observe).await? {
-            Reply::State(state) => Ok(state),
+            Reply::State(state) => {
+                let now = state.peers.iter().map(|(key, state)| (*key, state.peer.clone()));
+                *self.peers.lock().await = now.collect();
+                Ok(state)
+            }
             Reply::Error(error) => Err(anyhow!(error).context("the tunnel process cannot say what is there")),
             other => bail!("the tunnel process answered {other:?} instead of its state"),
         }
@@ -305,9 +314,39 @@ pub(super) async fn stop(socket: &Path, keep_device: bool) -> anyhow::Result<()>
 /// Ends whatever process there is; none is fine.
 pub(super) async fn close(socket: &Path) -> anyhow::Result<()> {
     match UnixStream::connect(socket).await {
-        Err(_) => Ok(()),
-        Ok(_) => stop(socket, false).await,
+        Err(_) => end_silent(socket).await,
+        Ok(_) => match stop(socket, false).await {
+            Ok(()) => Ok(()),
+            Err(_) => end_silent(socket).await,
+        },
     }
+}
+
+/// Ends a process that lives, for it holds its pid file, but does not answer: hung, or its socket was deleted.
+async fn end_silent(socket: &Path) -> anyhow::Result<()> {
+    let path = beside(socket, "pid");
+    let Ok(file) = File::open(&path) else { return Ok(()) };
+    let held = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
+    if !held() {
+        return Ok(());
+    }
+    // Twice more: a machine may be slow, and the sessions that end with it are worth a moment.
+    for _ in 0..2 {
+        if hello(socket).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK * 10).await;
+    }
+    let pid = std::fs::read_to_string(&path)?.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.with_context(|| format!("{} holds no process id", path.display()))?;
+    tracing::warn!(pid = pid.as_raw_nonzero(), "the tunnel process does not answer and is ended");
+    kill_process(pid, Signal::KILL).with_context(|| format!("cannot end the tunnel process {pid:?}"))?;
+    let gone = async {
+        while held() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    timeout(START, gone).await.map_err(|_| anyhow!("the tunnel process {pid:?} did not end within {START:?}"))
 }
 
 /// Ended, and its parent has not looked yet.

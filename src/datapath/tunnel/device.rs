@@ -2,7 +2,7 @@
 //! UAPI, which would drop their sessions.
 
 use super::super::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
-use super::difference::endpoint_to_set;
+use super::difference::{YOUNG, endpoint_to_set};
 use super::tun::{Tun, TunReceive, TunSend, split};
 use super::uapi;
 use super::udp::Socket;
@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long to wait for answers to first handshakes. They are sent in any case, and repeated by themselves.
 const GREETING: Duration = Duration::from_millis(50);
@@ -27,6 +27,7 @@ pub(super) struct WireGuard {
     device: Device<(Socket, TunSend, TunReceive)>,
     tun: Arc<AsyncFd<Tun>>,
     port: u16,
+    started: Instant,
     uapi: Option<uapi::Socket>,
 }
 
@@ -45,7 +46,7 @@ impl WireGuard {
         let device = builder.build().await.map_err(|error| anyhow!("cannot start WireGuard: {error}"))?;
         // A device without peers opens no socket by itself; a change of the port makes it. `swarm init` is that case.
         device.set_listen_port(port).await.map_err(|error| anyhow!("cannot start WireGuard's socket: {error}"))?;
-        Ok(Self { device, tun, port, uapi })
+        Ok(Self { device, tun, port, started: Instant::now(), uapi })
     }
 
     /// What is there.
@@ -72,7 +73,9 @@ impl WireGuard {
                 }
             }
         }
-        // They may still talk to a session of the process before this one, and would for 15 s before they doubt it.
+        if self.started.elapsed() > YOUNG {
+            return Ok(());
+        }
         let greet = met.iter().map(|key| self.device.force_handshake(key));
         let _ = timeout(GREETING, futures_util::future::join_all(greet)).await;
         Ok(())

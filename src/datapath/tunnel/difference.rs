@@ -8,6 +8,10 @@ use std::time::Duration;
 /// A session older than this is refused by both ends (WireGuard's reject-after-time).
 const SESSION_LIFE: Duration = Duration::from_mins(3);
 
+/// How long a new device greets the peers that it is given: they may still talk to a session of the one before it, and
+/// would for 15 s before they doubt it. Later the newcomer greets: handshakes that cross would cost 5 s.
+pub(super) const YOUNG: Duration = Duration::from_secs(30);
+
 /// Allowed-ips in one netlink message: it holds 8 KiB, one IPv6 entry takes 40 bytes, and the peer itself some.
 const CHUNK: usize = 160;
 

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-/// In words, for instance `process 812 (dockerd)`.
+/// In words, in the namespace of the calling thread; for instance `process 812 (dockerd)`.
 pub(super) fn of_udp_port(address: SocketAddr) -> String {
-    let inodes: Vec<u64> = ["/proc/self/net/udp", "/proc/self/net/udp6"]
+    let inodes: Vec<u64> = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
         .flat_map(|table| inodes_on(&table, address.port()))

@@ -3,7 +3,7 @@
 
 use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
-use super::difference::change;
+use super::difference::{YOUNG, change};
 use super::key::private_key;
 use super::link::{self, Control};
 use super::namespace::{Namespace, here};
@@ -15,12 +15,15 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
+use tokio::time::Instant;
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
 /// The tunnel as a device of the kernel.
 pub(super) struct KernelTunnel {
     mesh: Namespace,
     device: String,
+    /// When it was made; `None`: adopted.
+    made: Option<Instant>,
 }
 
 impl KernelTunnel {
@@ -31,7 +34,9 @@ impl KernelTunnel {
         let device = config.device.clone();
         let name = device.clone();
         let kind = mesh.run_async(move || link::kind(&name)).await?;
+        let mut made = None;
         if kind.as_deref() != Some("wireguard") {
+            made = Some(Instant::now());
             if kind.is_some() {
                 let name = device.clone();
                 mesh.run_async(move || link::delete(&name)).await?;
@@ -39,8 +44,14 @@ impl KernelTunnel {
             let (target, config) = (mesh.clone(), config.clone());
             here(move || make(&target, &config, private)).await?;
         }
-        mesh.run_async(move || bring_up(&config, private)).await?;
-        Ok(Self { mesh, device })
+        let listen = config.listen;
+        if let Err(error) = mesh.run_async(move || bring_up(&config, private)).await {
+            let taken = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
+            // Who holds it is to be seen out here.
+            let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
+            return Err(if taken { named.await? } else { error });
+        }
+        Ok(Self { mesh, device, made })
     }
 }
 
@@ -105,16 +116,18 @@ fn bring_up(config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
     let there = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
     let key = Key(private);
     let port = config.listen.port();
-    let in_use = |error: io::Error| bind_error(config.listen, error);
     if there.private_key.as_ref() != Some(&key) {
         DeviceUpdate::new().set_private_key(key).apply(&name, Backend::Kernel).context("cannot change the key")?;
     }
     if port != 0 && there.listen_port != Some(port) {
-        DeviceUpdate::new().set_listen_port(port).apply(&name, Backend::Kernel).map_err(in_use)?;
+        DeviceUpdate::new()
+            .set_listen_port(port)
+            .apply(&name, Backend::Kernel)
+            .with_context(|| format!("cannot listen on UDP port {port}"))?;
     }
     let control = Control::new()?;
     control.set_mtu(&config.device, config.mtu).with_context(|| format!("cannot set MTU {} on {}", config.mtu, config.device))?;
-    control.up(&config.device).map_err(in_use)
+    control.up(&config.device).with_context(|| format!("cannot set {} up, on UDP port {port}", config.device))
 }
 
 #[async_trait::async_trait]
@@ -136,6 +149,7 @@ impl Tunnel for KernelTunnel {
             return Ok(());
         }
         let (device, steps) = (self.device.clone(), steps.to_vec());
+        let greet = self.made.is_some_and(|made| made.elapsed() < YOUNG);
         self.mesh
             .run_async(move || {
                 let name: InterfaceName = device.parse()?;
@@ -146,7 +160,7 @@ impl Tunnel for KernelTunnel {
                             actual.remove(&key);
                             DeviceUpdate::new().remove_peer_by_key(&Key(key.0))
                         }
-                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key)),
+                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), greet),
                     };
                     update.apply(&name, Backend::Kernel)?;
                 }
@@ -159,7 +173,7 @@ impl Tunnel for KernelTunnel {
 
 /// The change of one peer. The kernel (before 6.16) has no "take this address away" but for a peer as a whole, and
 /// "replace all" leaves a moment without any: so what goes is moved to a peer made for it, and that peer removed.
-fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> DeviceUpdate {
+fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>, greet: bool) -> DeviceUpdate {
     let change = change(wanted, actual);
     let peer = || PeerConfigBuilder::new(&Key(key.0));
     let mut first = peer();
@@ -167,8 +181,8 @@ fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Dev
         first = first.set_endpoint(endpoint);
     }
     let mut update = DeviceUpdate::new();
-    if change.endpoint.is_some() {
-        // Turning keep-alive on greets the peer at once: it may still talk to a session that is gone with a reboot.
+    if greet && change.endpoint.is_some() {
+        // Turning keep-alive on greets the peer at once.
         update = update.add_peer(first.set_persistent_keepalive_interval(1));
         first = peer().set_persistent_keepalive_interval(wanted.keepalive.unwrap_or(0));
     } else if let Some(keepalive) = change.keepalive {

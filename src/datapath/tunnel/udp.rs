@@ -49,7 +49,7 @@ impl Socket {
             UdpSocket::bind(listen, options)
         };
         let socket = bound.map_err(|error| bind_error(listen, error))?;
-        allow_fragments(&socket).context("cannot set the UDP socket's options")?;
+        set_options(&socket).context("cannot set the UDP socket's options")?;
         if let Err(error) = UdpRecv::enable_udp_gro(&socket) {
             tracing::info!(%error, "this kernel joins no UDP datagrams (GRO): receiving is slower");
         }
@@ -108,8 +108,9 @@ fn run_length(packets: &[(Packet, SocketAddr)]) -> usize {
     count.max(1)
 }
 
-/// A path with a smaller MTU than was promised gets fragments instead of silence, as kernel WireGuard does it.
-fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+/// A path with a smaller MTU than was promised gets fragments instead of silence, as kernel WireGuard does it; and the
+/// buffers get their size whatever the machine's limit for others is.
+fn set_options(socket: &UdpSocket) -> io::Result<()> {
     let set = |level: libc::c_int, option: libc::c_int, value: libc::c_int| {
         let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
         // SAFETY: the descriptor is open; the option takes a number, which outlives the call, of the size given.
@@ -119,6 +120,12 @@ fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
     };
     if socket.local_addr()?.is_ipv6() {
         set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    let buffer = libc::c_int::try_from(BUFFER).map_err(io::Error::other)?;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        if let Err(error) = set(libc::SOL_SOCKET, option, buffer) {
+            tracing::debug!(%error, "the socket's buffers stay as they are");
+        }
     }
     // Also what a socket of both families sends over IPv4.
     set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)

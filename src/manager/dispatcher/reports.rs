@@ -42,7 +42,7 @@ impl Dispatcher {
             }
             _ if matches!(was, NodeState::Down | NodeState::Disconnected) => return next,
             Some(presence) if now.since(presence.last_heard) > self.settings.down_after => (NodeState::Down, "heartbeat failure"),
-            None if !self.in_grace(now) => (NodeState::Down, "heartbeat failure"),
+            None if !self.in_grace(node, now) => (NodeState::Down, "heartbeat failure"),
             // One heartbeat's time to open a session with the new leader, before anybody is told.
             None if was == NodeState::Ready && now.since(self.since) > self.settings.heartbeat => {
                 (NodeState::Unknown, LEADER_CHANGED)

@@ -193,6 +193,6 @@ fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
             })
         })
         .collect();
-    all.sort_by(|a, b| (a.protocol, a.published).cmp(&(b.protocol, b.published)));
+    all.sort_by_key(|p| (p.protocol, p.published));
     all
 }

@@ -264,10 +264,9 @@ async fn empty_bodies_garbage_and_floods_are_errors_and_change_nothing() {
         assert_eq!(rig.raw(&format!("IpamDriver.{call}"), None).await.status, 400, "{call}");
     }
     assert_eq!(rig.raw("NetworkDriver.Nonsense", None).await.status, 404);
-    assert_eq!(
-        send(&rig.socket(), b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n").await,
-        "413"
-    );
+    let mut flood = b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".to_vec();
+    flood.resize(super::MAX_BODY + 1000, b' ');
+    assert_eq!(send(&rig.socket(), &flood).await, "413");
     // A body that breaks off.
     send(&rig.socket(), b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{\"EndpointID\":\"e1\"}")
         .await;
@@ -278,8 +277,9 @@ async fn empty_bodies_garbage_and_floods_are_errors_and_change_nothing() {
 /// Sends bytes, closes its side, gives the status of the answer.
 async fn send(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).await.expect("connects");
-    stream.write_all(bytes).await.expect("writes");
-    stream.shutdown().await.expect("closes");
+    // Whoever is told enough may hang up.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned()

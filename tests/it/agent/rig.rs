@@ -206,16 +206,23 @@ impl Rig {
 
     /// Waits until the task is reported in this state.
     pub async fn until(&mut self, task: &Task, state: TaskState) -> TaskStatus {
+        self.wait(task, &format!("{state:?}"), |seen| seen == state).await
+    }
+
+    /// Waits until the task is over, whichever way: a signal that comes before the shell's trap ends it by force.
+    pub async fn until_over(&mut self, task: &Task) -> TaskStatus {
+        self.wait(task, "over", TaskState::is_final).await
+    }
+
+    async fn wait(&mut self, task: &Task, what: &str, good: impl Fn(TaskState) -> bool) -> TaskStatus {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.last.get(&task.id)
-                && status.state == state
-            {
+            if let Some(status) = self.last.get(&task.id).filter(|status| good(status.state)) {
                 return status.clone();
             }
             let got = tokio::time::timeout_at(deadline, self.statuses.recv()).await;
             let (id, status) =
-                got.unwrap_or_else(|_| panic!("{} is not {state:?}: {:#?}", task.id, self.last)).expect("the agent runs");
+                got.unwrap_or_else(|_| panic!("{} is not {what}: {:#?}", task.id, self.last)).expect("the agent runs");
             self.seen.push((id.clone(), status.state));
             self.last.insert(id, status);
         }
@@ -246,8 +253,9 @@ impl Rig {
 
     pub async fn stop(self) {
         self.agent.cancel();
-        self.driver.cancel();
+        // The driver last: an engine without it waits half a minute per endpoint that it takes down.
         self.host.stop().await;
+        self.driver.cancel();
         self.lab.stop().await.expect("removes its files");
     }
 }

@@ -43,7 +43,7 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("service/error-reserve-over-limit", "POST", "", FIELD),
     ("service/error-update-parallelism-huge", "POST", "", FIELD),
     ("service/update-image", "", "", UPDATES),
-    ("service/update-force", "", "", UPDATES),
+    ("service/update-force", "", "", "its service is global, which the test's store cannot hold"),
     ("service/create-global*", "", "", MODES),
     ("service/create-replicated-job", "", "", MODES),
     ("service/create-container-options", "POST", "", FIELD),

@@ -1,1 +1,269 @@
-//! (placeholder)
+//! Golden plans: a script of what happens, and what the planners say to it, as text. Ids follow the seed. To accept a
+//! change of behaviour run with `SKEP_BLESS=1` and read the difference.
+
+use super::build::{self, after, apply, newcomer, node, restarting, service};
+use skep::manager::round::Planner;
+use skep::manager::{ManagerSettings, allocator, membership, orchestrator, reaper, scheduler};
+use skep::model::service::Replicated;
+use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
+use skep::store::{Action, Kind, Object, Store};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+struct Script {
+    store: Store,
+    planner: Planner,
+    now: Timestamp,
+    text: String,
+}
+
+impl Script {
+    fn new(nodes: usize) -> Self {
+        let mut script = Self {
+            store: build::store(nodes),
+            planner: Planner::new(ManagerSettings::default(), 1),
+            now: build::START,
+            text: String::new(),
+        };
+        for i in 1..=nodes {
+            script.node(i, |n| n.status.state = NodeState::Ready);
+        }
+        script
+    }
+
+    fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
+        let mut next = self.store.node(&node(i)).unwrap().clone();
+        change(&mut next);
+        apply(&mut self.store, self.now, vec![Action::update(next)]);
+    }
+
+    /// What happens, then rounds until nothing is left to do.
+    fn step(&mut self, what: &str, actions: Vec<Action>) {
+        writeln!(self.text, "# {what}").unwrap();
+        if !actions.is_empty() {
+            apply(&mut self.store, self.now, actions);
+        }
+        loop {
+            let applied = Revision { incarnation: 1, index: self.store.index() };
+            let actions = self.planner.round(&self.store, Vec::new(), applied, self.now);
+            if actions.is_empty() {
+                break;
+            }
+            for action in &actions {
+                writeln!(self.text, "{}", line(&self.store, action)).unwrap();
+            }
+            apply(&mut self.store, self.now, actions);
+            writeln!(self.text, "--").unwrap();
+        }
+    }
+
+    /// Agents say that the service's tasks are in this state.
+    fn observe(&mut self, service: &str, state: TaskState) {
+        self.observe_slots(service, state, |_| true);
+    }
+
+    fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
+        let of = |t: &&Task| t.service_name == service && t.node_id.is_some() && t.status.state < state && which(t);
+        let next = |t: &Task| Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() };
+        let actions = self.store.tasks().filter(of).map(|t| Action::update(next(t))).collect();
+        apply(&mut self.store, self.now, actions);
+    }
+
+    fn scaled(&self, name: &str, replicas: u64) -> Vec<Action> {
+        let mut service = self.store.service(&name.into()).unwrap().clone();
+        service.spec.mode.replicated = Some(Replicated { replicas: Some(replicas) });
+        vec![Action::update(service)]
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
+    fn compare(&self, name: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/manager/golden").join(name);
+        if std::env::var("SKEP_BLESS").is_ok() {
+            std::fs::write(&path, &self.text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(
+            self.text,
+            expected,
+            "plans changed: if that is wished, SKEP_BLESS=1 and read the difference in {}",
+            path.display()
+        );
+    }
+}
+
+fn line(store: &Store, action: &Action) -> String {
+    match action {
+        Action::Create(Object::Task(t)) => format!("create task {}", task(t)),
+        Action::Update(Object::Task(t)) => format!("update task {}", task(t)),
+        Action::Update(Object::Service(s)) => {
+            let ports: Vec<String> = s.endpoint.ports.iter().map(|p| format!("{}:{}", p.published_port, p.target_port)).collect();
+            let vips: Vec<String> = s.endpoint.vips.iter().map(|v| v.addr.to_string()).collect();
+            format!("update service {} ports [{}] vips [{}]", s.spec.name, ports.join(" "), vips.join(" "))
+        }
+        Action::Update(Object::Network(n)) if store.network(&n.id).is_some_and(|old| old == &**n) => {
+            format!("fence network {}", n.spec.name)
+        }
+        Action::Update(Object::Network(n)) => format!("update network {} subnet {:?}", n.spec.name, n.subnet),
+        Action::Remove(Kind::Task, id) => {
+            format!("remove task {}", store.task(&id.as_str().into()).map(task).unwrap_or_default())
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn task(t: &Task) -> String {
+    let mut text = format!(
+        "{} {} desired {} is {}",
+        t.display_name(),
+        &t.id.as_str()[..4],
+        t.desired_state.as_str(),
+        t.status.state.as_str()
+    );
+    if let Some(node) = &t.node_id {
+        write!(text, " on {node}").unwrap();
+    }
+    if !t.attachments.is_empty() {
+        let addresses: Vec<String> = t.attachments.iter().map(|a| a.address.to_string()).collect();
+        write!(text, " at {}", addresses.join(" ")).unwrap();
+    }
+    if let Some(at) = t.not_before {
+        write!(text, " not before {}", at.to_rfc3339()).unwrap();
+    }
+    if !t.status.err.is_empty() {
+        write!(text, " err {:?}", t.status.err).unwrap();
+    }
+    text
+}
+
+#[test]
+fn life_of_a_service() {
+    let mut s = Script::new(3);
+    s.step("network back", vec![Action::create(build::network("back", None))]);
+    s.step("web, 3 replicas, 8080 and a drawn port", vec![Action::create(service("web", 3, &[(8080, 80), (0, 81)], &["back"]))]);
+    s.observe("web", TaskState::Running);
+    s.step("all run", Vec::new());
+    s.wait(Duration::from_secs(1));
+    s.node(2, |n| n.spec.availability = Availability::Drain);
+    s.step("n2 is drained", Vec::new());
+    s.observe_slots("web", TaskState::Shutdown, |t| t.desired_state == TaskState::Shutdown);
+    s.step("the old one has stopped", Vec::new());
+    s.observe_slots("web", TaskState::Running, |t| t.desired_state == TaskState::Running);
+    s.wait(Duration::from_secs(1));
+    s.node(3, |n| n.status.state = NodeState::Down);
+    s.step("n3 is down", Vec::new());
+    s.observe_slots("web", TaskState::Running, |t| t.desired_state == TaskState::Running);
+    let down = s.scaled("web", 1);
+    s.step("scaled to 1", down);
+    s.observe_slots("web", TaskState::Shutdown, |t| t.desired_state == TaskState::Remove);
+    s.step("they have stopped", Vec::new());
+    s.step("service removed", vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    s.observe("web", TaskState::Shutdown);
+    s.step("all have stopped", Vec::new());
+    s.compare("life.txt");
+}
+
+#[test]
+fn failures_and_refusals() {
+    let mut s = Script::new(2);
+    s.node(1, |n| n.description.engine_version.clear());
+    s.node(2, |n| n.spec.availability = Availability::Pause);
+    s.step(
+        "no node takes tasks",
+        vec![Action::create(restarting(service("web", 2, &[(80, 80)], &[]), after(Duration::from_secs(3))))],
+    );
+    s.node(1, |n| n.description.engine_version = "28.5.0".to_owned());
+    s.step("n1 has an engine again", Vec::new());
+    s.step("the same port again", vec![Action::create(service("other", 1, &[(80, 80)], &[]))]);
+    s.step(
+        "a network that overlaps",
+        vec![
+            Action::create(build::network("clash", Some("10.0.0.128/25"))),
+            Action::create(service("third", 1, &[], &["clash"])),
+        ],
+    );
+    s.observe("web", TaskState::Running);
+    s.wait(Duration::from_secs(10));
+    s.observe_slots("web", TaskState::Failed, |t| t.slot == 2);
+    s.step("web.2 fails", Vec::new());
+    s.wait(Duration::from_secs(3));
+    s.step("3 s later", Vec::new());
+    s.step("web is removed: its port is free", vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    s.compare("failures.txt");
+}
+
+#[test]
+fn places_are_the_lowest_free_ones_and_fenced() {
+    let mut store = build::store(3);
+    apply(&mut store, build::START, vec![Action::Remove(Kind::Node, "n2".to_owned())]);
+    let place = membership::next_node_place(&store).unwrap();
+    assert_eq!((place.index, place.subnet.to_string().as_str()), (2, "fd00:1:2:2::/64"));
+    // Two joins at once: the second one is refused and asks again.
+    let (_, one) = membership::admit(&store, newcomer("a")).unwrap();
+    let (_, two) = membership::admit(&store, newcomer("b")).unwrap();
+    apply(&mut store, build::START, one);
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: two });
+    assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
+    let (node, actions) = membership::admit(&store, newcomer("b")).unwrap();
+    apply(&mut store, build::START, actions);
+    assert_eq!(node.mesh.subnet.to_string(), "fd00:1:2:4::/64");
+    assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
+}
+
+#[test]
+fn a_join_and_an_address_at_once_do_not_collide() {
+    let mut store = build::store(1);
+    apply(&mut store, build::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
+    let tasks = orchestrator::plan(&store, build::START, &mut rng, &ManagerSettings::default());
+    apply(&mut store, build::START, tasks);
+    let addresses = allocator::plan(&store, build::START, &mut allocator::Reserve::default());
+    let (_, join) = membership::admit(&store, newcomer("n2")).unwrap();
+    apply(&mut store, build::START, join);
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: addresses });
+    assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
+}
+
+#[test]
+fn an_address_is_given_out_again_as_late_as_possible() {
+    let mut store = build::store(1);
+    let mut reserve = allocator::Reserve::default();
+    let net = skep::model::NetworkId::from("ingress-id");
+    let subnet = "10.0.0.0/28".parse().unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..13 {
+        let mut book = allocator::AddressBook::of(&store);
+        seen.push(book.space(&net, subnet).take(&net, &mut reserve).unwrap().to_string());
+    }
+    // .1 is the gateway, .2 the node's, .15 the broadcast address; nothing else is in use, yet all come in turn.
+    let mut expected: Vec<String> = (3..=14).map(|i| format!("10.0.0.{i}")).collect();
+    expected.push("10.0.0.3".to_owned());
+    assert_eq!(seen, expected);
+    // What became free waits until every live node knows.
+    apply(&mut store, build::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    let mut reserve = allocator::Reserve::default();
+    let plan = allocator::plan(&store, build::START, &mut reserve);
+    apply(&mut store, build::START, plan);
+    reserve.observe(&store, Revision::default());
+    let vip = store.services().next().unwrap().endpoint.vips[0].addr.addr();
+    apply(&mut store, build::START, vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    reserve.observe(&store, Revision { incarnation: 1, index: store.index() - 1 });
+    assert!(reserve.holds(&net, vip));
+    reserve.observe(&store, Revision { incarnation: 1, index: store.index() });
+    assert!(!reserve.holds(&net, vip));
+}
+
+#[test]
+fn planners_do_nothing_when_there_is_nothing_to_do() {
+    let store = build::store(2);
+    let settings = ManagerSettings::default();
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
+    assert_eq!(orchestrator::plan(&store, build::START, &mut rng, &settings), Vec::new());
+    assert_eq!(allocator::plan(&store, build::START, &mut allocator::Reserve::default()), Vec::new());
+    assert_eq!(scheduler::plan(&store, build::START), Vec::new());
+    assert_eq!(reaper::plan(&store, build::START, &settings), Vec::new());
+}

@@ -158,13 +158,13 @@ fn failures_are_restarted_after_the_delay_up_to_the_bound() {
     let again =
         sim.until("it runs again", |s| s.tasks("crash").iter().filter(|t| t.desired_state == TaskState::Running).count() == 1);
     assert!((Duration::from_millis(2800)..Duration::from_millis(3200)).contains(&again), "{again:?}");
-    sim.run(Duration::from_secs(60));
+    sim.run(Duration::from_mins(1));
     let tasks = sim.tasks("crash");
     assert_eq!(tasks.len(), 3, "one start and two restarts\n{}", sim.picture());
     assert!(tasks.iter().all(|t| t.status.state == TaskState::Failed && t.desired_state == TaskState::Shutdown));
     // The count is in the store: a new leader does not begin again.
     sim.change_leader();
-    sim.run(Duration::from_secs(60));
+    sim.run(Duration::from_mins(1));
     assert_eq!(sim.tasks("crash").len(), 3);
 }
 
@@ -172,7 +172,7 @@ fn failures_are_restarted_after_the_delay_up_to_the_bound() {
 fn history_is_kept_as_far_as_the_cluster_says() {
     let mut sim = Sim::new(2, 7);
     sim.command(vec![Action::create(restarting(service("crash", 2, &[], &[]), after(Duration::from_millis(100))))]);
-    sim.run(Duration::from_secs(60));
+    sim.run(Duration::from_mins(1));
     for slot in [1, 2] {
         let tasks = sim.tasks("crash").into_iter().filter(|t| t.slot == slot).count();
         assert!((5..=6).contains(&tasks), "{tasks}\n{}", sim.picture());

@@ -85,3 +85,20 @@ async fn it_listens_before_it_has_peers_and_answers_without_knowing_where_they_a
     b.close().await?;
     finish(lab, a, b).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_socket_was_deleted_is_replaced() -> anyhow::Result<()> {
+    let mut pair = Pair::new("sock").await?;
+    pair.ping().await?;
+    let first = pair.a.pid();
+    std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
+    // The daemon comes back and finds nobody to talk to, but a port and a device that are taken.
+    pair.tunnel_a = pair.a.open().await?;
+    assert_ne!(pair.a.pid(), first);
+    pair.tunnel_a.apply(&[pair.b.set()]).await?;
+    pair.ping().await?;
+    std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
+    pair.a.close().await?;
+    assert!(!pair.a.mesh("ip -o link").await?.contains(&pair.a.config.device));
+    pair.end().await
+}

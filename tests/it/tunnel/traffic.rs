@@ -19,7 +19,7 @@ async fn two_hosts_talk_over_v4_and_v6() -> anyhow::Result<()> {
     assert_eq!((state.plane.as_str(), state.port, state.mtu), ("skep tunnel", 2377, 1420));
     let peer = peer_of(&state, b.key)?;
     assert_eq!(peer.peer, b.peer());
-    assert!(peer.handshake_age.is_some_and(|age| age < Duration::from_secs(60)), "{peer:?}");
+    assert!(peer.handshake_age.is_some_and(|age| age < Duration::from_mins(1)), "{peer:?}");
     assert!(peer.rx_bytes > 20 << 20 && peer.tx_bytes > 20 << 20, "{peer:?}");
 
     let shown = a.mesh(&format!("wg show {}", a.config.device)).await?;
@@ -63,7 +63,7 @@ async fn a_hundred_addresses_come_and_go_under_a_transfer() -> anyhow::Result<()
     assert_eq!(after.peer, b.peer());
     // One and the same handshake: its age ran on, and the counters were never reset.
     let (then, now) = (before.handshake_age.unwrap(), after.handshake_age.unwrap());
-    assert!(now >= then + started.elapsed() - Duration::from_secs(1), "a new handshake: {then:?}, now {now:?}");
+    assert!(now + Duration::from_secs(1) >= then + started.elapsed(), "a new handshake: {then:?}, now {now:?}");
     assert!(after.rx_bytes > 60 << 20, "{after:?}");
     pair.end().await
 }
@@ -112,5 +112,28 @@ async fn the_address_of_a_peer_that_moves_is_learned() -> anyhow::Result<()> {
     pair.tunnel_b.apply(&[TunnelStep::Set(a.key, peer)]).await?;
     b.mesh(&format!("busybox ping -c 1 -W 5 {}", a.v6())).await?;
     assert_eq!(peer_of(&pair.tunnel_b.observe().await?, a.key)?.peer.keepalive, Some(25));
+    pair.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_runs_over_ipv6_and_a_path_narrower_than_promised() -> anyhow::Result<()> {
+    let pair = Pair::new("six").await?;
+    let (a, b) = (&pair.a, &pair.b);
+    for side in [a, b] {
+        side.host.run(&format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", side.number)).await?;
+    }
+    let mut peer = b.peer();
+    peer.endpoint = Some("[2001:db8::2]:2377".parse()?);
+    pair.tunnel_b.apply(&[TunnelStep::Set(a.key, TunnelPeer { endpoint: None, ..a.peer() })]).await?;
+    pair.tunnel_a.apply(&[TunnelStep::Remove(b.key), TunnelStep::Set(b.key, peer)]).await?;
+    pair.ping().await?;
+    let learned = peer_of(&pair.tunnel_b.observe().await?, a.key)?;
+    assert_eq!(learned.peer.endpoint, Some("[2001:db8::1]:2377".parse()?));
+    whole_transfer(a, (b, b.v6()), 4 << 20).await?;
+    // The datagrams no longer fit: they go in fragments.
+    a.host.run("ip link set eth0 mtu 1300").await?;
+    b.host.run("ip link set eth0 mtu 1300").await?;
+    whole_transfer(a, (b, b.v6()), 4 << 20).await?;
+    whole_transfer(b, (a, a.v4()), 4 << 20).await?;
     pair.end().await
 }

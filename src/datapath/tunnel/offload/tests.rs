@@ -59,7 +59,13 @@ fn joined_and_cut_again_is_what_it_was() {
             .chunks(1348)
             .enumerate()
             .map(|(n, part)| {
-                tcp(v6, 80, 0xffff_f000u32.wrapping_add(n as u32 * 1348), if n == 3 { ACK | PSH } else { ACK }, part)
+                tcp(
+                    v6,
+                    80,
+                    0xffff_f000u32.wrapping_add(u32::try_from(n).unwrap() * 1348),
+                    if n == 3 { ACK | PSH } else { ACK },
+                    part,
+                )
             })
             .collect();
         let mut packets = sent.clone();
@@ -155,7 +161,7 @@ proptest! {
         let sent: Vec<Vec<u8>> = sizes.iter().map(|(port, gap, size)| {
             let sequence = next[usize::from(*port)].wrapping_add(u32::from(*gap == 0));
             next[usize::from(*port)] = sequence.wrapping_add(u32::try_from(*size).unwrap());
-            tcp(true, *port, sequence, ACK, &vec![*gap as u8; *size])
+            tcp(true, *port, sequence, ACK, &vec![u8::try_from(*gap).unwrap(); *size])
         }).collect();
         let mut packets = sent.clone();
         let mut out = Vec::new();

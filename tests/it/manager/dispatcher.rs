@@ -1,0 +1,311 @@
+//! The dispatcher's core, event by event.
+
+use super::build::{self, apply, node, service};
+use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
+use skep::manager::round::Planner;
+use skep::manager::{ManagerSettings, SessionId};
+use skep::model::view::Mine;
+use skep::model::{NodeState, Revision, TaskId, TaskState, TaskStatus, Timestamp};
+use skep::rpc::message::{FORMAT, ToManager, ToNode};
+use skep::store::{Action, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+const ONE: SessionId = SessionId(1);
+
+struct Rig {
+    store: Store,
+    core: Dispatcher,
+    planner: Planner,
+    now: Timestamp,
+}
+
+impl Rig {
+    fn new(nodes: usize) -> Self {
+        let store = build::store(nodes);
+        let settings = ManagerSettings::default();
+        let core = Dispatcher::new(settings.clone(), Arc::new(store.clone()), build::START);
+        Self { store, core, planner: Planner::new(settings, 1), now: build::START }
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Effect> {
+        self.core.handle(self.now, event)
+    }
+
+    fn open(&mut self, n: usize, session: SessionId) -> Vec<Effect> {
+        self.handle(Event::Opened { node: node(n), session, hello: hello(FORMAT) })
+    }
+
+    fn say(&mut self, session: SessionId, message: ToManager) -> Vec<Effect> {
+        self.handle(Event::Message { session, message })
+    }
+
+    /// Time passes as it does for a process that is not stopped.
+    fn wait(&mut self, ms: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for _ in 0..ms / 100 {
+            self.now = self.now.plus(Duration::from_millis(100));
+            effects.extend(self.handle(Event::Tick));
+        }
+        effects
+    }
+
+    /// Everything planned is written.
+    fn settle(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        loop {
+            let reports = self.core.plan(&self.store, self.now);
+            let actions = self.planner.round(&self.store, reports, self.core.applied(self.now), self.now);
+            if actions.is_empty() {
+                return effects;
+            }
+            effects.extend(self.write(actions));
+        }
+    }
+
+    fn write(&mut self, actions: Vec<Action>) -> Vec<Effect> {
+        apply(&mut self.store, self.now, actions);
+        let store = Arc::new(self.store.clone());
+        self.handle(Event::StoreChanged(store))
+    }
+
+    fn state(&self, n: usize) -> NodeState {
+        self.store.node(&node(n)).unwrap().status.state
+    }
+}
+
+fn hello(format: u32) -> ToManager {
+    ToManager::Hello { format, description: build::description("n"), endpoints: Vec::new(), have: Revision::default() }
+}
+
+fn status(state: TaskState, at: Timestamp) -> TaskStatus {
+    TaskStatus { timestamp: at, state, ..TaskStatus::default() }
+}
+
+fn mine(effects: &[Effect]) -> Vec<Arc<Mine>> {
+    let part = |e: &Effect| match e {
+        Effect::Send { message: ToNode::View { mine, .. }, .. } => mine.clone(),
+        _ => None,
+    };
+    effects.iter().filter_map(part).collect()
+}
+
+fn closed(effects: &[Effect]) -> Vec<SessionId> {
+    effects.iter().filter_map(|e| if let Effect::Close { session } = e { Some(*session) } else { None }).collect()
+}
+
+#[test]
+fn another_format_is_refused_with_the_reason() {
+    let mut rig = Rig::new(1);
+    let effects = rig.handle(Event::Opened { node: node(1), session: ONE, hello: hello(FORMAT + 1) });
+    let [Effect::Send { message: ToNode::Refused(why), .. }, Effect::Close { session: ONE }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(why.contains("install the same version"), "{why}");
+}
+
+#[test]
+fn only_what_changed_is_sent() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.open(2, SessionId(2));
+    rig.settle();
+    let made = service("web", 1, &[], &[]);
+    rig.write(vec![Action::create(made)]);
+    let effects = rig.settle();
+    // One task without networks: its node gets its tasks, the other one nothing.
+    assert_eq!(effects.len(), 1, "{effects:?}");
+    let Effect::Send { message: ToNode::View { mine: Some(mine), networks: None, cluster: None, .. }, .. } = &effects[0] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(mine.tasks.len(), 1);
+}
+
+#[test]
+fn a_nodes_own_reports_come_back_late_and_once() {
+    let mut rig = Rig::new(1);
+    rig.open(1, ONE);
+    rig.settle();
+    rig.write(vec![Action::create(service("web", 1, &[], &[]))]);
+    rig.settle();
+    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
+    let mut echoes = Vec::new();
+    for state in [TaskState::Accepted, TaskState::Preparing, TaskState::Starting, TaskState::Running] {
+        let report = ToManager::Status(vec![(id.clone(), status(state, rig.now))]);
+        echoes.extend(rig.say(ONE, report));
+        echoes.extend(rig.settle());
+        assert_eq!(rig.store.task(&id).unwrap().status.state, state);
+    }
+    assert!(mine(&echoes).is_empty(), "{echoes:?}");
+    rig.say(ONE, ToManager::Heartbeat { applied: rig.store.revision() });
+    let later = mine(&rig.wait(1500));
+    assert_eq!(later.len(), 1);
+    assert_eq!(later[0].tasks[&id].status.state, TaskState::Running);
+}
+
+#[test]
+fn statuses_never_go_back_and_come_only_from_the_tasks_node() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.settle();
+    rig.write(vec![Action::create(service("web", 1, &[], &[]))]);
+    rig.settle();
+    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
+    let state = |rig: &Rig| rig.store.task(&id).unwrap().status.state;
+    // Two in one go, the older one last.
+    let both = vec![(id.clone(), status(TaskState::Running, rig.now)), (id.clone(), status(TaskState::Starting, rig.now))];
+    rig.say(ONE, ToManager::Status(both));
+    rig.settle();
+    assert_eq!(state(&rig), TaskState::Running);
+    for never in [TaskState::Preparing, TaskState::Assigned, TaskState::Orphaned, TaskState::Remove] {
+        rig.say(ONE, ToManager::Status(vec![(id.clone(), status(never, rig.now.plus(Duration::from_secs(9))))]));
+        rig.settle();
+        assert_eq!(state(&rig), TaskState::Running, "{never:?}");
+    }
+    rig.open(2, SessionId(2));
+    rig.say(SessionId(2), ToManager::Status(vec![(id.clone(), status(TaskState::Failed, rig.now))]));
+    rig.settle();
+    assert_eq!(state(&rig), TaskState::Running, "another node's word does not count");
+}
+
+#[test]
+fn silence_is_down_and_a_stalled_manager_blames_nobody() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.settle();
+    assert_eq!(rig.state(1), NodeState::Ready);
+    // The whole process stands still for a minute.
+    rig.now = rig.now.plus(Duration::from_mins(1));
+    let effects = rig.handle(Event::Tick);
+    assert!(closed(&effects).is_empty());
+    rig.settle();
+    assert_ne!((rig.state(1), rig.state(2)), (NodeState::Down, NodeState::Down));
+    let effects = rig.wait(2500);
+    assert_eq!(closed(&effects), [ONE]);
+    rig.settle();
+    assert_eq!((rig.state(1), rig.state(2)), (NodeState::Down, NodeState::Down));
+    assert_eq!(rig.store.node(&node(1)).unwrap().status.message, "heartbeat failure");
+    rig.open(1, SessionId(5));
+    rig.settle();
+    assert_eq!(rig.state(1), NodeState::Ready);
+    // The clock is set back by an hour: silence is still noticed.
+    rig.now = Timestamp(rig.now.0 - 3_600_000_000_000);
+    rig.wait(2500);
+    rig.settle();
+    assert_eq!(rig.state(1), NodeState::Down);
+}
+
+#[test]
+fn a_node_that_joins_has_the_time_that_a_join_takes() {
+    let mut rig = Rig::new(1);
+    rig.open(1, ONE);
+    rig.wait(5000);
+    rig.settle();
+    let (_, actions) = skep::manager::membership::admit(&rig.store, build::newcomer("n2")).unwrap();
+    rig.open(1, SessionId(3));
+    rig.write(actions);
+    rig.settle();
+    rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
+    assert_eq!(rig.core.applied(rig.now), rig.store.revision(), "nobody waits for it");
+    for _ in 0..10 {
+        rig.wait(1500);
+        rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
+        rig.settle();
+        assert_eq!(rig.state(2), NodeState::Unknown);
+    }
+    rig.wait(6000);
+    rig.settle();
+    assert_eq!(rig.state(2), NodeState::Down);
+    rig.open(2, SessionId(4));
+    rig.settle();
+    assert_eq!(rig.state(2), NodeState::Ready);
+}
+
+#[test]
+fn who_leaves_is_replaced_at_once() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.open(2, SessionId(2));
+    rig.settle();
+    rig.write(vec![Action::create(service("web", 2, &[(80, 80)], &[]))]);
+    rig.settle();
+    let effects = rig.say(ONE, ToManager::Leave);
+    assert_eq!(closed(&effects), [ONE]);
+    rig.settle();
+    assert_eq!(rig.state(1), NodeState::Disconnected);
+    let live: Vec<_> = rig.store.tasks().filter(|t| t.desired_state == TaskState::Running).map(|t| t.node_id.clone()).collect();
+    assert_eq!(live, [Some(node(2)), Some(node(2))]);
+    let left = rig.store.tasks().find(|t| t.node_id == Some(node(1))).unwrap();
+    assert_eq!(left.status.state, TaskState::Orphaned);
+}
+
+#[test]
+fn a_second_session_of_a_node_ends_the_first() {
+    let mut rig = Rig::new(1);
+    rig.open(1, ONE);
+    let effects = rig.open(1, SessionId(2));
+    assert_eq!(closed(&effects), [ONE]);
+    rig.handle(Event::Closed { session: ONE });
+    rig.settle();
+    rig.say(SessionId(2), ToManager::Heartbeat { applied: rig.store.revision() });
+    assert_eq!(rig.core.applied_by_node().len(), 1, "the late end of the first is not the end of the second");
+}
+
+#[test]
+fn applied_is_the_slowest_live_nodes() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    assert_eq!(rig.core.applied(rig.now), Revision::default(), "one that was not heard of may still come");
+    rig.open(2, SessionId(2));
+    rig.settle();
+    let now = rig.store.revision();
+    rig.say(ONE, ToManager::Heartbeat { applied: now });
+    assert_eq!(rig.core.applied(rig.now), Revision::default());
+    rig.say(SessionId(2), ToManager::Heartbeat { applied: now });
+    assert_eq!(rig.core.applied(rig.now), now);
+    // A change that concerns nobody is applied by all of them.
+    rig.write(vec![Action::create(build::network("lonely", None))]);
+    rig.settle();
+    assert_eq!(rig.core.applied(rig.now), rig.store.revision());
+    assert!(rig.store.revision() > now);
+}
+
+#[test]
+fn a_task_is_told_to_stop_once_all_nodes_have_let_go_of_it() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.open(2, SessionId(2));
+    rig.settle();
+    rig.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    rig.settle();
+    let task = rig.store.tasks().next().unwrap().clone();
+    assert_eq!(task.node_id, Some(node(1)));
+    rig.say(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, rig.now))]));
+    rig.settle();
+    for session in [ONE, SessionId(2)] {
+        rig.say(session, ToManager::Heartbeat { applied: rig.store.revision() });
+    }
+    let mut next = rig.store.service(&"web".into()).unwrap().clone();
+    next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
+    rig.write(vec![Action::update(next)]);
+    let effects = rig.settle();
+    assert!(mine(&effects).iter().all(|m| m.tasks[&task.id].desired_state == TaskState::Running), "{effects:?}");
+    let backends = effects.iter().rev().find_map(|e| match e {
+        Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } => Some(c.ports[0].backends.len()),
+        _ => None,
+    });
+    assert_eq!(backends, Some(0), "all nodes are told first");
+    let revision = rig.store.revision();
+    assert!(mine(&rig.say(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
+    let told = mine(&rig.say(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(told[0].tasks[&task.id].desired_state, TaskState::Remove);
+}
+
+#[test]
+fn the_view_of_a_joiner_is_whole() {
+    let rig = Rig::new(3);
+    let view = view_of(&rig.store, &node(3)).unwrap();
+    assert_eq!(view.cluster.nodes.len(), 3);
+    assert_eq!(view.networks.by_id.len(), 1);
+    assert_eq!(view.revision, rig.store.revision());
+}

@@ -1,0 +1,224 @@
+//! What goes wrong on the first day: each case says what and where, and loses nothing.
+
+use super::kit::*;
+use serde_json::json;
+use std::net::SocketAddr;
+use tokio::process::Command;
+
+/// Fewer seconds to wait for a join that cannot work.
+const QUICK: &str = "[timeouts]\njoin_ms = 4000\n";
+
+#[tokio::test]
+async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
+    let swarm = hosts("join", 2, QUICK).await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+
+    let early =
+        join(worker, manager.address(), "SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx")
+            .await;
+    assert_eq!(early.status, 503, "nobody listens there yet: {}", said(&early));
+    assert!(said(&early).contains("192.0.2.1:2377"), "{}", said(&early));
+
+    init(manager).await;
+    let token = worker_token(manager).await;
+
+    let reply = join(worker, manager.address(), "nonsense").await;
+    assert_eq!((reply.status.as_u16(), said(&reply).as_str()), (500, "invalid join token"));
+
+    let wrong_secret = format!("{}-{}", &token[..token.rfind('-').expect("token")], "0".repeat(25));
+    let reply = join(worker, manager.address(), &wrong_secret).await;
+    assert_eq!(reply.status, 400);
+    assert!(said(&reply).contains("A valid join token is necessary"), "{}", said(&reply));
+
+    let foreign = "SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx";
+    let reply = join(worker, manager.address(), foreign).await;
+    assert_eq!(reply.status, 500);
+    assert!(said(&reply).contains("remote CA does not match fingerprint"), "{}", said(&reply));
+
+    let reply = join(worker, "192.0.2.77".parse().expect("ip"), &token).await;
+    assert_eq!(reply.status, 503);
+    assert!(said(&reply).contains("192.0.2.77:2377"), "{}", said(&reply));
+
+    for (from, to) in [("192.0.2.2", "192.0.2.1"), ("192.0.2.1", "192.0.2.2")] {
+        block_udp(&swarm, from).await;
+        let reply = join(worker, manager.address(), &token).await;
+        assert!(reply.status.is_server_error(), "{}", reply.status);
+        let text = said(&reply);
+        assert!(
+            text.contains("UDP 2377") && text.contains(&format!("from {from}")) && text.contains(to),
+            "direction {from} → {to}: {text}"
+        );
+        unblock(&swarm).await;
+    }
+
+    // Nothing of all that is left, here or there.
+    assert_eq!(get(manager, "/nodes").await.as_array().map(Vec::len), Some(1), "the manager forgot the failed joiner");
+    assert_eq!(get(worker, "/info").await["Swarm"]["LocalNodeState"], "inactive");
+    let pin = worker.run_dir().join("mesh");
+    assert!(!pin.exists(), "the failed joiner's mesh namespace is gone");
+    assert!(!worker.data_dir().join("node.json").exists() && !worker.data_dir().join("tunnel.key").exists());
+
+    ok(&join(worker, manager.address(), &token).await);
+    swarm.ready(2).await;
+    let again = join(worker, manager.address(), &token).await;
+    assert_eq!(again.status, 503);
+    assert!(said(&again).contains("already part of a swarm"), "{}", said(&again));
+    swarm.stop().await;
+}
+
+async fn block_udp(swarm: &Swarm, from: &str) {
+    let rules = swarm.lab.dir().join("block.nft");
+    let text = format!(
+        "table bridge block {{ chain f {{ type filter hook forward priority 0; ip saddr {from} udp dport 2377 drop
+}}
+}}
+"
+    );
+    std::fs::write(&rules, text).expect("rules");
+    skep::lab::output(swarm.lab.command("nft").arg("-f").arg(&rules)).await.expect("nft");
+}
+
+async fn unblock(swarm: &Swarm) {
+    skep::lab::output(swarm.lab.command("nft").args(["delete", "table", "bridge", "block"])).await.expect("nft");
+}
+
+#[tokio::test]
+async fn garbage_on_2377_and_a_taken_port_disturb_nobody_else() {
+    let swarm = swarm("garbage", 2, "").await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+    // Somebody else has the port on the worker.
+    let mut squatter = worker.command("busybox").args(["nc", "-l", "-p", "8080"]).kill_on_drop(true).spawn().expect("squatter");
+    within(5, "the squatter to listen", || async {
+        let sockets = worker.run("ss -ltn").await?;
+        anyhow::ensure!(sockets.contains(":8080"), "{sockets}");
+        Ok(())
+    })
+    .await;
+    swarm.service("web", 2, Some(8080), json!({})).await;
+    swarm.running("web", 2).await;
+
+    let garbage = r#"for i in $(busybox seq 40); do
+        busybox head -c 2000 /dev/urandom | busybox nc -w 1 192.0.2.1 2377 >/dev/null 2>&1 &
+        busybox head -c 1200 /dev/urandom | busybox nc -u -w 1 192.0.2.1 2377 >/dev/null 2>&1 &
+    done; printf 'GET / HTTP/1.1\r\n\r\n' | busybox nc -w 1 192.0.2.1 2377 >/dev/null 2>&1; wait; true"#;
+    skep::lab::output(worker.command("sh").args(["-c", garbage])).await.expect("garbage sent");
+
+    swarm.ready(2).await;
+    let to: SocketAddr = (manager.address(), 8080).into();
+    within(10, "the manager's port to answer", || ask(worker, to)).await;
+    let ports = within(5, "the taken port to be reported", || async {
+        let status = status(worker).await;
+        let port = status["ports"].as_array().into_iter().flatten().find(|p| p["port"] == 8080).cloned();
+        let port = port.ok_or_else(|| anyhow::anyhow!("no line for 8080: {status:#}"))?;
+        anyhow::ensure!(port["state"]["taken"].is_string(), "{port}");
+        Ok(port)
+    })
+    .await;
+    assert!(ports["state"]["taken"].as_str().is_some_and(|t| t.contains("in use")), "{ports}");
+
+    // Once it is free, it is ours, without anybody doing anything.
+    squatter.kill().await.expect("squatter goes");
+    worker.run("busybox killall nc").await.ok();
+    within(15, "the freed port to answer", || ask(manager, (worker.address(), 8080).into())).await;
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_absent_or_goes_down_is_named() {
+    let mut swarm = hosts("engine", 1, "").await;
+    swarm.hosts[0].stop_engine().await.expect("engine stops");
+    let host = &swarm.hosts[0];
+    let reply =
+        post(host, "/swarm/init", &json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "192.0.2.1", "Spec": {} })).await;
+    assert!(reply.status.is_server_error());
+    assert!(said(&reply).contains("engine.sock"), "names the socket: {}", said(&reply));
+    let reply = skep::http::UnixClient::new(host.skep_socket()).get("/containers/json").await.expect("skep itself answers");
+    assert!(reply.status.is_server_error(), "{}", reply.status);
+    assert!(said(&reply).contains("engine.sock"), "{}", said(&reply));
+
+    // With the engine back everything goes on.
+    let mut host = swarm.hosts.pop().expect("host");
+    host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+    init(&host).await;
+    swarm.hosts.push(host);
+    swarm.ready(1).await;
+    swarm.service("web", 1, None, json!({})).await;
+    let before = swarm.running("web", 1).await;
+    let mut host = swarm.hosts.pop().expect("host");
+    host.stop_engine().await.expect("engine stops");
+    host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+    swarm.hosts.push(host);
+    let after = within(40, "the task to run again", || async {
+        let tasks = swarm.tasks("web").await;
+        let running = tasks.iter().find(|t| t["Status"]["State"] == "running" && t["ID"] != before[0]["ID"]).cloned();
+        running.ok_or_else(|| anyhow::anyhow!("{tasks:#?}"))
+    })
+    .await;
+    assert_eq!(after["Slot"], before[0]["Slot"]);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_or_foreign_data_directory_is_refused_by_name_and_kept() {
+    let mut swarm = swarm("data", 1, "").await;
+    let mut host = swarm.hosts.pop().expect("host");
+    host.stop_daemon(false).await.expect("stops");
+    for (file, bytes) in [
+        ("ledger.json", &b"{ torn"[..]),
+        ("node.json", b"\0\0\0"),
+        ("certificates/node.crt", b"garbage"),
+        ("raft/raft.redb", b"garbage"),
+    ] {
+        let path = host.data_dir().join(file);
+        let whole = std::fs::read(&path).expect(file);
+        std::fs::write(&path, bytes).expect("damaged");
+        start(&mut host).await;
+        let status = status(&host).await;
+        let name = file.rsplit('/').next().expect("name");
+        assert!(status["error"].as_str().is_some_and(|e| e.contains(name)), "{file}: {status:#}");
+        assert_eq!(get(&host, "/info").await["Swarm"]["LocalNodeState"], "error", "{file}");
+        host.stop_daemon(false).await.expect("stops");
+        assert_eq!(std::fs::read(&path).expect("still there"), bytes, "{file}: what is there is kept as it is");
+        std::fs::write(&path, whole).expect("restored");
+    }
+    // The identity of another cluster.
+    let node = host.data_dir().join("node.json");
+    let mine = std::fs::read_to_string(&node).expect("record");
+    let record: serde_json::Value = serde_json::from_str(&mine).expect("json");
+    let cluster = record["cluster_id"].as_str().expect("cluster");
+    std::fs::write(&node, mine.replace(cluster, &"z".repeat(25))).expect("foreign");
+    start(&mut host).await;
+    let status = status(&host).await;
+    assert!(status["error"].as_str().is_some_and(|e| e.contains("another cluster")), "{status:#}");
+    host.stop_daemon(false).await.expect("stops");
+    std::fs::write(&node, mine).expect("restored");
+    start(&mut host).await;
+    swarm.hosts.push(host);
+    swarm.ready(1).await;
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn usage_and_privileges_have_their_exit_codes() {
+    let run = |args: &'static [&'static str]| async move { Command::new(SKEP).args(args).output().await.expect("runs") };
+    let bad = run(&["daemon", "--no-such-flag"]).await;
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("--no-such-flag"));
+    assert_eq!(run(&["daemon", "--tunnel", "vxlan"]).await.status.code(), Some(2));
+    let missing = run(&["daemon", "--config", "/nonexistent/skep.toml"]).await;
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nonexistent/skep.toml"));
+    let nobody = run(&["status", "--run-dir", "/nonexistent"]).await;
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("/nonexistent/admin.sock"));
+
+    // As nobody, from a place that nobody may read.
+    let copy = format!("/tmp/skep-nobody-{}", std::process::id());
+    std::fs::copy(SKEP, &copy).expect("copy");
+    for verb in ["daemon", "demo"] {
+        let out = Command::new("setpriv").args(["--reuid", "65534", "--clear-groups", &copy, verb]).output().await.expect("runs");
+        assert_eq!(out.status.code(), Some(1), "{verb}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains("root"), "{verb}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    std::fs::remove_file(&copy).expect("gone");
+}

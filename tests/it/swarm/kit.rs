@@ -1,0 +1,169 @@
+//! Swarms for tests, and what users ask of them.
+
+use serde_json::{Value, json};
+use skep::datapath::netns;
+use skep::http::{Reply, UnixClient};
+use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Duration;
+
+pub const SKEP: &str = env!("CARGO_BIN_EXE_skep");
+
+pub struct Swarm {
+    pub lab: Lab,
+    pub hosts: Vec<Host>,
+}
+
+/// Hosts with engines, the image and daemons, in no swarm yet. `settings` is the daemons' settings file.
+pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
+    let lab = Lab::new(super::super::lab::lab_dir(name)).await.expect("lab");
+    let mut hosts = Vec::new();
+    for number in 1..=count {
+        let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
+        host.start_engine(&EngineRoot::Machine).await.expect("engine");
+        whoami_image(&host).await.expect("image");
+        std::fs::write(host.dir().join("skep.toml"), settings).expect("settings");
+        start(&mut host).await;
+        hosts.push(host);
+    }
+    Swarm { lab, hosts }
+}
+
+pub async fn start(host: &mut Host) {
+    let file = host.dir().join("skep.toml");
+    host.start_daemon(Path::new(SKEP), &["--config", file.to_str().expect("path")]).await.expect("daemon");
+}
+
+/// A swarm of so many hosts, the first one the manager.
+pub async fn swarm(name: &str, count: u8, settings: &str) -> Swarm {
+    let swarm = hosts(name, count, settings).await;
+    init(&swarm.hosts[0]).await;
+    let token = worker_token(&swarm.hosts[0]).await;
+    for host in &swarm.hosts[1..] {
+        ok(&join(host, swarm.hosts[0].address(), &token).await);
+    }
+    swarm.ready(usize::from(count)).await;
+    swarm
+}
+
+pub async fn init(host: &Host) {
+    let body = json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address().to_string(), "Spec": {} });
+    ok(&post(host, "/swarm/init", &body).await);
+}
+
+pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> Reply {
+    let body = json!({
+        "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address().to_string(),
+        "RemoteAddrs": [format!("{manager}:2377")], "JoinToken": token,
+    });
+    post(host, "/swarm/join", &body).await
+}
+
+pub async fn worker_token(manager: &Host) -> String {
+    get(manager, "/swarm").await["JoinTokens"]["Worker"].as_str().expect("token").to_owned()
+}
+
+pub async fn post(host: &Host, target: &str, body: &Value) -> Reply {
+    UnixClient::new(host.skep_socket()).request("POST", target, Some(body)).await.expect("skep answers")
+}
+
+pub async fn get(host: &Host, target: &str) -> Value {
+    UnixClient::new(host.skep_socket()).get(target).await.expect("skep answers").json().expect("success")
+}
+
+pub async fn status(host: &Host) -> Value {
+    UnixClient::new(host.run_dir().join("admin.sock")).get("/status").await.expect("answers").json().expect("status")
+}
+
+pub fn ok(reply: &Reply) {
+    assert!(reply.status.is_success(), "{} {}", reply.status, said(reply));
+}
+
+/// The error's message.
+pub fn said(reply: &Reply) -> String {
+    let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    body["message"].as_str().unwrap_or_default().to_owned()
+}
+
+pub async fn within<T, F: Future<Output = anyhow::Result<T>>>(seconds: u64, what: &str, condition: impl FnMut() -> F) -> T {
+    eventually(what, Duration::from_secs(seconds), condition).await.unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+/// One HTTP request from inside a host's network namespace: `BACKEND CLIENT`.
+pub async fn ask(from: &Host, to: SocketAddr) -> anyhow::Result<String> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", from.pid()))?;
+    tokio::task::spawn_blocking(move || {
+        netns::run(namespace.as_fd(), || {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+            write!(stream, "GET / HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
+            body.filter(|b| !b.is_empty()).ok_or_else(|| anyhow::anyhow!("not an answer: {answer:?}"))
+        })?
+    })
+    .await?
+}
+
+impl Swarm {
+    pub async fn ready(&self, count: usize) {
+        within(15, "ready nodes", || async {
+            let nodes = get(&self.hosts[0], "/nodes").await;
+            let ready = nodes.as_array().into_iter().flatten().filter(|n| n["Status"]["State"] == "ready").count();
+            anyhow::ensure!(ready == count, "{ready} of {count} are ready: {nodes:#}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// A service of the demo's image, published if a port is given.
+    pub async fn service(&self, name: &str, replicas: usize, port: Option<u16>, more: Value) {
+        let mut container = json!({ "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 });
+        if let (Some(into), Some(from)) = (container.as_object_mut(), more["ContainerSpec"].as_object()) {
+            into.extend(from.clone());
+        }
+        let mut template = json!({ "ContainerSpec": container });
+        for key in ["Networks", "RestartPolicy"] {
+            if !more[key].is_null() {
+                template[key] = more[key].clone();
+            }
+        }
+        let mut spec = json!({ "Name": name, "TaskTemplate": template, "Mode": { "Replicated": { "Replicas": replicas } } });
+        if let Some(port) = port {
+            spec["EndpointSpec"] = json!({ "Ports": [{ "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port }] });
+        }
+        ok(&post(&self.hosts[0], "/services/create", &spec).await);
+    }
+
+    /// The service's running tasks, once there are so many.
+    pub async fn running(&self, service: &str, count: usize) -> Vec<Value> {
+        within(40, "running tasks", || async {
+            let tasks = self.tasks(service).await;
+            let running: Vec<Value> =
+                tasks.iter().filter(|t| t["Status"]["State"] == "running" && t["DesiredState"] == "running").cloned().collect();
+            anyhow::ensure!(running.len() == count, "{} of {count} run: {tasks:#?}", running.len());
+            Ok(running)
+        })
+        .await
+    }
+
+    pub async fn tasks(&self, service: &str) -> Vec<Value> {
+        let filter = format!("%7B%22service%22%3A%7B%22{service}%22%3Atrue%7D%7D");
+        get(&self.hosts[0], &format!("/tasks?filters={filter}")).await.as_array().cloned().unwrap_or_default()
+    }
+
+    pub async fn node_id(&self, host: &Host) -> String {
+        get(host, "/info").await["Swarm"]["NodeID"].as_str().expect("node id").to_owned()
+    }
+
+    pub async fn stop(self) {
+        for host in self.hosts {
+            host.stop().await;
+        }
+        self.lab.stop().await.expect("files go");
+    }
+}

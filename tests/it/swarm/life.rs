@@ -1,0 +1,132 @@
+//! Restarts, kills, absent managers: what runs goes on running.
+
+use super::kit::*;
+use serde_json::json;
+use std::collections::BTreeSet;
+
+#[tokio::test]
+async fn a_killed_daemon_adopts_what_runs_and_a_worker_comes_up_without_any_manager() {
+    let mut swarm = swarm("life", 2, "").await;
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    swarm.service("web", 4, Some(8080), json!({ "Networks": [{ "Target": "back" }] })).await;
+    swarm.running("web", 4).await;
+    let before = containers(&swarm).await;
+
+    // Both daemons are killed; containers and tunnel processes live on.
+    let tunnel = swarm.hosts[1].run("busybox pidof skep").await.expect("processes");
+    for host in &mut swarm.hosts {
+        host.stop_daemon(true).await.expect("killed");
+    }
+    let still = swarm.hosts[1].run("busybox pidof skep").await.expect("the tunnel process outlives the daemon");
+    assert!(tunnel.split_whitespace().any(|pid| still.split_whitespace().any(|s| s == pid)), "{tunnel} / {still}");
+
+    // The worker alone: no manager anywhere. Its tunnel, names, ports and tasks are there.
+    start(&mut swarm.hosts[1]).await;
+    let worker = &swarm.hosts[1];
+    within(10, "the worker's own port to answer by its own tasks", || ask(worker, (worker.address(), 8080).into())).await;
+    let picture = status(worker).await;
+    assert_eq!(picture["state"], "active");
+    assert!(picture["leader"].is_null(), "there is no leader: {picture:#}");
+
+    start(&mut swarm.hosts[0]).await;
+    swarm.ready(2).await;
+    swarm.running("web", 4).await;
+    assert_eq!(containers(&swarm).await, before, "the very same containers, none restarted");
+    for host in &swarm.hosts {
+        within(10, "both ports to answer", || ask(&swarm.hosts[0], (host.address(), 8080).into())).await;
+    }
+    swarm.stop().await;
+}
+
+async fn containers(swarm: &Swarm) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for host in &swarm.hosts {
+        let text = skep::lab::output(host.engine_cli().args(["ps", "-q", "--no-trunc"])).await.expect("docker ps");
+        all.extend(text.lines().map(str::to_owned));
+    }
+    all
+}
+
+#[tokio::test]
+async fn leave_takes_everything_down_and_the_node_can_be_removed() {
+    let swarm = swarm("leave", 2, "").await;
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    swarm.service("web", 4, Some(8080), json!({ "Networks": [{ "Target": "back" }] })).await;
+    swarm.running("web", 4).await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+    let id = swarm.node_id(worker).await;
+
+    let refused = post(manager, "/swarm/leave", &json!({})).await;
+    assert_eq!(refused.status, 503, "a manager does not leave without force");
+    assert!(said(&refused).contains("--force"));
+
+    skep::lab::output(worker.docker().args(["swarm", "leave"])).await.expect("the worker leaves");
+    assert_eq!(skep::lab::output(worker.engine_cli().args(["ps", "-aq"])).await.expect("ps").trim(), "", "no container stays");
+    let networks =
+        skep::lab::output(worker.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await.expect("networks");
+    assert!(!networks.contains("skep"), "no network of ours stays: {networks}");
+    assert!(!worker.run_dir().join("mesh").exists(), "no mesh namespace stays");
+    assert_eq!(
+        worker.run("busybox pidof skep").await.expect("daemon").split_whitespace().count(),
+        1,
+        "only the daemon itself runs on"
+    );
+    assert_eq!(get(worker, "/info").await["Swarm"]["LocalNodeState"], "inactive");
+
+    swarm.running("web", 4).await;
+    within(10, "the node to be down", || async {
+        let node = get(manager, &format!("/nodes/{id}")).await;
+        anyhow::ensure!(node["Status"]["State"] == "down", "{node:#}");
+        Ok(())
+    })
+    .await;
+    skep::lab::output(manager.docker().args(["node", "rm", &id])).await.expect("removed");
+    assert_eq!(get(manager, "/nodes").await.as_array().map(Vec::len), Some(1));
+
+    // And back in, as a new node.
+    ok(&join(worker, manager.address(), &worker_token(manager).await).await);
+    swarm.ready(2).await;
+    assert_ne!(swarm.node_id(worker).await, id);
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn a_failing_task_is_restarted_by_its_policy_and_a_fine_one_is_left_alone() {
+    let swarm = swarm("policy", 1, "").await;
+    let fails = json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 3"] }, "RestartPolicy": { "Condition": "on-failure", "MaxAttempts": 2, "Delay": 100_000_000 } });
+    swarm.service("fails", 1, None, fails).await;
+    let ends =
+        json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 0"] }, "RestartPolicy": { "Condition": "on-failure" } });
+    swarm.service("ends", 1, None, ends).await;
+    swarm
+        .service(
+            "none",
+            1,
+            None,
+            json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 1"] }, "RestartPolicy": { "Condition": "none" } }),
+        )
+        .await;
+    let states = |name: &'static str| {
+        let swarm = &swarm;
+        async move {
+            swarm
+                .tasks(name)
+                .await
+                .iter()
+                .map(|t| t["Status"]["State"].as_str().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        }
+    };
+    within(30, "three failed tries", || async {
+        let states = states("fails").await;
+        anyhow::ensure!(states == ["failed"; 3], "{states:?}");
+        Ok(())
+    })
+    .await;
+    let task = &swarm.tasks("fails").await[0];
+    assert_eq!(task["Status"]["ContainerStatus"]["ExitCode"], 3);
+    assert_eq!(task["Status"]["Err"], "task: non-zero exit (3)");
+    assert_eq!(states("ends").await, ["complete"]);
+    assert_eq!(states("none").await, ["failed"]);
+    swarm.stop().await;
+}
