@@ -184,7 +184,8 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         Some((replicated, _)) => crate::manager::dispatcher::view_of(&replicated.store.read(), &record.node_id).or(ledger),
         None => ledger,
     };
-    let network = Network::start(daemon, &record.node_id, &record.place(), view).await?;
+    let network = Network::open(daemon, &record.place()).await?;
+    network.follow(&record.node_id, view);
     let member = Member::start(daemon, record, identity, network, replicated).await?;
     daemon.set_state(State::Active(Arc::new(member)));
     Ok(())

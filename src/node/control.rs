@@ -18,7 +18,7 @@ use crate::store::{Action, ProposeError, StoreError, StoreHandle};
 use crate::trust::{self, CertificateFiles, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
 use async_trait::async_trait;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ impl NodeControl for Control {
                 // A membership that could not be started: take down what an earlier run left, then forget it.
                 if let Ok(Some(record)) = Record::load(&self.0.settings.data_dir) {
                     let _ = crate::agent::remove_all(&record.node_id, &*self.0.engine).await;
-                    if let Ok(network) = Network::start(&self.0, &record.node_id, &record.place(), None).await {
+                    if let Ok(network) = Network::open(&self.0, &record.place()).await {
                         let _ = network.take_down(&self.0).await;
                     }
                 }
@@ -245,7 +245,8 @@ impl Daemon {
                 Some(FIRST_RAFT_ID),
             );
             let view = view_of(&store, &id).context("the store has no view for the first node")?;
-            let network = Network::start(self, &id, &place, Some(view)).await?;
+            let network = Network::open(self, &place).await?;
+            network.follow(&id, Some(view));
             CertificateFiles::under(data_dir).store(&identity)?;
             record.store(data_dir)?;
             Member::start(self, record, identity, network, Some((replicated, outer))).await
@@ -266,7 +267,11 @@ impl Daemon {
         })?;
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         let tunnel_key = tunnel_key(self).map_err(|e| failed(&e))?;
-        let side = Joiner { daemon: self.clone(), place: place.clone(), up: tokio::sync::Mutex::new(None) };
+        let network = Network::open(self, &place).await.map_err(|e| failed(&e))?;
+        let side = Joiner {
+            daemon: self.clone(),
+            up: tokio::sync::Mutex::new(Some(Up { network, place: place.clone(), manager: None })),
+        };
         let parts = JoinParts {
             token: &request.token,
             node_key: &node_key,
@@ -276,7 +281,14 @@ impl Daemon {
             availability: request.availability,
         };
         let options = JoinOptions { timeout: self.settings.timeouts.join(), ..JoinOptions::new(self.clock.clone()) };
-        let joined = join(remote, parts, &side, &options).await.map_err(|e| refused(&e, remote))?;
+        let joined = match join(remote, parts, &side, &options).await {
+            Ok(joined) => joined,
+            Err(error) => {
+                // It may have failed before there was anything for `join` to tear down.
+                side.tear_down().await;
+                return Err(refused(&error, remote));
+            }
+        };
         let (network, place) = side
             .up
             .lock()
@@ -318,37 +330,44 @@ fn refused(error: &JoinError, remote: SocketAddr) -> ControlError {
 /// This node's tunnel during a join.
 struct Joiner {
     daemon: Arc<Daemon>,
-    place: Place,
     up: tokio::sync::Mutex<Option<Up>>,
 }
 
 struct Up {
     network: Network,
     place: Place,
-    manager: WgKey,
-    from: std::net::Ipv6Addr,
-    to: Option<std::net::Ipv6Addr>,
+    /// Once it has answered: its key, and the mesh addresses of this node and of it.
+    manager: Option<(WgKey, Ipv6Addr, Ipv6Addr)>,
 }
 
 #[async_trait]
 impl JoinerSide for Joiner {
     async fn bring_up(&self, reply: &JoinReply) -> anyhow::Result<()> {
-        let place = Place { data_path_port: reply.data_path_port, ..self.place.clone() };
-        let network = Network::start(&self.daemon, &reply.node_id, &place, Some(reply.view.clone())).await?;
-        let to = reply.view.cluster.nodes.iter().find(|n| n.key == reply.manager_key).map(|n| n.address());
-        *self.up.lock().await = Some(Up { network, place, manager: reply.manager_key, from: node_address(reply.subnet), to });
+        let mut slot = self.up.lock().await;
+        let mut up = slot.take().context("the tunnel is gone")?;
+        if up.place.data_path_port != reply.data_path_port {
+            // The cluster's tunnels are on another port than this node guessed.
+            up.network.take_down(&self.daemon).await?;
+            up.place.data_path_port = reply.data_path_port;
+            up.network = Network::open(&self.daemon, &up.place).await?;
+        }
+        up.network.follow(&reply.node_id, Some(reply.view.clone()));
+        let manager = reply.view.cluster.nodes.iter().find(|n| n.key == reply.manager_key);
+        up.manager = manager.map(|m| (m.key, node_address(reply.subnet), m.address()));
+        *slot = Some(up);
         Ok(())
     }
     async fn received_from_manager(&self) -> anyhow::Result<u64> {
         let up = self.up.lock().await;
         let up = up.as_ref().context("the tunnel is not up")?;
-        up.network.received(up.manager).await
+        let (key, _, _) = up.manager.context("the manager that answered is not among the nodes")?;
+        up.network.received(key).await
     }
     async fn poke(&self) {
         if let Some(up) = &*self.up.lock().await
-            && let Some(to) = up.to
+            && let Some((_, from, to)) = up.manager
         {
-            poke(&up.network.mesh, up.from, to);
+            poke(&up.network.mesh, from, to);
         }
     }
     async fn tear_down(&self) {

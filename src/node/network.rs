@@ -1,5 +1,6 @@
-//! The part of a membership that must be up before anything else: mesh namespace, tunnel, overlay loop. A joiner brings
-//! it up to prove the UDP way; a restarted node brings it up from its ledger, without any manager.
+//! The part of a membership that must be up before anything else: mesh namespace, tunnel, overlay loop. A joiner opens
+//! it before it asks to be let in, so that the first packet of a peer finds somebody; a restarted node brings it up from
+//! its ledger, without any manager.
 
 use super::Daemon;
 use super::address::Place;
@@ -28,14 +29,15 @@ pub(super) struct Network {
     tunnel_config: TunnelConfig,
     /// What every loop of the node follows.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
+    applied: watch::Sender<Revision>,
     pub overlay_applied: watch::Receiver<Revision>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Network {
-    /// Brings it up, or adopts what an earlier run left.
-    pub(super) async fn start(daemon: &Daemon, me: &NodeId, place: &Place, view: Option<NodeView>) -> anyhow::Result<Self> {
+    /// Brings namespace and tunnel up, or adopts what an earlier run left. No peer is known yet.
+    pub(super) async fn open(daemon: &Daemon, place: &Place) -> anyhow::Result<Self> {
         let settings = &daemon.settings;
         let mesh = Mesh::open(&settings.mesh_pin()).await?;
         let tunnel_config = TunnelConfig {
@@ -60,15 +62,28 @@ impl Network {
                 return Err(error);
             }
         };
-        let (view, watched) = watch::channel(view.map(Arc::new));
-        let (applied, overlay_applied) = watch::channel(Revision::default());
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let overlay = Overlay::new(me.clone(), mesh.clone(), tunnel.clone());
-        tasks.spawn(overlay.run(watched, applied, stop.clone()));
         daemon.links.set(Some(mesh.clone()));
         let fast = open_fast(daemon, &mesh).await;
         daemon.sandboxes.set(fast.as_ref().ok().cloned());
-        Ok(Self { mesh, tunnel, fast, tunnel_config, view, overlay_applied, stop, tasks })
+        let (applied, overlay_applied) = watch::channel(Revision::default());
+        Ok(Self {
+            mesh,
+            tunnel,
+            fast,
+            tunnel_config,
+            view: watch::channel(None).0,
+            applied,
+            overlay_applied,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Starts the overlay loop on this view, and on what follows it.
+    pub(super) fn follow(&self, me: &NodeId, view: Option<NodeView>) {
+        self.view.send_replace(view.map(Arc::new));
+        let overlay = Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone());
+        self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
     }
 
     /// Bytes that came from a peer through the tunnel; 0 while the tunnel does not know it.
