@@ -86,5 +86,13 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
         "connections that no backend took",
         status.ports.iter().map(|p| (port(p), float(p.errors))).collect(),
     );
+    let fast = &status.fast;
+    gauge("skep_fast_up", "1 while the fast plane is loaded", vec![(String::new(), f64::from(u8::from(fast.up)))]);
+    gauge("skep_fast_ports", "published ports that the fast plane serves", vec![(String::new(), float(fast.ports.len() as u64))]);
+    gauge("skep_fast_vips", "virtual addresses that the fast plane carries", vec![(String::new(), float(fast.vips as u64))]);
+    gauge("skep_fast_links", "programs at their places", vec![(String::new(), float(fast.links as u64))]);
+    gauge("skep_fast_mended", "entries and programs found wrong and mended", vec![(String::new(), float(fast.mended))]);
+    let counts = fast.counters.iter().map(|(name, n)| (format!("{{what=\"{name}\"}}"), float(*n))).collect();
+    gauge("skep_fast_count", "what the fast plane's programs counted", counts);
     ([("content-type", "text/plain; version=0.0.4")], out)
 }

@@ -5,11 +5,14 @@
 //! TCP and UDP; no SCTP. Knows nothing of services beyond the ports they publish.
 
 mod datagrams;
+pub mod fast;
 pub mod flows;
 mod listener;
+pub mod maglev;
 pub mod plan;
 mod proxy;
 pub mod rotation;
+pub mod table;
 
 use crate::datapath::Sockets;
 use crate::model::{

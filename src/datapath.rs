@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::model::node::WgKey;
 
+pub mod fast;
 pub mod interfaces;
 pub mod links;
 pub mod mesh;
@@ -47,6 +48,37 @@ pub trait Links: Send + Sync {
     async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
     /// Removes the pair, wherever the container's end is.
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()>;
+}
+
+/// A container's network namespace with an address of ours in it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Sandbox {
+    /// Where the engine has pinned it.
+    pub path: std::path::PathBuf,
+    /// The network that the address is on.
+    pub subnet: Ipv4Net,
+    /// The network's gateway.
+    pub gateway: Ipv4Addr,
+    /// The address.
+    pub address: Ipv4Addr,
+}
+
+/// Prepares a container's namespace once its address is there and before its process starts. May be asked again.
+#[async_trait]
+pub trait Sandboxes: Send + Sync {
+    /// Does what the address needs there. A failure leaves the container on the base plane.
+    async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()>;
+}
+
+/// Without a fast plane a container's namespace needs nothing.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct NoSandboxes;
+
+#[async_trait]
+impl Sandboxes for NoSandboxes {
+    async fn enter(&self, _: &Sandbox) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 /// A peer as the tunnel shall have it.

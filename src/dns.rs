@@ -12,7 +12,7 @@ pub mod records;
 pub mod resolv;
 pub mod server;
 
-use crate::datapath::{Sockets, sockets::HereSockets};
+use crate::datapath::{Sockets, fast::Ready, sockets::HereSockets};
 use crate::model::{NodeId, NodeView, Revision};
 use records::Records;
 use server::{Gateway, Shared};
@@ -84,11 +84,13 @@ pub fn plan(desired: &BTreeSet<Ipv4Addr>, actual: &BTreeSet<Ipv4Addr>) -> Vec<St
 }
 
 /// Serves names until `shutdown`. `sockets` makes the servers' sockets (in the mesh namespace); sockets toward foreign
-/// resolvers are made where this runs. `applied` says which view the answers follow, once every gateway answers.
+/// resolvers are made where this runs. `ready` says where virtual addresses work. `applied` says which view the answers
+/// follow, once every gateway answers.
 pub async fn run(
     me: NodeId,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     sockets: Arc<dyn Sockets>,
+    mut ready: watch::Receiver<Ready>,
     applied: watch::Sender<Revision>,
     settings: DnsSettings,
     shutdown: CancellationToken,
@@ -98,11 +100,16 @@ pub async fn run(
     let mut open: BTreeMap<Ipv4Addr, Gateway> = BTreeMap::new();
     let mut failing: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
     let mut seen: Option<Arc<NodeView>> = None;
+    let mut virtuals = ready.borrow_and_update().clone();
+    let mut readies_end = false;
     loop {
         // No view (any more) is a view without networks: whoever leaves the cluster answers nobody.
         let current = view.borrow_and_update().clone();
-        if !same_names(seen.as_deref(), current.as_deref()) {
-            records.send_replace(Arc::new(current.as_ref().map_or_else(Records::default, |view| Records::build(&me, view))));
+        let now = ready.borrow_and_update().clone();
+        if now != virtuals || !same_names(seen.as_deref(), current.as_deref()) {
+            let built = current.as_ref().map_or_else(Records::default, |view| Records::build(&me, view, &now));
+            records.send_replace(Arc::new(built));
+            virtuals = now;
         }
         let desired: BTreeSet<Ipv4Addr> =
             current.iter().flat_map(|view| view.networks.by_id.values()).map(|network| network.gateway).collect();
@@ -142,6 +149,7 @@ pub async fn run(
                 shutdown.cancelled().await;
                 break;
             },
+            changed = ready.changed(), if !readies_end => readies_end = changed.is_err(),
             () = tokio::time::sleep(settings.retry), if retry => {}
         }
     }

@@ -22,7 +22,7 @@ use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use crate::trust::CertificateFiles;
 use anyhow::Context as _;
-use links::LateLinks;
+use links::{LateLinks, LateSandboxes};
 use member::Member;
 use network::Network;
 use record::Record;
@@ -40,7 +40,12 @@ pub(crate) struct Daemon {
     engine: Arc<dyn Engine>,
     docker: Arc<DockerEngine>,
     links: Arc<LateLinks>,
+    sandboxes: Arc<LateSandboxes>,
+    /// Containers' namespaces, as the driver knows them.
+    joined: watch::Receiver<Vec<crate::datapath::Sandbox>>,
     mtu: watch::Receiver<u32>,
+    /// The fast plane takes packets of published ports from other nodes.
+    takes_ports: std::sync::atomic::AtomicBool,
     /// Init, join and leave, one at a time.
     turn: tokio::sync::Mutex<()>,
     state: RwLock<State>,
@@ -73,14 +78,16 @@ impl Daemon {
     }
     /// What this node says of itself; without an answering engine only what the kernel knows.
     async fn description(&self) -> NodeDescription {
+        let fast_plane = self.takes_ports.load(std::sync::atomic::Ordering::Relaxed);
         match tokio::time::timeout(Duration::from_secs(5), self.engine.describe()).await {
-            Ok(Ok(description)) => description,
+            Ok(Ok(description)) => NodeDescription { fast_plane, ..description },
             _ => {
                 let uname = rustix::system::uname();
                 NodeDescription {
                     hostname: uname.nodename().to_string_lossy().into_owned(),
                     architecture: uname.machine().to_string_lossy().into_owned(),
                     os: "linux".to_owned(),
+                    fast_plane,
                     ..NodeDescription::default()
                 }
             }
@@ -103,20 +110,25 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let docker = Arc::new(DockerEngine::connect(&settings.engine)?);
     let (_mtu, mtu) = watch::channel(settings.tunnel_mtu());
     let links = Arc::new(LateLinks::default());
+    // The driver first: an engine that finds none at boot waits many seconds per endpoint.
+    let sandboxes = Arc::new(LateSandboxes::default());
+    let driver = Driver::open(links.clone(), sandboxes.clone(), settings.data_dir.join("endpoints.json"), mtu.clone())?;
+    let driver = Arc::new(driver);
     let daemon = Arc::new(Daemon {
         clock: Arc::new(SystemClock),
         engine: docker.clone(),
         docker,
-        links: links.clone(),
-        mtu: mtu.clone(),
+        links,
+        sandboxes,
+        joined: driver.joined(),
+        mtu,
+        takes_ports: std::sync::atomic::AtomicBool::new(false),
         turn: tokio::sync::Mutex::new(()),
         state: RwLock::new(State::Inactive),
         settings,
     });
     let settings = &daemon.settings;
 
-    // The driver first: an engine that finds none at boot waits many seconds per endpoint.
-    let driver = Arc::new(Driver::open(links, settings.data_dir.join("endpoints.json"), mtu)?);
     let plugin = http::bind_unix(&settings.driver_socket())?;
     let servers = tokio_util::task::TaskTracker::new();
     servers.spawn(http::serve_unix(plugin, driver::router(driver), shutdown.clone()));

@@ -23,6 +23,8 @@ pub struct Settings {
     pub log: String,
     /// `auto` (kernel WireGuard where there is one), `kernel` or `process`.
     pub tunnel: TunnelPlane,
+    /// `auto` (eBPF where the kernel takes it) or `off`.
+    pub fast_plane: FastPlane,
     /// MTU of the path between nodes; the tunnel's is 80 less.
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
@@ -84,6 +86,17 @@ impl Default for NameSettings {
     fn default() -> Self {
         Self { timeout_ms: 1500, max_in_flight: 1024 }
     }
+}
+
+/// Whether the kernel carries virtual addresses and published ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPlane {
+    /// Where it can; where not, user space does, and `skep status` says why.
+    #[default]
+    Auto,
+    /// User space does.
+    Off,
 }
 
 /// Time-outs, in milliseconds.
@@ -157,6 +170,7 @@ impl Default for Settings {
             plugin_dir: "/run/docker/plugins".into(),
             log: "info".to_owned(),
             tunnel: TunnelPlane::Auto,
+            fast_plane: FastPlane::Auto,
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),

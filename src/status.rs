@@ -1,6 +1,7 @@
 //! What a node knows of itself, for `skep status`, `/dump` and `/metrics`: plain data, made by the node, shown by the CLI.
 
 use crate::balance::PortStatus;
+use crate::balance::fast::FastStatus;
 use crate::model::{NodeId, Revision, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -33,6 +34,9 @@ pub struct Status {
     pub nodes: Vec<NodeLine>,
     /// Published ports on this node.
     pub ports: Vec<PortStatus>,
+    /// The fast plane.
+    #[serde(default)]
+    pub fast: FastStatus,
 }
 
 /// What carries what on this node.

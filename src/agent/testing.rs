@@ -51,6 +51,7 @@ pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
         internal: false,
         ingress: false,
         members: Vec::new(),
+        services: Vec::new(),
     };
     (NetworkId::from(id), part)
 }

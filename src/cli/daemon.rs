@@ -1,6 +1,6 @@
 //! `skep daemon`: settings from file, variables and flags, then the node.
 
-use crate::settings::{Settings, TunnelPlane};
+use crate::settings::{FastPlane, Settings, TunnelPlane};
 use anyhow::Context as _;
 use std::path::PathBuf;
 
@@ -28,6 +28,9 @@ pub(super) struct DaemonArgs {
     /// WireGuard of the kernel or of `skep tunnel`: auto, kernel, process [default: auto]
     #[arg(long, env = "SKEP_TUNNEL", value_name = "PLANE", value_parser = plane)]
     tunnel: Option<TunnelPlane>,
+    /// Virtual addresses and published ports in the kernel: auto, off [default: auto]
+    #[arg(long, env = "SKEP_FAST_PLANE", value_name = "PLANE", value_parser = fast_plane)]
+    fast_plane: Option<FastPlane>,
     /// MTU of the path between nodes [default: 1500]
     #[arg(long, env = "SKEP_PATH_MTU", value_name = "BYTES")]
     path_mtu: Option<u32>,
@@ -42,13 +45,21 @@ fn plane(text: &str) -> Result<TunnelPlane, String> {
     }
 }
 
+fn fast_plane(text: &str) -> Result<FastPlane, String> {
+    match text {
+        "auto" => Ok(FastPlane::Auto),
+        "off" => Ok(FastPlane::Off),
+        _ => Err("one of auto, off".to_owned()),
+    }
+}
+
 impl DaemonArgs {
     fn settings(self) -> anyhow::Result<Settings> {
         let mut settings = Settings::read(self.config.as_deref())?;
         macro_rules! over {
             ($($key:ident),+) => {$( if let Some(value) = self.$key { settings.$key = value; } )+};
         }
-        over!(data_dir, run_dir, engine, plugin_dir, log, tunnel, path_mtu);
+        over!(data_dir, run_dir, engine, plugin_dir, log, tunnel, fast_plane, path_mtu);
         Ok(settings)
     }
 }

@@ -63,16 +63,23 @@ pub(super) fn render(status: &Status) -> String {
     out.push_str(&table(&rows));
     if !status.ports.is_empty() {
         let _ = writeln!(out);
-        let mut rows = vec![["PORT", "SERVICE", "STATE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
+        let mut rows = vec![["PORT", "SERVICE", "STATE", "PLANE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
         for port in &status.ports {
+            let name = format!("{}/{}", port.port, port.protocol.as_str());
+            let plane = match status.fast.left.get(&name) {
+                _ if status.fast.ports.contains(&name) => "kernel".to_owned(),
+                Some(why) => format!("user space: {why}"),
+                None => "user space".to_owned(),
+            };
             rows.push([
-                format!("{}/{}", port.port, port.protocol.as_str()),
+                name,
                 port.service.clone(),
                 match &port.state {
                     PortState::Listening => "listening".to_owned(),
                     PortState::Taken(why) => format!("taken: {why}"),
                     PortState::Unsupported => "not served: only TCP and UDP are".to_owned(),
                 },
+                plane,
                 port.backends.to_string(),
                 port.connections.to_string(),
             ]);

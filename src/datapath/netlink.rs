@@ -13,6 +13,8 @@ const DUMP_ATTEMPTS: u32 = 5;
 /// An open socket; its task ends when this is dropped.
 pub(super) struct Netlink {
     handle: rtnetlink::Handle,
+    /// The kernel carries out one dump at a time on a socket and refuses another meanwhile.
+    dumping: tokio::sync::Mutex<()>,
 }
 
 impl Netlink {
@@ -20,7 +22,7 @@ impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dumping: tokio::sync::Mutex::new(()) })
     }
 
     /// Sends a request with these flags beside REQUEST and ACK, waits until it is carried out, and gives what was answered.
@@ -30,6 +32,7 @@ impl Netlink {
 
     /// Everything of a kind. Repeated while changes run into it.
     pub(super) async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let _turn = self.dumping.lock().await;
         let mut attempt = 0;
         loop {
             attempt += 1;

@@ -4,6 +4,8 @@
 //! A name is owned as long as a member of the network bears it, and answers those members that are backends. So a service
 //! without a running task is an empty answer, not an unknown name, and never asked of the world.
 
+use crate::datapath::fast::Ready;
+use crate::model::service::EndpointMode;
 use crate::model::view::{Member, NetworkPart};
 use crate::model::{NodeId, NodeView, TaskId};
 use hickory_proto::rr::{Name, RecordType};
@@ -36,6 +38,8 @@ struct Zone {
     subnet: Ipv4Net,
     /// Lower-case name → addresses of the backends that bear it (empty: owned, nobody there).
     names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Lower-case name of a service with a backend → its virtual address, as far as the fast plane carries it.
+    virtuals: BTreeMap<String, Ipv4Addr>,
     /// Address → container name.
     reverse: BTreeMap<Ipv4Addr, String>,
 }
@@ -45,6 +49,8 @@ struct Zone {
 struct Rights {
     /// Indexes of its networks.
     zones: Vec<usize>,
+    /// Virtual addresses work in its namespace.
+    virtuals: bool,
     /// One of its networks has a way out.
     outside: bool,
     /// Resolvers from its own spec.
@@ -69,20 +75,21 @@ pub enum Answer {
 }
 
 impl Records {
-    /// The index of a view, for the containers of node `me`.
+    /// The index of a view, for the containers of node `me`. `ready` says where virtual addresses work.
     #[must_use]
-    pub fn build(me: &NodeId, view: &NodeView) -> Self {
+    pub fn build(me: &NodeId, view: &NodeView, ready: &Ready) -> Self {
         let mut networks: Vec<&NetworkPart> = view.networks.by_id.values().collect();
         networks.sort_by_key(|n| (n.ingress, &n.name));
         let mut records = Self { mesh: Some(view.cluster.mesh.0), ..Self::default() };
         for network in networks {
             let index = records.zones.len();
-            records.zones.push(Zone::build(network));
+            records.zones.push(Zone::build(network, ready));
             records.gateways.insert(network.gateway);
             for member in network.members.iter().filter(|m| m.node_id == *me) {
                 records.askers.insert((network.gateway, member.address), member.task_id.clone());
                 let rights = records.rights.entry(member.task_id.clone()).or_default();
                 rights.zones.push(index);
+                rights.virtuals |= ready.askers.contains(&member.address);
                 rights.outside |= !network.internal;
                 rights.nameservers = own_nameservers(view, &member.task_id);
             }
@@ -118,6 +125,20 @@ impl Records {
             let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
             zone.names.get(rest)
         });
+        // A service on several networks: its virtual address on the first of them.
+        if rights.virtuals {
+            let whole = visible().find_map(|zone| zone.virtuals.get(name));
+            let within = || {
+                visible().find_map(|zone| {
+                    let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
+                    zone.virtuals.get(rest)
+                })
+            };
+            if let Some(address) = whole.or_else(within) {
+                let fits = matches!(kind, RecordType::A | RecordType::ANY);
+                return Some(if fits { Answer::Addresses(vec![*address]) } else { Answer::Empty });
+            }
+        }
         let mut owned = false;
         for addresses in whole.chain(within) {
             owned = true;
@@ -154,12 +175,13 @@ impl Records {
 }
 
 impl Zone {
-    fn build(network: &NetworkPart) -> Self {
+    fn build(network: &NetworkPart, ready: &Ready) -> Self {
         let mut zone = Self {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),
             subnet: network.subnet,
             names: BTreeMap::new(),
+            virtuals: BTreeMap::new(),
             reverse: BTreeMap::new(),
         };
         for member in &network.members {
@@ -171,11 +193,21 @@ impl Zone {
             }
             zone.reverse.insert(member.address, member.container_name.clone());
         }
+        for service in network.services.iter().filter(|service| ready.vips.contains(&service.vip)) {
+            zone.reverse.insert(service.vip, service.name.clone());
+            let own = || network.members.iter().filter(|m| m.service_id == service.service_id);
+            if own().any(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
+                for name in own().flat_map(|m| std::iter::once(&m.service_name).chain(&m.aliases)) {
+                    zone.virtuals.insert(name.to_ascii_lowercase(), service.vip);
+                }
+            }
+        }
         zone
     }
 }
 
-/// The names that a task answers to. On the base plane `service` and `tasks.service` are the same.
+/// The names that a task answers to. On the base plane `service` and `tasks.service` are the same; on the fast plane the
+/// service's virtual address comes before.
 fn names_of(member: &Member) -> Vec<String> {
     let mut names = vec![member.container_name.clone()];
     for name in std::iter::once(&member.service_name).chain(&member.aliases) {

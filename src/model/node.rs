@@ -136,6 +136,9 @@ pub struct NodeDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// Engine plugins as (type, name), sorted.
     pub plugins: Vec<(String, String)>,
+    /// Its fast plane takes packets of published ports from other nodes.
+    #[serde(default)]
+    pub fast_plane: bool,
 }
 
 /// What the leader observed of a node.

@@ -65,6 +65,20 @@ pub struct NetworkPart {
     pub ingress: bool,
     /// Every task with an address on it, sorted by task id. Stays until the task is gone, whatever its state.
     pub members: Vec<Member>,
+    /// Services with a virtual address on it, sorted by service id. (Views of older managers have none.)
+    #[serde(default)]
+    pub services: Vec<ServiceVip>,
+}
+
+/// A service's virtual address on a network; its backends are its members.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceVip {
+    /// The service.
+    pub service_id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// The address.
+    pub vip: Ipv4Addr,
 }
 
 /// A task with an address on a network.
@@ -124,6 +138,9 @@ pub struct Peer {
     pub endpoints: Vec<SocketAddr>,
     /// Addresses of the containers that it runs, sorted.
     pub containers: Vec<Ipv4Addr>,
+    /// It takes packets of published ports from other nodes' fast planes.
+    #[serde(default)]
+    pub fast: bool,
 }
 
 impl Peer {

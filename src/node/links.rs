@@ -1,6 +1,7 @@
 //! The driver answers the engine from the first moment on, the mesh namespace comes with a membership: this stands between.
 
-use crate::datapath::{Links, mesh::Mesh};
+use crate::datapath::fast::Fast;
+use crate::datapath::{Links, Sandbox, Sandboxes, mesh::Mesh};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -16,6 +17,27 @@ impl LateLinks {
     }
     fn get(&self) -> Option<Arc<Mesh>> {
         self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// The fast plane, as long as there is one.
+#[derive(Default)]
+pub(super) struct LateSandboxes(RwLock<Option<Arc<Fast>>>);
+
+impl LateSandboxes {
+    pub(super) fn set(&self, fast: Option<Arc<Fast>>) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fast;
+    }
+}
+
+#[async_trait]
+impl Sandboxes for LateSandboxes {
+    async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let fast = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match fast {
+            Some(fast) => fast.enter(sandbox).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::record::Record;
 use super::session::{Pump, lowest};
 use super::{Daemon, record};
 use crate::agent::{self, AgentConfig, ledger::Ledger};
+use crate::balance::fast::{FastEnds, FastStatus};
 use crate::balance::{self, BalanceSettings, PortStatus};
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsSettings};
@@ -34,6 +35,7 @@ pub(super) struct Member {
     pub replicated: Option<Replicated>,
     pub session: watch::Receiver<SessionState>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
+    pub fast: watch::Receiver<FastStatus>,
     /// Applied revision of each loop, by its name.
     pub applied: BTreeMap<&'static str, watch::Receiver<Revision>>,
     /// Why the leader does not want this node any more.
@@ -78,10 +80,29 @@ impl Member {
         let view = || network.view.subscribe();
         let mut applied = BTreeMap::from([("overlay", network.overlay_applied.clone())]);
 
+        // The fast plane, if there is one. Without one its revision does not hold anybody back.
+        let (ready_out, ready) = watch::channel(crate::datapath::fast::Ready::default());
+        let why = network.fast.as_ref().err().cloned().unwrap_or_default();
+        let (fast_status, fast) = watch::channel(FastStatus { reason: why, ..FastStatus::default() });
+        if let Ok(plane) = &network.fast {
+            let (fast_applied, receiver) = watch::channel(Revision::default());
+            applied.insert("fast", receiver);
+            let ends = FastEnds {
+                view: view(),
+                sandboxes: daemon.joined.clone(),
+                mtu: daemon.mtu.clone(),
+                applied: fast_applied,
+                ready: ready_out,
+                status: fast_status,
+            };
+            let tick = Duration::from_millis(daemon.settings.timeouts.reconcile_ms);
+            tasks.spawn(balance::fast::run(ends, me.clone(), plane.clone(), tick, stop.clone()));
+        }
+
         let (dns_applied, receiver) = watch::channel(Revision::default());
         applied.insert("dns", receiver);
         let settings = dns_settings(&daemon.settings);
-        tasks.spawn(dns::run(me.clone(), view(), network.mesh.clone(), dns_applied, settings, stop.clone()));
+        tasks.spawn(dns::run(me.clone(), view(), network.mesh.clone(), ready, dns_applied, settings, stop.clone()));
 
         let (ports_applied, receiver) = watch::channel(Revision::default());
         applied.insert("ports", receiver);
@@ -161,7 +182,7 @@ impl Member {
             }
             None => None,
         };
-        Ok(Self { record, network, replicated, session, ports, applied, removed, outgoing, stop, tasks })
+        Ok(Self { record, network, replicated, session, ports, fast, applied, removed, outgoing, stop, tasks })
     }
 
     /// The view that the node follows.

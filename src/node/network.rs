@@ -4,13 +4,14 @@
 
 use super::Daemon;
 use super::address::Place;
+use crate::datapath::fast::{self, Fast};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::model::node::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::Overlay;
-use crate::settings::TunnelPlane;
+use crate::settings::{FastPlane, TunnelPlane};
 use anyhow::Context as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 pub(super) struct Network {
     pub mesh: Arc<Mesh>,
     pub tunnel: Arc<dyn Tunnel>,
+    /// The fast plane, or why there is none.
+    pub fast: Result<Arc<Fast>, String>,
     tunnel_config: TunnelConfig,
     /// What every loop of the node follows.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
@@ -60,10 +63,13 @@ impl Network {
             }
         };
         daemon.links.set(Some(mesh.clone()));
+        let fast = open_fast(daemon, &mesh).await;
+        daemon.sandboxes.set(fast.as_ref().ok().cloned());
         let (applied, overlay_applied) = watch::channel(Revision::default());
         Ok(Self {
             mesh,
             tunnel,
+            fast,
             tunnel_config,
             view: watch::channel(None).0,
             applied,
@@ -96,10 +102,39 @@ impl Network {
     pub(super) async fn take_down(self, daemon: &Daemon) -> anyhow::Result<()> {
         self.pause().await;
         daemon.links.set(None);
+        daemon.sandboxes.set(None);
+        let fast = match &self.fast {
+            Ok(fast) => fast.remove().await,
+            Err(_) => fast::remove_left(&daemon.settings.run_dir),
+        };
         let closed = tunnel::close(&self.tunnel_config).await;
         let removed = self.mesh.remove();
-        closed.and(removed)
+        fast.and(closed).and(removed)
     }
+}
+
+/// Loads the fast plane. Whatever is wrong with it, the base plane serves.
+async fn open_fast(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<Fast>, String> {
+    let run_dir = &daemon.settings.run_dir;
+    let opened = match daemon.settings.fast_plane {
+        FastPlane::Off => Err("the settings say fast_plane = \"off\"".to_owned()),
+        FastPlane::Auto => Fast::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
+    };
+    match &opened {
+        Ok(fast) => {
+            for (hook, why) in fast.lacking() {
+                tracing::warn!(hook = hook.program(), why, "the fast plane goes without this hook");
+            }
+        }
+        Err(why) => {
+            tracing::info!(why, "no fast plane: virtual addresses are not answered, ports are served in user space");
+            if let Err(error) = fast::remove_left(run_dir) {
+                tracing::warn!(error = format!("{error:#}"), "programs of an earlier run stay");
+            }
+        }
+    }
+    daemon.takes_ports.store(opened.as_ref().is_ok_and(|fast| fast.takes_ports()), std::sync::atomic::Ordering::Relaxed);
+    opened
 }
 
 /// Makes the tunnel send something to a mesh address: a connection that nobody waits for.

@@ -48,6 +48,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         error = format!("{e:#}");
     }
     let tunnel = tunnel.unwrap_or_default();
+    let fast = member.fast.borrow().clone();
     let me = &member.record.node_id;
     let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
@@ -85,15 +86,22 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         session: session_text(daemon, session.leader, session.since, session.last_error),
         told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.iter().map(|(name, r)| ((*name).to_owned(), *r.borrow())).collect(),
-        planes: Planes {
-            tunnel: tunnel.plane.clone(),
-            tunnel_port: tunnel.port,
-            mtu: tunnel.mtu,
-            ports: "user space (base plane: the fast plane is not built yet)".to_owned(),
-        },
+        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&fast) },
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
+        fast,
         ..base
+    }
+}
+
+/// Which plane serves ports, and why not the fast one.
+fn ports_text(fast: &crate::balance::fast::FastStatus) -> String {
+    let calls = fast.lacking.iter().find(|(hook, _)| !hook.contains("from_") && !hook.contains("to_"));
+    match (fast.up, calls) {
+        (false, _) if fast.reason.is_empty() => "user space (the fast plane is starting)".to_owned(),
+        (false, _) => format!("user space (no fast plane: {})", fast.reason),
+        (true, None) => "kernel (eBPF); user space for the node's own processes and IPv6 clients".to_owned(),
+        (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {hook} cannot run: {why}"),
     }
 }
 

@@ -4,7 +4,7 @@
 //! The engine does not repeat itself: after a restart of its own or of ours, live containers are not announced again. So
 //! every endpoint is kept on disk ([`state`]), and every call may come twice or for something that is gone already.
 
-use crate::datapath::Links;
+use crate::datapath::{Links, Sandbox, Sandboxes};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
@@ -39,6 +39,8 @@ pub struct Driver {
     ledger: Ledger,
     /// Links are made and taken down one at a time: a late farewell and a join may mean the same address.
     turn: Mutex<()>,
+    sandboxes: Arc<dyn Sandboxes>,
+    joined: watch::Sender<Vec<Sandbox>>,
 }
 
 impl Driver {
@@ -47,8 +49,20 @@ impl Driver {
     ///
     /// # Errors
     /// The file is damaged, of a newer skep or cannot be read.
-    pub fn open(links: Arc<dyn Links>, ledger: PathBuf, mtu: watch::Receiver<u32>) -> anyhow::Result<Self> {
-        Ok(Self { links, mtu, ledger: Ledger::open(ledger)?, turn: Mutex::new(()) })
+    pub fn open(
+        links: Arc<dyn Links>,
+        sandboxes: Arc<dyn Sandboxes>,
+        ledger: PathBuf,
+        mtu: watch::Receiver<u32>,
+    ) -> anyhow::Result<Self> {
+        let ledger = Ledger::open(ledger)?;
+        let (joined, _) = watch::channel(ledger.look(sandboxes_of));
+        Ok(Self { links, mtu, ledger, turn: Mutex::new(()), sandboxes, joined })
+    }
+
+    /// The namespaces that have an address of ours, as they come and go, sorted.
+    pub fn joined(&self) -> watch::Receiver<Vec<Sandbox>> {
+        self.joined.subscribe()
     }
 
     /// Endpoints as known now, sorted by id: for `/dump`.
@@ -179,8 +193,41 @@ impl Driver {
 
     /// Changes what is known, here and on disk.
     async fn change<T>(&self, change: impl FnOnce(&mut state::Known) -> T) -> Result<T, Refusal> {
-        self.ledger.change(change).await.map_err(|e| format!("{e:#}"))
+        let value = self.ledger.change(change).await.map_err(|e| format!("{e:#}"))?;
+        self.joined.send_if_modified(|before| {
+            let now = self.ledger.look(sandboxes_of);
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+        Ok(value)
     }
+
+    /// The container's interfaces are there, its process has not started yet.
+    async fn oper_info(&self, call: &wire::EndpointCall) -> Result<Value, Refusal> {
+        let sandbox =
+            self.ledger.look(|known| known.endpoints.get(&call.endpoint_id).and_then(|endpoint| sandbox_of(known, endpoint)));
+        if let Some(sandbox) = sandbox
+            && let Err(error) = self.sandboxes.enter(&sandbox).await
+        {
+            // Without it the container is served by the base plane.
+            tracing::warn!(address = %sandbox.address, error = format!("{error:#}"), "the container's namespace stays as the engine made it");
+        }
+        Ok(json!({ "Value": {} }))
+    }
+}
+
+fn sandbox_of(known: &state::Known, endpoint: &Endpoint) -> Option<Sandbox> {
+    let network = known.networks.get(&endpoint.network)?;
+    endpoint.link.as_ref()?;
+    let path = PathBuf::from(endpoint.sandbox.as_ref()?);
+    Some(Sandbox { path, subnet: network.subnet, gateway: network.gateway, address: endpoint.address })
+}
+
+fn sandboxes_of(known: &state::Known) -> Vec<Sandbox> {
+    let mut all: Vec<Sandbox> = known.endpoints.values().filter_map(|endpoint| sandbox_of(known, endpoint)).collect();
+    all.sort();
+    all
 }
 
 fn unknown_network(id: &str) -> Refusal {
@@ -248,10 +295,7 @@ impl Driver {
             "NetworkDriver.DeleteEndpoint" => self.delete_endpoint(wire::read(call, body)?).await,
             "NetworkDriver.Join" => self.join(wire::read(call, body)?).await,
             "NetworkDriver.Leave" => self.leave(wire::read(call, body)?).await,
-            "NetworkDriver.EndpointOperInfo" => {
-                wire::read::<wire::EndpointCall>(call, body)?;
-                Ok(json!({ "Value": {} }))
-            }
+            "NetworkDriver.EndpointOperInfo" => self.oper_info(&wire::read(call, body)?).await,
             "NetworkDriver.DiscoverNew"
             | "NetworkDriver.DiscoverDelete"
             | "NetworkDriver.ProgramExternalConnectivity"

@@ -27,6 +27,7 @@ fn peer(number: u8) -> Peer {
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: vec![format!("192.0.2.{number}:2377").parse().expect("endpoint")],
         containers: vec![Ipv4Addr::new(10, 0, 1, 10 + number)],
+        fast: false,
     }
 }
 
@@ -47,7 +48,15 @@ fn member(node: u8, address: Ipv4Addr) -> Member {
 
 fn network(third: u8, ingress: bool, members: Vec<Member>) -> NetworkPart {
     let subnet = format!("10.0.{third}.0/24").parse().expect("net");
-    NetworkPart { name: format!("n{third}"), subnet, gateway: gateway(subnet), internal: false, ingress, members }
+    NetworkPart {
+        name: format!("n{third}"),
+        subnet,
+        gateway: gateway(subnet),
+        internal: false,
+        ingress,
+        members,
+        services: Vec::new(),
+    }
 }
 
 fn view(networks: Vec<NetworkPart>) -> NodeView {

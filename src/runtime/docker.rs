@@ -392,5 +392,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
+        fast_plane: false,
     }
 }

@@ -113,6 +113,7 @@ impl Balance {
             ingress_addr: self.net.ingress(),
             endpoints: Vec::new(),
             containers: Vec::new(),
+            fast: false,
         };
         let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
         let cluster = ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports };

@@ -58,6 +58,7 @@ impl Net {
             internal: false,
             ingress: false,
             members,
+            services: Vec::new(),
         }
     }
     fn member(self, service: &str, slot: u64, last: u8) -> Member {
@@ -109,7 +110,8 @@ impl Server {
         let (view, views) = watch::channel(None);
         let (applying, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
-        let done = tokio::spawn(run(ME.into(), views, sockets, applying, settings, shutdown.clone()));
+        let (_, ready) = watch::channel(skep::datapath::fast::Ready::default());
+        let done = tokio::spawn(run(ME.into(), views, sockets, ready, applying, settings, shutdown.clone()));
         Self { view, applied, resolv_conf, shutdown, done }
     }
     /// Shows the view and waits until it is applied.

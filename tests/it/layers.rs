@@ -48,6 +48,8 @@ const HOMES: &[(&str, &str)] = &[
     ("wireguard_control", "datapath"),
     ("x25519_dalek", "datapath trust"),
     ("rtnetlink", "datapath"),
+    ("aya", "datapath"),
+    ("skep_ebpf", "datapath balance"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
     ("axum", "http api overlay admin"),
     ("hyper", "http api"),

@@ -5,6 +5,7 @@ mod api;
 mod balance;
 mod demo;
 mod dns;
+mod fast;
 mod lab;
 mod layers;
 mod manager;

@@ -144,11 +144,22 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let beta = &stage.nodes[1];
     let containers = output(beta.docker().args(["ps", "-q", "--filter", "label=com.docker.swarm.service.name=whoami"])).await?;
     let container = containers.lines().next().context("beta runs no replica")?;
+    let vip = virtual_address(&stage.nodes[0], beta).await?;
     let mut resolved = Vec::new();
     for name in [SERVICE, "tasks.whoami"] {
         let text = output(beta.docker().args(["exec", container, "nslookup", "-type=a", name])).await?;
         let addresses: BTreeSet<String> = addresses_in(&text);
-        anyhow::ensure!(addresses.len() == REPLICAS, "{name} gave {} addresses, not {REPLICAS}:\n{text}", addresses.len());
+        match vip.as_ref().filter(|_| name == SERVICE) {
+            Some(vip) => {
+                anyhow::ensure!(
+                    addresses == BTreeSet::from([vip.clone()]),
+                    "{name} gave {addresses:?}, not its virtual address {vip}"
+                );
+            }
+            None => {
+                anyhow::ensure!(addresses.len() == REPLICAS, "{name} gave {} addresses, not {REPLICAS}:\n{text}", addresses.len())
+            }
+        }
         for address in &addresses {
             // busybox's wget crashes with -T in its static build: `timeout` bounds it instead.
             output(beta.docker().args([
@@ -168,8 +179,25 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
         resolved.push(json!({ "name": name, "addresses": addresses }));
     }
     report.prove("names", resolved);
-    report.done(format!("whoami and tasks.whoami give {REPLICAS} addresses, each connected to"));
+    report.done(match vip {
+        Some(vip) => format!("whoami gives its virtual address {vip}, tasks.whoami {REPLICAS} addresses, each connected to"),
+        None => format!("whoami and tasks.whoami give {REPLICAS} addresses, each connected to"),
+    });
     Ok(())
+}
+
+/// The service's virtual address on the demo's network, if the node's fast plane carries virtual addresses.
+async fn virtual_address(manager: &Host, node: &Host) -> anyhow::Result<Option<String>> {
+    let admin = crate::http::UnixClient::new(node.run_dir().join("admin.sock"));
+    let status: crate::status::Status = admin.get("/status").await?.json()?;
+    if !status.fast.up || status.fast.members == 0 {
+        return Ok(None);
+    }
+    let network = get(manager, "/networks/demo").await?;
+    let service = get(manager, &format!("/services/{SERVICE}")).await?;
+    let vips = service["Endpoint"]["VirtualIPs"].as_array().context("the service has no virtual addresses")?;
+    let own = vips.iter().find(|vip| vip["NetworkID"] == network["Id"]).context("none on the demo's network")?;
+    Ok(own["Addr"].as_str().and_then(|addr| addr.split('/').next()).map(str::to_owned))
 }
 
 /// Addresses that busybox's nslookup printed after the name's line.

@@ -3,7 +3,7 @@
 
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
-use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort};
+use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
 use crate::model::{NetworkId, NodeId, NodeView, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +114,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
                 internal: n.spec.internal,
                 ingress: n.spec.ingress,
                 members: Vec::new(),
+                services: Vec::new(),
             };
             Some((n.id.clone(), part))
         })
@@ -138,6 +139,14 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
             });
         }
     }
+    for service in store.services() {
+        for vip in &service.endpoint.vips {
+            if let Some(part) = parts.get_mut(&vip.network_id) {
+                let (service_id, name) = (service.id.clone(), service.spec.name.clone());
+                part.services.push(ServiceVip { service_id, name, vip: vip.addr.addr() });
+            }
+        }
+    }
     parts
 }
 
@@ -156,6 +165,7 @@ fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: O
             ingress_addr: node.mesh.ingress_addr,
             endpoints: node.mesh.endpoints.clone(),
             containers,
+            fast: node.description.fast_plane,
         }
     });
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };

@@ -63,7 +63,9 @@ impl Rig {
     fn serve(&mut self) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
-        let driver = Driver::open(self.links.clone(), self.ledger(), self.mtu.subscribe()).expect("opens");
+        let driver =
+            Driver::open(self.links.clone(), Arc::new(crate::datapath::NoSandboxes), self.ledger(), self.mtu.subscribe())
+                .expect("opens");
         let listener = bind_unix(&self.socket()).expect("binds");
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.stop.clone()));
     }
@@ -288,7 +290,9 @@ async fn a_damaged_file_says_what_to_do() {
     let rig = Rig::new("damaged");
     for (bytes, words) in [("{", "damaged"), ("{\"format\":7,\"networks\":{},\"endpoints\":{}}", "format 7")] {
         std::fs::write(rig.ledger(), bytes).expect("writes");
-        let error = Driver::open(rig.links.clone(), rig.ledger(), rig.mtu.subscribe()).err().expect("refused");
+        let error = Driver::open(rig.links.clone(), Arc::new(crate::datapath::NoSandboxes), rig.ledger(), rig.mtu.subscribe())
+            .err()
+            .expect("refused");
         let error = format!("{error:#}");
         assert!(error.contains(words) && error.contains("endpoints.json"), "{error}");
     }

@@ -143,7 +143,7 @@ impl Rig {
         self.driver = CancellationToken::new();
         let links = Arc::new(IpLinks { host: self.host.pid() });
         let ledger = self.host.dir().join("endpoints.json");
-        let driver = Driver::open(links, ledger, self.mtu.subscribe()).expect("opens");
+        let driver = Driver::open(links, Arc::new(skep::datapath::NoSandboxes), ledger, self.mtu.subscribe()).expect("opens");
         let listener = bind_unix(&self.plugin_socket()).expect("binds");
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.driver.clone()));
     }
@@ -187,6 +187,7 @@ impl Rig {
                 internal: attachment.network_id.as_str().starts_with("internal"),
                 ingress: attachment.network_id.as_str() == "ingress",
                 members: Vec::new(),
+                services: Vec::new(),
             };
             by_id.insert(attachment.network_id.clone(), part);
         }

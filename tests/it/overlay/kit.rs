@@ -197,6 +197,7 @@ impl Site {
                 internal: false,
                 ingress: name == "ingress",
                 members: members.map(|(host, address)| member(&self.nodes[*host].peer.node_id, *address)).collect(),
+                services: Vec::new(),
             };
             (name.into(), part)
         });
@@ -281,6 +282,7 @@ pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: vec![endpoint],
         containers: vec![],
+        fast: false,
     }
 }
 

@@ -27,6 +27,7 @@ fn view() -> NodeView {
         internal: false,
         ingress: false,
         members: vec![member(&me.node_id, ip("10.0.1.11"))],
+        services: Vec::new(),
     };
     NodeView {
         revision: Revision::default(),

@@ -1,0 +1,239 @@
+//! The loop that keeps the fast plane at the view: observe, plan, apply, at every change and at the slow tick.
+//!
+//! Knows containers only as namespaces with addresses, and nothing of what the programs do.
+
+use super::table::{self, PortPlane};
+use crate::datapath::fast::{Fast, Hook, Ready, Side, State, cookie};
+use crate::datapath::{Sandbox, Sandboxes as _};
+use crate::model::{NodeId, NodeView, Protocol, Revision};
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use skep_ebpf::Member;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Pauses after failures: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Pause before a namespace whose interfaces are not there yet is entered again, and how often at that pace: an engine
+/// moves them in some 50 ms after it has joined. (Engines of today also say when they have, before the process starts;
+/// 20.10 does not.)
+const ENTER: (Duration, u32) = (Duration::from_millis(25), 200);
+
+/// The fast plane as this node has it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct FastStatus {
+    /// Programs are loaded.
+    pub up: bool,
+    /// Why not, or what went wrong last.
+    pub reason: String,
+    /// Hooks that cannot be had, and why.
+    pub lacking: BTreeMap<String, String>,
+    /// Published ports that it serves, as `8080/tcp`.
+    pub ports: BTreeSet<String>,
+    /// Published ports that are left to user space, and why.
+    pub left: BTreeMap<String, String>,
+    /// Virtual addresses that it carries.
+    pub vips: usize,
+    /// Containers that virtual addresses work in.
+    pub members: usize,
+    /// Programs at their places.
+    pub links: usize,
+    /// Entries and programs that were not as they had been left, and were mended.
+    pub mended: u64,
+    /// What the programs counted.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What the loop stands on.
+pub struct FastEnds {
+    /// What the node shall be.
+    pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    /// Containers' namespaces.
+    pub sandboxes: watch::Receiver<Vec<Sandbox>>,
+    /// MTU of the tunnel.
+    pub mtu: watch::Receiver<u32>,
+    /// Which view new connections follow.
+    pub applied: watch::Sender<Revision>,
+    /// Where virtual addresses work.
+    pub ready: watch::Sender<Ready>,
+    /// For people.
+    pub status: watch::Sender<FastStatus>,
+}
+
+/// Keeps the fast plane at the view until `shutdown`. Nothing is taken down at the end: it outlives the daemon.
+pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration, shutdown: CancellationToken) {
+    let mut keeper = Keeper { me, fast, cookies: Cookies::default(), entered: BTreeMap::new(), settled: None, mended: 0 };
+    let mut backoff = BACKOFF.0;
+    let (mut views_end, mut sandboxes_end) = (false, false);
+    loop {
+        let view = ends.view.borrow_and_update().clone();
+        let sandboxes = ends.sandboxes.borrow_and_update().clone();
+        let mut wait = tick;
+        if let Some(view) = view {
+            let ingress = view.networks.by_id.values().find(|n| n.ingress).map(|n| n.subnet);
+            keeper.fast.set_ingress(ingress, *ends.mtu.borrow());
+            if keeper.enter(&sandboxes).await {
+                wait = wait.min(ENTER.0);
+            }
+            let (status, ready) = match keeper.reconcile(&view, &sandboxes).await {
+                Ok((status, ready)) => {
+                    backoff = BACKOFF.0;
+                    ends.applied.send_if_modified(|last| std::mem::replace(last, view.revision) != view.revision);
+                    (status, Some(ready))
+                }
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    tracing::warn!(revision = ?view.revision, error = reason, retry_in = ?backoff, "fast plane not as it shall be");
+                    wait = backoff;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                    (FastStatus { reason, ..ends.status.borrow().clone() }, None)
+                }
+            };
+            if let Some(ready) = ready {
+                ends.ready.send_if_modified(|before| {
+                    let changed = *before != ready;
+                    *before = ready;
+                    changed
+                });
+            }
+            ends.status.send_replace(status);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = ends.view.changed(), if !views_end => views_end = changed.is_err(),
+            changed = ends.sandboxes.changed(), if !sandboxes_end => sandboxes_end = changed.is_err(),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+struct Keeper {
+    me: NodeId,
+    fast: Arc<Fast>,
+    cookies: Cookies,
+    /// Namespaces that were entered: `None`, or how often it failed so far.
+    entered: BTreeMap<Sandbox, Option<u32>>,
+    /// What was there when all was well last.
+    settled: Option<table::Desired>,
+    mended: u64,
+}
+
+impl Keeper {
+    /// Prepares namespaces that are new. Says whether one is to be tried again soon.
+    async fn enter(&mut self, sandboxes: &[Sandbox]) -> bool {
+        self.entered.retain(|known, _| sandboxes.contains(known));
+        let mut soon = false;
+        for sandbox in sandboxes {
+            let tries = *self.entered.entry(sandbox.clone()).or_insert(Some(0));
+            let Some(tries) = tries else { continue };
+            let now = match self.fast.enter(sandbox).await {
+                Ok(()) => None,
+                Err(error) => {
+                    soon |= tries < ENTER.1;
+                    if tries == ENTER.1 {
+                        tracing::warn!(address = %sandbox.address, error = format!("{error:#}"), "the container's namespace stays as the engine made it");
+                    }
+                    Some(tries.saturating_add(1))
+                }
+            };
+            self.entered.insert(sandbox.clone(), now);
+        }
+        soon
+    }
+
+    async fn reconcile(&mut self, view: &NodeView, sandboxes: &[Sandbox]) -> anyhow::Result<(FastStatus, Ready)> {
+        let members = self.cookies.members(sandboxes);
+        let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
+        let actual = self.fast.observe().await.context("the fast plane cannot be read")?;
+        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, self.fast.lacking());
+        let steps = table::plan(&desired, &actual);
+        if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
+            self.mended += steps.len() as u64;
+            for step in &steps {
+                tracing::warn!(%step, "fast plane was not as it had been left, mended");
+            }
+        }
+        self.settled = None;
+        self.fast.apply(&steps).await?;
+        let ready = Ready {
+            askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
+            vips: desired.vips.keys().map(|address| Ipv4Addr::from(*address)).collect(),
+        };
+        let status = self.status(view, &desired, &actual)?;
+        self.settled = Some(desired);
+        Ok((status, ready))
+    }
+
+    /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
+    fn calls(&self) -> bool {
+        !self.fast.lacking().keys().any(|hook| hook.side() == Side::Cgroup)
+    }
+
+    fn status(&self, view: &NodeView, desired: &table::Desired, actual: &State) -> anyhow::Result<FastStatus> {
+        let lacking = self.fast.lacking();
+        let mut status = FastStatus {
+            up: true,
+            lacking: lacking.iter().map(|(hook, why)| (Hook::program(*hook).to_owned(), why.clone())).collect(),
+            vips: desired.vips.len(),
+            members: desired.members.len(),
+            links: desired.links.len(),
+            mended: self.mended,
+            counters: self.fast.counters()?.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            ..FastStatus::default()
+        };
+        for port in &view.cluster.ports {
+            let name = format!("{}/{}", port.published, port.protocol.as_str());
+            let plane: PortPlane = table::port_plane(view, port, lacking);
+            let full = || {
+                let key = table::port_key(port);
+                port.protocol == Protocol::Tcp && !desired.ports.get(&key).is_some_and(|(_, _, slots)| fits(slots.len(), actual))
+            };
+            match plane {
+                Ok(()) if full() => drop(status.left.insert(name, "no room for its table".to_owned())),
+                Ok(()) => drop(status.ports.insert(name)),
+                Err(why) => drop(status.left.insert(name, why)),
+            }
+        }
+        Ok(status)
+    }
+}
+
+/// Whether a table of this length can have been placed: what is there and the table are no more than there are slots.
+fn fits(length: usize, actual: &State) -> bool {
+    let used: usize = actual.tables.slots.keys().map(|(_, size)| *size as usize).sum();
+    used.saturating_sub(length) + length <= skep_ebpf::SLOTS as usize
+}
+
+/// Cookies of namespaces, asked once each.
+#[derive(Default)]
+struct Cookies(BTreeMap<PathBuf, (u64, u64)>);
+
+impl Cookies {
+    /// Containers' addresses with their namespaces, as far as these can be seen.
+    fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, Member)> {
+        self.0.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
+        let cookie_of = |all: &mut BTreeMap<PathBuf, (u64, u64)>, path: &PathBuf| {
+            let inode = std::fs::metadata(path).ok()?.ino();
+            if let Some((_, cookie)) = all.get(path).filter(|(known, _)| *known == inode) {
+                return Some(*cookie);
+            }
+            let cookie = cookie(path).ok()?;
+            all.insert(path.clone(), (inode, cookie));
+            Some(cookie)
+        };
+        let mut members = Vec::new();
+        for sandbox in sandboxes {
+            if let Some(cookie) = cookie_of(&mut self.0, &sandbox.path) {
+                members.push((sandbox.address, Member { cookie, network: sandbox.subnet.network().octets(), zero: 0 }));
+            }
+        }
+        members
+    }
+}

@@ -1,0 +1,264 @@
+//! What the maps of the fast plane shall hold, from the view and from what the node stands on; and the difference to what
+//! they hold. Pure.
+//!
+//! Backends of a frontend are in a range of slots that nothing else uses. A table that changes goes to slots that are
+//! free, then its frontend is turned to them: no packet ever sees half of each.
+
+use super::maglev;
+use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, State, Step, Surroundings, Tables};
+
+use crate::datapath::mesh::TUNNEL;
+use crate::model::service::EndpointMode;
+use crate::model::view::{NetworkPart, PublishedPort};
+use crate::model::{NodeId, NodeView, Protocol};
+use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Vip, packet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// What shall be there. Tables by content; where they lie follows from where they are.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Desired {
+    /// What this node is.
+    pub config: Config,
+    /// Virtual addresses: network, mask, backends.
+    pub vips: BTreeMap<Address, (Address, Address, Vec<Address>)>,
+    /// Namespaces on networks.
+    pub members: BTreeSet<Member>,
+    /// Published ports: target and table.
+    pub ports: BTreeMap<Port, ([u8; 2], u16, Vec<Address>)>,
+    /// Containers.
+    pub backends: BTreeMap<Address, Backend>,
+    /// The host's addresses.
+    pub locals: BTreeSet<Address>,
+    /// Programs at their places.
+    pub links: BTreeSet<Link>,
+}
+
+/// Which plane serves a published port, and why not the fast one.
+pub type PortPlane = Result<(), String>;
+
+/// What shall be there on node `me`. `lacking` says for a hook why it cannot be had.
+#[must_use]
+pub fn desired(
+    view: &NodeView,
+    me: &NodeId,
+    around: &Surroundings,
+    members: &BTreeSet<Member>,
+    lacking: &BTreeMap<Hook, String>,
+) -> Desired {
+    let mut desired = Desired { members: members.clone(), ..Desired::default() };
+    if let Some(own) = view.cluster.node(me) {
+        desired.config = Config {
+            host_end: around.host_end.unwrap_or_default(),
+            mesh_end: around.mesh_end.unwrap_or_default(),
+            tunnel: around.tunnel.unwrap_or_default(),
+            zero: 0,
+            prefix: prefix(own.subnet),
+        };
+    }
+    desired.locals = around.locals.iter().map(Ipv4Addr::octets).collect();
+    for network in view.networks.by_id.values() {
+        virtual_addresses(network, &mut desired);
+        if network.ingress {
+            containers(view, me, network, around, &mut desired);
+        }
+    }
+    for port in &view.cluster.ports {
+        if port_plane(view, port, lacking).is_ok() {
+            let (key, value) = frontend(port);
+            desired.ports.insert(key, value);
+        }
+    }
+    desired.links = links(around, lacking);
+    desired
+}
+
+/// Whether the fast plane serves a port on this node.
+///
+/// # Errors
+/// Why it does not.
+pub fn port_plane(view: &NodeView, port: &PublishedPort, lacking: &BTreeMap<Hook, String>) -> PortPlane {
+    for hook in Hook::ALL.into_iter().filter(|hook| hook.side() != Side::Cgroup) {
+        if let Some(why) = lacking.get(&hook) {
+            return Err(format!("{} cannot run: {why}", hook.program()));
+        }
+    }
+    if port.protocol != Protocol::Tcp {
+        return Err("only TCP is built on the fast plane yet".to_owned());
+    }
+    for backend in &port.backends {
+        let node = view.cluster.node(&backend.node_id);
+        if let Some(node) = node.filter(|node| !node.fast) {
+            return Err(format!("node {} has no fast plane", node.hostname));
+        }
+    }
+    Ok(())
+}
+
+fn prefix(subnet: ipnet::Ipv6Net) -> skep_ebpf::Prefix {
+    let mut prefix = [0; 8];
+    prefix.copy_from_slice(&subnet.addr().octets()[..8]);
+    prefix
+}
+
+fn virtual_addresses(network: &NetworkPart, desired: &mut Desired) {
+    let (net, mask) = (network.subnet.network().octets(), network.subnet.netmask().octets());
+    for service in &network.services {
+        let own = network.members.iter().filter(|m| m.service_id == service.service_id && m.endpoint_mode == EndpointMode::Vip);
+        let backends: BTreeSet<Address> = own.filter(|m| m.backend).map(|m| m.address.octets()).collect();
+        desired.vips.insert(service.vip.octets(), (net, mask, backends.into_iter().collect()));
+    }
+}
+
+fn containers(view: &NodeView, me: &NodeId, network: &NetworkPart, around: &Surroundings, desired: &mut Desired) {
+    for member in &network.members {
+        let Some(node) = view.cluster.node(&member.node_id) else { continue };
+        let here = member.node_id == *me;
+        let ifindex = if here { around.veths.get(&member.address).map(|(_, index)| *index) } else { Some(0) };
+        if let Some(ifindex) = ifindex {
+            desired.backends.insert(member.address.octets(), Backend { ifindex, prefix: prefix(node.subnet) });
+        }
+    }
+}
+
+/// The port as the maps name it.
+#[must_use]
+pub fn port_key(port: &PublishedPort) -> Port {
+    let protocol = match port.protocol {
+        Protocol::Udp => packet::UDP,
+        _ => packet::TCP,
+    };
+    Port { protocol, zero: 0, port: port.published.to_be_bytes() }
+}
+
+fn frontend(port: &PublishedPort) -> (Port, ([u8; 2], u16, Vec<Address>)) {
+    let backends: BTreeSet<Address> = port.backends.iter().map(|b| b.address.octets()).collect();
+    let backends: Vec<Address> = backends.into_iter().collect();
+    let slots = maglev::table(&backends).into_iter().map(|at| backends[at]).collect();
+    (port_key(port), (port.target.to_be_bytes(), 0, slots))
+}
+
+fn links(around: &Surroundings, lacking: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
+    let mut links = BTreeSet::new();
+    let ports = Hook::ALL.into_iter().filter(|h| h.side() != Side::Cgroup).all(|h| !lacking.contains_key(&h));
+    for hook in Hook::ALL.into_iter().filter(|hook| !lacking.contains_key(hook)) {
+        let mut put = |device: &str, index: u32| {
+            links.insert(Link { hook, device: device.to_owned(), index });
+        };
+        match hook {
+            // Half a way is none.
+            Hook::FromUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}
+            Hook::FromUplink => around.uplinks.iter().for_each(|(name, index)| put(name, *index)),
+            Hook::FromHost => around.mesh_end.iter().for_each(|index| put(MESH_END, *index)),
+            Hook::ToUplink => around.host_end.iter().for_each(|index| put(HOST_END, *index)),
+            Hook::FromMesh => around.tunnel.iter().for_each(|index| put(TUNNEL, *index)),
+            Hook::FromContainer => around.veths.values().for_each(|(name, index)| put(name, *index)),
+            _ => put("", 0),
+        }
+    }
+    links
+}
+
+/// What leads from what is there to what shall be. What is named comes before who names it; what nobody names any more
+/// goes last.
+#[must_use]
+pub fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let tables = &actual.tables;
+    if tables.config != desired.config {
+        steps.push(Step::Config(desired.config));
+    }
+    for (address, backend) in &desired.backends {
+        if tables.backends.get(address) != Some(backend) {
+            steps.push(Step::SetBackend(*address, *backend));
+        }
+    }
+    steps.extend(desired.locals.difference(&tables.locals).map(|a| Step::AddLocal(*a)));
+    frontends(desired, tables, &mut steps);
+    steps.extend(desired.members.difference(&tables.members).map(|m| Step::AddMember(*m)));
+    let place = |link: &&Link| Hook::ALL.iter().position(|hook| *hook == link.hook);
+    let mut missing: Vec<&Link> = desired.links.difference(&actual.links).collect();
+    missing.sort_by_key(place);
+    steps.extend(missing.into_iter().cloned().map(Step::Attach));
+
+    let mut surplus: Vec<&Link> = actual.links.difference(&desired.links).collect();
+    surplus.sort_by_key(place);
+    steps.extend(surplus.into_iter().rev().cloned().map(Step::Detach));
+    // Those that this plan replaces in place are not taken away by name.
+    let replaced: BTreeSet<String> = desired.links.iter().map(Link::pin).collect();
+    steps.extend(actual.stale.difference(&replaced).cloned().map(Step::Unpin));
+    steps.extend(tables.members.difference(&desired.members).map(|m| Step::RemoveMember(*m)));
+    steps.extend(tables.locals.difference(&desired.locals).map(|a| Step::RemoveLocal(*a)));
+    steps.extend(tables.backends.keys().filter(|a| !desired.backends.contains_key(*a)).map(|a| Step::RemoveBackend(*a)));
+    steps
+}
+
+/// Virtual addresses and ports, with their slots.
+fn frontends(desired: &Desired, tables: &Tables, steps: &mut Vec<Step>) {
+    let mut space = Space::of(tables);
+    let mut later = Vec::new();
+    for (address, (network, mask, slots)) in &desired.vips {
+        let has = tables.vips.get(address);
+        let Some((base, size)) = space.place(slots, has.map(|v| (v.base, v.size)), tables, steps) else { continue };
+        let vip = Vip { network: *network, mask: *mask, base, size };
+        if has != Some(&vip) {
+            later.push(Step::SetVip(*address, vip));
+        }
+    }
+    for (port, (target, flags, slots)) in &desired.ports {
+        let has = tables.ports.get(port);
+        let Some((base, size)) = space.place(slots, has.map(|p| (p.base, p.size)), tables, steps) else {
+            // No room: the userspace port serves it.
+            later.extend(has.map(|_| Step::RemovePort(*port)));
+            continue;
+        };
+        let frontend = Frontend { base, size, target: *target, flags: *flags };
+        if has != Some(&frontend) {
+            later.push(Step::SetPort(*port, frontend));
+        }
+    }
+    steps.extend(later);
+    steps.extend(tables.vips.keys().filter(|a| !desired.vips.contains_key(*a)).map(|a| Step::RemoveVip(*a)));
+    steps.extend(tables.ports.keys().filter(|p| !desired.ports.contains_key(*p)).map(|p| Step::RemovePort(*p)));
+}
+
+/// Which slots are used, by what is there and by what comes.
+struct Space {
+    used: BTreeMap<u32, u32>,
+}
+
+impl Space {
+    fn of(tables: &Tables) -> Self {
+        let vips = tables.vips.values().map(|v| (v.base, v.size));
+        let mut used = BTreeMap::new();
+        for (base, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))).filter(|(_, size)| *size > 0) {
+            let held: &mut u32 = used.entry(base).or_default();
+            *held = size.max(*held);
+        }
+        Self { used }
+    }
+
+    /// Keeps a table that is there, else puts it where nothing is. `None`: no room.
+    fn place(&mut self, slots: &[Address], has: Option<Range>, tables: &Tables, steps: &mut Vec<Step>) -> Option<Range> {
+        if slots.is_empty() {
+            return Some((0, 0));
+        }
+        if let Some(range) = has.filter(|range| tables.slots.get(range).is_some_and(|there| there == slots)) {
+            return Some(range);
+        }
+        let size = u32::try_from(slots.len()).ok()?;
+        let mut base = 0_u32;
+        for (start, length) in &self.used {
+            if start.checked_sub(base).is_some_and(|gap| gap >= size) {
+                break;
+            }
+            base = base.max(start.saturating_add(*length));
+        }
+        if base.checked_add(size)? > skep_ebpf::SLOTS {
+            return None;
+        }
+        self.used.insert(base, size);
+        steps.push(Step::Slots(base, slots.to_vec()));
+        Some((base, size))
+    }
+}

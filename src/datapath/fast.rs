@@ -1,0 +1,344 @@
+//! The fast plane as the kernel has it: programs, hooks, maps. Loads the built object, says what is there, carries out
+//! steps. The only place that knows aya. What should be there is `balance`'s to say; keys and values are those of
+//! `skep_ebpf`.
+//!
+//! Everything is pinned below `<run-dir>/bpf`, so it outlives the daemon: a new one opens the same maps, puts its own
+//! programs beside the old ones and takes those away then.
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Vip};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::mesh::Mesh;
+
+mod hooks;
+mod load;
+mod sandbox;
+mod surroundings;
+mod tables;
+
+pub use load::object_is_current;
+pub use sandbox::cookie;
+pub use surroundings::{HOST_END, MESH_END, Surroundings};
+
+/// A place in the kernel where a program of ours runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "named as the kernel and the design name them")]
+pub enum Hook {
+    Connect4,
+    Connect6,
+    Sendmsg4,
+    Sendmsg6,
+    Recvmsg4,
+    Recvmsg6,
+    Getpeername4,
+    Getpeername6,
+    FromUplink,
+    FromHost,
+    FromMesh,
+    FromContainer,
+    ToUplink,
+}
+
+/// Where a hook's devices are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// At the root of the cgroup tree.
+    Cgroup,
+    /// On a device of the host.
+    Host,
+    /// On a device in the mesh namespace.
+    Mesh,
+}
+
+impl Hook {
+    /// All of them. Those that take packets away from where they are stand last, so that their way on is ready.
+    pub const ALL: [Self; 13] = [
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::ToUplink,
+        Self::FromContainer,
+        Self::FromMesh,
+        Self::FromHost,
+        Self::FromUplink,
+    ];
+
+    /// Name of its program.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
+            Self::FromUplink => "from_uplink",
+            Self::FromHost => "from_host",
+            Self::FromMesh => "from_mesh",
+            Self::FromContainer => "from_container",
+            Self::ToUplink => "to_uplink",
+        }
+    }
+
+    /// Where its devices are.
+    #[must_use]
+    pub fn side(self) -> Side {
+        match self {
+            Self::FromUplink | Self::ToUplink => Side::Host,
+            Self::FromHost | Self::FromMesh | Self::FromContainer => Side::Mesh,
+            _ => Side::Cgroup,
+        }
+    }
+}
+
+/// A program at a place.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct Link {
+    /// Which program.
+    pub hook: Hook,
+    /// Name of the device; empty for the cgroup tree.
+    pub device: String,
+    /// Its number: a device made anew has another one.
+    pub index: u32,
+}
+
+impl Link {
+    /// Name of its pin.
+    #[must_use]
+    pub fn pin(&self) -> String {
+        match self.hook.side() {
+            Side::Cgroup => self.hook.program().to_owned(),
+            Side::Host | Side::Mesh => format!("{}@{}@{}", self.hook.program(), self.device, self.index),
+        }
+    }
+}
+
+/// First slot and number of slots.
+pub type Range = (u32, u32);
+
+/// What the maps hold.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Tables {
+    /// What this node is.
+    pub config: Config,
+    /// Virtual addresses.
+    pub vips: BTreeMap<Address, Vip>,
+    /// Namespaces on networks.
+    pub members: BTreeSet<Member>,
+    /// Published ports.
+    pub ports: BTreeMap<Port, Frontend>,
+    /// Containers.
+    pub backends: BTreeMap<Address, Backend>,
+    /// The host's addresses on its uplinks.
+    pub locals: BTreeSet<Address>,
+    /// Backends by slot, of every range that a virtual address or port names.
+    pub slots: BTreeMap<Range, Vec<Address>>,
+}
+
+/// What is there.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct State {
+    /// Programs of this run at their places.
+    pub links: BTreeSet<Link>,
+    /// Pins of links that are not this run's: of an earlier daemon, or of a device that is gone.
+    pub stale: BTreeSet<String>,
+    /// The maps.
+    pub tables: Tables,
+    /// Devices and addresses.
+    pub surroundings: Surroundings,
+}
+
+/// Where virtual addresses work: who may be told them, and which there are.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Ready {
+    /// Addresses of this node's containers whose socket calls are translated.
+    pub askers: BTreeSet<Ipv4Addr>,
+    /// Virtual addresses in the maps.
+    pub vips: BTreeSet<Ipv4Addr>,
+}
+
+/// One change. Each may be repeated without harm.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Says what this node is.
+    Config(Config),
+    /// Fills slots from the first on.
+    Slots(u32, Vec<Address>),
+    /// Adds or changes a virtual address.
+    SetVip(Address, Vip),
+    /// Removes it.
+    RemoveVip(Address),
+    /// Adds or changes a published port.
+    SetPort(Port, Frontend),
+    /// Removes it.
+    RemovePort(Port),
+    /// Adds or changes a container.
+    SetBackend(Address, Backend),
+    /// Removes it.
+    RemoveBackend(Address),
+    /// Adds an address of the host.
+    AddLocal(Address),
+    /// Removes it.
+    RemoveLocal(Address),
+    /// Puts a namespace on a network.
+    AddMember(Member),
+    /// Takes it off.
+    RemoveMember(Member),
+    /// Puts a program at its place, in the place of an older one.
+    Attach(Link),
+    /// Takes it away.
+    Detach(Link),
+    /// Takes away what an earlier run left.
+    Unpin(String),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = |address: &Address| Ipv4Addr::from(*address);
+        let port = |p: &Port| u16::from_be_bytes(p.port);
+        match self {
+            Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
+            Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
+            Self::SetVip(address, vip) => write!(f, "vip {} slots {} +{}", ip(address), vip.base, vip.size),
+            Self::RemoveVip(address) => write!(f, "no vip {}", ip(address)),
+            Self::SetPort(p, to) => write!(f, "port {}/{} slots {} +{}", port(p), p.protocol, to.base, to.size),
+            Self::RemovePort(p) => write!(f, "no port {}/{}", port(p), p.protocol),
+            Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
+            Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
+            Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
+            Self::AddLocal(address) => write!(f, "local {}", ip(address)),
+            Self::RemoveLocal(address) => write!(f, "no local {}", ip(address)),
+            Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
+            Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
+            Self::Attach(link) => write!(f, "attach {}", link.pin()),
+            Self::Detach(link) => write!(f, "detach {}", link.pin()),
+            Self::Unpin(pin) => write!(f, "unpin {pin}"),
+        }
+    }
+}
+
+/// The loaded fast plane.
+pub struct Fast {
+    mesh: Arc<Mesh>,
+    dir: PathBuf,
+    lacking: BTreeMap<Hook, String>,
+    loaded: Mutex<load::Loaded>,
+    /// Containers' namespaces need this network's routes; the loop says which one it is.
+    ingress: Mutex<Option<sandbox::Ingress>>,
+}
+
+impl Fast {
+    /// Loads the programs, adopts the maps that an earlier run left below `run_dir`, makes the pair between host and mesh.
+    ///
+    /// # Errors
+    /// The kernel is too old or refuses; says what. Nothing of the base plane is touched.
+    pub async fn open(run_dir: &Path, mesh: Arc<Mesh>) -> anyhow::Result<Arc<Self>> {
+        let dir = run_dir.join("bpf");
+        let folder = dir.clone();
+        let (loaded, lacking) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
+        surroundings::make_pair(&mesh).await.context("cannot make the veth pair between host and mesh")?;
+        let ingress = Mutex::new(None);
+        Ok(Arc::new(Self { mesh, dir, lacking, loaded: Mutex::new(loaded), ingress }))
+    }
+
+    /// Hooks that this kernel or this machine does not allow, and why.
+    #[must_use]
+    pub fn lacking(&self) -> &BTreeMap<Hook, String> {
+        &self.lacking
+    }
+
+    /// Whether it carries published ports: every hook on their way is there.
+    #[must_use]
+    pub fn takes_ports(&self) -> bool {
+        Hook::ALL.iter().all(|hook| hook.side() == Side::Cgroup || !self.lacking.contains_key(hook))
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, load::Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is there now.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn observe(&self) -> anyhow::Result<State> {
+        let surroundings = surroundings::look(&self.mesh).await.context("cannot read devices and addresses")?;
+        let (links, stale) = self.look_at_links().context("cannot read the programs at their places")?;
+        let tables = self.loaded().look_at_tables().context("cannot read the maps")?;
+        Ok(State { links, stale, tables, surroundings })
+    }
+
+    /// Carries the steps out, in order. Goes on past a failed step; the error names all that failed.
+    ///
+    /// # Errors
+    /// What could not be done and why.
+    pub async fn apply(&self, steps: &[Step]) -> anyhow::Result<()> {
+        let mut failed = Vec::new();
+        for step in steps {
+            let done = match step {
+                Step::Attach(link) => self.attach(link),
+                Step::Detach(link) => self.detach(link),
+                Step::Unpin(pin) => self.unpin(pin),
+                other => self.loaded().change(other),
+            };
+            match done {
+                Ok(()) => tracing::debug!(%step, "fast plane"),
+                Err(error) => {
+                    tracing::warn!(%step, error = format!("{error:#}"), "fast plane step failed");
+                    failed.push(format!("{step}: {error:#}"));
+                }
+            }
+            tokio::task::consume_budget().await;
+        }
+        anyhow::ensure!(failed.is_empty(), "fast plane: {}", failed.join("; "));
+        Ok(())
+    }
+
+    /// Counters by name, summed over the processors.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
+        self.loaded().counters()
+    }
+
+    /// Takes everything away: programs first, so that no packet meets an empty map.
+    ///
+    /// # Errors
+    /// What stays behind and why.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        remove(&self.dir)?;
+        surroundings::remove_pair(&self.mesh).await
+    }
+}
+
+/// Takes away what a run left below `dir`, without loading anything.
+///
+/// # Errors
+/// What stays behind and why.
+pub fn remove(dir: &Path) -> anyhow::Result<()> {
+    load::remove(dir).with_context(|| format!("cannot take the fast plane in {} down", dir.display()))
+}
+
+/// Takes away what an earlier run with a fast plane left in a run directory, for a daemon that runs without one.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_left(run_dir: &Path) -> anyhow::Result<()> {
+    remove(&run_dir.join("bpf"))
+}

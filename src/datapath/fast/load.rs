@@ -1,0 +1,171 @@
+//! Loads the built object: bpffs, kernel, cgroup tree, programs. A hook that cannot be had is named with its reason; the
+//! others go on.
+
+use super::{Hook, Link, Side};
+use anyhow::Context as _;
+use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+const LOCK: &str = include_str!("../../../ebpf/skep.lock");
+/// What makes a file system a bpffs.
+const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
+/// Oldest kernel that has every helper.
+const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
+
+/// The object in the kernel.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// Root of the cgroup2 tree.
+    pub(super) cgroup: Option<File>,
+    /// What this run has put at its places, with the program's id.
+    pub(super) attached: BTreeMap<Link, u32>,
+}
+
+/// Where maps and links are pinned. Maps of another layout are not ours to share.
+pub(super) fn maps_dir(dir: &Path) -> PathBuf {
+    dir.join(format!("maps{}", skep_ebpf::LAYOUT))
+}
+pub(super) fn links_dir(dir: &Path) -> PathBuf {
+    dir.join("links")
+}
+
+/// Loads everything. The hooks that cannot be had come with their reason.
+pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+    let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
+    anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the fast plane needs 5.15 or newer");
+    mount_bpffs(dir)?;
+    for folder in [maps_dir(dir), links_dir(dir)] {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(maps_dir(dir))
+        .load(OBJECT)
+        .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
+    let mut lacking = BTreeMap::new();
+    let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
+        Ok(root) => Some(root),
+        Err(error) => {
+            let all = Hook::ALL.into_iter().filter(|h| h.side() == Side::Cgroup);
+            lacking.extend(all.map(|hook| (hook, format!("{error:#}"))));
+            None
+        }
+    };
+    for hook in Hook::ALL {
+        if lacking.contains_key(&hook) {
+            continue;
+        }
+        if let Err(error) = load_program(&mut ebpf, hook) {
+            lacking.insert(hook, format!("{error:#}"));
+        }
+    }
+    anyhow::ensure!(
+        lacking.len() < Hook::ALL.len(),
+        "the kernel takes none of the programs; {}",
+        lacking.values().next().map(String::as_str).unwrap_or_default()
+    );
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, lacking))
+}
+
+fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
+    let program = ebpf.program_mut(hook.program()).context("the object has no such program")?;
+    let loaded = match hook.side() {
+        Side::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
+        Side::Host | Side::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
+    };
+    loaded.map_err(|e| anyhow::anyhow!("{}", chain(&e)))
+}
+
+/// An error with its reasons. A verifier's log is cut to its last lines.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= 12 {
+        return text;
+    }
+    format!("{} … {}", lines[0], lines[lines.len() - 10..].join(" | "))
+}
+
+fn mount_bpffs(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    if is_bpffs(dir)? {
+        return Ok(());
+    }
+    mount("skep", dir, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0700"))
+        .with_context(|| format!("cannot mount a bpf file system at {}", dir.display()))
+}
+
+fn is_bpffs(dir: &Path) -> anyhow::Result<bool> {
+    let stat = rustix::fs::statfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+    Ok(i128::from(stat.f_type) == BPF_FS_MAGIC)
+}
+
+/// Where the cgroup2 tree is mounted; on hybrid machines it is not at the usual place.
+fn cgroup_root() -> anyhow::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let found = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        (after.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(point))
+    });
+    found.context("no cgroup2 tree is mounted from its root: mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
+}
+
+/// Takes everything pinned in `dir` away: links first.
+pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    if is_bpffs(dir)? {
+        for entry in fs::read_dir(links_dir(dir)).into_iter().flatten().flatten() {
+            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    loop {
+        match unmount(dir, UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the built object is what the sources in `folder` gave; says what is not.
+///
+/// # Errors
+/// The first file that is not as it was when the object was built.
+pub fn object_is_current(folder: &Path) -> Result<(), String> {
+    let lines = LOCK.lines().filter_map(|line| line.split_once("  "));
+    let mut seen = 0;
+    for (hash, name) in lines {
+        let bytes = fs::read(folder.join(name)).map_err(|e| format!("ebpf/{name}: {e}: run `make ebpf`"))?;
+        if format!("{:x}", Sha256::digest(&bytes)) != hash {
+            return Err(format!("ebpf/{name} was changed after ebpf/skep.o was built: run `make ebpf`"));
+        }
+        seen += usize::from(name.starts_with("src/"));
+    }
+    let there = fs::read_dir(folder.join("src")).map_err(|e| e.to_string())?.count();
+    if seen == there {
+        Ok(())
+    } else {
+        Err(format!("ebpf/src has {there} files, the object was made of {seen}: run `make ebpf`"))
+    }
+}
