@@ -93,9 +93,9 @@ impl Default for NameSettings {
 #[serde(rename_all = "lowercase")]
 pub enum FastPlane {
     /// Where it can; where not, user space does, and `skep status` says why.
-    #[default]
     Auto,
-    /// User space does.
+    /// User space does. The default until the fast plane has its packet tests.
+    #[default]
     Off,
 }
 
@@ -170,7 +170,7 @@ impl Default for Settings {
             plugin_dir: "/run/docker/plugins".into(),
             log: "info".to_owned(),
             tunnel: TunnelPlane::Auto,
-            fast_plane: FastPlane::Auto,
+            fast_plane: FastPlane::Off,
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),

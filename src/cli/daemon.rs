@@ -28,7 +28,7 @@ pub(super) struct DaemonArgs {
     /// WireGuard of the kernel or of `skep tunnel`: auto, kernel, process [default: auto]
     #[arg(long, env = "SKEP_TUNNEL", value_name = "PLANE", value_parser = plane)]
     tunnel: Option<TunnelPlane>,
-    /// Virtual addresses and published ports in the kernel: auto, off [default: auto]
+    /// Virtual addresses and published ports in the kernel: auto, off [default: off]
     #[arg(long, env = "SKEP_FAST_PLANE", value_name = "PLANE", value_parser = fast_plane)]
     fast_plane: Option<FastPlane>,
     /// MTU of the path between nodes [default: 1500]

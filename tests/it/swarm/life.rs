@@ -130,3 +130,29 @@ async fn a_failing_task_is_restarted_by_its_policy_and_a_fine_one_is_left_alone(
     assert_eq!(states("none").await, ["failed"]);
     swarm.stop().await;
 }
+
+#[tokio::test]
+async fn init_join_and_leave_work_without_a_docker_cli() {
+    let swarm = hosts("verbs", 2, "").await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+    let skep = |host: &skep::lab::Host, words: &[&str]| {
+        let mut command = tokio::process::Command::new(SKEP);
+        command.arg(words[0]).arg("--run-dir").arg(host.run_dir()).args(&words[1..]);
+        async move { skep::lab::output(&mut command).await }
+    };
+    let said = skep(manager, &["init", "--advertise-addr", "192.0.2.1", "--json"]).await.expect("init");
+    let made: serde_json::Value = serde_json::from_str(&said).expect("one JSON document");
+    assert_eq!(made["manager"], "192.0.2.1:2377");
+    let token = made["tokens"]["worker"].as_str().expect("token");
+    let said = skep(worker, &["join", "--token", token, "192.0.2.1", "--json"]).await.expect("join, port left out");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&said).expect("JSON")["role"], "worker");
+    swarm.ready(2).await;
+    let table = skep(worker, &["status"]).await.expect("status");
+    assert!(table.contains("n1") && table.contains("n2 *") && table.contains("direct"), "{table}");
+    skep(worker, &["leave"]).await.expect("leave");
+    assert!(skep(worker, &["status"]).await.expect("status").contains("inactive"));
+    let refused = skep(manager, &["leave"]).await.expect_err("a manager wants --force").to_string();
+    assert!(refused.contains("--force"), "{refused}");
+    skep(manager, &["leave", "--force"]).await.expect("forced");
+    swarm.stop().await;
+}
