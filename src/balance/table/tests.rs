@@ -93,7 +93,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
     assert_eq!(steps.len(), 6, "{}", steps.iter().map(|s| format!("{s}\n")).collect::<String>());
     carry_out(&mut state, &mut memory, &steps);
     assert_eq!(state.tables.vips, good.tables.vips);
-    assert_eq!((state.links, state.stale), (good.links, good.stale));
+    assert_eq!((state.links, state.stale), (good.links.clone(), good.stale.clone()));
     assert_eq!(state.tables.backends, good.tables.backends);
 
     let (base, size) = (good.tables.ports[&port(8000)].base, good.tables.ports[&port(8000)].size);
