@@ -262,3 +262,6 @@ impl Space {
         Some((base, size))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use crate::http::UnixClient;
 use crate::lab::Host;
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
@@ -81,6 +81,8 @@ pub(super) async fn running(manager: &Host, service: &str) -> anyhow::Result<BTr
 pub(super) struct Answers {
     /// Answers per backend's host name.
     pub by_backend: BTreeMap<String, usize>,
+    /// Client addresses that the backends saw.
+    pub clients: BTreeSet<String>,
     /// Requests without an answer.
     pub failed: usize,
 }
@@ -93,7 +95,10 @@ pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, t
             let mut answers = Answers::default();
             for _ in 0..times {
                 match fetch(SocketAddr::from((address, port))) {
-                    Ok(backend) => *answers.by_backend.entry(backend).or_insert(0) += 1,
+                    Ok((backend, client)) => {
+                        *answers.by_backend.entry(backend).or_insert(0) += 1;
+                        answers.clients.insert(client);
+                    }
                     Err(_) => answers.failed += 1,
                 }
             }
@@ -104,15 +109,20 @@ pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, t
     .await?
 }
 
-/// One HTTP request; the first word of the answer's body.
-fn fetch(target: SocketAddr) -> std::io::Result<String> {
+/// One HTTP request; the first two words of the answer's body: who answered, and whom it saw.
+fn fetch(target: SocketAddr) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-    let word =
-        body.and_then(|b| b.split_whitespace().next()).filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 "));
-    word.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
+    let mut words =
+        body.filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 ")).into_iter().flat_map(str::split_whitespace);
+    let told = words.next().map(|backend| {
+        // A server on an IPv6 socket sees IPv4 clients as ::ffff:192.0.2.1, some in brackets.
+        let client = words.next().unwrap_or_default().trim_matches(['[', ']']).trim_start_matches("::ffff:");
+        (backend.to_owned(), client.to_owned())
+    });
+    told.ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
 }

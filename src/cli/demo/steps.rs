@@ -118,12 +118,29 @@ async fn drain(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     })
     .await?;
     let mut seen = Vec::new();
+    let (own, mut clients) = (stage.client.address().to_string(), BTreeSet::new());
     for node in &stage.nodes {
         let answers = served_by_all(&stage.client, node, report).await?;
+        if node_status(node).await?.fast.ports.contains(&format!("{PORT}/tcp")) {
+            anyhow::ensure!(
+                answers.clients.iter().all(|c| *c == own),
+                "{}: backends saw {:?}, not {own}",
+                node.name(),
+                answers.clients
+            );
+        }
+        clients.extend(answers.clients);
         seen.push(json!({ "host": node.name(), "answers": answers.by_backend, "failed": answers.failed }));
     }
     report.prove("requests_after_drain", seen);
-    report.done(format!("{} of {} requests answered, by all {REPLICAS} replicas through each host", REQUESTS * 3, REQUESTS * 3));
+    report.prove("clients_seen", &clients);
+    let all = REQUESTS * 3;
+    let shown = if clients == BTreeSet::from([own.clone()]) {
+        format!("; each saw the client's own address {own}")
+    } else {
+        String::new()
+    };
+    report.done(format!("{all} of {all} requests answered, by all {REPLICAS} replicas through each host{shown}"));
     Ok(())
 }
 
@@ -186,10 +203,14 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the node says of itself.
+async fn node_status(node: &Host) -> anyhow::Result<crate::status::Status> {
+    crate::http::UnixClient::new(node.run_dir().join("admin.sock")).get("/status").await?.json()
+}
+
 /// The service's virtual address on the demo's network, if the node's fast plane carries virtual addresses.
 async fn virtual_address(manager: &Host, node: &Host) -> anyhow::Result<Option<String>> {
-    let admin = crate::http::UnixClient::new(node.run_dir().join("admin.sock"));
-    let status: crate::status::Status = admin.get("/status").await?.json()?;
+    let status = node_status(node).await?;
     if !status.fast.up || status.fast.members == 0 {
         return Ok(None);
     }

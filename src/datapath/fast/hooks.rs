@@ -55,6 +55,11 @@ impl Fast {
     pub(super) fn attach(&self, link: &Link) -> anyhow::Result<()> {
         let mut loaded = self.loaded();
         let side = link.hook.side();
+        // The kernel takes one program once per place.
+        let pinned = links_dir(&self.dir).join(link.pin()).exists();
+        if pinned && loaded.attached.get(link).is_some_and(|id| self.runs(link, *id)) {
+            return Ok(());
+        }
         let cgroup = loaded.cgroup.as_ref().map(fs::File::try_clone).transpose()?;
         let program = loaded.ebpf.program_mut(link.hook.program()).context("the object has no such program")?;
         let (fd, id) = if side == Side::Cgroup {

@@ -1,6 +1,7 @@
 //! Devices and addresses that the fast plane stands on: uplinks of the host, the pair between host and mesh, the mesh
 //! ends of containers' veths, the tunnel device.
 
+use anyhow::Context as _;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::AddressMessage;
@@ -40,6 +41,8 @@ pub struct Surroundings {
 pub(super) async fn make_pair(mesh: &Mesh) -> anyhow::Result<()> {
     let pair = Message::NewLink(wire::veth(MESH_END, HOST_END, mesh.host.as_fd(), MTU));
     exists_is_fine(mesh.netlink.change(pair, NLM_F_CREATE | NLM_F_EXCL).await)?;
+    let here = mesh.netlink.change(Message::GetLink(wire::link_named(MESH_END)), 0).await;
+    here.with_context(|| format!("this host has a {HOST_END} of another skep: `ip link del {HOST_END}` if that one is gone"))?;
     // Nothing of either stack speaks over it.
     netns::run(mesh.fd(), || sysctl::write(&ipv6_switch(MESH_END), "1"))??;
     netns::run(mesh.host.as_fd(), || sysctl::write(&ipv6_switch(HOST_END), "1"))??;

@@ -1,0 +1,113 @@
+use super::*;
+
+const NET: Address = [10, 0, 1, 0];
+const MASK: Address = [255, 255, 255, 0];
+
+fn backends(n: u8) -> Vec<Address> {
+    (1..=n).map(|i| [10, 0, 0, i]).collect()
+}
+
+fn port(number: u16) -> Port {
+    Port { protocol: packet::TCP, zero: 0, port: number.to_be_bytes() }
+}
+
+fn wanted(services: u8, replicas: u8) -> Desired {
+    let mut desired = Desired::default();
+    for service in 0..services {
+        desired.vips.insert([10, 0, 1, service], (NET, MASK, backends(replicas)));
+        let all = backends(replicas);
+        let slots = maglev::table(&all).into_iter().map(|at| all[at]).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), ([0, 80], 0, slots));
+    }
+    desired.backends = backends(replicas).into_iter().map(|a| (a, Backend { ifindex: 7, prefix: [1; 8] })).collect();
+    desired.links.insert(Link { hook: Hook::Connect4, device: String::new(), index: 0 });
+    desired
+}
+
+/// What the maps are after the steps, the slots as a whole; a frontend must never name slots that were changed under it.
+fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, Address>, steps: &[Step]) {
+    for step in steps {
+        let tables = &mut state.tables;
+        match step.clone() {
+            Step::Config(config) => tables.config = config,
+            Step::Slots(base, slots) => {
+                let vips = tables.vips.values().map(|v| (v.base, v.size));
+                for (first, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))) {
+                    let apart = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
+                    assert!(size == 0 || apart, "slots {base} +{} are in use at {first} +{size}", slots.len());
+                }
+                memory.extend((base..).zip(slots));
+            }
+            Step::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
+            Step::RemoveVip(address) => drop(tables.vips.remove(&address)),
+            Step::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
+            Step::RemovePort(port) => drop(tables.ports.remove(&port)),
+            Step::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
+            Step::RemoveBackend(address) => drop(tables.backends.remove(&address)),
+            Step::AddLocal(address) => assert!(tables.locals.insert(address)),
+            Step::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
+            Step::AddMember(member) => assert!(tables.members.insert(member)),
+            Step::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            Step::Attach(link) => {
+                state.stale.remove(&link.pin());
+                state.links.insert(link);
+            }
+            Step::Detach(link) => assert!(state.links.remove(&link)),
+            Step::Unpin(pin) => assert!(state.stale.remove(&pin)),
+        }
+    }
+    let tables = &mut state.tables;
+    let vips = tables.vips.values().map(|v| (v.base, v.size));
+    let ranges: Vec<Range> = vips.chain(tables.ports.values().map(|p| (p.base, p.size))).collect();
+    tables.slots = ranges
+        .into_iter()
+        .map(|(base, size)| ((base, size), (base..base + size).map(|at| memory.get(&at).copied().unwrap_or_default()).collect()))
+        .collect();
+}
+
+#[test]
+fn each_plan_leads_there_and_the_next_one_is_empty() {
+    let (mut state, mut memory) = (State::default(), BTreeMap::new());
+    for (services, replicas) in [(1, 1), (3, 2), (3, 3), (40, 5), (2, 1), (2, 0), (0, 0), (5, 4)] {
+        let desired = wanted(services, replicas);
+        let steps = plan(&desired, &state);
+        carry_out(&mut state, &mut memory, &steps);
+        assert_eq!(plan(&desired, &state), [], "{services} services, {replicas} replicas");
+    }
+}
+
+#[test]
+fn damage_is_mended_and_nothing_else_is_touched() {
+    let (mut state, mut memory) = (State::default(), BTreeMap::new());
+    let desired = wanted(3, 3);
+    let steps = plan(&desired, &state);
+    carry_out(&mut state, &mut memory, &steps);
+    let good = state.clone();
+
+    state.tables.vips.insert([9, 9, 9, 9], Vip::default());
+    state.tables.ports.remove(&port(8001));
+    state.tables.backends.insert([10, 0, 0, 1], Backend::default());
+    state.stale.insert("from_container@vdeadbeef@9".to_owned());
+    state.links.clear();
+    let steps = plan(&desired, &state);
+    assert_eq!(steps.len(), 6, "{}", steps.iter().map(|s| format!("{s}\n")).collect::<String>());
+    carry_out(&mut state, &mut memory, &steps);
+    assert_eq!(state.tables.vips, good.tables.vips);
+    assert_eq!((state.links, state.stale), (good.links.clone(), good.stale.clone()));
+    assert_eq!(state.tables.backends, good.tables.backends);
+
+    let (base, size) = (good.tables.ports[&port(8000)].base, good.tables.ports[&port(8000)].size);
+    let mut state = good;
+    state.tables.slots.insert((base, size), vec![[0; 4]; size as usize]);
+    let steps = plan(&desired, &state);
+    assert!(matches!(steps[..], [Step::Slots(..), Step::SetPort(..)]), "{steps:?}");
+}
+
+#[test]
+fn a_port_without_room_is_left_to_user_space() {
+    let mut state = State::default();
+    state.tables.vips.insert([1, 1, 1, 1], Vip { base: 0, size: skep_ebpf::SLOTS - 10, ..Vip::default() });
+    let steps = plan(&wanted(1, 3), &state);
+    assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
+    assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");
+}
