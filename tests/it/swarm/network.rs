@@ -136,7 +136,7 @@ async fn the_stock_docker_cli_drives_a_swarm() {
     assert_eq!(worker.docker_run("run --rm built:1 cat /built").await.expect("run").trim(), "built");
 
     for refused in
-        ["service create --mode global x", "secret create s /dev/null", "service create --constraint node.role==worker x"]
+        ["service create --mode global x", "secret create s /etc/hostname", "service create --constraint node.role==worker x"]
     {
         let error = manager.docker_run(refused).await.expect_err(refused).to_string();
         assert!(
