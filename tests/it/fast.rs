@@ -3,6 +3,9 @@
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
 use std::path::Path;
 
+/// A host namespace holds one fast plane: these tests share the machine's, so they take turns.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// The pair between host and mesh has one name, and these tests share one host.
 static PAIR: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -14,6 +17,7 @@ fn the_built_object_is_what_its_sources_give() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_program_passes_the_kernels_check() {
+    let _turn = TURN.lock().await;
     let _turn = PAIR.lock().await;
     let dir = std::env::temp_dir().join(format!("skep-fast-{}-load", std::process::id()));
     let mesh = skep::datapath::mesh::Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
@@ -30,6 +34,7 @@ async fn every_program_passes_the_kernels_check() {
 /// What a killed daemon leaves is taken over by the next one, maps and places; what is damaged shows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_takes_over_what_the_first_left() {
+    let _turn = TURN.lock().await;
     let _turn = PAIR.lock().await;
     let dir = std::env::temp_dir().join(format!("skep-fast-{}-adopt", std::process::id()));
     let mesh = skep::datapath::mesh::Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");

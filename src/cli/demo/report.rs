@@ -12,6 +12,8 @@ pub(super) struct Report {
     start: Instant,
     step: Instant,
     current: String,
+    /// Lines of the live table above the cursor.
+    drawn: usize,
     steps: Vec<Step>,
     proof: serde_json::Map<String, serde_json::Value>,
     closing: String,
@@ -34,6 +36,7 @@ impl Report {
             start: now,
             step: now,
             current: String::new(),
+            drawn: 0,
             steps: Vec::new(),
             proof: serde_json::Map::new(),
             closing: String::new(),
@@ -47,19 +50,28 @@ impl Report {
         self.progress("…");
     }
 
-    /// What is seen while it runs; shown on a terminal only.
+    /// What is seen while it runs, in place of what was seen before; shown on a terminal only.
     pub(super) fn progress(&mut self, seen: &str) {
         if self.live {
-            print!("\r\x1b[K  {:>5.1} s  {}  {seen}", self.step.elapsed().as_secs_f64(), self.current);
+            self.erase();
+            print!("  {:>5.1} s  {}: {seen}", self.step.elapsed().as_secs_f64(), self.current);
+            self.drawn = seen.matches('\n').count();
             let _ = std::io::stdout().flush();
+        }
+    }
+
+    fn erase(&mut self) {
+        if self.live {
+            print!("\r\x1b[K{}", "\x1b[1A\x1b[K".repeat(std::mem::take(&mut self.drawn)));
         }
     }
 
     /// The step is done; what was seen.
     pub(super) fn done(&mut self, seen: String) {
         let seconds = self.step.elapsed();
+        self.erase();
         if !self.json {
-            println!("{}{:>7.1} s  {}: {seen}", if self.live { "\r\x1b[K" } else { "" }, seconds.as_secs_f64(), self.current);
+            println!("{:>7.1} s  {}: {seen}", seconds.as_secs_f64(), self.current);
         }
         self.push(seen, seconds, true);
     }
@@ -78,8 +90,9 @@ impl Report {
     pub(super) fn finish(&mut self, error: Option<&anyhow::Error>) {
         if let Some(error) = error {
             let text = format!("{error:#}");
+            self.erase();
             if !self.json {
-                println!("{}failed: {}: {text}", if self.live { "\r\x1b[K" } else { "" }, self.current);
+                println!("failed: {}: {text}", self.current);
             }
             let seconds = self.step.elapsed();
             self.push(text, seconds, false);

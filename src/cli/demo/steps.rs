@@ -6,7 +6,7 @@ use super::{Stage, wire};
 use crate::lab::{EngineRoot, Host, WHOAMI_IMAGE, output, whoami_image};
 use anyhow::Context as _;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -113,7 +113,7 @@ async fn drain(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     set_availability(manager, drained, "drain").await?;
     wait("no task on the drained node", Duration::from_secs(30), report, async || {
         let running = running(manager, SERVICE).await?;
-        anyhow::ensure!(!running.contains_key(drained) && running.values().sum::<usize>() == REPLICAS, "running {running:?}");
+        anyhow::ensure!(!running.contains_key(drained) && running.values().sum::<usize>() == REPLICAS, "{}", board(&running));
         Ok(())
     })
     .await?;
@@ -257,7 +257,7 @@ async fn cut(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let start = Instant::now();
     wait("six replicas without the lost node", Duration::from_secs(30), report, async || {
         let running = running(manager, SERVICE).await?;
-        anyhow::ensure!(!running.contains_key(&lost) && running.values().sum::<usize>() == REPLICAS, "running {running:?}");
+        anyhow::ensure!(!running.contains_key(&lost) && running.values().sum::<usize>() == REPLICAS, "{}", board(&running));
         Ok(())
     })
     .await?;
@@ -301,14 +301,20 @@ async fn close(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
 async fn converge(manager: &Host, report: &mut Report, within: Duration) -> anyhow::Result<String> {
     wait("all replicas to run", within, report, async || {
         let running = running(manager, SERVICE).await?;
-        anyhow::ensure!(
-            running.values().sum::<usize>() == REPLICAS,
-            "{} of {REPLICAS} replicas run: {running:?}",
-            running.values().sum::<usize>()
-        );
+        anyhow::ensure!(running.values().sum::<usize>() == REPLICAS, "{}", board(&running));
         Ok(running.iter().map(|(host, n)| format!("{n} on {host}")).collect::<Vec<_>>().join(", "))
     })
     .await
+}
+
+/// Running replicas per host, as the live table shows them.
+fn board(running: &BTreeMap<String, usize>) -> String {
+    let mut text = format!("{} of {REPLICAS} replicas run", running.values().sum::<usize>());
+    for host in ["alpha", "beta", "gamma"] {
+        let count = running.get(host).copied().unwrap_or(0);
+        let _ = write!(text, "\n             {host:<6} {:<REPLICAS$} {count}", "#".repeat(count));
+    }
+    text
 }
 
 /// Polls, and shows on a terminal what is still missing.
