@@ -91,12 +91,15 @@ async fn a_process_whose_socket_was_deleted_is_replaced() -> anyhow::Result<()> 
     let mut pair = Pair::new("sock").await?;
     pair.ping().await?;
     let first = pair.a.pid();
+    // The daemon dies, and its watch over the process with it: two watches over one process would race.
+    pair.tunnel_a = pair.tunnel_b.clone();
     std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
     // The daemon comes back and finds nobody to talk to, but a port and a device that are taken.
     pair.tunnel_a = pair.a.open().await?;
     assert_ne!(pair.a.pid(), first);
     pair.tunnel_a.apply(&[pair.b.set()]).await?;
     pair.ping().await?;
+    pair.tunnel_a = pair.tunnel_b.clone();
     std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
     pair.a.close().await?;
     assert!(!pair.a.mesh("ip -o link").await?.contains(&pair.a.config.device));
