@@ -3,7 +3,8 @@
 
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
-use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
+use crate::model::port_labels::PortLabels;
+use crate::model::view::{Backend, ClusterPart, Listens, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
 use crate::model::{NetworkId, NodeId, NodeView, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -177,13 +178,15 @@ fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
     for task in store.tasks().filter(|t| t.is_backend()) {
         let Some(address) = ingress.and_then(|id| task.address_on(id)) else { continue };
         let Some(node) = task.node_id.as_ref().filter(|id| store.node(id).is_some()) else { continue };
-        let backend = Backend { task_id: task.id.clone(), node_id: node.clone(), address };
+        let backend = Backend { task_id: task.id.clone(), node_id: node.clone(), address, listens: Listens::default() };
         backends.entry(&task.service_id).or_default().push(backend);
     }
     let mut all: Vec<PublishedPort> = store
         .services()
         .flat_map(|service| {
             let backends = &backends;
+            // One that does not parse is older than its meaning: the API refuses it. It stays as open as it was.
+            let labels = PortLabels::read(&service.spec.labels).unwrap_or_default();
             service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| PublishedPort {
                 protocol: port.protocol,
                 published: port.published_port,
@@ -191,6 +194,8 @@ fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
                 service_id: service.id.clone(),
                 service_name: service.spec.name.clone(),
                 backends: backends.get(&service.id).cloned().unwrap_or_default(),
+                affinity: labels.affinity,
+                allow: labels.allow.clone(),
             })
         })
         .collect();

@@ -302,6 +302,27 @@ fn a_task_is_told_to_stop_once_all_nodes_have_let_go_of_it() {
 }
 
 #[test]
+fn every_node_is_told_what_a_services_labels_say_of_its_ports() {
+    let mut rig = Rig::new(2);
+    rig.open(2, ONE);
+    rig.settle();
+    let mut web = service("web", 1, &[(80, 80)], &[]);
+    web.spec.labels.insert("skep.allow".to_owned(), "2001:db8::/32, 192.0.2.7".to_owned());
+    rig.write(vec![Action::create(web)]);
+    rig.settle();
+    let port = |rig: &Rig| view_of(&rig.store, &node(2)).unwrap().cluster.ports[0].clone();
+    assert_eq!(port(&rig).allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7/32", "2001:db8::/32"]);
+    assert!(!port(&rig).affinity);
+    let mut web = rig.store.service(&"web".into()).unwrap().clone();
+    web.spec.labels = [("skep.affinity".to_owned(), "source".to_owned())].into();
+    let effects = rig.write(vec![Action::update(web)]);
+    let told =
+        |e: &Effect| matches!(e, Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } if c.ports[0].affinity);
+    assert!(effects.iter().any(told), "{effects:?}");
+    assert!(port(&rig).allow.is_empty());
+}
+
+#[test]
 fn the_view_of_a_joiner_is_whole() {
     let rig = Rig::new(3);
     let view = view_of(&rig.store, &node(3)).unwrap();
