@@ -16,7 +16,7 @@ use super::ports::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
 use skep::lab::Host;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// A daemon with the fast plane that looks often.

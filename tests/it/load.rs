@@ -93,7 +93,13 @@ impl Tally {
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (answers, tasks) = (self.answers(), self.answered.len());
-        write!(f, "{}: {answers} answers of {tasks} tasks, slowest {:.2?}, {} failed", self.label, self.slowest, self.failed.len())?;
+        write!(
+            f,
+            "{}: {answers} answers of {tasks} tasks, slowest {:.2?}, {} failed",
+            self.label,
+            self.slowest,
+            self.failed.len()
+        )?;
         self.failed.iter().take(5).try_for_each(|one| write!(f, "\n    after {:.2?}: {}", one.to - one.from, one.why))
     }
 }
@@ -208,7 +214,8 @@ pub type Served = Arc<Mutex<Vec<Half>>>;
 
 /// Serves numbers in a namespace (a container's) until the test's process ends.
 pub async fn serve_numbers(namespace: File, port: u16) -> Served {
-    let listener = inside(namespace, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")).await;
+    let listener =
+        inside(namespace, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")).await;
     let served = Served::default();
     let all = Arc::clone(&served);
     std::thread::spawn(move || {

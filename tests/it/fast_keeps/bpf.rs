@@ -89,14 +89,18 @@ pub struct Map {
     fd: OwnedFd,
     key: usize,
     value: usize,
-    pub array: bool,
+    /// The kernel's number of its kind.
+    pub kind: u32,
 }
+
+pub const HASH: u32 = 1;
+pub const ARRAY: u32 = 2;
 
 impl Map {
     pub fn open(host: &Host, name: &str) -> Self {
         let fd = get(&maps(host).join(name)).unwrap_or_else(|e| panic!("map {name}: {e}"));
         let info = info(&fd).expect("info");
-        Self { fd, key: info[2] as usize, value: info[3] as usize, array: info[0] == 2 }
+        Self { fd, key: info[2] as usize, value: info[3] as usize, kind: info[0] }
     }
 
     fn attr(&self, key: &[u8], value: *const u8) -> Attr {
@@ -152,6 +156,25 @@ pub fn detach(host: &Host, pin: &str) {
     let link = get(&pins(host).join("links").join(pin)).unwrap_or_else(|e| panic!("link {pin}: {e}"));
     // SAFETY: no pointers.
     unsafe { Attr::new().fd(0, link.as_raw_fd()).call(34) }.unwrap_or_else(|e| panic!("detach {pin}: {e}"));
+}
+
+/// Whether a pinned link is still at its place: the kernel names the cgroup or the device until then.
+pub fn attached(host: &Host, pin: &str) -> bool {
+    get(&pins(host).join("links").join(pin)).and_then(|link| info(&link)).is_ok_and(|info| info[4] != 0)
+}
+
+/// Pins what is pinned elsewhere a second time.
+pub fn pin_again(from: &Path, to: &Path) {
+    let fd = get(from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    let name = CString::new(to.as_os_str().as_bytes()).expect("no zero in a path");
+    // SAFETY: the name ends with a zero.
+    unsafe { Attr::new().pointer(0, name.as_ptr()).fd(8, fd.as_raw_fd()).call(6) }.expect("pinned");
+}
+
+/// Whether a program is still in the kernel.
+pub fn alive(program: u32) -> bool {
+    // SAFETY: no pointers; the descriptor is new.
+    unsafe { Attr::new().word(0, program).call(13).map(|fd| drop(OwnedFd::from_raw_fd(fd))) }.is_ok()
 }
 
 /// Program of a pinned link.
@@ -210,7 +233,8 @@ pub fn refuse(command: &mut tokio::process::Command) {
     let filter = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let call = u32::try_from(libc::SYS_bpf).expect("small");
     // Load the number of the call; bpf gives EPERM, all else goes on.
-    let filters = [filter(0x20, 0, 0, 0), filter(0x15, 0, 1, call), filter(0x06, 0, 0, 0x0005_0001), filter(0x06, 0, 0, 0x7fff_0000)];
+    let filters =
+        [filter(0x20, 0, 0, 0), filter(0x15, 0, 1, call), filter(0x06, 0, 0, 0x0005_0001), filter(0x06, 0, 0, 0x7fff_0000)];
     let install = move || {
         let mut filters = filters;
         let program = libc::sock_fprog { len: 4, filter: filters.as_mut_ptr() };
