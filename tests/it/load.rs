@@ -9,7 +9,7 @@ use skep::lab::Host;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -104,18 +104,35 @@ impl std::fmt::Display for Tally {
     }
 }
 
+/// Asks once; says who answered.
+type Ask = Box<dyn FnMut() -> anyhow::Result<String>>;
+
 impl Load {
+    /// Each request is a connection of its own.
     pub fn start(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::asking(targets, pause, |to| Box::new(move || request(to)))
+    }
+
+    /// All datagrams to a target come from one socket: one flow.
+    pub fn flows(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::asking(targets, pause, |to| {
+            let mut flow = Flow::new(to).expect("a socket");
+            Box::new(move || flow.ask())
+        })
+    }
+
+    fn asking(targets: impl IntoIterator<Item = Target>, pause: Duration, make: fn(SocketAddr) -> Ask) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (mut running, mut answers) = (Vec::new(), Vec::new());
         for target in targets {
             let (stop, answered) = (Arc::clone(&stop), Arc::new(AtomicUsize::new(0)));
             answers.push(Arc::clone(&answered));
             running.push(tokio::spawn(inside(target.from, move || {
+                let mut ask = make(target.to);
                 let mut tally = Tally { label: target.label, ..Tally::default() };
                 while !stop.load(Ordering::Relaxed) {
                     let from = Instant::now();
-                    let answer = request(target.to);
+                    let answer = ask();
                     let to = Instant::now();
                     match answer {
                         Ok(who) => {
@@ -148,6 +165,41 @@ impl Load {
             all.push(tally);
         }
         all
+    }
+}
+
+/// A UDP socket that talks to one address, numbered datagrams there and back.
+struct Flow {
+    socket: UdpSocket,
+    next: u64,
+}
+
+impl Flow {
+    fn new(to: SocketAddr) -> std::io::Result<Self> {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        // Answers from another address than the one asked are not taken.
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Self { socket, next: 0 })
+    }
+
+    /// One datagram to an echo (see `ports::echo`): who answered.
+    fn ask(&mut self) -> anyhow::Result<String> {
+        self.next += 1;
+        let word = self.next.to_string();
+        self.socket.send(word.as_bytes()).context("send")?;
+        let mut buffer = [0; 512];
+        loop {
+            let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {word}"))?;
+            let said = std::str::from_utf8(&buffer[..len])?;
+            let mut parts = said.split(' ');
+            let who = parts.next().unwrap_or_default().to_owned();
+            // One that came too late is not this one's.
+            if parts.next_back() == Some(&word) {
+                return Ok(who);
+            }
+        }
     }
 }
 

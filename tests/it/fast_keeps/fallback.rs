@@ -66,7 +66,8 @@ async fn names_answer_tasks(swarm: &Swarm, host: &Host) {
 
 /// Where the machine has its cgroup2 tree.
 fn tree() -> PathBuf {
-    std::fs::read_link(format!("/proc/self/fd/{}", bpf::cgroup().as_raw_fd())).expect("a path")
+    let root = bpf::cgroup();
+    std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).expect("a path")
 }
 
 async fn stop(swarm: Swarm, client: Host) {
@@ -152,13 +153,24 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // The kernel may still be ending its processes.
         for _ in 0..100 {
-            if std::fs::remove_dir(&self.0).is_ok() {
+            if prune(&self.0).is_ok() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         eprintln!("{} stays", self.0.display());
     }
+}
+
+/// Removes a cgroup with those that engines made below it.
+fn prune(cgroup: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            prune(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(cgroup)
 }
 
 /// In a cgroup namespace of its own the daemon takes the test's cgroup for the root of the tree: what is alone there is
@@ -169,7 +181,7 @@ async fn a_foreign_program_that_has_connect_for_itself_is_named_and_all_else_wor
     let mut swarm = hosts("fx", 2, AUTO).await;
     swarm.hosts[1].stop_daemon(false).await.expect("stopped");
     let script = format!(
-        "#!/bin/sh\necho 0 > {cgroup}/cgroup.procs && exec unshare --cgroup sh -c 'mount -t cgroup2 none {tree} && exec {SKEP} \"$@\"' sh \"$@\"\n",
+        "#!/bin/sh\necho 0 > {cgroup}/cgroup.procs && exec unshare --cgroup sh -c 'umount -l {tree} && mount -t cgroup2 none {tree} && exec {SKEP} \"$@\"' sh \"$@\"\n",
         cgroup = cgroup.0.display(),
         tree = tree().display(),
     );
