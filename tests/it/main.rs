@@ -15,6 +15,7 @@ mod overlay;
 mod ports;
 mod raft;
 mod rpc;
+mod sockdiag;
 mod store;
 mod swarm;
 mod tunnel;
