@@ -1,5 +1,7 @@
 //! The fast plane with the kernel's own word (root needed).
 
+mod kernel;
+
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
 use std::path::Path;
 
