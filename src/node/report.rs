@@ -96,11 +96,11 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 
 /// Which plane serves ports, and why not the fast one.
 fn ports_text(fast: &crate::balance::fast::FastStatus) -> String {
-    let calls = fast.lacking.iter().find(|(hook, _)| !hook.contains("from_") && !hook.contains("to_"));
+    let calls = fast.lacking.iter().find(|(hook, _)| !["from_", "to_", "out_"].iter().any(|way| hook.starts_with(way)));
     match (fast.up, calls) {
         (false, _) if fast.reason.is_empty() => "user space (the fast plane is starting)".to_owned(),
         (false, _) => format!("user space (no fast plane: {})", fast.reason),
-        (true, None) => "kernel (eBPF); user space for the node's own processes and IPv6 clients".to_owned(),
+        (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
         (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {hook} cannot run: {why}"),
     }
 }

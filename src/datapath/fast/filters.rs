@@ -8,6 +8,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
+use super::Hook;
 use crate::datapath::netlink::{Netlink, exists_is_fine, gone_is_fine};
 
 /// Priority of our filters: others may stand before or behind.
@@ -15,28 +16,28 @@ const PRIORITY: u16 = 2377;
 /// Number of our filter at that priority.
 const NUMBER: u32 = 1;
 /// Every protocol, in network order.
-const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
-/// The side of `clsact` where packets come in.
-const INGRESS: TcHandle = TcHandle { major: u16::MAX, minor: TcHandle::MIN_INGRESS };
+const ALL: u16 = 0x0003_u16.to_be();
 
-fn on(index: u32, attributes: Vec<TcAttribute>) -> anyhow::Result<TcMessage> {
+/// About the side of `clsact` where a hook's packets pass.
+fn on(hook: Hook, index: u32, attributes: Vec<TcAttribute>) -> anyhow::Result<TcMessage> {
     let mut message = TcMessage::with_index(i32::try_from(index).context("no such device number")?);
-    message.header.parent = INGRESS;
+    let minor = if hook.egress() { TcHandle::MIN_EGRESS } else { TcHandle::MIN_INGRESS };
+    message.header.parent = TcHandle { major: u16::MAX, minor };
     message.attributes = attributes;
     Ok(message)
 }
 
-fn ours(index: u32, attributes: Vec<TcAttribute>) -> anyhow::Result<TcMessage> {
-    let mut message = on(index, attributes)?;
+fn ours(hook: Hook, index: u32, attributes: Vec<TcAttribute>) -> anyhow::Result<TcMessage> {
+    let mut message = on(hook, index, attributes)?;
     message.header.handle = TcHandle::from(NUMBER);
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(ALL);
     Ok(message)
 }
 
 /// Puts the program at its place, or in the place of the one that is there.
-pub(super) async fn attach(netlink: &Netlink, index: u32, name: &str, program: BorrowedFd<'_>) -> anyhow::Result<()> {
+pub(super) async fn attach(netlink: &Netlink, hook: Hook, index: u32, program: BorrowedFd<'_>) -> anyhow::Result<()> {
     let kind = |kind: &str| TcAttribute::Kind(kind.to_owned());
-    let mut qdisc = on(index, vec![kind("clsact")])?;
+    let mut qdisc = on(hook, index, vec![kind("clsact")])?;
     qdisc.header.handle = TcHandle { major: u16::MAX, minor: 0 };
     qdisc.header.parent = TcHandle::CLSACT;
     let qdisc = netlink.change(Message::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL).await;
@@ -44,18 +45,18 @@ pub(super) async fn attach(netlink: &Netlink, index: u32, name: &str, program: B
     let number = u32::try_from(program.as_raw_fd()).context("no file descriptor")?;
     let options = [
         TcFilterBpfOption::ProgFd(number),
-        TcFilterBpfOption::ProgName(name.to_owned()),
+        TcFilterBpfOption::ProgName(hook.program().to_owned()),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
-    let filter = ours(index, vec![kind("bpf"), TcAttribute::Options(options.map(TcOption::Bpf).to_vec())])?;
+    let filter = ours(hook, index, vec![kind("bpf"), TcAttribute::Options(options.map(TcOption::Bpf).to_vec())])?;
     // Without EXCL it replaces what is there.
     netlink.change(Message::NewTrafficFilter(filter), NLM_F_CREATE).await.context("cannot add the filter")?;
     Ok(())
 }
 
 /// The program at our place: its name and number.
-pub(super) async fn look(netlink: &Netlink, index: u32) -> anyhow::Result<Option<(String, u32)>> {
-    for message in netlink.dump(Message::GetTrafficFilter(on(index, Vec::new())?)).await? {
+pub(super) async fn look(netlink: &Netlink, hook: Hook, index: u32) -> anyhow::Result<Option<(String, u32)>> {
+    for message in netlink.dump(Message::GetTrafficFilter(on(hook, index, Vec::new())?)).await? {
         let Message::NewTrafficFilter(message) = message else { continue };
         if message.header.info >> 16 != u32::from(PRIORITY) || u32::from(message.header.handle) != NUMBER {
             continue;
@@ -78,11 +79,11 @@ pub(super) async fn look(netlink: &Netlink, index: u32) -> anyhow::Result<Option
     Ok(None)
 }
 
-/// Takes the program of this name away; none, another one or no such device is fine.
-pub(super) async fn detach(netlink: &Netlink, index: u32, name: &str) -> anyhow::Result<()> {
-    if look(netlink, index).await?.is_none_or(|(there, _)| there != name) {
+/// Takes the hook's program away; none, another one or no such device is fine.
+pub(super) async fn detach(netlink: &Netlink, hook: Hook, index: u32) -> anyhow::Result<()> {
+    if look(netlink, hook, index).await?.is_none_or(|(there, _)| there != hook.program()) {
         return Ok(());
     }
-    gone_is_fine(netlink.change(Message::DelTrafficFilter(ours(index, Vec::new())?), 0).await)
-        .with_context(|| format!("cannot remove the filter {name}"))
+    gone_is_fine(netlink.change(Message::DelTrafficFilter(ours(hook, index, Vec::new())?), 0).await)
+        .with_context(|| format!("cannot remove the filter {}", hook.program()))
 }

@@ -45,9 +45,9 @@ impl Fast {
             return true;
         }
         if !tcx() {
-            return matches!(filters::look(netlink(&self.mesh, side), link.index).await, Ok(Some((_, there))) if there == id);
+            return matches!(filters::look(netlink(&self.mesh, side), link.hook, link.index).await, Ok(Some((_, there))) if there == id);
         }
-        let there = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, TcAttachType::Ingress));
+        let there = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, direction(link.hook)));
         matches!(there, Ok(Ok((_, programs))) if programs.iter().any(|p| p.id() == id))
     }
 
@@ -70,7 +70,7 @@ impl Fast {
             id
         } else {
             let (program, id) = self.classifier(link.hook)?;
-            filters::attach(netlink(&self.mesh, link.hook.side()), link.index, link.hook.program(), program.as_fd()).await?;
+            filters::attach(netlink(&self.mesh, link.hook.side()), link.hook, link.index, program.as_fd()).await?;
             // A filter cannot be pinned: a folder says that it is there.
             fs::create_dir_all(&pin).with_context(|| format!("cannot make {}", pin.display()))?;
             id
@@ -94,7 +94,7 @@ impl Fast {
             Ok((FdLink::try_from(owned)?, program.info()?.id()))
         } else {
             let program = <&mut SchedClassifier>::try_from(program)?;
-            let attached = netns::run(self.namespace(side), || program.attach(&link.device, TcAttachType::Ingress))?;
+            let attached = netns::run(self.namespace(side), || program.attach(&link.device, direction(link.hook)))?;
             let owned = program.take_link(attached.map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?)?;
             Ok((FdLink::try_from(owned)?, program.info()?.id()))
         }
@@ -149,7 +149,7 @@ async fn unpin(links: &Path, pin: &str, mesh: &Mesh) -> anyhow::Result<()> {
         if let Some((hook, index)) = filter_of(pin)
             && !names(links)?.iter().any(|other| other != pin && filter_of(other) == Some((hook, index)))
         {
-            filters::detach(netlink(mesh, hook.side()), index, hook.program()).await?;
+            filters::detach(netlink(mesh, hook.side()), hook, index).await?;
         }
         fs::remove_dir(&path)
     } else {
@@ -169,6 +169,10 @@ fn filter_of(pin: &str) -> Option<(Hook, u32)> {
     let (program, index) = (parts.next()?, parts.next_back()?);
     let hook = Hook::ALL.into_iter().find(|hook| hook.program() == program)?;
     Some((hook, index.parse().ok()?))
+}
+
+fn direction(hook: Hook) -> TcAttachType {
+    if hook.egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
 }
 
 /// Whether the kernel has tcx links; before 6.6 there are filters only.
