@@ -16,6 +16,7 @@ pub mod links;
 pub mod mesh;
 mod netlink;
 pub mod netns;
+pub mod sockdiag;
 pub mod sockets;
 mod sysctl;
 pub mod tunnel;

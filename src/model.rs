@@ -10,6 +10,7 @@ pub mod mesh;
 pub mod meta;
 pub mod network;
 pub mod node;
+pub mod port_labels;
 pub mod service;
 pub mod task;
 pub mod time;

@@ -1,7 +1,8 @@
 //! Entry points.
 
-use crate::port::{self, verdict};
 use crate::vip::{Family, back, toward};
+use crate::way::verdict;
+use crate::{clients, containers, mesh};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
@@ -32,14 +33,21 @@ calls! {
 }
 
 macro_rules! packets {
-    ($($name:ident)*) => {$(
+    ($($name:ident in $room:ident;)*) => {$(
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
-            match port::$name(&ctx) {
+            match $room::$name(&ctx) {
                 Ok(way) | Err(way) => verdict(way),
             }
         }
     )*};
 }
 
-packets! { from_uplink from_host from_mesh from_container to_uplink }
+packets! {
+    from_uplink in clients;
+    to_uplink in clients;
+    out_uplink in clients;
+    from_host in mesh;
+    from_mesh in mesh;
+    from_container in containers;
+}

@@ -1,18 +1,25 @@
 //! What the kernel programs and the loader share: keys and values of the maps, and packet arithmetic. `no_std`, no
-//! dependencies, tested on the host. Addresses and ports are bytes in network order, so that keys are what packets hold.
+//! dependencies, tested on the host. Addresses and ports are words whose bytes in memory are those of the packet, so that
+//! keys are what packets hold and are read a word at a time.
 #![cfg_attr(not(test), no_std)]
 
 pub mod packet;
+#[cfg(any(test, feature = "user"))]
+pub mod words;
 
 /// Number of the layout of keys and values. Maps of another number are not shared with these programs.
-pub const LAYOUT: u32 = 1;
-/// Slots of all tables together.
-pub const SLOTS: u32 = 1 << 20;
+pub const LAYOUT: u32 = 2;
+/// Slots of all tables together, at most; the loader makes fewer where there is little memory.
+pub const SLOTS: u32 = 6 << 20;
 
 /// An IPv4 address as packets hold it.
-pub type Address = [u8; 4];
+pub type V4 = u32;
+/// An address of either family; IPv4 in its mapped form, so that there is one space of keys.
+pub type Address = [u32; 4];
 /// The first half of an IPv6 address: a node's /64.
-pub type Prefix = [u8; 8];
+pub type Prefix = [u32; 2];
+/// A port as packets hold it.
+pub type PortNumber = u16;
 
 macro_rules! shared {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty,)* })*) => {$(
@@ -30,9 +37,9 @@ shared! {
     /// A virtual address, by itself. Its backends are in a range of slots.
     Vip {
         /// Network address of the network that it is on.
-        network: Address,
+        network: V4,
         /// The network's mask.
-        mask: Address,
+        mask: V4,
         /// First slot.
         base: u32,
         /// Number of slots; 0 without a backend.
@@ -43,7 +50,7 @@ shared! {
         /// Cookie of the namespace.
         cookie: u64,
         /// Network address of the network.
-        network: Address,
+        network: V4,
         /// Zero.
         zero: u32,
     }
@@ -52,20 +59,20 @@ shared! {
         /// Cookie of the socket.
         cookie: u64,
         /// The backend.
-        address: Address,
+        address: V4,
         /// Its port.
-        port: [u8; 2],
+        port: PortNumber,
         /// Zero.
         zero: u16,
     }
-    /// A published port.
+    /// A published port for clients of one family.
     Port {
         /// Protocol number.
         protocol: u8,
-        /// Zero.
-        zero: u8,
+        /// 4 or 6.
+        family: u8,
         /// Port on the node.
-        port: [u8; 2],
+        port: PortNumber,
     }
     /// Where a published port leads.
     Frontend {
@@ -74,14 +81,23 @@ shared! {
         /// Number of slots; 0 without a backend.
         size: u32,
         /// Port in the containers.
-        target: [u8; 2],
-        /// See [`AFFINITY`].
+        target: PortNumber,
+        /// See [`AFFINITY`] and [`GUARDED`].
         flags: u16,
+    }
+    /// A range of client addresses. In a trie, where its length is 32 more than that of the prefix.
+    Source {
+        /// A port as a number: these may use it. [`NO_CLIENT`]: these are nobody's clients.
+        scope: u32,
+        /// The prefix.
+        address: Address,
     }
     /// Where a container is, by its address.
     Backend {
         /// Mesh end of its veth, if it runs here; else 0.
         ifindex: u32,
+        /// 1 while it may be given new clients.
+        serving: u32,
         /// Its node's /64.
         prefix: Prefix,
     }
@@ -91,10 +107,12 @@ shared! {
         source: Address,
         /// Destination.
         destination: Address,
+        /// The node that it comes through, if that is another one; else zero.
+        via: Prefix,
         /// Source port.
-        source_port: [u8; 2],
+        source_port: PortNumber,
         /// Destination port.
-        destination_port: [u8; 2],
+        destination_port: PortNumber,
         /// Protocol number.
         protocol: u8,
         /// Zero.
@@ -102,25 +120,51 @@ shared! {
     }
     /// What a client's connection was given, by the client's tuple.
     Flow {
-        /// The backend.
-        backend: Address,
+        /// The backend. Zero: not a client of ours, left to the host.
+        backend: V4,
         /// Port in the container.
-        target: [u8; 2],
-        /// Zero.
-        zero: u16,
-        /// Uplink that the client is behind.
+        target: PortNumber,
+        /// The client's port as the container sees it: another one if two clients' tuples would be the same there.
+        client_port: PortNumber,
+        /// Device that the client is behind.
         ifindex: u32,
     }
     /// Where a backend's answers go, by the container's tuple.
     Reply {
-        /// The address that the client asked.
+        /// The address that the client asked. Known on the node that the client came in by.
         address: Address,
-        /// The port that the client asked.
-        port: [u8; 2],
-        /// Zero.
-        zero: u16,
-        /// /64 of the node that the client came in by; all zero if it is this one.
+        /// /64 of the node that the client came in by; zero if it is this one.
         entry: Prefix,
+        /// The port that the client asked.
+        port: PortNumber,
+        /// The client's own port.
+        client_port: PortNumber,
+        /// The asking container's device, if it asked a virtual address; else 0.
+        device: u32,
+    }
+    /// A datagram in pieces: only the first one has ports.
+    Fragment {
+        /// Source.
+        source: Address,
+        /// Destination.
+        destination: Address,
+        /// The sender's number for it.
+        id: u32,
+        /// Protocol number.
+        protocol: u8,
+        /// Zero.
+        zero: [u8; 3],
+    }
+    /// Where the first piece went.
+    Piece {
+        /// The address that its end was turned to.
+        address: Address,
+        /// As in a reply.
+        entry: Prefix,
+        /// Device that it left by.
+        device: u32,
+        /// Zero.
+        zero: u32,
     }
     /// What the programs need to know of this node.
     Config {
@@ -130,15 +174,30 @@ shared! {
         mesh_end: u32,
         /// The tunnel device.
         tunnel: u32,
-        /// Zero.
-        zero: u32,
+        /// The uplink, if there is exactly one.
+        uplink: u32,
         /// This node's /64.
         prefix: Prefix,
+        /// First half of every container's IPv6 address.
+        containers: Prefix,
     }
 }
 
+impl Port {
+    /// Its scope among [`Source`]s.
+    #[inline(always)]
+    pub fn scope(&self) -> u32 {
+        u32::from(self.protocol) | u32::from(self.family) << 8 | u32::from(self.port) << 16
+    }
+}
+
+/// Scope of sources that no published port takes for clients.
+pub const NO_CLIENT: u32 = 0;
+
 /// Flag of a frontend: one client address always gets the same backend.
 pub const AFFINITY: u16 = 1;
+/// Flag of a frontend: only the sources in its scope may use it.
+pub const GUARDED: u16 = 2;
 
 /// What is counted, by its place in the map of counters.
 #[repr(u32)]
@@ -150,42 +209,60 @@ pub enum Counter {
     VipEmpty,
     /// Echo requests to virtual addresses, answered.
     VipEcho,
+    /// Packets to virtual addresses that did not come through a socket call.
+    VipPacket,
     /// Connections to published ports that were given a backend.
     PortNew,
+    /// Connections that were going on and nobody knew here: given the backend that they have elsewhere.
+    PortTaken,
     /// Packets of clients, taken in.
     PortIn,
     /// Packets to clients, sent out.
     PortOut,
+    /// Clients' ports that were changed, because two connections would have been one at the container.
+    PortChanged,
+    /// Connections of the host or of masqueraded containers from a published port's number: left alone.
+    Foreign,
     /// Packets sent to another node.
     MeshOut,
     /// Packets taken from another node.
     MeshIn,
     /// Packets delivered to a container of this node.
     Delivered,
+    /// ICMP errors, turned to where the packet that they are about came from.
+    Errors,
     /// Dropped: the backend is not known (any more).
     DropBackend,
     /// Dropped: no connection is known for an answer.
     DropFlow,
     /// Dropped: not what belongs on this way.
     DropForeign,
+    /// Dropped: the sender is not who it says.
+    DropForged,
     /// Dropped: the kernel refused to change the packet.
     DropChange,
 }
 
 /// Names of the counters, in their order, for people.
-pub const COUNTERS: [&str; 13] = [
+pub const COUNTERS: [&str; 19] = [
     "vip_connect",
     "vip_empty",
     "vip_echo",
+    "vip_packet",
     "port_new",
+    "port_taken",
     "port_in",
     "port_out",
+    "port_changed",
+    "foreign",
     "mesh_out",
     "mesh_in",
     "delivered",
+    "errors",
     "drop_backend",
     "drop_flow",
     "drop_foreign",
+    "drop_forged",
     "drop_change",
 ];
 
@@ -203,15 +280,34 @@ pub fn mix(mut value: u64) -> u32 {
     ((value ^ (value >> 33)) >> 32) as u32
 }
 
-/// Hash of a client: of its connection, or of its address alone.
+/// Hash of a client: of its connection, or of its address alone. The same on every node.
 #[inline(always)]
 pub fn client_hash(tuple: &Tuple, affinity: bool) -> u32 {
-    let address = u64::from(u32::from_be_bytes(tuple.source));
+    let word = |i: usize| u64::from(u32::from_be(tuple.source[i]));
+    let address = u64::from(mix(word(0) << 32 | word(1))) << 32 ^ word(2) << 32 ^ word(3);
     if affinity {
         return mix(address);
     }
-    let ports = u64::from(u16::from_be_bytes(tuple.source_port)) << 16 | u64::from(u16::from_be_bytes(tuple.destination_port));
-    mix(address << 32 | ports)
+    let ports = u64::from(u16::from_be(tuple.source_port)) << 16 | u64::from(u16::from_be(tuple.destination_port));
+    mix(u64::from(mix(address)) << 32 | ports)
+}
+
+/// Whether two addresses are the same. (`==` would be a call with a loop.)
+#[inline(always)]
+pub fn same(a: &Address, b: &Address) -> bool {
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}
+
+/// Whether two prefixes are the same.
+#[inline(always)]
+pub fn same_node(a: &Prefix, b: &Prefix) -> bool {
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) == 0
+}
+
+/// Whether it is no node's.
+#[inline(always)]
+pub fn none(prefix: &Prefix) -> bool {
+    prefix[0] | prefix[1] == 0
 }
 
 #[cfg(test)]
@@ -225,11 +321,14 @@ mod tests {
         assert_eq!(size_of::<Peer>(), 16);
         assert_eq!(size_of::<Port>(), 4);
         assert_eq!(size_of::<Frontend>(), 12);
-        assert_eq!(size_of::<Backend>(), 12);
-        assert_eq!(size_of::<Tuple>(), 16);
+        assert_eq!(size_of::<Source>(), 20);
+        assert_eq!(size_of::<Backend>(), 16);
+        assert_eq!(size_of::<Tuple>(), 48);
         assert_eq!(size_of::<Flow>(), 12);
-        assert_eq!(size_of::<Reply>(), 16);
-        assert_eq!(size_of::<Config>(), 24);
+        assert_eq!(size_of::<Reply>(), 32);
+        assert_eq!(size_of::<Fragment>(), 40);
+        assert_eq!(size_of::<Piece>(), 32);
+        assert_eq!(size_of::<Config>(), 32);
     }
 
     #[test]
@@ -251,8 +350,8 @@ mod tests {
 
     #[test]
     fn affinity_looks_at_the_address_only() {
-        let one = Tuple { source: [192, 0, 2, 7], source_port: [1, 2], ..Tuple::default() };
-        let other = Tuple { source_port: [3, 4], ..one };
+        let one = Tuple { source: packet::mapped(0x0700_02c0), source_port: 1, ..Tuple::default() };
+        let other = Tuple { source_port: 2, ..one };
         assert_eq!(client_hash(&one, true), client_hash(&other, true));
         assert_ne!(client_hash(&one, false), client_hash(&other, false));
     }

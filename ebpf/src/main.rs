@@ -3,15 +3,23 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod change;
+#[cfg(target_arch = "bpf")]
+mod clients;
+#[cfg(target_arch = "bpf")]
+mod containers;
+#[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod port;
+mod mesh;
 #[cfg(target_arch = "bpf")]
-mod skb;
+mod parse;
 #[cfg(target_arch = "bpf")]
 mod vip;
+#[cfg(target_arch = "bpf")]
+mod way;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

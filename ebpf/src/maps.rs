@@ -1,38 +1,60 @@
 //! The maps, all pinned by name: they outlive daemon and programs.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
-use skep_ebpf::{Address, Backend, COUNTERS, Config, Counter, Flow, Frontend, Member, Peer, Port, Reply, Tuple, Vip};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
+use skep_ebpf::{
+    Address, Backend, COUNTERS, Config, Counter, Flow, Fragment, Frontend, Member, Peer, Piece, Port, Reply, Source, Tuple, V4,
+    Vip,
+};
 
 #[map]
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map]
-pub static VIPS: HashMap<Address, Vip> = HashMap::pinned(16_384, 1);
+pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
 #[map]
 pub static MEMBERS: HashMap<Member, u32> = HashMap::pinned(8_192, 1);
 #[map]
-pub static PEERS: LruHashMap<Peer, Address> = LruHashMap::pinned(65_536, 0);
+pub static PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(65_536, 0);
 #[map]
-pub static SLOTS: Array<Address> = Array::pinned(skep_ebpf::SLOTS, 0);
+pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, 0);
 #[map]
-pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(16_384, 1);
+pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(32_768, 1);
 #[map]
-pub static BACKENDS: HashMap<Address, Backend> = HashMap::pinned(65_536, 1);
+pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(65_536, 0);
+#[map]
+pub static BACKENDS: HashMap<V4, Backend> = HashMap::pinned(65_536, 1);
 /// Addresses of the host itself.
 #[map]
 pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);
 #[map]
-pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
+pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(131_072, 0);
 #[map]
-pub static REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
+pub static REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(131_072, 0);
+#[map]
+pub static FRAGMENTS: LruHashMap<Fragment, Piece> = LruHashMap::pinned(8_192, 0);
+/// 1 once a packet to a virtual address came without a socket call: only then its answers are looked for.
+#[map]
+pub static GATE: Array<u32> = Array::pinned(1, 0);
 #[map]
 pub static COUNTS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS.len() as u32, 0);
+/// New connections of each published port and virtual address. Entries are made with the frontends.
+#[map]
+pub static PORT_COUNTS: PerCpuHashMap<Port, u64> = PerCpuHashMap::pinned(32_768, 1);
+#[map]
+pub static VIP_COUNTS: PerCpuHashMap<V4, u64> = PerCpuHashMap::pinned(16_384, 1);
 
 /// Adds one.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(number) = COUNTS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot is this CPU's own, and the program is not interrupted by another of these.
+    add(COUNTS.get_ptr_mut(counter as u32));
+}
+
+/// Adds one, if there is such a number.
+#[inline(always)]
+pub fn add(number: Option<*mut u64>) {
+    if let Some(number) = number {
+        // SAFETY: the number is this CPU's own, and the program is not interrupted by another of these.
         unsafe { *number += 1 };
     }
 }
@@ -50,9 +72,15 @@ pub fn look<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
     unsafe { map.get(key) }.copied()
 }
 
-/// A copy of a map's value.
+/// A value of a map that forgets. Not copied: values are replaced whole.
 #[inline(always)]
-pub fn look_lru<K, V: Copy>(map: &LruHashMap<K, V>, key: &K) -> Option<V> {
+pub fn recall<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static V> {
     // SAFETY: as above.
-    unsafe { map.get(key) }.copied()
+    unsafe { map.get(key) }
+}
+
+/// Whether an address is in a scope.
+#[inline(always)]
+pub fn is_source(scope: u32, address: &Address) -> bool {
+    SOURCES.get(Key::new(160, Source { scope, address: *address })).is_some()
 }

@@ -1,12 +1,12 @@
 //! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only for namespaces that
 //! are on the address's network; every other process of the machine passes.
 
-use crate::maps::{MEMBERS, PEERS, SLOTS, VIPS, count, look, look_lru};
+use crate::maps::{MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, look, recall};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
-use skep_ebpf::{Address, Counter, Member, Peer, mix, slot};
+use skep_ebpf::{Counter, Member, Peer, PortNumber, V4, mix, slot};
 
 /// Upper part of an IPv4 address in IPv6 form, as the context holds it.
 const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
@@ -20,11 +20,11 @@ pub enum Family {
 
 /// The IPv4 address that the call is about; `None` for a real IPv6 one.
 #[inline(always)]
-fn address(ctx: &SockAddrContext, family: Family) -> Option<Address> {
+fn address(ctx: &SockAddrContext, family: Family) -> Option<V4> {
     // SAFETY: the kernel hands over a valid context; the verifier checks every offset.
     unsafe {
         match family {
-            Family::V4 => Some((*ctx.sock_addr).user_ip4.to_ne_bytes()),
+            Family::V4 => Some((*ctx.sock_addr).user_ip4),
             Family::V6 => {
                 let whole = &(*ctx.sock_addr).user_ip6;
                 let upper = [
@@ -35,32 +35,32 @@ fn address(ctx: &SockAddrContext, family: Family) -> Option<Address> {
                 if upper[0] != MAPPED[0] || upper[1] != MAPPED[1] || upper[2] != MAPPED[2] {
                     return None;
                 }
-                Some(core::ptr::read_volatile(&whole[3]).to_ne_bytes())
+                Some(core::ptr::read_volatile(&whole[3]))
             }
         }
     }
 }
 
 #[inline(always)]
-fn set_address(ctx: &SockAddrContext, family: Family, address: Address) {
+fn set_address(ctx: &SockAddrContext, family: Family, address: V4) {
     // SAFETY: as above; both fields may be written.
     unsafe {
         match family {
-            Family::V4 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip4, u32::from_ne_bytes(address)),
-            Family::V6 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip6[3], u32::from_ne_bytes(address)),
+            Family::V4 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip4, address),
+            Family::V6 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip6[3], address),
         }
     }
 }
 
 #[inline(always)]
-fn port(ctx: &SockAddrContext) -> [u8; 2] {
+fn port(ctx: &SockAddrContext) -> PortNumber {
     // SAFETY: as above. The port is the lower half of the field, in network order.
     let field = unsafe { core::ptr::read_volatile(&(*ctx.sock_addr).user_port) };
-    (field as u16).to_ne_bytes()
+    field as u16
 }
 
 #[inline(always)]
-fn peer(ctx: &SockAddrContext, address: Address) -> Peer {
+fn peer(ctx: &SockAddrContext, address: V4) -> Peer {
     // SAFETY: the context is a valid one.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     Peer { cookie, address, port: port(ctx), zero: 0 }
@@ -80,19 +80,23 @@ pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()>
     }
     let hash = if sticky {
         // SAFETY: the context is a valid one.
-        mix(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } << 16 ^ u64::from(u32::from_be_bytes(virtual_address)))
+        mix(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } << 16 ^ u64::from(u32::from_be(virtual_address)))
     } else {
         // SAFETY: takes nothing.
         unsafe { bpf_get_prandom_u32() }
     };
     let backend = *SLOTS.get(slot(vip.base, vip.size, hash))?;
-    if backend == [0; 4] {
+    if backend == 0 {
         return None;
     }
     let known = peer(ctx, backend);
-    PEERS.insert(&known, &virtual_address, 0).ok()?;
+    // A look costs less than a change: each datagram of an unconnected socket comes by here.
+    if recall(&PEERS, &known).is_none_or(|before| *before != virtual_address) {
+        PEERS.insert(&known, &virtual_address, 0).ok()?;
+        count(Counter::VipConnect);
+        add(VIP_COUNTS.get_ptr_mut(virtual_address));
+    }
     set_address(ctx, family, backend);
-    count(Counter::VipConnect);
     Some(())
 }
 
@@ -100,7 +104,7 @@ pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()>
 #[inline(always)]
 pub fn back(ctx: &SockAddrContext, family: Family) -> Option<()> {
     let real = address(ctx, family)?;
-    let known = look_lru(&PEERS, &peer(ctx, real))?;
-    set_address(ctx, family, known);
+    let known = recall(&PEERS, &peer(ctx, real))?;
+    set_address(ctx, family, *known);
     Some(())
 }

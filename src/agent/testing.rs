@@ -35,6 +35,7 @@ pub fn task(id: &str) -> Task {
         attachments: Vec::new(),
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     }
 }
 

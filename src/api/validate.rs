@@ -12,6 +12,7 @@ use super::error::{ApiError, Code, Result};
 use super::query::quote;
 use super::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
+use crate::model::port_labels::PortLabels;
 use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::task::{ContainerSpec, Healthcheck, ResourceAmounts, TaskSpec};
 use serde_json::{Value, json};
@@ -166,6 +167,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 pub fn service(spec: &ServiceSpec) -> Result<()> {
     object_name(&spec.name)?;
     task(&spec.task_template)?;
+    PortLabels::read(&spec.labels).map_err(invalid)?;
     ports::endpoint(spec)
 }
 
@@ -270,6 +272,22 @@ mod tests {
             let error = read(with(container)).unwrap_err();
             assert_eq!(error.status.as_u16(), 501);
             assert!(error.message.contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_label_of_ours_must_make_sense() {
+        let labelled = |key: &str, value: &str| {
+            let mut posted = with(json!({"Image": "lab"}));
+            posted["Labels"] = json!({ key: value });
+            service(&read(posted).unwrap())
+        };
+        labelled("skep.allow", "192.0.2.0/24, 2001:db8::1").unwrap();
+        labelled("skep.affinity", "source").unwrap();
+        for (key, value, right) in [("skep.allow", "192.0.2.0-9", "192.0.2.0/24"), ("skep.affinity", "on", "\"source\"")] {
+            let error = labelled(key, value).unwrap_err();
+            assert_eq!(error.status.as_u16(), 400);
+            assert!(error.message.contains(key) && error.message.contains(right), "{error}");
         }
     }
 

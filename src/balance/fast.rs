@@ -2,13 +2,13 @@
 //!
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
-use super::table::{self, PortPlane};
-use crate::datapath::fast::{Fast, Hook, Ready, Side, State, cookie};
+use super::table::{self, Family, PortPlane};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::Member;
+use skep_ebpf::{Member, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -35,10 +35,13 @@ pub struct FastStatus {
     pub reason: String,
     /// Hooks that cannot be had, and why.
     pub lacking: BTreeMap<String, String>,
-    /// Published ports that it serves, as `8080/tcp`.
+    /// Published ports that it serves, as `8080/tcp`; for IPv6 clients `8080/tcp6`.
     pub ports: BTreeSet<String>,
     /// Published ports that are left to user space, and why.
     pub left: BTreeMap<String, String>,
+    /// New connections that it gave a backend.
+    #[serde(default)]
+    pub connections: Vec<Connections>,
     /// Virtual addresses that it carries.
     pub vips: usize,
     /// Containers that virtual addresses work in.
@@ -49,6 +52,17 @@ pub struct FastStatus {
     pub mended: u64,
     /// What the programs counted.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// New connections of a service by one of its frontends.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct Connections {
+    /// Name of the service.
+    pub service: String,
+    /// A published port as `8080/tcp` (`8080/tcp6` for IPv6 clients), or a virtual address.
+    pub frontend: String,
+    /// How many since the fast plane was loaded first.
+    pub connections: u64,
 }
 
 /// What the loop stands on.
@@ -77,9 +91,9 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
         let sandboxes = ends.sandboxes.borrow_and_update().clone();
         let mut wait = tick;
         if let Some(view) = view {
-            let ingress = view.networks.by_id.values().find(|n| n.ingress).map(|n| n.subnet);
-            keeper.fast.set_ingress(ingress, *ends.mtu.borrow());
-            if keeper.enter(&sandboxes).await {
+            let ingress = ingress(&view, *ends.mtu.borrow());
+            keeper.fast.set_ingress(ingress.clone());
+            if keeper.enter(&sandboxes, ingress.as_ref()).await {
                 wait = wait.min(ENTER.0);
             }
             let (status, ready) = match keeper.reconcile(&view, &sandboxes).await {
@@ -114,12 +128,28 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
     }
 }
 
+/// What containers' namespaces need to know of the network of published ports.
+fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
+    let network = view.networks.by_id.values().find(|network| network.ingress)?;
+    let mut datagrams: BTreeMap<Ipv4Addr, BTreeSet<u16>> = BTreeMap::new();
+    for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        for member in network.members.iter().filter(|member| member.service_id == port.service_id) {
+            datagrams.entry(member.address).or_default().insert(port.target);
+        }
+    }
+    // Room for an IPv6 header before the packet.
+    Some(Ingress { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
+}
+
+/// A namespace as it was entered: with which published UDP ports.
+type Entered = (Sandbox, BTreeSet<u16>);
+
 struct Keeper {
     me: NodeId,
     fast: Arc<Fast>,
     cookies: Cookies,
     /// Namespaces that were entered: `None`, or how often it failed so far.
-    entered: BTreeMap<Sandbox, Option<u32>>,
+    entered: BTreeMap<Entered, Option<u32>>,
     /// What was there when all was well last.
     settled: Option<table::Desired>,
     mended: u64,
@@ -127,11 +157,17 @@ struct Keeper {
 
 impl Keeper {
     /// Prepares namespaces that are new. Says whether one is to be tried again soon.
-    async fn enter(&mut self, sandboxes: &[Sandbox]) -> bool {
-        self.entered.retain(|known, _| sandboxes.contains(known));
+    async fn enter(&mut self, sandboxes: &[Sandbox], ingress: Option<&Ingress>) -> bool {
+        let ports = |sandbox: &Sandbox| {
+            let on = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc());
+            on.and_then(|ingress| ingress.datagrams.get(&sandbox.address)).cloned().unwrap_or_default()
+        };
+        let wanted: Vec<Entered> = sandboxes.iter().map(|sandbox| (sandbox.clone(), ports(sandbox))).collect();
+        self.entered.retain(|known, _| wanted.contains(known));
         let mut soon = false;
-        for sandbox in sandboxes {
-            let tries = *self.entered.entry(sandbox.clone()).or_insert(Some(0));
+        for entered in wanted {
+            let sandbox = &entered.0;
+            let tries = *self.entered.entry(entered.clone()).or_insert(Some(0));
             let Some(tries) = tries else { continue };
             let now = match self.fast.enter(sandbox).await {
                 Ok(()) => None,
@@ -143,7 +179,7 @@ impl Keeper {
                     Some(tries.saturating_add(1))
                 }
             };
-            self.entered.insert(sandbox.clone(), now);
+            self.entered.insert(entered, now);
         }
         soon
     }
@@ -164,9 +200,9 @@ impl Keeper {
         self.fast.apply(&steps).await?;
         let ready = Ready {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
-            vips: desired.vips.keys().map(|address| Ipv4Addr::from(*address)).collect(),
+            vips: desired.vips.keys().copied().map(words::to_v4).collect(),
         };
-        let status = self.status(view, &desired, &actual)?;
+        let status = self.status(view, &desired, actual.tables.room)?;
         self.settled = Some(desired);
         Ok((status, ready))
     }
@@ -176,7 +212,7 @@ impl Keeper {
         !self.fast.lacking().keys().any(|hook| hook.side() == Side::Cgroup)
     }
 
-    fn status(&self, view: &NodeView, desired: &table::Desired, actual: &State) -> anyhow::Result<FastStatus> {
+    fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> anyhow::Result<FastStatus> {
         let lacking = self.fast.lacking();
         let mut status = FastStatus {
             up: true,
@@ -188,27 +224,33 @@ impl Keeper {
             counters: self.fast.counters()?.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             ..FastStatus::default()
         };
+        let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| slots.as_slice()).collect();
+        let full = tables.iter().map(|slots| slots.len()).sum::<usize>() > room as usize;
+        let (ports, vips) = self.fast.connections()?;
+        for service in view.networks.by_id.values().flat_map(|network| &network.services) {
+            let connections = vips.get(&service.vip).copied().unwrap_or_default();
+            let (service, frontend) = (service.name.clone(), service.vip.to_string());
+            status.connections.push(Connections { service, frontend, connections });
+        }
         for port in &view.cluster.ports {
-            let name = format!("{}/{}", port.published, port.protocol.as_str());
-            let plane: PortPlane = table::port_plane(view, port, lacking);
-            let full = || {
-                let key = table::port_key(port);
-                port.protocol == Protocol::Tcp && !desired.ports.get(&key).is_some_and(|(_, _, slots)| fits(slots.len(), actual))
-            };
-            match plane {
-                Ok(()) if full() => drop(status.left.insert(name, "no room for its table".to_owned())),
-                Ok(()) => drop(status.ports.insert(name)),
-                Err(why) => drop(status.left.insert(name, why)),
+            for family in Family::ALL {
+                let six = if family == Family::V6 { "6" } else { "" };
+                let name = format!("{}/{}{six}", port.published, port.protocol.as_str());
+                if let Some(connections) = ports.get(&table::port_key(port, family)) {
+                    let (service, frontend) = (port.service_name.clone(), name.clone());
+                    status.connections.push(Connections { service, frontend, connections: *connections });
+                }
+                let plane: PortPlane = table::port_plane(view, port, family, lacking);
+                match plane {
+                    Ok(()) if full => drop(status.left.insert(name, "the tables of all services have no room".to_owned())),
+                    Ok(()) => drop(status.ports.insert(name)),
+                    Err(why) => drop(status.left.insert(name, why)),
+                }
             }
         }
+        status.connections.sort();
         Ok(status)
     }
-}
-
-/// Whether a table of this length can have been placed: what is there and the table are no more than there are slots.
-fn fits(length: usize, actual: &State) -> bool {
-    let used: usize = actual.tables.slots.keys().map(|(_, size)| *size as usize).sum();
-    used.saturating_sub(length) + length <= skep_ebpf::SLOTS as usize
 }
 
 /// Cookies of namespaces, asked once each.
@@ -231,7 +273,7 @@ impl Cookies {
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = cookie_of(&mut self.0, &sandbox.path) {
-                members.push((sandbox.address, Member { cookie, network: sandbox.subnet.network().octets(), zero: 0 }));
+                members.push((sandbox.address, Member { cookie, network: words::v4(sandbox.subnet.network()), zero: 0 }));
             }
         }
         members

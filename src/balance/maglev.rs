@@ -2,6 +2,7 @@
 //! nodes agree without talking. Pure.
 
 use skep_ebpf::mix;
+use std::net::Ipv4Addr;
 
 /// Table sizes: the first prime above each power of two.
 const SIZES: [u32; 10] = [131, 257, 521, 1031, 2053, 4099, 8209, 16_411, 32_771, 65_537];
@@ -21,7 +22,7 @@ pub fn size(backends: usize) -> u32 {
 /// The table: for each slot the place of its backend in `backends`, which are to be sorted and without doubles. Empty without
 /// backends.
 #[must_use]
-pub fn table(backends: &[[u8; 4]]) -> Vec<usize> {
+pub fn table(backends: &[Ipv4Addr]) -> Vec<usize> {
     let size = size(backends.len()) as usize;
     if backends.len() < 2 {
         return vec![0; size];
@@ -30,7 +31,7 @@ pub fn table(backends: &[[u8; 4]]) -> Vec<usize> {
     let mut walks: Vec<(usize, usize)> = backends
         .iter()
         .map(|address| {
-            let address = u64::from(u32::from_be_bytes(*address));
+            let address = u64::from(address.to_bits());
             (mix(address) as usize % size, mix(address | 1 << 40) as usize % (size - 1) + 1)
         })
         .collect();
@@ -58,8 +59,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn backends(n: u32) -> Vec<[u8; 4]> {
-        (0..n).map(|i| (0x0a00_0002 + i).to_be_bytes()).collect()
+    fn backends(n: u32) -> Vec<Ipv4Addr> {
+        (0..n).map(|i| (0x0a00_0002 + i).into()).collect()
     }
 
     fn shares(table: &[usize], n: usize) -> Vec<usize> {

@@ -62,10 +62,15 @@ pub fn plan(desired: &[PublishedPort], actual: &BTreeMap<PortKey, Actual>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::view::Backend;
+    use crate::model::view::{Backend, Listens};
 
     fn port(published: u16, backends: u8) -> PublishedPort {
-        let backend = |n: u8| Backend { task_id: format!("t{n}").into(), node_id: "n".into(), address: [10, 0, 0, n].into() };
+        let backend = |n: u8| Backend {
+            task_id: format!("t{n}").into(),
+            node_id: "n".into(),
+            address: [10, 0, 0, n].into(),
+            listens: Listens::default(),
+        };
         PublishedPort {
             protocol: Protocol::Tcp,
             published,
@@ -73,6 +78,8 @@ mod tests {
             service_id: "s".into(),
             service_name: "web".to_owned(),
             backends: (1..=backends).map(backend).collect(),
+            affinity: false,
+            allow: Vec::new(),
         }
     }
 

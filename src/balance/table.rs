@@ -5,15 +5,31 @@
 //! free, then its frontend is turned to them: no packet ever sees half of each.
 
 use super::maglev;
-use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, State, Step, Surroundings, Tables};
-
+use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, Sources, State, Step, Surroundings, Tables};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol};
-use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Vip, packet};
+use ipnet::IpNet;
+use skep_ebpf::{
+    AFFINITY, Address, Backend, Config, Frontend, GUARDED, Member, NO_CLIENT, Port, PortNumber, Source, V4, Vip, packet, words,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+/// Addresses of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
 
 /// What shall be there. Tables by content; where they lie follows from where they are.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -21,15 +37,18 @@ pub struct Desired {
     /// What this node is.
     pub config: Config,
     /// Virtual addresses: network, mask, backends.
-    pub vips: BTreeMap<Address, (Address, Address, Vec<Address>)>,
+    pub vips: BTreeMap<V4, (V4, V4, Vec<V4>)>,
     /// Namespaces on networks.
     pub members: BTreeSet<Member>,
-    /// Published ports: target and table.
-    pub ports: BTreeMap<Port, ([u8; 2], u16, Vec<Address>)>,
+    /// Published ports: target, flags and table. Those that the fast plane does not serve are here without a backend: what
+    /// leaves from their numbers is told apart all the same.
+    pub ports: BTreeMap<Port, (PortNumber, u16, Vec<V4>)>,
     /// Containers.
-    pub backends: BTreeMap<Address, Backend>,
+    pub backends: BTreeMap<V4, Backend>,
     /// The host's addresses.
     pub locals: BTreeSet<Address>,
+    /// Who may use which port, and who is nobody's client.
+    pub sources: Sources,
     /// Programs at their places.
     pub links: BTreeSet<Link>,
 }
@@ -47,44 +66,50 @@ pub fn desired(
     lacking: &BTreeMap<Hook, String>,
 ) -> Desired {
     let mut desired = Desired { members: members.clone(), ..Desired::default() };
+    let mesh = view.cluster.mesh;
     if let Some(own) = view.cluster.node(me) {
+        let mut uplinks = around.uplinks.values();
         desired.config = Config {
             host_end: around.host_end.unwrap_or_default(),
             mesh_end: around.mesh_end.unwrap_or_default(),
             tunnel: around.tunnel.unwrap_or_default(),
-            zero: 0,
-            prefix: prefix(own.subnet),
+            uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
+            prefix: words::prefix(own.subnet.addr()),
+            containers: words::prefix(mesh.container(Ipv4Addr::UNSPECIFIED)),
         };
     }
-    desired.locals = around.locals.iter().map(Ipv4Addr::octets).collect();
+    desired.locals = around.locals.iter().copied().map(words::address).collect();
     for network in view.networks.by_id.values() {
         virtual_addresses(network, &mut desired);
-        if network.ingress {
-            containers(view, me, network, around, &mut desired);
-        }
+        containers(view, me, network, around, &mut desired);
+        desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
     }
-    for port in &view.cluster.ports {
-        if port_plane(view, port, lacking).is_ok() {
-            let (key, value) = frontend(port);
-            desired.ports.insert(key, value);
+    // Addresses that only the swarm gives: who has one is no client from outside, and answers would not find it.
+    desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
+    desired.sources.insert(source(NO_CLIENT, IpNet::V6(mesh.0)));
+    if Hook::ALL.iter().all(|hook| hook.side() == Side::Cgroup || !lacking.contains_key(hook)) {
+        for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+            for family in Family::ALL {
+                frontend(view, port, family, lacking, &mut desired);
+            }
         }
     }
     desired.links = links(around, lacking);
     desired
 }
 
-/// Whether the fast plane serves a port on this node.
+/// Whether the fast plane serves a port for clients of a family on this node.
 ///
 /// # Errors
 /// Why it does not.
-pub fn port_plane(view: &NodeView, port: &PublishedPort, lacking: &BTreeMap<Hook, String>) -> PortPlane {
+pub fn port_plane(view: &NodeView, port: &PublishedPort, family: Family, lacking: &BTreeMap<Hook, String>) -> PortPlane {
     for hook in Hook::ALL.into_iter().filter(|hook| hook.side() != Side::Cgroup) {
         if let Some(why) = lacking.get(&hook) {
             return Err(format!("{} cannot run: {why}", hook.program()));
         }
     }
-    if port.protocol != Protocol::Tcp {
-        return Err("only TCP is built on the fast plane yet".to_owned());
+    if port.protocol == Protocol::Sctp {
+        return Err("neither TCP nor UDP".to_owned());
     }
     for backend in &port.backends {
         let node = view.cluster.node(&backend.node_id);
@@ -92,21 +117,36 @@ pub fn port_plane(view: &NodeView, port: &PublishedPort, lacking: &BTreeMap<Hook
             return Err(format!("node {} has no fast plane", node.hostname));
         }
     }
+    if listening(port, family).next().is_none() {
+        return Err(match (port.backends.is_empty(), family) {
+            (true, _) => "no task runs".to_owned(),
+            (false, Family::V4) => format!("no task was seen to listen on {}", port.target),
+            (false, Family::V6) => format!("no task was seen to listen on {} over IPv6", port.target),
+        });
+    }
     Ok(())
 }
 
-fn prefix(subnet: ipnet::Ipv6Net) -> skep_ebpf::Prefix {
-    let mut prefix = [0; 8];
-    prefix.copy_from_slice(&subnet.addr().octets()[..8]);
-    prefix
+/// Backends that take connections of this family.
+fn listening(port: &PublishedPort, family: Family) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    let takes = move |b: &&crate::model::view::Backend| if family == Family::V4 { b.listens.v4 } else { b.listens.v6 };
+    port.backends.iter().filter(takes).map(|b| b.address)
+}
+
+fn source(scope: u32, net: IpNet) -> (u32, Source) {
+    let length = match net {
+        IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
+        IpNet::V6(net) => u32::from(net.prefix_len()),
+    };
+    (32 + length, Source { scope, address: words::address(net.network()) })
 }
 
 fn virtual_addresses(network: &NetworkPart, desired: &mut Desired) {
-    let (net, mask) = (network.subnet.network().octets(), network.subnet.netmask().octets());
+    let (net, mask) = (words::v4(network.subnet.network()), words::v4(network.subnet.netmask()));
     for service in &network.services {
         let own = network.members.iter().filter(|m| m.service_id == service.service_id && m.endpoint_mode == EndpointMode::Vip);
-        let backends: BTreeSet<Address> = own.filter(|m| m.backend).map(|m| m.address.octets()).collect();
-        desired.vips.insert(service.vip.octets(), (net, mask, backends.into_iter().collect()));
+        let backends: BTreeSet<Ipv4Addr> = own.filter(|m| m.backend).map(|m| m.address).collect();
+        desired.vips.insert(words::v4(service.vip), (net, mask, backends.into_iter().map(words::v4).collect()));
     }
 }
 
@@ -116,26 +156,43 @@ fn containers(view: &NodeView, me: &NodeId, network: &NetworkPart, around: &Surr
         let here = member.node_id == *me;
         let ifindex = if here { around.veths.get(&member.address).map(|(_, index)| *index) } else { Some(0) };
         if let Some(ifindex) = ifindex {
-            desired.backends.insert(member.address.octets(), Backend { ifindex, prefix: prefix(node.subnet) });
+            let backend = Backend { ifindex, serving: member.backend.into(), prefix: words::prefix(node.subnet.addr()) };
+            desired.backends.insert(words::v4(member.address), backend);
         }
     }
 }
 
 /// The port as the maps name it.
 #[must_use]
-pub fn port_key(port: &PublishedPort) -> Port {
+pub fn port_key(port: &PublishedPort, family: Family) -> Port {
     let protocol = match port.protocol {
         Protocol::Udp => packet::UDP,
         _ => packet::TCP,
     };
-    Port { protocol, zero: 0, port: port.published.to_be_bytes() }
+    Port { protocol, family: if family == Family::V4 { 4 } else { 6 }, port: words::port(port.published) }
 }
 
-fn frontend(port: &PublishedPort) -> (Port, ([u8; 2], u16, Vec<Address>)) {
-    let backends: BTreeSet<Address> = port.backends.iter().map(|b| b.address.octets()).collect();
-    let backends: Vec<Address> = backends.into_iter().collect();
-    let slots = maglev::table(&backends).into_iter().map(|at| backends[at]).collect();
-    (port_key(port), (port.target.to_be_bytes(), 0, slots))
+fn frontend(view: &NodeView, port: &PublishedPort, family: Family, lacking: &BTreeMap<Hook, String>, desired: &mut Desired) {
+    let key = port_key(port, family);
+    let mut flags = 0;
+    if port.affinity {
+        flags |= AFFINITY;
+    }
+    if !port.allow.is_empty() {
+        flags |= GUARDED;
+        let nets =
+            port.allow.iter().filter(|net| matches!((net, family), (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6)));
+        desired.sources.extend(nets.map(|net| source(key.scope(), *net)));
+    }
+    let slots = if port_plane(view, port, family, lacking).is_ok() {
+        // In one order on every node.
+        let backends: BTreeSet<Ipv4Addr> = listening(port, family).collect();
+        let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
+        maglev::table(&backends).into_iter().map(|at| words::v4(backends[at])).collect()
+    } else {
+        Vec::new()
+    };
+    desired.ports.insert(key, (words::port(port.target), flags, slots));
 }
 
 fn links(around: &Surroundings, lacking: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
@@ -147,8 +204,8 @@ fn links(around: &Surroundings, lacking: &BTreeMap<Hook, String>) -> BTreeSet<Li
         };
         match hook {
             // Half a way is none.
-            Hook::FromUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}
-            Hook::FromUplink => around.uplinks.iter().for_each(|(name, index)| put(name, *index)),
+            Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}
+            Hook::FromUplink | Hook::OutUplink => around.uplinks.iter().for_each(|(name, index)| put(name, *index)),
             Hook::FromHost => around.mesh_end.iter().for_each(|index| put(MESH_END, *index)),
             Hook::ToUplink => around.host_end.iter().for_each(|index| put(HOST_END, *index)),
             Hook::FromMesh => around.tunnel.iter().for_each(|index| put(TUNNEL, *index)),
@@ -174,6 +231,7 @@ pub fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
         }
     }
     steps.extend(desired.locals.difference(&tables.locals).map(|a| Step::AddLocal(*a)));
+    steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| Step::AddSource(*length, *s)));
     frontends(desired, tables, &mut steps);
     steps.extend(desired.members.difference(&tables.members).map(|m| Step::AddMember(*m)));
     let place = |link: &&Link| Hook::ALL.iter().position(|hook| *hook == link.hook);
@@ -189,6 +247,7 @@ pub fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
     steps.extend(actual.stale.difference(&replaced).cloned().map(Step::Unpin));
     steps.extend(tables.members.difference(&desired.members).map(|m| Step::RemoveMember(*m)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| Step::RemoveLocal(*a)));
+    steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| Step::RemoveSource(*length, *s)));
     steps.extend(tables.backends.keys().filter(|a| !desired.backends.contains_key(*a)).map(|a| Step::RemoveBackend(*a)));
     steps
 }
@@ -223,11 +282,14 @@ fn frontends(desired: &Desired, tables: &Tables, steps: &mut Vec<Step>) {
 }
 
 /// Which slots are used, by what is there and by what comes.
-struct Space {
+struct Space<'a> {
     used: BTreeMap<u32, u32>,
+    /// Tables of this plan by content: who has the same backends has the same table.
+    placed: BTreeMap<&'a [V4], Range>,
+    room: u32,
 }
 
-impl Space {
+impl<'a> Space<'a> {
     fn of(tables: &Tables) -> Self {
         let vips = tables.vips.values().map(|v| (v.base, v.size));
         let mut used = BTreeMap::new();
@@ -235,16 +297,20 @@ impl Space {
             let held: &mut u32 = used.entry(base).or_default();
             *held = size.max(*held);
         }
-        Self { used }
+        Self { used, placed: BTreeMap::new(), room: tables.room }
     }
 
     /// Keeps a table that is there, else puts it where nothing is. `None`: no room.
-    fn place(&mut self, slots: &[Address], has: Option<Range>, tables: &Tables, steps: &mut Vec<Step>) -> Option<Range> {
+    fn place(&mut self, slots: &'a [V4], has: Option<Range>, tables: &Tables, steps: &mut Vec<Step>) -> Option<Range> {
         if slots.is_empty() {
             return Some((0, 0));
         }
         if let Some(range) = has.filter(|range| tables.slots.get(range).is_some_and(|there| there == slots)) {
+            self.placed.insert(slots, range);
             return Some(range);
+        }
+        if let Some(range) = self.placed.get(slots) {
+            return Some(*range);
         }
         let size = u32::try_from(slots.len()).ok()?;
         let mut base = 0_u32;
@@ -254,10 +320,11 @@ impl Space {
             }
             base = base.max(start.saturating_add(*length));
         }
-        if base.checked_add(size)? > skep_ebpf::SLOTS {
+        if base.checked_add(size)? > self.room {
             return None;
         }
         self.used.insert(base, size);
+        self.placed.insert(slots, (base, size));
         steps.push(Step::Slots(base, slots.to_vec()));
         Some((base, size))
     }

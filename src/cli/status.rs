@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::balance::PortState;
+use crate::balance::fast::FastStatus;
 use crate::status::Status;
 use std::fmt::Write as _;
 
@@ -66,11 +67,7 @@ pub(super) fn render(status: &Status) -> String {
         let mut rows = vec![["PORT", "SERVICE", "STATE", "PLANE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
         for port in &status.ports {
             let name = format!("{}/{}", port.port, port.protocol.as_str());
-            let plane = match status.fast.left.get(&name) {
-                _ if status.fast.ports.contains(&name) => "kernel".to_owned(),
-                Some(why) => format!("user space: {why}"),
-                None => "user space".to_owned(),
-            };
+            let plane = plane(&status.fast, &name);
             rows.push([
                 name,
                 port.service.clone(),
@@ -115,4 +112,15 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Which plane serves a port, for clients of either family.
+fn plane(fast: &FastStatus, name: &str) -> String {
+    let of = |name: &str| match fast.left.get(name) {
+        _ if fast.ports.contains(name) => "kernel".to_owned(),
+        Some(why) => format!("user space: {why}"),
+        None => "user space".to_owned(),
+    };
+    let (v4, v6) = (of(name), of(&format!("{name}6")));
+    if v4 == v6 { v4 } else { format!("{v4}; IPv6 {v6}") }
 }

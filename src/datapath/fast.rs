@@ -7,7 +7,7 @@
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Vip};
+use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -16,14 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mesh::Mesh;
 
+mod answers;
+mod dump;
 mod hooks;
 mod load;
 mod sandbox;
 mod surroundings;
 mod tables;
 
+pub use dump::Dump;
 pub use load::object_is_current;
-pub use sandbox::cookie;
+pub use sandbox::{Ingress, cookie};
 pub use surroundings::{HOST_END, MESH_END, Surroundings};
 
 /// A place in the kernel where a program of ours runs.
@@ -44,6 +47,7 @@ pub enum Hook {
     FromMesh,
     FromContainer,
     ToUplink,
+    OutUplink,
 }
 
 /// Where a hook's devices are.
@@ -59,7 +63,7 @@ pub enum Side {
 
 impl Hook {
     /// All of them. Those that take packets away from where they are stand last, so that their way on is ready.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Recvmsg4,
         Self::Recvmsg6,
         Self::Getpeername4,
@@ -68,6 +72,7 @@ impl Hook {
         Self::Connect6,
         Self::Sendmsg4,
         Self::Sendmsg6,
+        Self::OutUplink,
         Self::ToUplink,
         Self::FromContainer,
         Self::FromMesh,
@@ -92,6 +97,7 @@ impl Hook {
             Self::FromMesh => "from_mesh",
             Self::FromContainer => "from_container",
             Self::ToUplink => "to_uplink",
+            Self::OutUplink => "out_uplink",
         }
     }
 
@@ -99,10 +105,16 @@ impl Hook {
     #[must_use]
     pub fn side(self) -> Side {
         match self {
-            Self::FromUplink | Self::ToUplink => Side::Host,
+            Self::FromUplink | Self::ToUplink | Self::OutUplink => Side::Host,
             Self::FromHost | Self::FromMesh | Self::FromContainer => Side::Mesh,
             _ => Side::Cgroup,
         }
+    }
+
+    /// Whether it sees what leaves by the device, not what comes in.
+    #[must_use]
+    pub fn egress(self) -> bool {
+        self == Self::OutUplink
     }
 }
 
@@ -131,23 +143,30 @@ impl Link {
 /// First slot and number of slots.
 pub type Range = (u32, u32);
 
+/// Client addresses in a scope: length of the key, and the key.
+pub type Sources = BTreeSet<(u32, Source)>;
+
 /// What the maps hold.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Tables {
     /// What this node is.
     pub config: Config,
     /// Virtual addresses.
-    pub vips: BTreeMap<Address, Vip>,
+    pub vips: BTreeMap<V4, Vip>,
     /// Namespaces on networks.
     pub members: BTreeSet<Member>,
     /// Published ports.
     pub ports: BTreeMap<Port, Frontend>,
     /// Containers.
-    pub backends: BTreeMap<Address, Backend>,
+    pub backends: BTreeMap<V4, Backend>,
     /// The host's addresses on its uplinks.
     pub locals: BTreeSet<Address>,
+    /// Who may use which port, and who is nobody's client.
+    pub sources: Sources,
     /// Backends by slot, of every range that a virtual address or port names.
-    pub slots: BTreeMap<Range, Vec<Address>>,
+    pub slots: BTreeMap<Range, Vec<V4>>,
+    /// Number of slots that there are.
+    pub room: u32,
 }
 
 /// What is there.
@@ -178,23 +197,27 @@ pub enum Step {
     /// Says what this node is.
     Config(Config),
     /// Fills slots from the first on.
-    Slots(u32, Vec<Address>),
+    Slots(u32, Vec<V4>),
     /// Adds or changes a virtual address.
-    SetVip(Address, Vip),
+    SetVip(V4, Vip),
     /// Removes it.
-    RemoveVip(Address),
+    RemoveVip(V4),
     /// Adds or changes a published port.
     SetPort(Port, Frontend),
     /// Removes it.
     RemovePort(Port),
     /// Adds or changes a container.
-    SetBackend(Address, Backend),
+    SetBackend(V4, Backend),
     /// Removes it.
-    RemoveBackend(Address),
+    RemoveBackend(V4),
     /// Adds an address of the host.
     AddLocal(Address),
     /// Removes it.
     RemoveLocal(Address),
+    /// Adds client addresses to a scope.
+    AddSource(u32, Source),
+    /// Takes them out.
+    RemoveSource(u32, Source),
     /// Puts a namespace on a network.
     AddMember(Member),
     /// Takes it off.
@@ -209,20 +232,23 @@ pub enum Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = |address: &Address| Ipv4Addr::from(*address);
-        let port = |p: &Port| u16::from_be_bytes(p.port);
+        let ip = |address: &V4| words::to_v4(*address);
+        let local = |address: &Address| words::to_address(*address);
+        let port = |p: &Port| words::to_port(p.port);
         match self {
             Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
             Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
             Self::SetVip(address, vip) => write!(f, "vip {} slots {} +{}", ip(address), vip.base, vip.size),
             Self::RemoveVip(address) => write!(f, "no vip {}", ip(address)),
-            Self::SetPort(p, to) => write!(f, "port {}/{} slots {} +{}", port(p), p.protocol, to.base, to.size),
-            Self::RemovePort(p) => write!(f, "no port {}/{}", port(p), p.protocol),
+            Self::SetPort(p, to) => write!(f, "port {}/{} IPv{} slots {} +{}", port(p), p.protocol, p.family, to.base, to.size),
+            Self::RemovePort(p) => write!(f, "no port {}/{} IPv{}", port(p), p.protocol, p.family),
             Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
             Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
-            Self::AddLocal(address) => write!(f, "local {}", ip(address)),
-            Self::RemoveLocal(address) => write!(f, "no local {}", ip(address)),
+            Self::AddLocal(address) => write!(f, "local {}", local(address)),
+            Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
+            Self::AddSource(length, s) => write!(f, "source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
+            Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
             Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
             Self::Attach(link) => write!(f, "attach {}", link.pin()),
@@ -239,7 +265,7 @@ pub struct Fast {
     lacking: BTreeMap<Hook, String>,
     loaded: Mutex<load::Loaded>,
     /// Containers' namespaces need this network's routes; the loop says which one it is.
-    ingress: Mutex<Option<sandbox::Ingress>>,
+    ingress: Mutex<Option<Ingress>>,
 }
 
 impl Fast {
@@ -315,6 +341,16 @@ impl Fast {
     /// The kernel's.
     pub fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
         self.loaded().counters()
+    }
+
+    /// New connections since the maps were made, by port and by virtual address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connections(&self) -> anyhow::Result<(BTreeMap<Port, u64>, BTreeMap<Ipv4Addr, u64>)> {
+        let loaded = self.loaded();
+        let vips = loaded.sums::<V4>("VIP_COUNTS")?;
+        Ok((loaded.sums("PORT_COUNTS")?, vips.into_iter().map(|(vip, n)| (words::to_v4(vip), n)).collect()))
     }
 
     /// Takes everything away: programs first, so that no packet meets an empty map.

@@ -12,6 +12,7 @@ pub use view::{Source, view_of};
 use super::ManagerSettings;
 use super::orchestrator::is_up;
 use super::sessions::SessionId;
+use crate::model::task::ListeningPort;
 use crate::model::view::{ClusterPart, Mine, Networks};
 use crate::model::{Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
 use crate::rpc::message::{FORMAT, ToManager, ToNode};
@@ -117,6 +118,7 @@ pub struct Dispatcher {
     sessions: BTreeMap<SessionId, NodeId>,
     /// Reported, not yet in the store.
     reports: BTreeMap<TaskId, (NodeId, TaskStatus)>,
+    listens: BTreeMap<TaskId, (NodeId, Vec<ListeningPort>)>,
     holds: Holds,
     cluster: Option<Arc<ClusterPart>>,
 }
@@ -132,6 +134,7 @@ impl Dispatcher {
             nodes: BTreeMap::new(),
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
+            listens: BTreeMap::new(),
             holds: Holds::default(),
             cluster: None,
         }
@@ -238,6 +241,7 @@ impl Dispatcher {
                 self.release(now, out);
             }
             ToManager::Status(statuses) => self.report(&node, statuses),
+            ToManager::Listens(seen) => self.report_listens(&node, seen),
             ToManager::Leave => {
                 presence.left = true;
                 presence.session = None;

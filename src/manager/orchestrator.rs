@@ -168,6 +168,7 @@ impl<'a> Reconcile<'a> {
             attachments: Vec::new(),
             not_before,
             ports: spec.host_ports(),
+            listens: Vec::new(),
         }
     }
 }

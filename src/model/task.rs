@@ -4,8 +4,9 @@
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
-    service::{PortConfig, null_as_default},
+    service::{PortConfig, Protocol, null_as_default},
     time::{Nanos, Timestamp},
+    view::Listens,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,20 @@ pub struct Task {
     /// the engine draw one.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
+    /// Those ports published by its service that its container was seen to listen on, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listens: Vec<ListeningPort>,
+}
+
+/// A port that a container listens on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ListeningPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port in the container.
+    pub port: u16,
+    /// In which families.
+    pub listens: Listens,
 }
 
 impl Task {
@@ -115,6 +130,11 @@ impl Task {
     #[must_use]
     pub fn is_backend(&self) -> bool {
         self.status.state == TaskState::Running && self.desired_state <= TaskState::Running
+    }
+    /// In which families its container was seen to listen on a port.
+    #[must_use]
+    pub fn listens_on(&self, protocol: Protocol, port: u16) -> Listens {
+        self.listens.iter().find(|p| (p.protocol, p.port) == (protocol, port)).map(|p| p.listens).unwrap_or_default()
     }
     /// Its address on a network.
     #[must_use]

@@ -141,6 +141,9 @@ pub struct Peer {
     /// It takes packets of published ports from other nodes' fast planes.
     #[serde(default)]
     pub fast: bool,
+    /// The managers have not heard of it for so long that they run its tasks elsewhere.
+    #[serde(default)]
+    pub down: bool,
 }
 
 impl Peer {
@@ -186,6 +189,12 @@ pub struct PublishedPort {
     pub service_name: String,
     /// Healthy running tasks by their `ingress` address, sorted by task id.
     pub backends: Vec<Backend>,
+    /// One client address always gets the same backend.
+    #[serde(default)]
+    pub affinity: bool,
+    /// Source prefixes that may use it, sorted; empty: everybody.
+    #[serde(default)]
+    pub allow: Vec<IpNet>,
 }
 
 /// A task that takes traffic.
@@ -197,4 +206,17 @@ pub struct Backend {
     pub node_id: NodeId,
     /// Its address on `ingress`.
     pub address: Ipv4Addr,
+    /// Whether its container was seen to listen on the target port.
+    #[serde(default)]
+    pub listens: Listens,
+}
+
+/// In which families a container listens on a port, on an address that `ingress` reaches.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Listens {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
 }

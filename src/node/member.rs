@@ -133,6 +133,10 @@ impl Member {
             stop.clone(),
         ));
 
+        let (listens_out, listens) = mpsc::channel(256);
+        let tick = Duration::from_millis(daemon.settings.timeouts.reconcile_ms);
+        tasks.spawn(balance::listens::run(view(), daemon.joined.clone(), listens_out, tick, stop.clone()));
+
         let (lowest_out, lowest_applied) = watch::channel(Revision::default());
         tasks.spawn(lowest(applied.values().cloned().collect(), lowest_out));
 
@@ -144,7 +148,7 @@ impl Member {
             // A node that is killed right after its join comes up by it.
             ledger.store(first)?;
         }
-        tasks.spawn(Pump { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses }.run());
+        tasks.spawn(Pump { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses, listens }.run());
 
         let mut config = SessionConfig::new(
             identity.clone(),

@@ -22,6 +22,10 @@ impl Source for Daemon {
             document["tunnel"] = tunnel.map_or_else(|e| json!({ "error": format!("{e:#}") }), |t| json!(t));
             let mesh = member.network.mesh.observe().await;
             document["mesh"] = mesh.map_or_else(|e| json!({ "error": format!("{e:#}") }), |m| json!(m));
+            document["fast"] = match &member.network.fast {
+                Ok(fast) => fast.dump().await.map_or_else(|e| json!({ "error": format!("{e:#}") }), |f| json!(f)),
+                Err(why) => json!({ "error": why }),
+            };
         }
         document
     }
@@ -96,11 +100,11 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 
 /// Which plane serves ports, and why not the fast one.
 fn ports_text(fast: &crate::balance::fast::FastStatus) -> String {
-    let calls = fast.lacking.iter().find(|(hook, _)| !hook.contains("from_") && !hook.contains("to_"));
+    let calls = fast.lacking.iter().find(|(hook, _)| !["from_", "to_", "out_"].iter().any(|way| hook.starts_with(way)));
     match (fast.up, calls) {
         (false, _) if fast.reason.is_empty() => "user space (the fast plane is starting)".to_owned(),
         (false, _) => format!("user space (no fast plane: {})", fast.reason),
-        (true, None) => "kernel (eBPF); user space for the node's own processes and IPv6 clients".to_owned(),
+        (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
         (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {hook} cannot run: {why}"),
     }
 }

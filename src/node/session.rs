@@ -1,7 +1,8 @@
 //! The node's end of its session as data moves: views come in and go to the ledger and every loop, what the agent
-//! observes goes out. Statuses are kept, and told anew with each new session.
+//! observes goes out, and who listens. Both are kept, and told anew with each new session.
 
 use crate::agent::ledger::Ledger;
+use crate::model::task::ListeningPort;
 use crate::model::{NodeView, Revision, TaskId, TaskStatus};
 use crate::rpc::message::{ToManager, ToNode};
 use crate::rpc::session_view::{self, Delta};
@@ -16,40 +17,46 @@ pub(super) struct Pump {
     pub incoming: mpsc::Receiver<ToNode>,
     pub outgoing: mpsc::Sender<ToManager>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
 }
 
 impl Pump {
     pub(super) async fn run(mut self) {
-        let mut known = BTreeMap::new();
+        let mut statuses = Told::default();
+        let mut listens = Told::default();
         loop {
             tokio::select! {
                 message = self.incoming.recv() => match message {
                     Some(ToNode::Welcome { .. }) => {
-                        if !known.is_empty() {
-                            let all = known.iter().map(|(id, status): (&TaskId, &TaskStatus)| (id.clone(), status.clone())).collect();
+                        if let Some(all) = statuses.all() {
                             let _ = self.outgoing.send(ToManager::Status(all)).await;
+                        }
+                        if let Some(all) = listens.all() {
+                            let _ = self.outgoing.send(ToManager::Listens(all)).await;
                         }
                     }
                     Some(message) => {
                         if let Some(delta) = Delta::of(&message) {
                             self.take(delta).await;
                             let view = self.view.borrow().clone();
-                            known.retain(|id, _| view.as_ref().is_some_and(|v| v.mine.tasks.contains_key(id)));
+                            let lives = |id: &TaskId| view.as_ref().is_some_and(|v| v.mine.tasks.contains_key(id));
+                            statuses.retain(lives);
+                            listens.retain(lives);
                         }
                     }
                     None => return,
                 },
                 status = self.statuses.recv() => match status {
                     Some(first) => {
-                        let mut batch = vec![first];
-                        while let Ok(next) = self.statuses.try_recv() {
-                            batch.push(next);
-                        }
-                        known.extend(batch.iter().cloned());
-                        let _ = self.outgoing.send(ToManager::Status(batch)).await;
+                        let news = statuses.news(first, &mut self.statuses);
+                        let _ = self.outgoing.send(ToManager::Status(news)).await;
                     }
                     None => return,
                 },
+                Some(first) = self.listens.recv() => {
+                    let news = listens.news(first, &mut self.listens);
+                    let _ = self.outgoing.send(ToManager::Listens(news)).await;
+                }
             }
         }
     }
@@ -74,6 +81,34 @@ impl Pump {
             );
         }
         self.view.send_replace(Some(next));
+    }
+}
+
+/// What was told of tasks.
+struct Told<T>(BTreeMap<TaskId, T>);
+
+impl<T> Default for Told<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Clone> Told<T> {
+    /// The first one and what waits behind it, in order.
+    fn news(&mut self, first: (TaskId, T), more: &mut mpsc::Receiver<(TaskId, T)>) -> Vec<(TaskId, T)> {
+        let mut batch = vec![first];
+        while let Ok(next) = more.try_recv() {
+            batch.push(next);
+        }
+        self.0.extend(batch.iter().cloned());
+        batch
+    }
+    /// All of it, if there is any.
+    fn all(&self) -> Option<Vec<(TaskId, T)>> {
+        (!self.0.is_empty()).then(|| self.0.iter().map(|(id, told)| (id.clone(), told.clone())).collect())
+    }
+    fn retain(&mut self, lives: impl Fn(&TaskId) -> bool) {
+        self.0.retain(|id, _| lives(id));
     }
 }
 

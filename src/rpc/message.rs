@@ -4,6 +4,7 @@ use crate::model::{
     ClusterId, NodeId, NodeView, Revision, Role, TaskId, TaskStatus,
     mesh::MeshPrefix,
     node::{NodeDescription, WgKey},
+    task::ListeningPort,
     view::{ClusterPart, Mine, Networks},
 };
 use ipnet::Ipv6Net;
@@ -12,7 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 /// Number of the protocol; both sides say theirs first and refuse what they do not speak.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A node that wants to become a member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,6 +141,8 @@ pub enum ToManager {
     },
     /// What was observed of tasks.
     Status(Vec<(TaskId, TaskStatus)>),
+    /// Published ports that containers of tasks were seen to listen on: all of a task's, sorted.
+    Listens(Vec<(TaskId, Vec<ListeningPort>)>),
     /// The node leaves by its own will.
     Leave,
 }

@@ -40,6 +40,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             attachments: Vec::new(),
             not_before: None,
             ports: Vec::new(),
+            listens: Vec::new(),
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -12,7 +12,7 @@ use skep::balance::{BalanceSettings, PortState, PortStatus, run};
 use skep::datapath::{Sockets as _, sockets::HereSockets};
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
-use skep::model::view::{Backend, ClusterPart, Mine, Networks, Peer, PublishedPort};
+use skep::model::view::{Backend, ClusterPart, Listens, Mine, Networks, Peer, PublishedPort};
 use skep::model::{NodeView, Protocol, Revision};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -66,7 +66,12 @@ fn free_port() -> u16 {
 }
 
 fn port(net: Net, published: u16, backends: &[u8]) -> PublishedPort {
-    let backend = |n: &u8| Backend { task_id: format!("t{n}").into(), node_id: "n".into(), address: net.host(*n) };
+    let backend = |n: &u8| Backend {
+        task_id: format!("t{n}").into(),
+        node_id: "n".into(),
+        address: net.host(*n),
+        listens: Listens::default(),
+    };
     PublishedPort {
         protocol: Protocol::Tcp,
         published,
@@ -74,6 +79,8 @@ fn port(net: Net, published: u16, backends: &[u8]) -> PublishedPort {
         service_id: "web".into(),
         service_name: "web".to_owned(),
         backends: backends.iter().map(backend).collect(),
+        affinity: false,
+        allow: Vec::new(),
     }
 }
 
@@ -114,6 +121,7 @@ impl Balance {
             endpoints: Vec::new(),
             containers: Vec::new(),
             fast: false,
+            down: false,
         };
         let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
         let cluster = ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports };

@@ -13,6 +13,7 @@ mod overlay;
 mod ports;
 mod raft;
 mod rpc;
+mod sockdiag;
 mod store;
 mod swarm;
 mod tunnel;

@@ -1,7 +1,7 @@
 //! The mesh namespace and the base plane, with real packets between namespaces (root needed).
 
 mod attack;
-mod kit;
+pub mod kit;
 mod mesh;
 mod packet;
 mod reach;

@@ -124,6 +124,7 @@ fn object(op: Op, meta: Meta) -> Object {
             attachments: vec![],
             not_before: Some(Timestamp(i64::from(number))),
             ports: Vec::new(),
+            listens: Vec::new(),
         }
         .into(),
     }

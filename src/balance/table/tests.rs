@@ -1,31 +1,39 @@
 use super::*;
 
-const NET: Address = [10, 0, 1, 0];
-const MASK: Address = [255, 255, 255, 0];
+const NET: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
+const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
 
-fn backends(n: u8) -> Vec<Address> {
-    (1..=n).map(|i| [10, 0, 0, i]).collect()
+fn backends(n: u8) -> Vec<Ipv4Addr> {
+    (1..=n).map(|i| Ipv4Addr::new(10, 0, 0, i)).collect()
 }
 
 fn port(number: u16) -> Port {
-    Port { protocol: packet::TCP, zero: 0, port: number.to_be_bytes() }
+    Port { protocol: packet::TCP, family: 4, port: words::port(number) }
+}
+
+fn empty() -> State {
+    State { tables: Tables { room: 1 << 20, ..Tables::default() }, ..State::default() }
 }
 
 fn wanted(services: u8, replicas: u8) -> Desired {
     let mut desired = Desired::default();
     for service in 0..services {
-        desired.vips.insert([10, 0, 1, service], (NET, MASK, backends(replicas)));
-        let all = backends(replicas);
-        let slots = maglev::table(&all).into_iter().map(|at| all[at]).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), ([0, 80], 0, slots));
+        // Services have backends of their own.
+        let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
+        let vip = words::v4(Ipv4Addr::new(10, 0, 1, service));
+        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(words::v4).collect()));
+        let slots = maglev::table(&all).into_iter().map(|at| words::v4(all[at])).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), (words::port(80), 0, slots));
+        desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
-    desired.backends = backends(replicas).into_iter().map(|a| (a, Backend { ifindex: 7, prefix: [1; 8] })).collect();
+    desired.backends =
+        backends(replicas).into_iter().map(|a| (words::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
     desired.links.insert(Link { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
 }
 
 /// What the maps are after the steps, the slots as a whole; a frontend must never name slots that were changed under it.
-fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, Address>, steps: &[Step]) {
+fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
     for step in steps {
         let tables = &mut state.tables;
         match step.clone() {
@@ -46,6 +54,8 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, Address>, steps: &[St
             Step::RemoveBackend(address) => drop(tables.backends.remove(&address)),
             Step::AddLocal(address) => assert!(tables.locals.insert(address)),
             Step::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
+            Step::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
+            Step::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
             Step::AddMember(member) => assert!(tables.members.insert(member)),
             Step::RemoveMember(member) => assert!(tables.members.remove(&member)),
             Step::Attach(link) => {
@@ -67,7 +77,7 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, Address>, steps: &[St
 
 #[test]
 fn each_plan_leads_there_and_the_next_one_is_empty() {
-    let (mut state, mut memory) = (State::default(), BTreeMap::new());
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
     for (services, replicas) in [(1, 1), (3, 2), (3, 3), (40, 5), (2, 1), (2, 0), (0, 0), (5, 4)] {
         let desired = wanted(services, replicas);
         let steps = plan(&desired, &state);
@@ -78,15 +88,15 @@ fn each_plan_leads_there_and_the_next_one_is_empty() {
 
 #[test]
 fn damage_is_mended_and_nothing_else_is_touched() {
-    let (mut state, mut memory) = (State::default(), BTreeMap::new());
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
     let desired = wanted(3, 3);
     let steps = plan(&desired, &state);
     carry_out(&mut state, &mut memory, &steps);
     let good = state.clone();
 
-    state.tables.vips.insert([9, 9, 9, 9], Vip::default());
+    state.tables.vips.insert(9, Vip::default());
     state.tables.ports.remove(&port(8001));
-    state.tables.backends.insert([10, 0, 0, 1], Backend::default());
+    state.tables.backends.insert(words::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
     state.stale.insert("from_container@vdeadbeef@9".to_owned());
     state.links.clear();
     let steps = plan(&desired, &state);
@@ -98,15 +108,15 @@ fn damage_is_mended_and_nothing_else_is_touched() {
 
     let (base, size) = (good.tables.ports[&port(8000)].base, good.tables.ports[&port(8000)].size);
     let mut state = good;
-    state.tables.slots.insert((base, size), vec![[0; 4]; size as usize]);
+    state.tables.slots.insert((base, size), vec![0; size as usize]);
     let steps = plan(&desired, &state);
     assert!(matches!(steps[..], [Step::Slots(..), Step::SetPort(..)]), "{steps:?}");
 }
 
 #[test]
 fn a_port_without_room_is_left_to_user_space() {
-    let mut state = State::default();
-    state.tables.vips.insert([1, 1, 1, 1], Vip { base: 0, size: skep_ebpf::SLOTS - 10, ..Vip::default() });
+    let mut state = empty();
+    state.tables.vips.insert(1, Vip { base: 0, size: state.tables.room - 10, ..Vip::default() });
     let steps = plan(&wanted(1, 3), &state);
     assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
     assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");

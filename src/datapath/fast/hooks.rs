@@ -2,7 +2,7 @@
 //! pin whose device was made anew is recognised as nobody's.
 
 use super::load::{self, links_dir};
-use super::{Fast, Link, Side};
+use super::{Fast, Hook, Link, Side};
 use anyhow::Context as _;
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSockAddr, SchedClassifier, TcAttachType, tc};
@@ -48,7 +48,7 @@ impl Fast {
         if side == Side::Cgroup || !tcx() {
             return true;
         }
-        let there = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, TcAttachType::Ingress));
+        let there = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, direction(link.hook)));
         matches!(there, Ok(Ok((_, programs))) if programs.iter().any(|p| p.id() == id))
     }
 
@@ -76,9 +76,9 @@ impl Fast {
                 if !tcx() {
                     // The qdisc may be there; a filter of an earlier run is replaced.
                     let _ = tc::qdisc_add_clsact(device);
-                    let _ = tc::qdisc_detach_program(device, TcAttachType::Ingress, link.hook.program());
+                    let _ = tc::qdisc_detach_program(device, direction(link.hook), link.hook.program());
                 }
-                program.attach(device, TcAttachType::Ingress)
+                program.attach(device, direction(link.hook))
             })?;
             let owned = program.take_link(attached.map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?)?;
             let id = program.info()?.id();
@@ -108,7 +108,7 @@ impl Fast {
     pub(super) fn detach(&self, link: &Link) -> anyhow::Result<()> {
         if !tcx() && link.hook.side() != Side::Cgroup {
             let _ = netns::run(self.namespace(link.hook.side()), || {
-                tc::qdisc_detach_program(&link.device, TcAttachType::Ingress, link.hook.program())
+                tc::qdisc_detach_program(&link.device, direction(link.hook), link.hook.program())
             })?;
         }
         self.loaded().attached.remove(link);
@@ -125,6 +125,10 @@ impl Fast {
             _ => Ok(()),
         }
     }
+}
+
+fn direction(hook: Hook) -> TcAttachType {
+    if hook.egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
 }
 
 /// Whether the kernel has tcx links; before 6.6 there are filters only.

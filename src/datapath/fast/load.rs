@@ -46,8 +46,13 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
     for folder in [maps_dir(dir), links_dir(dir)] {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    // Maps that an earlier run pinned keep their size.
+    let (slots, connections) = sizes(memory());
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(maps_dir(dir))
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("FLOWS", connections)
+        .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
     let mut lacking = BTreeMap::new();
@@ -73,6 +78,22 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         lacking.values().next().map(String::as_str).unwrap_or_default()
     );
     Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, lacking))
+}
+
+/// Bytes of memory of this machine.
+fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    total.unwrap_or_default() * 1024
+}
+
+/// How many slots and connections there are room for: less than 1/32 of a small machine's memory, never more than 10,000
+/// services and 131,072 connections need.
+fn sizes(memory: u64) -> (u32, u32) {
+    let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
+    // 8 bytes a slot; a connection takes an entry of some 150 bytes in two maps.
+    (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
@@ -167,5 +188,22 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("ebpf/src has {there} files, the object was made of {seen}: run `make ebpf`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sizes;
+
+    #[test]
+    fn small_machines_keep_most_of_their_memory() {
+        let gigabyte = 1 << 30;
+        for gigabytes in [1, 2, 4, 64] {
+            let (slots, connections) = sizes(gigabytes * gigabyte);
+            let bytes = u64::from(slots) * 8 + u64::from(connections) * 300;
+            assert!(bytes <= gigabytes * gigabyte / 32, "{gigabytes} GB: {bytes}");
+        }
+        assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
+        assert_eq!(sizes(0), (1 << 18, 1 << 14));
     }
 }

@@ -31,8 +31,8 @@ pub struct Surroundings {
     pub tunnel: Option<u32>,
     /// Devices that clients come in by, with their numbers.
     pub uplinks: BTreeMap<String, u32>,
-    /// IPv4 addresses of these.
-    pub locals: BTreeSet<Ipv4Addr>,
+    /// Addresses of these, but for link-local ones.
+    pub locals: BTreeSet<IpAddr>,
     /// Mesh ends of containers' veths by the container's address, with their names and numbers.
     pub veths: BTreeMap<Ipv4Addr, (String, u32)>,
 }
@@ -82,7 +82,7 @@ pub(super) async fn look(mesh: &Mesh) -> anyhow::Result<Surroundings> {
     }
     for message in mesh.host_netlink.dump(Message::GetAddress(AddressMessage::default())).await? {
         let Message::NewAddress(message) = message else { continue };
-        if let Some((index, IpAddr::V4(address))) = wire::read_address(&message)
+        if let Some((index, address)) = wire::read_address(&message)
             && let Some(name) = devices.get(&index)
         {
             all.uplinks.insert(name.clone(), index);

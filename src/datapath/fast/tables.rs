@@ -1,14 +1,23 @@
 //! The maps: read whole, changed entry by entry.
 
 use super::load::{Loaded, chain};
-use super::{Range, Step, Tables};
+use super::{Range, Sources, Step, Tables};
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Port, Vip};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Port, Source, V4, Vip};
 use std::collections::BTreeMap;
 
 fn named(what: &str, error: &MapError) -> anyhow::Error {
     anyhow::anyhow!("map {what}: {}", chain(error))
+}
+
+fn gone_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 impl Loaded {
@@ -19,7 +28,8 @@ impl Loaded {
         self.ebpf.map_mut(name).ok_or_else(|| anyhow::anyhow!("the object has no map {name}"))
     }
 
-    fn dump<K: Pod + Ord, V: Pod>(&self, name: &str) -> anyhow::Result<BTreeMap<K, V>> {
+    /// A whole map.
+    pub(super) fn dump<K: Pod + Ord, V: Pod>(&self, name: &str) -> anyhow::Result<BTreeMap<K, V>> {
         let map: HashMap<&MapData, K, V> = HashMap::try_from(self.map(name)?).map_err(|e| named(name, &e))?;
         let mut all = BTreeMap::new();
         for entry in map.iter() {
@@ -36,11 +46,50 @@ impl Loaded {
 
     fn unset<K: Pod, V: Pod>(&mut self, name: &str, key: K) -> anyhow::Result<()> {
         let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(self.map_mut(name)?).map_err(|e| named(name, &e))?;
-        match map.remove(&key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(named(name, &error)),
+        gone_is_fine(map.remove(&key)).map_err(|e| named(name, &e))
+    }
+
+    fn sources(&self) -> anyhow::Result<Sources> {
+        let map: LpmTrie<&MapData, Source, u32> = LpmTrie::try_from(self.map("SOURCES")?).map_err(|e| named("SOURCES", &e))?;
+        let keys: Result<Vec<Key<Source>>, MapError> = map.keys().collect();
+        let keys = keys.map_err(|e| named("SOURCES", &e))?;
+        Ok(keys.into_iter().map(|key| (key.prefix_len(), key.data())).collect())
+    }
+
+    fn change_source(&mut self, length: u32, source: Source, add: bool) -> anyhow::Result<()> {
+        let map = self.map_mut("SOURCES")?;
+        let mut map: LpmTrie<&mut MapData, Source, u32> = LpmTrie::try_from(map).map_err(|e| named("SOURCES", &e))?;
+        let key = Key::new(length, source);
+        let done = if add { map.insert(&key, 1, 0) } else { gone_is_fine(map.remove(&key)) };
+        done.map_err(|e| named("SOURCES", &e))
+    }
+
+    /// Makes a number to count with, or leaves the one that is there.
+    fn make_count<K: Pod>(&mut self, name: &str, key: K) -> anyhow::Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let map = self.map_mut(name)?;
+        let mut map: PerCpuHashMap<&mut MapData, K, u64> = PerCpuHashMap::try_from(map).map_err(|e| named(name, &e))?;
+        if map.get(&key, 0).is_ok() {
+            return Ok(());
         }
+        map.insert(key, PerCpuValues::try_from(vec![0; cpus])?, 0).map_err(|e| named(name, &e))
+    }
+
+    fn drop_count<K: Pod>(&mut self, name: &str, key: K) -> anyhow::Result<()> {
+        let map = self.map_mut(name)?;
+        let mut map: PerCpuHashMap<&mut MapData, K, u64> = PerCpuHashMap::try_from(map).map_err(|e| named(name, &e))?;
+        gone_is_fine(map.remove(&key)).map_err(|e| named(name, &e))
+    }
+
+    /// Numbers by key, summed over the processors.
+    pub(super) fn sums<K: Pod + Ord>(&self, name: &str) -> anyhow::Result<BTreeMap<K, u64>> {
+        let map: PerCpuHashMap<&MapData, K, u64> = PerCpuHashMap::try_from(self.map(name)?).map_err(|e| named(name, &e))?;
+        let mut all = BTreeMap::new();
+        for entry in map.iter() {
+            let (key, values) = entry.map_err(|e| named(name, &e))?;
+            all.insert(key, values.iter().sum());
+        }
+        Ok(all)
     }
 
     /// Everything.
@@ -48,17 +97,23 @@ impl Loaded {
         let config: Array<&MapData, Config> = Array::try_from(self.map("CONFIG")?).map_err(|e| named("CONFIG", &e))?;
         let mut tables = Tables {
             config: config.get(&0, 0).map_err(|e| named("CONFIG", &e))?,
-            vips: self.dump::<Address, Vip>("VIPS")?,
+            vips: self.dump::<V4, Vip>("VIPS")?,
             members: self.dump::<Member, u32>("MEMBERS")?.into_keys().collect(),
             ports: self.dump::<Port, Frontend>("PORTS")?,
-            backends: self.dump::<Address, Backend>("BACKENDS")?,
+            backends: self.dump::<V4, Backend>("BACKENDS")?,
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
+            sources: self.sources()?,
             slots: BTreeMap::new(),
+            room: 0,
         };
         let vips = tables.vips.values().map(|vip| (vip.base, vip.size));
         let ranges: Vec<Range> = vips.chain(tables.ports.values().map(|port| (port.base, port.size))).collect();
-        let slots: Array<&MapData, Address> = Array::try_from(self.map("SLOTS")?).map_err(|e| named("SLOTS", &e))?;
+        let slots: Array<&MapData, V4> = Array::try_from(self.map("SLOTS")?).map_err(|e| named("SLOTS", &e))?;
+        tables.room = slots.len();
         for (base, size) in ranges {
+            if tables.slots.contains_key(&(base, size)) {
+                continue;
+            }
             let mut all = Vec::new();
             // A damaged entry may name slots that there are not.
             for index in base..base.saturating_add(size).min(slots.len()) {
@@ -79,20 +134,34 @@ impl Loaded {
             }
             Step::Slots(first, addresses) => {
                 let map = self.map_mut("SLOTS")?;
-                let mut map: Array<&mut MapData, Address> = Array::try_from(map).map_err(|e| named("SLOTS", &e))?;
+                let mut map: Array<&mut MapData, V4> = Array::try_from(map).map_err(|e| named("SLOTS", &e))?;
                 for (index, address) in (*first..).zip(addresses) {
                     map.set(index, address, 0).map_err(|e| named("SLOTS", &e))?;
                 }
                 Ok(())
             }
-            Step::SetVip(address, vip) => self.set("VIPS", *address, *vip),
-            Step::RemoveVip(address) => self.unset::<_, Vip>("VIPS", *address),
-            Step::SetPort(port, frontend) => self.set("PORTS", *port, *frontend),
-            Step::RemovePort(port) => self.unset::<_, Frontend>("PORTS", *port),
+            Step::SetVip(address, vip) => {
+                self.make_count("VIP_COUNTS", *address)?;
+                self.set("VIPS", *address, *vip)
+            }
+            Step::RemoveVip(address) => {
+                self.unset::<_, Vip>("VIPS", *address)?;
+                self.drop_count("VIP_COUNTS", *address)
+            }
+            Step::SetPort(port, frontend) => {
+                self.make_count("PORT_COUNTS", *port)?;
+                self.set("PORTS", *port, *frontend)
+            }
+            Step::RemovePort(port) => {
+                self.unset::<_, Frontend>("PORTS", *port)?;
+                self.drop_count("PORT_COUNTS", *port)
+            }
             Step::SetBackend(address, backend) => self.set("BACKENDS", *address, *backend),
             Step::RemoveBackend(address) => self.unset::<_, Backend>("BACKENDS", *address),
             Step::AddLocal(address) => self.set("LOCALS", *address, 1_u32),
             Step::RemoveLocal(address) => self.unset::<_, u32>("LOCALS", *address),
+            Step::AddSource(length, source) => self.change_source(*length, *source, true),
+            Step::RemoveSource(length, source) => self.change_source(*length, *source, false),
             Step::AddMember(member) => self.set("MEMBERS", *member, 1_u32),
             Step::RemoveMember(member) => self.unset::<_, u32>("MEMBERS", *member),
             Step::Attach(_) | Step::Detach(_) | Step::Unpin(_) => Ok(()),

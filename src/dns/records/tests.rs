@@ -60,6 +60,7 @@ fn task(id: &str, nameservers: &[&str]) -> Task {
         attachments: Vec::new(),
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     }
 }
 

@@ -3,9 +3,10 @@
 
 use super::{Dispatcher, Presence};
 use crate::manager::round::BATCH;
-use crate::model::TaskId;
-use crate::model::{Node, NodeId, NodeState, Task, TaskState, TaskStatus, Timestamp};
+use crate::model::task::ListeningPort;
+use crate::model::{Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
+use std::collections::BTreeSet;
 
 const LEADER_CHANGED: &str = "Node moved to \"unknown\" state due to leadership change in cluster";
 
@@ -16,16 +17,27 @@ impl Dispatcher {
             let next = self.node_as_seen(node, now);
             (next != *node).then(|| Action::update(next))
         });
-        let tasks = self.reports.iter().filter_map(|(id, (node, status))| {
-            let task = store.task(id).filter(|t| is_news(t, node, status))?;
-            Some(Action::update(Task { status: status.clone(), ..task.clone() }))
+        let reported: BTreeSet<&TaskId> = self.reports.keys().chain(self.listens.keys()).collect();
+        let tasks = reported.into_iter().filter_map(|id| {
+            let task = store.task(id)?;
+            let status = self.reports.get(id).filter(|(node, status)| is_news(task, node, status));
+            let listens = self.listens.get(id).filter(|(node, listens)| listens_anew(task, node, listens));
+            if status.is_none() && listens.is_none() {
+                return None;
+            }
+            // One write per task.
+            Some(Action::update(Task {
+                status: status.map_or_else(|| task.status.clone(), |(_, status)| status.clone()),
+                listens: listens.map_or_else(|| task.listens.clone(), |(_, listens)| listens.clone()),
+                ..task.clone()
+            }))
         });
         nodes.chain(tasks).take(BATCH).collect()
     }
 
     /// True if some report is not in the store yet.
     pub fn has_reports(&self) -> bool {
-        !self.reports.is_empty()
+        !self.reports.is_empty() || !self.listens.is_empty()
     }
 
     fn node_as_seen(&self, node: &Node, now: Timestamp) -> Node {
@@ -70,10 +82,28 @@ impl Dispatcher {
         }
     }
 
+    /// Keeps what was last seen of each task.
+    pub(super) fn report_listens(&mut self, node: &NodeId, seen: Vec<(TaskId, Vec<ListeningPort>)>) {
+        for (id, listens) in seen {
+            match self.store.task(&id) {
+                Some(task) if listens_anew(task, node, &listens) => drop(self.listens.insert(id, (node.clone(), listens))),
+                // As it was: what was said in between is over.
+                Some(task) if task.node_id.as_ref() == Some(node) => drop(self.listens.remove(&id)),
+                _ => {}
+            }
+        }
+    }
+
     pub(super) fn prune_reports(&mut self) {
         let store = &self.store;
+        self.listens.retain(|id, (node, listens)| store.task(id).is_some_and(|t| listens_anew(t, node, listens)));
         self.reports.retain(|id, (node, status)| store.task(id).is_some_and(|t| is_news(t, node, status)));
     }
+}
+
+/// Counts if it is of that node's task, which may still run, and says something new.
+fn listens_anew(task: &Task, node: &NodeId, listens: &[ListeningPort]) -> bool {
+    task.node_id.as_ref() == Some(node) && !task.status.state.is_final() && task.listens != listens
 }
 
 /// A status counts if it is of that node's task, does not go back in state, and says something new.

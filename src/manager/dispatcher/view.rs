@@ -3,10 +3,12 @@
 
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
+use crate::model::port_labels::PortLabels;
 use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
-use crate::model::{NetworkId, NodeId, NodeView, Task, TaskState};
+use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// The whole view of a node at this state of the store; `None` before the cluster object is there.
@@ -70,7 +72,9 @@ impl<'a> Source<'a> {
             has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
         };
         let same = has.is_some_and(|has| has.tasks.len() == tasks.len()) && tasks.iter().all(known);
-        if same && tasks.iter().all(|t| has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.status == t.status)) {
+        let told =
+            |t: &&Task| has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.status == t.status && h.listens == t.listens);
+        if same && tasks.iter().all(told) {
             return Change::None;
         }
         let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
@@ -166,31 +170,40 @@ fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: O
             endpoints: node.mesh.endpoints.clone(),
             containers,
             fast: node.description.fast_plane,
+            down: node.status.state == NodeState::Down,
         }
     });
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
     Some(ClusterPart { mesh: cluster.mesh, pools, nodes: nodes.collect(), ports: ports(store, ingress) })
 }
 
+fn backend((task, node, address): &(&Task, &NodeId, Ipv4Addr), port: &PortConfig) -> Backend {
+    let listens = task.listens_on(port.protocol, port.target_port);
+    Backend { task_id: task.id.clone(), node_id: (*node).clone(), address: *address, listens }
+}
+
 fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
-    let mut backends = BTreeMap::<_, Vec<Backend>>::new();
+    let mut backends = BTreeMap::<_, Vec<(&Task, &NodeId, Ipv4Addr)>>::new();
     for task in store.tasks().filter(|t| t.is_backend()) {
         let Some(address) = ingress.and_then(|id| task.address_on(id)) else { continue };
         let Some(node) = task.node_id.as_ref().filter(|id| store.node(id).is_some()) else { continue };
-        let backend = Backend { task_id: task.id.clone(), node_id: node.clone(), address };
-        backends.entry(&task.service_id).or_default().push(backend);
+        backends.entry(&task.service_id).or_default().push((task, node, address));
     }
     let mut all: Vec<PublishedPort> = store
         .services()
         .flat_map(|service| {
             let backends = &backends;
+            // One that does not parse is older than its meaning: the API refuses it. It stays as open as it was.
+            let labels = PortLabels::read(&service.spec.labels).unwrap_or_default();
             service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| PublishedPort {
                 protocol: port.protocol,
                 published: port.published_port,
                 target: port.target_port,
                 service_id: service.id.clone(),
                 service_name: service.spec.name.clone(),
-                backends: backends.get(&service.id).cloned().unwrap_or_default(),
+                backends: backends.get(&service.id).into_iter().flatten().map(|of| backend(of, port)).collect(),
+                affinity: labels.affinity,
+                allow: labels.allow.clone(),
             })
         })
         .collect();

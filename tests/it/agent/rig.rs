@@ -285,6 +285,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         attachments: Vec::new(),
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     }
 }
 

@@ -193,6 +193,7 @@ fn running(service: &skep::model::Service, slot: u64) -> Task {
         attachments: Vec::new(),
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     }
 }
 

@@ -394,5 +394,6 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         attachments,
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     })
 }

@@ -111,6 +111,7 @@ async fn a_task_with_resolvers_of_its_own_asks_those() {
         attachments: Vec::new(),
         not_before: None,
         ports: Vec::new(),
+        listens: Vec::new(),
     };
     let mut changed = view(2, vec![two(net)]);
     changed.mine = Arc::new(Mine { tasks: BTreeMap::from([(task.id.clone(), task)]) });

@@ -47,16 +47,17 @@ async fn a_second_run_takes_over_what_the_first_left() {
         link(Hook::FromHost, MESH_END, around.mesh_end),
     ];
     let attach: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
-    let backend = skep_ebpf::Backend { ifindex: 7, prefix: [1, 2, 3, 4, 5, 6, 7, 8] };
+    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2] };
+    let address = skep_ebpf::words::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
-    first.apply(&[Step::SetBackend([10, 0, 0, 7], backend)]).await.expect("sets");
+    first.apply(&[Step::SetBackend(address, backend)]).await.expect("sets");
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
     drop(first);
 
     let second = Fast::open(&dir, mesh.clone()).await.expect("loads beside");
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
-    assert_eq!(left.tables.backends.get(&[10, 0, 0, 7]), Some(&backend), "maps are shared");
+    assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");
     second.apply(&attach).await.expect("attaches in their place");
     let now = second.observe().await.expect("observes");
     assert_eq!((now.links.len(), now.stale.len()), (3, 0), "{now:?}");

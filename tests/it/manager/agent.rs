@@ -3,8 +3,12 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 use skep::manager::SessionId;
-use skep::model::view::{ClusterPart, Mine, Networks};
-use skep::model::{NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use skep::model::service::Protocol;
+use skep::model::view::{ClusterPart, Listens, Mine, Networks};
+use skep::model::{
+    NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    task::{ContainerStatus, ListeningPort},
+};
 use skep::rpc::message::{FORMAT, ToManager, ToNode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +18,8 @@ use std::sync::Arc;
 pub struct Container {
     pub task: Task,
     pub status: TaskStatus,
+    /// What it listens on.
+    pub listens: Vec<ListeningPort>,
     /// Steps until it ends by itself.
     pub life: Option<u32>,
     /// Steps until it has stopped, once asked.
@@ -38,6 +44,7 @@ pub struct Agent {
     pub cluster: Option<Arc<ClusterPart>>,
     pub containers: BTreeMap<TaskId, Container>,
     unsent: BTreeMap<TaskId, TaskStatus>,
+    unsaid: BTreeMap<TaskId, Vec<ListeningPort>>,
 }
 
 impl Agent {
@@ -53,12 +60,14 @@ impl Agent {
             cluster: None,
             containers: BTreeMap::new(),
             unsent: BTreeMap::new(),
+            unsaid: BTreeMap::new(),
         }
     }
 
     pub fn hello(&mut self) -> ToManager {
         // Everything is told anew in a new session.
         self.unsent = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
+        self.unsaid = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
         ToManager::Hello {
             format: FORMAT,
             description: super::build::description(self.id.as_str()),
@@ -99,6 +108,7 @@ impl Agent {
             self.containers.entry(task.id.clone()).or_insert_with(|| Container {
                 task: task.clone(),
                 status: TaskStatus { container: None, ..task.status.clone() },
+                listens: Vec::new(),
                 life: life(task, rng),
                 stopping: None,
             });
@@ -119,16 +129,35 @@ impl Agent {
                 };
                 unsent.insert(id.clone(), container.status.clone());
             }
+            if let Some(now) = container.listening(rng) {
+                container.listens.clone_from(&now);
+                self.unsaid.insert(id.clone(), now);
+            }
         }
         told
     }
 
-    pub fn reports(&mut self) -> Option<ToManager> {
-        (!self.unsent.is_empty()).then(|| ToManager::Status(std::mem::take(&mut self.unsent).into_iter().collect()))
+    pub fn reports(&mut self) -> Vec<ToManager> {
+        let mut all = Vec::new();
+        if !self.unsent.is_empty() {
+            all.push(ToManager::Status(std::mem::take(&mut self.unsent).into_iter().collect()));
+        }
+        if !self.unsaid.is_empty() {
+            all.push(ToManager::Listens(std::mem::take(&mut self.unsaid).into_iter().collect()));
+        }
+        all
     }
 }
 
 impl Container {
+    /// Begins to listen some time after it runs; flaky ones stop again.
+    fn listening(&self, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
+        let stops = if self.task.service_name.starts_with("flaky") { 0.02 } else { 0.0 };
+        let flips = self.status.state == TaskState::Running && rng.random_bool(if self.listens.is_empty() { 0.5 } else { stops });
+        let port = ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4: true, v6: rng.random_bool(0.5) } };
+        flips.then(|| if self.listens.is_empty() { vec![port] } else { Vec::new() })
+    }
+
     fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, told: &mut Vec<TaskId>) -> TaskState {
         let state = self.status.state;
         if state.is_final() {

@@ -4,8 +4,9 @@ use super::build::{self, apply, node, service};
 use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
 use skep::manager::round::Planner;
 use skep::manager::{ManagerSettings, SessionId};
-use skep::model::view::Mine;
-use skep::model::{NodeState, Revision, TaskId, TaskState, TaskStatus, Timestamp};
+use skep::model::task::ListeningPort;
+use skep::model::view::{Listens, Mine};
+use skep::model::{NodeState, Protocol, Revision, TaskId, TaskState, TaskStatus, Timestamp};
 use skep::rpc::message::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, Store};
 use std::sync::Arc;
@@ -299,6 +300,70 @@ fn a_task_is_told_to_stop_once_all_nodes_have_let_go_of_it() {
     assert!(mine(&rig.say(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
     let told = mine(&rig.say(SessionId(2), ToManager::Heartbeat { applied: revision }));
     assert_eq!(told[0].tasks[&task.id].desired_state, TaskState::Remove);
+}
+
+#[test]
+fn who_listens_is_told_to_every_node_and_is_no_order_to_its_own() {
+    let mut rig = Rig::new(2);
+    rig.open(1, ONE);
+    rig.open(2, SessionId(2));
+    rig.settle();
+    rig.write(vec![Action::create(service("web", 1, &[(80, 8080)], &[]))]);
+    rig.settle();
+    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
+    rig.say(ONE, ToManager::Status(vec![(id.clone(), status(TaskState::Running, rig.now))]));
+    rig.settle();
+    let listens = |effects: &[Effect]| -> Vec<(bool, bool)> {
+        let of = |e: &Effect| match e {
+            Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } => Some(c.ports[0].backends[0].listens),
+            _ => None,
+        };
+        effects.iter().filter_map(of).map(|l| (l.v4, l.v6)).collect()
+    };
+    let port = |number, v4, v6| ListeningPort { protocol: Protocol::Tcp, port: number, listens: Listens { v4, v6 } };
+    let seen = |ports: &[ListeningPort]| ToManager::Listens(vec![(id.clone(), ports.to_vec())]);
+    let before = view_of(&rig.store, &node(2)).unwrap().cluster.ports[0].backends[0].listens;
+    assert_eq!(before, Listens::default(), "a task starts with nothing");
+
+    // Another node's word does not count; a new status in the same round does not get lost.
+    rig.say(SessionId(2), seen(&[port(8080, true, true)]));
+    assert!(listens(&rig.settle()).is_empty());
+    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    let later = TaskStatus { message: "still".to_owned(), ..status(TaskState::Running, rig.now.plus(Duration::from_millis(1))) };
+    rig.say(ONE, ToManager::Status(vec![(id.clone(), later)]));
+    let effects = rig.settle();
+    assert_eq!(listens(&effects), [(true, false); 2], "both nodes are told");
+    assert!(mine(&effects).is_empty(), "{effects:?}");
+    assert_eq!(rig.store.task(&id).unwrap().status.message, "still");
+
+    // The same again is nothing new; what was taken back before it was written neither.
+    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    rig.say(ONE, seen(&[]));
+    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    assert!(!rig.core.has_reports() && rig.settle().is_empty());
+    rig.say(ONE, seen(&[]));
+    assert_eq!(listens(&rig.settle()), [(false, false); 2]);
+}
+
+#[test]
+fn every_node_is_told_what_a_services_labels_say_of_its_ports() {
+    let mut rig = Rig::new(2);
+    rig.open(2, ONE);
+    rig.settle();
+    let mut web = service("web", 1, &[(80, 80)], &[]);
+    web.spec.labels.insert("skep.allow".to_owned(), "2001:db8::/32, 192.0.2.7".to_owned());
+    rig.write(vec![Action::create(web)]);
+    rig.settle();
+    let port = |rig: &Rig| view_of(&rig.store, &node(2)).unwrap().cluster.ports[0].clone();
+    assert_eq!(port(&rig).allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7/32", "2001:db8::/32"]);
+    assert!(!port(&rig).affinity);
+    let mut web = rig.store.service(&"web".into()).unwrap().clone();
+    web.spec.labels = [("skep.affinity".to_owned(), "source".to_owned())].into();
+    let effects = rig.write(vec![Action::update(web)]);
+    let told =
+        |e: &Effect| matches!(e, Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } if c.ports[0].affinity);
+    assert!(effects.iter().any(told), "{effects:?}");
+    assert!(port(&rig).allow.is_empty());
 }
 
 #[test]

@@ -68,6 +68,7 @@ fn life(seed: u64) {
     let restless = sim.tasks("crash").len() + sim.tasks("flaky").len();
     let lingering = sim.store.tasks().filter(|t| t.desired_state > TaskState::Running && !t.status.state.is_final()).count();
     assert_eq!((restless, lingering), (0, 0), "seed {seed}\n{}", sim.picture());
+    sim.check_listens();
     let wrong = check_settled(&sim.store);
     assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}\n{}", sim.picture());
 }

@@ -30,6 +30,7 @@ fn six_on_three_nodes_are_spread_and_published() {
         assert_eq!(cluster.ports.len(), 1);
         assert_eq!(cluster.ports[0].published, 8080);
         assert_eq!(cluster.ports[0].backends.len(), 6, "every node sends to all");
+        assert!(cluster.ports[0].backends.iter().all(|b| b.listens.v4), "and knows that they listen");
         assert!(cluster.nodes.iter().all(|n| n.containers.len() == 2));
         assert_eq!(agent.networks.by_id.len(), 1);
         assert_eq!(agent.networks.by_id.values().next().unwrap().members.len(), 6);

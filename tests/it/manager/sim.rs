@@ -163,9 +163,10 @@ impl Sim {
         }
         let agent = self.agents.get_mut(&node).unwrap();
         let told = agent.step(self.now, &mut self.rng);
-        let reports = agent.session.filter(|_| agent.linked).and_then(|s| Some((s, agent.reports()?)));
-        if let Some((session, reports)) = reports {
-            self.transit(Due::ToManager(session, reports));
+        if let Some(session) = agent.session.filter(|_| agent.linked) {
+            for report in agent.reports() {
+                self.transit(Due::ToManager(session, report));
+            }
         }
         for task in told {
             self.check_ordered_stop(&task);
@@ -311,6 +312,21 @@ impl Sim {
             }
             let sends = agent.cluster.iter().flat_map(|c| &c.ports).flat_map(|p| &p.backends).any(|b| b.task_id == *task);
             assert!(!sends, "{task} is stopped while {} still sends to it\n{}", agent.id, self.picture());
+        }
+    }
+
+    /// What the store and every node know of who listens is what containers do.
+    pub fn check_listens(&self) {
+        for container in self.agents.values().flat_map(|a| a.containers.values()).filter(|c| c.runs()) {
+            let stored = self.store.task(&container.task.id).map(|t| t.listens.clone());
+            assert_eq!(stored.as_ref(), Some(&container.listens), "{}\n{}", container.task.id, self.picture());
+            for agent in self.agents.values().filter(|a| a.session.is_some()) {
+                let ports = agent.cluster.iter().flat_map(|c| &c.ports).filter(|p| p.target == 80);
+                for backend in ports.flat_map(|p| &p.backends).filter(|b| b.task_id == container.task.id) {
+                    let listens = container.listens.first().map(|p| p.listens).unwrap_or_default();
+                    assert_eq!(backend.listens, listens, "as {} knows {}", agent.id, container.task.id);
+                }
+            }
         }
     }
 

@@ -1,0 +1,75 @@
+//! Addresses and ports of the loader as words, and back.
+
+use crate::{Address, PortNumber, Prefix, V4, packet::mapped};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 address.
+#[must_use]
+pub const fn v4(address: Ipv4Addr) -> V4 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// And back.
+#[must_use]
+pub const fn to_v4(word: V4) -> Ipv4Addr {
+    let [a, b, c, d] = word.to_ne_bytes();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+/// An address of either family.
+#[must_use]
+pub fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => mapped(v4(address)),
+        IpAddr::V6(address) => {
+            let bytes = address.octets();
+            core::array::from_fn(|i| u32::from_ne_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
+        }
+    }
+}
+
+/// And back.
+#[must_use]
+pub fn to_address(words: Address) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (i, word) in words.iter().enumerate() {
+        bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
+/// The first half of an address.
+#[must_use]
+pub fn prefix(whole: Ipv6Addr) -> Prefix {
+    let words = address(IpAddr::V6(whole));
+    [words[0], words[1]]
+}
+
+/// A port.
+#[must_use]
+pub const fn port(number: u16) -> PortNumber {
+    number.to_be()
+}
+
+/// And back.
+#[must_use]
+pub const fn to_port(word: PortNumber) -> u16 {
+    u16::from_be(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        for text in ["192.0.2.7", "fd12:3456:789a:1::5e", "::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(to_address(address(ip)), ip);
+        }
+        assert_eq!(to_v4(v4(Ipv4Addr::new(10, 0, 1, 2))), Ipv4Addr::new(10, 0, 1, 2));
+        assert_eq!(v4(Ipv4Addr::new(10, 0, 1, 2)).to_ne_bytes(), [10, 0, 1, 2], "as in a packet");
+        assert_eq!(port(8080).to_ne_bytes(), [0x1f, 0x90]);
+        assert_eq!(to_port(port(8080)), 8080);
+    }
+}
