@@ -32,7 +32,7 @@ use std::time::Instant;
 
 /// Where the servers in the containers listen.
 const TARGET: u16 = 7000;
-/// Where nobody does.
+/// Where they do as well, and a firewall is in front of it in some test.
 const CLOSED: u16 = 7999;
 /// Where somebody listens over IPv4 only.
 const OLD: u16 = 7001;
@@ -77,16 +77,27 @@ impl Stage {
                     .map(|p| json!({ "Protocol": p, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress" }))
             })
             .collect();
-        let mut template = json!({ "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } });
-        if let [only] = nodes {
-            template["Placement"] = json!({ "Constraints": [format!("node.hostname==n{}", only + 1)] });
-        }
+        let template = json!({ "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } });
         let spec = json!({
             "Name": name, "Labels": labels, "TaskTemplate": template,
             "Mode": { "Replicated": { "Replicas": nodes.len() } }, "EndpointSpec": { "Ports": ports },
         });
+        // There are no constraints yet: the other nodes take no tasks meanwhile.
+        let others: Vec<usize> = (0..self.swarm.hosts.len()).filter(|node| !nodes.contains(node)).collect();
+        for node in &others {
+            self.availability(*node, "pause").await;
+        }
         ok(&post(&self.swarm.hosts[0], "/services/create", &spec).await);
-        self.spots(name, nodes.len()).await
+        let spots = self.spots(name, nodes.len()).await;
+        for node in others {
+            self.availability(node, "active").await;
+        }
+        spots
+    }
+
+    async fn availability(&self, node: usize, value: &str) {
+        let line = format!("node update --availability {value} n{}", node + 1);
+        self.swarm.hosts[0].docker_run(&line).await.expect("node update");
     }
 
     /// The namespaces of a service's containers, named after their nodes, sorted.
@@ -99,13 +110,13 @@ impl Stage {
         spots
     }
 
-    /// Waits until the fast plane of every node serves these ports, over TCP and UDP.
+    /// Waits until the fast plane of every node serves these ports, over TCP and UDP, to clients of both families.
     async fn served(&self, ports: &[u16]) {
         for host in &self.swarm.hosts {
             within(40, "ports on the fast plane", || async {
                 let fast = status(host).await["fast"].take();
                 let has: BTreeSet<&str> = fast["ports"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                let all = ports.iter().flat_map(|port| [format!("{port}/tcp"), format!("{port}/udp")]);
+                let all = ports.iter().flat_map(|port| ["tcp", "udp", "tcp6", "udp6"].map(|kind| format!("{port}/{kind}")));
                 let lacking: Vec<String> = all.filter(|port| !has.contains(port.as_str())).collect();
                 anyhow::ensure!(lacking.is_empty(), "{} does not serve {lacking:?}: {fast:#}", host.name());
                 Ok(())
@@ -201,7 +212,7 @@ impl Walk {
 }
 
 /// One service per node, so that a port number says where the backend is: 8081, 8082 and 8083, and 8181 to 8183 for the same
-/// servers; nobody listens behind 8091 to 8093, and over IPv4 only behind 8071 to 8073.
+/// servers; 8091 to 8093 lead to a port of their own, and over IPv4 only behind 8071 to 8073.
 struct PerNode {
     servers: Vec<Server>,
     spots: Vec<Spot>,
@@ -222,9 +233,10 @@ impl PerNode {
             let spot = stage.publish(&format!("on{}", node + 1), &[node], &ports, json!({})).await.remove(0);
             servers.push(serve(&spot, TARGET, Ipv6Addr::UNSPECIFIED.into()));
             serve(&spot, OLD, Ipv4Addr::UNSPECIFIED.into());
+            serve(&spot, CLOSED, Ipv6Addr::UNSPECIFIED.into());
             spots.push(spot);
         }
-        let all: Vec<u16> = nodes.flat_map(|node| [port_of(node), port_of(node) + 100]).collect();
+        let all: Vec<u16> = nodes.flat_map(|node| [0, 10, 100].map(|more| port_of(node) + more)).collect();
         stage.served(&all).await;
         Self { servers, spots }
     }
@@ -239,7 +251,7 @@ async fn published_ports_packet_by_packet() {
     walk.part("IPv4 only: an IPv6 client is served all the same", thirty_six::old(&stage)).await;
     walk.part("bulk: 100 MB both ways", bulk::streams(&stage)).await;
     walk.part("bulk: datagrams of any size", bulk::datagrams(&stage)).await;
-    walk.part("errors: closed ports refuse", errors::closed(&stage)).await;
+    walk.part("errors: closed ports refuse", errors::closed(&stage, &per_node)).await;
     walk.part("errors: a narrow hop", errors::narrow(&stage)).await;
     walk.part("collide: one client socket through two nodes and two ports", collide::all(&stage)).await;
     walk.part("labels: affinity", labels::affinity(&stage)).await;

@@ -6,22 +6,43 @@ use skep::lab::output;
 use std::io::ErrorKind;
 use tokio::process::Command;
 
-/// Nobody listens in the container: the client is told so, over both protocols, by a backend here and elsewhere.
-pub async fn closed(stage: &Stage) {
+/// A container refuses, with RST or by ICMP: the client is told so, over both protocols, by a backend here and elsewhere.
+/// (By a firewall: where nobody listens, no task is a backend.)
+pub async fn closed(stage: &Stage, per_node: &PerNode) {
     let client = stage.client(2);
-    stage.served(&[port_of(0) + 10, port_of(1) + 10]).await;
+    let rules = |change: &str| {
+        let rule = |tool: &str, protocol: &str, with: &str| {
+            format!("{tool} {change} INPUT -p {protocol} --dport {CLOSED} -j REJECT --reject-with {with}")
+        };
+        [
+            rule("iptables", "udp", "icmp-port-unreachable"),
+            rule("ip6tables", "udp", "icmp6-port-unreachable"),
+            rule("iptables", "tcp", "icmp-port-unreachable"),
+            rule("ip6tables", "tcp", "tcp-reset"),
+        ]
+    };
+    for spot in &per_node.spots[..2] {
+        for rule in rules("-A") {
+            spot.run(&rule).await;
+        }
+    }
     for (six, backend) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
         let to = at(0, six, port_of(backend) + 10);
-        let error = client.tcp(None, to).expect_err("nobody listens");
+        let error = client.tcp(None, to).expect_err("the container refuses");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "TCP to {to} of n{}: {error}", backend + 1);
         within(10, "a datagram to be refused", || async {
             let socket = client.udp(None, to)?;
             socket.send(b"anybody?")?;
-            let error = socket.recv(&mut [0; 16]).expect_err("nobody answers");
+            let error = socket.recv(&mut [0; 16]).expect_err("the container refuses");
             anyhow::ensure!(error.kind() == ErrorKind::ConnectionRefused, "UDP to {to} of n{}: {error}", backend + 1);
             Ok(())
         })
         .await;
+    }
+    for spot in &per_node.spots[..2] {
+        for rule in rules("-D") {
+            spot.run(&rule).await;
+        }
     }
 }
 

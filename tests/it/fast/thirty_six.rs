@@ -75,11 +75,8 @@ pub async fn old(stage: &Stage) {
         assert!(seen.who == "n1" && seen.peer.is_ipv4(), "{seen:?}");
         within(10, "the status to say so", || async {
             let fast = status(&stage.swarm.hosts[node]).await["fast"].take();
-            let left = fast["left"].as_object().into_iter().flatten().any(|(name, why)| {
-                name.starts_with(&port.to_string())
-                    && name.contains("tcp")
-                    && why.as_str().is_some_and(|why| why.contains("IPv4"))
-            });
+            let why = fast["left"][format!("{port}/tcp6")].as_str().unwrap_or_default().to_owned();
+            let left = why.contains("over IPv6") && fast["ports"].to_string().contains(&format!("\"{port}/tcp\""));
             ensure!(left, "not named in {}", fast["left"]);
             Ok(())
         })
