@@ -75,7 +75,7 @@ pub struct FastEnds {
 
 /// Keeps the fast plane at the view until `shutdown`. Nothing is taken down at the end: it outlives the daemon.
 pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration, shutdown: CancellationToken) {
-    let mut keeper = Keeper { me, fast, cookies: Cookies::default(), entered: BTreeMap::new(), settled: None, mended: 0 };
+    let mut keeper = Keeper::new(me, fast);
     let mut backoff = BACKOFF.0;
     let (mut views_end, mut sandboxes_end) = (false, false);
     loop {
@@ -142,12 +142,19 @@ struct Keeper {
     cookies: Cookies,
     /// Namespaces that were entered: `None`, or how often it failed so far.
     entered: BTreeMap<Entered, Option<u32>>,
+    /// Hooks that cannot be had, and why, at the last look.
+    lacking: BTreeMap<Hook, String>,
     /// What was there when all was well last.
     settled: Option<table::Desired>,
     mended: u64,
 }
 
 impl Keeper {
+    fn new(me: NodeId, fast: Arc<Fast>) -> Self {
+        let (cookies, entered, lacking) = (Cookies::default(), BTreeMap::new(), BTreeMap::new());
+        Self { me, fast, cookies, entered, lacking, settled: None, mended: 0 }
+    }
+
     /// Prepares namespaces that are new. Says whether one is to be tried again soon.
     async fn enter(&mut self, sandboxes: &[Sandbox], ingress: Option<&Ingress>) -> bool {
         let ports = |sandbox: &Sandbox| {
@@ -180,7 +187,9 @@ impl Keeper {
         let members = self.cookies.members(sandboxes);
         let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
         let actual = self.fast.observe().await.context("the fast plane cannot be read")?;
-        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, self.fast.lacking());
+        self.lacking = self.fast.lacking().clone();
+        self.lacking.extend(actual.refused.clone());
+        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, &self.lacking);
         let steps = table::plan(&desired, &actual);
         if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
             self.mended += steps.len() as u64;
@@ -201,11 +210,11 @@ impl Keeper {
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
     fn calls(&self) -> bool {
-        !self.fast.lacking().keys().any(|hook| hook.side() == Side::Cgroup)
+        !self.lacking.keys().any(|hook| hook.side() == Side::Cgroup)
     }
 
     fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> anyhow::Result<FastStatus> {
-        let lacking = self.fast.lacking();
+        let lacking = &self.lacking;
         let mut status = FastStatus {
             up: true,
             lacking: lacking.iter().map(|(hook, why)| (Hook::program(*hook).to_owned(), why.clone())).collect(),
