@@ -3,7 +3,7 @@
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
 use super::table::{self, Family, PortPlane};
-use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, cookie};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
@@ -39,12 +39,9 @@ pub struct FastStatus {
     pub ports: BTreeSet<String>,
     /// Published ports that are left to user space, and why.
     pub left: BTreeMap<String, String>,
-    /// New connections that it gave a backend, by published port.
+    /// New connections that it gave a backend.
     #[serde(default)]
-    pub port_connections: BTreeMap<String, u64>,
-    /// The same by virtual address.
-    #[serde(default)]
-    pub vip_connections: BTreeMap<Ipv4Addr, u64>,
+    pub connections: Vec<Connections>,
     /// Virtual addresses that it carries.
     pub vips: usize,
     /// Containers that virtual addresses work in.
@@ -55,6 +52,17 @@ pub struct FastStatus {
     pub mended: u64,
     /// What the programs counted.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// New connections of a service by one of its frontends.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct Connections {
+    /// Name of the service.
+    pub service: String,
+    /// A published port as `8080/tcp` (`8080/tcp6` for IPv6 clients), or a virtual address.
+    pub frontend: String,
+    /// How many since the fast plane was loaded first.
+    pub connections: u64,
 }
 
 /// What the loop stands on.
@@ -186,7 +194,15 @@ impl Keeper {
     async fn reconcile(&mut self, view: &NodeView, sandboxes: &[Sandbox]) -> anyhow::Result<(FastStatus, Ready)> {
         let members = self.cookies.members(sandboxes);
         let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
-        let actual = self.fast.observe().await.context("the fast plane cannot be read")?;
+        let mut actual = self.look().await?;
+        if actual.surroundings.host_end.is_none() || actual.surroundings.mesh_end.is_none() {
+            if self.settled.take().is_some() {
+                self.mended += 1;
+                tracing::warn!(step = %Step::Pair, "fast plane was not as it had been left, mended");
+            }
+            self.fast.apply(&[Step::Pair]).await?;
+            actual = self.look().await?;
+        }
         self.lacking = self.fast.lacking().clone();
         self.lacking.extend(actual.refused.clone());
         let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, &self.lacking);
@@ -206,6 +222,10 @@ impl Keeper {
         let status = self.status(view, &desired, actual.tables.room)?;
         self.settled = Some(desired);
         Ok((status, ready))
+    }
+
+    async fn look(&self) -> anyhow::Result<State> {
+        self.fast.observe().await.context("the fast plane cannot be read")
     }
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
@@ -228,13 +248,18 @@ impl Keeper {
         let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| slots.as_slice()).collect();
         let full = tables.iter().map(|slots| slots.len()).sum::<usize>() > room as usize;
         let (ports, vips) = self.fast.connections()?;
-        status.vip_connections = vips;
+        for service in view.networks.by_id.values().flat_map(|network| &network.services) {
+            let connections = vips.get(&service.vip).copied().unwrap_or_default();
+            let (service, frontend) = (service.name.clone(), service.vip.to_string());
+            status.connections.push(Connections { service, frontend, connections });
+        }
         for port in &view.cluster.ports {
             for family in Family::ALL {
                 let six = if family == Family::V6 { "6" } else { "" };
                 let name = format!("{}/{}{six}", port.published, port.protocol.as_str());
                 if let Some(connections) = ports.get(&table::port_key(port, family)) {
-                    status.port_connections.insert(name.clone(), *connections);
+                    let (service, frontend) = (port.service_name.clone(), name.clone());
+                    status.connections.push(Connections { service, frontend, connections: *connections });
                 }
                 let plane: PortPlane = table::port_plane(view, port, family, lacking);
                 match plane {
@@ -244,6 +269,7 @@ impl Keeper {
                 }
             }
         }
+        status.connections.sort();
         Ok(status)
     }
 }

@@ -1,8 +1,10 @@
 //! Published ports of whole swarms with real packets: every protocol and family on every node, ports of the task's own
 //! node, and that nobody notices when tasks go.
 
+mod dead;
 mod edge;
 mod host_mode;
+mod listens;
 pub mod order;
 
 use super::load::*;
@@ -56,6 +58,16 @@ pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
     let mut spec = service["Spec"].clone();
     spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
     ok(&post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await);
+}
+
+/// Where a task runs: the number of its host.
+async fn place(swarm: &Swarm, task: &Value) -> usize {
+    for (i, host) in swarm.hosts.iter().enumerate() {
+        if task["NodeID"] == json!(swarm.node_id(host).await) {
+            return i;
+        }
+    }
+    panic!("a task of no host: {task:#}");
 }
 
 /// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,

@@ -87,7 +87,10 @@ fn remove_other_maps(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps"));
-        if maps && path != own && let Err(error) = fs::remove_dir_all(&path) {
+        if maps
+            && path != own
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
             tracing::warn!(path = %path.display(), %error, "maps of another layout stay");
         }
     }
