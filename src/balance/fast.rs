@@ -50,6 +50,9 @@ pub struct FastStatus {
     pub links: usize,
     /// Entries and programs that were not as they had been left, and were mended.
     pub mended: u64,
+    /// Changes that the last look found necessary, and made. 0: all is as it shall be.
+    #[serde(default)]
+    pub changed: usize,
     /// What the programs counted.
     pub counters: BTreeMap<String, u64>,
 }
@@ -219,7 +222,7 @@ impl Keeper {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
             vips: desired.vips.keys().copied().map(words::to_v4).collect(),
         };
-        let status = self.status(view, &desired, actual.tables.room)?;
+        let status = FastStatus { changed: steps.len(), ..self.status(view, &desired, actual.tables.room)? };
         self.settled = Some(desired);
         Ok((status, ready))
     }
