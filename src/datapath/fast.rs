@@ -18,6 +18,7 @@ use super::mesh::Mesh;
 
 mod answers;
 mod dump;
+mod filters;
 mod hooks;
 mod load;
 mod sandbox;
@@ -130,12 +131,12 @@ pub struct Link {
 }
 
 impl Link {
-    /// Name of its pin.
+    /// Name of its pin. A bpf file system takes no dots, device names no colons.
     #[must_use]
     pub fn pin(&self) -> String {
         match self.hook.side() {
             Side::Cgroup => self.hook.program().to_owned(),
-            Side::Host | Side::Mesh => format!("{}@{}@{}", self.hook.program(), self.device, self.index),
+            Side::Host | Side::Mesh => format!("{}@{}@{}", self.hook.program(), self.device.replace('.', ":"), self.index),
         }
     }
 }
@@ -304,7 +305,7 @@ impl Fast {
     /// The kernel's.
     pub async fn observe(&self) -> anyhow::Result<State> {
         let surroundings = surroundings::look(&self.mesh).await.context("cannot read devices and addresses")?;
-        let (links, stale) = self.look_at_links().context("cannot read the programs at their places")?;
+        let (links, stale) = self.look_at_links().await.context("cannot read the programs at their places")?;
         let tables = self.loaded().look_at_tables().context("cannot read the maps")?;
         Ok(State { links, stale, tables, surroundings })
     }
@@ -317,9 +318,9 @@ impl Fast {
         let mut failed = Vec::new();
         for step in steps {
             let done = match step {
-                Step::Attach(link) => self.attach(link),
-                Step::Detach(link) => self.detach(link),
-                Step::Unpin(pin) => self.unpin(pin),
+                Step::Attach(link) => self.attach(link).await,
+                Step::Detach(link) => self.detach(link).await,
+                Step::Unpin(pin) => self.unpin(pin).await,
                 other => self.loaded().change(other),
             };
             match done {
@@ -358,23 +359,21 @@ impl Fast {
     /// # Errors
     /// What stays behind and why.
     pub async fn remove(&self) -> anyhow::Result<()> {
-        remove(&self.dir)?;
+        remove(&self.dir, &self.mesh).await?;
         surroundings::remove_pair(&self.mesh).await
     }
 }
 
-/// Takes away what a run left below `dir`, without loading anything.
+async fn remove(dir: &Path, mesh: &Mesh) -> anyhow::Result<()> {
+    let unpinned = hooks::unpin_all(&load::links_dir(dir), mesh).await;
+    unpinned.and_then(|()| load::remove(dir)).with_context(|| format!("cannot take the fast plane in {} down", dir.display()))
+}
+
+/// Takes away what an earlier run with a fast plane left in a run directory, without loading anything, for a daemon that
+/// runs without one.
 ///
 /// # Errors
 /// What stays behind and why.
-pub fn remove(dir: &Path) -> anyhow::Result<()> {
-    load::remove(dir).with_context(|| format!("cannot take the fast plane in {} down", dir.display()))
-}
-
-/// Takes away what an earlier run with a fast plane left in a run directory, for a daemon that runs without one.
-///
-/// # Errors
-/// As [`remove`].
-pub fn remove_left(run_dir: &Path) -> anyhow::Result<()> {
-    remove(&run_dir.join("bpf"))
+pub async fn remove_left(run_dir: &Path, mesh: &Mesh) -> anyhow::Result<()> {
+    remove(&run_dir.join("bpf"), mesh).await
 }

@@ -106,7 +106,7 @@ impl Network {
         daemon.sandboxes.set(None);
         let fast = match &self.fast {
             Ok(fast) => fast.remove().await,
-            Err(_) => fast::remove_left(&daemon.settings.run_dir),
+            Err(_) => fast::remove_left(&daemon.settings.run_dir, &self.mesh).await,
         };
         let closed = tunnel::close(&self.tunnel_config).await;
         let removed = self.mesh.remove();
@@ -129,7 +129,7 @@ async fn open_fast(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<Fast>, Strin
         }
         Err(why) => {
             tracing::info!(why, "no fast plane: virtual addresses are not answered, ports are served in user space");
-            if let Err(error) = fast::remove_left(run_dir) {
+            if let Err(error) = fast::remove_left(run_dir, mesh).await {
                 tracing::warn!(error = format!("{error:#}"), "programs of an earlier run stay");
             }
         }

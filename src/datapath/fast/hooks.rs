@@ -2,16 +2,19 @@
 //! pin whose device was made anew is recognised as nobody's.
 
 use super::load::{self, links_dir};
-use super::{Fast, Hook, Link, Side};
+use super::{Fast, Hook, Link, Side, filters};
 use anyhow::Context as _;
 use aya::programs::links::{CgroupAttachMode, FdLink};
-use aya::programs::{CgroupSockAddr, SchedClassifier, TcAttachType, tc};
+use aya::programs::{CgroupSockAddr, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use crate::datapath::mesh::Mesh;
+use crate::datapath::netlink::Netlink;
 use crate::datapath::netns;
 
 impl Fast {
@@ -20,111 +23,152 @@ impl Fast {
     }
 
     /// This run's links that are still there, and pins of others.
-    pub(super) fn look_at_links(&self) -> anyhow::Result<(BTreeSet<Link>, BTreeSet<String>)> {
-        let mut pins = BTreeSet::new();
-        for entry in fs::read_dir(links_dir(&self.dir))? {
-            pins.insert(entry?.file_name().to_string_lossy().into_owned());
-        }
-        let mut loaded = self.loaded();
-        let mut gone = Vec::new();
-        for (link, id) in &loaded.attached {
-            if !pins.contains(&link.pin()) || !self.runs(link, *id) {
-                gone.push(link.clone());
+    pub(super) async fn look_at_links(&self) -> anyhow::Result<(BTreeSet<Link>, BTreeSet<String>)> {
+        let mut pins = names(&links_dir(&self.dir))?;
+        let attached = self.loaded().attached.clone();
+        let mut links = BTreeSet::new();
+        for (link, id) in attached {
+            if pins.contains(&link.pin()) && self.runs(&link, id).await {
+                pins.remove(&link.pin());
+                links.insert(link);
+            } else {
+                self.loaded().attached.remove(&link);
             }
-        }
-        for link in &gone {
-            loaded.attached.remove(link);
-        }
-        let links: BTreeSet<Link> = loaded.attached.keys().cloned().collect();
-        for link in &links {
-            pins.remove(&link.pin());
         }
         Ok((links, pins))
     }
 
     /// Whether the program with this id is at its place.
-    fn runs(&self, link: &Link, id: u32) -> bool {
+    async fn runs(&self, link: &Link, id: u32) -> bool {
         let side = link.hook.side();
-        if side == Side::Cgroup || !tcx() {
+        if side == Side::Cgroup {
             return true;
+        }
+        if !tcx() {
+            return matches!(filters::look(netlink(&self.mesh, side), link.hook, link.index).await, Ok(Some((_, there))) if there == id);
         }
         let there = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, direction(link.hook)));
         matches!(there, Ok(Ok((_, programs))) if programs.iter().any(|p| p.id() == id))
     }
 
-    pub(super) fn attach(&self, link: &Link) -> anyhow::Result<()> {
-        let mut loaded = self.loaded();
-        let side = link.hook.side();
+    pub(super) async fn attach(&self, link: &Link) -> anyhow::Result<()> {
         // The kernel takes one program once per place.
-        let pinned = links_dir(&self.dir).join(link.pin()).exists();
-        if pinned && loaded.attached.get(link).is_some_and(|id| self.runs(link, *id)) {
+        let before = self.loaded().attached.get(link).copied();
+        let pin = links_dir(&self.dir).join(link.pin());
+        if let Some(id) = before.filter(|_| pin.exists())
+            && self.runs(link, id).await
+        {
             return Ok(());
         }
+        let id = if link.hook.side() == Side::Cgroup || tcx() {
+            let (fd, id) = self.link(link)?;
+            // Beside the old one, then in its place: there is never none.
+            let new = pin.with_file_name(format!("{}!", link.pin()));
+            let _ = fs::remove_file(&new);
+            fd.pin(&new).map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?;
+            fs::rename(&new, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+            id
+        } else {
+            let (program, id) = self.classifier(link.hook)?;
+            filters::attach(netlink(&self.mesh, link.hook.side()), link.hook, link.index, program.as_fd()).await?;
+            // A filter cannot be pinned: a folder says that it is there.
+            fs::create_dir_all(&pin).with_context(|| format!("cannot make {}", pin.display()))?;
+            id
+        };
+        self.loaded().attached.insert(link.clone(), id);
+        Ok(())
+    }
+
+    /// Puts a program at its place by a link, beside what is there. The link and the program's id.
+    fn link(&self, link: &Link) -> anyhow::Result<(FdLink, u32)> {
+        let mut loaded = self.loaded();
+        let side = link.hook.side();
         let cgroup = loaded.cgroup.as_ref().map(fs::File::try_clone).transpose()?;
         let program = loaded.ebpf.program_mut(link.hook.program()).context("the object has no such program")?;
-        let (fd, id) = if side == Side::Cgroup {
+        if side == Side::Cgroup {
             let program = <&mut CgroupSockAddr>::try_from(program)?;
             let cgroup = cgroup.context("there is no cgroup2 tree")?;
             // By a link: several of them can be at one place, whatever the mode says.
             let attached = program.attach(cgroup, CgroupAttachMode::Single).map_err(|e| refused(&e))?;
             let owned = program.take_link(attached)?;
-            (Some(FdLink::try_from(owned)?), program.info()?.id())
+            Ok((FdLink::try_from(owned)?, program.info()?.id()))
         } else {
             let program = <&mut SchedClassifier>::try_from(program)?;
-            let device = &link.device;
-            let attached = netns::run(self.namespace(side), || {
-                if !tcx() {
-                    // The qdisc may be there; a filter of an earlier run is replaced.
-                    let _ = tc::qdisc_add_clsact(device);
-                    let _ = tc::qdisc_detach_program(device, direction(link.hook), link.hook.program());
-                }
-                program.attach(device, direction(link.hook))
-            })?;
+            let attached = netns::run(self.namespace(side), || program.attach(&link.device, direction(link.hook)))?;
             let owned = program.take_link(attached.map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?)?;
-            let id = program.info()?.id();
-            if tcx() {
-                (Some(FdLink::try_from(owned)?), id)
-            } else {
-                // A filter stays where it is without anybody holding it.
-                std::mem::forget(owned);
-                (None, id)
-            }
-        };
-        let pin = links_dir(&self.dir).join(link.pin());
-        match fd {
-            Some(fd) => {
-                // Beside the old one, then in its place: there is never none.
-                let new = pin.with_file_name(format!("{}!", link.pin()));
-                let _ = fs::remove_file(&new);
-                fd.pin(&new).map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?;
-                fs::rename(&new, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-            }
-            None => fs::create_dir_all(&pin)?,
+            Ok((FdLink::try_from(owned)?, program.info()?.id()))
         }
-        loaded.attached.insert(link.clone(), id);
-        Ok(())
     }
 
-    pub(super) fn detach(&self, link: &Link) -> anyhow::Result<()> {
-        if !tcx() && link.hook.side() != Side::Cgroup {
-            let _ = netns::run(self.namespace(link.hook.side()), || {
-                tc::qdisc_detach_program(&link.device, direction(link.hook), link.hook.program())
-            })?;
-        }
+    /// A loaded program for packets, and its id.
+    fn classifier(&self, hook: Hook) -> anyhow::Result<(OwnedFd, u32)> {
+        let mut loaded = self.loaded();
+        let program = loaded.ebpf.program_mut(hook.program()).context("the object has no such program")?;
+        let program = <&mut SchedClassifier>::try_from(program)?;
+        Ok((program.fd()?.as_fd().try_clone_to_owned()?, program.info()?.id()))
+    }
+
+    pub(super) async fn detach(&self, link: &Link) -> anyhow::Result<()> {
         self.loaded().attached.remove(link);
-        self.unpin(&link.pin())
+        self.unpin(&link.pin()).await
     }
 
-    pub(super) fn unpin(&self, pin: &str) -> anyhow::Result<()> {
-        let path = links_dir(&self.dir).join(pin);
-        let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
-        }
+    pub(super) async fn unpin(&self, pin: &str) -> anyhow::Result<()> {
+        unpin(&links_dir(&self.dir), pin, &self.mesh).await
     }
+}
+
+fn netlink(mesh: &Mesh, side: Side) -> &Netlink {
+    if side == Side::Mesh { &mesh.netlink } else { &mesh.host_netlink }
+}
+
+fn names(folder: &Path) -> anyhow::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        names.insert(entry?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// Takes away every program whose pin is in `links`.
+pub(super) async fn unpin_all(links: &Path, mesh: &Mesh) -> anyhow::Result<()> {
+    if !links.exists() {
+        return Ok(());
+    }
+    for pin in names(links)? {
+        unpin(links, &pin, mesh).await?;
+    }
+    Ok(())
+}
+
+/// Takes a program away by its pin: a link ends with its pin, a filter is removed.
+async fn unpin(links: &Path, pin: &str, mesh: &Mesh) -> anyhow::Result<()> {
+    let path = links.join(pin);
+    let removed = if path.is_dir() {
+        // A device's number may have passed on to another one, whose filter stays.
+        if let Some((hook, index)) = filter_of(pin)
+            && !names(links)?.iter().any(|other| other != pin && filter_of(other) == Some((hook, index)))
+        {
+            filters::detach(netlink(mesh, hook.side()), hook, index).await?;
+        }
+        fs::remove_dir(&path)
+    } else {
+        fs::remove_file(&path)
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The hook and the number of the device in the name of a pin.
+fn filter_of(pin: &str) -> Option<(Hook, u32)> {
+    let mut parts = pin.split('@');
+    let (program, index) = (parts.next()?, parts.next_back()?);
+    let hook = Hook::ALL.into_iter().find(|hook| hook.program() == program)?;
+    Some((hook, index.parse().ok()?))
 }
 
 fn direction(hook: Hook) -> TcAttachType {
@@ -142,4 +186,18 @@ fn refused(error: &aya::programs::ProgramError) -> anyhow::Error {
         return anyhow::anyhow!("{text}: another program has the root of the cgroup tree for itself (see `bpftool cgroup tree`)");
     }
     anyhow::anyhow!("{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Hook, Link, filter_of};
+
+    #[test]
+    fn the_name_of_a_pin_tells_hook_and_device() {
+        let link = Link { hook: Hook::FromUplink, device: "eth0.100".to_owned(), index: 7 };
+        assert_eq!(filter_of(&link.pin()), Some((Hook::FromUplink, 7)));
+        assert!(!link.pin().contains('.'), "a bpf file system takes no dots: {}", link.pin());
+        assert_eq!(filter_of("connect4"), None);
+        assert_eq!(filter_of("somebody@eth0@7"), None);
+    }
 }

@@ -41,7 +41,7 @@ pub(super) fn links_dir(dir: &Path) -> PathBuf {
 /// Loads everything. The hooks that cannot be had come with their reason.
 pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
     let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
-    anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the fast plane needs 5.15 or newer");
+    new_enough(kernel)?;
     mount_bpffs(dir)?;
     for folder in [maps_dir(dir), links_dir(dir)] {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -78,6 +78,12 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         lacking.values().next().map(String::as_str).unwrap_or_default()
     );
     Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, lacking))
+}
+
+/// Whether a kernel has what the fast plane needs; the error names both.
+fn new_enough(kernel: KernelVersion) -> anyhow::Result<()> {
+    anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the fast plane needs 5.15 or newer");
+    Ok(())
 }
 
 /// Bytes of memory of this machine.
@@ -146,15 +152,10 @@ fn cgroup_root() -> anyhow::Result<PathBuf> {
     found.context("no cgroup2 tree is mounted from its root: mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
 }
 
-/// Takes everything pinned in `dir` away: links first.
+/// Takes the maps pinned in `dir` away.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     if !dir.exists() {
         return Ok(());
-    }
-    if is_bpffs(dir)? {
-        for entry in fs::read_dir(links_dir(dir)).into_iter().flatten().flatten() {
-            fs::remove_file(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
-        }
     }
     loop {
         match unmount(dir, UnmountFlags::DETACH) {
@@ -193,7 +194,7 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::sizes;
+    use super::{KernelVersion, new_enough, sizes};
 
     #[test]
     fn small_machines_keep_most_of_their_memory() {
@@ -205,5 +206,17 @@ mod tests {
         }
         assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
         assert_eq!(sizes(0), (1 << 18, 1 << 14));
+    }
+
+    #[test]
+    fn an_old_kernel_is_refused_by_name() {
+        for old in [KernelVersion::new(5, 14, 255), KernelVersion::new(5, 10, 0), KernelVersion::new(4, 19, 0)] {
+            let why = new_enough(old).map_err(|e| e.to_string());
+            assert_eq!(why, Err(format!("the kernel is {old}, the fast plane needs 5.15 or newer")));
+        }
+        assert!(new_enough(KernelVersion::new(5, 14, 2)).is_err_and(|e| e.to_string().starts_with("the kernel is 5.14.2,")));
+        for fine in [KernelVersion::new(5, 15, 0), KernelVersion::new(6, 1, 0), KernelVersion::new(6, 18, 44)] {
+            assert!(new_enough(fine).is_ok(), "{fine}");
+        }
     }
 }
