@@ -8,6 +8,7 @@ mod bulk;
 mod collide;
 mod errors;
 mod foreign;
+mod kernel;
 mod labels;
 mod load;
 mod moved;

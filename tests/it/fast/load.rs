@@ -6,10 +6,10 @@ use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, object_is
 use std::path::Path;
 
 /// A host namespace holds one fast plane: these tests share the machine's, so they take turns.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The pair between host and mesh has one name, and these tests share one host.
-static PAIR: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub static PAIR: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Needs no tool: a forgotten `make ebpf` shows on every machine.
 #[test]
