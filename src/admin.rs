@@ -92,6 +92,15 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
     gauge("skep_fast_vips", "virtual addresses that the fast plane carries", vec![(String::new(), float(fast.vips as u64))]);
     gauge("skep_fast_links", "programs at their places", vec![(String::new(), float(fast.links as u64))]);
     gauge("skep_fast_mended", "entries and programs found wrong and mended", vec![(String::new(), float(fast.mended))]);
+    let connections = fast.connections.iter().map(|c| {
+        let labels = format!("{{plane=\"kernel\",service=\"{}\",frontend=\"{}\"}}", c.service, c.frontend);
+        (labels, float(c.connections))
+    });
+    gauge(
+        "skep_fast_connections",
+        "new connections given a backend, by published port or virtual address",
+        connections.collect(),
+    );
     let counts = fast.counters.iter().map(|(name, n)| (format!("{{what=\"{name}\"}}"), float(*n))).collect();
     gauge("skep_fast_count", "what the fast plane's programs counted", counts);
     ([("content-type", "text/plain; version=0.0.4")], out)

@@ -185,7 +185,7 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         None => ledger,
     };
     let network = Network::open(daemon, &record.place()).await?;
-    network.follow(&record.node_id, view);
+    network.follow(&record.node_id, view, daemon.joined.clone());
     let member = Member::start(daemon, record, identity, network, replicated).await?;
     daemon.set_state(State::Active(Arc::new(member)));
     Ok(())

@@ -1,8 +1,9 @@
 //! The overlay: which peers, addresses, rules and routes this node shall have, and the loop that makes it so.
 //!
-//! `plan` says what shall be (pure), `diff` what to do about what is (pure), `reconcile` does it. Knows nothing of
+//! `plan` says what shall be (pure), `diff` what to do about what is (pure), `reconcile` does it; `dead` ends connections to nodes that died. Knows nothing of
 //! containers and engines: a container is an address and, if it runs here, a veth.
 
+pub mod dead;
 mod diff;
 pub mod driver;
 mod peers;

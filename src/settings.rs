@@ -170,7 +170,7 @@ impl Default for Settings {
             plugin_dir: "/run/docker/plugins".into(),
             log: "info".to_owned(),
             tunnel: TunnelPlane::Auto,
-            fast_plane: FastPlane::Off,
+            fast_plane: FastPlane::Auto,
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),

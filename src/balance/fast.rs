@@ -39,12 +39,9 @@ pub struct FastStatus {
     pub ports: BTreeSet<String>,
     /// Published ports that are left to user space, and why.
     pub left: BTreeMap<String, String>,
-    /// New connections that it gave a backend, by published port.
+    /// New connections that it gave a backend.
     #[serde(default)]
-    pub port_connections: BTreeMap<String, u64>,
-    /// The same by virtual address.
-    #[serde(default)]
-    pub vip_connections: BTreeMap<Ipv4Addr, u64>,
+    pub connections: Vec<Connections>,
     /// Virtual addresses that it carries.
     pub vips: usize,
     /// Containers that virtual addresses work in.
@@ -55,6 +52,17 @@ pub struct FastStatus {
     pub mended: u64,
     /// What the programs counted.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// New connections of a service by one of its frontends.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct Connections {
+    /// Name of the service.
+    pub service: String,
+    /// A published port as `8080/tcp` (`8080/tcp6` for IPv6 clients), or a virtual address.
+    pub frontend: String,
+    /// How many since the fast plane was loaded first.
+    pub connections: u64,
 }
 
 /// What the loop stands on.
@@ -219,13 +227,18 @@ impl Keeper {
         let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| slots.as_slice()).collect();
         let full = tables.iter().map(|slots| slots.len()).sum::<usize>() > room as usize;
         let (ports, vips) = self.fast.connections()?;
-        status.vip_connections = vips;
+        for service in view.networks.by_id.values().flat_map(|network| &network.services) {
+            let connections = vips.get(&service.vip).copied().unwrap_or_default();
+            let (service, frontend) = (service.name.clone(), service.vip.to_string());
+            status.connections.push(Connections { service, frontend, connections });
+        }
         for port in &view.cluster.ports {
             for family in Family::ALL {
                 let six = if family == Family::V6 { "6" } else { "" };
                 let name = format!("{}/{}{six}", port.published, port.protocol.as_str());
                 if let Some(connections) = ports.get(&table::port_key(port, family)) {
-                    status.port_connections.insert(name.clone(), *connections);
+                    let (service, frontend) = (port.service_name.clone(), name.clone());
+                    status.connections.push(Connections { service, frontend, connections: *connections });
                 }
                 let plane: PortPlane = table::port_plane(view, port, family, lacking);
                 match plane {
@@ -235,6 +248,7 @@ impl Keeper {
                 }
             }
         }
+        status.connections.sort();
         Ok(status)
     }
 }

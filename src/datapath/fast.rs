@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::mesh::Mesh;
 
 mod answers;
+mod dump;
 mod filters;
 mod hooks;
 mod load;
@@ -24,6 +25,7 @@ mod sandbox;
 mod surroundings;
 mod tables;
 
+pub use dump::Dump;
 pub use load::object_is_current;
 pub use sandbox::{Ingress, cookie};
 pub use surroundings::{HOST_END, MESH_END, Surroundings};

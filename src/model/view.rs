@@ -141,6 +141,9 @@ pub struct Peer {
     /// It takes packets of published ports from other nodes' fast planes.
     #[serde(default)]
     pub fast: bool,
+    /// The managers have not heard of it for so long that they run its tasks elsewhere.
+    #[serde(default)]
+    pub down: bool,
 }
 
 impl Peer {

@@ -246,7 +246,7 @@ impl Daemon {
             );
             let view = view_of(&store, &id).context("the store has no view for the first node")?;
             let network = Network::open(self, &place).await?;
-            network.follow(&id, Some(view));
+            network.follow(&id, Some(view), self.joined.clone());
             CertificateFiles::under(data_dir).store(&identity)?;
             record.store(data_dir)?;
             Member::start(self, record, identity, network, Some((replicated, outer))).await
@@ -351,7 +351,7 @@ impl JoinerSide for Joiner {
             up.place.data_path_port = reply.data_path_port;
             up.network = Network::open(&self.daemon, &up.place).await?;
         }
-        up.network.follow(&reply.node_id, Some(reply.view.clone()));
+        up.network.follow(&reply.node_id, Some(reply.view.clone()), self.daemon.joined.clone());
         let manager = reply.view.cluster.nodes.iter().find(|n| n.key == reply.manager_key);
         up.manager = manager.map(|m| (m.key, node_address(reply.subnet), m.address()));
         *slot = Some(up);

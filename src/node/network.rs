@@ -7,10 +7,10 @@ use super::address::Place;
 use crate::datapath::fast::{self, Fast};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
-use crate::datapath::{Sockets as _, Tunnel};
+use crate::datapath::{Sandbox, Sockets as _, Tunnel};
 use crate::model::node::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, dead};
 use crate::settings::{FastPlane, TunnelPlane};
 use anyhow::Context as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -80,8 +80,9 @@ impl Network {
     }
 
     /// Starts the overlay loop on this view, and on what follows it.
-    pub(super) fn follow(&self, me: &NodeId, view: Option<NodeView>) {
+    pub(super) fn follow(&self, me: &NodeId, view: Option<NodeView>, joined: watch::Receiver<Vec<Sandbox>>) {
         self.view.send_replace(view.map(Arc::new));
+        self.tasks.spawn(dead::run(me.clone(), self.mesh.clone(), self.view.subscribe(), joined, self.stop.clone()));
         let overlay = Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone());
         self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
     }

@@ -22,6 +22,10 @@ impl Source for Daemon {
             document["tunnel"] = tunnel.map_or_else(|e| json!({ "error": format!("{e:#}") }), |t| json!(t));
             let mesh = member.network.mesh.observe().await;
             document["mesh"] = mesh.map_or_else(|e| json!({ "error": format!("{e:#}") }), |m| json!(m));
+            document["fast"] = match &member.network.fast {
+                Ok(fast) => fast.dump().await.map_or_else(|e| json!({ "error": format!("{e:#}") }), |f| json!(f)),
+                Err(why) => json!({ "error": why }),
+            };
         }
         document
     }

@@ -28,6 +28,7 @@ fn peer(number: u8) -> Peer {
         endpoints: vec![format!("192.0.2.{number}:2377").parse().expect("endpoint")],
         containers: vec![Ipv4Addr::new(10, 0, 1, 10 + number)],
         fast: false,
+        down: false,
     }
 }
 

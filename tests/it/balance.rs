@@ -121,6 +121,7 @@ impl Balance {
             endpoints: Vec::new(),
             containers: Vec::new(),
             fast: false,
+            down: false,
         };
         let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
         let cluster = ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports };

@@ -1,8 +1,10 @@
 //! Published ports of whole swarms with real packets: every protocol and family on every node, ports of the task's own
 //! node, and that nobody notices when tasks go.
 
+mod dead;
 mod edge;
 mod host_mode;
+mod listens;
 mod order;
 
 use super::swarm::kit::*;
@@ -68,19 +70,28 @@ fn of_host(host: &Host) -> std::fs::File {
     std::fs::File::open(format!("/proc/{}/ns/net", host.pid())).expect("the host's namespace")
 }
 
+/// Where a task runs: the number of its host.
+async fn place(swarm: &Swarm, task: &Value) -> usize {
+    for (i, host) in swarm.hosts.iter().enumerate() {
+        if task["NodeID"] == json!(swarm.node_id(host).await) {
+            return i;
+        }
+    }
+    panic!("a task of no host: {task:#}");
+}
+
+/// A task's own network namespace.
+async fn of_task(swarm: &Swarm, task: &Value) -> std::fs::File {
+    let host = &swarm.hosts[place(swarm, task).await];
+    // The engine counts processes in its host's own namespace.
+    let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
+    std::fs::File::open(format!("/proc/{}/root/proc/{pid}/ns/net", host.pid())).expect("the container's namespace")
+}
+
 /// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,
 /// the sender as it sees it, and what it heard.
 async fn echo(swarm: &Swarm, task: &Value, port: u16) {
-    let mut host = None;
-    for h in &swarm.hosts {
-        if task["NodeID"] == json!(swarm.node_id(h).await) {
-            host = Some(h);
-        }
-    }
-    // The engine counts processes in its host's own namespace.
-    let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
-    let path = format!("/proc/{}/root/proc/{pid}/ns/net", host.expect("its host").pid());
-    let socket = inside(std::fs::File::open(path).expect("the container's namespace"), move || {
+    let socket = inside(of_task(swarm, task).await, move || {
         UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")
     })
     .await;

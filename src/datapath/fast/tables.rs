@@ -28,7 +28,8 @@ impl Loaded {
         self.ebpf.map_mut(name).ok_or_else(|| anyhow::anyhow!("the object has no map {name}"))
     }
 
-    fn dump<K: Pod + Ord, V: Pod>(&self, name: &str) -> anyhow::Result<BTreeMap<K, V>> {
+    /// A whole map.
+    pub(super) fn dump<K: Pod + Ord, V: Pod>(&self, name: &str) -> anyhow::Result<BTreeMap<K, V>> {
         let map: HashMap<&MapData, K, V> = HashMap::try_from(self.map(name)?).map_err(|e| named(name, &e))?;
         let mut all = BTreeMap::new();
         for entry in map.iter() {

@@ -5,7 +5,7 @@ use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
 use crate::model::port_labels::PortLabels;
 use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
-use crate::model::{NetworkId, NodeId, NodeView, PortConfig, Task, TaskState};
+use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -170,6 +170,7 @@ fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: O
             endpoints: node.mesh.endpoints.clone(),
             containers,
             fast: node.description.fast_plane,
+            down: node.status.state == NodeState::Down,
         }
     });
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };

@@ -283,6 +283,7 @@ pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -
         endpoints: vec![endpoint],
         containers: vec![],
         fast: false,
+        down: false,
     }
 }
 

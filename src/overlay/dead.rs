@@ -1,0 +1,204 @@
+//! Ends connections to containers whose node is dead: their processes get an error at once and connect again, to somebody
+//! who lives, instead of waiting for an answer until TCP gives up.
+//!
+//! Dead is a node that the managers have not heard of for too long, or have removed. A task that is stopped, moved or
+//! drained in order is none: its connections go on until it ends, and then its own kernel says so.
+
+use crate::datapath::mesh::Mesh;
+use crate::datapath::{Sandbox, sockdiag};
+use crate::model::view::ClusterPart;
+use crate::model::{NodeId, NodeView, mesh::MeshPrefix};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Looked at once more after this long: who was told may have come back before names and ports knew.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Addresses that died with their nodes from one state of the cluster to the next: of containers, and those that published
+/// ports speak from. Pure.
+#[must_use]
+pub fn died(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> BTreeSet<Ipv4Addr> {
+    let mut dead = BTreeSet::new();
+    for node in before.nodes.iter().filter(|node| node.node_id != *me && !node.down) {
+        let after = now.node(&node.node_id);
+        if after.is_none_or(|after| after.down) {
+            dead.insert(node.ingress_addr);
+            // A node's last tasks may have been forgotten in the same moment.
+            dead.extend(node.containers.iter().chain(after.iter().flat_map(|after| &after.containers)));
+        }
+    }
+    still_dead(now, dead)
+}
+
+/// Without those that came back, or whose address somebody else has by now.
+fn still_dead(now: &ClusterPart, mut dead: BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+    for node in now.nodes.iter().filter(|node| !node.down) {
+        for address in node.containers.iter().chain([&node.ingress_addr]) {
+            dead.remove(address);
+        }
+    }
+    dead
+}
+
+/// Which of these addresses each namespace can have connections to: networks do not reach each other. Pure.
+#[must_use]
+pub fn places(sandboxes: &[Sandbox], dead: &BTreeSet<Ipv4Addr>) -> BTreeMap<PathBuf, BTreeSet<Ipv4Addr>> {
+    let mut places = BTreeMap::<_, BTreeSet<_>>::new();
+    for sandbox in sandboxes {
+        let reached: Vec<Ipv4Addr> = dead.iter().copied().filter(|address| sandbox.subnet.contains(address)).collect();
+        if !reached.is_empty() {
+            places.entry(sandbox.path.clone()).or_default().extend(reached);
+        }
+    }
+    places
+}
+
+/// Follows the view until `shutdown`. The first view is only compared with: whoever is dead in it died in an earlier run.
+pub async fn run(
+    me: NodeId,
+    mesh: Arc<Mesh>,
+    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    sandboxes: watch::Receiver<Vec<Sandbox>>,
+    shutdown: CancellationToken,
+) {
+    let mut before: Option<Arc<NodeView>> = None;
+    let mut again: Option<(Instant, BTreeSet<Ipv4Addr>)> = None;
+    loop {
+        let now = view.borrow_and_update().clone();
+        if let (Some(before), Some(now)) = (&before, &now) {
+            let dead = died(&before.cluster, &now.cluster, &me);
+            if !dead.is_empty() {
+                end(&mesh, now.cluster.mesh, &sandboxes, dead.clone()).await;
+                // Another node may have died in between: its addresses are looked for again as well.
+                let earlier = again.take().map(|(_, dead)| dead).unwrap_or_default();
+                again = Some((Instant::now() + AGAIN, dead.into_iter().chain(earlier).collect()));
+            }
+        }
+        before = now.or(before);
+        let due = again.as_ref().map(|(at, _)| *at);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = view.changed() => if changed.is_err() { return },
+            () = async { match due { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                if let (Some((_, dead)), Some(view)) = (again.take(), &before) {
+                    end(&mesh, view.cluster.mesh, &sandboxes, still_dead(&view.cluster, dead)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Ends connections in containers and those of published ports.
+async fn end(mesh: &Arc<Mesh>, prefix: MeshPrefix, sandboxes: &watch::Receiver<Vec<Sandbox>>, dead: BTreeSet<Ipv4Addr>) {
+    let mut places = places(&sandboxes.borrow(), &dead);
+    places.insert(mesh.pin().to_owned(), dead);
+    let work = tokio::task::spawn_blocking(move || {
+        for (path, dead) in places {
+            let both = |address: Ipv4Addr| [IpAddr::V4(address), IpAddr::V6(prefix.container(address))];
+            let dead: BTreeSet<IpAddr> = dead.into_iter().flat_map(both).collect();
+            match destroy(&path, &dead) {
+                Ok(0) => {}
+                Ok(ended) => tracing::info!(ended, namespace = %path.display(), "ended connections to a dead node"),
+                // It may be gone by itself.
+                Err(error) => {
+                    tracing::debug!(%error, namespace = %path.display(), "cannot end connections to a dead node");
+                }
+            }
+        }
+    });
+    let _ = work.await;
+}
+
+fn destroy(namespace: &Path, dead: &BTreeSet<IpAddr>) -> std::io::Result<usize> {
+    sockdiag::destroy(File::open(namespace)?.as_fd(), dead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::WgKey;
+    use crate::model::view::Peer;
+
+    fn peer(n: u8, down: bool, containers: &[u8]) -> Peer {
+        Peer {
+            node_id: format!("n{n}").into(),
+            hostname: format!("n{n}"),
+            manager: n == 1,
+            key: WgKey([n; 32]),
+            subnet: "fd00::/64".parse().unwrap(),
+            ingress_addr: [10, 0, 0, 200 + n].into(),
+            endpoints: Vec::new(),
+            containers: containers.iter().map(|c| [10, 0, 1, *c].into()).collect(),
+            fast: false,
+            down,
+        }
+    }
+
+    fn cluster(nodes: Vec<Peer>) -> ClusterPart {
+        ClusterPart { mesh: MeshPrefix("fd00::/48".parse().unwrap()), pools: Vec::new(), nodes, ports: Vec::new() }
+    }
+
+    fn died(before: Vec<Peer>, now: Vec<Peer>) -> Vec<String> {
+        super::died(&cluster(before), &cluster(now), &"n1".into()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_node_that_goes_down_takes_its_addresses_with_it_once() {
+        let (up, down) =
+            (vec![peer(1, false, &[1]), peer(2, false, &[2, 3])], vec![peer(1, false, &[1]), peer(2, true, &[2, 3])]);
+        assert_eq!(died(up.clone(), down.clone()), ["10.0.0.202", "10.0.1.2", "10.0.1.3"]);
+        assert!(died(down.clone(), down.clone()).is_empty());
+        assert!(died(down, up.clone()).is_empty());
+        assert!(died(up.clone(), up).is_empty());
+    }
+
+    #[test]
+    fn a_task_that_goes_in_order_is_not_dead() {
+        let up = |containers: &[u8]| vec![peer(1, false, &[1]), peer(2, false, containers)];
+        assert!(died(up(&[2, 3]), up(&[])).is_empty(), "scaled down, drained, moved");
+    }
+
+    #[test]
+    fn a_removed_node_is_dead_and_so_is_what_was_forgotten_with_it() {
+        assert_eq!(died(vec![peer(1, false, &[]), peer(2, false, &[2])], vec![peer(1, false, &[])]), ["10.0.0.202", "10.0.1.2"]);
+        assert_eq!(died(vec![peer(2, false, &[2, 3])], vec![peer(2, true, &[3, 4])]).len(), 4);
+    }
+
+    #[test]
+    fn an_address_that_somebody_else_has_by_now_is_not_dead() {
+        let before = vec![peer(1, false, &[]), peer(2, false, &[2, 3]), peer(3, false, &[])];
+        assert_eq!(
+            died(before, vec![peer(1, false, &[]), peer(2, true, &[3]), peer(3, false, &[2])]),
+            ["10.0.0.202", "10.0.1.3"]
+        );
+    }
+
+    #[test]
+    fn this_node_is_never_dead_to_itself() {
+        assert!(died(vec![peer(1, false, &[1])], vec![peer(1, true, &[1])]).is_empty());
+    }
+
+    #[test]
+    fn a_namespace_is_only_asked_for_what_its_networks_reach() {
+        let sandbox = |path: &str, subnet: &str| Sandbox {
+            path: path.into(),
+            subnet: subnet.parse().unwrap(),
+            gateway: [0, 0, 0, 0].into(),
+            address: [0, 0, 0, 0].into(),
+        };
+        let all =
+            [sandbox("a", "10.0.0.0/24"), sandbox("a", "10.0.1.0/24"), sandbox("b", "10.0.2.0/24"), sandbox("c", "10.0.1.0/24")];
+        let dead = BTreeSet::from([[10, 0, 0, 202].into(), [10, 0, 1, 2].into()]);
+        let places = places(&all, &dead);
+        assert_eq!(places.keys().map(|p| p.display().to_string()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!((places[Path::new("a")].len(), places[Path::new("c")].len()), (2, 1));
+    }
+}
