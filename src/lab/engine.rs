@@ -29,7 +29,9 @@ pub(super) fn start(host: &Host, root: &EngineRoot) -> anyhow::Result<Child> {
     std::fs::create_dir_all(dir)?;
     // The machine's own daemon.json has keys that clash with the flags, and an empty file is refused.
     let config = dir.join("engine.json");
-    std::fs::write(&config, "{}")?;
+    if !config.exists() {
+        std::fs::write(&config, "{}")?;
+    }
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("engine.log"))?;
     let mut command = match root {
         EngineRoot::Machine => host.command("dockerd"),

@@ -32,19 +32,29 @@ impl Lab {
     pub async fn host(&self, name: &str, number: u8) -> anyhow::Result<Host> {
         let holder = Holder::start(name).await?;
         let port = format!("p{number}");
-        let (fabric, inside) = (self.fabric.pid.to_string(), holder.pid.to_string());
-        output(
-            Command::new("ip")
-                .args(["link", "add", &port, "netns", &fabric, "type", "veth", "peer", "name", "eth0", "netns", &inside]),
-        )
-        .await?;
-        output(self.fabric.command("ip").args(["link", "set", &port, "master", "br0", "up"])).await?;
         let address = std::net::Ipv4Addr::new(192, 0, 2, number);
-        output(holder.command("ip").args(["addr", "add", &format!("{address}/24"), "dev", "eth0"])).await?;
-        output(holder.command("ip").args(["link", "set", "eth0", "up"])).await?;
+        self.wire(&port, &holder, address).await?;
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir)?;
         Ok(Host::new(name, address, port, dir, holder))
+    }
+
+    async fn wire(&self, port: &str, holder: &Holder, address: std::net::Ipv4Addr) -> anyhow::Result<()> {
+        let (fabric, inside) = (self.fabric.pid.to_string(), holder.pid.to_string());
+        let pair = ["link", "add", port, "netns", &fabric, "type", "veth", "peer", "name", "eth0", "netns", &inside];
+        output(Command::new("ip").args(pair)).await?;
+        output(self.fabric.command("ip").args(["link", "set", port, "master", "br0", "up"])).await?;
+        output(holder.command("ip").args(["addr", "add", &format!("{address}/24"), "dev", "eth0"])).await?;
+        output(holder.command("ip").args(["link", "set", "eth0", "up"])).await.map(drop)
+    }
+
+    /// Takes a host's wire and its network device away, and lays a new one.
+    ///
+    /// # Errors
+    /// Links cannot be removed or made.
+    pub async fn rewire(&self, host: &Host) -> anyhow::Result<()> {
+        output(self.command("ip").args(["link", "del", host.port()])).await?;
+        self.wire(host.port(), host.holder(), host.address()).await
     }
 
     /// A command in the fabric's namespace, for captures on the wire.

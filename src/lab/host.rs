@@ -39,6 +39,9 @@ impl Host {
     pub(super) fn port(&self) -> &str {
         &self.port
     }
+    pub(super) fn holder(&self) -> &Holder {
+        &self.holder
+    }
     /// Process 1 of its namespaces, as seen from outside.
     pub fn pid(&self) -> u32 {
         self.holder.pid

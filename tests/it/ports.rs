@@ -5,25 +5,24 @@ mod dead;
 mod edge;
 mod host_mode;
 mod listens;
-mod order;
+pub mod order;
 
+use super::load::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
-use skep::datapath::netns;
 use skep::lab::{Host, WHOAMI_IMAGE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 /// A host that is only a client, with addresses of both families as [`dual_stack`] gives them.
-async fn client(swarm: &Swarm) -> Host {
+pub async fn client(swarm: &Swarm) -> Host {
     let host = swarm.lab.host("client", 9).await.expect("client");
     v6(&host, 9).await;
     host
 }
 
 /// Gives hosts an IPv6 address beside the other one.
-async fn dual_stack(swarm: &Swarm) {
+pub async fn dual_stack(swarm: &Swarm) {
     for (i, host) in swarm.hosts.iter().enumerate() {
         v6(host, u16::try_from(i).expect("few") + 1).await;
     }
@@ -38,12 +37,12 @@ fn v6_of(number: u16) -> Ipv6Addr {
 }
 
 /// Both addresses of every host.
-fn addresses(swarm: &Swarm) -> Vec<IpAddr> {
+pub fn addresses(swarm: &Swarm) -> Vec<IpAddr> {
     let both = |(number, host): (u16, &Host)| [IpAddr::V4(host.address()), IpAddr::V6(v6_of(number))];
     (1..).zip(&swarm.hosts).flat_map(both).collect()
 }
 
-async fn create(swarm: &Swarm, name: &str, replicas: usize, ports: Value) {
+pub async fn create(swarm: &Swarm, name: &str, replicas: usize, ports: Value) {
     let spec = json!({
         "Name": name,
         "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } },
@@ -54,47 +53,18 @@ async fn create(swarm: &Swarm, name: &str, replicas: usize, ports: Value) {
 }
 
 /// Scales without waiting.
-async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
+pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
     let service = get(&swarm.hosts[0], &format!("/services/{name}")).await;
     let mut spec = service["Spec"].clone();
     spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
     ok(&post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await);
 }
 
-/// Runs inside a network namespace on a thread of its own.
-async fn inside<T: Send + 'static>(namespace: std::fs::File, f: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(move || netns::run(namespace.as_fd(), f).expect("namespace")).await.expect("no panic")
-}
-
-fn of_host(host: &Host) -> std::fs::File {
-    std::fs::File::open(format!("/proc/{}/ns/net", host.pid())).expect("the host's namespace")
-}
-
-/// Where a task runs: the number of its host.
-async fn place(swarm: &Swarm, task: &Value) -> usize {
-    for (i, host) in swarm.hosts.iter().enumerate() {
-        if task["NodeID"] == json!(swarm.node_id(host).await) {
-            return i;
-        }
-    }
-    panic!("a task of no host: {task:#}");
-}
-
-/// A task's own network namespace.
-async fn of_task(swarm: &Swarm, task: &Value) -> std::fs::File {
-    let host = &swarm.hosts[place(swarm, task).await];
-    // The engine counts processes in its host's own namespace.
-    let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
-    std::fs::File::open(format!("/proc/{}/root/proc/{pid}/ns/net", host.pid())).expect("the container's namespace")
-}
-
 /// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,
 /// the sender as it sees it, and what it heard.
-async fn echo(swarm: &Swarm, task: &Value, port: u16) {
-    let socket = inside(of_task(swarm, task).await, move || {
-        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")
-    })
-    .await;
+pub async fn echo(swarm: &Swarm, task: &Value, port: u16) {
+    let bind = move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container");
+    let socket = inside(of_task(swarm, task).await, bind).await;
     let id = task["ID"].as_str().expect("id").to_owned();
     // Ends with the test's process.
     std::thread::spawn(move || {
@@ -108,7 +78,7 @@ async fn echo(swarm: &Swarm, task: &Value, port: u16) {
 }
 
 /// One datagram and its answer: (who, whom it saw, the echo).
-async fn ask_udp(from: &Host, to: SocketAddr, word: Vec<u8>) -> anyhow::Result<(String, String, Vec<u8>)> {
+pub async fn ask_udp(from: &Host, to: SocketAddr, word: Vec<u8>) -> anyhow::Result<(String, String, Vec<u8>)> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let answer: std::io::Result<Vec<u8>> = inside(of_host(from), move || {
         let socket = UdpSocket::bind((any, 0))?;

@@ -44,7 +44,6 @@ pub struct Dump {
 
 /// A virtual address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[expect(missing_docs, reason = "named as in the maps")]
 pub struct VipLine {
     pub network: Ipv4Addr,
     pub backends: Vec<Ipv4Addr>,
@@ -52,7 +51,6 @@ pub struct VipLine {
 
 /// A published port.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[expect(missing_docs, reason = "named as in the maps")]
 pub struct PortLine {
     pub target: u16,
     pub affinity: bool,
@@ -64,7 +62,6 @@ pub struct PortLine {
 
 /// A container.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[expect(missing_docs, reason = "named as in the maps")]
 pub struct ContainerLine {
     pub serving: bool,
     /// Mesh end of its veth; 0 if it is elsewhere.

@@ -1,0 +1,141 @@
+//! The data plane outlives what serves it: connections go on and new ones are made while daemons and tunnels are killed.
+
+use super::*;
+use skep::lab::output;
+use std::collections::BTreeSet;
+
+/// A swarm under load: a service with a web server and a server of numbers on every node, asked by port and by virtual
+/// address, with transfers under way on each path.
+pub struct Stage {
+    pub swarm: Swarm,
+    client: Host,
+    transfers: Vec<Transfer>,
+    load: Load,
+    served: Vec<Served>,
+}
+
+impl Stage {
+    pub async fn set(name: &str, settings: &str) -> Self {
+        let swarm = swarm(name, 2, settings).await;
+        let client = client(&swarm).await;
+        ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+        let networks = json!([{ "Target": "back" }]);
+        let ports = json!([
+            { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080 },
+            { "Protocol": "tcp", "TargetPort": 7000, "PublishedPort": 7000 },
+        ]);
+        let spec = json!({
+            "Name": "web", "Mode": { "Replicated": { "Replicas": 2 } }, "EndpointSpec": { "Ports": ports },
+            "TaskTemplate": { "ContainerSpec": { "Image": skep::lab::WHOAMI_IMAGE }, "Networks": networks },
+        });
+        ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
+        swarm.service("ask", 1, None, json!({ "Networks": networks })).await;
+        let mut served = Vec::new();
+        for task in &swarm.running("web", 2).await {
+            served.push(serve_numbers(of_task(&swarm, task).await, 7000).await);
+        }
+        let asker = of_task(&swarm, &swarm.running("ask", 1).await[0]).await;
+        serves(&swarm.hosts, &["8080/tcp", "7000/tcp"]).await;
+
+        // Established: so many on each path that both backends have some.
+        let outside = of_host(&client);
+        let vip = vip(&swarm, "web").await;
+        let mut paths: Vec<(&std::fs::File, std::net::IpAddr, String)> =
+            swarm.hosts.iter().map(|h| (&outside, h.address().into(), format!("by {}", h.name()))).collect();
+        paths.push((&asker, vip.into(), "by virtual address".to_owned()));
+        let (mut transfers, mut targets) = (Vec::new(), Vec::new());
+        for (from, address, label) in &paths {
+            for _ in 0..4 {
+                transfers.push(Transfer::start(Target::new(from, (*address, 7000).into(), label)).await);
+            }
+            let port = if *address == vip { 80 } else { 8080 };
+            targets.push(Target::new(from, (*address, port).into(), label));
+        }
+        let load = Load::start(targets, Duration::from_millis(5));
+        Self { swarm, client, transfers, load, served }
+    }
+
+    /// New connections are made in plenty since `before`, whatever happened.
+    pub async fn goes_on(&self, what: &str) {
+        let before = self.load.answers();
+        within(30, &format!("requests to be answered {what}"), || async {
+            let now = self.load.answers();
+            anyhow::ensure!(now.iter().zip(&before).all(|(now, before)| *now > before + 100), "{before:?} {now:?}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// No request failed, no connection broke; the stalls are shown.
+    pub async fn nobody_noticed(self) {
+        for tally in self.load.stop().await {
+            assert!(tally.failed.is_empty() && tally.answered.len() == 2, "{tally}");
+        }
+        for transfer in self.transfers {
+            let half = transfer.stop().await;
+            assert!(half.error.is_none() && half.bytes > 100_000, "{half:?}");
+        }
+        for served in self.served {
+            let all = served.lock().expect("no panic").clone();
+            assert!(!all.is_empty() && all.iter().all(|half| half.error.is_none()), "{all:?}");
+        }
+        self.client.stop().await;
+        self.swarm.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_daemons_lose_no_connection_and_no_new_one() {
+    let mut stage = Stage::set("ka", AUTO).await;
+    for (what, dead) in [("n2", vec![1]), ("n1", vec![0]), ("both", vec![0, 1])] {
+        let (mut pins, mut programs) = (Vec::new(), BTreeSet::new());
+        for at in &dead {
+            stage.swarm.hosts[*at].stop_daemon(true).await.expect("killed");
+            let host = &stage.swarm.hosts[*at];
+            let links = bpf::links(host);
+            programs.extend(links.iter().map(|pin| bpf::program_of(host, pin)));
+            pins.push(links);
+        }
+        eprintln!("killed: {what}");
+        stage.goes_on(&format!("with {what} dead")).await;
+        for at in &dead {
+            start(&mut stage.swarm.hosts[*at]).await;
+        }
+        serves(&stage.swarm.hosts, &["8080/tcp", "7000/tcp"]).await;
+        for (at, before) in dead.iter().zip(pins) {
+            let host = &stage.swarm.hosts[*at];
+            assert_eq!(bpf::links(host), before, "the same places, none twice");
+        }
+        within(20, "programs of the dead to be gone", || async {
+            let stay: Vec<&u32> = programs.iter().filter(|program| bpf::alive(**program)).collect();
+            anyhow::ensure!(stay.is_empty(), "{stay:?}");
+            Ok(())
+        })
+        .await;
+        stage.goes_on(&format!("with {what} back")).await;
+    }
+    stage.nobody_noticed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_tunnel_is_back_and_nothing_was_lost() {
+    let stage = Stage::set("kt", &format!("tunnel = \"process\"\n{AUTO}")).await;
+    for host in &stage.swarm.hosts {
+        let before = tunnel(host).await;
+        host.run(&format!("kill -9 {before}")).await.expect("killed");
+        within(20, "another tunnel process", || async {
+            anyhow::ensure!(tunnel(host).await != before, "{before} is still named");
+            Ok(())
+        })
+        .await;
+        eprintln!("tunnel of {} killed", host.name());
+        stage.goes_on("with a new tunnel process").await;
+    }
+    stage.nobody_noticed().await;
+}
+
+/// The host's tunnel process.
+async fn tunnel(host: &Host) -> String {
+    let file = host.run_dir().join("tunnel.pid");
+    output(host.command("cat").arg(file)).await.expect("a pid file").trim().to_owned()
+}
