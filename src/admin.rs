@@ -86,6 +86,11 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
         "connections that no backend took",
         status.ports.iter().map(|p| (port(p), float(p.errors))).collect(),
     );
+    gauge(
+        "skep_port_refused",
+        "connections and datagrams of sources that may not use the port",
+        status.ports.iter().map(|p| (port(p), float(p.refused))).collect(),
+    );
     let fast = &status.fast;
     gauge("skep_fast_up", "1 while the fast plane is loaded", vec![(String::new(), f64::from(u8::from(fast.up)))]);
     gauge("skep_fast_ports", "published ports that the fast plane serves", vec![(String::new(), float(fast.ports.len() as u64))]);

@@ -1,9 +1,10 @@
 //! Published ports in user space: a listener per port on every node, whatever runs where. `plan` says what changes
-//! (pure), `rotation` which backend is next (pure), `flows` which UDP client talks to which one (pure), `listener` accepts,
+//! (pure), `allow` who may use a port (pure), `rotation` which backend is next (pure), `flows` which UDP client talks to which one (pure), `listener` accepts,
 //! `proxy` carries one connection, `datagrams` the UDP flows, `listens` finds out which containers listen. This file is the loop that keeps the listeners at the view.
 //!
 //! TCP and UDP; no SCTP. Knows nothing of services beyond the ports they publish.
 
+pub mod allow;
 mod datagrams;
 pub mod fast;
 pub mod flows;
@@ -15,7 +16,7 @@ mod proxy;
 pub mod rotation;
 pub mod table;
 
-use crate::datapath::Sockets;
+use crate::datapath::{Sockets, interfaces};
 use crate::model::{
     NodeId, NodeView, Protocol, Revision,
     view::{ClusterPart, PublishedPort},
@@ -23,8 +24,8 @@ use crate::model::{
 use listener::{Common, Port};
 use plan::{Actual, Family, PortKey, Step};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -90,6 +91,9 @@ pub struct PortStatus {
     pub connections: usize,
     /// Connections (of UDP, datagrams) that found no backend that takes them, since the port was opened.
     pub errors: u64,
+    /// Connections (of UDP, datagrams) of sources that may not use it, since the port was opened.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// Whether a port answers.
@@ -132,6 +136,7 @@ pub async fn run(
         mesh,
         connections: Arc::new(Semaphore::new(settings.max_connections)),
         datagrams: datagrams::Node::new(limits),
+        own: Arc::default(),
         settings: Arc::new(settings),
         shutdown,
     };
@@ -143,6 +148,9 @@ pub async fn run(
         let desired = current.as_ref().map_or(&[][..], |view| &view.cluster.ports);
         let source = current.as_ref().and_then(|view| view.cluster.node(&me)).map(|node| node.ingress_addr);
         common.datagrams.set_own(current.as_ref().map(|view| own(&view.cluster)).unwrap_or_default());
+        if desired.iter().any(|port| !port.allow.is_empty()) {
+            own_addresses(&common).await;
+        }
         let actual = ports.iter().filter_map(|(port, p)| Some((*port, p.actual()?))).collect();
         for step in plan::plan(desired, &actual) {
             execute(step, &mut ports, host.as_ref(), source, &common).await;
@@ -172,6 +180,17 @@ fn own(cluster: &ClusterPart) -> datagrams::Own {
     datagrams::Own {
         nodes: cluster.nodes.iter().flat_map(|n| &n.endpoints).map(|e| e.ip().to_canonical()).collect(),
         ports: udp.map(|p| p.published).collect(),
+    }
+}
+
+/// Finds out which addresses are the node's own; what was known stays if the kernel does not say.
+async fn own_addresses(common: &Common) {
+    match interfaces::host_addresses().await {
+        Ok(all) => {
+            let now: BTreeSet<IpAddr> = all.into_iter().map(|a| a.address).collect();
+            *common.own.write().unwrap_or_else(std::sync::PoisonError::into_inner) = now;
+        }
+        Err(error) => warn!(error = format!("{error:#}"), "cannot read the node's own addresses, which may use every port"),
     }
 }
 
@@ -218,6 +237,7 @@ fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[PublishedPort], p
                 backends: wanted.backends.len(),
                 connections: port.map_or(0, Port::carried),
                 errors: port.map_or(0, Port::errors),
+                refused: port.map_or(0, Port::refused),
             }
         })
         .collect();

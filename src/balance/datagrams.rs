@@ -153,6 +153,11 @@ fn receive(door: &Arc<Door>, buffer: &mut [u8]) -> io::Result<()> {
         trace!(port = door.number, peer = %way.peer, "not a request");
         return Ok(());
     }
+    // Each one, so that a flow ends with the right to it.
+    if !door.shared.admits(way.peer.ip()) {
+        trace!(port = door.number, peer = %way.peer, "may not use this port");
+        return Ok(());
+    }
     forward(door, way, &buffer[..datagram.len], Vec::new());
     Ok(())
 }
@@ -180,7 +185,7 @@ fn forward(door: &Arc<Door>, way: Way, data: &[u8], mut tried: Vec<Ipv4Addr>) {
 /// A new flow, to the first backend that takes the datagram; each is tried once.
 fn begin(door: &Arc<Door>, way: Way, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
     let shared = &door.shared;
-    while let Some((source, backend)) = shared.next(tried) {
+    while let Some((source, backend)) = shared.next(way.peer.ip(), tried) {
         let SocketAddr::V4(address) = backend else { return };
         let backend_ip = *address.ip();
         let opened = shared.mesh.udp(source).and_then(|socket| {

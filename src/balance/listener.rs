@@ -1,6 +1,7 @@
 //! One published port of this node: its listeners and what they share. Closing it closes the listeners; the connections
 //! hold what they need and go on.
 
+use super::allow;
 use super::datagrams::{self, Door};
 use super::plan::{Actual, Family, PortKey};
 use super::proxy;
@@ -8,12 +9,13 @@ use super::rotation::Rotation;
 use super::{BalanceSettings, PortState};
 use crate::datapath::{Sockets, udp::UdpPort};
 use crate::model::{Protocol, view::PublishedPort};
+use ipnet::IpNet;
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -31,6 +33,8 @@ pub struct Counters {
     pub connections: AtomicUsize,
     /// Found no backend.
     pub errors: AtomicU64,
+    /// Of sources that may not use the port.
+    pub refused: AtomicU64,
 }
 
 /// What the connections of a port share.
@@ -40,13 +44,19 @@ pub(super) struct Shared {
     pub counters: Counters,
     pub shutdown: CancellationToken,
     route: Mutex<Route>,
+    node: OwnAddresses,
     all: Arc<Semaphore>,
     own: Arc<Semaphore>,
 }
 
-/// Where new connections go.
+/// The node's own addresses.
+pub(super) type OwnAddresses = Arc<RwLock<BTreeSet<IpAddr>>>;
+
+/// Where new connections go, and whose.
 #[derive(Default)]
 struct Route {
+    allow: Vec<IpNet>,
+    affinity: bool,
     target: u16,
     source: Option<Ipv4Addr>,
     rotation: Rotation,
@@ -58,11 +68,25 @@ impl Shared {
     }
     /// The next backend to try and the address to come from. Asked anew for each attempt, so that a backend that was
     /// taken out a moment ago is not tried any more.
-    pub fn next(&self, tried: &[Ipv4Addr]) -> Option<(SocketAddr, SocketAddr)> {
+    pub fn next(&self, client: IpAddr, tried: &[Ipv4Addr]) -> Option<(SocketAddr, SocketAddr)> {
         let mut route = self.route();
         let source = route.source?;
-        let backend = route.rotation.next(tried, Instant::now(), &mut rand::rng())?;
+        let backend = if route.affinity {
+            route.rotation.of(client, tried, Instant::now())?
+        } else {
+            route.rotation.next(tried, Instant::now(), &mut rand::rng())?
+        };
         Some(((source, 0).into(), (backend, route.target).into()))
+    }
+    /// Whether this source may use the port. Who may not is counted.
+    pub fn admits(&self, source: IpAddr) -> bool {
+        let route = self.route();
+        let own = self.node.read().unwrap_or_else(PoisonError::into_inner);
+        let admitted = allow::admits(&route.allow, &own, source);
+        if !admitted {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
     }
     pub fn failed(&self, backend: Ipv4Addr) {
         self.route().rotation.failed(backend, super::rotation::suspect_until(Instant::now(), self.settings.suspect_for));
@@ -78,6 +102,7 @@ pub(super) struct Common {
     pub settings: Arc<BalanceSettings>,
     pub connections: Arc<Semaphore>,
     pub datagrams: Arc<datagrams::Node>,
+    pub own: OwnAddresses,
     pub shutdown: CancellationToken,
 }
 
@@ -102,6 +127,7 @@ impl Port {
             counters: Counters::default(),
             shutdown: common.shutdown.clone(),
             route: Mutex::default(),
+            node: Arc::clone(&common.own),
             all: Arc::clone(&common.connections),
             own: Arc::new(Semaphore::new(common.settings.max_connections_per_port)),
         };
@@ -123,6 +149,8 @@ impl Port {
         let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
         let elsewhere = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
         route.rotation.set(backends.iter().copied(), rng);
+        route.allow.clone_from(&wanted.allow);
+        route.affinity = wanted.affinity;
         drop(route);
         if self.key.0 == Protocol::Udp {
             self.datagrams.keep(self.key.1, if elsewhere { &[] } else { &backends });
@@ -158,6 +186,11 @@ impl Port {
     /// Connections and datagrams that found no backend.
     pub fn errors(&self) -> u64 {
         self.shared.counters.errors.load(Ordering::Relaxed)
+    }
+
+    /// Connections and datagrams of sources that may not use it.
+    pub fn refused(&self) -> u64 {
+        self.shared.counters.refused.load(Ordering::Relaxed)
     }
 
     /// Closes the listeners and waits until they are gone, so that the port can be bound again. Connections go on.
@@ -204,6 +237,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         match listener.accept().await {
             Ok((client, peer)) => {
                 trace!(%peer, "accepted");
+                if !shared.admits(peer.ip()) {
+                    debug!(%peer, "may not use this port");
+                    proxy::reset(&client);
+                    continue;
+                }
                 // One client at most waits here, the others in the backlog.
                 let permits = permits(&shared).await;
                 let shared = Arc::clone(&shared);

@@ -8,7 +8,7 @@
 use super::listener::Shared;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -22,7 +22,7 @@ const BUFFER: usize = 16 * 1024;
 /// Carries `client` to a backend. Ends when both directions are closed, either end is reset, or the daemon shuts down.
 pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Shared) {
     let found = tokio::select! {
-        found = connect(shared) => found,
+        found = connect(peer.ip(), shared) => found,
         () = shared.shutdown.cancelled() => return reset(&client),
     };
     let Some(mut upstream) = found else {
@@ -48,9 +48,9 @@ pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Shar
 }
 
 /// A connection to the first backend that accepts; each is tried once.
-async fn connect(shared: &Shared) -> Option<TcpStream> {
+async fn connect(client: IpAddr, shared: &Shared) -> Option<TcpStream> {
     let mut tried: Vec<Ipv4Addr> = Vec::new();
-    while let Some((source, backend)) = shared.next(&tried) {
+    while let Some((source, backend)) = shared.next(client, &tried) {
         let attempt = async { shared.mesh.stream(source)?.connect(backend).await };
         let result = timeout(shared.settings.connect_timeout, attempt).await;
         let SocketAddr::V4(address) = backend else { return None };
@@ -77,7 +77,7 @@ fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
 }
 
 /// Closing it will send a reset.
-fn reset(stream: &TcpStream) {
+pub(super) fn reset(stream: &TcpStream) {
     // Fails only on a socket that is gone already.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -4,7 +4,8 @@
 use rand::Rng;
 use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 /// The backends of a port.
@@ -56,6 +57,14 @@ impl Rotation {
         dealt
     }
 
+    /// The backend of a client that always gets the same one, none of `tried`: the best for it of all, and of the rest if
+    /// that one is a suspect. When backends come and go, only the clients of these change; nodes agree without a word.
+    pub fn of(&mut self, client: IpAddr, tried: &[Ipv4Addr], now: Instant) -> Option<Ipv4Addr> {
+        self.suspects.retain(|_, until| *until > now);
+        let untried = self.all.iter().copied().filter(|a| !tried.contains(a));
+        untried.max_by_key(|a| (!self.suspects.contains_key(a), score(client.to_canonical(), *a)))
+    }
+
     /// It did not accept.
     pub fn failed(&mut self, address: Ipv4Addr, until: Instant) {
         self.suspects.insert(address, until);
@@ -77,6 +86,13 @@ impl Rotation {
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
+}
+
+/// How well a backend suits a client: chance, but always the same.
+fn score(client: IpAddr, backend: Ipv4Addr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (client, backend).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// When a backend that failed at `now` is trusted again.
@@ -137,6 +153,48 @@ mod tests {
         let later = now + Duration::from_secs(6);
         let round: Vec<_> = (0..6).filter_map(|_| rotation.next(&[], later, &mut rng)).collect();
         assert!(round.contains(&address(2)), "{round:?}");
+    }
+
+    #[test]
+    fn a_client_keeps_its_backend_as_long_as_it_is_there_and_clients_are_spread() {
+        let mut rng = StdRng::seed_from_u64(4);
+        let mut rotation = rotation(8, &mut rng);
+        let now = Instant::now();
+        let clients: Vec<IpAddr> = (0..4000_u32).map(|n| IpAddr::from((0xc000_0200 + n).to_be_bytes())).collect();
+        let of = |rotation: &mut Rotation| -> Vec<Ipv4Addr> {
+            clients.iter().map(|client| rotation.of(*client, &[], now).unwrap()).collect()
+        };
+        let first = of(&mut rotation);
+        assert_eq!(of(&mut rotation), first);
+        for n in 1..=8 {
+            let share = first.iter().filter(|a| **a == address(n)).count();
+            assert!((400..600).contains(&share), "backend {n} has {share} of 4000");
+        }
+        // Without the third one only its own clients move, and back again.
+        rotation.set((1..=8).filter(|n| *n != 3).map(address), &mut rng);
+        let without = of(&mut rotation);
+        assert!(first.iter().zip(&without).all(|(a, b)| a == b || *a == address(3)));
+        rotation.set((1..=8).map(address), &mut rng);
+        assert_eq!(of(&mut rotation), first);
+        assert_eq!(
+            rotation.of("::ffff:192.0.2.0".parse().unwrap(), &[], now),
+            Some(first[0]),
+            "one client, however it is spelled"
+        );
+    }
+
+    #[test]
+    fn a_clients_backend_that_fails_is_stood_in_for_until_it_is_trusted_again() {
+        let mut rotation = rotation(3, &mut StdRng::seed_from_u64(5));
+        let (now, client) = (Instant::now(), IpAddr::from([192, 0, 2, 7]));
+        let own = rotation.of(client, &[], now).unwrap();
+        rotation.failed(own, suspect_until(now, Duration::from_secs(5)));
+        let other = rotation.of(client, &[own], now).unwrap();
+        assert_ne!(other, own);
+        assert_eq!(rotation.of(client, &[], now), Some(other));
+        assert_eq!(rotation.of(client, &[], now + Duration::from_secs(6)), Some(own));
+        let all: Vec<Ipv4Addr> = (1..=3).map(address).collect();
+        assert_eq!(rotation.of(client, &all, now), None);
     }
 
     #[test]

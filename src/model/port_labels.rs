@@ -8,7 +8,8 @@ use std::net::IpAddr;
 /// `source`: one client address always gets the same backend, as long as the backends stay.
 pub const AFFINITY: &str = "skep.affinity";
 /// Comma-separated source prefixes that may use the ports: `192.0.2.0/24,2001:db8::/32`. A bare address stands for itself.
-/// Processes of a node are always let through to the ports of that node.
+/// Processes of a node itself (their address is loopback or one of the node's own, link-local ones excepted) may always
+/// use the ports on that node; containers of the node are other addresses, which the list must name.
 pub const ALLOW: &str = "skep.allow";
 
 /// What the labels say.

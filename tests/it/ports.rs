@@ -1,6 +1,7 @@
 //! Published ports of whole swarms with real packets: every protocol and family on every node, ports of the task's own
 //! node, and that nobody notices when tasks go.
 
+mod allow;
 mod dead;
 mod edge;
 mod host_mode;

@@ -1,0 +1,116 @@
+//! Ports that are not for everybody, and clients that keep their task.
+
+use super::*;
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::TcpStream;
+
+/// A service on TCP 80 and UDP 5301 with these labels.
+async fn labelled(swarm: &Swarm, replicas: usize, labels: Value) {
+    let spec = json!({
+        "Name": "web",
+        "Labels": labels,
+        "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } },
+        "Mode": { "Replicated": { "Replicas": replicas } },
+        "EndpointSpec": { "Ports": [
+            { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080 },
+            { "Protocol": "udp", "TargetPort": 5301, "PublishedPort": 8080 },
+        ] },
+    });
+    ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
+    for task in &swarm.running("web", replicas).await {
+        echo(swarm, task, 5301).await;
+    }
+}
+
+/// Gives the service other labels.
+async fn relabel(swarm: &Swarm, labels: Value) -> skep::http::Reply {
+    let service = get(&swarm.hosts[0], "/services/web").await;
+    let mut spec = service["Spec"].clone();
+    spec["Labels"] = labels;
+    post(&swarm.hosts[0], &format!("/services/web/update?version={}", service["Version"]["Index"]), &spec).await
+}
+
+async fn refused(swarm: &Swarm) -> u64 {
+    let shown = status(&swarm.hosts[0]).await;
+    shown["ports"].as_array().expect("ports").iter().filter_map(|p| p["refused"].as_u64()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
+    let swarm = swarm("pa", 1, "").await;
+    dual_stack(&swarm).await;
+    let (friend, stranger) = (client(&swarm).await, swarm.lab.host("stranger", 8).await.expect("client"));
+    v6(&stranger, 8).await;
+    labelled(&swarm, 1, json!({ "skep.allow": format!("192.0.2.9, {}", v6_of(9)) })).await;
+
+    for address in addresses(&swarm) {
+        let to = SocketAddr::new(address, 8080);
+        within(10, "the friend to be served", || async {
+            ask(&friend, to).await?;
+            ask_udp(&friend, to, b"x".to_vec()).await
+        })
+        .await;
+        let before = refused(&swarm).await;
+        let error = inside(of_host(&stranger), move || {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.read(&mut [0; 8])
+        })
+        .await
+        .expect_err("no service");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{to}: at once, by a reset");
+        assert!(ask_udp(&stranger, to, b"x".to_vec()).await.is_err(), "{to}: UDP as well");
+        within(5, "both to be counted", || async {
+            let now = refused(&swarm).await;
+            anyhow::ensure!(now >= before + 2, "{before} to {now}");
+            Ok(())
+        })
+        .await;
+        ask(&swarm.hosts[0], to).await.unwrap_or_else(|e| panic!("the node itself by {to}: {e:#}"));
+        ask_udp(&swarm.hosts[0], to, b"x".to_vec()).await.unwrap_or_else(|e| panic!("the node itself by {to}: {e:#}"));
+    }
+    ask(&swarm.hosts[0], (Ipv4Addr::LOCALHOST, 8080).into()).await.expect("the node itself on loopback");
+
+    let reply = relabel(&swarm, json!({ "skep.allow": "192.0.2.0/24;everybody" })).await;
+    assert_eq!(reply.status, 400);
+    assert!(said(&reply).contains("192.0.2.0/24,2001:db8::/32"), "what would be right: {}", said(&reply));
+    ok(&relabel(&swarm, json!({ "skep.allow": "192.0.2.0/28, fd99::/64" })).await);
+    for address in addresses(&swarm) {
+        let to = SocketAddr::new(address, 8080);
+        within(10, "the stranger to be let in", || async {
+            ask(&stranger, to).await?;
+            ask_udp(&stranger, to, b"x".to_vec()).await
+        })
+        .await;
+    }
+    for host in [friend, stranger] {
+        host.stop().await;
+    }
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_affinity_keeps_its_task_whichever_node_it_asks() {
+    let swarm = swarm("pf", 2, "").await;
+    let client = client(&swarm).await;
+    labelled(&swarm, 4, json!({ "skep.affinity": "source" })).await;
+    let (mut tcp, mut udp) = (BTreeSet::new(), BTreeSet::new());
+    for host in &swarm.hosts {
+        let to = SocketAddr::new(host.address().into(), 8080);
+        within(10, "all tasks to be behind the port", || async {
+            let shown = status(host).await["ports"].as_array().cloned().unwrap_or_default();
+            anyhow::ensure!(shown.len() == 2 && shown.iter().all(|p| p["backends"] == 4), "{shown:?}");
+            Ok(())
+        })
+        .await;
+        for _ in 0..6 {
+            let answer = ask(&client, to).await.expect("TCP");
+            tcp.insert(answer.split_whitespace().next().unwrap_or_default().to_owned());
+            udp.insert(ask_udp(&client, to, b"x".to_vec()).await.expect("UDP").0);
+        }
+    }
+    assert_eq!((tcp.len(), udp.len()), (1, 1), "{tcp:?} {udp:?}");
+    client.stop().await;
+    swarm.stop().await;
+}
