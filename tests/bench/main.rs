@@ -1,0 +1,45 @@
+//! `make bench`: what the mesh costs, as ratios in one run, written as a table to `tests/bench/RESULTS.md`. Never a test: nothing is
+//! asserted about time. Root needed, and a Docker Engine on the machine. `SKEP_BENCH=tables,plane,traffic` chooses parts.
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation, missing_docs, reason = "a bench")]
+
+mod plane;
+mod report;
+mod stats;
+mod tables;
+mod traffic;
+mod work;
+
+/// The swarm kit of the tests.
+mod swarm {
+    #[allow(dead_code, reason = "the tests use the rest")]
+    #[path = "../../it/swarm/kit.rs"]
+    pub mod kit;
+}
+
+mod lab {
+    pub fn lab_dir(name: &str) -> String {
+        format!("/tmp/sk-{}-{name}", std::process::id())
+    }
+}
+
+fn main() {
+    // `cargo test --all-targets` and `cargo bench --no-run` must not start it by accident.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        println!("run `make bench`");
+        return;
+    }
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,plane,traffic".to_owned());
+    let mut report = report::Report::new();
+    for part in parts.split(',') {
+        match part {
+            "tables" => tables::run(&mut report),
+            "plane" => plane::run(&mut report),
+            "traffic" => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+                runtime.block_on(traffic::run(&mut report));
+            }
+            other => panic!("no part {other}: tables, plane, traffic"),
+        }
+    }
+    report.write();
+}

@@ -1,0 +1,174 @@
+//! Pure parts: Maglev tables and plans.
+
+use crate::report::{Report, median, nanos, spread};
+use skep::balance::maglev;
+use skep::balance::table::{Desired, desired, plan};
+use skep::datapath::fast::{State, Surroundings};
+use skep::model::mesh::MeshPrefix;
+use skep::model::node::WgKey;
+use skep::model::service::{EndpointMode, Protocol};
+use skep::model::view::{Backend, ClusterPart, Listens, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
+use skep::model::{NodeId, NodeView, Revision};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Tasks of each service.
+pub const TASKS: u32 = 3;
+
+pub fn me() -> NodeId {
+    "n1".into()
+}
+
+fn peer(number: u16, mesh: MeshPrefix) -> Peer {
+    Peer {
+        node_id: format!("n{number}").as_str().into(),
+        hostname: format!("n{number}"),
+        manager: true,
+        key: WgKey([7; 32]),
+        subnet: mesh.node(number),
+        ingress_addr: Ipv4Addr::from(0x0aff_0000 + u32::from(number)),
+        endpoints: Vec::new(),
+        containers: Vec::new(),
+        fast: true,
+        down: false,
+    }
+}
+
+/// A swarm of ten nodes with so many services, each with a virtual address and a published TCP port. `gone`: the first
+/// service lacks a task.
+pub fn view(services: u32, gone: bool) -> NodeView {
+    let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
+    let (mut members, mut vips, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for service in 0..services {
+        let (id, name) = (format!("service{service:05}"), format!("web-{service}"));
+        let mut backends = Vec::new();
+        for task in 0..TASKS {
+            let address = Ipv4Addr::from(0x0a10_0000 + service * TASKS + task);
+            let backend = !(gone && service == 0 && task == 0);
+            let node: NodeId = format!("n{}", 2 + (service + task) % 9).as_str().into();
+            let task_id: skep::model::TaskId = format!("task{service:05}x{task}").as_str().into();
+            if backend {
+                let listens = Listens { v4: true, v6: false };
+                backends.push(Backend { task_id: task_id.clone(), node_id: node.clone(), address, listens });
+            }
+            members.push(Member {
+                task_id,
+                service_id: id.as_str().into(),
+                service_name: name.clone(),
+                endpoint_mode: EndpointMode::Vip,
+                aliases: Vec::new(),
+                slot: task.into(),
+                container_name: format!("{name}.{task}"),
+                node_id: node,
+                address,
+                backend,
+            });
+        }
+        vips.push(ServiceVip { service_id: id.as_str().into(), name: name.clone(), vip: Ipv4Addr::from(0x0a20_0000 + service) });
+        ports.push(PublishedPort {
+            protocol: Protocol::Tcp,
+            published: u16::try_from(10_000 + service).unwrap(),
+            target: 80,
+            service_id: id.as_str().into(),
+            service_name: name,
+            backends,
+            affinity: false,
+            allow: Vec::new(),
+        });
+    }
+    let network = NetworkPart {
+        name: "ingress".to_owned(),
+        subnet: "10.0.0.0/8".parse().unwrap(),
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        internal: false,
+        ingress: true,
+        members,
+        services: vips,
+    };
+    NodeView {
+        revision: Revision { incarnation: 1, index: 1 + u64::from(gone) },
+        mine: Arc::new(Mine::default()),
+        networks: Arc::new(Networks { by_id: BTreeMap::from([("net".into(), network)]) }),
+        cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: (1..=10).map(|n| peer(n, mesh)).collect(), ports }),
+    }
+}
+
+/// What the view makes of this node.
+pub fn wanted(view: &NodeView, around: &Surroundings) -> Desired {
+    desired(view, &me(), around, &BTreeSet::new(), &BTreeMap::new())
+}
+
+pub fn run(report: &mut Report) {
+    report.section(
+        "Maglev tables",
+        "Median of 21 builds; backends are consecutive addresses. Moved: positions that belong to another backend after the one in the middle has gone.",
+        &["backends", "slots", "build, ms", "goal", "imbalance (most ÷ mean − 1)", "goal", "moved beyond the removed share", "goal"],
+    );
+    for count in [2_u32, 3, 10, 100, 1_000] {
+        let all: Vec<Ipv4Addr> = (0..count).map(|i| Ipv4Addr::from(0x0a00_0002 + i)).collect();
+        let mut times = Vec::new();
+        for _ in 0..21 {
+            let start = Instant::now();
+            std::hint::black_box(maglev::table(std::hint::black_box(&all)));
+            times.push(nanos(start.elapsed()) / 1e6);
+        }
+        let before = maglev::table(&all);
+        let mut share = vec![0_u32; all.len()];
+        before.iter().for_each(|at| share[*at] += 1);
+        let mean = before.len() as f64 / all.len() as f64;
+        let imbalance = f64::from(*share.iter().max().unwrap()) / mean - 1.0;
+        let mut fewer = all.clone();
+        let gone = fewer.remove(all.len() / 2);
+        let after = maglev::table(&fewer);
+        let moved = if after.len() == before.len() {
+            let moved = before.iter().zip(&after).filter(|(b, a)| all[**b] != fewer[**a]).count();
+            let had_to = before.iter().filter(|at| all[**at] == gone).count();
+            format!("{:.2} points", (moved - had_to) as f64 / before.len() as f64 * 100.0)
+        } else {
+            "another size".to_owned()
+        };
+        let goal = if count == 1_000 { "≤ 2" } else { "" };
+        report.row(&[
+            count.to_string(),
+            before.len().to_string(),
+            format!("{:.4}", median(&times)),
+            goal.to_owned(),
+            format!("{:.2} %", imbalance * 100.0),
+            "≤ 1 %".to_owned(),
+            moved,
+            "≤ 1 point".to_owned(),
+        ]);
+    }
+    report.section(
+        "One backend of one service goes: what is computed",
+        "Ten nodes; every service has a virtual address, a published TCP port and three tasks. Median [least … most] of 7.",
+        &["services", "view to what shall be, ms", "difference to what is, ms", "steps"],
+    );
+    for services in [1, 100, 10_000] {
+        let around = Surroundings::default();
+        let (before, after) = (view(services, false), view(services, true));
+        let state = there(&wanted(&before, &around));
+        let (mut shall, mut differ, mut steps) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..7 {
+            let start = Instant::now();
+            let wanted = wanted(&after, &around);
+            shall.push(nanos(start.elapsed()) / 1e6);
+            let start = Instant::now();
+            steps = plan(&wanted, &state).len();
+            differ.push(nanos(start.elapsed()) / 1e6);
+        }
+        report.row(&[services.to_string(), spread(&shall, 3), spread(&differ, 3), steps.to_string()]);
+    }
+}
+
+/// A node that is as it shall be.
+fn there(wanted: &Desired) -> State {
+    let mut state = State::default();
+    state.tables.room = skep_ebpf::SLOTS;
+    for step in plan(wanted, &state.clone()) {
+        state.carry_out(&step);
+    }
+    state
+}
