@@ -63,7 +63,16 @@ impl Fast {
 
     /// Puts a program at its place. A device that went away in the meantime is no matter: the next look knows.
     pub(super) async fn attach(&self, link: &Link) -> anyhow::Result<()> {
-        let attached = self.attach_to(link).await;
+        let mut attached = self.attach_to(link).await;
+        // A link that somebody took away goes a moment later, and the kernel takes a program once per place.
+        for _ in 0..10 {
+            let exists = attached.as_ref().err().is_some_and(|error| format!("{error:#}").contains("os error 17"));
+            if !exists {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            attached = self.attach_to(link).await;
+        }
         if attached.is_err() && link.hook.side() != Side::Cgroup && !self.exists(link) { Ok(()) } else { attached }
     }
 

@@ -29,11 +29,9 @@ pub async fn names(stage: &Stage, per_node: &PerNode) {
     assert!(holding(&capture.frames(), b"a flow") >= 6, "the capture sees answers");
     let liar = per_node.spots[0].raw();
     let mut sent = 0;
-    for other in addresses.iter().skip(1).copied().chain([
-        Ipv4Addr::new(10, 0, 0, 1),
-        Ipv4Addr::new(192, 0, 2, 1),
-        Ipv4Addr::new(10, 0, 9, 9),
-    ]) {
+    // By whichever device its routes choose, the engine's bridge among them. (What is nobody's address there is the engine's
+    // business, as for any container.)
+    for other in addresses.iter().skip(1).copied().chain([Ipv4Addr::new(192, 0, 2, 1)]) {
         for port in 21_000..21_006 {
             for (source, target) in [(TARGET, port), (8081, port), (8082, port)] {
                 let (from, to) = (SocketAddrV4::new(other, source), own(target));
@@ -44,7 +42,7 @@ pub async fn names(stage: &Stage, per_node: &PerNode) {
             }
         }
     }
-    assert!(sent > 100, "only {sent} lies were told");
+    assert!(sent >= 36, "only {sent} lies were told");
     // Once an honest answer of the liar has come, its lies had the time to.
     within(15, "an honest answer", || async { say(&sockets[0], b"honest") }).await;
     within(15, "an honest answer", || async { say(&sockets[1], b"honest") }).await;
