@@ -103,7 +103,8 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
             && same(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
-        if !same {
+        // One that goes on and came by another node until now is the same connection to the container. One that begins is not.
+        if !same && (!goes_on || none(&other.entry)) {
             free_port(&mut packet.back);
         }
     }

@@ -1,7 +1,5 @@
 //! Programs, maps and places without any packet: the kernel takes them, a second run takes them over.
 
-mod kernel;
-
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
 use std::path::Path;
 

@@ -166,7 +166,9 @@ impl Talk {
     }
 
     pub fn who(&mut self) -> anyhow::Result<Seen> {
-        let (own, peer) = (self.own(), self.peer());
+        // A refused one has no peer (any more).
+        let stream = self.stream.get_ref();
+        let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
         let said = self.stream.get_mut().write_all(b"who\n").map_err(anyhow::Error::from).and_then(|()| self.line());
         seen(&said.with_context(|| format!("{own} -> {peer}: who"))?)
     }
