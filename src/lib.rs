@@ -38,9 +38,9 @@
 //! | [`rpc`] | the node protocol over mutual TLS: join with its proof of the UDP way, sessions |
 //! | [`runtime`] | containers: the `Engine` trait, Docker Engine through bollard, a fake |
 //! | [`agent`] | this node's tasks: core, plan, shell, ledger |
-//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets |
+//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets; `fast` loads the programs of `ebpf/` and reads and writes their maps |
 //! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin |
-//! | [`balance`] | published ports |
+//! | [`balance`] | published ports: in user space, and (`fast`, `table`, `maglev`) what the kernel programs shall have |
 //! | [`dns`] | names: records per asker, server, forwarder |
 //! | [`api`] | the Docker API: front door with raw pass-through, handlers, conversion |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` |
