@@ -3,6 +3,7 @@
 use super::stage::{Manager, Setup, Trust, eventually, join, options, side, tls};
 use skep::model::{ClusterId, Role};
 use skep::rpc::Door;
+use skep::rpc::message::FORMAT;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -61,8 +62,8 @@ async fn a_frame_that_is_none_is_answered_in_words() {
         (frame(b"hello"), false, "not understood"),
         (frame(b""), false, "not understood"),
         (frame(&[0xff; 64]), false, "not understood"),
-        (frame(br#"{"Request":{"format":1}}"#), false, "not understood"),
-        (future, false, r#"{"Refused":{"Format":{"manager":1,"joiner":99}}}"#),
+        (frame(format!(r#"{{"Request":{{"format":{FORMAT}}}}}"#).as_bytes()), false, "not understood"),
+        (future, false, &format!(r#"{{"Refused":{{"Format":{{"manager":{FORMAT},"joiner":99}}}}}}"#)),
         (whole.clone(), false, "begins with a request"),
         (whole[..9].to_vec(), true, "in the middle of a frame"),
         ((2_u32 << 20).to_be_bytes().to_vec(), false, "a frame of 2097152 bytes; 1048576 are allowed"),
@@ -138,10 +139,12 @@ async fn garbage_from_a_member_ends_its_session_only() {
     let trust = Trust::new();
     let manager = Setup::new(&trust, Door::Mesh).start();
     let node = trust.identity(Role::Worker);
-    let hello = br#"{"Hello":{"format":1,"description":{},"endpoints":[],"have":{"incarnation":0,"index":0}}}"#;
+    let rest = r#""description":{},"endpoints":[],"have":{"incarnation":0,"index":0}"#;
+    let hello = format!(r#"{{"Hello":{{"format":{FORMAT},{rest}}}}}"#);
+    let hello = hello.as_bytes();
     for (bytes, says) in [
         (frame(b"?"), "a hello that is not understood"),
-        (frame(br#"{"Hello":{"format":2}}"#), "the manager speaks protocol 1, this node 2"),
+        (frame(br#"{"Hello":{"format":99}}"#), &format!("the manager speaks protocol {FORMAT}, this node 99")),
         (frame(br#""Leave""#), "begins with a hello"),
         ([frame(hello), frame(b"?")].concat(), "not understood"),
         ([frame(hello), vec![0xff; 8]].concat(), "are allowed"),
