@@ -61,16 +61,6 @@ pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
     ok(&post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await);
 }
 
-/// Where a task runs: the number of its host.
-async fn place(swarm: &Swarm, task: &Value) -> usize {
-    for (i, host) in swarm.hosts.iter().enumerate() {
-        if task["NodeID"] == json!(swarm.node_id(host).await) {
-            return i;
-        }
-    }
-    panic!("a task of no host: {task:#}");
-}
-
 /// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,
 /// the sender as it sees it, and what it heard.
 pub async fn echo(swarm: &Swarm, task: &Value, port: u16) {
