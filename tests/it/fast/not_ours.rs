@@ -47,7 +47,7 @@ pub async fn connections(stage: &Stage) {
         talk.down(1_000_000).unwrap_or_else(|e| panic!("a plain container's connection from {port}: {e:#}"));
         let socket = plain.udp(Some(own), beside).expect("a socket");
         let seen = within(10, "a plain container's datagrams", || async {
-            say(&socket, b"hello").map_err(|e| e.context(format!("from {port} to {}", beside)))
+            say(&socket, b"hello").map_err(|e| e.context(format!("from {port} to {beside}")))
         });
         assert_eq!(seen.await.peer, SocketAddr::new(address(1, false), port), "masqueraded, with its number");
     }

@@ -12,13 +12,15 @@ use std::sync::{Arc, Mutex, OnceLock};
 /// What datagrams that a server shall remember begin with.
 pub const MARK: &[u8] = b"MARK";
 
+type Heard = Vec<(SocketAddr, Vec<u8>)>;
+
 /// Every datagram that began with [`MARK`], with its sender.
 pub struct Server {
-    heard: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    heard: Arc<Mutex<Heard>>,
 }
 
 impl Server {
-    pub fn heard(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub fn heard(&self) -> Heard {
         self.heard.lock().expect("no panic").clone()
     }
 }
@@ -54,7 +56,7 @@ pub fn serve(spot: &Spot, port: u16, any: IpAddr) -> Server {
             std::thread::spawn(move || talk(&name, stream));
         }
     });
-    let (name, heard) = (spot.name.clone(), Arc::<Mutex<Vec<(SocketAddr, Vec<u8>)>>>::default());
+    let (name, heard) = (spot.name.clone(), Arc::<Mutex<Heard>>::default());
     let ear = Arc::clone(&heard);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65_536];

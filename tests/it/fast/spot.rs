@@ -20,13 +20,13 @@ pub struct Spot {
     pub container: String,
     fd: File,
     /// What holds the namespace open, if nothing else does.
-    _holder: Option<Child>,
+    keeper: Option<Child>,
 }
 
 impl Spot {
     fn new(name: &str, path: PathBuf, container: &str, holder: Option<Child>) -> Self {
         let fd = File::open(&path).unwrap_or_else(|e| panic!("namespace {}: {e}", path.display()));
-        Self { name: name.to_owned(), path, container: container.to_owned(), fd, _holder: holder }
+        Self { name: name.to_owned(), path, container: container.to_owned(), fd, keeper: holder }
     }
 
     pub fn at(name: &str, path: &str) -> Self {
@@ -80,7 +80,7 @@ impl Spot {
 
     /// The process that holds a nested namespace.
     pub fn holder(&self) -> u32 {
-        self._holder.as_ref().and_then(Child::id).expect("held by a process")
+        self.keeper.as_ref().and_then(Child::id).expect("held by a process")
     }
 
     /// Runs `f` inside; what it opens stays there.
