@@ -3,7 +3,7 @@
 use crate::report::{Report, median, nanos, spread};
 use skep::balance::maglev;
 use skep::balance::table::{Desired, desired, plan};
-use skep::datapath::fast::{State, Surroundings};
+use skep::datapath::fast::{State, Step, Surroundings};
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
 use skep::model::service::{EndpointMode, Protocol};
@@ -163,12 +163,23 @@ pub fn run(report: &mut Report) {
     }
 }
 
-/// A node that is as it shall be.
+/// A node whose maps are as they shall be.
 fn there(wanted: &Desired) -> State {
     let mut state = State::default();
     state.tables.room = skep_ebpf::SLOTS;
-    for step in plan(wanted, &state.clone()) {
-        state.carry_out(&step);
+    let steps = plan(wanted, &state);
+    let tables = &mut state.tables;
+    for step in steps {
+        match step {
+            Step::Config(config) => tables.config = config,
+            Step::Slots(base, slots) => drop(tables.slots.insert((base, u32::try_from(slots.len()).unwrap()), slots)),
+            Step::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
+            Step::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
+            Step::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
+            Step::AddSource(length, source) => drop(tables.sources.insert((length, source))),
+            Step::Attach(link) => drop(state.links.insert(link)),
+            _ => {}
+        }
     }
     state
 }
