@@ -9,7 +9,7 @@ use crate::parse::{ETH_V4, ETH_V6, Kind, Packet, parse};
 use crate::way::Way;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
@@ -80,7 +80,7 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
     if frontend.size == 0 {
         return None;
     }
-    look(&LOCALS, &packet.tuple.destination)?;
+    is_local(ctx, packet)?;
     let goes_on = packet.tuple.protocol == TCP && !packet.is_syn();
     // Answers to connections of the host, and whatever a socket of the host is for.
     if goes_on && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_hosts(ctx, packet)) {
@@ -103,7 +103,8 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
             && same(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
-        if !same {
+        // One that goes on and came by another node until now is the same connection to the container. One that begins is not.
+        if !same && (!goes_on || none(&other.entry)) {
             free_port(&mut packet.back);
         }
     }
@@ -120,6 +121,35 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
     count(if goes_on { Counter::PortTaken } else { Counter::PortNew });
     add(PORT_COUNTS.get_ptr_mut(key));
     Some(flow)
+}
+
+/// Whether the host itself is asked. The loader's list may be late: an address may have come this moment, with its
+/// connections.
+#[inline(always)]
+fn is_local(ctx: &TcContext, packet: &Packet) -> Option<()> {
+    let asked = &packet.tuple.destination;
+    if look(&LOCALS, asked).is_some() {
+        return Some(());
+    }
+    // `struct bpf_fib_lookup`: family, ports and length, device, …, source, destination, card addresses.
+    let mut route = [0_u32; 16];
+    route[2] = packet.device;
+    if packet.family == 4 {
+        if byte(asked[3], 0) == 127 {
+            return None;
+        }
+        route[0] = u32::from_ne_bytes([2, 0, 0, 0]);
+        (route[4], route[8]) = (packet.tuple.source[3], asked[3]);
+    } else {
+        route[0] = u32::from_ne_bytes([10, 0, 0, 0]);
+        (route[4], route[5], route[6], route[7]) =
+            (packet.tuple.source[0], packet.tuple.source[1], packet.tuple.source[2], packet.tuple.source[3]);
+        (route[8], route[9], route[10], route[11]) = (asked[0], asked[1], asked[2], asked[3]);
+    }
+    // SAFETY: the context is a valid one; the helper reads and writes the 64 bytes.
+    let told = unsafe { bpf_fib_lookup(raw(ctx).cast(), route.as_mut_ptr().cast(), 64, 0) };
+    // Not to be forwarded, or this host forwards nothing.
+    (told == 4 || told == 5).then_some(())
 }
 
 /// Gives the tuple of a container's answers another client port, one that nobody there uses.
@@ -208,6 +238,7 @@ pub fn out_uplink(ctx: &TcContext) -> Result<Way, Way> {
             return Ok(Way::Next);
         }
     }
+    forged(ctx)?;
     // A glance, for every packet of the machine: is it from the number of a published port?
     let (protocol, family, l4) = match crate::change::protocol(ctx) {
         ETH_V4 => {
@@ -236,4 +267,19 @@ pub fn out_uplink(ctx: &TcContext) -> Result<Way, Way> {
     let _ = FLOWS.insert(&packet.back, flow, 0);
     count(Counter::Foreign);
     Ok(Way::Next)
+}
+
+/// A container may send whatever it likes by the engine's bridge, but no other container's address leaves this host so.
+#[inline(always)]
+fn forged(ctx: &TcContext) -> Result<(), Way> {
+    // SAFETY: the context is a valid one.
+    let forwarded = unsafe { (*raw(ctx)).ingress_ifindex } != 0;
+    if !forwarded || crate::change::protocol(ctx) != ETH_V4 {
+        return Ok(());
+    }
+    let source: Ipv4 = ctx.load(ETHERNET + 12).map_err(|_| Way::Next)?;
+    if look(&BACKENDS, &source).is_some() && look(&LOCALS, &mapped(source)).is_none() {
+        return Err(Way::Drop(Counter::DropForged));
+    }
+    Ok(())
 }

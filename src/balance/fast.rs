@@ -3,7 +3,7 @@
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
 use super::table::{self, Family, PortPlane};
-use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, cookie};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
@@ -50,6 +50,9 @@ pub struct FastStatus {
     pub links: usize,
     /// Entries and programs that were not as they had been left, and were mended.
     pub mended: u64,
+    /// Changes that the last look found necessary, and made. 0: all is as it shall be.
+    #[serde(default)]
+    pub changed: usize,
     /// What the programs counted.
     pub counters: BTreeMap<String, u64>,
 }
@@ -83,7 +86,7 @@ pub struct FastEnds {
 
 /// Keeps the fast plane at the view until `shutdown`. Nothing is taken down at the end: it outlives the daemon.
 pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration, shutdown: CancellationToken) {
-    let mut keeper = Keeper { me, fast, cookies: Cookies::default(), entered: BTreeMap::new(), settled: None, mended: 0 };
+    let mut keeper = Keeper::new(me, fast);
     let mut backoff = BACKOFF.0;
     let (mut views_end, mut sandboxes_end) = (false, false);
     loop {
@@ -150,12 +153,19 @@ struct Keeper {
     cookies: Cookies,
     /// Namespaces that were entered: `None`, or how often it failed so far.
     entered: BTreeMap<Entered, Option<u32>>,
+    /// Hooks that cannot be had, and why, at the last look.
+    lacking: BTreeMap<Hook, String>,
     /// What was there when all was well last.
     settled: Option<table::Desired>,
     mended: u64,
 }
 
 impl Keeper {
+    fn new(me: NodeId, fast: Arc<Fast>) -> Self {
+        let (cookies, entered, lacking) = (Cookies::default(), BTreeMap::new(), BTreeMap::new());
+        Self { me, fast, cookies, entered, lacking, settled: None, mended: 0 }
+    }
+
     /// Prepares namespaces that are new. Says whether one is to be tried again soon.
     async fn enter(&mut self, sandboxes: &[Sandbox], ingress: Option<&Ingress>) -> bool {
         let ports = |sandbox: &Sandbox| {
@@ -187,8 +197,18 @@ impl Keeper {
     async fn reconcile(&mut self, view: &NodeView, sandboxes: &[Sandbox]) -> anyhow::Result<(FastStatus, Ready)> {
         let members = self.cookies.members(sandboxes);
         let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
-        let actual = self.fast.observe().await.context("the fast plane cannot be read")?;
-        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, self.fast.lacking());
+        let mut actual = self.look().await?;
+        if actual.surroundings.host_end.is_none() || actual.surroundings.mesh_end.is_none() {
+            if self.settled.take().is_some() {
+                self.mended += 1;
+                tracing::warn!(step = %Step::Pair, "fast plane was not as it had been left, mended");
+            }
+            self.fast.apply(&[Step::Pair]).await?;
+            actual = self.look().await?;
+        }
+        self.lacking = self.fast.lacking().clone();
+        self.lacking.extend(actual.refused.clone());
+        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, &self.lacking);
         let steps = table::plan(&desired, &actual);
         if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
             self.mended += steps.len() as u64;
@@ -202,18 +222,22 @@ impl Keeper {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
             vips: desired.vips.keys().copied().map(words::to_v4).collect(),
         };
-        let status = self.status(view, &desired, actual.tables.room)?;
+        let status = FastStatus { changed: steps.len(), ..self.status(view, &desired, actual.tables.room)? };
         self.settled = Some(desired);
         Ok((status, ready))
     }
 
+    async fn look(&self) -> anyhow::Result<State> {
+        self.fast.observe().await.context("the fast plane cannot be read")
+    }
+
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
     fn calls(&self) -> bool {
-        !self.fast.lacking().keys().any(|hook| hook.side() == Side::Cgroup)
+        !self.lacking.keys().any(|hook| hook.side() == Side::Cgroup)
     }
 
     fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> anyhow::Result<FastStatus> {
-        let lacking = self.fast.lacking();
+        let lacking = &self.lacking;
         let mut status = FastStatus {
             up: true,
             lacking: lacking.iter().map(|(hook, why)| (Hook::program(*hook).to_owned(), why.clone())).collect(),

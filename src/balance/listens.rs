@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Shortest pause between two looks at a container.
 const SOON: Duration = Duration::from_millis(50);
@@ -44,13 +44,17 @@ pub struct Question {
 pub fn questions(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Question> {
     let Some((ingress, part)) = view.networks.by_id.iter().find(|(_, part)| part.ingress) else { return BTreeMap::new() };
     let wanted = view.mine.tasks.values().filter(|t| t.desired_state <= TaskState::Running && !t.status.state.is_final());
+    let on_ingress = sandboxes.iter().filter(|s| s.subnet.trunc() == part.subnet.trunc());
+    let paths: BTreeMap<Ipv4Addr, &PathBuf> = on_ingress.map(|s| (s.address, &s.path)).collect();
+    let mut targets = BTreeMap::<_, BTreeSet<_>>::new();
+    for port in &view.cluster.ports {
+        targets.entry(&port.service_id).or_default().insert((port.protocol, port.target));
+    }
     let question = |task: &crate::model::Task| {
         let address = task.address_on(ingress)?;
-        let sandbox = sandboxes.iter().find(|s| s.address == address && s.subnet.trunc() == part.subnet.trunc())?;
-        let own = view.cluster.ports.iter().filter(|p| p.service_id == task.service_id);
-        let ports: BTreeSet<_> = own.map(|p| (p.protocol, p.target)).collect();
+        let (path, ports) = (paths.get(&address)?, targets.get(&task.service_id)?);
         let addresses = (address, view.cluster.mesh.container(address));
-        (!ports.is_empty()).then(|| Question { path: sandbox.path.clone(), addresses, ports })
+        Some(Question { path: (*path).clone(), addresses, ports: ports.clone() })
     };
     wanted.filter_map(|task| Some((task.id.clone(), question(task)?))).collect()
 }
@@ -69,6 +73,8 @@ struct Watched {
     question: Question,
     since: Instant,
     next: Instant,
+    /// It could not be looked into, and that was said.
+    failed: bool,
 }
 
 /// Tells `reports` what is seen, and again whenever it is something else, until `shutdown`. `tick` is the longest pause
@@ -83,11 +89,14 @@ pub async fn run(
     let tick = tick.min(LATE);
     let mut watched: BTreeMap<TaskId, Watched> = BTreeMap::new();
     let mut known: BTreeMap<TaskId, Vec<ListeningPort>> = BTreeMap::new();
+    let mut changed = true;
     loop {
-        let current = view.borrow_and_update().clone();
-        let questions = current.as_ref().map(|view| questions(view, &sandboxes.borrow_and_update())).unwrap_or_default();
-        known.retain(|id, _| current.as_ref().is_some_and(|view| view.mine.tasks.contains_key(id)));
-        follow(&mut watched, questions, Instant::now());
+        if std::mem::take(&mut changed) {
+            let (view, sandboxes) = (view.borrow_and_update().clone(), sandboxes.borrow_and_update().clone());
+            let questions = view.as_ref().map(|view| questions(view, &sandboxes)).unwrap_or_default();
+            known.retain(|id, _| view.as_ref().is_some_and(|view| view.mine.tasks.contains_key(id)));
+            follow(&mut watched, questions, Instant::now());
+        }
         for (id, seen) in look(&mut watched, tick).await {
             if known.get(&id) != Some(&seen) {
                 known.insert(id.clone(), seen.clone());
@@ -99,8 +108,8 @@ pub async fn run(
         let next = watched.values().map(|w| w.next).min();
         tokio::select! {
             () = shutdown.cancelled() => return,
-            changed = view.changed() => if changed.is_err() { return },
-            changed = sandboxes.changed() => if changed.is_err() { return },
+            there = view.changed() => if there.is_err() { return } else { changed = true },
+            there = sandboxes.changed() => if there.is_err() { return } else { changed = true },
             () = async { match next { Some(next) => tokio::time::sleep_until(next).await, None => std::future::pending().await } } => {}
         }
     }
@@ -110,15 +119,15 @@ pub async fn run(
 fn follow(watched: &mut BTreeMap<TaskId, Watched>, questions: BTreeMap<TaskId, Question>, now: Instant) {
     watched.retain(|id, w| questions.get(id) == Some(&w.question));
     for (id, question) in questions {
-        watched.entry(id).or_insert(Watched { question, since: now, next: now });
+        watched.entry(id).or_insert(Watched { question, since: now, next: now, failed: false });
     }
 }
 
-/// Looks into those whose time has come.
+/// Looks into those whose time has come, or comes soon: so they keep together.
 async fn look(watched: &mut BTreeMap<TaskId, Watched>, tick: Duration) -> Vec<Report> {
     let now = Instant::now();
     let due: Vec<(TaskId, Question)> =
-        watched.iter().filter(|(_, w)| w.next <= now).map(|(id, w)| (id.clone(), w.question.clone())).collect();
+        watched.iter().filter(|(_, w)| w.next <= now + SOON / 2).map(|(id, w)| (id.clone(), w.question.clone())).collect();
     if due.is_empty() {
         return Vec::new();
     }
@@ -132,9 +141,18 @@ async fn look(watched: &mut BTreeMap<TaskId, Watched>, tick: Duration) -> Vec<Re
         let now = Instant::now();
         one.next = now + pause(all, now - one.since, tick);
         match answer {
-            Ok(ports) => seen.push((id, ports)),
-            // Nothing is known of it then; what was known stays. It may be gone already.
-            Err(error) => debug!(task = %id, path = %question.path.display(), %error, "cannot look who listens"),
+            Ok(ports) => {
+                one.failed = false;
+                seen.push((id, ports));
+            }
+            // Nothing is known of it then; what was known stays. A container that ends is gone before we know.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || std::mem::replace(&mut one.failed, true) => {
+                debug!(task = %id, %error, "cannot look who listens");
+            }
+            Err(error) => {
+                let path = question.path.display();
+                warn!(task = %id, %path, %error, "cannot look who listens: its published ports are served in user space");
+            }
         }
     }
     seen

@@ -293,7 +293,9 @@ impl<'a> Space<'a> {
     fn of(tables: &Tables) -> Self {
         let vips = tables.vips.values().map(|v| (v.base, v.size));
         let mut used = BTreeMap::new();
-        for (base, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))).filter(|(_, size)| *size > 0) {
+        // A damaged entry that names more than there is holds nothing.
+        let sound = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
+        for (base, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))).filter(sound) {
             let held: &mut u32 = used.entry(base).or_default();
             *held = size.max(*held);
         }

@@ -21,6 +21,7 @@ mod dump;
 mod filters;
 mod hooks;
 mod load;
+mod places;
 mod sandbox;
 mod surroundings;
 mod tables;
@@ -177,6 +178,8 @@ pub struct State {
     pub links: BTreeSet<Link>,
     /// Pins of links that are not this run's: of an earlier daemon, or of a device that is gone.
     pub stale: BTreeSet<String>,
+    /// Hooks that cannot be had for now, and why.
+    pub refused: BTreeMap<Hook, String>,
     /// The maps.
     pub tables: Tables,
     /// Devices and addresses.
@@ -223,6 +226,8 @@ pub enum Step {
     AddMember(Member),
     /// Takes it off.
     RemoveMember(Member),
+    /// Makes the pair between host and mesh anew. Its ends have other numbers then: look again.
+    Pair,
     /// Puts a program at its place, in the place of an older one.
     Attach(Link),
     /// Takes it away.
@@ -252,6 +257,7 @@ impl fmt::Display for Step {
             Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
             Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
+            Self::Pair => write!(f, "pair {HOST_END} {MESH_END}"),
             Self::Attach(link) => write!(f, "attach {}", link.pin()),
             Self::Detach(link) => write!(f, "detach {}", link.pin()),
             Self::Unpin(pin) => write!(f, "unpin {pin}"),
@@ -278,9 +284,15 @@ impl Fast {
         let dir = run_dir.join("bpf");
         let folder = dir.clone();
         let (loaded, lacking) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
-        surroundings::make_pair(&mesh).await.context("cannot make the veth pair between host and mesh")?;
         let ingress = Mutex::new(None);
-        Ok(Arc::new(Self { mesh, dir, lacking, loaded: Mutex::new(loaded), ingress }))
+        let fast = Self { mesh, dir, lacking, loaded: Mutex::new(loaded), ingress };
+        fast.make_pair().await?;
+        Ok(Arc::new(fast))
+    }
+
+    async fn make_pair(&self) -> anyhow::Result<()> {
+        let owner = self.dir.display().to_string();
+        surroundings::make_pair(&self.mesh, &owner).await.context("cannot make the veth pair between host and mesh")
     }
 
     /// Hooks that this kernel or this machine does not allow, and why.
@@ -304,10 +316,11 @@ impl Fast {
     /// # Errors
     /// The kernel's.
     pub async fn observe(&self) -> anyhow::Result<State> {
-        let surroundings = surroundings::look(&self.mesh).await.context("cannot read devices and addresses")?;
+        // Links first: a device that goes in between is not looked for, and its program not missed.
         let (links, stale) = self.look_at_links().await.context("cannot read the programs at their places")?;
+        let surroundings = surroundings::look(&self.mesh).await.context("cannot read devices and addresses")?;
         let tables = self.loaded().look_at_tables().context("cannot read the maps")?;
-        Ok(State { links, stale, tables, surroundings })
+        Ok(State { links, stale, refused: self.look_for_hermits(), tables, surroundings })
     }
 
     /// Carries the steps out, in order. Goes on past a failed step; the error names all that failed.
@@ -318,6 +331,7 @@ impl Fast {
         let mut failed = Vec::new();
         for step in steps {
             let done = match step {
+                Step::Pair => self.make_pair().await,
                 Step::Attach(link) => self.attach(link).await,
                 Step::Detach(link) => self.detach(link).await,
                 Step::Unpin(pin) => self.unpin(pin).await,

@@ -107,9 +107,11 @@ async fn end(mesh: &Arc<Mesh>, prefix: MeshPrefix, sandboxes: &watch::Receiver<V
             match destroy(&path, &dead) {
                 Ok(0) => {}
                 Ok(ended) => tracing::info!(ended, namespace = %path.display(), "ended connections to a dead node"),
-                // It may be gone by itself.
+                // The container is gone, and its connections with it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::debug!(%error, namespace = %path.display(), "cannot end connections to a dead node");
+                    let namespace = path.display();
+                    tracing::warn!(%error, %namespace, "cannot end connections to a dead node, they wait until TCP gives up");
                 }
             }
         }

@@ -35,9 +35,14 @@ pub async fn of_task(swarm: &Swarm, task: &Value) -> File {
 
 /// The host that a task runs on.
 pub async fn host_of<'a>(swarm: &'a Swarm, task: &Value) -> &'a Host {
-    for host in &swarm.hosts {
+    &swarm.hosts[number_of(swarm, task).await]
+}
+
+/// Its place among the hosts.
+pub async fn number_of(swarm: &Swarm, task: &Value) -> usize {
+    for (number, host) in swarm.hosts.iter().enumerate() {
         if task["NodeID"] == json!(swarm.node_id(host).await) {
-            return host;
+            return number;
         }
     }
     panic!("no host runs {task:#}");

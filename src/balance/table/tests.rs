@@ -64,6 +64,7 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) 
             }
             Step::Detach(link) => assert!(state.links.remove(&link)),
             Step::Unpin(pin) => assert!(state.stale.remove(&pin)),
+            Step::Pair => unreachable!("no plan makes the pair"),
         }
     }
     let tables = &mut state.tables;

@@ -21,9 +21,15 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
-/// Table of the routes, and priority of the rules that lead to it.
+/// Table of the routes.
 const TABLE: u32 = 2377;
-const PRIORITY: u32 = 2377;
+/// Priorities of the rules: by address, then whatever the engine has a route for that is more than the default one (a
+/// container on a network in common may ask a published port too), then by port.
+const BY_ADDRESS: u32 = 2377;
+const BY_ROUTE: u32 = 2378;
+const BY_PORT: u32 = 2379;
+/// The table of the engine's routes.
+const MAIN: u32 = 254;
 /// The gateway over IPv6. Whatever goes there is taken before anybody looks at the address of the card.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const CARD: [u8; 6] = [2, 0, 0x5e, 0x7e, 0, 1];
@@ -33,6 +39,8 @@ const CARD: [u8; 6] = [2, 0, 0x5e, 0x7e, 0, 1];
 enum Lead {
     /// Packets from this address.
     Address(IpAddr),
+    /// Everything, if the engine has a route for it.
+    Route(Family),
     /// Datagrams from this port, whose sender is not chosen yet.
     Port(u16, Family),
 }
@@ -54,7 +62,7 @@ pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Resul
     let (index, name) = device_of(&netlink, IpAddr::V4(sandbox.address)).await?;
     let mut leads = BTreeSet::from([Lead::Address(IpAddr::V4(sandbox.address))]);
     let ports = ingress.datagrams.get(&sandbox.address).into_iter().flatten();
-    leads.extend(ports.clone().map(|port| Lead::Port(*port, Family::V4)));
+    lead_ports(&mut leads, ports.clone(), Family::V4);
     let v4 = (IpAddr::V4(sandbox.address), IpAddr::V4(sandbox.gateway));
     netlink.change(Message::NewRoute(default(v4, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
 
@@ -65,9 +73,15 @@ pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Resul
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
         netlink.change(Message::NewRoute(default(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         leads.insert(Lead::Address(own.into()));
-        leads.extend(ports.map(|port| Lead::Port(*port, Family::V6)));
+        lead_ports(&mut leads, ports, Family::V6);
     }
     lead(&netlink, &leads).await
+}
+
+fn lead_ports<'a>(leads: &mut BTreeSet<Lead>, ports: impl Iterator<Item = &'a u16>, family: Family) {
+    for port in ports {
+        leads.extend([Lead::Route(family), Lead::Port(*port, family)]);
+    }
 }
 
 /// Lets the device speak IPv6, and nothing else of it: no address of its own making. `false`: this kernel has no IPv6.
@@ -157,35 +171,44 @@ fn gateway(index: u32) -> NeighbourMessage {
 fn rule(lead: Lead) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.action = RuleAction::ToTable;
-    message.attributes = vec![RuleAttribute::Priority(PRIORITY), RuleAttribute::Table(TABLE)];
     message.header.family = match lead {
-        Lead::Address(IpAddr::V4(_)) | Lead::Port(_, Family::V4) => AddressFamily::Inet,
-        Lead::Address(IpAddr::V6(_)) | Lead::Port(_, Family::V6) => AddressFamily::Inet6,
+        Lead::Address(IpAddr::V4(_)) | Lead::Port(_, Family::V4) | Lead::Route(Family::V4) => AddressFamily::Inet,
+        Lead::Address(IpAddr::V6(_)) | Lead::Port(_, Family::V6) | Lead::Route(Family::V6) => AddressFamily::Inet6,
     };
-    match lead {
+    message.attributes = match lead {
         Lead::Address(address) => {
             message.header.src_len = if address.is_ipv4() { 32 } else { 128 };
-            message.attributes.push(RuleAttribute::Source(address));
+            vec![RuleAttribute::Priority(BY_ADDRESS), RuleAttribute::Table(TABLE), RuleAttribute::Source(address)]
         }
-        Lead::Port(port, _) => {
-            message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Udp));
-            message.attributes.push(RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }));
+        Lead::Route(_) => {
+            vec![RuleAttribute::Priority(BY_ROUTE), RuleAttribute::Table(MAIN), RuleAttribute::SuppressPrefixLen(0)]
         }
-    }
+        Lead::Port(port, _) => vec![
+            RuleAttribute::Priority(BY_PORT),
+            RuleAttribute::Table(TABLE),
+            RuleAttribute::IpProtocol(IpProtocol::Udp),
+            RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+        ],
+    };
     message
 }
 
 /// A rule of ours.
 fn read(message: &RuleMessage) -> Option<Lead> {
-    let (mut ours, mut lead) = (false, None);
     let family = if message.header.family == AddressFamily::Inet { Family::V4 } else { Family::V6 };
+    let (mut priority, mut source, mut port) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Priority(priority) => ours = *priority == PRIORITY,
-            RuleAttribute::Source(address) => lead = Some(Lead::Address(*address)),
-            RuleAttribute::SourcePortRange(range) => lead = Some(Lead::Port(range.start, family)),
+            RuleAttribute::Priority(number) => priority = Some(*number),
+            RuleAttribute::Source(address) => source = Some(*address),
+            RuleAttribute::SourcePortRange(range) => port = Some(range.start),
             _ => {}
         }
     }
-    lead.filter(|_| ours)
+    match priority? {
+        BY_ADDRESS => source.map(Lead::Address),
+        BY_ROUTE => Some(Lead::Route(family)),
+        BY_PORT => port.map(|port| Lead::Port(port, family)),
+        _ => None,
+    }
 }

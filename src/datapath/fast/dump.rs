@@ -113,7 +113,7 @@ impl Fast {
         Ok(Dump {
             programs: state.links.iter().map(Link::pin).collect(),
             stale: state.stale.clone(),
-            lacking: self.lacking().clone(),
+            lacking: self.lacking().clone().into_iter().chain(state.refused.clone()).collect(),
             vips: tables.vips.iter().map(vip).collect(),
             ports: ports.collect(),
             containers: tables.backends.iter().map(container).collect(),

@@ -2,12 +2,12 @@
 //! pin whose device was made anew is recognised as nobody's.
 
 use super::load::{self, links_dir};
-use super::{Fast, Hook, Link, Side, filters};
+use super::{Fast, Hook, Link, Side, filters, places};
 use anyhow::Context as _;
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSockAddr, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -42,7 +42,8 @@ impl Fast {
     async fn runs(&self, link: &Link, id: u32) -> bool {
         let side = link.hook.side();
         if side == Side::Cgroup {
-            return true;
+            let there = self.loaded().cgroup.as_ref().map(|cgroup| places::look(cgroup, link.hook));
+            return matches!(there, Some(Ok(there)) if there.programs.contains(&id));
         }
         if !tcx() {
             return matches!(filters::look(netlink(&self.mesh, side), link.hook, link.index).await, Ok(Some((_, there))) if there == id);
@@ -51,7 +52,39 @@ impl Fast {
         matches!(there, Ok(Ok((_, programs))) if programs.iter().any(|p| p.id() == id))
     }
 
+    /// Hooks of socket calls whose place another program has for itself, and what to tell people. It may go at any time.
+    pub(super) fn look_for_hermits(&self) -> BTreeMap<Hook, String> {
+        let loaded = self.loaded();
+        let Some(cgroup) = loaded.cgroup.as_ref() else { return BTreeMap::new() };
+        let calls = Hook::ALL.into_iter().filter(|hook| hook.side() == Side::Cgroup);
+        let alone = |hook: &Hook| places::look(cgroup, *hook).is_ok_and(|there| there.alone);
+        calls.filter(alone).map(|hook| (hook, ALONE.to_owned())).collect()
+    }
+
+    /// Puts a program at its place. A device that went away in the meantime is no matter: the next look knows.
     pub(super) async fn attach(&self, link: &Link) -> anyhow::Result<()> {
+        let mut attached = self.attach_to(link).await;
+        // A link that somebody took away goes a moment later, and the kernel takes a program once per place.
+        for _ in 0..10 {
+            let exists = attached.as_ref().err().is_some_and(|error| format!("{error:#}").contains("os error 17"));
+            if !exists {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            attached = self.attach_to(link).await;
+        }
+        if attached.is_err() && link.hook.side() != Side::Cgroup && !self.exists(link) { Ok(()) } else { attached }
+    }
+
+    fn exists(&self, link: &Link) -> bool {
+        let index = netns::run(self.namespace(link.hook.side()), || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+            Ok::<u32, io::Error>(rustix::net::netdevice::name_to_index(&socket, &link.device)?)
+        });
+        matches!(index, Ok(Ok(index)) if index == link.index)
+    }
+
+    async fn attach_to(&self, link: &Link) -> anyhow::Result<()> {
         // The kernel takes one program once per place.
         let before = self.loaded().attached.get(link).copied();
         let pin = links_dir(&self.dir).join(link.pin());
@@ -170,6 +203,7 @@ fn filter_of(pin: &str) -> Option<(Hook, u32)> {
     let hook = Hook::ALL.into_iter().find(|hook| hook.program() == program)?;
     Some((hook, index.parse().ok()?))
 }
+const ALONE: &str = "another program has the root of the cgroup tree for itself (see `bpftool cgroup tree`)";
 
 fn direction(hook: Hook) -> TcAttachType {
     if hook.egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
@@ -183,7 +217,7 @@ fn tcx() -> bool {
 fn refused(error: &aya::programs::ProgramError) -> anyhow::Error {
     let text = load::chain(error);
     if text.contains("Operation not permitted") {
-        return anyhow::anyhow!("{text}: another program has the root of the cgroup tree for itself (see `bpftool cgroup tree`)");
+        return anyhow::anyhow!("{text}: {ALONE}");
     }
     anyhow::anyhow!("{text}")
 }

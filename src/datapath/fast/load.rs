@@ -55,6 +55,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
+    remove_other_maps(dir);
     let mut lacking = BTreeMap::new();
     let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
         Ok(root) => Some(root),
@@ -84,6 +85,21 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
 fn new_enough(kernel: KernelVersion) -> anyhow::Result<()> {
     anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the fast plane needs 5.15 or newer");
     Ok(())
+}
+
+/// Takes away maps of another layout. Programs of another build that still run keep theirs until these replace them.
+fn remove_other_maps(dir: &Path) {
+    let own = maps_dir(dir);
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps"));
+        if maps
+            && path != own
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "maps of another layout stay");
+        }
+    }
 }
 
 /// Bytes of memory of this machine.

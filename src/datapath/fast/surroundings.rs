@@ -1,7 +1,6 @@
 //! Devices and addresses that the fast plane stands on: uplinks of the host, the pair between host and mesh, the mesh
 //! ends of containers' veths, the tunnel device.
 
-use anyhow::Context as _;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::AddressMessage;
@@ -37,18 +36,37 @@ pub struct Surroundings {
     pub veths: BTreeMap<Ipv4Addr, (String, u32)>,
 }
 
-/// Makes the pair, or sets right the one that is there.
-pub(super) async fn make_pair(mesh: &Mesh) -> anyhow::Result<()> {
-    let pair = Message::NewLink(wire::veth(MESH_END, HOST_END, mesh.host.as_fd(), MTU));
-    exists_is_fine(mesh.netlink.change(pair, NLM_F_CREATE | NLM_F_EXCL).await)?;
-    let here = mesh.netlink.change(Message::GetLink(wire::link_named(MESH_END)), 0).await;
-    here.with_context(|| format!("this host has a {HOST_END} of another skep: `ip link del {HOST_END}` if that one is gone"))?;
+/// Makes the pair, or sets right the one that is there. The host's end says whose it is: `owner`, a run directory.
+pub(super) async fn make_pair(mesh: &Mesh, owner: &str) -> anyhow::Result<()> {
+    let pair = || Message::NewLink(wire::veth(MESH_END, HOST_END, mesh.host.as_fd(), MTU));
+    exists_is_fine(mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await)?;
+    if mesh.netlink.change(Message::GetLink(wire::link_named(MESH_END)), 0).await.is_err() {
+        // It leads into another mesh namespace. A run directory has one daemon, so one that bears its name leads nowhere
+        // any more: its namespace was lost.
+        anyhow::ensure!(
+            owner_of_pair(mesh).await?.as_deref() == Some(owner),
+            "this host has a {HOST_END} of another skep: `ip link del {HOST_END}` if that one is gone"
+        );
+        gone_is_fine(mesh.host_netlink.change(Message::DelLink(wire::link_named(HOST_END)), 0).await)?;
+        mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await?;
+    }
+    mesh.host_netlink.change(Message::SetLink(wire::link_note(HOST_END, owner)), 0).await?;
     // Nothing of either stack speaks over it.
     netns::run(mesh.fd(), || sysctl::write(&ipv6_switch(MESH_END), "1"))??;
     netns::run(mesh.host.as_fd(), || sysctl::write(&ipv6_switch(HOST_END), "1"))??;
     mesh.netlink.change(Message::SetLink(wire::link_up(MESH_END)), 0).await?;
     mesh.host_netlink.change(Message::SetLink(wire::link_up(HOST_END)), 0).await?;
     Ok(())
+}
+
+async fn owner_of_pair(mesh: &Mesh) -> anyhow::Result<Option<String>> {
+    for message in mesh.host_netlink.dump(Message::GetLink(LinkMessage::default())).await? {
+        let Message::NewLink(message) = message else { continue };
+        if let (Some(HOST_END), note) = wire::read_note(&message) {
+            return Ok(note.map(str::to_owned));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes the pair.

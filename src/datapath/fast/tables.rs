@@ -115,9 +115,11 @@ impl Loaded {
                 continue;
             }
             let mut all = Vec::new();
-            // A damaged entry may name slots that there are not.
-            for index in base..base.saturating_add(size).min(slots.len()) {
-                all.push(slots.get(&index, 0).map_err(|e| named("SLOTS", &e))?);
+            // A damaged entry may name slots that there are not: it holds nothing.
+            if base.checked_add(size).is_some_and(|end| end <= slots.len()) {
+                for index in base..base + size {
+                    all.push(slots.get(&index, 0).map_err(|e| named("SLOTS", &e))?);
+                }
             }
             tables.slots.insert((base, size), all);
         }
@@ -164,7 +166,7 @@ impl Loaded {
             Step::RemoveSource(length, source) => self.change_source(*length, *source, false),
             Step::AddMember(member) => self.set("MEMBERS", *member, 1_u32),
             Step::RemoveMember(member) => self.unset::<_, u32>("MEMBERS", *member),
-            Step::Attach(_) | Step::Detach(_) | Step::Unpin(_) => Ok(()),
+            Step::Pair | Step::Attach(_) | Step::Detach(_) | Step::Unpin(_) => Ok(()),
         }
     }
 

@@ -45,6 +45,26 @@ pub(in crate::datapath) fn link_mtu(name: &str, mtu: u32) -> LinkMessage {
     message
 }
 
+/// Writes a note on the device with this name, for whoever meets it later.
+pub(in crate::datapath) fn link_note(name: &str, note: &str) -> LinkMessage {
+    let mut message = link_named(name);
+    message.attributes.push(LinkAttribute::IfAlias(note.to_owned()));
+    message
+}
+
+/// Name of a device and the note on it.
+pub(in crate::datapath) fn read_note(message: &LinkMessage) -> (Option<&str>, Option<&str>) {
+    let (mut name, mut note) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.as_str()),
+            LinkAttribute::IfAlias(text) => note = Some(text.as_str()),
+            _ => {}
+        }
+    }
+    (name, note)
+}
+
 /// Makes a veth pair: `name` where the socket is, `peer` in another namespace.
 pub(in crate::datapath) fn veth(name: &str, peer: &str, peer_namespace: BorrowedFd<'_>, mtu: u32) -> LinkMessage {
     let mut other = link_mtu(peer, mtu);

@@ -1,7 +1,7 @@
 //! The fast plane on kernels before 6.6, which have no tcx links. `make test-vm` runs these on Debian's 6.1; elsewhere
 //! they are ignored.
 
-use super::{PAIR, TURN};
+use super::load::{PAIR, TURN};
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, remove_left};
 use skep::datapath::mesh::Mesh;
 use skep::lab::output;

@@ -95,6 +95,8 @@ pub struct Map {
 
 pub const HASH: u32 = 1;
 pub const ARRAY: u32 = 2;
+/// Prefixes: a key begins with its length in bits.
+pub const TRIE: u32 = 11;
 
 impl Map {
     pub fn open(host: &Host, name: &str) -> Self {
@@ -147,7 +149,12 @@ impl Map {
 
     /// A key and a value that are nobody's.
     pub fn garbage(&self) -> (Vec<u8>, Vec<u8>) {
-        (vec![0xee; self.key], vec![0; self.value])
+        let mut key = vec![0xee; self.key];
+        if self.kind == TRIE {
+            let bits = u32::try_from(self.key - 4).expect("short") * 8;
+            key[..4].copy_from_slice(&bits.to_ne_bytes());
+        }
+        (key, vec![0; self.value])
     }
 }
 

@@ -126,7 +126,8 @@ async fn without_a_cgroup_tree_ports_are_the_kernels_and_names_lead_to_tasks() {
     let host = &swarm.hosts[1];
     within(20, "the port to be the kernel's", || async {
         let fast = status(host).await["fast"].clone();
-        anyhow::ensure!(fast["up"] == true && fast["ports"] == json!(["8080/tcp"]), "{fast:#}");
+        let port = fast["ports"].as_array().is_some_and(|ports| ports.contains(&json!("8080/tcp")));
+        anyhow::ensure!(fast["up"] == true && port, "{fast:#}");
         anyhow::ensure!(fast["lacking"].as_object().is_some_and(|all| all.len() == bpf::CALLS.len()), "{fast:#}");
         Ok(())
     })
@@ -197,7 +198,8 @@ async fn a_foreign_program_that_has_connect_for_itself_is_named_and_all_else_wor
     within(20, "all but connect to work", || async {
         let status = status(host).await;
         let fast = &status["fast"];
-        anyhow::ensure!(fast["up"] == true && fast["ports"] == json!(["8080/tcp"]), "{fast:#}");
+        let port = fast["ports"].as_array().is_some_and(|ports| ports.contains(&json!("8080/tcp")));
+        anyhow::ensure!(fast["up"] == true && port, "{fast:#}");
         let why = fast["lacking"]["connect4"].as_str().unwrap_or_default();
         anyhow::ensure!(why.contains("another program"), "{fast:#}");
         anyhow::ensure!(status["applied"]["fast"] == status["told"], "nobody waits for it: {status:#}");

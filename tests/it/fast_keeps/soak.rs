@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use skep::http::UnixClient;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// Between two changes.
@@ -251,10 +251,41 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
     swarm.stop().await;
 }
 
-/// A node's tables are those of its view, and nothing had to be mended.
-async fn settled_tables(_swarm: &Swarm, host: &Host, _services: &[&str]) {
-    let status = status(host).await;
-    let fast = &status["fast"];
+/// A node's tables are those of its view: nothing is left to do, nothing had to be mended, and behind each port and address
+/// stand the tasks that run, no other and none is missing.
+async fn settled_tables(swarm: &Swarm, host: &Host, services: &[&str]) {
+    within(30, "nothing to be left to do", || async {
+        let status = status(host).await;
+        let fast = &status["fast"];
+        anyhow::ensure!(fast["changed"] == 0 && fast["reason"] == "", "{}: {fast:#}", host.name());
+        anyhow::ensure!(status["applied"]["fast"] == status["told"], "{}: {status:#}", host.name());
+        Ok(())
+    })
+    .await;
+    let fast = status(host).await["fast"].clone();
     eprintln!("{}: mended {}, counters {}", host.name(), fast["mended"], fast["counters"]);
-    assert_eq!((&fast["reason"], &fast["mended"]), (&json!(""), &json!(0)), "{}: {fast:#}", host.name());
+    let admin = UnixClient::new(host.run_dir().join("admin.sock"));
+    let dump: Value = admin.get("/dump").await.expect("answers").json().expect("JSON");
+    let dump = &dump["fast"];
+    assert_eq!(dump["stale"], json!([]), "{}: pins of nobody", host.name());
+    for name in services {
+        let tasks = swarm.running(name, if *name == STEADY { 4 } else { 3 }).await;
+        let of = |network: &str| addresses_on(&tasks, network);
+        let port = format!("{}/tcp", port_of(name));
+        let there: BTreeSet<&str> =
+            dump["ports"][&port]["backends"].as_object().into_iter().flatten().map(|(a, _)| a.as_str()).collect();
+        assert_eq!(there, of("ingress"), "{}: {port}", host.name());
+        let vip = vip(swarm, name).await.to_string();
+        let there: BTreeSet<&str> =
+            dump["vips"][&vip]["backends"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        assert_eq!(there, of("back"), "{}: {name} at {vip}", host.name());
+    }
+    assert_eq!(fast["mended"], 0, "{}: what nobody damaged is not mended", host.name());
+}
+
+/// Addresses of tasks on the network of this name.
+fn addresses_on<'a>(tasks: &'a [Value], network: &str) -> BTreeSet<&'a str> {
+    let attachments = tasks.iter().flat_map(|task| task["NetworksAttachments"].as_array().into_iter().flatten());
+    let on = attachments.filter(|attachment| attachment["Network"]["Spec"]["Name"] == network);
+    on.filter_map(|attachment| attachment["Addresses"][0].as_str()?.split('/').next()).collect()
 }

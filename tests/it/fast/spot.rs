@@ -1,0 +1,159 @@
+//! A network namespace to act in: a host's, a container's, the fabric's.
+
+use super::super::swarm::kit::*;
+use serde_json::{Value, json};
+use skep::datapath::netns;
+use skep::lab::{Host, Lab, output};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+pub struct Spot {
+    pub name: String,
+    pub path: PathBuf,
+    /// The container's id; empty for others.
+    pub container: String,
+    fd: File,
+    /// What holds the namespace open, if nothing else does.
+    _holder: Option<Child>,
+}
+
+impl Spot {
+    fn new(name: &str, path: PathBuf, container: &str, holder: Option<Child>) -> Self {
+        let fd = File::open(&path).unwrap_or_else(|e| panic!("namespace {}: {e}", path.display()));
+        Self { name: name.to_owned(), path, container: container.to_owned(), fd, _holder: holder }
+    }
+
+    pub fn at(name: &str, path: &str) -> Self {
+        Self::new(name, path.into(), "", None)
+    }
+
+    pub fn of_host(host: &Host) -> Self {
+        Self::new(host.name(), format!("/proc/{}/ns/net", host.pid()).into(), "", None)
+    }
+
+    /// The container of a task, named after its node.
+    pub async fn of_task(swarm: &Swarm, task: &Value) -> Self {
+        for host in &swarm.hosts {
+            if task["NodeID"] == json!(swarm.node_id(host).await) {
+                let container = &task["Status"]["ContainerStatus"];
+                // The engine counts processes in its host's own namespace.
+                let pid = container["PID"].as_u64().expect("a process");
+                let path = format!("/proc/{}/root/proc/{pid}/ns/net", host.pid()).into();
+                return Self::new(host.name(), path, container["ContainerID"].as_str().expect("container"), None);
+            }
+        }
+        panic!("no host runs {task:#}");
+    }
+
+    /// The wire between the hosts.
+    pub async fn of_fabric(lab: &Lab) -> Self {
+        let holder = lab.command("sleep").arg("infinity").kill_on_drop(true).spawn().expect("a process in the fabric");
+        let outer = holder.id().expect("runs");
+        let inner = within(5, "a process in the fabric", || async {
+            let children = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
+            children.split_whitespace().next().map(str::to_owned).ok_or_else(|| anyhow::anyhow!("none yet"))
+        })
+        .await;
+        Self::new("fabric", format!("/proc/{inner}/ns/net").into(), "", Some(holder))
+    }
+
+    /// A new namespace that a process of this one makes for itself, as an engine inside a container does.
+    pub async fn nested(&self) -> Self {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path.display())).args(["unshare", "--net", "sleep", "infinity"]).kill_on_drop(true);
+        let holder = command.spawn().expect("unshare");
+        let path: PathBuf = format!("/proc/{}/ns/net", holder.id().expect("runs")).into();
+        within(5, "a namespace of its own", || async {
+            let name = std::fs::read_to_string(path.with_file_name("../comm"))?;
+            anyhow::ensure!(name.trim() == "sleep", "{name}");
+            Ok(())
+        })
+        .await;
+        Self::new("nested", path, "", Some(holder))
+    }
+
+    /// The process that holds a nested namespace.
+    pub fn holder(&self) -> u32 {
+        self._holder.as_ref().and_then(Child::id).expect("held by a process")
+    }
+
+    /// Runs `f` inside; what it opens stays there.
+    pub fn inside<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        netns::briefly(self.fd.as_fd(), f)
+    }
+
+    /// Runs a command inside, words split at blanks.
+    pub async fn run(&self, line: &str) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path.display())).args(line.split_whitespace());
+        output(&mut command).await.unwrap_or_else(|e| panic!("in {}: {e:#}", self.name))
+    }
+
+    /// A connection, from an address that others may use at the same time.
+    pub fn tcp(&self, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+        self.inside(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            if let Some(from) = from {
+                socket.set_reuse_address(true)?;
+                socket.bind(&from.into())?;
+            }
+            socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
+            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+            socket.set_write_timeout(Some(Duration::from_secs(20)))?;
+            Ok(socket.into())
+        })
+    }
+
+    /// A socket for datagrams to one address, from an address that others may use at the same time.
+    pub fn udp(&self, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+        self.inside(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+            if let Some(from) = from {
+                socket.set_reuse_address(true)?;
+                socket.bind(&from.into())?;
+            }
+            socket.connect(&to.into())?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            Ok(socket.into())
+        })
+    }
+
+    /// Sends IPv4 packets as they are given.
+    pub fn raw(&self) -> Socket {
+        self.inside(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))).expect("a raw socket (root needed)")
+    }
+
+    /// Hears every frame of every device.
+    pub fn capture(&self) -> Capture {
+        let all = Protocol::from(i32::from(0x0003_u16.to_be()));
+        let socket = self.inside(|| Socket::new(Domain::PACKET, Type::RAW, Some(all))).expect("a capture (root needed)");
+        socket.set_nonblocking(true).expect("non-blocking");
+        socket.set_recv_buffer_size(8 << 20).expect("buffer");
+        Capture(socket)
+    }
+}
+
+pub struct Capture(Socket);
+
+impl Capture {
+    /// The frames since the last time.
+    pub fn frames(&self) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        let mut buffer = vec![0; 65_536];
+        while let Ok(length) = (&self.0).read(&mut buffer) {
+            all.push(buffer[..length].to_vec());
+        }
+        all
+    }
+}
+
+/// How many frames hold a text.
+pub fn holding(frames: &[Vec<u8>], text: &[u8]) -> usize {
+    frames.iter().filter(|frame| frame.windows(text.len()).any(|window| window == text)).count()
+}
