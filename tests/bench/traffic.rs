@@ -16,7 +16,7 @@ const NEAR: u16 = 9000;
 const FAR: u16 = 9001;
 /// Turned by a rule of nftables.
 const TURNED: u16 = 9900;
-const SLICE: Duration = Duration::from_millis(200);
+const SLICE: Duration = Duration::from_millis(100);
 
 async fn create(swarm: &Swarm, name: &str, replicas: usize, network: Option<&str>, published: Option<u16>) {
     let ports: Vec<Value> = published
@@ -89,11 +89,10 @@ fn compare(
     inverse: bool,
 ) {
     let all = rounds(slices, SLICE, &mut [base(), ours, base()]);
-    let ratio = |top: usize, bottom: usize| -> Vec<f64> {
-        all.iter().map(|r| if inverse { r[bottom] / r[top] } else { r[top] / r[bottom] }).collect()
-    };
-    let column = |at: usize| unit(crate::report::median(&all.iter().map(|r| r[at]).collect::<Vec<_>>()));
-    report.row(&[what.to_owned(), spread(&ratio(1, 0), 3), goal.to_owned(), spread(&ratio(2, 0), 3), column(0), column(1)]);
+    let ratio =
+        |at: usize| -> Vec<f64> { all.iter().map(|round| if inverse { 1.0 / round[at].1 } else { round[at].1 }).collect() };
+    let column = |at: usize| unit(crate::report::median(&all.iter().map(|round| round[at].0).collect::<Vec<_>>()));
+    report.row(&[what.to_owned(), spread(&ratio(1), 3), goal.to_owned(), spread(&ratio(2), 3), column(0), column(1)]);
 }
 
 fn micros(per_second: f64) -> String {
@@ -168,7 +167,7 @@ pub async fn run(report: &mut Report) {
             report,
             "established TCP by virtual address ÷ direct, time per round trip",
             "1.00",
-            5,
+            12,
             || trips(asker, direct),
             trips(asker, virtual_),
             micros,
@@ -178,7 +177,7 @@ pub async fn run(report: &mut Report) {
             report,
             "connect by virtual address ÷ direct, time",
             "≤ 1.05",
-            5,
+            12,
             || connections(asker, dropper(direct)),
             connections(asker, dropper(virtual_)),
             micros,
@@ -189,7 +188,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task here ÷ nftables DNAT, upload",
             "≥ 1.0",
-            4,
+            12,
             || upload(&outside, turned),
             upload(&outside, near),
             gigabits,
@@ -199,7 +198,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task here ÷ nftables DNAT, download",
             "≥ 1.0",
-            4,
+            12,
             || download(&outside, turned),
             download(&outside, near),
             gigabits,
@@ -209,7 +208,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task here ÷ nftables DNAT, time per round trip",
             "",
-            4,
+            12,
             || trips(&outside, turned),
             trips(&outside, near),
             micros,
@@ -220,7 +219,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task elsewhere ÷ container to container, upload",
             "≥ 0.9",
-            4,
+            12,
             || upload(east, west),
             upload(&outside, far),
             gigabits,
@@ -230,7 +229,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task elsewhere ÷ container to container, download",
             "≥ 0.9",
-            4,
+            12,
             || download(east, west),
             download(&outside, far),
             gigabits,
@@ -240,7 +239,7 @@ pub async fn run(report: &mut Report) {
             report,
             "published port, task elsewhere ÷ container to container, time per round trip",
             "",
-            4,
+            12,
             || trips(east, west),
             trips(&outside, far),
             micros,
