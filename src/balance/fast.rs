@@ -2,8 +2,9 @@
 //!
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
+use super::maglev;
 use super::table::{self, Family, PortPlane};
-use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, cookie};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, Tables, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
@@ -14,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,7 @@ pub struct FastEnds {
 
 /// Keeps the fast plane at the view until `shutdown`. Nothing is taken down at the end: it outlives the daemon.
 pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration, shutdown: CancellationToken) {
-    let mut keeper = Keeper::new(me, fast);
+    let mut keeper = Keeper::new(me, fast, tick);
     let mut backoff = BACKOFF.0;
     let (mut views_end, mut sandboxes_end) = (false, false);
     loop {
@@ -157,13 +158,36 @@ struct Keeper {
     lacking: BTreeMap<Hook, String>,
     /// What was there when all was well last.
     settled: Option<table::Desired>,
+    /// The maps as they were left, while they need not be read: a change of the view costs what changes, not what there is.
+    known: Option<Tables>,
+    /// When they were read last, and what was counted then.
+    read: Instant,
+    counts: Counts,
+    /// The maps are read anew after this time.
+    tick: Duration,
+    built: maglev::Built,
     mended: u64,
 }
 
+/// What the programs counted: by name, by port, by virtual address.
+type Counts = (BTreeMap<&'static str, u64>, BTreeMap<skep_ebpf::Port, u64>, BTreeMap<Ipv4Addr, u64>);
+
 impl Keeper {
-    fn new(me: NodeId, fast: Arc<Fast>) -> Self {
-        let (cookies, entered, lacking) = (Cookies::default(), BTreeMap::new(), BTreeMap::new());
-        Self { me, fast, cookies, entered, lacking, settled: None, mended: 0 }
+    fn new(me: NodeId, fast: Arc<Fast>, tick: Duration) -> Self {
+        Self {
+            me,
+            fast,
+            cookies: Cookies::default(),
+            entered: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            settled: None,
+            known: None,
+            read: Instant::now(),
+            counts: Counts::default(),
+            tick,
+            built: maglev::Built::default(),
+            mended: 0,
+        }
     }
 
     /// Prepares namespaces that are new. Says whether one is to be tried again soon.
@@ -204,11 +228,13 @@ impl Keeper {
                 tracing::warn!(step = %Step::Pair, "fast plane was not as it had been left, mended");
             }
             self.fast.apply(&[Step::Pair]).await?;
+            self.known = Some(actual.tables);
             actual = self.look().await?;
         }
         self.lacking = self.fast.lacking().clone();
         self.lacking.extend(actual.refused.clone());
-        let desired = table::desired(view, &self.me, &actual.surroundings, &namespaces, &self.lacking);
+        let (around, lacking) = (&actual.surroundings, &self.lacking);
+        let desired = table::desired_with(&mut self.built, view, &self.me, around, &namespaces, lacking);
         let steps = table::plan(&desired, &actual);
         if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
             self.mended += steps.len() as u64;
@@ -218,17 +244,26 @@ impl Keeper {
         }
         self.settled = None;
         self.fast.apply(&steps).await?;
+        steps.iter().for_each(|step| actual.tables.carry_out(step));
         let ready = Ready {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
             vips: desired.vips.keys().copied().map(words::to_v4).collect(),
         };
-        let status = FastStatus { changed: steps.len(), ..self.status(view, &desired, actual.tables.room)? };
+        let status = FastStatus { changed: steps.len(), ..self.status(view, &desired, actual.tables.room) };
         self.settled = Some(desired);
+        self.known = Some(actual.tables);
         Ok((status, ready))
     }
 
-    async fn look(&self) -> anyhow::Result<State> {
-        self.fast.observe().await.context("the fast plane cannot be read")
+    /// The maps are read at the slow tick and after whatever went wrong; devices and programs always.
+    async fn look(&mut self) -> anyhow::Result<State> {
+        let known = self.known.take().filter(|_| self.read.elapsed() < self.tick);
+        if known.is_none() {
+            self.read = Instant::now();
+            let (ports, vips) = self.fast.connections()?;
+            self.counts = (self.fast.counters()?, ports, vips);
+        }
+        self.fast.observe_around(known).await.context("the fast plane cannot be read")
     }
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
@@ -236,8 +271,9 @@ impl Keeper {
         !self.lacking.keys().any(|hook| hook.side() == Side::Cgroup)
     }
 
-    fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> anyhow::Result<FastStatus> {
+    fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> FastStatus {
         let lacking = &self.lacking;
+        let (counters, ports, vips) = &self.counts;
         let mut status = FastStatus {
             up: true,
             lacking: lacking.iter().map(|(hook, why)| (Hook::program(*hook).to_owned(), why.clone())).collect(),
@@ -245,12 +281,11 @@ impl Keeper {
             members: desired.members.len(),
             links: desired.links.len(),
             mended: self.mended,
-            counters: self.fast.counters()?.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
             ..FastStatus::default()
         };
-        let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| slots.as_slice()).collect();
+        let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| &slots[..]).collect();
         let full = tables.iter().map(|slots| slots.len()).sum::<usize>() > room as usize;
-        let (ports, vips) = self.fast.connections()?;
         for service in view.networks.by_id.values().flat_map(|network| &network.services) {
             let connections = vips.get(&service.vip).copied().unwrap_or_default();
             let (service, frontend) = (service.name.clone(), service.vip.to_string());
@@ -273,7 +308,7 @@ impl Keeper {
             }
         }
         status.connections.sort();
-        Ok(status)
+        status
     }
 }
 

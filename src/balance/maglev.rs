@@ -1,7 +1,9 @@
 //! Maglev tables: which backend each slot belongs to, so that few slots change hands when backends come and go, and all
 //! nodes agree without talking. Pure.
 
-use skep_ebpf::mix;
+use crate::datapath::fast::Slots;
+use skep_ebpf::{V4, mix, words};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Table sizes: the first prime above each power of two.
@@ -51,6 +53,29 @@ pub fn table(backends: &[Ipv4Addr]) -> Vec<usize> {
                 return slots;
             }
         }
+    }
+}
+
+/// Tables as slots hold them, by their backends: what did not change is not built again.
+#[derive(Default)]
+pub struct Built(BTreeMap<Vec<V4>, (Slots, bool)>);
+
+impl Built {
+    /// The slots of these backends.
+    pub fn slots(&mut self, backends: &[Ipv4Addr]) -> Slots {
+        let key: Vec<V4> = backends.iter().copied().map(words::v4).collect();
+        if let Some((slots, used)) = self.0.get_mut(&key) {
+            *used = true;
+            return slots.clone();
+        }
+        let slots: Slots = table(backends).into_iter().map(|at| key[at]).collect();
+        self.0.insert(key, (slots.clone(), true));
+        slots
+    }
+
+    /// Forgets what was not asked for since the last time.
+    pub fn forget(&mut self) {
+        self.0.retain(|_, (_, used)| std::mem::take(used));
     }
 }
 

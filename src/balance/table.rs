@@ -4,17 +4,17 @@
 //! Backends of a frontend are in a range of slots that nothing else uses. A table that changes goes to slots that are
 //! free, then its frontend is turned to them: no packet ever sees half of each.
 
-use super::maglev;
-use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, Sources, State, Step, Surroundings, Tables};
+use super::maglev::Built;
+use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, Slots, Sources, State, Step, Surroundings, Tables};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
-use crate::model::view::{NetworkPart, PublishedPort};
-use crate::model::{NodeId, NodeView, Protocol};
+use crate::model::view::{NetworkPart, Peer, PublishedPort};
+use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
     AFFINITY, Address, Backend, Config, Frontend, GUARDED, Member, NO_CLIENT, Port, PortNumber, Source, V4, Vip, packet, words,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 /// Addresses of one kind.
@@ -37,12 +37,12 @@ pub struct Desired {
     /// What this node is.
     pub config: Config,
     /// Virtual addresses: network, mask, backends.
-    pub vips: BTreeMap<V4, (V4, V4, Vec<V4>)>,
+    pub vips: BTreeMap<V4, (V4, V4, Slots)>,
     /// Namespaces on networks.
     pub members: BTreeSet<Member>,
     /// Published ports: target, flags and table. Those that the fast plane does not serve are here without a backend: what
     /// leaves from their numbers is told apart all the same.
-    pub ports: BTreeMap<Port, (PortNumber, u16, Vec<V4>)>,
+    pub ports: BTreeMap<Port, (PortNumber, u16, Slots)>,
     /// Containers.
     pub backends: BTreeMap<V4, Backend>,
     /// The host's addresses.
@@ -65,6 +65,20 @@ pub fn desired(
     members: &BTreeSet<Member>,
     lacking: &BTreeMap<Hook, String>,
 ) -> Desired {
+    desired_with(&mut Built::default(), view, me, around, members, lacking)
+}
+
+/// The same, with the tables that were built before.
+#[must_use]
+pub fn desired_with(
+    built: &mut Built,
+    view: &NodeView,
+    me: &NodeId,
+    around: &Surroundings,
+    members: &BTreeSet<Member>,
+    lacking: &BTreeMap<Hook, String>,
+) -> Desired {
+    let nodes: BTreeMap<&NodeId, &Peer> = view.cluster.nodes.iter().map(|node| (&node.node_id, node)).collect();
     let mut desired = Desired { members: members.clone(), ..Desired::default() };
     let mesh = view.cluster.mesh;
     if let Some(own) = view.cluster.node(me) {
@@ -81,7 +95,7 @@ pub fn desired(
     desired.locals = around.locals.iter().copied().map(words::address).collect();
     for network in view.networks.by_id.values() {
         virtual_addresses(network, &mut desired);
-        containers(view, me, network, around, &mut desired);
+        containers(&nodes, me, network, around, &mut desired);
         desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
     }
     // Addresses that only the swarm gives: who has one is no client from outside, and answers would not find it.
@@ -90,10 +104,11 @@ pub fn desired(
     if Hook::ALL.iter().all(|hook| hook.side() == Side::Cgroup || !lacking.contains_key(hook)) {
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in Family::ALL {
-                frontend(view, port, family, lacking, &mut desired);
+                frontend(built, view, port, family, lacking, &mut desired);
             }
         }
     }
+    built.forget();
     desired.links = links(around, lacking);
     desired
 }
@@ -143,16 +158,25 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
 
 fn virtual_addresses(network: &NetworkPart, desired: &mut Desired) {
     let (net, mask) = (words::v4(network.subnet.network()), words::v4(network.subnet.netmask()));
+    let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for member in network.members.iter().filter(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
+        backends.entry(&member.service_id).or_default().insert(member.address);
+    }
     for service in &network.services {
-        let own = network.members.iter().filter(|m| m.service_id == service.service_id && m.endpoint_mode == EndpointMode::Vip);
-        let backends: BTreeSet<Ipv4Addr> = own.filter(|m| m.backend).map(|m| m.address).collect();
-        desired.vips.insert(words::v4(service.vip), (net, mask, backends.into_iter().map(words::v4).collect()));
+        let own = backends.get(&service.service_id).into_iter().flatten();
+        desired.vips.insert(words::v4(service.vip), (net, mask, own.copied().map(words::v4).collect()));
     }
 }
 
-fn containers(view: &NodeView, me: &NodeId, network: &NetworkPart, around: &Surroundings, desired: &mut Desired) {
+fn containers(
+    nodes: &BTreeMap<&NodeId, &Peer>,
+    me: &NodeId,
+    network: &NetworkPart,
+    around: &Surroundings,
+    desired: &mut Desired,
+) {
     for member in &network.members {
-        let Some(node) = view.cluster.node(&member.node_id) else { continue };
+        let Some(node) = nodes.get(&member.node_id) else { continue };
         let here = member.node_id == *me;
         let ifindex = if here { around.veths.get(&member.address).map(|(_, index)| *index) } else { Some(0) };
         if let Some(ifindex) = ifindex {
@@ -172,7 +196,14 @@ pub fn port_key(port: &PublishedPort, family: Family) -> Port {
     Port { protocol, family: if family == Family::V4 { 4 } else { 6 }, port: words::port(port.published) }
 }
 
-fn frontend(view: &NodeView, port: &PublishedPort, family: Family, lacking: &BTreeMap<Hook, String>, desired: &mut Desired) {
+fn frontend(
+    built: &mut Built,
+    view: &NodeView,
+    port: &PublishedPort,
+    family: Family,
+    lacking: &BTreeMap<Hook, String>,
+    desired: &mut Desired,
+) {
     let key = port_key(port, family);
     let mut flags = 0;
     if port.affinity {
@@ -188,9 +219,9 @@ fn frontend(view: &NodeView, port: &PublishedPort, family: Family, lacking: &BTr
         // In one order on every node.
         let backends: BTreeSet<Ipv4Addr> = listening(port, family).collect();
         let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
-        maglev::table(&backends).into_iter().map(|at| words::v4(backends[at])).collect()
+        built.slots(&backends)
     } else {
-        Vec::new()
+        Slots::default()
     };
     desired.ports.insert(key, (words::port(port.target), flags, slots));
 }
@@ -258,7 +289,7 @@ fn frontends(desired: &Desired, tables: &Tables, steps: &mut Vec<Step>) {
     let mut later = Vec::new();
     for (address, (network, mask, slots)) in &desired.vips {
         let has = tables.vips.get(address);
-        let Some((base, size)) = space.place(slots, has.map(|v| (v.base, v.size)), tables, steps) else { continue };
+        let Some((base, size)) = space.place(slots, has.map(|v| (v.base, v.size)), steps) else { continue };
         let vip = Vip { network: *network, mask: *mask, base, size };
         if has != Some(&vip) {
             later.push(Step::SetVip(*address, vip));
@@ -266,7 +297,7 @@ fn frontends(desired: &Desired, tables: &Tables, steps: &mut Vec<Step>) {
     }
     for (port, (target, flags, slots)) in &desired.ports {
         let has = tables.ports.get(port);
-        let Some((base, size)) = space.place(slots, has.map(|p| (p.base, p.size)), tables, steps) else {
+        let Some((base, size)) = space.place(slots, has.map(|p| (p.base, p.size)), steps) else {
             // No room: the userspace port serves it.
             later.extend(has.map(|_| Step::RemovePort(*port)));
             continue;
@@ -283,35 +314,55 @@ fn frontends(desired: &Desired, tables: &Tables, steps: &mut Vec<Step>) {
 
 /// Which slots are used, by what is there and by what comes.
 struct Space<'a> {
+    tables: &'a Tables,
     used: BTreeMap<u32, u32>,
-    /// Tables of this plan by content: who has the same backends has the same table.
-    placed: BTreeMap<&'a [V4], Range>,
-    room: u32,
+    /// Where tables are, by length and first slots: who has the same backends has the same table. Made when it is asked for.
+    placed: Option<HashMap<Mark, Vec<(Range, &'a Slots)>>>,
+}
+
+/// What tells most tables apart.
+type Mark = (usize, [V4; 8]);
+
+fn mark(slots: &[V4]) -> Mark {
+    let mut first = [0; 8];
+    first.iter_mut().zip(slots).for_each(|(to, from)| *to = *from);
+    (slots.len(), first)
+}
+
+/// Ranges that are named.
+fn ranges(tables: &Tables) -> impl Iterator<Item = Range> + '_ {
+    tables.vips.values().map(|v| (v.base, v.size)).chain(tables.ports.values().map(|p| (p.base, p.size)))
 }
 
 impl<'a> Space<'a> {
-    fn of(tables: &Tables) -> Self {
-        let vips = tables.vips.values().map(|v| (v.base, v.size));
+    fn of(tables: &'a Tables) -> Self {
         let mut used = BTreeMap::new();
-        // A damaged entry that names more than there is holds nothing.
-        let sound = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
-        for (base, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))).filter(sound) {
+        for (base, size) in ranges(tables).filter(|(_, size)| *size > 0) {
             let held: &mut u32 = used.entry(base).or_default();
             *held = size.max(*held);
         }
-        Self { used, placed: BTreeMap::new(), room: tables.room }
+        Self { tables, used, placed: None }
     }
 
     /// Keeps a table that is there, else puts it where nothing is. `None`: no room.
-    fn place(&mut self, slots: &'a [V4], has: Option<Range>, tables: &Tables, steps: &mut Vec<Step>) -> Option<Range> {
+    fn place(&mut self, slots: &'a Slots, has: Option<Range>, steps: &mut Vec<Step>) -> Option<Range> {
         if slots.is_empty() {
             return Some((0, 0));
         }
-        if let Some(range) = has.filter(|range| tables.slots.get(range).is_some_and(|there| there == slots)) {
-            self.placed.insert(slots, range);
+        let same = |there: &Slots| Slots::ptr_eq(there, slots) || there == slots;
+        if let Some(range) = has.filter(|range| self.tables.slots.get(range).is_some_and(same)) {
             return Some(range);
         }
-        if let Some(range) = self.placed.get(slots) {
+        let tables = self.tables;
+        let placed = self.placed.get_or_insert_with(|| {
+            let mut placed: HashMap<Mark, Vec<(Range, &Slots)>> = HashMap::new();
+            for (range, there) in ranges(tables).filter_map(|range| Some((range, tables.slots.get(&range)?))) {
+                placed.entry(mark(there)).or_default().push((range, there));
+            }
+            placed
+        });
+        let alike = placed.entry(mark(slots)).or_default();
+        if let Some((range, _)) = alike.iter().find(|(_, there)| same(there)) {
             return Some(*range);
         }
         let size = u32::try_from(slots.len()).ok()?;
@@ -322,12 +373,12 @@ impl<'a> Space<'a> {
             }
             base = base.max(start.saturating_add(*length));
         }
-        if base.checked_add(size)? > self.room {
+        if base.checked_add(size)? > tables.room {
             return None;
         }
         self.used.insert(base, size);
-        self.placed.insert(slots, (base, size));
-        steps.push(Step::Slots(base, slots.to_vec()));
+        alike.push(((base, size), slots));
+        steps.push(Step::Slots(base, slots.clone()));
         Some((base, size))
     }
 }

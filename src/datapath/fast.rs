@@ -145,6 +145,9 @@ impl Link {
 /// First slot and number of slots.
 pub type Range = (u32, u32);
 
+/// Backends by slot. Shared, so that what did not change is told by where it lies.
+pub type Slots = Arc<[V4]>;
+
 /// Client addresses in a scope: length of the key, and the key.
 pub type Sources = BTreeSet<(u32, Source)>;
 
@@ -166,9 +169,37 @@ pub struct Tables {
     /// Who may use which port, and who is nobody's client.
     pub sources: Sources,
     /// Backends by slot, of every range that a virtual address or port names.
-    pub slots: BTreeMap<Range, Vec<V4>>,
+    pub slots: BTreeMap<Range, Slots>,
     /// Number of slots that there are.
     pub room: u32,
+}
+
+impl Tables {
+    /// What a step leaves behind that was carried out. Ranges that nobody names any more stay listed until the maps are
+    /// read again.
+    pub fn carry_out(&mut self, step: &Step) {
+        match step {
+            Step::Config(config) => self.config = *config,
+            Step::Slots(base, slots) => {
+                if let Ok(size) = u32::try_from(slots.len()) {
+                    self.slots.insert((*base, size), slots.clone());
+                }
+            }
+            Step::SetVip(address, vip) => drop(self.vips.insert(*address, *vip)),
+            Step::RemoveVip(address) => drop(self.vips.remove(address)),
+            Step::SetPort(port, frontend) => drop(self.ports.insert(*port, *frontend)),
+            Step::RemovePort(port) => drop(self.ports.remove(port)),
+            Step::SetBackend(address, backend) => drop(self.backends.insert(*address, *backend)),
+            Step::RemoveBackend(address) => drop(self.backends.remove(address)),
+            Step::AddLocal(address) => drop(self.locals.insert(*address)),
+            Step::RemoveLocal(address) => drop(self.locals.remove(address)),
+            Step::AddSource(length, source) => drop(self.sources.insert((*length, *source))),
+            Step::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
+            Step::AddMember(member) => drop(self.members.insert(*member)),
+            Step::RemoveMember(member) => drop(self.members.remove(member)),
+            Step::Pair | Step::Attach(_) | Step::Detach(_) | Step::Unpin(_) => {}
+        }
+    }
 }
 
 /// What is there.
@@ -201,7 +232,7 @@ pub enum Step {
     /// Says what this node is.
     Config(Config),
     /// Fills slots from the first on.
-    Slots(u32, Vec<V4>),
+    Slots(u32, Slots),
     /// Adds or changes a virtual address.
     SetVip(V4, Vip),
     /// Removes it.
@@ -316,10 +347,21 @@ impl Fast {
     /// # Errors
     /// The kernel's.
     pub async fn observe(&self) -> anyhow::Result<State> {
+        self.observe_around(None).await
+    }
+
+    /// What is there now, but for the maps if they are known: reading these takes longer the more services there are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn observe_around(&self, known: Option<Tables>) -> anyhow::Result<State> {
         // Links first: a device that goes in between is not looked for, and its program not missed.
         let (links, stale) = self.look_at_links().await.context("cannot read the programs at their places")?;
         let surroundings = surroundings::look(&self.mesh).await.context("cannot read devices and addresses")?;
-        let tables = self.loaded().look_at_tables().context("cannot read the maps")?;
+        let tables = match known {
+            Some(tables) => tables,
+            None => self.loaded().look_at_tables().context("cannot read the maps")?,
+        };
         Ok(State { links, stale, refused: self.look_for_hermits(), tables, surroundings })
     }
 

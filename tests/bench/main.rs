@@ -5,16 +5,10 @@
 mod plane;
 mod report;
 mod stats;
+mod swarm;
 mod tables;
 mod traffic;
 mod work;
-
-/// The swarm kit of the tests.
-mod swarm {
-    #[allow(dead_code, reason = "the tests use the rest")]
-    #[path = "../../it/swarm/kit.rs"]
-    pub mod kit;
-}
 
 mod lab {
     pub fn lab_dir(name: &str) -> String {

@@ -27,7 +27,9 @@ pub fn runs(pid: u32) -> Runs {
         .collect();
     let mut all = Runs::new();
     for one in fields(pid) {
-        if let (Some(id), Some(time), Some(count)) = (number(&one, "prog_id"), number(&one, "run_time_ns"), number(&one, "run_cnt")) {
+        if let (Some(id), Some(time), Some(count)) =
+            (number(&one, "prog_id"), number(&one, "run_time_ns"), number(&one, "run_cnt"))
+        {
             all.insert(names.get(&id).cloned().unwrap_or_else(|| id.to_string()), (time, count));
         }
     }
@@ -40,7 +42,9 @@ pub fn maps(pid: u32) -> BTreeMap<String, (u64, u64)> {
         aya::maps::loaded_maps().flatten().map(|m| (m.id().into(), m.name_as_str().unwrap_or_default().to_owned())).collect();
     let mut all = BTreeMap::new();
     for one in fields(pid) {
-        if let (Some(id), Some(bytes), Some(most)) = (number(&one, "map_id"), number(&one, "memlock"), number(&one, "max_entries")) {
+        if let (Some(id), Some(bytes), Some(most)) =
+            (number(&one, "map_id"), number(&one, "memlock"), number(&one, "max_entries"))
+        {
             all.insert(names.get(&id).cloned().unwrap_or_else(|| id.to_string()), (bytes, most));
         }
     }

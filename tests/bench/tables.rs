@@ -1,15 +1,13 @@
 //! Pure parts: Maglev tables and plans.
 
-use crate::report::{Report, median, nanos, spread};
+use crate::report::{Report, median, nanos};
 use skep::balance::maglev;
-use skep::balance::table::{Desired, desired, plan};
-use skep::datapath::fast::{State, Surroundings};
 use skep::model::mesh::MeshPrefix;
 use skep::model::node::WgKey;
 use skep::model::service::{EndpointMode, Protocol};
 use skep::model::view::{Backend, ClusterPart, Listens, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
 use skep::model::{NodeId, NodeView, Revision};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -95,11 +93,6 @@ pub fn view(services: u32, gone: bool) -> NodeView {
     }
 }
 
-/// What the view makes of this node.
-pub fn wanted(view: &NodeView, around: &Surroundings) -> Desired {
-    desired(view, &me(), around, &BTreeSet::new(), &BTreeMap::new())
-}
-
 pub fn run(report: &mut Report) {
     report.section(
         "Maglev tables",
@@ -141,34 +134,4 @@ pub fn run(report: &mut Report) {
             "≤ 1 point".to_owned(),
         ]);
     }
-    report.section(
-        "One backend of one service goes: what is computed",
-        "Ten nodes; every service has a virtual address, a published TCP port and three tasks. Median [least … most] of 7.",
-        &["services", "view to what shall be, ms", "difference to what is, ms", "steps"],
-    );
-    for services in [1, 100, 10_000] {
-        let around = Surroundings::default();
-        let (before, after) = (view(services, false), view(services, true));
-        let state = there(&wanted(&before, &around));
-        let (mut shall, mut differ, mut steps) = (Vec::new(), Vec::new(), 0);
-        for _ in 0..7 {
-            let start = Instant::now();
-            let wanted = wanted(&after, &around);
-            shall.push(nanos(start.elapsed()) / 1e6);
-            let start = Instant::now();
-            steps = plan(&wanted, &state).len();
-            differ.push(nanos(start.elapsed()) / 1e6);
-        }
-        report.row(&[services.to_string(), spread(&shall, 3), spread(&differ, 3), steps.to_string()]);
-    }
-}
-
-/// A node that is as it shall be.
-fn there(wanted: &Desired) -> State {
-    let mut state = State::default();
-    state.tables.room = skep_ebpf::SLOTS;
-    for step in plan(wanted, &state.clone()) {
-        state.carry_out(&step);
-    }
-    state
 }

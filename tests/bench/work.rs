@@ -1,5 +1,6 @@
 //! Work in network namespaces: round trips, connections, streams, datagrams; and how the sides of a comparison take turns.
 
+use crate::report::median;
 use skep::datapath::netns;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -175,20 +176,25 @@ pub fn download(place: &Place, to: SocketAddr) -> Side {
     })
 }
 
-/// Lets the sides take turns, forward and backward; for each round what each did per second.
-pub fn rounds(slices: u32, slice: Duration, sides: &mut [Side]) -> Vec<Vec<f64>> {
+/// Lets the sides take turns, forward and backward, many times a round. For each round and side: what it did per second, and
+/// how that compares with the first side in the same turn; medians, because others work on the machine too.
+pub fn rounds(slices: u32, slice: Duration, sides: &mut [Side]) -> Vec<Vec<(f64, f64)>> {
     let mut all = Vec::new();
     for _ in 0..3 {
-        let mut done = vec![(0.0, Duration::ZERO); sides.len()];
+        let mut done = vec![(Vec::new(), Vec::new()); sides.len()];
         for turn in 0..slices {
+            let mut speeds = vec![0.0; sides.len()];
             for n in 0..sides.len() {
                 let at = if turn % 2 == 0 { n } else { sides.len() - 1 - n };
                 let (count, time) = sides[at](slice);
-                done[at].0 += count;
-                done[at].1 += time;
+                speeds[at] = count / time.as_secs_f64();
+            }
+            for (at, speed) in speeds.iter().enumerate() {
+                done[at].0.push(*speed);
+                done[at].1.push(speed / speeds[0]);
             }
         }
-        all.push(done.into_iter().map(|(count, time)| count / time.as_secs_f64()).collect());
+        all.push(done.into_iter().map(|(speeds, ratios)| (median(&speeds), median(&ratios))).collect());
     }
     all
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::balance::maglev;
 
 const NET: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
 const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
@@ -44,7 +45,7 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) 
                     let apart = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
                     assert!(size == 0 || apart, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
-                memory.extend((base..).zip(slots));
+                memory.extend((base..).zip(slots.iter().copied()));
             }
             Step::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
             Step::RemoveVip(address) => drop(tables.vips.remove(&address)),
@@ -109,7 +110,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
 
     let (base, size) = (good.tables.ports[&port(8000)].base, good.tables.ports[&port(8000)].size);
     let mut state = good;
-    state.tables.slots.insert((base, size), vec![0; size as usize]);
+    state.tables.slots.insert((base, size), vec![0; size as usize].into());
     let steps = plan(&desired, &state);
     assert!(matches!(steps[..], [Step::Slots(..), Step::SetPort(..)]), "{steps:?}");
 }
@@ -121,4 +122,41 @@ fn a_port_without_room_is_left_to_user_space() {
     let steps = plan(&wanted(1, 3), &state);
     assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
     assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");
+}
+
+/// What the next plan goes by without reading the maps again is what reading them would give.
+#[test]
+fn what_is_remembered_is_what_is_there() {
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
+    let mut known = state.clone();
+    for (services, replicas) in [(3, 3), (3, 2), (5, 2), (5, 6), (1, 6), (4, 1), (4, 0), (4, 4)] {
+        let wanted = wanted(services, replicas);
+        let steps = plan(&wanted, &known);
+        assert_eq!(steps, plan(&wanted, &state), "{services} × {replicas}");
+        carry_out(&mut state, &mut memory, &steps);
+        steps.iter().for_each(|step| known.tables.carry_out(step));
+        known.links.clone_from(&state.links);
+        for (range, slots) in &state.tables.slots {
+            assert!(range.1 == 0 || known.tables.slots.get(range) == Some(slots), "{range:?}");
+        }
+        let ranges = |state: &State| (state.tables.vips.clone(), state.tables.ports.clone());
+        assert_eq!(ranges(&known), ranges(&state));
+        assert_eq!(plan(&wanted, &known), []);
+    }
+}
+
+#[test]
+fn tables_are_built_once_and_forgotten_when_nobody_asks() {
+    let mut built = maglev::Built::default();
+    let (three, two) = (backends(3), backends(2));
+    let first = built.slots(&three);
+    assert_eq!(first.len(), 521);
+    assert!(Slots::ptr_eq(&first, &built.slots(&three)));
+    built.forget();
+    assert!(Slots::ptr_eq(&first, &built.slots(&three)), "asked for since");
+    assert_ne!(first, built.slots(&two));
+    built.forget();
+    built.forget();
+    assert!(!Slots::ptr_eq(&first, &built.slots(&three)), "built anew");
+    assert_eq!(first, built.slots(&three));
 }

@@ -76,7 +76,7 @@ impl Fast {
     pub async fn dump(&self) -> anyhow::Result<Dump> {
         let state = self.observe().await?;
         let tables = &state.tables;
-        let slots = |base, size| tables.slots.get(&(base, size)).map_or(&[][..], Vec::as_slice);
+        let slots = |base, size| tables.slots.get(&(base, size)).map_or(&[][..], |all| &all[..]);
         let sources = |scope: u32| {
             let own = tables.sources.iter().filter(move |(_, source)| source.scope == scope);
             own.map(|(length, source)| prefix(length - 32, words::to_address(source.address))).collect()

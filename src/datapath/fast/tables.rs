@@ -121,7 +121,7 @@ impl Loaded {
                     all.push(slots.get(&index, 0).map_err(|e| named("SLOTS", &e))?);
                 }
             }
-            tables.slots.insert((base, size), all);
+            tables.slots.insert((base, size), all.into());
         }
         Ok(tables)
     }
@@ -137,7 +137,7 @@ impl Loaded {
             Step::Slots(first, addresses) => {
                 let map = self.map_mut("SLOTS")?;
                 let mut map: Array<&mut MapData, V4> = Array::try_from(map).map_err(|e| named("SLOTS", &e))?;
-                for (index, address) in (*first..).zip(addresses) {
+                for (index, address) in (*first..).zip(addresses.iter()) {
                     map.set(index, address, 0).map_err(|e| named("SLOTS", &e))?;
                 }
                 Ok(())
