@@ -189,7 +189,9 @@ mod tests {
         let mut watched = BTreeMap::new();
         follow(&mut watched, one(80), now);
         let later = now + Duration::from_secs(9);
-        watched.values_mut().for_each(|w| w.next = later);
+        for w in watched.values_mut() {
+            w.next = later;
+        }
         follow(&mut watched, one(80), now);
         assert_eq!(watched.values().next().map(|w| w.next), Some(later));
         follow(&mut watched, one(81), now);

@@ -1,6 +1,7 @@
 //! Ports that are not for everybody, and clients that keep their task.
 
 use super::*;
+use skep::http::UnixClient;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -90,20 +91,31 @@ async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
     swarm.stop().await;
 }
 
+/// A client keeps its task while the tasks stay: all of them listen, and every loop of the host acts on that.
+async fn settled(host: &Host, tasks: usize) -> anyhow::Result<()> {
+    let dump: Value = UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()?;
+    let ports = dump["view"]["cluster"]["ports"].as_array().cloned().unwrap_or_default();
+    let listen = |port: &Value| {
+        port["backends"].as_array().is_some_and(|all| all.len() == tasks && all.iter().all(|b| b["listens"]["v4"] == true))
+    };
+    anyhow::ensure!(ports.len() == 2 && ports.iter().all(listen), "{ports:#?}");
+    let (told, applied) = (&dump["view"]["revision"], &dump["status"]["applied"]);
+    let behind = applied.as_object().into_iter().flatten().find(|(_, revision)| *revision != told);
+    anyhow::ensure!(behind.is_none(), "{behind:?} is not at {told}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_with_affinity_keeps_its_task_whichever_node_it_asks() {
     let swarm = swarm("pf", 2, "").await;
     let client = client(&swarm).await;
     labelled(&swarm, 4, json!({ "skep.affinity": "source" })).await;
+    for host in &swarm.hosts {
+        within(20, "all tasks to be behind both ports", || settled(host, 4)).await;
+    }
     let (mut tcp, mut udp) = (BTreeSet::new(), BTreeSet::new());
     for host in &swarm.hosts {
         let to = SocketAddr::new(host.address().into(), 8080);
-        within(10, "all tasks to be behind the port", || async {
-            let shown = status(host).await["ports"].as_array().cloned().unwrap_or_default();
-            anyhow::ensure!(shown.len() == 2 && shown.iter().all(|p| p["backends"] == 4), "{shown:?}");
-            Ok(())
-        })
-        .await;
         for _ in 0..6 {
             let answer = ask(&client, to).await.expect("TCP");
             tcp.insert(answer.split_whitespace().next().unwrap_or_default().to_owned());

@@ -52,7 +52,7 @@ async fn connect(from: &File, to: SocketAddr, listener: &TcpListener) -> Ends {
         let client = TcpStream::connect_timeout(&to, Duration::from_secs(20)).unwrap_or_else(|e| panic!("{to}: {e}"));
         let (server, _) = listener.accept().expect("accepts");
         for end in [&client, &server] {
-            end.set_read_timeout(Some(Duration::from_secs(60))).expect("a bound for the test");
+            end.set_read_timeout(Some(Duration::from_mins(1))).expect("a bound for the test");
         }
         Ends { client, server }
     })
