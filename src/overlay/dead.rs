@@ -1,16 +1,18 @@
 //! Ends connections to containers whose node is dead: their processes get an error at once and connect again, to somebody
 //! who lives, instead of waiting for an answer until TCP gives up.
 //!
-//! Dead is a node that the managers have not heard of for too long, or have removed. A task that is stopped, moved or
+//! Dead is a node that the managers have not heard of for too long and that does not answer here either, or one that they
+//! have removed: where only the daemon is gone, containers and tunnel go on, and so do their connections. A task that is stopped, moved or
 //! drained in order is none: its connections go on until it ends, and then its own kernel says so.
 
 use crate::datapath::mesh::Mesh;
-use crate::datapath::{Sandbox, sockdiag};
-use crate::model::view::ClusterPart;
-use crate::model::{NodeId, NodeView, mesh::MeshPrefix};
+use crate::datapath::{Sandbox, Sockets as _, sockdiag};
+use crate::model::mesh::{DEFAULT_PORT, MeshPrefix};
+use crate::model::view::{ClusterPart, Peer};
+use crate::model::{NodeId, NodeView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +24,16 @@ use tokio_util::sync::CancellationToken;
 /// Looked at once more after this long: who was told may have come back before names and ports knew.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a node that the managers gave up may take to answer.
+const ANSWER: Duration = Duration::from_millis(400);
+
 /// Addresses that died with their nodes from one state of the cluster to the next: of containers, and those that published
-/// ports speak from. Pure.
+/// ports speak from. Not of nodes that answer here. Pure.
 #[must_use]
-pub fn died(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> BTreeSet<Ipv4Addr> {
+pub fn died(before: &ClusterPart, now: &ClusterPart, me: &NodeId, answering: &BTreeSet<NodeId>) -> BTreeSet<Ipv4Addr> {
     let mut dead = BTreeSet::new();
-    for node in before.nodes.iter().filter(|node| node.node_id != *me && !node.down) {
+    let others = before.nodes.iter().filter(|node| node.node_id != *me && !node.down);
+    for node in others.filter(|node| !answering.contains(&node.node_id)) {
         let after = now.node(&node.node_id);
         if after.is_none_or(|after| after.down) {
             dead.insert(node.ingress_addr);
@@ -36,6 +42,28 @@ pub fn died(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> BTreeSet<Ip
         }
     }
     still_dead(now, dead)
+}
+
+/// Nodes that the managers gave up from one state of the cluster to the next, and where they would answer. Pure.
+fn given_up(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> Vec<(NodeId, Ipv6Addr)> {
+    let up = |node: &&Peer| before.node(&node.node_id).is_some_and(|before| !before.down);
+    let down = now.nodes.iter().filter(|node| node.down && node.node_id != *me).filter(up);
+    down.map(|node| (node.node_id.clone(), node.address())).collect()
+}
+
+/// Which of these nodes answer through the tunnel, if only to say that nobody listens.
+async fn answering(mesh: &Arc<Mesh>, own: Option<Ipv6Addr>, nodes: Vec<(NodeId, Ipv6Addr)>) -> BTreeSet<NodeId> {
+    let Some(own) = own else { return BTreeSet::new() };
+    let asked = nodes.into_iter().map(|(node, address)| async move {
+        let socket = mesh.stream(SocketAddr::new(own.into(), 0)).ok()?;
+        let connect = socket.connect(SocketAddr::new(address.into(), DEFAULT_PORT));
+        match tokio::time::timeout(ANSWER, connect).await {
+            Ok(Ok(_)) => Some(node),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Some(node),
+            _ => None,
+        }
+    });
+    futures_util::future::join_all(asked).await.into_iter().flatten().collect()
 }
 
 /// Without those that came back, or whose address somebody else has by now.
@@ -74,7 +102,10 @@ pub async fn run(
     loop {
         let now = view.borrow_and_update().clone();
         if let (Some(before), Some(now)) = (&before, &now) {
-            let dead = died(&before.cluster, &now.cluster, &me);
+            let given_up = given_up(&before.cluster, &now.cluster, &me);
+            let own = now.cluster.node(&me).map(Peer::address);
+            let answering = if given_up.is_empty() { BTreeSet::new() } else { answering(&mesh, own, given_up).await };
+            let dead = died(&before.cluster, &now.cluster, &me, &answering);
             if !dead.is_empty() {
                 end(&mesh, now.cluster.mesh, &sandboxes, dead.clone()).await;
                 // Another node may have died in between: its addresses are looked for again as well.
@@ -127,7 +158,6 @@ fn destroy(namespace: &Path, dead: &BTreeSet<IpAddr>) -> std::io::Result<usize> 
 mod tests {
     use super::*;
     use crate::model::node::WgKey;
-    use crate::model::view::Peer;
 
     fn peer(n: u8, down: bool, containers: &[u8]) -> Peer {
         Peer {
@@ -149,7 +179,17 @@ mod tests {
     }
 
     fn died(before: Vec<Peer>, now: Vec<Peer>) -> Vec<String> {
-        super::died(&cluster(before), &cluster(now), &"n1".into()).iter().map(ToString::to_string).collect()
+        super::died(&cluster(before), &cluster(now), &"n1".into(), &BTreeSet::new()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_node_that_answers_here_is_not_dead_whatever_the_managers_think() {
+        let (before, now) = (vec![peer(1, false, &[1]), peer(2, false, &[2])], vec![peer(1, false, &[1]), peer(2, true, &[2])]);
+        let (before, now) = (cluster(before), cluster(now));
+        assert_eq!(given_up(&before, &now, &"n1".into()).len(), 1);
+        assert!(given_up(&now, &now, &"n1".into()).is_empty());
+        assert!(!super::died(&before, &now, &"n1".into(), &BTreeSet::new()).is_empty());
+        assert!(super::died(&before, &now, &"n1".into(), &BTreeSet::from(["n2".into()])).is_empty());
     }
 
     #[test]
