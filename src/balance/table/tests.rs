@@ -165,7 +165,8 @@ fn tables_are_built_once_and_forgotten_when_nobody_asks() {
 fn an_entry_with_endless_slots_takes_nobodys_room() {
     let (mut state, mut memory) = (empty(), BTreeMap::new());
     let wanted = wanted(3, 3);
-    carry_out(&mut state, &mut memory, &plan(&wanted, &state.clone()));
+    let steps = plan(&wanted, &state);
+    carry_out(&mut state, &mut memory, &steps);
     let vips: Vec<V4> = state.tables.vips.keys().copied().collect();
     for vip in vips {
         for (base, size) in [(0, u32::MAX), (u32::MAX, 1), (1 << 20, 1)] {
