@@ -126,19 +126,23 @@ pub fn loose_datagrams(place: &Place) -> Side {
     })
 }
 
-/// Connections made and dropped.
+/// Connections: the time that `connect` takes. The next one is made when the server has dropped the last, so that its queue
+/// never fills.
 pub fn connections(place: &Place, to: SocketAddr) -> Side {
     let place = place.clone();
     Box::new(move |time| {
         place.run(|| {
-            let (start, mut count) = (Instant::now(), 0.0);
+            let (start, mut count, mut inside) = (Instant::now(), 0.0, Duration::ZERO);
             while start.elapsed() < time {
-                let stream = TcpStream::connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
+                let before = Instant::now();
+                let mut stream = TcpStream::connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
+                inside += before.elapsed();
+                let _ = stream.read(&mut [0]);
                 // No TIME_WAIT: thousands of these would change what is measured.
                 socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
                 count += 1.0;
             }
-            (count, start.elapsed())
+            (count, inside)
         })
     })
 }
