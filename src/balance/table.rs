@@ -337,7 +337,9 @@ fn ranges(tables: &Tables) -> impl Iterator<Item = Range> + '_ {
 impl<'a> Space<'a> {
     fn of(tables: &'a Tables) -> Self {
         let mut used = BTreeMap::new();
-        for (base, size) in ranges(tables).filter(|(_, size)| *size > 0) {
+        // A damaged entry that names slots which there are not holds none: else nothing would have room beside it.
+        let fits = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
+        for (base, size) in ranges(tables).filter(fits) {
             let held: &mut u32 = used.entry(base).or_default();
             *held = size.max(*held);
         }

@@ -160,3 +160,22 @@ fn tables_are_built_once_and_forgotten_when_nobody_asks() {
     assert!(!Slots::ptr_eq(&first, &built.slots(&three)), "built anew");
     assert_eq!(first, built.slots(&three));
 }
+
+#[test]
+fn an_entry_with_endless_slots_takes_nobodys_room() {
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
+    let wanted = wanted(3, 3);
+    let steps = plan(&wanted, &state);
+    carry_out(&mut state, &mut memory, &steps);
+    let vips: Vec<V4> = state.tables.vips.keys().copied().collect();
+    for vip in vips {
+        for (base, size) in [(0, u32::MAX), (u32::MAX, 1), (1 << 20, 1)] {
+            let mut damaged = state.clone();
+            let entry = damaged.tables.vips.get_mut(&vip).expect("there");
+            (entry.base, entry.size) = (base, size);
+            damaged.tables.slots.insert((base, size), Slots::default());
+            let steps = plan(&wanted, &damaged);
+            assert!(steps.iter().any(|s| matches!(s, Step::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
+        }
+    }
+}
