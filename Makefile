@@ -6,7 +6,7 @@ SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS  ?=
 SKEP  := target/debug/skep
 
-.PHONY: demo test soak build lint deny tools test-vm ebpf help
+.PHONY: demo test soak bench build lint deny tools test-vm ebpf help
 
 demo: tools build ## three hosts on this machine, a service, a port on every node, names, a cut (ARGS="--once --json")
 	@$(SUDO) $(SKEP) demo $(ARGS)
@@ -30,6 +30,9 @@ deny: ## licences, bans and sources of every dependency
 
 test-vm: tools build ## kernel WireGuard, in an emulated Debian
 	@tests/vm/run
+
+bench: tools ## what the mesh costs, as ratios beside peers: tests/bench/RESULTS.md
+	@config/run-bench
 
 ebpf: ## builds the kernel programs anew (ebpf/skep.o is kept in git; nothing else needs this)
 	@config/install-ebpf-tools
