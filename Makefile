@@ -28,10 +28,6 @@ deny: ## licences, bans and sources of every dependency
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
 	$(CARGO) deny check licenses bans sources
 
-bench: tools ## what the mesh costs: writes tests/bench/RESULTS.md (SKEP_BENCH=tables,plane,traffic for parts)
-	@$(CARGO) bench --locked --no-run --bench mesh
-	@$(SUDO) $(CARGO) bench --locked --quiet --bench mesh
-
 test-vm: tools build ## kernel WireGuard and the fast plane on an older kernel, in an emulated Debian
 	@tests/vm/run
 
