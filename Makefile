@@ -6,7 +6,7 @@ SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS  ?=
 SKEP  := target/debug/skep
 
-.PHONY: demo test soak build lint deny tools test-vm ebpf help
+.PHONY: demo test soak bench build lint deny tools test-vm ebpf help
 
 demo: tools build ## three hosts on this machine, a service, a port on every node, names, a cut (ARGS="--once --json")
 	@$(SUDO) $(SKEP) demo $(ARGS)
@@ -28,12 +28,11 @@ deny: ## licences, bans and sources of every dependency
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
 	$(CARGO) deny check licenses bans sources
 
-bench: tools ## what the mesh costs: writes tests/bench/RESULTS.md (SKEP_BENCH=tables,plane,traffic for parts)
-	@$(CARGO) bench --locked --no-run --bench mesh
-	@$(SUDO) $(CARGO) bench --locked --quiet --bench mesh
-
 test-vm: tools build ## kernel WireGuard and the fast plane on an older kernel, in an emulated Debian
 	@tests/vm/run
+
+bench: tools ## what the mesh costs, as ratios beside peers: tests/bench/RESULTS.md
+	@config/run-bench
 
 ebpf: ## builds the kernel programs anew (ebpf/skep.o is kept in git; nothing else needs this)
 	@config/install-ebpf-tools

@@ -58,7 +58,7 @@ impl Default for ManagerSettings {
             down_after: Duration::from_secs(2),
             join_grace: Duration::from_secs(20),
             replace_wait: Duration::from_mins(1),
-            stop_hold: Duration::from_secs(1),
+            stop_hold: Duration::from_secs(5),
             orphan_after: Duration::from_hours(24),
         }
     }

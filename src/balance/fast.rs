@@ -160,8 +160,9 @@ struct Keeper {
     settled: Option<table::Desired>,
     /// The maps as they were left, while they need not be read: a change of the view costs what changes, not what there is.
     known: Option<Tables>,
-    /// When they were read last, and what was counted then.
+    /// When they were read last, how long that took, and what was counted then.
     read: Instant,
+    cost: Duration,
     counts: Counts,
     /// The maps are read anew after this time.
     tick: Duration,
@@ -183,6 +184,7 @@ impl Keeper {
             settled: None,
             known: None,
             read: Instant::now(),
+            cost: Duration::ZERO,
             counts: Counts::default(),
             tick,
             built: maglev::Built::default(),
@@ -257,13 +259,20 @@ impl Keeper {
 
     /// The maps are read at the slow tick and after whatever went wrong; devices and programs always.
     async fn look(&mut self) -> anyhow::Result<State> {
-        let known = self.known.take().filter(|_| self.read.elapsed() < self.tick);
-        if known.is_none() {
-            self.read = Instant::now();
+        // Thousands of services take seconds to read: never more than a twentieth of the time.
+        let pause = self.tick.max(self.cost * 20);
+        let known = self.known.take().filter(|_| self.read.elapsed() < pause);
+        let anew = known.is_none();
+        let begin = Instant::now();
+        if anew {
             let (ports, vips) = self.fast.connections()?;
             self.counts = (self.fast.counters()?, ports, vips);
         }
-        self.fast.observe_around(known).await.context("the fast plane cannot be read")
+        let state = self.fast.observe_around(known).await.context("the fast plane cannot be read")?;
+        if anew {
+            (self.read, self.cost) = (begin, begin.elapsed());
+        }
+        Ok(state)
     }
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.

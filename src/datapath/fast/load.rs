@@ -93,8 +93,10 @@ fn remove_other_maps(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps"));
+        // (The kernel puts a file of its own there: maps.debug.)
         if maps
             && path != own
+            && path.is_dir()
             && let Err(error) = fs::remove_dir_all(&path)
         {
             tracing::warn!(path = %path.display(), %error, "maps of another layout stay");

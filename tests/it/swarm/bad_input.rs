@@ -5,8 +5,8 @@ use serde_json::json;
 use std::net::SocketAddr;
 use tokio::process::Command;
 
-/// Fewer seconds to wait for a join that cannot work.
-const QUICK: &str = "[timeouts]\njoin_ms = 4000\n";
+/// Fewer seconds to wait for a join that cannot work; enough for a second handshake, five seconds after the first.
+const QUICK: &str = "[timeouts]\njoin_ms = 8000\n";
 
 #[tokio::test]
 async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
