@@ -246,7 +246,9 @@ impl Keeper {
         }
         self.settled = None;
         self.fast.apply(&steps).await?;
-        steps.iter().for_each(|step| actual.tables.carry_out(step));
+        for step in &steps {
+            actual.tables.carry_out(step);
+        }
         let ready = Ready {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
             vips: desired.vips.keys().copied().map(words::to_v4).collect(),

@@ -1,6 +1,15 @@
 //! `make bench`: what the mesh costs, as ratios in one run, written as a table to `tests/bench/RESULTS.md`. Never a test: nothing is
 //! asserted about time. Root needed, and a Docker Engine on the machine. `SKEP_BENCH=tables,plane,traffic` chooses parts.
-#![allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation, missing_docs, reason = "a bench")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::wildcard_imports,
+    clippy::disallowed_methods,
+    clippy::too_many_arguments,
+    missing_docs,
+    reason = "a bench"
+)]
 
 mod plane;
 mod report;

@@ -106,12 +106,14 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         let steps = plan(&wanted, &state);
         let planned = Instant::now();
         fast.apply(&steps).await.unwrap();
-        steps.iter().for_each(|step| state.tables.carry_out(step));
+        for step in &steps {
+            state.tables.carry_out(step);
+        }
         let done = Instant::now();
         known = Some(state.tables);
         if round > 0 {
             let mut add = |all: fn(&mut Measured) -> &mut Vec<f64>, from: Instant, to: Instant| {
-                all(&mut measured).push(nanos(to - from) / 1e6)
+                all(&mut measured).push(nanos(to - from) / 1e6);
             };
             add(|m| &mut m.look, start, looked);
             add(|m| &mut m.shall, looked, computed);

@@ -109,7 +109,9 @@ pub fn run(report: &mut Report) {
         }
         let before = maglev::table(&all);
         let mut share = vec![0_u32; all.len()];
-        before.iter().for_each(|at| share[*at] += 1);
+        for at in &before {
+            share[*at] += 1;
+        }
         let mean = before.len() as f64 / all.len() as f64;
         let imbalance = f64::from(*share.iter().max().unwrap()) / mean - 1.0;
         let mut fewer = all.clone();
