@@ -3,7 +3,8 @@
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
 use super::maglev;
-use super::table::{self, Family, PortPlane};
+use super::plan::Family;
+use super::table::{self, Planes};
 use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, Tables, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use crate::model::{NodeId, NodeView, Protocol, Revision};
@@ -35,7 +36,7 @@ pub struct FastStatus {
     /// Why not, or what went wrong last.
     pub reason: String,
     /// Hooks that cannot be had, and why.
-    pub lacking: BTreeMap<String, String>,
+    pub lacking: BTreeMap<Hook, String>,
     /// Published ports that it serves, as `8080/tcp`; for IPv6 clients `8080/tcp6`.
     pub ports: BTreeSet<String>,
     /// Published ports that are left to user space, and why.
@@ -198,7 +199,7 @@ impl Keeper {
             let on = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc());
             on.and_then(|ingress| ingress.datagrams.get(&sandbox.address)).cloned().unwrap_or_default()
         };
-        let wanted: Vec<Entered> = sandboxes.iter().map(|sandbox| (sandbox.clone(), ports(sandbox))).collect();
+        let wanted: BTreeSet<Entered> = sandboxes.iter().map(|sandbox| (sandbox.clone(), ports(sandbox))).collect();
         self.entered.retain(|known, _| wanted.contains(known));
         let mut soon = false;
         for entered in wanted {
@@ -236,7 +237,7 @@ impl Keeper {
         self.lacking = self.fast.lacking().clone();
         self.lacking.extend(actual.refused.clone());
         let (around, lacking) = (&actual.surroundings, &self.lacking);
-        let desired = table::desired_with(&mut self.built, view, &self.me, around, &namespaces, lacking);
+        let desired = table::desired(&mut self.built, view, &self.me, around, &namespaces, lacking);
         let steps = table::plan(&desired, &actual);
         if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
             self.mended += steps.len() as u64;
@@ -287,7 +288,7 @@ impl Keeper {
         let (counters, ports, vips) = &self.counts;
         let mut status = FastStatus {
             up: true,
-            lacking: lacking.iter().map(|(hook, why)| (Hook::program(*hook).to_owned(), why.clone())).collect(),
+            lacking: lacking.clone(),
             vips: desired.vips.len(),
             members: desired.members.len(),
             links: desired.links.len(),
@@ -302,6 +303,7 @@ impl Keeper {
             let (service, frontend) = (service.name.clone(), service.vip.to_string());
             status.connections.push(Connections { service, frontend, connections });
         }
+        let planes = Planes::of(view, lacking);
         for port in &view.cluster.ports {
             for family in Family::ALL {
                 let six = if family == Family::V6 { "6" } else { "" };
@@ -310,8 +312,7 @@ impl Keeper {
                     let (service, frontend) = (port.service_name.clone(), name.clone());
                     status.connections.push(Connections { service, frontend, connections: *connections });
                 }
-                let plane: PortPlane = table::port_plane(view, port, family, lacking);
-                match plane {
+                match planes.serves(port, family) {
                     Ok(()) if full => drop(status.left.insert(name, "the tables of all services have no room".to_owned())),
                     Ok(()) => drop(status.ports.insert(name)),
                     Err(why) => drop(status.left.insert(name, why)),

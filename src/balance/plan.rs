@@ -12,6 +12,11 @@ pub enum Family {
     V6,
 }
 
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
+
 /// A port of this node: the same number may be published for TCP and for UDP.
 pub type PortKey = (Protocol, u16);
 

@@ -5,7 +5,10 @@
 //! free, then its frontend is turned to them: no packet ever sees half of each.
 
 use super::maglev::Built;
-use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, Range, Side, Slots, Sources, State, Step, Surroundings, Tables};
+use super::plan::Family;
+use crate::datapath::fast::{
+    HOST_END, Hook, Link, MESH_END, Range, Slots, Sources, State, Step, Surroundings, Tables, ports_lack,
+};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort};
@@ -16,20 +19,6 @@ use skep_ebpf::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-
-/// Addresses of one kind.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-}
 
 /// What shall be there. Tables by content; where they lie follows from where they are.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -56,21 +45,9 @@ pub struct Desired {
 /// Which plane serves a published port, and why not the fast one.
 pub type PortPlane = Result<(), String>;
 
-/// What shall be there on node `me`. `lacking` says for a hook why it cannot be had.
+/// What shall be there on node `me`, with the tables that were built before. `lacking` says for a hook why it cannot be had.
 #[must_use]
 pub fn desired(
-    view: &NodeView,
-    me: &NodeId,
-    around: &Surroundings,
-    members: &BTreeSet<Member>,
-    lacking: &BTreeMap<Hook, String>,
-) -> Desired {
-    desired_with(&mut Built::default(), view, me, around, members, lacking)
-}
-
-/// The same, with the tables that were built before.
-#[must_use]
-pub fn desired_with(
     built: &mut Built,
     view: &NodeView,
     me: &NodeId,
@@ -101,10 +78,11 @@ pub fn desired_with(
     // Addresses that only the swarm gives: who has one is no client from outside, and answers would not find it.
     desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(mesh.0)));
-    if Hook::ALL.iter().all(|hook| hook.side() == Side::Cgroup || !lacking.contains_key(hook)) {
+    if ports_lack(lacking).is_none() {
+        let planes = Planes::of(view, lacking);
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in Family::ALL {
-                frontend(built, view, port, family, lacking, &mut desired);
+                frontend(built, &planes, port, family, &mut desired);
             }
         }
     }
@@ -113,33 +91,44 @@ pub fn desired_with(
     desired
 }
 
-/// Whether the fast plane serves a port for clients of a family on this node.
-///
-/// # Errors
-/// Why it does not.
-pub fn port_plane(view: &NodeView, port: &PublishedPort, family: Family, lacking: &BTreeMap<Hook, String>) -> PortPlane {
-    for hook in Hook::ALL.into_iter().filter(|hook| hook.side() != Side::Cgroup) {
-        if let Some(why) = lacking.get(&hook) {
+/// What decides which plane serves a port, looked up once for all of them.
+pub struct Planes<'a> {
+    lacking: Option<(Hook, &'a str)>,
+    /// Nodes without a fast plane, with their names.
+    without: BTreeMap<&'a NodeId, &'a str>,
+}
+
+impl<'a> Planes<'a> {
+    /// Of this node.
+    #[must_use]
+    pub fn of(view: &'a NodeView, lacking: &'a BTreeMap<Hook, String>) -> Self {
+        let without = view.cluster.nodes.iter().filter(|node| !node.fast);
+        Self { lacking: ports_lack(lacking), without: without.map(|node| (&node.node_id, node.hostname.as_str())).collect() }
+    }
+
+    /// Whether the fast plane serves a port for clients of a family on this node.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn serves(&self, port: &PublishedPort, family: Family) -> PortPlane {
+        if let Some((hook, why)) = self.lacking {
             return Err(format!("{} cannot run: {why}", hook.program()));
         }
-    }
-    if port.protocol == Protocol::Sctp {
-        return Err("neither TCP nor UDP".to_owned());
-    }
-    for backend in &port.backends {
-        let node = view.cluster.node(&backend.node_id);
-        if let Some(node) = node.filter(|node| !node.fast) {
-            return Err(format!("node {} has no fast plane", node.hostname));
+        if port.protocol == Protocol::Sctp {
+            return Err("neither TCP nor UDP".to_owned());
         }
+        if let Some(node) = port.backends.iter().find_map(|backend| self.without.get(&backend.node_id)) {
+            return Err(format!("node {node} has no fast plane"));
+        }
+        if listening(port, family).next().is_none() {
+            return Err(match (port.backends.is_empty(), family) {
+                (true, _) => "no task runs".to_owned(),
+                (false, Family::V4) => format!("no task was seen to listen on {}", port.target),
+                (false, Family::V6) => format!("no task was seen to listen on {} over IPv6", port.target),
+            });
+        }
+        Ok(())
     }
-    if listening(port, family).next().is_none() {
-        return Err(match (port.backends.is_empty(), family) {
-            (true, _) => "no task runs".to_owned(),
-            (false, Family::V4) => format!("no task was seen to listen on {}", port.target),
-            (false, Family::V6) => format!("no task was seen to listen on {} over IPv6", port.target),
-        });
-    }
-    Ok(())
 }
 
 /// Backends that take connections of this family.
@@ -196,14 +185,7 @@ pub fn port_key(port: &PublishedPort, family: Family) -> Port {
     Port { protocol, family: if family == Family::V4 { 4 } else { 6 }, port: words::port(port.published) }
 }
 
-fn frontend(
-    built: &mut Built,
-    view: &NodeView,
-    port: &PublishedPort,
-    family: Family,
-    lacking: &BTreeMap<Hook, String>,
-    desired: &mut Desired,
-) {
+fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: Family, desired: &mut Desired) {
     let key = port_key(port, family);
     let mut flags = 0;
     if port.affinity {
@@ -215,7 +197,7 @@ fn frontend(
             port.allow.iter().filter(|net| matches!((net, family), (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6)));
         desired.sources.extend(nets.map(|net| source(key.scope(), *net)));
     }
-    let slots = if port_plane(view, port, family, lacking).is_ok() {
+    let slots = if planes.serves(port, family).is_ok() {
         // In one order on every node.
         let backends: BTreeSet<Ipv4Addr> = listening(port, family).collect();
         let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
@@ -228,13 +210,12 @@ fn frontend(
 
 fn links(around: &Surroundings, lacking: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
     let mut links = BTreeSet::new();
-    let ports = Hook::ALL.into_iter().filter(|h| h.side() != Side::Cgroup).all(|h| !lacking.contains_key(&h));
+    let ports = ports_lack(lacking).is_none();
     for hook in Hook::ALL.into_iter().filter(|hook| !lacking.contains_key(hook)) {
         let mut put = |device: &str, index: u32| {
             links.insert(Link { hook, device: device.to_owned(), index });
         };
         match hook {
-            // Half a way is none.
             Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}
             Hook::FromUplink | Hook::OutUplink => around.uplinks.iter().for_each(|(name, index)| put(name, *index)),
             Hook::FromHost => around.mesh_end.iter().for_each(|index| put(MESH_END, *index)),
@@ -329,17 +310,12 @@ fn mark(slots: &[V4]) -> Mark {
     (slots.len(), first)
 }
 
-/// Ranges that are named.
-fn ranges(tables: &Tables) -> impl Iterator<Item = Range> + '_ {
-    tables.vips.values().map(|v| (v.base, v.size)).chain(tables.ports.values().map(|p| (p.base, p.size)))
-}
-
 impl<'a> Space<'a> {
     fn of(tables: &'a Tables) -> Self {
         let mut used = BTreeMap::new();
         // A damaged entry that names slots which there are not holds none: else nothing would have room beside it.
         let fits = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
-        for (base, size) in ranges(tables).filter(fits) {
+        for (base, size) in tables.ranges().filter(fits) {
             let held: &mut u32 = used.entry(base).or_default();
             *held = size.max(*held);
         }
@@ -358,7 +334,7 @@ impl<'a> Space<'a> {
         let tables = self.tables;
         let placed = self.placed.get_or_insert_with(|| {
             let mut placed: HashMap<Mark, Vec<(Range, &Slots)>> = HashMap::new();
-            for (range, there) in ranges(tables).filter_map(|range| Some((range, tables.slots.get(&range)?))) {
+            for (range, there) in tables.ranges().filter_map(|range| Some((range, tables.slots.get(&range)?))) {
                 placed.entry(mark(there)).or_default().push((range, there));
             }
             placed

@@ -120,6 +120,13 @@ impl Hook {
     }
 }
 
+/// The first hook on the way of published ports that cannot be had, and why. Half a way is none.
+#[must_use]
+pub fn ports_lack(lacking: &BTreeMap<Hook, String>) -> Option<(Hook, &str)> {
+    let mut way = Hook::ALL.into_iter().filter(|hook| hook.side() != Side::Cgroup);
+    way.find_map(|hook| Some((hook, lacking.get(&hook)?.as_str())))
+}
+
 /// A program at a place.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 pub struct Link {
@@ -175,6 +182,11 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Ranges that virtual addresses and ports name.
+    pub fn ranges(&self) -> impl Iterator<Item = Range> + '_ {
+        self.vips.values().map(|v| (v.base, v.size)).chain(self.ports.values().map(|p| (p.base, p.size)))
+    }
+
     /// What a step leaves behind that was carried out. Ranges that nobody names any more stay listed until the maps are
     /// read again.
     pub fn carry_out(&mut self, step: &Step) {
@@ -335,7 +347,7 @@ impl Fast {
     /// Whether it carries published ports: every hook on their way is there.
     #[must_use]
     pub fn takes_ports(&self) -> bool {
-        Hook::ALL.iter().all(|hook| hook.side() == Side::Cgroup || !self.lacking.contains_key(hook))
+        ports_lack(&self.lacking).is_none()
     }
 
     fn loaded(&self) -> MutexGuard<'_, load::Loaded> {

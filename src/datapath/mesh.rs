@@ -11,14 +11,16 @@ use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use super::netlink::{Netlink, exists_is_fine, gone_is_fine};
 use super::{Sockets, netns, sockets, sysctl};
+use crate::model::mesh::DEFAULT_PORT;
 
 pub mod base;
 mod state;
@@ -251,6 +253,18 @@ impl Mesh {
             .with_context(|| format!("cannot take the pin {} of the mesh namespace away", self.pin.display()))?;
         tracing::info!(pin = %self.pin.display(), "mesh namespace removed");
         Ok(())
+    }
+}
+
+impl Mesh {
+    /// Whether the node at the mesh address `to` answers `from` through the tunnel, if only to say that nobody listens there.
+    pub async fn answers(&self, from: Ipv6Addr, to: Ipv6Addr, patience: Duration) -> bool {
+        let Ok(socket) = self.stream(SocketAddr::new(from.into(), 0)) else { return false };
+        match tokio::time::timeout(patience, socket.connect(SocketAddr::new(to.into(), DEFAULT_PORT))).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => error.kind() == io::ErrorKind::ConnectionRefused,
+            Err(_) => false,
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use super::address::Place;
 use crate::datapath::fast::{self, Fast};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
-use crate::datapath::{Sandbox, Sockets as _, Tunnel};
+use crate::datapath::{Sandbox, Tunnel};
 use crate::model::node::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, dead};
 use crate::settings::{FastPlane, TunnelPlane};
 use anyhow::Context as _;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -141,9 +141,5 @@ async fn open_fast(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<Fast>, Strin
 /// Makes the tunnel send something to a mesh address: a connection that nobody waits for.
 pub(super) fn poke(mesh: &Arc<Mesh>, from: Ipv6Addr, to: Ipv6Addr) {
     let mesh = mesh.clone();
-    tokio::spawn(async move {
-        let Ok(socket) = mesh.stream(SocketAddr::new(IpAddr::V6(from), 0)) else { return };
-        let target = SocketAddr::new(IpAddr::V6(to), crate::model::mesh::DEFAULT_PORT);
-        let _ = tokio::time::timeout(Duration::from_millis(500), socket.connect(target)).await;
-    });
+    tokio::spawn(async move { mesh.answers(from, to, Duration::from_millis(500)).await });
 }

@@ -3,6 +3,7 @@
 use super::member::Member;
 use super::{Daemon, State};
 use crate::admin::Source;
+use crate::datapath::fast::Side;
 use crate::status::{NodeLine, Planes, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -100,12 +101,12 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 
 /// Which plane serves ports, and why not the fast one.
 fn ports_text(fast: &crate::balance::fast::FastStatus) -> String {
-    let calls = fast.lacking.iter().find(|(hook, _)| !["from_", "to_", "out_"].iter().any(|way| hook.starts_with(way)));
+    let calls = fast.lacking.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
     match (fast.up, calls) {
         (false, _) if fast.reason.is_empty() => "user space (the fast plane is starting)".to_owned(),
         (false, _) => format!("user space (no fast plane: {})", fast.reason),
         (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
-        (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {hook} cannot run: {why}"),
+        (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {} cannot run: {why}", hook.program()),
     }
 }
 

@@ -6,13 +6,13 @@
 //! drained in order is none: its connections go on until it ends, and then its own kernel says so.
 
 use crate::datapath::mesh::Mesh;
-use crate::datapath::{Sandbox, Sockets as _, sockdiag};
-use crate::model::mesh::{DEFAULT_PORT, MeshPrefix};
+use crate::datapath::{Sandbox, sockdiag};
+use crate::model::mesh::MeshPrefix;
 use crate::model::view::{ClusterPart, Peer};
 use crate::model::{NodeId, NodeView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,15 +54,7 @@ fn given_up(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> Vec<(NodeId
 /// Which of these nodes answer through the tunnel, if only to say that nobody listens.
 async fn answering(mesh: &Arc<Mesh>, own: Option<Ipv6Addr>, nodes: Vec<(NodeId, Ipv6Addr)>) -> BTreeSet<NodeId> {
     let Some(own) = own else { return BTreeSet::new() };
-    let asked = nodes.into_iter().map(|(node, address)| async move {
-        let socket = mesh.stream(SocketAddr::new(own.into(), 0)).ok()?;
-        let connect = socket.connect(SocketAddr::new(address.into(), DEFAULT_PORT));
-        match tokio::time::timeout(ANSWER, connect).await {
-            Ok(Ok(_)) => Some(node),
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Some(node),
-            _ => None,
-        }
-    });
+    let asked = nodes.into_iter().map(|(node, address)| async move { mesh.answers(own, address, ANSWER).await.then_some(node) });
     futures_util::future::join_all(asked).await.into_iter().flatten().collect()
 }
 

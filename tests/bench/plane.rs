@@ -5,7 +5,7 @@ use crate::report::{Report, median, nanos, spread};
 use crate::work::{Place, loose_datagrams};
 use crate::{stats, tables};
 use skep::balance::maglev;
-use skep::balance::table::{desired_with, plan};
+use skep::balance::table::{desired, plan};
 use skep::datapath::fast::{Fast, Hook, Link, Side, Step};
 use skep::datapath::mesh::Mesh;
 use skep::lab::Lab;
@@ -99,7 +99,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         let mut state = fast.observe_around(known.take()).await.unwrap();
         let looked = Instant::now();
         let none = (BTreeSet::new(), BTreeMap::new());
-        let mut wanted = desired_with(&mut built, &views[round % 2], &tables::me(), &state.surroundings, &none.0, &none.1);
+        let mut wanted = desired(&mut built, &views[round % 2], &tables::me(), &state.surroundings, &none.0, &none.1);
         // Only the maps: the hooks of other hosts on this machine are not disturbed.
         wanted.links.clear();
         let computed = Instant::now();

@@ -40,8 +40,7 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) 
         match step.clone() {
             Step::Config(config) => tables.config = config,
             Step::Slots(base, slots) => {
-                let vips = tables.vips.values().map(|v| (v.base, v.size));
-                for (first, size) in vips.chain(tables.ports.values().map(|p| (p.base, p.size))) {
+                for (first, size) in tables.ranges() {
                     let apart = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
                     assert!(size == 0 || apart, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
@@ -69,8 +68,7 @@ fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) 
         }
     }
     let tables = &mut state.tables;
-    let vips = tables.vips.values().map(|v| (v.base, v.size));
-    let ranges: Vec<Range> = vips.chain(tables.ports.values().map(|p| (p.base, p.size))).collect();
+    let ranges: Vec<Range> = tables.ranges().collect();
     tables.slots = ranges
         .into_iter()
         .map(|(base, size)| ((base, size), (base..base + size).map(|at| memory.get(&at).copied().unwrap_or_default()).collect()))

@@ -66,8 +66,7 @@ impl Fast {
         let mut attached = self.attach_to(link).await;
         // A link that somebody took away goes a moment later, and the kernel takes a program once per place.
         for _ in 0..10 {
-            let exists = attached.as_ref().err().is_some_and(|error| format!("{error:#}").contains("os error 17"));
-            if !exists {
+            if !attached.as_ref().is_err_and(exists_already) {
                 break;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -122,13 +121,13 @@ impl Fast {
             let program = <&mut CgroupSockAddr>::try_from(program)?;
             let cgroup = cgroup.context("there is no cgroup2 tree")?;
             // By a link: several of them can be at one place, whatever the mode says.
-            let attached = program.attach(cgroup, CgroupAttachMode::Single).map_err(|e| refused(&e))?;
+            let attached = program.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
             let owned = program.take_link(attached)?;
             Ok((FdLink::try_from(owned)?, program.info()?.id()))
         } else {
             let program = <&mut SchedClassifier>::try_from(program)?;
             let attached = netns::run(self.namespace(side), || program.attach(&link.device, direction(link.hook)))?;
-            let owned = program.take_link(attached.map_err(|e| anyhow::anyhow!("{}", load::chain(&e)))?)?;
+            let owned = program.take_link(attached?)?;
             Ok((FdLink::try_from(owned)?, program.info()?.id()))
         }
     }
@@ -203,10 +202,16 @@ fn filter_of(pin: &str) -> Option<(Hook, u32)> {
     let hook = Hook::ALL.into_iter().find(|hook| hook.program() == program)?;
     Some((hook, index.parse().ok()?))
 }
+
 const ALONE: &str = "another program has the root of the cgroup tree for itself (see `bpftool cgroup tree`)";
 
 fn direction(hook: Hook) -> TcAttachType {
     if hook.egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
+fn exists_already(error: &anyhow::Error) -> bool {
+    let mut reasons = error.chain().filter_map(|reason| reason.downcast_ref::<io::Error>());
+    reasons.any(|reason| reason.kind() == io::ErrorKind::AlreadyExists)
 }
 
 /// Whether the kernel has tcx links; before 6.6 there are filters only.
@@ -214,12 +219,12 @@ fn tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 
-fn refused(error: &aya::programs::ProgramError) -> anyhow::Error {
-    let text = load::chain(error);
+fn refused(error: aya::programs::ProgramError) -> anyhow::Error {
+    let text = load::chain(&error);
     if text.contains("Operation not permitted") {
         return anyhow::anyhow!("{text}: {ALONE}");
     }
-    anyhow::anyhow!("{text}")
+    error.into()
 }
 
 #[cfg(test)]

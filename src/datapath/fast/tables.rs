@@ -6,7 +6,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Port, Source, V4, Vip};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn named(what: &str, error: &MapError) -> anyhow::Error {
     anyhow::anyhow!("map {what}: {}", chain(error))
@@ -64,11 +64,14 @@ impl Loaded {
         done.map_err(|e| named("SOURCES", &e))
     }
 
+    fn counts_mut<K: Pod>(&mut self, name: &str) -> anyhow::Result<PerCpuHashMap<&mut MapData, K, u64>> {
+        PerCpuHashMap::try_from(self.map_mut(name)?).map_err(|e| named(name, &e))
+    }
+
     /// Makes a number to count with, or leaves the one that is there.
     fn make_count<K: Pod>(&mut self, name: &str, key: K) -> anyhow::Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
-        let map = self.map_mut(name)?;
-        let mut map: PerCpuHashMap<&mut MapData, K, u64> = PerCpuHashMap::try_from(map).map_err(|e| named(name, &e))?;
+        let mut map = self.counts_mut(name)?;
         if map.get(&key, 0).is_ok() {
             return Ok(());
         }
@@ -76,9 +79,7 @@ impl Loaded {
     }
 
     fn drop_count<K: Pod>(&mut self, name: &str, key: K) -> anyhow::Result<()> {
-        let map = self.map_mut(name)?;
-        let mut map: PerCpuHashMap<&mut MapData, K, u64> = PerCpuHashMap::try_from(map).map_err(|e| named(name, &e))?;
-        gone_is_fine(map.remove(&key)).map_err(|e| named(name, &e))
+        gone_is_fine(self.counts_mut(name)?.remove(&key)).map_err(|e| named(name, &e))
     }
 
     /// Numbers by key, summed over the processors.
@@ -106,14 +107,10 @@ impl Loaded {
             slots: BTreeMap::new(),
             room: 0,
         };
-        let vips = tables.vips.values().map(|vip| (vip.base, vip.size));
-        let ranges: Vec<Range> = vips.chain(tables.ports.values().map(|port| (port.base, port.size))).collect();
+        let ranges: BTreeSet<Range> = tables.ranges().collect();
         let slots: Array<&MapData, V4> = Array::try_from(self.map("SLOTS")?).map_err(|e| named("SLOTS", &e))?;
         tables.room = slots.len();
         for (base, size) in ranges {
-            if tables.slots.contains_key(&(base, size)) {
-                continue;
-            }
             let mut all = Vec::new();
             // A damaged entry may name slots that there are not: it holds nothing.
             if base.checked_add(size).is_some_and(|end| end <= slots.len()) {
