@@ -1,6 +1,7 @@
 //! Published ports in user space: a listener per port on every node, whatever runs where. `plan` says what changes
-//! (pure), `allow` who may use a port (pure), `rotation` which backend is next (pure), `flows` which UDP client talks to which one (pure), `listener` accepts,
-//! `proxy` carries one connection, `datagrams` the UDP flows, `listens` finds out which containers listen. This file is the loop that keeps the listeners at the view.
+//! (pure), `allow` who may use a port (pure), `rotation` which backend is next (pure), `flows` which UDP client talks to
+//! which one (pure), `listener` accepts, `proxy` carries one connection, `datagrams` the UDP flows, `listens` finds out which
+//! containers listen. This file is the loop that keeps the listeners at the view.
 //!
 //! TCP and UDP; no SCTP. Knows nothing of services beyond the ports they publish.
 

@@ -3,8 +3,8 @@
 
 use rand::Rng;
 use rand::seq::SliceRandom;
+use skep_ebpf::{Tuple, client_hash, mix, words};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -89,10 +89,9 @@ impl Rotation {
 }
 
 /// How well a backend suits a client: chance, but always the same.
-fn score(client: IpAddr, backend: Ipv4Addr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (client, backend).hash(&mut hasher);
-    hasher.finish()
+fn score(client: IpAddr, backend: Ipv4Addr) -> u32 {
+    let client = client_hash(&Tuple { source: words::address(client), ..Tuple::default() }, true);
+    mix(u64::from(client) << 32 | u64::from(backend.to_bits()))
 }
 
 /// When a backend that failed at `now` is trusted again.
