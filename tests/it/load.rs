@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,10 +28,15 @@ pub fn of_host(host: &Host) -> File {
 
 /// The network namespace of a running task's container.
 pub async fn of_task(swarm: &Swarm, task: &Value) -> File {
+    File::open(place_of(swarm, task).await.1).expect("the container's namespace")
+}
+
+/// The host that a task runs on, and its container's network namespace.
+pub async fn place_of<'a>(swarm: &'a Swarm, task: &Value) -> (&'a Host, PathBuf) {
     // The engine counts processes in its host's own namespace.
     let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
-    let path = format!("/proc/{}/root/proc/{pid}/ns/net", host_of(swarm, task).await.pid());
-    File::open(path).expect("the container's namespace")
+    let host = host_of(swarm, task).await;
+    (host, format!("/proc/{}/root/proc/{pid}/ns/net", host.pid()).into())
 }
 
 /// The host that a task runs on.
@@ -64,9 +70,28 @@ impl Target {
     }
 }
 
+/// Tells what runs to stop; dropped it does so too, so that a test that fails ends.
+#[derive(Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+    fn told(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.now();
+    }
+}
+
 /// Requests without a pause to one address each until told to stop.
 pub struct Load {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     running: Vec<JoinHandle<Tally>>,
     answers: Vec<Arc<AtomicUsize>>,
 }
@@ -127,10 +152,10 @@ impl Load {
     }
 
     fn asking(targets: impl IntoIterator<Item = Target>, pause: Duration, make: fn(SocketAddr) -> Ask) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let asked_to_stop = Stop::default();
         let (mut running, mut answers) = (Vec::new(), Vec::new());
         for target in targets {
-            let (stop, answered) = (Arc::clone(&stop), Arc::new(AtomicUsize::new(0)));
+            let (stop, answered) = (asked_to_stop.told(), Arc::new(AtomicUsize::new(0)));
             answers.push(Arc::clone(&answered));
             running.push(tokio::spawn(inside(target.from, move || {
                 let mut ask = make(target.to);
@@ -152,7 +177,7 @@ impl Load {
                 tally
             })));
         }
-        Self { stop, running, answers }
+        Self { stop: asked_to_stop, running, answers }
     }
 
     /// Answers so far, by target.
@@ -162,7 +187,7 @@ impl Load {
 
     /// Ends it; prints what became of it.
     pub async fn stop(self) -> Vec<Tally> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.now();
         let mut all = Vec::new();
         for one in self.running {
             let tally = one.await.expect("no panic");
@@ -290,7 +315,7 @@ pub async fn serve_numbers(namespace: File, port: u16) -> Served {
 /// A connection that carries numbers both ways until told to stop.
 pub struct Transfer {
     label: String,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     running: JoinHandle<Half>,
 }
 
@@ -299,15 +324,15 @@ impl Transfer {
         let to = target.to;
         let connect = move || TcpStream::connect_timeout(&to, Duration::from_secs(5));
         let stream = inside(target.from, connect).await.unwrap_or_else(|e| panic!("{}: {e}", target.label));
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let stop = Stop::default();
+        let told = stop.told();
         let running = tokio::task::spawn_blocking(move || both_ways(&stream, &told));
         Self { label: target.label, stop, running }
     }
 
     /// Ends it in good order; says what was seen.
     pub async fn stop(self) -> Half {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.now();
         let half = self.running.await.expect("no panic");
         let error = half.error.as_deref().unwrap_or("ended well");
         eprintln!("{}: {} KiB in order, longest silence {:.2?}, {error}", self.label, half.bytes >> 10, half.silence);

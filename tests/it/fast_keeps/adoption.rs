@@ -15,8 +15,9 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// `settings` end with the time-outs. A node whose daemon is away is not given up meanwhile: its tasks stay the only ones.
     pub async fn set(name: &str, settings: &str) -> Self {
-        let swarm = swarm(name, 2, settings).await;
+        let swarm = swarm(name, 2, &format!("{settings}node_down_ms = 60000\n")).await;
         let client = client(&swarm).await;
         ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
         let networks = json!([{ "Target": "back" }]);
