@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod balance;
+mod bpf;
 mod demo;
 mod dns;
 mod fast;

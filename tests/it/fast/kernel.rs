@@ -1,11 +1,10 @@
 //! The fast plane on kernels before 6.6, which have no tcx links. `make test-vm` runs these on Debian's 6.1; elsewhere
 //! they are ignored.
 
-use super::load::{PAIR, TURN};
+use super::load::{TURN, dir_of, end, open};
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, remove_left};
 use skep::datapath::mesh::Mesh;
 use skep::lab::output;
-use std::path::Path;
 use tokio::process::Command;
 
 /// An uplink with a dot in its name, as VLAN devices have.
@@ -38,18 +37,11 @@ async fn links(fast: &Fast) -> Vec<Link> {
     ]
 }
 
-async fn open(dir: &Path) -> (std::sync::Arc<Mesh>, std::sync::Arc<Fast>) {
-    let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace");
-    let fast = Fast::open(dir, mesh.clone()).await.expect("loads");
-    (mesh, fast)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a kernel without tcx links: make test-vm"]
 async fn filters_are_replaced_by_the_next_run_mended_and_taken_away() {
     let _turn = TURN.lock().await;
-    let _turn = PAIR.lock().await;
-    let dir = std::env::temp_dir().join(format!("skep-fast-{}-clsact", std::process::id()));
+    let dir = dir_of("clsact");
     sh(&format!("ip link add {UPLINK} type veth peer name up && ip link set {UPLINK} up")).await;
     sh(&format!("tc qdisc add dev {UPLINK} clsact && tc filter add dev {UPLINK} ingress pref 7 matchall classid 1:1")).await;
 
@@ -91,8 +83,7 @@ async fn filters_are_replaced_by_the_next_run_mended_and_taken_away() {
     let (ours, all) = filters(None, UPLINK).await;
     assert_eq!((ours.len(), all), (0, 1), "the foreign one stays");
     drop(second);
-    mesh.remove().expect("removes the mesh");
-    std::fs::remove_dir_all(&dir).expect("nothing else is left");
+    end(&dir, mesh);
     sh(&format!("ip link del {UPLINK}")).await;
 }
 
@@ -101,8 +92,7 @@ async fn filters_are_replaced_by_the_next_run_mended_and_taken_away() {
 #[ignore = "needs a kernel without tcx links: make test-vm"]
 async fn what_a_killed_run_left_is_taken_away_without_loading() {
     let _turn = TURN.lock().await;
-    let _turn = PAIR.lock().await;
-    let dir = std::env::temp_dir().join(format!("skep-fast-{}-left", std::process::id()));
+    let dir = dir_of("left");
     sh(&format!("ip link add {UPLINK} type veth peer name up && ip link set {UPLINK} up")).await;
     let (mesh, killed) = open(&dir).await;
     let attach: Vec<Step> = links(&killed).await.into_iter().map(Step::Attach).collect();
@@ -114,7 +104,6 @@ async fn what_a_killed_run_left_is_taken_away_without_loading() {
         assert_eq!(filters(mesh, device).await, (Vec::new(), 0), "{device}");
     }
     remove_left(&dir, &mesh).await.expect("nothing is there");
-    mesh.remove().expect("removes the mesh");
-    std::fs::remove_dir_all(&dir).expect("nothing else is left");
+    end(&dir, mesh);
     sh(&format!("ip link del {UPLINK}")).await;
 }

@@ -1,13 +1,29 @@
 //! Programs, maps and places without any packet: the kernel takes them, a second run takes them over.
 
 use skep::datapath::fast::{Fast, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
-use std::path::Path;
+use skep::datapath::mesh::Mesh;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A host namespace holds one fast plane: these tests share the machine's, so they take turns.
 pub static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// The pair between host and mesh has one name, and these tests share one host.
-pub static PAIR: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// A mesh namespace and the fast plane of a run directory of the test's own.
+pub async fn open(dir: &Path) -> (Arc<Mesh>, Arc<Fast>) {
+    let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
+    let fast = Fast::open(dir, mesh.clone()).await.expect("loads");
+    (mesh, fast)
+}
+
+pub fn dir_of(test: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("skep-fast-{}-{test}", std::process::id()))
+}
+
+/// Nothing but what was opened is in the folder.
+pub fn end(dir: &Path, mesh: Arc<Mesh>) {
+    mesh.remove().expect("removes the mesh");
+    std::fs::remove_dir_all(dir).expect("nothing else is left");
+}
 
 /// Needs no tool: a forgotten `make ebpf` shows on every machine.
 #[test]
@@ -18,27 +34,22 @@ fn the_built_object_is_what_its_sources_give() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_program_passes_the_kernels_check() {
     let _turn = TURN.lock().await;
-    let _turn = PAIR.lock().await;
-    let dir = std::env::temp_dir().join(format!("skep-fast-{}-load", std::process::id()));
-    let mesh = skep::datapath::mesh::Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
-    let fast = Fast::open(&dir, mesh.clone()).await.expect("loads");
+    let dir = dir_of("load");
+    let (mesh, fast) = open(&dir).await;
     assert!(fast.lacking().is_empty(), "{:#?}", fast.lacking());
     let state = fast.observe().await.expect("observes");
     assert!(state.links.is_empty() && state.stale.is_empty(), "{state:?}");
     fast.remove().await.expect("removes");
     drop(fast);
-    mesh.remove().expect("removes the mesh");
-    std::fs::remove_dir_all(&dir).expect("nothing else is left");
+    end(&dir, mesh);
 }
 
 /// What a killed daemon leaves is taken over by the next one, maps and places; what is damaged shows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_takes_over_what_the_first_left() {
     let _turn = TURN.lock().await;
-    let _turn = PAIR.lock().await;
-    let dir = std::env::temp_dir().join(format!("skep-fast-{}-adopt", std::process::id()));
-    let mesh = skep::datapath::mesh::Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
-    let first = Fast::open(&dir, mesh.clone()).await.expect("loads");
+    let dir = dir_of("adopt");
+    let (mesh, first) = open(&dir).await;
     let around = first.observe().await.expect("observes").surroundings;
     let link = |hook, device: &str, index: Option<u32>| Link { hook, device: device.to_owned(), index: index.unwrap_or(0) };
     let links = [
@@ -73,6 +84,5 @@ async fn a_second_run_takes_over_what_the_first_left() {
 
     second.remove().await.expect("removes");
     drop(second);
-    mesh.remove().expect("removes the mesh");
-    std::fs::remove_dir_all(&dir).expect("nothing else is left");
+    end(&dir, mesh);
 }

@@ -1,7 +1,8 @@
 //! A network namespace to act in: a host's, a container's, the fabric's.
 
+use super::super::load::place_of;
 use super::super::swarm::kit::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 use skep::datapath::netns;
 use skep::lab::{Host, Lab, output};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,16 +40,9 @@ impl Spot {
 
     /// The container of a task, named after its node.
     pub async fn of_task(swarm: &Swarm, task: &Value) -> Self {
-        for host in &swarm.hosts {
-            if task["NodeID"] == json!(swarm.node_id(host).await) {
-                let container = &task["Status"]["ContainerStatus"];
-                // The engine counts processes in its host's own namespace.
-                let pid = container["PID"].as_u64().expect("a process");
-                let path = format!("/proc/{}/root/proc/{pid}/ns/net", host.pid()).into();
-                return Self::new(host.name(), path, container["ContainerID"].as_str().expect("container"), None);
-            }
-        }
-        panic!("no host runs {task:#}");
+        let id = task["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
+        let (host, path) = place_of(swarm, task).await;
+        Self::new(host.name(), path, id, None)
     }
 
     /// The wire between the hosts.

@@ -2,12 +2,14 @@
 //! bytes, links, programs at a cgroup.
 #![expect(unsafe_code, reason = "bpf(2) has no safe form for keys and values of any size")]
 
+use super::super::bpf::Attr;
+pub use super::super::bpf::cgroup;
 use skep::lab::Host;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -22,36 +24,6 @@ pub const CALLS: [(&str, u32); 8] = [
     ("getpeername4", 29),
     ("getpeername6", 30),
 ];
-
-/// A zeroed `union bpf_attr` that is filled in 32-bit words.
-#[repr(C, align(8))]
-struct Attr([u32; 36]);
-
-impl Attr {
-    fn new() -> Self {
-        Self([0; 36])
-    }
-    fn word(mut self, at: usize, value: u32) -> Self {
-        self.0[at / 4] = value;
-        self
-    }
-    fn fd(self, at: usize, fd: RawFd) -> Self {
-        self.word(at, u32::try_from(fd).expect("an open descriptor"))
-    }
-    fn pointer<T: ?Sized>(mut self, at: usize, to: *const T) -> Self {
-        let bytes = (to.cast::<u8>() as u64).to_ne_bytes();
-        self.0[at / 4] = u32::from_ne_bytes(bytes[..4].try_into().expect("4"));
-        self.0[at / 4 + 1] = u32::from_ne_bytes(bytes[4..].try_into().expect("4"));
-        self
-    }
-    /// # Safety
-    /// Pointers in it lead to as many bytes as the command reads or writes.
-    unsafe fn call(&mut self, command: i64) -> io::Result<RawFd> {
-        // SAFETY: the caller's word; the kernel reads no more than the size given.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), size_of::<Self>()) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(RawFd::try_from(done).expect("a descriptor")) }
-    }
-}
 
 /// Where a host has the fast plane pinned, as seen from outside.
 pub fn pins(host: &Host) -> PathBuf {
@@ -73,7 +45,7 @@ pub fn links(host: &Host) -> BTreeSet<String> {
 fn get(path: &Path) -> io::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes()).expect("no zero in a path");
     // SAFETY: the name ends with a zero; the descriptor is new.
-    unsafe { Ok(OwnedFd::from_raw_fd(Attr::new().pointer(0, name.as_ptr()).call(7)?)) }
+    unsafe { Attr::new().pointer(0, name.as_ptr()).open(7) }
 }
 
 fn info(fd: &OwnedFd) -> io::Result<[u32; 64]> {
@@ -188,13 +160,6 @@ pub fn alive(program: u32) -> bool {
 pub fn program_of(host: &Host, pin: &str) -> u32 {
     let link = get(&pins(host).join("links").join(pin)).unwrap_or_else(|e| panic!("link {pin}: {e}"));
     info(&link).expect("info")[2]
-}
-
-/// The machine's cgroup2 tree.
-pub fn cgroup() -> File {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let point = mounts.lines().find_map(|line| line.split(' ').nth(1).filter(|_| line.split(' ').nth(2) == Some("cgroup2")));
-    File::open(point.expect("a cgroup2 tree")).expect("open")
 }
 
 /// Programs at a place of a cgroup.
