@@ -6,6 +6,17 @@ use crate::{clients, containers, mesh};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
+/// With the feature `changed` every program differs from those without, and does the same.
+#[inline(always)]
+fn begin() {
+    #[cfg(feature = "changed")]
+    {
+        let word = 0_u32;
+        // SAFETY: a word of its own.
+        unsafe { core::ptr::read_volatile(&word) };
+    }
+}
+
 /// The call goes on, changed or not.
 const ALLOW: i32 = 1;
 
@@ -13,6 +24,7 @@ macro_rules! calls {
     ($($name:ident: $call:expr;)*) => {$(
         #[cgroup_sock_addr($name)]
         pub fn $name(ctx: SockAddrContext) -> i32 {
+            begin();
             let call: fn(&SockAddrContext) -> Option<()> = $call;
             match call(&ctx) {
                 Some(()) | None => ALLOW,
@@ -36,6 +48,7 @@ macro_rules! packets {
     ($($name:ident in $room:ident;)*) => {$(
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
+            begin();
             match $room::$name(&ctx) {
                 Ok(way) | Err(way) => verdict(way),
             }

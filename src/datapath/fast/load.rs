@@ -14,7 +14,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(not(feature = "changed-programs"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+#[cfg(feature = "changed-programs")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
 /// What makes a file system a bpffs.
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;

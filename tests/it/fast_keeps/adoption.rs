@@ -2,7 +2,8 @@
 
 use super::*;
 use skep::lab::output;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// A swarm under load: a service with a web server and a server of numbers on every node, asked by port and by virtual
 /// address, with transfers under way on each path.
@@ -37,6 +38,9 @@ impl Stage {
         }
         let asker = of_task(&swarm, &swarm.running("ask", 1).await[0]).await;
         serves(&swarm.hosts, &["8080/tcp", "7000/tcp"]).await;
+        for port in ["8080/tcp", "7000/tcp"] {
+            stand_behind(&swarm.hosts, port, 2).await;
+        }
 
         // Established: so many on each path that both backends have some.
         let outside = of_host(&client);
@@ -114,6 +118,47 @@ async fn killed_daemons_lose_no_connection_and_no_new_one() {
         })
         .await;
         stage.goes_on(&format!("with {what} back")).await;
+    }
+    stage.nobody_noticed().await;
+}
+
+/// Another build of skep, whose programs are others; `make test` makes it.
+const CHANGED: &str = concat!(env!("CARGO_BIN_EXE_skep"), "-changed");
+
+/// Programs of a host, by the places that they are at.
+fn programs(host: &Host) -> BTreeMap<String, u32> {
+    bpf::links(host).into_iter().map(|pin| (pin.clone(), bpf::program_of(host, &pin))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_with_changed_programs_takes_over_and_gives_back() {
+    assert!(
+        Path::new(CHANGED).exists(),
+        "run `cargo build --features changed-programs && cp target/debug/skep target/debug/skep-changed && cargo build`"
+    );
+    let mut stage = Stage::set("kc", AUTO).await;
+    let tags = |programs: &BTreeMap<String, u32>| -> BTreeMap<String, [u32; 2]> {
+        programs.iter().map(|(pin, program)| (pin.clone(), bpf::tag(*program))).collect()
+    };
+    // One host ahead of the other, then both, then back; stopped in good order and not.
+    for (at, program, kill) in [(1, CHANGED, false), (0, CHANGED, true), (1, SKEP, true), (0, SKEP, false)] {
+        let before = programs(&stage.swarm.hosts[at]);
+        let old = tags(&before);
+        stage.swarm.hosts[at].stop_daemon(kill).await.expect("stopped");
+        start_as(&mut stage.swarm.hosts[at], Path::new(program)).await;
+        serves(&stage.swarm.hosts, &["8080/tcp", "7000/tcp"]).await;
+        let host = &stage.swarm.hosts[at];
+        let now = programs(host);
+        assert!(now.keys().eq(before.keys()), "the same places: {before:?}, now {now:?}");
+        within(20, "the other build's programs to be gone", || async {
+            let stay: Vec<&u32> = before.values().filter(|program| bpf::alive(**program)).collect();
+            anyhow::ensure!(stay.is_empty(), "{stay:?}");
+            Ok(())
+        })
+        .await;
+        let new = tags(&now);
+        assert!(new.iter().all(|(pin, tag)| old[pin] != *tag), "other instructions everywhere: {old:?}, now {new:?}");
+        stage.goes_on(&format!("with {program} on {}", host.name())).await;
     }
     stage.nobody_noticed().await;
 }

@@ -162,6 +162,14 @@ pub fn program_of(host: &Host, pin: &str) -> u32 {
     info(&link).expect("info")[2]
 }
 
+/// What its instructions give: programs with the same tag are the same.
+pub fn tag(program: u32) -> [u32; 2] {
+    // SAFETY: no pointers; the descriptor is new.
+    let fd = unsafe { Attr::new().word(0, program).open(13) }.unwrap_or_else(|e| panic!("program {program}: {e}"));
+    let info = info(&fd).expect("info");
+    [info[2], info[3]]
+}
+
 /// Programs at a place of a cgroup.
 pub fn programs_at(cgroup: impl AsFd, place: u32) -> Vec<u32> {
     let mut ids = vec![0_u32; 256];

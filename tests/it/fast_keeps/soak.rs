@@ -1,11 +1,14 @@
 //! Ten minutes of tasks that come, go and die under load, with a host cut off and back in the middle. Run by `make soak`.
 
 use super::*;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use skep::http::UnixClient;
+use skep::http::{Reply, UnixClient};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::time::Instant;
 
 /// Between two changes.
@@ -19,6 +22,8 @@ const REPLICAS: (usize, usize) = (2, 5);
 const ODD: [&str; 3] = ["odd0", "odd1", "odd2"];
 /// Its tasks stay where they are, off the host that is cut.
 const STEADY: &str = "steady";
+/// Its UDP port.
+const DATAGRAMS: u16 = 5300;
 
 fn port_of(service: &str) -> u16 {
     let at = SCALED.iter().chain(&ODD).position(|name| *name == service).map_or(0, |at| at + 1);
@@ -31,6 +36,34 @@ fn length() -> Duration {
     Duration::from_secs(seconds.unwrap_or(600))
 }
 
+/// A change, and the service that it is made to.
+#[derive(Clone, Copy)]
+enum Change {
+    Scale(&'static str, usize),
+    Kill(&'static str),
+    Make(&'static str),
+    Remove(&'static str),
+}
+
+impl Change {
+    fn service(self) -> &'static str {
+        match self {
+            Self::Scale(name, _) | Self::Kill(name) | Self::Make(name) | Self::Remove(name) => name,
+        }
+    }
+    fn name(self) -> &'static str {
+        match self {
+            Self::Scale(..) => "scaled",
+            Self::Kill(_) => "killed",
+            Self::Make(_) => "made",
+            Self::Remove(_) => "removed",
+        }
+    }
+}
+
+/// Changes under way, one per service at most; whether each was made.
+type UnderWay<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = (Change, bool)> + 'a>>>;
+
 /// What changes tasks.
 struct Churn<'a> {
     swarm: &'a Swarm,
@@ -38,6 +71,12 @@ struct Churn<'a> {
     replicas: BTreeMap<&'static str, usize>,
     odd: BTreeMap<&'static str, bool>,
     nodes: BTreeMap<String, usize>,
+    busy: BTreeSet<&'static str>,
+    under_way: UnderWay<'a>,
+    /// Changes that are due and not made yet.
+    due: usize,
+    /// How many of each were made; and tries that came to nothing: nobody to kill, the manager refuses (a version that is
+    /// old by now).
     done: BTreeMap<&'static str, usize>,
 }
 
@@ -47,92 +86,126 @@ impl<'a> Churn<'a> {
         for (at, host) in swarm.hosts.iter().enumerate() {
             nodes.insert(swarm.node_id(host).await, at);
         }
-        let replicas = SCALED.map(|name| (name, 3)).into();
         Self {
             swarm,
             rng: StdRng::seed_from_u64(seed),
-            replicas,
+            replicas: SCALED.map(|name| (name, 3)).into(),
             odd: ODD.map(|n| (n, false)).into(),
             nodes,
+            busy: BTreeSet::new(),
+            under_way: UnderWay::new(),
+            due: 0,
             done: BTreeMap::new(),
         }
     }
 
-    /// One change, or none: there is nobody to kill, the manager refuses (a version that is old by now).
-    async fn one(&mut self) {
-        let what = match self.rng.random_range(0..10) {
-            0..6 => self.scale().await,
-            6..9 => self.kill().await,
-            _ => self.make_or_remove().await,
-        };
-        *self.done.entry(what.unwrap_or("none")).or_default() += 1;
-    }
-
-    async fn scale(&mut self) -> Option<&'static str> {
-        let name = *SCALED.choose(&mut self.rng).expect("some");
+    /// Of ten changes about six scale, three kill, one makes or removes; of services that are not being changed.
+    fn choose(&mut self) -> Option<Change> {
+        let idle = |name: &&&str| !self.busy.contains(**name);
+        let scaled: Vec<&'static str> = SCALED.iter().filter(idle).copied().collect();
+        let (there, absent): (Vec<_>, Vec<_>) = ODD.iter().filter(idle).copied().partition(|name| self.odd[name]);
+        let kind = self.rng.random_range(0..10);
+        if kind >= 9 || (kind >= 6 && there.is_empty()) || (kind < 6 && scaled.is_empty()) {
+            let all: Vec<Change> = there.into_iter().map(Change::Remove).chain(absent.into_iter().map(Change::Make)).collect();
+            return all.choose(&mut self.rng).copied();
+        }
+        if kind >= 6 {
+            return there.choose(&mut self.rng).copied().map(Change::Kill);
+        }
+        let name = *scaled.choose(&mut self.rng)?;
         let now = self.replicas[name];
         let up = now <= REPLICAS.0 || (now < REPLICAS.1 && self.rng.random());
-        let next = if up { now + 1 } else { now - 1 };
-        self.set_replicas(name, next).await.then(|| {
-            self.replicas.insert(name, next);
-            if up { "scaled up" } else { "scaled down" }
-        })
+        Some(Change::Scale(name, if up { now + 1 } else { now - 1 }))
     }
 
-    async fn set_replicas(&self, name: &str, replicas: usize) -> bool {
-        let manager = &self.swarm.hosts[0];
-        let service = get(manager, &format!("/services/{name}")).await;
-        let mut spec = service["Spec"].clone();
-        spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
-        let target = format!("/services/{name}/update?version={}", service["Version"]["Index"]);
-        post(manager, &target, &spec).await.status.is_success()
+    fn begin(&mut self, change: Change) {
+        self.busy.insert(change.service());
+        let (swarm, nodes, pick) = (self.swarm, self.nodes.clone(), self.rng.random());
+        self.under_way.push(Box::pin(async move {
+            let made = match change {
+                Change::Scale(name, replicas) => set_replicas(swarm, name, replicas).await,
+                Change::Kill(name) => kill(swarm, &nodes, name, pick).await.is_some(),
+                Change::Make(name) => make(swarm, name).await,
+                Change::Remove(name) => remove(swarm, name).await.is_some_and(|reply| reply.status.is_success()),
+            };
+            (change, made)
+        }));
     }
 
-    async fn kill(&mut self) -> Option<&'static str> {
-        let name = *ODD.choose(&mut self.rng).expect("some");
-        if !self.odd[name] {
-            return None;
+    fn ended(&mut self, change: Change, made: bool) {
+        self.busy.remove(change.service());
+        *self.done.entry(if made { change.name() } else { "none" }).or_default() += 1;
+        self.due -= usize::from(made);
+        match change {
+            Change::Scale(name, replicas) if made => drop(self.replicas.insert(name, replicas)),
+            Change::Make(name) if made => drop(self.odd.insert(name, true)),
+            Change::Remove(name) => drop(self.odd.insert(name, false)),
+            _ => {}
         }
-        let tasks = self.swarm.tasks(name).await;
-        let running: Vec<&Value> = tasks.iter().filter(|task| task["Status"]["State"] == "running").collect();
-        let task = *running.choose(&mut self.rng)?;
-        let host = &self.swarm.hosts[*self.nodes.get(task["NodeID"].as_str()?)?];
-        let container = task["Status"]["ContainerStatus"]["ContainerID"].as_str()?;
-        let engine = UnixClient::new(host.engine_socket());
-        let killed = engine.request("POST", &format!("/containers/{container}/kill"), None).await.ok()?;
-        killed.status.is_success().then_some("killed")
     }
 
-    async fn make_or_remove(&mut self) -> Option<&'static str> {
-        let name = *ODD.choose(&mut self.rng).expect("some");
-        let manager = &self.swarm.hosts[0];
-        if self.odd[name] {
-            let reply =
-                UnixClient::new(manager.skep_socket()).request("DELETE", &format!("/services/{name}"), None).await.ok()?;
-            self.odd.insert(name, false);
-            return reply.status.is_success().then_some("removed");
-        }
-        let ports = json!([{ "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port_of(name) }]);
-        let spec = json!({
-            "Name": name, "Mode": { "Replicated": { "Replicas": 2 } }, "EndpointSpec": { "Ports": ports },
-            "TaskTemplate": {
-                "ContainerSpec": { "Image": skep::lab::WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 },
-                "RestartPolicy": { "Condition": "any", "Delay": 100_000_000 }, "Networks": [{ "Target": "back" }],
-            },
-        });
-        let made = post(manager, "/services/create", &spec).await.status.is_success();
-        self.odd.insert(name, made);
-        made.then_some("made")
-    }
-
-    async fn until(&mut self, end: Instant) {
+    /// One change every [`CHURN`] until `over`, and those that are under way then.
+    async fn until(&mut self, over: impl Future<Output = ()>) {
+        let mut over = std::pin::pin!(over);
         let mut tick = tokio::time::interval(CHURN);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        while Instant::now() < end {
-            tick.tick().await;
-            self.one().await;
+        loop {
+            tokio::select! {
+                () = &mut over => break,
+                _ = tick.tick() => self.due += 1,
+                Some((change, made)) = self.under_way.next() => self.ended(change, made),
+            }
+            while self.due > self.under_way.len()
+                && let Some(change) = self.choose()
+            {
+                self.begin(change);
+            }
+        }
+        while let Some((change, made)) = self.under_way.next().await {
+            self.ended(change, made);
         }
     }
+
+    /// How many changes were made.
+    fn made(&self) -> usize {
+        self.done.iter().filter(|(what, _)| **what != "none").map(|(_, count)| count).sum()
+    }
+}
+
+async fn set_replicas(swarm: &Swarm, name: &str, replicas: usize) -> bool {
+    let manager = &swarm.hosts[0];
+    let service = get(manager, &format!("/services/{name}")).await;
+    let mut spec = service["Spec"].clone();
+    spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+    let target = format!("/services/{name}/update?version={}", service["Version"]["Index"]);
+    post(manager, &target, &spec).await.status.is_success()
+}
+
+/// Kills the container of a running task by its host's engine.
+async fn kill(swarm: &Swarm, nodes: &BTreeMap<String, usize>, name: &str, pick: u32) -> Option<()> {
+    let tasks = swarm.tasks(name).await;
+    let running: Vec<&Value> = tasks.iter().filter(|task| task["Status"]["State"] == "running").collect();
+    let task = running.get(pick as usize % running.len().max(1))?;
+    let host = &swarm.hosts[*nodes.get(task["NodeID"].as_str()?)?];
+    let container = task["Status"]["ContainerStatus"]["ContainerID"].as_str()?;
+    let engine = UnixClient::new(host.engine_socket());
+    let killed = engine.request("POST", &format!("/containers/{container}/kill"), None).await.ok()?;
+    killed.status.is_success().then_some(())
+}
+
+async fn make(swarm: &Swarm, name: &str) -> bool {
+    let ports = json!([{ "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port_of(name) }]);
+    let spec = json!({
+        "Name": name, "Mode": { "Replicated": { "Replicas": 2 } }, "EndpointSpec": { "Ports": ports },
+        "TaskTemplate": {
+            "ContainerSpec": { "Image": skep::lab::WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 },
+            "RestartPolicy": { "Condition": "any", "Delay": 100_000_000 }, "Networks": [{ "Target": "back" }],
+        },
+    });
+    post(&swarm.hosts[0], "/services/create", &spec).await.status.is_success()
+}
+
+async fn remove(swarm: &Swarm, name: &str) -> Option<Reply> {
+    UnixClient::new(swarm.hosts[0].skep_socket()).request("DELETE", &format!("/services/{name}"), None).await.ok()
 }
 
 /// Waits until a node follows the newest view with every loop.
@@ -158,10 +231,22 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
     let networks = json!([{ "Target": "back" }]);
     // The steady ones find no place on the host that will be cut; neither do those that ask by virtual address.
     availability(&swarm, "n3", "drain").await;
-    swarm.service(STEADY, 4, Some(port_of(STEADY)), good_server(&networks)).await;
+    let ports = json!([
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port_of(STEADY) },
+        { "Protocol": "udp", "TargetPort": DATAGRAMS, "PublishedPort": DATAGRAMS },
+    ]);
+    let mut template = good_server(&networks);
+    template["ContainerSpec"]["Image"] = json!(skep::lab::WHOAMI_IMAGE);
+    let spec = json!({
+        "Name": STEADY, "Mode": { "Replicated": { "Replicas": 4 } }, "EndpointSpec": { "Ports": ports },
+        "TaskTemplate": template,
+    });
+    ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
     swarm.service("ask", 2, None, json!({ "Networks": networks })).await;
     let asking = swarm.running("ask", 2).await;
-    swarm.running(STEADY, 4).await;
+    for task in &swarm.running(STEADY, 4).await {
+        echo(&swarm, task, DATAGRAMS).await;
+    }
     availability(&swarm, "n3", "active").await;
     // A server that is not listening yet is no healthy path: its tasks run once they answer.
     let mut server = good_server(&networks);
@@ -174,7 +259,8 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
         swarm.running(name, 3).await;
     }
     let services: Vec<&str> = SCALED.into_iter().chain([STEADY]).collect();
-    let ports: Vec<String> = services.iter().map(|name| format!("{}/tcp", port_of(name))).collect();
+    let mut ports: Vec<String> = services.iter().map(|name| format!("{}/tcp", port_of(name))).collect();
+    ports.push(format!("{DATAGRAMS}/udp"));
     serves(&swarm.hosts, &ports.iter().map(String::as_str).collect::<Vec<_>>()).await;
 
     let outside = of_host(&client);
@@ -189,33 +275,39 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
             targets.push(Target::new(&of_task(&swarm, task).await, (vip, 80).into(), format!("{name} by address on {from}")));
         }
     }
-    let load = Load::start(targets, PAUSE);
+    let mut flows = Vec::new();
+    for host in &swarm.hosts {
+        let label = |at| format!("{STEADY}, flow {at} by {}", host.name());
+        flows.extend((0..4).map(|at| Target::new(&outside, (host.address(), DATAGRAMS).into(), label(at))));
+    }
+    let vip = vip(&swarm, STEADY).await;
+    for task in &asking {
+        let label = format!("{STEADY}, flow by address on {}", host_of(&swarm, task).await.name());
+        flows.push(Target::new(&of_task(&swarm, task).await, (vip, DATAGRAMS).into(), label));
+    }
+    let loads = [Load::start(targets, PAUSE), Load::flows(flows, PAUSE)];
 
     let seed = rand::random();
     let (begun, length) = (Instant::now(), length());
     eprintln!("soak of {length:?}, seed {seed}");
     let mut churn = Churn::new(&swarm, seed).await;
-    churn.until(begun + length.mul_f32(0.4)).await;
+    let at = |part: f32| tokio::time::sleep_until((begun + length.mul_f32(part)).into());
+    churn.until(at(0.4)).await;
     let cut = Instant::now();
     swarm.lab.cut(&swarm.hosts[2]).await.expect("cut");
-    churn.until(begun + length.mul_f32(0.6)).await;
+    churn.until(at(0.6)).await;
     swarm.lab.heal(&swarm.hosts[2]).await.expect("healed");
     let healed = Instant::now();
-    let mut follow = Box::pin(follows(&swarm, &swarm.hosts[2]));
-    loop {
-        tokio::select! {
-            () = &mut follow => break,
-            () = tokio::time::sleep(CHURN) => churn.one().await,
-        }
-    }
-    drop(follow);
+    churn.until(follows(&swarm, &swarm.hosts[2])).await;
     let back = Instant::now();
     eprintln!("cut for {:.1?}, followed {:.1?} after it was healed", healed - cut, back - healed);
-    churn.until(begun + length).await;
+    churn.until(at(1.0)).await;
+    let took = begun.elapsed();
+    eprintln!("changes: {:?} in {took:.0?}, one each {:.0?}", churn.done, took / u32::try_from(churn.made()).expect("some"));
 
     for name in SCALED {
         within(20, "the last word", || async {
-            anyhow::ensure!(churn.set_replicas(name, 3).await, "refused");
+            anyhow::ensure!(set_replicas(&swarm, name, 3).await, "refused");
             Ok(())
         })
         .await;
@@ -224,8 +316,10 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
     for host in &swarm.hosts {
         follows(&swarm, host).await;
     }
-    let tallies = load.stop().await;
-    eprintln!("changes: {:?} in {:.0?}", churn.done, begun.elapsed());
+    let mut tallies = Vec::new();
+    for load in loads {
+        tallies.extend(load.stop().await);
+    }
 
     // What could have gone to the host that was cut is counted apart.
     let (mut lost, mut apart, mut answered) = (Vec::new(), 0, 0);
@@ -264,9 +358,7 @@ async fn settled_tables(swarm: &Swarm, host: &Host, services: &[&str]) {
     .await;
     let fast = status(host).await["fast"].clone();
     eprintln!("{}: mended {}, counters {}", host.name(), fast["mended"], fast["counters"]);
-    let admin = UnixClient::new(host.run_dir().join("admin.sock"));
-    let dump: Value = admin.get("/dump").await.expect("answers").json().expect("JSON");
-    let dump = &dump["fast"];
+    let dump = dump(host).await;
     assert_eq!(dump["stale"], json!([]), "{}: pins of nobody", host.name());
     for name in services {
         let tasks = swarm.running(name, if *name == STEADY { 4 } else { 3 }).await;

@@ -33,8 +33,13 @@ pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
 }
 
 pub async fn start(host: &mut Host) {
+    start_as(host, Path::new(SKEP)).await;
+}
+
+/// Starts a daemon of another build.
+pub async fn start_as(host: &mut Host, program: &Path) {
     let file = host.dir().join("skep.toml");
-    host.start_daemon(Path::new(SKEP), &["--config", file.to_str().expect("path")]).await.expect("daemon");
+    host.start_daemon(program, &["--config", file.to_str().expect("path")]).await.expect("daemon");
 }
 
 /// A swarm of so many hosts, the first one the manager.
