@@ -225,7 +225,7 @@ async fn execute(step: Step, ports: &mut BTreeMap<PortKey, Port>, host: &dyn Soc
     }
 }
 
-fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[PublishedPort], ports: &BTreeMap<PortKey, Port>) {
+fn publish(status: &watch::Sender<Vec<PortStatus>>, desired: &[Arc<PublishedPort>], ports: &BTreeMap<PortKey, Port>) {
     let now: Vec<PortStatus> = desired
         .iter()
         .map(|wanted| {

@@ -5,6 +5,7 @@
 //! node protocol and the API, so what a user posted is what a user gets back.
 
 pub mod cluster;
+pub mod entries;
 pub mod id;
 pub mod mesh;
 pub mod meta;

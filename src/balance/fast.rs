@@ -2,15 +2,15 @@
 //!
 //! Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
-use super::maglev;
 use super::plan::Family;
-use super::table::{self, Planes};
-use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, Tables, cookie};
+use super::table::{self, Changed, Followed, Given, Planes, Space, Touched};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, Tables, cookie, port_name};
 use crate::datapath::{Sandbox, Sandboxes as _};
+use crate::model::view::PublishedPort;
 use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Member, words};
+use skep_ebpf::{Member, packet, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -101,28 +101,26 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
             if keeper.enter(&sandboxes, ingress.as_ref()).await {
                 wait = wait.min(ENTER.0);
             }
-            let (status, ready) = match keeper.reconcile(&view, &sandboxes).await {
-                Ok((status, ready)) => {
+            match keeper.reconcile(&view, &sandboxes, &ends.status).await {
+                Ok(ready) => {
                     backoff = BACKOFF.0;
                     ends.applied.send_if_modified(|last| std::mem::replace(last, view.revision) != view.revision);
-                    (status, Some(ready))
+                    if let Some(ready) = ready {
+                        ends.ready.send_if_modified(|before| {
+                            let changed = *before != ready;
+                            *before = ready;
+                            changed
+                        });
+                    }
                 }
                 Err(error) => {
                     let reason = format!("{error:#}");
                     tracing::warn!(revision = ?view.revision, error = reason, retry_in = ?backoff, "fast plane not as it shall be");
                     wait = backoff;
                     backoff = (backoff * 2).min(BACKOFF.1);
-                    (FastStatus { reason, ..ends.status.borrow().clone() }, None)
+                    ends.status.send_modify(|status| status.reason = reason);
                 }
-            };
-            if let Some(ready) = ready {
-                ends.ready.send_if_modified(|before| {
-                    let changed = *before != ready;
-                    *before = ready;
-                    changed
-                });
             }
-            ends.status.send_replace(status);
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -157,17 +155,18 @@ struct Keeper {
     entered: BTreeMap<Entered, Option<u32>>,
     /// Hooks that cannot be had, and why, at the last look.
     lacking: BTreeMap<Hook, String>,
-    /// What was there when all was well last.
-    settled: Option<table::Desired>,
+    /// What shall be there.
+    followed: Followed,
+    /// All was well when it was looked at last.
+    settled: bool,
     /// The maps as they were left, while they need not be read: a change of the view costs what changes, not what there is.
-    known: Option<Tables>,
+    known: Option<(Tables, Space)>,
     /// When they were read last, how long that took, and what was counted then.
     read: Instant,
     cost: Duration,
     counts: Counts,
     /// The maps are read anew after this time.
     tick: Duration,
-    built: maglev::Built,
     mended: u64,
 }
 
@@ -182,13 +181,13 @@ impl Keeper {
             cookies: Cookies::default(),
             entered: BTreeMap::new(),
             lacking: BTreeMap::new(),
-            settled: None,
+            followed: Followed::default(),
+            settled: false,
             known: None,
             read: Instant::now(),
             cost: Duration::ZERO,
             counts: Counts::default(),
             tick,
-            built: maglev::Built::default(),
             mended: 0,
         }
     }
@@ -221,50 +220,68 @@ impl Keeper {
         soon
     }
 
-    async fn reconcile(&mut self, view: &NodeView, sandboxes: &[Sandbox]) -> anyhow::Result<(FastStatus, Ready)> {
+    /// Makes it so, and tells `status`. Where virtual addresses work now, if that may be another than before.
+    async fn reconcile(
+        &mut self,
+        view: &NodeView,
+        sandboxes: &[Sandbox],
+        status: &watch::Sender<FastStatus>,
+    ) -> anyhow::Result<Option<Ready>> {
         let members = self.cookies.members(sandboxes);
         let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
-        let mut actual = self.look().await?;
+        let settled = std::mem::take(&mut self.settled);
+        let (mut actual, mut space) = self.look().await?;
         if actual.surroundings.host_end.is_none() || actual.surroundings.mesh_end.is_none() {
-            if self.settled.take().is_some() {
+            if settled {
                 self.mended += 1;
                 tracing::warn!(step = %Step::Pair, "fast plane was not as it had been left, mended");
             }
             self.fast.apply(&[Step::Pair]).await?;
-            self.known = Some(actual.tables);
-            actual = self.look().await?;
+            self.known = space.map(|space| (actual.tables, space));
+            (actual, space) = self.look().await?;
         }
         self.lacking = self.fast.lacking().clone();
         self.lacking.extend(actual.refused.clone());
-        let (around, lacking) = (&actual.surroundings, &self.lacking);
-        let desired = table::desired(&mut self.built, view, &self.me, around, &namespaces, lacking);
-        let steps = table::plan(&desired, &actual);
-        if self.settled.as_ref() == Some(&desired) && !steps.is_empty() {
+        let given = Given { me: &self.me, around: &actual.surroundings, members: &namespaces, lacking: &self.lacking };
+        let (mut space, changed, same) = match space {
+            // The maps were read: everything is looked at.
+            None => {
+                let same = self.followed.whole(view, &given);
+                (Space::of(&actual.tables), Changed::All, same)
+            }
+            Some(space) => {
+                let changed = self.followed.follow(view, &given);
+                let same = changed == Changed::Only(Touched::default());
+                (space, changed, same)
+            }
+        };
+        let desired = self.followed.desired();
+        let steps = table::plan(desired, &actual, &mut space, &changed);
+        if settled && same && !steps.is_empty() {
             self.mended += steps.len() as u64;
             for step in &steps {
                 tracing::warn!(%step, "fast plane was not as it had been left, mended");
             }
         }
-        self.settled = None;
         self.fast.apply(&steps).await?;
         for step in &steps {
             actual.tables.carry_out(step);
         }
-        let ready = Ready {
+        self.settled = true;
+        status.send_modify(|status| self.tell(status, view, &changed, steps.len(), &actual.tables));
+        self.known = Some((actual.tables, space));
+        Ok((changed == Changed::All).then(|| Ready {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
-            vips: desired.vips.keys().copied().map(words::to_v4).collect(),
-        };
-        let status = FastStatus { changed: steps.len(), ..self.status(view, &desired, actual.tables.room) };
-        self.settled = Some(desired);
-        self.known = Some(actual.tables);
-        Ok((status, ready))
+            vips: self.followed.desired().vips.keys().copied().map(words::to_v4).collect(),
+        }))
     }
 
-    /// The maps are read at the slow tick and after whatever went wrong; devices and programs always.
-    async fn look(&mut self) -> anyhow::Result<State> {
-        // Thousands of services take seconds to read: never more than a twentieth of the time.
+    /// The maps are read at the slow tick and after whatever went wrong; devices and programs always. With the space that
+    /// is known; none, if the maps were read.
+    async fn look(&mut self) -> anyhow::Result<(State, Option<Space>)> {
+        // Thousands of services take long to read: never more than a twentieth of the time.
         let pause = self.tick.max(self.cost * 20);
-        let known = self.known.take().filter(|_| self.read.elapsed() < pause);
+        let (known, space) = self.known.take().filter(|_| self.read.elapsed() < pause).unzip();
         let anew = known.is_none();
         let begin = Instant::now();
         if anew {
@@ -275,7 +292,7 @@ impl Keeper {
         if anew {
             (self.read, self.cost) = (begin, begin.elapsed());
         }
-        Ok(state)
+        Ok((state, space))
     }
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
@@ -283,45 +300,81 @@ impl Keeper {
         !self.lacking.keys().any(|hook| hook.side() == Side::Cgroup)
     }
 
-    fn status(&self, view: &NodeView, desired: &table::Desired, room: u32) -> FastStatus {
-        let lacking = &self.lacking;
-        let (counters, ports, vips) = &self.counts;
-        let mut status = FastStatus {
-            up: true,
-            lacking: lacking.clone(),
-            vips: desired.vips.len(),
-            members: desired.members.len(),
-            links: desired.links.len(),
-            mended: self.mended,
-            counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
-            ..FastStatus::default()
-        };
-        let tables: BTreeSet<&[skep_ebpf::V4]> = desired.ports.values().map(|(.., slots)| &slots[..]).collect();
-        let full = tables.iter().map(|slots| slots.len()).sum::<usize>() > room as usize;
+    /// Brings the status to what is there now; of the ports only those that changed.
+    fn tell(&self, status: &mut FastStatus, view: &NodeView, changed: &Changed, steps: usize, tables: &Tables) {
+        let desired = self.followed.desired();
+        status.up = true;
+        status.reason.clear();
+        status.lacking.clone_from(&self.lacking);
+        status.vips = desired.vips.len();
+        status.members = desired.members.len();
+        status.links = desired.links.len();
+        status.mended = self.mended;
+        status.changed = steps;
+        status.counters = self.counts.0.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        let planes = Planes::of(view, &self.lacking);
+        match changed {
+            Changed::Only(touched) => {
+                for key in &touched.ports {
+                    let name = port_name(key);
+                    status.ports.remove(&name);
+                    status.left.remove(&name);
+                    if let Some((port, family)) = published(view, key) {
+                        tell_plane(status, &planes, port, family, tables);
+                    }
+                }
+            }
+            Changed::All => {
+                status.ports.clear();
+                status.left.clear();
+                for port in &view.cluster.ports {
+                    for family in Family::ALL {
+                        tell_plane(status, &planes, port, family, tables);
+                    }
+                }
+                status.connections = self.connections(view);
+            }
+        }
+    }
+
+    fn connections(&self, view: &NodeView) -> Vec<Connections> {
+        let (_, ports, vips) = &self.counts;
+        let mut all = Vec::new();
         for service in view.networks.by_id.values().flat_map(|network| &network.services) {
             let connections = vips.get(&service.vip).copied().unwrap_or_default();
-            let (service, frontend) = (service.name.clone(), service.vip.to_string());
-            status.connections.push(Connections { service, frontend, connections });
+            all.push(Connections { service: service.name.clone(), frontend: service.vip.to_string(), connections });
         }
-        let planes = Planes::of(view, lacking);
-        for port in &view.cluster.ports {
-            for family in Family::ALL {
-                let six = if family == Family::V6 { "6" } else { "" };
-                let name = format!("{}/{}{six}", port.published, port.protocol.as_str());
-                if let Some(connections) = ports.get(&table::port_key(port, family)) {
-                    let (service, frontend) = (port.service_name.clone(), name.clone());
-                    status.connections.push(Connections { service, frontend, connections: *connections });
-                }
-                match planes.serves(port, family) {
-                    Ok(()) if full => drop(status.left.insert(name, "the tables of all services have no room".to_owned())),
-                    Ok(()) => drop(status.ports.insert(name)),
-                    Err(why) => drop(status.left.insert(name, why)),
+        for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+            for key in Family::ALL.map(|family| table::port_key(port, family)) {
+                if let Some(connections) = ports.get(&key) {
+                    let service = port.service_name.clone();
+                    all.push(Connections { service, frontend: port_name(&key), connections: *connections });
                 }
             }
         }
-        status.connections.sort();
-        status
+        all.sort();
+        all
     }
+}
+
+/// Says which plane serves a port for clients of a family.
+fn tell_plane(status: &mut FastStatus, planes: &Planes, port: &PublishedPort, family: Family, tables: &Tables) {
+    let key = table::port_key(port, family);
+    let name = port_name(&key);
+    match planes.serves(port, family) {
+        Ok(()) if tables.ports.contains_key(&key) => drop(status.ports.insert(name)),
+        Ok(()) => drop(status.left.insert(name, "the tables of all services have no room".to_owned())),
+        Err(why) => drop(status.left.insert(name, why)),
+    }
+}
+
+/// The published port that the maps name so.
+fn published<'a>(view: &'a NodeView, key: &skep_ebpf::Port) -> Option<(&'a PublishedPort, Family)> {
+    let family = if key.family == 4 { Family::V4 } else { Family::V6 };
+    let protocol = if key.protocol == packet::UDP { Protocol::Udp } else { Protocol::Tcp };
+    let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));
+    let at = all.binary_search_by_key(&wanted, |port| (port.protocol, port.published)).ok()?;
+    Some((&all[at], family))
 }
 
 /// Cookies of namespaces, asked once each.

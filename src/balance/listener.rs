@@ -112,7 +112,7 @@ pub(super) struct Port {
     datagrams: Arc<datagrams::Node>,
     doors: Vec<Arc<Door>>,
     shared: Arc<Shared>,
-    route: Option<PublishedPort>,
+    route: Option<Arc<PublishedPort>>,
     open: BTreeSet<Family>,
     /// The accept loops; they own the listeners.
     loops: JoinSet<()>,
@@ -144,7 +144,7 @@ impl Port {
     }
 
     /// Sends new connections there.
-    pub fn route(&mut self, wanted: &PublishedPort, rng: &mut impl Rng) {
+    pub fn route(&mut self, wanted: &Arc<PublishedPort>, rng: &mut impl Rng) {
         let mut route = self.shared.route();
         let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
         let elsewhere = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
@@ -155,7 +155,7 @@ impl Port {
         if self.key.0 == Protocol::Udp {
             self.datagrams.keep(self.key.1, if elsewhere { &[] } else { &backends });
         }
-        self.route = Some(wanted.clone());
+        self.route = Some(Arc::clone(wanted));
     }
 
     /// The address that containers see.

@@ -24,7 +24,7 @@ pub fn size(backends: usize) -> u32 {
 /// The table: for each slot the place of its backend in `backends`, which are to be sorted and without doubles. Empty without
 /// backends.
 #[must_use]
-pub fn table(backends: &[Ipv4Addr]) -> Vec<usize> {
+pub fn table(backends: &[Ipv4Addr]) -> Vec<u32> {
     let size = size(backends.len()) as usize;
     if backends.len() < 2 {
         return vec![0; size];
@@ -37,19 +37,22 @@ pub fn table(backends: &[Ipv4Addr]) -> Vec<usize> {
             (mix(address) as usize % size, mix(address | 1 << 40) as usize % (size - 1) + 1)
         })
         .collect();
-    let mut slots = vec![usize::MAX; size];
-    let mut taken = 0;
+    let mut slots = vec![0; size];
+    // A bit per slot stays in the processor's nearest cache, where most of the looking happens.
+    let mut taken = vec![0_u64; size.div_ceil(64)];
+    let mut left = size;
     loop {
-        for (backend, (at, skip)) in walks.iter_mut().enumerate() {
-            while slots[*at] != usize::MAX {
+        for (backend, (at, skip)) in (0..).zip(walks.iter_mut()) {
+            while taken[*at / 64] >> (*at % 64) & 1 != 0 {
                 *at += *skip;
                 if *at >= size {
                     *at -= size;
                 }
             }
+            taken[*at / 64] |= 1 << (*at % 64);
             slots[*at] = backend;
-            taken += 1;
-            if taken == size {
+            left -= 1;
+            if left == 0 {
                 return slots;
             }
         }
@@ -68,7 +71,7 @@ impl Built {
             *used = true;
             return slots.clone();
         }
-        let slots: Slots = table(backends).into_iter().map(|at| key[at]).collect();
+        let slots: Slots = table(backends).into_iter().map(|at| key[at as usize]).collect();
         self.0.insert(key, (slots.clone(), true));
         slots
     }
@@ -88,9 +91,9 @@ mod tests {
         (0..n).map(|i| (0x0a00_0002 + i).into()).collect()
     }
 
-    fn shares(table: &[usize], n: usize) -> Vec<usize> {
+    fn shares(table: &[u32], n: usize) -> Vec<usize> {
         let mut count = vec![0; n];
-        table.iter().for_each(|backend| count[*backend] += 1);
+        table.iter().for_each(|backend| count[*backend as usize] += 1);
         count
     }
 
@@ -119,8 +122,8 @@ mod tests {
             let gone = fewer.remove((gone % n) as usize);
             prop_assume!(size(all.len()) == size(fewer.len()));
             let (before, after) = (table(&all), table(&fewer));
-            let moved = before.iter().zip(&after).filter(|(b, a)| all[**b] != fewer[**a]).count();
-            let share = before.iter().filter(|b| all[**b] == gone).count();
+            let moved = before.iter().zip(&after).filter(|(b, a)| all[**b as usize] != fewer[**a as usize]).count();
+            let share = before.iter().filter(|b| all[**b as usize] == gone).count();
             // Small tables move a little more than large ones.
             prop_assert!(moved <= share + before.len() / 6, "{moved} of {} moved, {share} had to", before.len());
         }

@@ -2,6 +2,7 @@
 
 use crate::model::{Protocol, view::PublishedPort};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// IPv4 and IPv6 have a listener each: one may be taken while the other is free.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -24,7 +25,7 @@ pub type PortKey = (Protocol, u16);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Actual {
     /// Where its connections go.
-    pub route: PublishedPort,
+    pub route: Arc<PublishedPort>,
     /// Listens on 0.0.0.0.
     pub v4: bool,
     /// Listens on [::].
@@ -37,7 +38,7 @@ pub enum Step {
     /// Stop listening; connections go on until they end, UDP flows end.
     Close(PortKey),
     /// Send new connections of this port there.
-    Route(PublishedPort),
+    Route(Arc<PublishedPort>),
     /// Listen on this port.
     Listen(PortKey, Family),
 }
@@ -45,8 +46,8 @@ pub enum Step {
 /// The steps from `actual` to `desired`, closes first. A port that could not be opened is there without its listeners, so
 /// it is tried again each time. Protocols other than TCP and UDP are not carried out here.
 #[must_use]
-pub fn plan(desired: &[PublishedPort], actual: &BTreeMap<PortKey, Actual>) -> Vec<Step> {
-    let wanted: BTreeMap<PortKey, &PublishedPort> =
+pub fn plan(desired: &[Arc<PublishedPort>], actual: &BTreeMap<PortKey, Actual>) -> Vec<Step> {
+    let wanted: BTreeMap<PortKey, &Arc<PublishedPort>> =
         desired.iter().filter(|p| p.protocol != Protocol::Sctp).map(|p| ((p.protocol, p.published), p)).collect();
     let mut steps: Vec<Step> = actual.keys().filter(|port| !wanted.contains_key(port)).map(|port| Step::Close(*port)).collect();
     for (port, wanted) in wanted {
@@ -69,14 +70,14 @@ mod tests {
     use super::*;
     use crate::model::view::{Backend, Listens};
 
-    fn port(published: u16, backends: u8) -> PublishedPort {
+    fn port(published: u16, backends: u8) -> Arc<PublishedPort> {
         let backend = |n: u8| Backend {
             task_id: format!("t{n}").into(),
             node_id: "n".into(),
             address: [10, 0, 0, n].into(),
             listens: Listens::default(),
         };
-        PublishedPort {
+        Arc::new(PublishedPort {
             protocol: Protocol::Tcp,
             published,
             target: 80,
@@ -85,12 +86,16 @@ mod tests {
             backends: (1..=backends).map(backend).collect(),
             affinity: false,
             allow: Vec::new(),
-        }
+        })
+    }
+
+    fn of_protocol(protocol: Protocol) -> Arc<PublishedPort> {
+        Arc::new(PublishedPort { protocol, ..(*port(53, 1)).clone() })
     }
 
     const TCP: Protocol = Protocol::Tcp;
 
-    fn actual(route: PublishedPort, v4: bool, v6: bool) -> (PortKey, Actual) {
+    fn actual(route: Arc<PublishedPort>, v4: bool, v6: bool) -> (PortKey, Actual) {
         ((route.protocol, route.published), Actual { route, v4, v6 })
     }
 
@@ -120,13 +125,12 @@ mod tests {
 
     #[test]
     fn other_protocols_are_left_alone() {
-        let sctp = PublishedPort { protocol: Protocol::Sctp, ..port(53, 1) };
-        assert_eq!(plan(&[sctp], &BTreeMap::new()), []);
+        assert_eq!(plan(&[of_protocol(Protocol::Sctp)], &BTreeMap::new()), []);
     }
 
     #[test]
     fn the_same_number_on_tcp_and_udp_is_two_ports() {
-        let udp = PublishedPort { protocol: Protocol::Udp, ..port(53, 1) };
+        let udp = of_protocol(Protocol::Udp);
         let steps = plan(&[udp.clone()], &BTreeMap::from([actual(port(53, 1), true, true)]));
         let listen = |family| Step::Listen((Protocol::Udp, 53), family);
         assert_eq!(steps, [Step::Close((TCP, 53)), Step::Route(udp), listen(Family::V4), listen(Family::V6)]);

@@ -7,7 +7,7 @@
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, words};
+use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, packet, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::mesh::Mesh;
 
 mod answers;
+mod batch;
 mod dump;
 mod filters;
 mod hooks;
@@ -147,6 +148,26 @@ impl Link {
             Side::Host | Side::Mesh => format!("{}@{}@{}", self.hook.program(), self.device.replace('.', ":"), self.index),
         }
     }
+}
+
+/// Protocol number that no program takes.
+pub const SCTP: u8 = 132;
+
+/// A protocol for people.
+fn protocol(number: u8) -> String {
+    match number {
+        packet::TCP => "tcp".to_owned(),
+        packet::UDP => "udp".to_owned(),
+        SCTP => "sctp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// A published port for people: `8080/tcp`, for IPv6 clients `8080/tcp6`.
+#[must_use]
+pub fn port_name(port: &Port) -> String {
+    let six = if port.family == 6 { "6" } else { "" };
+    format!("{}/{}{six}", words::to_port(port.port), protocol(port.protocol))
 }
 
 /// First slot and number of slots.
@@ -283,14 +304,13 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ip = |address: &V4| words::to_v4(*address);
         let local = |address: &Address| words::to_address(*address);
-        let port = |p: &Port| words::to_port(p.port);
         match self {
             Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
             Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
             Self::SetVip(address, vip) => write!(f, "vip {} slots {} +{}", ip(address), vip.base, vip.size),
             Self::RemoveVip(address) => write!(f, "no vip {}", ip(address)),
-            Self::SetPort(p, to) => write!(f, "port {}/{} IPv{} slots {} +{}", port(p), p.protocol, p.family, to.base, to.size),
-            Self::RemovePort(p) => write!(f, "no port {}/{} IPv{}", port(p), p.protocol, p.family),
+            Self::SetPort(p, to) => write!(f, "port {} slots {} +{}", port_name(p), to.base, to.size),
+            Self::RemovePort(p) => write!(f, "no port {}", port_name(p)),
             Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
             Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),

@@ -7,7 +7,7 @@
 use crate::datapath::fast::Ready;
 use crate::model::service::EndpointMode;
 use crate::model::view::{Member, NetworkPart};
-use crate::model::{NodeId, NodeView, TaskId};
+use crate::model::{NodeId, NodeView, ServiceId, TaskId};
 use hickory_proto::rr::{Name, RecordType};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::Rng;
@@ -193,11 +193,15 @@ impl Zone {
             }
             zone.reverse.insert(member.address, member.container_name.clone());
         }
+        let mut tasks: BTreeMap<&ServiceId, Vec<&Member>> = BTreeMap::new();
+        for member in &network.members {
+            tasks.entry(&member.service_id).or_default().push(member);
+        }
         for service in network.services.iter().filter(|service| ready.vips.contains(&service.vip)) {
             zone.reverse.insert(service.vip, service.name.clone());
-            let own = || network.members.iter().filter(|m| m.service_id == service.service_id);
-            if own().any(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
-                for name in own().flat_map(|m| std::iter::once(&m.service_name).chain(&m.aliases)) {
+            let own = tasks.get(&service.service_id).map_or(&[][..], Vec::as_slice);
+            if own.iter().any(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
+                for name in own.iter().flat_map(|m| std::iter::once(&m.service_name).chain(&m.aliases)) {
                     zone.virtuals.insert(name.to_ascii_lowercase(), service.vip);
                 }
             }

@@ -2,6 +2,7 @@
 //! disk (ledger), and the only input of every loop on the node.
 
 use super::{
+    entries::Entry,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
     node::WgKey,
@@ -10,6 +11,7 @@ use super::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -64,10 +66,10 @@ pub struct NetworkPart {
     /// It is the network that carries published ports.
     pub ingress: bool,
     /// Every task with an address on it, sorted by task id. Stays until the task is gone, whatever its state.
-    pub members: Vec<Member>,
+    pub members: Vec<Arc<Member>>,
     /// Services with a virtual address on it, sorted by service id. (Views of older managers have none.)
     #[serde(default)]
-    pub services: Vec<ServiceVip>,
+    pub services: Vec<Arc<ServiceVip>>,
 }
 
 /// A service's virtual address on a network; its backends are its members.
@@ -116,7 +118,7 @@ pub struct ClusterPart {
     /// Every node, this one included, sorted by id.
     pub nodes: Vec<Peer>,
     /// Ports that every node answers on, sorted by (protocol, port).
-    pub ports: Vec<PublishedPort>,
+    pub ports: Vec<Arc<PublishedPort>>,
 }
 
 /// A node as the others need it.
@@ -195,6 +197,24 @@ pub struct PublishedPort {
     /// Source prefixes that may use it, sorted; empty: everybody.
     #[serde(default)]
     pub allow: Vec<IpNet>,
+}
+
+impl Entry for Member {
+    fn order(&self, other: &Self) -> Ordering {
+        self.task_id.cmp(&other.task_id)
+    }
+}
+
+impl Entry for ServiceVip {
+    fn order(&self, other: &Self) -> Ordering {
+        self.service_id.cmp(&other.service_id)
+    }
+}
+
+impl Entry for PublishedPort {
+    fn order(&self, other: &Self) -> Ordering {
+        (self.protocol, self.published).cmp(&(other.protocol, other.published))
+    }
 }
 
 /// A task that takes traffic.

@@ -55,7 +55,7 @@ fn network(third: u8, ingress: bool, members: Vec<Member>) -> NetworkPart {
         gateway: gateway(subnet),
         internal: false,
         ingress,
-        members,
+        members: members.into_iter().map(Arc::new).collect(),
         services: Vec::new(),
     }
 }

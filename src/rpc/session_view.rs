@@ -1,6 +1,8 @@
-//! Puts what the leader sends of a view onto the view that a node has. Pure.
+//! Puts what the leader sends of a view onto the view that a node has. Entries that did not change stay the same in memory.
+//! Pure.
 
 use super::message::ToNode;
+use crate::model::entries::share;
 use crate::model::view::{ClusterPart, Mine, Networks};
 use crate::model::{NodeView, Revision};
 use std::sync::Arc;
@@ -64,12 +66,31 @@ pub fn apply(current: Option<&NodeView>, delta: Delta) -> Result<NodeView, ViewE
     }
     let base = current.filter(|c| c.revision.incarnation == sent.incarnation);
     let missing = |part| ViewError::Incomplete { sent, part };
-    Ok(NodeView {
+    let mut next = NodeView {
         revision: sent,
         mine: delta.mine.or_else(|| base.map(|b| b.mine.clone())).ok_or(missing("mine"))?,
         networks: delta.networks.or_else(|| base.map(|b| b.networks.clone())).ok_or(missing("networks"))?,
         cluster: delta.cluster.or_else(|| base.map(|b| b.cluster.clone())).ok_or(missing("cluster"))?,
-    })
+    };
+    if let Some(base) = base {
+        share_entries(base, &mut next);
+    }
+    Ok(next)
+}
+
+/// Shares with the view before what is the same in both.
+pub fn share_entries(before: &NodeView, next: &mut NodeView) {
+    if !Arc::ptr_eq(&before.cluster, &next.cluster) {
+        share(&before.cluster.ports, &mut Arc::make_mut(&mut next.cluster).ports);
+    }
+    if !Arc::ptr_eq(&before.networks, &next.networks) {
+        for (id, part) in &mut Arc::make_mut(&mut next.networks).by_id {
+            if let Some(before) = before.networks.by_id.get(id) {
+                share(&before.members, &mut part.members);
+                share(&before.services, &mut part.services);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub fn view(services: u32, gone: bool) -> NodeView {
                 let listens = Listens { v4: true, v6: false };
                 backends.push(Backend { task_id: task_id.clone(), node_id: node.clone(), address, listens });
             }
-            members.push(Member {
+            members.push(Arc::new(Member {
                 task_id,
                 service_id: id.as_str().into(),
                 service_name: name.clone(),
@@ -62,10 +62,11 @@ pub fn view(services: u32, gone: bool) -> NodeView {
                 node_id: node,
                 address,
                 backend,
-            });
+            }));
         }
-        vips.push(ServiceVip { service_id: id.as_str().into(), name: name.clone(), vip: Ipv4Addr::from(0x0a20_0000 + service) });
-        ports.push(PublishedPort {
+        let vip = Ipv4Addr::from(0x0a20_0000 + service);
+        vips.push(Arc::new(ServiceVip { service_id: id.as_str().into(), name: name.clone(), vip }));
+        ports.push(Arc::new(PublishedPort {
             protocol: Protocol::Tcp,
             published: u16::try_from(10_000 + service).unwrap(),
             target: 80,
@@ -74,7 +75,7 @@ pub fn view(services: u32, gone: bool) -> NodeView {
             backends,
             affinity: false,
             allow: Vec::new(),
-        });
+        }));
     }
     let network = NetworkPart {
         name: "ingress".to_owned(),
@@ -110,7 +111,7 @@ pub fn run(report: &mut Report) {
         let before = maglev::table(&all);
         let mut share = vec![0_u32; all.len()];
         for at in &before {
-            share[*at] += 1;
+            share[*at as usize] += 1;
         }
         let mean = before.len() as f64 / all.len() as f64;
         let imbalance = f64::from(*share.iter().max().unwrap()) / mean - 1.0;
@@ -118,8 +119,8 @@ pub fn run(report: &mut Report) {
         let gone = fewer.remove(all.len() / 2);
         let after = maglev::table(&fewer);
         let moved = if after.len() == before.len() {
-            let moved = before.iter().zip(&after).filter(|(b, a)| all[**b] != fewer[**a]).count();
-            let had_to = before.iter().filter(|at| all[**at] == gone).count();
+            let moved = before.iter().zip(&after).filter(|(b, a)| all[**b as usize] != fewer[**a as usize]).count();
+            let had_to = before.iter().filter(|at| all[**at as usize] == gone).count();
             format!("{:.2} points", (moved - had_to) as f64 / before.len() as f64 * 100.0)
         } else {
             "another size".to_owned()

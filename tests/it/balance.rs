@@ -124,7 +124,8 @@ impl Balance {
             down: false,
         };
         let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
-        let cluster = ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports };
+        let cluster =
+            ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports: ports.into_iter().map(Arc::new).collect() };
         self.view.send_replace(Some(Arc::new(NodeView {
             revision,
             mine: Arc::new(Mine::default()),

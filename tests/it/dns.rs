@@ -57,7 +57,7 @@ impl Net {
             gateway: self.gateway(),
             internal: false,
             ingress: false,
-            members,
+            members: members.into_iter().map(Arc::new).collect(),
             services: Vec::new(),
         }
     }

@@ -1,8 +1,8 @@
 //! Everything that the kernel has, for people: sorted, in their spelling.
 
-use super::{Fast, Hook, Link};
+use super::{Fast, Hook, Link, port_name, protocol};
 use serde::Serialize;
-use skep_ebpf::{AFFINITY, Flow, NO_CLIENT, Reply, Tuple, V4, packet, words};
+use skep_ebpf::{AFFINITY, Flow, NO_CLIENT, Reply, Tuple, V4, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -100,8 +100,7 @@ impl Fast {
                 allow: sources(port.scope()),
                 backends,
             };
-            let six = if port.family == 6 { "6" } else { "" };
-            (format!("{}/{}{six}", words::to_port(port.port), protocol(port.protocol)), line)
+            (port_name(port), line)
         });
         let vip = |(address, vip): (&V4, &skep_ebpf::Vip)| {
             let backends = slots(vip.base, vip.size).iter().copied().map(words::to_v4).collect();
@@ -133,14 +132,6 @@ fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
     let mut lines: Vec<String> = lines.take(SHOWN).collect();
     lines.sort();
     lines
-}
-
-fn protocol(number: u8) -> String {
-    match number {
-        packet::TCP => "tcp".to_owned(),
-        packet::UDP => "udp".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 fn prefix(length: u32, address: IpAddr) -> String {

@@ -1,12 +1,14 @@
 //! The maps: read whole, changed entry by entry.
 
 use super::load::{Loaded, chain};
-use super::{Range, Sources, Step, Tables};
+use super::{Range, Sources, Step, Tables, batch};
+use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Port, Source, V4, Vip};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 fn named(what: &str, error: &MapError) -> anyhow::Error {
     anyhow::anyhow!("map {what}: {}", chain(error))
@@ -26,6 +28,13 @@ impl Loaded {
     }
     fn map_mut(&mut self, name: &str) -> anyhow::Result<&mut Map> {
         self.ebpf.map_mut(name).ok_or_else(|| anyhow::anyhow!("the object has no map {name}"))
+    }
+
+    fn slots(&self) -> anyhow::Result<BorrowedFd<'_>> {
+        match self.map("SLOTS")? {
+            Map::Array(map) => Ok(map.fd().as_fd()),
+            _ => anyhow::bail!("map SLOTS is no array"),
+        }
     }
 
     /// A whole map.
@@ -111,13 +120,9 @@ impl Loaded {
         let slots: Array<&MapData, V4> = Array::try_from(self.map("SLOTS")?).map_err(|e| named("SLOTS", &e))?;
         tables.room = slots.len();
         for (base, size) in ranges {
-            let mut all = Vec::new();
             // A damaged entry may name slots that there are not: it holds nothing.
-            if base.checked_add(size).is_some_and(|end| end <= slots.len()) {
-                for index in base..base + size {
-                    all.push(slots.get(&index, 0).map_err(|e| named("SLOTS", &e))?);
-                }
-            }
+            let there = base.checked_add(size).is_some_and(|end| end <= tables.room);
+            let all = if there { batch::read(self.slots()?, base, size).context("map SLOTS")? } else { Vec::new() };
             tables.slots.insert((base, size), all.into());
         }
         Ok(tables)
@@ -131,14 +136,7 @@ impl Loaded {
                 let mut map: Array<&mut MapData, Config> = Array::try_from(map).map_err(|e| named("CONFIG", &e))?;
                 map.set(0, config, 0).map_err(|e| named("CONFIG", &e))
             }
-            Step::Slots(first, addresses) => {
-                let map = self.map_mut("SLOTS")?;
-                let mut map: Array<&mut MapData, V4> = Array::try_from(map).map_err(|e| named("SLOTS", &e))?;
-                for (index, address) in (*first..).zip(addresses.iter()) {
-                    map.set(index, address, 0).map_err(|e| named("SLOTS", &e))?;
-                }
-                Ok(())
-            }
+            Step::Slots(first, addresses) => batch::write(self.slots()?, *first, addresses).context("map SLOTS"),
             Step::SetVip(address, vip) => {
                 self.make_count("VIP_COUNTS", *address)?;
                 self.set("VIPS", *address, *vip)

@@ -35,7 +35,7 @@ fn network(name: &str, third: u8, members: Vec<Member>) -> (NetworkId, NetworkPa
         gateway: [10, 0, third, 1].into(),
         internal: name == "vault",
         ingress: name == "ingress",
-        members,
+        members: members.into_iter().map(Arc::new).collect(),
         services: Vec::new(),
     };
     (name.into(), part)

@@ -129,7 +129,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
         for attachment in &task.attachments {
             let Some(part) = parts.get_mut(&attachment.network_id) else { continue };
             let config = task.spec.networks.iter().find(|n| n.target == attachment.network_id.as_str());
-            part.members.push(Member {
+            part.members.push(Arc::new(Member {
                 task_id: task.id.clone(),
                 service_id: task.service_id.clone(),
                 service_name: task.service_name.clone(),
@@ -140,14 +140,14 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
                 node_id: node_id.clone(),
                 address: attachment.address.addr(),
                 backend: task.is_backend(),
-            });
+            }));
         }
     }
     for service in store.services() {
         for vip in &service.endpoint.vips {
             if let Some(part) = parts.get_mut(&vip.network_id) {
                 let (service_id, name) = (service.id.clone(), service.spec.name.clone());
-                part.services.push(ServiceVip { service_id, name, vip: vip.addr.addr() });
+                part.services.push(Arc::new(ServiceVip { service_id, name, vip: vip.addr.addr() }));
             }
         }
     }
@@ -182,28 +182,30 @@ fn backend((task, node, address): &(&Task, &NodeId, Ipv4Addr), port: &PortConfig
     Backend { task_id: task.id.clone(), node_id: (*node).clone(), address: *address, listens }
 }
 
-fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<PublishedPort> {
+fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<Arc<PublishedPort>> {
     let mut backends = BTreeMap::<_, Vec<(&Task, &NodeId, Ipv4Addr)>>::new();
     for task in store.tasks().filter(|t| t.is_backend()) {
         let Some(address) = ingress.and_then(|id| task.address_on(id)) else { continue };
         let Some(node) = task.node_id.as_ref().filter(|id| store.node(id).is_some()) else { continue };
         backends.entry(&task.service_id).or_default().push((task, node, address));
     }
-    let mut all: Vec<PublishedPort> = store
+    let mut all: Vec<Arc<PublishedPort>> = store
         .services()
         .flat_map(|service| {
             let backends = &backends;
             // One that does not parse is older than its meaning: the API refuses it. It stays as open as it was.
             let labels = PortLabels::read(&service.spec.labels).unwrap_or_default();
-            service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| PublishedPort {
-                protocol: port.protocol,
-                published: port.published_port,
-                target: port.target_port,
-                service_id: service.id.clone(),
-                service_name: service.spec.name.clone(),
-                backends: backends.get(&service.id).into_iter().flatten().map(|of| backend(of, port)).collect(),
-                affinity: labels.affinity,
-                allow: labels.allow.clone(),
+            service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| {
+                Arc::new(PublishedPort {
+                    protocol: port.protocol,
+                    published: port.published_port,
+                    target: port.target_port,
+                    service_id: service.id.clone(),
+                    service_name: service.spec.name.clone(),
+                    backends: backends.get(&service.id).into_iter().flatten().map(|of| backend(of, port)).collect(),
+                    affinity: labels.affinity,
+                    allow: labels.allow.clone(),
+                })
             })
         })
         .collect();

@@ -63,14 +63,14 @@ async fn answers_and_sockets_follow_the_view() {
     assert_eq!(Client { from: two.host(11), gateway: two.gateway() }.addresses("web.two").await, [two.host(11)]);
     // A task that is no backend any more is gone from its name at the very revision.
     let mut second = first.clone();
-    second.members[1].backend = false;
+    Arc::make_mut(&mut second.members[1]).backend = false;
     server.show(view(3, vec![second.clone()])).await;
     assert_eq!(client.addresses("web").await, [one.host(11)]);
     // A network that is gone is not answered, and its address is free.
     assert!(std::net::UdpSocket::bind((two.gateway(), 53)).is_ok());
     assert!(std::net::TcpListener::bind((two.gateway(), 53)).is_ok());
     // A service without a running task is empty, not unknown.
-    second.members.iter_mut().for_each(|m| m.backend = false);
+    second.members.iter_mut().for_each(|m| Arc::make_mut(m).backend = false);
     server.show(view(4, vec![second])).await;
     assert_eq!(client.code("web").await, ResponseCode::NoError);
     // Without a view (the node has left) nobody is answered.

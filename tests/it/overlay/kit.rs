@@ -287,8 +287,8 @@ pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -
     }
 }
 
-pub fn member(node: &NodeId, address: Ipv4Addr) -> Member {
-    Member {
+pub fn member(node: &NodeId, address: Ipv4Addr) -> Arc<Member> {
+    Arc::new(Member {
         task_id: TaskId::from(format!("task{address}")),
         service_id: ServiceId::from("service"),
         service_name: "service".to_owned(),
@@ -299,7 +299,7 @@ pub fn member(node: &NodeId, address: Ipv4Addr) -> Member {
         node_id: node.clone(),
         address,
         backend: true,
-    }
+    })
 }
 
 /// What the engine does with the container's end.
