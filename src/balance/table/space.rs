@@ -14,6 +14,8 @@ pub struct Space {
     alike: HashMap<Mark, Vec<Range>>,
     /// Ranges that lost a name since they were tidied.
     loose: Vec<Range>,
+    /// By size, the slot below which there is no gap of it: nobody looks through all that is taken for each table.
+    none_below: BTreeMap<u32, u32>,
 }
 
 struct Held {
@@ -44,7 +46,13 @@ impl Space {
     /// As the maps say.
     #[must_use]
     pub fn of(tables: &Tables) -> Self {
-        let mut space = Self { room: tables.room, held: BTreeMap::new(), alike: HashMap::new(), loose: Vec::new() };
+        let mut space = Self {
+            room: tables.room,
+            held: BTreeMap::new(),
+            alike: HashMap::new(),
+            loose: Vec::new(),
+            none_below: BTreeMap::new(),
+        };
         // A damaged entry that names slots which there are not holds none: else nothing would have room beside it.
         let fits = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
         for range in tables.ranges().filter(fits) {
@@ -72,18 +80,22 @@ impl Space {
             return Some(Place::There(range));
         }
         let size = u32::try_from(slots.len()).ok()?;
-        let mut base = 0_u32;
-        for (start, length) in self.held.keys() {
+        let base = self.gap(size)?;
+        self.hold((base, size), slots.clone(), 0);
+        self.none_below.insert(size, base + size);
+        Some(Place::New((base, size)))
+    }
+
+    /// The first gap of a size.
+    fn gap(&self, size: u32) -> Option<u32> {
+        let mut base = self.none_below.get(&size).copied().unwrap_or_default();
+        for (start, length) in self.held.range((base, 0)..).map(|(range, _)| range) {
             if start.checked_sub(base).is_some_and(|gap| gap >= size) {
                 break;
             }
             base = base.max(start.saturating_add(*length));
         }
-        if base.checked_add(size)? > self.room {
-            return None;
-        }
-        self.hold((base, size), slots.clone(), 0);
-        Some(Place::New((base, size)))
+        base.checked_add(size).is_some_and(|end| end <= self.room).then_some(base)
     }
 
     /// A frontend turns from one table to another. What it leaves stays taken until [`Self::tidy`]: packets still go there.
@@ -111,6 +123,10 @@ impl Space {
                     }
                 }
                 self.held.remove(&range);
+                // The gap begins where the one before ends.
+                let before = self.held.range(..range).next_back().map_or(0, |((base, size), _)| base.saturating_add(*size));
+                let begin = before.min(range.0);
+                self.none_below.values_mut().for_each(|none| *none = begin.min(*none));
             }
         }
     }
