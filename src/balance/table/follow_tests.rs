@@ -1,6 +1,7 @@
 //! Whatever changes in a view, following it gives what computing all of it gives, and the steps for what was touched lead
 //! where the steps for all would.
 
+use super::tests::carry_out;
 use super::*;
 use crate::datapath::fast::{State, Surroundings, Tables};
 use crate::model::Revision;
@@ -179,7 +180,7 @@ proptest! {
         let (me, none, members) = (node(0), BTreeMap::new(), BTreeSet::new());
         let mut followed = Followed::default();
         let mut state = State { tables: Tables { room: 1 << 16, ..Tables::default() }, ..State::default() };
-        let mut space = Space::of(&state.tables);
+        let (mut space, mut memory) = (Space::of(&state.tables), BTreeMap::new());
         let mut before: Option<NodeView> = None;
         for world in &history {
             let mut next = view(world);
@@ -197,9 +198,7 @@ proptest! {
             let mut links = followed.desired().clone();
             links.links.clear();
             let steps = plan(&links, &state, &mut space, &changed);
-            for step in &steps {
-                state.tables.carry_out(step);
-            }
+            carry_out(&mut state, &mut memory, &steps);
             let left = plan(&links, &state, &mut Space::of(&state.tables), &Changed::All);
             prop_assert_eq!(left, vec![], "after {:?}", steps);
             before = Some(next);

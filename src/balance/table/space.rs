@@ -14,8 +14,10 @@ pub struct Space {
     alike: HashMap<Mark, Vec<Range>>,
     /// Ranges that lost a name since they were tidied.
     loose: Vec<Range>,
-    /// By size, the slot below which there is no gap of it: nobody looks through all that is taken for each table.
-    none_below: BTreeMap<u32, u32>,
+    /// What is free: first slots and lengths.
+    gaps: BTreeMap<u32, u32>,
+    /// Ranges overlap, by damage: what one of them leaves may be another's.
+    tangled: bool,
 }
 
 struct Held {
@@ -51,7 +53,8 @@ impl Space {
             held: BTreeMap::new(),
             alike: HashMap::new(),
             loose: Vec::new(),
-            none_below: BTreeMap::new(),
+            gaps: BTreeMap::new(),
+            tangled: false,
         };
         // A damaged entry that names slots which there are not holds none: else nothing would have room beside it.
         let fits = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
@@ -61,7 +64,25 @@ impl Space {
                 None => space.hold(range, tables.slots.get(&range).cloned().unwrap_or_default(), 1),
             }
         }
+        space.lay_out();
         space
+    }
+
+    /// Finds the gaps between what is taken.
+    fn lay_out(&mut self) {
+        self.gaps.clear();
+        self.tangled = false;
+        let mut end = 0;
+        for (base, size) in self.held.keys() {
+            self.tangled |= *base < end;
+            if *base > end {
+                self.gaps.insert(end, base - end);
+            }
+            end = end.max(base + size);
+        }
+        if end < self.room {
+            self.gaps.insert(end, self.room - end);
+        }
     }
 
     fn hold(&mut self, range: Range, slots: Slots, names: usize) {
@@ -80,22 +101,13 @@ impl Space {
             return Some(Place::There(range));
         }
         let size = u32::try_from(slots.len()).ok()?;
-        let base = self.gap(size)?;
-        self.hold((base, size), slots.clone(), 0);
-        self.none_below.insert(size, base + size);
-        Some(Place::New((base, size)))
-    }
-
-    /// The first gap of a size.
-    fn gap(&self, size: u32) -> Option<u32> {
-        let mut base = self.none_below.get(&size).copied().unwrap_or_default();
-        for (start, length) in self.held.range((base, 0)..).map(|(range, _)| range) {
-            if start.checked_sub(base).is_some_and(|gap| gap >= size) {
-                break;
-            }
-            base = base.max(start.saturating_add(*length));
+        let (base, length) = self.gaps.iter().map(|(base, length)| (*base, *length)).find(|(_, length)| *length >= size)?;
+        self.gaps.remove(&base);
+        if length > size {
+            self.gaps.insert(base + size, length - size);
         }
-        base.checked_add(size).is_some_and(|end| end <= self.room).then_some(base)
+        self.hold((base, size), slots.clone(), 0);
+        Some(Place::New((base, size)))
     }
 
     /// A frontend turns from one table to another. What it leaves stays taken until [`Self::tidy`]: packets still go there.
@@ -123,11 +135,26 @@ impl Space {
                     }
                 }
                 self.held.remove(&range);
-                // The gap begins where the one before ends.
-                let before = self.held.range(..range).next_back().map_or(0, |((base, size), _)| base.saturating_add(*size));
-                let begin = before.min(range.0);
-                self.none_below.values_mut().for_each(|none| *none = begin.min(*none));
+                self.leave(range);
             }
         }
+        if self.tangled {
+            self.lay_out();
+        }
+    }
+
+    /// A range is free now, and one with the gaps beside it.
+    fn leave(&mut self, (mut base, mut size): Range) {
+        if let Some(next) = self.gaps.remove(&(base + size)) {
+            size += next;
+        }
+        if let Some((before, length)) = self.gaps.range(..base).next_back().map(|(before, length)| (*before, *length))
+            && before + length == base
+        {
+            self.gaps.remove(&before);
+            base = before;
+            size += length;
+        }
+        self.gaps.insert(base, size);
     }
 }

@@ -41,7 +41,7 @@ fn wanted(services: u8, replicas: u8) -> Desired {
 }
 
 /// What the maps are after the steps, the slots as a whole; a frontend must never name slots that were changed under it.
-fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
+pub(super) fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
     for step in steps {
         let tables = &mut state.tables;
         match step.clone() {
