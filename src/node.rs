@@ -79,18 +79,16 @@ impl Daemon {
     /// What this node says of itself; without an answering engine only what the kernel knows.
     async fn description(&self) -> NodeDescription {
         let fast_plane = self.takes_ports.load(std::sync::atomic::Ordering::Relaxed);
-        match tokio::time::timeout(Duration::from_secs(5), self.engine.describe()).await {
-            Ok(Ok(description)) => NodeDescription { fast_plane, ..description },
-            _ => {
-                let uname = rustix::system::uname();
-                NodeDescription {
-                    hostname: uname.nodename().to_string_lossy().into_owned(),
-                    architecture: uname.machine().to_string_lossy().into_owned(),
-                    os: "linux".to_owned(),
-                    fast_plane,
-                    ..NodeDescription::default()
-                }
-            }
+        if let Ok(Ok(description)) = tokio::time::timeout(Duration::from_secs(5), self.engine.describe()).await {
+            return NodeDescription { fast_plane, ..description };
+        }
+        let uname = rustix::system::uname();
+        NodeDescription {
+            hostname: uname.nodename().to_string_lossy().into_owned(),
+            architecture: uname.machine().to_string_lossy().into_owned(),
+            os: "linux".to_owned(),
+            fast_plane,
+            ..NodeDescription::default()
         }
     }
 }

@@ -319,7 +319,7 @@ impl Keeper {
                     let name = port_name(key);
                     status.ports.remove(&name);
                     status.left.remove(&name);
-                    if let Some((port, family)) = published(view, key) {
+                    if let Some((port, family)) = published(view, *key) {
                         tell_plane(status, &planes, port, family, tables);
                     }
                 }
@@ -369,7 +369,7 @@ fn tell_plane(status: &mut FastStatus, planes: &Planes, port: &PublishedPort, fa
 }
 
 /// The published port that the maps name so.
-fn published<'a>(view: &'a NodeView, key: &skep_ebpf::Port) -> Option<(&'a PublishedPort, Family)> {
+fn published(view: &NodeView, key: skep_ebpf::Port) -> Option<(&PublishedPort, Family)> {
     let family = if key.family == 4 { Family::V4 } else { Family::V6 };
     let protocol = if key.protocol == packet::UDP { Protocol::Udp } else { Protocol::Tcp };
     let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn the_same_number_on_tcp_and_udp_is_two_ports() {
         let udp = of_protocol(Protocol::Udp);
-        let steps = plan(&[udp.clone()], &BTreeMap::from([actual(port(53, 1), true, true)]));
+        let steps = plan(std::slice::from_ref(&udp), &BTreeMap::from([actual(port(53, 1), true, true)]));
         let listen = |family| Step::Listen((Protocol::Udp, 53), family);
         assert_eq!(steps, [Step::Close((TCP, 53)), Step::Route(udp), listen(Family::V4), listen(Family::V6)]);
     }

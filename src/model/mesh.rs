@@ -71,7 +71,7 @@ mod tests {
         let mesh = MeshPrefix::draw(&mut rand::rngs::StdRng::seed_from_u64(1));
         assert!(mesh.nodes().contains(&mesh.node(1)));
         assert!(mesh.nodes().contains(&mesh.node(NODE_SUBNETS)));
-        assert!(!mesh.nodes().contains(&mesh.container(Ipv4Addr::new(255, 255, 255, 255))));
+        assert!(!mesh.nodes().contains(&mesh.container(Ipv4Addr::BROADCAST)));
         assert!(mesh.0.contains(&mesh.container(Ipv4Addr::new(10, 0, 0, 5))));
         assert_eq!(node_address(mesh.node(3)).segments()[7], 1);
         assert_eq!(gateway("10.0.7.0/24".parse().expect("net")), Ipv4Addr::new(10, 0, 7, 1));

@@ -11,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// Reads `null` as the default value: clients written in Go send it for empty maps and lists.
+///
+/// # Errors
+/// It is neither.
 pub fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
@@ -140,6 +143,7 @@ pub struct PortConfig {
     pub publish_mode: PublishMode,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(port: &u16) -> bool {
     *port == 0
 }

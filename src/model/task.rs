@@ -384,6 +384,7 @@ pub struct ResourceAmounts {
     pub pids: i64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
 }

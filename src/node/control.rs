@@ -10,7 +10,7 @@ use crate::datapath::interfaces::host_addresses;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{Newcomer, bootstrap};
 use crate::model::mesh::{MeshPrefix, node_address};
-use crate::model::node::{ManagerStatus, WgKey};
+use crate::model::node::{ManagerStatus, NodeDescription, WgKey};
 use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role};
 use crate::rpc::message::JoinReply;
 use crate::rpc::{JoinError, JoinOptions, JoinParts, JoinRefused, JoinerSide, join};
@@ -216,7 +216,7 @@ impl Daemon {
                 id,
                 role: Role::Manager,
                 availability: request.availability,
-                description: Default::default(),
+                description: NodeDescription::default(),
                 addr: Some(addr),
                 key: tunnel_key(self)?,
                 endpoints: place.endpoints(),

@@ -83,6 +83,7 @@ pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Starts the loops and opens both doors.
+#[expect(clippy::too_many_arguments, reason = "what a manager is made of, named where it is put together")]
 pub(super) fn start(
     daemon: &Daemon,
     record: &Record,

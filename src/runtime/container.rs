@@ -148,6 +148,7 @@ fn port_bindings(plan: &ContainerPlan) -> PortMap {
 }
 
 /// What the engine says of its bindings, as tasks show it. What it says otherwise than `80/tcp` is left out.
+#[expect(clippy::iter_over_hash_type, reason = "sorted at the end")]
 pub(super) fn bound_ports(ports: PortMap) -> Vec<PortConfig> {
     let mut bound = Vec::new();
     for (inside, bindings) in ports {

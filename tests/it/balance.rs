@@ -137,9 +137,8 @@ impl Balance {
     /// Waits until the status of a port is as said.
     async fn status(&mut self, port: u16, what: &str, is: impl Fn(&PortStatus) -> bool) -> PortStatus {
         let found = |all: &Vec<PortStatus>| all.iter().any(|s| s.port == port && is(s));
-        if tokio::time::timeout(5 * SECOND, self.status.wait_for(found)).await.is_err() {
-            panic!("not within 5 s: {what}; it is {:?}", *self.status.borrow());
-        }
+        let seen = tokio::time::timeout(5 * SECOND, self.status.wait_for(found)).await.is_ok();
+        assert!(seen, "not within 5 s: {what}; it is {:?}", *self.status.borrow());
         let all = self.status.borrow().clone();
         all.into_iter().find(|s| s.port == port).unwrap()
     }

@@ -355,7 +355,7 @@ fn both_ways(stream: &TcpStream, stop: &AtomicBool) -> Half {
 }
 
 fn send_numbers(mut stream: &TcpStream, stop: impl Fn() -> bool) -> anyhow::Result<()> {
-    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_write_timeout(Some(Duration::from_mins(1)))?;
     let mut next = 0_u64;
     while !stop() {
         let block: Vec<u8> = (next..next + 256).flat_map(u64::to_be_bytes).collect();
@@ -367,7 +367,7 @@ fn send_numbers(mut stream: &TcpStream, stop: impl Fn() -> bool) -> anyhow::Resu
 }
 
 fn check_numbers(mut stream: &TcpStream, half: &mut Half) -> anyhow::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
     let mut buffer = vec![0; 65_536];
     loop {
         let from = Instant::now();

@@ -1,4 +1,5 @@
 //! The one integration binary: every further one would link hundreds of crates again.
+#![allow(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 mod agent;
 mod api;

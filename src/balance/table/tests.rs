@@ -107,7 +107,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
     state.stale.insert("from_container@vdeadbeef@9".to_owned());
     state.links.clear();
     let steps = plan(&desired, &state);
-    assert_eq!(steps.len(), 6, "{}", steps.iter().map(|s| format!("{s}\n")).collect::<String>());
+    assert_eq!(steps.len(), 6, "{steps:#?}");
     carry_out(&mut state, &mut memory, &steps);
     assert_eq!(state.tables.vips, good.tables.vips);
     assert_eq!((state.links, state.stale), (good.links.clone(), good.stale.clone()));

@@ -21,7 +21,8 @@ pub(super) struct Report {
 
 #[derive(Serialize)]
 struct Step {
-    step: String,
+    #[serde(rename = "step")]
+    name: String,
     seen: String,
     seconds: f64,
     ok: bool,
@@ -108,7 +109,7 @@ impl Report {
     }
 
     fn push(&mut self, seen: String, took: Duration, ok: bool) {
-        self.steps.push(Step { step: std::mem::take(&mut self.current), seen, seconds: round(took.as_secs_f64()), ok });
+        self.steps.push(Step { name: std::mem::take(&mut self.current), seen, seconds: round(took.as_secs_f64()), ok });
     }
 }
 

@@ -174,7 +174,11 @@ async fn names(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
                 );
             }
             None => {
-                anyhow::ensure!(addresses.len() == REPLICAS, "{name} gave {} addresses, not {REPLICAS}:\n{text}", addresses.len())
+                anyhow::ensure!(
+                    addresses.len() == REPLICAS,
+                    "{name} gave {} addresses, not {REPLICAS}:\n{text}",
+                    addresses.len()
+                );
             }
         }
         for address in &addresses {

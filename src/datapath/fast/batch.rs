@@ -42,7 +42,7 @@ impl Batch {
 /// Reads so many entries of an array of words from `first` on.
 pub(super) fn read(map: BorrowedFd<'_>, first: u32, size: u32) -> io::Result<Vec<u32>> {
     let mut words = vec![0_u32; size as usize];
-    let mut keys = [0_u32; MOST];
+    let mut keys = vec![0_u32; MOST.min(words.len())];
     let mut from = first;
     for part in words.chunks_mut(MOST) {
         let mut last = 0_u32;

@@ -41,7 +41,7 @@ impl Loaded {
     pub(super) fn dump<K: Pod + Ord, V: Pod>(&self, name: &str) -> anyhow::Result<BTreeMap<K, V>> {
         let map: HashMap<&MapData, K, V> = HashMap::try_from(self.map(name)?).map_err(|e| named(name, &e))?;
         let mut all = BTreeMap::new();
-        for entry in map.iter() {
+        for entry in &map {
             let (key, value) = entry.map_err(|e| named(name, &e))?;
             all.insert(key, value);
         }
@@ -95,7 +95,7 @@ impl Loaded {
     pub(super) fn sums<K: Pod + Ord>(&self, name: &str) -> anyhow::Result<BTreeMap<K, u64>> {
         let map: PerCpuHashMap<&MapData, K, u64> = PerCpuHashMap::try_from(self.map(name)?).map_err(|e| named(name, &e))?;
         let mut all = BTreeMap::new();
-        for entry in map.iter() {
+        for entry in &map {
             let (key, values) = entry.map_err(|e| named(name, &e))?;
             all.insert(key, values.iter().sum());
         }

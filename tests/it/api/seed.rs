@@ -295,7 +295,7 @@ fn read(kind: &str, object: &Value) -> Option<Action> {
                 node.spec = spec;
             }
             node.status.state = serde_json::from_value(object["Status"]["State"].clone()).unwrap_or(NodeState::Ready);
-            node.status.message = object["Status"]["Message"].as_str().unwrap_or_default().to_owned();
+            object["Status"]["Message"].as_str().unwrap_or_default().clone_into(&mut node.status.message);
             match (&mut node.manager, object["ManagerStatus"]["Addr"].as_str()) {
                 (Some(manager), Some(addr)) => manager.addr = addr.parse().unwrap(),
                 (manager, None) if object["Spec"].is_object() => *manager = None,

@@ -70,11 +70,10 @@ fn replies(query: &Message, udp: bool) -> Vec<Vec<u8>> {
     reply.edns.clone_from(&query.edns);
     let record = |address: Ipv4Addr| Record::from_rdata(query.queries[0].name().clone(), 60, RData::A(rdata::A(address)));
     match name(query).split('.').next().unwrap() {
-        "silent" => return Vec::new(),
         "broken" => reply.metadata.response_code = ResponseCode::ServFail,
         "unknown" => reply.metadata.response_code = ResponseCode::NXDomain,
         "big" | "stubborn" if udp => reply.metadata.truncation = true,
-        "stubborn" => return Vec::new(),
+        "silent" | "stubborn" => return Vec::new(),
         "big" => reply.answers = (0..100).map(|n| record(Ipv4Addr::new(198, 51, 100, n))).collect(),
         "liar" => {
             // A wrong id, another question, rubbish, a question, and only then the truth.

@@ -105,7 +105,7 @@ impl Map {
         let mut last: Option<Vec<u8>> = None;
         loop {
             let mut next = vec![0; self.key];
-            let from = last.as_ref().map_or(std::ptr::null(), |key| key.as_ptr());
+            let from = last.as_ref().map_or(std::ptr::null(), Vec::as_ptr);
             let mut attr = Attr::new().fd(0, self.fd.as_raw_fd()).pointer(8, from).pointer(16, next.as_mut_ptr());
             // SAFETY: both keys are as long as the map says; none is the first.
             if unsafe { attr.call(4) }.is_err() {

@@ -31,6 +31,7 @@ fn port_of(service: &str) -> u16 {
 }
 
 /// How long it shall take.
+#[expect(clippy::disallowed_methods, reason = "a test has no settings file")]
 fn length() -> Duration {
     let seconds = std::env::var("SKEP_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(600))

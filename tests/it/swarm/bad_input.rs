@@ -97,10 +97,10 @@ async fn garbage_on_2377_and_a_taken_port_disturb_nobody_else() {
     swarm.service("web", 2, Some(8080), json!({})).await;
     swarm.running("web", 2).await;
 
-    let garbage = r#"for i in $(busybox seq 40); do
+    let garbage = r"for i in $(busybox seq 40); do
         busybox head -c 2000 /dev/urandom | busybox nc -w 1 192.0.2.1 2377 >/dev/null 2>&1 &
         busybox head -c 1200 /dev/urandom | busybox nc -u -w 1 192.0.2.1 2377 >/dev/null 2>&1 &
-    done; printf 'GET / HTTP/1.1\r\n\r\n' | busybox nc -w 1 192.0.2.1 2377 >/dev/null 2>&1; wait; true"#;
+    done; printf 'GET / HTTP/1.1\r\n\r\n' | busybox nc -w 1 192.0.2.1 2377 >/dev/null 2>&1; wait; true";
     skep::lab::output(worker.command("sh").args(["-c", garbage])).await.expect("garbage sent");
 
     swarm.ready(2).await;
