@@ -11,7 +11,7 @@ use crate::model::{NodeId, NodeView, Protocol, Revision};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use skep_ebpf::{Member, packet, words};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// moves them in some 50 ms after it has joined. (Engines of today also say when they have, before the process starts;
 /// 20.10 does not.)
 const ENTER: (Duration, u32) = (Duration::from_millis(25), 200);
+
+/// How long answers of a task that left its virtual address may still be on their way to those who asked.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The fast plane as this node has it.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -101,6 +104,7 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
             if keeper.enter(&sandboxes, ingress.as_ref()).await {
                 wait = wait.min(ENTER.0);
             }
+            keeper.end_left(&sandboxes);
             match keeper.reconcile(&view, &sandboxes, &ends.status).await {
                 Ok(ready) => {
                     backoff = BACKOFF.0;
@@ -120,6 +124,9 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
                     backoff = (backoff * 2).min(BACKOFF.1);
                     ends.status.send_modify(|status| status.reason = reason);
                 }
+            }
+            if let Some((due, _)) = keeper.left.front() {
+                wait = wait.min(due.saturating_duration_since(Instant::now()));
             }
         }
         tokio::select! {
@@ -161,6 +168,8 @@ struct Keeper {
     settled: bool,
     /// The maps as they were left, while they need not be read: a change of the view costs what changes, not what there is.
     known: Option<(Tables, Space)>,
+    /// Containers that virtual addresses led to, and when who still talks to them is told.
+    left: VecDeque<(Instant, BTreeSet<Ipv4Addr>)>,
     /// When they were read last, how long that took, and what was counted then.
     read: Instant,
     cost: Duration,
@@ -184,6 +193,7 @@ impl Keeper {
             followed: Followed::default(),
             settled: false,
             known: None,
+            left: VecDeque::new(),
             read: Instant::now(),
             cost: Duration::ZERO,
             counts: Counts::default(),
@@ -263,7 +273,11 @@ impl Keeper {
                 tracing::warn!(%step, "fast plane was not as it had been left, mended");
             }
         }
+        let left = table::left(desired, &actual.tables, &steps);
         self.fast.apply(&steps).await?;
+        if !left.is_empty() {
+            self.left.push_back((Instant::now() + LINGER, left));
+        }
         for step in &steps {
             actual.tables.carry_out(step);
         }
@@ -274,6 +288,32 @@ impl Keeper {
             askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
             vips: self.followed.desired().vips.keys().copied().map(words::to_v4).collect(),
         }))
+    }
+
+    /// Ends connected UDP sockets toward containers whose time is over: nothing else would tell their processes. (TCP has
+    /// an end of its own.)
+    fn end_left(&mut self, sandboxes: &[Sandbox]) {
+        let now = Instant::now();
+        while let Some((_, left)) = self.left.pop_front_if(|(due, _)| *due <= now) {
+            let backends = &self.followed.desired().backends;
+            let back = |address: &Ipv4Addr| backends.get(&words::v4(*address)).is_some_and(|backend| backend.serving != 0);
+            let left: BTreeSet<Ipv4Addr> = left.into_iter().filter(|address| !back(address)).collect();
+            let places: BTreeSet<PathBuf> = sandboxes
+                .iter()
+                .filter(|sandbox| left.iter().any(|address| sandbox.subnet.contains(address)))
+                .map(|sandbox| sandbox.path.clone())
+                .collect();
+            let fast = Arc::clone(&self.fast);
+            tokio::task::spawn_blocking(move || {
+                for place in places {
+                    match fast.end_datagrams(&place, &left) {
+                        Ok(0) => {}
+                        Ok(ended) => tracing::debug!(ended, namespace = %place.display(), "ended sockets of tasks that left"),
+                        Err(error) => tracing::debug!(%error, namespace = %place.display(), "sockets of tasks that left stay"),
+                    }
+                }
+            });
+        }
     }
 
     /// The maps are read at the slow tick and after whatever went wrong; devices and programs always. With the space that

@@ -13,7 +13,7 @@ pub use space::Space;
 
 use super::maglev::Built;
 use super::plan::Family;
-use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, SCTP, Slots, Sources, Surroundings, ports_lack};
+use crate::datapath::fast::{HOST_END, Hook, Link, MESH_END, SCTP, Slots, Sources, Step, Surroundings, Tables, ports_lack};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
 use crate::model::view::{Member as Task, NetworkPart, Peer, PublishedPort};
@@ -88,6 +88,22 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Given) -> Desired {
     built.forget();
     desired.links = links(around, lacking);
     desired
+}
+
+/// Containers that virtual addresses lead to no more once these steps are carried out.
+#[must_use]
+pub fn left(desired: &Desired, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4Addr> {
+    let turned = steps.iter().filter_map(|step| match step {
+        Step::SetVip(address, _) | Step::RemoveVip(address) => Some(address),
+        _ => None,
+    });
+    let mut left = BTreeSet::new();
+    for address in turned {
+        let before = tables.vips.get(address).and_then(|vip| tables.slots.get(&(vip.base, vip.size)));
+        let now = desired.vips.get(address).map(|(.., slots)| &slots[..]).unwrap_or_default();
+        left.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
+    }
+    left.into_iter().map(words::to_v4).collect()
 }
 
 /// Nodes by id.

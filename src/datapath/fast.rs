@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, packet, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mesh::Mesh;
+use super::sockdiag;
 
 mod answers;
 mod batch;
@@ -440,6 +444,19 @@ impl Fast {
         let loaded = self.loaded();
         let vips = loaded.sums::<V4>("VIP_COUNTS")?;
         Ok((loaded.sums("PORT_COUNTS")?, vips.into_iter().map(|(vip, n)| (words::to_v4(vip), n)).collect()))
+    }
+
+    /// Ends the connected UDP sockets of a namespace that asked a virtual address and were given one of these containers:
+    /// their processes get an error, and the next `connect` gives them another. Says how many.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn end_datagrams(&self, namespace: &Path, gone: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
+        let gone = gone.iter().copied().map(IpAddr::V4).collect();
+        sockdiag::destroy_datagrams(File::open(namespace)?.as_fd(), &gone, |cookie, to| match to {
+            SocketAddr::V4(to) => self.loaded().asked_virtual(cookie, to),
+            SocketAddr::V6(_) => false,
+        })
     }
 
     /// Takes everything away: programs first, so that no packet meets an empty map.

@@ -50,6 +50,22 @@ impl Diag {
         }
     }
 
+    fn end(&self, protocol: Protocol, remotes: &BTreeSet<IpAddr>, which: impl Fn(u64, SocketAddr) -> bool) -> io::Result<usize> {
+        let remotes: Vec<IpAddr> = remotes.iter().map(IpAddr::to_canonical).collect();
+        let mut ended = 0;
+        for some in remotes.chunks(AT_ONCE) {
+            for family in [wire::V4, wire::V6] {
+                let Some(request) = wire::connected_to(protocol, family, some) else { continue };
+                let found = self.ask(&request)?.unwrap_or_default();
+                for socket in found.iter().filter(|socket| which(socket.cookie(), socket.remote())) {
+                    // `None`: it ended by itself meanwhile.
+                    ended += usize::from(self.ask(&socket.destroy(protocol))?.is_some());
+                }
+            }
+        }
+        Ok(ended)
+    }
+
     /// Whether somebody takes what comes to this address from anybody.
     fn is_open(&self, protocol: Protocol, at: SocketAddr) -> io::Result<bool> {
         let Some(request) = wire::lookup(protocol, at) else { return Ok(false) };
@@ -84,18 +100,17 @@ pub fn listening(
 /// The namespace cannot be entered, or the kernel refuses. Some may be destroyed by then.
 pub fn destroy(namespace: BorrowedFd<'_>, remotes: &BTreeSet<IpAddr>) -> io::Result<usize> {
     let diag = Diag::open(namespace)?;
-    let remotes: Vec<IpAddr> = remotes.iter().map(IpAddr::to_canonical).collect();
-    let mut destroyed = 0;
-    for some in remotes.chunks(AT_ONCE) {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for family in [wire::V4, wire::V6] {
-                let Some(request) = wire::connected_to(protocol, family, some) else { continue };
-                for socket in diag.ask(&request)?.unwrap_or_default() {
-                    // `None`: it ended by itself meanwhile.
-                    destroyed += usize::from(diag.ask(&socket.destroy(protocol))?.is_some());
-                }
-            }
-        }
-    }
-    Ok(destroyed)
+    Ok(diag.end(Protocol::Tcp, remotes, |_, _| true)? + diag.end(Protocol::Udp, remotes, |_, _| true)?)
+}
+
+/// The same for connected UDP sockets only, of which `which` chooses by their cookie and their other end.
+///
+/// # Errors
+/// See [`destroy`].
+pub fn destroy_datagrams(
+    namespace: BorrowedFd<'_>,
+    remotes: &BTreeSet<IpAddr>,
+    which: impl Fn(u64, SocketAddr) -> bool,
+) -> io::Result<usize> {
+    Diag::open(namespace)?.end(Protocol::Udp, remotes, which)
 }

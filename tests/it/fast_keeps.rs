@@ -15,7 +15,6 @@ use super::ports::order::*;
 use super::ports::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
-use skep::http::UnixClient;
 use skep::lab::Host;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -36,25 +35,6 @@ async fn serves(hosts: &[Host], ports: &[&str]) {
                 anyhow::ensure!(there, "{}: {port} is not on it: {fast:#}", host.name());
             }
             anyhow::ensure!(status["applied"]["fast"] == status["told"], "{}: {status:#}", host.name());
-            Ok(())
-        })
-        .await;
-    }
-}
-
-/// What a host's kernel has of the fast plane.
-async fn dump(host: &Host) -> Value {
-    let admin = UnixClient::new(host.run_dir().join("admin.sock"));
-    let dump: Value = admin.get("/dump").await.expect("answers").json().expect("JSON");
-    dump["fast"].clone()
-}
-
-/// Waits until so many tasks stand behind a port on every host: those that were seen to listen.
-async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
-    for host in hosts {
-        within(30, "every task to be seen to listen", || async {
-            let backends = dump(host).await["ports"][port]["backends"].clone();
-            anyhow::ensure!(backends.as_object().is_some_and(|all| all.len() == count), "{}: {port} {backends}", host.name());
             Ok(())
         })
         .await;

@@ -199,13 +199,13 @@ impl Load {
 }
 
 /// A UDP socket that talks to one address, numbered datagrams there and back.
-struct Flow {
+pub struct Flow {
     socket: UdpSocket,
     next: u64,
 }
 
 impl Flow {
-    fn new(to: SocketAddr) -> std::io::Result<Self> {
+    pub fn new(to: SocketAddr) -> std::io::Result<Self> {
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0))?;
         // Answers from another address than the one asked are not taken.
@@ -214,8 +214,14 @@ impl Flow {
         Ok(Self { socket, next: 0 })
     }
 
+    /// Talks to another address from now on, or to the same one anew.
+    pub fn connect(&self, to: SocketAddr) -> std::io::Result<()> {
+        let _told = self.socket.take_error()?;
+        self.socket.connect(to)
+    }
+
     /// One datagram to an echo (see `ports::echo`): who answered.
-    fn ask(&mut self) -> anyhow::Result<String> {
+    pub fn ask(&mut self) -> anyhow::Result<String> {
         self.next += 1;
         let word = self.next.to_string();
         self.socket.send(word.as_bytes()).context("send")?;

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Port, Source, V4, Vip};
+use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Peer, Port, Source, V4, Vip, words};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 fn named(what: &str, error: &MapError) -> anyhow::Error {
@@ -100,6 +101,13 @@ impl Loaded {
             all.insert(key, values.iter().sum());
         }
         Ok(all)
+    }
+
+    /// Whether a socket that talks to this end asked a virtual address for it.
+    pub(super) fn asked_virtual(&self, cookie: u64, to: SocketAddrV4) -> bool {
+        let peer = Peer { cookie, address: words::v4(*to.ip()), port: words::port(to.port()), zero: 0 };
+        let map = self.map("PEERS").ok().and_then(|map| HashMap::<&MapData, Peer, V4>::try_from(map).ok());
+        map.is_some_and(|map| map.get(&peer, 0).is_ok())
     }
 
     /// Everything.

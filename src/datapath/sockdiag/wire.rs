@@ -2,7 +2,7 @@
 
 use crate::model::Protocol;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Address families.
 pub const V4: u8 = 2;
@@ -106,6 +106,21 @@ pub fn connected_to(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Optio
 }
 
 impl Found {
+    /// The kernel's number of it, which no other socket ever has.
+    pub fn cookie(&self) -> u64 {
+        u64::from(u32_at(&self.id, 40)) | u64::from(u32_at(&self.id, 44)) << 32
+    }
+
+    /// Its other end. IPv4 stays IPv4, however the socket spells it.
+    pub fn remote(&self) -> SocketAddr {
+        let octets: [u8; 16] = std::array::from_fn(|i| self.id[20 + i]);
+        let address = match self.family {
+            V4 => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
+            _ => Ipv6Addr::from(octets).to_canonical(),
+        };
+        SocketAddr::new(address, u16::from_be_bytes([self.id[2], self.id[3]]))
+    }
+
     /// Asks for its end.
     pub fn destroy(&self, protocol: Protocol) -> Vec<u8> {
         let protocol = number(protocol).unwrap_or_default();

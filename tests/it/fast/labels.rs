@@ -12,13 +12,16 @@ pub async fn affinity(stage: &Stage) {
         serve(spot, TARGET, Ipv6Addr::UNSPECIFIED.into());
     }
     stage.served(&[8060]).await;
+    for port in ["8060/tcp", "8060/udp", "8060/tcp6", "8060/udp6"] {
+        stand_behind(&stage.swarm.hosts, port, 3).await;
+    }
     let client = stage.client(1);
     for number in 101..=112 {
         stage.clients[1].run(&format!("ip addr add 192.0.2.{number}/24 dev eth0")).await.expect("an address");
         stage.clients[1].run(&format!("ip addr add {}/64 dev eth0 nodad", v6(number))).await.expect("an address");
     }
     for six in [false, true] {
-        let mut tasks: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        let mut tasks: BTreeMap<(&str, IpAddr), BTreeSet<String>> = BTreeMap::new();
         for number in 101..=112 {
             let own = SocketAddr::new(address(number, six), 0);
             for node in 0..stage.swarm.hosts.len() {
@@ -30,7 +33,14 @@ pub async fn affinity(stage: &Stage) {
                         anyhow::ensure!(seen.peer == talk.own(), "{} is seen as {}", talk.own(), seen.peer);
                         Ok(seen)
                     });
-                    tasks.entry(own.ip()).or_default().insert(seen.await.who);
+                    tasks.entry(("tcp", own.ip())).or_default().insert(seen.await.who);
+                    let seen = within(20, "an answer by UDP with the own address", || async {
+                        let socket = client.udp(Some(own), to)?;
+                        let seen = say(&socket, b"hello")?;
+                        anyhow::ensure!(seen.peer == socket.local_addr()?, "{own} is seen as {}", seen.peer);
+                        Ok(seen)
+                    });
+                    tasks.entry(("udp", own.ip())).or_default().insert(seen.await.who);
                 }
             }
         }

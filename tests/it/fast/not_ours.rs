@@ -20,6 +20,7 @@ pub async fn connections(stage: &Stage) {
     // Of the node itself: begun before the port is published, since nobody can take a number that somebody listens on.
     let own = |six| SocketAddr::new(address(1, six), 8063);
     let mut talks = [false, true].map(|six| Talk::from(&node, Some(own(six)), server(six)).expect("connects"));
+    let sockets = [false, true].map(|six| node.udp(Some(own(six)), server(six)).expect("a socket"));
     let spots = stage.publish("late", &[1], &[(8063, TARGET)], json!({})).await;
     for spot in &spots {
         serve(spot, TARGET, Ipv6Addr::UNSPECIFIED.into());
@@ -34,6 +35,12 @@ pub async fn connections(stage: &Stage) {
         assert_eq!((seen.who.as_str(), seen.peer), ("c3", own(six)));
         talk.down(1_000_000).unwrap_or_else(|e| panic!("the node's own connection from {}: {e:#}", own(six)));
     }
+
+    for (socket, six) in sockets.iter().zip([false, true]) {
+        let seen = within(10, "the node's own datagrams", || async { say(socket, b"hello") }).await;
+        assert_eq!((seen.who.as_str(), seen.peer), ("c3", own(six)));
+    }
+    drop(sockets);
 
     // Of a plain container: the engine's masquerade keeps the number.
     let id = output(host.engine_cli().args(["run", "-d", "--name", "plain", WHOAMI_IMAGE])).await.expect("a plain container");
