@@ -8,7 +8,7 @@ pub mod packet;
 pub mod words;
 
 /// Number of the layout of keys and values. Maps of another number are not shared with these programs.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 /// Slots of all tables together, at most; the loader makes fewer where there is little memory.
 pub const SLOTS: u32 = 6 << 20;
 

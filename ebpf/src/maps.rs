@@ -16,8 +16,10 @@ pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
 pub static MEMBERS: HashMap<Member, u32> = HashMap::pinned(8_192, 1);
 #[map]
 pub static PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(65_536, 0);
+/// Flag of a map (`BPF_F_MMAPABLE`): its memory can be mapped.
+const MAPPED: u32 = 1 << 10;
 #[map]
-pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, 0);
+pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, MAPPED);
 #[map]
 pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(32_768, 1);
 #[map]

@@ -21,13 +21,13 @@ use super::mesh::Mesh;
 use super::sockdiag;
 
 mod answers;
-mod batch;
 mod dump;
 mod filters;
 mod hooks;
 mod load;
 mod places;
 mod sandbox;
+mod slots;
 mod surroundings;
 mod tables;
 

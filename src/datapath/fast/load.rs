@@ -1,8 +1,10 @@
 //! Loads the built object: bpffs, kernel, cgroup tree, programs. A hook that cannot be had is named with its reason; the
 //! others go on.
 
+use super::slots::SlotMemory;
 use super::{Hook, Link, Side};
 use anyhow::Context as _;
+use aya::maps::Map;
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -12,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
@@ -31,6 +34,7 @@ pub(super) struct Loaded {
     pub(super) cgroup: Option<File>,
     /// What this run has put at its places, with the program's id.
     pub(super) attached: BTreeMap<Link, u32>,
+    pub(super) slots: SlotMemory,
 }
 
 /// Where maps and links are pinned. Maps of another layout are not ours to share.
@@ -58,6 +62,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
+    let slots = slots_of(&ebpf).context("cannot map the slots of all tables")?;
     remove_other_maps(dir);
     let mut lacking = BTreeMap::new();
     let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
@@ -81,7 +86,13 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         "the kernel takes none of the programs; {}",
         lacking.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, lacking))
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, lacking))
+}
+
+fn slots_of(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
+    let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
+    let length = map.info()?.max_entries();
+    Ok(SlotMemory::of(map.fd().as_fd(), length)?)
 }
 
 /// Whether a kernel has what the fast plane needs; the error names both.

@@ -1,7 +1,7 @@
 //! The maps: read whole, changed entry by entry.
 
 use super::load::{Loaded, chain};
-use super::{Range, Sources, Step, Tables, batch};
+use super::{Range, Sources, Step, Tables};
 use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -9,7 +9,6 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashM
 use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Peer, Port, Source, V4, Vip, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
-use std::os::fd::{AsFd as _, BorrowedFd};
 
 fn named(what: &str, error: &MapError) -> anyhow::Error {
     anyhow::anyhow!("map {what}: {}", chain(error))
@@ -29,13 +28,6 @@ impl Loaded {
     }
     fn map_mut(&mut self, name: &str) -> anyhow::Result<&mut Map> {
         self.ebpf.map_mut(name).ok_or_else(|| anyhow::anyhow!("the object has no map {name}"))
-    }
-
-    fn slots(&self) -> anyhow::Result<BorrowedFd<'_>> {
-        match self.map("SLOTS")? {
-            Map::Array(map) => Ok(map.fd().as_fd()),
-            _ => anyhow::bail!("map SLOTS is no array"),
-        }
     }
 
     /// A whole map.
@@ -125,13 +117,10 @@ impl Loaded {
             room: 0,
         };
         let ranges: BTreeSet<Range> = tables.ranges().collect();
-        let slots: Array<&MapData, V4> = Array::try_from(self.map("SLOTS")?).map_err(|e| named("SLOTS", &e))?;
-        tables.room = slots.len();
+        tables.room = self.slots.length();
         for (base, size) in ranges {
             // A damaged entry may name slots that there are not: it holds nothing.
-            let there = base.checked_add(size).is_some_and(|end| end <= tables.room);
-            let all = if there { batch::read(self.slots()?, base, size).context("map SLOTS")? } else { Vec::new() };
-            tables.slots.insert((base, size), all.into());
+            tables.slots.insert((base, size), self.slots.read(base, size).unwrap_or_default().into());
         }
         Ok(tables)
     }
@@ -144,7 +133,7 @@ impl Loaded {
                 let mut map: Array<&mut MapData, Config> = Array::try_from(map).map_err(|e| named("CONFIG", &e))?;
                 map.set(0, config, 0).map_err(|e| named("CONFIG", &e))
             }
-            Step::Slots(first, addresses) => batch::write(self.slots()?, *first, addresses).context("map SLOTS"),
+            Step::Slots(first, addresses) => self.slots.write(*first, addresses).context("map SLOTS has no such slots"),
             Step::SetVip(address, vip) => {
                 self.make_count("VIP_COUNTS", *address)?;
                 self.set("VIPS", *address, *vip)
