@@ -4,11 +4,10 @@
 //! A container that does not listen yet is looked at often while it is young, ever more seldom as it gets older; one that
 //! does, now and then: a server may stop listening without ending.
 
-use crate::datapath::{Sandbox, sockdiag};
+use crate::datapath::{Sandbox, netns, sockdiag};
 use crate::model::view::Listens;
 use crate::model::{NodeView, Protocol, TaskId, TaskState, task::ListeningPort};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
@@ -61,7 +60,7 @@ pub fn questions(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Que
 
 impl Question {
     fn ask(&self) -> io::Result<Vec<ListeningPort>> {
-        let namespace = File::open(&self.path)?;
+        let namespace = netns::of_container(&self.path)?;
         let found = sockdiag::listening(namespace.as_fd(), self.addresses, self.ports.iter().copied())?;
         let listens = self.ports.iter().zip(found).filter(|(_, listens)| *listens != Listens::default());
         Ok(listens.map(|((protocol, port), listens)| ListeningPort { protocol: *protocol, port: *port, listens }).collect())

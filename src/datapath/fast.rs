@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, packet, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd as _;
@@ -18,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mesh::Mesh;
-use super::sockdiag;
+use super::{netns, sockdiag};
 
 mod answers;
 mod dump;
@@ -453,7 +452,7 @@ impl Fast {
     /// The kernel's.
     pub fn end_datagrams(&self, namespace: &Path, gone: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
         let gone = gone.iter().copied().map(IpAddr::V4).collect();
-        sockdiag::destroy_datagrams(File::open(namespace)?.as_fd(), &gone, |cookie, to| match to {
+        sockdiag::destroy_datagrams(netns::of_container(namespace)?.as_fd(), &gone, |cookie, to| match to {
             SocketAddr::V4(to) => self.loaded().asked_virtual(cookie, to),
             SocketAddr::V6(_) => false,
         })

@@ -38,6 +38,20 @@ pub fn pinned(pin: &Path) -> io::Result<Option<OwnedFd>> {
     Ok(is_nsfs(&fstatfs(&file)?).then(|| file.into()))
 }
 
+/// A container's namespace, at the path that its engine names.
+///
+/// # Errors
+/// Nothing is there, or no namespace.
+pub fn of_container(path: &Path) -> io::Result<OwnedFd> {
+    let file = File::open(path)?;
+    if is_nsfs(&fstatfs(&file)?) {
+        return Ok(file.into());
+    }
+    let why = "a plain file, no namespace: the engine runs in a mount namespace that skep does not see into \
+               (run both in the same, or share the engine's run directory)";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
 fn is_nsfs(stat: &StatFs) -> bool {
     i128::from(stat.f_type) == i128::from(NSFS_MAGIC)
 }

@@ -13,9 +13,10 @@ pub(super) struct Holder {
     child: Child,
 }
 
-/// Run by the holder before it waits. Inherited mounts do not leak out; cgroups, /tmp and the work tree stay shared.
+/// Run by the holder before it waits. Inherited mounts do not leak out; cgroups, /tmp and the work tree stay shared, and /run
+/// with an engine in a root of its own: skep sees the namespaces that it mounts there.
 const SCRIPT: &str = r#"
-mount --make-rslave / && mount -t proc proc /proc && mount -t tmpfs -o mode=755 none /run || exit 1
+mount --make-rslave / && mount -t proc proc /proc && mount -t tmpfs -o mode=755 none /run && mount --make-shared /run || exit 1
 mkdir -p /run/docker/plugins /run/netns /run/lock && hostname "$1" && ip link set lo up || exit 1
 echo ready && exec sleep infinity
 "#;

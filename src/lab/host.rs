@@ -96,12 +96,17 @@ impl Host {
     /// # Errors
     /// There is no dockerd, or it does not come up (the error names its log).
     pub async fn start_engine(&mut self, root: &EngineRoot) -> anyhow::Result<()> {
-        self.engine = Some(engine::start(self, root)?);
+        let mut child = engine::start(self, root)?;
         let client = UnixClient::new(self.engine_socket());
+        let answers =
+            eventually("Docker Engine to answer", Duration::from_secs(30), || async { client.get("/_ping").await?.ok() });
+        let up = tokio::select! {
+            answers = answers => answers,
+            ended = child.wait() => Err(anyhow::anyhow!("it ended with {}", ended?)),
+        };
+        self.engine = Some(child);
         let log = self.dir.join("engine.log");
-        eventually("Docker Engine to answer", Duration::from_secs(30), || async { client.get("/_ping").await?.ok() })
-            .await
-            .with_context(|| format!("Docker Engine of {} did not come up, see {}", self.name, log.display()))
+        up.with_context(|| format!("Docker Engine of {} did not come up: {}", self.name, tail(&log)))
     }
 
     /// Stops the host's engine the way a service manager does.

@@ -6,12 +6,11 @@
 //! drained in order is none: its connections go on until it ends, and then its own kernel says so.
 
 use crate::datapath::mesh::Mesh;
-use crate::datapath::{Sandbox, sockdiag};
+use crate::datapath::{Sandbox, netns, sockdiag};
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{ClusterPart, Peer};
 use crate::model::{NodeId, NodeView};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -143,7 +142,7 @@ async fn end(mesh: &Arc<Mesh>, prefix: MeshPrefix, sandboxes: &watch::Receiver<V
 }
 
 fn destroy(namespace: &Path, dead: &BTreeSet<IpAddr>) -> std::io::Result<usize> {
-    sockdiag::destroy(File::open(namespace)?.as_fd(), dead)
+    sockdiag::destroy(netns::of_container(namespace)?.as_fd(), dead)
 }
 
 #[cfg(test)]

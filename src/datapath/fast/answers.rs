@@ -17,7 +17,6 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage as Message};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
@@ -53,7 +52,7 @@ enum Family {
 
 /// Sets the routes, both families. May be repeated.
 pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Result<()> {
-    let namespace = File::open(&sandbox.path)?;
+    let namespace = netns::of_container(&sandbox.path)?;
     let runtime = tokio::runtime::Handle::current();
     let netlink = netns::run(namespace.as_fd(), || {
         let _context = runtime.enter();

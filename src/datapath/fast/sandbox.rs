@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use skep_ebpf::{Member, words};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -37,7 +36,7 @@ pub struct Ingress {
 /// # Errors
 /// It is gone, or this daemon does not see the engine's files.
 pub fn cookie(path: &Path) -> io::Result<u64> {
-    let namespace = File::open(path)?;
+    let namespace = netns::of_container(path)?;
     netns::briefly(namespace.as_fd(), || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
         let mut cookie = 0_u64;
