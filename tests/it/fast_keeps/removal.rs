@@ -28,6 +28,7 @@ async fn udp_flows_of_a_removed_task_move_at_once() {
         echo(&swarm, task, 5300).await;
     }
     serves(&swarm.hosts, &["5300/udp"]).await;
+    stand_behind(&swarm.hosts, "5300/udp", 4).await;
     let outside = of_host(&client);
     let flows = swarm.hosts.iter().flat_map(|host| (0..8).map(move |at| (host, at)));
     let flows = flows.map(|(host, at)| Target::new(&outside, (host.address(), 5300).into(), format!("{at} by {}", host.name())));
