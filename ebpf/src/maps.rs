@@ -16,6 +16,9 @@ pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
 pub static MEMBERS: HashMap<Member, u32> = HashMap::pinned(8_192, 1);
 #[map]
 pub static PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(65_536, 0);
+/// The same for connected UDP sockets, which may be silent for long: connections of others do not push them out.
+#[map]
+pub static DATAGRAM_PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(16_384, 0);
 /// Flag of a map (`BPF_F_MMAPABLE`): its memory can be mapped.
 const MAPPED: u32 = 1 << 10;
 #[map]

@@ -1,7 +1,7 @@
 //! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only for namespaces that
 //! are on the address's network; every other process of the machine passes.
 
-use crate::maps::{MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, look, recall};
+use crate::maps::{DATAGRAM_PEERS, MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, look, recall};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
@@ -66,6 +66,12 @@ fn peer(ctx: &SockAddrContext, address: V4) -> Peer {
     Peer { cookie, address, port: port(ctx), zero: 0 }
 }
 
+#[inline(always)]
+fn is_udp(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is a valid one.
+    unsafe { (*ctx.sock_addr).protocol == u32::from(skep_ebpf::packet::UDP) }
+}
+
 /// A call that names where to: connect, or a datagram. One socket that sends many datagrams sends them to one backend.
 #[inline(always)]
 pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()> {
@@ -90,8 +96,12 @@ pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()>
         return None;
     }
     let known = peer(ctx, backend);
+    if !sticky && is_udp(ctx) {
+        DATAGRAM_PEERS.insert(&known, &virtual_address, 0).ok()?;
+        count(Counter::VipConnect);
+        add(VIP_COUNTS.get_ptr_mut(virtual_address));
     // A look costs less than a change: each datagram of an unconnected socket comes by here.
-    if recall(&PEERS, &known).is_none_or(|before| *before != virtual_address) {
+    } else if recall(&PEERS, &known).is_none_or(|before| *before != virtual_address) {
         PEERS.insert(&known, &virtual_address, 0).ok()?;
         count(Counter::VipConnect);
         add(VIP_COUNTS.get_ptr_mut(virtual_address));
@@ -104,7 +114,9 @@ pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()>
 #[inline(always)]
 pub fn back(ctx: &SockAddrContext, family: Family) -> Option<()> {
     let real = address(ctx, family)?;
-    let known = recall(&PEERS, &peer(ctx, real))?;
+    let peer = peer(ctx, real);
+    let connected = if is_udp(ctx) { recall(&DATAGRAM_PEERS, &peer) } else { None };
+    let known = connected.or_else(|| recall(&PEERS, &peer))?;
     set_address(ctx, family, *known);
     Some(())
 }

@@ -4,10 +4,10 @@
 
 use super::plan::Family;
 use super::table::{self, Changed, Followed, Given, Planes, Space, Touched};
-use crate::datapath::fast::{Fast, Hook, Ingress, Ready, Side, State, Step, Tables, cookie, port_name};
+use crate::datapath::fast::{Fast, Hook, Ingress, Ready, SCTP, Side, State, Step, Tables, cookie, port_name};
 use crate::datapath::{Sandbox, Sandboxes as _};
-use crate::model::view::PublishedPort;
-use crate::model::{NodeId, NodeView, Protocol, Revision};
+use crate::model::view::{Member as Task, PublishedPort};
+use crate::model::{NodeId, NodeView, Protocol, Revision, ServiceId};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use skep_ebpf::{Member, packet, words};
@@ -104,7 +104,6 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
             if keeper.enter(&sandboxes, ingress.as_ref()).await {
                 wait = wait.min(ENTER.0);
             }
-            keeper.end_left(&sandboxes);
             match keeper.reconcile(&view, &sandboxes, &ends.status).await {
                 Ok(ready) => {
                     backoff = BACKOFF.0;
@@ -125,6 +124,7 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
                     ends.status.send_modify(|status| status.reason = reason);
                 }
             }
+            keeper.end_left(&sandboxes);
             if let Some((due, _)) = keeper.left.front() {
                 wait = wait.min(due.saturating_duration_since(Instant::now()));
             }
@@ -141,11 +141,14 @@ pub async fn run(mut ends: FastEnds, me: NodeId, fast: Arc<Fast>, tick: Duration
 /// What containers' namespaces need to know of the network of published ports.
 fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
     let network = view.networks.by_id.values().find(|network| network.ingress)?;
-    let mut datagrams: BTreeMap<Ipv4Addr, BTreeSet<u16>> = BTreeMap::new();
+    let mut targets: BTreeMap<&ServiceId, BTreeSet<u16>> = BTreeMap::new();
     for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-        for member in network.members.iter().filter(|member| member.service_id == port.service_id) {
-            datagrams.entry(member.address).or_default().insert(port.target);
-        }
+        targets.entry(&port.service_id).or_default().insert(port.target);
+    }
+    let mut datagrams = BTreeMap::new();
+    if !targets.is_empty() {
+        let of = |member: &Arc<Task>| Some((member.address, targets.get(&member.service_id)?.clone()));
+        datagrams.extend(network.members.iter().filter_map(of));
     }
     // Room for an IPv6 header before the packet.
     Some(Ingress { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
@@ -168,6 +171,8 @@ struct Keeper {
     settled: bool,
     /// The maps as they were left, while they need not be read: a change of the view costs what changes, not what there is.
     known: Option<(Tables, Space)>,
+    /// Containers that virtual addresses work in.
+    askers: BTreeSet<Ipv4Addr>,
     /// Containers that virtual addresses led to, and when who still talks to them is told.
     left: VecDeque<(Instant, BTreeSet<Ipv4Addr>)>,
     /// When they were read last, how long that took, and what was counted then.
@@ -193,6 +198,7 @@ impl Keeper {
             followed: Followed::default(),
             settled: false,
             known: None,
+            askers: BTreeSet::new(),
             left: VecDeque::new(),
             read: Instant::now(),
             cost: Duration::ZERO,
@@ -274,20 +280,35 @@ impl Keeper {
             }
         }
         let left = table::left(desired, &actual.tables, &steps);
-        self.fast.apply(&steps).await?;
+        let applied = self.fast.apply(&steps).await;
+        // Steps go on past one that failed.
         if !left.is_empty() {
             self.left.push_back((Instant::now() + LINGER, left));
         }
+        applied?;
         for step in &steps {
             actual.tables.carry_out(step);
         }
-        self.settled = true;
-        status.send_modify(|status| self.tell(status, view, &changed, steps.len(), &actual.tables));
+        // What found no room is tried again with what this plan has freed.
+        let short = space.was_short();
+        if short {
+            self.followed.forget();
+        }
+        self.settled = !short;
+        let tables = &actual.tables;
+        if changed == Changed::All {
+            let mut next = status.borrow().clone();
+            self.tell(&mut next, view, &changed, steps.len(), tables);
+            status.send_replace(next);
+        } else {
+            status.send_modify(|status| self.tell(status, view, &changed, steps.len(), tables));
+        }
+        let askers = if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
+        let ready = (changed == Changed::All || askers != self.askers)
+            .then(|| Ready { askers: askers.clone(), vips: tables.vips.keys().copied().map(words::to_v4).collect() });
+        self.askers = askers;
         self.known = Some((actual.tables, space));
-        Ok((changed == Changed::All).then(|| Ready {
-            askers: if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() },
-            vips: self.followed.desired().vips.keys().copied().map(words::to_v4).collect(),
-        }))
+        Ok(ready)
     }
 
     /// Ends connected UDP sockets toward containers whose time is over: nothing else would tell their processes. (TCP has
@@ -411,7 +432,11 @@ fn tell_plane(status: &mut FastStatus, planes: &Planes, port: &PublishedPort, fa
 /// The published port that the maps name so.
 fn published(view: &NodeView, key: skep_ebpf::Port) -> Option<(&PublishedPort, Family)> {
     let family = if key.family == 4 { Family::V4 } else { Family::V6 };
-    let protocol = if key.protocol == packet::UDP { Protocol::Udp } else { Protocol::Tcp };
+    let protocol = match key.protocol {
+        packet::UDP => Protocol::Udp,
+        SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    };
     let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));
     let at = all.binary_search_by_key(&wanted, |port| (port.protocol, port.published)).ok()?;
     Some((&all[at], family))

@@ -76,9 +76,14 @@ impl Built {
         slots
     }
 
-    /// Forgets what was not asked for since the last time.
+    /// From now on it is noted what is asked for.
+    pub fn begin(&mut self) {
+        self.0.values_mut().for_each(|(_, used)| *used = false);
+    }
+
+    /// Forgets what was not asked for since.
     pub fn forget(&mut self) {
-        self.0.retain(|_, (_, used)| std::mem::take(used));
+        self.0.retain(|_, (_, used)| *used);
     }
 }
 

@@ -64,6 +64,7 @@ pub struct Given<'a> {
 /// What shall be there, with the tables that were built before.
 #[must_use]
 pub fn desired(built: &mut Built, view: &NodeView, given: &Given) -> Desired {
+    built.begin();
     let Given { me, around, members, lacking } = *given;
     let nodes = nodes(view);
     let mut desired = Desired { members: members.clone(), config: config(view, given), ..Desired::default() };

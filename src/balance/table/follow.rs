@@ -1,7 +1,7 @@
 //! What shall be there, followed from view to view: of a change only what it touches is computed anew. Gives what
 //! [`desired`] gives; the loop computes that all the same whenever it reads the maps.
 
-use super::{Desired, Given, Nodes, Planes, backend, config, desired, frontend, nodes, port_key, takes_connections};
+use super::{Desired, Given, Nodes, Planes, backend, desired, frontend, nodes, port_key, takes_connections};
 use crate::balance::maglev::Built;
 use crate::balance::plan::Family;
 use crate::datapath::fast::{Hook, Surroundings, ports_lack};
@@ -10,7 +10,7 @@ use crate::model::mesh::MeshPrefix;
 use crate::model::view::{Member as Task, NetworkPart};
 use crate::model::{NetworkId, NodeId, NodeView, Protocol};
 use ipnet::{Ipv4Net, Ipv6Net};
-use skep_ebpf::{Config, Member, Port, V4, words};
+use skep_ebpf::{Member, Port, V4, words};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -74,6 +74,11 @@ impl Followed {
         Changed::All
     }
 
+    /// The next view is computed as a whole.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+
     /// `None`: what changed is not of one entry alone.
     fn touch(&mut self, before: &NodeView, view: &NodeView, given: &Given) -> Option<Touched> {
         let mut touched = Touched::default();
@@ -81,9 +86,7 @@ impl Followed {
         for (id, now) in &view.networks.by_id {
             self.touch_network(before.networks.by_id.get(id)?, now, &nodes, given, &mut touched)?;
         }
-        if ports_lack(given.lacking).is_none() {
-            self.touch_ports(before, view, given, &mut touched)?;
-        }
+        self.touch_ports(before, view, given, &mut touched)?;
         Some(touched)
     }
 
@@ -143,12 +146,12 @@ impl Followed {
         if sides().any(|port| !port.allow.is_empty()) {
             return None;
         }
-        for port in sides().filter(|port| port.protocol != Protocol::Sctp) {
-            let keys = Family::ALL.map(|family| port_key(port, family));
-            touched.ports.extend(keys);
-            for key in keys {
-                self.desired.ports.remove(&key);
-            }
+        for key in sides().flat_map(|port| Family::ALL.map(|family| port_key(port, family))) {
+            touched.ports.insert(key);
+            self.desired.ports.remove(&key);
+        }
+        if ports_lack(given.lacking).is_some() {
+            return Some(());
         }
         for port in ports.iter().filter_map(|(_, is)| *is).filter(|port| port.protocol != Protocol::Sctp) {
             for family in Family::ALL {
@@ -162,7 +165,6 @@ impl Followed {
 /// What every entry stands on besides its own words in the view.
 #[derive(PartialEq)]
 struct Ground {
-    config: Config,
     mesh: MeshPrefix,
     pools: Vec<Ipv4Net>,
     nodes: Vec<(NodeId, String, Ipv6Net, bool)>,
@@ -176,7 +178,6 @@ impl Ground {
     fn of(view: &NodeView, given: &Given) -> Self {
         let cluster = &view.cluster;
         Self {
-            config: config(view, given),
             mesh: cluster.mesh,
             pools: cluster.pools.clone(),
             nodes: cluster.nodes.iter().map(|n| (n.node_id.clone(), n.hostname.clone(), n.subnet, n.fast)).collect(),

@@ -16,8 +16,10 @@ pub struct Space {
     loose: Vec<Range>,
     /// What is free: first slots and lengths.
     gaps: BTreeMap<u32, u32>,
-    /// Ranges overlap, by damage: what one of them leaves may be another's.
+    /// Ranges overlap, by damage: what one of them leaves may be another's, so nothing is free until the maps are read again.
     tangled: bool,
+    /// A table found no room.
+    short: bool,
 }
 
 struct Held {
@@ -55,6 +57,7 @@ impl Space {
             loose: Vec::new(),
             gaps: BTreeMap::new(),
             tangled: false,
+            short: false,
         };
         // A damaged entry that names slots which there are not holds none: else nothing would have room beside it.
         let fits = |(base, size): &Range| *size > 0 && base.checked_add(*size).is_some_and(|end| end <= tables.room);
@@ -70,8 +73,6 @@ impl Space {
 
     /// Finds the gaps between what is taken.
     fn lay_out(&mut self) {
-        self.gaps.clear();
-        self.tangled = false;
         let mut end = 0;
         for (base, size) in self.held.keys() {
             self.tangled |= *base < end;
@@ -101,7 +102,9 @@ impl Space {
             return Some(Place::There(range));
         }
         let size = u32::try_from(slots.len()).ok()?;
-        let (base, length) = self.gaps.iter().map(|(base, length)| (*base, *length)).find(|(_, length)| *length >= size)?;
+        let gap = self.gaps.iter().map(|(base, length)| (*base, *length)).find(|(_, length)| *length >= size);
+        self.short |= gap.is_none();
+        let (base, length) = gap?;
         self.gaps.remove(&base);
         if length > size {
             self.gaps.insert(base + size, length - size);
@@ -123,8 +126,16 @@ impl Space {
         }
     }
 
+    /// Whether a table found no room since this was asked last: it may find some now.
+    pub fn was_short(&mut self) -> bool {
+        std::mem::take(&mut self.short)
+    }
+
     /// Frees what nobody names any more.
     pub(super) fn tidy(&mut self) {
+        if self.tangled {
+            self.loose.clear();
+        }
         for range in std::mem::take(&mut self.loose) {
             if let Some(held) = self.held.get(&range).filter(|held| held.names == 0) {
                 let mark = mark(&held.slots);
@@ -137,9 +148,6 @@ impl Space {
                 self.held.remove(&range);
                 self.leave(range);
             }
-        }
-        if self.tangled {
-            self.lay_out();
         }
     }
 

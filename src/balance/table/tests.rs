@@ -160,10 +160,12 @@ fn tables_are_built_once_and_forgotten_when_nobody_asks() {
     let first = built.slots(&three);
     assert_eq!(first.len(), 521);
     assert!(Slots::ptr_eq(&first, &built.slots(&three)));
-    built.forget();
+    built.begin();
     assert!(Slots::ptr_eq(&first, &built.slots(&three)), "asked for since");
-    assert_ne!(first, built.slots(&two));
     built.forget();
+    assert!(Slots::ptr_eq(&first, &built.slots(&three)));
+    built.begin();
+    assert_ne!(first, built.slots(&two));
     built.forget();
     assert!(!Slots::ptr_eq(&first, &built.slots(&three)), "built anew");
     assert_eq!(first, built.slots(&three));
@@ -186,4 +188,20 @@ fn an_entry_with_endless_slots_takes_nobodys_room() {
             assert!(steps.iter().any(|s| matches!(s, Step::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
         }
     }
+}
+
+#[test]
+fn what_found_no_room_is_tried_again_with_what_was_freed() {
+    let (mut state, mut memory) =
+        (State { tables: Tables { room: 600, ..Tables::default() }, ..State::default() }, BTreeMap::new());
+    let mut space = Space::of(&state.tables);
+    let mut go = |wanted: &Desired| {
+        let steps = super::plan(wanted, &state, &mut space, &Changed::All);
+        carry_out(&mut state, &mut memory, &steps);
+        (space.was_short(), state.tables.ports.contains_key(&port(8000)))
+    };
+    assert_eq!(go(&wanted(1, 3)), (false, true));
+    assert_eq!(go(&wanted(1, 4)), (true, false), "no room for both: user space meanwhile");
+    assert_eq!(go(&wanted(1, 4)), (false, true), "in what the old one left");
+    assert_eq!(plan(&wanted(1, 4), &state), []);
 }

@@ -95,10 +95,10 @@ impl Loaded {
         Ok(all)
     }
 
-    /// Whether a socket that talks to this end asked a virtual address for it.
+    /// Whether a connected UDP socket that talks to this end asked a virtual address for it.
     pub(super) fn asked_virtual(&self, cookie: u64, to: SocketAddrV4) -> bool {
         let peer = Peer { cookie, address: words::v4(*to.ip()), port: words::port(to.port()), zero: 0 };
-        let map = self.map("PEERS").ok().and_then(|map| HashMap::<&MapData, Peer, V4>::try_from(map).ok());
+        let map = self.map("DATAGRAM_PEERS").ok().and_then(|map| HashMap::<&MapData, Peer, V4>::try_from(map).ok());
         map.is_some_and(|map| map.get(&peer, 0).is_ok())
     }
 
