@@ -157,7 +157,7 @@ pub async fn run(report: &mut Report) {
     tokio::task::block_in_place(|| {
         report.section(
             "Traffic: ratios",
-            "Two hosts, client and servers are threads of one process in the namespaces. Round trips: 64 bytes over one connection. The last ratio is the other side against itself: what differs less than that says nothing.",
+            "Two hosts, client and servers are threads of one process in the namespaces. Round trips: 64 bytes over one connection, each end on a processor of its own. The last ratio is the other side against itself: what differs less than that says nothing.",
             &["what", "ratio", "goal", "same against same", "other side", "skep"],
         );
         let asker = &clients[server.host].place;

@@ -57,10 +57,13 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.read_exact(&mut what)?;
     let mut buffer = vec![0; LARGE];
     match &what {
-        b"e" => loop {
-            stream.read_exact(&mut buffer[..SMALL])?;
-            stream.write_all(&buffer[..SMALL])?;
-        },
+        b"e" => {
+            stay_on(Some(1));
+            loop {
+                stream.read_exact(&mut buffer[..SMALL])?;
+                stream.write_all(&buffer[..SMALL])?;
+            }
+        }
         b"u" => {
             let mut all = 0_u64;
             loop {
@@ -76,6 +79,18 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
+/// Keeps the calling thread on one processor, or lets it go. Where the scheduler puts the two ends of a connection decides
+/// more about a round trip than the mesh does.
+fn stay_on(cpu: Option<usize>) {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut set = rustix::thread::CpuSet::new();
+    match cpu {
+        Some(cpu) => set.set(cpu % all),
+        None => (0..all).for_each(|cpu| set.set(cpu)),
+    }
+    rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
 /// One side of a comparison: works for a while, says how much it did and in what time.
 pub type Side = Box<dyn FnMut(Duration) -> (f64, Duration)>;
 
@@ -84,13 +99,16 @@ pub fn trips(place: &Place, to: SocketAddr) -> Side {
     let mut stream = place.connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
     stream.write_all(b"e").unwrap();
     Box::new(move |time| {
+        stay_on(Some(0));
         let (start, mut count, mut buffer) = (Instant::now(), 0.0, [7; SMALL]);
         while start.elapsed() < time {
             stream.write_all(&buffer).unwrap();
             stream.read_exact(&mut buffer).unwrap();
             count += 1.0;
         }
-        (count, start.elapsed())
+        let took = start.elapsed();
+        stay_on(None);
+        (count, took)
     })
 }
 
