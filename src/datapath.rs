@@ -3,9 +3,10 @@
 
 use async_trait::async_trait;
 use ipnet::{IpNet, Ipv4Net};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::node::WgKey;
@@ -55,13 +56,26 @@ pub trait Links: Send + Sync {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Sandbox {
     /// Where the engine has pinned it.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// The network that the address is on.
     pub subnet: Ipv4Net,
     /// The network's gateway.
     pub gateway: Ipv4Addr,
     /// The address.
     pub address: Ipv4Addr,
+}
+
+/// Which of these addresses each namespace can have connections to: networks do not reach each other. Pure.
+#[must_use]
+pub fn places(sandboxes: &[Sandbox], addresses: &BTreeSet<Ipv4Addr>) -> BTreeMap<PathBuf, BTreeSet<Ipv4Addr>> {
+    let mut places = BTreeMap::<_, BTreeSet<_>>::new();
+    for sandbox in sandboxes {
+        let reached: Vec<Ipv4Addr> = addresses.iter().copied().filter(|address| sandbox.subnet.contains(address)).collect();
+        if !reached.is_empty() {
+            places.entry(sandbox.path.clone()).or_default().extend(reached);
+        }
+    }
+    places
 }
 
 /// Prepares a container's namespace once its address is there and before its process starts. May be asked again.
@@ -148,5 +162,27 @@ mod peers_by_key {
     }
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<WgKey, TunnelPeerState>, D::Error> {
         Ok(Vec::<(WgKey, TunnelPeerState)>::deserialize(d)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_namespace_is_only_asked_for_what_its_networks_reach() {
+        let sandbox = |path: &str, subnet: &str| Sandbox {
+            path: path.into(),
+            subnet: subnet.parse().unwrap(),
+            gateway: [0, 0, 0, 0].into(),
+            address: [0, 0, 0, 0].into(),
+        };
+        let all =
+            [sandbox("a", "10.0.0.0/24"), sandbox("a", "10.0.1.0/24"), sandbox("b", "10.0.2.0/24"), sandbox("c", "10.0.1.0/24")];
+        let dead = BTreeSet::from([[10, 0, 0, 202].into(), [10, 0, 1, 2].into()]);
+        let places = places(&all, &dead);
+        assert_eq!(places.keys().map(|p| p.display().to_string()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!((places[Path::new("a")].len(), places[Path::new("c")].len()), (2, 1));
     }
 }

@@ -5,7 +5,7 @@
 use super::plan::Family;
 use super::table::{self, Changed, Followed, Given, Planes, Space, Touched};
 use crate::datapath::fast::{Fast, Hook, Ingress, Ready, SCTP, Side, State, Step, Tables, cookie, port_name};
-use crate::datapath::{Sandbox, Sandboxes as _};
+use crate::datapath::{Sandbox, Sandboxes as _, places};
 use crate::model::view::{Member as Task, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol, Revision, ServiceId};
 use anyhow::Context as _;
@@ -319,14 +319,10 @@ impl Keeper {
             let backends = &self.followed.desired().backends;
             let back = |address: &Ipv4Addr| backends.get(&words::v4(*address)).is_some_and(|backend| backend.serving != 0);
             let left: BTreeSet<Ipv4Addr> = left.into_iter().filter(|address| !back(address)).collect();
-            let places: BTreeSet<PathBuf> = sandboxes
-                .iter()
-                .filter(|sandbox| left.iter().any(|address| sandbox.subnet.contains(address)))
-                .map(|sandbox| sandbox.path.clone())
-                .collect();
+            let places = places(sandboxes, &left);
             let fast = Arc::clone(&self.fast);
             tokio::task::spawn_blocking(move || {
-                for place in places {
+                for (place, left) in places {
                     match fast.end_datagrams(&place, &left) {
                         Ok(0) => {}
                         Ok(ended) => tracing::debug!(ended, namespace = %place.display(), "ended sockets of tasks that left"),

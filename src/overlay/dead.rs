@@ -6,14 +6,14 @@
 //! drained in order is none: its connections go on until it ends, and then its own kernel says so.
 
 use crate::datapath::mesh::Mesh;
-use crate::datapath::{Sandbox, netns, sockdiag};
+use crate::datapath::{Sandbox, netns, places, sockdiag};
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{ClusterPart, Peer};
 use crate::model::{NodeId, NodeView};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -65,19 +65,6 @@ fn still_dead(now: &ClusterPart, mut dead: BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4A
         }
     }
     dead
-}
-
-/// Which of these addresses each namespace can have connections to: networks do not reach each other. Pure.
-#[must_use]
-pub fn places(sandboxes: &[Sandbox], dead: &BTreeSet<Ipv4Addr>) -> BTreeMap<PathBuf, BTreeSet<Ipv4Addr>> {
-    let mut places = BTreeMap::<_, BTreeSet<_>>::new();
-    for sandbox in sandboxes {
-        let reached: Vec<Ipv4Addr> = dead.iter().copied().filter(|address| sandbox.subnet.contains(address)).collect();
-        if !reached.is_empty() {
-            places.entry(sandbox.path.clone()).or_default().extend(reached);
-        }
-    }
-    places
 }
 
 /// Follows the view until `shutdown`. The first view is only compared with: whoever is dead in it died in an earlier run.
@@ -217,21 +204,5 @@ mod tests {
     #[test]
     fn this_node_is_never_dead_to_itself() {
         assert!(died(vec![peer(1, false, &[1])], vec![peer(1, true, &[1])]).is_empty());
-    }
-
-    #[test]
-    fn a_namespace_is_only_asked_for_what_its_networks_reach() {
-        let sandbox = |path: &str, subnet: &str| Sandbox {
-            path: path.into(),
-            subnet: subnet.parse().unwrap(),
-            gateway: [0, 0, 0, 0].into(),
-            address: [0, 0, 0, 0].into(),
-        };
-        let all =
-            [sandbox("a", "10.0.0.0/24"), sandbox("a", "10.0.1.0/24"), sandbox("b", "10.0.2.0/24"), sandbox("c", "10.0.1.0/24")];
-        let dead = BTreeSet::from([[10, 0, 0, 202].into(), [10, 0, 1, 2].into()]);
-        let places = places(&all, &dead);
-        assert_eq!(places.keys().map(|p| p.display().to_string()).collect::<Vec<_>>(), ["a", "c"]);
-        assert_eq!((places[Path::new("a")].len(), places[Path::new("c")].len()), (2, 1));
     }
 }

@@ -11,6 +11,7 @@ pub mod order;
 use super::load::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
+use skep::http::Reply;
 use skep::lab::{Host, WHOAMI_IMAGE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -55,10 +56,15 @@ pub async fn create(swarm: &Swarm, name: &str, replicas: usize, ports: Value) {
 
 /// Scales without waiting.
 pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
+    ok(&try_to_scale(swarm, name, replicas).await);
+}
+
+/// What the manager says to it: somebody else may have changed the service meanwhile.
+pub async fn try_to_scale(swarm: &Swarm, name: &str, replicas: usize) -> Reply {
     let service = get(&swarm.hosts[0], &format!("/services/{name}")).await;
     let mut spec = service["Spec"].clone();
     spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
-    ok(&post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await);
+    post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await
 }
 
 /// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,

@@ -34,6 +34,16 @@ pub enum Changed {
     Only(Touched),
 }
 
+impl Changed {
+    /// What is touched, if not anything.
+    pub(super) fn touched(&self) -> Option<&Touched> {
+        match self {
+            Self::All => None,
+            Self::Only(touched) => Some(touched),
+        }
+    }
+}
+
 /// What shall be there, and the view that it is from.
 #[derive(Default)]
 pub struct Followed {

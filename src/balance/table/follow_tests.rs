@@ -3,7 +3,7 @@
 
 use super::tests::carry_out;
 use super::*;
-use crate::datapath::fast::{State, Surroundings, Tables};
+use crate::datapath::fast::State;
 use crate::model::Revision;
 use crate::model::mesh::MeshPrefix;
 use crate::model::node::WgKey;
@@ -85,11 +85,7 @@ fn view(world: &World) -> NodeView {
             task_id: task_id(*task),
             service_id: id(*service).as_str().into(),
             service_name: id(*service),
-            endpoint_mode: if *service == 4 {
-                crate::model::service::EndpointMode::Dnsrr
-            } else {
-                crate::model::service::EndpointMode::Vip
-            },
+            endpoint_mode: if *service == 4 { EndpointMode::Dnsrr } else { EndpointMode::Vip },
             aliases: Vec::new(),
             slot: 1,
             container_name: String::new(),
@@ -110,7 +106,7 @@ fn view(world: &World) -> NodeView {
             address: address(*task),
             listens: Listens { v4: *listens, v6: *listens && *service == 1 },
         };
-        Arc::new(crate::model::view::PublishedPort {
+        Arc::new(PublishedPort {
             protocol: if *udp { Protocol::Udp } else { Protocol::Tcp },
             published: 8000 + u16::from(*service),
             target: 80,
@@ -123,7 +119,7 @@ fn view(world: &World) -> NodeView {
     };
     let mut ports: Vec<_> = world.services.iter().filter(|(_, service)| service.0).map(port).collect();
     ports.sort_by_key(|port| (port.protocol, port.published));
-    let peer = |number: u8| crate::model::view::Peer {
+    let peer = |number: u8| Peer {
         node_id: node(number),
         hostname: format!("n{number}"),
         manager: true,

@@ -1,10 +1,11 @@
 //! What leads from what is there to what shall be.
 
 use super::Desired;
-use super::follow::Changed;
+use super::follow::{Changed, Touched};
 use super::space::{Place, Space};
-use crate::datapath::fast::{Hook, Link, State, Step, Tables};
-use skep_ebpf::{Frontend, Port, V4, Vip};
+use crate::datapath::fast::{Hook, Link, Slots, State, Step, Tables};
+use skep_ebpf::{Frontend, Vip};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The steps, for the entries that changed; `space` is where tables lie, and where they will. What is named comes before who
@@ -16,7 +17,8 @@ pub fn plan(desired: &Desired, actual: &State, space: &mut Space, changed: &Chan
     if tables.config != desired.config {
         steps.push(Step::Config(desired.config));
     }
-    let backends = changed.backends(desired, tables);
+    let touched = changed.touched();
+    let backends = keys(touched.map(|t| &t.backends), &desired.backends, &tables.backends);
     for address in &*backends {
         if let Some(backend) = desired.backends.get(address)
             && tables.backends.get(address) != Some(backend)
@@ -26,7 +28,7 @@ pub fn plan(desired: &Desired, actual: &State, space: &mut Space, changed: &Chan
     }
     steps.extend(desired.locals.difference(&tables.locals).map(|a| Step::AddLocal(*a)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| Step::AddSource(*length, *s)));
-    frontends(desired, tables, space, changed, &mut steps);
+    frontends(desired, tables, space, touched, &mut steps);
     steps.extend(desired.members.difference(&tables.members).map(|m| Step::AddMember(*m)));
     let place = |link: &&Link| Hook::ALL.iter().position(|hook| *hook == link.hook);
     let mut missing: Vec<&Link> = desired.links.difference(&actual.links).collect();
@@ -48,16 +50,16 @@ pub fn plan(desired: &Desired, actual: &State, space: &mut Space, changed: &Chan
 }
 
 /// Virtual addresses and ports, with their slots.
-fn frontends(desired: &Desired, tables: &Tables, space: &mut Space, changed: &Changed, steps: &mut Vec<Step>) {
+fn frontends(desired: &Desired, tables: &Tables, space: &mut Space, touched: Option<&Touched>, steps: &mut Vec<Step>) {
     let (mut turned, mut gone) = (Vec::new(), Vec::new());
-    let mut put = |place: Place, slots: &crate::datapath::fast::Slots| match place {
+    let mut put = |place: Place, slots: &Slots| match place {
         Place::There(range) => range,
         Place::New(range) => {
             steps.push(Step::Slots(range.0, slots.clone()));
             range
         }
     };
-    for address in &*changed.vips(desired, tables) {
+    for address in &*keys(touched.map(|t| &t.vips), &desired.vips, &tables.vips) {
         let has = tables.vips.get(address);
         let from = has.map(|vip| (vip.base, vip.size));
         let Some((network, mask, slots)) = desired.vips.get(address) else {
@@ -75,7 +77,7 @@ fn frontends(desired: &Desired, tables: &Tables, space: &mut Space, changed: &Ch
             turned.push(Step::SetVip(*address, vip));
         }
     }
-    for port in &*changed.ports(desired, tables) {
+    for port in &*keys(touched.map(|t| &t.ports), &desired.ports, &tables.ports) {
         let has = tables.ports.get(port);
         let from = has.map(|port| (port.base, port.size));
         let wanted = desired.ports.get(port);
@@ -101,43 +103,11 @@ fn frontends(desired: &Desired, tables: &Tables, space: &mut Space, changed: &Ch
     space.tidy();
 }
 
-/// The keys to look at: those that changed, or all that there are on either side.
-enum Keys<'a, K> {
-    Some(&'a BTreeSet<K>),
-    All(BTreeSet<K>),
-}
-
-impl<K> std::ops::Deref for Keys<'_, K> {
-    type Target = BTreeSet<K>;
-    fn deref(&self) -> &BTreeSet<K> {
-        match self {
-            Keys::Some(keys) => keys,
-            Keys::All(keys) => keys,
-        }
-    }
-}
-
-fn all<K: Ord + Copy, A, B>(desired: &BTreeMap<K, A>, there: &BTreeMap<K, B>) -> BTreeSet<K> {
-    desired.keys().chain(there.keys()).copied().collect()
-}
-
-impl Changed {
-    fn vips(&self, desired: &Desired, tables: &Tables) -> Keys<'_, V4> {
-        match self {
-            Self::Only(touched) => Keys::Some(&touched.vips),
-            Self::All => Keys::All(all(&desired.vips, &tables.vips)),
-        }
-    }
-    fn ports(&self, desired: &Desired, tables: &Tables) -> Keys<'_, Port> {
-        match self {
-            Self::Only(touched) => Keys::Some(&touched.ports),
-            Self::All => Keys::All(all(&desired.ports, &tables.ports)),
-        }
-    }
-    fn backends(&self, desired: &Desired, tables: &Tables) -> Keys<'_, V4> {
-        match self {
-            Self::Only(touched) => Keys::Some(&touched.backends),
-            Self::All => Keys::All(all(&desired.backends, &tables.backends)),
-        }
-    }
+/// The keys to look at: those that were touched, or all that there are on either side.
+fn keys<'a, K: Ord + Copy, A, B>(
+    touched: Option<&'a BTreeSet<K>>,
+    desired: &BTreeMap<K, A>,
+    there: &BTreeMap<K, B>,
+) -> Cow<'a, BTreeSet<K>> {
+    touched.map_or_else(|| Cow::Owned(desired.keys().chain(there.keys()).copied().collect()), Cow::Borrowed)
 }

@@ -1,7 +1,6 @@
 //! Ports that are not for everybody, and clients that keep their task.
 
 use super::*;
-use skep::http::UnixClient;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -93,7 +92,7 @@ async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
 
 /// A client keeps its task while the tasks stay: all of them listen, and every loop of the host acts on that.
 async fn settled(host: &Host, tasks: usize) -> anyhow::Result<()> {
-    let dump: Value = UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()?;
+    let dump = dump(host).await?;
     let ports = dump["view"]["cluster"]["ports"].as_array().cloned().unwrap_or_default();
     let listen = |port: &Value| {
         port["backends"].as_array().is_some_and(|all| all.len() == tasks && all.iter().all(|b| b["listens"]["v4"] == true))

@@ -1,13 +1,12 @@
 //! Every node knows which tasks of a published port listen, and on which family.
 
 use super::*;
-use skep::http::UnixClient;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 /// What a host knows of the backends of its first published port.
 pub async fn known(host: &Host) -> anyhow::Result<BTreeMap<String, (bool, bool)>> {
-    let dump: Value = UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()?;
+    let dump = dump(host).await?;
     let backends = dump["view"]["cluster"]["ports"][0]["backends"].as_array().cloned().unwrap_or_default();
     let one = |b: &Value| {
         let family = |name: &str| b["listens"][name].as_bool().unwrap_or_default();

@@ -83,18 +83,16 @@ pub async fn status(host: &Host) -> Value {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/status").await.expect("answers").json().expect("status")
 }
 
-/// What a host's kernel has of the fast plane.
-pub async fn dump(host: &Host) -> Value {
-    let admin = UnixClient::new(host.run_dir().join("admin.sock"));
-    let dump: Value = admin.get("/dump").await.expect("answers").json().expect("JSON");
-    dump["fast"].clone()
+/// Everything that a host's daemon knows; `fast` is what its kernel has of the fast plane.
+pub async fn dump(host: &Host) -> anyhow::Result<Value> {
+    UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()
 }
 
 /// Waits until so many tasks stand behind a port on every host: those that were seen to listen.
 pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
     for host in hosts {
         within(30, "every task to be seen to listen", || async {
-            let backends = dump(host).await["ports"][port]["backends"].clone();
+            let backends = dump(host).await?["fast"]["ports"][port]["backends"].take();
             anyhow::ensure!(backends.as_object().is_some_and(|all| all.len() == count), "{}: {port} {backends}", host.name());
             Ok(())
         })
