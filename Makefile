@@ -28,7 +28,7 @@ deny: ## licences, bans and sources of every dependency
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
 	$(CARGO) deny check licenses bans sources
 
-test-vm: tools build ## kernel WireGuard and the fast plane on an older kernel, in an emulated Debian
+test-vm: tools build ## kernel WireGuard and the eBPF datapath on an older kernel, in an emulated Debian
 	@tests/vm/run
 
 bench: tools ## what the mesh costs, as ratios beside peers: tests/bench/RESULTS.md

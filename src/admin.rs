@@ -68,7 +68,7 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
     gauge("skep_peer_sent_bytes", "bytes sent to a peer through the tunnel", per_peer(|n| n.tx_bytes));
     let ages = peers().filter_map(|n| Some((format!("{{node=\"{}\"}}", n.hostname), float(n.handshake_seconds?)))).collect();
     gauge("skep_peer_handshake_age_seconds", "seconds since the last handshake", ages);
-    let port = |p: &crate::balance::PortStatus| {
+    let port = |p: &crate::ingress::PortStatus| {
         format!("{{port=\"{}\",protocol=\"{}\",service=\"{}\"}}", p.port, p.protocol.as_str(), p.service)
     };
     gauge(
@@ -91,22 +91,30 @@ fn metrics(status: &Status) -> impl IntoResponse + use<> {
         "connections and datagrams of sources that may not use the port",
         status.ports.iter().map(|p| (port(p), float(p.refused))).collect(),
     );
-    let fast = &status.fast;
-    gauge("skep_fast_up", "1 while the fast plane is loaded", vec![(String::new(), f64::from(u8::from(fast.up)))]);
-    gauge("skep_fast_ports", "published ports that the fast plane serves", vec![(String::new(), float(fast.ports.len() as u64))]);
-    gauge("skep_fast_vips", "virtual addresses that the fast plane carries", vec![(String::new(), float(fast.vips as u64))]);
-    gauge("skep_fast_links", "programs at their places", vec![(String::new(), float(fast.links as u64))]);
-    gauge("skep_fast_mended", "entries and programs found wrong and mended", vec![(String::new(), float(fast.mended))]);
-    let connections = fast.connections.iter().map(|c| {
+    let ebpf = &status.ebpf;
+    gauge("skep_ebpf_up", "1 while the eBPF datapath is loaded", vec![(String::new(), f64::from(u8::from(ebpf.up)))]);
+    gauge(
+        "skep_ebpf_ports",
+        "published ports that the eBPF datapath serves",
+        vec![(String::new(), float(ebpf.ports.len() as u64))],
+    );
+    gauge("skep_ebpf_vips", "virtual addresses that the eBPF datapath carries", vec![(String::new(), float(ebpf.vips as u64))]);
+    gauge("skep_ebpf_links", "programs at their places", vec![(String::new(), float(ebpf.links as u64))]);
+    gauge(
+        "skep_ebpf_repairs_total",
+        "entries and programs found wrong and repaired",
+        vec![(String::new(), float(ebpf.repaired))],
+    );
+    let connections = ebpf.connections.iter().map(|c| {
         let labels = format!("{{plane=\"kernel\",service=\"{}\",frontend=\"{}\"}}", c.service, c.frontend);
         (labels, float(c.connections))
     });
     gauge(
-        "skep_fast_connections",
+        "skep_ebpf_connections",
         "new connections given a backend, by published port or virtual address",
         connections.collect(),
     );
-    let counts = fast.counters.iter().map(|(name, n)| (format!("{{what=\"{name}\"}}"), float(*n))).collect();
-    gauge("skep_fast_count", "what the fast plane's programs counted", counts);
+    let counts = ebpf.counters.iter().map(|(name, n)| (format!("{{what=\"{name}\"}}"), float(*n))).collect();
+    gauge("skep_ebpf_count", "what the eBPF datapath's programs counted", counts);
     ([("content-type", "text/plain; version=0.0.4")], out)
 }

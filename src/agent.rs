@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 pub mod core;
 pub mod ledger;
-pub mod memory;
 pub mod plan;
 pub mod shell;
+pub mod task_record;
 
 #[cfg(test)]
 mod core_tests;

@@ -9,9 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 
-pub mod fast;
+pub mod ebpf;
 pub mod interfaces;
 pub mod links;
 pub mod mesh;
@@ -81,11 +81,11 @@ pub fn places(sandboxes: &[Sandbox], addresses: &BTreeSet<Ipv4Addr>) -> BTreeMap
 /// Prepares a container's namespace once its address is there and before its process starts. May be asked again.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
-    /// Does what the address needs there. A failure leaves the container on the base plane.
+    /// Does what the address needs there. A failure leaves the container on the userspace datapath.
     async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()>;
 }
 
-/// Without a fast plane a container's namespace needs nothing.
+/// Without a eBPF datapath a container's namespace needs nothing.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct NoSandboxes;
 

@@ -12,7 +12,7 @@ pub mod records;
 pub mod resolv;
 pub mod server;
 
-use crate::datapath::{Sockets, fast::Ready, sockets::HereSockets};
+use crate::datapath::{Sockets, ebpf::Ready, sockets::HereSockets};
 use crate::model::{NodeId, NodeView, Revision};
 use records::Records;
 use server::{Gateway, Shared};
@@ -161,7 +161,7 @@ pub async fn run(
 /// Whether two views answer alike. An unchanged part is the same allocation (see `NodeView`).
 fn same_names(one: Option<&NodeView>, other: Option<&NodeView>) -> bool {
     match (one, other) {
-        (Some(one), Some(other)) => Arc::ptr_eq(&one.networks, &other.networks) && Arc::ptr_eq(&one.mine, &other.mine),
+        (Some(one), Some(other)) => Arc::ptr_eq(&one.networks, &other.networks) && Arc::ptr_eq(&one.tasks, &other.tasks),
         (one, other) => one.is_none() && other.is_none(),
     }
 }

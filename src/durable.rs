@@ -1,15 +1,18 @@
-//! The one way to write a small file that must outlive a power cut: whole or not at all.
+//! Small files that must outlive a power cut: each is replaced whole or not at all, and carries the number of its format.
 
+use anyhow::Context as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Writes a file beside the old one, makes it durable, and puts it in the old one's place; only root may read it.
+/// Writes a file beside the old one, syncs it, and renames it over the old one; only root may read it.
 ///
 /// # Errors
 /// The disk's; the old file is untouched then.
-pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
@@ -21,5 +24,131 @@ pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         // The name is durable once its directory is.
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+/// The result of a removal where the file may be gone already.
+///
+/// # Errors
+/// Every other error of the removal.
+pub fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Why a document cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// It is not a document of this kind.
+    #[error("it is damaged")]
+    Damaged(#[source] serde_json::Error),
+    /// Another build of skep wrote it.
+    #[error("it has format {found}, this skep reads format {supported}: start the skep that wrote it")]
+    Unsupported {
+        /// The format that the document names.
+        found: u32,
+        /// The format that this build reads.
+        supported: u32,
+    },
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+/// Reads a JSON document that has a `format` number among its fields. The number is read first, so that the document of
+/// another build is told from a damaged one.
+///
+/// # Errors
+/// See [`FormatError`].
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], format: u32) -> Result<T, FormatError> {
+    let FormatOnly { format: found } = serde_json::from_slice(bytes).map_err(FormatError::Damaged)?;
+    if found != format {
+        return Err(FormatError::Unsupported { found, supported: format });
+    }
+    serde_json::from_slice(bytes).map_err(FormatError::Damaged)
+}
+
+/// A kind of file with one JSON document that has a `format` number among its fields.
+#[derive(Clone, Copy, Debug)]
+pub struct DocumentFile {
+    /// What the file is, for errors: `the ledger`.
+    pub name: &'static str,
+    /// Format that this build reads and writes.
+    pub format: u32,
+    /// What the user can do about a damaged file; `{path}` stands for its path.
+    pub if_damaged: &'static str,
+}
+
+impl DocumentFile {
+    /// Reads the file; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged, or another build of skep wrote it; what to do is in the error.
+    pub fn load<T: DeserializeOwned>(&self, path: &Path) -> anyhow::Result<Option<T>> {
+        let (name, at) = (self.name, path.display());
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {name} {at}")),
+        };
+        decode(&bytes, self.format).map(Some).map_err(|error| match error {
+            FormatError::Damaged(source) => {
+                let advice = self.if_damaged.replace("{path}", &at.to_string());
+                anyhow::Error::new(source).context(format!("{name} {at} is damaged: {advice}"))
+            }
+            FormatError::Unsupported { .. } => anyhow::anyhow!("cannot read {name} {at}: {error}"),
+        })
+    }
+
+    /// Replaces the file; the new content outlives a power cut when this returns.
+    ///
+    /// # Errors
+    /// The disk is full or broken; the old file is untouched.
+    pub fn store<T: Serialize>(&self, path: &Path, document: &T) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec(document)?;
+        replace(path, &bytes).with_context(|| format!("cannot write {} {}", self.name, path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(PartialEq, Debug, Serialize, Deserialize)]
+    struct Document {
+        format: u32,
+        names: Vec<String>,
+    }
+
+    #[test]
+    fn the_document_of_a_newer_build_is_told_from_a_damaged_one() {
+        let newer = br#"{"names": {"a": 1}, "format": 3}"#;
+        assert!(matches!(decode::<Document>(newer, 2), Err(FormatError::Unsupported { found: 3, supported: 2 })));
+        for damaged in [&b""[..], b"{", b"[]", b"{}", br#"{"format": "2"}"#, br#"{"format": 2}"#] {
+            assert!(matches!(decode::<Document>(damaged, 2), Err(FormatError::Damaged(_))), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_none_and_a_damaged_one_says_what_to_do() {
+        let dir = std::env::temp_dir().join(format!("skep-durable-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("names.json");
+        let file = DocumentFile { name: "the list of names", format: 2, if_damaged: "remove {path}" };
+        assert_eq!(file.load::<Document>(&path).unwrap(), None);
+        let document = Document { format: 2, names: vec!["a".to_owned()] };
+        file.store(&path, &document).unwrap();
+        assert_eq!(file.load(&path).unwrap(), Some(document));
+        std::fs::write(&path, "garbage").unwrap();
+        let error = file.load::<Document>(&path).unwrap_err();
+        let advice = format!("the list of names {0} is damaged: remove {0}", path.display());
+        assert!(format!("{error:#}").starts_with(&advice), "{error:#}");
+        ignore_missing(std::fs::remove_file(&path)).unwrap();
+        ignore_missing(std::fs::remove_file(&path)).unwrap();
+        std::fs::remove_dir(&dir).unwrap();
     }
 }

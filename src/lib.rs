@@ -17,7 +17,7 @@
 //!                          ▲                                   ▼
 //!            task status, applied revision            dispatcher: one NodeView per node, part by part
 //!                          │                                   │ session through the tunnel (rpc)
-//!                        agent ◀── NodeView {mine, networks, cluster} ── ledger on disk
+//!                        agent ◀── NodeView {tasks, networks, cluster} ── ledger on disk
 //!         ┌──────────────┬───────┴──────┬───────────────┐
 //!      runtime        overlay        balance           dns      each: observe → plan (pure) → apply → publish revision
 //!                        └── datapath ──┘
@@ -38,9 +38,9 @@
 //! | [`rpc`] | the node protocol over mutual TLS: join with its proof of the UDP way, sessions |
 //! | [`runtime`] | containers: the `Engine` trait, Docker Engine through bollard, a fake |
 //! | [`agent`] | this node's tasks: core, plan, shell, ledger |
-//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets; `fast` loads the programs of `ebpf/` and reads and writes their maps |
+//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets; `ebpf` loads the programs of `ebpf/` and reads and writes their maps |
 //! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin |
-//! | [`balance`] | published ports: in user space, and (`fast`, `table`, `maglev`) what the kernel programs shall have |
+//! | [`balance`] | published ports: in user space, and (`ebpf`, `table`, `maglev`) what the kernel programs shall have |
 //! | [`dns`] | names: records per asker, server, forwarder |
 //! | [`api`] | the Docker API: front door with raw pass-through, handlers, conversion |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` |
@@ -51,23 +51,26 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
-pub mod balance;
+pub mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod datapath;
 pub mod dns;
 pub mod durable;
 pub mod http;
+pub mod ingress;
 pub mod lab;
 pub mod manager;
 pub mod model;
 mod node;
 pub mod overlay;
+pub mod protocol;
 pub mod raft;
 pub mod rpc;
 pub mod runtime;
 pub mod settings;
 pub mod status;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 pub mod trust;

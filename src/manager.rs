@@ -15,7 +15,7 @@ pub mod allocator;
 pub mod dispatcher;
 pub mod invariants;
 pub mod leader;
-pub mod membership;
+pub mod node_allocation;
 pub mod orchestrator;
 pub mod reaper;
 pub mod replica;
@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use membership::{Newcomer, Place, PlaceError, bootstrap, next_node_place};
+pub use node_allocation::{JoiningNode, NodeAllocation, NodeAllocationError, bootstrap, next_node_allocation};
 pub use sessions::{SessionId, Sessions};
 
 /// How the manager behaves over time. All of them are daemon settings.

@@ -8,9 +8,9 @@ mod links;
 mod manager;
 mod member;
 mod network;
-mod record;
 mod report;
 mod session;
+mod state_dir;
 
 use crate::api::Api;
 use crate::clock::{Clock, SystemClock};
@@ -25,7 +25,7 @@ use anyhow::Context as _;
 use links::{LateLinks, LateSandboxes};
 use member::Member;
 use network::Network;
-use record::Record;
+use state_dir::MembershipFile;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -44,7 +44,7 @@ pub(crate) struct Daemon {
     /// Containers' namespaces, as the driver knows them.
     joined: watch::Receiver<Vec<crate::datapath::Sandbox>>,
     mtu: watch::Receiver<u32>,
-    /// The fast plane takes packets of published ports from other nodes.
+    /// The eBPF datapath takes packets of published ports from other nodes.
     takes_ports: std::sync::atomic::AtomicBool,
     /// Init, join and leave, one at a time.
     turn: tokio::sync::Mutex<()>,
@@ -78,16 +78,16 @@ impl Daemon {
     }
     /// What this node says of itself; without an answering engine only what the kernel knows.
     async fn description(&self) -> NodeDescription {
-        let fast_plane = self.takes_ports.load(std::sync::atomic::Ordering::Relaxed);
+        let ebpf_datapath = self.takes_ports.load(std::sync::atomic::Ordering::Relaxed);
         if let Ok(Ok(description)) = tokio::time::timeout(Duration::from_secs(5), self.engine.describe()).await {
-            return NodeDescription { fast_plane, ..description };
+            return NodeDescription { ebpf_datapath, ..description };
         }
         let uname = rustix::system::uname();
         NodeDescription {
             hostname: uname.nodename().to_string_lossy().into_owned(),
             architecture: uname.machine().to_string_lossy().into_owned(),
             os: "linux".to_owned(),
-            fast_plane,
+            ebpf_datapath,
             ..NodeDescription::default()
         }
     }
@@ -162,7 +162,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 /// Starts the membership that is on disk, if there is one: from the ledger, without asking any manager.
 async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let settings = &daemon.settings;
-    let Some(record) = Record::load(&settings.data_dir)? else { return Ok(()) };
+    let Some(record) = MembershipFile::load(&settings.data_dir)? else { return Ok(()) };
     let identity = CertificateFiles::under(&settings.data_dir).load(Some(&record.cluster_id))?.with_context(|| {
         format!(
             "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
@@ -212,7 +212,7 @@ fn advertised(member: &Member) -> Option<IpAddr> {
 }
 
 /// Makes the tunnel's key if there is none, and gives its public half.
-fn tunnel_key(daemon: &Daemon) -> anyhow::Result<crate::model::node::WgKey> {
+fn tunnel_key(daemon: &Daemon) -> anyhow::Result<crate::model::WgKey> {
     let path = daemon.tunnel_key_file();
     if path.exists() { tunnel::public_key(&path) } else { tunnel::generate_key(&path) }
 }

@@ -3,7 +3,7 @@
 //! `plan` says what shall be (pure), `diff` what to do about what is (pure), `reconcile` does it; `dead` ends connections to nodes that died. Knows nothing of
 //! containers and engines: a container is an address and, if it runs here, a veth.
 
-pub mod dead;
+pub mod connection_reset;
 mod diff;
 pub mod driver;
 mod peers;

@@ -4,25 +4,17 @@
 
 mod admit;
 pub mod frame;
-mod gate;
 mod join;
-pub mod message;
+mod limiter;
 pub mod proof;
 pub mod search;
 mod server;
 mod session;
-pub mod session_view;
 mod sessions;
 mod tls;
 
 pub use admit::JoinAuthority;
 pub use join::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
-pub use message::JoinRefused;
-pub use server::{Door, Limits, Server};
+pub use server::{Limits, ListenerKind, Server};
 pub use session::{SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
 pub use sessions::SessionServer;
-
-/// Largest frame among members, in bytes.
-pub const MAX_FRAME: usize = 16 << 20;
-/// Largest frame taken from a joiner, in bytes.
-pub const MAX_JOINER_FRAME: usize = 1 << 20;

@@ -20,8 +20,6 @@ pub use docker::DockerEngine;
 
 /// Name of our network and IPAM driver, as the engine knows it.
 pub const DRIVER: &str = "skep";
-/// Option of an engine network that holds the id of the swarm network.
-pub const OPTION_NETWORK: &str = "skep.network";
 /// Option of an engine network that holds the MTU at the time it was made.
 pub const OPTION_MTU: &str = "mtu";
 

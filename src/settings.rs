@@ -24,7 +24,8 @@ pub struct Settings {
     /// `auto` (kernel WireGuard where there is one), `kernel` or `process`.
     pub tunnel: TunnelPlane,
     /// `auto` (eBPF where the kernel takes it) or `off`.
-    pub fast_plane: FastPlane,
+    #[serde(alias = "fast_plane")]
+    pub ebpf_datapath: EbpfMode,
     /// MTU of the path between nodes; the tunnel's is 80 less.
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
@@ -91,11 +92,11 @@ impl Default for NameSettings {
 /// Whether the kernel carries virtual addresses and published ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum FastPlane {
-    /// Where it can; where not, user space does, and `skep status` says why.
-    Auto,
-    /// User space does. The default until the fast plane has its packet tests.
+pub enum EbpfMode {
+    /// Where the kernel can; elsewhere the userspace datapath carries them, and `skep status` says why.
     #[default]
+    Auto,
+    /// The userspace datapath carries them.
     Off,
 }
 
@@ -170,7 +171,7 @@ impl Default for Settings {
             plugin_dir: "/run/docker/plugins".into(),
             log: "info".to_owned(),
             tunnel: TunnelPlane::Auto,
-            fast_plane: FastPlane::Auto,
+            ebpf_datapath: EbpfMode::Auto,
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),

@@ -1,7 +1,7 @@
 //! What a node knows of itself, for `skep status`, `/dump` and `/metrics`: plain data, made by the node, shown by the CLI.
 
-use crate::balance::PortStatus;
-use crate::balance::fast::FastStatus;
+use crate::ingress::PortStatus;
+use crate::ingress::ebpf::EbpfStatus;
 use crate::model::{NodeId, Revision, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,9 +34,9 @@ pub struct Status {
     pub nodes: Vec<NodeLine>,
     /// Published ports on this node.
     pub ports: Vec<PortStatus>,
-    /// The fast plane.
+    /// The eBPF datapath.
     #[serde(default)]
-    pub fast: FastStatus,
+    pub ebpf: EbpfStatus,
 }
 
 /// What carries what on this node.

@@ -1,5 +1,5 @@
 //! What containers send, in the mesh namespace: answers of published ports, and what goes to virtual addresses without a
-//! socket call. Everything else goes on to the base plane.
+//! socket call. Everything else goes on to the userspace datapath.
 
 use crate::change::{End, Refused, ifindex, protocol, raw, set_port, turn};
 use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, GATE, REPLIES, SLOTS, VIP_COUNTS, VIPS, add, config, count, look, recall};
@@ -76,7 +76,7 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Way, Way> {
     count(Counter::VipPacket);
     let (port, client_port) = (packet.tuple.destination_port, packet.tuple.source_port);
     turn(ctx, packet, End::Destination, &mapped(backend), port, client_port)?;
-    // On by the base plane's routes, as if the backend had been asked.
+    // On by the userspace datapath's routes, as if the backend had been asked.
     Ok(Way::Next)
 }
 

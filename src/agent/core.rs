@@ -2,8 +2,8 @@
 //! [`plan`](super::plan::plan()) after every event and turns its steps into calls, each with a number, so that answers which come
 //! late or out of order are told apart from those that count.
 
-use super::memory::{Memory, Verb};
 use super::plan::{self, Step};
+use super::task_record::{TaskRecord, Verb};
 use crate::model::{NetworkId, NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart};
 use crate::runtime::{Container, ContainerPlan, ContainerState, EngineError, Health, LocalNetwork, NetworkPlan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,7 +104,7 @@ struct Known {
     network: LocalNetwork,
     /// Being removed.
     busy: bool,
-    retry: Memory,
+    retry: TaskRecord,
 }
 
 /// The agent's state.
@@ -117,7 +117,7 @@ pub struct Core {
     view: Option<Revision>,
     /// Strangers and unused networks may go from this time on; set by the first view.
     strangers_from: Timestamp,
-    memory: BTreeMap<TaskId, Memory>,
+    memory: BTreeMap<TaskId, TaskRecord>,
     containers: BTreeMap<TaskId, Container>,
     /// Number of the look that a container's state is from, by the engine's id.
     as_of: BTreeMap<String, u64>,
@@ -125,7 +125,7 @@ pub struct Core {
     /// The engine answers and was looked at since.
     up: bool,
     /// When to look at everything again after a look that failed.
-    list_again: Memory,
+    list_again: TaskRecord,
     /// The loss was said.
     said_lost: bool,
     number: u64,
@@ -147,7 +147,7 @@ impl Core {
             as_of: BTreeMap::new(),
             local: BTreeMap::new(),
             up: false,
-            list_again: Memory::default(),
+            list_again: TaskRecord::default(),
             said_lost: false,
             number: 0,
         }
@@ -231,7 +231,7 @@ impl Core {
             self.strangers_from = now.plus(self.config.stranger_grace);
         }
         self.view = Some(view.revision);
-        self.tasks.clone_from(&view.mine.tasks);
+        self.tasks.clone_from(&view.tasks.by_id);
         self.networks.clone_from(&view.networks.by_id);
         for (id, task) in &self.tasks {
             let memory = self.memory.entry(id.clone()).or_default();
@@ -310,7 +310,8 @@ impl Core {
             .into_iter()
             .map(|network| {
                 let known = before.remove(&network.id);
-                let known = known.unwrap_or_else(|| Known { network: network.clone(), busy: false, retry: Memory::default() });
+                let known =
+                    known.unwrap_or_else(|| Known { network: network.clone(), busy: false, retry: TaskRecord::default() });
                 (network.id, known)
             })
             .collect();
@@ -434,7 +435,7 @@ impl Core {
         effects.push(Effect::Applied(revision));
     }
 
-    /// Memory goes with the last trace of a task.
+    /// TaskRecord goes with the last trace of a task.
     fn forget(&mut self) {
         let (tasks, containers) = (&self.tasks, &self.containers);
         self.memory.retain(|id, memory| tasks.contains_key(id) || containers.contains_key(id) || memory.busy.is_some());

@@ -1,7 +1,7 @@
 //! What to do next for every task: a pure function over what is wished, what is there and what is remembered. States and
 //! their words are Swarm's, so that `docker service ps` reads the same.
 
-use super::memory::{Memory, Verb};
+use super::task_record::{TaskRecord, Verb};
 use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
@@ -46,12 +46,12 @@ impl fmt::Display for Step {
 pub fn plan(
     tasks: &BTreeMap<TaskId, Task>,
     containers: &BTreeMap<TaskId, Container>,
-    memory: &BTreeMap<TaskId, Memory>,
+    memory: &BTreeMap<TaskId, TaskRecord>,
     strangers_from: Timestamp,
     now: Timestamp,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
-    let blank = Memory::default();
+    let blank = TaskRecord::default();
     for (id, task) in tasks {
         let memory = memory.get(id).unwrap_or(&blank);
         Planner { task, container: containers.get(id), memory, now, status: memory.status.clone(), steps: &mut steps }.plan();
@@ -66,7 +66,7 @@ pub fn plan(
 fn leftover(
     id: &TaskId,
     container: Option<&Container>,
-    memory: &Memory,
+    memory: &TaskRecord,
     strangers_from: Timestamp,
     now: Timestamp,
     steps: &mut Vec<Step>,
@@ -88,7 +88,7 @@ fn leftover(
 struct Planner<'a> {
     task: &'a Task,
     container: Option<&'a Container>,
-    memory: &'a Memory,
+    memory: &'a TaskRecord,
     now: Timestamp,
     /// Where the task is, reports of this plan included.
     status: TaskStatus,

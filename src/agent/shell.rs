@@ -3,7 +3,7 @@
 
 use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
-use super::memory;
+use super::task_record;
 use crate::clock::Clock;
 use crate::model::{NodeId, NodeView, Revision, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::runtime::{Engine, EngineError};
@@ -43,7 +43,7 @@ pub async fn run(
         skep_socket: config.skep_socket.clone(),
         stranger_grace: config.stranger_grace,
     });
-    let hands = Hands {
+    let hands = EngineWorker {
         engine: engine.clone(),
         events: events.clone(),
         pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
@@ -135,7 +135,7 @@ fn say(task: &TaskId, status: &TaskStatus) {
 
 /// Calls the engine, each call in a spawned future of its own, and reports back.
 #[derive(Clone)]
-struct Hands {
+struct EngineWorker {
     engine: Arc<dyn Engine>,
     events: mpsc::UnboundedSender<Event>,
     pulls: Arc<Semaphore>,
@@ -143,7 +143,7 @@ struct Hands {
     stops: Arc<Semaphore>,
 }
 
-impl Hands {
+impl EngineWorker {
     async fn run(self, task: TaskId, number: u64, job: Job) {
         let result = self.call(job).await;
         let _ = self.events.send(Event::Done(task, number, result));
@@ -238,7 +238,7 @@ async fn watch_engine(me: NodeId, engine: Arc<dyn Engine>, clock: Arc<dyn Clock>
             return;
         }
         failures += 1;
-        tokio::time::sleep(memory::pause(failures)).await;
+        tokio::time::sleep(task_record::pause(failures)).await;
     }
 }
 

@@ -5,7 +5,7 @@ use crate::model::{
     NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus,
     mesh::MeshPrefix,
     task::{Attachment, ContainerSpec, TaskSpec},
-    view::{ClusterPart, Mine, NetworkPart, Networks},
+    view::{ClusterPart, NetworkPart, Networks, Tasks},
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
 pub fn view(index: u64, tasks: &[Task], networks: &[(NetworkId, NetworkPart)]) -> Arc<NodeView> {
     Arc::new(NodeView {
         revision: Revision { incarnation: 1, index },
-        mine: Arc::new(Mine { tasks: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+        tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
         networks: Arc::new(Networks { by_id: networks.iter().cloned().collect() }),
         cluster: Arc::new(ClusterPart {
             mesh: MeshPrefix("fd00::/48".parse().expect("a prefix")),

@@ -5,6 +5,7 @@ use super::query::ApiVersion;
 use crate::clock::Clock;
 use crate::http::{Reply, UnixClient};
 use crate::model::Timestamp;
+use crate::model::docker;
 use bytes::Bytes;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Newest API version that our replies follow.
-const NEWEST: ApiVersion = ApiVersion { major: 1, minor: 51 };
+const NEWEST: ApiVersion = ApiVersion { major: docker::API_NEWEST.0, minor: docker::API_NEWEST.1 };
 /// Oldest API version that we serve, whatever the engine refuses.
 const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 /// How long the engine's identity is believed, and that it does not answer.
@@ -25,8 +26,6 @@ const ANSWER: Duration = Duration::from_mins(1);
 
 /// Name of our network driver, as the engine knows it.
 pub const DRIVER: &str = "skep";
-/// Option of an engine network that holds the id of the swarm network that it is a part of.
-pub const OPTION_NETWORK: &str = "skep.network";
 
 /// What an engine says of itself in the head of every reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -151,5 +150,5 @@ pub fn swarm_network_of(network: &Value) -> Option<&str> {
     if network.get("Driver").and_then(Value::as_str) != Some(DRIVER) {
         return None;
     }
-    Some(network.get("Options").and_then(|o| o.get(OPTION_NETWORK)).and_then(Value::as_str).unwrap_or_default())
+    Some(network.get("Options").and_then(|o| o.get(docker::NETWORK_OPTION)).and_then(Value::as_str).unwrap_or_default())
 }

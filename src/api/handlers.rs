@@ -1,7 +1,6 @@
 //! Answers, one file per kind of object. A request comes as a [`Call`]: method and path split up, body read (bounded),
 //! version checked.
 
-mod absent;
 mod containers;
 mod networks;
 mod nodes;
@@ -10,6 +9,7 @@ mod services;
 mod swarm;
 mod system;
 mod tasks;
+mod unsupported;
 
 use super::Api;
 use super::body;
@@ -228,8 +228,8 @@ async fn dispatch(call: &Call, path: &[&str]) -> Result<Response> {
         ("GET", ["tasks", task]) if !task.is_empty() => tasks::inspect(call, task),
         ("GET", ["tasks", task, "logs"]) => tasks::logs(call, task),
 
-        ("GET", [kind @ ("secrets" | "configs")]) => absent::list(call, kind),
-        (method, [kind @ ("secrets" | "configs"), rest @ ..]) => absent::other(call, kind, method, rest),
+        ("GET", [kind @ ("secrets" | "configs")]) => unsupported::list(call, kind),
+        (method, [kind @ ("secrets" | "configs"), rest @ ..]) => unsupported::other(call, kind, method, rest),
 
         ("GET", ["networks"]) => networks::list(call).await,
         ("POST", ["networks", "create"]) => networks::create(call).await,

@@ -8,8 +8,9 @@
     reason = "Docker's names; serde's ways"
 )]
 
+use crate::model::PortConfig;
 use crate::model::cluster::{ClusterSpec, JoinTokens};
-use crate::model::service::{EndpointSpec, PortConfig, ServiceSpec, Vip};
+use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
 use crate::model::task::{ContainerStatus, TaskSpec};
 use crate::model::{Meta, NodeSpec, Timestamp};
 use serde::Serialize;

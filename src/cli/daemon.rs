@@ -1,6 +1,6 @@
 //! `skep daemon`: settings from file, variables and flags, then the node.
 
-use crate::settings::{FastPlane, Settings, TunnelPlane};
+use crate::settings::{EbpfMode, Settings, TunnelPlane};
 use anyhow::Context as _;
 use std::path::PathBuf;
 
@@ -28,9 +28,9 @@ pub(super) struct DaemonArgs {
     /// WireGuard of the kernel or of `skep tunnel`: auto, kernel, process [default: auto]
     #[arg(long, env = "SKEP_TUNNEL", value_name = "PLANE", value_parser = plane)]
     tunnel: Option<TunnelPlane>,
-    /// Virtual addresses and published ports in the kernel: auto, off [default: off]
-    #[arg(long, env = "SKEP_FAST_PLANE", value_name = "PLANE", value_parser = fast_plane)]
-    fast_plane: Option<FastPlane>,
+    /// Virtual addresses and published ports in the kernel: auto, off [default: auto]
+    #[arg(long, alias = "fast-plane", env = "SKEP_EBPF_DATAPATH", value_name = "MODE", value_parser = ebpf_datapath)]
+    ebpf_datapath: Option<EbpfMode>,
     /// MTU of the path between nodes [default: 1500]
     #[arg(long, env = "SKEP_PATH_MTU", value_name = "BYTES")]
     path_mtu: Option<u32>,
@@ -45,10 +45,10 @@ fn plane(text: &str) -> Result<TunnelPlane, String> {
     }
 }
 
-fn fast_plane(text: &str) -> Result<FastPlane, String> {
+fn ebpf_datapath(text: &str) -> Result<EbpfMode, String> {
     match text {
-        "auto" => Ok(FastPlane::Auto),
-        "off" => Ok(FastPlane::Off),
+        "auto" => Ok(EbpfMode::Auto),
+        "off" => Ok(EbpfMode::Off),
         _ => Err("one of auto, off".to_owned()),
     }
 }
@@ -59,7 +59,7 @@ impl DaemonArgs {
         macro_rules! over {
             ($($key:ident),+) => {$( if let Some(value) = self.$key { settings.$key = value; } )+};
         }
-        over!(data_dir, run_dir, engine, plugin_dir, log, tunnel, fast_plane, path_mtu);
+        over!(data_dir, run_dir, engine, plugin_dir, log, tunnel, ebpf_datapath, path_mtu);
         Ok(settings)
     }
 }

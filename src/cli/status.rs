@@ -1,8 +1,8 @@
 //! `skep status`: this node's picture as a table, or as JSON.
 
 use super::Target;
-use crate::balance::PortState;
-use crate::balance::fast::FastStatus;
+use crate::ingress::PortState;
+use crate::ingress::ebpf::EbpfStatus;
 use crate::status::Status;
 use std::fmt::Write as _;
 
@@ -67,7 +67,7 @@ pub(super) fn render(status: &Status) -> String {
         let mut rows = vec![["PORT", "SERVICE", "STATE", "PLANE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
         for port in &status.ports {
             let name = format!("{}/{}", port.port, port.protocol.as_str());
-            let plane = plane(&status.fast, &name);
+            let plane = plane(&status.ebpf, &name);
             rows.push([
                 name,
                 port.service.clone(),
@@ -115,9 +115,9 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Which plane serves a port, for clients of either family.
-fn plane(fast: &FastStatus, name: &str) -> String {
-    let of = |name: &str| match fast.left.get(name) {
-        _ if fast.ports.contains(name) => "kernel".to_owned(),
+fn plane(ebpf: &EbpfStatus, name: &str) -> String {
+    let of = |name: &str| match ebpf.left.get(name) {
+        _ if ebpf.ports.contains(name) => "kernel".to_owned(),
         Some(why) => format!("user space: {why}"),
         None => "user space".to_owned(),
     };

@@ -66,7 +66,7 @@ impl Links for Mesh {
             .with_context(|| format!("cannot make the veth of {address} ({mesh_end} in {})", self.pin().display()))?;
         self.apply(&steps(subnet, address)).await?;
         tracing::info!(%address, %subnet, mtu, link = mesh_end, "attached");
-        self.poke();
+        self.send_probe();
         Ok(container_end)
     }
 
@@ -77,7 +77,7 @@ impl Links for Mesh {
             .await
             .with_context(|| format!("cannot remove the veth of {address} ({end} in {})", self.pin().display()))?;
         tracing::info!(%address, link = end, "detached");
-        self.poke();
+        self.send_probe();
         Ok(())
     }
 }

@@ -98,7 +98,7 @@ impl Mesh {
         self.changed.notified().await;
     }
 
-    pub(super) fn poke(&self) {
+    pub(super) fn send_probe(&self) {
         self.changed.notify_one();
     }
 

@@ -7,8 +7,8 @@
 mod wire;
 
 use super::netns;
+use crate::model::Listens;
 use crate::model::Protocol;
-use crate::model::view::Listens;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

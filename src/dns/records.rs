@@ -4,9 +4,9 @@
 //! A name is owned as long as a member of the network bears it, and answers those members that are backends. So a service
 //! without a running task is an empty answer, not an unknown name, and never asked of the world.
 
-use crate::datapath::fast::Ready;
+use crate::datapath::ebpf::Ready;
 use crate::model::service::EndpointMode;
-use crate::model::view::{Member, NetworkPart};
+use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{NodeId, NodeView, ServiceId, TaskId};
 use hickory_proto::rr::{Name, RecordType};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -38,7 +38,7 @@ struct Zone {
     subnet: Ipv4Net,
     /// Lower-case name → addresses of the backends that bear it (empty: owned, nobody there).
     names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    /// Lower-case name of a service with a backend → its virtual address, as far as the fast plane carries it.
+    /// Lower-case name of a service with a backend → its virtual address, as far as the eBPF datapath carries it.
     virtuals: BTreeMap<String, Ipv4Addr>,
     /// Address → container name.
     reverse: BTreeMap<Ipv4Addr, String>,
@@ -193,7 +193,7 @@ impl Zone {
             }
             zone.reverse.insert(member.address, member.container_name.clone());
         }
-        let mut tasks: BTreeMap<&ServiceId, Vec<&Member>> = BTreeMap::new();
+        let mut tasks: BTreeMap<&ServiceId, Vec<&TaskEndpoint>> = BTreeMap::new();
         for member in &network.members {
             tasks.entry(&member.service_id).or_default().push(member);
         }
@@ -210,9 +210,9 @@ impl Zone {
     }
 }
 
-/// The names that a task answers to. On the base plane `service` and `tasks.service` are the same; on the fast plane the
+/// The names that a task answers to. On the userspace datapath `service` and `tasks.service` are the same; on the eBPF datapath the
 /// service's virtual address comes before.
-fn names_of(member: &Member) -> Vec<String> {
+fn names_of(member: &TaskEndpoint) -> Vec<String> {
     let mut names = vec![member.container_name.clone()];
     for name in std::iter::once(&member.service_name).chain(&member.aliases) {
         names.push(name.clone());
@@ -226,7 +226,7 @@ fn names_of(member: &Member) -> Vec<String> {
 
 /// Resolvers that the task's spec names. What is no address is left out: the API has refused it long before.
 fn own_nameservers(view: &NodeView, task: &TaskId) -> Vec<IpAddr> {
-    let config = view.mine.tasks.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
+    let config = view.tasks.by_id.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
     config.map(|config| config.nameservers.iter().filter_map(|text| text.parse().ok()).collect()).unwrap_or_default()
 }
 

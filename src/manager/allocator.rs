@@ -7,7 +7,7 @@
 mod addresses;
 mod endpoint;
 
-pub use addresses::{AddressBook, Reserve, Space};
+pub use addresses::{AddressBook, QuarantinedAddresses, Space};
 
 use super::round::BATCH;
 use crate::model::mesh::DEFAULT_POOL;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const DEFAULT_SUBNET_SIZE: u8 = 24;
 
 /// What is to be given out now.
-pub fn plan(store: &Store, now: Timestamp, reserve: &mut Reserve) -> Vec<Action> {
+pub fn plan(store: &Store, now: Timestamp, reserve: &mut QuarantinedAddresses) -> Vec<Action> {
     let mut out = Vec::new();
     let subnets = subnets(store, reserve, &mut out);
     let fresh: BTreeSet<NetworkId> = out.iter().filter_map(written_network).collect();
@@ -62,7 +62,7 @@ fn distinct(ids: impl Iterator<Item = NetworkId>) -> Vec<NetworkId> {
 }
 
 /// Cuts a subnet for every network that has none and returns all subnets.
-fn subnets(store: &Store, reserve: &Reserve, out: &mut Vec<Action>) -> BTreeMap<NetworkId, Ipv4Net> {
+fn subnets(store: &Store, reserve: &QuarantinedAddresses, out: &mut Vec<Action>) -> BTreeMap<NetworkId, Ipv4Net> {
     let mut all: BTreeMap<NetworkId, Ipv4Net> = store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect();
     let Some(cluster) = store.cluster() else { return all };
     let wished: Vec<Ipv4Net> = store.networks().filter(|n| n.subnet.is_none()).flat_map(|n| n.spec.subnets.clone()).collect();
@@ -97,7 +97,7 @@ pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
 fn services(
     store: &Store,
     subnets: &BTreeMap<NetworkId, Ipv4Net>,
-    reserve: &mut Reserve,
+    reserve: &mut QuarantinedAddresses,
     book: &mut Option<AddressBook>,
     touched: &mut BTreeSet<NetworkId>,
     out: &mut Vec<Action>,
@@ -133,7 +133,7 @@ fn tasks(
     store: &Store,
     now: Timestamp,
     subnets: &BTreeMap<NetworkId, Ipv4Net>,
-    reserve: &mut Reserve,
+    reserve: &mut QuarantinedAddresses,
     book: &mut Option<AddressBook>,
     problems: &BTreeMap<ServiceId, String>,
     touched: &mut BTreeSet<NetworkId>,

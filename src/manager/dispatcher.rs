@@ -12,12 +12,12 @@ pub use view::{Source, view_of};
 use super::ManagerSettings;
 use super::orchestrator::is_up;
 use super::sessions::SessionId;
-use crate::model::task::ListeningPort;
-use crate::model::view::{ClusterPart, Mine, Networks};
+use crate::model::ListeningPort;
+use crate::model::view::{ClusterPart, Networks, Tasks};
 use crate::model::{Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp, node::NodeDescription};
-use crate::rpc::message::{FORMAT, ToManager, ToNode};
+use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::store::Store;
-use hold::Holds;
+use hold::DrainHolds;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub enum Effect {
 /// What a node was last sent.
 struct Sent {
     revision: Revision,
-    mine: Arc<Mine>,
+    tasks: Arc<Tasks>,
     networks: Arc<Networks>,
     cluster: Arc<ClusterPart>,
 }
@@ -119,7 +119,7 @@ pub struct Dispatcher {
     /// Reported, not yet in the store.
     reports: BTreeMap<TaskId, (NodeId, TaskStatus)>,
     listens: BTreeMap<TaskId, (NodeId, Vec<ListeningPort>)>,
-    holds: Holds,
+    holds: DrainHolds,
     cluster: Option<Arc<ClusterPart>>,
 }
 
@@ -135,7 +135,7 @@ impl Dispatcher {
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
             listens: BTreeMap::new(),
-            holds: Holds::default(),
+            holds: DrainHolds::default(),
             cluster: None,
         }
     }
@@ -328,30 +328,30 @@ impl Dispatcher {
             let Some(session) = presence.session.filter(|_| only.is_none_or(|o| o == id)) else { continue };
             presence.synced = revision;
             let sent = presence.sent.as_ref();
-            let mine = source.mine(id, |task| self.holds.holds(&task.id), sent.map(|s| &s.mine));
-            let mine = match mine {
+            let tasks = source.tasks(id, |task| self.holds.holds(&task.id), sent.map(|s| &s.tasks));
+            let tasks = match tasks {
                 Change::Echo(_) if now.since(presence.told) < ECHO_EVERY => {
                     presence.echo_due = true;
                     None
                 }
-                Change::Echo(mine) | Change::New(mine) => Some(mine),
+                Change::Echo(tasks) | Change::New(tasks) => Some(tasks),
                 Change::None => None,
             };
-            if mine.is_some() {
+            if tasks.is_some() {
                 presence.told = now;
                 presence.echo_due = false;
             }
             let networks = source.networks(id, sent.map(|s| &s.networks));
             let cluster = Some(source.cluster()).filter(|c| sent.is_none_or(|s| !Arc::ptr_eq(&s.cluster, c) && s.cluster != *c));
-            if mine.is_none() && networks.is_none() && cluster.is_none() {
+            if tasks.is_none() && networks.is_none() && cluster.is_none() {
                 continue;
             }
-            let message = ToNode::View { revision, mine: mine.clone(), networks: networks.clone(), cluster: cluster.clone() };
+            let message = ToNode::View { revision, tasks: tasks.clone(), networks: networks.clone(), cluster: cluster.clone() };
             out.push(Effect::Send { session, message });
             let before = presence.sent.take();
             presence.sent = Some(Sent {
                 revision,
-                mine: mine.or_else(|| before.as_ref().map(|s| s.mine.clone())).unwrap_or_default(),
+                tasks: tasks.or_else(|| before.as_ref().map(|s| s.tasks.clone())).unwrap_or_default(),
                 networks: networks.or_else(|| before.as_ref().map(|s| s.networks.clone())).unwrap_or_default(),
                 cluster: cluster.unwrap_or_else(|| before.map_or_else(|| source.cluster(), |s| s.cluster)),
             });

@@ -7,7 +7,7 @@ use super::round::Planner;
 use super::sessions::{Arrival, SessionId};
 use crate::clock::Clock;
 use crate::model::Revision;
-use crate::rpc::message::ToNode;
+use crate::protocol::ToNode;
 use crate::store::{ProposeError, Store, StoreHandle};
 use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ impl Shell {
         let first = view.borrow_and_update().clone();
         let mut dispatcher = Dispatcher::new(self.settings.clone(), first, self.clock.now());
         let mut planner = Planner::new(self.settings.clone(), seed);
-        let mut lines = Lines::default();
+        let mut lines = Outboxes::default();
         let mut writing: Option<Write> = None;
         let mut due = true;
         let mut ticks = tokio::time::interval(self.settings.heartbeat / 5);
@@ -171,11 +171,11 @@ fn settle(outcome: Result<u64, ProposeError>) -> bool {
 
 /// Ways out to the nodes, by session.
 #[derive(Default)]
-struct Lines {
+struct Outboxes {
     open: BTreeMap<SessionId, mpsc::Sender<ToNode>>,
 }
 
-impl Lines {
+impl Outboxes {
     /// Registers a new session; true if the event may call for a plan (heartbeats do not).
     fn arrive(&mut self, arrival: &Arrival) -> bool {
         if let (Event::Opened { session, .. }, Some(outgoing)) = (&arrival.event, &arrival.outgoing) {
@@ -184,7 +184,7 @@ impl Lines {
         if let Event::Closed { session } = &arrival.event {
             self.open.remove(session);
         }
-        !matches!(arrival.event, Event::Message { message: crate::rpc::message::ToManager::Heartbeat { .. }, .. })
+        !matches!(arrival.event, Event::Message { message: crate::protocol::ToManager::Heartbeat { .. }, .. })
     }
 
     /// Sends and closes; returns the sessions that could not keep up.

@@ -1,7 +1,7 @@
 //! One round of the leader: every planner in order over one snapshot, each one seeing what those before it decided, and
 //! all of it as one transaction. So a service of thirty tasks goes from wish to assigned in one commit.
 
-use super::allocator::{self, Reserve};
+use super::allocator::{self, QuarantinedAddresses};
 use super::{ManagerSettings, orchestrator, reaper, scheduler};
 use crate::model::{Meta, Revision, TaskState, Timestamp};
 use crate::store::{Action, Kind, Object, Store, Transaction};
@@ -22,7 +22,7 @@ const IDLE: Duration = Duration::from_secs(1);
 pub struct Planner {
     settings: ManagerSettings,
     rng: StdRng,
-    reserve: Reserve,
+    reserve: QuarantinedAddresses,
     /// Not before this time does waiting alone change anything.
     wake: Timestamp,
 }
@@ -30,7 +30,7 @@ pub struct Planner {
 impl Planner {
     /// A planner that draws ids from the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
-        Self { settings, rng: StdRng::seed_from_u64(seed), reserve: Reserve::default(), wake: Timestamp::default() }
+        Self { settings, rng: StdRng::seed_from_u64(seed), reserve: QuarantinedAddresses::default(), wake: Timestamp::default() }
     }
 
     /// What is to be written now; empty if there is nothing to do. `reports` are the dispatcher's writes on the same

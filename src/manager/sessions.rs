@@ -3,7 +3,7 @@
 
 use super::dispatcher::Event;
 use crate::model::NodeId;
-use crate::rpc::message::{ToManager, ToNode};
+use crate::protocol::{ToManager, ToNode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;

@@ -60,7 +60,7 @@ pub struct ClusterSpec {
     /// Always "default".
     pub name: String,
     /// User's labels.
-    #[serde(deserialize_with = "super::service::null_as_default")]
+    #[serde(deserialize_with = "super::serde_helpers::null_as_default")]
     pub labels: BTreeMap<String, String>,
     /// Orchestration settings.
     pub orchestration: Orchestration,

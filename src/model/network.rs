@@ -1,6 +1,6 @@
 //! Overlay networks.
 
-use super::{id::NetworkId, meta::Meta, service::null_as_default};
+use super::{id::NetworkId, meta::Meta, serde_helpers::null_as_default};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Nodes: what the user wants of them, what they say of themselves, what the managers see of them.
 
-use super::{id::NodeId, meta::Meta, service::null_as_default};
+use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, wg_key::WgKey};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -136,9 +136,10 @@ pub struct NodeDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// Engine plugins as (type, name), sorted.
     pub plugins: Vec<(String, String)>,
-    /// Its fast plane takes packets of published ports from other nodes.
+    /// Its eBPF datapath takes packets of published ports from other nodes.
     #[serde(default)]
-    pub fast_plane: bool,
+    #[serde(rename = "FastPlane")]
+    pub ebpf_datapath: bool,
 }
 
 /// What the leader observed of a node.
@@ -172,42 +173,4 @@ pub struct ManagerStatus {
     pub raft_id: u64,
     /// Advertised address and port.
     pub addr: SocketAddr,
-}
-
-/// A WireGuard public key; written in base 64.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WgKey(pub [u8; 32]);
-
-impl WgKey {
-    /// Base 64, as `wg show` prints it.
-    #[must_use]
-    pub fn to_base64(self) -> String {
-        use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD.encode(self.0)
-    }
-    /// Reads base 64; `None` if it is not a key.
-    #[must_use]
-    pub fn from_base64(text: &str) -> Option<Self> {
-        use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD.decode(text.trim()).ok()?.try_into().ok().map(Self)
-    }
-}
-
-impl std::fmt::Debug for WgKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.to_base64())
-    }
-}
-
-impl Serialize for WgKey {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.to_base64())
-    }
-}
-
-impl<'de> Deserialize<'de> for WgKey {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::from_base64(&text).ok_or_else(|| serde::de::Error::custom("not a WireGuard key"))
-    }
 }

@@ -4,19 +4,13 @@
 use super::{
     id::{NetworkId, ServiceId},
     meta::Meta,
+    port::{PortConfig, PublishMode},
+    serde_helpers::null_as_default,
     task::TaskSpec,
 };
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Reads `null` as the default value: clients written in Go send it for empty maps and lists.
-///
-/// # Errors
-/// It is neither.
-pub fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
-}
 
 /// A service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -42,7 +36,7 @@ pub struct Endpoint {
     pub spec: Option<EndpointSpec>,
     /// Ports as published.
     pub ports: Vec<PortConfig>,
-    /// One virtual address per network, `ingress` first. Reserved on the base plane, answered on the fast plane.
+    /// One virtual address per network, `ingress` first. Reserved on the userspace datapath, answered on the eBPF datapath.
     pub vips: Vec<Vip>,
 }
 
@@ -117,71 +111,11 @@ pub struct EndpointSpec {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointMode {
-    /// Its virtual address (on the base plane: its task addresses).
+    /// Its virtual address (on the userspace datapath: its task addresses).
     #[default]
     Vip,
     /// Its task addresses.
     Dnsrr,
-}
-
-/// A port that a service publishes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct PortConfig {
-    /// User's name for it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port in the container.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub target_port: u16,
-    /// Port on every node; 0 in a spec lets the allocator draw one.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub published_port: u16,
-    /// Through the routing mesh or on the task's own host.
-    pub publish_mode: PublishMode,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(port: &u16) -> bool {
-    *port == 0
-}
-
-/// Transport protocol of a published port.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP (not carried out).
-    Sctp,
-}
-
-impl Protocol {
-    /// `tcp`, `udp` or `sctp`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
-}
-
-/// Where a port is published.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PublishMode {
-    /// On every node, balanced.
-    #[default]
-    Ingress,
-    /// On the task's own node, by its engine.
-    Host,
 }
 
 impl Service {

@@ -4,9 +4,9 @@
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
-    service::{PortConfig, Protocol, null_as_default},
+    port::{ListeningPort, Listens, PortConfig, Protocol},
+    serde_helpers::null_as_default,
     time::{Nanos, Timestamp},
-    view::Listens,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -112,17 +112,6 @@ pub struct Task {
     /// Those ports published by its service that its container was seen to listen on, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
-}
-
-/// A port that a container listens on.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct ListeningPort {
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port in the container.
-    pub port: u16,
-    /// In which families.
-    pub listens: Listens,
 }
 
 impl Task {

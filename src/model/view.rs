@@ -2,16 +2,15 @@
 //! disk (ledger), and the only input of every loop on the node.
 
 use super::{
-    entries::Entry,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
-    node::WgKey,
-    service::{EndpointMode, Protocol},
+    port::{Listens, Protocol},
+    service::EndpointMode,
     task::Task,
+    wg_key::WgKey,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -31,7 +30,8 @@ pub struct NodeView {
     /// The revision that the whole is true at.
     pub revision: Revision,
     /// What runs here.
-    pub mine: Arc<Mine>,
+    #[serde(rename = "mine")]
+    pub tasks: Arc<Tasks>,
     /// The networks that this node has tasks on.
     pub networks: Arc<Networks>,
     /// What every node knows.
@@ -40,9 +40,10 @@ pub struct NodeView {
 
 /// Tasks of this node, by id: everything that is not yet to be forgotten.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct Mine {
+pub struct Tasks {
     /// Tasks assigned to this node.
-    pub tasks: BTreeMap<TaskId, Task>,
+    #[serde(rename = "tasks")]
+    pub by_id: BTreeMap<TaskId, Task>,
 }
 
 /// Networks that this node has tasks on.
@@ -66,7 +67,7 @@ pub struct NetworkPart {
     /// It is the network that carries published ports.
     pub ingress: bool,
     /// Every task with an address on it, sorted by task id. Stays until the task is gone, whatever its state.
-    pub members: Vec<Arc<Member>>,
+    pub members: Vec<Arc<TaskEndpoint>>,
     /// Services with a virtual address on it, sorted by service id. (Views of older managers have none.)
     #[serde(default)]
     pub services: Vec<Arc<ServiceVip>>,
@@ -85,7 +86,7 @@ pub struct ServiceVip {
 
 /// A task with an address on a network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Member {
+pub struct TaskEndpoint {
     /// The task.
     pub task_id: TaskId,
     /// Its service.
@@ -140,9 +141,10 @@ pub struct Peer {
     pub endpoints: Vec<SocketAddr>,
     /// Addresses of the containers that it runs, sorted.
     pub containers: Vec<Ipv4Addr>,
-    /// It takes packets of published ports from other nodes' fast planes.
+    /// It takes packets of published ports from other nodes' eBPF datapaths.
     #[serde(default)]
-    pub fast: bool,
+    #[serde(rename = "fast")]
+    pub ebpf: bool,
     /// The managers have not heard of it for so long that they run its tasks elsewhere.
     #[serde(default)]
     pub down: bool,
@@ -199,24 +201,6 @@ pub struct PublishedPort {
     pub allow: Vec<IpNet>,
 }
 
-impl Entry for Member {
-    fn order(&self, other: &Self) -> Ordering {
-        self.task_id.cmp(&other.task_id)
-    }
-}
-
-impl Entry for ServiceVip {
-    fn order(&self, other: &Self) -> Ordering {
-        self.service_id.cmp(&other.service_id)
-    }
-}
-
-impl Entry for PublishedPort {
-    fn order(&self, other: &Self) -> Ordering {
-        (self.protocol, self.published).cmp(&(other.protocol, other.published))
-    }
-}
-
 /// A task that takes traffic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Backend {
@@ -229,14 +213,4 @@ pub struct Backend {
     /// Whether its container was seen to listen on the target port.
     #[serde(default)]
     pub listens: Listens,
-}
-
-/// In which families a container listens on a port, on an address that `ingress` reaches.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Listens {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
 }

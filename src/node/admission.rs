@@ -1,15 +1,15 @@
 //! Lets nodes in: token, place, certificate, node object. The manager's side of a join.
 
-use super::network::{Network, poke};
+use super::network::{Network, send_probe};
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
 use crate::manager::dispatcher::view_of;
-use crate::manager::{Newcomer, membership};
+use crate::manager::{JoiningNode, node_allocation};
 use crate::model::mesh::node_address;
 use crate::model::{NodeId, Role};
-use crate::rpc::message::{JoinReply, JoinRequest};
-use crate::rpc::{JoinAuthority, JoinRefused};
+use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
+use crate::rpc::JoinAuthority;
 use crate::store::{Action, Kind, ProposeError, StoreError, StoreHandle};
 use crate::trust::{self, NodeName, RootCa};
 use async_trait::async_trait;
@@ -69,7 +69,7 @@ impl JoinAuthority for Admission {
                 endpoint.set_ip(from.ip().to_canonical());
             }
         }
-        let newcomer = Newcomer {
+        let newcomer = JoiningNode {
             id: id.clone(),
             role,
             availability: request.availability,
@@ -81,7 +81,7 @@ impl JoinAuthority for Admission {
         };
         for _ in 0..TRIES {
             let store = self.store.read();
-            let (_, actions) = membership::admit(&store, newcomer.clone()).map_err(other)?;
+            let (_, actions) = node_allocation::admit(&store, newcomer.clone()).map_err(other)?;
             match self.store.write(self.clock.now(), actions).await {
                 Ok(_) => {}
                 Err(ProposeError::Refused(StoreError::OutOfSequence)) => continue,
@@ -115,9 +115,9 @@ impl JoinAuthority for Admission {
         self.tunnel.observe().await.ok().and_then(|t| t.peers.get(&key).map(|p| p.rx_bytes)).unwrap_or(0)
     }
 
-    async fn poke(&self, node: &NodeId) {
+    async fn send_probe(&self, node: &NodeId) {
         if let (Some(from), Some(to)) = (self.mesh_address(&self.me), self.mesh_address(node)) {
-            poke(&self.mesh, from, to);
+            send_probe(&self.mesh, from, to);
         }
     }
 

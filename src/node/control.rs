@@ -2,18 +2,19 @@
 
 use super::address::{self, Place};
 use super::member::Member;
-use super::network::{Network, poke};
-use super::record::{self, Record};
+use super::network::{Network, send_probe};
+use super::state_dir::{self, MembershipFile};
 use super::{Daemon, State, advertised, manager, tunnel_key};
 use crate::api::control::{self, ControlError, InitRequest, JoinRequest, Membership, NodeControl};
 use crate::datapath::interfaces::host_addresses;
 use crate::manager::dispatcher::view_of;
-use crate::manager::{Newcomer, bootstrap};
+use crate::manager::{JoiningNode, bootstrap};
+use crate::model::WgKey;
 use crate::model::mesh::{MeshPrefix, node_address};
-use crate::model::node::{ManagerStatus, NodeDescription, WgKey};
+use crate::model::node::{ManagerStatus, NodeDescription};
 use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role};
-use crate::rpc::message::JoinReply;
-use crate::rpc::{JoinError, JoinOptions, JoinParts, JoinRefused, JoinerSide, join};
+use crate::protocol::{JoinRefused, JoinReply};
+use crate::rpc::{JoinError, JoinOptions, JoinParts, JoinerSide, join};
 use crate::store::{Action, ProposeError, StoreError, StoreHandle};
 use crate::trust::{self, CertificateFiles, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
@@ -115,13 +116,13 @@ impl NodeControl for Control {
             }
             State::Pending { .. } => {
                 // A membership that could not be started: take down what an earlier run left, then forget it.
-                if let Ok(Some(record)) = Record::load(&self.0.settings.data_dir) {
+                if let Ok(Some(record)) = MembershipFile::load(&self.0.settings.data_dir) {
                     let _ = crate::agent::remove_all(&record.node_id, &*self.0.engine).await;
                     if let Ok(network) = Network::open(&self.0, &record.place()).await {
                         let _ = network.take_down(&self.0).await;
                     }
                 }
-                record::forget(&self.0.settings.data_dir).map_err(|e| failed(&e))?;
+                state_dir::forget(&self.0.settings.data_dir).map_err(|e| failed(&e))?;
                 self.0.set_state(State::Inactive);
                 Ok(())
             }
@@ -178,7 +179,7 @@ impl Daemon {
 
     /// Nothing half-made stays.
     fn clean_up(&self) {
-        if let Err(error) = record::forget(&self.settings.data_dir) {
+        if let Err(error) = state_dir::forget(&self.settings.data_dir) {
             tracing::warn!(error = format!("{error:#}"), "what a failed attempt wrote could not be removed");
         }
     }
@@ -186,7 +187,7 @@ impl Daemon {
     /// Makes a new cluster with this node as its first manager.
     async fn found(self: &Arc<Self>, request: InitRequest, place: Place) -> anyhow::Result<NodeId> {
         let data_dir = &self.settings.data_dir;
-        record::forget(data_dir)?;
+        state_dir::forget(data_dir)?;
         let outer = manager::bind(place.listen)?;
         let (cluster, identity, newcomer) = {
             let mut rng = rand::rng();
@@ -212,7 +213,7 @@ impl Daemon {
             let certificate = trust::issue(&ca, &key.request()?, &name, now, life, &mut rng)?;
             let identity = Identity::new(&key.to_pem(), &certificate, ca.certificate())?;
             let addr = place.advertise.context("no address to advertise")?;
-            let newcomer = Newcomer {
+            let newcomer = JoiningNode {
                 id,
                 role: Role::Manager,
                 availability: request.availability,
@@ -224,7 +225,7 @@ impl Daemon {
             };
             (cluster, identity, newcomer)
         };
-        let newcomer = Newcomer { description: self.description().await, ..newcomer };
+        let newcomer = JoiningNode { description: self.description().await, ..newcomer };
         let (id, mesh, cluster_id) = (newcomer.id.clone(), cluster.mesh, cluster.id.clone());
         let actions = bootstrap(cluster, NetworkId::draw(&mut rand::rng()), newcomer)?;
 
@@ -234,7 +235,7 @@ impl Daemon {
             replicated.store.write(self.clock.now(), actions).await?;
             let store = replicated.store.read();
             let node = store.node(&id).context("the first node is not in the store")?;
-            let record = Record::new(
+            let record = MembershipFile::new(
                 id.clone(),
                 Role::Manager,
                 cluster_id,
@@ -259,7 +260,7 @@ impl Daemon {
 
     /// Joins through one of the managers named.
     async fn enter(self: &Arc<Self>, request: JoinRequest, place: Place) -> Result<(), ControlError> {
-        record::forget(&self.settings.data_dir).map_err(|e| failed(&e))?;
+        state_dir::forget(&self.settings.data_dir).map_err(|e| failed(&e))?;
         let text = request.remote_addrs.first().cloned().unwrap_or_default();
         let (host, port) = address::remote(&text);
         let remote = tokio::net::lookup_host((host, port)).await.ok().and_then(|mut found| found.next()).ok_or_else(|| {
@@ -297,8 +298,16 @@ impl Daemon {
             .map(|up| (up.network, up.place))
             .ok_or_else(|| ControlError::failed("the tunnel is gone"))?;
         let reply = joined.reply;
-        let record =
-            Record::new(reply.node_id, reply.role, reply.cluster_id, reply.mesh, reply.subnet, reply.ingress_addr, &place, None);
+        let record = MembershipFile::new(
+            reply.node_id,
+            reply.role,
+            reply.cluster_id,
+            reply.mesh,
+            reply.subnet,
+            reply.ingress_addr,
+            &place,
+            None,
+        );
         let written = CertificateFiles::under(&self.settings.data_dir)
             .store(&joined.identity)
             .map_err(anyhow::Error::from)
@@ -363,11 +372,11 @@ impl JoinerSide for Joiner {
         let (key, _, _) = up.manager.context("the manager that answered is not among the nodes")?;
         up.network.received(key).await
     }
-    async fn poke(&self) {
+    async fn send_probe(&self) {
         if let Some(up) = &*self.up.lock().await
             && let Some((_, from, to)) = up.manager
         {
-            poke(&up.network.mesh, from, to);
+            send_probe(&up.network.mesh, from, to);
         }
     }
     async fn tear_down(&self) {

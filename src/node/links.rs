@@ -1,6 +1,6 @@
 //! The driver answers the engine from the first moment on, the mesh namespace comes with a membership: this stands between.
 
-use crate::datapath::fast::Fast;
+use crate::datapath::ebpf::EbpfDatapath;
 use crate::datapath::{Links, Sandbox, Sandboxes, mesh::Mesh};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -20,22 +20,22 @@ impl LateLinks {
     }
 }
 
-/// The fast plane, as long as there is one.
+/// The eBPF datapath, as long as there is one.
 #[derive(Default)]
-pub(super) struct LateSandboxes(RwLock<Option<Arc<Fast>>>);
+pub(super) struct LateSandboxes(RwLock<Option<Arc<EbpfDatapath>>>);
 
 impl LateSandboxes {
-    pub(super) fn set(&self, fast: Option<Arc<Fast>>) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fast;
+    pub(super) fn set(&self, ebpf: Option<Arc<EbpfDatapath>>) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = ebpf;
     }
 }
 
 #[async_trait]
 impl Sandboxes for LateSandboxes {
     async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
-        let fast = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        match fast {
-            Some(fast) => fast.enter(sandbox).await,
+        let ebpf = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match ebpf {
+            Some(ebpf) => ebpf.enter(sandbox).await,
             None => Ok(()),
         }
     }

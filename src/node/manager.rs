@@ -3,16 +3,16 @@
 
 use super::admission::Admission;
 use super::network::Network;
-use super::record::Record;
+use super::state_dir::MembershipFile;
 use super::{Daemon, member};
 use crate::datapath::Sockets as _;
 use crate::manager::replica::{Outcome, Replica};
 use crate::manager::{self, ManagerSettings, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, Role};
+use crate::protocol::{ToManager, ToNode};
 use crate::raft::{Raft, RaftConfig, Transport};
-use crate::rpc::message::{ToManager, ToNode};
-use crate::rpc::{Door, Limits, Server, SessionServer};
+use crate::rpc::{Limits, ListenerKind, Server, SessionServer};
 use crate::store::StoreHandle;
 use crate::trust::Identity;
 use anyhow::Context as _;
@@ -86,7 +86,7 @@ pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
 #[expect(clippy::too_many_arguments, reason = "what a manager is made of, named where it is put together")]
 pub(super) fn start(
     daemon: &Daemon,
-    record: &Record,
+    record: &MembershipFile,
     identity: &Arc<Identity>,
     network: &Network,
     replicated: &Replicated,
@@ -108,14 +108,14 @@ pub(super) fn start(
         Server::new(identity.clone(), daemon.clock.clone(), Arc::new(admission), Arc::new(Dispatch(loops.sessions)), limits)?;
     let server = Arc::new(server);
     let (outside, outside_stop) = (server.clone(), stop.clone());
-    tasks.spawn(async move { outside.serve(outer, Door::Outer, outside_stop).await });
+    tasks.spawn(async move { outside.serve(outer, ListenerKind::Outer, outside_stop).await });
     let (mesh, stop) = (network.mesh.clone(), stop.clone());
     let address = SocketAddr::new(IpAddr::V6(node_address(record.subnet)), DEFAULT_PORT);
     tasks.spawn(async move {
         // The address is there once the overlay loop has put it on.
         let listener = member::until(&stop, || Ok(TcpListener::from_std(mesh.listen(address)?)?)).await;
         if let Some(listener) = listener {
-            server.serve(listener, Door::Mesh, stop).await;
+            server.serve(listener, ListenerKind::Mesh, stop).await;
         }
     });
     Ok(())
@@ -156,6 +156,6 @@ impl SessionServer for Dispatch {
 }
 
 /// The role that a record gives.
-pub(super) fn is_manager(record: &Record) -> bool {
+pub(super) fn is_manager(record: &MembershipFile) -> bool {
     record.role == Role::Manager
 }

@@ -4,18 +4,18 @@
 use super::address::Place;
 use super::manager::{self, Replicated};
 use super::network::Network;
-use super::record::Record;
-use super::session::{Pump, lowest};
-use super::{Daemon, record};
+use super::session::{SessionRelay, lowest};
+use super::state_dir::MembershipFile;
+use super::{Daemon, state_dir};
 use crate::agent::{self, AgentConfig, ledger::Ledger};
-use crate::balance::fast::{FastEnds, FastStatus};
-use crate::balance::{self, BalanceSettings, PortStatus};
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsSettings};
+use crate::ingress::ebpf::{EbpfChannels, EbpfStatus};
+use crate::ingress::{self, PortStatus, UserspaceSettings};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{NodeView, Revision};
-use crate::rpc::message::{FORMAT, ToManager};
+use crate::protocol::{FORMAT, ToManager};
 use crate::rpc::{SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
 use crate::settings::Settings;
 use crate::trust::Identity;
@@ -30,12 +30,12 @@ use tokio_util::task::TaskTracker;
 
 /// A running membership.
 pub(super) struct Member {
-    pub record: Record,
+    pub record: MembershipFile,
     pub network: Network,
     pub replicated: Option<Replicated>,
     pub session: watch::Receiver<SessionState>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
-    pub fast: watch::Receiver<FastStatus>,
+    pub ebpf: watch::Receiver<EbpfStatus>,
     /// Applied revision of each loop, by its name.
     pub applied: BTreeMap<&'static str, watch::Receiver<Revision>>,
     /// Why the leader does not want this node any more.
@@ -45,7 +45,7 @@ pub(super) struct Member {
     tasks: TaskTracker,
 }
 
-impl Record {
+impl MembershipFile {
     pub(super) fn place(&self) -> Place {
         Place { listen: self.listen, advertise: self.advertise, data_path_port: self.data_path_port }
     }
@@ -69,7 +69,7 @@ impl Member {
     /// Starts every loop on a network that is up. `outer` is the managers' door for joins.
     pub(super) async fn start(
         daemon: &Arc<Daemon>,
-        record: Record,
+        record: MembershipFile,
         identity: Identity,
         network: Network,
         replicated: Option<(Replicated, TcpListener)>,
@@ -80,23 +80,23 @@ impl Member {
         let view = || network.view.subscribe();
         let mut applied = BTreeMap::from([("overlay", network.overlay_applied.clone())]);
 
-        // The fast plane, if there is one. Without one its revision does not hold anybody back.
-        let (ready_out, ready) = watch::channel(crate::datapath::fast::Ready::default());
-        let why = network.fast.as_ref().err().cloned().unwrap_or_default();
-        let (fast_status, fast) = watch::channel(FastStatus { reason: why, ..FastStatus::default() });
-        if let Ok(plane) = &network.fast {
-            let (fast_applied, receiver) = watch::channel(Revision::default());
-            applied.insert("fast", receiver);
-            let ends = FastEnds {
+        // The eBPF datapath, if there is one. Without one its revision does not hold anybody back.
+        let (ready_out, ready) = watch::channel(crate::datapath::ebpf::Ready::default());
+        let why = network.ebpf.as_ref().err().cloned().unwrap_or_default();
+        let (ebpf_status, ebpf) = watch::channel(EbpfStatus { reason: why, ..EbpfStatus::default() });
+        if let Ok(plane) = &network.ebpf {
+            let (ebpf_applied, receiver) = watch::channel(Revision::default());
+            applied.insert("ebpf", receiver);
+            let ends = EbpfChannels {
                 view: view(),
                 sandboxes: daemon.joined.clone(),
                 mtu: daemon.mtu.clone(),
-                applied: fast_applied,
+                applied: ebpf_applied,
                 ready: ready_out,
-                status: fast_status,
+                status: ebpf_status,
             };
             let tick = Duration::from_millis(daemon.settings.timeouts.reconcile_ms);
-            tasks.spawn(balance::fast::run(ends, me.clone(), plane.clone(), tick, stop.clone()));
+            tasks.spawn(ingress::ebpf::run(ends, me.clone(), plane.clone(), tick, stop.clone()));
         }
 
         let (dns_applied, receiver) = watch::channel(Revision::default());
@@ -107,14 +107,14 @@ impl Member {
         let (ports_applied, receiver) = watch::channel(Revision::default());
         applied.insert("ports", receiver);
         let (port_status, ports) = watch::channel(Vec::new());
-        tasks.spawn(balance::run(
+        tasks.spawn(ingress::userspace::run(
             view(),
             me.clone(),
             Arc::new(HereSockets),
             network.mesh.clone(),
             ports_applied,
             port_status,
-            balance_settings(&daemon.settings),
+            userspace_settings(&daemon.settings),
             stop.clone(),
         ));
 
@@ -135,7 +135,7 @@ impl Member {
 
         let (listens_out, listens) = mpsc::channel(256);
         let tick = Duration::from_millis(daemon.settings.timeouts.reconcile_ms);
-        tasks.spawn(balance::listens::run(view(), daemon.joined.clone(), listens_out, tick, stop.clone()));
+        tasks.spawn(ingress::readiness::run(view(), daemon.joined.clone(), listens_out, tick, stop.clone()));
 
         let (lowest_out, lowest_applied) = watch::channel(Revision::default());
         tasks.spawn(lowest(applied.values().cloned().collect(), lowest_out));
@@ -148,7 +148,9 @@ impl Member {
             // A node that is killed right after its join comes up by it.
             ledger.store(first)?;
         }
-        tasks.spawn(Pump { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses, listens }.run());
+        tasks.spawn(
+            SessionRelay { ledger, view: network.view.clone(), incoming, outgoing: outgoing.clone(), statuses, listens }.run(),
+        );
 
         let mut config = SessionConfig::new(
             identity.clone(),
@@ -186,7 +188,7 @@ impl Member {
             }
             None => None,
         };
-        Ok(Self { record, network, replicated, session, ports, fast, applied, removed, outgoing, stop, tasks })
+        Ok(Self { record, network, replicated, session, ports, ebpf, applied, removed, outgoing, stop, tasks })
     }
 
     /// The view that the node follows.
@@ -220,7 +222,7 @@ impl Member {
         self.pause().await;
         let containers = agent::remove_all(&self.record.node_id, &*daemon.engine).await;
         let network = self.network.take_down(daemon).await;
-        let files = record::forget(&daemon.settings.data_dir);
+        let files = state_dir::forget(&daemon.settings.data_dir);
         containers.and(network).and(files)
     }
 }
@@ -250,15 +252,15 @@ fn dns_settings(settings: &Settings) -> DnsSettings {
     }
 }
 
-fn balance_settings(settings: &Settings) -> BalanceSettings {
+fn userspace_settings(settings: &Settings) -> UserspaceSettings {
     let ports = settings.ports;
-    BalanceSettings {
+    UserspaceSettings {
         max_connections: ports.max_connections.max(1),
         max_connections_per_port: (ports.max_connections / 2).max(1),
         max_flows: ports.max_flows.max(1),
         max_flows_per_port: (ports.max_flows / 2).max(1),
         flow_idle: Duration::from_millis(ports.udp_idle_ms),
-        ..BalanceSettings::default()
+        ..UserspaceSettings::default()
     }
 }
 

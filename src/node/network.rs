@@ -4,14 +4,14 @@
 
 use super::Daemon;
 use super::address::Place;
-use crate::datapath::fast::{self, Fast};
+use crate::datapath::ebpf::{self, EbpfDatapath};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
 use crate::datapath::{Sandbox, Tunnel};
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
-use crate::overlay::{Overlay, dead};
-use crate::settings::{FastPlane, TunnelPlane};
+use crate::overlay::{Overlay, connection_reset};
+use crate::settings::{EbpfMode, TunnelPlane};
 use anyhow::Context as _;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 pub(super) struct Network {
     pub mesh: Arc<Mesh>,
     pub tunnel: Arc<dyn Tunnel>,
-    /// The fast plane, or why there is none.
-    pub fast: Result<Arc<Fast>, String>,
+    /// The eBPF datapath, or why there is none.
+    pub ebpf: Result<Arc<EbpfDatapath>, String>,
     tunnel_config: TunnelConfig,
     /// What every loop of the node follows.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
@@ -63,13 +63,13 @@ impl Network {
             }
         };
         daemon.links.set(Some(mesh.clone()));
-        let fast = open_fast(daemon, &mesh).await;
-        daemon.sandboxes.set(fast.as_ref().ok().cloned());
+        let ebpf = open_ebpf(daemon, &mesh).await;
+        daemon.sandboxes.set(ebpf.as_ref().ok().cloned());
         let (applied, overlay_applied) = watch::channel(Revision::default());
         Ok(Self {
             mesh,
             tunnel,
-            fast,
+            ebpf,
             tunnel_config,
             view: watch::channel(None).0,
             applied,
@@ -82,7 +82,7 @@ impl Network {
     /// Starts the overlay loop on this view, and on what follows it.
     pub(super) fn follow(&self, me: &NodeId, view: Option<NodeView>, joined: watch::Receiver<Vec<Sandbox>>) {
         self.view.send_replace(view.map(Arc::new));
-        self.tasks.spawn(dead::run(me.clone(), self.mesh.clone(), self.view.subscribe(), joined, self.stop.clone()));
+        self.tasks.spawn(connection_reset::run(me.clone(), self.mesh.clone(), self.view.subscribe(), joined, self.stop.clone()));
         let overlay = Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone());
         self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
     }
@@ -104,42 +104,42 @@ impl Network {
         self.pause().await;
         daemon.links.set(None);
         daemon.sandboxes.set(None);
-        let fast = match &self.fast {
-            Ok(fast) => fast.remove().await,
-            Err(_) => fast::remove_left(&daemon.settings.run_dir, &self.mesh).await,
+        let ebpf = match &self.ebpf {
+            Ok(ebpf) => ebpf.remove().await,
+            Err(_) => ebpf::remove_left(&daemon.settings.run_dir, &self.mesh).await,
         };
         let closed = tunnel::close(&self.tunnel_config).await;
         let removed = self.mesh.remove();
-        fast.and(closed).and(removed)
+        ebpf.and(closed).and(removed)
     }
 }
 
-/// Loads the fast plane. Whatever is wrong with it, the base plane serves.
-async fn open_fast(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<Fast>, String> {
+/// Loads the eBPF datapath. Whatever is wrong with it, the userspace datapath serves.
+async fn open_ebpf(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapath>, String> {
     let run_dir = &daemon.settings.run_dir;
-    let opened = match daemon.settings.fast_plane {
-        FastPlane::Off => Err("the settings say fast_plane = \"off\"".to_owned()),
-        FastPlane::Auto => Fast::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
+    let opened = match daemon.settings.ebpf_datapath {
+        EbpfMode::Off => Err("the settings say ebpf_datapath = \"off\"".to_owned()),
+        EbpfMode::Auto => EbpfDatapath::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
     };
     match &opened {
-        Ok(fast) => {
-            for (hook, why) in fast.lacking() {
-                tracing::warn!(hook = hook.program(), why, "the fast plane goes without this hook");
+        Ok(ebpf) => {
+            for (hook, why) in ebpf.unavailable() {
+                tracing::warn!(hook = hook.program(), why, "the eBPF datapath goes without this hook");
             }
         }
         Err(why) => {
-            tracing::info!(why, "no fast plane: virtual addresses are not answered, ports are served in user space");
-            if let Err(error) = fast::remove_left(run_dir, mesh).await {
+            tracing::info!(why, "no eBPF datapath: virtual addresses are not answered, ports are served in user space");
+            if let Err(error) = ebpf::remove_left(run_dir, mesh).await {
                 tracing::warn!(error = format!("{error:#}"), "programs of an earlier run stay");
             }
         }
     }
-    daemon.takes_ports.store(opened.as_ref().is_ok_and(|fast| fast.takes_ports()), std::sync::atomic::Ordering::Relaxed);
+    daemon.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.takes_ports()), std::sync::atomic::Ordering::Relaxed);
     opened
 }
 
 /// Makes the tunnel send something to a mesh address: a connection that nobody waits for.
-pub(super) fn poke(mesh: &Arc<Mesh>, from: Ipv6Addr, to: Ipv6Addr) {
+pub(super) fn send_probe(mesh: &Arc<Mesh>, from: Ipv6Addr, to: Ipv6Addr) {
     let mesh = mesh.clone();
     tokio::spawn(async move { mesh.answers(from, to, Duration::from_millis(500)).await });
 }

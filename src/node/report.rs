@@ -3,7 +3,7 @@
 use super::member::Member;
 use super::{Daemon, State};
 use crate::admin::Source;
-use crate::datapath::fast::Side;
+use crate::datapath::ebpf::Side;
 use crate::status::{NodeLine, Planes, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -23,8 +23,8 @@ impl Source for Daemon {
             document["tunnel"] = tunnel.map_or_else(|e| json!({ "error": format!("{e:#}") }), |t| json!(t));
             let mesh = member.network.mesh.observe().await;
             document["mesh"] = mesh.map_or_else(|e| json!({ "error": format!("{e:#}") }), |m| json!(m));
-            document["fast"] = match &member.network.fast {
-                Ok(fast) => fast.dump().await.map_or_else(|e| json!({ "error": format!("{e:#}") }), |f| json!(f)),
+            document["ebpf"] = match &member.network.ebpf {
+                Ok(ebpf) => ebpf.dump().await.map_or_else(|e| json!({ "error": format!("{e:#}") }), |f| json!(f)),
                 Err(why) => json!({ "error": why }),
             };
         }
@@ -53,7 +53,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         error = format!("{e:#}");
     }
     let tunnel = tunnel.unwrap_or_default();
-    let fast = member.fast.borrow().clone();
+    let ebpf = member.ebpf.borrow().clone();
     let me = &member.record.node_id;
     let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
@@ -91,20 +91,20 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         session: session_text(daemon, session.leader, session.since, session.last_error),
         told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.iter().map(|(name, r)| ((*name).to_owned(), *r.borrow())).collect(),
-        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&fast) },
+        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&ebpf) },
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
-        fast,
+        ebpf,
         ..base
     }
 }
 
-/// Which plane serves ports, and why not the fast one.
-fn ports_text(fast: &crate::balance::fast::FastStatus) -> String {
-    let calls = fast.lacking.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
-    match (fast.up, calls) {
-        (false, _) if fast.reason.is_empty() => "user space (the fast plane is starting)".to_owned(),
-        (false, _) => format!("user space (no fast plane: {})", fast.reason),
+/// Which plane serves ports, and why not the ebpf one.
+fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
+    let calls = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
+    match (ebpf.up, calls) {
+        (false, _) if ebpf.reason.is_empty() => "user space (the eBPF datapath is starting)".to_owned(),
+        (false, _) => format!("user space (no eBPF datapath: {})", ebpf.reason),
         (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
         (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {} cannot run: {why}", hook.program()),
     }

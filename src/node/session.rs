@@ -2,16 +2,16 @@
 //! observes goes out, and who listens. Both are kept, and told anew with each new session.
 
 use crate::agent::ledger::Ledger;
-use crate::model::task::ListeningPort;
+use crate::model::ListeningPort;
 use crate::model::{NodeView, Revision, TaskId, TaskStatus};
-use crate::rpc::message::{ToManager, ToNode};
-use crate::rpc::session_view::{self, Delta};
+use crate::protocol::view_delta::{self, Delta};
+use crate::protocol::{ToManager, ToNode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 /// Moves messages until the session's side is gone.
-pub(super) struct Pump {
+pub(super) struct SessionRelay {
     pub ledger: Ledger,
     pub view: watch::Sender<Option<Arc<NodeView>>>,
     pub incoming: mpsc::Receiver<ToNode>,
@@ -20,10 +20,10 @@ pub(super) struct Pump {
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
 }
 
-impl Pump {
+impl SessionRelay {
     pub(super) async fn run(mut self) {
-        let mut statuses = Told::default();
-        let mut listens = Told::default();
+        let mut statuses = UnacknowledgedReports::default();
+        let mut listens = UnacknowledgedReports::default();
         loop {
             tokio::select! {
                 message = self.incoming.recv() => match message {
@@ -39,7 +39,7 @@ impl Pump {
                         if let Some(delta) = Delta::of(&message) {
                             self.take(delta).await;
                             let view = self.view.borrow().clone();
-                            let lives = |id: &TaskId| view.as_ref().is_some_and(|v| v.mine.tasks.contains_key(id));
+                            let lives = |id: &TaskId| view.as_ref().is_some_and(|v| v.tasks.by_id.contains_key(id));
                             statuses.retain(lives);
                             listens.retain(lives);
                         }
@@ -63,7 +63,7 @@ impl Pump {
 
     async fn take(&self, delta: Delta) {
         let current = self.view.borrow().clone();
-        let next = match session_view::apply(current.as_deref(), delta) {
+        let next = match view_delta::apply(current.as_deref(), delta) {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, "a view was not taken");
@@ -85,15 +85,15 @@ impl Pump {
 }
 
 /// What was told of tasks.
-struct Told<T>(BTreeMap<TaskId, T>);
+struct UnacknowledgedReports<T>(BTreeMap<TaskId, T>);
 
-impl<T> Default for Told<T> {
+impl<T> Default for UnacknowledgedReports<T> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }
 }
 
-impl<T: Clone> Told<T> {
+impl<T: Clone> UnacknowledgedReports<T> {
     /// The first one and what waits behind it, in order.
     fn news(&mut self, first: (TaskId, T), more: &mut mpsc::Receiver<(TaskId, T)>) -> Vec<(TaskId, T)> {
         let mut batch = vec![first];

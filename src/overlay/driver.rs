@@ -5,6 +5,7 @@
 //! every endpoint is kept on disk ([`state`]), and every call may come twice or for something that is gone already.
 
 use crate::datapath::{Links, Sandbox, Sandboxes};
+use crate::model::docker;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
@@ -25,9 +26,6 @@ pub mod wire;
 
 /// Largest body that is read, in bytes; the engine's are below 10 KiB.
 const MAX_BODY: usize = 256 << 10;
-
-/// Option that the agent gives a network: the id of the swarm network.
-const OPTION_NETWORK: &str = "skep.network";
 
 /// Why a call was not carried out; the engine passes the sentence on to the user.
 pub type Refusal = String;
@@ -88,7 +86,7 @@ impl Driver {
             internal: options.get("com.docker.network.internal").and_then(Value::as_bool).unwrap_or(false),
             swarm_network: options
                 .get("com.docker.network.generic")
-                .and_then(|g| g.get(OPTION_NETWORK))
+                .and_then(|g| g.get(docker::NETWORK_OPTION))
                 .and_then(Value::as_str)
                 .unwrap_or_default()
                 .to_owned(),
@@ -210,7 +208,7 @@ impl Driver {
         if let Some(sandbox) = sandbox
             && let Err(error) = self.sandboxes.enter(&sandbox).await
         {
-            // Without it the container is served by the base plane.
+            // Without it the container is served by the userspace datapath.
             tracing::warn!(address = %sandbox.address, error = format!("{error:#}"), "the container's namespace stays as the engine made it");
         }
         Ok(json!({ "Value": {} }))

@@ -2,7 +2,7 @@
 
 use crate::datapath::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use crate::model::NodeId;
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use crate::model::view::{ClusterPart, Peer};
 use std::collections::BTreeMap;
 use std::time::Duration;

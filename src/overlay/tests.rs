@@ -3,10 +3,10 @@
 use super::{Actual, Desired, HANDSHAKE_OLD, desired, mesh_steps, peer_steps, plan};
 use crate::datapath::mesh::{Link, MAIN, MeshState, MeshStep, Rule, TUNNEL, Target, mesh_end};
 use crate::datapath::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
+use crate::model::WgKey;
 use crate::model::mesh::{MeshPrefix, gateway};
-use crate::model::node::WgKey;
 use crate::model::service::EndpointMode;
-use crate::model::view::{ClusterPart, Member, Mine, NetworkPart, Networks, Peer};
+use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, TaskEndpoint, Tasks};
 use crate::model::{NodeId, NodeView, Revision, ServiceId, TaskId};
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
@@ -27,13 +27,13 @@ fn peer(number: u8) -> Peer {
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: vec![format!("192.0.2.{number}:2377").parse().expect("endpoint")],
         containers: vec![Ipv4Addr::new(10, 0, 1, 10 + number)],
-        fast: false,
+        ebpf: false,
         down: false,
     }
 }
 
-fn member(node: u8, address: Ipv4Addr) -> Member {
-    Member {
+fn member(node: u8, address: Ipv4Addr) -> TaskEndpoint {
+    TaskEndpoint {
         task_id: TaskId::from(format!("task{address}")),
         service_id: ServiceId::from("service"),
         service_name: "service".to_owned(),
@@ -47,7 +47,7 @@ fn member(node: u8, address: Ipv4Addr) -> Member {
     }
 }
 
-fn network(third: u8, ingress: bool, members: Vec<Member>) -> NetworkPart {
+fn network(third: u8, ingress: bool, members: Vec<TaskEndpoint>) -> NetworkPart {
     let subnet = format!("10.0.{third}.0/24").parse().expect("net");
     NetworkPart {
         name: format!("n{third}"),
@@ -63,7 +63,7 @@ fn network(third: u8, ingress: bool, members: Vec<Member>) -> NetworkPart {
 fn view(networks: Vec<NetworkPart>) -> NodeView {
     NodeView {
         revision: Revision::default(),
-        mine: Arc::new(Mine::default()),
+        tasks: Arc::new(Tasks::default()),
         networks: Arc::new(Networks { by_id: networks.into_iter().map(|n| (n.name.clone().into(), n)).collect() }),
         cluster: Arc::new(ClusterPart { mesh: mesh(), pools: vec![], nodes: vec![peer(1), peer(2)], ports: vec![] }),
     }

@@ -1,11 +1,11 @@
 //! The manager's end of a join: admit, answer, prove the UDP way both ways, confirm; revoke when anything of it fails.
 
 use super::frame::{FrameReader, FrameWriter};
-use super::message::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner, format_of};
 use super::proof::{Direction, Way};
 use super::server::{Limits, complaint};
-use super::{MAX_FRAME, MAX_JOINER_FRAME};
 use crate::model::NodeId;
+use crate::protocol::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner, format_of};
+use crate::protocol::{MAX_FRAME, MAX_JOINER_FRAME};
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub trait JoinAuthority: Send + Sync {
     /// Bytes that this manager's tunnel got from the node so far; zero while it does not know it.
     async fn received(&self, node: &NodeId) -> u64;
     /// Makes this manager's tunnel send the node something, so that a blocked way toward it shows. May do nothing.
-    async fn poke(&self, _node: &NodeId) {}
+    async fn send_probe(&self, _node: &NodeId) {}
     /// The join succeeded.
     async fn confirm(&self, node: &NodeId);
     /// The join failed: forget the node.
@@ -158,7 +158,7 @@ async fn prove(
                 return Err(Late(late).into());
             }
             _ = tick.tick() => {
-                authority.poke(&node).await;
+                authority.send_probe(&node).await;
                 way.received(authority.received(&node).await.saturating_sub(before));
                 writer.write(&ToJoiner::Proof(way.proof())).await?;
             }

@@ -2,12 +2,14 @@
 //! directions. Knows no tunnel: that is behind [`JoinerSide`].
 
 use super::frame::{FrameError, FrameReader, FrameWriter};
-use super::message::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
 use super::proof::{Direction, Way};
-use super::{MAX_FRAME, tls};
+use super::tls;
 use crate::clock::Clock;
 use crate::model::Availability;
-use crate::model::node::{NodeDescription, WgKey};
+use crate::model::WgKey;
+use crate::model::node::NodeDescription;
+use crate::protocol::MAX_FRAME;
+use crate::protocol::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
 use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
 use async_trait::async_trait;
 use std::io;
@@ -31,7 +33,7 @@ pub trait JoinerSide: Send + Sync {
     /// Bytes that the tunnel got from the manager since it was brought up.
     async fn received_from_manager(&self) -> anyhow::Result<u64>;
     /// Makes the tunnel send the manager something.
-    async fn poke(&self);
+    async fn send_probe(&self);
     /// The join failed after `bring_up` was begun: takes down what it made.
     async fn tear_down(&self);
 }
@@ -328,7 +330,7 @@ impl Ask {
                 () = tokio::time::sleep_until(self.deadline) => return Err(self.late(way, reply.data_path_port)),
                 _ = tick.tick() => {
                     if !way.proved() {
-                        side.poke().await;
+                        side.send_probe().await;
                     }
                     way.received(side.received_from_manager().await.map_err(JoinError::Here)?);
                     self.write(&FromJoiner::Proof(way.proof())).await?;

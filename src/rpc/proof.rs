@@ -1,7 +1,7 @@
 //! Whether the UDP way between a joiner and its manager works in both directions, judged by what both ends received
 //! through the tunnel. Pure: who counts and who sends is elsewhere.
 
-use super::message::Proof;
+use crate::protocol::Proof;
 
 /// What both ends have received, as seen from one end.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -2,7 +2,7 @@
 //! size and time; whatever does not speak the protocol is closed with a line in the log and loses nobody anything.
 
 use super::frame::FrameError;
-use super::gate::Gate;
+use super::limiter::ConnectionLimiter;
 use super::{JoinAuthority, SessionServer, admit, sessions, tls};
 use crate::clock::Clock;
 use crate::trust::Identity;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What a listener is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Door {
+pub enum ListenerKind {
     /// Faces the LAN: joins only.
     Outer,
     /// Inside the mesh: sessions only.
@@ -71,7 +71,7 @@ struct Shared {
     join: Arc<dyn JoinAuthority>,
     sessions: Arc<dyn SessionServer>,
     limits: Limits,
-    gate: Gate,
+    gate: ConnectionLimiter,
 }
 
 impl Server {
@@ -87,12 +87,12 @@ impl Server {
         limits: Limits,
     ) -> anyhow::Result<Self> {
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&identity, clock)?));
-        let gate = Gate::new(limits.strangers_per_source, limits.strangers);
+        let gate = ConnectionLimiter::new(limits.strangers_per_source, limits.strangers);
         Ok(Self { shared: Arc::new(Shared { identity, acceptor, join, sessions, limits, gate }) })
     }
 
     /// Serves a listener until shut down; then open joins are revoked and sessions closed, which it waits for.
-    pub async fn serve(&self, listener: TcpListener, door: Door, shutdown: CancellationToken) {
+    pub async fn serve(&self, listener: TcpListener, door: ListenerKind, shutdown: CancellationToken) {
         let connections = tokio_util::task::TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -116,7 +116,7 @@ impl Server {
     }
 }
 
-async fn connection(shared: &Shared, stream: TcpStream, from: SocketAddr, door: Door, shutdown: CancellationToken) {
+async fn connection(shared: &Shared, stream: TcpStream, from: SocketAddr, door: ListenerKind, shutdown: CancellationToken) {
     let Some(pass) = shared.gate.enter(from.ip()) else {
         tracing::info!(%from, "closed a connection: too many at a time that have not shown a certificate");
         return;
@@ -138,17 +138,17 @@ async fn connection(shared: &Shared, stream: TcpStream, from: SocketAddr, door: 
         }
     };
     let outcome = match (stream.get_ref().1.alpn_protocol(), door) {
-        (Some(tls::JOIN), Door::Outer) => {
+        (Some(tls::JOIN), ListenerKind::Outer) => {
             let outcome = admit::serve(stream, from, shared.join.as_ref(), &shared.limits, &shutdown).await;
             drop(pass);
             outcome
         }
-        (Some(tls::SESSION), Door::Mesh) => session(shared, stream, from, pass, &shutdown).await,
-        (Some(tls::JOIN), Door::Mesh) => {
+        (Some(tls::SESSION), ListenerKind::Mesh) => session(shared, stream, from, pass, &shutdown).await,
+        (Some(tls::JOIN), ListenerKind::Mesh) => {
             admit::refuse(stream, "this address is for members; join at the manager's outer address").await;
             Err(anyhow::anyhow!("a join at the mesh address"))
         }
-        (Some(tls::SESSION), Door::Outer) => {
+        (Some(tls::SESSION), ListenerKind::Outer) => {
             sessions::refuse(stream, "sessions go through the tunnel; this address is for joins only").await;
             Err(anyhow::anyhow!("a session from outside the mesh"))
         }
@@ -163,7 +163,7 @@ async fn session(
     shared: &Shared,
     stream: TlsStream<TcpStream>,
     from: SocketAddr,
-    pass: super::gate::Pass,
+    pass: super::limiter::Permit,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let name = tls::client_name(stream.get_ref().1.peer_certificates(), &shared.identity);

@@ -2,12 +2,13 @@
 //! Knows nothing of tasks: messages come from and go to channels.
 
 use super::frame::{FrameError, FrameReader, FrameWriter};
-use super::message::{FORMAT, ToManager, ToNode};
 use super::search::{Search, Tried};
-use super::{MAX_FRAME, tls};
+use super::tls;
 use crate::clock::Clock;
 use crate::datapath::Sockets;
 use crate::model::{Revision, Timestamp};
+use crate::protocol::MAX_FRAME;
+use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::trust::Identity;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;

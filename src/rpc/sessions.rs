@@ -1,10 +1,10 @@
 //! The leader's end of a session: hello, then messages both ways until one end goes.
 
-use super::MAX_FRAME;
 use super::frame::{FrameError, FrameReader, FrameWriter};
-use super::message::{FORMAT, ToManager, ToNode, format_of};
 use super::server::{Limits, complaint};
 use crate::model::NodeId;
+use crate::protocol::MAX_FRAME;
+use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
 use crate::trust::NodeName;
 use anyhow::bail;
 use async_trait::async_trait;

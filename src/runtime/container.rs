@@ -2,10 +2,11 @@
 
 use super::{
     ContainerPlan, DRIVER, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME,
-    NetworkPlan, OPTION_MTU, OPTION_NETWORK,
+    NetworkPlan, OPTION_MTU,
 };
-use crate::model::service::{PortConfig, Protocol, PublishMode};
+use crate::model::docker;
 use crate::model::task::{ContainerSpec, Healthcheck, Mount};
+use crate::model::{PortConfig, Protocol, PublishMode};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Ipam, IpamConfig, MountType,
     NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
@@ -68,7 +69,7 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
             options: None,
         }),
         options: Some(HashMap::from([
-            (OPTION_NETWORK.to_owned(), network.id.to_string()),
+            (docker::NETWORK_OPTION.to_owned(), network.id.to_string()),
             (OPTION_MTU.to_owned(), network.mtu.to_string()),
         ])),
         ..Default::default()

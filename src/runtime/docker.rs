@@ -3,9 +3,10 @@
 
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, DRIVER, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    LocalNetwork, NetworkPlan, OPTION_NETWORK, container,
+    LocalNetwork, NetworkPlan, container,
 };
 use crate::http::UnixClient;
+use crate::model::docker;
 use crate::model::{NetworkId, NodeId, TaskId, node::NodeDescription};
 use async_trait::async_trait;
 use bollard::errors::Error;
@@ -24,8 +25,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Newest API version that the types here were written for.
-const NEWEST: (usize, usize) = (1, 51);
 /// Bound on the agreement of a version.
 const HELLO: Duration = Duration::from_secs(10);
 /// Bound on the first byte of an answer. Long: a start waits for network plugins, a pull for registries.
@@ -93,8 +92,8 @@ impl DockerEngine {
             .and_then(|v| v.to_str().ok())
             .and_then(parse_version)
             .ok_or_else(|| self.unavailable(format!("it answered a ping with {} and no API version", reply.status)))?;
-        let (major_version, minor_version) = theirs.min(NEWEST);
-        let version = ClientVersion { major_version, minor_version };
+        let (major_version, minor_version) = theirs.min(docker::API_NEWEST);
+        let version = ClientVersion { major_version: major_version as usize, minor_version: minor_version as usize };
         let path = self.socket.display().to_string();
         let client = Docker::connect_with_unix(&path, ANSWER.as_secs(), &version).map_err(|e| self.error(e))?;
         tracing::debug!(engine = %self.url, api = %format!("{major_version}.{minor_version}"), "agreed on an API version");
@@ -305,7 +304,7 @@ fn gone_is_fine(error: EngineError) -> Result<(), EngineError> {
     gone_is_none::<()>(error).map(|_| ())
 }
 
-fn parse_version(text: &str) -> Option<(usize, usize)> {
+fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.trim().split_once('.')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -323,7 +322,7 @@ fn split_reference(reference: &str) -> (String, Option<String>) {
 }
 
 fn swarm_id(network: &Network) -> NetworkId {
-    let id = network.options.as_ref().and_then(|o| o.get(OPTION_NETWORK)).map(String::as_str);
+    let id = network.options.as_ref().and_then(|o| o.get(docker::NETWORK_OPTION)).map(String::as_str);
     NetworkId::from(id.unwrap_or_default())
 }
 
@@ -392,6 +391,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
-        fast_plane: false,
+        ebpf_datapath: false,
     }
 }

@@ -1,15 +1,15 @@
-//! The fast plane by itself, in a host of the lab: kernel memory, one change among many services, the price of the hooks
+//! The eBPF datapath by itself, in a host of the lab: kernel memory, one change among many services, the price of the hooks
 //! for datagrams that have nothing to do with it.
 
 use crate::report::{Report, median, nanos, spread};
 use crate::work::{Place, loose_datagrams};
 use crate::{stats, tables};
-use skep::balance::table::{Changed, Desired, Followed, Given, Space, plan};
-use skep::datapath::fast::{Fast, Hook, Link, Side, Step};
+use skep::datapath::ebpf::{EbpfDatapath, Hook, Link, Side, Step};
 use skep::datapath::mesh::Mesh;
+use skep::ingress::ebpf::table::{Changed, Desired, DesiredState, Inputs, SlotAllocator, plan};
 use skep::lab::Lab;
 use skep::model::NodeView;
-use skep::rpc::session_view::share_entries;
+use skep::protocol::view_delta::share_entries;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -97,12 +97,12 @@ struct Measured {
 
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let fast = Fast::open(dir, mesh.clone()).await.unwrap();
+    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
     let none = (BTreeSet::new(), BTreeMap::new());
     let me = tables::me();
-    let (mut measured, mut followed) = (Measured::default(), Followed::default());
-    let mut state = fast.observe().await.unwrap();
-    let mut space = Space::of(&state.tables);
+    let (mut measured, mut followed) = (Measured::default(), DesiredState::default());
+    let mut state = ebpf.observe().await.unwrap();
+    let mut space = SlotAllocator::of(&state.tables);
     let mut view: Option<NodeView> = None;
     for round in 0..11 {
         let mut next = tables::view(services, round % 2 == 1);
@@ -111,9 +111,9 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
             share_entries(before, &mut next);
         }
         let start = Instant::now();
-        state = fast.observe_around(Some(state.tables)).await.unwrap();
+        state = ebpf.observe_around(Some(state.tables)).await.unwrap();
         let looked = Instant::now();
-        let given = Given { me: &me, around: &state.surroundings, members: &none.0, lacking: &none.1 };
+        let given = Inputs { me: &me, around: &state.host_devices, members: &none.0, unavailable: &none.1 };
         let changed = followed.follow(&next, &given);
         let computed = Instant::now();
         assert_eq!(changed == Changed::All, round == 0);
@@ -121,7 +121,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         // Only the maps: the hooks of other hosts on this machine are not disturbed.
         let steps: Vec<Step> = steps.into_iter().filter(|step| !matches!(step, Step::Attach(_) | Step::Detach(_))).collect();
         let planned = Instant::now();
-        fast.apply(&steps).await.unwrap();
+        ebpf.apply(&steps).await.unwrap();
         for step in &steps {
             state.tables.carry_out(step);
         }
@@ -140,26 +140,30 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
     }
     for _ in 0..3 {
         let start = Instant::now();
-        let read = fast.observe().await.unwrap();
+        let read = ebpf.observe().await.unwrap();
         let there = Instant::now();
-        let given = Given { me: &me, around: &read.surroundings, members: &none.0, lacking: &none.1 };
+        let given = Inputs { me: &me, around: &read.host_devices, members: &none.0, unavailable: &none.1 };
         assert!(followed.whole(view.as_ref().unwrap(), &given), "what was followed is what is computed");
         let mut maps = Desired::clone(followed.desired());
         maps.links.clear();
-        assert_eq!(plan(&maps, &read, &mut Space::of(&read.tables), &Changed::All), [], "what is remembered is what is there");
+        assert_eq!(
+            plan(&maps, &read, &mut SlotAllocator::of(&read.tables), &Changed::All),
+            [],
+            "what is remembered is what is there"
+        );
         measured.read.push(nanos(there - start) / 1e6);
         measured.whole.push(nanos(there.elapsed()) / 1e6);
     }
     measured.maps = stats::maps(std::process::id());
-    fast.remove().await.unwrap();
-    drop(fast);
+    ebpf.remove().await.unwrap();
+    drop(ebpf);
     mesh.remove().unwrap();
     measured
 }
 
 async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let fast = Fast::open(dir, mesh.clone()).await.unwrap();
+    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
     let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == Side::Cgroup);
     let links: Vec<Link> = hooks.map(|hook| Link { hook, device: String::new(), index: 0 }).collect();
     let on: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
@@ -168,7 +172,7 @@ async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
     // Many short turns: others work on the machine too.
     for _ in 0..24 {
         for (steps, all) in [(&off, &mut without), (&on, &mut with)] {
-            fast.apply(steps).await.unwrap();
+            ebpf.apply(steps).await.unwrap();
             let (count, time) = loose_datagrams(place)(Duration::from_millis(60));
             all.push(nanos(time) / count);
         }
@@ -178,9 +182,9 @@ async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
     loose_datagrams(place)(Duration::from_millis(300));
     let ran = stats::between(&before, &stats::runs(std::process::id()));
     drop(counting);
-    fast.apply(&off).await.unwrap();
-    fast.remove().await.unwrap();
-    drop(fast);
+    ebpf.apply(&off).await.unwrap();
+    ebpf.remove().await.unwrap();
+    drop(ebpf);
     mesh.remove().unwrap();
     let own: Vec<String> = ran.iter().map(|(name, (_, time))| format!("{name} {time:.0} ns")).collect();
     let more: Vec<f64> = with.iter().zip(&without).map(|(with, without)| with - without).collect();

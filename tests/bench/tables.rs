@@ -1,11 +1,13 @@
 //! Pure parts: Maglev tables and plans.
 
 use crate::report::{Report, median, nanos};
-use skep::balance::maglev;
+use skep::ingress::ebpf::maglev;
+use skep::model::Listens;
+use skep::model::Protocol;
+use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
-use skep::model::node::WgKey;
-use skep::model::service::{EndpointMode, Protocol};
-use skep::model::view::{Backend, ClusterPart, Listens, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
+use skep::model::service::EndpointMode;
+use skep::model::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
 use skep::model::{NodeId, NodeView, Revision};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -29,7 +31,7 @@ fn peer(number: u16, mesh: MeshPrefix) -> Peer {
         ingress_addr: Ipv4Addr::from(0x0aff_0000 + u32::from(number)),
         endpoints: Vec::new(),
         containers: Vec::new(),
-        fast: true,
+        ebpf: true,
         down: false,
     }
 }
@@ -51,7 +53,7 @@ pub fn view(services: u32, gone: bool) -> NodeView {
                 let listens = Listens { v4: true, v6: false };
                 backends.push(Backend { task_id: task_id.clone(), node_id: node.clone(), address, listens });
             }
-            members.push(Arc::new(Member {
+            members.push(Arc::new(TaskEndpoint {
                 task_id,
                 service_id: id.as_str().into(),
                 service_name: name.clone(),
@@ -88,7 +90,7 @@ pub fn view(services: u32, gone: bool) -> NodeView {
     };
     NodeView {
         revision: Revision { incarnation: 1, index: 1 + u64::from(gone) },
-        mine: Arc::new(Mine::default()),
+        tasks: Arc::new(Tasks::default()),
         networks: Arc::new(Networks { by_id: BTreeMap::from([("net".into(), network)]) }),
         cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: (1..=10).map(|n| peer(n, mesh)).collect(), ports }),
     }

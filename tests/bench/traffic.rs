@@ -104,7 +104,7 @@ fn gigabits(bytes_per_second: f64) -> String {
 }
 
 pub async fn run(report: &mut Report) {
-    let swarm = swarm("bench", 2, "fast_plane = \"auto\"\n").await;
+    let swarm = swarm("bench", 2, "ebpf_datapath = \"auto\"\n").await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "net", "Driver": "overlay" })).await);
     create(&swarm, "srv", 1, Some("net"), None).await;
     create(&swarm, "cli", 2, Some("net"), None).await;
@@ -125,13 +125,13 @@ pub async fn run(report: &mut Report) {
     let outside = Place::at(&format!("/proc/{}/ns/net", client.pid()));
     let vip = vip(&swarm).await;
     for host in &swarm.hosts {
-        within(40, "the fast plane to serve both ports", || async {
+        within(40, "the eBPF datapath to serve both ports", || async {
             let now = status(host).await;
-            let ports = now["fast"]["ports"].to_string();
+            let ports = now["ebpf"]["ports"].to_string();
             anyhow::ensure!(
                 ports.contains("9000/tcp\"") && ports.contains("9001/tcp\"") && ports.contains("9001/udp\""),
                 "{}",
-                now["fast"]
+                now["ebpf"]
             );
             Ok(())
         })

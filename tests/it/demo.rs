@@ -54,7 +54,7 @@ async fn a_second_demo_in_the_same_place_is_refused_and_told_what_to_do() {
 
 fn interfaces() -> BTreeSet<String> {
     let list = std::fs::read_dir("/sys/class/net").expect("interfaces");
-    // The machine's own containers come and go, and so does the pair of the tests of the fast plane beside this one.
+    // The machine's own containers come and go, and so does the pair of the tests of the eBPF datapath beside this one.
     list.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|n| !n.starts_with("veth") && n != "skeph").collect()
 }
 

@@ -13,7 +13,7 @@ use skep::datapath::{Sockets, sockets::HereSockets};
 use skep::dns::{DnsSettings, run};
 use skep::model::mesh::MeshPrefix;
 use skep::model::service::EndpointMode;
-use skep::model::view::{ClusterPart, Member, Mine, NetworkPart, Networks};
+use skep::model::view::{ClusterPart, NetworkPart, Networks, TaskEndpoint, Tasks};
 use skep::model::{NodeView, Revision};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,7 +50,7 @@ impl Net {
     fn gateway(self) -> Ipv4Addr {
         self.host(1)
     }
-    fn part(self, name: &str, members: Vec<Member>) -> NetworkPart {
+    fn part(self, name: &str, members: Vec<TaskEndpoint>) -> NetworkPart {
         NetworkPart {
             name: name.to_owned(),
             subnet: Ipv4Net::new(self.host(0), 24).unwrap(),
@@ -61,8 +61,8 @@ impl Net {
             services: Vec::new(),
         }
     }
-    fn member(self, service: &str, slot: u64, last: u8) -> Member {
-        Member {
+    fn member(self, service: &str, slot: u64, last: u8) -> TaskEndpoint {
+        TaskEndpoint {
             task_id: format!("{service}{slot}").into(),
             service_id: service.into(),
             service_name: service.to_owned(),
@@ -82,7 +82,7 @@ fn view(index: u64, networks: Vec<NetworkPart>) -> NodeView {
     let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
     NodeView {
         revision: Revision { incarnation: 1, index },
-        mine: Arc::new(Mine { tasks: BTreeMap::new() }),
+        tasks: Arc::new(Tasks { by_id: BTreeMap::new() }),
         networks: Arc::new(Networks { by_id }),
         cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: Vec::new(), ports: Vec::new() }),
     }
@@ -110,7 +110,7 @@ impl Server {
         let (view, views) = watch::channel(None);
         let (applying, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
-        let (_, ready) = watch::channel(skep::datapath::fast::Ready::default());
+        let (_, ready) = watch::channel(skep::datapath::ebpf::Ready::default());
         let done = tokio::spawn(run(ME.into(), views, sockets, ready, applying, settings, shutdown.clone()));
         Self { view, applied, resolv_conf, shutdown, done }
     }

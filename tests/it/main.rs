@@ -3,12 +3,11 @@
 
 mod agent;
 mod api;
-mod balance;
 mod bpf;
 mod demo;
 mod dns;
-mod fast;
-mod fast_keeps;
+mod ebpf;
+mod ebpf_lifecycle;
 mod lab;
 mod layers;
 mod load;
@@ -21,3 +20,4 @@ mod sockdiag;
 mod store;
 mod swarm;
 mod tunnel;
+mod userspace;

@@ -1,4 +1,4 @@
-//! The mesh namespace and the base plane, with real packets between namespaces (root needed).
+//! The mesh namespace and the userspace datapath, with real packets between namespaces (root needed).
 
 mod attack;
 pub mod kit;

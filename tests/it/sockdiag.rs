@@ -2,8 +2,8 @@
 
 use super::overlay::kit::{Folder, Place, folder};
 use skep::datapath::sockdiag::{destroy, listening};
+use skep::model::Listens;
 use skep::model::Protocol::{self, Tcp, Udp};
-use skep::model::view::Listens;
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -2,10 +2,11 @@
 //! transaction writes nothing, names are unique.
 
 use proptest::prelude::*;
+use skep::model::WgKey;
 use skep::model::cluster::{Cluster, ClusterSpec, JoinTokens};
 use skep::model::mesh::MeshPrefix;
 use skep::model::network::{Network, NetworkSpec};
-use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus, WgKey};
+use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus};
 use skep::model::service::{Endpoint, Service, ServiceSpec};
 use skep::model::task::{Task, TaskSpec, TaskState, TaskStatus};
 use skep::model::{ClusterId, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp};

@@ -6,7 +6,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use skep::datapath::tunnel::{self, KernelChoice, TunnelConfig};
 use skep::datapath::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use skep::lab::{Host, Lab, eventually, output};
-use skep::model::node::WgKey;
+use skep::model::WgKey;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -3,7 +3,8 @@
 use super::{invalid, not_carried_out};
 use crate::api::error::Result;
 use crate::model::ServiceId;
-use crate::model::service::{EndpointMode, Protocol, PublishMode, Service, ServiceSpec};
+use crate::model::service::{EndpointMode, Service, ServiceSpec};
+use crate::model::{Protocol, PublishMode};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

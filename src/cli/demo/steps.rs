@@ -121,7 +121,7 @@ async fn drain(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let (own, mut clients) = (stage.client.address().to_string(), BTreeSet::new());
     for node in &stage.nodes {
         let answers = served_by_all(&stage.client, node, report).await?;
-        if node_status(node).await?.fast.ports.contains(&format!("{PORT}/tcp")) {
+        if node_status(node).await?.ebpf.ports.contains(&format!("{PORT}/tcp")) {
             anyhow::ensure!(
                 answers.clients.iter().all(|c| *c == own),
                 "{}: backends saw {:?}, not {own}",
@@ -212,10 +212,10 @@ async fn node_status(node: &Host) -> anyhow::Result<crate::status::Status> {
     crate::http::UnixClient::new(node.run_dir().join("admin.sock")).get("/status").await?.json()
 }
 
-/// The service's virtual address on the demo's network, if the node's fast plane carries virtual addresses.
+/// The service's virtual address on the demo's network, if the node's eBPF datapath carries virtual addresses.
 async fn virtual_address(manager: &Host, node: &Host) -> anyhow::Result<Option<String>> {
     let status = node_status(node).await?;
-    if !status.fast.up || status.fast.members == 0 {
+    if !status.ebpf.up || status.ebpf.members == 0 {
         return Ok(None);
     }
     let network = get(manager, "/networks/demo").await?;

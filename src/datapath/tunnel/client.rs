@@ -6,7 +6,7 @@ use super::namespace::Namespace;
 use super::process::FAILED;
 use super::protocol::{Hello, PROTOCOL, Reply, Request, read_line, write_line};
 use super::{TunnelConfig, beside};
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal, kill_process};

@@ -6,7 +6,7 @@ use super::difference::{YOUNG, endpoint_to_set};
 use super::tun::{Tun, TunReceive, TunSend, split};
 use super::uapi;
 use super::udp::Socket;
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use anyhow::{Context as _, anyhow};
 use gotatun::device::configure::PeerStats;
 use gotatun::device::{Device, DeviceBuilder, Peer};

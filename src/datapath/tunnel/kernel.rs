@@ -9,7 +9,7 @@ use super::link::{self, Control};
 use super::namespace::{Namespace, here};
 use super::udp::bind_error;
 use crate::clock::{Clock as _, SystemClock};
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The node's WireGuard key file: base 64, mode 600.
 
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use anyhow::{Context as _, anyhow};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;

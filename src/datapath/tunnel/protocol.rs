@@ -1,7 +1,7 @@
 //! What the daemon and the tunnel process say to each other: JSON, one document a line, over a unix socket.
 
 use super::super::{TunnelState, TunnelStep};
-use crate::model::node::WgKey;
+use crate::model::WgKey;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;

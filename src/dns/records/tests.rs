@@ -4,7 +4,7 @@ use super::*;
 use crate::model::mesh::MeshPrefix;
 use crate::model::service::EndpointMode;
 use crate::model::task::{ContainerSpec, DnsConfig};
-use crate::model::view::{ClusterPart, Mine, Networks};
+use crate::model::view::{ClusterPart, Networks, Tasks};
 use crate::model::{Meta, NetworkId, Revision, Task, TaskSpec, TaskState, TaskStatus};
 use rand::{SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use std::sync::Arc;
 const HERE: &str = "here";
 const THERE: &str = "there";
 
-fn member(service: &str, slot: u64, node: &str, address: [u8; 4], backend: bool) -> Member {
+fn member(service: &str, slot: u64, node: &str, address: [u8; 4], backend: bool) -> TaskEndpoint {
     let id = format!("{service}{slot}id");
-    Member {
+    TaskEndpoint {
         container_name: format!("{service}.{slot}.{id}"),
         task_id: id.into(),
         service_id: service.into(),
@@ -28,7 +28,7 @@ fn member(service: &str, slot: u64, node: &str, address: [u8; 4], backend: bool)
     }
 }
 
-fn network(name: &str, third: u8, members: Vec<Member>) -> (NetworkId, NetworkPart) {
+fn network(name: &str, third: u8, members: Vec<TaskEndpoint>) -> (NetworkId, NetworkPart) {
     let part = NetworkPart {
         name: name.to_owned(),
         subnet: Ipv4Net::new([10, 0, third, 0].into(), 24).unwrap(),
@@ -65,7 +65,7 @@ fn task(id: &str, nameservers: &[&str]) -> Task {
 }
 
 fn view() -> NodeView {
-    let aliased = |mut m: Member, alias: &str| {
+    let aliased = |mut m: TaskEndpoint, alias: &str| {
         m.aliases.push(alias.to_owned());
         m
     };
@@ -105,8 +105,8 @@ fn view() -> NodeView {
     let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
     NodeView {
         revision: Revision::default(),
-        mine: Arc::new(Mine {
-            tasks: BTreeMap::from([("web1id".into(), task("web1id", &["192.0.2.53", "rubbish", "2001:db8::53"]))]),
+        tasks: Arc::new(Tasks {
+            by_id: BTreeMap::from([("web1id".into(), task("web1id", &["192.0.2.53", "rubbish", "2001:db8::53"]))]),
         }),
         networks: Arc::new(Networks { by_id: networks }),
         cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: Vec::new(), ports: Vec::new() }),

@@ -74,7 +74,7 @@ impl Space {
     /// The next free address after the one given out last, from the start again at the end; `None` if all are in use.
     /// So an address that became free is given out again as late as possible. Never the gateway (first) nor the
     /// broadcast address (last).
-    pub fn take(&mut self, network: &NetworkId, reserve: &mut Reserve) -> Option<Ipv4Addr> {
+    pub fn take(&mut self, network: &NetworkId, reserve: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
         let low = self.subnet.network().to_bits().checked_add(2)?;
         let high = self.subnet.broadcast().to_bits().checked_sub(1)?;
         if low > high {
@@ -102,7 +102,7 @@ impl Space {
 /// What the leader remembers of addresses beyond the store: the one given out last, and those that became free but that
 /// some live node may still use. Lost with the leader; the order of [`Space::take`] makes up for that.
 #[derive(Default, Debug)]
-pub struct Reserve {
+pub struct QuarantinedAddresses {
     cursor: BTreeMap<NetworkId, Ipv4Addr>,
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
@@ -112,7 +112,7 @@ pub struct Reserve {
     seen: u64,
 }
 
-impl Reserve {
+impl QuarantinedAddresses {
     /// Takes note of what became free up to this state, and lets go of what every live node has applied.
     pub fn observe(&mut self, store: &Store, applied: Revision) {
         self.freed.retain(|_, index| applied.index < *index);

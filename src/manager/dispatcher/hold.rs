@@ -6,7 +6,7 @@ use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-struct Hold {
+struct DrainHold {
     /// Raft index at which it stopped being a backend.
     index: u64,
     since: Timestamp,
@@ -14,16 +14,16 @@ struct Hold {
 
 /// Tasks that are not told to stop yet.
 #[derive(Default)]
-pub struct Holds {
-    tasks: BTreeMap<TaskId, Hold>,
+pub struct DrainHolds {
+    tasks: BTreeMap<TaskId, DrainHold>,
 }
 
-impl Holds {
+impl DrainHolds {
     /// Finds tasks that stopped being backends because somebody wants them stopped.
     pub fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
         for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
             if before.task(&task.id).is_some_and(Task::is_backend) {
-                self.tasks.insert(task.id.clone(), Hold { index: after.index(), since: now });
+                self.tasks.insert(task.id.clone(), DrainHold { index: after.index(), since: now });
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{Dispatcher, Presence};
 use crate::manager::round::BATCH;
-use crate::model::task::ListeningPort;
+use crate::model::ListeningPort;
 use crate::model::{Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
 use std::collections::BTreeSet;

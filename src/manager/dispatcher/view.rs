@@ -4,7 +4,7 @@
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
 use crate::model::port_labels::PortLabels;
-use crate::model::view::{Backend, ClusterPart, Member, Mine, NetworkPart, Networks, Peer, PublishedPort, ServiceVip};
+use crate::model::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
 use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +16,9 @@ pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
     let source = Source::of(store, None)?;
     Some(NodeView {
         revision: store.revision(),
-        mine: match source.mine(node, |_| false, None) {
+        tasks: match source.tasks(node, |_| false, None) {
             Change::None => Arc::default(),
-            Change::Echo(mine) | Change::New(mine) => mine,
+            Change::Echo(tasks) | Change::New(tasks) => tasks,
         },
         networks: source.networks(node, None).unwrap_or_default(),
         cluster: source.cluster(),
@@ -30,9 +30,9 @@ pub(super) enum Change {
     /// Not at all.
     None,
     /// Only in what the node itself reported.
-    Echo(Arc<Mine>),
+    Echo(Arc<Tasks>),
     /// In what it has to do.
-    New(Arc<Mine>),
+    New(Arc<Tasks>),
 }
 
 /// A state of the store, indexed by node and network.
@@ -65,21 +65,21 @@ impl<'a> Source<'a> {
     }
 
     /// The node's tasks, compared with what it has. Tasks that are held still look wished for.
-    pub(super) fn mine(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Mine>>) -> Change {
+    pub(super) fn tasks(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> Change {
         let tasks = self.tasks.get(node).map_or(&[][..], Vec::as_slice);
         let shown = |task: &Task| if held(task) { task.desired_state.min(TaskState::Running) } else { task.desired_state };
         let known = |t: &&Task| {
-            has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
+            has.and_then(|has| has.by_id.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
         };
-        let same = has.is_some_and(|has| has.tasks.len() == tasks.len()) && tasks.iter().all(known);
+        let same = has.is_some_and(|has| has.by_id.len() == tasks.len()) && tasks.iter().all(known);
         let told =
-            |t: &&Task| has.and_then(|has| has.tasks.get(&t.id)).is_some_and(|h| h.status == t.status && h.listens == t.listens);
+            |t: &&Task| has.and_then(|has| has.by_id.get(&t.id)).is_some_and(|h| h.status == t.status && h.listens == t.listens);
         if same && tasks.iter().all(told) {
             return Change::None;
         }
         let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
-        let mine = Arc::new(Mine { tasks: tasks.iter().map(show).collect() });
-        if same { Change::Echo(mine) } else { Change::New(mine) }
+        let tasks = Arc::new(Tasks { by_id: tasks.iter().map(show).collect() });
+        if same { Change::Echo(tasks) } else { Change::New(tasks) }
     }
 
     /// The node's networks; `None` if they are what it has.
@@ -129,7 +129,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
         for attachment in &task.attachments {
             let Some(part) = parts.get_mut(&attachment.network_id) else { continue };
             let config = task.spec.networks.iter().find(|n| n.target == attachment.network_id.as_str());
-            part.members.push(Arc::new(Member {
+            part.members.push(Arc::new(TaskEndpoint {
                 task_id: task.id.clone(),
                 service_id: task.service_id.clone(),
                 service_name: task.service_name.clone(),
@@ -169,7 +169,7 @@ fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: O
             ingress_addr: node.mesh.ingress_addr,
             endpoints: node.mesh.endpoints.clone(),
             containers,
-            fast: node.description.fast_plane,
+            ebpf: node.description.ebpf_datapath,
             down: node.status.state == NodeState::Down,
         }
     });

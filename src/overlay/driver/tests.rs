@@ -1,8 +1,9 @@
 //! The protocol over a real unix socket, with links that only remember.
 
-use super::{Driver, OPTION_NETWORK, router};
+use super::{Driver, router};
 use crate::datapath::Links;
 use crate::http::{Reply, UnixClient, bind_unix, serve_unix};
+use crate::model::docker::NETWORK_OPTION;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
@@ -94,7 +95,7 @@ impl Rig {
             json!({
                 "NetworkID": "n", "IPv6Data": null,
                 "IPv4Data": [{ "AddressSpace": "skep", "Gateway": "10.0.1.1/32", "Pool": "10.0.1.0/24" }],
-                "Options": { "com.docker.network.internal": internal, "com.docker.network.generic": { OPTION_NETWORK: "swarm1", "mtu": "1420" } },
+                "Options": { "com.docker.network.internal": internal, "com.docker.network.generic": { NETWORK_OPTION: "swarm1", "mtu": "1420" } },
             }),
         )
         .await
@@ -117,11 +118,6 @@ impl Rig {
     fn links(&self) -> Vec<Ipv4Addr> {
         self.links.there.lock().expect("lock").keys().copied().collect()
     }
-}
-
-#[test]
-fn the_agent_and_the_driver_mean_the_same_option() {
-    assert_eq!(OPTION_NETWORK, crate::runtime::OPTION_NETWORK);
 }
 
 #[tokio::test]

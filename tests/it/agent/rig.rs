@@ -9,7 +9,7 @@ use skep::http::{bind_unix, serve_unix};
 use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
 use skep::model::mesh::{MeshPrefix, gateway};
 use skep::model::task::{Attachment, ContainerSpec, TaskSpec};
-use skep::model::view::{ClusterPart, Mine, NetworkPart, Networks};
+use skep::model::view::{ClusterPart, NetworkPart, Networks, Tasks};
 use skep::model::{Meta, NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus};
 use skep::overlay::driver::{Driver, router};
 use skep::runtime::{DockerEngine, Engine};
@@ -193,7 +193,7 @@ impl Rig {
         }
         self.view.send_replace(Some(Arc::new(NodeView {
             revision: Revision { incarnation: 1, index: self.index },
-            mine: Arc::new(Mine { tasks: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
             networks: Arc::new(Networks { by_id }),
             cluster: Arc::new(ClusterPart {
                 mesh: MeshPrefix("fd00::/48".parse().expect("a prefix")),

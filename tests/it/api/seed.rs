@@ -1,8 +1,9 @@
 //! A store as it was when something was recorded: made from the recorded replies themselves.
 
 use serde_json::{Value, json};
+use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
-use skep::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus, WgKey};
+use skep::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
 use skep::model::service::{Endpoint, EndpointSpec};
 use skep::model::task::{Attachment, TaskStatus};
 use skep::model::{

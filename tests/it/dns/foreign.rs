@@ -114,7 +114,7 @@ async fn a_task_with_resolvers_of_its_own_asks_those() {
         listens: Vec::new(),
     };
     let mut changed = view(2, vec![two(net)]);
-    changed.mine = Arc::new(Mine { tasks: BTreeMap::from([(task.id.clone(), task)]) });
+    changed.tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
     server.show(changed).await;
     let with_own = Client { from: net.host(12), ..client };
     assert_eq!(with_own.addresses("a.test").await, [ANSWER]);

@@ -3,13 +3,11 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 use skep::manager::SessionId;
-use skep::model::service::Protocol;
-use skep::model::view::{ClusterPart, Listens, Mine, Networks};
-use skep::model::{
-    NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
-    task::{ContainerStatus, ListeningPort},
-};
-use skep::rpc::message::{FORMAT, ToManager, ToNode};
+use skep::model::Listens;
+use skep::model::Protocol;
+use skep::model::view::{ClusterPart, Networks, Tasks};
+use skep::model::{ListeningPort, NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use skep::protocol::{FORMAT, ToManager, ToNode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -39,7 +37,7 @@ pub struct Agent {
     pub linked: bool,
     pub removed: bool,
     pub revision: Revision,
-    pub mine: Arc<Mine>,
+    pub tasks: Arc<Tasks>,
     pub networks: Arc<Networks>,
     pub cluster: Option<Arc<ClusterPart>>,
     pub containers: BTreeMap<TaskId, Container>,
@@ -55,7 +53,7 @@ impl Agent {
             linked: true,
             removed: false,
             revision: Revision::default(),
-            mine: Arc::default(),
+            tasks: Arc::default(),
             networks: Arc::default(),
             cluster: None,
             containers: BTreeMap::new(),
@@ -79,13 +77,13 @@ impl Agent {
     /// Takes in a message; answers at once.
     pub fn hear(&mut self, message: ToNode) -> Option<ToManager> {
         match message {
-            ToNode::View { revision, mine, networks, cluster } => {
+            ToNode::View { revision, tasks, networks, cluster } => {
                 assert!(revision >= self.revision, "{} was sent an older view", self.id);
                 self.revision = revision;
-                self.mine = mine.unwrap_or_else(|| self.mine.clone());
+                self.tasks = tasks.unwrap_or_else(|| self.tasks.clone());
                 self.networks = networks.unwrap_or_else(|| self.networks.clone());
                 self.cluster = cluster.or_else(|| self.cluster.take());
-                for task in self.mine.tasks.values() {
+                for task in self.tasks.by_id.values() {
                     for attachment in &task.attachments {
                         assert!(self.networks.by_id.contains_key(&attachment.network_id), "a task came without its network");
                     }
@@ -102,9 +100,9 @@ impl Agent {
     /// Does a little; returns the tasks that were asked to stop just now.
     pub fn step(&mut self, now: Timestamp, rng: &mut StdRng) -> Vec<TaskId> {
         let mut told = Vec::new();
-        let (mine, unsent) = (self.mine.clone(), &mut self.unsent);
-        self.containers.retain(|id, c| mine.tasks.contains_key(id) || c.runs());
-        for task in mine.tasks.values() {
+        let (tasks, unsent) = (self.tasks.clone(), &mut self.unsent);
+        self.containers.retain(|id, c| tasks.by_id.contains_key(id) || c.runs());
+        for task in tasks.by_id.values() {
             self.containers.entry(task.id.clone()).or_insert_with(|| Container {
                 task: task.clone(),
                 status: TaskStatus { container: None, ..task.status.clone() },
@@ -114,8 +112,8 @@ impl Agent {
             });
         }
         for (id, container) in &mut self.containers {
-            let desired = mine.tasks.get(id).map_or(TaskState::Remove, |t| t.desired_state);
-            let not_before = mine.tasks.get(id).and_then(|t| t.not_before);
+            let desired = tasks.by_id.get(id).map_or(TaskState::Remove, |t| t.desired_state);
+            let not_before = tasks.by_id.get(id).and_then(|t| t.not_before);
             let before = container.status.state;
             let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut told);
             if next > before {

@@ -1,10 +1,11 @@
 //! Objects for tests.
 
 use ipnet::Ipv6Net;
-use skep::manager::{Newcomer, bootstrap, membership};
+use skep::manager::{JoiningNode, bootstrap, node_allocation};
+use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
 use skep::model::network::NetworkSpec;
-use skep::model::node::{NodeDescription, WgKey};
+use skep::model::node::NodeDescription;
 use skep::model::service::{EndpointSpec, Replicated, ServiceMode};
 use skep::model::task::{ContainerSpec, NetworkAttachmentConfig, RestartPolicy};
 use skep::model::{
@@ -37,12 +38,12 @@ pub fn description(name: &str) -> NodeDescription {
     NodeDescription { hostname: name.to_owned(), engine_version: "20.10.5".to_owned(), ..NodeDescription::default() }
 }
 
-pub fn newcomer(name: &str) -> Newcomer {
+pub fn newcomer(name: &str) -> JoiningNode {
     let mut key = [0_u8; 32];
     for (to, from) in key.iter_mut().zip(name.bytes()) {
         *to = from;
     }
-    Newcomer {
+    JoiningNode {
         id: name.into(),
         role: Role::Worker,
         availability: Availability::Active,
@@ -63,7 +64,7 @@ pub fn store(nodes: usize) -> Store {
     let mut store = Store::default();
     apply(&mut store, START, bootstrap(cluster(), "ingress-id".into(), newcomer("n1")).unwrap());
     for i in 2..=nodes {
-        let (_, actions) = membership::admit(&store, newcomer(&format!("n{i}"))).unwrap();
+        let (_, actions) = node_allocation::admit(&store, newcomer(&format!("n{i}"))).unwrap();
         apply(&mut store, START, actions);
     }
     store

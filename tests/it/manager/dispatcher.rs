@@ -4,10 +4,11 @@ use super::build::{self, apply, node, service};
 use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
 use skep::manager::round::Planner;
 use skep::manager::{ManagerSettings, SessionId};
-use skep::model::task::ListeningPort;
-use skep::model::view::{Listens, Mine};
+use skep::model::ListeningPort;
+use skep::model::Listens;
+use skep::model::view::Tasks;
 use skep::model::{NodeState, Protocol, Revision, TaskId, TaskState, TaskStatus, Timestamp};
-use skep::rpc::message::{FORMAT, ToManager, ToNode};
+use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, Store};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,9 +84,9 @@ fn status(state: TaskState, at: Timestamp) -> TaskStatus {
     TaskStatus { timestamp: at, state, ..TaskStatus::default() }
 }
 
-fn mine(effects: &[Effect]) -> Vec<Arc<Mine>> {
+fn tasks(effects: &[Effect]) -> Vec<Arc<Tasks>> {
     let part = |e: &Effect| match e {
-        Effect::Send { message: ToNode::View { mine, .. }, .. } => mine.clone(),
+        Effect::Send { message: ToNode::View { tasks, .. }, .. } => tasks.clone(),
         _ => None,
     };
     effects.iter().filter_map(part).collect()
@@ -116,10 +117,10 @@ fn only_what_changed_is_sent() {
     let effects = rig.settle();
     // One task without networks: its node gets its tasks, the other one nothing.
     assert_eq!(effects.len(), 1, "{effects:?}");
-    let Effect::Send { message: ToNode::View { mine: Some(mine), networks: None, cluster: None, .. }, .. } = &effects[0] else {
+    let Effect::Send { message: ToNode::View { tasks: Some(tasks), networks: None, cluster: None, .. }, .. } = &effects[0] else {
         panic!("{effects:?}")
     };
-    assert_eq!(mine.tasks.len(), 1);
+    assert_eq!(tasks.by_id.len(), 1);
 }
 
 #[test]
@@ -137,11 +138,11 @@ fn a_nodes_own_reports_come_back_late_and_once() {
         echoes.extend(rig.settle());
         assert_eq!(rig.store.task(&id).unwrap().status.state, state);
     }
-    assert!(mine(&echoes).is_empty(), "{echoes:?}");
+    assert!(tasks(&echoes).is_empty(), "{echoes:?}");
     rig.say(ONE, ToManager::Heartbeat { applied: rig.store.revision() });
-    let later = mine(&rig.wait(1500));
+    let later = tasks(&rig.wait(1500));
     assert_eq!(later.len(), 1);
-    assert_eq!(later[0].tasks[&id].status.state, TaskState::Running);
+    assert_eq!(later[0].by_id[&id].status.state, TaskState::Running);
 }
 
 #[test]
@@ -202,7 +203,7 @@ fn a_node_that_joins_has_the_time_that_a_join_takes() {
     rig.open(1, ONE);
     rig.wait(5000);
     rig.settle();
-    let (_, actions) = skep::manager::membership::admit(&rig.store, build::newcomer("n2")).unwrap();
+    let (_, actions) = skep::manager::node_allocation::admit(&rig.store, build::newcomer("n2")).unwrap();
     rig.open(1, SessionId(3));
     rig.write(actions);
     rig.settle();
@@ -290,16 +291,16 @@ fn a_task_is_told_to_stop_once_all_nodes_have_let_go_of_it() {
     next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
     rig.write(vec![Action::update(next)]);
     let effects = rig.settle();
-    assert!(mine(&effects).iter().all(|m| m.tasks[&task.id].desired_state == TaskState::Running), "{effects:?}");
+    assert!(tasks(&effects).iter().all(|m| m.by_id[&task.id].desired_state == TaskState::Running), "{effects:?}");
     let backends = effects.iter().rev().find_map(|e| match e {
         Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } => Some(c.ports[0].backends.len()),
         _ => None,
     });
     assert_eq!(backends, Some(0), "all nodes are told first");
     let revision = rig.store.revision();
-    assert!(mine(&rig.say(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
-    let told = mine(&rig.say(SessionId(2), ToManager::Heartbeat { applied: revision }));
-    assert_eq!(told[0].tasks[&task.id].desired_state, TaskState::Remove);
+    assert!(tasks(&rig.say(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
+    let told = tasks(&rig.say(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(told[0].by_id[&task.id].desired_state, TaskState::Remove);
 }
 
 #[test]
@@ -333,7 +334,7 @@ fn who_listens_is_told_to_every_node_and_is_no_order_to_its_own() {
     rig.say(ONE, ToManager::Status(vec![(id.clone(), later)]));
     let effects = rig.settle();
     assert_eq!(listens(&effects), [(true, false); 2], "both nodes are told");
-    assert!(mine(&effects).is_empty(), "{effects:?}");
+    assert!(tasks(&effects).is_empty(), "{effects:?}");
     assert_eq!(rig.store.task(&id).unwrap().status.message, "still");
 
     // The same again is nothing new; what was taken back before it was written neither.

@@ -3,7 +3,7 @@
 
 use super::build::{self, after, apply, newcomer, node, restarting, service};
 use skep::manager::round::Planner;
-use skep::manager::{ManagerSettings, allocator, membership, orchestrator, reaper, scheduler};
+use skep::manager::{ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
 use skep::model::service::Replicated;
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
 use skep::store::{Action, Kind, Object, Store};
@@ -200,15 +200,15 @@ fn failures_and_refusals() {
 fn places_are_the_lowest_free_ones_and_fenced() {
     let mut store = build::store(3);
     apply(&mut store, build::START, vec![Action::Remove(Kind::Node, "n2".to_owned())]);
-    let place = membership::next_node_place(&store).unwrap();
+    let place = node_allocation::next_node_allocation(&store).unwrap();
     assert_eq!((place.index, place.subnet.to_string().as_str()), (2, "fd00:1:2:2::/64"));
     // Two joins at once: the second one is refused and asks again.
-    let (_, one) = membership::admit(&store, newcomer("a")).unwrap();
-    let (_, two) = membership::admit(&store, newcomer("b")).unwrap();
+    let (_, one) = node_allocation::admit(&store, newcomer("a")).unwrap();
+    let (_, two) = node_allocation::admit(&store, newcomer("b")).unwrap();
     apply(&mut store, build::START, one);
     let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: two });
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
-    let (node, actions) = membership::admit(&store, newcomer("b")).unwrap();
+    let (node, actions) = node_allocation::admit(&store, newcomer("b")).unwrap();
     apply(&mut store, build::START, actions);
     assert_eq!(node.mesh.subnet.to_string(), "fd00:1:2:4::/64");
     assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
@@ -221,8 +221,8 @@ fn a_join_and_an_address_at_once_do_not_collide() {
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
     let tasks = orchestrator::plan(&store, build::START, &mut rng, &ManagerSettings::default());
     apply(&mut store, build::START, tasks);
-    let addresses = allocator::plan(&store, build::START, &mut allocator::Reserve::default());
-    let (_, join) = membership::admit(&store, newcomer("n2")).unwrap();
+    let addresses = allocator::plan(&store, build::START, &mut allocator::QuarantinedAddresses::default());
+    let (_, join) = node_allocation::admit(&store, newcomer("n2")).unwrap();
     apply(&mut store, build::START, join);
     let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: addresses });
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
@@ -231,7 +231,7 @@ fn a_join_and_an_address_at_once_do_not_collide() {
 #[test]
 fn an_address_is_given_out_again_as_late_as_possible() {
     let mut store = build::store(1);
-    let mut reserve = allocator::Reserve::default();
+    let mut reserve = allocator::QuarantinedAddresses::default();
     let net = skep::model::NetworkId::from("ingress-id");
     let subnet = "10.0.0.0/28".parse().unwrap();
     let mut seen = Vec::new();
@@ -245,7 +245,7 @@ fn an_address_is_given_out_again_as_late_as_possible() {
     assert_eq!(seen, expected);
     // What became free waits until every live node knows.
     apply(&mut store, build::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
-    let mut reserve = allocator::Reserve::default();
+    let mut reserve = allocator::QuarantinedAddresses::default();
     let plan = allocator::plan(&store, build::START, &mut reserve);
     apply(&mut store, build::START, plan);
     reserve.observe(&store, Revision::default());
@@ -263,7 +263,7 @@ fn planners_do_nothing_when_there_is_nothing_to_do() {
     let settings = ManagerSettings::default();
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
     assert_eq!(orchestrator::plan(&store, build::START, &mut rng, &settings), Vec::new());
-    assert_eq!(allocator::plan(&store, build::START, &mut allocator::Reserve::default()), Vec::new());
+    assert_eq!(allocator::plan(&store, build::START, &mut allocator::QuarantinedAddresses::default()), Vec::new());
     assert_eq!(scheduler::plan(&store, build::START), Vec::new());
     assert_eq!(reaper::plan(&store, build::START, &settings), Vec::new());
 }

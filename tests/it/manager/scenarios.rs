@@ -182,7 +182,7 @@ fn a_removed_service_leaves_nothing() {
     assert_eq!(sim.really_running("whoami"), 0);
     for agent in sim.agents.values() {
         assert!(agent.cluster.as_ref().unwrap().ports.is_empty());
-        assert!(agent.mine.tasks.is_empty());
+        assert!(agent.tasks.by_id.is_empty());
         assert_eq!(agent.networks.by_id.len(), 1, "ingress stays");
     }
 }

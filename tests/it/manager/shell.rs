@@ -4,7 +4,7 @@ use super::build::{self, newcomer, service};
 use skep::clock::{Clock, SystemClock};
 use skep::manager::{Manager, ManagerSettings, SessionId, bootstrap, start};
 use skep::model::{NodeId, NodeState, Revision, TaskState, TaskStatus};
-use skep::rpc::message::{FORMAT, ToManager, ToNode};
+use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,8 +73,8 @@ async fn a_follower_says_so_and_a_leader_welcomes() {
             other => panic!("{other:?}"),
         }
     };
-    let Some(ToNode::View { mine, networks, cluster, .. }) = next(&mut incoming).await else { panic!("no view") };
-    assert!(mine.is_some() && networks.is_some_and(|n| n.by_id.len() == 1) && cluster.is_some_and(|c| c.nodes.len() == 1));
+    let Some(ToNode::View { tasks, networks, cluster, .. }) = next(&mut incoming).await else { panic!("no view") };
+    assert!(tasks.is_some() && networks.is_some_and(|n| n.by_id.len() == 1) && cluster.is_some_and(|c| c.nodes.len() == 1));
     rig.until("ready", |s| {
         s.node(&"n1".into()).is_some_and(|n| n.status.state == NodeState::Ready && !n.mesh.endpoints.is_empty())
     })
@@ -109,12 +109,12 @@ async fn thirty_tasks_are_assigned_with_one_commit_and_reach_the_node() {
     assert_eq!(indices.len(), 1, "one transaction: {indices:?} after {created}");
     let (tasks, revision) = loop {
         match next(&mut incoming).await.expect("the session lives") {
-            ToNode::View { mine: Some(mine), revision, .. } if mine.tasks.len() == 30 => break (mine, revision),
+            ToNode::View { tasks: Some(tasks), revision, .. } if tasks.by_id.len() == 30 => break (tasks, revision),
             _ => {}
         }
     };
     let status = TaskStatus { timestamp: SystemClock.now(), state: TaskState::Running, ..TaskStatus::default() };
-    let reports = tasks.tasks.keys().map(|id| (id.clone(), status.clone())).collect();
+    let reports = tasks.by_id.keys().map(|id| (id.clone(), status.clone())).collect();
     rig.manager.sessions.message(session, ToManager::Status(reports)).await;
     rig.until("running", |s| s.tasks().all(|t| t.status.state == TaskState::Running)).await;
     rig.manager.sessions.message(session, ToManager::Heartbeat { applied: revision }).await;

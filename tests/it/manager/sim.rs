@@ -10,7 +10,7 @@ use skep::manager::round::Planner;
 use skep::manager::{ManagerSettings, SessionId, invariants};
 use skep::model::service::Replicated;
 use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
-use skep::rpc::message::{ToManager, ToNode};
+use skep::protocol::{ToManager, ToNode};
 use skep::store::{Action, Store, Transaction};
 use std::collections::BTreeMap;
 use std::sync::Arc;

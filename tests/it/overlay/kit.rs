@@ -5,10 +5,10 @@ use skep::datapath::mesh::Mesh;
 use skep::datapath::tunnel::{KernelChoice, TunnelConfig};
 use skep::datapath::{Links, netns, tunnel};
 use skep::lab::{Host, Lab, eventually, output};
+use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
-use skep::model::node::WgKey;
 use skep::model::service::EndpointMode;
-use skep::model::view::{ClusterPart, Member, Mine, NetworkPart, Networks, Peer};
+use skep::model::view::{ClusterPart, NetworkPart, Networks, Peer, TaskEndpoint, Tasks};
 use skep::model::{NodeId, NodeView, Revision, ServiceId, TaskId};
 use skep::overlay::Overlay;
 use std::collections::BTreeMap;
@@ -207,7 +207,7 @@ impl Site {
         });
         NodeView {
             revision: Revision { incarnation: 1, index: self.index },
-            mine: Arc::new(Mine::default()),
+            tasks: Arc::new(Tasks::default()),
             networks: Arc::new(Networks { by_id: networks.into() }),
             cluster: Arc::new(ClusterPart { mesh: self.cluster, pools: vec![], nodes: nodes.collect(), ports: vec![] }),
         }
@@ -282,13 +282,13 @@ pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: vec![endpoint],
         containers: vec![],
-        fast: false,
+        ebpf: false,
         down: false,
     }
 }
 
-pub fn member(node: &NodeId, address: Ipv4Addr) -> Arc<Member> {
-    Arc::new(Member {
+pub fn member(node: &NodeId, address: Ipv4Addr) -> Arc<TaskEndpoint> {
+    Arc::new(TaskEndpoint {
         task_id: TaskId::from(format!("task{address}")),
         service_id: ServiceId::from("service"),
         service_name: "service".to_owned(),

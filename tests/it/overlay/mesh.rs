@@ -4,9 +4,9 @@ use super::kit::{A, B, MTU, PATIENCE, Place, folder, ip, member, net, peer};
 use skep::datapath::mesh::{Mesh, MeshStep, base};
 use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, TunnelStep, netns};
 use skep::lab::eventually;
+use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
-use skep::model::node::WgKey;
-use skep::model::view::{ClusterPart, Mine, NetworkPart, Networks};
+use skep::model::view::{ClusterPart, NetworkPart, Networks, Tasks};
 use skep::model::{NodeId, NodeView, Revision};
 use skep::overlay::{Actual, Overlay, Step, plan};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn view() -> NodeView {
     };
     NodeView {
         revision: Revision::default(),
-        mine: Arc::new(Mine::default()),
+        tasks: Arc::new(Tasks::default()),
         networks: Arc::new(Networks { by_id: [("a".into(), part)].into() }),
         cluster: Arc::new(ClusterPart { mesh: cluster, pools: vec![], nodes: vec![me], ports: vec![] }),
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tcp_and_udp_answer_on_every_address_of_every_node() {
-    // The user-space ports by themselves: what serves where there is no fast plane.
-    let swarm = swarm("pe", 2, "fast_plane = \"off\"").await;
+    // The user-space ports by themselves: what serves where there is no eBPF datapath.
+    let swarm = swarm("pe", 2, "ebpf_datapath = \"off\"").await;
     dual_stack(&swarm).await;
     let client = client(&swarm).await;
     let ports = json!([

@@ -2,8 +2,8 @@
 
 use super::stage::{Manager, Setup, Trust, eventually, join, options, side, tls};
 use skep::model::{ClusterId, Role};
-use skep::rpc::Door;
-use skep::rpc::message::FORMAT;
+use skep::protocol::FORMAT;
+use skep::rpc::ListenerKind;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -37,7 +37,7 @@ async fn still_serves(trust: &Trust, manager: &Manager) {
 #[tokio::test]
 async fn garbage_on_the_bare_port_is_closed() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, Door::Outer);
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.limits.handshake = Duration::from_millis(300);
     let manager = setup.start();
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[22, 3, 1, 255, 255], b""] {
@@ -53,7 +53,7 @@ async fn garbage_on_the_bare_port_is_closed() {
 #[tokio::test]
 async fn a_frame_that_is_none_is_answered_in_words() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, Door::Outer);
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.limits.first_message = Duration::from_millis(300);
     let manager = setup.start();
     let future = frame(br#"{"Request":{"format":99,"wishes":[]}}"#);
@@ -83,7 +83,7 @@ async fn a_frame_that_is_none_is_answered_in_words() {
 #[tokio::test]
 async fn strangers_cannot_take_every_place() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, Door::Outer);
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.limits.strangers_per_source = 3;
     setup.limits.handshake = Duration::from_mins(1);
     let manager = setup.start();
@@ -107,7 +107,7 @@ async fn strangers_cannot_take_every_place() {
 #[tokio::test]
 async fn a_session_needs_a_certificate_of_this_cluster() {
     let (trust, other) = (Trust::new(), Trust::new());
-    let manager = Setup::new(&trust, Door::Mesh).start();
+    let manager = Setup::new(&trust, ListenerKind::Mesh).start();
 
     let said = answer(&manager, "skep-session/1", b"", false).await;
     assert!(said.contains("a session needs a certificate of this cluster"), "{said}");
@@ -137,7 +137,7 @@ async fn a_session_needs_a_certificate_of_this_cluster() {
 #[tokio::test]
 async fn garbage_from_a_member_ends_its_session_only() {
     let trust = Trust::new();
-    let manager = Setup::new(&trust, Door::Mesh).start();
+    let manager = Setup::new(&trust, ListenerKind::Mesh).start();
     let node = trust.identity(Role::Worker);
     let rest = r#""description":{},"endpoints":[],"have":{"incarnation":0,"index":0}"#;
     let hello = format!(r#"{{"Hello":{{"format":{FORMAT},{rest}}}}}"#);
@@ -163,7 +163,7 @@ async fn garbage_from_a_member_ends_its_session_only() {
 #[tokio::test]
 async fn sessions_do_not_come_from_outside() {
     let trust = Trust::new();
-    let manager = Setup::new(&trust, Door::Outer).start();
+    let manager = Setup::new(&trust, ListenerKind::Outer).start();
     let mut stream = tls(manager.address, "skep-session/1", Some(&trust.identity(Role::Worker))).await.unwrap();
     let said = read_all(&mut stream).await;
     assert!(said.contains("sessions go through the tunnel"), "{said}");

@@ -2,7 +2,8 @@
 
 use super::stage::{Manager, OffBy, Setup, Side, Trust, Twist, eventually, join, options, side};
 use skep::model::Role;
-use skep::rpc::{Door, JoinError, JoinRefused};
+use skep::protocol::JoinRefused;
+use skep::rpc::{JoinError, ListenerKind};
 use skep::trust::CertificateFiles;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const LONG: Duration = Duration::from_secs(15);
 const SHORT: Duration = Duration::from_millis(1500);
 
 fn manager(trust: &Arc<Trust>) -> Manager {
-    Setup::new(trust, Door::Outer).start()
+    Setup::new(trust, ListenerKind::Outer).start()
 }
 
 #[tokio::test]
@@ -42,20 +43,20 @@ async fn a_blocked_way_is_named_with_port_and_direction() {
     let trust = Trust::new();
     // Who speaks first, and whose patience ends first, must not matter.
     let mut cases = tokio::task::JoinSet::new();
-    for pokes in [false, true] {
+    for sends_probes in [false, true] {
         for patience in [(SHORT, LONG), (LONG, SHORT)] {
             for out in [true, false] {
-                cases.spawn(blocked(trust.clone(), pokes, patience, out));
+                cases.spawn(blocked(trust.clone(), sends_probes, patience, out));
             }
         }
     }
     cases.join_all().await;
 }
 
-async fn blocked(trust: Arc<Trust>, pokes: bool, (mine, theirs): (Duration, Duration), out: bool) {
-    let mut setup = Setup::new(&trust, Door::Outer);
+async fn blocked(trust: Arc<Trust>, sends_probes: bool, (mine, theirs): (Duration, Duration), out: bool) {
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.limits.join = theirs;
-    setup.pokes = pokes;
+    setup.sends_probes = sends_probes;
     let manager = setup.start();
     let cut = if out { &manager.wire.out_cut } else { &manager.wire.in_cut };
     cut.store(true, SeqCst);
@@ -175,7 +176,7 @@ async fn a_join_that_breaks_off_leaves_nothing() {
 #[tokio::test]
 async fn only_a_manager_of_the_right_time_is_trusted() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, Door::Outer);
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.identity = trust.identity(Role::Worker);
     let worker = setup.start();
     let error = join(worker.address, &trust.tokens.worker, &side(&worker), &options(LONG)).await.unwrap_err();
@@ -195,7 +196,7 @@ async fn only_a_manager_of_the_right_time_is_trusted() {
 #[tokio::test]
 async fn the_mesh_door_is_not_for_joiners() {
     let trust = Trust::new();
-    let manager = Setup::new(&trust, Door::Mesh).start();
+    let manager = Setup::new(&trust, ListenerKind::Mesh).start();
     let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
     assert!(matches!(&error, JoinError::Refused(JoinRefused::Other(why)) if why.contains("outer address")), "{error}");
 }
@@ -210,7 +211,7 @@ async fn a_reply_that_does_not_fit_is_not_acted_upon() {
         (|r| r.ca_certificate.clone_from(&r.certificate), "not issued by this cluster's CA"),
     ];
     for (twist, says) in twists {
-        let mut setup = Setup::new(&trust, Door::Outer);
+        let mut setup = Setup::new(&trust, ListenerKind::Outer);
         setup.twist = twist;
         let manager = setup.start();
         let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
@@ -218,7 +219,7 @@ async fn a_reply_that_does_not_fit_is_not_acted_upon() {
         eventually("revoked", || manager.journal.all() == ["admit", "revoke"]).await;
     }
     // A manager of the right cluster whose store is another's.
-    let mut setup = Setup::new(&other, Door::Outer);
+    let mut setup = Setup::new(&other, ListenerKind::Outer);
     setup.identity = trust.identity(Role::Manager);
     let manager = setup.start();
     let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
@@ -228,7 +229,7 @@ async fn a_reply_that_does_not_fit_is_not_acted_upon() {
 #[tokio::test]
 async fn a_join_goes_over_ipv6() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, Door::Outer);
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.address = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     let manager = setup.start();
     manager.wire.out_cut.store(true, SeqCst);

@@ -7,9 +7,9 @@ use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Revision, Role};
-use skep::rpc::message::{FORMAT, ToManager, ToNode};
-use skep::rpc::session_view::{Delta, apply};
-use skep::rpc::{Door, SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
+use skep::protocol::view_delta::{Delta, apply};
+use skep::protocol::{FORMAT, ToManager, ToNode};
+use skep::rpc::{ListenerKind, SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
 use skep::trust::Identity;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Node {
 }
 
 fn manager(trust: &Arc<Trust>) -> Manager {
-    Setup::new(trust, Door::Mesh).start()
+    Setup::new(trust, ListenerKind::Mesh).start()
 }
 
 #[tokio::test]
@@ -106,8 +106,8 @@ async fn messages_go_both_ways() {
     assert!(manager.dispatcher.journal.has(&format!("open {}", node.id)), "its name is the certificate's");
 
     let whole = view(MeshPrefix("fd00:1:2::/48".parse().unwrap()), 7);
-    let (mine, networks, cluster) = (Some(whole.mine.clone()), Some(whole.networks.clone()), Some(whole.cluster.clone()));
-    manager.dispatcher.send(ToNode::View { revision: whole.revision, mine, networks, cluster }).await;
+    let (tasks, networks, cluster) = (Some(whole.tasks.clone()), Some(whole.networks.clone()), Some(whole.cluster.clone()));
+    manager.dispatcher.send(ToNode::View { revision: whole.revision, tasks, networks, cluster }).await;
     let delta = Delta::of(&node.next().await).expect("a view");
     assert_eq!(apply(None, delta).unwrap(), whole);
     node.applied.send(Revision { incarnation: 1, index: 7 }).unwrap();
@@ -152,7 +152,7 @@ async fn a_view_may_be_large() {
     let cluster = Some(Arc::new(part));
     manager
         .dispatcher
-        .send(ToNode::View { revision: Revision::default(), mine: None, networks: None, cluster: cluster.clone() })
+        .send(ToNode::View { revision: Revision::default(), tasks: None, networks: None, cluster: cluster.clone() })
         .await;
     let delta = Delta::of(&node.next().await).expect("a view");
     assert!(delta.cluster == cluster);
@@ -174,7 +174,7 @@ async fn a_restarted_leader_is_found_again() {
     for _ in 0..100 {
         tokio::time::timeout(Duration::from_secs(5), node.outgoing.send(ToManager::Status(vec![]))).await.unwrap().unwrap();
     }
-    let mut setup = Setup::new(&trust, Door::Mesh);
+    let mut setup = Setup::new(&trust, ListenerKind::Mesh);
     setup.address = address;
     let again = setup.start();
     node.welcome().await;
@@ -220,7 +220,7 @@ async fn a_busy_node_is_no_dead_leader() {
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
     node.welcome().await;
     // More than the node's queue holds, and nobody takes it.
-    let delta = ToNode::View { revision: Revision::default(), mine: None, networks: None, cluster: None };
+    let delta = ToNode::View { revision: Revision::default(), tasks: None, networks: None, cluster: None };
     for _ in 0..40 {
         manager.dispatcher.send(delta.clone()).await;
     }
@@ -263,7 +263,7 @@ async fn a_refusal_is_shown_and_tried_again() {
 #[tokio::test]
 async fn neither_a_worker_nor_a_stranger_passes_for_the_leader() {
     let (trust, other) = (Trust::new(), Trust::new());
-    let mut setup = Setup::new(&trust, Door::Mesh);
+    let mut setup = Setup::new(&trust, ListenerKind::Mesh);
     setup.identity = trust.identity(Role::Worker);
     let worker = setup.start();
     node(trust.identity(Role::Worker), vec![worker.address]).error("is not a manager").await;

@@ -5,13 +5,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use skep::clock::{Clock, SystemClock};
 use skep::datapath::{Sockets as _, sockets::HereSockets};
+use skep::model::WgKey;
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
-use skep::model::node::{NodeDescription, WgKey};
+use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Availability, ClusterId, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
-use skep::rpc::message::{FORMAT, JoinReply, JoinRequest, ToManager, ToNode};
+use skep::protocol::{FORMAT, JoinRefused, JoinReply, JoinRequest, ToManager, ToNode};
 use skep::rpc::{
-    Door, JoinAuthority, JoinError, JoinOptions, JoinParts, JoinRefused, Joined, JoinerSide, Limits, Server, SessionServer,
+    JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, Limits, ListenerKind, Server, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use std::collections::BTreeMap;
@@ -119,8 +120,8 @@ pub struct Authority {
     pub trust: Arc<Trust>,
     pub wire: Arc<Wire>,
     pub journal: Journal,
-    /// It pokes joiners from its side too.
-    pub pokes: bool,
+    /// It sends_probes joiners from its side too.
+    pub sends_probes: bool,
     /// What it does to its replies.
     pub twist: Twist,
 }
@@ -155,8 +156,8 @@ impl JoinAuthority for Authority {
     async fn received(&self, _: &NodeId) -> u64 {
         self.wire.at_manager.load(SeqCst)
     }
-    async fn poke(&self, _: &NodeId) {
-        if self.pokes && self.wire.to_joiner(148) {
+    async fn send_probe(&self, _: &NodeId) {
+        if self.sends_probes && self.wire.to_joiner(148) {
             self.wire.to_manager(92);
         }
     }
@@ -171,7 +172,7 @@ impl JoinAuthority for Authority {
 pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
     NodeView {
         revision: Revision { incarnation: 1, index },
-        mine: Arc::default(),
+        tasks: Arc::default(),
         networks: Arc::default(),
         cluster: Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], nodes: vec![], ports: vec![] }),
     }
@@ -200,7 +201,7 @@ impl JoinerSide for Side {
         }
         Ok(self.wire.at_joiner.load(SeqCst))
     }
-    async fn poke(&self) {
+    async fn send_probe(&self) {
         if self.wire.to_manager(148) {
             self.wire.to_joiner(92);
         }
@@ -291,29 +292,34 @@ impl Drop for Manager {
 pub struct Setup {
     pub trust: Arc<Trust>,
     pub identity: Identity,
-    pub door: Door,
+    pub door: ListenerKind,
     pub limits: Limits,
-    pub pokes: bool,
+    pub sends_probes: bool,
     pub twist: Twist,
     pub address: SocketAddr,
 }
 
 impl Setup {
-    pub fn new(trust: &Arc<Trust>, door: Door) -> Self {
+    pub fn new(trust: &Arc<Trust>, door: ListenerKind) -> Self {
         Self {
             trust: trust.clone(),
             identity: trust.identity(Role::Manager),
             door,
             limits: Limits { proof_interval: Duration::from_millis(10), ..Limits::default() },
-            pokes: false,
+            sends_probes: false,
             twist: |_| {},
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }
     pub fn start(self) -> Manager {
         let (wire, journal, dispatcher) = (Arc::new(Wire::default()), Journal::default(), Arc::new(Dispatcher::default()));
-        let authority =
-            Authority { trust: self.trust, wire: wire.clone(), journal: journal.clone(), pokes: self.pokes, twist: self.twist };
+        let authority = Authority {
+            trust: self.trust,
+            wire: wire.clone(),
+            journal: journal.clone(),
+            sends_probes: self.sends_probes,
+            twist: self.twist,
+        };
         let server =
             Server::new(Arc::new(self.identity), Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits)
                 .unwrap();

@@ -83,7 +83,7 @@ pub async fn status(host: &Host) -> Value {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/status").await.expect("answers").json().expect("status")
 }
 
-/// Everything that a host's daemon knows; `fast` is what its kernel has of the fast plane.
+/// Everything that a host's daemon knows; `ebpf` is what its kernel has of the eBPF datapath.
 pub async fn dump(host: &Host) -> anyhow::Result<Value> {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()
 }
@@ -92,7 +92,7 @@ pub async fn dump(host: &Host) -> anyhow::Result<Value> {
 pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
     for host in hosts {
         within(30, "every task to be seen to listen", || async {
-            let backends = dump(host).await?["fast"]["ports"][port]["backends"].take();
+            let backends = dump(host).await?["ebpf"]["ports"][port]["backends"].take();
             anyhow::ensure!(backends.as_object().is_some_and(|all| all.len() == count), "{}: {port} {backends}", host.name());
             Ok(())
         })

@@ -1,0 +1,254 @@
+//! Loads the built object: bpffs, kernel, cgroup tree, programs. A hook that cannot be had is named with its reason; the
+//! others go on.
+
+use super::slots::SlotMemory;
+use super::{Hook, Link, Side};
+use anyhow::Context as _;
+use aya::maps::Map;
+use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+#[cfg(not(feature = "changed-programs"))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+#[cfg(feature = "changed-programs")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
+const LOCK: &str = include_str!("../../../ebpf/skep.lock");
+/// What makes a file system a bpffs.
+const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
+/// Oldest kernel that has every helper.
+const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
+
+/// The object in the kernel.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// Root of the cgroup2 tree.
+    pub(super) cgroup: Option<File>,
+    /// What this run has put at its places, with the program's id.
+    pub(super) attached: BTreeMap<Link, u32>,
+    pub(super) slots: SlotMemory,
+}
+
+/// Where maps and links are pinned. Maps of another layout are not ours to share.
+pub(super) fn maps_dir(dir: &Path) -> PathBuf {
+    dir.join(format!("maps{}", skep_ebpf::LAYOUT))
+}
+pub(super) fn links_dir(dir: &Path) -> PathBuf {
+    dir.join("links")
+}
+
+/// Loads everything. The hooks that cannot be had come with their reason.
+pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+    let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
+    new_enough(kernel)?;
+    mount_bpffs(dir)?;
+    for folder in [maps_dir(dir), links_dir(dir)] {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    // Maps that an earlier run pinned keep their size.
+    let (slots, connections) = sizes(memory());
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(maps_dir(dir))
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("FLOWS", connections)
+        .map_max_entries("REPLIES", connections)
+        .load(OBJECT)
+        .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
+    let slots = slots_of(&ebpf).context("cannot map the slots of all tables")?;
+    remove_other_maps(dir);
+    let mut unavailable = BTreeMap::new();
+    let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
+        Ok(root) => Some(root),
+        Err(error) => {
+            let all = Hook::ALL.into_iter().filter(|h| h.side() == Side::Cgroup);
+            unavailable.extend(all.map(|hook| (hook, format!("{error:#}"))));
+            None
+        }
+    };
+    for hook in Hook::ALL {
+        if unavailable.contains_key(&hook) {
+            continue;
+        }
+        if let Err(error) = load_program(&mut ebpf, hook) {
+            unavailable.insert(hook, format!("{error:#}"));
+        }
+    }
+    anyhow::ensure!(
+        unavailable.len() < Hook::ALL.len(),
+        "the kernel takes none of the programs; {}",
+        unavailable.values().next().map(String::as_str).unwrap_or_default()
+    );
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
+}
+
+fn slots_of(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
+    let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
+    let length = map.info()?.max_entries();
+    Ok(SlotMemory::of(map.fd().as_fd(), length)?)
+}
+
+/// Whether a kernel has what the eBPF datapath needs; the error names both.
+fn new_enough(kernel: KernelVersion) -> anyhow::Result<()> {
+    anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the eBPF datapath needs 5.15 or newer");
+    Ok(())
+}
+
+/// Takes away maps of another layout. Programs of another build that still run keep theirs until these replace them.
+fn remove_other_maps(dir: &Path) {
+    let own = maps_dir(dir);
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps"));
+        // (The kernel puts a file of its own there: maps.debug.)
+        if maps
+            && path != own
+            && path.is_dir()
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "maps of another layout stay");
+        }
+    }
+}
+
+/// Bytes of memory of this machine.
+fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    total.unwrap_or_default() * 1024
+}
+
+/// How many slots and connections there are room for: less than 1/32 of a small machine's memory, never more than 10,000
+/// services and 131,072 connections need.
+fn sizes(memory: u64) -> (u32, u32) {
+    let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
+    // 8 bytes a slot; a connection takes an entry of some 150 bytes in two maps.
+    (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
+}
+
+fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
+    let program = ebpf.program_mut(hook.program()).context("the object has no such program")?;
+    let loaded = match hook.side() {
+        Side::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
+        Side::Host | Side::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
+    };
+    loaded.map_err(|e| anyhow::anyhow!("{}", chain(&e)))
+}
+
+/// An error with its reasons. A verifier's log is cut to its last lines.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= 12 {
+        return text;
+    }
+    format!("{} … {}", lines[0], lines[lines.len() - 10..].join(" | "))
+}
+
+fn mount_bpffs(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    if is_bpffs(dir)? {
+        return Ok(());
+    }
+    mount("skep", dir, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0700"))
+        .with_context(|| format!("cannot mount a bpf file system at {}", dir.display()))
+}
+
+fn is_bpffs(dir: &Path) -> anyhow::Result<bool> {
+    let stat = rustix::fs::statfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+    Ok(i128::from(stat.f_type) == BPF_FS_MAGIC)
+}
+
+/// Where the cgroup2 tree is mounted; on hybrid machines it is not at the usual place.
+fn cgroup_root() -> anyhow::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let found = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        (after.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(point))
+    });
+    found.context("no cgroup2 tree is mounted from its root: mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
+}
+
+/// Takes the maps pinned in `dir` away.
+pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    loop {
+        match unmount(dir, UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the built object is what the sources in `folder` gave; says what is not.
+///
+/// # Errors
+/// The first file that is not as it was when the object was built.
+pub fn object_is_current(folder: &Path) -> Result<(), String> {
+    let lines = LOCK.lines().filter_map(|line| line.split_once("  "));
+    let mut seen = 0;
+    for (hash, name) in lines {
+        let bytes = fs::read(folder.join(name)).map_err(|e| format!("ebpf/{name}: {e}: run `make ebpf`"))?;
+        if format!("{:x}", Sha256::digest(&bytes)) != hash {
+            return Err(format!("ebpf/{name} was changed after ebpf/skep.o was built: run `make ebpf`"));
+        }
+        seen += usize::from(name.starts_with("src/"));
+    }
+    let there = fs::read_dir(folder.join("src")).map_err(|e| e.to_string())?.count();
+    if seen == there {
+        Ok(())
+    } else {
+        Err(format!("ebpf/src has {there} files, the object was made of {seen}: run `make ebpf`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KernelVersion, new_enough, sizes};
+
+    #[test]
+    fn small_machines_keep_most_of_their_memory() {
+        let gigabyte = 1 << 30;
+        for gigabytes in [1, 2, 4, 64] {
+            let (slots, connections) = sizes(gigabytes * gigabyte);
+            let bytes = u64::from(slots) * 8 + u64::from(connections) * 300;
+            assert!(bytes <= gigabytes * gigabyte / 32, "{gigabytes} GB: {bytes}");
+        }
+        assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
+        assert_eq!(sizes(0), (1 << 18, 1 << 14));
+    }
+
+    #[test]
+    fn an_old_kernel_is_refused_by_name() {
+        for old in [KernelVersion::new(5, 14, 255), KernelVersion::new(5, 10, 0), KernelVersion::new(4, 19, 0)] {
+            let why = new_enough(old).map_err(|e| e.to_string());
+            assert_eq!(why, Err(format!("the kernel is {old}, the eBPF datapath needs 5.15 or newer")));
+        }
+        assert!(new_enough(KernelVersion::new(5, 14, 2)).is_err_and(|e| e.to_string().starts_with("the kernel is 5.14.2,")));
+        for fine in [KernelVersion::new(5, 15, 0), KernelVersion::new(6, 1, 0), KernelVersion::new(6, 18, 44)] {
+            assert!(new_enough(fine).is_ok(), "{fine}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Values for tests: one small, valid object of each kind that a view is made of. A test changes the fields that it is
+//! about (`TaskEndpoint { backend: false, ..task_endpoint(…) }`).
+
+use super::mesh::{MeshPrefix, gateway};
+use super::service::EndpointMode;
+use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
+use super::{Listens, NodeView, Protocol, Revision, WgKey};
+use ipnet::{Ipv4Net, Ipv6Net};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// The cluster's /48.
+#[must_use]
+pub fn mesh() -> MeshPrefix {
+    MeshPrefix(Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48))
+}
+
+/// The node `node<number>`, up, without containers and without a known endpoint.
+#[must_use]
+pub fn peer(number: u8) -> Peer {
+    let [a, b, c, ..] = mesh().0.addr().segments();
+    Peer {
+        node_id: format!("node{number}").into(),
+        hostname: format!("host{number}"),
+        manager: number == 1,
+        key: WgKey([number; 32]),
+        subnet: Ipv6Net::new_assert([a, b, c, number.into(), 0, 0, 0, 0].into(), 64),
+        ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
+        endpoints: Vec::new(),
+        containers: Vec::new(),
+        ebpf: false,
+        down: false,
+    }
+}
+
+/// A running task of a service, that takes traffic.
+#[must_use]
+pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) -> TaskEndpoint {
+    let id = format!("{service}{slot}id");
+    TaskEndpoint {
+        container_name: format!("{service}.{slot}.{id}"),
+        task_id: id.into(),
+        service_id: service.into(),
+        service_name: service.to_owned(),
+        endpoint_mode: EndpointMode::Vip,
+        aliases: Vec::new(),
+        slot,
+        node_id: node.into(),
+        address,
+        backend: true,
+    }
+}
+
+/// A network without services; `ingress` if that is its name.
+#[must_use]
+pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> NetworkPart {
+    NetworkPart {
+        name: name.to_owned(),
+        subnet,
+        gateway: gateway(subnet),
+        internal: false,
+        ingress: name == "ingress",
+        members: members.into_iter().map(Arc::new).collect(),
+        services: Vec::new(),
+    }
+}
+
+/// A published TCP port of a service named `web`, with backends at these addresses on `node1`, none seen to listen.
+#[must_use]
+pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> PublishedPort {
+    let backend = |address: &Ipv4Addr| Backend {
+        task_id: format!("task{address}").into(),
+        node_id: "node1".into(),
+        address: *address,
+        listens: Listens::default(),
+    };
+    PublishedPort {
+        protocol: Protocol::Tcp,
+        published,
+        target,
+        service_id: "web".into(),
+        service_name: "web".to_owned(),
+        backends: backends.iter().map(backend).collect(),
+        affinity: false,
+        allow: Vec::new(),
+    }
+}
+
+/// A cluster of these nodes without published ports.
+#[must_use]
+pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
+    ClusterPart { mesh: mesh(), pools: Vec::new(), nodes, ports: Vec::new() }
+}
+
+/// A view without tasks; each network's id is its name.
+#[must_use]
+pub fn node_view(index: u64, networks: Vec<NetworkPart>, cluster: ClusterPart) -> NodeView {
+    NodeView {
+        revision: Revision { incarnation: 1, index },
+        tasks: Arc::new(Tasks::default()),
+        networks: Arc::new(Networks { by_id: networks.into_iter().map(|n| (n.name.as_str().into(), n)).collect() }),
+        cluster: Arc::new(cluster),
+    }
+}

@@ -1,0 +1,41 @@
+//! WireGuard public keys.
+
+use serde::{Deserialize, Serialize};
+
+/// A WireGuard public key; written in base 64.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WgKey(pub [u8; 32]);
+
+impl WgKey {
+    /// Base 64, as `wg show` prints it.
+    #[must_use]
+    pub fn to_base64(self) -> String {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(self.0)
+    }
+    /// Reads base 64; `None` if it is not a key.
+    #[must_use]
+    pub fn from_base64(text: &str) -> Option<Self> {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.decode(text.trim()).ok()?.try_into().ok().map(Self)
+    }
+}
+
+impl std::fmt::Debug for WgKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_base64())
+    }
+}
+
+impl Serialize for WgKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_base64())
+    }
+}
+
+impl<'de> Deserialize<'de> for WgKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::from_base64(&text).ok_or_else(|| serde::de::Error::custom("not a WireGuard key"))
+    }
+}

@@ -1,0 +1,88 @@
+//! Programs, maps and places without any packet: the kernel takes them, a second run takes them over.
+
+use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
+use skep::datapath::mesh::Mesh;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A host namespace holds one eBPF datapath: these tests share the machine's, so they take turns.
+pub static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A mesh namespace and the eBPF datapath of a run directory of the test's own.
+pub async fn open(dir: &Path) -> (Arc<Mesh>, Arc<EbpfDatapath>) {
+    let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
+    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.expect("loads");
+    (mesh, ebpf)
+}
+
+pub fn dir_of(test: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("skep-ebpf-{}-{test}", std::process::id()))
+}
+
+/// Nothing but what was opened is in the folder.
+pub fn end(dir: &Path, mesh: Arc<Mesh>) {
+    mesh.remove().expect("removes the mesh");
+    std::fs::remove_dir_all(dir).expect("nothing else is left");
+}
+
+/// Needs no tool: a forgotten `make ebpf` shows on every machine.
+#[test]
+fn the_built_object_is_what_its_sources_give() {
+    object_is_current(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ebpf")).unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_program_passes_the_kernels_check() {
+    let _turn = TURN.lock().await;
+    let dir = dir_of("load");
+    let (mesh, ebpf) = open(&dir).await;
+    assert!(ebpf.unavailable().is_empty(), "{:#?}", ebpf.unavailable());
+    let state = ebpf.observe().await.expect("observes");
+    assert!(state.links.is_empty() && state.stale.is_empty(), "{state:?}");
+    ebpf.remove().await.expect("removes");
+    drop(ebpf);
+    end(&dir, mesh);
+}
+
+/// What a killed daemon leaves is taken over by the next one, maps and places; what is damaged shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_run_takes_over_what_the_first_left() {
+    let _turn = TURN.lock().await;
+    let dir = dir_of("adopt");
+    let (mesh, first) = open(&dir).await;
+    let around = first.observe().await.expect("observes").host_devices;
+    let link = |hook, device: &str, index: Option<u32>| Link { hook, device: device.to_owned(), index: index.unwrap_or(0) };
+    let links = [
+        link(Hook::Connect4, "", None),
+        link(Hook::ToUplink, HOST_END, around.host_end),
+        link(Hook::FromHost, MESH_END, around.mesh_end),
+    ];
+    let attach: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
+    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2] };
+    let address = skep_ebpf::words::v4([10, 0, 0, 7].into());
+    first.apply(&attach).await.expect("attaches");
+    first.apply(&[Step::SetBackend(address, backend)]).await.expect("sets");
+    assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
+    drop(first);
+
+    let second = EbpfDatapath::open(&dir, mesh.clone()).await.expect("loads beside");
+    let left = second.observe().await.expect("observes");
+    assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
+    assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");
+    second.apply(&attach).await.expect("attaches in their place");
+    let now = second.observe().await.expect("observes");
+    assert_eq!((now.links.len(), now.stale.len()), (3, 0), "{now:?}");
+
+    let pin = dir.join("bpf/links").join(links[2].pin());
+    // Where there are no links, a folder stands for it.
+    let removed = if pin.is_dir() { std::fs::remove_dir(&pin) } else { std::fs::remove_file(&pin) };
+    removed.expect("somebody removes a pin");
+    let damaged = second.observe().await.expect("observes");
+    assert!(!damaged.links.contains(&links[2]) && damaged.links.len() == 2, "{damaged:?}");
+    second.apply(&attach).await.expect("attaches again");
+    assert_eq!(second.observe().await.expect("observes").links.len(), 3);
+
+    second.remove().await.expect("removes");
+    drop(second);
+    end(&dir, mesh);
+}

@@ -1,0 +1,110 @@
+//! What a dead instance left is adopted or removed by the next one, and leaving leaves nothing.
+
+use super::*;
+use std::collections::BTreeSet;
+
+async fn web(swarm: &Swarm) {
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    swarm.service("web", 2, Some(8080), json!({ "Networks": [{ "Target": "back" }] })).await;
+    swarm.running("web", 2).await;
+    serves(&swarm.hosts, &["8080/tcp"]).await;
+}
+
+/// Every program of the host's eBPF datapath.
+fn programs(host: &Host) -> BTreeSet<u32> {
+    bpf::links(host).iter().map(|pin| bpf::program_of(host, pin)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_of_a_dead_instance_is_removed_by_the_next() {
+    let mut swarm = swarm("kg", 1, AUTO).await;
+    let client = client(&swarm).await;
+    web(&swarm).await;
+    swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    let host = &swarm.hosts[0];
+    let (pins, links) = (bpf::pins(host), bpf::links(host));
+    let old = programs(host);
+
+    // Maps of a layout that is not this build's; links to devices that are gone; one that was half made.
+    std::fs::create_dir(pins.join("maps0")).expect("folder");
+    bpf::pin_again(&bpf::maps(host).join("VIPS"), &pins.join("maps0/VIPS"));
+    let place = |pin: &str| pins.join("links").join(pin);
+    bpf::pin_again(&place("connect4"), &place("from_container@gone@4000"));
+    bpf::pin_again(&place("connect4"), &place("connect4!"));
+
+    start(&mut swarm.hosts[0]).await;
+    serves(&swarm.hosts, &["8080/tcp"]).await;
+    let host = &swarm.hosts[0];
+    within(20, "the garbage to go", || async {
+        anyhow::ensure!(bpf::links(host) == links, "{:?}", bpf::links(host));
+        anyhow::ensure!(!pins.join("maps0").exists(), "maps of another layout stay");
+        let stay: Vec<&u32> = old.iter().filter(|program| bpf::alive(**program)).collect();
+        anyhow::ensure!(stay.is_empty(), "programs of the dead instance stay: {stay:?}");
+        Ok(())
+    })
+    .await;
+    within(10, "the port to answer", || ask(&client, (host.address(), 8080).into())).await;
+    client.stop().await;
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_whose_mesh_was_lost_is_replaced() {
+    let mut swarm = swarm("kp", 1, AUTO).await;
+    let client = client(&swarm).await;
+    web(&swarm).await;
+    swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    let host = &swarm.hosts[0];
+    let mesh = host.run_dir().join("mesh");
+    // Somebody still sits in the old mesh namespace, so it lives on without a name, and skeph with it.
+    let mut sitter =
+        host.command("nsenter").arg(format!("--net={}", mesh.display())).args(["sleep", "infinity"]).spawn().expect("sits");
+    within(10, "somebody to sit in it", || async {
+        let there = host.run(&format!("nsenter --net={} ss -lnt", mesh.display())).await.map(drop);
+        there.and(host.run("busybox pidof sleep").await.map(drop))
+    })
+    .await;
+    host.run(&format!("umount -l {}", mesh.display())).await.expect("lost");
+    host.run("ip link show skeph").await.expect("it is there");
+
+    start(&mut swarm.hosts[0]).await;
+    let host = &swarm.hosts[0];
+    // The containers' own ends were lost with the old mesh: tasks are not this test's matter, the port's way is.
+    within(30, "the eBPF datapath to be up", || async {
+        let status = status(host).await;
+        anyhow::ensure!(status["ebpf"]["up"] == true && status["ebpf"]["reason"] == "", "{:#}", status["ebpf"]);
+        Ok(())
+    })
+    .await;
+    sitter.kill().await.expect("ends");
+    client.stop().await;
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leave_leaves_no_program_no_pair_no_mount() {
+    let swarm = swarm("kv", 2, AUTO).await;
+    web(&swarm).await;
+    for host in [&swarm.hosts[1], &swarm.hosts[0]] {
+        let programs = programs(host);
+        assert_eq!(programs.len(), skep::datapath::ebpf::Hook::ALL.len());
+        skep::lab::output(host.docker().args(["swarm", "leave", "--force"])).await.expect("leaves");
+        let mounts = host.run("cat /proc/self/mounts").await.expect("mounts");
+        assert!(!mounts.lines().any(|line| line.split(' ').nth(2) == Some("bpf")), "{mounts}");
+        let links = host.run("ip -o link").await.expect("links");
+        assert!(!links.contains("skeph"), "{links}");
+        assert!(!host.run_dir().join("bpf").exists() && !host.run_dir().join("mesh").exists());
+        // The kernel frees them a moment later.
+        within(20, "its programs to be gone", || async {
+            let stay: Vec<&u32> = programs.iter().filter(|program| bpf::alive(**program)).collect();
+            anyhow::ensure!(stay.is_empty(), "{stay:?}");
+            Ok(())
+        })
+        .await;
+        for (name, place) in bpf::CALLS {
+            let there = bpf::programs_at(bpf::cgroup(), place);
+            assert!(!there.iter().any(|id| programs.contains(id)), "{name} stays at the cgroup");
+        }
+    }
+    swarm.stop().await;
+}
