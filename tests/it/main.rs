@@ -3,13 +3,14 @@
 
 mod agent;
 mod api;
+mod architecture;
 mod bpf;
 mod demo;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
 mod lab;
-mod layers;
+
 mod load;
 mod manager;
 mod overlay;
