@@ -7,7 +7,7 @@
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Address, Backend, Config, Frontend, Member, Port, Source, V4, Vip, packet, words};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip, convert, packet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -170,7 +170,7 @@ fn protocol(number: u8) -> String {
 #[must_use]
 pub fn port_name(port: &Port) -> String {
     let six = if port.family == 6 { "6" } else { "" };
-    format!("{}/{}{six}", words::to_port(port.port), protocol(port.protocol))
+    format!("{}/{}{six}", convert::to_port(port.port), protocol(port.protocol))
 }
 
 /// First slot and number of slots.
@@ -190,7 +190,7 @@ pub struct Tables {
     /// Virtual addresses.
     pub vips: BTreeMap<V4, Vip>,
     /// Namespaces on networks.
-    pub members: BTreeSet<Member>,
+    pub members: BTreeSet<NetnsMembership>,
     /// Published ports.
     pub ports: BTreeMap<Port, Frontend>,
     /// Containers.
@@ -290,9 +290,9 @@ pub enum Step {
     /// Takes them out.
     RemoveSource(u32, Source),
     /// Puts a namespace on a network.
-    AddMember(Member),
+    AddMember(NetnsMembership),
     /// Takes it off.
-    RemoveMember(Member),
+    RemoveMember(NetnsMembership),
     /// Makes the pair between host and mesh anew. Its ends have other numbers then: look again.
     Pair,
     /// Puts a program at its place, in the place of an older one.
@@ -305,8 +305,8 @@ pub enum Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = |address: &V4| words::to_v4(*address);
-        let local = |address: &Address| words::to_address(*address);
+        let ip = |address: &V4| convert::to_v4(*address);
+        let local = |address: &Address| convert::to_address(*address);
         match self {
             Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
             Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
@@ -442,7 +442,7 @@ impl EbpfDatapath {
     pub fn connections(&self) -> anyhow::Result<(BTreeMap<Port, u64>, BTreeMap<Ipv4Addr, u64>)> {
         let loaded = self.loaded();
         let vips = loaded.sums::<V4>("VIP_COUNTS")?;
-        Ok((loaded.sums("PORT_COUNTS")?, vips.into_iter().map(|(vip, n)| (words::to_v4(vip), n)).collect()))
+        Ok((loaded.sums("PORT_COUNTS")?, vips.into_iter().map(|(vip, n)| (convert::to_v4(vip), n)).collect()))
     }
 
     /// Ends the connected UDP sockets of a namespace that asked a virtual address and were given one of these containers:

@@ -11,7 +11,7 @@ use crate::model::view::{PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, Revision, ServiceId};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Member, packet, words};
+use skep_ebpf::{NetnsMembership, convert, packet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -246,7 +246,7 @@ impl Reconciler {
         status: &watch::Sender<EbpfStatus>,
     ) -> anyhow::Result<Option<Ready>> {
         let members = self.cookies.members(sandboxes);
-        let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
+        let namespaces: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
         let settled = std::mem::take(&mut self.settled);
         let (mut actual, mut space) = self.look().await?;
         if actual.host_devices.host_end.is_none() || actual.host_devices.mesh_end.is_none() {
@@ -307,7 +307,7 @@ impl Reconciler {
         }
         let askers = if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
         let ready = (changed == Changed::All || askers != self.askers)
-            .then(|| Ready { askers: askers.clone(), vips: tables.vips.keys().copied().map(words::to_v4).collect() });
+            .then(|| Ready { askers: askers.clone(), vips: tables.vips.keys().copied().map(convert::to_v4).collect() });
         self.askers = askers;
         self.known = Some((actual.tables, space));
         Ok(ready)
@@ -319,7 +319,7 @@ impl Reconciler {
         let now = Instant::now();
         while let Some((_, left)) = self.left.pop_front_if(|(due, _)| *due <= now) {
             let backends = &self.followed.desired().backends;
-            let back = |address: &Ipv4Addr| backends.get(&words::v4(*address)).is_some_and(|backend| backend.serving != 0);
+            let back = |address: &Ipv4Addr| backends.get(&convert::v4(*address)).is_some_and(|backend| backend.serving != 0);
             let left: BTreeSet<Ipv4Addr> = left.into_iter().filter(|address| !back(address)).collect();
             let places = places(sandboxes, &left);
             let ebpf = Arc::clone(&self.ebpf);
@@ -435,7 +435,7 @@ fn published(view: &NodeView, key: skep_ebpf::Port) -> Option<(&PublishedPort, I
         SCTP => Protocol::Sctp,
         _ => Protocol::Tcp,
     };
-    let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));
+    let (all, wanted) = (&view.cluster.ports, (protocol, convert::to_port(key.port)));
     let at = all.binary_search_by_key(&wanted, |port| (port.protocol, port.published)).ok()?;
     Some((&all[at], family))
 }
@@ -446,7 +446,7 @@ struct Cookies(BTreeMap<PathBuf, (u64, u64)>);
 
 impl Cookies {
     /// Containers' addresses with their namespaces, as far as these can be seen.
-    fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, Member)> {
+    fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, NetnsMembership)> {
         self.0.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
         let cookie_of = |all: &mut BTreeMap<PathBuf, (u64, u64)>, path: &PathBuf| {
             let inode = std::fs::metadata(path).ok()?.ino();
@@ -460,7 +460,8 @@ impl Cookies {
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = cookie_of(&mut self.0, &sandbox.path) {
-                members.push((sandbox.address, Member { cookie, network: words::v4(sandbox.subnet.network()), zero: 0 }));
+                members
+                    .push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
             }
         }
         members

@@ -2,7 +2,7 @@
 
 use super::{EbpfDatapath, Hook, Link, port_name, protocol};
 use serde::Serialize;
-use skep_ebpf::{AFFINITY, Flow, NO_CLIENT, Reply, Tuple, V4, words};
+use skep_ebpf::{AFFINITY, Flow, NO_CLIENT, Reply, Tuple, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -79,11 +79,11 @@ impl EbpfDatapath {
         let slots = |base, size| tables.slots.get(&(base, size)).map_or(&[][..], |all| &all[..]);
         let sources = |scope: u32| {
             let own = tables.sources.iter().filter(move |(_, source)| source.scope == scope);
-            own.map(|(length, source)| prefix(length - 32, words::to_address(source.address))).collect()
+            own.map(|(length, source)| prefix(length - 32, convert::to_address(source.address))).collect()
         };
         let mut members: BTreeMap<Ipv4Addr, BTreeSet<u64>> = BTreeMap::new();
         for member in &tables.members {
-            members.entry(words::to_v4(member.network)).or_default().insert(member.cookie);
+            members.entry(convert::to_v4(member.network)).or_default().insert(member.cookie);
         }
         let (flows, replies) = {
             let loaded = self.loaded();
@@ -92,10 +92,10 @@ impl EbpfDatapath {
         let ports = tables.ports.iter().map(|(port, to)| {
             let mut backends = BTreeMap::new();
             for slot in slots(to.base, to.size) {
-                *backends.entry(words::to_v4(*slot)).or_default() += 1;
+                *backends.entry(convert::to_v4(*slot)).or_default() += 1;
             }
             let line = PortLine {
-                target: words::to_port(to.target),
+                target: convert::to_port(to.target),
                 affinity: to.flags & AFFINITY != 0,
                 allow: sources(port.scope()),
                 backends,
@@ -103,11 +103,11 @@ impl EbpfDatapath {
             (port_name(port), line)
         });
         let vip = |(address, vip): (&V4, &skep_ebpf::Vip)| {
-            let backends = slots(vip.base, vip.size).iter().copied().map(words::to_v4).collect();
-            (words::to_v4(*address), VipLine { network: words::to_v4(vip.network), backends })
+            let backends = slots(vip.base, vip.size).iter().copied().map(convert::to_v4).collect();
+            (convert::to_v4(*address), VipLine { network: convert::to_v4(vip.network), backends })
         };
         let container = |(address, backend): (&V4, &skep_ebpf::Backend)| {
-            (words::to_v4(*address), ContainerLine { serving: backend.serving != 0, device: backend.ifindex })
+            (convert::to_v4(*address), ContainerLine { serving: backend.serving != 0, device: backend.ifindex })
         };
         Ok(Dump {
             programs: state.links.iter().map(Link::pin).collect(),
@@ -116,7 +116,7 @@ impl EbpfDatapath {
             vips: tables.vips.iter().map(vip).collect(),
             ports: ports.collect(),
             containers: tables.backends.iter().map(container).collect(),
-            locals: tables.locals.iter().copied().map(words::to_address).collect(),
+            locals: tables.locals.iter().copied().map(convert::to_address).collect(),
             no_clients: sources(NO_CLIENT),
             members,
             slots: (tables.slots.keys().map(|(_, size)| size).sum(), tables.room),
@@ -143,14 +143,14 @@ fn end(address: IpAddr, port: u16) -> String {
 }
 
 fn tuple_text(tuple: &Tuple) -> String {
-    let source = end(words::to_address(tuple.source), words::to_port(tuple.source_port));
-    let destination = end(words::to_address(tuple.destination), words::to_port(tuple.destination_port));
-    let via = if skep_ebpf::none(&tuple.via) { String::new() } else { format!(" via {}", node(tuple.via)) };
+    let source = end(convert::to_address(tuple.source), convert::to_port(tuple.source_port));
+    let destination = end(convert::to_address(tuple.destination), convert::to_port(tuple.destination_port));
+    let via = if skep_ebpf::is_zero(&tuple.via) { String::new() } else { format!(" via {}", node(tuple.via)) };
     format!("{} {source} to {destination}{via}", protocol(tuple.protocol))
 }
 
 fn node(prefix: skep_ebpf::Prefix) -> IpAddr {
-    words::to_address([prefix[0], prefix[1], 0, 0])
+    convert::to_address([prefix[0], prefix[1], 0, 0])
 }
 
 fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
@@ -160,14 +160,14 @@ fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     let changed = if flow.client_port == tuple.source_port {
         String::new()
     } else {
-        format!(" from port {}", words::to_port(flow.client_port))
+        format!(" from port {}", convert::to_port(flow.client_port))
     };
-    format!("{}: {}:{}{changed}", tuple_text(tuple), words::to_v4(flow.backend), words::to_port(flow.target))
+    format!("{}: {}:{}{changed}", tuple_text(tuple), convert::to_v4(flow.backend), convert::to_port(flow.target))
 }
 
 fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
-    let to = if skep_ebpf::none(&reply.entry) {
-        format!("as {}", end(words::to_address(reply.address), words::to_port(reply.port)))
+    let to = if skep_ebpf::is_zero(&reply.entry) {
+        format!("as {}", end(convert::to_address(reply.address), convert::to_port(reply.port)))
     } else {
         format!("by node {}", node(reply.entry))
     };

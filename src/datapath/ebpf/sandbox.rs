@@ -7,7 +7,7 @@ use crate::model::mesh::MeshPrefix;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use skep_ebpf::{Member, words};
+use skep_ebpf::{NetnsMembership, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
@@ -61,7 +61,7 @@ impl Sandboxes for EbpfDatapath {
     async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
         let shown = sandbox.path.display();
         let cookie = cookie(&sandbox.path).with_context(|| format!("cannot look into the container's namespace {shown}"))?;
-        let member = Member { cookie, network: words::v4(sandbox.subnet.network()), zero: 0 };
+        let member = NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 };
         self.loaded().change(&super::Step::AddMember(member))?;
         let ingress = self.ingress.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(ingress) = ingress.filter(|i| i.subnet == sandbox.subnet.trunc()) {

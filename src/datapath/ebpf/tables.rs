@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use skep_ebpf::{Address, Backend, COUNTERS, Config, Frontend, Member, Peer, Port, Source, V4, Vip, words};
+use skep_ebpf::{Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, V4, Vip, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 
@@ -97,8 +97,8 @@ impl Loaded {
 
     /// Whether a connected UDP socket that talks to this end asked a virtual address for it.
     pub(super) fn asked_virtual(&self, cookie: u64, to: SocketAddrV4) -> bool {
-        let peer = Peer { cookie, address: words::v4(*to.ip()), port: words::port(to.port()), zero: 0 };
-        let map = self.map("DATAGRAM_PEERS").ok().and_then(|map| HashMap::<&MapData, Peer, V4>::try_from(map).ok());
+        let peer = SocketPeer { cookie, address: convert::v4(*to.ip()), port: convert::port(to.port()), zero: 0 };
+        let map = self.map("DATAGRAM_PEERS").ok().and_then(|map| HashMap::<&MapData, SocketPeer, V4>::try_from(map).ok());
         map.is_some_and(|map| map.get(&peer, 0).is_ok())
     }
 
@@ -108,7 +108,7 @@ impl Loaded {
         let mut tables = Tables {
             config: config.get(&0, 0).map_err(|e| named("CONFIG", &e))?,
             vips: self.dump::<V4, Vip>("VIPS")?,
-            members: self.dump::<Member, u32>("MEMBERS")?.into_keys().collect(),
+            members: self.dump::<NetnsMembership, u32>("MEMBERS")?.into_keys().collect(),
             ports: self.dump::<Port, Frontend>("PORTS")?,
             backends: self.dump::<V4, Backend>("BACKENDS")?,
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
@@ -166,9 +166,9 @@ impl Loaded {
     pub(super) fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
         let map: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(self.map("COUNTS")?).map_err(|e| named("COUNTS", &e))?;
         let mut all = BTreeMap::new();
-        for (index, name) in (0..).zip(COUNTERS) {
-            let values = map.get(&index, 0).map_err(|e| named("COUNTS", &e))?;
-            all.insert(name, values.iter().sum());
+        for counter in Counter::ALL {
+            let values = map.get(&(*counter as u32), 0).map_err(|e| named("COUNTS", &e))?;
+            all.insert(counter.name(), values.iter().sum());
         }
         Ok(all)
     }

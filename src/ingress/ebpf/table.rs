@@ -19,7 +19,9 @@ use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
-use skep_ebpf::{AFFINITY, Address, Backend, Config, GUARDED, Member, NO_CLIENT, Port, PortNumber, Source, V4, packet, words};
+use skep_ebpf::{
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NetnsMembership, Port, PortNumber, Source, V4, convert, packet,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -31,7 +33,7 @@ pub struct Desired {
     /// Virtual addresses: network, mask, backends.
     pub vips: BTreeMap<V4, (V4, V4, Slots)>,
     /// Namespaces on networks.
-    pub members: BTreeSet<Member>,
+    pub members: BTreeSet<NetnsMembership>,
     /// Published ports: target, flags and table. Those that the eBPF datapath does not serve are here without a backend: what
     /// leaves from their numbers is told apart all the same.
     pub ports: BTreeMap<Port, (PortNumber, u16, Slots)>,
@@ -56,7 +58,7 @@ pub struct Inputs<'a> {
     /// Devices and addresses.
     pub around: &'a HostDevices,
     /// Namespaces on networks.
-    pub members: &'a BTreeSet<Member>,
+    pub members: &'a BTreeSet<NetnsMembership>,
     /// Hooks that cannot be had, and why.
     pub unavailable: &'a BTreeMap<Hook, String>,
 }
@@ -68,7 +70,7 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
     let Inputs { me, around, members, unavailable } = *given;
     let nodes = nodes(view);
     let mut desired = Desired { members: members.clone(), config: config(view, given), ..Desired::default() };
-    desired.locals = around.locals.iter().copied().map(words::address).collect();
+    desired.locals = around.locals.iter().copied().map(convert::address).collect();
     for network in view.networks.by_id.values() {
         virtual_addresses(network, &mut desired);
         let all = network.members.iter().filter_map(|task| backend(&nodes, me, around, task));
@@ -104,7 +106,7 @@ pub fn left(desired: &Desired, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4
         let now = desired.vips.get(address).map(|(.., slots)| &slots[..]).unwrap_or_default();
         left.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
-    left.into_iter().map(words::to_v4).collect()
+    left.into_iter().map(convert::to_v4).collect()
 }
 
 /// Nodes by id.
@@ -123,8 +125,8 @@ fn config(view: &NodeView, given: &Inputs) -> Config {
         mesh_end: around.mesh_end.unwrap_or_default(),
         tunnel: around.tunnel.unwrap_or_default(),
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
-        prefix: words::prefix(own.subnet.addr()),
-        containers: words::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        prefix: convert::prefix(own.subnet.addr()),
+        containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
     }
 }
 
@@ -182,18 +184,18 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),
     };
-    (32 + length, Source { scope, address: words::address(net.network()) })
+    (32 + length, Source { scope, address: convert::address(net.network()) })
 }
 
 fn virtual_addresses(network: &NetworkPart, desired: &mut Desired) {
-    let (net, mask) = (words::v4(network.subnet.network()), words::v4(network.subnet.netmask()));
+    let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
     let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for task in network.members.iter().filter(|task| takes_connections(task)) {
         backends.entry(&task.service_id).or_default().insert(task.address);
     }
     for service in &network.services {
         let own = backends.get(&service.service_id).into_iter().flatten();
-        desired.vips.insert(words::v4(service.vip), (net, mask, own.copied().map(words::v4).collect()));
+        desired.vips.insert(convert::v4(service.vip), (net, mask, own.copied().map(convert::v4).collect()));
     }
 }
 
@@ -206,8 +208,8 @@ fn takes_connections(task: &TaskEndpoint) -> bool {
 fn backend(nodes: &Nodes, me: &NodeId, around: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
     let node = nodes.get(&task.node_id)?;
     let ifindex = if task.node_id == *me { around.veths.get(&task.address)?.1 } else { 0 };
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: words::prefix(node.subnet.addr()) };
-    Some((words::v4(task.address), backend))
+    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()) };
+    Some((convert::v4(task.address), backend))
 }
 
 /// The port as the maps name it.
@@ -218,7 +220,7 @@ pub fn port_key(port: &PublishedPort, family: IpFamily) -> Port {
         Protocol::Tcp => packet::TCP,
         Protocol::Sctp => SCTP,
     };
-    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: words::port(port.published) }
+    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: convert::port(port.published) }
 }
 
 fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: IpFamily, desired: &mut Desired) {
@@ -241,7 +243,7 @@ fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: Ip
     } else {
         Slots::default()
     };
-    desired.ports.insert(key, (words::port(port.target), flags, slots));
+    desired.ports.insert(key, (convert::port(port.target), flags, slots));
 }
 
 fn links(around: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<Link> {

@@ -59,7 +59,7 @@ async fn a_second_run_takes_over_what_the_first_left() {
     ];
     let attach: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
     let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2] };
-    let address = skep_ebpf::words::v4([10, 0, 0, 7].into());
+    let address = skep_ebpf::convert::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
     first.apply(&[Step::SetBackend(address, backend)]).await.expect("sets");
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());

@@ -8,15 +8,15 @@ fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
     super::plan(desired, actual, &mut SlotAllocator::of(&actual.tables), &Changed::All)
 }
 
-const NET: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
-const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
+const NET: V4 = convert::v4(Ipv4Addr::new(10, 0, 1, 0));
+const MASK: V4 = convert::v4(Ipv4Addr::new(255, 255, 255, 0));
 
 fn backends(n: u8) -> Vec<Ipv4Addr> {
     (1..=n).map(|i| Ipv4Addr::new(10, 0, 0, i)).collect()
 }
 
 fn port(number: u16) -> Port {
-    Port { protocol: packet::TCP, family: 4, port: words::port(number) }
+    Port { protocol: packet::TCP, family: 4, port: convert::port(number) }
 }
 
 fn empty() -> State {
@@ -28,14 +28,14 @@ fn wanted(services: u8, replicas: u8) -> Desired {
     for service in 0..services {
         // Services have backends of their own.
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
-        let vip = words::v4(Ipv4Addr::new(10, 0, 1, service));
-        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(words::v4).collect()));
-        let slots = maglev::table(&all).into_iter().map(|at| words::v4(all[at as usize])).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), (words::port(80), 0, slots));
+        let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
+        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(convert::v4).collect()));
+        let slots = maglev::table(&all).into_iter().map(|at| convert::v4(all[at as usize])).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), (convert::port(80), 0, slots));
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
     desired.backends =
-        backends(replicas).into_iter().map(|a| (words::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
+        backends(replicas).into_iter().map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
     desired.links.insert(Link { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
 }
@@ -103,7 +103,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
 
     state.tables.vips.insert(9, Vip::default());
     state.tables.ports.remove(&port(8001));
-    state.tables.backends.insert(words::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
+    state.tables.backends.insert(convert::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
     state.stale.insert("from_container@vdeadbeef@9".to_owned());
     state.links.clear();
     let steps = plan(&desired, &state);
