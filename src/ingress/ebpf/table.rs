@@ -12,7 +12,9 @@ pub use plan::plan;
 pub use space::SlotAllocator;
 
 use super::maglev::Built;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, Link, MESH_END, SCTP, Slots, Sources, Step, Tables, ports_lack};
+use crate::datapath::ebpf::{
+    EbpfStep, HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, Tables, ports_unavailable,
+};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::IpFamily;
 use crate::model::service::EndpointMode;
@@ -44,7 +46,7 @@ pub struct Desired {
     /// Who may use which port, and who is nobody's client.
     pub sources: Sources,
     /// Programs at their places.
-    pub links: BTreeSet<Link>,
+    pub links: BTreeSet<ProgramLink>,
 }
 
 /// Which plane serves a published port, and why not the ebpf one.
@@ -80,7 +82,7 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
     // Addresses that only the swarm gives: who has one is no client from outside, and answers would not find it.
     desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
-    if ports_lack(unavailable).is_none() {
+    if ports_unavailable(unavailable).is_none() {
         let planes = Planes::of(view, unavailable);
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in IpFamily::ALL {
@@ -95,9 +97,9 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
 
 /// Containers that virtual addresses lead to no more once these steps are carried out.
 #[must_use]
-pub fn left(desired: &Desired, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4Addr> {
+pub fn left(desired: &Desired, tables: &Tables, steps: &[EbpfStep]) -> BTreeSet<Ipv4Addr> {
     let turned = steps.iter().filter_map(|step| match step {
-        Step::SetVip(address, _) | Step::RemoveVip(address) => Some(address),
+        EbpfStep::SetVip(address, _) | EbpfStep::RemoveVip(address) => Some(address),
         _ => None,
     });
     let mut left = BTreeSet::new();
@@ -143,7 +145,7 @@ impl<'a> Planes<'a> {
     pub fn of(view: &'a NodeView, unavailable: &'a BTreeMap<Hook, String>) -> Self {
         let without = view.cluster.nodes.iter().filter(|node| !node.ebpf);
         Self {
-            unavailable: ports_lack(unavailable),
+            unavailable: ports_unavailable(unavailable),
             without: without.map(|node| (&node.node_id, node.hostname.as_str())).collect(),
         }
     }
@@ -246,12 +248,12 @@ fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: Ip
     desired.ports.insert(key, (convert::port(port.target), flags, slots));
 }
 
-fn links(around: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
+fn links(around: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
     let mut links = BTreeSet::new();
-    let ports = ports_lack(unavailable).is_none();
+    let ports = ports_unavailable(unavailable).is_none();
     for hook in Hook::ALL.into_iter().filter(|hook| !unavailable.contains_key(hook)) {
         let mut put = |device: &str, index: u32| {
-            links.insert(Link { hook, device: device.to_owned(), index });
+            links.insert(ProgramLink { hook, device: device.to_owned(), index });
         };
         match hook {
             Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}

@@ -2,7 +2,7 @@
 //! [`desired`] gives; the loop computes that all the same whenever it reads the maps.
 
 use super::{Desired, Inputs, Nodes, Planes, backend, desired, frontend, nodes, port_key, takes_connections};
-use crate::datapath::ebpf::{Hook, HostDevices, ports_lack};
+use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
 use crate::ingress::ebpf::maglev::Built;
 use crate::model::IpFamily;
 use crate::model::mesh::MeshPrefix;
@@ -160,7 +160,7 @@ impl DesiredState {
             touched.ports.insert(key);
             self.desired.ports.remove(&key);
         }
-        if ports_lack(given.unavailable).is_some() {
+        if ports_unavailable(given.unavailable).is_some() {
             return Some(());
         }
         for port in ports.iter().filter_map(|(_, is)| *is).filter(|port| port.protocol != Protocol::Sctp) {

@@ -3,7 +3,7 @@
 
 use super::tests::carry_out;
 use super::*;
-use crate::datapath::ebpf::State;
+use crate::datapath::ebpf::EbpfState;
 use crate::model::Listens;
 use crate::model::Revision;
 use crate::model::WgKey;
@@ -176,7 +176,7 @@ proptest! {
     fn following_a_view_gives_what_computing_it_gives(history in histories(), shared in any::<bool>()) {
         let (me, none, members) = (node(0), BTreeMap::new(), BTreeSet::new());
         let mut followed = DesiredState::default();
-        let mut state = State { tables: Tables { room: 1 << 16, ..Tables::default() }, ..State::default() };
+        let mut state = EbpfState { tables: Tables { room: 1 << 16, ..Tables::default() }, ..EbpfState::default() };
         let (mut space, mut memory) = (SlotAllocator::of(&state.tables), BTreeMap::new());
         let mut before: Option<NodeView> = None;
         for world in &history {
