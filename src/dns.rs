@@ -12,7 +12,7 @@ pub mod records;
 pub mod resolv;
 pub mod server;
 
-use crate::datapath::{Sockets, ebpf::Ready, sockets::HereSockets};
+use crate::datapath::{Sockets, ebpf::VipReadiness, sockets::HereSockets};
 use crate::model::{NodeId, NodeView, Revision};
 use records::Records;
 use server::{Gateway, Shared};
@@ -90,7 +90,7 @@ pub async fn run(
     me: NodeId,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     sockets: Arc<dyn Sockets>,
-    mut ready: watch::Receiver<Ready>,
+    mut ready: watch::Receiver<VipReadiness>,
     applied: watch::Sender<Revision>,
     settings: DnsSettings,
     shutdown: CancellationToken,

@@ -1,89 +1,90 @@
-//! Published ports on the host's side: clients' packets come in from uplinks, answers go out. What is not a client's is
-//! left alone.
+//! Published ports in the host's namespace: packets of clients arrive by uplinks, replies leave by them. Packets that belong
+//! to no client pass unchanged.
 
-use crate::change::{End, ifindex, raw, turn};
+use crate::change::{End, nat_rewrite};
+use crate::ctx::{ethertype, ifindex, raw};
 use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, add, config, count, is_source, look, recall,
+    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, add, config, count, is_source, lookup, lookup_lru,
 };
-use crate::parse::{ETH_V4, ETH_V6, Kind, Packet, parse};
-use crate::way::Way;
+use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
-    AFFINITY, Address, Config, Counter, Flow, GUARDED, NO_CLIENT, Piece, Port, PortNumber, Reply, Tuple, V4 as Ipv4, client_hash,
-    none, same, slot,
+    AFFINITY, Address, Config, Counter, Flow, FragmentState, GUARDED, NO_CLIENT, Port, PortNumber, Reply, Tuple, V4 as Ipv4,
+    client_hash, is_zero, same_address, slot,
 };
 
-/// What our answers carry between the two host hooks.
-const OURS: u16 = 0x5e7e;
-/// A socket that waits for connections.
-const LISTENS: u32 = 10;
+/// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
+const REPLY_MARK: u16 = 0x5e7e;
+/// State of a listening socket.
+const TCP_LISTEN: u32 = 10;
 
-/// A container's address for clients of a family.
+/// The address by which clients of a family reach a container.
 #[inline(always)]
-pub fn container(config: &Config, family: u8, v4: Ipv4) -> Address {
+pub fn container_address(config: &Config, family: u8, v4: Ipv4) -> Address {
     if family == 4 { mapped(v4) } else { container6(config.containers, v4) }
 }
 
-/// From the world.
+/// Packets that arrive by an uplink.
 #[inline(always)]
-pub fn from_uplink(ctx: &TcContext) -> Result<Way, Way> {
-    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Way::Next) };
-    let Some(config) = config() else { return Ok(Way::Next) };
-    if packet.is(Kind::Later) {
-        let Some(piece) = recall(&FRAGMENTS, &packet.fragment()) else { return Ok(Way::Next) };
-        turn(ctx, packet, End::Destination, &piece.address, 0, 0)?;
+pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
+    let Some(config) = config() else { return Ok(Verdict::Pass) };
+    if packet.is(PacketKind::LaterFragment) {
+        let Some(state) = lookup_lru(&FRAGMENTS, &packet.fragment_key()) else { return Ok(Verdict::Pass) };
+        nat_rewrite(ctx, packet, End::Destination, &state.address, 0, 0)?;
         count(Counter::PortIn);
-        return Ok(Way::Peer(config.host_end));
+        return Ok(Verdict::RedirectPeer(config.host_end));
     }
-    let flow = match recall(&FLOWS, &packet.tuple) {
-        Some(flow) if keeps(packet, flow) => *flow,
-        Some(flow) if flow.backend == 0 && !packet.is_syn() => return Ok(Way::Next),
-        known => match anew(ctx, packet, config, known.is_some()) {
+    let flow = match lookup_lru(&FLOWS, &packet.tuple) {
+        Some(flow) if is_sticky(packet, flow) => *flow,
+        Some(flow) if flow.backend == 0 && !packet.is_syn() => return Ok(Verdict::Pass),
+        known => match new_flow(ctx, packet, config, known.is_some()) {
             Some(flow) => flow,
-            None => return Ok(Way::Next),
+            None => return Ok(Verdict::Pass),
         },
     };
-    let to = container(config, packet.family, flow.backend);
-    if packet.is(Kind::First) {
-        let piece = Piece { address: to, entry: [0; 2], device: 0, zero: 0 };
-        let _ = FRAGMENTS.insert(packet.fragment(), piece, 0);
+    let to = container_address(config, packet.family, flow.backend);
+    if packet.is(PacketKind::FirstFragment) {
+        let state = FragmentState { address: to, entry: [0; 2], device: 0, zero: 0 };
+        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
-    turn(ctx, packet, End::Destination, &to, flow.target, flow.client_port)?;
-    count(if packet.is(Kind::Error) { Counter::Errors } else { Counter::PortIn });
-    Ok(Way::Peer(config.host_end))
+    nat_rewrite(ctx, packet, End::Destination, &to, flow.target, flow.client_port)?;
+    count(if packet.is(PacketKind::IcmpError) { Counter::IcmpError } else { Counter::PortIn });
+    Ok(Verdict::RedirectPeer(config.host_end))
 }
 
-/// Whether a packet stays with what its connection was given.
+/// Whether a packet stays with the backend of its flow entry.
 #[inline(always)]
-fn keeps(packet: &Packet, flow: &Flow) -> bool {
+fn is_sticky(packet: &Packet, flow: &Flow) -> bool {
     if flow.backend == 0 {
         return false;
     }
-    let Some(backend) = look(&BACKENDS, &flow.backend) else { return false };
-    // What begins, and datagrams at any time, move on from a backend that takes no new clients.
-    backend.serving != 0 || packet.is(Kind::Error) || (packet.tuple.protocol == TCP && !packet.is_syn())
+    let Some(backend) = lookup(&BACKENDS, &flow.backend) else { return false };
+    // New connections, and datagrams at any time, leave a backend that receives no new clients.
+    backend.serving != 0 || packet.is(PacketKind::IcmpError) || (packet.tuple.protocol == TCP && !packet.is_syn())
 }
 
-/// Gives a client's connection its backend: a new one, or one that goes on and that this node does not know (any more).
-/// Every node chooses the same for the latter; who does not know it either answers with RST.
+/// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
+/// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
 #[inline(always)]
-fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> Option<Flow> {
-    if packet.is(Kind::Error) {
+fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> Option<Flow> {
+    if packet.is(PacketKind::IcmpError) {
         return None;
     }
     let key = Port { protocol: packet.tuple.protocol, family: packet.family, port: packet.tuple.destination_port };
-    let frontend = look(&PORTS, &key)?;
+    let frontend = lookup(&PORTS, &key)?;
     if frontend.size == 0 {
         return None;
     }
     is_local(ctx, packet)?;
-    let goes_on = packet.tuple.protocol == TCP && !packet.is_syn();
-    // Answers to connections of the host, and whatever a socket of the host is for.
-    if goes_on && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_hosts(ctx, packet)) {
+    let established = packet.tuple.protocol == TCP && !packet.is_syn();
+    // Replies to connections of the host, and packets of a connection that a socket of the host has.
+    if established && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
@@ -94,18 +95,19 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
     }
     let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
     let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
-    look(&BACKENDS, &backend)?;
-    packet.turn_round();
-    packet.back.source = container(config, packet.family, backend);
-    packet.back.source_port = frontend.target;
-    if let Some(other) = recall(&REPLIES, &packet.back) {
-        let same = none(&other.entry)
-            && same(&other.address, &packet.tuple.destination)
+    lookup(&BACKENDS, &backend)?;
+    packet.fill_reverse();
+    packet.reverse.source = container_address(config, packet.family, backend);
+    packet.reverse.source_port = frontend.target;
+    if let Some(other) = lookup_lru(&REPLIES, &packet.reverse) {
+        let same = is_zero(&other.entry)
+            && same_address(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
-        // One that goes on and came by another node until now is the same connection to the container. One that begins is not.
-        if !same && (!goes_on || none(&other.entry)) {
-            free_port(&mut packet.back);
+        // An established connection that arrived by another entry node before is the same one to the container. A new one is a
+        // different one.
+        if !same && (!established || is_zero(&other.entry)) {
+            replace_client_port(&mut packet.reverse);
         }
     }
     let reply = Reply {
@@ -115,53 +117,53 @@ fn anew(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> O
         client_port: packet.tuple.source_port,
         device: 0,
     };
-    REPLIES.insert(&packet.back, reply, 0).ok()?;
-    let flow = Flow { backend, target: frontend.target, client_port: packet.back.destination_port, ifindex: packet.device };
+    REPLIES.insert(&packet.reverse, reply, 0).ok()?;
+    let flow = Flow { backend, target: frontend.target, client_port: packet.reverse.destination_port, ifindex: packet.device };
     FLOWS.insert(&packet.tuple, flow, 0).ok()?;
-    count(if goes_on { Counter::PortTaken } else { Counter::PortNew });
+    count(if established { Counter::PortReselected } else { Counter::PortNew });
     add(PORT_COUNTS.get_ptr_mut(key));
     Some(flow)
 }
 
-/// Whether the host itself is asked. The loader's list may be late: an address may have come this moment, with its
-/// connections.
+/// Whether the destination is an address of the host. The loader's list may be late: an address may just have been added,
+/// together with its connections (failover), so the routing table is checked too.
 #[inline(always)]
 fn is_local(ctx: &TcContext, packet: &Packet) -> Option<()> {
-    let asked = &packet.tuple.destination;
-    if look(&LOCALS, asked).is_some() {
+    let destination = &packet.tuple.destination;
+    if lookup(&LOCALS, destination).is_some() {
         return Some(());
     }
-    // `struct bpf_fib_lookup`: family, ports and length, device, …, source, destination, card addresses.
+    // `struct bpf_fib_lookup`: family, ports and length, device, …, source, destination, MAC addresses.
     let mut route = [0_u32; 16];
     route[2] = packet.device;
     if packet.family == 4 {
-        if byte(asked[3], 0) == 127 {
+        if byte(destination[3], 0) == 127 {
             return None;
         }
         route[0] = u32::from_ne_bytes([2, 0, 0, 0]);
-        (route[4], route[8]) = (packet.tuple.source[3], asked[3]);
+        (route[4], route[8]) = (packet.tuple.source[3], destination[3]);
     } else {
         route[0] = u32::from_ne_bytes([10, 0, 0, 0]);
         (route[4], route[5], route[6], route[7]) =
             (packet.tuple.source[0], packet.tuple.source[1], packet.tuple.source[2], packet.tuple.source[3]);
-        (route[8], route[9], route[10], route[11]) = (asked[0], asked[1], asked[2], asked[3]);
+        (route[8], route[9], route[10], route[11]) = (destination[0], destination[1], destination[2], destination[3]);
     }
     // SAFETY: the context is a valid one; the helper reads and writes the 64 bytes.
-    let told = unsafe { bpf_fib_lookup(raw(ctx).cast(), route.as_mut_ptr().cast(), 64, 0) };
-    // Not to be forwarded, or this host forwards nothing.
-    (told == 4 || told == 5).then_some(())
+    let result = unsafe { bpf_fib_lookup(raw(ctx).cast(), route.as_mut_ptr().cast(), 64, 0) };
+    // `BPF_FIB_LKUP_RET_NOT_FWDED` (a local address), `BPF_FIB_LKUP_RET_FWD_DISABLED` (this host does not forward).
+    (result == 4 || result == 5).then_some(())
 }
 
-/// Gives the tuple of a container's answers another client port, one that nobody there uses.
+/// Replaces the client's port in the tuple of a container's replies by one that no other connection to the container uses.
 #[inline(always)]
-pub fn free_port(answers: &mut Tuple) {
+pub fn replace_client_port(replies: &mut Tuple) {
     count(Counter::PortChanged);
     let mut tries = 0;
     while tries < 8 {
-        // SAFETY: takes nothing.
+        // SAFETY: takes no argument.
         let random = unsafe { bpf_get_prandom_u32() };
-        answers.destination_port = (1024 + (random >> 8) as u16 % 64_000).to_be();
-        if recall(&REPLIES, answers).is_none() {
+        replies.destination_port = (1024 + (random >> 8) as u16 % 64_000).to_be();
+        if lookup_lru(&REPLIES, replies).is_none() {
             return;
         }
         tries += 1;
@@ -170,11 +172,11 @@ pub fn free_port(answers: &mut Tuple) {
 
 /// Whether a socket of the host has this connection.
 #[inline(always)]
-fn is_hosts(ctx: &TcContext, packet: &Packet) -> bool {
+fn is_host_connection(ctx: &TcContext, packet: &Packet) -> bool {
     // SAFETY: a union of plain numbers.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let (from, to) = (packet.tuple.source_port, packet.tuple.destination_port);
-    // SAFETY: plain numbers; the socket is given back on every way.
+    // SAFETY: plain numbers; the reference to the socket is released before each return.
     unsafe {
         let size = if packet.family == 4 {
             let v4 = &mut tuple.__bindgen_anon_1.ipv4;
@@ -189,97 +191,101 @@ fn is_hosts(ctx: &TcContext, packet: &Packet) -> bool {
             (v6.sport, v6.dport) = (from, to);
             36
         };
-        // u64::MAX: the namespace that the packet is in.
+        // `BPF_F_CURRENT_NETNS`: the namespace that the packet is in.
         let socket: *mut bpf_sock = bpf_skc_lookup_tcp(raw(ctx).cast(), &mut tuple, size, u64::MAX, 0);
         if socket.is_null() {
             return false;
         }
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        state != LISTENS
+        state != TCP_LISTEN
     }
 }
 
-/// Answers to clients, from the mesh.
+/// Replies to clients, from the mesh namespace.
 #[inline(always)]
-pub fn to_uplink(ctx: &TcContext) -> Result<Way, Way> {
-    let Some(config) = config() else { return Err(Way::Drop(Counter::DropForeign)) };
-    let device = if config.uplink != 0 { config.uplink } else { device_of(ctx).ok_or(Way::Drop(Counter::DropFlow))? };
+pub fn to_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    let Some(config) = config() else { return Err(Verdict::Drop(Counter::DropForeign)) };
+    let device = if config.uplink != 0 { config.uplink } else { client_device(ctx).ok_or(Verdict::Drop(Counter::DropFlow))? };
     // SAFETY: the context is a valid one, and the field may be written.
-    unsafe { (*raw(ctx)).tc_index = u32::from(OURS) };
+    unsafe { (*raw(ctx)).tc_index = u32::from(REPLY_MARK) };
     count(Counter::PortOut);
-    Ok(Way::Neighbour(device))
+    Ok(Verdict::RedirectNeighbour(device))
 }
 
-/// The uplink that the client came in by.
+/// Index of the uplink that the client is reached by.
 #[inline(always)]
-fn device_of(ctx: &TcContext) -> Option<u32> {
+fn client_device(ctx: &TcContext) -> Option<u32> {
     let packet = parse(ctx, ETHERNET)?;
-    if packet.is(Kind::Later) {
-        return Some(recall(&FRAGMENTS, &packet.fragment())?.device);
+    if packet.is(PacketKind::LaterFragment) {
+        return Some(lookup_lru(&FRAGMENTS, &packet.fragment_key())?.device);
     }
-    packet.turn_round();
-    let device = recall(&FLOWS, &packet.back)?.ifindex;
-    if packet.is(Kind::First) {
-        let piece = Piece { address: packet.source, entry: [0; 2], device, zero: 0 };
-        let _ = FRAGMENTS.insert(packet.fragment(), piece, 0);
+    packet.fill_reverse();
+    let device = lookup_lru(&FLOWS, &packet.reverse)?.ifindex;
+    if packet.is(PacketKind::FirstFragment) {
+        let state = FragmentState { address: packet.source, entry: [0; 2], device, zero: 0 };
+        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
     Some(device)
 }
 
-/// Whatever leaves by an uplink. Connections of the host and of masqueraded containers may have a published port's number
-/// at their own end: their answers are not clients' packets.
+/// Every packet that leaves by an uplink. The local port of a connection of the host or of a masqueraded container may be a
+/// published one: such flows are recorded, so that replies to them are not taken for packets of clients.
 #[inline(always)]
-pub fn out_uplink(ctx: &TcContext) -> Result<Way, Way> {
+pub fn out_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     // SAFETY: the context is a valid one, and the field may be written.
     unsafe {
-        if (*raw(ctx)).tc_index == u32::from(OURS) {
+        if (*raw(ctx)).tc_index == u32::from(REPLY_MARK) {
             (*raw(ctx)).tc_index = 0;
-            return Ok(Way::Next);
+            return Ok(Verdict::Pass);
         }
     }
-    forged(ctx)?;
-    // A glance, for every packet of the machine: is it from the number of a published port?
-    let (protocol, family, l4) = match crate::change::protocol(ctx) {
+    verify_forwarded_source(ctx)?;
+    // The cheap check first, since every packet of the machine passes here: is the source port a published one?
+    let (protocol, family, l4) = match ethertype(ctx) {
         ETH_V4 => {
-            let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Way::Next)?;
+            let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Verdict::Pass)?;
             if !is_plain(&v4) {
-                return Ok(Way::Next);
+                return Ok(Verdict::Pass);
             }
             (byte(v4[2], 1), 4, ETHERNET + V4)
         }
-        ETH_V6 => (ctx.load(ETHERNET + 6).map_err(|_| Way::Next)?, 6, ETHERNET + V6),
-        _ => return Ok(Way::Next),
+        ETH_V6 => (ctx.load(ETHERNET + 6).map_err(|_| Verdict::Pass)?, 6, ETHERNET + V6),
+        _ => return Ok(Verdict::Pass),
     };
     if protocol != TCP && protocol != UDP {
-        return Ok(Way::Next);
+        return Ok(Verdict::Pass);
     }
-    let port: PortNumber = ctx.load(l4).map_err(|_| Way::Next)?;
-    if look(&PORTS, &Port { protocol, family, port }).is_none() {
-        return Ok(Way::Next);
+    let port: PortNumber = ctx.load(l4).map_err(|_| Verdict::Pass)?;
+    if lookup(&PORTS, &Port { protocol, family, port }).is_none() {
+        return Ok(Verdict::Pass);
     }
-    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Way::Next) };
-    packet.turn_round();
-    if packet.is(Kind::Error) || recall(&FLOWS, &packet.back).is_some() || look(&LOCALS, &packet.tuple.source).is_none() {
-        return Ok(Way::Next);
+    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
+    packet.fill_reverse();
+    if packet.is(PacketKind::IcmpError)
+        || lookup_lru(&FLOWS, &packet.reverse).is_some()
+        || lookup(&LOCALS, &packet.tuple.source).is_none()
+    {
+        return Ok(Verdict::Pass);
     }
     let flow = Flow { backend: 0, target: 0, client_port: 0, ifindex: ifindex(ctx) };
-    let _ = FLOWS.insert(&packet.back, flow, 0);
-    count(Counter::Foreign);
-    Ok(Way::Next)
+    let _ = FLOWS.insert(&packet.reverse, flow, 0);
+    count(Counter::HostFlow);
+    Ok(Verdict::Pass)
 }
 
-/// A container may send whatever it likes by the engine's bridge, but no other container's address leaves this host so.
+/// Drops forwarded packets with a container's address as their source: a container could send them by the engine's bridge
+/// with the address of another one.
 #[inline(always)]
-fn forged(ctx: &TcContext) -> Result<(), Way> {
+fn verify_forwarded_source(ctx: &TcContext) -> Result<(), Verdict> {
     // SAFETY: the context is a valid one.
     let forwarded = unsafe { (*raw(ctx)).ingress_ifindex } != 0;
-    if !forwarded || crate::change::protocol(ctx) != ETH_V4 {
+    if !forwarded || ethertype(ctx) != ETH_V4 {
         return Ok(());
     }
-    let source: Ipv4 = ctx.load(ETHERNET + 12).map_err(|_| Way::Next)?;
-    if look(&BACKENDS, &source).is_some() && look(&LOCALS, &mapped(source)).is_none() {
-        return Err(Way::Drop(Counter::DropForged));
+    let source: Ipv4 = ctx.load(ETHERNET + 12).map_err(|_| Verdict::Pass)?;
+    if lookup(&BACKENDS, &source).is_some() && lookup(&LOCALS, &mapped(source)).is_none() {
+        return Err(Verdict::Drop(Counter::DropForged));
     }
     Ok(())
 }

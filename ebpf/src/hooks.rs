@@ -1,23 +1,22 @@
-//! Entry points.
+//! Entry points: one per hook.
 
-use crate::vip::{Family, back, toward};
-use crate::way::verdict;
+use crate::vip::{Call, SockaddrFamily, translate, untranslate};
 use crate::{clients, containers, mesh};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
-/// With the feature `changed` every program differs from those without, and does the same.
+/// With the feature `changed` every program has other instructions than without, and the same behaviour.
 #[inline(always)]
 fn begin() {
     #[cfg(feature = "changed")]
     {
         let word = 0_u32;
-        // SAFETY: a word of its own.
+        // SAFETY: reads a local variable.
         unsafe { core::ptr::read_volatile(&word) };
     }
 }
 
-/// The call goes on, changed or not.
+/// Return value of a program at a socket call: the call continues, translated or not.
 const ALLOW: i32 = 1;
 
 macro_rules! calls {
@@ -34,23 +33,23 @@ macro_rules! calls {
 }
 
 calls! {
-    connect4: |ctx| toward(ctx, Family::V4, false);
-    connect6: |ctx| toward(ctx, Family::V6, false);
-    sendmsg4: |ctx| toward(ctx, Family::V4, true);
-    sendmsg6: |ctx| toward(ctx, Family::V6, true);
-    recvmsg4: |ctx| back(ctx, Family::V4);
-    recvmsg6: |ctx| back(ctx, Family::V6);
-    getpeername4: |ctx| back(ctx, Family::V4);
-    getpeername6: |ctx| back(ctx, Family::V6);
+    connect4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::Connect);
+    connect6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::Connect);
+    sendmsg4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::SendMsg);
+    sendmsg6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::SendMsg);
+    recvmsg4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
+    recvmsg6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
+    getpeername4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
+    getpeername6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
 }
 
 macro_rules! packets {
-    ($($name:ident in $room:ident;)*) => {$(
+    ($($name:ident in $module:ident;)*) => {$(
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
             begin();
-            match $room::$name(&ctx) {
-                Ok(way) | Err(way) => verdict(way),
+            match $module::$name(&ctx) {
+                Ok(verdict) | Err(verdict) => verdict.into_action(),
             }
         }
     )*};

@@ -1,20 +1,23 @@
-//! What the kernel programs and the loader share: keys and values of the maps, and packet arithmetic. `no_std`, no
-//! dependencies, tested on the host. Addresses and ports are words whose bytes in memory are those of the packet, so that
-//! keys are what packets hold and are read a word at a time.
+//! What the kernel programs and the loader share: keys and values of the maps, counters, and packet arithmetic. `no_std`,
+//! no dependencies, tested on the host. Addresses and ports are words whose bytes in memory are those of the packet, so
+//! that keys are what packets hold and are read a word at a time.
 #![cfg_attr(not(test), no_std)]
 
-pub mod packet;
 #[cfg(any(test, feature = "user"))]
-pub mod words;
+pub mod convert;
+mod counter;
+pub mod packet;
 
-/// Number of the layout of keys and values. Maps of another number are not shared with these programs.
+pub use counter::Counter;
+
+/// Version of the layout of keys and values. Maps of another version are not shared with these programs.
 pub const LAYOUT: u32 = 3;
-/// Slots of all tables together, at most; the loader makes fewer where there is little memory.
+/// Upper bound of the slots of all tables together; the loader allocates fewer on a machine with little memory.
 pub const SLOTS: u32 = 6 << 20;
 
 /// An IPv4 address as packets hold it.
 pub type V4 = u32;
-/// An address of either family; IPv4 in its mapped form, so that there is one space of keys.
+/// An address of either family; IPv4 in its mapped form, so that both families share one key space.
 pub type Address = [u32; 4];
 /// The first half of an IPv6 address: a node's /64.
 pub type Prefix = [u32; 2];
@@ -34,47 +37,44 @@ macro_rules! shared {
 }
 
 shared! {
-    /// A virtual address, by itself. Its backends are in a range of slots.
+    /// A virtual address of a service on one network. Its backends are in a range of slots.
     Vip {
-        /// Network address of the network that it is on.
+        /// Network address of the network that it belongs to.
         network: V4,
-        /// The network's mask.
         mask: V4,
         /// First slot.
         base: u32,
         /// Number of slots; 0 without a backend.
         size: u32,
     }
-    /// Says that a network namespace is on a network.
-    Member {
-        /// Cookie of the namespace.
+    /// Key of the set of network namespaces whose socket calls to virtual addresses are translated, by network.
+    NetnsMembership {
+        /// Cookie of the network namespace.
         cookie: u64,
         /// Network address of the network.
         network: V4,
-        /// Zero.
         zero: u32,
     }
-    /// What a socket really talks to where it believes to talk to a virtual address.
-    Peer {
+    /// Key of the virtual address that a socket asked for: the socket and the backend that it is connected to instead.
+    SocketPeer {
         /// Cookie of the socket.
         cookie: u64,
-        /// The backend.
+        /// Address of the backend.
         address: V4,
-        /// Its port.
+        /// Port of the backend.
         port: PortNumber,
-        /// Zero.
         zero: u16,
     }
-    /// A published port for clients of one family.
+    /// A published port for clients of one address family.
     Port {
-        /// Protocol number.
+        /// IP protocol number.
         protocol: u8,
         /// 4 or 6.
         family: u8,
         /// Port on the node.
         port: PortNumber,
     }
-    /// Where a published port leads.
+    /// The backends of a published port.
     Frontend {
         /// First slot.
         base: u32,
@@ -85,96 +85,87 @@ shared! {
         /// See [`AFFINITY`] and [`GUARDED`].
         flags: u16,
     }
-    /// A range of client addresses. In a trie, where its length is 32 more than that of the prefix.
+    /// Key of a trie of client prefixes. The key length is 32 more than that of the prefix.
     Source {
-        /// A port as a number: these may use it. [`NO_CLIENT`]: these are nobody's clients.
+        /// [`Port::scope`] of the port that these clients may use, or [`NO_CLIENT`].
         scope: u32,
-        /// The prefix.
+        /// The prefix; IPv4 in its mapped form.
         address: Address,
     }
-    /// Where a container is, by its address.
+    /// Location of a container, by its address.
     Backend {
-        /// Mesh end of its veth, if it runs here; else 0.
+        /// Index of the mesh end of its veth, if it runs on this node; else 0.
         ifindex: u32,
-        /// 1 while it may be given new clients.
+        /// 1 while it may receive new clients.
         serving: u32,
-        /// Its node's /64.
+        /// /64 of its node.
         prefix: Prefix,
     }
     /// A connection in one direction.
     Tuple {
-        /// Source.
         source: Address,
-        /// Destination.
         destination: Address,
-        /// The node that it comes through, if that is another one; else zero.
+        /// /64 of the entry node, if that is another node; else zero.
         via: Prefix,
-        /// Source port.
         source_port: PortNumber,
-        /// Destination port.
         destination_port: PortNumber,
-        /// Protocol number.
+        /// IP protocol number.
         protocol: u8,
-        /// Zero.
         zero: [u8; 3],
     }
-    /// What a client's connection was given, by the client's tuple.
+    /// Flow entry: the backend of a client's connection, by the client's tuple.
     Flow {
-        /// The backend. Zero: not a client of ours, left to the host.
+        /// Zero: a connection of the host, not translated.
         backend: V4,
         /// Port in the container.
         target: PortNumber,
-        /// The client's port as the container sees it: another one if two clients' tuples would be the same there.
+        /// The client's port as the container sees it: replaced if two clients' tuples would be the same at the container.
         client_port: PortNumber,
-        /// Device that the client is behind.
+        /// Index of the device that the client is reached by.
         ifindex: u32,
     }
-    /// Where a backend's answers go, by the container's tuple.
+    /// Reverse NAT entry: how a backend's reply is translated, by the container's tuple.
     Reply {
-        /// The address that the client asked. Known on the node that the client came in by.
+        /// The address that the client asked for. Known on the entry node only.
         address: Address,
-        /// /64 of the node that the client came in by; zero if it is this one.
+        /// /64 of the entry node; zero if it is this node.
         entry: Prefix,
-        /// The port that the client asked.
+        /// The port that the client asked for.
         port: PortNumber,
-        /// The client's own port.
+        /// The client's port before translation.
         client_port: PortNumber,
-        /// The asking container's device, if it asked a virtual address; else 0.
+        /// Index of the client container's device, if a container asked for a virtual address; else 0.
         device: u32,
     }
-    /// A datagram in pieces: only the first one has ports.
-    Fragment {
-        /// Source.
+    /// Key of a fragmented datagram: only its first fragment has ports.
+    FragmentKey {
         source: Address,
-        /// Destination.
         destination: Address,
-        /// The sender's number for it.
+        /// Identification field of the datagram.
         id: u32,
-        /// Protocol number.
+        /// IP protocol number.
         protocol: u8,
-        /// Zero.
         zero: [u8; 3],
     }
-    /// Where the first piece went.
-    Piece {
-        /// The address that its end was turned to.
+    /// How the first fragment was translated and forwarded; later fragments follow it.
+    FragmentState {
+        /// The address that the datagram's source or destination was rewritten to.
         address: Address,
-        /// As in a reply.
+        /// As [`Reply::entry`].
         entry: Prefix,
-        /// Device that it left by.
+        /// Index of the device that the first fragment left by.
         device: u32,
-        /// Zero.
         zero: u32,
     }
-    /// What the programs need to know of this node.
+    /// This node's devices and prefixes, as the programs need them. Devices are interface indexes.
     Config {
-        /// The host's end of the pair between host and mesh.
+        /// The host end of the veth pair between host and mesh namespace.
         host_end: u32,
-        /// The mesh's end of it.
+        /// The mesh end of that pair.
         mesh_end: u32,
         /// The tunnel device.
         tunnel: u32,
-        /// The uplink, if there is exactly one.
+        /// The uplink, if the host has exactly one; else 0.
         uplink: u32,
         /// This node's /64.
         prefix: Prefix,
@@ -184,87 +175,20 @@ shared! {
 }
 
 impl Port {
-    /// Its scope among [`Source`]s.
+    /// The scope of its clients among [`Source`]s.
     #[inline(always)]
     pub fn scope(&self) -> u32 {
         u32::from(self.protocol) | u32::from(self.family) << 8 | u32::from(self.port) << 16
     }
 }
 
-/// Scope of sources that no published port takes for clients.
+/// Scope of the sources whose packets to published ports are not translated.
 pub const NO_CLIENT: u32 = 0;
 
-/// Flag of a frontend: one client address always gets the same backend.
+/// Flag of a frontend: the backend is selected by the client address alone.
 pub const AFFINITY: u16 = 1;
-/// Flag of a frontend: only the sources in its scope may use it.
+/// Flag of a frontend: only the sources in its scope may connect.
 pub const GUARDED: u16 = 2;
-
-/// What is counted, by its place in the map of counters.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Counter {
-    /// Connections to virtual addresses that were given a backend.
-    VipConnect,
-    /// Connections to virtual addresses without a backend.
-    VipEmpty,
-    /// Echo requests to virtual addresses, answered.
-    VipEcho,
-    /// Packets to virtual addresses that did not come through a socket call.
-    VipPacket,
-    /// Connections to published ports that were given a backend.
-    PortNew,
-    /// Connections that were going on and nobody knew here: given the backend that they have elsewhere.
-    PortTaken,
-    /// Packets of clients, taken in.
-    PortIn,
-    /// Packets to clients, sent out.
-    PortOut,
-    /// Clients' ports that were changed, because two connections would have been one at the container.
-    PortChanged,
-    /// Connections of the host or of masqueraded containers from a published port's number: left alone.
-    Foreign,
-    /// Packets sent to another node.
-    MeshOut,
-    /// Packets taken from another node.
-    MeshIn,
-    /// Packets delivered to a container of this node.
-    Delivered,
-    /// ICMP errors, turned to where the packet that they are about came from.
-    Errors,
-    /// Dropped: the backend is not known (any more).
-    DropBackend,
-    /// Dropped: no connection is known for an answer.
-    DropFlow,
-    /// Dropped: not what belongs on this way.
-    DropForeign,
-    /// Dropped: the sender is not who it says.
-    DropForged,
-    /// Dropped: the kernel refused to change the packet.
-    DropChange,
-}
-
-/// Names of the counters, in their order, for people.
-pub const COUNTERS: [&str; 19] = [
-    "vip_connect",
-    "vip_empty",
-    "vip_echo",
-    "vip_packet",
-    "port_new",
-    "port_taken",
-    "port_in",
-    "port_out",
-    "port_changed",
-    "foreign",
-    "mesh_out",
-    "mesh_in",
-    "delivered",
-    "errors",
-    "drop_backend",
-    "drop_flow",
-    "drop_foreign",
-    "drop_forged",
-    "drop_change",
-];
 
 /// The slot of a range that a hash falls into; `size` is not 0.
 #[inline(always)]
@@ -272,7 +196,7 @@ pub fn slot(base: u32, size: u32, hash: u32) -> u32 {
     base + ((u64::from(hash) * u64::from(size)) >> 32) as u32
 }
 
-/// A hash whose high bits are as good as its low ones (murmur3's finish over a product).
+/// A 32-bit hash whose high bits are as evenly distributed as its low ones (murmur3's 64-bit finalizer).
 #[inline(always)]
 pub fn mix(mut value: u64) -> u32 {
     value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -292,9 +216,9 @@ pub fn client_hash(tuple: &Tuple, affinity: bool) -> u32 {
     mix(u64::from(mix(address)) << 32 | ports)
 }
 
-/// Whether two addresses are the same. (`==` would be a call with a loop.)
+/// Whether two addresses are the same. (`==` compiles to a call with a loop.)
 #[inline(always)]
-pub fn same(a: &Address, b: &Address) -> bool {
+pub fn same_address(a: &Address, b: &Address) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
@@ -304,9 +228,9 @@ pub fn same_node(a: &Prefix, b: &Prefix) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) == 0
 }
 
-/// Whether it is no node's.
+/// Whether it is unset: no node has this prefix.
 #[inline(always)]
-pub fn none(prefix: &Prefix) -> bool {
+pub fn is_zero(prefix: &Prefix) -> bool {
     prefix[0] | prefix[1] == 0
 }
 
@@ -317,8 +241,8 @@ mod tests {
     #[test]
     fn values_have_no_padding() {
         assert_eq!(size_of::<Vip>(), 16);
-        assert_eq!(size_of::<Member>(), 16);
-        assert_eq!(size_of::<Peer>(), 16);
+        assert_eq!(size_of::<NetnsMembership>(), 16);
+        assert_eq!(size_of::<SocketPeer>(), 16);
         assert_eq!(size_of::<Port>(), 4);
         assert_eq!(size_of::<Frontend>(), 12);
         assert_eq!(size_of::<Source>(), 20);
@@ -326,30 +250,25 @@ mod tests {
         assert_eq!(size_of::<Tuple>(), 48);
         assert_eq!(size_of::<Flow>(), 12);
         assert_eq!(size_of::<Reply>(), 32);
-        assert_eq!(size_of::<Fragment>(), 40);
-        assert_eq!(size_of::<Piece>(), 32);
+        assert_eq!(size_of::<FragmentKey>(), 40);
+        assert_eq!(size_of::<FragmentState>(), 32);
         assert_eq!(size_of::<Config>(), 32);
-    }
-
-    #[test]
-    fn every_counter_has_a_name() {
-        assert_eq!(COUNTERS.len(), Counter::DropChange as usize + 1);
     }
 
     #[test]
     fn slots_are_within_their_range_and_used_evenly() {
         let mut seen = [0_u32; 7];
         for n in 0..70_000_u64 {
-            let at = slot(100, 7, mix(n));
-            assert!((100..107).contains(&at));
-            seen[(at - 100) as usize] += 1;
+            let index = slot(100, 7, mix(n));
+            assert!((100..107).contains(&index));
+            seen[(index - 100) as usize] += 1;
         }
         assert!(seen.iter().all(|n| (9_600..10_400).contains(n)), "{seen:?}");
         assert_eq!(slot(5, 1, u32::MAX), 5);
     }
 
     #[test]
-    fn affinity_looks_at_the_address_only() {
+    fn affinity_hashes_the_address_only() {
         let one = Tuple { source: packet::mapped(0x0700_02c0), source_port: 1, ..Tuple::default() };
         let other = Tuple { source_port: 2, ..one };
         assert_eq!(client_hash(&one, true), client_hash(&other, true));

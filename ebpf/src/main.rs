@@ -1,5 +1,4 @@
-//! The kernel programs, one entry point per hook: each is one `match` from what happened to a verdict. Built by
-//! `ebpf/build` for the kernel only; on the host this is a stub.
+//! The kernel programs, one entry point per hook. Built by `ebpf/build` for the kernel only; on the host this is a stub.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -9,6 +8,8 @@ mod clients;
 #[cfg(target_arch = "bpf")]
 mod containers;
 #[cfg(target_arch = "bpf")]
+mod ctx;
+#[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -17,9 +18,9 @@ mod mesh;
 #[cfg(target_arch = "bpf")]
 mod parse;
 #[cfg(target_arch = "bpf")]
-mod vip;
+mod verdict;
 #[cfg(target_arch = "bpf")]
-mod way;
+mod vip;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
@@ -27,7 +28,7 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Helpers are open to programs under a licence that the kernel knows.
+/// The kernel offers most helpers only to programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -35,5 +36,5 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("these are programs for the kernel: build them with `make ebpf`");
+    eprintln!("this binary holds programs for the kernel: build them with `make ebpf`");
 }

@@ -1,11 +1,11 @@
-//! The maps, all pinned by name: they outlive daemon and programs.
+//! The maps. All are pinned by name, so that they outlive daemon and programs.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
-    Address, Backend, COUNTERS, Config, Counter, Flow, Fragment, Frontend, Member, Peer, Piece, Port, Reply, Source, Tuple, V4,
-    Vip,
+    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SocketPeer,
+    Source, Tuple, V4, Vip,
 };
 
 #[map]
@@ -13,23 +13,25 @@ pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map]
 pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
 #[map]
-pub static MEMBERS: HashMap<Member, u32> = HashMap::pinned(8_192, 1);
+pub static MEMBERS: HashMap<NetnsMembership, u32> = HashMap::pinned(8_192, 1);
+/// The virtual address that a socket asked for.
 #[map]
-pub static PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(65_536, 0);
-/// The same for connected UDP sockets, which may be silent for long: connections of others do not push them out.
+pub static PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(65_536, 0);
+/// The same for connected UDP sockets, which may be silent for long: entries of other sockets do not evict theirs.
 #[map]
-pub static DATAGRAM_PEERS: LruHashMap<Peer, V4> = LruHashMap::pinned(16_384, 0);
-/// Flag of a map (`BPF_F_MMAPABLE`): its memory can be mapped.
-const MAPPED: u32 = 1 << 10;
+pub static DATAGRAM_PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(16_384, 0);
+/// Flag of a map: the loader maps its memory.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// Backends of all tables; virtual addresses and published ports name ranges of it.
 #[map]
-pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, MAPPED);
+pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, BPF_F_MMAPABLE);
 #[map]
 pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(32_768, 1);
 #[map]
 pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(65_536, 0);
 #[map]
 pub static BACKENDS: HashMap<V4, Backend> = HashMap::pinned(65_536, 1);
-/// Addresses of the host itself.
+/// Addresses of the host.
 #[map]
 pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);
 #[map]
@@ -37,34 +39,34 @@ pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(131_072, 0);
 #[map]
 pub static REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(131_072, 0);
 #[map]
-pub static FRAGMENTS: LruHashMap<Fragment, Piece> = LruHashMap::pinned(8_192, 0);
-/// 1 once a packet to a virtual address came without a socket call: only then its answers are looked for.
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinned(8_192, 0);
+/// 1 once a packet to a virtual address arrived that no socket call had translated: only then replies to such packets are
+/// looked up. Pinned under the name that earlier builds chose.
+#[map(name = "GATE")]
+pub static VIP_PACKETS_SEEN: Array<u32> = Array::pinned(1, 0);
 #[map]
-pub static GATE: Array<u32> = Array::pinned(1, 0);
-#[map]
-pub static COUNTS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS.len() as u32, 0);
-/// New connections of each published port and virtual address. Entries are made with the frontends.
+pub static COUNTS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() as u32, 0);
+/// New connections of each published port and virtual address. The loader makes an entry for each frontend.
 #[map]
 pub static PORT_COUNTS: PerCpuHashMap<Port, u64> = PerCpuHashMap::pinned(32_768, 1);
 #[map]
 pub static VIP_COUNTS: PerCpuHashMap<V4, u64> = PerCpuHashMap::pinned(16_384, 1);
 
-/// Adds one.
+/// Adds one to a counter.
 #[inline(always)]
 pub fn count(counter: Counter) {
     add(COUNTS.get_ptr_mut(counter as u32));
 }
 
-/// Adds one, if there is such a number.
+/// Adds one to a per-CPU value, if the entry exists.
 #[inline(always)]
-pub fn add(number: Option<*mut u64>) {
-    if let Some(number) = number {
-        // SAFETY: the number is this CPU's own, and the program is not interrupted by another of these.
-        unsafe { *number += 1 };
+pub fn add(value: Option<*mut u64>) {
+    if let Some(value) = value {
+        // SAFETY: the value is this CPU's, and none of these programs interrupts another one.
+        unsafe { *value += 1 };
     }
 }
 
-/// What this node is.
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
@@ -72,19 +74,19 @@ pub fn config() -> Option<&'static Config> {
 
 /// A copy of a map's value.
 #[inline(always)]
-pub fn look<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
-    // SAFETY: values are replaced whole, and a torn one is an address that nobody has.
+pub fn lookup<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
+    // SAFETY: values are replaced whole, and a torn one is an address that no container has.
     unsafe { map.get(key) }.copied()
 }
 
-/// A value of a map that forgets. Not copied: values are replaced whole.
+/// A value of an LRU map. Not copied: values are replaced whole.
 #[inline(always)]
-pub fn recall<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static V> {
+pub fn lookup_lru<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static V> {
     // SAFETY: as above.
     unsafe { map.get(key) }
 }
 
-/// Whether an address is in a scope.
+/// Whether a prefix of the scope contains the address.
 #[inline(always)]
 pub fn is_source(scope: u32, address: &Address) -> bool {
     SOURCES.get(Key::new(160, Source { scope, address: *address })).is_some()

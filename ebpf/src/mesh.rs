@@ -1,158 +1,160 @@
-//! Published ports between the nodes, in the mesh namespace. TCP over IPv4 is translated, everything else travels
-//! unchanged inside IPv6; addresses of both kinds are in the /64s of the two nodes, so the tunnel vouches for the sender.
+//! Published ports between the nodes, in the mesh namespace. TCP over IPv4 is translated to IPv6, everything else is
+//! encapsulated in IPv6. The outer addresses are in the /64s of the two nodes, so the tunnel (allowed IPs) authenticates the
+//! sending node.
 
-use crate::change::{End, decapsulate, encapsulate, link, protocol, set_port, to_v4, to_v6, turn};
-use crate::clients::free_port;
-use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, GATE, REPLIES, config, count, look, recall};
-use crate::parse::{ETH_V4, ETH_V6, Kind, Packet, parse};
-use crate::way::Way;
+use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
+use crate::clients::replace_client_port;
+use crate::ctx::ethertype;
+use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
+use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, Piece, Prefix, Reply, none, same_node};
+use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, Prefix, Reply, is_zero, same_node};
 
-/// Sends a packet behind an Ethernet header to another node.
+/// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
 #[inline(always)]
-pub fn send(ctx: &TcContext, config: &Config, kind: u32, to: Prefix) -> Result<Way, Way> {
+pub fn send_to_node(ctx: &TcContext, config: &Config, direction: u32, to: Prefix) -> Result<Verdict, Verdict> {
     count(Counter::MeshOut);
-    if protocol(ctx) == ETH_V4 {
-        let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Way::Drop(Counter::DropForeign))?;
+    if ethertype(ctx) == ETH_V4 {
+        let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Verdict::Drop(Counter::DropForeign))?;
         if is_plain(&v4) && !has_more(&v4) && byte(v4[2], 1) == TCP {
-            to_v6(ctx, &v4, &translated(config.prefix, kind, v4[3]), &translated(to, kind, v4[4]))?;
-            return Ok(Way::Out(config.tunnel));
+            to_v6(ctx, &v4, &translated(config.prefix, direction, v4[3]), &translated(to, direction, v4[4]))?;
+            return Ok(Verdict::Redirect(config.tunnel));
         }
     }
-    encapsulate(ctx, &translated(config.prefix, kind, 0), &translated(to, kind, 0))?;
-    Ok(Way::Out(config.tunnel))
+    encapsulate(ctx, &translated(config.prefix, direction, 0), &translated(to, direction, 0))?;
+    Ok(Verdict::Redirect(config.tunnel))
 }
 
-/// Clients' packets from the host: to the container here, or to its node.
+/// Packets of clients from the host: delivered to the container if it runs on this node, else sent to its node.
 #[inline(always)]
-pub fn from_host(ctx: &TcContext) -> Result<Way, Way> {
-    let container = match protocol(ctx) {
+pub fn from_host(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    let container = match ethertype(ctx) {
         ETH_V4 => ctx.load(ETHERNET + 16).ok(),
         ETH_V6 => ctx.load(ETHERNET + 24 + 12).ok(),
         _ => None,
     };
-    let (Some(config), Some(container)) = (config(), container) else { return Err(Way::Drop(Counter::DropForeign)) };
-    let backend = look(&BACKENDS, &container).ok_or(Way::Drop(Counter::DropBackend))?;
+    let (Some(config), Some(container)) = (config(), container) else { return Err(Verdict::Drop(Counter::DropForeign)) };
+    let backend = lookup(&BACKENDS, &container).ok_or(Verdict::Drop(Counter::DropBackend))?;
     if backend.ifindex != 0 {
         count(Counter::Delivered);
-        return Ok(Way::Peer(backend.ifindex));
+        return Ok(Verdict::RedirectPeer(backend.ifindex));
     }
-    send(ctx, config, REQUEST, backend.prefix)
+    send_to_node(ctx, config, REQUEST, backend.prefix)
 }
 
-/// From another node.
+/// Packets from other nodes.
 #[inline(always)]
-pub fn from_mesh(ctx: &TcContext) -> Result<Way, Way> {
-    match protocol(ctx) {
+pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    match ethertype(ctx) {
         ETH_V6 => {}
-        ETH_V4 => return answer_of_virtual(ctx),
-        _ => return Ok(Way::Next),
+        ETH_V4 => return translate_vip_reply(ctx),
+        _ => return Ok(Verdict::Pass),
     }
-    let v6: [u32; 10] = ctx.load(0).map_err(|_| Way::Next)?;
-    let Some(config) = config() else { return Ok(Way::Next) };
-    let (entry, kind) = ([v6[2], v6[3]], v6[8]);
-    if !same_node(&[v6[6], v6[7]], &config.prefix) || (kind != REQUEST && kind != REPLY) {
-        return Ok(Way::Next);
+    let v6: [u32; 10] = ctx.load(0).map_err(|_| Verdict::Pass)?;
+    let Some(config) = config() else { return Ok(Verdict::Pass) };
+    let (sender, direction) = ([v6[2], v6[3]], v6[8]);
+    if !same_node(&[v6[6], v6[7]], &config.prefix) || (direction != REQUEST && direction != REPLY) {
+        return Ok(Verdict::Pass);
     }
-    if v6[4] != kind {
-        return Err(Way::Drop(Counter::DropForeign));
+    if v6[4] != direction {
+        return Err(Verdict::Drop(Counter::DropForeign));
     }
     count(Counter::MeshIn);
     match byte(v6[1], 2) {
         TCP => to_v4(ctx, &v6, v6[5], v6[9])?,
         next @ (IN_V4 | IN_V6) => decapsulate(ctx, next)?,
-        _ => return Err(Way::Drop(Counter::DropForeign)),
+        _ => return Err(Verdict::Drop(Counter::DropForeign)),
     }
-    let Some(packet) = parse(ctx, ETHERNET) else { return Err(Way::Drop(Counter::DropForeign)) };
-    if kind == REQUEST { request(ctx, packet, entry) } else { reply(ctx, packet, config, entry) }
+    let Some(packet) = parse(ctx, ETHERNET) else { return Err(Verdict::Drop(Counter::DropForeign)) };
+    if direction == REQUEST { deliver_request(ctx, packet, sender) } else { forward_reply(ctx, packet, config, sender) }
 }
 
-/// A client's packet that came in by the node `entry`, for a container here.
+/// Delivers a client's packet from the entry node `entry` to a container of this node, and records where its reply goes.
 #[inline(always)]
-fn request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Result<Way, Way> {
-    let Some(Backend { ifindex, .. }) = look(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
-        return Err(Way::Drop(Counter::DropBackend));
+fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Result<Verdict, Verdict> {
+    let Some(Backend { ifindex, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
+        return Err(Verdict::Drop(Counter::DropBackend));
     };
     count(Counter::Delivered);
-    if packet.is(Kind::Later) {
-        return Ok(Way::Peer(ifindex));
+    if packet.is(PacketKind::LaterFragment) {
+        return Ok(Verdict::RedirectPeer(ifindex));
     }
-    packet.turn_round();
-    let known = recall(&REPLIES, &packet.back);
+    packet.fill_reverse();
+    let known = lookup_lru(&REPLIES, &packet.reverse);
     if known.is_some_and(|known| same_node(&known.entry, &entry) && known.client_port == packet.tuple.source_port) {
-        return Ok(Way::Peer(ifindex));
+        return Ok(Verdict::RedirectPeer(ifindex));
     }
     packet.tuple.via = entry;
-    if let Some(flow) = recall(&FLOWS, &packet.tuple) {
+    if let Some(flow) = lookup_lru(&FLOWS, &packet.tuple) {
         let port = flow.client_port;
         set_port(ctx, packet, End::Source, port)?;
-        return Ok(Way::Peer(ifindex));
+        return Ok(Verdict::RedirectPeer(ifindex));
     }
-    if packet.is(Kind::Error) {
-        return Ok(Way::Peer(ifindex));
+    if packet.is(PacketKind::IcmpError) {
+        return Ok(Verdict::RedirectPeer(ifindex));
     }
     let client_port = packet.tuple.source_port;
-    // A connection in its course that comes by another node now is the same connection. One that begins is not.
-    let goes_on = packet.tuple.protocol == TCP && !packet.is_syn();
-    if known.is_some() && !goes_on {
-        free_port(&mut packet.back);
-        let port = packet.back.destination_port;
+    // An established connection that arrives by another entry node is the same connection. A new one is a different one.
+    let established = packet.tuple.protocol == TCP && !packet.is_syn();
+    if known.is_some() && !established {
+        replace_client_port(&mut packet.reverse);
+        let port = packet.reverse.destination_port;
         let flow = Flow { backend: packet.destination[3], target: packet.tuple.destination_port, client_port: port, ifindex };
-        FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Way::Drop(Counter::DropChange))?;
+        FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
         set_port(ctx, packet, End::Source, port)?;
     }
     let reply = Reply { address: [0; 4], entry, port: 0, client_port, device: 0 };
-    REPLIES.insert(&packet.back, reply, 0).map_err(|_| Way::Drop(Counter::DropChange))?;
-    Ok(Way::Peer(ifindex))
+    REPLIES.insert(&packet.reverse, reply, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+    Ok(Verdict::RedirectPeer(ifindex))
 }
 
-/// A container's answer from another node, for a client that came in here.
+/// Translates a container's reply from the node `from`, for a client that entered by this node, and passes it to the host.
 #[inline(always)]
-fn reply(ctx: &TcContext, packet: &mut Packet, config: &Config, from: Prefix) -> Result<Way, Way> {
-    // In the name of a container speaks its own node only. (An error may come from a router behind it.)
-    let speaker: &Address = if packet.is(Kind::Error) { &packet.tuple.source } else { &packet.source };
-    if look(&BACKENDS, &speaker[3]).is_none_or(|backend| !same_node(&backend.prefix, &from)) {
-        return Err(Way::Drop(Counter::DropForged));
+fn forward_reply(ctx: &TcContext, packet: &mut Packet, config: &Config, from: Prefix) -> Result<Verdict, Verdict> {
+    // Only the node of a container may send with its address. (The source of an error may be a router behind the container.)
+    let container: &Address = if packet.is(PacketKind::IcmpError) { &packet.tuple.source } else { &packet.source };
+    if lookup(&BACKENDS, &container[3]).is_none_or(|backend| !same_node(&backend.prefix, &from)) {
+        return Err(Verdict::Drop(Counter::DropForged));
     }
-    answer(ctx, packet)?;
-    Ok(Way::Peer(config.mesh_end))
+    translate_reply(ctx, packet)?;
+    Ok(Verdict::RedirectPeer(config.mesh_end))
 }
 
-/// Gives an answer the address that its client asked.
+/// Reverse NAT: replaces the source of a reply by the address and port that the client asked for.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, packet: &mut Packet) -> Result<(), Way> {
-    if packet.is(Kind::Later) {
-        let piece = recall(&FRAGMENTS, &packet.fragment()).ok_or(Way::Drop(Counter::DropFlow))?;
-        return Ok(turn(ctx, packet, End::Source, &piece.address, 0, 0)?);
+pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdict> {
+    if packet.is(PacketKind::LaterFragment) {
+        let state = lookup_lru(&FRAGMENTS, &packet.fragment_key()).ok_or(Verdict::Drop(Counter::DropFlow))?;
+        return Ok(nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?);
     }
-    let known = recall(&REPLIES, &packet.tuple).ok_or(Way::Drop(Counter::DropFlow))?;
-    if !none(&known.entry) {
-        return Err(Way::Drop(Counter::DropFlow));
+    let known = lookup_lru(&REPLIES, &packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
+    if !is_zero(&known.entry) {
+        return Err(Verdict::Drop(Counter::DropFlow));
     }
     let reply = *known;
-    if packet.is(Kind::First) {
-        let piece = Piece { address: reply.address, entry: [0; 2], device: reply.device, zero: 0 };
-        let _ = FRAGMENTS.insert(packet.fragment(), piece, 0);
+    if packet.is(PacketKind::FirstFragment) {
+        let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, zero: 0 };
+        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
-    if packet.is(Kind::Error) {
-        count(Counter::Errors);
+    if packet.is(PacketKind::IcmpError) {
+        count(Counter::IcmpError);
     }
-    Ok(turn(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
+    Ok(nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
 }
 
-/// Traffic between containers: answers of those that were asked at a virtual address without a socket call.
+/// Traffic between containers: reverse NAT of replies to packets that no socket call had translated.
 #[inline(always)]
-fn answer_of_virtual(ctx: &TcContext) -> Result<Way, Way> {
-    if GATE.get(0).is_none_or(|open| *open == 0) {
-        return Ok(Way::Next);
+fn translate_vip_reply(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    if VIP_PACKETS_SEEN.get(0).is_none_or(|seen| *seen == 0) {
+        return Ok(Verdict::Pass);
     }
-    let Some(packet) = parse(ctx, 0) else { return Ok(Way::Next) };
-    let Some(reply) = recall(&REPLIES, &packet.tuple).filter(|reply| reply.device != 0) else { return Ok(Way::Next) };
+    let Some(packet) = parse(ctx, 0) else { return Ok(Verdict::Pass) };
+    let Some(reply) = lookup_lru(&REPLIES, &packet.tuple).filter(|reply| reply.device != 0) else { return Ok(Verdict::Pass) };
     let reply = *reply;
-    link(ctx)?;
-    packet.moved();
-    turn(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?;
-    Ok(Way::Peer(reply.device))
+    add_ethernet_header(ctx)?;
+    packet.shift_by_ethernet_header();
+    nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?;
+    Ok(Verdict::RedirectPeer(reply.device))
 }

@@ -1,4 +1,5 @@
-//! Packet arithmetic: headers as bytes, translation between IPv4 and IPv6, addresses of translated packets. Pure.
+//! Packet arithmetic: constants of headers, translation of headers between IPv4 and IPv6, addresses of translated packets.
+//! Pure.
 
 use crate::{Address, Prefix, V4 as Ipv4};
 
@@ -8,78 +9,78 @@ pub const ETHERNET: usize = 14;
 pub const V4: usize = 20;
 /// Length of an IPv6 header.
 pub const V6: usize = 40;
-/// Protocol numbers.
+/// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
-/// TCP.
+/// IP protocol number.
 pub const TCP: u8 = 6;
-/// UDP.
+/// IP protocol number.
 pub const UDP: u8 = 17;
-/// ICMP of IPv6.
+/// IP protocol number of `ICMPv6`.
 pub const ICMP6: u8 = 58;
-/// The header of a piece, between IPv6 and the rest.
+/// IP protocol number of the IPv6 fragment header.
 pub const FRAGMENT: u8 = 44;
-/// IPv4 in another header.
+/// IP protocol number of an encapsulated IPv4 packet.
 pub const IN_V4: u8 = 4;
-/// IPv6 in another header.
+/// IP protocol number of an encapsulated IPv6 packet.
 pub const IN_V6: u8 = 41;
 /// Offset of the checksum in a TCP header.
 pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
-/// TCP flags.
+/// TCP flag.
 pub const SYN: u8 = 2;
-/// RST.
+/// TCP flag.
 pub const RST: u8 = 4;
-/// ACK.
+/// TCP flag.
 pub const ACK: u8 = 16;
 
-/// Third word of IPv4 addresses among those of both families.
+/// Third word of an IPv4-mapped address.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// An IPv4 address among addresses of both families.
+/// An IPv4 address in its mapped form.
 #[inline(always)]
 pub const fn mapped(v4: Ipv4) -> Address {
     [0, 0, MAPPED, v4]
 }
 
-/// A container's IPv6 address, made of its IPv4 one.
+/// A container's IPv6 address, derived from its IPv4 one.
 #[inline(always)]
 pub const fn container6(containers: Prefix, v4: Ipv4) -> Address {
     [containers[0], containers[1], 0, v4]
 }
 
-/// Third word of translated addresses; a node's own address has zero there. From a client to a container.
+/// Third word of the outer addresses of packets from a client to a container. (In a node's own address this word is zero.)
 pub const REQUEST: u32 = 0x5e01_0000_u32.to_be();
-/// From a container to a client.
+/// Third word of the outer addresses of packets from a container to a client.
 pub const REPLY: u32 = 0x5e02_0000_u32.to_be();
 
-/// The address that stands for `address` behind the node `prefix`.
+/// The outer IPv6 address: the node of `prefix`, the direction, and the IPv4 address that it replaces (0 when encapsulated).
 #[inline(always)]
 pub const fn translated(prefix: Prefix, kind: u32, address: Ipv4) -> Address {
     [prefix[0], prefix[1], kind, address]
 }
 
-/// A byte of a word of a header.
+/// The byte at `at` (0 to 3) of a header word.
 #[inline(always)]
 pub const fn byte(word: u32, at: usize) -> u8 {
     word.to_ne_bytes()[at]
 }
 
-/// The IPv4 header `v4` has no options, and what is behind it is no later piece.
+/// Whether the IPv4 header has no options and the packet is not a later fragment.
 #[inline(always)]
 pub const fn is_plain(v4: &[u32; 5]) -> bool {
     byte(v4[0], 0) == 0x45 && byte(v4[1], 2) & 0x1f == 0 && byte(v4[1], 3) == 0
 }
 
-/// More pieces follow.
+/// Whether more fragments follow.
 #[inline(always)]
 pub const fn has_more(v4: &[u32; 5]) -> bool {
     byte(v4[1], 2) & 0x20 != 0
 }
 
-/// The IPv6 header before an unchanged packet.
+/// The outer IPv6 header of an encapsulated packet of `length` bytes.
 #[inline(always)]
-pub const fn around(length: u16, next: u8, source: &Address, destination: &Address) -> [u32; 10] {
+pub const fn encapsulation_header(length: u16, next: u8, source: &Address, destination: &Address) -> [u32; 10] {
     let length = length.to_be_bytes();
     let second = u32::from_ne_bytes([length[0], length[1], next, 64]);
     header6(0x6000_0000_u32.to_be(), second, source, destination)
@@ -91,18 +92,18 @@ const fn header6(first: u32, second: u32, source: &Address, destination: &Addres
     [first, second, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]]
 }
 
-/// The IPv6 header of what was behind the IPv4 header `v4` (without options).
+/// The IPv6 header that replaces the IPv4 header `v4` (without options).
 #[inline(always)]
 pub const fn to_v6(v4: &[u32; 5], source: &Address, destination: &Address) -> [u32; 10] {
     let service = byte(v4[0], 1);
     let length = u16::from_be_bytes([byte(v4[0], 2), byte(v4[0], 3)]).wrapping_sub(V4 as u16).to_be_bytes();
     let first = u32::from_ne_bytes([0x60 | service >> 4, service << 4, 0, 0]);
-    // Protocol and time to live.
+    // Payload length, next header and hop limit.
     let second = u32::from_ne_bytes([length[0], length[1], byte(v4[2], 1), byte(v4[2], 0)]);
     header6(first, second, source, destination)
 }
 
-/// The IPv4 header of what was behind the IPv6 header `v6`. Never to be fragmented.
+/// The IPv4 header that replaces the IPv6 header `v6`, with the flag "do not fragment".
 #[inline(always)]
 pub const fn to_v4(v6: &[u32; 10], source: Ipv4, destination: Ipv4) -> [u32; 5] {
     let length = u16::from_be_bytes([byte(v6[1], 0), byte(v6[1], 1)]).wrapping_add(V4 as u16).to_be_bytes();
@@ -119,10 +120,10 @@ pub const fn to_v4(v6: &[u32; 10], source: Ipv4, destination: Ipv4) -> [u32; 5] 
     v4
 }
 
-/// Checksum, as it stands in memory, of an IPv4 header whose checksum field is zero.
+/// Checksum, in memory order, of an IPv4 header whose checksum field is zero.
 #[inline(always)]
 pub const fn header_checksum(v4: &[u32; 5]) -> u16 {
-    // One's complement sums are the same in either order of bytes.
+    // One's complement sums do not depend on the byte order.
     let sum = v4[0] as u64 + v4[1] as u64 + v4[2] as u64 + v4[3] as u64 + v4[4] as u64;
     let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back_is_the_same_packet() {
+    fn translation_to_ipv6_and_back_restores_the_header() {
         let header: [u32; 5] = words(&HEADER);
         let prefix = [0xfd01, 7];
         let (source, destination) = (translated(prefix, REQUEST, header[3]), translated(prefix, REQUEST, header[4]));
@@ -161,18 +162,18 @@ mod tests {
         assert_eq!((byte(v6[1], 2), byte(v6[1], 3)), (TCP, 64));
         let mut v4 = to_v4(&v6, v6[5], v6[9]);
         v4[2] = u32::from_ne_bytes([byte(v4[2], 0), byte(v4[2], 1), 0, 0]);
-        assert_eq!(v4, header, "the congestion bits and the time to live included");
+        assert_eq!(v4, header, "with ECN bits and TTL");
     }
 
     #[test]
-    fn a_node_address_is_no_translated_one() {
+    fn a_node_address_is_never_taken_for_a_translated_one() {
         let node: std::net::Ipv6Addr = "fd00:1:2:3::1".parse().unwrap();
         let third = words::<4>(&node.octets())[2];
         assert!(third != REQUEST && third != REPLY);
     }
 
     #[test]
-    fn a_later_piece_is_not_plain_and_a_first_one_has_more() {
+    fn a_later_fragment_is_not_plain_and_a_first_one_has_more() {
         let mut bytes = HEADER;
         assert!(is_plain(&words(&bytes)) && !has_more(&words(&bytes)));
         bytes[6] = 0x20;

@@ -1,31 +1,40 @@
-//! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only for namespaces that
-//! are on the address's network; every other process of the machine passes.
+//! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only in network namespaces
+//! that are on the address's network; the calls of every other process pass unchanged.
 
-use crate::maps::{DATAGRAM_PEERS, MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, look, recall};
+use crate::maps::{DATAGRAM_PEERS, MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, lookup, lookup_lru};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
-use skep_ebpf::{Counter, Member, Peer, PortNumber, V4, mix, slot};
+use skep_ebpf::{Counter, NetnsMembership, PortNumber, SocketPeer, V4, mix, slot};
 
-/// Upper part of an IPv4 address in IPv6 form, as the context holds it.
+/// Upper part of an IPv4-mapped address, as the context holds it.
 const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
 
-/// Which family's fields of the context are meant.
+/// Address family of the call: selects the fields of the context that are valid.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    V4,
-    V6,
+pub enum SockaddrFamily {
+    Inet,
+    Inet6,
 }
 
-/// The IPv4 address that the call is about; `None` for a real IPv6 one.
+/// The call that names a destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// `connect`: each one selects a backend at random.
+    Connect,
+    /// `sendmsg` and `sendto`: all datagrams of one socket go to one backend.
+    SendMsg,
+}
+
+/// The IPv4 address in the call; `None` for an IPv6 address that is not a mapped one.
 #[inline(always)]
-fn address(ctx: &SockAddrContext, family: Family) -> Option<V4> {
-    // SAFETY: the kernel hands over a valid context; the verifier checks every offset.
+fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
+    // SAFETY: the kernel passes a valid context; the verifier checks every offset.
     unsafe {
         match family {
-            Family::V4 => Some((*ctx.sock_addr).user_ip4),
-            Family::V6 => {
+            SockaddrFamily::Inet => Some((*ctx.sock_addr).user_ip4),
+            SockaddrFamily::Inet6 => {
                 let whole = &(*ctx.sock_addr).user_ip6;
                 let upper = [
                     core::ptr::read_volatile(&whole[0]),
@@ -42,12 +51,12 @@ fn address(ctx: &SockAddrContext, family: Family) -> Option<V4> {
 }
 
 #[inline(always)]
-fn set_address(ctx: &SockAddrContext, family: Family, address: V4) {
-    // SAFETY: as above; both fields may be written.
+fn set_address(ctx: &SockAddrContext, family: SockaddrFamily, address: V4) {
+    // SAFETY: as above; both fields are writable.
     unsafe {
         match family {
-            Family::V4 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip4, address),
-            Family::V6 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip6[3], address),
+            SockaddrFamily::Inet => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip4, address),
+            SockaddrFamily::Inet6 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip6[3], address),
         }
     }
 }
@@ -60,10 +69,10 @@ fn port(ctx: &SockAddrContext) -> PortNumber {
 }
 
 #[inline(always)]
-fn peer(ctx: &SockAddrContext, address: V4) -> Peer {
+fn peer(ctx: &SockAddrContext, address: V4) -> SocketPeer {
     // SAFETY: the context is a valid one.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    Peer { cookie, address, port: port(ctx), zero: 0 }
+    SocketPeer { cookie, address, port: port(ctx), zero: 0 }
 }
 
 #[inline(always)]
@@ -72,37 +81,30 @@ fn is_udp(ctx: &SockAddrContext) -> bool {
     unsafe { (*ctx.sock_addr).protocol == u32::from(skep_ebpf::packet::UDP) }
 }
 
-/// A call that names where to: connect, or a datagram. One socket that sends many datagrams sends them to one backend.
+/// Replaces a virtual address as the destination of a call by a backend, and records which virtual address it was.
+/// `None`: the call continues unchanged.
 #[inline(always)]
-pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()> {
+pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> Option<()> {
     let virtual_address = address(ctx, family)?;
-    let vip = look(&VIPS, &virtual_address)?;
+    let vip = lookup(&VIPS, &virtual_address)?;
     // SAFETY: the context is a valid one.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    look(&MEMBERS, &Member { cookie, network: vip.network, zero: 0 })?;
+    lookup(&MEMBERS, &NetnsMembership { cookie, network: vip.network, zero: 0 })?;
     if vip.size == 0 {
         count(Counter::VipEmpty);
         return None;
     }
-    let hash = if sticky {
+    let hash = match call {
+        // SAFETY: takes no argument.
+        Call::Connect => unsafe { bpf_get_prandom_u32() },
         // SAFETY: the context is a valid one.
-        mix(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } << 16 ^ u64::from(u32::from_be(virtual_address)))
-    } else {
-        // SAFETY: takes nothing.
-        unsafe { bpf_get_prandom_u32() }
+        Call::SendMsg => mix(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } << 16 ^ u64::from(u32::from_be(virtual_address))),
     };
     let backend = *SLOTS.get(slot(vip.base, vip.size, hash))?;
     if backend == 0 {
         return None;
     }
-    let known = peer(ctx, backend);
-    if !sticky && is_udp(ctx) {
-        DATAGRAM_PEERS.insert(&known, &virtual_address, 0).ok()?;
-        count(Counter::VipConnect);
-        add(VIP_COUNTS.get_ptr_mut(virtual_address));
-    // A look costs less than a change: each datagram of an unconnected socket comes by here.
-    } else if recall(&PEERS, &known).is_none_or(|before| *before != virtual_address) {
-        PEERS.insert(&known, &virtual_address, 0).ok()?;
+    if record_peer(ctx, call, &peer(ctx, backend), virtual_address)? {
         count(Counter::VipConnect);
         add(VIP_COUNTS.get_ptr_mut(virtual_address));
     }
@@ -110,13 +112,29 @@ pub fn toward(ctx: &SockAddrContext, family: Family, sticky: bool) -> Option<()>
     Some(())
 }
 
-/// A call that tells where from: the peer's name, or a datagram's sender.
+/// Records the virtual address that a socket asked for, for [`untranslate`]. `false`: it was recorded before.
 #[inline(always)]
-pub fn back(ctx: &SockAddrContext, family: Family) -> Option<()> {
-    let real = address(ctx, family)?;
-    let peer = peer(ctx, real);
-    let connected = if is_udp(ctx) { recall(&DATAGRAM_PEERS, &peer) } else { None };
-    let known = connected.or_else(|| recall(&PEERS, &peer))?;
-    set_address(ctx, family, *known);
+fn record_peer(ctx: &SockAddrContext, call: Call, peer: &SocketPeer, virtual_address: V4) -> Option<bool> {
+    if call == Call::Connect && is_udp(ctx) {
+        DATAGRAM_PEERS.insert(peer, &virtual_address, 0).ok()?;
+        return Some(true);
+    }
+    // A lookup costs less than an update, and each datagram of an unconnected socket passes here.
+    if lookup_lru(&PEERS, peer).is_some_and(|before| *before == virtual_address) {
+        return Some(false);
+    }
+    PEERS.insert(peer, &virtual_address, 0).ok()?;
+    Some(true)
+}
+
+/// Replaces a backend by the virtual address that the socket asked for, where a call returns an address to the process:
+/// the peer's name, or the sender of a datagram. `None`: the address is returned unchanged.
+#[inline(always)]
+pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<()> {
+    let backend = address(ctx, family)?;
+    let peer = peer(ctx, backend);
+    let connected = if is_udp(ctx) { lookup_lru(&DATAGRAM_PEERS, &peer) } else { None };
+    let virtual_address = connected.or_else(|| lookup_lru(&PEERS, &peer))?;
+    set_address(ctx, family, *virtual_address);
     Some(())
 }

@@ -4,7 +4,7 @@
 //! A name is owned as long as a member of the network bears it, and answers those members that are backends. So a service
 //! without a running task is an empty answer, not an unknown name, and never asked of the world.
 
-use crate::datapath::ebpf::Ready;
+use crate::datapath::ebpf::VipReadiness;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{NodeId, NodeView, ServiceId, TaskId};
@@ -77,7 +77,7 @@ pub enum Answer {
 impl Records {
     /// The index of a view, for the containers of node `me`. `ready` says where virtual addresses work.
     #[must_use]
-    pub fn build(me: &NodeId, view: &NodeView, ready: &Ready) -> Self {
+    pub fn build(me: &NodeId, view: &NodeView, ready: &VipReadiness) -> Self {
         let mut networks: Vec<&NetworkPart> = view.networks.by_id.values().collect();
         networks.sort_by_key(|n| (n.ingress, &n.name));
         let mut records = Self { mesh: Some(view.cluster.mesh.0), ..Self::default() };
@@ -89,7 +89,7 @@ impl Records {
                 records.askers.insert((network.gateway, member.address), member.task_id.clone());
                 let rights = records.rights.entry(member.task_id.clone()).or_default();
                 rights.zones.push(index);
-                rights.virtuals |= ready.askers.contains(&member.address);
+                rights.virtuals |= ready.containers.contains(&member.address);
                 rights.outside |= !network.internal;
                 rights.nameservers = own_nameservers(view, &member.task_id);
             }
@@ -175,7 +175,7 @@ impl Records {
 }
 
 impl Zone {
-    fn build(network: &NetworkPart, ready: &Ready) -> Self {
+    fn build(network: &NetworkPart, ready: &VipReadiness) -> Self {
         let mut zone = Self {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),

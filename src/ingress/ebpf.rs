@@ -5,13 +5,15 @@
 pub mod maglev;
 pub mod table;
 
-use crate::datapath::ebpf::{EbpfDatapath, Hook, Ingress, Ready, SCTP, Side, State, Step, Tables, cookie, port_name};
+use crate::datapath::ebpf::{
+    EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, SCTP, Tables, VipReadiness, cookie, port_name,
+};
 use crate::datapath::{Sandbox, Sandboxes as _, places};
 use crate::model::view::{PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, Revision, ServiceId};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use skep_ebpf::{Member, packet, words};
+use skep_ebpf::{NetnsMembership, convert, packet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -86,7 +88,7 @@ pub struct EbpfChannels {
     /// Which view new connections follow.
     pub applied: watch::Sender<Revision>,
     /// Where virtual addresses work.
-    pub ready: watch::Sender<Ready>,
+    pub ready: watch::Sender<VipReadiness>,
     /// For people.
     pub status: watch::Sender<EbpfStatus>,
 }
@@ -141,7 +143,7 @@ pub async fn run(mut ends: EbpfChannels, me: NodeId, ebpf: Arc<EbpfDatapath>, ti
 }
 
 /// What containers' namespaces need to know of the network of published ports.
-fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
+fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
     let network = view.networks.by_id.values().find(|network| network.ingress)?;
     let mut targets: BTreeMap<&ServiceId, BTreeSet<u16>> = BTreeMap::new();
     for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
@@ -153,7 +155,12 @@ fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
         datagrams.extend(network.members.iter().filter_map(of));
     }
     // Room for an IPv6 header before the packet.
-    Some(Ingress { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
+    Some(IngressNetwork {
+        subnet: network.subnet.trunc(),
+        mtu: tunnel_mtu.saturating_sub(40),
+        mesh: view.cluster.mesh,
+        datagrams,
+    })
 }
 
 /// A namespace as it was entered: with which published UDP ports.
@@ -211,7 +218,7 @@ impl Reconciler {
     }
 
     /// Prepares namespaces that are new. Says whether one is to be tried again soon.
-    async fn enter(&mut self, sandboxes: &[Sandbox], ingress: Option<&Ingress>) -> bool {
+    async fn enter(&mut self, sandboxes: &[Sandbox], ingress: Option<&IngressNetwork>) -> bool {
         let ports = |sandbox: &Sandbox| {
             let on = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc());
             on.and_then(|ingress| ingress.datagrams.get(&sandbox.address)).cloned().unwrap_or_default()
@@ -244,22 +251,22 @@ impl Reconciler {
         view: &NodeView,
         sandboxes: &[Sandbox],
         status: &watch::Sender<EbpfStatus>,
-    ) -> anyhow::Result<Option<Ready>> {
+    ) -> anyhow::Result<Option<VipReadiness>> {
         let members = self.cookies.members(sandboxes);
-        let namespaces: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
+        let namespaces: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
         let settled = std::mem::take(&mut self.settled);
         let (mut actual, mut space) = self.look().await?;
         if actual.host_devices.host_end.is_none() || actual.host_devices.mesh_end.is_none() {
             if settled {
                 self.repaired += 1;
-                tracing::warn!(step = %Step::Pair, "eBPF datapath was not as it had been left, repaired");
+                tracing::warn!(step = %EbpfStep::Pair, "eBPF datapath was not as it had been left, repaired");
             }
-            self.ebpf.apply(&[Step::Pair]).await?;
+            self.ebpf.apply(&[EbpfStep::Pair]).await?;
             self.known = space.map(|space| (actual.tables, space));
             (actual, space) = self.look().await?;
         }
         self.unavailable = self.ebpf.unavailable().clone();
-        self.unavailable.extend(actual.refused.clone());
+        self.unavailable.extend(actual.blocked.clone());
         let given = Inputs { me: &self.me, around: &actual.host_devices, members: &namespaces, unavailable: &self.unavailable };
         let (mut space, changed, same) = match space {
             // The maps were read: everything is looked at.
@@ -306,8 +313,10 @@ impl Reconciler {
             status.send_modify(|status| self.tell(status, view, &changed, steps.len(), tables));
         }
         let askers = if self.calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
-        let ready = (changed == Changed::All || askers != self.askers)
-            .then(|| Ready { askers: askers.clone(), vips: tables.vips.keys().copied().map(words::to_v4).collect() });
+        let ready = (changed == Changed::All || askers != self.askers).then(|| VipReadiness {
+            containers: askers.clone(),
+            vips: tables.vips.keys().copied().map(convert::to_v4).collect(),
+        });
         self.askers = askers;
         self.known = Some((actual.tables, space));
         Ok(ready)
@@ -319,13 +328,13 @@ impl Reconciler {
         let now = Instant::now();
         while let Some((_, left)) = self.left.pop_front_if(|(due, _)| *due <= now) {
             let backends = &self.followed.desired().backends;
-            let back = |address: &Ipv4Addr| backends.get(&words::v4(*address)).is_some_and(|backend| backend.serving != 0);
+            let back = |address: &Ipv4Addr| backends.get(&convert::v4(*address)).is_some_and(|backend| backend.serving != 0);
             let left: BTreeSet<Ipv4Addr> = left.into_iter().filter(|address| !back(address)).collect();
             let places = places(sandboxes, &left);
             let ebpf = Arc::clone(&self.ebpf);
             tokio::task::spawn_blocking(move || {
                 for (place, left) in places {
-                    match ebpf.end_datagrams(&place, &left) {
+                    match ebpf.destroy_datagram_sockets(&place, &left) {
                         Ok(0) => {}
                         Ok(ended) => tracing::debug!(ended, namespace = %place.display(), "ended sockets of tasks that left"),
                         Err(error) => tracing::debug!(%error, namespace = %place.display(), "sockets of tasks that left stay"),
@@ -337,7 +346,7 @@ impl Reconciler {
 
     /// The maps are read at the slow tick and after whatever went wrong; devices and programs always. With the space that
     /// is known; none, if the maps were read.
-    async fn look(&mut self) -> anyhow::Result<(State, Option<SlotAllocator>)> {
+    async fn look(&mut self) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
         // Thousands of services take long to read: never more than a twentieth of the time.
         let pause = self.tick.max(self.cost * 20);
         let (known, space) = self.known.take().filter(|_| self.read.elapsed() < pause).unzip();
@@ -356,7 +365,7 @@ impl Reconciler {
 
     /// Whether every socket call is translated: half of them would show a process addresses that it did not ask for.
     fn calls(&self) -> bool {
-        !self.unavailable.keys().any(|hook| hook.side() == Side::Cgroup)
+        !self.unavailable.keys().any(|hook| hook.side() == HookSide::Cgroup)
     }
 
     /// Brings the status to what is there now; of the ports only those that changed.
@@ -435,7 +444,7 @@ fn published(view: &NodeView, key: skep_ebpf::Port) -> Option<(&PublishedPort, I
         SCTP => Protocol::Sctp,
         _ => Protocol::Tcp,
     };
-    let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));
+    let (all, wanted) = (&view.cluster.ports, (protocol, convert::to_port(key.port)));
     let at = all.binary_search_by_key(&wanted, |port| (port.protocol, port.published)).ok()?;
     Some((&all[at], family))
 }
@@ -446,7 +455,7 @@ struct Cookies(BTreeMap<PathBuf, (u64, u64)>);
 
 impl Cookies {
     /// Containers' addresses with their namespaces, as far as these can be seen.
-    fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, Member)> {
+    fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, NetnsMembership)> {
         self.0.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
         let cookie_of = |all: &mut BTreeMap<PathBuf, (u64, u64)>, path: &PathBuf| {
             let inode = std::fs::metadata(path).ok()?.ino();
@@ -460,7 +469,8 @@ impl Cookies {
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = cookie_of(&mut self.0, &sandbox.path) {
-                members.push((sandbox.address, Member { cookie, network: words::v4(sandbox.subnet.network()), zero: 0 }));
+                members
+                    .push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
             }
         }
         members

@@ -81,7 +81,7 @@ impl Member {
         let mut applied = BTreeMap::from([("overlay", network.overlay_applied.clone())]);
 
         // The eBPF datapath, if there is one. Without one its revision does not hold anybody back.
-        let (ready_out, ready) = watch::channel(crate::datapath::ebpf::Ready::default());
+        let (ready_out, ready) = watch::channel(crate::datapath::ebpf::VipReadiness::default());
         let why = network.ebpf.as_ref().err().cloned().unwrap_or_default();
         let (ebpf_status, ebpf) = watch::channel(EbpfStatus { reason: why, ..EbpfStatus::default() });
         if let Ok(plane) = &network.ebpf {

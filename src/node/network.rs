@@ -106,7 +106,7 @@ impl Network {
         daemon.sandboxes.set(None);
         let ebpf = match &self.ebpf {
             Ok(ebpf) => ebpf.remove().await,
-            Err(_) => ebpf::remove_left(&daemon.settings.run_dir, &self.mesh).await,
+            Err(_) => ebpf::remove_leftovers(&daemon.settings.run_dir, &self.mesh).await,
         };
         let closed = tunnel::close(&self.tunnel_config).await;
         let removed = self.mesh.remove();
@@ -129,12 +129,12 @@ async fn open_ebpf(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapath
         }
         Err(why) => {
             tracing::info!(why, "no eBPF datapath: virtual addresses are not answered, ports are served in user space");
-            if let Err(error) = ebpf::remove_left(run_dir, mesh).await {
+            if let Err(error) = ebpf::remove_leftovers(run_dir, mesh).await {
                 tracing::warn!(error = format!("{error:#}"), "programs of an earlier run stay");
             }
         }
     }
-    daemon.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.takes_ports()), std::sync::atomic::Ordering::Relaxed);
+    daemon.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.carries_ports()), std::sync::atomic::Ordering::Relaxed);
     opened
 }
 

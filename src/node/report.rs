@@ -3,7 +3,7 @@
 use super::member::Member;
 use super::{Daemon, State};
 use crate::admin::Source;
-use crate::datapath::ebpf::Side;
+use crate::datapath::ebpf::HookSide;
 use crate::status::{NodeLine, Planes, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 
 /// Which plane serves ports, and why not the ebpf one.
 fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
-    let calls = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
+    let calls = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == HookSide::Cgroup);
     match (ebpf.up, calls) {
         (false, _) if ebpf.reason.is_empty() => "user space (the eBPF datapath is starting)".to_owned(),
         (false, _) => format!("user space (no eBPF datapath: {})", ebpf.reason),

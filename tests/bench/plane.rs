@@ -4,7 +4,7 @@
 use crate::report::{Report, median, nanos, spread};
 use crate::work::{Place, loose_datagrams};
 use crate::{stats, tables};
-use skep::datapath::ebpf::{EbpfDatapath, Hook, Link, Side, Step};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, Hook, HookSide, ProgramLink};
 use skep::datapath::mesh::Mesh;
 use skep::ingress::ebpf::table::{Changed, Desired, DesiredState, Inputs, SlotAllocator, plan};
 use skep::lab::Lab;
@@ -119,7 +119,8 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         assert_eq!(changed == Changed::All, round == 0);
         let steps = plan(followed.desired(), &state, &mut space, &changed);
         // Only the maps: the hooks of other hosts on this machine are not disturbed.
-        let steps: Vec<Step> = steps.into_iter().filter(|step| !matches!(step, Step::Attach(_) | Step::Detach(_))).collect();
+        let steps: Vec<EbpfStep> =
+            steps.into_iter().filter(|step| !matches!(step, EbpfStep::Attach(_) | EbpfStep::Detach(_))).collect();
         let planned = Instant::now();
         ebpf.apply(&steps).await.unwrap();
         for step in &steps {
@@ -164,10 +165,10 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
 async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
     let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
-    let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == Side::Cgroup);
-    let links: Vec<Link> = hooks.map(|hook| Link { hook, device: String::new(), index: 0 }).collect();
-    let on: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
-    let off: Vec<Step> = links.into_iter().map(Step::Detach).collect();
+    let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == HookSide::Cgroup);
+    let links: Vec<ProgramLink> = hooks.map(|hook| ProgramLink { hook, device: String::new(), index: 0 }).collect();
+    let on: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
+    let off: Vec<EbpfStep> = links.into_iter().map(EbpfStep::Detach).collect();
     let (mut without, mut with) = (Vec::new(), Vec::new());
     // Many short turns: others work on the machine too.
     for _ in 0..24 {

@@ -110,7 +110,7 @@ impl Server {
         let (view, views) = watch::channel(None);
         let (applying, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
-        let (_, ready) = watch::channel(skep::datapath::ebpf::Ready::default());
+        let (_, ready) = watch::channel(skep::datapath::ebpf::VipReadiness::default());
         let done = tokio::spawn(run(ME.into(), views, sockets, ready, applying, settings, shutdown.clone()));
         Self { view, applied, resolv_conf, shutdown, done }
     }

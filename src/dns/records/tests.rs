@@ -132,7 +132,7 @@ fn asker(who: &str) -> ([u8; 4], [u8; 4]) {
 fn ask(who: &str, name: &str, kind: RecordType) -> Answer {
     let (gateway, source) = asker(who);
     let name = Name::from_ascii(format!("{name}.")).unwrap();
-    let records = Records::build(&HERE.into(), &view(), &Ready::default());
+    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
     let mut answer = records.answer(gateway.into(), IpAddr::from(source), &name, kind, &mut StdRng::seed_from_u64(1));
     if let Answer::Addresses(addresses) = &mut answer {
         addresses.sort();
@@ -249,7 +249,7 @@ fn addresses_are_shuffled_by_the_given_randomness() {
     let mut view = view();
     let many = (2..250).map(|n| member("app", u64::from(n), HERE, [10, 0, 1, n], true)).collect();
     view.networks = Arc::new(Networks { by_id: BTreeMap::from([network("front", 1, many)]) });
-    let records = Records::build(&HERE.into(), &view, &Ready::default());
+    let records = Records::build(&HERE.into(), &view, &VipReadiness::default());
     let name = Name::from_ascii("app.").unwrap();
     let of = |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -263,7 +263,7 @@ fn addresses_are_shuffled_by_the_given_randomness() {
 
 #[test]
 fn labels_with_dots_or_rubbish_in_them_are_nobodys_name() {
-    let records = Records::build(&HERE.into(), &view(), &Ready::default());
+    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
     for labels in [vec![b"app.2".as_slice()], vec![b"\xff\xfe".as_slice()], vec![b"app".as_slice(), b"".as_slice()], vec![]] {
         let Ok(name) = Name::from_labels(labels) else { continue };
         let answer = records.answer(
@@ -279,7 +279,7 @@ fn labels_with_dots_or_rubbish_in_them_are_nobodys_name() {
 
 #[test]
 fn our_own_gateways_are_known_as_such() {
-    let records = Records::build(&HERE.into(), &view(), &Ready::default());
+    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
     assert!(records.is_gateway([10, 0, 2, 1].into()));
     assert!(!records.is_gateway([10, 0, 2, 2].into()));
 }

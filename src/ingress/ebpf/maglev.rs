@@ -2,7 +2,7 @@
 //! nodes agree without talking. Pure.
 
 use crate::datapath::ebpf::Slots;
-use skep_ebpf::{V4, mix, words};
+use skep_ebpf::{V4, convert, mix};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -66,7 +66,7 @@ pub struct Built(BTreeMap<Vec<V4>, (Slots, bool)>);
 impl Built {
     /// The slots of these backends.
     pub fn slots(&mut self, backends: &[Ipv4Addr]) -> Slots {
-        let key: Vec<V4> = backends.iter().copied().map(words::v4).collect();
+        let key: Vec<V4> = backends.iter().copied().map(convert::v4).collect();
         if let Some((slots, used)) = self.0.get_mut(&key) {
             *used = true;
             return slots.clone();

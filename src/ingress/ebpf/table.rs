@@ -12,14 +12,18 @@ pub use plan::plan;
 pub use space::SlotAllocator;
 
 use super::maglev::Built;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, Link, MESH_END, SCTP, Slots, Sources, Step, Tables, ports_lack};
+use crate::datapath::ebpf::{
+    EbpfStep, HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, Tables, ports_unavailable,
+};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::IpFamily;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
-use skep_ebpf::{AFFINITY, Address, Backend, Config, GUARDED, Member, NO_CLIENT, Port, PortNumber, Source, V4, packet, words};
+use skep_ebpf::{
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NetnsMembership, Port, PortNumber, Source, V4, convert, packet,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -31,7 +35,7 @@ pub struct Desired {
     /// Virtual addresses: network, mask, backends.
     pub vips: BTreeMap<V4, (V4, V4, Slots)>,
     /// Namespaces on networks.
-    pub members: BTreeSet<Member>,
+    pub members: BTreeSet<NetnsMembership>,
     /// Published ports: target, flags and table. Those that the eBPF datapath does not serve are here without a backend: what
     /// leaves from their numbers is told apart all the same.
     pub ports: BTreeMap<Port, (PortNumber, u16, Slots)>,
@@ -42,7 +46,7 @@ pub struct Desired {
     /// Who may use which port, and who is nobody's client.
     pub sources: Sources,
     /// Programs at their places.
-    pub links: BTreeSet<Link>,
+    pub links: BTreeSet<ProgramLink>,
 }
 
 /// Which plane serves a published port, and why not the ebpf one.
@@ -56,7 +60,7 @@ pub struct Inputs<'a> {
     /// Devices and addresses.
     pub around: &'a HostDevices,
     /// Namespaces on networks.
-    pub members: &'a BTreeSet<Member>,
+    pub members: &'a BTreeSet<NetnsMembership>,
     /// Hooks that cannot be had, and why.
     pub unavailable: &'a BTreeMap<Hook, String>,
 }
@@ -68,7 +72,7 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
     let Inputs { me, around, members, unavailable } = *given;
     let nodes = nodes(view);
     let mut desired = Desired { members: members.clone(), config: config(view, given), ..Desired::default() };
-    desired.locals = around.locals.iter().copied().map(words::address).collect();
+    desired.locals = around.locals.iter().copied().map(convert::address).collect();
     for network in view.networks.by_id.values() {
         virtual_addresses(network, &mut desired);
         let all = network.members.iter().filter_map(|task| backend(&nodes, me, around, task));
@@ -78,7 +82,7 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
     // Addresses that only the swarm gives: who has one is no client from outside, and answers would not find it.
     desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
-    if ports_lack(unavailable).is_none() {
+    if ports_unavailable(unavailable).is_none() {
         let planes = Planes::of(view, unavailable);
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in IpFamily::ALL {
@@ -93,9 +97,9 @@ pub fn desired(built: &mut Built, view: &NodeView, given: &Inputs) -> Desired {
 
 /// Containers that virtual addresses lead to no more once these steps are carried out.
 #[must_use]
-pub fn left(desired: &Desired, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4Addr> {
+pub fn left(desired: &Desired, tables: &Tables, steps: &[EbpfStep]) -> BTreeSet<Ipv4Addr> {
     let turned = steps.iter().filter_map(|step| match step {
-        Step::SetVip(address, _) | Step::RemoveVip(address) => Some(address),
+        EbpfStep::SetVip(address, _) | EbpfStep::RemoveVip(address) => Some(address),
         _ => None,
     });
     let mut left = BTreeSet::new();
@@ -104,7 +108,7 @@ pub fn left(desired: &Desired, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4
         let now = desired.vips.get(address).map(|(.., slots)| &slots[..]).unwrap_or_default();
         left.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
-    left.into_iter().map(words::to_v4).collect()
+    left.into_iter().map(convert::to_v4).collect()
 }
 
 /// Nodes by id.
@@ -123,8 +127,8 @@ fn config(view: &NodeView, given: &Inputs) -> Config {
         mesh_end: around.mesh_end.unwrap_or_default(),
         tunnel: around.tunnel.unwrap_or_default(),
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
-        prefix: words::prefix(own.subnet.addr()),
-        containers: words::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        prefix: convert::prefix(own.subnet.addr()),
+        containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
     }
 }
 
@@ -141,7 +145,7 @@ impl<'a> Planes<'a> {
     pub fn of(view: &'a NodeView, unavailable: &'a BTreeMap<Hook, String>) -> Self {
         let without = view.cluster.nodes.iter().filter(|node| !node.ebpf);
         Self {
-            unavailable: ports_lack(unavailable),
+            unavailable: ports_unavailable(unavailable),
             without: without.map(|node| (&node.node_id, node.hostname.as_str())).collect(),
         }
     }
@@ -182,18 +186,18 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),
     };
-    (32 + length, Source { scope, address: words::address(net.network()) })
+    (32 + length, Source { scope, address: convert::address(net.network()) })
 }
 
 fn virtual_addresses(network: &NetworkPart, desired: &mut Desired) {
-    let (net, mask) = (words::v4(network.subnet.network()), words::v4(network.subnet.netmask()));
+    let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
     let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for task in network.members.iter().filter(|task| takes_connections(task)) {
         backends.entry(&task.service_id).or_default().insert(task.address);
     }
     for service in &network.services {
         let own = backends.get(&service.service_id).into_iter().flatten();
-        desired.vips.insert(words::v4(service.vip), (net, mask, own.copied().map(words::v4).collect()));
+        desired.vips.insert(convert::v4(service.vip), (net, mask, own.copied().map(convert::v4).collect()));
     }
 }
 
@@ -206,8 +210,8 @@ fn takes_connections(task: &TaskEndpoint) -> bool {
 fn backend(nodes: &Nodes, me: &NodeId, around: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
     let node = nodes.get(&task.node_id)?;
     let ifindex = if task.node_id == *me { around.veths.get(&task.address)?.1 } else { 0 };
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: words::prefix(node.subnet.addr()) };
-    Some((words::v4(task.address), backend))
+    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()) };
+    Some((convert::v4(task.address), backend))
 }
 
 /// The port as the maps name it.
@@ -218,7 +222,7 @@ pub fn port_key(port: &PublishedPort, family: IpFamily) -> Port {
         Protocol::Tcp => packet::TCP,
         Protocol::Sctp => SCTP,
     };
-    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: words::port(port.published) }
+    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: convert::port(port.published) }
 }
 
 fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: IpFamily, desired: &mut Desired) {
@@ -241,15 +245,15 @@ fn frontend(built: &mut Built, planes: &Planes, port: &PublishedPort, family: Ip
     } else {
         Slots::default()
     };
-    desired.ports.insert(key, (words::port(port.target), flags, slots));
+    desired.ports.insert(key, (convert::port(port.target), flags, slots));
 }
 
-fn links(around: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
+fn links(around: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
     let mut links = BTreeSet::new();
-    let ports = ports_lack(unavailable).is_none();
+    let ports = ports_unavailable(unavailable).is_none();
     for hook in Hook::ALL.into_iter().filter(|hook| !unavailable.contains_key(hook)) {
         let mut put = |device: &str, index: u32| {
-            links.insert(Link { hook, device: device.to_owned(), index });
+            links.insert(ProgramLink { hook, device: device.to_owned(), index });
         };
         match hook {
             Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !ports => {}

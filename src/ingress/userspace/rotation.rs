@@ -3,7 +3,7 @@
 
 use rand::Rng;
 use rand::seq::SliceRandom;
-use skep_ebpf::{Tuple, client_hash, mix, words};
+use skep_ebpf::{Tuple, client_hash, convert, mix};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ impl Rotation {
 
 /// How well a backend suits a client: chance, but always the same.
 fn score(client: IpAddr, backend: Ipv4Addr) -> u32 {
-    let client = client_hash(&Tuple { source: words::address(client), ..Tuple::default() }, true);
+    let client = client_hash(&Tuple { source: convert::address(client), ..Tuple::default() }, true);
     mix(u64::from(client) << 32 | u64::from(backend.to_bits()))
 }
 

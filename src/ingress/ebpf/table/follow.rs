@@ -2,7 +2,7 @@
 //! [`desired`] gives; the loop computes that all the same whenever it reads the maps.
 
 use super::{Desired, Inputs, Nodes, Planes, backend, desired, frontend, nodes, port_key, takes_connections};
-use crate::datapath::ebpf::{Hook, HostDevices, ports_lack};
+use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
 use crate::ingress::ebpf::maglev::Built;
 use crate::model::IpFamily;
 use crate::model::mesh::MeshPrefix;
@@ -10,7 +10,7 @@ use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{NetworkId, NodeId, NodeView, Protocol};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
-use skep_ebpf::{Member, Port, V4, words};
+use skep_ebpf::{NetnsMembership, Port, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -115,9 +115,9 @@ impl DesiredState {
         let mut vips: BTreeMap<V4, BTreeSet<Ipv4Addr>> = BTreeMap::new();
         let mut leads = |task: &TaskEndpoint, to: bool| {
             let Ok(at) = now.services.binary_search_by(|service| service.service_id.cmp(&task.service_id)) else { return };
-            let vip = words::v4(now.services[at].vip);
+            let vip = convert::v4(now.services[at].vip);
             let there =
-                || self.desired.vips.get(&vip).into_iter().flat_map(|(.., slots)| slots.iter().copied().map(words::to_v4));
+                || self.desired.vips.get(&vip).into_iter().flat_map(|(.., slots)| slots.iter().copied().map(convert::to_v4));
             let backends = vips.entry(vip).or_insert_with(|| there().collect());
             if to {
                 backends.insert(task.address)
@@ -127,14 +127,14 @@ impl DesiredState {
         };
         // Those that go before those that come: an address may pass from one to the other.
         for task in tasks.iter().filter_map(|(was, _)| *was) {
-            touched.backends.insert(words::v4(task.address));
-            self.desired.backends.remove(&words::v4(task.address));
+            touched.backends.insert(convert::v4(task.address));
+            self.desired.backends.remove(&convert::v4(task.address));
             if takes_connections(task) {
                 leads(task, false);
             }
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
-            touched.backends.insert(words::v4(task.address));
+            touched.backends.insert(convert::v4(task.address));
             self.desired.backends.extend(backend(nodes, given.me, given.around, task));
             if takes_connections(task) {
                 leads(task, true);
@@ -142,7 +142,7 @@ impl DesiredState {
         }
         for (vip, backends) in vips {
             let entry = self.desired.vips.get_mut(&vip)?;
-            entry.2 = backends.into_iter().map(words::v4).collect();
+            entry.2 = backends.into_iter().map(convert::v4).collect();
             touched.vips.insert(vip);
         }
         Some(())
@@ -160,7 +160,7 @@ impl DesiredState {
             touched.ports.insert(key);
             self.desired.ports.remove(&key);
         }
-        if ports_lack(given.unavailable).is_some() {
+        if ports_unavailable(given.unavailable).is_some() {
             return Some(());
         }
         for port in ports.iter().filter_map(|(_, is)| *is).filter(|port| port.protocol != Protocol::Sctp) {
@@ -180,7 +180,7 @@ struct Dependencies {
     nodes: Vec<(NodeId, String, Ipv6Net, bool)>,
     networks: Vec<(NetworkId, Ipv4Net)>,
     around: HostDevices,
-    members: BTreeSet<Member>,
+    members: BTreeSet<NetnsMembership>,
     unavailable: BTreeMap<Hook, String>,
 }
 

@@ -3,7 +3,7 @@
 
 use super::tests::carry_out;
 use super::*;
-use crate::datapath::ebpf::State;
+use crate::datapath::ebpf::EbpfState;
 use crate::model::Listens;
 use crate::model::Revision;
 use crate::model::WgKey;
@@ -161,11 +161,11 @@ fn a_task_that_stops_touches_its_service_and_nothing_else() {
     let mut followed = DesiredState::default();
     assert_eq!(followed.follow(&view(&world), &given), Changed::All, "the first one");
     assert_eq!(followed.follow(&view(&world), &given), Changed::Only(Dirty::default()));
-    let port = |family| Port { protocol: packet::TCP, family, port: words::port(8001) };
+    let port = |family| Port { protocol: packet::TCP, family, port: convert::port(8001) };
     let touched = Dirty {
-        vips: [words::v4(Ipv4Addr::new(10, 0, 0, 101))].into(),
+        vips: [convert::v4(Ipv4Addr::new(10, 0, 0, 101))].into(),
         ports: [port(4), port(6)].into(),
-        backends: [words::v4(address(3))].into(),
+        backends: [convert::v4(address(3))].into(),
     };
     assert_eq!(followed.follow(&view(&other), &given), Changed::Only(touched));
     assert_eq!(followed.desired(), &desired(&mut Built::default(), &view(&other), &given));
@@ -176,7 +176,7 @@ proptest! {
     fn following_a_view_gives_what_computing_it_gives(history in histories(), shared in any::<bool>()) {
         let (me, none, members) = (node(0), BTreeMap::new(), BTreeSet::new());
         let mut followed = DesiredState::default();
-        let mut state = State { tables: Tables { room: 1 << 16, ..Tables::default() }, ..State::default() };
+        let mut state = EbpfState { tables: Tables { room: 1 << 16, ..Tables::default() }, ..EbpfState::default() };
         let (mut space, mut memory) = (SlotAllocator::of(&state.tables), BTreeMap::new());
         let mut before: Option<NodeView> = None;
         for world in &history {

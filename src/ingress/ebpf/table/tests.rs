@@ -1,26 +1,26 @@
 use super::*;
-use crate::datapath::ebpf::{Range, State, Step, Tables};
+use crate::datapath::ebpf::{EbpfState, EbpfStep, Range, Tables};
 use crate::ingress::ebpf::maglev;
 use skep_ebpf::Vip;
 
 /// A plan from maps that were read.
-fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
+fn plan(desired: &Desired, actual: &EbpfState) -> Vec<EbpfStep> {
     super::plan(desired, actual, &mut SlotAllocator::of(&actual.tables), &Changed::All)
 }
 
-const NET: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
-const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
+const NET: V4 = convert::v4(Ipv4Addr::new(10, 0, 1, 0));
+const MASK: V4 = convert::v4(Ipv4Addr::new(255, 255, 255, 0));
 
 fn backends(n: u8) -> Vec<Ipv4Addr> {
     (1..=n).map(|i| Ipv4Addr::new(10, 0, 0, i)).collect()
 }
 
 fn port(number: u16) -> Port {
-    Port { protocol: packet::TCP, family: 4, port: words::port(number) }
+    Port { protocol: packet::TCP, family: 4, port: convert::port(number) }
 }
 
-fn empty() -> State {
-    State { tables: Tables { room: 1 << 20, ..Tables::default() }, ..State::default() }
+fn empty() -> EbpfState {
+    EbpfState { tables: Tables { room: 1 << 20, ..Tables::default() }, ..EbpfState::default() }
 }
 
 fn wanted(services: u8, replicas: u8) -> Desired {
@@ -28,50 +28,50 @@ fn wanted(services: u8, replicas: u8) -> Desired {
     for service in 0..services {
         // Services have backends of their own.
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
-        let vip = words::v4(Ipv4Addr::new(10, 0, 1, service));
-        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(words::v4).collect()));
-        let slots = maglev::table(&all).into_iter().map(|at| words::v4(all[at as usize])).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), (words::port(80), 0, slots));
+        let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
+        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(convert::v4).collect()));
+        let slots = maglev::table(&all).into_iter().map(|at| convert::v4(all[at as usize])).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), (convert::port(80), 0, slots));
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
     desired.backends =
-        backends(replicas).into_iter().map(|a| (words::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
-    desired.links.insert(Link { hook: Hook::Connect4, device: String::new(), index: 0 });
+        backends(replicas).into_iter().map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
+    desired.links.insert(ProgramLink { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
 }
 
 /// What the maps are after the steps, the slots as a whole; a frontend must never name slots that were changed under it.
-pub(super) fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
+pub(super) fn carry_out(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps: &[EbpfStep]) {
     for step in steps {
         let tables = &mut state.tables;
         match step.clone() {
-            Step::Config(config) => tables.config = config,
-            Step::Slots(base, slots) => {
+            EbpfStep::Config(config) => tables.config = config,
+            EbpfStep::Slots(base, slots) => {
                 for (first, size) in tables.ranges() {
                     let apart = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
                     assert!(size == 0 || apart, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
                 memory.extend((base..).zip(slots.iter().copied()));
             }
-            Step::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
-            Step::RemoveVip(address) => drop(tables.vips.remove(&address)),
-            Step::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
-            Step::RemovePort(port) => drop(tables.ports.remove(&port)),
-            Step::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
-            Step::RemoveBackend(address) => drop(tables.backends.remove(&address)),
-            Step::AddLocal(address) => assert!(tables.locals.insert(address)),
-            Step::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
-            Step::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
-            Step::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
-            Step::AddMember(member) => assert!(tables.members.insert(member)),
-            Step::RemoveMember(member) => assert!(tables.members.remove(&member)),
-            Step::Attach(link) => {
+            EbpfStep::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
+            EbpfStep::RemoveVip(address) => drop(tables.vips.remove(&address)),
+            EbpfStep::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
+            EbpfStep::RemovePort(port) => drop(tables.ports.remove(&port)),
+            EbpfStep::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
+            EbpfStep::RemoveBackend(address) => drop(tables.backends.remove(&address)),
+            EbpfStep::AddLocal(address) => assert!(tables.locals.insert(address)),
+            EbpfStep::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
+            EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
+            EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
+            EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),
+            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);
             }
-            Step::Detach(link) => assert!(state.links.remove(&link)),
-            Step::Unpin(pin) => assert!(state.stale.remove(&pin)),
-            Step::Pair => unreachable!("no plan makes the pair"),
+            EbpfStep::Detach(link) => assert!(state.links.remove(&link)),
+            EbpfStep::Unpin(pin) => assert!(state.stale.remove(&pin)),
+            EbpfStep::Pair => unreachable!("no plan makes the pair"),
         }
     }
     let tables = &mut state.tables;
@@ -103,7 +103,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
 
     state.tables.vips.insert(9, Vip::default());
     state.tables.ports.remove(&port(8001));
-    state.tables.backends.insert(words::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
+    state.tables.backends.insert(convert::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
     state.stale.insert("from_container@vdeadbeef@9".to_owned());
     state.links.clear();
     let steps = plan(&desired, &state);
@@ -117,7 +117,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
     let mut state = good;
     state.tables.slots.insert((base, size), vec![0; size as usize].into());
     let steps = plan(&desired, &state);
-    assert!(matches!(steps[..], [Step::Slots(..), Step::SetPort(..)]), "{steps:?}");
+    assert!(matches!(steps[..], [EbpfStep::Slots(..), EbpfStep::SetPort(..)]), "{steps:?}");
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn a_port_without_room_is_left_to_user_space() {
     let mut state = empty();
     state.tables.vips.insert(1, Vip { base: 0, size: state.tables.room - 10, ..Vip::default() });
     let steps = plan(&wanted(1, 3), &state);
-    assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
-    assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");
+    assert!(steps.iter().any(|s| matches!(s, EbpfStep::SetVip(..))), "three slots fit");
+    assert!(!steps.iter().any(|s| matches!(s, EbpfStep::SetPort(..))), "521 do not");
 }
 
 /// What the next plan goes by without reading the maps again is what reading them would give.
@@ -147,7 +147,7 @@ fn what_is_remembered_is_what_is_there() {
         for (range, slots) in &state.tables.slots {
             assert!(range.1 == 0 || known.tables.slots.get(range) == Some(slots), "{range:?}");
         }
-        let ranges = |state: &State| (state.tables.vips.clone(), state.tables.ports.clone());
+        let ranges = |state: &EbpfState| (state.tables.vips.clone(), state.tables.ports.clone());
         assert_eq!(ranges(&known), ranges(&state));
         assert_eq!(super::plan(&wanted, &known, &mut space, &Changed::All), []);
     }
@@ -185,7 +185,7 @@ fn an_entry_with_endless_slots_takes_nobodys_room() {
             (entry.base, entry.size) = (base, size);
             damaged.tables.slots.insert((base, size), Slots::default());
             let steps = plan(&wanted, &damaged);
-            assert!(steps.iter().any(|s| matches!(s, Step::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
+            assert!(steps.iter().any(|s| matches!(s, EbpfStep::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
         }
     }
 }
@@ -193,7 +193,7 @@ fn an_entry_with_endless_slots_takes_nobodys_room() {
 #[test]
 fn what_found_no_room_is_tried_again_with_what_was_freed() {
     let (mut state, mut memory) =
-        (State { tables: Tables { room: 600, ..Tables::default() }, ..State::default() }, BTreeMap::new());
+        (EbpfState { tables: Tables { room: 600, ..Tables::default() }, ..EbpfState::default() }, BTreeMap::new());
     let mut space = SlotAllocator::of(&state.tables);
     let mut go = |wanted: &Desired| {
         let steps = super::plan(wanted, &state, &mut space, &Changed::All);

@@ -1,22 +1,22 @@
-//! Addresses and ports of the loader as words, and back.
+//! Conversion between the address types of `core::net` and the words of packets and maps, both ways.
 
 use crate::{Address, PortNumber, Prefix, V4, packet::mapped};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IPv4 address.
+/// An IPv4 address as packets hold it.
 #[must_use]
 pub const fn v4(address: Ipv4Addr) -> V4 {
     u32::from_ne_bytes(address.octets())
 }
 
-/// And back.
+/// The inverse of [`v4`].
 #[must_use]
 pub const fn to_v4(word: V4) -> Ipv4Addr {
     let [a, b, c, d] = word.to_ne_bytes();
     Ipv4Addr::new(a, b, c, d)
 }
 
-/// An address of either family.
+/// An address of either family; IPv4 in its mapped form.
 #[must_use]
 pub fn address(address: IpAddr) -> Address {
     match address {
@@ -28,7 +28,7 @@ pub fn address(address: IpAddr) -> Address {
     }
 }
 
-/// And back.
+/// The inverse of [`address`]; a mapped IPv4 address becomes an IPv4 one.
 #[must_use]
 pub fn to_address(words: Address) -> IpAddr {
     let mut bytes = [0; 16];
@@ -45,13 +45,13 @@ pub fn prefix(whole: Ipv6Addr) -> Prefix {
     [words[0], words[1]]
 }
 
-/// A port.
+/// A port number of the host as packets hold it.
 #[must_use]
 pub const fn port(number: u16) -> PortNumber {
     number.to_be()
 }
 
-/// And back.
+/// The inverse of [`port`].
 #[must_use]
 pub const fn to_port(word: PortNumber) -> u16 {
     u16::from_be(word)
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn conversions_are_inverse_and_in_network_order() {
         for text in ["192.0.2.7", "fd12:3456:789a:1::5e", "::1"] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(to_address(address(ip)), ip);

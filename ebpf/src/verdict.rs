@@ -1,0 +1,40 @@
+//! The verdict of a program on a packet.
+
+use crate::maps::count;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use skep_ebpf::Counter;
+
+/// What happens to a packet. Devices are interface indexes.
+pub enum Verdict {
+    /// Unchanged or rewritten, the packet continues: the next program or the kernel's stack decides.
+    Pass,
+    /// Received by the peer of this veth end, in the peer's network namespace.
+    RedirectPeer(u32),
+    /// Sent out of this device with the link header that it has.
+    Redirect(u32),
+    /// Sent out of this device, to the neighbour that the host's routes name.
+    RedirectNeighbour(u32),
+    /// Dropped, and counted under this reason.
+    Drop(Counter),
+}
+
+impl Verdict {
+    /// Carries it out as far as a program can; the return value of the program (`TC_ACT_*`).
+    #[inline(always)]
+    pub fn into_action(self) -> i32 {
+        // SAFETY: these helpers take numbers only.
+        unsafe {
+            match self {
+                Self::Pass => TC_ACT_UNSPEC,
+                Self::RedirectPeer(ifindex) => bpf_redirect_peer(ifindex, 0) as i32,
+                Self::Redirect(ifindex) => bpf_redirect(ifindex, 0) as i32,
+                Self::RedirectNeighbour(ifindex) => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32,
+                Self::Drop(reason) => {
+                    count(reason);
+                    TC_ACT_SHOT as i32
+                }
+            }
+        }
+    }
+}
