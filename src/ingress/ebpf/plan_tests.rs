@@ -1,14 +1,18 @@
-use super::*;
-use crate::datapath::ebpf::{Range, State, Step, Tables};
-use crate::ingress::ebpf::maglev;
-use skep_ebpf::Vip;
+//! Plans lead to the desired contents, repair damage, and never change slots that a frontend uses.
+
+use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
+use super::{Changed, SlotAllocator, maglev};
+use crate::datapath::ebpf::{Hook, Link, Range, Slots, State, Step, Tables};
+use skep_ebpf::{Backend, Port, Source, V4, Vip, packet, words};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 /// A plan from maps that were read.
-fn plan(desired: &Desired, actual: &State) -> Vec<Step> {
-    super::plan(desired, actual, &mut SlotAllocator::of(&actual.tables), &Changed::All)
+fn plan(desired: &DesiredDatapath, actual: &State) -> Vec<Step> {
+    super::plan(desired, actual, &mut SlotAllocator::from_tables(&actual.tables), &Changed::All)
 }
 
-const NET: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
+const NETWORK: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
 const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
 
 fn backends(n: u8) -> Vec<Ipv4Addr> {
@@ -23,15 +27,16 @@ fn empty() -> State {
     State { tables: Tables { room: 1 << 20, ..Tables::default() }, ..State::default() }
 }
 
-fn wanted(services: u8, replicas: u8) -> Desired {
-    let mut desired = Desired::default();
+fn desired(services: u8, replicas: u8) -> DesiredDatapath {
+    let mut desired = DesiredDatapath::default();
     for service in 0..services {
-        // Services have backends of their own.
+        // No two services share a backend.
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
         let vip = words::v4(Ipv4Addr::new(10, 0, 1, service));
-        desired.vips.insert(vip, (NET, MASK, all.iter().copied().map(words::v4).collect()));
-        let slots = maglev::table(&all).into_iter().map(|at| words::v4(all[at as usize])).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), (words::port(80), 0, slots));
+        let slots = all.iter().copied().map(words::v4).collect();
+        desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots });
+        let slots = maglev::table(&all).into_iter().map(|backend| words::v4(all[backend as usize])).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), DesiredPort { target: words::port(80), flags: 0, slots });
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
     desired.backends =
@@ -40,16 +45,16 @@ fn wanted(services: u8, replicas: u8) -> Desired {
     desired
 }
 
-/// What the maps are after the steps, the slots as a whole; a frontend must never name slots that were changed under it.
-pub(super) fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
+/// Applies the steps to the maps and to `memory`, the whole slot array. Fails if they write slots that a frontend uses.
+pub(super) fn apply(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
     for step in steps {
         let tables = &mut state.tables;
         match step.clone() {
             Step::Config(config) => tables.config = config,
             Step::Slots(base, slots) => {
                 for (first, size) in tables.ranges() {
-                    let apart = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
-                    assert!(size == 0 || apart, "slots {base} +{} are in use at {first} +{size}", slots.len());
+                    let disjoint = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
+                    assert!(size == 0 || disjoint, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
                 memory.extend((base..).zip(slots.iter().copied()));
             }
@@ -71,7 +76,7 @@ pub(super) fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps
             }
             Step::Detach(link) => assert!(state.links.remove(&link)),
             Step::Unpin(pin) => assert!(state.stale.remove(&pin)),
-            Step::Pair => unreachable!("no plan makes the pair"),
+            Step::Pair => unreachable!("no plan contains it"),
         }
     }
     let tables = &mut state.tables;
@@ -83,22 +88,22 @@ pub(super) fn carry_out(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps
 }
 
 #[test]
-fn each_plan_leads_there_and_the_next_one_is_empty() {
+fn after_each_plan_is_applied_the_next_one_is_empty() {
     let (mut state, mut memory) = (empty(), BTreeMap::new());
     for (services, replicas) in [(1, 1), (3, 2), (3, 3), (40, 5), (2, 1), (2, 0), (0, 0), (5, 4)] {
-        let desired = wanted(services, replicas);
+        let desired = desired(services, replicas);
         let steps = plan(&desired, &state);
-        carry_out(&mut state, &mut memory, &steps);
+        apply(&mut state, &mut memory, &steps);
         assert_eq!(plan(&desired, &state), [], "{services} services, {replicas} replicas");
     }
 }
 
 #[test]
-fn damage_is_mended_and_nothing_else_is_touched() {
+fn damage_is_repaired_and_nothing_else_is_changed() {
     let (mut state, mut memory) = (empty(), BTreeMap::new());
-    let desired = wanted(3, 3);
+    let desired = desired(3, 3);
     let steps = plan(&desired, &state);
-    carry_out(&mut state, &mut memory, &steps);
+    apply(&mut state, &mut memory, &steps);
     let good = state.clone();
 
     state.tables.vips.insert(9, Vip::default());
@@ -108,7 +113,7 @@ fn damage_is_mended_and_nothing_else_is_touched() {
     state.links.clear();
     let steps = plan(&desired, &state);
     assert_eq!(steps.len(), 6, "{steps:#?}");
-    carry_out(&mut state, &mut memory, &steps);
+    apply(&mut state, &mut memory, &steps);
     assert_eq!(state.tables.vips, good.tables.vips);
     assert_eq!((state.links, state.stale), (good.links.clone(), good.stale.clone()));
     assert_eq!(state.tables.backends, good.tables.backends);
@@ -121,25 +126,24 @@ fn damage_is_mended_and_nothing_else_is_touched() {
 }
 
 #[test]
-fn a_port_without_room_is_left_to_user_space() {
+fn a_port_without_room_is_not_served() {
     let mut state = empty();
     state.tables.vips.insert(1, Vip { base: 0, size: state.tables.room - 10, ..Vip::default() });
-    let steps = plan(&wanted(1, 3), &state);
+    let steps = plan(&desired(1, 3), &state);
     assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
     assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");
 }
 
-/// What the next plan goes by without reading the maps again is what reading them would give.
 #[test]
-fn what_is_remembered_is_what_is_there() {
+fn plans_from_remembered_contents_equal_plans_from_read_maps() {
     let (mut state, mut memory) = (empty(), BTreeMap::new());
     let mut known = state.clone();
-    let mut space = SlotAllocator::of(&known.tables);
+    let mut allocator = SlotAllocator::from_tables(&known.tables);
     for (services, replicas) in [(3, 3), (3, 2), (5, 2), (5, 6), (1, 6), (4, 1), (4, 0), (4, 4)] {
-        let wanted = wanted(services, replicas);
-        let steps = super::plan(&wanted, &known, &mut space, &Changed::All);
-        assert_eq!(steps, plan(&wanted, &state), "{services} × {replicas}");
-        carry_out(&mut state, &mut memory, &steps);
+        let desired = desired(services, replicas);
+        let steps = super::plan(&desired, &known, &mut allocator, &Changed::All);
+        assert_eq!(steps, plan(&desired, &state), "{services} × {replicas}");
+        apply(&mut state, &mut memory, &steps);
         for step in &steps {
             known.tables.carry_out(step);
         }
@@ -149,59 +153,59 @@ fn what_is_remembered_is_what_is_there() {
         }
         let ranges = |state: &State| (state.tables.vips.clone(), state.tables.ports.clone());
         assert_eq!(ranges(&known), ranges(&state));
-        assert_eq!(super::plan(&wanted, &known, &mut space, &Changed::All), []);
+        assert_eq!(super::plan(&desired, &known, &mut allocator, &Changed::All), []);
     }
 }
 
 #[test]
-fn tables_are_built_once_and_forgotten_when_nobody_asks() {
-    let mut built = maglev::Built::default();
+fn tables_are_computed_once_and_dropped_when_unused() {
+    let mut cache = maglev::TableCache::default();
     let (three, two) = (backends(3), backends(2));
-    let first = built.slots(&three);
+    let first = cache.slots(&three);
     assert_eq!(first.len(), 521);
-    assert!(Slots::ptr_eq(&first, &built.slots(&three)));
-    built.begin();
-    assert!(Slots::ptr_eq(&first, &built.slots(&three)), "asked for since");
-    built.forget();
-    assert!(Slots::ptr_eq(&first, &built.slots(&three)));
-    built.begin();
-    assert_ne!(first, built.slots(&two));
-    built.forget();
-    assert!(!Slots::ptr_eq(&first, &built.slots(&three)), "built anew");
-    assert_eq!(first, built.slots(&three));
+    assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
+    cache.start_generation();
+    assert!(Slots::ptr_eq(&first, &cache.slots(&three)), "used since");
+    cache.drop_unused();
+    assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
+    cache.start_generation();
+    assert_ne!(first, cache.slots(&two));
+    cache.drop_unused();
+    assert!(!Slots::ptr_eq(&first, &cache.slots(&three)), "computed again");
+    assert_eq!(first, cache.slots(&three));
 }
 
 #[test]
-fn an_entry_with_endless_slots_takes_nobodys_room() {
+fn a_damaged_entry_with_slots_outside_the_array_takes_no_room() {
     let (mut state, mut memory) = (empty(), BTreeMap::new());
-    let wanted = wanted(3, 3);
-    let steps = plan(&wanted, &state);
-    carry_out(&mut state, &mut memory, &steps);
+    let desired = desired(3, 3);
+    let steps = plan(&desired, &state);
+    apply(&mut state, &mut memory, &steps);
     let vips: Vec<V4> = state.tables.vips.keys().copied().collect();
     for vip in vips {
         for (base, size) in [(0, u32::MAX), (u32::MAX, 1), (1 << 20, 1)] {
             let mut damaged = state.clone();
-            let entry = damaged.tables.vips.get_mut(&vip).expect("there");
+            let entry = damaged.tables.vips.get_mut(&vip).expect("a virtual address");
             (entry.base, entry.size) = (base, size);
             damaged.tables.slots.insert((base, size), Slots::default());
-            let steps = plan(&wanted, &damaged);
+            let steps = plan(&desired, &damaged);
             assert!(steps.iter().any(|s| matches!(s, Step::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
         }
     }
 }
 
 #[test]
-fn what_found_no_room_is_tried_again_with_what_was_freed() {
+fn a_table_that_found_no_room_is_placed_in_freed_slots_later() {
     let (mut state, mut memory) =
         (State { tables: Tables { room: 600, ..Tables::default() }, ..State::default() }, BTreeMap::new());
-    let mut space = SlotAllocator::of(&state.tables);
-    let mut go = |wanted: &Desired| {
-        let steps = super::plan(wanted, &state, &mut space, &Changed::All);
-        carry_out(&mut state, &mut memory, &steps);
-        (space.was_short(), state.tables.ports.contains_key(&port(8000)))
+    let mut allocator = SlotAllocator::from_tables(&state.tables);
+    let mut pass = |desired: &DesiredDatapath| {
+        let steps = super::plan(desired, &state, &mut allocator, &Changed::All);
+        apply(&mut state, &mut memory, &steps);
+        (allocator.take_exhausted(), state.tables.ports.contains_key(&port(8000)))
     };
-    assert_eq!(go(&wanted(1, 3)), (false, true));
-    assert_eq!(go(&wanted(1, 4)), (true, false), "no room for both: user space meanwhile");
-    assert_eq!(go(&wanted(1, 4)), (false, true), "in what the old one left");
-    assert_eq!(plan(&wanted(1, 4), &state), []);
+    assert_eq!(pass(&desired(1, 3)), (false, true));
+    assert_eq!(pass(&desired(1, 4)), (true, false), "no room for both tables");
+    assert_eq!(pass(&desired(1, 4)), (false, true), "in the slots of the old table");
+    assert_eq!(plan(&desired(1, 4), &state), []);
 }
