@@ -6,7 +6,7 @@ use super::follower::DesiredState;
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;
-use super::status::{DatapathCounters, PassResult};
+use super::status::{DatapathCounts, PassResult};
 use super::{EbpfChannels, EbpfStatus};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{EbpfDatapath, Hook, Ingress, Ready, Side, State, Step, Tables};
@@ -90,7 +90,7 @@ struct MapsCache {
     read_at: Instant,
     read_took: Duration,
     /// As of `read_at`.
-    counters: DatapathCounters,
+    counts: DatapathCounts,
 }
 
 /// Changes to the kernel's state that something other than this loop made.
@@ -132,7 +132,7 @@ impl DrainedBackends {
 
 impl EbpfReconciler {
     fn new(me: NodeId, ebpf: Arc<EbpfDatapath>, tick: Duration) -> Self {
-        let counters = DatapathCounters::default();
+        let counts = DatapathCounts::default();
         Self {
             me,
             ebpf,
@@ -140,7 +140,7 @@ impl EbpfReconciler {
             namespaces: Namespaces::default(),
             unavailable: BTreeMap::new(),
             desired: DesiredState::default(),
-            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counters },
+            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts },
             drift: Drift { settled: false, repaired: 0 },
             drained: DrainedBackends::default(),
             translated: BTreeSet::new(),
@@ -232,8 +232,8 @@ impl EbpfReconciler {
         let reads_maps = known.is_none();
         let begin = Instant::now();
         if reads_maps {
-            let (by_port, by_vip) = self.ebpf.connections()?;
-            self.maps.counters = DatapathCounters { by_name: self.ebpf.counters()?, by_port, by_vip };
+            let (port_connections, vip_connections) = self.ebpf.connections()?;
+            self.maps.counts = DatapathCounts { counters: self.ebpf.counters()?, port_connections, vip_connections };
         }
         let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
         if reads_maps {
@@ -286,7 +286,7 @@ impl EbpfReconciler {
             changed,
             tables,
             unavailable: &self.unavailable,
-            counters: &self.maps.counters,
+            counts: &self.maps.counts,
             steps,
             repaired: self.drift.repaired,
         };

@@ -13,12 +13,13 @@ use std::net::Ipv4Addr;
 
 /// What the programs counted since the maps were created.
 #[derive(Default)]
-pub(super) struct DatapathCounters {
-    pub by_name: BTreeMap<&'static str, u64>,
+pub(super) struct DatapathCounts {
+    /// The programs' counters by name, summed over the processors.
+    pub counters: BTreeMap<&'static str, u64>,
     /// New connections by published port.
-    pub by_port: BTreeMap<Port, u64>,
+    pub port_connections: BTreeMap<Port, u64>,
     /// New connections by virtual address.
-    pub by_vip: BTreeMap<Ipv4Addr, u64>,
+    pub vip_connections: BTreeMap<Ipv4Addr, u64>,
 }
 
 /// The result of a pass without an error.
@@ -29,7 +30,7 @@ pub(super) struct PassResult<'a> {
     /// The maps after the pass.
     pub tables: &'a Tables,
     pub unavailable: &'a BTreeMap<Hook, String>,
-    pub counters: &'a DatapathCounters,
+    pub counts: &'a DatapathCounts,
     /// Number of steps that were applied.
     pub steps: usize,
     /// Repairs since the daemon started.
@@ -47,7 +48,7 @@ impl PassResult<'_> {
         status.links = self.desired.links.len();
         status.repaired = self.repaired;
         status.changed = self.steps;
-        status.counters = self.counters.by_name.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        status.counters = self.counts.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         let eligibility = PortEligibility::new(self.view, self.unavailable);
         match self.changed {
             Changed::Only(dirty) => {
@@ -90,12 +91,12 @@ impl PassResult<'_> {
     fn connections(&self) -> Vec<FrontendConnections> {
         let mut all = Vec::new();
         for service in self.view.networks.by_id.values().flat_map(|network| &network.services) {
-            let connections = self.counters.by_vip.get(&service.vip).copied().unwrap_or_default();
+            let connections = self.counts.vip_connections.get(&service.vip).copied().unwrap_or_default();
             all.push(FrontendConnections { service: service.name.clone(), frontend: service.vip.to_string(), connections });
         }
         for port in self.view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for key in IpFamily::ALL.map(|family| port_key(port, family)) {
-                if let Some(connections) = self.counters.by_port.get(&key) {
+                if let Some(connections) = self.counts.port_connections.get(&key) {
                     let service = port.service_name.clone();
                     all.push(FrontendConnections { service, frontend: port_name(&key), connections: *connections });
                 }
