@@ -116,7 +116,7 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// Which plane serves a port, for clients of either family.
 fn plane(ebpf: &EbpfStatus, name: &str) -> String {
-    let of = |name: &str| match ebpf.left.get(name) {
+    let of = |name: &str| match ebpf.unavailable_ports.get(name) {
         _ if ebpf.ports.contains(name) => "kernel".to_owned(),
         Some(why) => format!("user space: {why}"),
         None => "user space".to_owned(),

@@ -11,6 +11,7 @@ use crate::agent::{self, AgentConfig, ledger::Ledger};
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus};
+use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
 use crate::ingress::{self, PortStatus, UserspaceSettings};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
@@ -107,16 +108,10 @@ impl Member {
         let (ports_applied, receiver) = watch::channel(Revision::default());
         applied.insert("ports", receiver);
         let (port_status, ports) = watch::channel(Vec::new());
-        tasks.spawn(ingress::userspace::run(
-            view(),
-            me.clone(),
-            Arc::new(HereSockets),
-            network.mesh.clone(),
-            ports_applied,
-            port_status,
-            userspace_settings(&daemon.settings),
-            stop.clone(),
-        ));
+        let channels = UserspaceChannels { view: view(), applied: ports_applied, status: port_status };
+        let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: network.mesh.clone() };
+        let settings = userspace_settings(&daemon.settings);
+        tasks.spawn(ingress::userspace::run(channels, me.clone(), sockets, settings, stop.clone()));
 
         let (agent_applied, receiver) = watch::channel(Revision::default());
         applied.insert("agent", receiver);

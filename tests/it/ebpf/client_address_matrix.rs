@@ -75,9 +75,9 @@ pub async fn old(stage: &Stage) {
         assert!(seen.who == "n1" && seen.peer.is_ipv4(), "{seen:?}");
         within(10, "the status to say so", || async {
             let ebpf = status(&stage.swarm.hosts[node]).await["ebpf"].take();
-            let why = ebpf["left"][format!("{port}/tcp6")].as_str().unwrap_or_default().to_owned();
+            let why = ebpf["unavailable_ports"][format!("{port}/tcp6")].as_str().unwrap_or_default().to_owned();
             let left = why.contains("over IPv6") && ebpf["ports"].to_string().contains(&format!("\"{port}/tcp\""));
-            ensure!(left, "not named in {}", ebpf["left"]);
+            ensure!(left, "not named in {}", ebpf["unavailable_ports"]);
             Ok(())
         })
         .await;

@@ -1,12 +1,12 @@
-//! The eBPF datapath by itself, in a host of the lab: kernel memory, one change among many services, the price of the hooks
-//! for datagrams that have nothing to do with it.
+//! The eBPF datapath alone, in a host of the lab: kernel memory, one change among many services, the cost of the hooks for
+//! datagrams that are not sent to the swarm.
 
 use crate::report::{Report, median, nanos, spread};
-use crate::work::{Place, loose_datagrams};
+use crate::work::{Namespace, loopback_datagrams};
 use crate::{stats, tables};
 use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, Hook, HookSide, ProgramLink};
 use skep::datapath::mesh::Mesh;
-use skep::ingress::ebpf::table::{Changed, Desired, DesiredState, Inputs, SlotAllocator, plan};
+use skep::ingress::ebpf::{Changed, DesiredDatapath, DesiredState, Inputs, SlotAllocator, plan};
 use skep::lab::Lab;
 use skep::model::NodeView;
 use skep::protocol::view_delta::share_entries;
@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 
 pub fn run(report: &mut Report) {
     let outside = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let lab = outside.block_on(Lab::new(crate::lab::lab_dir("plane"))).unwrap();
+    let lab = outside.block_on(Lab::new(crate::lab::lab_dir("datapath"))).unwrap();
     let host = outside.block_on(lab.host("n1", 1)).unwrap();
-    let place = format!("/proc/{}/ns/net", host.pid());
-    let namespace = std::sync::Arc::new(std::fs::File::open(&place).unwrap());
-    // Threads in the host's namespace: where its daemon would be.
+    let namespace = std::sync::Arc::new(std::fs::File::open(format!("/proc/{}/ns/net", host.pid())).unwrap());
+    // Its threads are in the host's namespace, as those of the host's daemon would be.
     let inside = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -33,48 +32,49 @@ pub fn run(report: &mut Report) {
         let measured = inside.block_on(inside.spawn(async move { change(&folder, services).await })).unwrap();
         if services == 1 {
             report.section(
-                "One backend of one service goes, among so many services",
-                "Ten nodes; every service has a virtual address, a published TCP port and three tasks. From the view to the kernel's maps: look at devices \
-                 and programs, follow the view to what shall be, the difference to what was left, carry it out. Beside it, not in the sum: what a view's \
-                 arrival costs to tell its entries apart (views arrive whole), and what the slow tick does: read all maps and compute all anew. \
+                "One backend of one service is removed, among so many services",
+                "Ten nodes; every service has a virtual address, a published TCP port and three tasks. From the view to the kernel's maps: observe devices \
+                 and programs, update the desired contents, plan the difference to the last known contents, apply the steps. Not in the sum: sharing the \
+                 entries of an arriving view that did not change (views arrive whole), and the slow tick, which reads all maps and computes everything. \
                  Milliseconds, median [least … most] of 10.",
-                &["services", "look", "what shall be", "difference", "carry out", "all", "goal", "arrival", "read all maps", "compute all"],
+                &["services", "observe", "update", "plan", "apply", "sum", "goal", "share entries", "read all maps", "compute everything"],
             );
         }
         let m = &measured;
-        let all: Vec<f64> = (0..m.plan.len()).map(|i| m.look[i] + m.shall[i] + m.plan[i] + m.apply[i]).collect();
+        let all: Vec<f64> = (0..m.plan.len()).map(|i| m.observe[i] + m.update[i] + m.plan[i] + m.apply[i]).collect();
         report.row(&[
             services.to_string(),
-            spread(&m.look, 2),
-            spread(&m.shall, 2),
+            spread(&m.observe, 2),
+            spread(&m.update, 2),
             spread(&m.plan, 2),
             spread(&m.apply, 2),
             spread(&all, 2),
             "≤ 1".to_owned(),
             spread(&m.share, 2),
             spread(&m.read, 1),
-            spread(&m.whole, 1),
+            spread(&m.recompute, 1),
         ]);
         if services == 10_000 {
             report.section(
                 "Kernel memory of 10,000 services",
-                "What the kernel says of each map (`memlock` in fdinfo), with 10,000 virtual addresses, 10,000 published ports, 30,000 tasks. Goal of all: ≤ 200 MB.",
-                &["map", "MB", "entries at most"],
+                "What the kernel reports for each map (`memlock` in fdinfo), with 10,000 virtual addresses, 10,000 published ports, 30,000 tasks. Goal for the sum: ≤ 200 MB.",
+                &["map", "MB", "max_entries"],
             );
             let mut all = 0;
             for (name, (bytes, most)) in &measured.maps {
                 all += bytes;
                 report.row(&[name.clone(), format!("{:.1}", *bytes as f64 / 1e6), most.to_string()]);
             }
-            report.row(&["all".to_owned(), format!("{:.1}", all as f64 / 1e6), String::new()]);
+            report.row(&["sum".to_owned(), format!("{:.1}", all as f64 / 1e6), String::new()]);
         }
     }
     let folder = dir.join("hooks");
-    let rows = inside.block_on(inside.spawn(async move { unrelated(&folder, &Place::at("/proc/self/ns/net")).await })).unwrap();
+    let rows =
+        inside.block_on(inside.spawn(async move { unrelated(&folder, &Namespace::open("/proc/self/ns/net")).await })).unwrap();
     report.section(
-        "Datagrams that have nothing to do with skep",
-        "sendto and recvfrom with an address on loopback, in a namespace on no network of ours, with the socket hooks attached and not. Nanoseconds per datagram (both calls).",
-        &["", "without", "with", "difference", "own time of the hooks (bpf_stats)"],
+        "Datagrams that are not sent to the swarm",
+        "sendto and recvfrom with an address on loopback, in a namespace on none of our networks, with and without the socket hooks attached. Nanoseconds per datagram (both calls).",
+        &["", "without", "with", "difference", "run time of the hooks (bpf_stats)"],
     );
     report.row(&rows);
     outside.block_on(async {
@@ -87,22 +87,22 @@ pub fn run(report: &mut Report) {
 struct Measured {
     share: Vec<f64>,
     read: Vec<f64>,
-    whole: Vec<f64>,
-    look: Vec<f64>,
-    shall: Vec<f64>,
+    recompute: Vec<f64>,
+    observe: Vec<f64>,
+    update: Vec<f64>,
     plan: Vec<f64>,
     apply: Vec<f64>,
-    maps: std::collections::BTreeMap<String, (u64, u64)>,
+    maps: BTreeMap<String, (u64, u64)>,
 }
 
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
     let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
-    let none = (BTreeSet::new(), BTreeMap::new());
+    let (members, unavailable) = (BTreeSet::new(), BTreeMap::new());
     let me = tables::me();
-    let (mut measured, mut followed) = (Measured::default(), DesiredState::default());
+    let (mut measured, mut desired) = (Measured::default(), DesiredState::default());
     let mut state = ebpf.observe().await.unwrap();
-    let mut space = SlotAllocator::of(&state.tables);
+    let mut allocator = SlotAllocator::from_tables(&state.tables);
     let mut view: Option<NodeView> = None;
     for round in 0..11 {
         let mut next = tables::view(services, round % 2 == 1);
@@ -112,12 +112,12 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         }
         let start = Instant::now();
         state = ebpf.observe_around(Some(state.tables)).await.unwrap();
-        let looked = Instant::now();
-        let given = Inputs { me: &me, around: &state.host_devices, members: &none.0, unavailable: &none.1 };
-        let changed = followed.follow(&next, &given);
-        let computed = Instant::now();
+        let observed = Instant::now();
+        let inputs = Inputs { me: &me, host_devices: &state.host_devices, members: &members, unavailable: &unavailable };
+        let changed = desired.update(&next, &inputs);
+        let updated = Instant::now();
         assert_eq!(changed == Changed::All, round == 0);
-        let steps = plan(followed.desired(), &state, &mut space, &changed);
+        let steps = plan(desired.desired(), &state, &mut allocator, &changed);
         // Only the maps: the hooks of other hosts on this machine are not disturbed.
         let steps: Vec<EbpfStep> =
             steps.into_iter().filter(|step| !matches!(step, EbpfStep::Attach(_) | EbpfStep::Detach(_))).collect();
@@ -132,9 +132,9 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
                 all(&mut measured).push(nanos(to - from) / 1e6);
             };
             add(|m| &mut m.share, arrived, start);
-            add(|m| &mut m.look, start, looked);
-            add(|m| &mut m.shall, looked, computed);
-            add(|m| &mut m.plan, computed, planned);
+            add(|m| &mut m.observe, start, observed);
+            add(|m| &mut m.update, observed, updated);
+            add(|m| &mut m.plan, updated, planned);
             add(|m| &mut m.apply, planned, done);
         }
         view = Some(next);
@@ -142,18 +142,18 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
     for _ in 0..3 {
         let start = Instant::now();
         let read = ebpf.observe().await.unwrap();
-        let there = Instant::now();
-        let given = Inputs { me: &me, around: &read.host_devices, members: &none.0, unavailable: &none.1 };
-        assert!(followed.whole(view.as_ref().unwrap(), &given), "what was followed is what is computed");
-        let mut maps = Desired::clone(followed.desired());
+        let read_at = Instant::now();
+        let inputs = Inputs { me: &me, host_devices: &read.host_devices, members: &members, unavailable: &unavailable };
+        assert!(desired.recompute(view.as_ref().unwrap(), &inputs), "updates give what computing everything gives");
+        let mut maps = DesiredDatapath::clone(desired.desired());
         maps.links.clear();
         assert_eq!(
-            plan(&maps, &read, &mut SlotAllocator::of(&read.tables), &Changed::All),
+            plan(&maps, &read, &mut SlotAllocator::from_tables(&read.tables), &Changed::All),
             [],
-            "what is remembered is what is there"
+            "the remembered contents are those of the maps"
         );
-        measured.read.push(nanos(there - start) / 1e6);
-        measured.whole.push(nanos(there.elapsed()) / 1e6);
+        measured.read.push(nanos(read_at - start) / 1e6);
+        measured.recompute.push(nanos(read_at.elapsed()) / 1e6);
     }
     measured.maps = stats::maps(std::process::id());
     ebpf.remove().await.unwrap();
@@ -162,7 +162,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
     measured
 }
 
-async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
+async fn unrelated(dir: &std::path::Path, namespace: &Namespace) -> Vec<String> {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
     let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
     let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == HookSide::Cgroup);
@@ -170,25 +170,25 @@ async fn unrelated(dir: &std::path::Path, place: &Place) -> Vec<String> {
     let on: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
     let off: Vec<EbpfStep> = links.into_iter().map(EbpfStep::Detach).collect();
     let (mut without, mut with) = (Vec::new(), Vec::new());
-    // Many short turns: others work on the machine too.
+    // Many short slices, because other processes use the machine too.
     for _ in 0..24 {
         for (steps, all) in [(&off, &mut without), (&on, &mut with)] {
             ebpf.apply(steps).await.unwrap();
-            let (count, time) = loose_datagrams(place)(Duration::from_millis(60));
+            let (count, time) = loopback_datagrams(namespace)(Duration::from_millis(60));
             all.push(nanos(time) / count);
         }
     }
     let counting = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
     let before = stats::runs(std::process::id());
-    loose_datagrams(place)(Duration::from_millis(300));
+    loopback_datagrams(namespace)(Duration::from_millis(300));
     let ran = stats::between(&before, &stats::runs(std::process::id()));
     drop(counting);
     ebpf.apply(&off).await.unwrap();
     ebpf.remove().await.unwrap();
     drop(ebpf);
     mesh.remove().unwrap();
-    let own: Vec<String> = ran.iter().map(|(name, (_, time))| format!("{name} {time:.0} ns")).collect();
-    let more: Vec<f64> = with.iter().zip(&without).map(|(with, without)| with - without).collect();
-    let more = median(&more);
-    vec!["one datagram".to_owned(), spread(&without, 0), spread(&with, 0), format!("{more:.0}"), own.join(", ")]
+    let hooks: Vec<String> = ran.iter().map(|(name, (_, time))| format!("{name} {time:.0} ns")).collect();
+    let differences: Vec<f64> = with.iter().zip(&without).map(|(with, without)| with - without).collect();
+    let difference = median(&differences);
+    vec!["one datagram".to_owned(), spread(&without, 0), spread(&with, 0), format!("{difference:.0}"), hooks.join(", ")]
 }
