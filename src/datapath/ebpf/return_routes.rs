@@ -4,7 +4,7 @@
 
 use super::sandbox::Ingress;
 use crate::datapath::mesh::{ipv6_switch, wire};
-use crate::datapath::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{Netlink, ignore_existing, ignore_missing};
 use crate::datapath::{Sandbox, netns, sysctl};
 use anyhow::Context as _;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -67,7 +67,7 @@ pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Resul
 
     let own = ingress.mesh.container(sandbox.address);
     if netns::run(namespace.as_fd(), || switch_on(&name))?? {
-        exists_is_fine(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
+        ignore_existing(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
         netlink.change(Message::NewNeighbour(gateway(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
         netlink.change(Message::NewRoute(default(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
@@ -105,13 +105,13 @@ async fn lead(netlink: &Netlink, leads: &BTreeSet<PolicyRule>) -> anyhow::Result
             let Message::NewRule(message) = message else { continue };
             match read(&message) {
                 Some(there) if missing.remove(&there) => {}
-                Some(other) => gone_is_fine(netlink.change(Message::DelRule(rule(other)), 0).await)?,
+                Some(other) => ignore_missing(netlink.change(Message::DelRule(rule(other)), 0).await)?,
                 None => {}
             }
         }
     }
     for lead in missing {
-        exists_is_fine(netlink.change(Message::NewRule(rule(lead)), NLM_F_CREATE | NLM_F_EXCL).await)?;
+        ignore_existing(netlink.change(Message::NewRule(rule(lead)), NLM_F_CREATE | NLM_F_EXCL).await)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use super::flows::{FlowId, Flows};
 use super::listener::Shared;
-use crate::datapath::udp::{LONGEST, UdpPort, Way};
+use crate::datapath::udp::{DatagramPath, LONGEST, UdpPort};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
@@ -92,7 +92,7 @@ impl Node {
     }
 
     /// Two ports that answer each other would never stop: nothing of what a published port says is a request.
-    fn is_own(&self, way: Way) -> bool {
+    fn is_own(&self, way: DatagramPath) -> bool {
         let own = lock(&self.own);
         own.ports.contains(&way.peer.port()) && (way.peer.ip() == way.local || own.nodes.contains(&way.peer.ip()))
     }
@@ -147,7 +147,7 @@ pub(super) async fn serve(door: Arc<Door>) {
 
 fn receive(door: &Arc<Door>, buffer: &mut [u8]) -> io::Result<()> {
     let datagram = door.port.try_recv(buffer)?;
-    let way = datagram.way;
+    let way = datagram.path;
     // Every node of a network would answer a broadcast; what is longer than IPv4 can say fits no backend.
     if !datagram.unicast || datagram.len > MOST || way.peer.port() == 0 || door.node.is_own(way) {
         trace!(port = door.number, peer = %way.peer, "not a request");
@@ -162,7 +162,7 @@ fn receive(door: &Arc<Door>, buffer: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn forward(door: &Arc<Door>, way: Way, data: &[u8], mut tried: Vec<Ipv4Addr>) {
+fn forward(door: &Arc<Door>, way: DatagramPath, data: &[u8], mut tried: Vec<Ipv4Addr>) {
     let flow = lock(&door.node.flows).get(door.number, way, Instant::now());
     match flow {
         Some((id, upstream)) => match upstream.socket.try_send(data) {
@@ -183,7 +183,7 @@ fn forward(door: &Arc<Door>, way: Way, data: &[u8], mut tried: Vec<Ipv4Addr>) {
 }
 
 /// A new flow, to the first backend that takes the datagram; each is tried once.
-fn begin(door: &Arc<Door>, way: Way, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
+fn begin(door: &Arc<Door>, way: DatagramPath, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
     let shared = &door.shared;
     while let Some((source, backend)) = shared.next(way.peer.ip(), tried) {
         let SocketAddr::V4(address) = backend else { return };

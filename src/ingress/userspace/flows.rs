@@ -1,7 +1,7 @@
 //! Which backend a UDP client talks to: a table of flows, bounded per port and in all, whose longest idle ones go first.
 //! Pure: time is passed in; what a flow carries is the caller's affair.
 
-use crate::datapath::udp::Way;
+use crate::datapath::udp::DatagramPath;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub struct FlowId {
     /// Published port.
     pub port: u16,
     /// Client and the address that it asked.
-    pub way: Way,
+    pub way: DatagramPath,
     serial: u64,
 }
 
@@ -36,9 +36,9 @@ struct Flow<V> {
 }
 
 struct OfPort<V> {
-    flows: BTreeMap<Way, Flow<V>>,
+    flows: BTreeMap<DatagramPath, Flow<V>>,
     /// Longest idle first.
-    by_age: BTreeMap<u64, Way>,
+    by_age: BTreeMap<u64, DatagramPath>,
 }
 
 impl<V> Default for OfPort<V> {
@@ -48,7 +48,7 @@ impl<V> Default for OfPort<V> {
 }
 
 impl<V> OfPort<V> {
-    fn remove(&mut self, way: &Way) -> Option<V> {
+    fn remove(&mut self, way: &DatagramPath) -> Option<V> {
         let flow = self.flows.remove(way)?;
         self.by_age.remove(&flow.age);
         Some(flow.value)
@@ -75,7 +75,7 @@ impl<V: Clone> Flows<V> {
     }
 
     /// The client's flow, which counts as used now.
-    pub fn get(&mut self, port: u16, way: Way, now: Instant) -> Option<(FlowId, V)> {
+    pub fn get(&mut self, port: u16, way: DatagramPath, now: Instant) -> Option<(FlowId, V)> {
         let of_port = self.ports.get_mut(&port)?;
         let flow = of_port.flows.get_mut(&way)?;
         self.counter += 1;
@@ -94,7 +94,7 @@ impl<V: Clone> Flows<V> {
 
     /// A new flow; returns those that had to make room: its client's former one, else the longest idle one of its port,
     /// else (the table being full) the longest idle one of the port that has most, its own port if others have no more.
-    pub fn insert(&mut self, port: u16, way: Way, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
+    pub fn insert(&mut self, port: u16, way: DatagramPath, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
         let mut gone: Vec<V> = self.remove_way(port, way).into_iter().collect();
         while self.len(port) >= self.limits.per_port.max(1) {
             gone.extend(self.drop_oldest(port));
@@ -120,7 +120,7 @@ impl<V: Clone> Flows<V> {
     /// Ends the flows of a port to backends that are not these.
     pub fn keep(&mut self, port: u16, backends: &[Ipv4Addr]) -> Vec<V> {
         let Some(of_port) = self.ports.get(&port) else { return Vec::new() };
-        let homeless: Vec<Way> =
+        let homeless: Vec<DatagramPath> =
             of_port.flows.iter().filter(|(_, f)| !backends.contains(&f.backend)).map(|(way, _)| *way).collect();
         homeless.into_iter().filter_map(|way| self.remove_way(port, way)).collect()
     }
@@ -158,7 +158,7 @@ impl<V: Clone> Flows<V> {
         self.count_down(port, gone)
     }
 
-    fn remove_way(&mut self, port: u16, way: Way) -> Option<V> {
+    fn remove_way(&mut self, port: u16, way: DatagramPath) -> Option<V> {
         let gone = self.ports.get_mut(&port).and_then(|p| p.remove(&way));
         self.count_down(port, gone)
     }
@@ -179,8 +179,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn way(client: u16) -> Way {
-        Way { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
+    fn way(client: u16) -> DatagramPath {
+        DatagramPath { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
     }
 
     fn backend(n: u8) -> Ipv4Addr {
