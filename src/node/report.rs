@@ -91,7 +91,12 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         session: session_text(daemon, session.leader, session.since, session.last_error),
         told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.iter().map(|(name, r)| ((*name).to_owned(), *r.borrow())).collect(),
-        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&ebpf) },
+        planes: Planes {
+            tunnel: tunnel.implementation.clone(),
+            tunnel_port: tunnel.port,
+            mtu: tunnel.mtu,
+            ports: ports_text(&ebpf),
+        },
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
         ebpf,

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 
 use crate::datapath::mesh::{Mesh, TUNNEL, address_of, ipv6_switch, wire};
-use crate::datapath::netlink::{exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{ignore_existing, ignore_missing};
 use crate::datapath::{netns, sysctl};
 
 /// Name of the host end of the pair.
@@ -36,7 +36,7 @@ pub struct HostDevices {
 /// Creates the pair, or adopts and corrects an existing one. The alias of the host end names its owner, a run directory.
 pub(super) async fn make_pair(mesh: &Mesh, owner: &str) -> anyhow::Result<()> {
     let pair = || Message::NewLink(wire::veth(MESH_END, HOST_END, mesh.host.as_fd(), MTU));
-    exists_is_fine(mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await)?;
+    ignore_existing(mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await)?;
     if mesh.netlink.change(Message::GetLink(wire::link_named(MESH_END)), 0).await.is_err() {
         // The host end exists, but its peer is not in this mesh namespace. A run directory has one daemon, so a pair of this
         // owner is a leftover whose mesh namespace no longer exists.
@@ -44,7 +44,7 @@ pub(super) async fn make_pair(mesh: &Mesh, owner: &str) -> anyhow::Result<()> {
             owner_of_pair(mesh).await?.as_deref() == Some(owner),
             "this host has a {HOST_END} of another skep: `ip link del {HOST_END}` if that one is gone"
         );
-        gone_is_fine(mesh.host_netlink.change(Message::DelLink(wire::link_named(HOST_END)), 0).await)?;
+        ignore_missing(mesh.host_netlink.change(Message::DelLink(wire::link_named(HOST_END)), 0).await)?;
         mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await?;
     }
     mesh.host_netlink.change(Message::SetLink(wire::link_note(HOST_END, owner)), 0).await?;
@@ -68,7 +68,7 @@ async fn owner_of_pair(mesh: &Mesh) -> anyhow::Result<Option<String>> {
 
 /// Removes the pair.
 pub(super) async fn remove_pair(mesh: &Mesh) -> anyhow::Result<()> {
-    Ok(gone_is_fine(mesh.netlink.change(Message::DelLink(wire::link_named(MESH_END)), 0).await)?)
+    Ok(ignore_missing(mesh.netlink.change(Message::DelLink(wire::link_named(MESH_END)), 0).await)?)
 }
 
 /// Reads the devices of both namespaces.

@@ -1,15 +1,13 @@
-//! Hosts with a mesh namespace, a tunnel and an overlay loop each; containers as the driver makes them; sockets anywhere.
+//! Hosts with a mesh namespace, a tunnel and an overlay loop each; containers as the driver attaches them; sockets in any
+//! namespace.
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::Ipv4Net;
 use skep::datapath::mesh::Mesh;
 use skep::datapath::tunnel::{KernelChoice, TunnelConfig};
 use skep::datapath::{Links, netns, tunnel};
 use skep::lab::{Host, Lab, eventually, output};
-use skep::model::WgKey;
-use skep::model::mesh::MeshPrefix;
-use skep::model::service::EndpointMode;
-use skep::model::view::{ClusterPart, NetworkPart, Networks, Peer, TaskEndpoint, Tasks};
-use skep::model::{NodeId, NodeView, Revision, ServiceId, TaskId};
+use skep::model::view::{Peer, TaskEndpoint};
+use skep::model::{NodeId, NodeView, Revision, WgKey, fixture};
 use skep::overlay::Overlay;
 use std::collections::BTreeMap;
 use std::io;
@@ -30,17 +28,17 @@ pub const INGRESS: &str = "10.0.0.0/24";
 pub const A: &str = "10.0.1.0/24";
 pub const B: &str = "10.0.2.0/24";
 
-/// A folder of its own for each test. Whatever a failed test leaves in it (pins, tunnel processes) goes with it.
-pub struct Folder(pub PathBuf);
+/// A directory for one test. The pins and tunnel processes that a failed test leaves in it are removed with it.
+pub struct TestDir(pub PathBuf);
 
-pub fn folder() -> Folder {
+pub fn test_dir() -> TestDir {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let dir = PathBuf::from(format!("/tmp/skep-mesh-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    std::fs::create_dir_all(&dir).expect("folder");
-    Folder(dir)
+    std::fs::create_dir_all(&dir).expect("directory");
+    TestDir(dir)
 }
 
-impl Drop for Folder {
+impl Drop for TestDir {
     fn drop(&mut self) {
         for host in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
             let pid = std::fs::read_to_string(host.path().join("run/tunnel.pid")).unwrap_or_default();
@@ -65,25 +63,25 @@ pub fn ip(text: &str) -> Ipv4Addr {
     text.parse().expect("address")
 }
 
-/// A network namespace that tests act in.
-pub struct Place {
+/// A network namespace that a test runs sockets and commands in.
+pub struct Namespace {
     pub name: String,
     fd: OwnedFd,
     path: PathBuf,
     /// Pinned by the test, so unpinned by it.
-    made: bool,
+    created: bool,
 }
 
-impl Place {
-    pub fn make(dir: &Path, name: &str) -> Self {
+impl Namespace {
+    pub fn create(dir: &Path, name: &str) -> Self {
         let path = dir.join(format!("ns-{name}"));
         let (fd, _) = netns::make_or_adopt(&path).expect("a namespace (root needed)");
-        Self { name: name.to_owned(), fd, path, made: true }
+        Self { name: name.to_owned(), fd, path, created: true }
     }
-    pub fn at(name: &str, path: impl Into<PathBuf>) -> Self {
+    pub fn open(name: &str, path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let fd = std::fs::File::open(&path).expect("namespace").into();
-        Self { name: name.to_owned(), fd, path, made: false }
+        Self { name: name.to_owned(), fd, path, created: false }
     }
     pub fn path(&self) -> &Path {
         &self.path
@@ -122,20 +120,21 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Namespace {
     fn drop(&mut self) {
-        if self.made {
+        if self.created {
             let _ = netns::unpin(&self.path);
         }
     }
 }
 
-/// A host with skep's data plane.
+/// A host with an overlay.
 pub struct Node {
     pub host: Host,
-    pub place: Place,
+    /// Of the host.
+    pub namespace: Namespace,
     pub mesh: Arc<Mesh>,
-    pub inner: Place,
+    pub mesh_namespace: Namespace,
     pub config: TunnelConfig,
     pub peer: Peer,
     view: watch::Sender<Option<Arc<NodeView>>>,
@@ -144,38 +143,36 @@ pub struct Node {
     done: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// Hosts on one wire, with three networks.
-pub struct Site {
+/// Hosts on one Ethernet segment, with three overlay networks.
+pub struct Fixture {
     pub lab: Lab,
     pub nodes: Vec<Node>,
-    pub cluster: MeshPrefix,
     members: BTreeMap<&'static str, Vec<(usize, Ipv4Addr)>>,
     index: u64,
     /// Last, so that it is dropped last.
-    _folder: Folder,
+    _dir: TestDir,
 }
 
-impl Site {
+impl Fixture {
     pub async fn new(hosts: u8) -> Self {
-        let folder = folder();
-        let lab = Lab::new(&folder.0).await.expect("lab");
-        let cluster = MeshPrefix("fd12:3456:789a::/48".parse().expect("prefix"));
+        let dir = test_dir();
+        let lab = Lab::new(&dir.0).await.expect("lab");
         let mut nodes = Vec::new();
         for number in 1..=hosts {
-            nodes.push(node(&lab, cluster, number).await);
+            nodes.push(node(&lab, number).await);
         }
-        Self { lab, nodes, cluster, members: BTreeMap::new(), index: 0, _folder: folder }
+        Self { lab, nodes, members: BTreeMap::new(), index: 0, _dir: dir }
     }
 
-    /// A container as the driver makes it: veth from `attach`, /32, gateway on-link, network by the gateway.
-    pub async fn container(&mut self, host: usize, network: &'static str, address: &str) -> Place {
+    /// A container as the driver attaches it: veth from `attach`, /32, gateway on-link, network through the gateway.
+    pub async fn container(&mut self, host: usize, network: &'static str, address: &str) -> Namespace {
         let (subnet, address) = (net(network), ip(address));
         let node = &self.nodes[host];
         let end = node.mesh.attach(subnet, address, MTU).await.expect("attach");
-        let place = Place::make(self.lab.dir(), &format!("c{address}"));
-        plug(&node.place, &end, &place, "eth0", subnet, address).await;
+        let container = Namespace::create(self.lab.dir(), &format!("c{address}"));
+        plug(&node.namespace, &end, &container, "eth0", subnet, address).await;
         self.members.entry(network).or_default().push((host, address));
-        place
+        container
     }
 
     pub fn add(&mut self, host: usize, network: &'static str, address: &str) {
@@ -190,30 +187,17 @@ impl Site {
     pub fn view(&self) -> NodeView {
         let networks = [("ingress", INGRESS), ("a", A), ("b", B)].map(|(name, subnet)| {
             let members = self.members.get(subnet).into_iter().flatten();
-            let part = NetworkPart {
-                name: name.to_owned(),
-                subnet: net(subnet),
-                gateway: skep::model::mesh::gateway(net(subnet)),
-                internal: false,
-                ingress: name == "ingress",
-                members: members.map(|(host, address)| member(&self.nodes[*host].peer.node_id, *address)).collect(),
-                services: Vec::new(),
-            };
-            (name.into(), part)
+            let members = members.map(|(host, address)| member(&self.nodes[*host].peer.node_id, *address)).collect();
+            fixture::network_part(name, net(subnet), members)
         });
         let nodes = self.nodes.iter().enumerate().map(|(host, node)| {
             let own = self.members.values().flatten().filter(|(on, _)| *on == host).map(|(_, address)| *address);
             Peer { containers: own.collect(), ..node.peer.clone() }
         });
-        NodeView {
-            revision: Revision { incarnation: 1, index: self.index },
-            tasks: Arc::new(Tasks::default()),
-            networks: Arc::new(Networks { by_id: networks.into() }),
-            cluster: Arc::new(ClusterPart { mesh: self.cluster, pools: vec![], nodes: nodes.collect(), ports: vec![] }),
-        }
+        fixture::node_view(self.index, networks.into(), fixture::cluster_part(nodes.collect()))
     }
 
-    /// Gives the view to every node and waits until all have applied it.
+    /// Publishes the view to every node and waits until all have applied it.
     pub async fn publish(&mut self) {
         self.index += 1;
         let view = Arc::new(self.view());
@@ -227,11 +211,11 @@ impl Site {
         }
     }
 
-    /// Takes everything down; fails the test if something stays.
+    /// Removes everything; fails the test if something remains.
     pub async fn stop(self) {
         for node in self.nodes {
             node.stop.cancel();
-            node.done.expect("running").await.expect("the overlay's loop ends well");
+            node.done.expect("running").await.expect("the overlay's loop ends without a panic");
             tunnel::close(&node.config).await.expect("tunnel closes");
             let pin = node.mesh.pin().to_owned();
             node.mesh.remove().expect("mesh removed");
@@ -242,13 +226,13 @@ impl Site {
     }
 }
 
-async fn node(lab: &Lab, cluster: MeshPrefix, number: u8) -> Node {
+async fn node(lab: &Lab, number: u8) -> Node {
     let host = lab.host(&format!("m{number}"), number).await.expect("host");
-    let place = Place::at(host.name(), format!("/proc/{}/ns/net", host.pid()));
+    let namespace = Namespace::open(host.name(), format!("/proc/{}/ns/net", host.pid()));
     std::fs::create_dir_all(host.run_dir()).expect("run dir");
     let pin = host.run_dir().join("mesh");
-    let mesh = place.block_on(Mesh::open(&pin)).expect("mesh");
-    let inner = Place::at(&format!("mesh of {}", host.name()), &pin);
+    let mesh = namespace.block_on(Mesh::open(&pin)).expect("mesh");
+    let mesh_namespace = Namespace::open(&format!("mesh of {}", host.name()), &pin);
     let key_file = host.dir().join("key");
     let key = tunnel::generate_key(&key_file).expect("key");
     let config = TunnelConfig {
@@ -261,49 +245,26 @@ async fn node(lab: &Lab, cluster: MeshPrefix, number: u8) -> Node {
         kernel: KernelChoice::Never,
         program: env!("CARGO_BIN_EXE_skep").into(),
     };
-    let opened = place.block_on(tunnel::open(config.clone())).expect("tunnel");
-    let peer = peer(cluster, number, key, SocketAddr::new(host.address().into(), 2377));
+    let opened = namespace.block_on(tunnel::open(config.clone())).expect("tunnel");
+    let peer = peer(number, key, SocketAddr::new(host.address().into(), 2377));
     let (view, views) = watch::channel(None);
     let (publish, applied) = watch::channel(Revision::default());
     let stop = CancellationToken::new();
     let overlay = Overlay::new(peer.node_id.clone(), Arc::clone(&mesh), opened).with_tick(Duration::from_millis(300));
     let done = Some(tokio::spawn(overlay.run(views, publish, stop.clone())));
-    Node { host, place, mesh, inner, config, peer, view, applied, stop, done }
+    Node { host, namespace, mesh, mesh_namespace, config, peer, view, applied, stop, done }
 }
 
-pub fn peer(cluster: MeshPrefix, number: u8, key: WgKey, endpoint: SocketAddr) -> Peer {
-    let subnet: Ipv6Net = cluster.node(number.into());
-    Peer {
-        node_id: NodeId::from(format!("node{number}")),
-        hostname: format!("m{number}"),
-        manager: number == 1,
-        key,
-        subnet,
-        ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
-        endpoints: vec![endpoint],
-        containers: vec![],
-        ebpf: false,
-        down: false,
-    }
+pub fn peer(number: u8, key: WgKey, endpoint: SocketAddr) -> Peer {
+    Peer { key, endpoints: vec![endpoint], ..fixture::peer(number) }
 }
 
-pub fn member(node: &NodeId, address: Ipv4Addr) -> Arc<TaskEndpoint> {
-    Arc::new(TaskEndpoint {
-        task_id: TaskId::from(format!("task{address}")),
-        service_id: ServiceId::from("service"),
-        service_name: "service".to_owned(),
-        endpoint_mode: EndpointMode::default(),
-        aliases: vec![],
-        slot: 1,
-        container_name: format!("c{address}"),
-        node_id: node.clone(),
-        address,
-        backend: true,
-    })
+pub fn member(node: &NodeId, address: Ipv4Addr) -> TaskEndpoint {
+    TaskEndpoint { task_id: format!("task{address}").into(), ..fixture::task_endpoint("service", 1, node.as_str(), address) }
 }
 
-/// What the engine does with the container's end.
-pub async fn plug(host: &Place, end: &str, container: &Place, name: &str, subnet: Ipv4Net, address: Ipv4Addr) {
+/// Configures the container's end as the engine does.
+pub async fn plug(host: &Namespace, end: &str, container: &Namespace, name: &str, subnet: Ipv4Net, address: Ipv4Addr) {
     host.run(&format!("ip link set {end} netns {} name {name}", container.path().display())).await;
     container.run("ip link set lo up").await;
     container.run(&format!("ip addr add {address}/32 dev {name}")).await;
@@ -326,7 +287,7 @@ pub async fn arrives(sender: &UdpSocket, to: impl Into<IpAddr>, receiver: &UdpSo
         loop {
             let (length, seen) = receiver.recv_from(&mut buffer)?;
             if buffer[..length] == mark {
-                anyhow::ensure!(source.is_unspecified() || seen.ip() == source, "came as {seen}");
+                anyhow::ensure!(source.is_unspecified() || seen.ip() == source, "arrived from {seen}");
                 return Ok(());
             }
         }
