@@ -95,10 +95,10 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
             Err(_) => return Err(unknown_target(request, target).await),
         };
         if network.spec.ingress {
-            return Err(ApiError::rpc(
-                GrpcCode::InvalidArgument,
-                format!("Service cannot be explicitly attached to the ingress network \"{}\"", network.spec.name),
-            ));
+            return Err(ApiError::invalid_argument(format!(
+                "Service cannot be explicitly attached to the ingress network \"{}\"",
+                network.spec.name
+            )));
         }
         attachment.target = network.id.to_string();
     }

@@ -25,14 +25,15 @@ pub fn availability(text: &str) -> Result<Availability> {
     }
 }
 
-/// Refuses `DataPathAddr` unless it is empty, as the CLI sends it by default, or names the advertised address: the tunnel
-/// has no address of its own.
+/// Refuses `DataPathAddr` unless it is empty, as the CLI sends it by default, or names the advertised address (the listen
+/// address if that is left open): the tunnel uses no other.
 ///
 /// # Errors
 /// 501 with the field's name.
 pub fn data_path_address(posted: &Value) -> Result<()> {
     let text = |key: &str| posted[key].as_str().unwrap_or_default();
-    let (data_path, advertised) = (text("DataPathAddr"), text("AdvertiseAddr"));
+    let data_path = text("DataPathAddr");
+    let advertised = if text("AdvertiseAddr").is_empty() { text("ListenAddr") } else { text("AdvertiseAddr") };
     if data_path.is_empty() || host(data_path) == host(advertised) {
         return Ok(());
     }
@@ -170,13 +171,15 @@ mod tests {
     use serde_json::json;
 
     fn refusal(data_path: &str, advertised: &str) -> Option<ApiError> {
-        data_path_address(&json!({"DataPathAddr": data_path, "AdvertiseAddr": advertised})).err()
+        let posted = json!({"DataPathAddr": data_path, "AdvertiseAddr": advertised, "ListenAddr": "192.0.2.9:2377"});
+        data_path_address(&posted).err()
     }
 
     #[test]
     fn an_empty_data_path_address_or_the_advertised_one_is_accepted() {
         for (data_path, advertised) in [
             ("", ""),
+            ("192.0.2.9", ""),
             ("", "192.0.2.1"),
             ("192.0.2.1", "192.0.2.1"),
             ("192.0.2.1", "192.0.2.1:2400"),
