@@ -66,13 +66,13 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("not within 5 s: {what}: {:?}", self.engine.world().calls);
+        panic!("not within 5 s: {what}: {:?}", self.engine.state().calls);
     }
 }
 
 fn engine() -> Arc<FakeEngine> {
     let engine = FakeEngine::default();
-    engine.world().images.insert("web:1".to_owned());
+    engine.state().images.insert("web:1".to_owned());
     Arc::new(engine)
 }
 
@@ -90,21 +90,21 @@ async fn runs_stops_and_forgets_with_networks() {
     assert_eq!(running.message, "started");
     assert!(running.container.is_some_and(|c| c.pid > 0));
     assert_eq!(rig.applied.borrow().index, 1);
-    assert_eq!(rig.engine.world().networks.len(), 1);
+    assert_eq!(rig.engine.state().networks.len(), 1);
     rig.want(&[shut(t)]);
     rig.until("t1", TaskState::Shutdown).await;
-    assert_eq!(rig.engine.world().containers.len(), 1, "a finished task keeps its container");
+    assert_eq!(rig.engine.state().containers.len(), 1, "a finished task keeps its container");
     rig.want(&[]);
-    rig.eventually("all gone", |e| e.world().containers.is_empty() && e.world().networks.is_empty()).await;
+    rig.eventually("all gone", |e| e.state().containers.is_empty() && e.state().networks.is_empty()).await;
 }
 
 #[tokio::test]
 async fn a_slow_pull_and_a_slow_stop_hold_nobody_up() {
     let mut rig = Rig::new(engine());
     {
-        let mut world = rig.engine.world();
-        world.pull_time = Duration::from_hours(1);
-        world.registry.insert("big:1".to_owned());
+        let mut state = rig.engine.state();
+        state.pull_time = Duration::from_hours(1);
+        state.registry.insert("big:1".to_owned());
     }
     let mut slow: Vec<Task> = (0..10).map(|n| task(&format!("slow{n}"))).collect();
     for t in &mut slow {
@@ -113,7 +113,7 @@ async fn a_slow_pull_and_a_slow_stop_hold_nobody_up() {
     let stopped = task("stopped");
     rig.want(std::slice::from_ref(&stopped));
     rig.until("stopped", TaskState::Running).await;
-    rig.engine.world().stop_time = Duration::from_hours(1);
+    rig.engine.state().stop_time = Duration::from_hours(1);
     let mut all = slow.clone();
     all.extend([shut(stopped), task("t1")]);
     rig.want(&all);
@@ -136,7 +136,7 @@ async fn an_engine_that_restarts_is_waited_for() {
     rig.engine.go_down();
     rig.want(&[task("t1"), task("t2")]);
     // It ends while nobody can see it.
-    rig.engine.end(&id, 1);
+    rig.engine.exit(&id, 1);
     rig.engine.come_back();
     assert_eq!(rig.until("t1", TaskState::Failed).await.err, "task: non-zero exit (1)");
     rig.until("t2", TaskState::Running).await;
@@ -150,12 +150,12 @@ async fn a_restarted_agent_adopts_and_removes_strangers() {
     rig.until("t1", TaskState::Running).await;
     rig.until("t2", TaskState::Running).await;
     rig.shutdown.cancel();
-    engine.world().calls.clear();
+    engine.state().calls.clear();
     let mut again = Rig::new(engine.clone());
     again.want(&[task("t1")]);
     again.until("t1", TaskState::Running).await;
-    again.eventually("t2 gone", |e| e.world().containers.len() == 1).await;
-    let calls = engine.world().calls.clone();
+    again.eventually("t2 gone", |e| e.state().containers.len() == 1).await;
+    let calls = engine.state().calls.clone();
     assert!(!calls.iter().any(|c| c.starts_with("start") || c.starts_with("create")), "{calls:?}");
 }
 
@@ -163,10 +163,10 @@ async fn a_restarted_agent_adopts_and_removes_strangers() {
 async fn health_and_failures_are_reported() {
     let mut rig = Rig::new(engine());
     {
-        let mut world = rig.engine.world();
-        world.images.extend(["sick:1".to_owned(), "broken:1".to_owned()]);
-        world.checked.insert("sick:1".to_owned());
-        world.broken.insert("broken:1".to_owned(), "exec: \"nope\": not found".to_owned());
+        let mut state = rig.engine.state();
+        state.images.extend(["sick:1".to_owned(), "broken:1".to_owned()]);
+        state.checked.insert("sick:1".to_owned());
+        state.broken.insert("broken:1".to_owned(), "exec: \"nope\": not found".to_owned());
     }
     let image = |id: &str, image: &str| {
         let mut t = task(id);
@@ -177,7 +177,7 @@ async fn health_and_failures_are_reported() {
     assert_eq!(rig.until("absent", TaskState::Rejected).await.err, "pull access denied for absent:1");
     assert_eq!(rig.until("broken", TaskState::Failed).await.err, "starting container failed: exec: \"nope\": not found");
     let id = rig.until("sick", TaskState::Starting).await.container.expect("made").container_id;
-    rig.eventually("it runs", |e| e.world().calls.contains(&format!("start {id}"))).await;
+    rig.eventually("it runs", |e| e.state().calls.contains(&format!("start {id}"))).await;
     rig.engine.set_health(&id, Health::Healthy);
     rig.until("sick", TaskState::Running).await;
     rig.engine.set_health(&id, Health::Unhealthy);
@@ -192,5 +192,5 @@ async fn leaving_removes_everything_of_ours() {
     rig.until("t1", TaskState::Running).await;
     rig.shutdown.cancel();
     remove_all(&NodeId::from(ME), &*engine).await.expect("removes");
-    assert!(engine.world().containers.is_empty() && engine.world().networks.is_empty());
+    assert!(engine.state().containers.is_empty() && engine.state().networks.is_empty());
 }

@@ -5,7 +5,7 @@ use super::member::Member;
 use super::network::{Network, send_probe};
 use super::state_dir::{self, MembershipFile};
 use super::{Daemon, State, advertised, manager, tunnel_key};
-use crate::api::control::{self, ControlError, InitRequest, JoinRequest, Membership, NodeControl};
+use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
@@ -45,7 +45,7 @@ impl NodeControl for Control {
                     .leader
                     .and_then(|l| managers.iter().find(|(_, _, mesh)| l.ip() == *mesh))
                     .map(|(id, _, _)| id.clone());
-                let info = control::Member {
+                let info = control::MembershipInfo {
                     node_id: member.record.node_id.clone(),
                     node_addr: advertised(&member),
                     managers: managers.into_iter().map(|(id, addr, _)| (id, addr)).collect(),
@@ -63,7 +63,7 @@ impl NodeControl for Control {
         }
     }
 
-    async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {
+    async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         let _turn = self.0.turn.lock().await;
         self.0.must_be_inactive()?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
@@ -79,7 +79,7 @@ impl NodeControl for Control {
         }
     }
 
-    async fn join(&self, request: JoinRequest) -> Result<(), ControlError> {
+    async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {
         let _turn = self.0.turn.lock().await;
         self.0.must_be_inactive()?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
@@ -185,7 +185,7 @@ impl Daemon {
     }
 
     /// Makes a new cluster with this node as its first manager.
-    async fn found(self: &Arc<Self>, request: InitRequest, place: Place) -> anyhow::Result<NodeId> {
+    async fn found(self: &Arc<Self>, request: SwarmInitRequest, place: Place) -> anyhow::Result<NodeId> {
         let data_dir = &self.settings.data_dir;
         state_dir::forget(data_dir)?;
         let outer = manager::bind(place.listen)?;
@@ -259,7 +259,7 @@ impl Daemon {
     }
 
     /// Joins through one of the managers named.
-    async fn enter(self: &Arc<Self>, request: JoinRequest, place: Place) -> Result<(), ControlError> {
+    async fn enter(self: &Arc<Self>, request: SwarmJoinRequest, place: Place) -> Result<(), ControlError> {
         state_dir::forget(&self.settings.data_dir).map_err(|e| failed(&e))?;
         let text = request.remote_addrs.first().cloned().unwrap_or_default();
         let (host, port) = address::remote(&text);

@@ -2,7 +2,7 @@
 
 use super::{Driver, router};
 use crate::datapath::Links;
-use crate::http::{Reply, UnixClient, bind_unix, serve_unix};
+use crate::http::{HttpReply, UnixClient, bind_unix, serve_unix};
 use crate::model::docker::NETWORK_OPTION;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -81,7 +81,7 @@ impl Fixture {
         self.dir.join("endpoints.json")
     }
 
-    async fn raw(&self, call: &str, body: Option<&Value>) -> Reply {
+    async fn raw(&self, call: &str, body: Option<&Value>) -> HttpReply {
         self.client.request("POST", &format!("/{call}"), body).await.expect("answers")
     }
 

@@ -1,48 +1,48 @@
-//! Where skep answers otherwise than the recorded swarm, and why. What is not here must be the same.
+//! Where the replies of skep deviate from the recorded ones, and why. Everything else must be the same.
 
 use serde_json::Value;
 
-const SECRETS: &str = "secrets and configs are not built yet: 501, the lists are empty";
-const UPDATES: &str = "rolling updates are not built yet: 501";
-const MODES: &str = "global services and jobs are not built yet: 501";
-const FIELD: &str = "a field of the spec that is not carried out yet: 501 with its path";
-const MANAGERS: &str = "several managers, locking and rotation of the root are not built yet: 501";
+const SECRETS: &str = "secrets and configs are not implemented yet: 501, the lists are empty";
+const UPDATES: &str = "rolling updates are not implemented yet: 501";
+const MODES: &str = "global services and jobs are not implemented yet: 501";
+const FIELD: &str = "a field of the spec that is not supported yet: 501 with its path";
+const MANAGERS: &str = "several managers, locking and rotation of the root are not implemented yet: 501";
 const ATTACHING: &str = "plain containers cannot attach to a swarm network yet: refused at creation";
-const LOGS: &str = "logs of services are not built yet: 501";
-const ALONE: &str = "behind the test is a store without allocator and orchestrator";
-const ELSEWHERE: &str = "recorded in another state than its group's, or from another host";
+const LOGS: &str = "logs of services are not implemented yet: 501";
+const NO_MANAGER_LOOPS: &str = "the test has a store without allocator and orchestrator";
+const OTHER_STATE: &str = "recorded in another state than the rest of its group, or on another host";
 
 /// Exchanges that are not compared: (name of the recording, method or empty, beginning of the path, reason).
 const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("swarm/init-autolock", "", "", MANAGERS),
     ("swarm/init-force-new-cluster", "", "", MANAGERS),
     ("swarm/update-autolock", "", "", MANAGERS),
-    ("swarm/update-autolock-off", "GET", "/swarm", "that swarm had been made anew by force"),
+    ("swarm/update-autolock-off", "GET", "/swarm", "recorded after the swarm was re-created with --force-new-cluster"),
     ("swarm/update-snapshots", "GET", "/swarm", MANAGERS),
     ("raw/swarm-update-spec-4", "GET", "/swarm", MANAGERS),
-    ("swarm/unlock-not-locked", "GET", "/info", ELSEWHERE),
+    ("swarm/unlock-not-locked", "GET", "/info", OTHER_STATE),
     ("raw/auth-headers", "POST", "/v1.29/", "the digest warning of API < 1.30 needs a registry"),
-    ("raw/create-minimal", "GET", "/services/rawend2", ALONE),
-    ("raw/networks", "POST", "/networks/prune", ALONE),
+    ("raw/create-minimal", "GET", "/services/rawend2", NO_MANAGER_LOOPS),
+    ("raw/networks", "POST", "/networks/prune", NO_MANAGER_LOOPS),
     ("raw/node-name", "GET", "/nodes", "membership=pending is a bug of the engine (trap 38), not copied"),
     ("raw/secrets", "", "/secrets", SECRETS),
     ("raw/logs", "GET", "", LOGS),
     ("raw/services-filters", "GET", "/services", MODES),
-    ("node/inspect-self-drained", "GET", "/info", ELSEWHERE),
-    ("node/ls-from-other-manager", "GET", "/info", ELSEWHERE),
-    ("node/ls-filter-node-label-zone", "", "", ELSEWHERE),
+    ("node/inspect-self-drained", "GET", "/info", OTHER_STATE),
+    ("node/ls-from-other-manager", "GET", "/info", OTHER_STATE),
+    ("node/ls-filter-node-label-zone", "", "", OTHER_STATE),
     ("node/ls-locked", "", "", MANAGERS),
-    ("node/ls-pending", "", "", ELSEWHERE),
+    ("node/ls-pending", "", "", OTHER_STATE),
     ("node/update-role", "POST", "", MANAGERS),
     ("service/ls-locked", "", "", MANAGERS),
-    ("service/error-host-network", "POST", "", "services on the predefined networks host and bridge are not built yet"),
-    ("service/error-local-network", "POST", "", "services on the predefined networks host and bridge are not built yet"),
+    ("service/error-host-network", "POST", "", "services on the predefined networks host and bridge are not supported yet"),
+    ("service/error-local-network", "POST", "", "services on the predefined networks host and bridge are not supported yet"),
     ("service/error-bad-template", "POST", "", FIELD),
     ("service/error-constraint-*", "POST", "", FIELD),
     ("service/error-reserve-over-limit", "POST", "", FIELD),
     ("service/error-update-parallelism-huge", "POST", "", FIELD),
     ("service/update-image", "", "", UPDATES),
-    ("service/update-force", "", "", "its service is global, which the test's store cannot hold"),
+    ("service/update-force", "", "", "its service is global, which the store cannot have yet"),
     ("service/create-global*", "", "", MODES),
     ("service/create-replicated-job", "", "", MODES),
     ("service/create-container-options", "POST", "", FIELD),
@@ -59,16 +59,16 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("service/create-resources", "POST", "", FIELD),
     ("service/create-sctp", "POST", "", FIELD),
     ("service/create-update-restart", "POST", "", FIELD),
-    ("service/create-*", "GET", "/tasks", ALONE),
-    ("service/create-port-unknown-protocol", "GET", "/services/p1", ALONE),
-    ("service/create-quorum-lost", "POST", "", ELSEWHERE),
-    ("task/inspect-on-worker", "GET", "/info", ELSEWHERE),
-    ("network/create-overlay-encrypted", "POST", "", "the option mtu is refused: the tunnel's is always used"),
+    ("service/create-*", "GET", "/tasks", NO_MANAGER_LOOPS),
+    ("service/create-port-unknown-protocol", "GET", "/services/p1", NO_MANAGER_LOOPS),
+    ("service/create-quorum-lost", "POST", "", OTHER_STATE),
+    ("task/inspect-on-worker", "GET", "/info", OTHER_STATE),
+    ("network/create-overlay-encrypted", "POST", "", "the option mtu is refused: that of the tunnel is always used"),
     ("network/create-overlay-options", "POST", "", FIELD),
     ("network/create-overlay-v6", "POST", "", FIELD),
     ("network/create-scope-swarm-bridge", "POST", "", FIELD),
-    ("network/ls-on-worker", "", "", ELSEWHERE),
-    ("network/rm", "DELETE", "/networks/att1", "it has an address range, which is not carried out"),
+    ("network/ls-on-worker", "", "", OTHER_STATE),
+    ("network/rm", "DELETE", "/networks/att1", "it has an address range, which is not supported"),
     ("network/rm-in-use-by-container", "DELETE", "", ATTACHING),
     ("network/connect", "POST", "", ATTACHING),
     ("network/connect-with-ip", "POST", "", ATTACHING),
@@ -81,7 +81,7 @@ pub fn reason(recording: &str, exchange: &Value) -> Option<&'static str> {
     let method = exchange["method"].as_str().unwrap_or_default();
     let path = exchange["path"].as_str().unwrap_or_default();
     let path = path.strip_prefix("/v1.50").or(path.strip_prefix("/v1.51")).unwrap_or(path);
-    // Secrets, global services and jobs among the recorded objects: see `seed::storable`.
+    // Secrets, global services and jobs among the recorded objects: see `recorded_store::storable`.
     if recording == "raw/create-minimal" {
         let spec = exchange["request_body"].to_string();
         if spec.contains("Secrets") {
@@ -100,7 +100,7 @@ pub fn reason(recording: &str, exchange: &Value) -> Option<&'static str> {
         .map(|(_, _, _, reason)| *reason)
 }
 
-/// Values that are drawn, counted or timed: only their type is compared.
+/// Random values, counts and times: only their types are compared.
 pub fn varies(path: &str) -> bool {
     let last = path.rsplit(['.', ']']).next().unwrap_or_default();
     [
@@ -123,29 +123,29 @@ pub fn varies(path: &str) -> bool {
         || path == ".ID" // of the swarm: the fake node's
 }
 
-/// Fields that we leave out.
+/// Fields that skep omits.
 pub fn missing(path: &str) -> bool {
-    // No VXLAN, so no ids of it; no gossip among engines, so no peers; rolling updates are not built.
+    // skep has no VXLAN ids, no gossip between engines, hence no peers, and no rolling updates.
     [".vxlanid_list", ".DriverState.Options", ".Peers", ".ingress-sbox", ".Services", ".UpdateStatus", ".Swarm.Warnings"]
         .iter()
         .any(|end| path.ends_with(end))
 }
 
-/// Fields that we add.
+/// Fields that skep adds.
 pub fn added(path: &str, _value: &Value) -> bool {
     path == ".Swarm.Warnings"
 }
 
-/// Lists whose length says nothing.
+/// Lists whose length is not compared.
 pub fn length_varies(path: &str) -> bool {
-    // The engine behind the test has fewer components; who else manages depends on what was recorded.
+    // The engine behind the test has fewer components; the other managers depend on what was recorded.
     [".Components", ".RemoteManagers"].contains(&path) || path.ends_with(".RemoteManagers")
 }
 
-/// Different, and the same thing.
-pub fn equivalent(path: &str, recorded: &Value, ours: &Value) -> bool {
-    // A network that this node has a part in: the test's engine has no containers.
-    let part = path.ends_with(".Containers") && recorded.is_object() && ours.is_null();
-    let labels = path.ends_with(".Labels") && recorded.as_object().is_some_and(serde_json::Map::is_empty) && ours.is_null();
+/// Different values with the same meaning.
+pub fn equivalent(path: &str, recorded: &Value, actual: &Value) -> bool {
+    // Recorded on a node whose engine has the network; the fake engine does not.
+    let part = path.ends_with(".Containers") && recorded.is_object() && actual.is_null();
+    let labels = path.ends_with(".Labels") && recorded.as_object().is_some_and(serde_json::Map::is_empty) && actual.is_null();
     part || labels
 }

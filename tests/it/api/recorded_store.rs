@@ -1,4 +1,4 @@
-//! A store as it was when something was recorded: made from the recorded replies themselves.
+//! The store of the swarm that a recording was made with, reconstructed from the recorded replies.
 
 use serde_json::{Value, json};
 use skep::model::WgKey;
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const AT: Timestamp = Timestamp(1_795_000_000_123_456_789);
 
-/// The swarm of the recordings.
+/// The cluster of the recordings.
 pub fn cluster() -> Cluster {
     Cluster {
         id: ClusterId::from("c67q4jahe2xaweq5gh2g0oqvo"),
@@ -36,7 +36,7 @@ fn mesh() -> MeshPrefix {
     serde_json::from_value(json!("fd12:3456:789a::/48")).unwrap_or_else(|_| panic!("a mesh prefix is written differently"))
 }
 
-/// A node of it.
+/// A node of that cluster.
 pub fn node(id: &str, hostname: &str, role: Role) -> Node {
     let last = hostname.chars().last().and_then(|c| c.to_digit(10)).unwrap_or(9);
     let addr: std::net::IpAddr = format!("10.123.0.{last}").parse().unwrap();
@@ -66,7 +66,7 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
     }
 }
 
-/// A network of it.
+/// A network of that cluster.
 pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
     Network {
         id: NetworkId::from(id),
@@ -76,7 +76,7 @@ pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
     }
 }
 
-/// A service of it with this spec.
+/// A service of that cluster.
 pub fn service(id: &str, spec: Value) -> Option<Service> {
     Some(Service {
         id: ServiceId::from(id),
@@ -95,61 +95,84 @@ pub fn spec(name: &str) -> Value {
         "ForceUpdate": 0, "Runtime": "container"}, "Mode": {"Replicated": {"Replicas": 2}}, "EndpointSpec": {"Mode": "vip"}})
 }
 
-/// A store that holds what the recorded replies show, and the usual objects besides.
+/// Fills a store with the objects that the recorded replies show, and with the usual ones that they mention.
 pub async fn fill(handle: &StoreHandle, exchanges: &[Value]) {
-    let mut made = BTreeSet::new();
-    // Of several replies about an object the fullest counts; what is made on the way is not there at the start.
-    let mut shown: BTreeMap<String, (&str, Value)> = BTreeMap::new();
-    let mut updated = false;
-    for exchange in exchanges {
-        updated |= exchange["status"] == 200 && exchange["path"].as_str().is_some_and(|p| p.ends_with("/update"));
-        let body = &exchange["response_body"];
-        if exchange["status"] == 201 {
-            made.insert(id_of(body).to_owned());
-            made.insert(exchange["request_body"]["Name"].as_str().unwrap_or_default().to_owned());
-        }
-        let path = exchange["path"].as_str().unwrap_or_default();
-        let kind = path.split('/').find(|s| KINDS.contains(s)).unwrap_or_default();
-        let objects: Vec<&Value> = body.as_array().map_or_else(|| vec![body], |list| list.iter().collect());
-        for object in objects.into_iter().filter(|o| id_of(o).len() == 25 && !made.contains(id_of(o))) {
-            let full = |o: &Value| o.to_string().len() + if o["Spec"]["Name"].is_string() { 10_000 } else { 0 };
-            let known = shown.get(id_of(object)).map_or(0, |(_, o)| full(o));
-            // What an update on the way made of it is not what it was.
-            let mut object = object.clone();
-            if let Some((_, earlier)) = shown.get(id_of(&object))
-                && object["Spec"].is_string()
-            {
-                object["Spec"] = earlier["Spec"].clone();
-            }
-            if full(&object) > known && !(updated && known > 0) && read(kind, &object).is_some() {
-                if updated {
-                    object.as_object_mut().unwrap().remove("PreviousSpec");
-                }
-                shown.insert(id_of(&object).to_owned(), (kind, object));
-            }
-        }
-    }
+    let recorded = RecordedObjects::collect(exchanges);
     let mut actions = vec![Action::create(cluster_of(exchanges))];
-    let everything = serde_json::to_string(exchanges).unwrap();
-    for action in shown.values().filter_map(|(kind, object)| read(kind, object)).chain(usual(&everything)) {
-        let (id, name) = named(&action);
-        let taken = |a: &Action| named(a).0 == id || (named(a).1 == name && !name.is_empty());
-        let spoken_of = [format!("\"{name}\""), format!("/{name}"), format!("'{name}'"), id.clone()];
-        let needed = name.starts_with("lab") || name == "ingress" || spoken_of.iter().any(|s| everything.contains(s.as_str()));
-        if needed && !actions.iter().any(taken) && !made.contains(&name) {
+    let text = serde_json::to_string(exchanges).unwrap();
+    let objects = recorded.shown.values().filter_map(|(kind, object)| parse(kind, object));
+    for action in objects.chain(usual_objects(&text)) {
+        let (id, name) = id_and_name(&action);
+        let is_same = |a: &Action| id_and_name(a).0 == id || (id_and_name(a).1 == name && !name.is_empty());
+        let mentions = [format!("\"{name}\""), format!("/{name}"), format!("'{name}'"), id.clone()];
+        let needed = name.starts_with("lab") || name == "ingress" || mentions.iter().any(|m| text.contains(m.as_str()));
+        if needed && !actions.iter().any(is_same) && !recorded.created.contains(&name) {
             actions.push(action);
         }
     }
-    actions.extend(shown.values().flat_map(|(_, object)| running(object)));
+    actions.extend(recorded.shown.values().flat_map(|(_, object)| running_tasks(object)));
     actions.extend(exchanges.iter().filter_map(|e| user_of_network(e["response_body"]["message"].as_str()?)));
-    // So that the versions 1 and 2 of the recordings are stale.
+    // Two transactions, so that the versions 1 and 2 in the recordings are stale.
     for _ in 0..2 {
         handle.write(AT, Vec::new()).await.unwrap();
     }
     handle.write(AT, actions).await.unwrap();
 }
 
-/// The service that keeps a network from being removed.
+/// What a recording shows of the store before its first exchange.
+struct RecordedObjects<'a> {
+    /// Ids and names of objects that were created during the recording: the store does not have them at first.
+    created: BTreeSet<String>,
+    /// By id: the kind and the most complete reply about the object.
+    shown: BTreeMap<String, (&'a str, Value)>,
+}
+
+impl<'a> RecordedObjects<'a> {
+    fn collect(exchanges: &'a [Value]) -> Self {
+        let mut recorded = Self { created: BTreeSet::new(), shown: BTreeMap::new() };
+        let mut updated = false;
+        for exchange in exchanges {
+            updated |= exchange["status"] == 200 && exchange["path"].as_str().is_some_and(|p| p.ends_with("/update"));
+            let body = &exchange["response_body"];
+            if exchange["status"] == 201 {
+                recorded.created.insert(id_of(body).to_owned());
+                recorded.created.insert(exchange["request_body"]["Name"].as_str().unwrap_or_default().to_owned());
+            }
+            let path = exchange["path"].as_str().unwrap_or_default();
+            let kind = path.split('/').find(|s| KINDS.contains(s)).unwrap_or_default();
+            let objects: Vec<&Value> = body.as_array().map_or_else(|| vec![body], |list| list.iter().collect());
+            for object in objects.into_iter().filter(|o| id_of(o).len() == 25) {
+                recorded.keep_if_more_complete(kind, object, updated);
+            }
+        }
+        recorded
+    }
+
+    /// `updated`: the object may have been changed by an update during the recording.
+    fn keep_if_more_complete(&mut self, kind: &'a str, object: &Value, updated: bool) {
+        let id = id_of(object).to_owned();
+        if self.created.contains(&id) {
+            return;
+        }
+        let completeness = |o: &Value| o.to_string().len() + if o["Spec"]["Name"].is_string() { 10_000 } else { 0 };
+        let best = self.shown.get(&id).map_or(0, |(_, o)| completeness(o));
+        let mut object = object.clone();
+        // A placeholder text means: the same spec as before.
+        if let Some((_, earlier)) = self.shown.get(&id)
+            && object["Spec"].is_string()
+        {
+            object["Spec"] = earlier["Spec"].clone();
+        }
+        if completeness(&object) > best && !(updated && best > 0) && parse(kind, &object).is_some() {
+            if updated {
+                object.as_object_mut().unwrap().remove("PreviousSpec");
+            }
+            self.shown.insert(id, (kind, object));
+        }
+    }
+}
+
+/// The service that an error message names as the user of a network.
 fn user_of_network(refusal: &str) -> Option<Action> {
     let (network, id) = refusal.split_once("desc = network ")?.1.split_once(" is in use by service ")?;
     let mut spec = spec("user");
@@ -157,28 +180,29 @@ fn user_of_network(refusal: &str) -> Option<Action> {
     service(id, spec).map(Action::create)
 }
 
-/// Running tasks, as many as a listed service is said to have.
-fn running(service: &Value) -> Vec<Action> {
+/// The running tasks that a listed service has according to its status.
+fn running_tasks(service: &Value) -> Vec<Action> {
     let count = service["ServiceStatus"]["RunningTasks"].as_u64().unwrap_or(0);
-    let make = |slot| {
+    let create_task = |slot| {
         let id = format!("{slot}{}", &id_of(service)[1..]);
         let shown = json!({"ServiceID": id_of(service), "Slot": slot, "DesiredState": "running", "Status": {"State": "running"}});
         task(&id, &shown).map(Action::create)
     };
-    (1..=count).filter_map(make).collect()
+    (1..=count).filter_map(create_task).collect()
 }
 
+/// Kinds of objects, as in paths.
 const KINDS: [&str; 4] = ["nodes", "services", "tasks", "networks"];
 
-/// Whether an object can be in our store as it was recorded: its fields are all carried out.
+/// Whether the store can have an object as it was recorded: skep supports all of its fields.
 pub fn storable(object: &Value) -> bool {
-    let whole = |spec: &Value| {
+    let spec_is_supported = |spec: &Value| {
         let read: Result<ServiceSpec, _> = serde_json::from_value(spec.clone());
         spec.is_null()
             || !spec["TaskTemplate"].is_object()
             || read.is_ok_and(|r| {
                 let mut plain = spec.clone();
-                // An inspection shows defaults.
+                // Defaults that only an inspection shows.
                 if !plain["UpdateConfig"].is_null()
                     && plain["UpdateConfig"]["Parallelism"] == 1
                     && plain["UpdateConfig"]["Delay"].is_null()
@@ -203,14 +227,14 @@ pub fn storable(object: &Value) -> bool {
             && object["IPAM"]["Config"][0]["IPRange"].is_null()
             && object["Options"].get("com.docker.network.driver.mtu").is_none();
     }
-    whole(&object["Spec"]) && object["JobStatus"].is_null()
+    spec_is_supported(&object["Spec"]) && object["JobStatus"].is_null()
 }
 
 fn id_of(object: &Value) -> &str {
     object["ID"].as_str().or(object["Id"].as_str()).unwrap_or_default()
 }
 
-fn named(action: &Action) -> (String, String) {
+fn id_and_name(action: &Action) -> (String, String) {
     match action {
         Action::Create(skep::store::Object::Node(o)) => (o.id.to_string(), o.description.hostname.clone()),
         Action::Create(skep::store::Object::Network(o)) => (o.id.to_string(), o.spec.name.clone()),
@@ -220,8 +244,8 @@ fn named(action: &Action) -> (String, String) {
     }
 }
 
-/// What nearly every recording stands on. The second manager is there where it is spoken of.
-fn usual(recording: &str) -> Vec<Action> {
+/// The objects that nearly all recordings were made with; the second manager only if the recording mentions it.
+fn usual_objects(recording: &str) -> Vec<Action> {
     let mut lab2 = node("drwr0n2tcmgjuamlus2eyenpw", "lab2", Role::Worker);
     lab2.spec.labels.insert("zone".to_owned(), "b".to_owned());
     let mut net1 = network("zbfjs2hqma60u1d2btja6hhrw", "net1", Some("10.0.2.0/24"));
@@ -253,14 +277,14 @@ fn usual(recording: &str) -> Vec<Action> {
         ("zer04cz5iw3ixm4gvlqsmq0tr", spec("zero")),
         ("ms35vw9e21mtexulzi904k5pz", spec("rep")),
         ("9o3pwj13w205azww85h6zl78v", ing),
-        ("wf2afx586occ4f7a2aywh0zr3", raw("rawsvc")),
+        ("wf2afx586occ4f7a2aywh0zr3", minimal_spec("rawsvc")),
     ] {
         actions.extend(service(id, spec).map(Action::create));
     }
     actions
 }
 
-fn raw(name: &str) -> Value {
+fn minimal_spec(name: &str) -> Value {
     json!({"Name": name, "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Command": ["sleep", "1000"],
         "Isolation": "default"}, "ForceUpdate": 0, "Runtime": "container"}, "Mode": {"Replicated": {"Replicas": 1}}})
 }
@@ -274,75 +298,81 @@ fn cluster_of(exchanges: &[Value]) -> Cluster {
     cluster
 }
 
-fn read(kind: &str, object: &Value) -> Option<Action> {
-    let id = id_of(object);
+/// The creation of a recorded object; `None` if the store cannot have it or the reply shows too little.
+fn parse(kind: &str, object: &Value) -> Option<Action> {
     if !storable(object) {
         return None;
     }
     match kind {
-        "nodes" => {
-            let hostname = object["Description"]["Hostname"].as_str().or(object["Name"].as_str())?;
-            let usual = ["lab1", "lab3"].contains(&hostname);
-            let role = match object["Spec"]["Role"].as_str() {
-                Some("manager") => Role::Manager,
-                None if usual => Role::Manager,
-                _ => Role::Worker,
-            };
-            let mut node = node(id, hostname, role);
-            if object["Spec"].is_null() && hostname != "lab4" {
-                node.spec.labels.insert("zone".to_owned(), if usual { "a" } else { "b" }.to_owned());
-            }
-            if let Ok(spec) = serde_json::from_value(object["Spec"].clone()) {
-                node.spec = spec;
-            }
-            node.status.state = serde_json::from_value(object["Status"]["State"].clone()).unwrap_or(NodeState::Ready);
-            object["Status"]["Message"].as_str().unwrap_or_default().clone_into(&mut node.status.message);
-            match (&mut node.manager, object["ManagerStatus"]["Addr"].as_str()) {
-                (Some(manager), Some(addr)) => manager.addr = addr.parse().unwrap(),
-                (manager, None) if object["Spec"].is_object() => *manager = None,
-                _ => {}
-            }
-            Some(Action::create(node))
-        }
-        "services" => {
-            let shown = &object["Spec"];
-            let name = shown["Name"].as_str().or(object["Name"].as_str()).unwrap_or(&id[..8]);
-            let mut posted = if shown["TaskTemplate"].is_object() { shown.clone() } else { spec(name) };
-            plain(&mut posted);
-            let mut service = service(id, posted)?;
-            service.previous_spec = match &object["PreviousSpec"] {
-                Value::String(_) => Some(service.spec.clone()),
-                other => serde_json::from_value(other.clone()).ok(),
-            };
-            let endpoint = &object["Endpoint"];
-            service.endpoint = Endpoint {
-                spec: serde_json::from_value::<EndpointSpec>(endpoint["Spec"].clone()).ok(),
-                ports: serde_json::from_value(endpoint["Ports"].clone()).unwrap_or_default(),
-                vips: serde_json::from_value(endpoint["VirtualIPs"].clone()).unwrap_or_default(),
-            };
-            Some(Action::create(service))
-        }
-        "tasks" => Some(Action::create(task(id, object)?)),
-        "networks" => {
-            let subnet = object["IPAM"]["Config"][0]["Subnet"].as_str();
-            if object["Driver"] != "overlay" {
-                return None;
-            }
-            let mut network = network(id, object["Name"].as_str()?, subnet);
-            let flag = |key: &str| object[key].as_bool().unwrap_or(false);
-            network.spec.attachable = flag("Attachable");
-            network.spec.internal = flag("Internal");
-            network.spec.options = serde_json::from_value(object["Options"].clone()).unwrap_or_default();
-            network.spec.options.retain(|key, _| !key.contains("vxlanid"));
-            network.spec.labels = serde_json::from_value(object["Labels"].clone()).unwrap_or_default();
-            Some(Action::create(network))
-        }
+        "nodes" => parse_node(object).map(Action::create),
+        "services" => parse_service(object).map(Action::create),
+        "tasks" => task(id_of(object), object).map(Action::create),
+        "networks" => parse_network(object).map(Action::create),
         _ => None,
     }
 }
 
-/// Takes the defaults off that only an inspection shows.
-fn plain(spec: &mut Value) {
+fn parse_node(object: &Value) -> Option<Node> {
+    let hostname = object["Description"]["Hostname"].as_str().or(object["Name"].as_str())?;
+    let is_manager = ["lab1", "lab3"].contains(&hostname);
+    let role = match object["Spec"]["Role"].as_str() {
+        Some("manager") => Role::Manager,
+        None if is_manager => Role::Manager,
+        _ => Role::Worker,
+    };
+    let mut node = node(id_of(object), hostname, role);
+    if object["Spec"].is_null() && hostname != "lab4" {
+        node.spec.labels.insert("zone".to_owned(), if is_manager { "a" } else { "b" }.to_owned());
+    }
+    if let Ok(spec) = serde_json::from_value(object["Spec"].clone()) {
+        node.spec = spec;
+    }
+    node.status.state = serde_json::from_value(object["Status"]["State"].clone()).unwrap_or(NodeState::Ready);
+    object["Status"]["Message"].as_str().unwrap_or_default().clone_into(&mut node.status.message);
+    match (&mut node.manager, object["ManagerStatus"]["Addr"].as_str()) {
+        (Some(manager), Some(addr)) => manager.addr = addr.parse().unwrap(),
+        (manager, None) if object["Spec"].is_object() => *manager = None,
+        _ => {}
+    }
+    Some(node)
+}
+
+fn parse_service(object: &Value) -> Option<Service> {
+    let id = id_of(object);
+    let shown = &object["Spec"];
+    let name = shown["Name"].as_str().or(object["Name"].as_str()).unwrap_or(&id[..8]);
+    let mut posted = if shown["TaskTemplate"].is_object() { shown.clone() } else { spec(name) };
+    remove_defaults(&mut posted);
+    let mut service = service(id, posted)?;
+    service.previous_spec = match &object["PreviousSpec"] {
+        Value::String(_) => Some(service.spec.clone()),
+        other => serde_json::from_value(other.clone()).ok(),
+    };
+    let endpoint = &object["Endpoint"];
+    service.endpoint = Endpoint {
+        spec: serde_json::from_value::<EndpointSpec>(endpoint["Spec"].clone()).ok(),
+        ports: serde_json::from_value(endpoint["Ports"].clone()).unwrap_or_default(),
+        vips: serde_json::from_value(endpoint["VirtualIPs"].clone()).unwrap_or_default(),
+    };
+    Some(service)
+}
+
+fn parse_network(object: &Value) -> Option<Network> {
+    if object["Driver"] != "overlay" {
+        return None;
+    }
+    let mut network = network(id_of(object), object["Name"].as_str()?, object["IPAM"]["Config"][0]["Subnet"].as_str());
+    let flag = |key: &str| object[key].as_bool().unwrap_or(false);
+    network.spec.attachable = flag("Attachable");
+    network.spec.internal = flag("Internal");
+    network.spec.options = serde_json::from_value(object["Options"].clone()).unwrap_or_default();
+    network.spec.options.retain(|key, _| !key.contains("vxlanid"));
+    network.spec.labels = serde_json::from_value(object["Labels"].clone()).unwrap_or_default();
+    Some(network)
+}
+
+/// Removes the defaults that only an inspection shows.
+fn remove_defaults(spec: &mut Value) {
     if spec["UpdateConfig"].is_null() {
         return;
     }

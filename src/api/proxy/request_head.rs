@@ -1,34 +1,32 @@
-//! The head of a request: just enough to know whose it is and to pass it on.
+//! The head of a request, parsed as far as routing and forwarding need it.
 
 use crate::api::error::ApiError;
 use hyper::StatusCode;
 
-/// Header fields that a head may have.
+/// Most header fields that a head may have.
 const MAX_FIELDS: usize = 128;
 
-/// A complete head.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Head {
-    /// Method.
+pub struct RequestHead {
     pub method: String,
     /// Path and query, as sent.
     pub target: String,
-    /// Number of bytes up to and with the empty line.
+    /// In bytes, the empty line included.
     len: usize,
-    /// The request wants another protocol on this connection.
+    /// Whether it has the header `Upgrade`.
     upgrade: bool,
 }
 
-/// Reads a head; `None` while it is not complete.
+/// Parses a head; `None` while it is incomplete.
 ///
 /// # Errors
 /// It is not HTTP/1, or has too many fields.
-pub fn parse(bytes: &[u8]) -> Result<Option<Head>, ApiError> {
+pub fn parse(bytes: &[u8]) -> Result<Option<RequestHead>, ApiError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Partial) => Ok(None),
-        Ok(httparse::Status::Complete(len)) => Ok(Some(Head {
+        Ok(httparse::Status::Complete(len)) => Ok(Some(RequestHead {
             method: request.method.unwrap_or_default().to_owned(),
             target: request.path.unwrap_or_default().to_owned(),
             len,
@@ -42,10 +40,10 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, ApiError> {
     }
 }
 
-impl Head {
-    /// What the engine is sent for `read`, which begins with this head. Unless the request wants another protocol, the
-    /// engine is told to close after its reply: the next request may not be the engine's. (A hijack without `Upgrade`
-    /// takes the connection over all the same.)
+impl RequestHead {
+    /// What the engine is sent for `read`, which begins with this head. Without `Upgrade`, the header `Connection: close`
+    /// makes the engine close after its reply: the next request may not be the engine's. (A hijack without `Upgrade`
+    /// still takes over the connection.)
     pub fn for_engine(&self, read: &[u8]) -> Vec<u8> {
         if self.upgrade {
             return read.to_vec();
@@ -76,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_engine_is_told_to_close_once() {
+    fn the_engine_gets_one_connection_close() {
         let sent = b"POST /v1.50/build HTTP/1.1\r\nHost: docker\r\nconnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi";
         let head = parse(sent).unwrap().unwrap();
         assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1.50/build"));
@@ -87,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_goes_on_unchanged() {
+    fn a_head_with_upgrade_is_forwarded_unchanged() {
         let sent = b"POST /session HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI";
         assert_eq!(parse(sent).unwrap().unwrap().for_engine(sent), sent);
     }
 
     #[test]
-    fn half_a_head_is_awaited_and_garbage_is_not() {
+    fn an_incomplete_head_is_awaited_and_garbage_is_refused() {
         assert_eq!(parse(b"GET /_ping HTTP/1.1\r\nHo").unwrap(), None);
         assert_eq!(parse(b"\x16\x03\x01\x02\x00\x01\x00").unwrap_err().status, StatusCode::BAD_REQUEST);
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_FIELDS + 1));

@@ -1,4 +1,4 @@
-//! A node and an engine to stand the API on.
+//! The API served over a fake node, in front of a fake engine or another one.
 
 use async_trait::async_trait;
 use axum::Router;
@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
-use skep::api::control::{ControlError, InitRequest, JoinRequest, Member, Membership, NodeControl};
+use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
 use skep::model::{NodeId, Role};
@@ -16,34 +16,35 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A folder that goes away with the test; short, because paths of sockets are.
-pub struct Folder(pub PathBuf);
+/// A directory that is removed when dropped. Its path is short because paths of sockets are limited to 108 bytes.
+pub struct SocketDir(PathBuf);
 
-impl Folder {
+impl SocketDir {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let path = std::env::temp_dir().join(format!("skep-api-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
-    pub fn at(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
 
-impl Drop for Folder {
+impl Drop for SocketDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// A node whose place in a swarm the test sets.
+/// A node whose membership the test sets.
 pub struct FakeNode {
     pub membership: Mutex<Membership>,
     pub store: Mutex<Option<StoreHandle>>,
-    /// What the next join gives.
+    /// Result of the next joins.
     pub join: Mutex<Result<(), ControlError>>,
-    pub last_init: Mutex<Option<InitRequest>>,
+    /// The last request that was accepted.
+    pub last_init: Mutex<Option<SwarmInitRequest>>,
 }
 
 impl FakeNode {
@@ -56,10 +57,10 @@ impl FakeNode {
             last_init: Mutex::new(None),
         })
     }
-    /// lab1 of the recordings, and the leader.
-    pub fn lab1() -> Member {
+    /// lab1 of the recordings, as the leader.
+    pub fn lab1() -> MembershipInfo {
         let id = NodeId::from("ej9fe8a4i12wa7r06tdh2hha7");
-        Member {
+        MembershipInfo {
             node_id: id.clone(),
             node_addr: Some("10.123.0.1".parse().unwrap()),
             managers: vec![(id.clone(), "10.123.0.1:2377".parse().unwrap())],
@@ -67,8 +68,8 @@ impl FakeNode {
         }
     }
     /// lab2 of the recordings.
-    pub fn lab2() -> Member {
-        Member {
+    pub fn lab2() -> MembershipInfo {
+        MembershipInfo {
             node_id: NodeId::from("drwr0n2tcmgjuamlus2eyenpw"),
             node_addr: Some("10.123.0.2".parse().unwrap()),
             managers: vec![
@@ -88,20 +89,20 @@ impl NodeControl for FakeNode {
     fn store(&self) -> Option<StoreHandle> {
         self.store.lock().unwrap().clone()
     }
-    async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {
+    async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {
             return Err(ControlError::invalid(
                 "advertise address must be a non-zero IP address or network interface (with optional port number)",
             ));
         }
         let handle = LocalProposer::handle();
-        let mut cluster = super::seed::cluster();
+        let mut cluster = super::recorded_store::cluster();
         cluster.spec = request.spec.clone();
         cluster.address_pools.clone_from(&request.address_pools);
         cluster.subnet_size = request.subnet_size;
         cluster.data_path_port = request.data_path_port.unwrap_or(4789);
         let host = if request.advertise_addr == "10.123.0.1" { "lab1" } else { "lab2" };
-        let mut node = super::seed::node("ej9fe8a4i12wa7r06tdh2hha7", host, Role::Manager);
+        let mut node = super::recorded_store::node("ej9fe8a4i12wa7r06tdh2hha7", host, Role::Manager);
         node.spec.availability = request.availability;
         let at = SystemClock.now();
         handle.write(at, vec![Action::create(cluster), Action::create(node)]).await.unwrap();
@@ -110,7 +111,7 @@ impl NodeControl for FakeNode {
         *self.last_init.lock().unwrap() = Some(request);
         Ok(Self::lab1().node_id)
     }
-    async fn join(&self, _: JoinRequest) -> Result<(), ControlError> {
+    async fn join(&self, _: SwarmJoinRequest) -> Result<(), ControlError> {
         self.join.lock().unwrap().clone()
     }
     async fn leave(&self, _: bool) -> Result<(), ControlError> {
@@ -130,46 +131,48 @@ impl NodeControl for FakeNode {
     }
 }
 
-/// The API over a node and an engine, served until dropped.
-pub struct Served {
+/// The API of a node, served until dropped.
+pub struct ApiFixture {
     pub socket: PathBuf,
     pub client: UnixClient,
-    _folder: Folder,
+    _dir: SocketDir,
     _shutdown: DropGuard,
 }
 
-/// Serves the API in front of the engine at `engine`, or of a fake one.
-pub fn serve(node: Arc<FakeNode>, engine: Option<&Path>) -> Served {
-    let folder = Folder::new();
-    let member = match &*node.membership.lock().unwrap() {
-        Membership::Worker(_) => Some(Role::Worker),
-        Membership::Manager(_) => Some(Role::Manager),
-        _ => None,
-    };
-    let shutdown = CancellationToken::new();
-    let engine = engine.map_or_else(
-        || {
-            let socket = folder.at("engine.sock");
-            let listener = bind_unix(&socket).unwrap();
-            tokio::spawn(skep::http::serve_unix(listener, engine_router(member), shutdown.clone()));
-            socket
-        },
-        Path::to_owned,
-    );
-    let socket = folder.at("docker.sock");
-    let listener = bind_unix(&socket).unwrap();
-    let api = Api::new(node, engine, Arc::new(SystemClock));
-    tokio::spawn(api.serve(listener, shutdown.clone()));
-    Served { client: UnixClient::new(&socket), socket, _folder: folder, _shutdown: shutdown.drop_guard() }
+impl ApiFixture {
+    /// Serves the API in front of the engine at `engine`, or of a fake one.
+    pub fn serve(node: Arc<FakeNode>, engine: Option<&Path>) -> Self {
+        let dir = SocketDir::new();
+        let role = match &*node.membership.lock().unwrap() {
+            Membership::Worker(_) => Some(Role::Worker),
+            Membership::Manager(_) => Some(Role::Manager),
+            _ => None,
+        };
+        let shutdown = CancellationToken::new();
+        let engine = engine.map_or_else(
+            || {
+                let socket = dir.path("engine.sock");
+                let listener = bind_unix(&socket).unwrap();
+                tokio::spawn(skep::http::serve_unix(listener, engine_router(role), shutdown.clone()));
+                socket
+            },
+            Path::to_owned,
+        );
+        let socket = dir.path("docker.sock");
+        let listener = bind_unix(&socket).unwrap();
+        let api = Api::new(node, engine, Arc::new(SystemClock));
+        tokio::spawn(api.serve(listener, shutdown.clone()));
+        Self { client: UnixClient::new(&socket), socket, _dir: dir, _shutdown: shutdown.drop_guard() }
+    }
 }
 
-/// An engine 28.5.2 with a handful of answers.
-fn engine_router(member: Option<Role>) -> Router {
-    Router::new().fallback(engine).with_state(member)
+/// A fake engine 28.5.2 with the few paths that the API uses, on a node with this role.
+fn engine_router(role: Option<Role>) -> Router {
+    Router::new().fallback(engine).with_state(role)
 }
 
-async fn engine(State(member): State<Option<Role>>, request: Request) -> Response {
-    let path = skep_path(request.uri().path());
+async fn engine(State(role): State<Option<Role>>, request: Request) -> Response {
+    let path = without_version(request.uri().path());
     let mut response = match (request.method().as_str(), path.as_str()) {
         ("OPTIONS", _) => hyper::StatusCode::OK.into_response(),
         ("GET", "/version") => axum::Json(json!({
@@ -189,7 +192,7 @@ async fn engine(State(member): State<Option<Role>>, request: Request) -> Respons
             "Plugins": {"Network": ["bridge", "host", "null", "overlay"]}
         }))
         .into_response(),
-        ("GET", "/networks") => axum::Json(filtered(member, request.uri().query().unwrap_or_default())).into_response(),
+        ("GET", "/networks") => axum::Json(filtered_networks(role, request.uri().query().unwrap_or_default())).into_response(),
         ("GET", "/networks/userbridge") => {
             axum::Json(json!({"Name": "userbridge", "Driver": "bridge", "Id": "b".repeat(64)})).into_response()
         }
@@ -213,15 +216,15 @@ async fn engine(State(member): State<Option<Role>>, request: Request) -> Respons
     response
 }
 
-fn skep_path(path: &str) -> String {
+fn without_version(path: &str) -> String {
     match path.strip_prefix("/v").and_then(|rest| rest.split_once('/')) {
         Some((version, rest)) if version.starts_with(|c: char| c.is_ascii_digit()) => format!("/{rest}"),
         _ => path.to_owned(),
     }
 }
 
-/// The engine's networks that the filters leave.
-fn filtered(member: Option<Role>, query: &str) -> Value {
+/// The engine's networks that pass the filters of the query.
+fn filtered_networks(role: Option<Role>, query: &str) -> Value {
     let text = query.replace("filters=", "");
     let mut bytes = Vec::new();
     for (i, part) in text.split('%').enumerate() {
@@ -230,28 +233,28 @@ fn filtered(member: Option<Role>, query: &str) -> Value {
         bytes.extend_from_slice(rest.as_bytes());
     }
     let filters: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let keeps = |network: &Value, name: &str, field: &str| {
+    let matches = |network: &Value, name: &str, field: &str| {
         let wanted = filters[name].as_object();
         wanted.is_none_or(|w| w.keys().any(|v| network[field].as_str().unwrap_or_default().contains(v)))
     };
-    let keep = |n: &Value| -> bool {
-        keeps(n, "name", "Name")
-            && keeps(n, "id", "Id")
-            && keeps(n, "scope", "Scope")
-            && keeps(n, "driver", "Driver")
+    let passes = |n: &Value| -> bool {
+        matches(n, "name", "Name")
+            && matches(n, "id", "Id")
+            && matches(n, "scope", "Scope")
+            && matches(n, "driver", "Driver")
             && filters["type"]["custom"].is_null()
             && filters["label"].is_null()
             && filters["dangling"].is_null()
     };
-    local_networks(member).into_iter().filter(keep).collect()
+    local_networks(role).into_iter().filter(passes).collect()
 }
 
 fn not_found(message: &str) -> Response {
     (hyper::StatusCode::NOT_FOUND, axum::Json(json!({ "message": message }))).into_response()
 }
 
-/// What a fresh engine has, as in `nonmember/network-ls`.
-fn local_networks(member: Option<Role>) -> Vec<Value> {
+/// The networks of a fresh engine, as in the recording `nonmember/network-ls`, and those that a swarm adds on a node.
+fn local_networks(role: Option<Role>) -> Vec<Value> {
     let network = |name: &str, driver: &str, config: Value, options: Value| {
         json!({"Name": name, "Id": "9".repeat(64), "Created": "2026-11-23T20:32:56.19910774Z", "Scope": "local", "Driver": driver,
             "EnableIPv4": true, "EnableIPv6": false, "IPAM": {"Driver": "default", "Options": null, "Config": config},
@@ -272,7 +275,7 @@ fn local_networks(member: Option<Role>) -> Vec<Value> {
         network("none", "null", Value::Null, json!({})),
         network("host", "host", Value::Null, json!({})),
     ];
-    if member.is_some() {
+    if role.is_some() {
         all.push(network(
             "docker_gwbridge",
             "bridge",
@@ -282,7 +285,7 @@ fn local_networks(member: Option<Role>) -> Vec<Value> {
             "com.docker.network.bridge.name": "docker_gwbridge"}),
         ));
     }
-    if member == Some(Role::Worker) {
+    if role == Some(Role::Worker) {
         let options = json!({"skep.network": "cznjbon83xpib6n5udkd4hhku", "mtu": "1420"});
         all.push(network("ingress", "skep", json!([{"Subnet": "10.0.0.0/24", "Gateway": "10.0.0.1"}]), options));
     }
