@@ -2,15 +2,15 @@
 
 use super::member::Member;
 use super::{Daemon, State};
-use crate::admin::Source;
+use crate::admin::StatusSource;
 use crate::datapath::ebpf::Side;
-use crate::status::{NodeLine, Planes, Status};
+use crate::status::{DatapathSummary, NodeSummary, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
 #[async_trait]
-impl Source for Daemon {
+impl StatusSource for Daemon {
     async fn status(&self) -> Status {
         status(self).await
     }
@@ -61,7 +61,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         let peer = tunnel.peers.get(&node.key);
         let here = node.node_id == *me;
         let heard = peer.and_then(|p| p.handshake_age);
-        NodeLine {
+        NodeSummary {
             id: node.node_id.clone(),
             hostname: node.hostname.clone(),
             manager: node.manager,
@@ -89,9 +89,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         role: Some(member.record.role),
         leader,
         session: session_text(daemon, session.leader, session.since, session.last_error),
-        told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
+        view_revision: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.iter().map(|(name, r)| ((*name).to_owned(), *r.borrow())).collect(),
-        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&ebpf) },
+        datapaths: DatapathSummary {
+            tunnel: tunnel.plane.clone(),
+            tunnel_port: tunnel.port,
+            mtu: tunnel.mtu,
+            ports: ports_text(&ebpf),
+        },
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
         ebpf,
@@ -99,14 +104,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     }
 }
 
-/// Which plane serves ports, and why not the ebpf one.
+/// The datapath that serves published ports, and why the eBPF datapath does not.
 fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
     let calls = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
     match (ebpf.up, calls) {
-        (false, _) if ebpf.reason.is_empty() => "user space (the eBPF datapath is starting)".to_owned(),
-        (false, _) => format!("user space (no eBPF datapath: {})", ebpf.reason),
-        (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
-        (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {} cannot run: {why}", hook.program()),
+        (false, _) if ebpf.reason.is_empty() => "userspace datapath (the eBPF datapath is starting)".to_owned(),
+        (false, _) => format!("userspace datapath (no eBPF datapath: {})", ebpf.reason),
+        (true, None) => "eBPF datapath; userspace datapath for the node's own processes".to_owned(),
+        (true, Some((hook, why))) => format!("eBPF datapath; no virtual addresses: {} cannot run: {why}", hook.program()),
     }
 }
 
