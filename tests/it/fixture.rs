@@ -1,9 +1,9 @@
-//! What tests of several rooms stand on. Values of the model are in `skep::model::fixture`.
+//! Fixtures of several rooms' tests. Values of the model are in `skep::model::fixture`.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// A /24 of 127/8 that no other test uses: made from the pid, so that runs side by side do not meet, and from a count.
+/// A /24 of 127/8 that no other test uses: derived from the pid, because several runs may share a machine, and a counter.
 #[derive(Clone, Copy)]
 pub struct LoopbackNet(pub [u8; 3]);
 

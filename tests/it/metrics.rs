@@ -1,4 +1,4 @@
-//! `/metrics` as Prometheus' own checker reads it.
+//! `/metrics`, checked by Prometheus' promtool.
 
 use skep::admin::metrics::render;
 use skep::ingress::ebpf::{Connections, EbpfStatus};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-/// Every family that skep has. A name that is changed here is changed for all dashboards.
+/// All families. Dashboards and alerts use these names.
 const FAMILIES: [&str; 20] = [
     "skep_build_info",
     "skep_ebpf_attached_programs",
@@ -34,7 +34,7 @@ const FAMILIES: [&str; 20] = [
 ];
 
 #[test]
-fn promtool_has_nothing_to_say_about_a_status_with_every_series() {
+fn promtool_accepts_a_status_with_every_series() {
     let text = render(&full_status());
     let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
     let expected: Vec<&str> = FAMILIES.into_iter().chain(["skep_view_revision"]).collect();
@@ -95,7 +95,7 @@ fn full_status() -> Status {
         applied: ["agent", "dns", "ebpf", "overlay", "ports"]
             .map(|name| (name.to_owned(), Revision { incarnation: 1, index: 39 }))
             .into(),
-        // Two peers have one host name; a third one has what would end a label.
+        // Two peers have one host name; that of a third one has characters that must be escaped.
         nodes: vec![
             node("id1", true, "web"),
             node("id2", false, "web"),
