@@ -242,7 +242,7 @@ fn dns_settings(settings: &Settings) -> DnsSettings {
         resolv_conf: settings.resolv_conf.clone(),
         timeout: Duration::from_millis(settings.dns.timeout_ms),
         max_in_flight: settings.dns.max_in_flight,
-        max_per_asker: (settings.dns.max_in_flight / 8).max(1),
+        max_per_client: (settings.dns.max_in_flight / 8).max(1),
         ..DnsSettings::default()
     }
 }

@@ -11,7 +11,7 @@ use crate::datapath::{Sandbox, Tunnel};
 use crate::model::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, connection_reset};
-use crate::settings::{EbpfMode, TunnelPlane};
+use crate::settings::{EbpfMode, TunnelMode};
 use anyhow::Context as _;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -48,9 +48,9 @@ impl Network {
             mtu: settings.tunnel_mtu(),
             device: crate::datapath::mesh::TUNNEL.to_owned(),
             kernel: match settings.tunnel {
-                TunnelPlane::Auto => KernelChoice::Auto,
-                TunnelPlane::Kernel => KernelChoice::Always,
-                TunnelPlane::Process => KernelChoice::Never,
+                TunnelMode::Auto => KernelChoice::Auto,
+                TunnelMode::Kernel => KernelChoice::Always,
+                TunnelMode::Process => KernelChoice::Never,
             },
             program: std::env::current_exe().context("cannot find this program's own file")?,
         };

@@ -34,7 +34,7 @@ async fn serves(hosts: &[Host], ports: &[&str]) {
                 let there = ebpf["ports"].as_array().is_some_and(|all| all.contains(&json!(port)));
                 anyhow::ensure!(there, "{}: {port} is not on it: {ebpf:#}", host.name());
             }
-            anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "{}: {status:#}", host.name());
+            anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "{}: {status:#}", host.name());
             Ok(())
         })
         .await;

@@ -9,10 +9,12 @@ mod demo;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
+mod fixture;
 mod lab;
 
 mod load;
 mod manager;
+mod metrics;
 mod overlay;
 mod ports;
 mod raft;

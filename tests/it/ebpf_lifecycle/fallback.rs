@@ -104,12 +104,12 @@ async fn where_the_kernel_refuses_programs_the_base_plane_serves_and_says_why() 
     assert!(reason.contains("not permitted"), "{reason}");
     let said = shown(without).await;
     assert!(said.contains("no eBPF datapath") && said.contains(reason), "{said}");
-    assert!(said.contains("user space"), "{said}");
+    assert!(said.contains("userspace"), "{said}");
     // The other node has one, but no backend that it could send to by it.
     serves(&swarm.hosts[..1], &[]).await;
     within(10, "the reason to be shown", || async {
         let said = shown(with).await;
-        anyhow::ensure!(said.contains("user space: node n2 has no eBPF datapath"), "{said}");
+        anyhow::ensure!(said.contains("userspace: node n2 has no eBPF datapath"), "{said}");
         Ok(())
     })
     .await;
@@ -202,7 +202,7 @@ async fn a_foreign_program_that_has_connect_for_itself_is_named_and_all_else_wor
         anyhow::ensure!(ebpf["up"] == true && port, "{ebpf:#}");
         let why = ebpf["unavailable"]["connect4"].as_str().unwrap_or_default();
         anyhow::ensure!(why.contains("another program"), "{ebpf:#}");
-        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "nobody waits for it: {status:#}");
+        anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "nobody waits for it: {status:#}");
         Ok(())
     })
     .await;

@@ -1,30 +1,29 @@
-//! Foreign names: who is asked, in what order, and what comes of liars, silence and answers that were cut.
+//! Names outside the cluster: which resolvers are queried, in which order, and what forged, missing and truncated answers
+//! lead to.
 
 use super::upstream::{ANSWER, Upstream};
 use super::*;
-use skep::model::task::{ContainerSpec, DnsConfig};
-use skep::model::{Meta, Task, TaskSpec, TaskState, TaskStatus};
 
-fn two(net: Net) -> NetworkPart {
-    net.part("front", vec![net.member("web", 1, 11), net.member("own", 1, 12)])
+fn two_members(net: LoopbackNet) -> NetworkPart {
+    network(net, "front", vec![member(net, "web", 1, 11), member(net, "own", 1, 12)])
 }
 
-async fn served(net: Net, resolvers: &[Ipv4Addr]) -> (Server, Client) {
+async fn served(net: LoopbackNet, resolvers: &[Ipv4Addr]) -> (Server, Client) {
     let mut server = Server::start(net, |_| {});
     server.resolvers(resolvers);
-    server.show(view(1, vec![two(net)])).await;
+    server.show(view(1, vec![two_members(net)])).await;
     (server, Client { from: net.host(11), gateway: net.gateway() })
 }
 
 #[tokio::test]
-async fn a_foreign_name_is_asked_of_the_host_resolvers_with_its_edns_and_ours_never_are() {
-    let net = Net::new();
+async fn names_outside_the_cluster_are_forwarded_to_the_hosts_resolvers_with_edns_and_ours_never_are() {
+    let net = LoopbackNet::new();
     let upstream = Upstream::start(net.host(200)).await;
     let (server, client) = served(net, &[upstream.address]).await;
     assert_eq!(client.addresses("Example.test").await, [ANSWER]);
     assert_eq!(client.code("unknown.test").await, ResponseCode::NXDomain);
-    assert_eq!(client.addresses("single").await, [ANSWER], "one label is no proof that a name is ours");
-    let bytes = client.udp_bytes(&question(9, "edns.test", RecordType::A, Some(1400))).await.unwrap();
+    assert_eq!(client.addresses("single").await, [ANSWER], "a name of one label may be outside the cluster");
+    let bytes = client.udp_bytes(&query_bytes(9, "edns.test", RecordType::A, Some(1400))).await.unwrap();
     assert!(Message::from_vec(&bytes).unwrap().edns.is_some());
     assert_eq!(upstream.seen.lock().unwrap().last().unwrap().edns.as_ref().map(Edns::max_payload), Some(1400));
     let before = upstream.names().len();
@@ -34,47 +33,47 @@ async fn a_foreign_name_is_asked_of_the_host_resolvers_with_its_edns_and_ours_ne
         client.ask(name, kind).await;
     }
     assert_eq!(upstream.names().len(), before, "{:?}", upstream.names());
-    let stranger = Client { from: net.host(99), ..client };
-    assert_eq!(stranger.code("example.test").await, ResponseCode::Refused);
+    let unknown = Client { from: net.host(99), ..client };
+    assert_eq!(unknown.code("example.test").await, ResponseCode::Refused);
     assert_eq!(upstream.names().len(), before);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_cut_answer_is_fetched_over_tcp() {
-    let net = Net::new();
+async fn a_truncated_answer_is_fetched_over_tcp() {
+    let net = LoopbackNet::new();
     let upstream = Upstream::start(net.host(200)).await;
     let (server, client) = served(net, &[upstream.address]).await;
-    let whole = client.ask_tcp(&question(3, "big.test", RecordType::A, None)).await;
+    let whole = client.ask_tcp(&query_bytes(3, "big.test", RecordType::A, None)).await;
     assert_eq!((whole.answers.len(), whole.metadata.truncation, whole.metadata.id), (100, false, 3));
-    let cut = client.ask("big.test", RecordType::A).await;
-    assert!(cut.metadata.truncation && !cut.answers.is_empty(), "as much as fits, and marked");
-    // A resolver that says "cut" and has nothing over TCP: its first word stands.
+    let truncated = client.ask("big.test", RecordType::A).await;
+    assert!(truncated.metadata.truncation && !truncated.answers.is_empty(), "the answers that fit, marked as truncated");
+    // A resolver that truncates and does not answer over TCP: its truncated answer is used.
     let stubborn = client.ask("stubborn.test", RecordType::A).await;
     assert!(stubborn.metadata.truncation);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn lies_are_not_believed() {
-    let net = Net::new();
+async fn forged_answers_are_ignored() {
+    let net = LoopbackNet::new();
     let upstream = Upstream::start(net.host(200)).await;
     let (server, client) = served(net, &[upstream.address]).await;
-    assert_eq!(client.addresses("liar.test").await, [ANSWER]);
+    assert_eq!(client.addresses("forged.test").await, [ANSWER]);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn the_next_resolver_is_asked_when_one_is_dead_silent_or_broken_and_all_failing_is_servfail() {
-    let net = Net::new();
+async fn the_next_resolver_is_queried_when_one_is_closed_silent_or_failing_and_if_all_fail_the_answer_is_servfail() {
+    let net = LoopbackNet::new();
     let silent = UdpSocket::bind((net.host(202), 53)).await.unwrap();
     let good = Upstream::start(net.host(200)).await;
-    // Nobody at .201 (refused at once), somebody who says nothing at .202.
+    // No socket at .201 (refused at once), one that never answers at .202.
     let (server, client) = served(net, &[net.host(201), net.host(202), good.address]).await;
     assert_eq!(client.addresses("example.test").await, [ANSWER]);
     let began = tokio::time::Instant::now();
     assert_eq!(client.code("silent.test").await, ResponseCode::ServFail);
-    assert!(began.elapsed() < 2 * SECOND, "each resolver has its time, no more: {:?}", began.elapsed());
+    assert!(began.elapsed() < 2 * SECOND, "each resolver has its time-out: {:?}", began.elapsed());
     assert_eq!(client.code("broken.test").await, ResponseCode::ServFail);
     // The file is read again when it changes.
     server.resolvers(&[net.host(201)]);
@@ -83,7 +82,7 @@ async fn the_next_resolver_is_asked_when_one_is_dead_silent_or_broken_and_all_fa
     assert_eq!(client.code("example.test").await, ResponseCode::ServFail);
     server.resolvers(&[good.address]);
     assert_eq!(client.addresses("example.test").await, [ANSWER]);
-    // One's own address listed as a resolver asks nobody in circles.
+    // A gateway listed as a resolver is not queried: that would be a loop.
     server.resolvers(&[net.gateway()]);
     assert_eq!(client.code("example.test").await, ResponseCode::ServFail);
     drop(silent);
@@ -91,29 +90,12 @@ async fn the_next_resolver_is_asked_when_one_is_dead_silent_or_broken_and_all_fa
 }
 
 #[tokio::test]
-async fn a_task_with_resolvers_of_its_own_asks_those() {
-    let net = Net::new();
+async fn queries_of_a_task_with_its_own_resolvers_are_forwarded_to_those() {
+    let net = LoopbackNet::new();
     let (host, own) = (Upstream::start(net.host(200)).await, Upstream::start(net.host(201)).await);
     let (mut server, client) = served(net, &[host.address]).await;
-    let dns_config = Some(DnsConfig { nameservers: vec![own.address.to_string()], ..DnsConfig::default() });
-    let task = Task {
-        id: "own1".into(),
-        meta: Meta::default(),
-        spec: TaskSpec { container_spec: ContainerSpec { dns_config, ..ContainerSpec::default() }, ..TaskSpec::default() },
-        spec_version: 1,
-        service_id: "own".into(),
-        service_name: "own".to_owned(),
-        service_labels: BTreeMap::new(),
-        slot: 1,
-        node_id: Some(ME.into()),
-        desired_state: TaskState::Running,
-        status: TaskStatus::default(),
-        attachments: Vec::new(),
-        not_before: None,
-        ports: Vec::new(),
-        listens: Vec::new(),
-    };
-    let mut changed = view(2, vec![two(net)]);
+    let task = fixture::task_with_resolvers("own1id", "own", ME, &[&own.address.to_string()]);
+    let mut changed = view(2, vec![two_members(net)]);
     changed.tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
     server.show(changed).await;
     let with_own = Client { from: net.host(12), ..client };
