@@ -1,5 +1,5 @@
 //! The cluster's state on a manager: one table per kind of object, written only by [`Store::apply`], which is deterministic
-//! (no clock, no randomness, no iteration over a hash map): the same log gives the same bytes on every manager.
+//! (no clock, no randomness, no iteration over a hash map): the same log results in the same bytes on every manager.
 //! Knows nothing of raft; [`Propose`] is how a transaction gets into the log.
 //!
 //! A new kind of object is one line in the list at the end of `object.rs`.

@@ -25,10 +25,13 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
     for new in after.tasks() {
         let Some(old) = before.task(&new.id) else { continue };
         if new.status.state < old.status.state {
-            wrong.push(format!("task {} went back from {:?} to {:?}", new.id, old.status.state, new.status.state));
+            wrong.push(format!("task {} moved back from {:?} to {:?}", new.id, old.status.state, new.status.state));
         }
         if new.desired_state < old.desired_state {
-            wrong.push(format!("task {} desired went back from {:?} to {:?}", new.id, old.desired_state, new.desired_state));
+            wrong.push(format!(
+                "the desired state of task {} moved back from {:?} to {:?}",
+                new.id, old.desired_state, new.desired_state
+            ));
         }
         if old.node_id.is_some() && new.node_id != old.node_id {
             wrong.push(format!("task {} moved from {:?} to {:?}", new.id, old.node_id, new.node_id));

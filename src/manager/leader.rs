@@ -27,7 +27,7 @@ pub struct Manager {
     pub sessions: Sessions,
     /// Lowest revision that every live node has applied; the default while this manager does not lead.
     pub applied: watch::Receiver<Revision>,
-    /// Ends when the shutdown token is cancelled or the store is gone.
+    /// Ends when the shutdown token is cancelled or the store is dropped.
     pub finished: tokio::task::JoinHandle<()>,
 }
 
@@ -46,7 +46,7 @@ pub fn start(
     let run = async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = shell.run() => tracing::debug!("the store is gone, the manager's loops end"),
+            () = shell.run() => tracing::debug!("the store was dropped, the manager's loops end"),
         }
     };
     Manager { sessions, applied, finished: tokio::spawn(run) }
@@ -65,7 +65,7 @@ struct Shell {
 /// Why leading or following ended.
 enum Ended {
     LeadershipChanged,
-    /// Raft, the store or all session handles are gone.
+    /// Raft, the store or all session handles were dropped.
     NothingToDo,
 }
 
@@ -215,12 +215,12 @@ impl Term {
     fn session_event(&mut self, event: SessionEvent) -> Vec<Effect> {
         // A session must not be judged by a state of the store older than the admission of its node.
         let mut effects = if self.view.has_changed().unwrap_or(false) { self.store_changed() } else { Vec::new() };
-        let SessionEvent { event, outgoing, place } = event;
+        let SessionEvent { event, outgoing, permit } = event;
         self.outboxes.observe(&event, outgoing);
         // Heartbeats alone give the planners nothing to do.
         self.round_due |= !matches!(event, Event::Message { message: ToManager::Heartbeat { .. }, .. });
         effects.extend(self.dispatcher.handle(self.clock.now(), event));
-        drop(place);
+        drop(permit);
         effects
     }
 

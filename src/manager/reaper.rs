@@ -1,5 +1,5 @@
 //! Deletes tasks: those whose removal is desired, once they have stopped, and history beyond the limit. Orphans the tasks
-//! of nodes that are gone.
+//! of nodes that were removed, have left or are down for long.
 //!
 //! A task on a node that is down stays, whatever its desired state, until the node is back, has left, is removed or has
 //! been down for `orphan_after`: its container may still run, and while the object exists no other task gets its address.
@@ -39,8 +39,8 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Ac
     out
 }
 
-/// Deletes the oldest finished tasks of each slot: those beyond the limit, and some that hold addresses which a task
-/// waits for.
+/// Deletes the oldest finished tasks of each slot: those beyond the limit, and some that have addresses which a new
+/// task needs.
 fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, u64), Vec<&Task>>, out: &mut Vec<Action>) {
     let limit = store.cluster().map_or(Some(DEFAULT_HISTORY), |c| c.spec.orchestration.task_history_retention_limit);
     let limit = usize::try_from(limit.unwrap_or(DEFAULT_HISTORY)).ok();

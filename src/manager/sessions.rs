@@ -1,9 +1,9 @@
 //! The manager's side of the nodes' sessions: queues what nodes send for the leader's loop. Knows no sockets; mutual TLS has
 //! authenticated a node before its session is opened.
 //!
-//! A node's rate is not trusted: each node has [`NODE_QUEUE`] places in the queue, and a session that finds none free
-//! waits, so that the rest waits in its own socket. The queue is shared and first in, first out, so a flooding node
-//! delays another node's heartbeat by that many events at most.
+//! A node's rate is not trusted: at most [`NODE_QUEUE`] events of each node are queued. A session that has to wait for that
+//! reads no further message, so that further messages wait in its socket. The queue is shared and first in, first out: a
+//! flooding node delays another node's heartbeat by that many events at most.
 
 use super::dispatcher::{Event, SessionId};
 use crate::model::NodeId;
@@ -21,15 +21,15 @@ pub(super) struct SessionEvent {
     pub event: Event,
     /// Where a session that was opened is answered.
     pub outgoing: Option<mpsc::Sender<ToNode>>,
-    /// Place in the queue; free again when the loop has processed the event. The end of a session needs none: there is
-    /// one per opening, which had a place.
-    pub place: Option<OwnedSemaphorePermit>,
+    /// Released when the loop has processed the event. `None` for the end of a session, which is limited by the opening: one
+    /// for each.
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    // Bounded by the places.
+    // Bounded by the permits.
     queue: mpsc::UnboundedSender<SessionEvent>,
     registry: Arc<Mutex<Registry>>,
 }
@@ -38,25 +38,25 @@ pub struct Sessions {
 struct Registry {
     last: u64,
     open: BTreeMap<SessionId, Arc<Semaphore>>,
-    /// Places by node. They outlive a session while events of it wait, so that a node gains none by reconnecting.
+    /// Permits by node. They exist as long as events of the node wait, so that a node gains none by reconnecting.
     nodes: BTreeMap<NodeId, Weak<Semaphore>>,
 }
 
 impl Registry {
-    fn places(&mut self, node: &NodeId) -> Arc<Semaphore> {
-        if let Some(places) = self.nodes.get(node).and_then(Weak::upgrade) {
-            return places;
+    fn permits(&mut self, node: &NodeId) -> Arc<Semaphore> {
+        if let Some(permits) = self.nodes.get(node).and_then(Weak::upgrade) {
+            return permits;
         }
-        self.nodes.retain(|_, places| places.strong_count() > 0);
-        let places = Arc::new(Semaphore::new(NODE_QUEUE));
-        self.nodes.insert(node.clone(), Arc::downgrade(&places));
-        places
+        self.nodes.retain(|_, permits| permits.strong_count() > 0);
+        let permits = Arc::new(Semaphore::new(NODE_QUEUE));
+        self.nodes.insert(node.clone(), Arc::downgrade(&permits));
+        permits
     }
 
-    fn open(&mut self, places: Arc<Semaphore>) -> SessionId {
+    fn open(&mut self, permits: Arc<Semaphore>) -> SessionId {
         self.last += 1;
         let session = SessionId(self.last);
-        self.open.insert(session, places);
+        self.open.insert(session, permits);
         session
     }
 }
@@ -71,26 +71,26 @@ impl Sessions {
     /// when the manager drops its sender. Call [`Sessions::close`] in any case. Waits while too many events of the node
     /// are queued.
     pub async fn open(&self, node: NodeId, hello: ToManager, outgoing: mpsc::Sender<ToNode>) -> SessionId {
-        let places = lock(&self.registry).places(&node);
-        let place = acquire(&places).await;
-        let session = lock(&self.registry).open(places);
-        self.send(SessionEvent { event: Event::Opened { node, session, hello }, outgoing: Some(outgoing), place });
+        let permits = lock(&self.registry).permits(&node);
+        let permit = acquire(&permits).await;
+        let session = lock(&self.registry).open(permits);
+        self.send(SessionEvent { event: Event::Opened { node, session, hello }, outgoing: Some(outgoing), permit });
         session
     }
 
     /// A node sent a further message. Waits while too many events of the node are queued; cancel safe, the message is lost
     /// then.
     pub async fn message(&self, session: SessionId, message: ToManager) {
-        let places = lock(&self.registry).open.get(&session).cloned();
-        let Some(places) = places else { return };
-        let place = acquire(&places).await;
-        self.send(SessionEvent { event: Event::Message { session, message }, outgoing: None, place });
+        let permits = lock(&self.registry).open.get(&session).cloned();
+        let Some(permits) = permits else { return };
+        let permit = acquire(&permits).await;
+        self.send(SessionEvent { event: Event::Message { session, message }, outgoing: None, permit });
     }
 
     /// The session has ended. Never waits, so that a guard can call it when dropped.
     pub fn close(&self, session: SessionId) {
         if lock(&self.registry).open.remove(&session).is_some() {
-            self.send(SessionEvent { event: Event::Closed { session }, outgoing: None, place: None });
+            self.send(SessionEvent { event: Event::Closed { session }, outgoing: None, permit: None });
         }
     }
 
@@ -100,9 +100,9 @@ impl Sessions {
     }
 }
 
-async fn acquire(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+async fn acquire(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     // An error would mean a closed semaphore; these are never closed.
-    places.clone().acquire_owned().await.ok()
+    permits.clone().acquire_owned().await.ok()
 }
 
 #[cfg(test)]
@@ -133,22 +133,22 @@ mod tests {
     }
 
     #[test]
-    fn a_flooding_node_fills_only_its_own_places() {
+    fn a_flooding_node_fills_only_its_own_share() {
         let (sessions, mut queue) = channel();
         let flooding = open(&sessions, "flooding").expect("the queue is empty");
-        assert_eq!(flood(&sessions, flooding), NODE_QUEUE - 1, "the opening has a place too");
+        assert_eq!(flood(&sessions, flooding), NODE_QUEUE - 1, "the opening has a permit too");
         assert_eq!(queue.len(), NODE_QUEUE, "the leader's memory does not grow further");
 
         let quiet = open(&sessions, "quiet").expect("another node's session does not wait");
         sessions.message(quiet, heartbeat()).now_or_never().expect("nor does its heartbeat");
         let before = std::iter::from_fn(|| queue.try_recv().ok())
             .position(|e| matches!(e.event, Event::Message { session, .. } if session == quiet));
-        assert_eq!(before, Some(NODE_QUEUE + 1), "events before the heartbeat: the flood's places and its own opening");
+        assert_eq!(before, Some(NODE_QUEUE + 1), "events before the heartbeat: the flood and its own opening");
         assert_eq!(flood(&sessions, flooding), NODE_QUEUE, "the flood continues once its events are processed");
     }
 
     #[test]
-    fn a_node_gains_no_places_by_reconnecting() {
+    fn a_node_gains_no_permits_by_reconnecting() {
         let (sessions, mut queue) = channel();
         let first = open(&sessions, "flooding").expect("the queue is empty");
         flood(&sessions, first);

@@ -13,7 +13,8 @@ pub struct ManagerSettings {
     pub join_grace: Duration,
     /// A replacement starts when its predecessor has stopped, and at the latest after this time.
     pub replace_wait: Duration,
-    /// A task is told to stop when every live node has stopped sending new traffic to it, and at the latest after this time.
+    /// The node of a task gets the order to stop it when no live node sends the task new traffic, and at the latest after
+    /// this time.
     pub stop_hold: Duration,
     /// Tasks of a node are orphaned after it was down for this long.
     pub orphan_after: Duration,

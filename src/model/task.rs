@@ -42,7 +42,7 @@ pub enum TaskState {
     Failed,
     /// The node could not run it.
     Rejected,
-    /// Its node was removed or never came back.
+    /// Its node was removed, has left, or was down for too long.
     Orphaned,
     /// Only as a desired state: stop the container, then delete the task.
     Remove,

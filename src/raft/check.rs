@@ -1,4 +1,4 @@
-//! Checks of a stored log and of messages before the raft crate gets them: it panics on a log that went backwards and on
+//! Checks of a stored log and of messages before the raft crate gets them: it panics on a log that lost entries and on
 //! entries with gaps.
 
 use super::log::Log;

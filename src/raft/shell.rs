@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// [`join`] creates the log of a manager that is to be added.
 ///
 /// # Errors
-/// The log cannot be opened ([`DiskError`] says why and what to do), the machine cannot read it, or the settings are
+/// The log cannot be opened (see [`DiskError`]), the machine cannot read it, or the settings are
 /// invalid.
 pub async fn start<S: StateMachine>(
     config: RaftConfig,
@@ -64,7 +64,7 @@ pub fn join(config: &RaftConfig) -> Result<(), DiskError> {
 }
 
 /// Why a session with an open log ended.
-enum SessionEnd {
+enum LogSessionEnd {
     /// Raft is shut down.
     Shutdown,
     /// The disk failed: to be tried again.
@@ -73,7 +73,7 @@ enum SessionEnd {
     Fatal(anyhow::Error),
 }
 
-impl From<CoreFailure> for SessionEnd {
+impl From<CoreFailure> for LogSessionEnd {
     fn from(failure: CoreFailure) -> Self {
         Self::Fatal(failure.into())
     }
@@ -115,12 +115,12 @@ impl<S: StateMachine> Shell<S> {
         }
         loop {
             let end = catch_unwind(AssertUnwindSafe(|| self.session(&mut started))).unwrap_or_else(|_| {
-                SessionEnd::Fatal(anyhow::anyhow!("raft failed by a bug; the log above says where: restart skep"))
+                LogSessionEnd::Fatal(anyhow::anyhow!("raft failed because of a bug, which is in the log above: restart skep"))
             });
             let (error, retry) = match end {
-                SessionEnd::Shutdown => return,
-                SessionEnd::Disk(error) => (error.into(), true),
-                SessionEnd::Fatal(error) => (error, false),
+                LogSessionEnd::Shutdown => return,
+                LogSessionEnd::Disk(error) => (error.into(), true),
+                LogSessionEnd::Fatal(error) => (error, false),
             };
             if let Some(started) = started.take() {
                 let _ = started.send(Err(error));
@@ -144,15 +144,15 @@ impl<S: StateMachine> Shell<S> {
     }
 
     /// Opens the log and serves requests until something ends that.
-    fn session(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> SessionEnd {
+    fn session(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> LogSessionEnd {
         match self.serve(started) {
-            Ok(()) => SessionEnd::Shutdown,
+            Ok(()) => LogSessionEnd::Shutdown,
             Err(end) => end,
         }
     }
 
-    fn serve(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), SessionEnd> {
-        let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(SessionEnd::Disk)?;
+    fn serve(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), LogSessionEnd> {
+        let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(LogSessionEnd::Disk)?;
         let (mut core, effects) = Core::new(&self.config, log)?;
         self.carry_out(&disk, &mut core, effects)?;
         if let Some(started) = started.take() {
@@ -202,23 +202,23 @@ impl<S: StateMachine> Shell<S> {
         }
     }
 
-    fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), SessionEnd> {
+    fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), LogSessionEnd> {
         while !effects.is_empty() {
             let mut further = Vec::new();
             for effect in effects {
                 match effect {
-                    Effect::Persist(batch) => disk.write(&batch).map_err(SessionEnd::Disk)?,
+                    Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
                     Effect::Send { to, message } => self.transport.send(to, message),
                     Effect::Restore { index, bytes } => {
                         let restored = self.machine.restore(index, &bytes);
                         restored
                             .with_context(|| format!("the snapshot of entry {index} cannot be read"))
-                            .map_err(SessionEnd::Fatal)?;
+                            .map_err(LogSessionEnd::Fatal)?;
                     }
                     Effect::Apply { index, data, ticket } => {
                         let outcome = self.machine.apply(index, &data);
                         let outcome =
-                            outcome.with_context(|| format!("entry {index} cannot be read")).map_err(SessionEnd::Fatal)?;
+                            outcome.with_context(|| format!("entry {index} cannot be read")).map_err(LogSessionEnd::Fatal)?;
                         if let Some(Waiter::Propose(responder)) = ticket.and_then(|t| self.waiting.remove(&t)) {
                             let _ = responder.send(Ok((index, outcome)));
                         }

@@ -83,7 +83,7 @@ impl Store {
         Ok(())
     }
 
-    /// The state as bytes, the same on every manager.
+    /// The state as bytes, equal on every manager.
     ///
     /// # Panics
     /// Never: every type in the store can be written as JSON.

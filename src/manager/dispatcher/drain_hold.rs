@@ -1,5 +1,6 @@
-//! Ordered removal of backends: a task that received traffic is told to stop only when no live node sends it new traffic.
-//! Until then its node still sees it as desired to run, while all nodes already see that it is no backend.
+//! Ordered removal of backends: the node of a task that received traffic gets the order to stop it only when no live node
+//! sends the task new traffic. Until then the task's desired state in the node's view is Running, while all nodes already
+//! see that it is no backend.
 
 use crate::model::{NodeId, Revision, Task, TaskId, TaskState, Timestamp};
 use crate::store::Store;

@@ -1,4 +1,4 @@
-//! What goes into the dispatcher and what it answers.
+//! Input and output of the dispatcher.
 
 use crate::model::NodeId;
 use crate::protocol::{ToManager, ToNode};

@@ -37,7 +37,7 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: &TasksBySlot, rng: &mut imp
         filled.insert(number);
         missing -= 1;
     }
-    // The history of a slot goes with the slot.
+    // The history of a slot is removed with the slot.
     if missing == 0 {
         let unused = states.iter().filter(|(number, state)| matches!(state, SlotState::Empty) && !filled.contains(number));
         out.extend(unused.flat_map(|(number, _)| &tasks[number]).take(BATCH).map(|t| desire(t, TaskState::Remove)));

@@ -137,7 +137,7 @@ impl ServiceSlots<'_> {
         delay_over && !(may_wait && tasks.iter().any(|t| t.id != task.id && self.may_still_run(t)))
     }
 
-    /// The task may have a running container, on a node that can be told to stop it.
+    /// The task may have a running container, on a node that can receive the order to stop it.
     fn may_still_run(&self, task: &Task) -> bool {
         let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
         let reachable = node.is_some_and(|n| n.status.state.may_be_up());

@@ -64,7 +64,7 @@ impl Load {
         self.tasks.get(node).copied().unwrap_or(0)
     }
 
-    /// Tasks of the service on the node, and how many of its tasks failed there recently.
+    /// Tasks of the service on the node, and how many of its tasks failed on the node recently.
     pub(super) fn of_service(&self, service: &ServiceId, node: &NodeId) -> (usize, usize) {
         let key = (service.clone(), node.clone());
         let count = |map: &BTreeMap<(ServiceId, NodeId), usize>| map.get(&key).copied().unwrap_or(0);

@@ -3,7 +3,7 @@
 use super::load::Load;
 use crate::model::{NodeId, ServiceId};
 
-/// A node on which this many tasks of the service failed recently comes last.
+/// A node on which this many tasks of the service failed recently is the last choice.
 const MAX_FAILURES: usize = 5;
 
 /// Rank of a node for a service, lower is better: many failures or not, tasks of the service, all tasks.

@@ -278,7 +278,7 @@ fn applied_is_the_revision_of_the_slowest_live_node() {
 }
 
 #[test]
-fn a_task_is_told_to_stop_after_no_node_sends_to_it() {
+fn a_task_is_stopped_after_no_node_sends_to_it() {
     let mut fixture = DispatcherFixture::new(2);
     fixture.open(1, ONE);
     fixture.open(2, SessionId(2));

@@ -138,7 +138,7 @@ async fn thirty_tasks_are_assigned_with_one_commit_and_reach_the_node() {
 }
 
 #[tokio::test]
-async fn an_unknown_node_is_told_that_it_is_not_a_member() {
+async fn an_unknown_node_is_refused_as_not_a_member() {
     let fixture = manager_fixture().await;
     fixture.leads.send_replace(true);
     for _ in 0..200 {

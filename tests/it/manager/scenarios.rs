@@ -179,7 +179,7 @@ fn scale_down_leaves_the_nodes_balanced() {
 fn a_removed_service_leaves_nothing() {
     let mut simulation = six_on_three();
     simulation.command(vec![Action::Remove(Kind::Service, "whoami".to_owned())]);
-    simulation.until("gone", |s| s.tasks("whoami").is_empty());
+    simulation.until("removed", |s| s.tasks("whoami").is_empty());
     simulation.run(Duration::from_secs(1));
     assert_eq!(simulation.running_containers("whoami"), 0);
     for agent in simulation.agents.values() {
@@ -321,7 +321,7 @@ fn late_reports_never_move_a_task_back() {
         simulation.dump()
     );
     simulation.reconnect(&node(1));
-    simulation.until("gone", |s| s.tasks("whoami").is_empty());
+    simulation.until("removed", |s| s.tasks("whoami").is_empty());
     simulation.run(Duration::from_secs(1));
     assert_eq!(simulation.running_containers("whoami"), 0);
 }

@@ -168,7 +168,7 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
             Ok(_) => written.push(text),
             Err(error) => break error,
         }
-        assert!(written.len() < 100, "4 MiB hold no 20 MB");
+        assert!(written.len() < 100, "20 MB do not fit in 4 MiB");
     };
     assert!(matches!(&error, RaftError::Stopped(why) if why.contains("raft.redb") && why.contains("free space")), "{error}");
     assert!(running.raft.status().borrow().problem.is_some());

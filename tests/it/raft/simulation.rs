@@ -146,8 +146,8 @@ impl SimulatedNetwork {
         let manager = &self.managers[&id];
         assert_eq!(manager.disk, *manager.core.log(), "the core's log is on the disk");
         let compacted = manager.disk.last() - u64::try_from(manager.disk.len()).expect("small");
-        let held = manager.core.status().applied - compacted;
-        assert!(held <= SNAPSHOT_EVERY + KEEP, "{held} applied entries are kept: the log is not compacted");
+        let kept = manager.core.status().applied - compacted;
+        assert!(kept <= SNAPSHOT_EVERY + KEEP, "{kept} applied entries are kept: the log is not compacted");
         let known = self.history.range(..=manager.core.status().applied).map(|(i, d)| (*i, d.clone()));
         assert!(manager.applied.iter().map(|(i, d)| (*i, d.clone())).eq(known), "{id} skipped an entry");
         let status = manager.core.status();
@@ -369,10 +369,10 @@ fn a_lagging_follower_gets_a_snapshot_even_if_the_first_is_lost() {
 fn a_removed_manager_does_not_disturb_and_the_last_voter_stays() {
     let mut network = SimulatedNetwork::with_three_voters(5);
     let leader = network.leader().expect("leader");
-    let gone = (1..=3).find(|id| *id != leader).expect("follower");
-    network.change(MembershipChange::Remove(gone));
+    let removed = (1..=3).find(|id| *id != leader).expect("follower");
+    network.change(MembershipChange::Remove(removed));
     let (term, voters) = (network.status(leader).term, network.status(leader).voters);
-    assert!(!voters.contains(&gone));
+    assert!(!voters.contains(&removed));
     for _ in 0..200 {
         network.round();
     }
