@@ -6,6 +6,7 @@ mod admission;
 mod control;
 mod links;
 mod manager;
+mod manager_settings;
 mod member;
 mod network;
 mod report;

@@ -2,12 +2,13 @@
 //! 2377: joins from outside, sessions from inside the mesh.
 
 use super::admission::Admission;
+use super::manager_settings::manager_settings;
 use super::network::Network;
 use super::state_dir::MembershipFile;
 use super::{Daemon, member};
 use crate::datapath::Sockets as _;
-use crate::manager::replica::{Outcome, Replica};
-use crate::manager::{self, ManagerSettings, SessionId, Sessions};
+use crate::manager::replica::{ApplyOutcome, Replica};
+use crate::manager::{self, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, Role};
 use crate::protocol::{ToManager, ToNode};
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 /// Raft and store of a manager.
 pub(super) struct Replicated {
     pub store: StoreHandle,
-    pub raft: Raft<Outcome>,
+    pub raft: Raft<ApplyOutcome>,
     stop: CancellationToken,
 }
 
@@ -95,11 +96,7 @@ pub(super) fn start(
     tasks: &TaskTracker,
 ) -> anyhow::Result<()> {
     let timeouts = daemon.settings.timeouts;
-    let settings = ManagerSettings {
-        heartbeat: Duration::from_millis(timeouts.heartbeat_ms),
-        down_after: Duration::from_millis(timeouts.node_down_ms),
-        ..ManagerSettings::default()
-    };
+    let settings = manager_settings(&daemon.settings);
     let leads = leads(&replicated.raft, tasks, stop);
     let loops = manager::start(replicated.store.clone(), leads, settings, daemon.clock.clone(), rand::random(), stop.clone());
     let admission = Admission::new(replicated.store.clone(), daemon.clock.clone(), record.node_id.clone(), network);
@@ -122,7 +119,7 @@ pub(super) fn start(
 }
 
 /// Whether this manager leads, as it changes.
-fn leads(raft: &Raft<Outcome>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
+fn leads(raft: &Raft<ApplyOutcome>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
     let mut status = raft.status();
     let (sender, receiver) = watch::channel(status.borrow().is_leader);
     let stop = stop.clone();

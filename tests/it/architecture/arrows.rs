@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("http", ""),
     ("settings", ""),
     ("telemetry", ""),
-    ("store", ""),
+    ("store", "durable sync"),
     ("trust", ""),
     ("raft", ""),
     ("protocol", ""),

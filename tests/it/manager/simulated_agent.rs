@@ -1,4 +1,4 @@
-//! A node that obeys: its containers are entries of a map, its reports are late.
+//! A simulated node: its containers are entries of a map, and its reports are delayed.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -11,71 +11,69 @@ use skep::protocol::{FORMAT, ToManager, ToNode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A container that exists.
 #[derive(Clone, Debug)]
-pub struct Container {
+pub struct SimulatedContainer {
     pub task: Task,
     pub status: TaskStatus,
-    /// What it listens on.
     pub listens: Vec<ListeningPort>,
-    /// Steps until it ends by itself.
+    /// Steps until it exits on its own.
     pub life: Option<u32>,
-    /// Steps until it has stopped, once asked.
+    /// Steps until it has stopped after it was stop_began to.
     pub stopping: Option<u32>,
 }
 
-impl Container {
+impl SimulatedContainer {
     pub fn runs(&self) -> bool {
         (TaskState::Starting..=TaskState::Running).contains(&self.status.state)
     }
 }
 
-pub struct Agent {
+pub struct SimulatedAgent {
     pub id: NodeId,
     pub session: Option<SessionId>,
-    /// Packets go through.
-    pub linked: bool,
+    /// Messages are delivered.
+    pub connected: bool,
     pub removed: bool,
     pub revision: Revision,
     pub tasks: Arc<Tasks>,
     pub networks: Arc<Networks>,
     pub cluster: Option<Arc<ClusterPart>>,
-    pub containers: BTreeMap<TaskId, Container>,
-    unsent: BTreeMap<TaskId, TaskStatus>,
-    unsaid: BTreeMap<TaskId, Vec<ListeningPort>>,
+    pub containers: BTreeMap<TaskId, SimulatedContainer>,
+    unsent_statuses: BTreeMap<TaskId, TaskStatus>,
+    unsent_ports: BTreeMap<TaskId, Vec<ListeningPort>>,
 }
 
-impl Agent {
+impl SimulatedAgent {
     pub fn new(id: NodeId) -> Self {
         Self {
             id,
             session: None,
-            linked: true,
+            connected: true,
             removed: false,
             revision: Revision::default(),
             tasks: Arc::default(),
             networks: Arc::default(),
             cluster: None,
             containers: BTreeMap::new(),
-            unsent: BTreeMap::new(),
-            unsaid: BTreeMap::new(),
+            unsent_statuses: BTreeMap::new(),
+            unsent_ports: BTreeMap::new(),
         }
     }
 
     pub fn hello(&mut self) -> ToManager {
-        // Everything is told anew in a new session.
-        self.unsent = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
-        self.unsaid = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
+        // A new session starts with reports of everything.
+        self.unsent_statuses = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
+        self.unsent_ports = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
         ToManager::Hello {
             format: FORMAT,
-            description: super::build::description(self.id.as_str()),
+            description: super::fixture::description(self.id.as_str()),
             endpoints: Vec::new(),
             have: self.revision,
         }
     }
 
-    /// Takes in a message; answers at once.
-    pub fn hear(&mut self, message: ToNode) -> Option<ToManager> {
+    /// Processes a message and returns the answer.
+    pub fn receive(&mut self, message: ToNode) -> Option<ToManager> {
         match message {
             ToNode::View { revision, tasks, networks, cluster } => {
                 assert!(revision >= self.revision, "{} was sent an older view", self.id);
@@ -85,7 +83,7 @@ impl Agent {
                 self.cluster = cluster.or_else(|| self.cluster.take());
                 for task in self.tasks.by_id.values() {
                     for attachment in &task.attachments {
-                        assert!(self.networks.by_id.contains_key(&attachment.network_id), "a task came without its network");
+                        assert!(self.networks.by_id.contains_key(&attachment.network_id), "a task was sent without its network");
                     }
                 }
                 return Some(ToManager::Heartbeat { applied: revision });
@@ -97,13 +95,13 @@ impl Agent {
         None
     }
 
-    /// Does a little; returns the tasks that were asked to stop just now.
+    /// One step of every container; returns the tasks whose stop began in this step.
     pub fn step(&mut self, now: Timestamp, rng: &mut StdRng) -> Vec<TaskId> {
-        let mut told = Vec::new();
-        let (tasks, unsent) = (self.tasks.clone(), &mut self.unsent);
+        let mut stop_began = Vec::new();
+        let (tasks, unsent) = (self.tasks.clone(), &mut self.unsent_statuses);
         self.containers.retain(|id, c| tasks.by_id.contains_key(id) || c.runs());
         for task in tasks.by_id.values() {
-            self.containers.entry(task.id.clone()).or_insert_with(|| Container {
+            self.containers.entry(task.id.clone()).or_insert_with(|| SimulatedContainer {
                 task: task.clone(),
                 status: TaskStatus { container: None, ..task.status.clone() },
                 listens: Vec::new(),
@@ -115,7 +113,7 @@ impl Agent {
             let desired = tasks.by_id.get(id).map_or(TaskState::Remove, |t| t.desired_state);
             let not_before = tasks.by_id.get(id).and_then(|t| t.not_before);
             let before = container.status.state;
-            let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut told);
+            let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut stop_began);
             if next > before {
                 container.status = TaskStatus {
                     timestamp: now,
@@ -129,26 +127,26 @@ impl Agent {
             }
             if let Some(now) = container.listening(rng) {
                 container.listens.clone_from(&now);
-                self.unsaid.insert(id.clone(), now);
+                self.unsent_ports.insert(id.clone(), now);
             }
         }
-        told
+        stop_began
     }
 
     pub fn reports(&mut self) -> Vec<ToManager> {
         let mut all = Vec::new();
-        if !self.unsent.is_empty() {
-            all.push(ToManager::Status(std::mem::take(&mut self.unsent).into_iter().collect()));
+        if !self.unsent_statuses.is_empty() {
+            all.push(ToManager::Status(std::mem::take(&mut self.unsent_statuses).into_iter().collect()));
         }
-        if !self.unsaid.is_empty() {
-            all.push(ToManager::Listens(std::mem::take(&mut self.unsaid).into_iter().collect()));
+        if !self.unsent_ports.is_empty() {
+            all.push(ToManager::Listens(std::mem::take(&mut self.unsent_ports).into_iter().collect()));
         }
         all
     }
 }
 
-impl Container {
-    /// Begins to listen some time after it runs; flaky ones stop again.
+impl SimulatedContainer {
+    /// Starts to listen some time after the container runs; those of flaky services stop again.
     fn listening(&self, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
         let stops = if self.task.service_name.starts_with("flaky") { 0.02 } else { 0.0 };
         let flips = self.status.state == TaskState::Running && rng.random_bool(if self.listens.is_empty() { 0.5 } else { stops });
@@ -156,14 +154,14 @@ impl Container {
         flips.then(|| if self.listens.is_empty() { vec![port] } else { Vec::new() })
     }
 
-    fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, told: &mut Vec<TaskId>) -> TaskState {
+    fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, stop_began: &mut Vec<TaskId>) -> TaskState {
         let state = self.status.state;
         if state.is_final() {
             return state;
         }
         if desired > TaskState::Running {
             let left = self.stopping.get_or_insert_with(|| {
-                told.push(self.task.id.clone());
+                stop_began.push(self.task.id.clone());
                 rng.random_range(0..4)
             });
             if *left == 0 || !(TaskState::Starting..=TaskState::Running).contains(&state) {
@@ -192,7 +190,7 @@ impl Container {
     }
 }
 
-/// Services called crash… and once… end by themselves, flaky… sometimes.
+/// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too.
 fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
     let short = rng.random_range(0..5);
     match task.service_name.as_str() {

@@ -1,4 +1,4 @@
-//! Objects for tests.
+//! Objects for tests of the manager.
 
 use ipnet::Ipv6Net;
 use skep::manager::{JoiningNode, bootstrap, node_allocation};
@@ -38,7 +38,7 @@ pub fn description(name: &str) -> NodeDescription {
     NodeDescription { hostname: name.to_owned(), engine_version: "20.10.5".to_owned(), ..NodeDescription::default() }
 }
 
-pub fn newcomer(name: &str) -> JoiningNode {
+pub fn joining_node(name: &str) -> JoiningNode {
     let mut key = [0_u8; 32];
     for (to, from) in key.iter_mut().zip(name.bytes()) {
         *to = from;
@@ -59,12 +59,12 @@ pub fn apply(store: &mut Store, at: Timestamp, actions: Vec<Action>) {
     store.apply(store.index() + 1, &Transaction { at, actions }).unwrap();
 }
 
-/// A cluster of nodes n1 ….
+/// The store of a cluster with nodes `n1`, `n2`, …, admitted but without a session.
 pub fn store(nodes: usize) -> Store {
     let mut store = Store::default();
-    apply(&mut store, START, bootstrap(cluster(), "ingress-id".into(), newcomer("n1")).unwrap());
+    apply(&mut store, START, bootstrap(cluster(), "ingress-id".into(), joining_node("n1")).unwrap());
     for i in 2..=nodes {
-        let (_, actions) = node_allocation::admit(&store, newcomer(&format!("n{i}"))).unwrap();
+        let (_, actions) = node_allocation::admit(&store, joining_node(&format!("n{i}"))).unwrap();
         apply(&mut store, START, actions);
     }
     store

@@ -1,5 +1,6 @@
-//! Removal in order: a task that took traffic is told to stop only once no live node sends it anything new. Until then
-//! its node still sees it wished for, while all nodes already see that it is no backend.
+//! Ordered removal of backends: the node of a task that received traffic gets the order to stop it only when no live node
+//! sends the task new traffic. Until then the task's desired state in the node's view is Running, while all nodes already
+//! see that it is no backend.
 
 use crate::model::{NodeId, Revision, Task, TaskId, TaskState, Timestamp};
 use crate::store::Store;
@@ -7,20 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 struct DrainHold {
-    /// Raft index at which it stopped being a backend.
+    /// Raft index at which the task stopped being a backend.
     index: u64,
     since: Timestamp,
 }
 
-/// Tasks that are not told to stop yet.
+/// Tasks whose stop is held back.
 #[derive(Default)]
-pub struct DrainHolds {
+pub(super) struct DrainHolds {
     tasks: BTreeMap<TaskId, DrainHold>,
 }
 
 impl DrainHolds {
-    /// Finds tasks that stopped being backends because somebody wants them stopped.
-    pub fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
+    /// Adds tasks that stopped being backends because their desired state changed.
+    pub(super) fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
         for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
             if before.task(&task.id).is_some_and(Task::is_backend) {
                 self.tasks.insert(task.id.clone(), DrainHold { index: after.index(), since: now });
@@ -28,8 +29,8 @@ impl DrainHolds {
         }
     }
 
-    /// Lets go of those that every live node has given up, or that were held for `at_most`; returns their nodes.
-    pub fn release(&mut self, store: &Store, applied: Revision, now: Timestamp, at_most: Duration) -> BTreeSet<NodeId> {
+    /// Releases tasks that every live node has removed from its backends, and those held for `at_most`; returns their nodes.
+    pub(super) fn release(&mut self, store: &Store, applied: Revision, now: Timestamp, at_most: Duration) -> BTreeSet<NodeId> {
         let mut nodes = BTreeSet::new();
         self.tasks.retain(|id, hold| {
             let Some(task) = store.task(id).filter(|t| is_stopping(t)) else { return false };
@@ -42,13 +43,12 @@ impl DrainHolds {
         nodes
     }
 
-    /// True while the task is not to be told.
-    pub fn holds(&self, task: &TaskId) -> bool {
+    /// True while the stop of the task is held back.
+    pub(super) fn contains(&self, task: &TaskId) -> bool {
         self.tasks.contains_key(task)
     }
 
-    /// True if nothing is held.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 }
