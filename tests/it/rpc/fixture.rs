@@ -1,4 +1,4 @@
-//! What the tests of `rpc` stand on: a cluster's trust, a manager that admits, a tunnel that can be cut, a dispatcher.
+//! Fixtures of the tests of `rpc`: a cluster's CA and tokens, a manager that admits, a tunnel that can be cut, a dispatcher.
 
 use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,7 +12,7 @@ use skep::model::view::ClusterPart;
 use skep::model::{Availability, ClusterId, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
 use skep::protocol::{FORMAT, JoinRefused, JoinReply, JoinRequest, ToManager, ToNode};
 use skep::rpc::{
-    JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, Limits, ListenerKind, Server, SessionServer,
+    JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind, Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use std::collections::BTreeMap;
@@ -21,19 +21,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Waits until a condition holds; fails after ten seconds.
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < end, "in vain: {what}");
+        assert!(Instant::now() < end, "not within 10 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A cluster's roots of trust.
+/// A cluster's CA and join tokens.
 pub struct Trust {
     pub cluster: ClusterId,
     pub ca: RootCa,
@@ -59,7 +59,7 @@ impl Trust {
     }
 }
 
-/// A clock that is off.
+/// A clock that is wrong by so many seconds.
 pub struct OffBy(pub i64);
 impl Clock for OffBy {
     fn now(&self) -> Timestamp {
@@ -67,7 +67,7 @@ impl Clock for OffBy {
     }
 }
 
-/// A tunnel between the joiner and the manager; each way can be cut. Like WireGuard: who gets something answers it.
+/// A tunnel between the joiner and the manager; each direction can be cut. As with WireGuard, a received packet is answered.
 #[derive(Default)]
 pub struct Wire {
     pub up: AtomicBool,
@@ -79,22 +79,22 @@ pub struct Wire {
 
 impl Wire {
     fn to_manager(&self, bytes: u64) -> bool {
-        let through = self.up.load(SeqCst) && !self.out_cut.load(SeqCst);
-        if through {
+        let delivered = self.up.load(SeqCst) && !self.out_cut.load(SeqCst);
+        if delivered {
             self.at_manager.fetch_add(bytes, SeqCst);
         }
-        through
+        delivered
     }
     fn to_joiner(&self, bytes: u64) -> bool {
-        let through = self.up.load(SeqCst) && !self.in_cut.load(SeqCst);
-        if through {
+        let delivered = self.up.load(SeqCst) && !self.in_cut.load(SeqCst);
+        if delivered {
             self.at_joiner.fetch_add(bytes, SeqCst);
         }
-        through
+        delivered
     }
 }
 
-/// What happened, in order.
+/// Recorded calls, in order.
 #[derive(Clone, Default)]
 pub struct Journal(Arc<Mutex<Vec<String>>>);
 impl Journal {
@@ -113,17 +113,16 @@ impl Journal {
 }
 
 /// A change to a reply.
-pub type Twist = fn(&mut JoinReply);
+pub type ReplyChange = fn(&mut JoinReply);
 
 /// A manager that admits.
 pub struct Authority {
     pub trust: Arc<Trust>,
     pub wire: Arc<Wire>,
     pub journal: Journal,
-    /// It sends_probes joiners from its side too.
+    /// It also sends probes to joiners.
     pub sends_probes: bool,
-    /// What it does to its replies.
-    pub twist: Twist,
+    pub change_reply: ReplyChange,
 }
 
 #[async_trait]
@@ -150,7 +149,7 @@ impl JoinAuthority for Authority {
             manager_key: WgKey([1; 32]),
             view: view(mesh, 7),
         };
-        (self.twist)(&mut reply);
+        (self.change_reply)(&mut reply);
         Ok(reply)
     }
     async fn received(&self, _: &NodeId) -> u64 {
@@ -178,17 +177,17 @@ pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
     }
 }
 
-/// A joiner's tunnel.
-pub struct Side {
+/// The joiner's side of a [`Wire`].
+pub struct FakeTunnel {
     pub wire: Arc<Wire>,
     pub journal: Journal,
     pub broken: bool,
-    /// Its tunnel answers nothing once it is up.
+    /// Reading its counters never returns.
     pub hangs: bool,
 }
 
 #[async_trait]
-impl JoinerSide for Side {
+impl JoinerSide for FakeTunnel {
     async fn bring_up(&self, _: &JoinReply) -> anyhow::Result<()> {
         self.journal.note("up");
         anyhow::ensure!(!self.broken, "no TUN device on this machine");
@@ -216,9 +215,9 @@ impl JoinerSide for Side {
 #[derive(Default)]
 pub struct Dispatcher {
     pub journal: Journal,
-    /// What it does instead of welcoming.
+    /// Sent instead of `Welcome`.
     pub instead: Mutex<Option<ToNode>>,
-    /// It refuses with this text.
+    /// It refuses sessions with this text.
     pub refuses: Mutex<Option<String>>,
     /// It does not answer heartbeats.
     pub dead: AtomicBool,
@@ -275,6 +274,7 @@ impl SessionServer for Dispatcher {
 
 /// A server that runs until dropped.
 pub struct Manager {
+    pub identity: watch::Sender<Arc<Identity>>,
     pub address: SocketAddr,
     pub wire: Arc<Wire>,
     pub journal: Journal,
@@ -292,22 +292,22 @@ impl Drop for Manager {
 pub struct Setup {
     pub trust: Arc<Trust>,
     pub identity: Identity,
-    pub door: ListenerKind,
-    pub limits: Limits,
+    pub kind: ListenerKind,
+    pub limits: ServerLimits,
     pub sends_probes: bool,
-    pub twist: Twist,
+    pub change_reply: ReplyChange,
     pub address: SocketAddr,
 }
 
 impl Setup {
-    pub fn new(trust: &Arc<Trust>, door: ListenerKind) -> Self {
+    pub fn new(trust: &Arc<Trust>, kind: ListenerKind) -> Self {
         Self {
             trust: trust.clone(),
             identity: trust.identity(Role::Manager),
-            door,
-            limits: Limits { proof_interval: Duration::from_millis(10), ..Limits::default() },
+            kind,
+            limits: ServerLimits { proof_interval: Duration::from_millis(10), ..ServerLimits::default() },
             sends_probes: false,
-            twist: |_| {},
+            change_reply: |_| {},
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }
@@ -318,17 +318,17 @@ impl Setup {
             wire: wire.clone(),
             journal: journal.clone(),
             sends_probes: self.sends_probes,
-            twist: self.twist,
+            change_reply: self.change_reply,
         };
+        let (identity, identities) = watch::channel(Arc::new(self.identity));
         let server =
-            Server::new(Arc::new(self.identity), Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits)
-                .unwrap();
+            Server::new(identities, Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits).unwrap();
         let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        let (shutdown, door) = (CancellationToken::new(), self.door);
+        let (shutdown, kind) = (CancellationToken::new(), self.kind);
         let token = shutdown.clone();
-        let served = Some(tokio::spawn(async move { server.serve(listener, door, token).await }));
-        Manager { address, wire, journal, dispatcher, shutdown, served }
+        let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
+        Manager { identity, address, wire, journal, dispatcher, shutdown, served }
     }
 }
 
@@ -336,12 +336,12 @@ pub fn options(timeout: Duration) -> JoinOptions {
     JoinOptions { timeout, proof_interval: Duration::from_millis(10), clock: Arc::new(SystemClock) }
 }
 
-pub fn side(manager: &Manager) -> Side {
-    Side { wire: manager.wire.clone(), journal: manager.journal.clone(), broken: false, hangs: false }
+pub fn side(manager: &Manager) -> FakeTunnel {
+    FakeTunnel { wire: manager.wire.clone(), journal: manager.journal.clone(), broken: false, hangs: false }
 }
 
-/// Joins as a worker would.
-pub async fn join(at: SocketAddr, token: &str, side: &Side, options: &JoinOptions) -> Result<Joined, JoinError> {
+/// Joins as a worker does.
+pub async fn join(at: SocketAddr, token: &str, side: &FakeTunnel, options: &JoinOptions) -> Result<Joined, JoinError> {
     let node_key = NodeKey::generate().unwrap();
     let parts = JoinParts {
         token,
@@ -354,7 +354,7 @@ pub async fn join(at: SocketAddr, token: &str, side: &Side, options: &JoinOption
     skep::rpc::join(at, parts, side, options).await
 }
 
-/// Speaks TLS to anybody, as an attacker would.
+/// Opens a TLS connection without checking the server, as an attacker does.
 pub async fn tls(
     at: SocketAddr,
     alpn: &str,
@@ -365,7 +365,7 @@ pub async fn tls(
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody));
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyServer));
     let mut config = match identity {
         Some(identity) => {
             let chain = vec![CertificateDer::from(identity.certificate_der().unwrap())];
@@ -382,8 +382,8 @@ pub async fn tls(
 }
 
 #[derive(Debug)]
-struct Anybody;
-impl ServerCertVerifier for Anybody {
+struct AcceptAnyServer;
+impl ServerCertVerifier for AcceptAnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,15 +1,16 @@
-//! One host with a real engine, our driver on its plugin socket with links made by `ip`, and an agent beside it.
+//! A host with a real engine, skep's driver on its plugin socket with links made by `ip`, and an agent.
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use skep::agent::{AgentConfig, run};
+use skep::agent::{AgentChannels, AgentConfig, run};
 use skep::clock::SystemClock;
 use skep::datapath::Links;
 use skep::http::{bind_unix, serve_unix};
 use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
-use skep::model::mesh::{MeshPrefix, gateway};
+use skep::model::fixture;
+use skep::model::mesh::gateway;
 use skep::model::task::{Attachment, ContainerSpec, TaskSpec};
-use skep::model::view::{ClusterPart, NetworkPart, Networks, Tasks};
+use skep::model::view::{NetworkPart, Networks, Tasks};
 use skep::model::{Meta, NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus};
 use skep::overlay::driver::{Driver, router};
 use skep::runtime::{DockerEngine, Engine};
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub const ME: &str = "agenttestnode";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Veths with their other end in a namespace `mesh` of the host; enough to talk on one node.
+/// Veth pairs into a namespace `mesh` of the host; enough for traffic on one node.
 struct IpLinks {
     host: u32,
 }
@@ -55,7 +56,7 @@ impl Links for IpLinks {
     }
 }
 
-pub struct Rig {
+pub struct AgentFixture {
     lab: Lab,
     pub host: Host,
     pub engine: Arc<dyn Engine>,
@@ -67,11 +68,11 @@ pub struct Rig {
     agent: CancellationToken,
     driver: CancellationToken,
     index: u64,
-    /// Last, so that a test that failed leaves nothing behind either.
+    /// Dropped last, so that a failed test leaves nothing behind either.
     _files: Files,
 }
 
-/// Removes a directory once the host in it is gone.
+/// Removes a directory once its host is removed.
 struct Files(PathBuf);
 
 impl Drop for Files {
@@ -85,7 +86,7 @@ impl Drop for Files {
     }
 }
 
-impl Rig {
+impl AgentFixture {
     /// A host without an engine yet, an agent that waits for it.
     pub async fn without_engine(name: &str) -> Self {
         let dir = PathBuf::from(format!("/tmp/agent-{name}-{}", std::process::id()));
@@ -96,7 +97,7 @@ impl Rig {
         host.run("nsenter --net=/run/netns/mesh sysctl -qw net.ipv4.ip_forward=1").await.expect("forwards");
         let engine = DockerEngine::connect(&format!("unix://{}", host.engine_socket().display())).expect("a URL");
         let (view, _) = watch::channel(None);
-        let mut rig = Self {
+        let mut fixture = Self {
             lab,
             host,
             engine: Arc::new(engine),
@@ -110,15 +111,15 @@ impl Rig {
             index: 0,
             _files: Files(dir),
         };
-        rig.start_agent();
-        rig
+        fixture.start_agent();
+        fixture
     }
 
     pub async fn new(name: &str) -> Self {
-        let mut rig = Self::without_engine(name).await;
-        rig.start_driver();
-        rig.start_engine().await;
-        rig
+        let mut fixture = Self::without_engine(name).await;
+        fixture.start_driver();
+        fixture.start_engine().await;
+        fixture
     }
 
     pub async fn start_engine(&mut self) {
@@ -126,10 +127,10 @@ impl Rig {
         whoami_image(&self.host).await.expect("an image");
     }
 
-    /// Starts the engine with what it had before.
+    /// Starts the engine with its state from before.
     pub async fn restart_engine(&mut self) {
         self.host.stop_engine().await.expect("stops");
-        // Another engine may be tried: a root directory made by debootstrap.
+        // Another engine may be tested: a root directory made by debootstrap.
         let root = match std::env::var_os("SKEP_TEST_ENGINE_ROOT") {
             Some(directory) => EngineRoot::Directory(directory.into()),
             None => EngineRoot::Machine,
@@ -148,13 +149,13 @@ impl Rig {
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.driver.clone()));
     }
 
-    /// Takes the driver's socket away, as when the daemon is not up.
+    /// Removes the driver's socket, as when the daemon does not run.
     pub fn stop_driver(&mut self) {
         self.driver.cancel();
         std::fs::remove_file(self.plugin_socket()).expect("removes the socket");
     }
 
-    /// The host has its own /run: the way in goes by its first process.
+    /// The host has its own /run, reached through its first process.
     fn plugin_socket(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root/run/docker/plugins/skep.sock", self.host.pid()))
     }
@@ -168,10 +169,10 @@ impl Rig {
         self.statuses = statuses;
         let skep = Some(self.host.dir().join("skep.sock"));
         let mut config = AgentConfig::new(NodeId::from(ME), self.host.engine_socket(), skep, self.mtu.subscribe());
-        config.stranger_grace = Duration::from_millis(500);
+        config.unassigned_grace = Duration::from_millis(500);
         let applied = watch::channel(Revision::default()).0;
-        let (engine, view, stop) = (self.engine.clone(), self.view.subscribe(), self.agent.clone());
-        tokio::spawn(run(config, engine, view, status, applied, Arc::new(SystemClock), stop));
+        let channels = AgentChannels { view: self.view.subscribe(), status, applied };
+        tokio::spawn(run(config, channels, self.engine.clone(), Arc::new(SystemClock), self.agent.clone()));
     }
 
     /// The managers want exactly these tasks.
@@ -181,26 +182,15 @@ impl Rig {
         for attachment in tasks.iter().flat_map(|t| &t.attachments) {
             let subnet = attachment.address.trunc();
             let part = NetworkPart {
-                name: attachment.network_id.to_string(),
-                subnet,
-                gateway: gateway(subnet),
                 internal: attachment.network_id.as_str().starts_with("internal"),
-                ingress: attachment.network_id.as_str() == "ingress",
-                members: Vec::new(),
-                services: Vec::new(),
+                ..fixture::network_part(attachment.network_id.as_str(), subnet, Vec::new())
             };
             by_id.insert(attachment.network_id.clone(), part);
         }
         self.view.send_replace(Some(Arc::new(NodeView {
-            revision: Revision { incarnation: 1, index: self.index },
             tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
             networks: Arc::new(Networks { by_id }),
-            cluster: Arc::new(ClusterPart {
-                mesh: MeshPrefix("fd00::/48".parse().expect("a prefix")),
-                pools: Vec::new(),
-                nodes: Vec::new(),
-                ports: Vec::new(),
-            }),
+            ..fixture::node_view(self.index, Vec::new(), fixture::cluster_part(Vec::new()))
         })));
     }
 
@@ -209,9 +199,9 @@ impl Rig {
         self.wait(task, &format!("{state:?}"), |seen| seen == state).await
     }
 
-    /// Waits until the task is over, whichever way: a signal that comes before the shell's trap ends it by force.
-    pub async fn until_over(&mut self, task: &Task) -> TaskStatus {
-        self.wait(task, "over", TaskState::is_final).await
+    /// Waits until the task is in any final state: a signal before the shell has set its trap kills it.
+    pub async fn until_final(&mut self, task: &Task) -> TaskStatus {
+        self.wait(task, "final", TaskState::is_final).await
     }
 
     async fn wait(&mut self, task: &Task, what: &str, good: impl Fn(TaskState) -> bool) -> TaskStatus {
@@ -248,12 +238,12 @@ impl Rig {
             Ok(())
         })
         .await
-        .expect("comes true");
+        .expect("in time");
     }
 
     pub async fn stop(self) {
         self.agent.cancel();
-        // The driver last: an engine without it waits half a minute per endpoint that it takes down.
+        // The driver last: an engine without it waits half a minute per endpoint that it removes.
         self.host.stop().await;
         self.driver.cancel();
         self.lab.stop().await.expect("removes its files");
@@ -298,7 +288,7 @@ pub fn wanting(task: &Task, state: TaskState) -> Task {
     Task { desired_state: state, ..task.clone() }
 }
 
-/// Runs until it is told to stop, then ends with 0.
+/// Exits with 0 on SIGTERM.
 pub const POLITE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
-/// Does not listen to SIGTERM.
+/// Ignores SIGTERM.
 pub const STUBBORN: &str = "trap '' TERM; while :; do sleep 1; done";
