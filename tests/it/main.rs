@@ -17,6 +17,7 @@ mod overlay;
 mod ports;
 mod raft;
 mod rpc;
+mod shared_fixture;
 mod sockdiag;
 mod store;
 mod swarm;

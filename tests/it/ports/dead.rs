@@ -34,7 +34,7 @@ async fn idle(swarm: &Swarm) -> [Vec<Place>; 2] {
         let back = on.clone().find(|n| n["Network"]["Spec"]["Name"] == "back").expect("an address on the network");
         let address = back["Addresses"][0].as_str().and_then(|a| a.split('/').next()?.parse().ok()).expect("address");
         let id = task["ID"].as_str().expect("id").to_owned();
-        places[number_of(swarm, &task).await].push(Place { task: id, namespace: of_task(swarm, &task).await, address });
+        places[index_of(swarm, &task).await].push(Place { task: id, namespace: of_task(swarm, &task).await, address });
     }
     assert!(places.iter().all(|there| there.len() == 2), "two on each host");
     places

@@ -54,7 +54,7 @@ async fn a_container_that_listens_late_is_known_to_listen_late() {
     assert!(shown.iter().all(|t| t["Listens"].is_null() && t["listens"].is_null()), "no field that Docker does not know");
 
     // What changes while a daemon is away is seen when it is back.
-    let number = number_of(&swarm, &tasks[0]).await;
+    let number = index_of(&swarm, &tasks[0]).await;
     swarm.hosts[number].stop_daemon(true).await.expect("killed");
     drop((dual, other));
     let late = listen(&two, "0.0.0.0:80").await;
