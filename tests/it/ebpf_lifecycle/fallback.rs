@@ -65,7 +65,7 @@ async fn name_resolves_to_tasks(swarm: &Swarm, host: &Host) {
 }
 
 /// Mount point of the machine's cgroup2 tree.
-fn cgroup_cgroup_tree() -> PathBuf {
+fn cgroup_tree() -> PathBuf {
     let root = bpf::cgroup();
     std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).expect("a path")
 }
