@@ -19,6 +19,7 @@ mod overlay;
 mod ports;
 mod raft;
 mod rpc;
+mod shared_fixture;
 mod sockdiag;
 mod store;
 mod swarm;

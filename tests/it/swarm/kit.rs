@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use skep::datapath::netns;
-use skep::http::{HttpReply, UnixClient};
+use skep::http::{Reply, UnixClient};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -42,7 +42,7 @@ pub async fn start_as(host: &mut Host, program: &Path) {
     host.start_daemon(program, &["--config", file.to_str().expect("path")]).await.expect("daemon");
 }
 
-/// A swarm of so many hosts, the first one the manager.
+/// A swarm of `count` hosts, the first one the manager.
 pub async fn swarm(name: &str, count: u8, settings: &str) -> Swarm {
     let swarm = hosts(name, count, settings).await;
     init(&swarm.hosts[0]).await;
@@ -59,7 +59,7 @@ pub async fn init(host: &Host) {
     ok(&post(host, "/swarm/init", &body).await);
 }
 
-pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> HttpReply {
+pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> Reply {
     let body = json!({
         "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address().to_string(),
         "RemoteAddrs": [format!("{manager}:2377")], "JoinToken": token,
@@ -71,7 +71,7 @@ pub async fn worker_token(manager: &Host) -> String {
     get(manager, "/swarm").await["JoinTokens"]["Worker"].as_str().expect("token").to_owned()
 }
 
-pub async fn post(host: &Host, target: &str, body: &Value) -> HttpReply {
+pub async fn post(host: &Host, target: &str, body: &Value) -> Reply {
     UnixClient::new(host.skep_socket()).request("POST", target, Some(body)).await.expect("skep answers")
 }
 
@@ -89,7 +89,7 @@ pub async fn dump(host: &Host) -> anyhow::Result<Value> {
 }
 
 /// Waits until a port has so many backends on every host: tasks that listen.
-pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
+pub async fn wait_for_backends(hosts: &[Host], port: &str, count: usize) {
     for host in hosts {
         within(30, "every task to listen", || async {
             let backends = dump(host).await?["ebpf"]["ports"][port]["backends"].take();
@@ -100,12 +100,12 @@ pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
     }
 }
 
-pub fn ok(reply: &HttpReply) {
+pub fn ok(reply: &Reply) {
     assert!(reply.status.is_success(), "{} {}", reply.status, said(reply));
 }
 
 /// The error's message.
-pub fn said(reply: &HttpReply) -> String {
+pub fn said(reply: &Reply) -> String {
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     body["message"].as_str().unwrap_or_default().to_owned()
 }
@@ -142,7 +142,7 @@ impl Swarm {
         .await;
     }
 
-    /// A service of the demo's image, published if a port is given.
+    /// Creates a service of the demo's image, published if there is a port. `more` has further parts of the task template.
     pub async fn service(&self, name: &str, replicas: usize, port: Option<u16>, more: Value) {
         let mut container = json!({ "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 });
         if let (Some(into), Some(from)) = (container.as_object_mut(), more["ContainerSpec"].as_object()) {
@@ -161,7 +161,7 @@ impl Swarm {
         ok(&post(&self.hosts[0], "/services/create", &spec).await);
     }
 
-    /// The service's running tasks, once there are so many.
+    /// The service's running tasks, once there are `count`.
     pub async fn running(&self, service: &str, count: usize) -> Vec<Value> {
         within(40, "running tasks", || async {
             let tasks = self.tasks(service).await;

@@ -1,6 +1,6 @@
-//! A network namespace to act in: a host's, a container's, the fabric's.
+//! The network namespaces that tests open sockets and run commands in: of a lab host, of a container, of the lab's bridge.
 
-use super::super::load::place_of;
+use super::super::load::namespace_of;
 use super::super::swarm::kit::*;
 use serde_json::Value;
 use skep::datapath::netns;
@@ -14,20 +14,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-pub struct Spot {
+pub struct Namespace {
+    /// Name of the host; a container has that of its node.
     pub name: String,
     pub path: PathBuf,
     /// The container's id; empty for others.
     pub container: String,
     fd: File,
-    /// What holds the namespace open, if nothing else does.
-    keeper: Option<Child>,
+    /// A process that keeps the namespace alive, if nothing else does.
+    holder: Option<Child>,
 }
 
-impl Spot {
+impl Namespace {
     fn new(name: &str, path: PathBuf, container: &str, holder: Option<Child>) -> Self {
         let fd = File::open(&path).unwrap_or_else(|e| panic!("namespace {}: {e}", path.display()));
-        Self { name: name.to_owned(), path, container: container.to_owned(), fd, keeper: holder }
+        Self { name: name.to_owned(), path, container: container.to_owned(), fd, holder }
     }
 
     pub fn at(name: &str, path: &str) -> Self {
@@ -41,29 +42,30 @@ impl Spot {
     /// The container of a task, named after its node.
     pub async fn of_task(swarm: &Swarm, task: &Value) -> Self {
         let id = task["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
-        let (host, path) = place_of(swarm, task).await;
+        let (host, path) = namespace_of(swarm, task).await;
         Self::new(host.name(), path, id, None)
     }
 
-    /// The wire between the hosts.
-    pub async fn of_fabric(lab: &Lab) -> Self {
-        let holder = lab.command("sleep").arg("infinity").kill_on_drop(true).spawn().expect("a process in the fabric");
+    /// The lab's bridge between the hosts.
+    pub async fn of_bridge(lab: &Lab) -> Self {
+        let holder =
+            lab.command("sleep").arg("infinity").kill_on_drop(true).spawn().expect("a process in the bridge's namespace");
         let outer = holder.id().expect("runs");
-        let inner = within(5, "a process in the fabric", || async {
+        let inner = within(5, "a process in the bridge's namespace", || async {
             let children = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
             children.split_whitespace().next().map(str::to_owned).ok_or_else(|| anyhow::anyhow!("none yet"))
         })
         .await;
-        Self::new("fabric", format!("/proc/{inner}/ns/net").into(), "", Some(holder))
+        Self::new("bridge", format!("/proc/{inner}/ns/net").into(), "", Some(holder))
     }
 
-    /// A new namespace that a process of this one makes for itself, as an engine inside a container does.
+    /// A new namespace, created by a process in this one, as an engine inside a container does.
     pub async fn nested(&self) -> Self {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path.display())).args(["unshare", "--net", "sleep", "infinity"]).kill_on_drop(true);
         let holder = command.spawn().expect("unshare");
         let path: PathBuf = format!("/proc/{}/ns/net", holder.id().expect("runs")).into();
-        within(5, "a namespace of its own", || async {
+        within(5, "another namespace", || async {
             let name = std::fs::read_to_string(path.with_file_name("../comm"))?;
             anyhow::ensure!(name.trim() == "sleep", "{name}");
             Ok(())
@@ -72,12 +74,12 @@ impl Spot {
         Self::new("nested", path, "", Some(holder))
     }
 
-    /// The process that holds a nested namespace.
+    /// The process that keeps a nested namespace alive.
     pub fn holder(&self) -> u32 {
-        self.keeper.as_ref().and_then(Child::id).expect("held by a process")
+        self.holder.as_ref().and_then(Child::id).expect("a nested namespace")
     }
 
-    /// Runs `f` inside; what it opens stays there.
+    /// Runs `f` inside; sockets that it opens stay in the namespace.
     pub fn inside<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         netns::briefly(self.fd.as_fd(), f)
     }
@@ -118,12 +120,12 @@ impl Spot {
         })
     }
 
-    /// Sends IPv4 packets as they are given.
+    /// A socket that sends IPv4 packets with the header that the caller wrote.
     pub fn raw(&self) -> Socket {
         self.inside(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))).expect("a raw socket (root needed)")
     }
 
-    /// Hears every frame of every device.
+    /// Captures every frame of every device.
     pub fn capture(&self) -> Capture {
         let all = Protocol::from(i32::from(0x0003_u16.to_be()));
         let socket = self.inside(|| Socket::new(Domain::PACKET, Type::RAW, Some(all))).expect("a capture (root needed)");
@@ -136,7 +138,7 @@ impl Spot {
 pub struct Capture(Socket);
 
 impl Capture {
-    /// The frames since the last time.
+    /// The frames since the last call.
     pub fn frames(&self) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         let mut buffer = vec![0; 65_536];
@@ -147,7 +149,7 @@ impl Capture {
     }
 }
 
-/// How many frames hold a text.
-pub fn holding(frames: &[Vec<u8>], text: &[u8]) -> usize {
+/// Number of frames that contain a text.
+pub fn frames_with(frames: &[Vec<u8>], text: &[u8]) -> usize {
     frames.iter().filter(|frame| frame.windows(text.len()).any(|window| window == text)).count()
 }
