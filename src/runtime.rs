@@ -79,7 +79,7 @@ pub enum Health {
     /// No check has succeeded yet.
     Starting,
     Healthy,
-    /// More checks in a row failed than the spec's retries.
+    /// As many checks in a row failed as the spec's `Retries`.
     Unhealthy,
 }
 
