@@ -19,6 +19,7 @@ mod links;
 mod loops;
 mod manager_part;
 mod manager_role;
+mod manager_settings;
 mod member;
 mod network;
 mod relay;

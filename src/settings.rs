@@ -37,6 +37,7 @@ pub struct Settings {
     pub ports: PortSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
+    pub manager: ManagerTimeouts,
     pub raft: RaftTiming,
 }
 
@@ -129,6 +130,26 @@ impl Timeouts {
     }
 }
 
+/// Timeouts of the leader's loops. [`Timeouts`] has those that nodes share with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManagerTimeouts {
+    /// Time that a node has from its admission to its first session, in milliseconds. Longer than a join may take.
+    pub join_grace_ms: u64,
+    /// Longest time that a replacement waits for its predecessor to stop, in milliseconds.
+    pub replace_wait_ms: u64,
+    /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
+    pub stop_hold_ms: u64,
+    /// Tasks of a node are orphaned after it was down for this long, in seconds.
+    pub orphan_after_s: u64,
+}
+
+impl Default for ManagerTimeouts {
+    fn default() -> Self {
+        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, orphan_after_s: 86_400 }
+    }
+}
+
 /// Raft's clock and log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -176,6 +197,7 @@ impl Default for Settings {
             ports: PortSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
+            manager: ManagerTimeouts::default(),
             raft: RaftTiming::default(),
         }
     }

@@ -67,13 +67,13 @@ impl AgentFixture {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("not within 5 s: {what}: {:?}", self.engine.world().calls);
+        panic!("not within 5 s: {what}: {:?}", self.engine.state().calls);
     }
 }
 
 fn engine() -> Arc<FakeEngine> {
     let engine = FakeEngine::default();
-    engine.world().images.insert("web:1".to_owned());
+    engine.state().images.insert("web:1".to_owned());
     Arc::new(engine)
 }
 
@@ -91,21 +91,21 @@ async fn a_task_with_a_network_runs_stops_and_is_removed() {
     assert_eq!(running.message, "started");
     assert!(running.container.is_some_and(|c| c.pid > 0));
     assert_eq!(agent.applied.borrow().index, 1);
-    assert_eq!(agent.engine.world().networks.len(), 1);
+    assert_eq!(agent.engine.state().networks.len(), 1);
     agent.want(&[shut(t)]);
     agent.until("t1", TaskState::Shutdown).await;
-    assert_eq!(agent.engine.world().containers.len(), 1, "a finished task keeps its container");
+    assert_eq!(agent.engine.state().containers.len(), 1, "a finished task keeps its container");
     agent.want(&[]);
-    agent.eventually("all gone", |e| e.world().containers.is_empty() && e.world().networks.is_empty()).await;
+    agent.eventually("all gone", |e| e.state().containers.is_empty() && e.state().networks.is_empty()).await;
 }
 
 #[tokio::test]
 async fn a_slow_pull_and_a_slow_stop_do_not_delay_other_tasks() {
     let mut agent = AgentFixture::new(engine());
     {
-        let mut world = agent.engine.world();
-        world.pull_time = Duration::from_hours(1);
-        world.registry.insert("big:1".to_owned());
+        let mut state = agent.engine.state();
+        state.pull_time = Duration::from_hours(1);
+        state.registry.insert("big:1".to_owned());
     }
     let mut slow: Vec<Task> = (0..10).map(|n| task(&format!("slow{n}"))).collect();
     for t in &mut slow {
@@ -114,7 +114,7 @@ async fn a_slow_pull_and_a_slow_stop_do_not_delay_other_tasks() {
     let stopped = task("stopped");
     agent.want(std::slice::from_ref(&stopped));
     agent.until("stopped", TaskState::Running).await;
-    agent.engine.world().stop_time = Duration::from_hours(1);
+    agent.engine.state().stop_time = Duration::from_hours(1);
     let mut all = slow.clone();
     all.extend([shut(stopped), task("t1")]);
     agent.want(&all);
@@ -137,7 +137,7 @@ async fn the_agent_waits_for_an_engine_that_restarts() {
     agent.engine.go_down();
     agent.want(&[task("t1"), task("t2")]);
     // The container ends while the engine does not answer.
-    agent.engine.end(&id, 1);
+    agent.engine.exit(&id, 1);
     agent.engine.come_back();
     assert_eq!(agent.until("t1", TaskState::Failed).await.err, "task: non-zero exit (1)");
     agent.until("t2", TaskState::Running).await;
@@ -151,12 +151,12 @@ async fn a_restarted_agent_adopts_containers_and_removes_those_of_unknown_tasks(
     agent.until("t1", TaskState::Running).await;
     agent.until("t2", TaskState::Running).await;
     agent.shutdown.cancel();
-    engine.world().calls.clear();
+    engine.state().calls.clear();
     let mut again = AgentFixture::new(engine.clone());
     again.want(&[task("t1")]);
     again.until("t1", TaskState::Running).await;
-    again.eventually("t2 gone", |e| e.world().containers.len() == 1).await;
-    let calls = engine.world().calls.clone();
+    again.eventually("t2 gone", |e| e.state().containers.len() == 1).await;
+    let calls = engine.state().calls.clone();
     assert!(!calls.iter().any(|c| c.starts_with("start") || c.starts_with("create")), "{calls:?}");
 }
 
@@ -164,10 +164,10 @@ async fn a_restarted_agent_adopts_containers_and_removes_those_of_unknown_tasks(
 async fn health_and_failures_are_reported() {
     let mut agent = AgentFixture::new(engine());
     {
-        let mut world = agent.engine.world();
-        world.images.extend(["sick:1".to_owned(), "broken:1".to_owned()]);
-        world.checked.insert("sick:1".to_owned());
-        world.broken.insert("broken:1".to_owned(), "exec: \"nope\": not found".to_owned());
+        let mut state = agent.engine.state();
+        state.images.extend(["sick:1".to_owned(), "broken:1".to_owned()]);
+        state.checked.insert("sick:1".to_owned());
+        state.broken.insert("broken:1".to_owned(), "exec: \"nope\": not found".to_owned());
     }
     let image = |id: &str, image: &str| {
         let mut t = task(id);
@@ -178,7 +178,7 @@ async fn health_and_failures_are_reported() {
     assert_eq!(agent.until("absent", TaskState::Rejected).await.err, "pull access denied for absent:1");
     assert_eq!(agent.until("broken", TaskState::Failed).await.err, "starting container failed: exec: \"nope\": not found");
     let id = agent.until("sick", TaskState::Starting).await.container.expect("made").container_id;
-    agent.eventually("it runs", |e| e.world().calls.contains(&format!("start {id}"))).await;
+    agent.eventually("it runs", |e| e.state().calls.contains(&format!("start {id}"))).await;
     agent.engine.set_health(&id, Health::Healthy);
     agent.until("sick", TaskState::Running).await;
     agent.engine.set_health(&id, Health::Unhealthy);
@@ -193,5 +193,5 @@ async fn leaving_removes_all_containers_and_networks_of_skep() {
     agent.until("t1", TaskState::Running).await;
     agent.shutdown.cancel();
     remove_all(&NodeId::from(ME), &*engine).await.expect("removes");
-    assert!(engine.world().containers.is_empty() && engine.world().networks.is_empty());
+    assert!(engine.state().containers.is_empty() && engine.state().networks.is_empty());
 }

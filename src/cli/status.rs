@@ -124,7 +124,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// The datapath that serves a port, and why it is not the eBPF datapath; of both address families if they differ.
 fn datapath_of_port(ebpf: &EbpfStatus, name: &str) -> String {
-    let datapath = |name: &str| match ebpf.left.get(name) {
+    let datapath = |name: &str| match ebpf.unavailable_ports.get(name) {
         _ if ebpf.ports.contains(name) => "eBPF".to_owned(),
         Some(why) => format!("userspace: {why}"),
         None => "userspace".to_owned(),

@@ -3,7 +3,7 @@
 use super::records::Records;
 use super::server::{GatewayServer, ServerContext};
 use super::{DnsSettings, PORT};
-use crate::datapath::{Sockets, ebpf::Ready, sockets::HereSockets};
+use crate::datapath::{Sockets, ebpf::VipReadiness, sockets::HereSockets};
 use crate::model::{NodeId, NodeView, Revision};
 use crate::sync::replace_if_changed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub async fn run(
     me: NodeId,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     sockets: Arc<dyn Sockets>,
-    mut ready: watch::Receiver<Ready>,
+    mut ready: watch::Receiver<VipReadiness>,
     applied: watch::Sender<Revision>,
     settings: DnsSettings,
     shutdown: CancellationToken,

@@ -3,7 +3,7 @@
 //! A name is ours as long as a task of the network has it, and its records are the addresses of those tasks that are backends.
 //! So the name of a service without a running task has no records (NODATA); it is neither unknown nor forwarded.
 
-use crate::datapath::ebpf::Ready;
+use crate::datapath::ebpf::VipReadiness;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{NodeId, NodeView, ServiceId, TaskId};
@@ -75,7 +75,7 @@ pub enum RecordAnswer {
 impl Records {
     /// Builds the index of a view, for the containers of node `me`. `ready` names the containers in which virtual addresses work.
     #[must_use]
-    pub fn build(me: &NodeId, view: &NodeView, ready: &Ready) -> Self {
+    pub fn build(me: &NodeId, view: &NodeView, ready: &VipReadiness) -> Self {
         let mut networks: Vec<&NetworkPart> = view.networks.by_id.values().collect();
         networks.sort_by_key(|n| (n.ingress, &n.name));
         let mut records = Self { mesh: Some(view.cluster.mesh.0), ..Self::default() };
@@ -87,7 +87,7 @@ impl Records {
                 records.clients.insert((network.gateway, member.address), member.task_id.clone());
                 let access = records.access.entry(member.task_id.clone()).or_default();
                 access.zones.push(index);
-                access.vips |= ready.askers.contains(&member.address);
+                access.vips |= ready.containers.contains(&member.address);
                 access.external |= !network.internal;
                 access.nameservers = spec_nameservers(view, &member.task_id);
             }
@@ -173,7 +173,7 @@ impl Records {
 }
 
 impl Zone {
-    fn build(network: &NetworkPart, ready: &Ready) -> Self {
+    fn build(network: &NetworkPart, ready: &VipReadiness) -> Self {
         let mut zone = Self {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),

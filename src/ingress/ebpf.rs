@@ -30,7 +30,7 @@ pub use reconciler::run;
 pub use slots::SlotAllocator;
 
 use crate::datapath::Sandbox;
-use crate::datapath::ebpf::{Hook, Ready};
+use crate::datapath::ebpf::{Hook, VipReadiness};
 use crate::model::{NodeView, Revision};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,7 @@ pub struct EbpfChannels {
     /// Revision of the view that new connections follow.
     pub applied: watch::Sender<Revision>,
     /// Which virtual addresses work, and for which containers: DNS answers with these only.
-    pub ready: watch::Sender<Ready>,
+    pub ready: watch::Sender<VipReadiness>,
     /// For `skep status` and the metrics.
     pub status: watch::Sender<EbpfStatus>,
 }

@@ -3,6 +3,7 @@
 
 use super::allocator::{AddressBook, QuarantinedAddresses, first_free, ingress};
 use crate::model::WgKey;
+use crate::model::mesh::LAST_NODE_INDEX;
 use crate::model::network::INGRESS;
 use crate::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
 use crate::model::{Availability, Cluster, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec, NodeState, Role};
@@ -10,9 +11,6 @@ use crate::store::{Action, Store};
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
-/// Highest index of a node's subnet in the cluster's /48.
-const LAST_INDEX: u16 = 0x7fff;
 
 /// Why a node cannot be added.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -27,7 +25,7 @@ pub enum NodeAllocationError {
     #[error("every address of the ingress network {0} is in use: remove nodes or services that publish ports")]
     IngressFull(Ipv4Net),
     /// All node subnets of the cluster's /48 are in use.
-    #[error("the cluster has {LAST_INDEX} nodes, there is no room for another one")]
+    #[error("the cluster has {LAST_NODE_INDEX} nodes, there is no room for another one")]
     TooManyNodes,
     /// The address pools contain no subnet for `ingress`.
     #[error("the default address pools contain no /{0}: use a larger pool or a longer subnet size")]
@@ -92,7 +90,7 @@ pub fn next_node_allocation(store: &Store) -> Result<NodeAllocation, NodeAllocat
     let network = ingress(store).ok_or(NodeAllocationError::NoIngress)?;
     let ingress_subnet = network.subnet.ok_or(NodeAllocationError::NoIngress)?;
     let taken: BTreeSet<Ipv6Net> = store.nodes().map(|n| n.mesh.subnet).collect();
-    let index = (1..=LAST_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
+    let index = (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
     let ingress_addr = AddressBook::from_store(store)
         .network(&network.id, ingress_subnet)
         .take(&network.id, &mut QuarantinedAddresses::default())

@@ -4,8 +4,10 @@
 use super::mesh::{MeshPrefix, gateway};
 use super::service::EndpointMode;
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
-use super::{Listens, NodeView, Protocol, Revision, WgKey};
+use super::task::{ContainerSpec, DnsConfig};
+use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
 use ipnet::{Ipv4Net, Ipv6Net};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -101,5 +103,29 @@ pub fn node_view(index: u64, networks: Vec<NetworkPart>, cluster: ClusterPart) -
         tasks: Arc::new(Tasks::default()),
         networks: Arc::new(Networks { by_id: networks.into_iter().map(|n| (n.name.as_str().into(), n)).collect() }),
         cluster: Arc::new(cluster),
+    }
+}
+
+/// A task on a node with default spec, but for its own resolvers.
+#[must_use]
+pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&str]) -> Task {
+    let nameservers = resolvers.iter().map(ToString::to_string).collect();
+    let dns_config = Some(DnsConfig { nameservers, ..DnsConfig::default() });
+    Task {
+        id: id.into(),
+        meta: Meta::default(),
+        spec: TaskSpec { container_spec: ContainerSpec { dns_config, ..ContainerSpec::default() }, ..TaskSpec::default() },
+        spec_version: 1,
+        service_id: service.into(),
+        service_name: service.to_owned(),
+        service_labels: BTreeMap::new(),
+        slot: 1,
+        node_id: Some(node.into()),
+        desired_state: TaskState::Running,
+        status: TaskStatus::default(),
+        attachments: Vec::new(),
+        not_before: None,
+        ports: Vec::new(),
+        listens: Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
-use crate::api::control::{self, ControlError, InitRequest, JoinRequest, Membership, NodeControl};
+use crate::api::control::{self, ControlError, SwarmInitRequest, SwarmJoinRequest, Membership, NodeControl};
 use crate::datapath::interfaces::host_addresses;
 use crate::model::{NodeId, Role};
 use crate::store::{Action, ProposeError, StoreError, StoreHandle};
@@ -38,7 +38,7 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {
+    async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         let daemon = &self.0;
         let _lock = daemon.lifecycle.lock().await;
         daemon.must_be_inactive()?;
@@ -55,7 +55,7 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    async fn join(&self, request: JoinRequest) -> Result<(), ControlError> {
+    async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {
         let daemon = &self.0;
         let _lock = daemon.lifecycle.lock().await;
         daemon.must_be_inactive()?;
@@ -111,7 +111,7 @@ fn active_membership(member: &Member) -> Membership {
     let managers = view.iter().flat_map(|v| v.cluster.nodes.iter()).filter(|n| n.manager);
     let managers: Vec<_> = managers.filter_map(|n| Some((n.node_id.clone(), *n.endpoints.first()?, n.address()))).collect();
     let leader = session.leader.and_then(|l| managers.iter().find(|(_, _, mesh)| l.ip() == *mesh)).map(|(id, _, _)| id.clone());
-    let info = control::Member {
+    let info = control::MembershipInfo {
         node_id: member.membership.node_id.clone(),
         node_addr: member.advertised(),
         managers: managers.into_iter().map(|(id, addr, _)| (id, addr)).collect(),

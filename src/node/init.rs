@@ -7,7 +7,7 @@ use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
 use super::member::Member;
 use super::network::MeshNetwork;
 use super::state_dir::{MembershipFile, NodeAssignment};
-use crate::api::control::InitRequest;
+use crate::api::control::SwarmInitRequest;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
@@ -25,7 +25,7 @@ const FIRST_RAFT_ID: u64 = 1;
 
 impl Daemon {
     /// Creates a cluster with this node as its first manager.
-    pub(super) async fn create_cluster(&self, request: InitRequest, addresses: ListenAddresses) -> anyhow::Result<NodeId> {
+    pub(super) async fn create_cluster(&self, request: SwarmInitRequest, addresses: ListenAddresses) -> anyhow::Result<NodeId> {
         self.env.state_dir.forget()?;
         let listener = manager_part::bind(addresses.listen)?;
         let (cluster, ca) = new_cluster(&request, &addresses, self.env.clock.now())?;
@@ -83,7 +83,7 @@ impl Daemon {
 }
 
 /// A new cluster object and its CA.
-fn new_cluster(request: &InitRequest, addresses: &ListenAddresses, now: Timestamp) -> anyhow::Result<(Cluster, RootCa)> {
+fn new_cluster(request: &SwarmInitRequest, addresses: &ListenAddresses, now: Timestamp) -> anyhow::Result<(Cluster, RootCa)> {
     let mut rng = rand::rng();
     let ca = RootCa::generate(&mut rng, now)?;
     let cluster = Cluster {

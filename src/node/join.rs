@@ -8,7 +8,7 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::network::{MeshNetwork, send_probe};
 use super::state_dir::{MembershipFile, NodeAssignment};
-use crate::api::control::{ControlError, JoinRequest};
+use crate::api::control::{ControlError, SwarmJoinRequest};
 use crate::model::WgKey;
 use crate::model::mesh::node_address;
 use crate::protocol::{JoinRefused, JoinReply};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 impl Daemon {
     /// Joins through the first of the managers named.
-    pub(super) async fn join_cluster(&self, request: JoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
+    pub(super) async fn join_cluster(&self, request: SwarmJoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
         let env = &self.env;
         env.state_dir.forget().map_err(|e| failed(&e))?;
         let remote = resolve_manager(request.remote_addrs.first().map_or("", String::as_str)).await?;

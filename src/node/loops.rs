@@ -3,11 +3,12 @@
 use super::environment::Environment;
 use super::network::MeshNetwork;
 use crate::agent::{self, AgentChannels, AgentConfig};
-use crate::datapath::ebpf::Ready;
+use crate::datapath::ebpf::VipReadiness;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus};
+use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
 use crate::ingress::{self, PortStatus, UserspaceSettings};
 use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
 use crate::settings::Settings;
@@ -145,8 +146,8 @@ fn start_ebpf(
     context: &LoopContext,
     network: &MeshNetwork,
     applied: &mut AppliedRevisions,
-) -> (watch::Receiver<Ready>, watch::Receiver<EbpfStatus>) {
-    let (ready_sender, ready) = watch::channel(Ready::default());
+) -> (watch::Receiver<VipReadiness>, watch::Receiver<EbpfStatus>) {
+    let (ready_sender, ready) = watch::channel(VipReadiness::default());
     let reason = network.ebpf.as_ref().err().cloned().unwrap_or_default();
     let (status_sender, status) = watch::channel(EbpfStatus { reason, ..EbpfStatus::default() });
     if let Ok(datapath) = &network.ebpf {
@@ -164,7 +165,7 @@ fn start_ebpf(
     (ready, status)
 }
 
-fn start_dns(context: &LoopContext, ready: watch::Receiver<Ready>, applied: &mut AppliedRevisions) {
+fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) {
     let settings = dns_settings(&context.env.settings);
     context.tasks.spawn(dns::run(
         context.me.clone(),
@@ -179,16 +180,10 @@ fn start_dns(context: &LoopContext, ready: watch::Receiver<Ready>, applied: &mut
 
 fn start_userspace(context: &LoopContext, applied: &mut AppliedRevisions) -> watch::Receiver<Vec<PortStatus>> {
     let (status, ports) = watch::channel(Vec::new());
-    context.tasks.spawn(ingress::userspace::run(
-        context.view(),
-        context.me.clone(),
-        Arc::new(HereSockets),
-        context.mesh.clone(),
-        applied.channel(Loop::Ports),
-        status,
-        userspace_settings(&context.env.settings),
-        context.stop.clone(),
-    ));
+    let channels = UserspaceChannels { view: context.view(), applied: applied.channel(Loop::Ports), status };
+    let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
+    let settings = userspace_settings(&context.env.settings);
+    context.tasks.spawn(ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop.clone()));
     ports
 }
 
@@ -214,7 +209,7 @@ fn dns_settings(settings: &Settings) -> DnsSettings {
         resolv_conf: settings.resolv_conf.clone(),
         timeout: Duration::from_millis(settings.dns.timeout_ms),
         max_in_flight: settings.dns.max_in_flight,
-        max_per_asker: (settings.dns.max_in_flight / 8).max(1),
+        max_per_client: (settings.dns.max_in_flight / 8).max(1),
         ..DnsSettings::default()
     }
 }

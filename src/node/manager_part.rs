@@ -4,13 +4,14 @@
 use super::admission::Admission;
 use super::environment::Environment;
 use super::manager_role::ManagerPart;
+use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
-use crate::manager::replica::{Outcome, Replica};
-use crate::manager::{self, ManagerSettings, SessionId, Sessions};
+use crate::manager::replica::{ApplyOutcome, Replica};
+use crate::manager::{self, SessionId, Sessions};
 use crate::model::NodeId;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::protocol::{ToManager, ToNode};
@@ -32,7 +33,7 @@ use tokio_util::task::TaskTracker;
 /// Raft and the store behind it.
 pub(super) struct ManagerStore {
     pub store: StoreHandle,
-    pub raft: Raft<Outcome>,
+    pub raft: Raft<ApplyOutcome>,
     stop: CancellationToken,
 }
 
@@ -158,17 +159,12 @@ impl ManagerServices {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_started = stop.clone().drop_guard();
         let (env, me) = (&self.env, &self.membership.node_id);
-        let timeouts = env.settings.timeouts;
-        let settings = ManagerSettings {
-            heartbeat: Duration::from_millis(timeouts.heartbeat_ms),
-            down_after: Duration::from_millis(timeouts.node_down_ms),
-            ..ManagerSettings::default()
-        };
+        let settings = manager_settings(&env.settings);
         let leads = watch_leadership(&store.raft, &tasks, &stop);
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         let admission =
             Admission::new(store.store.clone(), env.clock.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
-        let limits = ServerLimits { join: timeouts.join(), ..ServerLimits::default() };
+        let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
         let server = Arc::new(Server::new(
             self.identity.clone(),
             env.clock.clone(),
@@ -231,7 +227,7 @@ async fn retry_until_stopped<T>(stop: &CancellationToken, mut attempt: impl FnMu
 }
 
 /// Whether this manager leads.
-fn watch_leadership(raft: &Raft<Outcome>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
+fn watch_leadership(raft: &Raft<ApplyOutcome>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
     let mut status = raft.status();
     let (sender, receiver) = watch::channel(status.borrow().is_leader);
     let stop = stop.clone();

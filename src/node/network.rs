@@ -12,7 +12,7 @@ use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
 use crate::model::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, connection_reset};
-use crate::settings::{EbpfMode, TunnelPlane};
+use crate::settings::{EbpfMode, TunnelMode};
 use anyhow::Context as _;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -52,9 +52,9 @@ impl MeshNetwork {
             mtu: settings.tunnel_mtu(),
             device: crate::datapath::mesh::TUNNEL.to_owned(),
             kernel: match settings.tunnel {
-                TunnelPlane::Auto => KernelChoice::Auto,
-                TunnelPlane::Kernel => KernelChoice::Always,
-                TunnelPlane::Process => KernelChoice::Never,
+                TunnelMode::Auto => KernelChoice::Auto,
+                TunnelMode::Kernel => KernelChoice::Always,
+                TunnelMode::Process => KernelChoice::Never,
             },
             program: std::env::current_exe().context("cannot find this program's own file")?,
         };
@@ -115,7 +115,7 @@ impl MeshNetwork {
         let mut errors = ErrorList::default();
         errors.check(match &self.ebpf {
             Ok(ebpf) => ebpf.remove().await,
-            Err(_) => ebpf::remove_left(&env.settings.run_dir, &self.mesh).await,
+            Err(_) => ebpf::remove_leftovers(&env.settings.run_dir, &self.mesh).await,
         });
         errors.check(tunnel::close(&self.tunnel_config).await);
         errors.check(self.mesh.clone().remove());
@@ -138,12 +138,12 @@ async fn open_ebpf(env: &Environment, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapa
         }
         Err(why) => {
             tracing::info!(why, "no eBPF datapath: virtual addresses are not answered, ports are served in user space");
-            if let Err(error) = ebpf::remove_left(run_dir, mesh).await {
+            if let Err(error) = ebpf::remove_leftovers(run_dir, mesh).await {
                 tracing::warn!(error = format!("{error:#}"), "programs of an earlier run could not be removed");
             }
         }
     }
-    env.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.takes_ports()), std::sync::atomic::Ordering::Relaxed);
+    env.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.carries_ports()), std::sync::atomic::Ordering::Relaxed);
     opened
 }
 

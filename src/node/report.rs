@@ -3,17 +3,17 @@
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
-use crate::admin::Source;
+use crate::admin::StatusSource;
 use crate::datapath::TunnelPeerState;
-use crate::datapath::ebpf::Side;
+use crate::datapath::ebpf::HookSide;
 use crate::model::view::Peer;
-use crate::status::{NodeLine, Planes, Status};
+use crate::status::{DatapathSummary, NodeSummary, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
 #[async_trait]
-impl Source for Daemon {
+impl StatusSource for Daemon {
     async fn status(&self) -> Status {
         status(self).await
     }
@@ -72,9 +72,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         role: Some(member.role()),
         leader,
         session: session_text(daemon, session.leader, session.since, session.last_error),
-        told: view.as_ref().map(|v| v.revision).unwrap_or_default(),
+        view_revision: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.by_name(),
-        planes: Planes { tunnel: tunnel.plane.clone(), tunnel_port: tunnel.port, mtu: tunnel.mtu, ports: ports_text(&ebpf) },
+        datapaths: DatapathSummary {
+            tunnel: tunnel.implementation.clone(),
+            tunnel_port: tunnel.port,
+            mtu: tunnel.mtu,
+            ports: ports_text(&ebpf),
+        },
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
         ebpf,
@@ -83,14 +88,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 }
 
 /// A node as this one sees it; `peer` is its state in the tunnel.
-fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeLine {
+fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeSummary {
     let handshake = peer.and_then(|p| p.handshake_age);
     let path = match handshake {
         _ if here => "self",
         Some(_) => "direct",
         None => "none",
     };
-    NodeLine {
+    NodeSummary {
         id: node.node_id.clone(),
         hostname: node.hostname.clone(),
         manager: node.manager,
@@ -107,12 +112,12 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeLin
 
 /// Which datapath serves published ports, and why not the eBPF datapath.
 fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
-    let cgroup_hook = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == Side::Cgroup);
+    let cgroup_hook = ebpf.unavailable.iter().find(|(hook, _)| hook.side() == HookSide::Cgroup);
     match (ebpf.up, cgroup_hook) {
-        (false, _) if ebpf.reason.is_empty() => "user space (the eBPF datapath is starting)".to_owned(),
-        (false, _) => format!("user space (no eBPF datapath: {})", ebpf.reason),
-        (true, None) => "kernel (eBPF); user space for the node's own processes".to_owned(),
-        (true, Some((hook, why))) => format!("kernel (eBPF); no virtual addresses: {} cannot run: {why}", hook.program()),
+        (false, _) if ebpf.reason.is_empty() => "userspace datapath (the eBPF datapath is starting)".to_owned(),
+        (false, _) => format!("userspace datapath (no eBPF datapath: {})", ebpf.reason),
+        (true, None) => "eBPF datapath; userspace datapath for the node's own processes".to_owned(),
+        (true, Some((hook, why))) => format!("eBPF datapath; no virtual addresses: {} cannot run: {why}", hook.program()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `/metrics`, checked by Prometheus' promtool.
 
 use skep::admin::metrics::render;
-use skep::ingress::ebpf::{Connections, EbpfStatus};
+use skep::ingress::ebpf::{FrontendConnections, EbpfStatus};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{Protocol, Revision, Role};
 use skep::status::{NodeSummary, Status};
@@ -80,7 +80,7 @@ fn full_status() -> Status {
         errors: 4,
         refused: 5,
     };
-    let connections = |service: &str, frontend: &str| Connections {
+    let connections = |service: &str, frontend: &str| FrontendConnections {
         service: service.to_owned(),
         frontend: frontend.to_owned(),
         connections: 6,

@@ -11,7 +11,7 @@ pub mod order;
 use super::load::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
-use skep::http::Reply;
+use skep::http::HttpReply;
 use skep::lab::{Host, WHOAMI_IMAGE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
 }
 
 /// As [`scale`], with the manager's reply: it refuses if the service was changed at the same time.
-pub async fn try_to_scale(swarm: &Swarm, name: &str, replicas: usize) -> Reply {
+pub async fn try_to_scale(swarm: &Swarm, name: &str, replicas: usize) -> HttpReply {
     let service = get(&swarm.hosts[0], &format!("/services/{name}")).await;
     let mut spec = service["Spec"].clone();
     spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::ingress::PortState;
-use crate::ingress::ebpf::{Connections, EbpfStatus};
+use crate::ingress::ebpf::{FrontendConnections, EbpfStatus};
 use crate::model::Protocol;
 use std::collections::BTreeSet;
 
@@ -56,7 +56,7 @@ fn two_peers_of_one_hostname_are_two_series() {
 fn hostile_names_stay_inside_their_label() {
     let hostile = "a\"} 1\nskep_fake{x=\"\\";
     let ebpf = EbpfStatus {
-        connections: vec![Connections { service: hostile.to_owned(), frontend: "10.0.0.2".to_owned(), connections: 1 }],
+        connections: vec![FrontendConnections { service: hostile.to_owned(), frontend: "10.0.0.2".to_owned(), connections: 1 }],
         ..EbpfStatus::default()
     };
     let status = Status { nodes: vec![node_summary("id1", hostile)], ports: vec![port(80, hostile)], ebpf, ..Status::default() };

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, Tc
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use super::hook::Hook;
-use crate::datapath::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{Netlink, ignore_existing, ignore_missing};
 
 /// Priority of our filter: filters of other programs may run before or after it.
 const PRIORITY: u16 = 2377;
@@ -42,7 +42,7 @@ pub(super) async fn attach(netlink: &Netlink, hook: Hook, index: u32, program: B
     qdisc.header.handle = TcHandle { major: u16::MAX, minor: 0 };
     qdisc.header.parent = TcHandle::CLSACT;
     let qdisc = netlink.change(Message::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL).await;
-    exists_is_fine(qdisc).context("cannot add the clsact qdisc (modules sch_ingress and cls_bpf)")?;
+    ignore_existing(qdisc).context("cannot add the clsact qdisc (modules sch_ingress and cls_bpf)")?;
     let descriptor = u32::try_from(program.as_raw_fd()).context("no file descriptor")?;
     let options = [
         TcFilterBpfOption::ProgFd(descriptor),
@@ -85,6 +85,6 @@ pub(super) async fn detach(netlink: &Netlink, hook: Hook, index: u32) -> anyhow:
     if find(netlink, hook, index).await?.is_none_or(|(name, _)| name != hook.program()) {
         return Ok(());
     }
-    gone_is_fine(netlink.change(Message::DelTrafficFilter(filter_message(hook, index, Vec::new())?), 0).await)
+    ignore_missing(netlink.change(Message::DelTrafficFilter(filter_message(hook, index, Vec::new())?), 0).await)
         .with_context(|| format!("cannot remove the filter {}", hook.program()))
 }

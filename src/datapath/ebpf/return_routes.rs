@@ -4,7 +4,7 @@
 
 use super::ingress_network::IngressNetwork;
 use crate::datapath::mesh::{ipv6_switch, wire};
-use crate::datapath::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{Netlink, ignore_existing, ignore_missing};
 use crate::datapath::{Sandbox, netns, sysctl};
 use crate::model::IpFamily;
 use anyhow::Context as _;
@@ -62,7 +62,7 @@ pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> an
 
     let own = ingress.mesh.container(sandbox.address);
     if netns::run(namespace.as_fd(), || enable_ipv6(&name))?? {
-        exists_is_fine(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
+        ignore_existing(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
         netlink.change(Message::NewNeighbour(gateway_neighbour(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
         netlink.change(Message::NewRoute(default_route(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
@@ -98,13 +98,13 @@ async fn replace_rules(netlink: &Netlink, rules: &BTreeSet<PolicyRule>) -> anyho
             let Message::NewRule(message) = message else { continue };
             match read_rule(&message) {
                 Some(present) if missing.remove(&present) => {}
-                Some(surplus) => gone_is_fine(netlink.change(Message::DelRule(rule_message(surplus)), 0).await)?,
+                Some(surplus) => ignore_missing(netlink.change(Message::DelRule(rule_message(surplus)), 0).await)?,
                 None => {}
             }
         }
     }
     for rule in missing {
-        exists_is_fine(netlink.change(Message::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL).await)?;
+        ignore_existing(netlink.change(Message::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL).await)?;
     }
     Ok(())
 }

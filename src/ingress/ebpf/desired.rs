@@ -4,13 +4,13 @@
 
 use super::eligibility::{PortEligibility, listening_backends};
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, Link, MESH_END, SCTP, Slots, Sources, ports_lack};
+use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, ProgramLink, MESH_END, SCTP, Slots, Sources, ports_unavailable};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
-use skep_ebpf::{AFFINITY, Address, Backend, Config, GUARDED, Member, NO_CLIENT, Port, PortNumber, Source, V4, packet, words};
+use skep_ebpf::{AFFINITY, Address, Backend, Config, GUARDED, NetnsMembership, NO_CLIENT, Port, PortNumber, Source, V4, packet, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -22,7 +22,7 @@ pub struct DesiredDatapath {
     /// By virtual address.
     pub vips: BTreeMap<V4, DesiredVip>,
     /// Container namespaces on networks.
-    pub members: BTreeSet<Member>,
+    pub members: BTreeSet<NetnsMembership>,
     /// Published ports. Those that the eBPF datapath does not serve are included without backends: the programs must still
     /// recognise packets that leave from these port numbers.
     pub ports: BTreeMap<Port, DesiredPort>,
@@ -33,7 +33,7 @@ pub struct DesiredDatapath {
     /// Client prefixes that may use a port, and prefixes whose packets are never from external clients.
     pub sources: Sources,
     /// Attached programs.
-    pub links: BTreeSet<Link>,
+    pub links: BTreeSet<ProgramLink>,
 }
 
 /// A virtual address with its network and its backends, one slot each.
@@ -61,7 +61,7 @@ pub struct Inputs<'a> {
     pub me: &'a NodeId,
     pub host_devices: &'a HostDevices,
     /// Container namespaces on networks.
-    pub members: &'a BTreeSet<Member>,
+    pub members: &'a BTreeSet<NetnsMembership>,
     /// Hooks that cannot be attached, with the reason.
     pub unavailable: &'a BTreeMap<Hook, String>,
 }
@@ -72,7 +72,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     let Inputs { me, host_devices, members, unavailable } = *inputs;
     let nodes = nodes(view);
     let mut desired = DesiredDatapath { members: members.clone(), config: config(view, inputs), ..DesiredDatapath::default() };
-    desired.locals = host_devices.locals.iter().copied().map(words::address).collect();
+    desired.locals = host_devices.locals.iter().copied().map(convert::address).collect();
     for network in view.networks.by_id.values() {
         add_vips(network, &mut desired);
         let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, task));
@@ -83,7 +83,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     // routed to it.
     desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
-    if ports_lack(unavailable).is_none() {
+    if ports_unavailable(unavailable).is_none() {
         let eligibility = PortEligibility::new(view, unavailable);
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in IpFamily::ALL {
@@ -112,8 +112,8 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         mesh_end: devices.mesh_end.unwrap_or_default(),
         tunnel: devices.tunnel.unwrap_or_default(),
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
-        prefix: words::prefix(own.subnet.addr()),
-        containers: words::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        prefix: convert::prefix(own.subnet.addr()),
+        containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
     }
 }
 
@@ -122,19 +122,19 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),
     };
-    (32 + length, Source { scope, address: words::address(net.network()) })
+    (32 + length, Source { scope, address: convert::address(net.network()) })
 }
 
 fn add_vips(network: &NetworkPart, desired: &mut DesiredDatapath) {
-    let (net, mask) = (words::v4(network.subnet.network()), words::v4(network.subnet.netmask()));
+    let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
     let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for task in network.members.iter().filter(|task| is_vip_backend(task)) {
         backends.entry(&task.service_id).or_default().insert(task.address);
     }
     for service in &network.services {
         let own = backends.get(&service.service_id).into_iter().flatten();
-        let slots = own.copied().map(words::v4).collect();
-        desired.vips.insert(words::v4(service.vip), DesiredVip { network: net, mask, slots });
+        let slots = own.copied().map(convert::v4).collect();
+        desired.vips.insert(convert::v4(service.vip), DesiredVip { network: net, mask, slots });
     }
 }
 
@@ -147,8 +147,8 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
 pub(super) fn backend(nodes: &NodesById, me: &NodeId, host_devices: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
     let node = nodes.get(&task.node_id)?;
     let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: words::prefix(node.subnet.addr()) };
-    Some((words::v4(task.address), backend))
+    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()) };
+    Some((convert::v4(task.address), backend))
 }
 
 /// The map key of a published port.
@@ -158,7 +158,7 @@ pub(super) fn port_key(port: &PublishedPort, family: IpFamily) -> Port {
         Protocol::Tcp => packet::TCP,
         Protocol::Sctp => SCTP,
     };
-    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: words::port(port.published) }
+    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: convert::port(port.published) }
 }
 
 /// Adds a published port with its allowed sources.
@@ -188,15 +188,15 @@ pub(super) fn add_port(
     } else {
         Slots::default()
     };
-    desired.ports.insert(key, DesiredPort { target: words::port(port.target), flags, slots });
+    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots });
 }
 
-fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<Link> {
+fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
     let mut links = BTreeSet::new();
-    let serves_ports = ports_lack(unavailable).is_none();
+    let serves_ports = ports_unavailable(unavailable).is_none();
     for hook in Hook::ALL.into_iter().filter(|hook| !unavailable.contains_key(hook)) {
         let mut add = |device: &str, index: u32| {
-            links.insert(Link { hook, device: device.to_owned(), index });
+            links.insert(ProgramLink { hook, device: device.to_owned(), index });
         };
         match hook {
             Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !serves_ports => {}

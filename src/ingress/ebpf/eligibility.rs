@@ -1,6 +1,6 @@
 //! Which published ports the eBPF datapath serves on this node, and why it does not serve the others. Pure.
 
-use crate::datapath::ebpf::{Hook, ports_lack};
+use crate::datapath::ebpf::{Hook, ports_unavailable};
 use crate::model::view::{Backend, PublishedPort};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ impl<'a> PortEligibility<'a> {
     pub(super) fn new(view: &'a NodeView, unavailable: &'a BTreeMap<Hook, String>) -> Self {
         let without_ebpf = view.cluster.nodes.iter().filter(|node| !node.ebpf);
         Self {
-            unavailable: ports_lack(unavailable),
+            unavailable: ports_unavailable(unavailable),
             without_ebpf: without_ebpf.map(|node| (&node.node_id, node.hostname.as_str())).collect(),
         }
     }

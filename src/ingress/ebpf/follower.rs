@@ -5,13 +5,13 @@ use super::desired::{DesiredDatapath, Inputs, NodesById, add_port, backend, desi
 use super::dirty::{Changed, Dirty};
 use super::eligibility::PortEligibility;
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{Hook, HostDevices, ports_lack};
+use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
-use skep_ebpf::{Member, V4, words};
+use skep_ebpf::{NetnsMembership, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -85,21 +85,21 @@ impl DesiredState {
         let mut vip_backends: BTreeMap<V4, BTreeSet<Ipv4Addr>> = BTreeMap::new();
         // Removed tasks before added ones: an address may pass from one to the other.
         for task in tasks.iter().filter_map(|(was, _)| *was) {
-            dirty.backends.insert(words::v4(task.address));
-            self.desired.backends.remove(&words::v4(task.address));
+            dirty.backends.insert(convert::v4(task.address));
+            self.desired.backends.remove(&convert::v4(task.address));
             if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
                 backends.remove(&task.address);
             }
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
-            dirty.backends.insert(words::v4(task.address));
+            dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, task));
             if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
                 backends.insert(task.address);
             }
         }
         for (vip, backends) in vip_backends {
-            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(words::v4).collect();
+            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(convert::v4).collect();
             dirty.vips.insert(vip);
         }
         Some(())
@@ -116,10 +116,10 @@ impl DesiredState {
             return None;
         }
         let index = network.services.binary_search_by(|service| service.service_id.cmp(&task.service_id)).ok()?;
-        let vip = words::v4(network.services[index].vip);
+        let vip = convert::v4(network.services[index].vip);
         let current = || {
             let slots = self.desired.vips.get(&vip).into_iter().flat_map(|vip| vip.slots.iter());
-            slots.copied().map(words::to_v4).collect()
+            slots.copied().map(convert::to_v4).collect()
         };
         Some(all.entry(vip).or_insert_with(current))
     }
@@ -136,7 +136,7 @@ impl DesiredState {
             dirty.ports.insert(key);
             self.desired.ports.remove(&key);
         }
-        if ports_lack(inputs.unavailable).is_some() {
+        if ports_unavailable(inputs.unavailable).is_some() {
             return Some(());
         }
         for port in ports.iter().filter_map(|(_, is)| *is).filter(|port| port.protocol != Protocol::Sctp) {
@@ -156,7 +156,7 @@ struct Dependencies {
     nodes: Vec<(NodeId, String, Ipv6Net, bool)>,
     networks: Vec<(NetworkId, Ipv4Net)>,
     host_devices: HostDevices,
-    members: BTreeSet<Member>,
+    members: BTreeSet<NetnsMembership>,
     unavailable: BTreeMap<Hook, String>,
 }
 

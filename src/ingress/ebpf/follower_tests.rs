@@ -5,14 +5,14 @@ use super::desired::desired_datapath;
 use super::maglev::TableCache;
 use super::plan_tests::apply;
 use super::{Changed, DesiredState, Dirty, Inputs, SlotAllocator, plan};
-use crate::datapath::ebpf::{HostDevices, State, Tables};
+use crate::datapath::ebpf::{HostDevices, EbpfState, Tables};
 use crate::model::fixture::{cluster_part, mesh, network_part, node_view, peer, published_port, task_endpoint};
 use crate::model::service::EndpointMode;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceVip, TaskEndpoint};
 use crate::model::{Listens, NodeId, NodeView, Protocol};
 use crate::protocol::view_delta::share_entries;
 use proptest::prelude::*;
-use skep_ebpf::{Port, packet, words};
+use skep_ebpf::{Port, packet, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -172,11 +172,11 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     let mut state = DesiredState::default();
     assert_eq!(state.update(&view(&before), &inputs), Changed::All, "the first view");
     assert_eq!(state.update(&view(&before), &inputs), Changed::Only(Dirty::default()));
-    let port = |family| Port { protocol: packet::TCP, family, port: words::port(8001) };
+    let port = |family| Port { protocol: packet::TCP, family, port: convert::port(8001) };
     let dirty = Dirty {
-        vips: [words::v4(Ipv4Addr::new(10, 0, 0, 101))].into(),
+        vips: [convert::v4(Ipv4Addr::new(10, 0, 0, 101))].into(),
         ports: [port(4), port(6)].into(),
-        backends: [words::v4(address(3))].into(),
+        backends: [convert::v4(address(3))].into(),
     };
     assert_eq!(state.update(&view(&after), &inputs), Changed::Only(dirty));
     assert_eq!(state.desired(), &desired_datapath(&mut TableCache::default(), &view(&after), &inputs));
@@ -187,7 +187,7 @@ proptest! {
     fn updating_gives_what_computing_everything_gives(history in histories(), shared in any::<bool>()) {
         let (me, none, members) = (node_id(0), BTreeMap::new(), BTreeSet::new());
         let mut desired = DesiredState::default();
-        let mut state = State { tables: Tables { room: 1 << 16, ..Tables::default() }, ..State::default() };
+        let mut state = EbpfState { tables: Tables { room: 1 << 16, ..Tables::default() }, ..EbpfState::default() };
         let (mut allocator, mut memory) = (SlotAllocator::from_tables(&state.tables), BTreeMap::new());
         let mut before: Option<NodeView> = None;
         for scenario in &history {

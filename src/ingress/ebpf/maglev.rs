@@ -2,7 +2,7 @@
 //! every node computes the same table without communication. Pure.
 
 use crate::datapath::ebpf::Slots;
-use skep_ebpf::{V4, mix, words};
+use skep_ebpf::{V4, mix, convert};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -72,7 +72,7 @@ struct CachedTable {
 impl TableCache {
     /// The table of these backends.
     pub fn slots(&mut self, backends: &[Ipv4Addr]) -> Slots {
-        let key: Vec<V4> = backends.iter().copied().map(words::v4).collect();
+        let key: Vec<V4> = backends.iter().copied().map(convert::v4).collect();
         if let Some(cached) = self.0.get_mut(&key) {
             cached.used = true;
             return cached.slots.clone();

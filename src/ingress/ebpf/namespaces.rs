@@ -1,9 +1,9 @@
 //! Containers' network namespaces: prepares new ones for the eBPF datapath and reads their cookies, by which the socket hooks
 //! recognise a container.
 
-use crate::datapath::ebpf::{EbpfDatapath, Ingress, cookie};
+use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, cookie};
 use crate::datapath::{Sandbox, Sandboxes as _};
-use skep_ebpf::{Member, words};
+use skep_ebpf::{NetnsMembership, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -40,7 +40,7 @@ impl Namespaces {
         &mut self,
         ebpf: &EbpfDatapath,
         sandboxes: &[Sandbox],
-        ingress: Option<&Ingress>,
+        ingress: Option<&IngressNetwork>,
     ) -> Option<Duration> {
         let udp_ports = |sandbox: &Sandbox| {
             let ingress = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc())?;
@@ -75,12 +75,12 @@ impl Namespaces {
     }
 
     /// Containers' addresses with the map keys of their namespaces, as far as the namespaces can be opened.
-    pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, Member)> {
+    pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, NetnsMembership)> {
         self.cookies.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = self.cookie(&sandbox.path) {
-                members.push((sandbox.address, Member { cookie, network: words::v4(sandbox.subnet.network()), zero: 0 }));
+                members.push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
             }
         }
         members

@@ -3,8 +3,8 @@
 use super::desired::DesiredDatapath;
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
-use crate::datapath::ebpf::{Hook, Link, Slots, State, Step, Tables};
-use skep_ebpf::{Frontend, Vip, words};
+use crate::datapath::ebpf::{Hook, ProgramLink, Slots, EbpfState, EbpfStep, Tables};
+use skep_ebpf::{Frontend, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -12,11 +12,11 @@ use std::net::Ipv4Addr;
 /// The steps for the entries that changed; `allocator` knows where tables lie in the slot array and places new ones. An entry
 /// is added before the entries that refer to it and removed after them.
 #[must_use]
-pub fn plan(desired: &DesiredDatapath, actual: &State, allocator: &mut SlotAllocator, changed: &Changed) -> Vec<Step> {
+pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotAllocator, changed: &Changed) -> Vec<EbpfStep> {
     let mut steps = Vec::new();
     let tables = &actual.tables;
     if tables.config != desired.config {
-        steps.push(Step::Config(desired.config));
+        steps.push(EbpfStep::Config(desired.config));
     }
     let dirty = changed.dirty();
     let backends = keys(dirty.map(|d| &d.backends), &desired.backends, &tables.backends);
@@ -24,37 +24,37 @@ pub fn plan(desired: &DesiredDatapath, actual: &State, allocator: &mut SlotAlloc
         if let Some(backend) = desired.backends.get(address)
             && tables.backends.get(address) != Some(backend)
         {
-            steps.push(Step::SetBackend(*address, *backend));
+            steps.push(EbpfStep::SetBackend(*address, *backend));
         }
     }
-    steps.extend(desired.locals.difference(&tables.locals).map(|a| Step::AddLocal(*a)));
-    steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| Step::AddSource(*length, *s)));
+    steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
+    steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
-    steps.extend(desired.members.difference(&tables.members).map(|m| Step::AddMember(*m)));
-    let order = |link: &&Link| Hook::ALL.iter().position(|hook| *hook == link.hook);
-    let mut missing: Vec<&Link> = desired.links.difference(&actual.links).collect();
+    steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
+    let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
+    let mut missing: Vec<&ProgramLink> = desired.links.difference(&actual.links).collect();
     missing.sort_by_key(order);
-    steps.extend(missing.into_iter().cloned().map(Step::Attach));
+    steps.extend(missing.into_iter().cloned().map(EbpfStep::Attach));
 
-    let mut surplus: Vec<&Link> = actual.links.difference(&desired.links).collect();
+    let mut surplus: Vec<&ProgramLink> = actual.links.difference(&desired.links).collect();
     surplus.sort_by_key(order);
-    steps.extend(surplus.into_iter().rev().cloned().map(Step::Detach));
+    steps.extend(surplus.into_iter().rev().cloned().map(EbpfStep::Detach));
     // An attachment that this plan replaces in place keeps its pin.
-    let replaced: BTreeSet<String> = desired.links.iter().map(Link::pin).collect();
-    steps.extend(actual.stale.difference(&replaced).cloned().map(Step::Unpin));
-    steps.extend(tables.members.difference(&desired.members).map(|m| Step::RemoveMember(*m)));
-    steps.extend(tables.locals.difference(&desired.locals).map(|a| Step::RemoveLocal(*a)));
-    steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| Step::RemoveSource(*length, *s)));
+    let replaced: BTreeSet<String> = desired.links.iter().map(ProgramLink::pin).collect();
+    steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
+    steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
+    steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
+    steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
     let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
-    steps.extend(removed.map(|a| Step::RemoveBackend(*a)));
+    steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));
     steps
 }
 
 /// Containers that these steps remove from the backends of a virtual address.
 #[must_use]
-pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps: &[Step]) -> BTreeSet<Ipv4Addr> {
+pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps: &[EbpfStep]) -> BTreeSet<Ipv4Addr> {
     let changed_vips = steps.iter().filter_map(|step| match step {
-        Step::SetVip(address, _) | Step::RemoveVip(address) => Some(address),
+        EbpfStep::SetVip(address, _) | EbpfStep::RemoveVip(address) => Some(address),
         _ => None,
     });
     let mut drained = BTreeSet::new();
@@ -63,7 +63,7 @@ pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps
         let now = desired.vips.get(address).map(|vip| &vip.slots[..]).unwrap_or_default();
         drained.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
-    drained.into_iter().map(words::to_v4).collect()
+    drained.into_iter().map(convert::to_v4).collect()
 }
 
 /// Virtual addresses and published ports with their slots: tables first, then the entries that refer to them, then removals.
@@ -72,13 +72,13 @@ fn plan_frontends(
     tables: &Tables,
     allocator: &mut SlotAllocator,
     dirty: Option<&Dirty>,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<EbpfStep>,
 ) {
     let (mut set, mut removed) = (Vec::new(), Vec::new());
     let mut write_table = |placement: TablePlacement, slots: &Slots| match placement {
         TablePlacement::Existing(range) => range,
         TablePlacement::New(range) => {
-            steps.push(Step::Slots(range.0, slots.clone()));
+            steps.push(EbpfStep::Slots(range.0, slots.clone()));
             range
         }
     };
@@ -88,7 +88,7 @@ fn plan_frontends(
         let Some(wanted) = desired.vips.get(address) else {
             if current.is_some() {
                 allocator.repoint(current_range, None);
-                removed.push(Step::RemoveVip(*address));
+                removed.push(EbpfStep::RemoveVip(*address));
             }
             continue;
         };
@@ -97,7 +97,7 @@ fn plan_frontends(
         let vip = Vip { network: wanted.network, mask: wanted.mask, base, size };
         if current != Some(&vip) {
             allocator.repoint(current_range, Some((base, size)));
-            set.push(Step::SetVip(*address, vip));
+            set.push(EbpfStep::SetVip(*address, vip));
         }
     }
     for port in &*keys(dirty.map(|d| &d.ports), &desired.ports, &tables.ports) {
@@ -109,7 +109,7 @@ fn plan_frontends(
             // No longer published; or its table has no room, and the userspace datapath serves it.
             if current.is_some() {
                 allocator.repoint(current_range, None);
-                let step = Step::RemovePort(*port);
+                let step = EbpfStep::RemovePort(*port);
                 if wanted.is_some() { set.push(step) } else { removed.push(step) }
             }
             continue;
@@ -118,7 +118,7 @@ fn plan_frontends(
         let frontend = Frontend { base, size, target: wanted.target, flags: wanted.flags };
         if current != Some(&frontend) {
             allocator.repoint(current_range, Some((base, size)));
-            set.push(Step::SetPort(*port, frontend));
+            set.push(EbpfStep::SetPort(*port, frontend));
         }
     }
     steps.extend(set);

@@ -2,29 +2,29 @@
 
 use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
-use crate::datapath::ebpf::{Hook, Link, Range, Slots, State, Step, Tables};
-use skep_ebpf::{Backend, Port, Source, V4, Vip, packet, words};
+use crate::datapath::ebpf::{Hook, ProgramLink, Range, Slots, EbpfState, EbpfStep, Tables};
+use skep_ebpf::{Backend, Port, Source, V4, Vip, packet, convert};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// A plan from maps that were read.
-fn plan(desired: &DesiredDatapath, actual: &State) -> Vec<Step> {
+fn plan(desired: &DesiredDatapath, actual: &EbpfState) -> Vec<EbpfStep> {
     super::plan(desired, actual, &mut SlotAllocator::from_tables(&actual.tables), &Changed::All)
 }
 
-const NETWORK: V4 = words::v4(Ipv4Addr::new(10, 0, 1, 0));
-const MASK: V4 = words::v4(Ipv4Addr::new(255, 255, 255, 0));
+const NETWORK: V4 = convert::v4(Ipv4Addr::new(10, 0, 1, 0));
+const MASK: V4 = convert::v4(Ipv4Addr::new(255, 255, 255, 0));
 
 fn backends(n: u8) -> Vec<Ipv4Addr> {
     (1..=n).map(|i| Ipv4Addr::new(10, 0, 0, i)).collect()
 }
 
 fn port(number: u16) -> Port {
-    Port { protocol: packet::TCP, family: 4, port: words::port(number) }
+    Port { protocol: packet::TCP, family: 4, port: convert::port(number) }
 }
 
-fn empty() -> State {
-    State { tables: Tables { room: 1 << 20, ..Tables::default() }, ..State::default() }
+fn empty() -> EbpfState {
+    EbpfState { tables: Tables { room: 1 << 20, ..Tables::default() }, ..EbpfState::default() }
 }
 
 fn desired(services: u8, replicas: u8) -> DesiredDatapath {
@@ -32,51 +32,51 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
     for service in 0..services {
         // No two services share a backend.
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
-        let vip = words::v4(Ipv4Addr::new(10, 0, 1, service));
-        let slots = all.iter().copied().map(words::v4).collect();
+        let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
+        let slots = all.iter().copied().map(convert::v4).collect();
         desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots });
-        let slots = maglev::table(&all).into_iter().map(|backend| words::v4(all[backend as usize])).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), DesiredPort { target: words::port(80), flags: 0, slots });
+        let slots = maglev::table(&all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
+        desired.ports.insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots });
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
     desired.backends =
-        backends(replicas).into_iter().map(|a| (words::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
-    desired.links.insert(Link { hook: Hook::Connect4, device: String::new(), index: 0 });
+        backends(replicas).into_iter().map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
+    desired.links.insert(ProgramLink { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
 }
 
 /// Applies the steps to the maps and to `memory`, the whole slot array. Fails if they write slots that a frontend uses.
-pub(super) fn apply(state: &mut State, memory: &mut BTreeMap<u32, V4>, steps: &[Step]) {
+pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps: &[EbpfStep]) {
     for step in steps {
         let tables = &mut state.tables;
         match step.clone() {
-            Step::Config(config) => tables.config = config,
-            Step::Slots(base, slots) => {
+            EbpfStep::Config(config) => tables.config = config,
+            EbpfStep::Slots(base, slots) => {
                 for (first, size) in tables.ranges() {
                     let disjoint = first + size <= base || base + u32::try_from(slots.len()).expect("few") <= first;
                     assert!(size == 0 || disjoint, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
                 memory.extend((base..).zip(slots.iter().copied()));
             }
-            Step::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
-            Step::RemoveVip(address) => drop(tables.vips.remove(&address)),
-            Step::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
-            Step::RemovePort(port) => drop(tables.ports.remove(&port)),
-            Step::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
-            Step::RemoveBackend(address) => drop(tables.backends.remove(&address)),
-            Step::AddLocal(address) => assert!(tables.locals.insert(address)),
-            Step::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
-            Step::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
-            Step::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
-            Step::AddMember(member) => assert!(tables.members.insert(member)),
-            Step::RemoveMember(member) => assert!(tables.members.remove(&member)),
-            Step::Attach(link) => {
+            EbpfStep::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
+            EbpfStep::RemoveVip(address) => drop(tables.vips.remove(&address)),
+            EbpfStep::SetPort(port, frontend) => drop(tables.ports.insert(port, frontend)),
+            EbpfStep::RemovePort(port) => drop(tables.ports.remove(&port)),
+            EbpfStep::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
+            EbpfStep::RemoveBackend(address) => drop(tables.backends.remove(&address)),
+            EbpfStep::AddLocal(address) => assert!(tables.locals.insert(address)),
+            EbpfStep::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
+            EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
+            EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
+            EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),
+            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);
             }
-            Step::Detach(link) => assert!(state.links.remove(&link)),
-            Step::Unpin(pin) => assert!(state.stale.remove(&pin)),
-            Step::Pair => unreachable!("no plan contains it"),
+            EbpfStep::Detach(link) => assert!(state.links.remove(&link)),
+            EbpfStep::Unpin(pin) => assert!(state.stale.remove(&pin)),
+            EbpfStep::Pair => unreachable!("no plan contains it"),
         }
     }
     let tables = &mut state.tables;
@@ -108,7 +108,7 @@ fn damage_is_repaired_and_nothing_else_is_changed() {
 
     state.tables.vips.insert(9, Vip::default());
     state.tables.ports.remove(&port(8001));
-    state.tables.backends.insert(words::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
+    state.tables.backends.insert(convert::v4(Ipv4Addr::new(10, 0, 0, 1)), Backend::default());
     state.stale.insert("from_container@vdeadbeef@9".to_owned());
     state.links.clear();
     let steps = plan(&desired, &state);
@@ -122,7 +122,7 @@ fn damage_is_repaired_and_nothing_else_is_changed() {
     let mut state = good;
     state.tables.slots.insert((base, size), vec![0; size as usize].into());
     let steps = plan(&desired, &state);
-    assert!(matches!(steps[..], [Step::Slots(..), Step::SetPort(..)]), "{steps:?}");
+    assert!(matches!(steps[..], [EbpfStep::Slots(..), EbpfStep::SetPort(..)]), "{steps:?}");
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn a_port_without_room_is_not_served() {
     let mut state = empty();
     state.tables.vips.insert(1, Vip { base: 0, size: state.tables.room - 10, ..Vip::default() });
     let steps = plan(&desired(1, 3), &state);
-    assert!(steps.iter().any(|s| matches!(s, Step::SetVip(..))), "three slots fit");
-    assert!(!steps.iter().any(|s| matches!(s, Step::SetPort(..))), "521 do not");
+    assert!(steps.iter().any(|s| matches!(s, EbpfStep::SetVip(..))), "three slots fit");
+    assert!(!steps.iter().any(|s| matches!(s, EbpfStep::SetPort(..))), "521 do not");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn plans_from_remembered_contents_equal_plans_from_read_maps() {
         for (range, slots) in &state.tables.slots {
             assert!(range.1 == 0 || known.tables.slots.get(range) == Some(slots), "{range:?}");
         }
-        let ranges = |state: &State| (state.tables.vips.clone(), state.tables.ports.clone());
+        let ranges = |state: &EbpfState| (state.tables.vips.clone(), state.tables.ports.clone());
         assert_eq!(ranges(&known), ranges(&state));
         assert_eq!(super::plan(&desired, &known, &mut allocator, &Changed::All), []);
     }
@@ -189,7 +189,7 @@ fn a_damaged_entry_with_slots_outside_the_array_takes_no_room() {
             (entry.base, entry.size) = (base, size);
             damaged.tables.slots.insert((base, size), Slots::default());
             let steps = plan(&desired, &damaged);
-            assert!(steps.iter().any(|s| matches!(s, Step::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
+            assert!(steps.iter().any(|s| matches!(s, EbpfStep::SetVip(to, set) if *to == vip && set.size == 3)), "{steps:?}");
         }
     }
 }
@@ -197,7 +197,7 @@ fn a_damaged_entry_with_slots_outside_the_array_takes_no_room() {
 #[test]
 fn a_table_that_found_no_room_is_placed_in_freed_slots_later() {
     let (mut state, mut memory) =
-        (State { tables: Tables { room: 600, ..Tables::default() }, ..State::default() }, BTreeMap::new());
+        (EbpfState { tables: Tables { room: 600, ..Tables::default() }, ..EbpfState::default() }, BTreeMap::new());
     let mut allocator = SlotAllocator::from_tables(&state.tables);
     let mut pass = |desired: &DesiredDatapath| {
         let steps = super::plan(desired, &state, &mut allocator, &Changed::All);

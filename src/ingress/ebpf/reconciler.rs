@@ -9,13 +9,13 @@ use super::slots::SlotAllocator;
 use super::status::{DatapathCounts, PassResult};
 use super::{EbpfChannels, EbpfStatus};
 use crate::backoff::Backoff;
-use crate::datapath::ebpf::{EbpfDatapath, Hook, Ingress, Ready, Side, State, Step, Tables};
+use crate::datapath::ebpf::{EbpfDatapath, Hook, IngressNetwork, VipReadiness, HookSide, EbpfState, EbpfStep, Tables};
 use crate::datapath::{Sandbox, places};
 use crate::model::view::TaskEndpoint;
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use crate::sync::replace_if_changed;
 use anyhow::Context as _;
-use skep_ebpf::{Member, words};
+use skep_ebpf::{NetnsMembership, convert};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub async fn run(mut channels: EbpfChannels, me: NodeId, ebpf: Arc<EbpfDatapath>
 }
 
 /// What containers' namespaces need to know of the network `ingress`.
-fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
+fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
     let network = view.networks.by_id.values().find(|network| network.ingress)?;
     let mut targets: BTreeMap<&ServiceId, BTreeSet<u16>> = BTreeMap::new();
     for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
@@ -63,7 +63,7 @@ fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<Ingress> {
         datagrams.extend(network.members.iter().filter_map(udp_ports));
     }
     // Room for an IPv6 header before the packet.
-    Some(Ingress { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
+    Some(IngressNetwork { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
 }
 
 struct EbpfReconciler {
@@ -102,7 +102,7 @@ struct Drift {
 }
 
 impl Drift {
-    fn repair(&mut self, steps: &[Step]) {
+    fn repair(&mut self, steps: &[EbpfStep]) {
         self.repaired += steps.len() as u64;
         for step in steps {
             tracing::warn!(%step, "something else changed the eBPF datapath; repaired");
@@ -185,12 +185,12 @@ impl EbpfReconciler {
         view: &NodeView,
         sandboxes: &[Sandbox],
         status: &watch::Sender<EbpfStatus>,
-    ) -> anyhow::Result<Option<Ready>> {
+    ) -> anyhow::Result<Option<VipReadiness>> {
         let members = self.namespaces.members(sandboxes);
         let settled = std::mem::take(&mut self.drift.settled);
         let (mut actual, allocator) = self.observe_with_pair(settled).await?;
         self.unavailable = self.ebpf.unavailable().clone();
-        self.unavailable.extend(actual.refused.clone());
+        self.unavailable.extend(actual.blocked.clone());
         let (mut allocator, changed, unchanged) = self.update_desired(view, &actual, &members, allocator);
         let steps = plan(self.desired.desired(), &actual, &mut allocator, &changed);
         if settled && unchanged {
@@ -211,21 +211,21 @@ impl EbpfReconciler {
 
     /// Observes; creates the veth pair between host and mesh first if one of its ends is missing. The allocator is `None` if
     /// the maps were read.
-    async fn observe_with_pair(&mut self, settled: bool) -> anyhow::Result<(State, Option<SlotAllocator>)> {
+    async fn observe_with_pair(&mut self, settled: bool) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
         let (actual, allocator) = self.observe().await?;
         if actual.host_devices.host_end.is_some() && actual.host_devices.mesh_end.is_some() {
             return Ok((actual, allocator));
         }
         if settled {
-            self.drift.repair(&[Step::Pair]);
+            self.drift.repair(&[EbpfStep::Pair]);
         }
-        self.ebpf.apply(&[Step::Pair]).await?;
+        self.ebpf.apply(&[EbpfStep::Pair]).await?;
         self.maps.contents = allocator.map(|allocator| (actual.tables, allocator));
         self.observe().await
     }
 
     /// The maps are read at the slow tick and after any error; devices and attachments always.
-    async fn observe(&mut self) -> anyhow::Result<(State, Option<SlotAllocator>)> {
+    async fn observe(&mut self) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
         // With thousands of services a read takes long: it must not use more than a twentieth of the time.
         let interval = self.tick.max(self.maps.read_took * 20);
         let (known, allocator) = self.maps.contents.take().filter(|_| self.maps.read_at.elapsed() < interval).unzip();
@@ -247,11 +247,11 @@ impl EbpfReconciler {
     fn update_desired(
         &mut self,
         view: &NodeView,
-        actual: &State,
-        members: &[(Ipv4Addr, Member)],
+        actual: &EbpfState,
+        members: &[(Ipv4Addr, NetnsMembership)],
         allocator: Option<SlotAllocator>,
     ) -> (SlotAllocator, Changed, bool) {
-        let members: BTreeSet<Member> = members.iter().map(|(_, member)| *member).collect();
+        let members: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
         let inputs =
             Inputs { me: &self.me, host_devices: &actual.host_devices, members: &members, unavailable: &self.unavailable };
         match allocator {
@@ -267,7 +267,7 @@ impl EbpfReconciler {
         }
     }
 
-    async fn apply(&mut self, steps: &[Step], tables: &mut Tables) -> anyhow::Result<()> {
+    async fn apply(&mut self, steps: &[EbpfStep], tables: &mut Tables) -> anyhow::Result<()> {
         let drained = drained_backends(self.desired.desired(), tables, steps);
         let applied = self.ebpf.apply(steps).await;
         // Also after an error: the steps after one that failed are applied.
@@ -301,18 +301,18 @@ impl EbpfReconciler {
     }
 
     /// Where virtual addresses work; `None` if that is as last published.
-    fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, Member)], tables: &Tables) -> Option<Ready> {
+    fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, NetnsMembership)], tables: &Tables) -> Option<VipReadiness> {
         let translated =
             if self.translates_calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
         let ready = (*changed == Changed::All || translated != self.translated)
-            .then(|| Ready { askers: translated.clone(), vips: tables.vips.keys().copied().map(words::to_v4).collect() });
+            .then(|| VipReadiness { containers: translated.clone(), vips: tables.vips.keys().copied().map(convert::to_v4).collect() });
         self.translated = translated;
         ready
     }
 
     /// Whether every socket hook is attached: with some of them only, a process would see addresses that it did not use.
     fn translates_calls(&self) -> bool {
-        !self.unavailable.keys().any(|hook| hook.side() == Side::Cgroup)
+        !self.unavailable.keys().any(|hook| hook.side() == HookSide::Cgroup)
     }
 
     /// Closes connected UDP sockets to containers that were drained [`LINGER`] ago and did not become backends again: nothing
@@ -321,13 +321,13 @@ impl EbpfReconciler {
         let now = Instant::now();
         while let Some(drained) = self.drained.pop_due(now) {
             let backends = &self.desired.desired().backends;
-            let serves = |address: &Ipv4Addr| backends.get(&words::v4(*address)).is_some_and(|backend| backend.serving != 0);
+            let serves = |address: &Ipv4Addr| backends.get(&convert::v4(*address)).is_some_and(|backend| backend.serving != 0);
             let drained: BTreeSet<Ipv4Addr> = drained.into_iter().filter(|address| !serves(address)).collect();
             let by_namespace = places(sandboxes, &drained);
             let ebpf = Arc::clone(&self.ebpf);
             tokio::task::spawn_blocking(move || {
                 for (namespace, drained) in by_namespace {
-                    let closed = ebpf.end_datagrams(&namespace, &drained);
+                    let closed = ebpf.destroy_datagram_sockets(&namespace, &drained);
                     let namespace = namespace.display();
                     match closed {
                         Ok(0) => {}

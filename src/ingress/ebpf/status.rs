@@ -7,7 +7,7 @@ use super::{EbpfStatus, FrontendConnections};
 use crate::datapath::ebpf::{Hook, SCTP, Tables, port_name};
 use crate::model::view::PublishedPort;
 use crate::model::{IpFamily, NodeView, Protocol};
-use skep_ebpf::{Port, packet, words};
+use skep_ebpf::{Port, packet, convert};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -115,7 +115,7 @@ fn find_port(view: &NodeView, key: Port) -> Option<(&PublishedPort, IpFamily)> {
         SCTP => Protocol::Sctp,
         _ => Protocol::Tcp,
     };
-    let (all, wanted) = (&view.cluster.ports, (protocol, words::to_port(key.port)));
+    let (all, wanted) = (&view.cluster.ports, (protocol, convert::to_port(key.port)));
     let index = all.binary_search_by_key(&wanted, |port| (port.protocol, port.published)).ok()?;
     Some((&all[index], family))
 }

@@ -3,7 +3,7 @@
 
 use super::flows::{FlowId, FlowLimits, Flows};
 use super::port_state::PortShared;
-use crate::datapath::udp::{LONGEST, UdpPort, Way};
+use crate::datapath::udp::{LONGEST, UdpPort, DatagramPath};
 use crate::sync::lock;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -88,7 +88,7 @@ impl UdpShared {
 
     /// Whether a published port sent the datagram. Two ports that reply to each other would never stop, and nothing that a
     /// published port sends is a request.
-    fn is_own(&self, path: Way) -> bool {
+    fn is_own(&self, path: DatagramPath) -> bool {
         let own = lock(&self.own);
         own.ports.contains(&path.peer.port()) && (path.peer.ip() == path.local || own.nodes.contains(&path.peer.ip()))
     }
@@ -145,7 +145,7 @@ pub(super) async fn serve(listener: Arc<UdpListener>) {
 /// Receives one datagram and forwards it.
 fn receive(listener: &Arc<UdpListener>, buffer: &mut [u8]) -> io::Result<()> {
     let datagram = listener.port.try_recv(buffer)?;
-    let path = datagram.way;
+    let path = datagram.path;
     // Every node of a network would answer a broadcast; a longer datagram than IPv4 allows cannot be sent to a backend.
     if !datagram.unicast || datagram.len > MAX_PAYLOAD || path.peer.port() == 0 || listener.udp.is_own(path) {
         trace!(port = listener.number, peer = %path.peer, "not a request");
@@ -161,7 +161,7 @@ fn receive(listener: &Arc<UdpListener>, buffer: &mut [u8]) -> io::Result<()> {
 }
 
 /// Sends a datagram to the backend of its flow, a new flow if there is none.
-fn forward(listener: &Arc<UdpListener>, path: Way, data: &[u8], mut tried: Vec<Ipv4Addr>) {
+fn forward(listener: &Arc<UdpListener>, path: DatagramPath, data: &[u8], mut tried: Vec<Ipv4Addr>) {
     let flow = lock(&listener.udp.flows).get(listener.number, path, Instant::now());
     match flow {
         Some((id, upstream)) => match upstream.socket.try_send(data) {
@@ -182,7 +182,7 @@ fn forward(listener: &Arc<UdpListener>, path: Way, data: &[u8], mut tried: Vec<I
 }
 
 /// Opens a flow to the first backend that accepts the datagram; each is tried once.
-fn open_flow(listener: &Arc<UdpListener>, path: Way, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
+fn open_flow(listener: &Arc<UdpListener>, path: DatagramPath, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
     let shared = &listener.shared;
     while let Some((source, backend)) = shared.select_backend(path.peer.ip(), tried) {
         let SocketAddr::V4(address) = backend else { return };

@@ -1,7 +1,7 @@
 //! Which backend a UDP client uses: a table of flows, bounded per port and in total. When it is full the flow that was idle
 //! longest is evicted. Pure: the time is a parameter, and the value of a flow belongs to the caller.
 
-use crate::datapath::udp::Way;
+use crate::datapath::udp::DatagramPath;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ pub struct FlowId {
     /// Published port.
     pub port: u16,
     /// The client's address and the local address that it sent to.
-    pub path: Way,
+    pub path: DatagramPath,
     serial: u64,
 }
 
@@ -36,9 +36,9 @@ struct Flow<V> {
 }
 
 struct PortFlows<V> {
-    flows: BTreeMap<Way, Flow<V>>,
+    flows: BTreeMap<DatagramPath, Flow<V>>,
     /// Least recently used first.
-    by_use: BTreeMap<u64, Way>,
+    by_use: BTreeMap<u64, DatagramPath>,
 }
 
 impl<V> Default for PortFlows<V> {
@@ -48,7 +48,7 @@ impl<V> Default for PortFlows<V> {
 }
 
 impl<V> PortFlows<V> {
-    fn remove(&mut self, path: &Way) -> Option<V> {
+    fn remove(&mut self, path: &DatagramPath) -> Option<V> {
         let flow = self.flows.remove(path)?;
         self.by_use.remove(&flow.use_order);
         Some(flow.value)
@@ -75,7 +75,7 @@ impl<V: Clone> Flows<V> {
     }
 
     /// The client's flow; marks it as used.
-    pub fn get(&mut self, port: u16, path: Way, now: Instant) -> Option<(FlowId, V)> {
+    pub fn get(&mut self, port: u16, path: DatagramPath, now: Instant) -> Option<(FlowId, V)> {
         let port_flows = self.ports.get_mut(&port)?;
         let flow = port_flows.flows.get_mut(&path)?;
         self.counter += 1;
@@ -95,7 +95,7 @@ impl<V: Clone> Flows<V> {
     /// Adds a flow. Returns the values of the flows that were removed for it: the client's former one, else the least recently
     /// used one of its port if that is full, else, if the table is full, that of the port with most flows (its own port, if no
     /// other has more).
-    pub fn insert(&mut self, port: u16, path: Way, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
+    pub fn insert(&mut self, port: u16, path: DatagramPath, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
         let mut removed: Vec<V> = self.remove_by_path(port, path).into_iter().collect();
         while self.len(port) >= self.limits.per_port.max(1) {
             removed.extend(self.evict(port));
@@ -121,7 +121,7 @@ impl<V: Clone> Flows<V> {
     /// Removes the flows of a port to other backends than these.
     pub fn retain(&mut self, port: u16, backends: &[Ipv4Addr]) -> Vec<V> {
         let Some(port_flows) = self.ports.get(&port) else { return Vec::new() };
-        let removed: Vec<Way> =
+        let removed: Vec<DatagramPath> =
             port_flows.flows.iter().filter(|(_, f)| !backends.contains(&f.backend)).map(|(path, _)| *path).collect();
         removed.into_iter().filter_map(|path| self.remove_by_path(port, path)).collect()
     }
@@ -159,7 +159,7 @@ impl<V: Clone> Flows<V> {
         self.count_removal(port, removed)
     }
 
-    fn remove_by_path(&mut self, port: u16, path: Way) -> Option<V> {
+    fn remove_by_path(&mut self, port: u16, path: DatagramPath) -> Option<V> {
         let removed = self.ports.get_mut(&port).and_then(|p| p.remove(&path));
         self.count_removal(port, removed)
     }
@@ -180,8 +180,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn path(client: u16) -> Way {
-        Way { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
+    fn path(client: u16) -> DatagramPath {
+        DatagramPath { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
     }
 
     fn backend(n: u8) -> Ipv4Addr {

@@ -2,7 +2,7 @@
 //! they are ignored.
 
 use super::load::{DATAPATH, dir_of, end, open};
-use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, Link, MESH_END, Step, remove_left};
+use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, ProgramLink, MESH_END, EbpfStep, remove_leftovers};
 use skep::datapath::mesh::Mesh;
 use skep::lab::output;
 use tokio::process::Command;
@@ -23,11 +23,11 @@ async fn filters(mesh: Option<&Mesh>, device: &str) -> (Vec<String>, usize) {
     (skep, heads.len())
 }
 
-async fn links(ebpf: &EbpfDatapath) -> Vec<Link> {
+async fn links(ebpf: &EbpfDatapath) -> Vec<ProgramLink> {
     let state = ebpf.observe().await.expect("observes");
     let uplink = std::fs::read_to_string(format!("/sys/class/net/{UPLINK}/ifindex")).expect("the uplink");
     let uplink = uplink.trim().parse().expect("a number");
-    let link = |hook, device: &str, index| Link { hook, device: device.to_owned(), index };
+    let link = |hook, device: &str, index| ProgramLink { hook, device: device.to_owned(), index };
     vec![
         link(Hook::Connect4, "", 0),
         link(Hook::ToUplink, HOST_END, state.host_devices.host_end.expect("the pair")),
@@ -47,7 +47,7 @@ async fn filters_are_replaced_by_the_next_run_repaired_and_removed() {
 
     let (mesh, first) = open(&dir).await;
     let wanted = links(&first).await;
-    let attach: Vec<Step> = wanted.iter().cloned().map(Step::Attach).collect();
+    let attach: Vec<EbpfStep> = wanted.iter().cloned().map(EbpfStep::Attach).collect();
     first.apply(&attach).await.expect("attaches");
     first.apply(&attach).await.expect("a repeated attach changes nothing");
     assert_eq!(first.observe().await.expect("observes").links, wanted.iter().cloned().collect());
@@ -74,7 +74,7 @@ async fn filters_are_replaced_by_the_next_run_repaired_and_removed() {
     second.apply(&attach).await.expect("attaches again");
     assert_eq!(second.observe().await.expect("observes").links.len(), 5);
 
-    second.apply(&[Step::Detach(wanted[3].clone())]).await.expect("detaches");
+    second.apply(&[EbpfStep::Detach(wanted[3].clone())]).await.expect("detaches");
     let (skep, all) = filters(None, UPLINK).await;
     assert_eq!((skep.len(), all), (1, 2), "the foreign one stays, and that of the other direction");
     second.apply(&attach).await.expect("attaches");
@@ -95,15 +95,15 @@ async fn filters_of_a_killed_run_are_removed_without_loading() {
     let dir = dir_of("left");
     sh(&format!("ip link add {UPLINK} type veth peer name up && ip link set {UPLINK} up")).await;
     let (mesh, killed) = open(&dir).await;
-    let attach: Vec<Step> = links(&killed).await.into_iter().map(Step::Attach).collect();
+    let attach: Vec<EbpfStep> = links(&killed).await.into_iter().map(EbpfStep::Attach).collect();
     killed.apply(&attach).await.expect("attaches");
     drop(killed);
     assert_eq!(filters(None, UPLINK).await.0.len(), 2, "they outlive their daemon");
-    remove_left(&dir, &mesh).await.expect("removes");
+    remove_leftovers(&dir, &mesh).await.expect("removes");
     for (mesh, device) in [(None, UPLINK), (None, HOST_END), (Some(&*mesh), MESH_END)] {
         assert_eq!(filters(mesh, device).await, (Vec::new(), 0), "{device}");
     }
-    remove_left(&dir, &mesh).await.expect("nothing to remove");
+    remove_leftovers(&dir, &mesh).await.expect("nothing to remove");
     end(&dir, mesh);
     sh(&format!("ip link del {UPLINK}")).await;
 }

@@ -1,6 +1,6 @@
 //! Programs, maps and links without any packet: the kernel accepts them, a second run takes them over.
 
-use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
+use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, ProgramLink, MESH_END, EbpfStep, object_is_current};
 use skep::datapath::mesh::Mesh;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,17 +51,17 @@ async fn a_second_run_takes_over_what_the_first_left() {
     let dir = dir_of("adopt");
     let (mesh, first) = open(&dir).await;
     let devices = first.observe().await.expect("observes").host_devices;
-    let link = |hook, device: &str, index: Option<u32>| Link { hook, device: device.to_owned(), index: index.unwrap_or(0) };
+    let link = |hook, device: &str, index: Option<u32>| ProgramLink { hook, device: device.to_owned(), index: index.unwrap_or(0) };
     let links = [
         link(Hook::Connect4, "", None),
         link(Hook::ToUplink, HOST_END, devices.host_end),
         link(Hook::FromHost, MESH_END, devices.mesh_end),
     ];
-    let attach: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
+    let attach: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
     let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2] };
-    let address = skep_ebpf::words::v4([10, 0, 0, 7].into());
+    let address = skep_ebpf::convert::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
-    first.apply(&[Step::SetBackend(address, backend)]).await.expect("sets");
+    first.apply(&[EbpfStep::SetBackend(address, backend)]).await.expect("sets");
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
     drop(first);
 

@@ -6,7 +6,7 @@ use futures_util::stream::FuturesUnordered;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use skep::http::{Reply, UnixClient};
+use skep::http::{HttpReply, UnixClient};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::time::Instant;
@@ -195,7 +195,7 @@ async fn make(swarm: &Swarm, name: &str) -> bool {
     post(&swarm.hosts[0], "/services/create", &spec).await.status.is_success()
 }
 
-async fn remove(swarm: &Swarm, name: &str) -> Option<Reply> {
+async fn remove(swarm: &Swarm, name: &str) -> Option<HttpReply> {
     UnixClient::new(swarm.hosts[0].skep_socket()).request("DELETE", &format!("/services/{name}"), None).await.ok()
 }
 

@@ -24,7 +24,7 @@ async fn labelled(swarm: &Swarm, replicas: usize, labels: Value) {
 }
 
 /// Replaces the service's labels.
-async fn relabel(swarm: &Swarm, labels: Value) -> skep::http::Reply {
+async fn relabel(swarm: &Swarm, labels: Value) -> skep::http::HttpReply {
     let service = get(&swarm.hosts[0], "/services/web").await;
     let mut spec = service["Spec"].clone();
     spec["Labels"] = labels;

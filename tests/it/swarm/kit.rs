@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use skep::datapath::netns;
-use skep::http::{Reply, UnixClient};
+use skep::http::{HttpReply, UnixClient};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -59,7 +59,7 @@ pub async fn init(host: &Host) {
     ok(&post(host, "/swarm/init", &body).await);
 }
 
-pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> Reply {
+pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> HttpReply {
     let body = json!({
         "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address().to_string(),
         "RemoteAddrs": [format!("{manager}:2377")], "JoinToken": token,
@@ -71,7 +71,7 @@ pub async fn worker_token(manager: &Host) -> String {
     get(manager, "/swarm").await["JoinTokens"]["Worker"].as_str().expect("token").to_owned()
 }
 
-pub async fn post(host: &Host, target: &str, body: &Value) -> Reply {
+pub async fn post(host: &Host, target: &str, body: &Value) -> HttpReply {
     UnixClient::new(host.skep_socket()).request("POST", target, Some(body)).await.expect("skep answers")
 }
 
@@ -100,12 +100,12 @@ pub async fn wait_for_backends(hosts: &[Host], port: &str, count: usize) {
     }
 }
 
-pub fn ok(reply: &Reply) {
+pub fn ok(reply: &HttpReply) {
     assert!(reply.status.is_success(), "{} {}", reply.status, said(reply));
 }
 
 /// The error's message.
-pub fn said(reply: &Reply) -> String {
+pub fn said(reply: &HttpReply) -> String {
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     body["message"].as_str().unwrap_or_default().to_owned()
 }
