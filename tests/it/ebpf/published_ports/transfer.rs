@@ -1,4 +1,5 @@
-//! Large transfers and datagrams of every size, over both families, to a backend on the node that the client uses and to one on another node.
+//! Large transfers and datagrams of every size, over both families, to a backend on the node that the client uses and to one
+//! on another node.
 
 use super::*;
 
