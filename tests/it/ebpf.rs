@@ -40,7 +40,8 @@ struct EbpfFixture<S> {
 impl EbpfFixture<()> {
     async fn new(name: &str, nodes: u8, clients: u8) -> Self {
         let started = Instant::now();
-        let swarm = swarm(name, nodes, "ebpf_datapath = \"auto\"\n").await;
+        // A node whose daemon a case kills must not become down meanwhile: its tasks would be replaced.
+        let swarm = swarm(name, nodes, "ebpf_datapath = \"auto\"\n[timeouts]\nnode_down_ms = 60000\n").await;
         for (number, host) in (1..).zip(&swarm.hosts) {
             add_ipv6(host, number).await;
         }

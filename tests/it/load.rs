@@ -164,8 +164,8 @@ impl Load {
                     let answer = request();
                     let to = Instant::now();
                     match answer {
-                        Ok(who) => {
-                            *tally.answered.entry(who).or_default() += 1;
+                        Ok(server) => {
+                            *tally.answered.entry(server).or_default() += 1;
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => tally.failed.push(Failed { from, to, why: format!("{error:#}") }),
@@ -229,10 +229,10 @@ impl Flow {
             let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {payload}"))?;
             let answer = std::str::from_utf8(&buffer[..len])?;
             let mut parts = answer.split(' ');
-            let who = parts.next().unwrap_or_default().to_owned();
+            let server = parts.next().unwrap_or_default().to_owned();
             // A late answer to an earlier datagram is skipped.
             if parts.next_back() == Some(&payload) {
-                return Ok(who);
+                return Ok(server);
             }
         }
     }

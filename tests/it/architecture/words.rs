@@ -48,6 +48,7 @@ const WORDS: &[(&str, &str)] = &[
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/settings.rs", "fast_plane", "the setting's name of 0.1: configuration files keep working"),
     ("src/cli/daemon.rs", "fast_plane", "as above, for the flag"),
+    ("tests/it/ebpf_lifecycle/damage.rs", "gate", "the pinned name of a map"),
     ("tests/it/architecture/words.rs", "", "the list itself"),
 ];
 

@@ -59,7 +59,7 @@ async fn filters_are_replaced_by_the_next_run_repaired_and_removed() {
     let second = EbpfDatapath::open(&dir, mesh.clone()).await.expect("loads beside");
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 5), "{left:?}");
-    second.apply(&attach).await.expect("attaches in their place");
+    second.apply(&attach).await.expect("replaces them");
     let now = second.observe().await.expect("observes");
     assert_eq!((now.links.len(), now.stale.len()), (5, 0), "{now:?}");
     let after = [filters(None, HOST_END).await, filters(Some(&mesh), MESH_END).await, filters(None, UPLINK).await];

@@ -69,7 +69,7 @@ async fn a_second_run_takes_over_what_the_first_left() {
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
     assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");
-    second.apply(&attach).await.expect("attaches in their place");
+    second.apply(&attach).await.expect("replaces them");
     let now = second.observe().await.expect("observes");
     assert_eq!((now.links.len(), now.stale.len()), (3, 0), "{now:?}");
 

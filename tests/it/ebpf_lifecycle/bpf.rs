@@ -84,19 +84,19 @@ impl Map {
 
     pub fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
         let mut value = vec![0; self.value];
-        // SAFETY: key and value are as long as the map says.
+        // SAFETY: key and value are of the map's sizes.
         unsafe { self.attr(key, value.as_mut_ptr()).call(1)? };
         Ok(value)
     }
 
     pub fn set(&self, key: &[u8], value: &[u8]) {
         assert_eq!(value.len(), self.value, "the size of a value");
-        // SAFETY: key and value are as long as the map says.
+        // SAFETY: key and value are of the map's sizes.
         unsafe { self.attr(key, value.as_ptr()).call(2) }.expect("set");
     }
 
     pub fn delete(&self, key: &[u8]) {
-        // SAFETY: the key is as long as the map says.
+        // SAFETY: the key is of the map's size.
         unsafe { self.attr(key, std::ptr::null()).call(3) }.expect("delete");
     }
 
@@ -107,7 +107,7 @@ impl Map {
             let mut next = vec![0; self.key];
             let from = last.as_ref().map_or(std::ptr::null(), Vec::as_ptr);
             let mut attr = Attr::new().fd(0, self.fd.as_raw_fd()).pointer(8, from).pointer(16, next.as_mut_ptr());
-            // SAFETY: both keys are as long as the map says; none is the first.
+            // SAFETY: both keys are of the map's sizes; none is the first.
             if unsafe { attr.call(4) }.is_err() {
                 return all;
             }

@@ -21,6 +21,7 @@ fn tables(host: &Host) -> Tables {
     for entry in std::fs::read_dir(bpf::maps(host)).expect("maps") {
         let name = entry.expect("entry").file_name().into_string().expect("text");
         let map = bpf::Map::open(host, &name);
+        // A program sets the flag in GATE.
         if ["SLOTS", "GATE"].contains(&name.as_str()) || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind) {
             continue;
         }
@@ -163,13 +164,13 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
     for (name, entries) in &baseline.tables {
         let map = bpf::Map::open(host, name);
         let Some((key, _)) = entries.first_key_value() else { continue };
-        let value = map.get(key).expect("there");
+        let value = map.get(key).expect("an entry");
         if !SETS.contains(&name.as_str()) {
             let flipped: Bytes = value.iter().map(|byte| !byte).collect();
             expect_repair(&fixture, &baseline, &format!("a value of {name} changed"), || map.set(key, &flipped)).await;
         }
         if let Some((_, size)) = range_of(name) {
-            let mut endless = map.get(key).expect("there");
+            let mut endless = map.get(key).expect("an entry");
             endless[size..size + 4].fill(0xff);
             expect_repair(&fixture, &baseline, &format!("an entry of {name} with endless slots"), || map.set(key, &endless))
                 .await;
@@ -184,7 +185,7 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
             let full = map.values().find(|value| word(value, size) > 0).expect("one with backends");
             let slots = bpf::Map::open(host, "SLOTS");
             let at = word(full, base).to_ne_bytes();
-            let flipped: Bytes = slots.get(&at).expect("there").iter().map(|byte| !byte).collect();
+            let flipped: Bytes = slots.get(&at).expect("a slot").iter().map(|byte| !byte).collect();
             expect_repair(&fixture, &baseline, &format!("a slot of {name} changed"), || slots.set(&at, &flipped)).await;
         }
         fixture.expect_answers().await;

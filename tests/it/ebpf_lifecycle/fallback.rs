@@ -33,11 +33,12 @@ async fn create_swarm(swarm: &Swarm) -> Host {
 async fn both_answer(swarm: &Swarm, client: &Host) {
     for host in &swarm.hosts {
         within(20, "both tasks to answer", || async {
-            let mut who = BTreeSet::new();
+            let mut servers = BTreeSet::new();
             for _ in 0..8 {
-                who.insert(ask(client, (host.address(), 8080).into()).await?.split(' ').next().unwrap_or_default().to_owned());
+                servers
+                    .insert(ask(client, (host.address(), 8080).into()).await?.split(' ').next().unwrap_or_default().to_owned());
             }
-            anyhow::ensure!(who.len() == 2, "{}: {who:?}", host.name());
+            anyhow::ensure!(servers.len() == 2, "{}: {servers:?}", host.name());
             Ok(())
         })
         .await;
@@ -52,10 +53,10 @@ async fn name_resolves_to_tasks(swarm: &Swarm, host: &Host) {
     let caller = caller["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container").to_owned();
     let vip = vip(swarm, "web").await.to_string();
     within(20, "the name to resolve to the tasks", || async {
-        let said = output(host.engine_cli().args(["exec", &caller, "nslookup", "-type=a", "web"])).await?;
+        let printed = output(host.engine_cli().args(["exec", &caller, "nslookup", "-type=a", "web"])).await?;
         let addresses: Vec<&str> =
-            said.lines().skip_while(|l| !l.starts_with("Name")).filter_map(|l| l.strip_prefix("Address: ")).collect();
-        anyhow::ensure!(addresses.len() == 2 && !addresses.contains(&vip.as_str()), "{said}");
+            printed.lines().skip_while(|l| !l.starts_with("Name")).filter_map(|l| l.strip_prefix("Address: ")).collect();
+        anyhow::ensure!(addresses.len() == 2 && !addresses.contains(&vip.as_str()), "{printed}");
         for address in addresses {
             output(host.engine_cli().args(["exec", &caller, "wget", "-q", "-O", "-", &format!("http://{address}/")])).await?;
         }
@@ -202,7 +203,7 @@ async fn a_foreign_program_with_exclusive_connect_is_named_and_other_hooks_work(
         anyhow::ensure!(ebpf["up"] == true && port, "{ebpf:#}");
         let why = ebpf["unavailable"]["connect4"].as_str().unwrap_or_default();
         anyhow::ensure!(why.contains("another program"), "{ebpf:#}");
-        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "nobody waits for it: {status:#}");
+        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "the hook does not delay it: {status:#}");
         Ok(())
     })
     .await;

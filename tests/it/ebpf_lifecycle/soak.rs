@@ -1,4 +1,5 @@
-//! Ten minutes of tasks that are created, removed and killed under load, with a host disconnected for a while. Run by `make soak`.
+//! Ten minutes of tasks that are created, removed and killed under load, with a host disconnected for a while. `make soak`
+//! runs it.
 
 use super::*;
 use futures_util::StreamExt as _;

@@ -99,9 +99,9 @@ async fn settled(host: &Host, tasks: usize) -> anyhow::Result<()> {
         port["backends"].as_array().is_some_and(|all| all.len() == tasks && all.iter().all(|b| b["listens"]["v4"] == true))
     };
     anyhow::ensure!(ports.len() == 2 && ports.iter().all(listen), "{ports:#?}");
-    let (told, applied) = (&dump["view"]["revision"], &dump["status"]["applied"]);
-    let behind = applied.as_object().into_iter().flatten().find(|(_, revision)| *revision != told);
-    anyhow::ensure!(behind.is_none(), "{behind:?} is not at {told}");
+    let (newest, applied) = (&dump["view"]["revision"], &dump["status"]["applied"]);
+    let behind = applied.as_object().into_iter().flatten().find(|(_, revision)| *revision != newest);
+    anyhow::ensure!(behind.is_none(), "{behind:?} is not at {newest}");
     Ok(())
 }
 

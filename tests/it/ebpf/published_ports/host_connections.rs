@@ -76,7 +76,7 @@ fn programs_of_others_run_beside_ours() {
         let (_counting, filter, link_program, connect_program) =
             (RunCounting::start(), Program::for_device(), Program::for_device(), Program::for_connect());
         host.run("mkdir /run/foreign").await.expect("a folder");
-        host.run("mount -t bpf none /run/foreign").await.expect("a place to pin at");
+        host.run("mount -t bpf none /run/foreign").await.expect("a bpffs");
         filter.pin(&PathBuf::from(format!("/proc/{}/root/run/foreign/filter", host.pid())));
         // The mount above ends with the host's mount namespace.
         let _ = host.run("tc qdisc add dev eth0 clsact").await;

@@ -74,7 +74,7 @@ fn only_clients_on_the_allow_list_are_served() {
             let (client, to) = (fixture.client(at_client), at(node, six, 8061));
             let tcp = Connection::open(&client, to).and_then(|mut connection| connection.identify());
             let socket = client.udp(None, to).expect("a socket");
-            // A short wait for an answer that must not come: at the end the servers are asked for the datagrams that they received.
+            // A short wait for an answer that must not arrive: in the end the servers' records show every datagram.
             let timeout = if at_client == 0 { 2000 } else { 200 };
             socket.set_read_timeout(Some(Duration::from_millis(timeout))).expect("a timeout");
             (tcp, exchange(&socket, &[servers::MARK, format!("client {at_client}").as_bytes()].concat()))

@@ -1,4 +1,5 @@
-//! Large transfers and datagrams of every size, over both families, to a backend on the node that the client uses and to one on another node.
+//! Large transfers and datagrams of every size, over both families, to a backend on the node that the client uses and to one
+//! on another node.
 
 use super::*;
 
@@ -9,7 +10,7 @@ const PATHS: [(bool, usize); 4] = [(false, 0), (false, 1), (true, 0), (true, 1)]
 
 #[test]
 fn streams_of_100_mb_arrive_unchanged_both_ways() {
-    PUBLISHED_PORTS.exclusive_case(async |fixture| {
+    PUBLISHED_PORTS.concurrent_case(async |fixture| {
         let client = fixture.client(0);
         for (six, backend) in PATHS {
             let to = at(0, six, port_of(backend));
