@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
-use wire::Call;
+use wire::DriverCall;
 
 pub mod endpoint_file;
 mod error;
@@ -202,22 +202,24 @@ impl Driver {
         Ok(value)
     }
 
-    async fn carry_out(&self, call: Call) -> Result<Value, DriverError> {
+    async fn carry_out(&self, call: DriverCall) -> Result<Value, DriverError> {
         match call {
-            Call::Activate => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
-            Call::NetworkCapabilities => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
-            Call::IpamCapabilities => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
-            Call::DefaultAddressSpaces => Ok(json!({ "LocalDefaultAddressSpace": "skep", "GlobalDefaultAddressSpace": "skep" })),
-            Call::RequestPool(call) => ipam::request_pool(call),
-            Call::RequestAddress(call) => ipam::request_address(&call),
-            Call::CreateNetwork(call) => self.create_network(call).await,
-            Call::DeleteNetwork(call) => self.delete_network(call).await,
-            Call::CreateEndpoint(call) => self.create_endpoint(call),
-            Call::DeleteEndpoint(call) => self.delete_endpoint(call).await,
-            Call::Join(call) => self.join(call).await,
-            Call::Leave(call) => self.leave(call).await,
-            Call::EndpointOperInfo(call) => self.endpoint_oper_info(&call).await,
-            Call::Notification => Ok(json!({})),
+            DriverCall::Activate => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
+            DriverCall::NetworkCapabilities => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
+            DriverCall::IpamCapabilities => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
+            DriverCall::DefaultAddressSpaces => {
+                Ok(json!({ "LocalDefaultAddressSpace": "skep", "GlobalDefaultAddressSpace": "skep" }))
+            }
+            DriverCall::RequestPool(call) => ipam::request_pool(call),
+            DriverCall::RequestAddress(call) => ipam::request_address(&call),
+            DriverCall::CreateNetwork(call) => self.create_network(call).await,
+            DriverCall::DeleteNetwork(call) => self.delete_network(call).await,
+            DriverCall::CreateEndpoint(call) => self.create_endpoint(call),
+            DriverCall::DeleteEndpoint(call) => self.delete_endpoint(call).await,
+            DriverCall::Join(call) => self.join(call).await,
+            DriverCall::Leave(call) => self.leave(call).await,
+            DriverCall::EndpointOperInfo(call) => self.endpoint_oper_info(&call).await,
+            DriverCall::Notification => Ok(json!({})),
         }
     }
 }
@@ -242,7 +244,7 @@ pub fn router(driver: Arc<Driver>) -> Router {
 }
 
 async fn handle(State(driver): State<Arc<Driver>>, UrlPath(name): UrlPath<String>, body: Bytes) -> Response {
-    let call = match Call::parse(&name, &body) {
+    let call = match DriverCall::parse(&name, &body) {
         Ok(call) => call,
         Err(error) => {
             tracing::warn!(call = name, %error, "the engine's call is not understood");

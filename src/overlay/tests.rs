@@ -227,7 +227,7 @@ fn an_advertised_endpoint_is_set_unless_a_live_session_has_learned_one() {
     let learned: SocketAddr = "192.0.2.2:2".parse().expect("endpoint");
     let mapped: SocketAddr = "[::ffff:192.0.2.1]:1".parse().expect("endpoint");
     let live = Some(Duration::from_secs(10));
-    let just_live = Some(SESSION_LIFETIME - Duration::from_secs(1));
+    let just_live = Some(SESSION_LIFETIME.saturating_sub(Duration::from_secs(1)));
     let state = |endpoint, handshake_age| TunnelPeerState {
         peer: TunnelPeer { endpoint, allowed_ips: vec![], keepalive: None },
         handshake_age,

@@ -199,7 +199,9 @@ impl Tunnel for ProcessTunnel {
         }
         expect_applied(self.call(&TunnelRequest::Apply { steps: steps.to_vec() }).await?)?;
         let mut peers = self.peers.lock().await;
-        steps.iter().for_each(|step| apply_step(&mut peers, step));
+        for step in steps {
+            apply_step(&mut peers, step);
+        }
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 /// A call of the engine.
 #[derive(Debug)]
-pub enum Call {
+pub enum DriverCall {
     Activate,
     NetworkCapabilities,
     IpamCapabilities,
@@ -51,7 +51,7 @@ impl CallError {
     }
 }
 
-impl Call {
+impl DriverCall {
     /// Parses the call `name`, as in `NetworkDriver.Join`, with its body.
     ///
     /// # Errors
