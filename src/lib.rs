@@ -41,7 +41,7 @@
 //! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets; `ebpf` loads the programs of `ebpf/` and reads and writes their maps |
 //! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin |
 //! | [`balance`] | published ports: in user space, and (`ebpf`, `table`, `maglev`) what the kernel programs shall have |
-//! | [`dns`] | names: records per asker, server, forwarder |
+//! | [`dns`] | names: records per client, server, forwarder |
 //! | [`api`] | the Docker API: front door with raw pass-through, handlers, conversion |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` |
 //! | [`lab`] | hosts on one machine, for the demo and the tests |
