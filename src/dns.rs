@@ -33,7 +33,7 @@ pub struct DnsSettings {
     pub max_connections: usize,
     /// A TCP connection is closed after so long without a byte.
     pub idle: Duration,
-    /// TTL of our own records, in seconds. Swarm's is 600, which lets clients use tasks that are gone. A task is stopped as
+    /// TTL of our own records, in seconds. Swarm's is 600, which lets clients use tasks that have ended. A task is stopped as
     /// soon as no name server returns it any more, so an answer must not be cached at all: another query costs one packet to
     /// this host.
     pub ttl: u32,

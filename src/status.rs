@@ -21,7 +21,7 @@ pub struct Status {
     pub role: Option<Role>,
     /// The leader's host name, as far as this node knows.
     pub leader: Option<String>,
-    /// The session with the leader, or why there is none, as text.
+    /// The session with the leader, or why it has none, as text.
     pub session: String,
     /// Revision of the newest view that a manager has sent.
     pub view_revision: Revision,
@@ -64,7 +64,7 @@ pub struct NodeSummary {
     pub mesh: String,
     /// How packets reach it: `self`, `direct`, or `none` before the first handshake.
     pub path: String,
-    /// UDP endpoint that its last authenticated packet came from.
+    /// UDP endpoint that its last authenticated packet had as its source.
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last handshake.
     pub handshake_seconds: Option<u64>,

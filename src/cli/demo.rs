@@ -70,10 +70,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     }
     let removed = match cluster {
         Some(cluster) => cluster.remove().await,
-        None => match std::fs::remove_dir_all(&args.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-            _ => Ok(()),
-        },
+        None => crate::durable::ignore_missing(std::fs::remove_dir_all(&args.dir)).map_err(Into::into),
     };
     outcome.and(removed)
 }

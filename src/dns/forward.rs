@@ -38,14 +38,14 @@ impl Forwarder {
         let upstreams = if own.is_empty() { self.resolv.nameservers() } else { own.to_vec() };
         let mut last = None;
         for upstream in upstreams.into_iter().filter(|upstream| !excluded(*upstream)).take(MAX_UPSTREAMS) {
-            let Some(packet) = query.to_upstream(rand::rng().random()) else { break };
+            let Some(packet) = query.upstream_query(rand::rng().random()) else { break };
             match self.query_one(SocketAddr::new(upstream, super::PORT), &packet).await {
-                Ok(response) if !message::is_server_failure(&response) => return query.from_upstream(response, limit),
+                Ok(response) if !message::is_server_failure(&response) => return query.client_answer(response, limit),
                 Ok(response) => last = Some(response),
                 Err(error) => debug!(%upstream, %error, name = %query.question().name(), "resolver did not answer"),
             }
         }
-        last.map_or_else(|| query.servfail(), |response| query.from_upstream(response, limit))
+        last.map_or_else(|| query.servfail(), |response| query.client_answer(response, limit))
     }
 
     async fn query_one(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {

@@ -115,7 +115,7 @@ impl DnsQuery {
 
     /// Encodes the query for a resolver: the client's question, flags and EDNS with another id, and nothing else it sent.
     #[must_use]
-    pub fn to_upstream(&self, id: u16) -> Option<Vec<u8>> {
+    pub fn upstream_query(&self, id: u16) -> Option<Vec<u8>> {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = self.metadata.recursion_desired;
         message.metadata.checking_disabled = self.metadata.checking_disabled;
@@ -127,7 +127,7 @@ impl DnsQuery {
 
     /// Turns a resolver's answer into the client's: with the id of the query, in at most `limit` bytes.
     #[must_use]
-    pub fn from_upstream(&self, mut response: Vec<u8>, limit: usize) -> Vec<u8> {
+    pub fn client_answer(&self, mut response: Vec<u8>, limit: usize) -> Vec<u8> {
         let Some(id) = response.first_chunk_mut::<2>() else { return self.servfail() };
         *id = self.metadata.id.to_be_bytes();
         if response.len() <= limit {

@@ -68,7 +68,7 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => break,
             changed = view.changed() => if changed.is_err() {
-                // The sender is gone: the last view stays in force.
+                // The sender is dropped: the last view stays in force.
                 shutdown.cancelled().await;
                 break;
             },

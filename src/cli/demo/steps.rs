@@ -156,7 +156,7 @@ async fn served_by_all(client: &Host, node: &Host, report: &mut DemoReport) -> a
     wait("every replica to answer", Duration::from_secs(10), report, async || {
         let answers = send_requests(client, node.address(), PORT, REQUESTS).await?;
         anyhow::ensure!(answers.failed == 0, "{} of {REQUESTS} requests to {} were not answered", answers.failed, node.name());
-        anyhow::ensure!(answers.by_backend.len() == REPLICAS, "{}: answers came from {:?}", node.name(), answers.by_backend);
+        anyhow::ensure!(answers.by_backend.len() == REPLICAS, "{}: only {:?} answered", node.name(), answers.by_backend);
         Ok(answers)
     })
     .await

@@ -116,7 +116,7 @@ fn bad_packets() {
 
 #[test]
 fn only_an_answer_with_our_id_and_question_is_accepted() {
-    let sent = parsed(&query("Example.com.", RecordType::A, None)).to_upstream(7).unwrap();
+    let sent = parsed(&query("Example.com.", RecordType::A, None)).upstream_query(7).unwrap();
     let reply = |id: u16, name: &str, kind| {
         let mut message = Message::new(id, MessageType::Response, OpCode::Query);
         message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
@@ -138,11 +138,11 @@ fn only_an_answer_with_our_id_and_question_is_accepted() {
 #[test]
 fn a_query_is_forwarded_with_another_id_and_its_edns() {
     let request = parsed(&query("example.com.", RecordType::TXT, Some(3000)));
-    let message = Message::from_vec(&request.to_upstream(99).unwrap()).unwrap();
+    let message = Message::from_vec(&request.upstream_query(99).unwrap()).unwrap();
     assert_eq!(message.metadata.id, 99);
     assert!(message.metadata.recursion_desired);
     assert_eq!(message.edns.as_ref().map(Edns::max_payload), Some(3000));
-    let back = request.from_upstream(message.to_vec().unwrap(), 1232);
+    let back = request.client_answer(message.to_vec().unwrap(), 1232);
     assert_eq!(back[..2], [0x12, 0x34]);
 }
 
@@ -155,11 +155,11 @@ fn a_long_answer_of_a_resolver_is_truncated_for_the_client() {
         let text = rdata::TXT::new(vec![format!("{n:060}")]);
         long.add_answer(Record::from_rdata(request.question().name().clone(), 60, RData::TXT(text)));
     }
-    let bytes = request.from_upstream(long.to_vec().unwrap(), 512);
+    let bytes = request.client_answer(long.to_vec().unwrap(), 512);
     assert!(bytes.len() <= 512);
     let message = Message::from_vec(&bytes).unwrap();
     assert!(message.metadata.truncation && !message.answers.is_empty());
-    let unparsable = request.from_upstream(vec![0x55; 2000], 512);
+    let unparsable = request.client_answer(vec![0x55; 2000], 512);
     assert_eq!(Message::from_vec(&unparsable).unwrap().metadata.response_code, ResponseCode::ServFail);
 }
 
@@ -179,7 +179,7 @@ proptest! {
         packet[at] ^= 1 << bit;
         if let ParsedPacket::Query(request) = parse(&packet) {
             prop_assert!(request.answer(&addresses(100), 1, request.udp_limit()).unwrap().len() <= request.udp_limit());
-            prop_assert!(request.to_upstream(1).is_some());
+            prop_assert!(request.upstream_query(1).is_some());
         }
     }
 }

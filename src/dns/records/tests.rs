@@ -6,8 +6,8 @@ use crate::model::view::{Networks, Tasks};
 use rand::{SeedableRng, rngs::StdRng};
 use std::sync::Arc;
 
-const HERE: &str = "here";
-const THERE: &str = "there";
+const ME: &str = "me";
+const OTHER: &str = "other";
 
 fn member(service: &str, slot: u64, node: &str, address: [u8; 4], backend: bool) -> TaskEndpoint {
     TaskEndpoint { backend, ..fixture::task_endpoint(service, slot, node, address.into()) }
@@ -28,35 +28,35 @@ fn view() -> NodeView {
             "ingress",
             0,
             vec![
-                member("web", 1, HERE, [10, 0, 0, 11], true),
-                member("lone", 1, HERE, [10, 0, 0, 12], true),
-                member("far", 1, THERE, [10, 0, 0, 13], true),
+                member("web", 1, ME, [10, 0, 0, 11], true),
+                member("lone", 1, ME, [10, 0, 0, 12], true),
+                member("far", 1, OTHER, [10, 0, 0, 13], true),
             ],
         ),
         network(
             "Front",
             1,
             vec![
-                member("web", 1, HERE, [10, 0, 1, 11], true),
-                aliased(member("app", 1, HERE, [10, 0, 1, 21], true), "Shop.Example"),
-                aliased(member("app", 2, THERE, [10, 0, 1, 22], true), "Shop.Example"),
-                aliased(member("app", 3, THERE, [10, 0, 1, 23], false), "Shop.Example"),
-                member("asleep", 1, THERE, [10, 0, 1, 31], false),
-                member("both", 1, THERE, [10, 0, 1, 41], false),
+                member("web", 1, ME, [10, 0, 1, 11], true),
+                aliased(member("app", 1, ME, [10, 0, 1, 21], true), "Shop.Example"),
+                aliased(member("app", 2, OTHER, [10, 0, 1, 22], true), "Shop.Example"),
+                aliased(member("app", 3, OTHER, [10, 0, 1, 23], false), "Shop.Example"),
+                member("asleep", 1, OTHER, [10, 0, 1, 31], false),
+                member("both", 1, OTHER, [10, 0, 1, 41], false),
             ],
         ),
         network(
             "back",
             2,
             vec![
-                member("app", 1, HERE, [10, 0, 2, 21], true),
-                member("db", 1, THERE, [10, 0, 2, 31], true),
-                member("both", 1, THERE, [10, 0, 2, 41], true),
+                member("app", 1, ME, [10, 0, 2, 21], true),
+                member("db", 1, OTHER, [10, 0, 2, 31], true),
+                member("both", 1, OTHER, [10, 0, 2, 41], true),
             ],
         ),
-        network("vault", 3, vec![member("safe", 1, HERE, [10, 0, 3, 11], true), member("safe", 2, THERE, [10, 0, 3, 12], true)]),
+        network("vault", 3, vec![member("safe", 1, ME, [10, 0, 3, 11], true), member("safe", 2, OTHER, [10, 0, 3, 12], true)]),
     ];
-    let task = fixture::task_with_resolvers("web1id", "web", HERE, &["192.0.2.53", "rubbish", "2001:db8::53"]);
+    let task = fixture::task_with_resolvers("web1id", "web", ME, &["192.0.2.53", "rubbish", "2001:db8::53"]);
     let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
     NodeView { tasks, ..fixture::node_view(0, networks, fixture::cluster_part(Vec::new())) }
 }
@@ -80,7 +80,7 @@ fn client(name: &str) -> ([u8; 4], [u8; 4]) {
 fn query(from: &str, name: &str, kind: RecordType) -> RecordAnswer {
     let (gateway, source) = client(from);
     let name = Name::from_ascii(format!("{name}.")).unwrap();
-    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
+    let records = Records::build(&ME.into(), &view(), &Ready::default());
     let mut answer = records.answer(gateway.into(), IpAddr::from(source), &name, kind, &mut StdRng::seed_from_u64(1));
     if let RecordAnswer::Addresses(addresses) = &mut answer {
         addresses.sort();
@@ -195,9 +195,9 @@ fn pointers() {
 #[test]
 fn addresses_are_shuffled_by_the_random_number_generator() {
     let mut view = view();
-    let many = (2..250).map(|n| member("app", u64::from(n), HERE, [10, 0, 1, n], true)).collect();
+    let many = (2..250).map(|n| member("app", u64::from(n), ME, [10, 0, 1, n], true)).collect();
     view.networks = Arc::new(Networks { by_id: BTreeMap::from([("front".into(), network("front", 1, many))]) });
-    let records = Records::build(&HERE.into(), &view, &VipReadiness::default());
+    let records = Records::build(&ME.into(), &view, &Ready::default());
     let name = Name::from_ascii("app.").unwrap();
     let answer = |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -211,7 +211,7 @@ fn addresses_are_shuffled_by_the_random_number_generator() {
 
 #[test]
 fn labels_with_dots_or_invalid_bytes_are_no_name_of_ours() {
-    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
+    let records = Records::build(&ME.into(), &view(), &Ready::default());
     for labels in [vec![b"app.2".as_slice()], vec![b"\xff\xfe".as_slice()], vec![b"app".as_slice(), b"".as_slice()], vec![]] {
         let Ok(name) = Name::from_labels(labels) else { continue };
         let answer = records.answer(
@@ -227,7 +227,7 @@ fn labels_with_dots_or_invalid_bytes_are_no_name_of_ours() {
 
 #[test]
 fn gateways_are_recognised() {
-    let records = Records::build(&HERE.into(), &view(), &VipReadiness::default());
+    let records = Records::build(&ME.into(), &view(), &Ready::default());
     assert!(records.is_gateway([10, 0, 2, 1].into()));
     assert!(!records.is_gateway([10, 0, 2, 2].into()));
 }
