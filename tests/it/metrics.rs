@@ -1,7 +1,7 @@
 //! `/metrics`, checked by Prometheus' promtool.
 
 use skep::admin::metrics::render;
-use skep::ingress::ebpf::{FrontendConnections, EbpfStatus};
+use skep::ingress::ebpf::{EbpfStatus, FrontendConnections};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{Protocol, Revision, Role};
 use skep::status::{NodeSummary, Status};

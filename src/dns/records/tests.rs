@@ -80,7 +80,7 @@ fn client(name: &str) -> ([u8; 4], [u8; 4]) {
 fn query(from: &str, name: &str, kind: RecordType) -> RecordAnswer {
     let (gateway, source) = client(from);
     let name = Name::from_ascii(format!("{name}.")).unwrap();
-    let records = Records::build(&ME.into(), &view(), &Ready::default());
+    let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
     let mut answer = records.answer(gateway.into(), IpAddr::from(source), &name, kind, &mut StdRng::seed_from_u64(1));
     if let RecordAnswer::Addresses(addresses) = &mut answer {
         addresses.sort();
@@ -197,7 +197,7 @@ fn addresses_are_shuffled_by_the_random_number_generator() {
     let mut view = view();
     let many = (2..250).map(|n| member("app", u64::from(n), ME, [10, 0, 1, n], true)).collect();
     view.networks = Arc::new(Networks { by_id: BTreeMap::from([("front".into(), network("front", 1, many))]) });
-    let records = Records::build(&ME.into(), &view, &Ready::default());
+    let records = Records::build(&ME.into(), &view, &VipReadiness::default());
     let name = Name::from_ascii("app.").unwrap();
     let answer = |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -211,7 +211,7 @@ fn addresses_are_shuffled_by_the_random_number_generator() {
 
 #[test]
 fn labels_with_dots_or_invalid_bytes_are_no_name_of_ours() {
-    let records = Records::build(&ME.into(), &view(), &Ready::default());
+    let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
     for labels in [vec![b"app.2".as_slice()], vec![b"\xff\xfe".as_slice()], vec![b"app".as_slice(), b"".as_slice()], vec![]] {
         let Ok(name) = Name::from_labels(labels) else { continue };
         let answer = records.answer(
@@ -227,7 +227,7 @@ fn labels_with_dots_or_invalid_bytes_are_no_name_of_ours() {
 
 #[test]
 fn gateways_are_recognised() {
-    let records = Records::build(&ME.into(), &view(), &Ready::default());
+    let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
     assert!(records.is_gateway([10, 0, 2, 1].into()));
     assert!(!records.is_gateway([10, 0, 2, 2].into()));
 }

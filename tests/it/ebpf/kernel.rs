@@ -2,7 +2,7 @@
 //! they are ignored.
 
 use super::load::{DATAPATH, dir_of, end, open};
-use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, ProgramLink, MESH_END, EbpfStep, remove_leftovers};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, HOST_END, Hook, MESH_END, ProgramLink, remove_leftovers};
 use skep::datapath::mesh::Mesh;
 use skep::lab::output;
 use tokio::process::Command;

@@ -1,6 +1,6 @@
 //! Programs, maps and links without any packet: the kernel accepts them, a second run takes them over.
 
-use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, ProgramLink, MESH_END, EbpfStep, object_is_current};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, HOST_END, Hook, MESH_END, ProgramLink, object_is_current};
 use skep::datapath::mesh::Mesh;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +51,8 @@ async fn a_second_run_takes_over_what_the_first_left() {
     let dir = dir_of("adopt");
     let (mesh, first) = open(&dir).await;
     let devices = first.observe().await.expect("observes").host_devices;
-    let link = |hook, device: &str, index: Option<u32>| ProgramLink { hook, device: device.to_owned(), index: index.unwrap_or(0) };
+    let link =
+        |hook, device: &str, index: Option<u32>| ProgramLink { hook, device: device.to_owned(), index: index.unwrap_or(0) };
     let links = [
         link(Hook::Connect4, "", None),
         link(Hook::ToUplink, HOST_END, devices.host_end),
