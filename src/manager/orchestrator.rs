@@ -20,7 +20,8 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
         if out.len() >= BATCH {
             break;
         }
-        let tasks = by_service.remove(&service.id).unwrap_or_default();
+        let mut tasks = by_service.remove(&service.id).unwrap_or_default();
+        slot::sort_by_age(&mut tasks);
         replicated::reconcile(&ServiceSlots { store, service, now, settings }, &tasks, rng, &mut out);
     }
     out

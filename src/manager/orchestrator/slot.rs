@@ -10,19 +10,23 @@ use rand::Rng;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// Tasks of a service by slot number, oldest first.
+/// Tasks of a service by slot number.
 pub type TasksBySlot<'a> = BTreeMap<u64, Vec<&'a Task>>;
 
-/// All tasks that are not to be removed.
+/// All tasks that are not to be removed, within a slot by id.
 pub(super) fn tasks_by_service(store: &Store) -> BTreeMap<&ServiceId, TasksBySlot<'_>> {
     let mut by_service = BTreeMap::<&ServiceId, TasksBySlot>::new();
     for task in store.tasks().filter(|t| t.desired_state < TaskState::Remove) {
         by_service.entry(&task.service_id).or_default().entry(task.slot).or_default().push(task);
     }
-    for tasks in by_service.values_mut().flat_map(BTreeMap::values_mut) {
+    by_service
+}
+
+/// Sorts the tasks of each slot, oldest first.
+pub(super) fn sort_by_age(slots: &mut TasksBySlot) {
+    for tasks in slots.values_mut() {
         tasks.sort_by(|a, b| by_age(a, b));
     }
-    by_service
 }
 
 /// Removes tasks whose service was removed.
