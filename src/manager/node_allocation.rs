@@ -90,7 +90,8 @@ pub fn next_node_allocation(store: &Store) -> Result<NodeAllocation, NodeAllocat
     let network = ingress(store).ok_or(NodeAllocationError::NoIngress)?;
     let ingress_subnet = network.subnet.ok_or(NodeAllocationError::NoIngress)?;
     let taken: BTreeSet<Ipv6Net> = store.nodes().map(|n| n.mesh.subnet).collect();
-    let index = (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
+    let index =
+        (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
     let ingress_addr = AddressBook::from_store(store)
         .network(&network.id, ingress_subnet)
         .take(&network.id, &mut QuarantinedAddresses::default())

@@ -3,8 +3,8 @@
 
 use super::mesh::{MeshPrefix, gateway};
 use super::service::EndpointMode;
-use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::task::{ContainerSpec, DnsConfig};
+use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
-use crate::api::control::{self, ControlError, SwarmInitRequest, SwarmJoinRequest, Membership, NodeControl};
+use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
 use crate::model::{NodeId, Role};
 use crate::store::{Action, ProposeError, StoreError, StoreHandle};

@@ -60,7 +60,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     }
     serve(&daemon, &servers, &shutdown)?;
 
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::VipReadiness]);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let (docker, admin) = (env.settings.docker_socket(), env.settings.admin_socket());
     tracing::info!(docker = %docker.display(), admin = %admin.display(), "ready");
     shutdown.cancelled().await;

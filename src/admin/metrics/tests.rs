@@ -1,6 +1,6 @@
 use super::*;
 use crate::ingress::PortState;
-use crate::ingress::ebpf::{FrontendConnections, EbpfStatus};
+use crate::ingress::ebpf::{EbpfStatus, FrontendConnections};
 use crate::model::Protocol;
 use std::collections::BTreeSet;
 

@@ -4,13 +4,15 @@
 
 use super::eligibility::{PortEligibility, listening_backends};
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, ProgramLink, MESH_END, SCTP, Slots, Sources, ports_unavailable};
+use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
-use skep_ebpf::{AFFINITY, Address, Backend, Config, GUARDED, NetnsMembership, NO_CLIENT, Port, PortNumber, Source, V4, packet, convert};
+use skep_ebpf::{
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NetnsMembership, Port, PortNumber, Source, V4, convert, packet,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 

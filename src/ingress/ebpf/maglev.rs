@@ -2,7 +2,7 @@
 //! every node computes the same table without communication. Pure.
 
 use crate::datapath::ebpf::Slots;
-use skep_ebpf::{V4, mix, convert};
+use skep_ebpf::{V4, convert, mix};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 

@@ -80,7 +80,8 @@ impl Namespaces {
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = self.cookie(&sandbox.path) {
-                members.push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
+                members
+                    .push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
             }
         }
         members

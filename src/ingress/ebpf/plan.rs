@@ -3,7 +3,7 @@
 use super::desired::DesiredDatapath;
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
-use crate::datapath::ebpf::{Hook, ProgramLink, Slots, EbpfState, EbpfStep, Tables};
+use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
 use skep_ebpf::{Frontend, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,8 +2,8 @@
 
 use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
-use crate::datapath::ebpf::{Hook, ProgramLink, Range, Slots, EbpfState, EbpfStep, Tables};
-use skep_ebpf::{Backend, Port, Source, V4, Vip, packet, convert};
+use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Range, Slots, Tables};
+use skep_ebpf::{Backend, Port, Source, V4, Vip, convert, packet};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 

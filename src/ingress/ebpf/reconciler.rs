@@ -9,7 +9,7 @@ use super::slots::SlotAllocator;
 use super::status::{DatapathCounts, PassResult};
 use super::{EbpfChannels, EbpfStatus};
 use crate::backoff::Backoff;
-use crate::datapath::ebpf::{EbpfDatapath, Hook, IngressNetwork, VipReadiness, HookSide, EbpfState, EbpfStep, Tables};
+use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
 use crate::datapath::{Sandbox, places};
 use crate::model::view::TaskEndpoint;
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
@@ -63,7 +63,12 @@ fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
         datagrams.extend(network.members.iter().filter_map(udp_ports));
     }
     // Room for an IPv6 header before the packet.
-    Some(IngressNetwork { subnet: network.subnet.trunc(), mtu: tunnel_mtu.saturating_sub(40), mesh: view.cluster.mesh, datagrams })
+    Some(IngressNetwork {
+        subnet: network.subnet.trunc(),
+        mtu: tunnel_mtu.saturating_sub(40),
+        mesh: view.cluster.mesh,
+        datagrams,
+    })
 }
 
 struct EbpfReconciler {
@@ -304,8 +309,10 @@ impl EbpfReconciler {
     fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, NetnsMembership)], tables: &Tables) -> Option<VipReadiness> {
         let translated =
             if self.translates_calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
-        let ready = (*changed == Changed::All || translated != self.translated)
-            .then(|| VipReadiness { containers: translated.clone(), vips: tables.vips.keys().copied().map(convert::to_v4).collect() });
+        let ready = (*changed == Changed::All || translated != self.translated).then(|| VipReadiness {
+            containers: translated.clone(),
+            vips: tables.vips.keys().copied().map(convert::to_v4).collect(),
+        });
         self.translated = translated;
         ready
     }

@@ -7,7 +7,7 @@ use super::{EbpfStatus, FrontendConnections};
 use crate::datapath::ebpf::{Hook, SCTP, Tables, port_name};
 use crate::model::view::PublishedPort;
 use crate::model::{IpFamily, NodeView, Protocol};
-use skep_ebpf::{Port, packet, convert};
+use skep_ebpf::{Port, convert, packet};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 

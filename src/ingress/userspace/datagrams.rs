@@ -3,7 +3,7 @@
 
 use super::flows::{FlowId, FlowLimits, Flows};
 use super::port_state::PortShared;
-use crate::datapath::udp::{LONGEST, UdpPort, DatagramPath};
+use crate::datapath::udp::{DatagramPath, LONGEST, UdpPort};
 use crate::sync::lock;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
