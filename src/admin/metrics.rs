@@ -25,7 +25,7 @@ pub fn render(status: &Status) -> String {
 
 fn node(status: &Status, out: &mut Exposition) {
     out.add(
-        MetricFamily::gauge("skep_build_info", "1, labelled by the daemon's version.", ["version"]).sample([&status.version], 1),
+        &MetricFamily::gauge("skep_build_info", "1, labelled by the daemon's version.", ["version"]).sample([&status.version], 1),
     );
     let mut info =
         MetricFamily::gauge("skep_node_info", "1, labelled by this node's id, host name and role.", ["node_id", "node", "role"]);
@@ -33,16 +33,16 @@ fn node(status: &Status, out: &mut Exposition) {
         let hostname = status.nodes.iter().find(|node| node.here).map_or("", |node| node.hostname.as_str());
         info = info.sample([id.as_str(), hostname, status.role.map_or("", Role::as_str)], 1);
     }
-    out.add(info);
-    out.add(flag("skep_swarm_active", "1 while this node is in a swarm.", status.node.is_some()));
-    out.add(flag("skep_swarm_manager", "1 while this node is a manager.", status.role == Some(Role::Manager)));
-    out.add(flag("skep_session_established", "1 while this node has a session with the leader.", status.leader.is_some()));
+    out.add(&info);
+    out.add(&flag("skep_swarm_active", "1 while this node is in a swarm.", status.node.is_some()));
+    out.add(&flag("skep_swarm_manager", "1 while this node is a manager.", status.role == Some(Role::Manager)));
+    out.add(&flag("skep_session_established", "1 while this node has a session with the leader.", status.leader.is_some()));
     out.add(
-        MetricFamily::gauge("skep_view_revision", "Raft index of the newest view that a manager has sent.", [])
+        &MetricFamily::gauge("skep_view_revision", "Raft index of the newest view that a manager has sent.", [])
             .value(status.view_revision.index),
     );
     let applied = MetricFamily::gauge("skep_view_applied_revision", "Raft index of the view that a loop has applied.", ["loop"]);
-    out.add(status.applied.iter().fold(applied, |family, (name, revision)| family.sample([name], revision.index)));
+    out.add(&status.applied.iter().fold(applied, |family, (name, revision)| family.sample([name], revision.index)));
 }
 
 fn flag(name: &'static str, help: &'static str, value: bool) -> MetricFamily<0> {
@@ -64,9 +64,9 @@ fn peers(status: &Status, out: &mut Exposition) {
             age = age.sample(labels(node), seconds);
         }
     }
-    out.add(received);
-    out.add(sent);
-    out.add(age);
+    out.add(&received);
+    out.add(&sent);
+    out.add(&age);
 }
 
 /// Published ports of the userspace datapath.
@@ -93,20 +93,20 @@ fn published_ports(ports: &[PortStatus], out: &mut Exposition) {
             .sample([number, protocol, service, "no_backend"], port.errors)
             .sample([number, protocol, service, "source_not_allowed"], port.refused);
     }
-    out.add(backends);
-    out.add(open);
-    out.add(refused);
+    out.add(&backends);
+    out.add(&open);
+    out.add(&refused);
 }
 
 fn ebpf(status: &Status, out: &mut Exposition) {
     let ebpf = &status.ebpf;
     let gauge = |name, help, value: usize| MetricFamily::gauge(name, help, []).value(value as u64);
-    out.add(flag("skep_ebpf_up", "1 while the programs of the eBPF datapath are loaded.", ebpf.up));
-    out.add(gauge("skep_ebpf_ports", "Published ports that the eBPF datapath serves.", ebpf.ports.len()));
-    out.add(gauge("skep_ebpf_vips", "Virtual addresses that the eBPF datapath serves.", ebpf.vips));
-    out.add(gauge("skep_ebpf_attached_programs", "Programs attached to a hook.", ebpf.links));
+    out.add(&flag("skep_ebpf_up", "1 while the programs of the eBPF datapath are loaded.", ebpf.up));
+    out.add(&gauge("skep_ebpf_ports", "Published ports that the eBPF datapath serves.", ebpf.ports.len()));
+    out.add(&gauge("skep_ebpf_vips", "Virtual addresses that the eBPF datapath serves.", ebpf.vips));
+    out.add(&gauge("skep_ebpf_attached_programs", "Programs attached to a hook.", ebpf.links));
     out.add(
-        MetricFamily::counter(
+        &MetricFamily::counter(
             "skep_ebpf_repairs_total",
             "Map entries and programs that were found changed and were restored.",
             [],
@@ -118,7 +118,7 @@ fn ebpf(status: &Status, out: &mut Exposition) {
         "New connections for which the eBPF datapath selected a backend, by published port or virtual address.",
         ["service", "frontend"],
     );
-    out.add(ebpf.connections.iter().fold(connections, |family, c| family.sample([&c.service, &c.frontend], c.connections)));
+    out.add(&ebpf.connections.iter().fold(connections, |family, c| family.sample([&c.service, &c.frontend], c.connections)));
     let mut drops = MetricFamily::counter("skep_ebpf_drops_total", "Packets that the eBPF datapath dropped.", ["reason"]);
     let mut events =
         MetricFamily::counter("skep_ebpf_events_total", "Packets and calls that the eBPF datapath handled, by event.", ["event"]);
@@ -128,8 +128,8 @@ fn ebpf(status: &Status, out: &mut Exposition) {
             None => events = events.sample([name], *count),
         }
     }
-    out.add(drops);
-    out.add(events);
+    out.add(&drops);
+    out.add(&events);
 }
 
 /// The reason, of a counter of the kernel programs that counts drops.

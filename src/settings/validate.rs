@@ -29,7 +29,11 @@ impl Settings {
         self.paths()?;
         if !PATH_MTU.contains(&self.path_mtu) {
             let (low, high) = PATH_MTU.into_inner();
-            return Err(invalid("path_mtu", self.path_mtu, format!("set the MTU between the nodes, {low} to {high} bytes")));
+            return Err(invalid(
+                "path_mtu",
+                self.path_mtu.to_string(),
+                format!("set the MTU between the nodes, {low} to {high} bytes"),
+            ));
         }
         self.bounds()?;
         let timeouts = &self.timeouts;
@@ -38,7 +42,7 @@ impl Settings {
                 "set more than timeouts.heartbeat_ms ({}), some four times as much: a node that misses one heartbeat is not down",
                 timeouts.heartbeat_ms
             );
-            return Err(invalid("timeouts.node_down_ms", timeouts.node_down_ms, advice));
+            return Err(invalid("timeouts.node_down_ms", timeouts.node_down_ms.to_string(), advice));
         }
         self.elections()
     }
@@ -52,7 +56,11 @@ impl Settings {
         ];
         for (key, path) in paths {
             if !path.is_absolute() {
-                return Err(invalid(key, format!("{path:?}"), "set an absolute path, one that begins with /".to_owned()));
+                return Err(invalid(
+                    key,
+                    format!("{:?}", path.display().to_string()),
+                    "set an absolute path, one that begins with /".to_owned(),
+                ));
             }
         }
         match self.engine_socket() {
@@ -83,7 +91,7 @@ impl Settings {
             ("raft.snapshot_every", raft.snapshot_every),
         ];
         match bounds.into_iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(invalid(key, 0, "set 1 or more, or remove the key for its default".to_owned())),
+            Some((key, _)) => Err(invalid(key, "0".to_owned(), "set 1 or more, or remove the key for its default".to_owned())),
             None => Ok(()),
         }
     }
@@ -96,21 +104,21 @@ impl Settings {
                 "set more than raft.heartbeat_ticks ({}), some five times as much: a late heartbeat must not cause an election",
                 raft.heartbeat_ticks
             );
-            return Err(invalid("raft.election_ticks_min", raft.election_ticks_min, advice));
+            return Err(invalid("raft.election_ticks_min", raft.election_ticks_min.to_string(), advice));
         }
         if raft.election_ticks_max <= raft.election_ticks_min {
             let advice = format!(
                 "set more than raft.election_ticks_min ({}), some twice as much: managers draw their time-outs from this range",
                 raft.election_ticks_min
             );
-            return Err(invalid("raft.election_ticks_max", raft.election_ticks_max, advice));
+            return Err(invalid("raft.election_ticks_max", raft.election_ticks_max.to_string(), advice));
         }
         Ok(())
     }
 }
 
-fn invalid(key: &'static str, value: impl ToString, advice: String) -> InvalidSetting {
-    InvalidSetting { key, value: value.to_string(), advice }
+fn invalid(key: &'static str, value: String, advice: String) -> InvalidSetting {
+    InvalidSetting { key, value, advice }
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub struct Exposition {
 
 impl Exposition {
     /// Adds a family. Its name must be new: a family that is split in two is invalid.
-    pub fn add<const L: usize>(&mut self, family: MetricFamily<L>) {
+    pub fn add<const L: usize>(&mut self, family: &MetricFamily<L>) {
         if !family.samples.is_empty() {
             let other = self.families.insert(family.name, family.render());
             debug_assert!(other.is_none(), "two families are named {}", family.name);
@@ -101,9 +101,9 @@ mod tests {
     #[test]
     fn samples_and_families_are_sorted_and_values_are_escaped() {
         let mut out = Exposition::default();
-        out.add(MetricFamily::gauge("b", "Back\\slash\nand line.", []).value(7));
-        out.add(MetricFamily::counter("a_total", "A.", ["x", "y"]).sample(["2", "a\"b\\c\nd"], 1).sample(["1", ""], 2));
-        out.add(MetricFamily::gauge("empty", "Left out.", ["x"]));
+        out.add(&MetricFamily::gauge("b", "Back\\slash\nand line.", []).value(7));
+        out.add(&MetricFamily::counter("a_total", "A.", ["x", "y"]).sample(["2", "a\"b\\c\nd"], 1).sample(["1", ""], 2));
+        out.add(&MetricFamily::gauge("empty", "Left out.", ["x"]));
         let expected = concat!(
             "# HELP a_total A.\n# TYPE a_total counter\n",
             "a_total{x=\"1\",y=\"\"} 2\n",
