@@ -4,7 +4,7 @@
 //! From the bottom up: [`state_dir`] and [`address`] are data; [`environment`] is what every part uses; [`network`] is mesh
 //! namespace, tunnel and overlay; [`loops`] and [`session`] run on it; [`manager_part`] and [`manager_role`] are a manager's
 //! part; [`member`] is all of that for one membership; [`daemon`] has at most one member, that [`init`], [`join`] and
-//! [`control`] start and end.
+//! [`control`] start and end; [`run`] builds the daemon and serves its sockets.
 
 mod address;
 mod admission;
@@ -24,7 +24,8 @@ mod member;
 mod network;
 mod relay;
 mod report;
+mod run;
 mod session;
 mod state_dir;
 
-pub use daemon::run;
+pub use run::run;

@@ -6,6 +6,7 @@
 mod family;
 
 use crate::ingress::PortStatus;
+use crate::ingress::ebpf::drop_reason;
 use crate::model::Role;
 use crate::status::{NodeSummary, Status};
 use family::{Exposition, MetricFamily};
@@ -130,11 +131,6 @@ fn ebpf(status: &Status, out: &mut Exposition) {
     }
     out.add(&drops);
     out.add(&events);
-}
-
-/// The reason, of a counter of the kernel programs that counts drops.
-fn drop_reason(counter: &str) -> Option<&str> {
-    counter.strip_prefix("drop_")
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ pub struct CoreConfig {
 
 /// A network of skep on the engine.
 #[derive(Debug)]
-struct EngineNetwork {
+struct TrackedNetwork {
     network: LocalNetwork,
     /// Being removed.
     busy: bool,
@@ -115,7 +115,7 @@ pub struct Core {
     containers: BTreeMap<TaskId, Container>,
     /// Number of the call that a container's state is from, by the engine's id.
     as_of: BTreeMap<String, u64>,
-    local: BTreeMap<String, EngineNetwork>,
+    local: BTreeMap<String, TrackedNetwork>,
     /// The engine answers, and its containers were listed since.
     up: bool,
     /// When to list again after a list that failed.
@@ -306,7 +306,7 @@ impl Core {
             .into_iter()
             .map(|network| {
                 let id = network.id.clone();
-                let new = EngineNetwork { network, busy: false, retry: TaskRecord::default() };
+                let new = TrackedNetwork { network, busy: false, retry: TaskRecord::default() };
                 (id.clone(), before.remove(&id).unwrap_or(new))
             })
             .collect();

@@ -28,6 +28,7 @@ pub use follower::DesiredState;
 pub use plan::plan;
 pub use reconciler::run;
 pub use slots::SlotAllocator;
+pub use status::drop_reason;
 
 use crate::datapath::Sandbox;
 use crate::datapath::ebpf::{Hook, VipReadiness};

@@ -28,7 +28,7 @@ pub struct DesiredMesh {
 }
 
 /// The addresses of one network that this node has routes for.
-struct NetworkAddresses {
+struct RoutedAddresses {
     gateway: Ipv4Addr,
     /// This node's own address on it (`ingress` only).
     own: Option<Ipv4Addr>,
@@ -82,10 +82,10 @@ fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, desired:
 
 /// The view's networks by subnet, and those that the view does not contain (yet, or any more) but that have a veth and rules
 /// in the namespace since an attach: their containers keep their connectivity until they are detached.
-fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<Ipv4Addr>) -> BTreeMap<Ipv4Net, NetworkAddresses> {
+fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<Ipv4Addr>) -> BTreeMap<Ipv4Net, RoutedAddresses> {
     let mut all = BTreeMap::new();
     for part in view.networks.by_id.values() {
-        let mut addresses = NetworkAddresses { gateway: part.gateway, own: None, remote: BTreeSet::new() };
+        let mut addresses = RoutedAddresses { gateway: part.gateway, own: None, remote: BTreeSet::new() };
         addresses.remote.extend(part.members.iter().filter(|m| m.node_id != *me).map(|m| m.address));
         if part.ingress {
             addresses.own = view.cluster.node(me).map(|own| own.ingress_addr);
@@ -105,7 +105,7 @@ fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<I
             && veths.iter().any(|address| subnet.contains(address))
         {
             let gateway = gateway(subnet);
-            all.entry(subnet).or_insert_with(|| NetworkAddresses { gateway, own: None, remote: BTreeSet::new() });
+            all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeSet::new() });
         }
     }
     all
@@ -114,7 +114,7 @@ fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<I
 /// Adds what one network needs: its rules, its gateway on `lo` and on each veth, and a route to each member.
 fn add_network(
     subnet: Ipv4Net,
-    addresses: &NetworkAddresses,
+    addresses: &RoutedAddresses,
     veths: &BTreeSet<Ipv4Addr>,
     actual: &MeshState,
     desired: &mut DesiredMesh,

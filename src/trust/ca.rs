@@ -2,7 +2,7 @@
 //! for Swarm's certificates read these.
 
 use super::{CaDigest, NodeName, TrustError, name};
-use crate::model::{Role, Timestamp, cluster::CaSettings};
+use crate::model::{Timestamp, cluster::CaSettings};
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -176,7 +176,7 @@ pub fn issue(
     params.serial_number = Some(serial(rng));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, printable(node.cluster_id.as_str())?);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, printable(unit(node.role))?);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, printable(name::unit(node.role))?);
     params.distinguished_name.push(DnType::CommonName, printable(node.node_id.as_str())?);
     let san = node.node_id.as_str().try_into().map_err(|e| creation_error("the certificate's name", &e))?;
     params.subject_alt_names = vec![SanType::DnsName(san)];
@@ -195,14 +195,6 @@ pub fn node_life(settings: &CaSettings) -> Duration {
 
 fn node_life_of(requested: Duration) -> Duration {
     if requested.is_zero() { NODE_LIFE } else { requested.max(HOUR) }
-}
-
-/// The OU that names a role.
-pub(super) fn unit(role: Role) -> &'static str {
-    match role {
-        Role::Worker => "swarm-worker",
-        Role::Manager => "swarm-manager",
-    }
 }
 
 /// Parses a P-256 key.

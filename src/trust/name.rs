@@ -1,6 +1,6 @@
 //! Parsing certificates: PEM, names, keys. Decides nothing about validity.
 
-use super::{TrustError, ca::unit};
+use super::TrustError;
 use crate::model::{ClusterId, NodeId, Role};
 use base64::Engine as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -81,4 +81,12 @@ pub(super) fn to_pem(der: &[u8]) -> String {
 /// The public key's bits (an uncompressed point).
 pub(super) fn public_key(der: &[u8]) -> Result<Vec<u8>, TrustError> {
     Ok(parse(der)?.public_key().subject_public_key.data.to_vec())
+}
+
+/// The OU that names a role.
+pub(super) fn unit(role: Role) -> &'static str {
+    match role {
+        Role::Worker => "swarm-worker",
+        Role::Manager => "swarm-manager",
+    }
 }

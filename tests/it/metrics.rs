@@ -111,7 +111,7 @@ fn full_status() -> Status {
             members: 2,
             links: 3,
             repaired: 4,
-            counters: [("drop_flow", 1), ("drop_forged", 2), ("errors", 3), ("port_new", 4)]
+            counters: [("drop_flow", 1), ("drop_forged", 2), ("icmp_error", 3), ("port_new", 4)]
                 .map(|(name, n)| (name.to_owned(), n))
                 .into(),
             ..EbpfStatus::default()

@@ -76,7 +76,7 @@ fn counters_are_typed_and_drops_and_refusals_have_a_reason() {
     let text = render(&Status { ports: vec![port(80, "web")], ebpf, ..Status::default() });
     for line in [
         "# TYPE skep_ebpf_drops_total counter",
-        "skep_ebpf_drops_total{reason=\"forged\"} 7",
+        "skep_ebpf_drops_total{reason=\"forged_source\"} 7",
         "skep_ebpf_events_total{event=\"port_new\"} 8",
         "# TYPE skep_ebpf_repairs_total counter",
         "skep_ebpf_repairs_total 9",

@@ -4,7 +4,7 @@ use super::desired::{DesiredDatapath, port_key};
 use super::dirty::Changed;
 use super::eligibility::{PortEligibility, PortUnavailable};
 use super::{EbpfStatus, FrontendConnections};
-use crate::datapath::ebpf::{Hook, SCTP, Tables, port_name};
+use crate::datapath::ebpf::{Counter, Hook, SCTP, Tables, port_name};
 use crate::model::view::PublishedPort;
 use crate::model::{IpFamily, NodeView, Protocol};
 use skep_ebpf::{Port, convert, packet};
@@ -20,6 +20,12 @@ pub(super) struct DatapathCounts {
     pub port_connections: BTreeMap<Port, u64>,
     /// New connections by virtual address.
     pub vip_connections: BTreeMap<Ipv4Addr, u64>,
+}
+
+/// Why packets were dropped, by the name of the programs' counter; `None` for a counter of events.
+#[must_use]
+pub fn drop_reason(counter: &str) -> Option<&'static str> {
+    Counter::ALL.iter().find(|known| known.name() == counter)?.drop_reason()
 }
 
 /// The result of a pass without an error.

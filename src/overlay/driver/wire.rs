@@ -35,7 +35,7 @@ pub enum CallError {
     UnknownCall(String),
     /// An engine repeats a call without its body when the connection broke.
     #[error("{0} arrived without a body; engines send that after a broken connection: it was not carried out")]
-    NoBody(String),
+    MissingBody(String),
     #[error("{call}: the body is not understood: {error}")]
     MalformedBody { call: String, error: serde_json::Error },
 }
@@ -46,7 +46,7 @@ impl CallError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::UnknownCall(_) => StatusCode::NOT_FOUND,
-            Self::NoBody(_) | Self::MalformedBody { .. } => StatusCode::BAD_REQUEST,
+            Self::MissingBody(_) | Self::MalformedBody { .. } => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -88,7 +88,7 @@ impl DriverCall {
 
 fn parse_body<T: DeserializeOwned>(call: &str, body: &[u8]) -> Result<T, CallError> {
     if body.is_empty() {
-        return Err(CallError::NoBody(call.to_owned()));
+        return Err(CallError::MissingBody(call.to_owned()));
     }
     let malformed = |error| CallError::MalformedBody { call: call.to_owned(), error };
     // Parsed as an object first: serde would also accept an array for a struct.

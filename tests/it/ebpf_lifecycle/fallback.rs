@@ -203,7 +203,7 @@ async fn a_foreign_program_with_exclusive_connect_is_named_and_other_hooks_work(
         anyhow::ensure!(ebpf["up"] == true && port, "{ebpf:#}");
         let why = ebpf["unavailable"]["connect4"].as_str().unwrap_or_default();
         anyhow::ensure!(why.contains("another program"), "{ebpf:#}");
-        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "the hook does not delay it: {status:#}");
+        anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "the hook does not delay it: {status:#}");
         Ok(())
     })
     .await;

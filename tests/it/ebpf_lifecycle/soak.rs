@@ -202,7 +202,7 @@ async fn remove(swarm: &Swarm, name: &str) -> Option<HttpReply> {
 
 /// Waits until every loop of a node has applied the newest view.
 async fn wait_for_node(swarm: &Swarm, host: &Host) {
-    let newest = status(&swarm.hosts[0]).await["told"]["index"].as_u64().expect("a revision");
+    let newest = status(&swarm.hosts[0]).await["view_revision"]["index"].as_u64().expect("a revision");
     within(120, "the node to apply the newest view", || async {
         let status = status(host).await;
         let applied = status["applied"].as_object().expect("loops");
@@ -348,7 +348,7 @@ async fn settled_tables(swarm: &Swarm, host: &Host, services: &[&str]) {
         let status = status(host).await;
         let ebpf = &status["ebpf"];
         anyhow::ensure!(ebpf["changed"] == 0 && ebpf["reason"] == "", "{}: {ebpf:#}", host.name());
-        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "{}: {status:#}", host.name());
+        anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "{}: {status:#}", host.name());
         Ok(())
     })
     .await;
