@@ -226,7 +226,7 @@ fn creation_error(what: &'static str, why: &rcgen::Error) -> TrustError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClusterId, NodeId};
+    use crate::model::{ClusterId, NodeId, Role};
     use base64::Engine as _;
     use rand::SeedableRng;
 
