@@ -105,12 +105,12 @@ async fn userspace_serves_where_the_kernel_refuses_programs() {
     assert!(reason.contains("not permitted"), "{reason}");
     let said = skep_status(without).await;
     assert!(said.contains("no eBPF datapath") && said.contains(reason), "{said}");
-    assert!(said.contains("user space"), "{said}");
+    assert!(said.contains("userspace datapath"), "{said}");
     // The other node has one, but it cannot send to backends of a node without.
     serves(&swarm.hosts[..1], &[]).await;
     within(10, "the reason to be shown", || async {
         let said = skep_status(with).await;
-        anyhow::ensure!(said.contains("user space: node n2 has no eBPF datapath"), "{said}");
+        anyhow::ensure!(said.contains("userspace: node n2 has no eBPF datapath"), "{said}");
         Ok(())
     })
     .await;

@@ -85,9 +85,9 @@ fn an_ipv4_only_server_serves_clients_of_both_families() {
             assert!(seen.server == "n1" && seen.client.is_ipv4(), "{seen:?}");
             within(10, "the status to name the reason", || async {
                 let ebpf = status(&fixture.swarm.hosts[node]).await["ebpf"].take();
-                let why = ebpf["left"][format!("{port}/tcp6")].as_str().unwrap_or_default().to_owned();
+                let why = ebpf["unavailable_ports"][format!("{port}/tcp6")].as_str().unwrap_or_default().to_owned();
                 let left = why.contains("over IPv6") && ebpf["ports"].to_string().contains(&format!("\"{port}/tcp\""));
-                ensure!(left, "not named in {}", ebpf["left"]);
+                ensure!(left, "not named in {}", ebpf["unavailable_ports"]);
                 Ok(())
             })
             .await;
