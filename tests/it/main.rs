@@ -14,6 +14,7 @@ mod lab;
 mod load;
 mod manager;
 mod overlay;
+mod packets;
 mod ports;
 mod raft;
 mod rpc;
