@@ -4,49 +4,36 @@
 //! node, names resolve from the same state as everything else, a Raft manager and a container agent orchestrate. The
 //! stock `docker` CLI talks to skep's socket.
 //!
-//! ## The flow
+//! `ARCHITECTURE.md` has the pictures: processes, namespaces, sockets, files, the flow of control, both datapaths, and
+//! which file to open for which change. Here is one line per room.
 //!
-//! ```text
-//! docker / skep CLI
-//!       │ request
-//!       ▼
-//!  api ── Transaction ── propose ──▶ raft ── committed ──▶ store.apply          (every manager, same order)
-//!                          ▲                                   │ snapshot, on a watch
-//!                          │                                   ▼
-//!          orchestrator · allocator · scheduler · reaper ◀─────┤   leader only: plan(&Store) -> Vec<Action>
-//!                          ▲                                   ▼
-//!            task status, applied revision            dispatcher: one NodeView per node, part by part
-//!                          │                                   │ session through the tunnel (rpc)
-//!                        agent ◀── NodeView {tasks, networks, cluster} ── ledger on disk
-//!         ┌──────────────┬───────┴──────┬───────────────┐
-//!      runtime        overlay        balance           dns      each: observe → plan (pure) → apply → publish revision
-//!                        └── datapath ──┘
-//! ```
+//! ## Rooms, from the bottom up
 //!
-//! Down goes desired state, up goes observed state, nothing else crosses. Loops meet only in the store (managers) or in
-//! the [`model::NodeView`] (nodes). What decides is pure; what acts is thin. `tests/it/layers.rs` checks the arrows.
+//! | room | what it holds | what it does not know |
+//! |---|---|---|
+//! | [`model`] | the domain's types: ids, specs (spelled as Docker spells them), statuses, the node view, addresses | storage, time, IO |
+//! | [`store`] | tables by id, transactions, deterministic `apply`, snapshots | raft |
+//! | [`trust`] | root CA, node certificates and their renewal, join tokens, files that keep them | connections |
+//! | [`raft`] | the `raft` crate behind a core without IO, its log on disk, a handle; transport is a trait | what entries mean |
+//! | [`protocol`] | messages between nodes, their limits, how a view travels as a difference | connections |
+//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel, sockets; `ebpf` loads programs and reads and writes maps | nodes, services |
+//! | [`runtime`] | containers: the `Engine` trait, Docker Engine through bollard, a fake | tasks' desired states |
+//! | [`manager`] | what the leader runs: `orchestrator`, `allocator`, `scheduler`, `reaper`, `dispatcher`; `replica` puts the store behind raft | connections |
+//! | [`agent`] | this node's tasks: core, plan, shell, ledger | the network |
+//! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin | services |
+//! | [`ingress`] | published ports and virtual addresses: `userspace`, `ebpf`, `readiness` | tasks beyond their endpoints |
+//! | [`dns`] | names: records per client, server, forwarder | |
+//! | [`rpc`] | joins and sessions over mutual TLS | what messages cause: that is behind traits |
+//! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion | how the node is put together |
+//! | [`cli`] | the verbs that Docker has no word for; `demo` | |
+//! | [`lab`] | hosts on one machine, for the demo and the tests | |
+//! | `node` | the composition root: the only room that knows every other | |
+//! | [`admin`], [`status`] | the admin socket: metrics, health, dump; what a node reports of itself | |
+//! | [`http`], [`settings`], [`telemetry`], [`clock`], [`durable`], [`backoff`], [`sync`] | small services, one file each | every room |
 //!
-//! ## The rooms, from the bottom up
-//!
-//! | room | what it holds |
-//! |---|---|
-//! | [`model`] | the words as types: ids, specs (spelled as Docker spells them), statuses, the view that a node gets, the address plan |
-//! | [`store`] | tables by id, transactions, deterministic `apply`, snapshots |
-//! | [`trust`] | root CA, node certificates, join tokens, the files that keep them |
-//! | [`raft`] | the `raft` crate behind a core without IO, its log on disk, a handle; transport is a trait |
-//! | [`manager`] | what the leader runs: planners, dispatcher, the place of a new node; `replica` puts the store behind raft |
-//! | [`rpc`] | the node protocol over mutual TLS: join with its proof of the UDP way, sessions |
-//! | [`runtime`] | containers: the `Engine` trait, Docker Engine through bollard, a fake |
-//! | [`agent`] | this node's tasks: core, plan, shell, ledger |
-//! | [`datapath`] | **the only room that touches the kernel**: mesh namespace, netlink, tunnel (kernel WireGuard or `skep tunnel`), sockets; `ebpf` loads the programs of `ebpf/` and reads and writes their maps |
-//! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin |
-//! | [`balance`] | published ports: in user space, and (`ebpf`, `table`, `maglev`) what the kernel programs shall have |
-//! | [`dns`] | names: records per asker, server, forwarder |
-//! | [`api`] | the Docker API: front door with raw pass-through, handlers, conversion |
-//! | [`cli`] | the verbs that Docker has no word for; `demo` |
-//! | [`lab`] | hosts on one machine, for the demo and the tests |
-//! | `node` | the composition root: the only room that knows every other |
-//! | [`http`], [`admin`], [`status`], [`settings`], [`telemetry`], [`clock`], [`durable`] | small house services, one file each |
+//! Desired state goes down, observed state goes up, nothing else crosses. Loops meet only in the store (managers) or in
+//! the [`model::NodeView`] (nodes). What decides is pure; what acts decides nothing. `tests/it/architecture` checks the
+//! imports.
 
 pub mod admin;
 pub mod agent;

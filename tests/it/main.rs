@@ -3,16 +3,18 @@
 
 mod agent;
 mod api;
+mod architecture;
 mod bpf;
 mod demo;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
 mod lab;
-mod layers;
+
 mod load;
 mod manager;
 mod overlay;
+mod packets;
 mod ports;
 mod raft;
 mod rpc;

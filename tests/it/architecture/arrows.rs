@@ -1,8 +1,8 @@
 //! The layers of the house: who may import whom, where each outside crate lives, where `unsafe` may stand.
 //! A new arrow or home is a line here, with its reason in the commit.
 
+use super::source::{files, is_test_file, root, without_literals};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 /// What a room may import besides `model` and the small services of [`EVERYONE`]. `*`: everything (the root layer).
 const ARROWS: &[(&str, &str)] = &[
@@ -70,13 +70,13 @@ const HOMES: &[(&str, &str)] = &[
 
 #[test]
 fn arrows_point_down_crates_have_one_home_and_unsafe_stays_in_the_datapath() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = root().join("src");
     let mut wrong = Vec::new();
-    for file in sources(&src) {
+    for file in files(&src, &["rs"]) {
         let text = fs::read_to_string(&file).unwrap();
         let path = file.strip_prefix(&src).unwrap();
         // Tests in files of their own may compare a room with its neighbour.
-        if path.file_stem().is_some_and(|stem| stem == "tests" || stem.to_str().unwrap().ends_with("_tests")) {
+        if is_test_file(path) {
             continue;
         }
         let room = path.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
@@ -85,6 +85,22 @@ fn arrows_point_down_crates_have_one_home_and_unsafe_stays_in_the_datapath() {
         }
     }
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+/// Rooms of the root layer know every other; the rest must have an order.
+#[test]
+fn the_arrows_form_no_circle() {
+    let mut left: Vec<(&str, Vec<&str>)> = ARROWS
+        .iter()
+        .filter(|(_, allowed)| *allowed != "*")
+        .map(|(room, allowed)| (*room, allowed.split(' ').filter(|target| !target.is_empty()).collect()))
+        .collect();
+    while let Some(at) =
+        left.iter().position(|(_, targets)| targets.iter().all(|target| !left.iter().any(|(room, _)| room == target)))
+    {
+        left.remove(at);
+    }
+    assert_eq!(left, [], "these rooms may import each other in a circle");
 }
 
 #[test]
@@ -110,7 +126,7 @@ fn check(room: &str, text: &str) -> Vec<(usize, String)> {
         return vec![(1, format!("room `{room}` has no line in ARROWS of tests/it/layers.rs"))];
     };
     // Without comments and literals, line by line, so that numbers stay right.
-    let code: String = text.lines().map(|line| bare(line) + "\n").collect();
+    let code: String = text.lines().map(|line| without_literals(line) + "\n").collect();
     let line_of = |at: usize| code[..at].matches('\n').count() + 1;
     let has = |list: &str, word: &str| list.split(' ').any(|one| one == word);
     let may = |target: &str| {
@@ -174,25 +190,5 @@ fn targets(rest: &str) -> Vec<String> {
         }
     }
     found.retain(|target| !target.is_empty());
-    found
-}
-
-/// The line without its comment and without what stands in quotes.
-fn bare(line: &str) -> String {
-    let code = line.split_once("//").map_or(line, |(code, _)| code);
-    code.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
-}
-
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-    found.sort();
     found
 }
