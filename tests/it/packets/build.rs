@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 /// MAC address of the uplink.
 pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// MAC address of the second uplink.
+pub const OTHER_UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 254];
 
 pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
 /// A frame as it arrives at the uplink.

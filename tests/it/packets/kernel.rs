@@ -8,15 +8,14 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
-use skep_ebpf::{Address, Backend, Config, Frontend, Port, Source, V4};
-/// until the programs have it
-const NODE: u32 = 1;
+use skep_ebpf::{Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, Source, Tuple, V4};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
-/// Offset of `ifindex` in `struct __sk_buff`, and its size.
+/// Offsets of fields of `struct __sk_buff`, and its size.
+const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const SK_BUFF: usize = 192;
 
@@ -25,6 +24,9 @@ pub const UDP: u8 = 17;
 /// UDP port of the tunnel in these tests.
 pub const TUNNEL_PORT: u16 = 2377;
 
+/// Seconds without a datagram of the client after which its flow is over, in these tests.
+pub const UDP_IDLE: u32 = 60;
+
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
@@ -32,6 +34,14 @@ pub enum Decision {
     Pass,
     Redirect,
     Drop,
+}
+
+/// Devices of a packet, by index.
+#[derive(Clone, Copy)]
+pub struct Context {
+    pub device: u32,
+    /// Of a forwarded packet the device that it arrived by; else 0.
+    pub arrived_by: u32,
 }
 
 /// A run of a program.
@@ -124,7 +134,16 @@ impl Kernel {
         let mut kernel = Self { ebpf, uplink: ifindex("uplink"), other_uplink: ifindex("uplink2"), next_slot: 0 };
         let prefix = [0xfd01, 7];
         let uplink = kernel.uplink;
-        let config = Config { host_end: uplink, mesh_end: uplink, tunnel: uplink, uplink: 0, prefix, containers: [0xfd02, 9] };
+        let config = Config {
+            host_end: uplink,
+            mesh_end: uplink,
+            tunnel: uplink,
+            prefix,
+            containers: [0xfd02, 9],
+            udp_idle: UDP_IDLE,
+            tunnel_port: TUNNEL_PORT.to_be(),
+            ..Config::default()
+        };
         aya::maps::Array::<_, Config>::try_from(kernel.ebpf.map_mut("CONFIG").unwrap()).unwrap().set(0, config, 0).unwrap();
         for own in ["192.0.2.1", "2001:db8::1", "198.51.100.1"] {
             kernel.set("LOCALS", address(own), 0_u32);
@@ -144,13 +163,29 @@ impl Kernel {
         self.map(map).get(&key, 0).ok()
     }
 
-    pub fn remove<K: Pod>(&mut self, map: &str, key: K) {
-        self.map::<K, u32>(map).remove(&key).unwrap();
+    pub fn remove<K: Pod, V: Pod>(&mut self, map: &str, key: K) {
+        self.map::<K, V>(map).remove(&key).unwrap();
     }
 
-    /// A backend of this node.
-    pub fn backend(&mut self, task: &str, serving: bool) {
-        let backend = Backend { ifindex: self.uplink, serving: u32::from(serving), prefix: [0; 2] };
+    /// The flow entry of a client's frame, changed by `change`: lets time pass for it.
+    pub fn change_flow(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Flow)) {
+        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let tuple = Tuple {
+            source: address(&from.ip().to_string()),
+            destination: address(&to.ip().to_string()),
+            source_port: from.port().to_be(),
+            destination_port: to.port().to_be(),
+            protocol,
+            ..Tuple::default()
+        };
+        let mut flow: Flow = self.get("FLOWS", tuple).expect("a flow");
+        change(&mut flow);
+        self.set("FLOWS", tuple, flow);
+    }
+
+    /// A backend of this node that belongs to the service `owner`.
+    pub fn backend(&mut self, task: &str, owner: u32) {
+        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner };
         self.set("BACKENDS", v4(task), backend);
     }
 
@@ -187,17 +222,23 @@ impl Kernel {
     }
 
     /// Counter at its position in `COUNTS`, of all CPUs.
-    pub fn counted(&mut self, counter: skep_ebpf::Counter) -> u64 {
+    pub fn counted(&mut self, counter: Counter) -> u64 {
         let counts: PerCpuArray<_, u64> = self.ebpf.map("COUNTS").unwrap().try_into().unwrap();
         counts.get(&(counter as u32), 0).unwrap().iter().sum()
     }
 
-    /// Runs a program on a frame that arrives at a device.
+    /// Runs a program on a frame that arrives at, or leaves by, a device.
     pub fn run(&mut self, hook: &str, frame: &Frame, device: u32) -> Run {
+        self.run_with(hook, frame, Context { device, arrived_by: 0 })
+    }
+
+    /// Runs a program on a frame in a context.
+    pub fn run_with(&mut self, hook: &str, frame: &Frame, at: Context) -> Run {
         let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
         let input = frame.bytes();
         let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&at.arrived_by.to_ne_bytes());
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.device.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(&input),
             data_out: Some(&mut output),

@@ -2,7 +2,7 @@
 
 use super::build::*;
 use super::kernel::*;
-use skep_ebpf::{Flow, GUARDED, NO_CLIENT, Source, Tuple};
+use skep_ebpf::{Backend, Counter, FRAGMENT_TIMEOUT, FragmentKey, FragmentState, GUARDED, NO_CLIENT, Source};
 
 const CLIENT: &str = "203.0.113.9:40000";
 const PORT: &str = "192.0.2.1:8080";
@@ -10,11 +10,14 @@ const CLIENT6: &str = "[2001:db8:1::9]:40000";
 const PORT6: &str = "[2001:db8::1]:8080";
 const ONE: [u8; 4] = [10, 0, 0, 11];
 const TWO: [u8; 4] = [10, 0, 0, 12];
+/// Owners of backends.
+const WEB: u32 = 7;
+const OTHER: u32 = 8;
 
 /// Port 8080 over TCP and UDP with one task, and a second task that is in no table yet.
 fn published(kernel: &mut Kernel) {
-    kernel.backend("10.0.0.11", true);
-    kernel.backend("10.0.0.12", true);
+    kernel.backend("10.0.0.11", WEB);
+    kernel.backend("10.0.0.12", WEB);
     republish(kernel, &["10.0.0.11"], 0);
 }
 
@@ -141,7 +144,7 @@ fn a_connection_to_a_backend_that_is_gone_is_selected_again() {
         published(kernel);
         assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, SYN)), Some(ONE));
         republish(kernel, &["10.0.0.12"], 0);
-        kernel.remove("BACKENDS", v4("10.0.0.11"));
+        kernel.remove::<_, Backend>("BACKENDS", v4("10.0.0.11"));
         assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, ACK)), Some(TWO), "there the connection is unknown: RST");
     });
 }
@@ -183,25 +186,123 @@ fn sources_that_are_no_clients_are_left_to_the_host() {
     });
 }
 
-/// Review finding 20: user space answered the client's first datagram, before a task was seen to listen.
+/// Review finding 20: a flow of the host ends with its traffic; then the client gets a task.
 #[test]
-fn a_datagram_flow_that_user_space_began_ages() {
+fn a_datagram_flow_of_the_host_ends_when_it_is_idle() {
     in_namespaces(|kernel| {
-        kernel.backend("10.0.0.11", true);
-        kernel.publish(UDP, 8080, &[], 0);
-        let answer = Frame::udp(PORT, CLIENT);
-        assert_eq!(kernel.run("out_uplink", &answer, kernel.uplink).decision, Decision::Pass);
-        kernel.publish(UDP, 8080, &["10.0.0.11"], 0);
-        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT)), None, "its datagrams stay with user space while it is young");
-        let tuple = Tuple {
+        published(kernel);
+        let own = Frame::udp(PORT, CLIENT);
+        assert_eq!(kernel.run("out_uplink", &own, kernel.uplink).decision, Decision::Pass);
+        let reply = Frame::udp(CLIENT, PORT);
+        assert_eq!(task(kernel, &reply), None);
+        kernel.change_flow(CLIENT, PORT, UDP, |flow| flow.seen = flow.seen.wrapping_sub(UDP_IDLE + 1));
+        assert_eq!(kernel.run("out_uplink", &own, kernel.uplink).decision, Decision::Pass);
+        assert_eq!(task(kernel, &reply), None, "the host's own datagrams keep it");
+        kernel.change_flow(CLIENT, PORT, UDP, |flow| flow.seen = flow.seen.wrapping_sub(UDP_IDLE + 1));
+        assert_eq!(task(kernel, &reply), Some(ONE));
+    });
+}
+
+/// Review finding 2 (a): an address is given to a task of another service; a flow to the first one does not follow.
+#[test]
+fn a_flow_does_not_follow_an_address_to_another_service() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let frames = [Frame::tcp(CLIENT, PORT, ACK), Frame::udp(CLIENT, PORT)];
+        task(kernel, &Frame::tcp(CLIENT, PORT, SYN));
+        for frame in &frames {
+            assert_eq!(task(kernel, frame), Some(ONE));
+        }
+        republish(kernel, &["10.0.0.12"], 0);
+        kernel.backend("10.0.0.11", OTHER);
+        for frame in &frames {
+            assert_eq!(task(kernel, frame), Some(TWO));
+        }
+    });
+}
+
+#[test]
+fn a_datagram_flow_is_selected_again_after_it_was_idle() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let frame = Frame::udp(CLIENT, PORT);
+        assert_eq!(task(kernel, &frame), Some(ONE));
+        republish(kernel, &["10.0.0.12"], 0);
+        assert_eq!(task(kernel, &frame), Some(ONE), "in use");
+        kernel.change_flow(CLIENT, PORT, UDP, |flow| flow.seen = flow.seen.wrapping_sub(UDP_IDLE + 1));
+        assert_eq!(task(kernel, &frame), Some(TWO));
+    });
+}
+
+/// Review finding 13: identifications repeat; state of fragments has an age.
+#[test]
+fn later_fragments_follow_the_first_one_for_a_bounded_time() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let later = Frame::udp(CLIENT, PORT).fragment(7, 16, false);
+        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).fragment(7, 0, true)), Some(ONE));
+        assert_eq!(task(kernel, &later), Some(ONE));
+        let key = FragmentKey {
             source: address("203.0.113.9"),
             destination: address("192.0.2.1"),
-            source_port: 40_000_u16.to_be(),
-            destination_port: 8080_u16.to_be(),
+            id: u32::from(7_u16.to_be()),
             protocol: UDP,
-            ..Tuple::default()
+            zero: [0; 3],
         };
-        let flow: Flow = kernel.get("FLOWS", tuple).unwrap();
-        assert_eq!(flow.backend, 0);
+        let mut state: FragmentState = kernel.get("FRAGMENTS", key).expect("state of the first fragment");
+        state.seen = state.seen.wrapping_sub(FRAGMENT_TIMEOUT + 1);
+        kernel.set("FRAGMENTS", key, state);
+        assert_eq!(task(kernel, &later), None);
+    });
+}
+
+/// Review finding 16: the reply leaves by the device that the client is reached by now.
+#[test]
+fn a_flow_follows_its_client_to_another_uplink() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let (first, second) = (kernel.uplink, kernel.other_uplink);
+        let device = |kernel: &mut Kernel| {
+            let mut device = 0;
+            kernel.change_flow(CLIENT, PORT, TCP, |flow| device = flow.ifindex);
+            device
+        };
+        kernel.run("from_uplink", &Frame::tcp(CLIENT, PORT, SYN), first);
+        assert_eq!(device(kernel), first);
+        let moved = Frame::tcp(CLIENT, PORT, ACK).to_mac(OTHER_UPLINK_MAC);
+        kernel.run("from_uplink", &moved, second);
+        assert_eq!(device(kernel), second);
+    });
+}
+
+/// Review finding 14: a machine of the LAN may have the number of a container.
+#[test]
+fn forwarded_packets_of_machines_outside_pass_and_those_of_containers_are_verified() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        kernel.set("UPLINKS", kernel.other_uplink, 0_u32);
+        let frame = Frame::udp("10.0.0.11:5000", "203.0.113.9:53");
+        let leaves = |kernel: &mut Kernel, arrived_by: u32| {
+            kernel.run_with("out_uplink", &frame, Context { device: kernel.uplink, arrived_by }).decision
+        };
+        assert_eq!(leaves(kernel, kernel.other_uplink), Decision::Pass, "it arrived by an uplink");
+        assert_eq!(leaves(kernel, kernel.uplink), Decision::Drop, "it arrived by a bridge");
+        assert_eq!(leaves(kernel, 0), Decision::Pass, "the host's own");
+    });
+}
+
+#[test]
+fn what_is_left_to_the_host_is_counted_by_reason() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        kernel.set_source(Source { scope: NO_CLIENT, address: address("10.0.0.0") }, 24);
+        task(kernel, &Frame::tcp("10.0.0.77:40000", PORT, SYN));
+        republish(kernel, &["10.0.0.11"], GUARDED);
+        task(kernel, &Frame::tcp(CLIENT, PORT, SYN));
+        republish(kernel, &[], 0);
+        task(kernel, &Frame::tcp(CLIENT, PORT, SYN));
+        for counter in [Counter::PassNoClient, Counter::PassNotAllowed, Counter::PassNoBackend] {
+            assert_eq!(kernel.counted(counter), 1, "{}", counter.name());
+        }
     });
 }
