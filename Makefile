@@ -34,7 +34,7 @@ test-vm: tools build ## kernel WireGuard and the eBPF datapath on an older kerne
 bench: tools ## what the mesh costs, as ratios beside peers: tests/bench/RESULTS.md
 	@config/run-bench
 
-ebpf: ## builds the kernel programs anew (ebpf/skep.o is kept in git; nothing else needs this)
+ebpf: ## builds the kernel programs again (ebpf/skep.o is kept in git; nothing else needs this)
 	@config/install-ebpf-tools
 	@ebpf/build
 

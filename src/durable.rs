@@ -60,7 +60,7 @@ struct FormatOnly {
 }
 
 /// Reads a JSON document that has a `format` number among its fields. The number is read first, so that the document of
-/// another build is told from a damaged one.
+/// another build is distinguished from a damaged one.
 ///
 /// # Errors
 /// See [`FormatError`].
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_of_a_newer_build_is_told_from_a_damaged_one() {
+    fn the_document_of_a_newer_build_is_distinguished_from_a_damaged_one() {
         let newer = br#"{"names": {"a": 1}, "format": 3}"#;
         assert!(matches!(decode::<Document>(newer, 2), Err(FormatError::Unsupported { found: 3, supported: 2 })));
         for damaged in [&b""[..], b"{", b"[]", b"{}", br#"{"format": "2"}"#, br#"{"format": 2}"#] {

@@ -1,5 +1,6 @@
-//! The one way to serve and to ask over HTTP: the Docker API, the driver, the admin socket and their clients use it.
+//! HTTP server and client on unix sockets, for the Docker API, the network driver, the admin socket and their clients.
 
+use crate::durable::ignore_missing;
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -12,31 +13,26 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-/// Largest reply that [`UnixClient`] reads.
+/// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
 
-/// Binds a unix socket, replacing what an earlier run left there; only root may connect.
+/// Binds a unix socket, replacing the file of an earlier run; only root and its group may connect.
 ///
 /// # Errors
-/// The directory is missing, the path is too long (108 bytes) or not ours to replace.
+/// The directory cannot be created, the file cannot be replaced, or the path is too long (108 bytes).
 pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     use anyhow::Context as _;
     use std::os::unix::fs::PermissionsExt as _;
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
-        }
-        _ => {}
-    }
+    ignore_missing(std::fs::remove_file(path)).with_context(|| format!("cannot replace {}", path.display()))?;
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
 }
 
-/// Serves a router on a unix socket until shut down. Connections that are open then are cut.
+/// Serves a router on a unix socket until shut down. Open connections are cut then.
 pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
     loop {
         tokio::select! {
@@ -55,7 +51,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
     }
 }
 
-/// Serves a router on one connection, for one request or for as many as the client likes.
+/// Serves a router on one connection: one request, or with `keep_alive` until the client closes it.
 pub async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, keep_alive: bool) {
     let service = TowerToHyperService::new(router);
     let served = hyper::server::conn::http1::Builder::new()
@@ -68,7 +64,7 @@ pub async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send
     }
 }
 
-/// Asks a server on a unix socket; one connection per request.
+/// Client of a server on a unix socket; opens a connection per request.
 #[derive(Clone, Debug)]
 pub struct UnixClient {
     path: std::path::PathBuf,
@@ -76,20 +72,17 @@ pub struct UnixClient {
 
 /// A complete reply.
 #[derive(Clone, Debug)]
-pub struct Reply {
-    /// Status code.
+pub struct HttpReply {
     pub status: StatusCode,
-    /// Header fields.
     pub headers: hyper::HeaderMap,
-    /// Body.
     pub body: Bytes,
 }
 
-impl Reply {
-    /// Reads the body as JSON; an error status becomes an error with the server's `message`.
+impl HttpReply {
+    /// Decodes the body; an error status becomes an error with the server's `message`.
     ///
     /// # Errors
-    /// The server refused, or the body is not what was expected.
+    /// The status is an error, or the body has another shape.
     pub fn json<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         self.ok()?;
         Ok(serde_json::from_slice(&self.body)?)
@@ -97,7 +90,7 @@ impl Reply {
     /// An error status becomes an error with the server's `message`.
     ///
     /// # Errors
-    /// The server refused.
+    /// The status is an error.
     pub fn ok(&self) -> anyhow::Result<()> {
         if self.status.is_success() {
             return Ok(());
@@ -116,11 +109,11 @@ impl UnixClient {
         Self { path: path.into() }
     }
 
-    /// Sends a request; `body` goes as JSON.
+    /// Sends a request with a JSON body.
     ///
     /// # Errors
-    /// Nobody listens there, or the connection broke off. A refusal is a [`Reply`].
-    pub async fn request(&self, method: &str, target: &str, body: Option<&serde_json::Value>) -> anyhow::Result<Reply> {
+    /// No server listens on the socket, or the connection was lost. An error status is a reply, not an error.
+    pub async fn request(&self, method: &str, target: &str, body: Option<&serde_json::Value>) -> anyhow::Result<HttpReply> {
         let fields: &[(&str, &str)] = if body.is_some() { &[("Content-Type", "application/json")] } else { &[] };
         let bytes = body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()));
         self.send(method, target, fields, bytes).await
@@ -130,10 +123,10 @@ impl UnixClient {
     ///
     /// # Errors
     /// As [`UnixClient::request`].
-    pub async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> anyhow::Result<Reply> {
+    pub async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> anyhow::Result<HttpReply> {
         use anyhow::Context as _;
         let stream =
-            UnixStream::connect(&self.path).await.with_context(|| format!("nobody answers on {}", self.path.display()))?;
+            UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(target).header("Host", "localhost").header("Connection", "close");
@@ -142,16 +135,20 @@ impl UnixClient {
         }
         let response: hyper::Response<Incoming> = sender.send_request(request.body(Full::new(body))?).await?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|e| anyhow::anyhow!("reply broke off: {e}"))?.to_bytes();
+        let body = Limited::new(body, MAX_REPLY)
+            .collect()
+            .await
+            .map_err(|e| anyhow::anyhow!("the reply is incomplete: {e}"))?
+            .to_bytes();
         connection.abort();
-        Ok(Reply { status: parts.status, headers: parts.headers, body })
+        Ok(HttpReply { status: parts.status, headers: parts.headers, body })
     }
 
-    /// GET.
+    /// Sends a GET without a body.
     ///
     /// # Errors
     /// As [`UnixClient::request`].
-    pub async fn get(&self, target: &str) -> anyhow::Result<Reply> {
+    pub async fn get(&self, target: &str) -> anyhow::Result<HttpReply> {
         self.request("GET", target, None).await
     }
 }

@@ -1,7 +1,8 @@
 //! Published ports and virtual addresses on this node: how a client's packet or connection reaches a task.
 //!
-//! Three parts, each a loop over the node's view: [`userspace`] listens on every published port and carries what arrives;
-//! [`ebpf`] decides what the kernel programs do and keeps their maps so; [`readiness`] finds out which containers listen.
+//! Three parts, each a loop over the node's view: [`userspace`] listens on every published port and proxies connections and
+//! datagrams; [`ebpf`] decides what the kernel programs do and keeps their maps accordingly; [`readiness`] finds out which
+//! containers listen. None of them knows the others.
 
 pub mod ebpf;
 pub mod readiness;
@@ -12,36 +13,35 @@ pub use userspace::UserspaceSettings;
 use crate::model::Protocol;
 use serde::{Deserialize, Serialize};
 
-/// A published port as this node has it.
+/// A published port as the userspace datapath of this node has it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PortStatus {
-    /// Protocol.
     pub protocol: Protocol,
     /// Port on the node.
     pub port: u16,
     /// Name of the service.
     pub service: String,
-    /// Whether it answers.
     pub state: PortState,
-    /// Tasks that it sends to.
+    /// Number of tasks that new connections are spread over.
     pub backends: usize,
-    /// Connections carried now, those of backends that are gone included; of UDP, flows.
+    /// Open connections, including those to tasks that are no longer backends; for UDP, flows.
     pub connections: usize,
-    /// Connections (of UDP, datagrams) that found no backend that takes them, since the port was opened.
+    /// Connections (for UDP, datagrams) that no backend accepted, since the port was opened.
     pub errors: u64,
-    /// Connections (of UDP, datagrams) of sources that may not use it, since the port was opened.
+    /// Connections (for UDP, datagrams) refused because their source is not in the port's allow list, since it was opened.
     #[serde(default)]
     pub refused: u64,
 }
 
-/// Whether a port answers.
+/// Whether a published port has its listeners.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PortState {
     /// On IPv4 and IPv6.
     Listening,
-    /// The kernel refused an address; what it said. The other family may answer. Tried again at each tick.
+    /// The kernel refused the listener of at least one family, with its error; the other family may be served. The loop
+    /// tries again at each tick.
     Taken(String),
-    /// Neither TCP nor UDP: not carried out on this plane.
+    /// Neither TCP nor UDP: the userspace datapath does not serve it.
     Unsupported,
 }

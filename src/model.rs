@@ -1,8 +1,8 @@
-//! The words of the domain as types: what is wished (specs), what is observed (statuses), and what a node is told
-//! ([`view::NodeView`]). Knows nothing of storage, time, networks or engines; everything else may import it.
+//! The terms of the domain as types: desired state (specs), observed state (statuses), and the part of both that a node
+//! is sent ([`view::NodeView`]). Knows nothing of storage, clocks, sockets or engines; every other module may import it.
 //!
-//! Specs are spelled the way the Docker API spells them (`Name`, `TaskTemplate`, …): one type serves the store, the
-//! node protocol and the API, so what a user posted is what a user gets back.
+//! Specs are spelled as the Docker API spells them (`Name`, `TaskTemplate`, …): one type serves the store, the node
+//! protocol and the API, so a user gets back exactly what was posted.
 
 pub mod cluster;
 pub mod docker;

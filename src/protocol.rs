@@ -1,4 +1,5 @@
-//! What nodes send each other: messages, their limits, and how a view travels as a difference. No IO: `rpc` carries these.
+//! What nodes send each other: messages, their limits, and the encoding of a view as a difference. No IO: `rpc` carries
+//! these.
 
 pub mod entries;
 mod join;
@@ -8,14 +9,15 @@ pub mod view_delta;
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, Proof, ToJoiner};
 pub use session::{ToManager, ToNode};
 
-/// Number of the protocol; both sides send theirs first and refuse what they do not speak.
+/// Number of the protocol; both sides send theirs in the first message and refuse any other.
 pub const FORMAT: u32 = 2;
 /// Largest frame between members, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
-/// Largest frame taken from a joiner, in bytes.
+/// Largest frame accepted from a joiner, in bytes.
 pub const MAX_JOINER_FRAME: usize = 1 << 20;
 
-/// The format that a first message names, whatever else it says: a newer protocol is recognised before it is understood.
+/// The format that a first message names, whatever else it contains: a newer protocol is recognised without being
+/// understood.
 #[must_use]
 pub fn format_of(document: &[u8]) -> Option<u32> {
     let value: serde_json::Value = serde_json::from_slice(document).ok()?;
@@ -28,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_seen_in_messages_of_the_future() {
+    fn the_format_of_a_newer_protocol_is_recognised() {
         assert_eq!(format_of(br#"{"Request":{"format":7,"letters":[]}}"#), Some(7));
         assert_eq!(format_of(br#"{"Hello":{"format":2}}"#), Some(2));
         for none in [&b"{}"[..], b"", b"[1]", br#"{"Hello":{"format":-1}}"#, br#"{"Alive":{"format":1}}"#] {

@@ -1,20 +1,18 @@
-//! The node-to-node protocol over mutual TLS: join, sessions (later raft and logs). A frame is a length and one JSON
-//! document; ALPN says what a connection is for. Knows the messages and the transport, not what is done with them: that
+//! The node-to-node protocol over mutual TLS: join and sessions (later raft and logs). A frame is a length and one JSON
+//! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`] and [`JoinerSide`].
 
-mod admit;
 pub mod frame;
 mod join;
 mod limiter;
+mod limits;
+mod listener;
 pub mod proof;
 pub mod search;
-mod server;
 mod session;
-mod sessions;
 mod tls;
 
-pub use admit::JoinAuthority;
-pub use join::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
-pub use server::{Limits, ListenerKind, Server};
-pub use session::{SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
-pub use sessions::SessionServer;
+pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
+pub use limits::ServerLimits;
+pub use listener::{ListenerKind, Server};
+pub use session::{SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

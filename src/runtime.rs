@@ -1,5 +1,5 @@
-//! Containers: what the agent asks of a Docker Engine, as a trait. Knows tasks only as far as a container is made from
-//! one; decides nothing. [`docker`] is the engine itself (the one home of `bollard`), [`fake`] one for tests.
+//! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
+//! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
 use crate::model::{NetworkId, NodeId, PortConfig, Task, TaskId, node::NodeDescription};
 use async_trait::async_trait;
@@ -18,11 +18,6 @@ mod container_tests;
 
 pub use docker::DockerEngine;
 
-/// Name of our network and IPAM driver, as the engine knows it.
-pub const DRIVER: &str = "skep";
-/// Option of an engine network that holds the MTU at the time it was made.
-pub const OPTION_MTU: &str = "mtu";
-
 /// Label with the id of the node that a container belongs to.
 pub const LABEL_NODE: &str = "com.docker.swarm.node.id";
 /// Label with the id of a container's service.
@@ -36,167 +31,162 @@ pub const LABEL_TASK_ID: &str = "com.docker.swarm.task.id";
 /// Label with the name of a container's task, which is also the container's name.
 pub const LABEL_TASK_NAME: &str = "com.docker.swarm.task.name";
 
-/// Why an engine did not do what it was asked.
+/// Why a call to the engine failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Nobody answers, or it went away during the call. Worth another try, with the same call.
+    /// The engine does not answer, or the connection was lost during the call. The same call may succeed later.
     #[error("the Docker Engine at {engine} does not answer: {reason} (is it running? `systemctl status docker`)")]
     Unavailable {
         /// Its URL.
         engine: String,
-        /// What was seen.
         reason: String,
     },
-    /// Something is in the way that goes away by itself. Worth another try.
+    /// The object is in use, or another operation on it is running. The same call may succeed later.
     #[error("{0}")]
     Busy(String),
-    /// There is no such thing.
+    /// There is no such object.
     #[error("{0}")]
     NotFound(String),
-    /// The engine's refusal, in its own words.
+    /// The engine's error message.
     #[error("{0}")]
     Refused(String),
 }
 
 impl EngineError {
-    /// Whether the same call may succeed later without anybody changing the wish.
+    /// Whether the same call may succeed later without a change of the spec.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Busy(_))
     }
 }
 
-/// What a container is doing.
+/// State of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ContainerState {
-    /// Made, never started.
+    /// Never started.
     Created,
-    /// Its process runs (paused counts: it is there and holds its addresses).
+    /// Its process runs, or is paused: it holds its addresses then too.
     Running,
-    /// Its process ended.
+    /// Its process has ended.
     Exited,
-    /// The engine is taking it away, or failed to.
+    /// The engine is removing it, or failed to.
     Removing,
 }
 
-/// What a container's health check says.
+/// Result of a container's health check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Health {
-    /// Not known yet.
+    /// No check has succeeded yet.
     Starting,
-    /// Good.
     Healthy,
-    /// Bad, often enough.
+    /// As many checks in a row failed as the spec's `Retries`.
     Unhealthy,
 }
 
 /// A container as observed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Container {
-    /// The engine's id of it.
+    /// The engine's id of the container.
     pub id: String,
-    /// From its label; `None` if it has none, then it is nobody's task.
+    /// From its label; `None` without that label: the container belongs to no task.
     pub task_id: Option<TaskId>,
-    /// State.
     pub state: ContainerState,
     /// `None` without a health check.
     pub health: Option<Health>,
-    /// Process id on the node; 0 if it does not run.
+    /// Process id on the node; 0 unless it runs.
     pub pid: i64,
-    /// Exit code of the last run.
+    /// Of the last run.
     pub exit_code: i64,
-    /// The kernel ended it for want of memory.
+    /// The kernel killed it because it ran out of memory.
     pub oom_killed: bool,
-    /// What the engine has to say of its end; often empty.
+    /// The engine's message about its exit; often empty.
     pub error: String,
-    /// Ports of the host that it is bound to, sorted; one entry per address that the engine names.
+    /// Ports of the host that it is published on, sorted; one entry per address of the host.
     pub ports: Vec<PortConfig>,
 }
 
-/// An overlay network as the engine shall have it.
+/// Desired state of an overlay network on the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NetworkPlan {
-    /// The swarm network's id.
+    /// Id of the swarm network.
     pub id: NetworkId,
-    /// Its name, also on the engine.
+    /// Name of both the swarm network and the engine's.
     pub name: String,
-    /// Its subnet.
     pub subnet: Ipv4Net,
-    /// Its gateway and name server.
+    /// Gateway and name server of its containers.
     pub gateway: Ipv4Addr,
-    /// No default route for its containers.
+    /// Its containers get no default route.
     pub internal: bool,
-    /// It carries published ports.
+    /// It is the network of published ports.
     pub ingress: bool,
-    /// MTU in bytes, for people: the driver asks for the current one itself.
+    /// MTU in bytes, recorded for people: the driver uses the current one.
     pub mtu: u32,
 }
 
-/// A network of our driver as the engine has it.
+/// A network of skep's driver on the engine.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct LocalNetwork {
-    /// The engine's id of it.
+    /// The engine's id of the network.
     pub id: String,
-    /// Its name.
     pub name: String,
-    /// The swarm network that it was made for; empty if the engine lost it.
+    /// The swarm network that it was created for; empty if its option is missing.
     pub network_id: NetworkId,
 }
 
-/// A container as the engine shall make it.
+/// What a container is created from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ContainerPlan {
-    /// Its task.
     pub task: Task,
-    /// The node that it runs on.
+    /// This node, for the label.
     pub node_id: NodeId,
-    /// Its networks with its addresses, in the order of the task's attachments (`ingress` first).
+    /// Its networks with its address on each, in the order of the task's attachments (`ingress` first).
     pub networks: Vec<(NetworkPlan, Ipv4Addr)>,
-    /// A bind mount of this path …
+    /// A bind mount of this path is replaced by `skep_socket`, so that the container talks to skep's API.
     pub engine_socket: PathBuf,
-    /// … gets this one instead, if there is one.
+    /// `None` leaves the mounts as they are.
     pub skep_socket: Option<PathBuf>,
 }
 
-/// Something happened to the container with this engine id: look at it again.
+/// A change of a container, which should be inspected again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ContainerEvent {
-    /// The engine's id of it.
+    /// The engine's id of the container.
     pub container_id: String,
-    /// The engine's word, as `die`.
+    /// The engine's name of the event, such as `die`.
     pub action: String,
 }
 
-/// What the agent needs of a Docker Engine. Every verb may be repeated: what is there already is adopted, what is gone
-/// already is fine.
+/// What the agent needs of a Docker Engine. Every method is idempotent: it adopts what exists already, and removing what
+/// is missing succeeds.
 #[async_trait]
 pub trait Engine: Send + Sync {
-    /// What the node says of itself, our overlay driver included.
+    /// Description of the node; its plugins include the overlay driver.
     async fn describe(&self) -> Result<NodeDescription, EngineError>;
-    /// Every container with our node label, running or not, sorted by id.
+    /// Every container with the label of this node, running or not, sorted by id.
     async fn list(&self, me: &NodeId) -> Result<Vec<Container>, EngineError>;
-    /// One container; `None` if it is gone.
+    /// One container; `None` if it does not exist.
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError>;
-    /// Whether an image is there already.
+    /// Whether the engine has an image.
     async fn has_image(&self, reference: &str) -> Result<bool, EngineError>;
-    /// Fetches an image. May take minutes.
+    /// Pulls an image. May take minutes.
     async fn pull(&self, reference: &str) -> Result<(), EngineError>;
-    /// Makes the network, unless it is there. A network of another driver with that name is refused; one of ours that was
-    /// made for an earlier swarm network is replaced, [`EngineError::Busy`] as long as containers are on it.
+    /// Creates the network, unless it exists. A network of another driver with that name is an error; one of skep's driver
+    /// for an earlier swarm network is replaced ([`EngineError::Busy`] while containers are attached to it).
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError>;
-    /// The networks of our driver, sorted.
+    /// The networks of skep's driver, sorted.
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError>;
-    /// Removes a network by the engine's id. [`EngineError::Busy`] as long as containers are on it.
+    /// Removes a network by the engine's id. [`EngineError::Busy`] while containers are attached to it.
     async fn remove_network(&self, id: &str) -> Result<(), EngineError>;
-    /// Makes the container, or finds the one made before; its id.
+    /// Creates the container, or finds the one created earlier; returns its id.
     async fn create(&self, plan: &ContainerPlan) -> Result<String, EngineError>;
-    /// Connects what is not connected yet, then starts. Fine if it runs already.
+    /// Connects the container to those of its networks that it is not on yet, then starts it unless it runs.
     async fn start(&self, container_id: &str, plan: &ContainerPlan) -> Result<(), EngineError>;
-    /// Stops by signal, then by force; `None` uses the grace that the container was made with.
+    /// Sends the stop signal, and kills after `grace`; `None` uses the grace period of the container.
     async fn stop(&self, container_id: &str, grace: Option<Duration>) -> Result<(), EngineError>;
     /// Removes the container with its anonymous volumes, by force.
     async fn remove(&self, container_id: &str) -> Result<(), EngineError>;
-    /// Events of containers with our node label from `since` (seconds since 1970) on. Ends when the engine goes away.
+    /// Events of containers with the label of this node from `since` (Unix time in seconds) on. Ends when the connection to
+    /// the engine is lost.
     async fn events(
         &self,
         me: &NodeId,

@@ -1,8 +1,11 @@
 //! The daemon's settings: defaults, then the file, then `SKEP_…` variables, then flags. `config/skep.toml` shows every
-//! key; a test compares it with [`Settings::default`].
+//! key; a test compares it with [`Settings::default`]. [`Settings::validate`] checks values against each other.
+
+mod validate;
+
+pub use validate::InvalidSetting;
 
 use anyhow::Context as _;
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,59 +14,66 @@ use std::time::Duration;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// What lives longer than a boot: identity, keys, raft log, ledger.
+    /// Directory of what outlives a boot: identity, keys, raft log, ledger.
     pub data_dir: PathBuf,
-    /// Sockets and the pin of the mesh namespace.
+    /// Directory of the sockets and of the pin of the mesh namespace.
     pub run_dir: PathBuf,
-    /// Docker Engine.
+    /// Docker Engine, as `unix://PATH`.
     pub engine: String,
-    /// Where the engine looks for plugins.
+    /// Directory in which the engine discovers plugins.
     pub plugin_dir: PathBuf,
-    /// Filter of the log.
+    /// Filter of the log, in the syntax of `tracing`'s `EnvFilter`.
     pub log: String,
-    /// `auto` (kernel WireGuard where there is one), `kernel` or `process`.
-    pub tunnel: TunnelPlane,
-    /// `auto` (eBPF where the kernel takes it) or `off`.
+    pub tunnel: TunnelMode,
+    /// Was `fast_plane` until 0.1; the old key is still read.
     #[serde(alias = "fast_plane")]
     pub ebpf_datapath: EbpfMode,
-    /// MTU of the path between nodes; the tunnel's is 80 less.
+    /// MTU of the path between nodes, in bytes; the tunnel's is [`crate::model::mesh::TUNNEL_OVERHEAD`] less.
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
     pub replace_engine_socket: bool,
-    /// Where the host's resolvers are named.
+    /// File that lists the host's resolvers.
     pub resolv_conf: PathBuf,
-    /// Published ports in user space.
     pub ports: PortSettings,
-    /// The name server of containers.
-    pub dns: NameSettings,
-    /// Time-outs.
+    pub dns: ForwardSettings,
     pub timeouts: Timeouts,
-    /// Raft's own.
-    pub raft: RaftSettings,
+    pub manager: ManagerTimeouts,
+    pub raft: RaftTiming,
 }
 
-/// Which WireGuard carries the mesh.
+/// Which WireGuard implementation carries the mesh.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TunnelPlane {
-    /// The kernel's where there is one, else the process.
+pub enum TunnelMode {
+    /// The kernel's if it has one, otherwise `skep tunnel`.
     #[default]
     Auto,
-    /// The kernel's; an error where there is none.
+    /// The kernel's; an error if it has none.
     Kernel,
     /// `skep tunnel`.
     Process,
 }
 
-/// Bounds of the published ports in user space. One port gets half of each at most, so that none can take all.
+/// Whether the kernel serves virtual addresses and published ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EbpfMode {
+    /// If the kernel can; otherwise the userspace datapath serves them, and `skep status` reports why.
+    #[default]
+    Auto,
+    /// The userspace datapath serves them.
+    Off,
+}
+
+/// Bounds of the userspace datapath. One port gets half of each at most, so that no port can exhaust them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PortSettings {
-    /// TCP connections carried at one time; further clients wait in the kernel's backlog. Each takes two descriptors.
+    /// Concurrent TCP connections; further clients wait in the kernel's backlog. Each uses two file descriptors.
     pub max_connections: usize,
-    /// UDP flows (a client's datagrams to one port); when full the longest idle one makes room.
+    /// Concurrent UDP flows (a client's datagrams to one port); when it is reached the longest idle flow is evicted.
     pub max_flows: usize,
-    /// Without a datagram in either direction for so long a UDP flow is over, in milliseconds.
+    /// A UDP flow ends after so many milliseconds without a datagram in either direction.
     pub udp_idle_ms: u64,
 }
 
@@ -73,48 +83,37 @@ impl Default for PortSettings {
     }
 }
 
-/// Bounds of questions for names that are not the cluster's.
+/// Bounds of queries for names outside the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct NameSettings {
-    /// How long one of the host's resolvers may take, in milliseconds.
+pub struct ForwardSettings {
+    /// Time-out of one of the host's resolvers, in milliseconds.
     pub timeout_ms: u64,
-    /// Questions under way at one time, an eighth of it for one container.
+    /// Concurrent queries; an eighth of them for one container.
     pub max_in_flight: usize,
 }
 
-impl Default for NameSettings {
+impl Default for ForwardSettings {
     fn default() -> Self {
         Self { timeout_ms: 1500, max_in_flight: 1024 }
     }
 }
 
-/// Whether the kernel carries virtual addresses and published ports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EbpfMode {
-    /// Where the kernel can; elsewhere the userspace datapath carries them, and `skep status` says why.
-    #[default]
-    Auto,
-    /// The userspace datapath carries them.
-    Off,
-}
-
-/// Time-outs, in milliseconds.
+/// Intervals and time-outs, in milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// Between heartbeats of a node.
+    /// Interval of a node's heartbeats.
     pub heartbeat_ms: u64,
-    /// Without a heartbeat: the node is down.
+    /// A node is down after so long without a heartbeat.
     pub node_down_ms: u64,
-    /// Of a join, the proof of the UDP way included.
+    /// Of a join, including the proof that UDP packets arrive.
     pub join_ms: u64,
-    /// Of a write that no majority answers.
+    /// Of a write that no majority of the managers confirms.
     pub propose_ms: u64,
-    /// Of the network at shut-down.
+    /// Of the network's part of the daemon's shutdown.
     pub shutdown_ms: u64,
-    /// Between reconciliations without a change.
+    /// Interval of reconciliations without a change.
     pub reconcile_ms: u64,
 }
 
@@ -131,17 +130,37 @@ impl Timeouts {
     }
 }
 
+/// Timeouts of the leader's loops. [`Timeouts`] has those that nodes share with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManagerTimeouts {
+    /// Time that a node has from its admission to its first session, in milliseconds. Longer than a join may take.
+    pub join_grace_ms: u64,
+    /// Longest time that a replacement waits for its predecessor to stop, in milliseconds.
+    pub replace_wait_ms: u64,
+    /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
+    pub stop_hold_ms: u64,
+    /// Tasks of a node are orphaned after it was down for this long, in seconds.
+    pub orphan_after_s: u64,
+}
+
+impl Default for ManagerTimeouts {
+    fn default() -> Self {
+        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, orphan_after_s: 86_400 }
+    }
+}
+
 /// Raft's clock and log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct RaftSettings {
+pub struct RaftTiming {
     /// Length of a tick, in milliseconds.
     pub tick_ms: u64,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Fewest ticks without a leader before an election.
+    /// Ticks without a leader before an election: each manager draws a number from this one…
     pub election_ticks_min: usize,
-    /// Most ticks.
+    /// …up to, not including, this one.
     pub election_ticks_max: usize,
     /// Entries between snapshots.
     pub snapshot_every: u64,
@@ -149,7 +168,7 @@ pub struct RaftSettings {
     pub keep_entries: u64,
 }
 
-impl Default for RaftSettings {
+impl Default for RaftTiming {
     fn default() -> Self {
         Self {
             tick_ms: 50,
@@ -170,15 +189,16 @@ impl Default for Settings {
             engine: "unix:///var/run/docker.sock".to_owned(),
             plugin_dir: "/run/docker/plugins".into(),
             log: "info".to_owned(),
-            tunnel: TunnelPlane::Auto,
+            tunnel: TunnelMode::Auto,
             ebpf_datapath: EbpfMode::Auto,
             path_mtu: 1500,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
-            dns: NameSettings::default(),
+            dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
-            raft: RaftSettings::default(),
+            manager: ManagerTimeouts::default(),
+            raft: RaftTiming::default(),
         }
     }
 }
@@ -186,11 +206,14 @@ impl Default for Settings {
 /// The file that is read if none is named.
 pub const DEFAULT_FILE: &str = "/etc/skep/skep.toml";
 
+/// A key that was renamed: (today's, the old one, which is still read).
+const RENAMED: (&str, &str) = ("ebpf_datapath", "fast_plane");
+
 impl Settings {
     /// Reads a file; the default one may be missing.
     ///
     /// # Errors
-    /// The file cannot be read, or has a key that is not known or not of the right kind.
+    /// The file cannot be read, or [`Settings::parse`] refuses it.
     pub fn read(file: Option<&Path>) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(path) {
@@ -198,30 +221,43 @@ impl Settings {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && file.is_none() => String::new(),
             Err(e) => return Err(e).with_context(|| format!("cannot read the settings file {}", path.display())),
         };
-        toml::from_str(&text).with_context(|| format!("the settings file {} is not right", path.display()))
+        Self::parse(&text).with_context(|| format!("the settings file {} is not valid", path.display()))
+    }
+
+    /// Reads the text of a settings file. Values are checked by [`Settings::validate`], once flags are applied.
+    ///
+    /// # Errors
+    /// No TOML, a key that is unknown or of another type, or a key under both its names.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let table: toml::Table = toml::from_str(text)?;
+        let (key, old) = RENAMED;
+        anyhow::ensure!(
+            !(table.contains_key(key) && table.contains_key(old)),
+            "both `{key}` and `{old}`, its old name, are set: remove `{old}`"
+        );
+        Ok(toml::from_str(text)?)
     }
 
     /// Path of the engine's socket.
     ///
     /// # Errors
-    /// The engine is not named by a unix socket.
+    /// `engine` is not a unix socket.
     pub fn engine_socket(&self) -> anyhow::Result<PathBuf> {
         self.engine.strip_prefix("unix://").map(PathBuf::from).with_context(|| {
             format!(
-                "engine is {:?}, but skep stands beside its engine: name a unix socket, as unix:///var/run/docker.sock",
+                "engine is {:?}, but skep runs on the host of its engine: set a unix socket, as unix:///var/run/docker.sock",
                 self.engine
             )
         })
     }
-    /// The Docker API's socket.
+    /// Socket of the Docker API.
     pub fn docker_socket(&self) -> PathBuf {
         self.run_dir.join("docker.sock")
     }
-    /// The admin socket.
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
     }
-    /// The driver's socket.
+    /// Socket of the network and IPAM driver.
     pub fn driver_socket(&self) -> PathBuf {
         self.plugin_dir.join("skep.sock")
     }
@@ -229,15 +265,10 @@ impl Settings {
     pub fn mesh_pin(&self) -> PathBuf {
         self.run_dir.join("mesh")
     }
-    /// MTU of the tunnel.
+    /// MTU of the tunnel, in bytes.
     pub fn tunnel_mtu(&self) -> u32 {
         self.path_mtu.saturating_sub(crate::model::mesh::TUNNEL_OVERHEAD)
     }
-}
-
-/// Default address pools when none is given.
-pub fn default_pools() -> Vec<Ipv4Net> {
-    vec![crate::model::mesh::DEFAULT_POOL]
 }
 
 #[cfg(test)]
@@ -247,7 +278,7 @@ mod tests {
     #[test]
     fn the_file_in_config_shows_every_key_with_its_default() {
         let text = include_str!("../config/skep.toml");
-        assert_eq!(toml::from_str::<Settings>(text).expect("config/skep.toml parses"), Settings::default());
+        assert_eq!(Settings::parse(text).expect("config/skep.toml parses"), Settings::default());
         let shown: toml::Table = text.parse().expect("table");
         let all = toml::Table::try_from(Settings::default()).expect("table");
         assert_eq!(keys(&shown), keys(&all), "config/skep.toml misses a key or has one too many");
@@ -267,7 +298,16 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_by_name() {
-        let error = toml::from_str::<Settings>("data_dri = \"/x\"").expect_err("refused");
+        let error = Settings::parse("data_dri = \"/x\"").expect_err("refused");
         assert!(error.to_string().contains("data_dri"), "{error}");
+    }
+
+    #[test]
+    fn the_old_name_of_the_ebpf_datapath_is_read_and_both_names_are_refused() {
+        for text in ["ebpf_datapath = \"off\"", "fast_plane = \"off\""] {
+            assert_eq!(Settings::parse(text).expect(text).ebpf_datapath, EbpfMode::Off, "{text}");
+        }
+        let error = Settings::parse("ebpf_datapath = \"off\"\nfast_plane = \"off\"").expect_err("refused").to_string();
+        assert!(error.contains("both `ebpf_datapath` and `fast_plane`") && error.contains("remove `fast_plane`"), "{error}");
     }
 }

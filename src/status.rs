@@ -1,4 +1,4 @@
-//! What a node knows of itself, for `skep status`, `/dump` and `/metrics`: plain data, made by the node, shown by the CLI.
+//! A node's own status, for `skep status`, `/dump` and `/metrics`: plain data, filled in by the node, shown by the CLI.
 
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
@@ -7,73 +7,70 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// A node's own picture.
+/// The state of a node as it knows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
-    /// `inactive`, `pending` or `active`.
+    /// `inactive`, `pending`, `error` or `active`.
     pub state: String,
-    /// Why it is pending, or what is wrong.
+    /// Why the node is not active, or what fails while it is. Empty: nothing.
     pub error: String,
-    /// This node; `None` outside a swarm.
+    /// `None` outside a swarm.
     pub node: Option<NodeId>,
-    /// Its role.
     pub role: Option<Role>,
     /// The leader's host name, as far as this node knows.
     pub leader: Option<String>,
-    /// Whether a manager answers this node's session.
+    /// The session with the leader, or why it has none, as text.
     pub session: String,
-    /// Revision that the node was told.
-    pub told: Revision,
-    /// Revision that each loop has applied.
+    /// Revision of the newest view that a manager has sent.
+    pub view_revision: Revision,
+    /// Revision that each loop has applied, by the loop's name.
     pub applied: BTreeMap<String, Revision>,
-    /// What carries what.
-    pub planes: Planes,
-    /// The nodes of the swarm.
-    pub nodes: Vec<NodeLine>,
-    /// Published ports on this node.
+    pub datapaths: DatapathSummary,
+    /// The nodes of the swarm, this one included.
+    pub nodes: Vec<NodeSummary>,
+    /// Published ports of the userspace datapath on this node.
     pub ports: Vec<PortStatus>,
-    /// The eBPF datapath.
+    /// Published ports and virtual addresses of the eBPF datapath on this node.
     #[serde(default)]
     pub ebpf: EbpfStatus,
 }
 
-/// What carries what on this node.
+/// What carries the mesh and the published ports on this node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Planes {
+pub struct DatapathSummary {
     /// `kernel` or `skep tunnel`.
     pub tunnel: String,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
-    /// MTU of the tunnel.
+    /// MTU of the tunnel, in bytes.
     pub mtu: u32,
-    /// What serves published ports, and why nothing faster does.
+    /// Datapath of the published ports; where it is the userspace datapath, why the eBPF datapath is not used.
     pub ports: String,
 }
 
 /// A node of the swarm as this one sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NodeLine {
-    /// Its id.
+pub struct NodeSummary {
     pub id: NodeId,
-    /// Its host name.
+    /// Not unique: two nodes may have one host name.
     pub hostname: String,
     /// It runs a manager.
     pub manager: bool,
-    /// It is this node.
+    /// It is the node that reports this status.
     pub here: bool,
-    /// Its mesh address.
+    /// Its address inside the mesh.
     pub mesh: String,
-    /// How packets go there: `self`, `direct`, or `none` as long as there was no handshake.
+    /// How packets reach it: `self`, `direct`, or `none` before the first handshake.
     pub path: String,
-    /// Where its tunnel was last heard from.
+    /// UDP endpoint that its last authenticated packet had as its source.
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last handshake.
     pub handshake_seconds: Option<u64>,
-    /// Bytes received from it through the tunnel.
+    /// Bytes received from it through the tunnel, since the tunnel started.
     pub rx_bytes: u64,
-    /// Bytes sent to it.
+    /// Bytes sent to it through the tunnel, since the tunnel started.
     pub tx_bytes: u64,
     /// Containers that it runs on overlay networks.
     pub containers: usize,

@@ -1,14 +1,18 @@
-//! The log: human lines on standard error, filtered by `SKEP_LOG` or the settings.
+//! The log: lines of text on standard error, filtered by the setting `log`.
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts the log; a filter that cannot be read is an error.
+/// Starts the log.
 ///
 /// # Errors
-/// The filter's text is not right.
+/// The filter cannot be parsed.
 pub fn start(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| anyhow::anyhow!("log filter {filter:?} is not right: {e}"))?;
-    // A second start (tests) keeps the first.
+    let filter = EnvFilter::try_new(filter).map_err(|e| {
+        anyhow::anyhow!(
+            "setting log is {filter:?}, which is no log filter ({e}): set a level or targets, as `info` or `skep=debug`"
+        )
+    })?;
+    // Only the first start of a process counts (tests start it several times).
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
     Ok(())
 }

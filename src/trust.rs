@@ -1,50 +1,48 @@
-//! Who is who: the root CA, node certificates, join tokens and the files that keep them. Pure but for `files`.
-//! Knows certificates and keys, not TLS (that is `rpc`'s), and not which node may have which role (that is the managers').
+//! Identities: the root CA, node certificates and when to renew them, join tokens, and the files of a node's identity. Pure
+//! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
+//! managers decide that).
 
 mod ca;
 mod files;
 mod identity;
 mod name;
+mod renewal;
 mod token;
 
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
 pub use files::{CertificateFiles, FilesError};
 pub use identity::Identity;
 pub use name::NodeName;
+pub use renewal::Validity;
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 
-/// What can be wrong with a key, a certificate or a request.
+/// Why a key, a certificate or a request is not accepted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TrustError {
     /// Not PEM, or PEM of something else.
     #[error("{what} is not readable: {why}")]
     Unreadable {
-        /// What was read.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's error.
         why: String,
     },
     /// A key of another kind than ECDSA P-256.
     #[error("{what} is not an ECDSA P-256 key; skep uses no other")]
-    WrongKind {
-        /// What was read.
-        what: &'static str,
-    },
-    /// Key and certificate are not of each other.
+    WrongKind { what: &'static str },
+    /// The certificate is for another key.
     #[error("the key does not belong to the certificate")]
     KeyMismatch,
     /// The certificate was not signed by this CA.
     #[error("the certificate was not issued by this cluster's CA")]
     ForeignIssuer,
-    /// The names in the certificate are not those of a node.
+    /// The subject of the certificate is not a node's.
     #[error("the certificate is not a node's: {0}")]
     NotANode(String),
-    /// The crypto library refused.
-    #[error("cannot make {what}: {why}")]
+    /// The crypto library failed.
+    #[error("cannot create {what}: {why}")]
     Make {
-        /// What was to be made.
         what: &'static str,
-        /// What the library said.
+        /// The library's error.
         why: String,
     },
 }

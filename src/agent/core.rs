@@ -1,9 +1,9 @@
-//! The agent's state over time, without any IO: events in, effects out. Remembers what it saw of the engine, runs the
-//! [`plan`](super::plan::plan()) after every event and turns its steps into calls, each with a number, so that answers which come
-//! late or out of order are told apart from those that count.
+//! The agent's state over time, without any IO: events in, effects out. Remembers what it has observed of the engine, runs
+//! the [`plan`](super::plan::plan()) after every event and turns its steps into calls. Each call has a number, so that an
+//! answer that is late or out of order is recognised.
 
-use super::plan::{self, Step};
-use super::task_record::{TaskRecord, Verb};
+use super::plan::{self, TaskStep};
+use super::task_record::{StepKind, TaskRecord};
 use crate::model::{NetworkId, NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart};
 use crate::runtime::{Container, ContainerPlan, ContainerState, EngineError, Health, LocalNetwork, NetworkPlan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,90 +17,84 @@ const REPEAT_AFTER: Duration = Duration::from_secs(5);
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The managers (or the ledger) say what shall be.
+    /// The desired state, from the managers or from the ledger.
     View(Arc<NodeView>),
-    /// The engine answers (again); whatever was known of it may be wrong.
+    /// The engine answers again; what is remembered of it may be outdated.
     EngineBack,
-    /// The engine is gone, for this reason.
+    /// The engine does not answer, for this reason.
     EngineLost(String),
     /// Answer to [`Effect::List`].
     Listed(u64, Result<(Vec<Container>, Vec<LocalNetwork>), EngineError>),
-    /// Answer to [`Effect::Look`].
-    Looked(u64, String, Result<Option<Container>, EngineError>),
+    /// Answer to [`Effect::Inspect`].
+    Inspected(u64, String, Result<Option<Container>, EngineError>),
     /// Answer to [`Effect::ListNetworks`].
     NetworksListed(u64, Result<Vec<LocalNetwork>, EngineError>),
-    /// Something happened to this container.
+    /// The engine reports an event of this container.
     Changed(String),
     /// Answer to [`Effect::Run`]; for [`Job::Create`] with the container's id.
     Done(TaskId, u64, Result<Option<String>, EngineError>),
     /// Answer to [`Effect::RemoveNetwork`].
     NetworkRemoved(String, Result<(), EngineError>),
-    /// Time passed.
     Tick,
 }
 
-/// What is to be done.
+/// What the shell is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// Tell the managers.
+    /// Report the status to the managers.
     Report(TaskId, TaskStatus),
     /// Call the engine for a task.
     Run(TaskId, u64, Job),
-    /// Forget the call with this number.
+    /// Cancel the call with this number.
     Cancel(TaskId, u64),
-    /// Look at all containers and networks of ours.
+    /// List all containers and networks of skep.
     List(u64),
-    /// Look at one container.
-    Look(u64, String),
-    /// Look at our networks.
+    /// Inspect one container, by the engine's id.
+    Inspect(u64, String),
+    /// List skep's networks.
     ListNetworks(u64),
-    /// Remove a network from the engine, by its id there.
+    /// Remove a network from the engine, by the engine's id.
     RemoveNetwork(String),
-    /// Come back with a [`Event::Tick`] at this time.
+    /// Send an [`Event::Tick`] at this time.
     Wake(Timestamp),
-    /// The view of this revision was taken in and acted on.
+    /// The view of this revision is acted on.
     Applied(Revision),
-    /// Say once that the engine is gone.
-    SayLost(String),
-    /// Say that it is back.
-    SayBack,
-    /// Say that a call failed and will be repeated.
-    SayRetry(TaskId, Verb, String),
+    /// Log that the engine does not answer; once per loss.
+    LogEngineLost(String),
+    /// Log that the engine answers again.
+    LogEngineBack,
+    /// Log that a call failed and will be retried.
+    LogRetry(TaskId, StepKind, String),
 }
 
 /// A call to the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Job {
-    /// Use this image or pull it.
+    /// Pull this image unless the engine has it.
     Fetch(String),
-    /// Make these networks.
+    /// Create these networks.
     Connect(Vec<NetworkPlan>),
-    /// Make this container.
     Create(Box<ContainerPlan>),
-    /// Start this one.
+    /// Start this container, by the engine's id.
     Start(String, Box<ContainerPlan>),
-    /// Stop this one; `None`: with the grace that it was made with.
+    /// Stop this container; `None`: with the grace period that it was created with.
     Stop(String, Option<Duration>),
-    /// Remove this one.
+    /// Remove this container.
     Remove(String),
 }
 
-/// What the core needs of [`super::AgentConfig`].
+/// The part of [`super::AgentConfig`] that the core uses; the fields have the same meaning.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
-    /// This node.
     pub me: NodeId,
-    /// Path of the engine's own socket.
     pub engine_socket: PathBuf,
-    /// What tasks get in its place.
     pub skep_socket: Option<PathBuf>,
-    /// See [`super::AgentConfig::stranger_grace`].
-    pub stranger_grace: Duration,
+    pub unassigned_grace: Duration,
 }
 
-/// A network on the engine, as remembered.
+/// A network of skep on the engine.
 #[derive(Debug)]
-struct Known {
+struct TrackedNetwork {
     network: LocalNetwork,
     /// Being removed.
     busy: bool,
@@ -115,24 +109,24 @@ pub struct Core {
     tasks: BTreeMap<TaskId, Task>,
     networks: BTreeMap<NetworkId, NetworkPart>,
     view: Option<Revision>,
-    /// Strangers and unused networks may go from this time on; set by the first view.
-    strangers_from: Timestamp,
-    memory: BTreeMap<TaskId, TaskRecord>,
+    /// Containers of unknown tasks and unused networks are removed from this time on; set by the first view.
+    remove_unassigned_from: Timestamp,
+    records: BTreeMap<TaskId, TaskRecord>,
     containers: BTreeMap<TaskId, Container>,
-    /// Number of the look that a container's state is from, by the engine's id.
+    /// Number of the call that a container's state is from, by the engine's id.
     as_of: BTreeMap<String, u64>,
-    local: BTreeMap<String, Known>,
-    /// The engine answers and was looked at since.
+    local: BTreeMap<String, TrackedNetwork>,
+    /// The engine answers, and its containers were listed since.
     up: bool,
-    /// When to look at everything again after a look that failed.
+    /// When to list again after a list that failed.
     list_again: TaskRecord,
-    /// The loss was said.
-    said_lost: bool,
+    /// The loss of the engine is logged.
+    loss_logged: bool,
     number: u64,
 }
 
 impl Core {
-    /// Knows nothing yet: wants a view and the engine.
+    /// Acts once it has a view and a list of the engine's containers.
     #[must_use]
     pub fn new(config: CoreConfig) -> Self {
         Self {
@@ -141,24 +135,24 @@ impl Core {
             tasks: BTreeMap::new(),
             networks: BTreeMap::new(),
             view: None,
-            strangers_from: Timestamp(i64::MAX),
-            memory: BTreeMap::new(),
+            remove_unassigned_from: Timestamp(i64::MAX),
+            records: BTreeMap::new(),
             containers: BTreeMap::new(),
             as_of: BTreeMap::new(),
             local: BTreeMap::new(),
             up: false,
             list_again: TaskRecord::default(),
-            said_lost: false,
+            loss_logged: false,
             number: 0,
         }
     }
 
-    /// MTU that networks made from now on are labelled with.
+    /// MTU in bytes of networks created from now on.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.mtu = mtu;
     }
 
-    /// Takes an event in; what is to be done, in order.
+    /// Handles an event; returns the effects in order.
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.take(now, event, &mut effects);
@@ -184,27 +178,27 @@ impl Core {
                 self.take_networks(networks);
                 self.up = true;
                 self.list_again.succeeded();
-                if std::mem::take(&mut self.said_lost) {
-                    effects.push(Effect::SayBack);
+                if std::mem::take(&mut self.loss_logged) {
+                    effects.push(Effect::LogEngineBack);
                 }
             }
             Event::NetworksListed(_, Ok(networks)) => self.take_networks(networks),
-            Event::Looked(number, id, Ok(found)) => self.take_look(number, &id, found),
-            Event::Looked(number, id, Err(e)) if !e.is_retryable() => self.look_refused(now, number, &id, &e, effects),
-            Event::Listed(_, Err(e)) | Event::NetworksListed(_, Err(e)) | Event::Looked(_, _, Err(e)) => {
+            Event::Inspected(number, id, Ok(found)) => self.take_inspected(number, &id, found),
+            Event::Inspected(number, id, Err(e)) if !e.is_retryable() => self.inspect_refused(now, number, &id, &e, effects),
+            Event::Listed(_, Err(e)) | Event::NetworksListed(_, Err(e)) | Event::Inspected(_, _, Err(e)) => {
                 self.lose(e.to_string(), effects);
                 self.list_again.failed(now);
             }
-            Event::Changed(id) => self.look(id, effects),
+            Event::Changed(id) => self.inspect(id, effects),
             Event::Done(task, number, result) => self.take_done(now, &task, number, result, effects),
             Event::NetworkRemoved(id, result) => match (result, self.local.get_mut(&id)) {
                 (Ok(()), _) => {
                     self.local.remove(&id);
                 }
-                (Err(error), Some(known)) => {
-                    tracing::debug!(network = %known.network.name, %error, "cannot remove the network yet");
-                    known.busy = false;
-                    known.retry.failed(now);
+                (Err(error), Some(network)) => {
+                    tracing::debug!(network = %network.network.name, %error, "cannot remove the network yet");
+                    network.busy = false;
+                    network.retry.failed(now);
                 }
                 (Err(_), None) => {}
             },
@@ -221,75 +215,77 @@ impl Core {
 
     fn lose(&mut self, reason: String, effects: &mut Vec<Effect>) {
         self.up = false;
-        if !std::mem::replace(&mut self.said_lost, true) {
-            effects.push(Effect::SayLost(reason));
+        if !std::mem::replace(&mut self.loss_logged, true) {
+            effects.push(Effect::LogEngineLost(reason));
         }
     }
 
     fn take_view(&mut self, now: Timestamp, view: &NodeView) {
         if self.view.is_none() {
-            self.strangers_from = now.plus(self.config.stranger_grace);
+            self.remove_unassigned_from = now.plus(self.config.unassigned_grace);
         }
         self.view = Some(view.revision);
         self.tasks.clone_from(&view.tasks.by_id);
         self.networks.clone_from(&view.networks.by_id);
         for (id, task) in &self.tasks {
-            let memory = self.memory.entry(id.clone()).or_default();
-            memory.known = true;
-            // What an earlier run reported, or the end that the managers gave it.
-            if task.status.state > memory.status.state && (memory.reported.is_none() || task.status.state.is_final()) {
-                memory.status = task.status.clone();
+            let record = self.records.entry(id.clone()).or_default();
+            record.assigned = true;
+            // Reported by an earlier run, or a final state set by the managers.
+            if task.status.state > record.status.state && (record.reported.is_none() || task.status.state.is_final()) {
+                record.status = task.status.clone();
             }
         }
     }
 
-    /// The engine knows the container but cannot say what it does: try again what was to be done.
-    fn look_refused(&mut self, now: Timestamp, number: u64, id: &str, error: &EngineError, effects: &mut Vec<Effect>) {
-        let waiting = self.memory.iter_mut().find(|(_, m)| m.busy == Some((Verb::Look, number)));
-        if let Some((task, memory)) = waiting {
-            memory.busy = None;
-            memory.failed(now);
-            effects.push(Effect::SayRetry(task.clone(), Verb::Look, format!("container {id}: {error}")));
+    /// The engine has the container but cannot inspect it: the step is retried.
+    fn inspect_refused(&mut self, now: Timestamp, number: u64, id: &str, error: &EngineError, effects: &mut Vec<Effect>) {
+        let waiting = self.records.iter_mut().find(|(_, m)| m.busy == Some((StepKind::Inspect, number)));
+        if let Some((task, record)) = waiting {
+            record.busy = None;
+            record.failed(now);
+            effects.push(Effect::LogRetry(task.clone(), StepKind::Inspect, format!("container {id}: {error}")));
         }
     }
 
     fn take_list(&mut self, number: u64, containers: Vec<Container>) {
-        let fresh = |as_of: &BTreeMap<String, u64>, id: &String| as_of.get(id).is_none_or(|seen| *seen < number);
+        let outdated = |as_of: &BTreeMap<String, u64>, id: &String| as_of.get(id).is_none_or(|seen| *seen < number);
         let listed: BTreeSet<String> = containers.iter().map(|c| c.id.clone()).collect();
         let gone: Vec<String> = self.containers.values().map(|c| c.id.clone()).filter(|id| !listed.contains(id)).collect();
-        for id in gone.into_iter().filter(|id| fresh(&self.as_of, id)).collect::<Vec<_>>() {
-            self.take_look(number, &id, None);
+        for id in gone.into_iter().filter(|id| outdated(&self.as_of, id)).collect::<Vec<_>>() {
+            self.take_inspected(number, &id, None);
         }
         for container in containers {
-            if fresh(&self.as_of, &container.id) {
+            if outdated(&self.as_of, &container.id) {
                 let id = container.id.clone();
-                self.take_look(number, &id, Some(container));
+                self.take_inspected(number, &id, Some(container));
             }
         }
-        // What was waited for and is not listed is gone; what is gone need not be remembered any longer.
-        for memory in
-            self.memory.values_mut().filter(|m| m.busy.is_some_and(|(verb, wanted)| verb == Verb::Look && wanted < number))
+        // A list answers every inspection that was requested before it; removed containers need no number any longer.
+        for record in self
+            .records
+            .values_mut()
+            .filter(|m| m.busy.is_some_and(|(kind, wanted)| kind == StepKind::Inspect && wanted < number))
         {
-            memory.busy = None;
+            record.busy = None;
         }
         self.as_of.retain(|id, seen| listed.contains(id) || *seen >= number);
     }
 
-    fn take_look(&mut self, number: u64, id: &String, found: Option<Container>) {
+    fn take_inspected(&mut self, number: u64, id: &String, found: Option<Container>) {
         if self.as_of.get(id).is_some_and(|seen| *seen > number) {
             return;
         }
         let Some(task) = found.as_ref().and_then(|c| c.task_id.clone()).or_else(|| self.task_of(id)) else { return };
         self.as_of.insert(id.clone(), number);
-        let memory = self.memory.entry(task.clone()).or_default();
-        // A look ends the wait for what a step did; the list stands in for a look that was lost.
-        if memory.busy.is_some_and(|(verb, wanted)| verb == Verb::Look && wanted <= number) {
-            memory.busy = None;
+        let record = self.records.entry(task.clone()).or_default();
+        // The state after a step is known now; a list replaces an inspection whose answer was lost.
+        if record.busy.is_some_and(|(kind, wanted)| kind == StepKind::Inspect && wanted <= number) {
+            record.busy = None;
         }
         match found {
             Some(container) => {
-                memory.made = true;
-                memory.unhealthy |= container.health == Some(Health::Unhealthy);
+                record.created = true;
+                record.unhealthy |= container.health == Some(Health::Unhealthy);
                 self.containers.insert(task, container);
             }
             None => {
@@ -309,17 +305,16 @@ impl Core {
         self.local = networks
             .into_iter()
             .map(|network| {
-                let known = before.remove(&network.id);
-                let known =
-                    known.unwrap_or_else(|| Known { network: network.clone(), busy: false, retry: TaskRecord::default() });
-                (network.id, known)
+                let id = network.id.clone();
+                let new = TrackedNetwork { network, busy: false, retry: TaskRecord::default() };
+                (id.clone(), before.remove(&id).unwrap_or(new))
             })
             .collect();
     }
 
-    fn look(&mut self, id: String, effects: &mut Vec<Effect>) {
+    fn inspect(&mut self, id: String, effects: &mut Vec<Effect>) {
         let number = self.next();
-        effects.push(Effect::Look(number, id));
+        effects.push(Effect::Inspect(number, id));
     }
 
     fn take_done(
@@ -330,57 +325,57 @@ impl Core {
         result: Result<Option<String>, EngineError>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(memory) = self.memory.get_mut(id) else { return };
-        let Some((verb, _)) = memory.busy.filter(|(_, wanted)| *wanted == number) else { return };
-        memory.busy = None;
+        let Some(record) = self.records.get_mut(id) else { return };
+        let Some((kind, _)) = record.busy.filter(|(_, wanted)| *wanted == number) else { return };
+        record.busy = None;
         let mut container = self.containers.get(id).map(|c| c.id.clone());
         match result {
             Ok(made) => {
-                memory.succeeded();
-                match verb {
-                    Verb::Fetch => memory.fetched = true,
-                    Verb::Connect => memory.connected = true,
+                record.succeeded();
+                match kind {
+                    StepKind::Fetch => record.fetched = true,
+                    StepKind::Connect => record.connected = true,
                     _ => {}
                 }
                 container = made.or(container);
             }
             Err(error) => {
-                let teardown = matches!(verb, Verb::Stop | Verb::Remove);
-                memory.failed(now);
+                let teardown = matches!(kind, StepKind::Stop | StepKind::Remove);
+                record.failed(now);
                 if error.is_retryable() || teardown {
-                    effects.push(Effect::SayRetry(id.clone(), verb, error.to_string()));
+                    effects.push(Effect::LogRetry(id.clone(), kind, error.to_string()));
                 } else {
-                    memory.refused = Some(match verb {
-                        Verb::Start => format!("starting container failed: {error}"),
+                    record.refused = Some(match kind {
+                        StepKind::Start => format!("starting container failed: {error}"),
                         _ => error.to_string(),
                     });
                 }
             }
         }
-        match (verb, container) {
-            (Verb::Connect, _) => {
+        match (kind, container) {
+            (StepKind::Connect, _) => {
                 let number = self.next();
                 effects.push(Effect::ListNetworks(number));
             }
-            // Nothing more is done to the container before what became of it was seen.
-            (Verb::Create | Verb::Start | Verb::Stop | Verb::Remove, Some(container)) => {
+            // The next step on the container waits until the result of this one is observed.
+            (StepKind::Create | StepKind::Start | StepKind::Stop | StepKind::Remove, Some(container)) => {
                 let number = self.next();
-                if let Some(memory) = self.memory.get_mut(id) {
-                    memory.busy = Some((Verb::Look, number));
+                if let Some(record) = self.records.get_mut(id) {
+                    record.busy = Some((StepKind::Inspect, number));
                 }
-                effects.push(Effect::Look(number, container));
+                effects.push(Effect::Inspect(number, container));
             }
             _ => {}
         }
     }
 
-    /// Statuses that the managers do not show after some time are told again.
+    /// Repeats statuses that the view still does not show after some time.
     fn repeat(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        for (id, memory) in &mut self.memory {
-            let shown = self.tasks.get(id).is_none_or(|task| task.status.state >= memory.status.state);
-            if !shown && memory.reported.is_some_and(|at| now.since(at) >= REPEAT_AFTER) {
-                memory.reported = Some(now);
-                effects.push(Effect::Report(id.clone(), memory.status.clone()));
+        for (id, record) in &mut self.records {
+            let shown = self.tasks.get(id).is_none_or(|task| task.status.state >= record.status.state);
+            if !shown && record.reported.is_some_and(|at| now.since(at) >= REPEAT_AFTER) {
+                record.reported = Some(now);
+                effects.push(Effect::Report(id.clone(), record.status.clone()));
             }
         }
     }
@@ -392,42 +387,42 @@ impl Core {
         }
         let mut wake: Option<Timestamp> = None;
         let mut sooner = |at: Timestamp| wake = Some(wake.map_or(at, |w: Timestamp| w.min(at)));
-        for step in plan::plan(&self.tasks, &self.containers, &self.memory, self.strangers_from, now) {
+        for step in plan::plan(&self.tasks, &self.containers, &self.records, self.remove_unassigned_from, now) {
             match step {
-                Step::Report(id, status) => {
-                    let memory = self.memory.entry(id.clone()).or_default();
-                    memory.status = status.clone();
-                    memory.reported = Some(now);
+                TaskStep::Report(id, status) => {
+                    let record = self.records.entry(id.clone()).or_default();
+                    record.status = status.clone();
+                    record.reported = Some(now);
                     effects.push(Effect::Report(id, status));
                 }
-                Step::Run(id, verb) => {
-                    let Some(job) = self.job(&id, verb) else { continue };
+                TaskStep::Run(id, kind) => {
+                    let Some(job) = self.job(&id, kind) else { continue };
                     let number = self.next();
-                    let memory = self.memory.entry(id.clone()).or_default();
-                    memory.busy = Some((verb, number));
+                    let record = self.records.entry(id.clone()).or_default();
+                    record.busy = Some((kind, number));
                     effects.push(Effect::Run(id, number, job));
                 }
-                Step::Cancel(id) => {
-                    if let Some((_, number)) = self.memory.get_mut(&id).and_then(|m| m.busy.take()) {
+                TaskStep::Cancel(id) => {
+                    if let Some((_, number)) = self.records.get_mut(&id).and_then(|m| m.busy.take()) {
                         effects.push(Effect::Cancel(id, number));
                     }
                 }
-                Step::Wake(at) => sooner(at),
+                TaskStep::Wake(at) => sooner(at),
             }
         }
-        self.forget();
-        if now < self.strangers_from {
-            sooner(self.strangers_from);
+        self.drop_records();
+        if now < self.remove_unassigned_from {
+            sooner(self.remove_unassigned_from);
         } else {
             let needed = self.needed_networks();
-            for (id, known) in
-                self.local.iter_mut().filter(|(_, known)| !known.busy && !needed.contains(&known.network.network_id))
+            for (id, network) in
+                self.local.iter_mut().filter(|(_, network)| !network.busy && !needed.contains(&network.network.network_id))
             {
-                if let Some(at) = known.retry.retry_at.filter(|at| *at > now) {
+                if let Some(at) = network.retry.retry_at.filter(|at| *at > now) {
                     sooner(at);
                     continue;
                 }
-                known.busy = true;
+                network.busy = true;
                 effects.push(Effect::RemoveNetwork(id.clone()));
             }
         }
@@ -435,42 +430,43 @@ impl Core {
         effects.push(Effect::Applied(revision));
     }
 
-    /// TaskRecord goes with the last trace of a task.
-    fn forget(&mut self) {
+    /// Drops the records of tasks that have neither an assignment, nor a container, nor a step in flight.
+    fn drop_records(&mut self) {
         let (tasks, containers) = (&self.tasks, &self.containers);
-        self.memory.retain(|id, memory| tasks.contains_key(id) || containers.contains_key(id) || memory.busy.is_some());
+        self.records.retain(|id, record| tasks.contains_key(id) || containers.contains_key(id) || record.busy.is_some());
     }
 
-    /// Networks of tasks that run or shall, and of containers that still do.
+    /// Networks of tasks that run or are to run, and of containers that still run.
     fn needed_networks(&self) -> BTreeSet<NetworkId> {
         let live = self.tasks.iter().filter(|(id, task)| {
             let running = self.containers.get(*id).is_some_and(|c| c.state == ContainerState::Running);
-            let over = self.memory.get(*id).is_some_and(|m| m.status.state.is_final()) || task.desired_state > TaskState::Running;
-            let busy = self.memory.get(*id).is_some_and(|m| m.busy.is_some());
-            running || busy || !over
+            let finished =
+                self.records.get(*id).is_some_and(|m| m.status.state.is_final()) || task.desired_state > TaskState::Running;
+            let busy = self.records.get(*id).is_some_and(|m| m.busy.is_some());
+            running || busy || !finished
         });
         live.flat_map(|(_, task)| task.attachments.iter().map(|a| a.network_id.clone())).collect()
     }
 
-    /// The call for a step; `None` if it has to wait for something else.
-    fn job(&self, id: &TaskId, verb: Verb) -> Option<Job> {
+    /// The call for a step; `None` while it has to wait.
+    fn job(&self, id: &TaskId, kind: StepKind) -> Option<Job> {
         let container = || self.containers.get(id).map(|c| c.id.clone());
         let task = self.tasks.get(id);
-        Some(match verb {
-            Verb::Fetch => Job::Fetch(task?.spec.container_spec.image.clone()),
-            Verb::Connect => {
+        Some(match kind {
+            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone()),
+            StepKind::Connect => {
                 let networks: Vec<NetworkPlan> = self.attachments(task?)?.into_iter().map(|(network, _)| network).collect();
-                // Not while one of that name is on its way out.
+                // Waits while a network of that name is being removed.
                 if networks.iter().any(|n| self.local.values().any(|l| l.busy && l.network.name == n.name)) {
                     return None;
                 }
                 Job::Connect(networks)
             }
-            Verb::Create => Job::Create(Box::new(self.container_plan(task?)?)),
-            Verb::Start => Job::Start(container()?, Box::new(self.container_plan(task?)?)),
-            Verb::Stop => Job::Stop(container()?, task.map(|t| t.spec.container_spec.stop_grace())),
-            Verb::Remove => Job::Remove(container()?),
-            Verb::Look => return None,
+            StepKind::Create => Job::Create(Box::new(self.container_plan(task?)?)),
+            StepKind::Start => Job::Start(container()?, Box::new(self.container_plan(task?)?)),
+            StepKind::Stop => Job::Stop(container()?, task.map(|t| t.spec.container_spec.stop_grace())),
+            StepKind::Remove => Job::Remove(container()?),
+            StepKind::Inspect => return None,
         })
     }
 
@@ -484,7 +480,7 @@ impl Core {
         })
     }
 
-    /// The task's networks and addresses; `None` until the view has all of them.
+    /// The task's networks and addresses; `None` until the view has all of its networks.
     fn attachments(&self, task: &Task) -> Option<Vec<(NetworkPlan, std::net::Ipv4Addr)>> {
         let plan = |attachment: &crate::model::task::Attachment| {
             let part = self.networks.get(&attachment.network_id)?;

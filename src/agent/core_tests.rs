@@ -1,7 +1,7 @@
-//! The agent's core, step by step: what it asks for after what it was told, as text.
+//! The agent's core, event by event: its effects as text.
 
 use super::core::{Core, CoreConfig, Effect, Event, Job};
-use super::plan::Step;
+use super::plan::TaskStep;
 use super::testing::{ME, at, network, on_network, task, view};
 use crate::model::{NetworkId, NodeId, Task, TaskId, TaskState};
 use crate::runtime::{Container, ContainerState, EngineError, Health, LocalNetwork};
@@ -12,13 +12,13 @@ fn core() -> Core {
         me: NodeId::from(ME),
         engine_socket: "/run/docker.sock".into(),
         skep_socket: None,
-        stranger_grace: Duration::from_secs(10),
+        unassigned_grace: Duration::from_secs(10),
     })
 }
 
 fn text(effects: &[Effect]) -> String {
     let line = |effect: &Effect| match effect {
-        Effect::Report(task, status) => Step::Report(task.clone(), status.clone()).to_string(),
+        Effect::Report(task, status) => TaskStep::Report(task.clone(), status.clone()).to_string(),
         Effect::Run(task, number, job) => match job {
             Job::Fetch(image) => format!("{number}: fetch {image} for {task}"),
             Job::Connect(networks) => {
@@ -56,7 +56,7 @@ fn container(id: &str, task: &str, state: ContainerState) -> Container {
     }
 }
 
-/// A core that has seen an engine with these containers and a view with these tasks, long ago.
+/// A core that had a view with these tasks and a list of these containers at time zero.
 fn settled(tasks: &[Task], containers: &[Container]) -> Core {
     let mut core = core();
     core.handle(at(0), Event::View(view(1, tasks, &[])));
@@ -65,12 +65,12 @@ fn settled(tasks: &[Task], containers: &[Container]) -> Core {
     core
 }
 
-fn look(core: &mut Core, number: u64, c: Container) -> Vec<Effect> {
-    core.handle(at(20), Event::Looked(number, c.id.clone(), Ok(Some(c))))
+fn inspected(core: &mut Core, number: u64, c: Container) -> Vec<Effect> {
+    core.handle(at(20), Event::Inspected(number, c.id.clone(), Ok(Some(c))))
 }
 
 #[test]
-fn a_task_from_assignment_to_its_end() {
+fn a_task_from_assignment_to_removal() {
     let mut core = core();
     let t = on_network(task("t1"), "n1", "10.0.1.5/24");
     check(&core.handle(at(0), Event::View(view(7, std::slice::from_ref(&t), &[network("n1", 1)]))), "");
@@ -85,51 +85,51 @@ fn a_task_from_assignment_to_its_end() {
     );
     check(&core.handle(at(20), Event::Done(t.id.clone(), 2, Ok(None))), "3: connect net-n1\napplied 7");
     check(&core.handle(at(20), Event::Done(t.id.clone(), 3, Ok(None))), "ListNetworks(4)\n5: create web.1.t1\napplied 7");
-    check(&core.handle(at(20), Event::Done(t.id.clone(), 5, Ok(Some("c1".into())))), "Look(6, \"c1\")\napplied 7");
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 5, Ok(Some("c1".into())))), "Inspect(6, \"c1\")\napplied 7");
     check(
-        &look(&mut core, 6, container("c1", "t1", ContainerState::Created)),
+        &inspected(&mut core, 6, container("c1", "t1", ContainerState::Created)),
         r#"report t1 ready "prepared" container c1 pid 0 exit 0
            report t1 starting "starting" container c1 pid 0 exit 0
            7: start c1
            applied 7"#,
     );
-    // The event comes before the call returns.
-    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(8, \"c1\")\napplied 7");
+    // The event arrives before the call returns.
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Inspect(8, \"c1\")\napplied 7");
     check(
-        &look(&mut core, 8, container("c1", "t1", ContainerState::Running)),
+        &inspected(&mut core, 8, container("c1", "t1", ContainerState::Running)),
         "report t1 running \"started\" container c1 pid 77 exit 0\napplied 7",
     );
-    check(&core.handle(at(20), Event::Done(t.id.clone(), 7, Ok(None))), "Look(9, \"c1\")\napplied 7");
-    check(&look(&mut core, 9, container("c1", "t1", ContainerState::Running)), "applied 7");
-    // It ends by itself; the container stays until the task is forgotten.
+    check(&core.handle(at(20), Event::Done(t.id.clone(), 7, Ok(None))), "Inspect(9, \"c1\")\napplied 7");
+    check(&inspected(&mut core, 9, container("c1", "t1", ContainerState::Running)), "applied 7");
+    // The process ends; the container is kept until the task is removed from the view.
     let mut ended = container("c1", "t1", ContainerState::Exited);
     ended.exit_code = 3;
     check(
-        &look(&mut core, 10, ended),
+        &inspected(&mut core, 10, ended),
         "report t1 failed \"started\" err \"task: non-zero exit (3)\" container c1 pid 0 exit 3\napplied 7",
     );
     check(&core.handle(at(30), Event::View(view(8, &[], &[]))), "10: remove c1\napplied 8");
-    check(&core.handle(at(30), Event::Done(t.id, 10, Ok(None))), "Look(11, \"c1\")\napplied 8");
-    check(&core.handle(at(30), Event::Looked(11, "c1".into(), Ok(None))), "applied 8");
+    check(&core.handle(at(30), Event::Done(t.id, 10, Ok(None))), "Inspect(11, \"c1\")\napplied 8");
+    check(&core.handle(at(30), Event::Inspected(11, "c1".into(), Ok(None))), "applied 8");
 }
 
 #[test]
 fn a_task_that_ends_with_0_is_complete() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
     check(
-        &look(&mut core, 5, container("c1", "t1", ContainerState::Exited)),
+        &inspected(&mut core, 5, container("c1", "t1", ContainerState::Exited)),
         "report t1 complete \"finished\" container c1 pid 0 exit 0\napplied 1",
     );
 }
 
 #[test]
-fn a_refused_image_rejects_the_task_in_the_engines_words() {
+fn a_refused_image_rejects_the_task_with_the_engines_error() {
     let mut core = settled(&[task("t1")], &[]);
     check(
         &core.handle(at(20), Event::Done("t1".into(), 2, Err(EngineError::Refused("pull access denied".into())))),
         "report t1 rejected \"preparing\" err \"pull access denied\"\napplied 1",
     );
-    // Not shown by the managers: said again.
+    // Not in the view: reported again.
     check(
         &core.handle(at(60), Event::Tick),
         "report t1 rejected \"preparing\" err \"pull access denied\"
@@ -142,13 +142,13 @@ fn a_container_that_does_not_start_fails_the_task() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
     core.handle(at(20), Event::Done("t1".into(), 2, Err(EngineError::Refused("exec: no such file".into()))));
     check(
-        &look(&mut core, 3, container("c1", "t1", ContainerState::Created)),
+        &inspected(&mut core, 3, container("c1", "t1", ContainerState::Created)),
         "report t1 failed \"starting\" err \"starting container failed: exec: no such file\" container c1 pid 0 exit 0\napplied 1",
     );
 }
 
 #[test]
-fn a_restarted_daemon_adopts_what_runs() {
+fn a_restarted_daemon_adopts_running_containers() {
     let mut running = task("t1");
     running.status.state = TaskState::Running;
     let mut core = core();
@@ -163,9 +163,9 @@ fn a_restarted_daemon_adopts_what_runs() {
 #[test]
 fn a_task_whose_container_vanished_fails() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
-    let effects = core.handle(at(20), Event::Looked(9, "c1".into(), Ok(None)));
+    let effects = core.handle(at(20), Event::Inspected(9, "c1".into(), Ok(None)));
     assert!(text(&effects).contains("report t1 failed \"started\" err \"task: container vanished"), "{}", text(&effects));
-    // So does one that vanished while the daemon was away.
+    // So does one whose container vanished while the daemon did not run.
     let mut running = task("t1");
     running.status.state = TaskState::Running;
     let mut core = self::core();
@@ -175,20 +175,20 @@ fn a_task_whose_container_vanished_fails() {
 }
 
 #[test]
-fn a_health_check_decides_when_it_runs_and_that_it_failed() {
+fn a_health_check_decides_between_starting_running_and_failed() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
     let mut c = container("c1", "t1", ContainerState::Running);
     c.health = Some(Health::Starting);
     core.handle(at(20), Event::Done("t1".into(), 2, Ok(None)));
-    check(&look(&mut core, 5, c.clone()), "report t1 starting \"starting\" container c1 pid 77 exit 0\napplied 1");
+    check(&inspected(&mut core, 5, c.clone()), "report t1 starting \"starting\" container c1 pid 77 exit 0\napplied 1");
     c.health = Some(Health::Healthy);
-    check(&look(&mut core, 6, c.clone()), "report t1 running \"started\" container c1 pid 77 exit 0\napplied 1");
+    check(&inspected(&mut core, 6, c.clone()), "report t1 running \"started\" container c1 pid 77 exit 0\napplied 1");
     c.health = Some(Health::Unhealthy);
-    check(&look(&mut core, 7, c.clone()), "4: stop c1 Some(10s)\napplied 1");
+    check(&inspected(&mut core, 7, c.clone()), "4: stop c1 Some(10s)\napplied 1");
     core.handle(at(20), Event::Done("t1".into(), 4, Ok(None)));
     (c.state, c.exit_code) = (ContainerState::Exited, 143);
     check(
-        &look(&mut core, 8, c),
+        &inspected(&mut core, 8, c),
         "report t1 failed \"started\" err \"task: non-zero exit (143): dockerexec: unhealthy container\" container c1 pid 77 exit 143\napplied 1",
     );
 }
@@ -203,18 +203,18 @@ fn a_stop_ends_with_shutdown_whatever_the_exit_code() {
     core.handle(at(20), Event::Done(t.id.clone(), 2, Ok(None)));
     let mut c = container("c1", "t1", ContainerState::Exited);
     c.exit_code = 137;
-    check(&look(&mut core, 3, c), "report t1 shutdown \"shutdown\" container c1 pid 0 exit 137\napplied 2");
+    check(&inspected(&mut core, 3, c), "report t1 shutdown \"shutdown\" container c1 pid 0 exit 137\napplied 2");
     t.desired_state = TaskState::Remove;
     check(&core.handle(at(20), Event::View(view(3, &[t], &[]))), "4: remove c1\napplied 3");
 }
 
 #[test]
-fn a_pull_is_broken_off_when_the_task_is_no_longer_wanted() {
+fn a_pull_is_cancelled_when_the_task_is_to_stop() {
     let mut t = task("t1");
     let mut core = settled(std::slice::from_ref(&t), &[]);
     t.desired_state = TaskState::Shutdown;
     check(&core.handle(at(20), Event::View(view(2, &[t], &[]))), "Cancel(t1, 2)\nreport t1 shutdown \"shutdown\"\napplied 2");
-    // Its answer comes too late.
+    // The answer arrives after the cancellation.
     check(&core.handle(at(20), Event::Done("t1".into(), 2, Ok(None))), "applied 2");
 }
 
@@ -224,9 +224,9 @@ fn a_delayed_start_waits_and_wakes() {
     t.not_before = Some(at(50));
     let mut core = core();
     core.handle(at(0), Event::View(view(1, &[t], &[])));
-    let there = || vec![container("c1", "t1", ContainerState::Created)];
+    let created = || vec![container("c1", "t1", ContainerState::Created)];
     check(
-        &core.handle(at(20), Event::Listed(1, Ok((there(), vec![])))),
+        &core.handle(at(20), Event::Listed(1, Ok((created(), vec![])))),
         "report t1 ready \"prepared\" container c1 pid 0 exit 0\nwake 50\napplied 1",
     );
     check(&core.handle(at(24), Event::Tick), "wake 50\napplied 1");
@@ -235,7 +235,7 @@ fn a_delayed_start_waits_and_wakes() {
 }
 
 #[test]
-fn a_prepared_task_waits_for_the_word() {
+fn a_prepared_task_waits_for_its_desired_state() {
     let mut t = task("t1");
     t.desired_state = TaskState::Ready;
     let mut core = settled(std::slice::from_ref(&t), &[container("c1", "t1", ContainerState::Created)]);
@@ -248,7 +248,7 @@ fn a_prepared_task_waits_for_the_word() {
 }
 
 #[test]
-fn strangers_go_after_the_grace_and_not_before_a_view() {
+fn containers_of_unknown_tasks_are_removed_after_the_grace_period_and_not_before_a_view() {
     let mut core = core();
     core.handle(at(0), Event::EngineBack);
     check(&core.handle(at(0), Event::Listed(1, Ok((vec![container("c9", "t9", ContainerState::Running)], vec![])))), "");
@@ -256,26 +256,26 @@ fn strangers_go_after_the_grace_and_not_before_a_view() {
     check(&core.handle(at(110), Event::Tick), "2: stop c9 None\napplied 1");
     core.handle(at(111), Event::Done("t9".into(), 2, Ok(None)));
     check(
-        &core.handle(at(111), Event::Looked(3, "c9".into(), Ok(Some(container("c9", "t9", ContainerState::Exited))))),
+        &core.handle(at(111), Event::Inspected(3, "c9".into(), Ok(Some(container("c9", "t9", ContainerState::Exited))))),
         "4: remove c9\napplied 1",
     );
 }
 
 #[test]
-fn an_engine_that_is_gone_changes_nothing_and_is_mentioned_once() {
+fn a_lost_engine_changes_nothing_and_is_logged_once() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
-    check(&core.handle(at(20), Event::EngineLost("refused".into())), "SayLost(\"refused\")");
+    check(&core.handle(at(20), Event::EngineLost("refused".into())), "LogEngineLost(\"refused\")");
     check(&core.handle(at(21), Event::EngineLost("refused".into())), "");
     check(&core.handle(at(22), Event::View(view(2, &[], &[]))), "");
     core.handle(at(30), Event::EngineBack);
     check(
         &core.handle(at(30), Event::Listed(2, Ok((vec![container("c1", "t1", ContainerState::Running)], vec![])))),
-        "SayBack\n3: stop c1 None\napplied 2",
+        "LogEngineBack\n3: stop c1 None\napplied 2",
     );
 }
 
 #[test]
-fn what_may_pass_is_tried_again_with_growing_pauses() {
+fn retryable_failures_are_retried_with_growing_pauses() {
     let mut core = settled(&[task("t1")], &[]);
     let lost = || Err(EngineError::Unavailable { engine: "e".into(), reason: "r".into() });
     let effects = core.handle(at(20), Event::Done("t1".into(), 2, lost()));
@@ -287,16 +287,16 @@ fn what_may_pass_is_tried_again_with_growing_pauses() {
 }
 
 #[test]
-fn late_looks_do_not_undo_newer_ones() {
+fn a_late_inspection_does_not_replace_a_newer_one() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
-    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(2, \"c1\")\napplied 1");
-    check(&core.handle(at(20), Event::Changed("c1".into())), "Look(3, \"c1\")\napplied 1");
-    assert!(text(&look(&mut core, 3, container("c1", "t1", ContainerState::Exited))).contains("complete"));
-    check(&look(&mut core, 2, container("c1", "t1", ContainerState::Running)), "applied 1");
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Inspect(2, \"c1\")\napplied 1");
+    check(&core.handle(at(20), Event::Changed("c1".into())), "Inspect(3, \"c1\")\napplied 1");
+    assert!(text(&inspected(&mut core, 3, container("c1", "t1", ContainerState::Exited))).contains("complete"));
+    check(&inspected(&mut core, 2, container("c1", "t1", ContainerState::Running)), "applied 1");
 }
 
 #[test]
-fn networks_go_when_no_task_needs_them_and_not_under_one_that_does() {
+fn networks_are_removed_once_no_task_needs_them() {
     let t = on_network(task("t1"), "n1", "10.0.1.5/24");
     let local = |id: &str| LocalNetwork { id: format!("e-{id}"), name: format!("net-{id}"), network_id: NetworkId::from(id) };
     let mut core = core();
@@ -309,9 +309,9 @@ fn networks_go_when_no_task_needs_them_and_not_under_one_that_does() {
     assert!(text(&effects).contains("wake"), "{}", text(&effects));
     check(&core.handle(at(21), Event::Tick), "RemoveNetwork(\"e-n2\")\napplied 1");
     check(&core.handle(at(21), Event::NetworkRemoved("e-n2".into(), Ok(()))), "applied 1");
-    // The task goes before it ran: its fetch is broken off, its network goes.
+    // The task is removed before it ran: its fetch is cancelled, its network removed.
     check(&core.handle(at(30), Event::View(view(2, &[], &[]))), "Cancel(t1, 2)\nRemoveNetwork(\"e-n1\")\napplied 2");
-    // It comes back while the network is on its way out: wait.
+    // It is assigned again while the network is being removed: it waits.
     core.handle(at(31), Event::View(view(3, std::slice::from_ref(&t), &[network("n1", 1)])));
     let effects = core.handle(at(31), Event::Done(t.id.clone(), 3, Ok(None)));
     check(&effects, "applied 3");
@@ -319,7 +319,7 @@ fn networks_go_when_no_task_needs_them_and_not_under_one_that_does() {
 }
 
 #[test]
-fn a_status_that_the_managers_do_not_show_is_repeated() {
+fn a_status_that_the_view_does_not_show_is_repeated() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
     let expected = "report t1 running \"started\" container c1 pid 77 exit 0\napplied 1";
     check(&core.handle(at(5), Event::Tick), &expected.replace("applied", "wake 10\napplied"));

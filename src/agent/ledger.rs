@@ -1,24 +1,18 @@
-//! The last view on disk, so that a node's tasks and tunnel come up without any manager. Knows nothing of what is in it.
+//! The last view on disk, so that a restarted node starts its tasks and its tunnel without any manager.
 
-use crate::durable::replace;
+use crate::durable::DocumentFile;
 use crate::model::NodeView;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Number of the file's format.
-const FORMAT: u32 = 1;
+const FILE: DocumentFile = DocumentFile { name: "the ledger", format: 1, if_damaged: "restore it from a backup" };
 
+/// The document in the file.
 #[derive(Serialize, Deserialize)]
-struct Written<T> {
+struct LedgerDocument<T> {
     format: u32,
     view: T,
-}
-
-/// Only the number, to tell a newer file from a broken one.
-#[derive(Deserialize)]
-struct Head {
-    format: u32,
 }
 
 /// The file with the last view.
@@ -28,63 +22,36 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// At this path; its directory must be there.
+    /// At this path; its directory must exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The last view stored; `None` if there never was one.
+    /// The last view stored; `None` if there is none.
     ///
     /// # Errors
-    /// The file cannot be read, is of a newer skep or is damaged.
+    /// The file cannot be read, is damaged, or another build of skep wrote it.
     pub fn load(&self) -> anyhow::Result<Option<NodeView>> {
-        let path = self.path.display();
-        let bytes = match std::fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("cannot read the ledger {path}")),
-        };
-        let damaged = || {
+        let document = FILE.load::<LedgerDocument<NodeView>>(&self.path).with_context(|| {
+            let path = self.path.display();
             format!(
-                "the ledger {path} (this node's last orders from the managers) is damaged; move it away (mv {path} {path}.bad) \
-                 and start again: the node gets its orders anew from any manager, its containers keep running until then"
+                "cannot read this node's last assignments; to start without them, move the ledger away (mv {path} {path}.bad) and \
+                 restart skep: any manager sends them again, containers keep running until then"
             )
-        };
-        let head: Head = serde_json::from_slice(&bytes).with_context(damaged)?;
-        anyhow::ensure!(
-            head.format == FORMAT,
-            "the ledger {path} has format {}, this skep reads {FORMAT}: start the skep that wrote it, or move it away (mv {path} {path}.old)",
-            head.format
-        );
-        let written: Written<NodeView> = serde_json::from_slice(&bytes).with_context(damaged)?;
-        Ok(Some(written.view))
+        })?;
+        Ok(document.map(|document| document.view))
     }
 
-    /// Replaces what is stored; after this returns it outlives a power cut.
+    /// Replaces the stored view; once this returns the new one outlives a power cut.
     ///
     /// # Errors
     /// The disk is full or broken; the view stored before is untouched.
     pub fn store(&self, view: &NodeView) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(&Written { format: FORMAT, view })?;
-        replace(&self.path, &bytes).with_context(|| format!("cannot write the ledger {}", self.path.display()))
-    }
-
-    /// Forgets everything (the node left its cluster). Fine if there is nothing.
-    ///
-    /// # Errors
-    /// The file cannot be removed.
-    pub fn clear(&self) -> anyhow::Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("cannot remove the ledger {}", self.path.display()))
-            }
-            _ => Ok(()),
-        }
+        FILE.store(&self.path, &LedgerDocument { format: FILE.format, view })
     }
 }

@@ -1,7 +1,7 @@
-//! What to do next for every task: a pure function over what is wished, what is there and what is remembered. States and
-//! their words are Swarm's, so that `docker service ps` reads the same.
+//! The next step for every task: a pure function of desired state, containers and records. States and messages are
+//! Swarm's, so that `docker service ps` prints the same.
 
-use super::task_record::{TaskRecord, Verb};
+use super::task_record::{StepKind, TaskRecord};
 use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
@@ -9,18 +9,18 @@ use std::fmt;
 
 /// One decision.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// Tell the managers.
+pub enum TaskStep {
+    /// Report the status to the managers.
     Report(TaskId, TaskStatus),
     /// Call the engine. One step per task at a time.
-    Run(TaskId, Verb),
-    /// Break off the step in flight.
+    Run(TaskId, StepKind),
+    /// Cancel the step in flight.
     Cancel(TaskId),
     /// Plan again at this time.
     Wake(Timestamp),
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for TaskStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Report(task, status) => {
@@ -33,191 +33,190 @@ impl fmt::Display for Step {
                 }
                 Ok(())
             }
-            Self::Run(task, verb) => write!(f, "{} {task}", format!("{verb:?}").to_lowercase()),
+            Self::Run(task, kind) => write!(f, "{} {task}", format!("{kind:?}").to_lowercase()),
             Self::Cancel(task) => write!(f, "cancel {task}"),
             Self::Wake(at) => write!(f, "wake {}", at.to_rfc3339()),
         }
     }
 }
 
-/// Decides for every task of the view, then for containers whose task is not in it: those go, the ones that this run never
-/// saw a task of not before `strangers_from`.
+/// Plans for every task of the view, then for containers whose task is not in the view: those are removed, but not before
+/// `remove_unassigned_from` if no view of this run had the task.
 #[must_use]
 pub fn plan(
     tasks: &BTreeMap<TaskId, Task>,
     containers: &BTreeMap<TaskId, Container>,
-    memory: &BTreeMap<TaskId, TaskRecord>,
-    strangers_from: Timestamp,
+    records: &BTreeMap<TaskId, TaskRecord>,
+    remove_unassigned_from: Timestamp,
     now: Timestamp,
-) -> Vec<Step> {
+) -> Vec<TaskStep> {
     let mut steps = Vec::new();
     let blank = TaskRecord::default();
     for (id, task) in tasks {
-        let memory = memory.get(id).unwrap_or(&blank);
-        Planner { task, container: containers.get(id), memory, now, status: memory.status.clone(), steps: &mut steps }.plan();
+        let record = records.get(id).unwrap_or(&blank);
+        TaskPlanner { task, container: containers.get(id), record, now, status: record.status.clone(), steps: &mut steps }.plan();
     }
-    for (id, memory) in memory.iter().filter(|(id, _)| !tasks.contains_key(id)) {
-        leftover(id, containers.get(id), memory, strangers_from, now, &mut steps);
+    for (id, record) in records.iter().filter(|(id, _)| !tasks.contains_key(id)) {
+        leftover(id, containers.get(id), record, remove_unassigned_from, now, &mut steps);
     }
     steps
 }
 
-/// A container (or a step in flight) without a task: stop, remove.
+/// Plans for a container, or a step in flight, whose task is not in the view: stop, then remove.
 fn leftover(
     id: &TaskId,
     container: Option<&Container>,
-    memory: &TaskRecord,
-    strangers_from: Timestamp,
+    record: &TaskRecord,
+    remove_unassigned_from: Timestamp,
     now: Timestamp,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<TaskStep>,
 ) {
-    match memory.busy {
-        Some((verb, _)) if verb.may_be_cancelled() => steps.push(Step::Cancel(id.clone())),
+    match record.busy {
+        Some((kind, _)) if kind.may_be_cancelled() => steps.push(TaskStep::Cancel(id.clone())),
         Some(_) => return,
         None => {}
     }
     let Some(container) = container else { return };
-    let earliest = memory.retry_at.unwrap_or_default().max(if memory.known { Timestamp(0) } else { strangers_from });
+    let earliest = record.retry_at.unwrap_or_default().max(if record.assigned { Timestamp(0) } else { remove_unassigned_from });
     if earliest > now {
-        return steps.push(Step::Wake(earliest));
+        return steps.push(TaskStep::Wake(earliest));
     }
-    steps.push(Step::Run(id.clone(), if container.state == ContainerState::Running { Verb::Stop } else { Verb::Remove }));
+    steps.push(TaskStep::Run(
+        id.clone(),
+        if container.state == ContainerState::Running { StepKind::Stop } else { StepKind::Remove },
+    ));
 }
 
-/// Decides for one task.
-struct Planner<'a> {
+/// Plans for one task.
+struct TaskPlanner<'a> {
     task: &'a Task,
     container: Option<&'a Container>,
-    memory: &'a TaskRecord,
+    record: &'a TaskRecord,
     now: Timestamp,
-    /// Where the task is, reports of this plan included.
+    /// The task's status, reports of this plan included.
     status: TaskStatus,
-    steps: &'a mut Vec<Step>,
+    steps: &'a mut Vec<TaskStep>,
 }
 
-impl Planner<'_> {
+impl TaskPlanner<'_> {
     fn plan(mut self) {
         if self.status.state.is_final() {
-            return self.wind_up();
+            return self.clean_up();
         }
         if self.task.desired_state > TaskState::Running {
             return self.shut_down();
         }
-        if let Some(words) = &self.memory.refused
-            && self.memory.busy.is_none()
+        if let Some(error) = &self.record.refused
+            && self.record.busy.is_none()
         {
             let state = if self.status.state < TaskState::Starting { TaskState::Rejected } else { TaskState::Failed };
             let message = self.status.message.clone();
-            self.report(state, &message, words);
+            self.report(state, &message, error);
             return;
         }
         match self.container.map(|c| (c, c.state)) {
-            None => self.make(),
+            None => self.prepare(),
             Some((_, ContainerState::Created)) => self.start(),
-            Some((container, ContainerState::Running)) => self.keep(container),
+            Some((container, ContainerState::Running)) => self.watch(container),
             Some((container, ContainerState::Exited | ContainerState::Removing)) => self.ended(container),
         }
     }
 
-    /// The task is over: whatever still runs is stopped; the container goes when the task shall be forgotten.
-    fn wind_up(&mut self) {
+    /// The task is in a final state: a container that still runs is stopped; it is removed once the task is to be removed.
+    fn clean_up(&mut self) {
         let Some(container) = self.container else { return };
         if container.state == ContainerState::Running {
-            self.run(Verb::Stop);
+            self.run(StepKind::Stop);
         } else if self.task.desired_state == TaskState::Remove {
-            self.run(Verb::Remove);
+            self.run(StepKind::Remove);
         }
     }
 
     fn shut_down(&mut self) {
-        match self.memory.busy {
-            Some((verb, _)) if verb.may_be_cancelled() => self.steps.push(Step::Cancel(self.task.id.clone())),
+        match self.record.busy {
+            Some((kind, _)) if kind.may_be_cancelled() => self.steps.push(TaskStep::Cancel(self.task.id.clone())),
             Some(_) => return,
             None => {}
         }
         if self.container.is_some_and(|c| c.state == ContainerState::Running) {
-            self.run(Verb::Stop);
+            self.run(StepKind::Stop);
             return;
         }
         self.report(TaskState::Shutdown, "shutdown", "");
-        self.wind_up();
+        self.clean_up();
     }
 
-    /// There is no container yet.
-    fn make(&mut self) {
-        if self.memory.busy.is_some() {
+    /// The task has no container yet.
+    fn prepare(&mut self) {
+        if self.record.busy.is_some() {
             return;
         }
-        if self.memory.made || self.status.state >= TaskState::Starting {
+        if self.record.created || self.status.state >= TaskState::Starting {
             let message = self.status.message.clone();
-            self.report(
-                TaskState::Failed,
-                &message,
-                "task: container vanished: somebody other than skep removed it from the engine",
-            );
+            self.report(TaskState::Failed, &message, "task: container vanished: it was removed from the engine, but not by skep");
             return;
         }
         self.reach(TaskState::Accepted, "accepted");
         self.reach(TaskState::Preparing, "preparing");
-        self.run(if !self.memory.fetched {
-            Verb::Fetch
+        self.run(if !self.record.fetched {
+            StepKind::Fetch
         } else if self.wants_networks() {
-            Verb::Connect
+            StepKind::Connect
         } else {
-            Verb::Create
+            StepKind::Create
         });
     }
 
-    /// The container is made.
+    /// The container is created.
     fn start(&mut self) {
-        if self.memory.busy.is_some() {
+        if self.record.busy.is_some() {
             return;
         }
         if self.status.state >= TaskState::Running {
-            // It ran once and was put back by somebody.
-            return self.report(TaskState::Failed, "started", "task: container was replaced by somebody other than skep");
+            // The task has run, so this is another container under its labels.
+            return self.report(TaskState::Failed, "started", "task: container was replaced, but not by skep");
         }
         self.reach(TaskState::Ready, "prepared");
         if self.task.desired_state < TaskState::Running {
             return;
         }
         if let Some(at) = self.task.not_before.filter(|at| *at > self.now) {
-            return self.steps.push(Step::Wake(at));
+            return self.steps.push(TaskStep::Wake(at));
         }
-        // Adopted containers may have lost their networks.
+        // The networks of an adopted container may have been removed.
         if self.wants_networks() {
-            return self.run(Verb::Connect);
+            return self.run(StepKind::Connect);
         }
         self.reach(TaskState::Starting, "starting");
-        self.run(Verb::Start);
+        self.run(StepKind::Start);
     }
 
     fn wants_networks(&self) -> bool {
-        !self.memory.connected && !self.task.attachments.is_empty()
+        !self.record.connected && !self.task.attachments.is_empty()
     }
 
     /// The container runs.
-    fn keep(&mut self, container: &Container) {
+    fn watch(&mut self, container: &Container) {
         match container.health {
-            Some(Health::Unhealthy) => self.run(Verb::Stop),
+            Some(Health::Unhealthy) => self.run(StepKind::Stop),
             Some(Health::Starting) => self.reach(TaskState::Starting, "starting"),
             None | Some(Health::Healthy) => self.reach(TaskState::Running, "started"),
         }
     }
 
-    /// The container's process ended by itself (or because it was unhealthy).
+    /// The container's process has ended, or was stopped because it was unhealthy.
     fn ended(&mut self, container: &Container) {
-        if self.memory.busy.is_some() {
+        if self.record.busy.is_some() {
             return;
         }
-        let cause = if self.memory.unhealthy {
+        let cause = if self.record.unhealthy {
             "dockerexec: unhealthy container".to_owned()
         } else if container.oom_killed {
-            format!("out of memory{}{}", if container.error.is_empty() { "" } else { ": " }, container.error)
+            format!("out of record{}{}", if container.error.is_empty() { "" } else { ": " }, container.error)
         } else {
             container.error.clone()
         };
-        match (container.exit_code, self.memory.unhealthy) {
+        match (container.exit_code, self.record.unhealthy) {
             (0, false) => self.report(TaskState::Complete, "finished", ""),
             (0, true) => self.report(TaskState::Failed, "started", &cause),
             (code, _) => {
@@ -227,11 +226,12 @@ impl Planner<'_> {
         }
     }
 
-    /// Reports a state on the way, unless the task is past it; once more if this run has not yet reported at all.
+    /// Reports a state unless the task is beyond it; the same state again if this run has not reported yet, or if container
+    /// or ports have changed.
     fn reach(&mut self, state: TaskState, message: &str) {
-        let unsaid = self.memory.reported.is_none() && self.status.state == state;
+        let unreported = self.record.reported.is_none() && self.status.state == state;
         if self.status.state < state
-            || unsaid
+            || unreported
             || (self.status.state == state
                 && (self.status.container != self.container_status() || self.status.ports != self.ports()))
         {
@@ -248,10 +248,10 @@ impl Planner<'_> {
             container: self.container_status(),
             ports: self.ports(),
         };
-        self.steps.push(Step::Report(self.task.id.clone(), self.status.clone()));
+        self.steps.push(TaskStep::Report(self.task.id.clone(), self.status.clone()));
     }
 
-    /// What the engine bound, as long as it runs.
+    /// Ports that the engine has bound; empty without a container.
     fn ports(&self) -> Vec<PortConfig> {
         self.container.map(|c| c.ports.clone()).unwrap_or_default()
     }
@@ -259,18 +259,18 @@ impl Planner<'_> {
     fn container_status(&self) -> Option<ContainerStatus> {
         match self.container {
             Some(c) => Some(ContainerStatus { container_id: c.id.clone(), pid: c.pid, exit_code: c.exit_code }),
-            // A vanished one keeps its id, for people who look for it.
+            // The id of a container that vanished is kept in the status, for people.
             None => self.status.container.clone().map(|c| ContainerStatus { pid: 0, ..c }),
         }
     }
 
-    fn run(&mut self, verb: Verb) {
-        if self.memory.busy.is_some_and(|(verb, _)| !verb.may_be_cancelled()) {
+    fn run(&mut self, kind: StepKind) {
+        if self.record.busy.is_some_and(|(kind, _)| !kind.may_be_cancelled()) {
             return;
         }
-        match self.memory.retry_at.filter(|at| *at > self.now) {
-            Some(at) => self.steps.push(Step::Wake(at)),
-            None => self.steps.push(Step::Run(self.task.id.clone(), verb)),
+        match self.record.retry_at.filter(|at| *at > self.now) {
+            Some(at) => self.steps.push(TaskStep::Wake(at)),
+            None => self.steps.push(TaskStep::Run(self.task.id.clone(), kind)),
         }
     }
 }

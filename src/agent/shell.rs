@@ -1,13 +1,14 @@
-//! Does what the [`Core`] says and tells it what came of it. Holds no decision of its own beyond how often to try the
-//! engine's stream of events again.
+//! Carries out the effects of the [`Core`] and feeds it the results. Decides nothing but how often to subscribe again to the
+//! engine's stream of events.
 
 use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
-use super::task_record;
+use super::task_record::RETRY;
 use crate::clock::Clock;
 use crate::model::{NodeId, NodeView, Revision, TaskId, TaskState, TaskStatus, Timestamp};
-use crate::runtime::{Engine, EngineError};
-use futures_util::StreamExt as _;
+use crate::runtime::{ContainerEvent, Engine, EngineError};
+use crate::sync::replace_if_changed;
+use futures_util::{Stream, StreamExt as _};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,53 +16,48 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Between two looks at everything, in case an event was lost.
+/// Time between two lists of everything, in case an event was lost.
 const SLOW_TICK: Duration = Duration::from_secs(15);
-/// Between two looks at the clock.
+/// Longest time between two ticks of the core.
 const TICK: Duration = Duration::from_secs(5);
-/// Stops at the same time: they mostly wait, so many.
+/// Stops at the same time: each mostly waits for its container, so many are cheap.
 const STOPS: usize = 64;
-/// Events replayed around the start of a stream, in seconds; a look too much does no harm.
+/// Engine events replayed around the start of a stream, in seconds; one inspection too many does no harm.
 const OVERLAP: i64 = 2;
+/// Events queued for the core; a full queue makes the calls and the engine's event stream wait.
+const QUEUE: usize = 256;
 
-/// Runs the node's tasks until shut down; containers keep running then. Never fails: an engine that is gone is waited for.
-///
-/// `applied` is set to a view's revision once the agent acts on it (not when every container is up).
+/// The agent's channels.
+pub struct AgentChannels {
+    /// Desired state; `None` until there is a first view.
+    pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    /// Reports for the managers.
+    pub status: mpsc::Sender<(TaskId, TaskStatus)>,
+    /// Set to a view's revision once the agent acts on it, which is before every container runs.
+    pub applied: watch::Sender<Revision>,
+}
+
+/// Runs the node's tasks until shut down; containers keep running then. Never fails: it waits for an engine that does not
+/// answer.
 pub async fn run(
     config: AgentConfig,
+    channels: AgentChannels,
     engine: Arc<dyn Engine>,
-    mut view: watch::Receiver<Option<Arc<NodeView>>>,
-    status: mpsc::Sender<(TaskId, TaskStatus)>,
-    applied: watch::Sender<Revision>,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let (events, mut inbox) = mpsc::unbounded_channel();
-    let mut core = Core::new(CoreConfig {
-        me: config.me.clone(),
-        engine_socket: config.engine_socket.clone(),
-        skep_socket: config.skep_socket.clone(),
-        stranger_grace: config.stranger_grace,
-    });
-    let hands = EngineWorker {
-        engine: engine.clone(),
-        events: events.clone(),
-        pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
-        steps: Arc::new(Semaphore::new(config.steps.max(1))),
-        stops: Arc::new(Semaphore::new(STOPS)),
-    };
-    let watcher = tokio::spawn(watch_engine(config.me.clone(), engine, clock.clone(), events));
-    let mut running: BTreeMap<(TaskId, u64), AbortHandle> = BTreeMap::new();
-    let mut outbox: VecDeque<(TaskId, TaskStatus)> = VecDeque::new();
-    let mut wake: Option<Timestamp> = None;
+    let AgentChannels { mut view, status, applied } = channels;
+    let (events, mut queue) = mpsc::channel(QUEUE);
+    let watcher = tokio::spawn(watch_engine(config.me.clone(), engine.clone(), clock.clone(), events.clone()));
+    let mut shell = AgentShell::new(config, engine, events, applied);
     let mut reports_open = true;
     let mut view_open = true;
     view.mark_changed();
     loop {
-        let until = wake.map_or(TICK, |at| at.since(clock.now()).min(TICK));
+        let until = shell.wake.map_or(TICK, |at| at.since(clock.now()).min(TICK));
         let event = tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(event) = inbox.recv() => event,
+            Some(event) = queue.recv() => event,
             changed = view.changed(), if view_open => {
                 view_open = changed.is_ok();
                 match view.borrow_and_update().clone() {
@@ -69,62 +65,111 @@ pub async fn run(
                     _ => continue,
                 }
             }
-            permit = status.reserve(), if !outbox.is_empty() && reports_open => {
-                match (permit, outbox.pop_front()) {
+            permit = status.reserve(), if !shell.outbox.is_empty() && reports_open => {
+                match (permit, shell.outbox.pop_front()) {
                     (Ok(permit), Some(report)) => permit.send(report),
                     _ => reports_open = false,
                 }
                 continue;
             }
             () = tokio::time::sleep(until) => {
-                wake = None;
+                shell.wake = None;
                 Event::Tick
             }
         };
-        if let Event::Done(task, number, _) = &event {
-            running.remove(&(task.clone(), *number));
-        }
-        core.set_mtu(*config.mtu.borrow());
-        for effect in core.handle(clock.now(), event) {
-            match effect {
-                Effect::Report(task, status) => {
-                    say(&task, &status);
-                    // A slow listener gets the last word on each task, not every word.
-                    outbox.retain(|(waiting, _)| *waiting != task);
-                    outbox.push_back((task, status));
-                }
-                Effect::Run(task, number, job) => {
-                    tracing::debug!(%task, job = job.name(), "step");
-                    let handle = tokio::spawn(hands.clone().run(task.clone(), number, job)).abort_handle();
-                    running.insert((task, number), handle);
-                }
-                Effect::Cancel(task, number) => {
-                    if let Some(handle) = running.remove(&(task, number)) {
-                        handle.abort();
-                    }
-                }
-                Effect::List(number) => drop(tokio::spawn(hands.clone().list(config.me.clone(), number))),
-                Effect::Look(number, id) => drop(tokio::spawn(hands.clone().look(number, id))),
-                Effect::ListNetworks(number) => drop(tokio::spawn(hands.clone().list_networks(number))),
-                Effect::RemoveNetwork(id) => drop(tokio::spawn(hands.clone().remove_network(id))),
-                Effect::Wake(at) => wake = Some(wake.map_or(at, |w| w.min(at))),
-                Effect::Applied(revision) => {
-                    applied.send_if_modified(|have| std::mem::replace(have, revision) != revision);
-                }
-                Effect::SayLost(reason) => tracing::warn!(%reason, "engine lost; tasks keep their last state, trying again"),
-                Effect::SayBack => tracing::info!("engine is back"),
-                Effect::SayRetry(task, verb, error) => tracing::info!(%task, ?verb, %error, "step failed, will be repeated"),
-            }
-        }
+        shell.handle(clock.now(), event);
     }
     watcher.abort();
-    for handle in running.into_values() {
-        handle.abort();
+    shell.abort();
+}
+
+/// The core and what is in flight for it.
+struct AgentShell {
+    config: AgentConfig,
+    core: Core,
+    worker: EngineWorker,
+    applied: watch::Sender<Revision>,
+    /// Calls that may be cancelled or aborted, by task and number.
+    running: BTreeMap<(TaskId, u64), AbortHandle>,
+    /// Reports that the receiver has not taken yet; at most one per task.
+    outbox: VecDeque<(TaskId, TaskStatus)>,
+    /// When the core wants its next tick.
+    wake: Option<Timestamp>,
+}
+
+impl AgentShell {
+    fn new(config: AgentConfig, engine: Arc<dyn Engine>, events: mpsc::Sender<Event>, applied: watch::Sender<Revision>) -> Self {
+        let core = Core::new(CoreConfig {
+            me: config.me.clone(),
+            engine_socket: config.engine_socket.clone(),
+            skep_socket: config.skep_socket.clone(),
+            unassigned_grace: config.unassigned_grace,
+        });
+        let worker = EngineWorker {
+            engine,
+            events,
+            pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
+            steps: Arc::new(Semaphore::new(config.steps.max(1))),
+            stops: Arc::new(Semaphore::new(STOPS)),
+        };
+        Self { config, core, worker, applied, running: BTreeMap::new(), outbox: VecDeque::new(), wake: None }
+    }
+
+    /// Passes an event to the core and carries out the effects.
+    fn handle(&mut self, now: Timestamp, event: Event) {
+        if let Event::Done(task, number, _) = &event {
+            self.running.remove(&(task.clone(), *number));
+        }
+        self.core.set_mtu(*self.config.mtu.borrow());
+        for effect in self.core.handle(now, event) {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let worker = || self.worker.clone();
+        match effect {
+            Effect::Report(task, status) => self.report(task, status),
+            Effect::Run(task, number, job) => {
+                tracing::debug!(%task, job = job.name(), "step");
+                let handle = tokio::spawn(worker().run(task.clone(), number, job)).abort_handle();
+                self.running.insert((task, number), handle);
+            }
+            Effect::Cancel(task, number) => {
+                if let Some(handle) = self.running.remove(&(task, number)) {
+                    handle.abort();
+                }
+            }
+            Effect::List(number) => drop(tokio::spawn(worker().list(self.config.me.clone(), number))),
+            Effect::Inspect(number, id) => drop(tokio::spawn(worker().inspect(number, id))),
+            Effect::ListNetworks(number) => drop(tokio::spawn(worker().list_networks(number))),
+            Effect::RemoveNetwork(id) => drop(tokio::spawn(worker().remove_network(id))),
+            Effect::Wake(at) => self.wake = Some(self.wake.map_or(at, |w| w.min(at))),
+            Effect::Applied(revision) => drop(replace_if_changed(&self.applied, revision)),
+            Effect::LogEngineLost(reason) => {
+                tracing::warn!(%reason, "engine lost; tasks keep their last state, trying again");
+            }
+            Effect::LogEngineBack => tracing::info!("engine is back"),
+            Effect::LogRetry(task, kind, error) => tracing::info!(%task, ?kind, %error, "step failed, will be retried"),
+        }
+    }
+
+    /// Queues a report. A slow receiver gets the last status of each task, not every one.
+    fn report(&mut self, task: TaskId, status: TaskStatus) {
+        log_status(&task, &status);
+        self.outbox.retain(|(waiting, _)| *waiting != task);
+        self.outbox.push_back((task, status));
+    }
+
+    fn abort(self) {
+        for handle in self.running.into_values() {
+            handle.abort();
+        }
     }
 }
 
-/// What people want to know at INFO, the way there at DEBUG.
-fn say(task: &TaskId, status: &TaskStatus) {
+/// INFO from `running` on, DEBUG for the states before it.
+fn log_status(task: &TaskId, status: &TaskStatus) {
     let (state, message, err) = (status.state.as_str(), &status.message, &status.err);
     if status.state >= TaskState::Running {
         tracing::info!(%task, state, message, err, "task");
@@ -133,11 +178,11 @@ fn say(task: &TaskId, status: &TaskStatus) {
     }
 }
 
-/// Calls the engine, each call in a spawned future of its own, and reports back.
+/// Calls the engine, each call in a spawned future, and sends the result as an event.
 #[derive(Clone)]
 struct EngineWorker {
     engine: Arc<dyn Engine>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::Sender<Event>,
     pulls: Arc<Semaphore>,
     steps: Arc<Semaphore>,
     stops: Arc<Semaphore>,
@@ -146,13 +191,13 @@ struct EngineWorker {
 impl EngineWorker {
     async fn run(self, task: TaskId, number: u64, job: Job) {
         let result = self.call(job).await;
-        let _ = self.events.send(Event::Done(task, number, result));
+        let _ = self.events.send(Event::Done(task, number, result)).await;
     }
 
     async fn call(&self, job: Job) -> Result<Option<String>, EngineError> {
         let bound = match &job {
             Job::Stop(..) => &self.stops,
-            // Waits for its place only if there is something to pull.
+            // An image that the engine has needs no permit.
             Job::Fetch(image) => {
                 if self.engine.has_image(image).await? {
                     return Ok(None);
@@ -161,10 +206,10 @@ impl EngineWorker {
             }
             _ => &self.steps,
         };
-        let _place = bound.acquire().await;
+        let _permit = bound.acquire().await;
         match job {
             Job::Fetch(image) => {
-                // Another task may have brought it meanwhile.
+                // Another task may have pulled it meanwhile.
                 if !self.engine.has_image(&image).await? {
                     self.engine.pull(&image).await?;
                 }
@@ -187,22 +232,23 @@ impl EngineWorker {
             let containers = self.engine.list(&me).await?;
             Ok((containers, self.engine.networks().await?))
         };
-        let _ = self.events.send(Event::Listed(number, found.await));
+        let event = Event::Listed(number, found.await);
+        let _ = self.events.send(event).await;
     }
 
-    async fn look(self, number: u64, id: String) {
+    async fn inspect(self, number: u64, id: String) {
         let found = self.engine.inspect(&id).await;
-        let _ = self.events.send(Event::Looked(number, id, found));
+        let _ = self.events.send(Event::Inspected(number, id, found)).await;
     }
 
     async fn list_networks(self, number: u64) {
         let found = self.engine.networks().await;
-        let _ = self.events.send(Event::NetworksListed(number, found));
+        let _ = self.events.send(Event::NetworksListed(number, found)).await;
     }
 
     async fn remove_network(self, id: String) {
         let result = self.engine.remove_network(&id).await;
-        let _ = self.events.send(Event::NetworkRemoved(id, result));
+        let _ = self.events.send(Event::NetworkRemoved(id, result)).await;
     }
 }
 
@@ -219,8 +265,8 @@ impl Job {
     }
 }
 
-/// Follows the engine's events; subscribes before everything is listed, so that nothing falls in between.
-async fn watch_engine(me: NodeId, engine: Arc<dyn Engine>, clock: Arc<dyn Clock>, events: mpsc::UnboundedSender<Event>) {
+/// Follows the engine's events; subscribes before everything is listed, so that no event is lost in between.
+async fn watch_engine(me: NodeId, engine: Arc<dyn Engine>, clock: Arc<dyn Clock>, events: mpsc::Sender<Event>) {
     let mut failures = 0;
     loop {
         let since = clock.now().0 / 1_000_000_000 - OVERLAP;
@@ -228,24 +274,24 @@ async fn watch_engine(me: NodeId, engine: Arc<dyn Engine>, clock: Arc<dyn Clock>
             Err(error) => error.to_string(),
             Ok(mut stream) => {
                 failures = 0;
-                if events.send(Event::EngineBack).is_err() {
+                if events.send(Event::EngineBack).await.is_err() {
                     return;
                 }
                 follow(&mut stream, &events).await
             }
         };
-        if events.send(Event::EngineLost(reason)).is_err() {
+        if events.send(Event::EngineLost(reason)).await.is_err() {
             return;
         }
         failures += 1;
-        tokio::time::sleep(task_record::pause(failures)).await;
+        tokio::time::sleep(RETRY.pause(failures)).await;
     }
 }
 
-/// Until the stream ends; why it did.
+/// Passes the engine's events on until the stream ends; returns the reason. Reads no further while the queue is full.
 async fn follow(
-    stream: &mut (impl futures_util::Stream<Item = Result<crate::runtime::ContainerEvent, EngineError>> + Unpin),
-    events: &mpsc::UnboundedSender<Event>,
+    stream: &mut (impl Stream<Item = Result<ContainerEvent, EngineError>> + Unpin),
+    events: &mpsc::Sender<Event>,
 ) -> String {
     let mut slow = tokio::time::interval(SLOW_TICK);
     slow.tick().await;
@@ -253,16 +299,39 @@ async fn follow(
         let event = tokio::select! {
             event = stream.next() => event,
             _ = slow.tick() => {
-                let _ = events.send(Event::EngineBack);
+                let _ = events.send(Event::EngineBack).await;
                 continue;
             }
         };
         match event {
-            // Health checks run by exec; they say nothing until their verdict.
+            // Health checks run through exec; only their verdict matters, which is an event of its own kind.
             Some(Ok(event)) if event.action.starts_with("exec_") => {}
-            Some(Ok(event)) => drop(events.send(Event::Changed(event.container_id))),
+            Some(Ok(event)) => drop(events.send(Event::Changed(event.container_id)).await),
             Some(Err(error)) => return error.to_string(),
             None => return "its stream of events ended".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn a_full_queue_stops_reading_the_event_stream() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let counter = read.clone();
+        let mut flood = stream::repeat_with(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(ContainerEvent { container_id: "c1".to_owned(), action: "die".to_owned() })
+        });
+        let (events, queue) = mpsc::channel(8);
+        // Nothing takes events: the reader must wait instead of queueing without bound.
+        let followed = tokio::time::timeout(Duration::from_millis(200), follow(&mut flood, &events)).await;
+        assert!(followed.is_err(), "it waits");
+        assert_eq!(read.load(Ordering::Relaxed), 9, "the queue and the one event that waits for it");
+        assert_eq!(queue.len(), 8);
     }
 }

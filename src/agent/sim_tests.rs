@@ -1,5 +1,5 @@
-//! The agent's core against an engine that answers late, out of order or not at all, under a virtual clock and from a
-//! seed. Whatever happened, once the engine behaves the node is as wished, and no status ever went back.
+//! The agent's core against an engine that answers late, out of order or not at all, with a virtual clock and a seed. Once
+//! the engine works again the node reaches its desired state, and no reported state ever decreases.
 
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::testing::{ME, network, on_network, task, view};
@@ -9,31 +9,31 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-struct Sim {
+struct Simulation {
     rng: StdRng,
     now: Timestamp,
     core: Core,
-    /// What the engine has.
+    /// The engine's containers, by its id.
     containers: BTreeMap<String, Container>,
     networks: BTreeMap<String, LocalNetwork>,
     made: u64,
     up: bool,
-    /// Calls that the engine has not carried out yet; answers that have not arrived yet.
+    /// Calls that the engine has not executed yet; answers that have not arrived yet.
     calls: Vec<Effect>,
     answers: Vec<Event>,
-    wished: BTreeMap<TaskId, Task>,
+    desired: BTreeMap<TaskId, Task>,
     reported: BTreeMap<TaskId, TaskStatus>,
     revision: u64,
     log: Vec<String>,
 }
 
-impl Sim {
+impl Simulation {
     fn new(seed: u64) -> Self {
         let config = CoreConfig {
             me: NodeId::from(ME),
             engine_socket: "/run/docker.sock".into(),
             skep_socket: None,
-            stranger_grace: Duration::from_secs(10),
+            unassigned_grace: Duration::from_secs(10),
         };
         Self {
             rng: StdRng::seed_from_u64(seed),
@@ -45,28 +45,33 @@ impl Sim {
             up: false,
             calls: Vec::new(),
             answers: Vec::new(),
-            wished: BTreeMap::new(),
+            desired: BTreeMap::new(),
             reported: BTreeMap::new(),
             revision: 0,
             log: Vec::new(),
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         let text: String = format!("{event:?}").chars().take(160).collect();
         self.log.push(format!("{:>6} ms  {text}", self.now.0 / 1_000_000));
         for effect in self.core.handle(self.now, event) {
             match effect {
                 Effect::Report(id, status) => {
                     let before = self.reported.get(&id).map_or(TaskState::New, |s| s.state);
-                    assert!(status.state >= before, "{id} went from {before:?} to {:?}\n{}", status.state, self.log.join("\n"));
+                    assert!(
+                        status.state >= before,
+                        "{id} changed from {before:?} to {:?}\n{}",
+                        status.state,
+                        self.log.join("\n")
+                    );
                     self.log.push(format!("           {id} is {:?} {}", status.state, status.err));
                     self.reported.insert(id, status);
                 }
                 Effect::Cancel(id, number) => {
                     self.calls.retain(|c| !matches!(c, Effect::Run(i, n, _) if *i == id && *n == number));
                 }
-                Effect::Run(..) | Effect::List(_) | Effect::Look(..) | Effect::ListNetworks(_) | Effect::RemoveNetwork(_) => {
+                Effect::Run(..) | Effect::List(_) | Effect::Inspect(..) | Effect::ListNetworks(_) | Effect::RemoveNetwork(_) => {
                     self.log.push(format!("           {}", format!("{effect:?}").chars().take(60).collect::<String>()));
                     self.calls.push(effect);
                 }
@@ -76,32 +81,32 @@ impl Sim {
     }
 
     fn lost() -> EngineError {
-        EngineError::Unavailable { engine: "sim".into(), reason: "away".into() }
+        EngineError::Unavailable { engine: "sim".into(), reason: "down".into() }
     }
 
-    /// The engine carries a call out; its answer is under way. Sometimes the answer is lost, whether it was carried out or not.
-    fn carry_out(&mut self, call: Effect, reliable: bool) {
-        let carried_out = self.up && (reliable || self.rng.random_ratio(9, 10));
-        let arrives = carried_out && (reliable || self.rng.random_ratio(9, 10));
+    /// Executes a call and queues its answer. Unless `reliable`, the call or its answer may be lost.
+    fn execute(&mut self, call: Effect, reliable: bool) {
+        let executed = self.up && (reliable || self.rng.random_ratio(9, 10));
+        let arrives = executed && (reliable || self.rng.random_ratio(9, 10));
         let answer = match call {
             Effect::Run(task, number, job) => {
-                let result = if carried_out { self.job(&task, job) } else { Err(Self::lost()) };
+                let result = if executed { self.job(&task, job) } else { Err(Self::lost()) };
                 Event::Done(task, number, if arrives { result } else { Err(Self::lost()) })
             }
             Effect::List(number) => {
                 let all = (self.containers.values().cloned().collect(), self.networks.values().cloned().collect());
                 Event::Listed(number, if arrives { Ok(all) } else { Err(Self::lost()) })
             }
-            Effect::Look(number, id) => {
+            Effect::Inspect(number, id) => {
                 let found = self.containers.get(&id).cloned();
-                Event::Looked(number, id, if arrives { Ok(found) } else { Err(Self::lost()) })
+                Event::Inspected(number, id, if arrives { Ok(found) } else { Err(Self::lost()) })
             }
             Effect::ListNetworks(number) => {
                 let all = self.networks.values().cloned().collect();
                 Event::NetworksListed(number, if arrives { Ok(all) } else { Err(Self::lost()) })
             }
             Effect::RemoveNetwork(id) => {
-                if carried_out {
+                if executed {
                     self.networks.remove(&id);
                 }
                 Event::NetworkRemoved(id, if arrives { Ok(()) } else { Err(Self::lost()) })
@@ -171,7 +176,7 @@ impl Sim {
         }
     }
 
-    fn wish(&mut self) {
+    fn change_desired(&mut self) {
         match self.rng.random_range(0..4) {
             0 | 1 => {
                 let number = self.rng.random_range(0..100_u32);
@@ -179,33 +184,33 @@ impl Sim {
                 if number % 2 == 0 {
                     t = on_network(t, &format!("n{}", number % 3), &format!("10.0.{}.{}/24", number % 3, number + 2));
                 }
-                self.wished.insert(t.id.clone(), t);
+                self.desired.insert(t.id.clone(), t);
             }
             n => {
-                let ids: Vec<TaskId> = self.wished.keys().cloned().collect();
+                let ids: Vec<TaskId> = self.desired.keys().cloned().collect();
                 if let Some(id) = (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())].clone()) {
                     if n == 2 {
-                        self.wished.remove(&id);
-                    } else if let Some(t) = self.wished.get_mut(&id) {
+                        self.desired.remove(&id);
+                    } else if let Some(t) = self.desired.get_mut(&id) {
                         t.desired_state = if self.rng.random() { TaskState::Shutdown } else { TaskState::Remove };
                     }
                 }
             }
         }
-        self.show();
+        self.publish_view();
     }
 
-    /// The managers show what was reported to them so far.
-    fn show(&mut self) {
+    /// Sends a view with the statuses reported so far.
+    fn publish_view(&mut self) {
         self.revision += 1;
-        for (id, t) in &mut self.wished {
+        for (id, t) in &mut self.desired {
             if let Some(status) = self.reported.get(id) {
                 t.status = status.clone();
             }
         }
-        let tasks: Vec<Task> = self.wished.values().cloned().collect();
+        let tasks: Vec<Task> = self.desired.values().cloned().collect();
         let networks: Vec<_> = (0..3).map(|n| network(&format!("n{n}"), n)).collect();
-        self.tell(Event::View(view(self.revision, &tasks, &networks)));
+        self.handle(Event::View(view(self.revision, &tasks, &networks)));
     }
 
     fn step(&mut self) {
@@ -214,14 +219,14 @@ impl Sim {
             0..=6 if !self.calls.is_empty() => {
                 let at = self.rng.random_range(0..self.calls.len());
                 let call = self.calls.swap_remove(at);
-                self.carry_out(call, false);
+                self.execute(call, false);
             }
             7..=13 if !self.answers.is_empty() => {
                 let at = self.rng.random_range(0..self.answers.len());
                 let answer = self.answers.swap_remove(at);
-                self.tell(answer);
+                self.handle(answer);
             }
-            14 | 15 => self.wish(),
+            14 | 15 => self.change_desired(),
             16 => {
                 let ids: Vec<String> = self.containers.keys().cloned().collect();
                 if let Some(id) = (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())].clone()) {
@@ -238,37 +243,37 @@ impl Sim {
             17 if self.up && self.rng.random_ratio(1, 5) => {
                 self.up = false;
                 self.answers.retain(|a| !matches!(a, Event::Changed(_)));
-                self.tell(Event::EngineLost("gone".into()));
+                self.handle(Event::EngineLost("gone".into()));
             }
             18 if !self.up => {
                 self.up = true;
-                self.tell(Event::EngineBack);
+                self.handle(Event::EngineBack);
             }
-            _ => self.tell(Event::Tick),
+            _ => self.handle(Event::Tick),
         }
     }
 
-    /// The engine behaves from now on; time passes until nothing happens any more.
+    /// The engine works from now on; advances the clock until nothing more happens.
     fn settle(&mut self) {
         self.up = true;
-        self.tell(Event::EngineBack);
+        self.handle(Event::EngineBack);
         for round in 0..400 {
             self.now = self.now.plus(Duration::from_millis(500));
-            // The shell looks at everything every 15 s: what a call left that was broken off is found then.
+            // The shell lists everything every 15 s, which finds what a cancelled call has left.
             if round % 30 == 0 {
-                self.tell(Event::EngineBack);
+                self.handle(Event::EngineBack);
             }
             while !self.calls.is_empty() || !self.answers.is_empty() {
                 for call in std::mem::take(&mut self.calls) {
-                    self.carry_out(call, true);
+                    self.execute(call, true);
                 }
                 for answer in std::mem::take(&mut self.answers) {
-                    self.tell(answer);
+                    self.handle(answer);
                 }
             }
-            self.tell(Event::Tick);
+            self.handle(Event::Tick);
         }
-        self.show();
+        self.publish_view();
     }
 
     fn check(&self, seed: u64) {
@@ -277,20 +282,20 @@ impl Sim {
         for c in self.containers.values() {
             let id = c.task_id.clone().unwrap_or_default();
             assert!(owners.insert(id.clone()), "two containers for {id}\n{}", log());
-            let t = self.wished.get(&id).unwrap_or_else(|| panic!("{id} has a container and no task\n{}", log()));
+            let t = self.desired.get(&id).unwrap_or_else(|| panic!("{id} has a container and no task\n{}", log()));
             let status = self.reported[&id].state;
             let runs = c.state == ContainerState::Running;
             assert_eq!(runs, status == TaskState::Running, "{id} is {status:?} and its container {:?}\n{}", c.state, log());
-            assert!(t.desired_state == TaskState::Running || !runs, "{id} shall not run\n{}", log());
-            assert!(t.desired_state != TaskState::Remove, "{id} shall be removed\n{}", log());
+            assert!(t.desired_state == TaskState::Running || !runs, "{id} is not to run\n{}", log());
+            assert!(t.desired_state != TaskState::Remove, "{id} is to be removed\n{}", log());
         }
-        for (id, t) in &self.wished {
+        for (id, t) in &self.desired {
             let status = &self.reported.get(id).unwrap_or_else(|| panic!("{id} was never reported\n{}", log()));
             assert!(status.state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
             assert!(t.desired_state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
         }
         for n in self.networks.values() {
-            let needed = self.wished.values().any(|t| {
+            let needed = self.desired.values().any(|t| {
                 self.reported[&t.id].state == TaskState::Running && t.attachments.iter().any(|a| a.network_id == n.network_id)
             });
             assert!(needed, "network {} is left\n{}", n.name, log());
@@ -299,13 +304,13 @@ impl Sim {
 }
 
 #[test]
-fn whatever_happens_the_node_ends_up_as_wished() {
+fn the_node_converges_to_its_desired_state_after_any_sequence_of_faults() {
     for seed in 0..100 {
-        let mut sim = Sim::new(seed);
+        let mut simulation = Simulation::new(seed);
         for _ in 0..300 {
-            sim.step();
+            simulation.step();
         }
-        sim.settle();
-        sim.check(seed);
+        simulation.settle();
+        simulation.check(seed);
     }
 }

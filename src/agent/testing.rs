@@ -1,11 +1,9 @@
-//! Tasks and views for the tests of this room.
+//! Tasks and views for the agent's tests.
 
-use crate::model::{Meta, Timestamp};
 use crate::model::{
-    NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus,
-    mesh::MeshPrefix,
+    Meta, NetworkId, NodeId, NodeView, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, fixture,
     task::{Attachment, ContainerSpec, TaskSpec},
-    view::{ClusterPart, NetworkPart, Networks, Tasks},
+    view::{NetworkPart, Networks, Tasks},
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,28 +43,14 @@ pub fn on_network(mut task: Task, network: &str, address: &str) -> Task {
 }
 
 pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
-    let part = NetworkPart {
-        name: format!("net-{id}"),
-        subnet: format!("10.0.{index}.0/24").parse().expect("a subnet"),
-        gateway: format!("10.0.{index}.1").parse().expect("an address"),
-        internal: false,
-        ingress: false,
-        members: Vec::new(),
-        services: Vec::new(),
-    };
-    (NetworkId::from(id), part)
+    let subnet = format!("10.0.{index}.0/24").parse().expect("a subnet");
+    (NetworkId::from(id), fixture::network_part(&format!("net-{id}"), subnet, Vec::new()))
 }
 
 pub fn view(index: u64, tasks: &[Task], networks: &[(NetworkId, NetworkPart)]) -> Arc<NodeView> {
     Arc::new(NodeView {
-        revision: Revision { incarnation: 1, index },
         tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
         networks: Arc::new(Networks { by_id: networks.iter().cloned().collect() }),
-        cluster: Arc::new(ClusterPart {
-            mesh: MeshPrefix("fd00::/48".parse().expect("a prefix")),
-            pools: Vec::new(),
-            nodes: Vec::new(),
-            ports: Vec::new(),
-        }),
+        ..fixture::node_view(index, Vec::new(), fixture::cluster_part(Vec::new()))
     })
 }

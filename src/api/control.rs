@@ -1,4 +1,4 @@
-//! What the API asks of the node that it runs on. The composition root implements it; the API only calls.
+//! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
 use crate::model::{Availability, ClusterSpec, NodeId, Role};
 use crate::store::StoreHandle;
@@ -6,49 +6,46 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::net::{IpAddr, SocketAddr};
 
-/// This node's place in a swarm.
+/// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Membership {
-    /// In none.
     Inactive,
-    /// On its way in, or failed on it.
+    /// It is joining, or its membership could not be started.
     Pending {
         /// Address that it wants to advertise.
         node_addr: Option<IpAddr>,
-        /// Managers that it asks, as `host:port`.
+        /// Managers that it asks to join, as `host:port`.
         remotes: Vec<String>,
-        /// Why it cannot get in; empty while it still tries.
+        /// Why it cannot join or start; empty while it still tries.
         error: String,
     },
-    /// Runs tasks.
-    Worker(Member),
-    /// Runs tasks and has the store.
-    Manager(Member),
+    Worker(MembershipInfo),
+    /// As a worker, and it has the store.
+    Manager(MembershipInfo),
 }
 
-/// A node that is in a swarm.
+/// What a node of a swarm knows about its membership.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// Its id.
+pub struct MembershipInfo {
     pub node_id: NodeId,
-    /// Address that it advertises.
+    /// Address that this node advertises.
     pub node_addr: Option<IpAddr>,
-    /// The managers that it knows, itself among them if it is one.
+    /// All managers that this node knows, itself included if it is one.
     pub managers: Vec<(NodeId, SocketAddr)>,
     /// The leader, as far as this node knows.
     pub leader: Option<NodeId>,
 }
 
 impl Membership {
-    /// The member, unless there is no membership yet.
+    /// `None` while this node is not (yet) in a swarm.
     #[must_use]
-    pub fn member(&self) -> Option<&Member> {
+    pub fn info(&self) -> Option<&MembershipInfo> {
         match self {
-            Self::Worker(member) | Self::Manager(member) => Some(member),
+            Self::Worker(info) | Self::Manager(info) => Some(info),
             Self::Inactive | Self::Pending { .. } => None,
         }
     }
-    /// `inactive`, `pending`, `error` or `active`.
+    /// Docker's `LocalNodeState`: `inactive`, `pending`, `error` or `active`.
     #[must_use]
     pub fn local_state(&self) -> &'static str {
         match self {
@@ -58,7 +55,7 @@ impl Membership {
             Self::Worker(_) | Self::Manager(_) => "active",
         }
     }
-    /// Value of the `Swarm` header of a ping.
+    /// Value of the header `Swarm` in replies to a ping.
     #[must_use]
     pub fn ping_header(&self) -> &'static str {
         match self {
@@ -69,64 +66,52 @@ impl Membership {
     }
 }
 
-/// A new swarm, as `docker swarm init` asks for it. Addresses are as posted: a host, `host:port`, an interface's name,
-/// or empty for "choose one".
+/// What `docker swarm init` asks for. Addresses are as posted: a host, `host:port`, an interface's name, or empty to let
+/// the node choose one.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InitRequest {
-    /// Where to listen.
+pub struct SwarmInitRequest {
     pub listen_addr: String,
-    /// What to tell others.
     pub advertise_addr: String,
-    /// Where the tunnel is reached, if not at the advertised address.
-    pub data_path_addr: String,
     /// UDP port of the tunnel; `None` for the default.
     pub data_path_port: Option<u16>,
-    /// Pools that networks are cut from; empty for the default.
+    /// Pools that subnets of networks are allocated from; empty for the default.
     pub address_pools: Vec<Ipv4Net>,
-    /// Prefix length of a network.
+    /// Prefix length of a network's subnet.
     pub subnet_size: u8,
-    /// Whether this node takes tasks.
     pub availability: Availability,
-    /// Settings, merged over the defaults.
+    /// What was posted, merged over the defaults.
     pub spec: ClusterSpec,
 }
 
-/// Joining a swarm, as `docker swarm join` asks for it. Addresses as in [`InitRequest`].
+/// What `docker swarm join` asks for. Addresses as in [`SwarmInitRequest`].
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct JoinRequest {
-    /// Where to listen.
+pub struct SwarmJoinRequest {
     pub listen_addr: String,
-    /// What to tell others.
     pub advertise_addr: String,
-    /// Where the tunnel is reached, if not at the advertised address.
-    pub data_path_addr: String,
     /// Managers to ask, as `host` or `host:port`; never empty.
     pub remote_addrs: Vec<String>,
-    /// The join token, as posted (may be empty or nonsense).
+    /// As posted: may be empty or malformed.
     pub token: String,
-    /// Whether this node takes tasks.
     pub availability: Availability,
 }
 
-/// Why a node did not do what it was asked. The message goes to the user as it is.
+/// Why a node refused a request or failed at it. The message is shown to the user unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ControlError {
     /// Decides the HTTP status.
     pub kind: ControlErrorKind,
-    /// For people: what, where, why, what to do.
+    /// What failed, where, why, and what to do.
     pub message: String,
 }
 
 /// Kind of a [`ControlError`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ControlErrorKind {
-    /// 400: what was asked makes no sense.
+    /// 400: the request makes no sense.
     Invalid,
-    /// 500: it went wrong.
+    /// 500: the node tried and failed.
     Failed,
-    /// 501: not built yet.
-    NotBuilt,
     /// 503: not in this state, or not in time.
     Unavailable,
 }
@@ -140,20 +125,16 @@ impl ControlError {
     pub fn failed(message: impl Into<String>) -> Self {
         Self { kind: ControlErrorKind::Failed, message: message.into() }
     }
-    /// 501.
-    pub fn not_built(message: impl Into<String>) -> Self {
-        Self { kind: ControlErrorKind::NotBuilt, message: message.into() }
-    }
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self { kind: ControlErrorKind::Unavailable, message: message.into() }
     }
-    /// 500 in Docker's words: the token is not one.
+    /// 500 in Docker's words: the text is not a join token.
     #[must_use]
     pub fn malformed_token() -> Self {
         Self::failed("invalid join token")
     }
-    /// 400 in Docker's words: the token is none of this cluster's.
+    /// 400 in Docker's words: the token belongs to another cluster, or was rotated.
     #[must_use]
     pub fn wrong_token() -> Self {
         Self::invalid("rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster")
@@ -164,19 +145,18 @@ impl ControlError {
     }
 }
 
-/// What the API asks of its node.
+/// The node behind the API.
 #[async_trait]
 pub trait NodeControl: Send + Sync {
-    /// This node's place in a swarm, now.
     fn membership(&self) -> Membership;
-    /// The store, on managers.
+    /// The store; `None` unless this node is a manager whose store is ready.
     fn store(&self) -> Option<StoreHandle>;
-    /// Makes a new swarm; returns this node's id in it once the store answers. Never called on a member.
-    async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError>;
-    /// Joins a swarm and returns once in. Never called on a member.
-    async fn join(&self, request: JoinRequest) -> Result<(), ControlError>;
-    /// Leaves the swarm. A manager is only asked with `force`.
+    /// Creates a swarm; returns this node's id in it once the store answers. Never called on a node of a swarm.
+    async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError>;
+    /// Joins a swarm; returns once this node is part of it. Never called on a node of a swarm.
+    async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
+    /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
-    /// Draws a new join token for a role and writes it to the cluster.
+    /// Replaces the join token of a role in the cluster.
     async fn rotate_token(&self, role: Role) -> Result<(), ControlError>;
 }

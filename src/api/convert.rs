@@ -1,4 +1,4 @@
-//! From the model to the wire. Pure.
+//! From objects of the model to the types of [`super::wire`]. Pure.
 
 pub mod network;
 pub mod node;

@@ -1,4 +1,4 @@
-//! Errors as the API tells them: a status and a sentence. The sentence of an error that Docker also has is Docker's.
+//! Errors of the API: a status and a message. Where Docker has the same error, the message is Docker's.
 
 use super::control::{ControlError, ControlErrorKind};
 use crate::store::{ProposeError, StoreError};
@@ -6,38 +6,29 @@ use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use serde_json::json;
 
-/// A refusal.
+/// An error reply.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// HTTP status.
     pub status: StatusCode,
-    /// For people.
     pub message: String,
 }
 
-/// What a handler gives.
+/// Result of a handler.
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
 
-/// Codes of errors that come out of the cluster's store. They decide the status and are part of the text.
+/// gRPC codes of SwarmKit's errors. They decide the status and are part of the message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Code {
-    /// 400.
+pub enum GrpcCode {
     InvalidArgument,
-    /// 400.
     FailedPrecondition,
-    /// 409.
     AlreadyExists,
-    /// 404.
     NotFound,
-    /// 501.
     Unimplemented,
-    /// 500.
     Unknown,
 }
 
 impl ApiError {
-    /// With this status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
@@ -53,26 +44,35 @@ impl ApiError {
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
-    /// 501: not built yet.
-    pub fn not_built(message: impl Into<String>) -> Self {
+    /// 501: skep has no such feature yet.
+    pub fn not_implemented(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, message)
+    }
+    /// 501 for a field of the request that skep does not support, with its value unless that is empty.
+    pub fn unsupported_field(path: &str, value: &str) -> Self {
+        let value = if value.is_empty() { String::new() } else { format!(" {value}") };
+        Self::not_implemented(format!("{path}{value} is not supported by skep yet: leave it out (nothing was changed)"))
     }
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
-    /// An error out of the store, with its code in the text as clients match it.
-    pub fn rpc(code: Code, description: impl std::fmt::Display) -> Self {
+    /// 400, as SwarmKit's validation refuses a spec.
+    pub fn invalid_argument(description: impl std::fmt::Display) -> Self {
+        Self::rpc(GrpcCode::InvalidArgument, description)
+    }
+    /// An error of SwarmKit's control API, with its code in the message: clients match on it.
+    pub fn rpc(code: GrpcCode, description: impl std::fmt::Display) -> Self {
         let status = match code {
-            Code::InvalidArgument | Code::FailedPrecondition => StatusCode::BAD_REQUEST,
-            Code::AlreadyExists => StatusCode::CONFLICT,
-            Code::NotFound => StatusCode::NOT_FOUND,
-            Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
-            Code::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+            GrpcCode::InvalidArgument | GrpcCode::FailedPrecondition => StatusCode::BAD_REQUEST,
+            GrpcCode::AlreadyExists => StatusCode::CONFLICT,
+            GrpcCode::NotFound => StatusCode::NOT_FOUND,
+            GrpcCode::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            GrpcCode::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, format!("rpc error: code = {code:?} desc = {description}"))
     }
-    /// The answer to a path that nobody has, or to a method that the path has not.
+    /// 404 for an unknown path, or a method that the path does not have.
     pub fn page_not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "page not found")
     }
@@ -89,7 +89,6 @@ impl From<ControlError> for ApiError {
         let status = match error.kind {
             ControlErrorKind::Invalid => StatusCode::BAD_REQUEST,
             ControlErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-            ControlErrorKind::NotBuilt => StatusCode::NOT_IMPLEMENTED,
             ControlErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.message)
@@ -99,15 +98,16 @@ impl From<ControlError> for ApiError {
 impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::Refused(error @ StoreError::OutOfSequence) => Self::rpc(Code::Unknown, error),
+            ProposeError::Refused(error @ StoreError::OutOfSequence) => Self::rpc(GrpcCode::Unknown, error),
             ProposeError::Refused(error @ (StoreError::NameConflict { .. } | StoreError::Exists { .. })) => {
-                Self::rpc(Code::AlreadyExists, error)
+                Self::rpc(GrpcCode::AlreadyExists, error)
             }
-            ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(Code::NotFound, error),
-            ProposeError::NotLeader => {
-                Self::rpc(Code::Unknown, "The swarm does not have a leader. Make sure more than half of the managers are online.")
-            }
-            ProposeError::TimedOut => Self::rpc(Code::Unknown, format!("{error}: more than half of them must be up")),
+            ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(GrpcCode::NotFound, error),
+            ProposeError::NotLeader => Self::rpc(
+                GrpcCode::Unknown,
+                "The swarm does not have a leader. Make sure more than half of the managers are online.",
+            ),
+            ProposeError::TimedOut => Self::rpc(GrpcCode::Unknown, format!("{error}: more than half of them must be up")),
             ProposeError::Stopped(_) => Self::failed(error.to_string()),
         }
     }

@@ -1,10 +1,10 @@
-//! Finding an object by what stands in a path: its full id, then its exact name, then a unique beginning of its id.
+//! Finds the object that a path refers to: by its full id, then its exact name, then a unique prefix of its id.
 
 use super::error::{ApiError, Result};
 use crate::model::{Network, Node, Service, Task};
 use crate::store::Store;
 
-/// One of `all` that the reference means.
+/// The object of `all` that `reference` names; `kind` is for the message.
 fn find<'a, T>(
     kind: &str,
     reference: &str,
@@ -12,19 +12,19 @@ fn find<'a, T>(
     id: impl Fn(&T) -> &str,
     name: impl Fn(&T) -> Option<&str>,
 ) -> Result<&'a T> {
-    let (mut named, mut begins) = (Vec::new(), Vec::new());
+    let (mut by_name, mut by_prefix) = (Vec::new(), Vec::new());
     for object in all {
         if id(object) == reference {
             return Ok(object);
         }
         if name(object) == Some(reference) {
-            named.push(object);
+            by_name.push(object);
         }
         if !reference.is_empty() && id(object).starts_with(reference) {
-            begins.push(object);
+            by_prefix.push(object);
         }
     }
-    let found = if named.is_empty() { begins } else { named };
+    let found = if by_name.is_empty() { by_prefix } else { by_name };
     match found.as_slice() {
         [] => Err(ApiError::not_found(kind, reference)),
         [one] => Ok(one),
@@ -32,7 +32,7 @@ fn find<'a, T>(
     }
 }
 
-/// A service.
+/// Finds a service.
 ///
 /// # Errors
 /// 404, or 400 if several match.
@@ -40,7 +40,7 @@ pub fn service<'a>(store: &'a Store, reference: &str) -> Result<&'a Service> {
     find("service", reference, store.services(), |s| s.id.as_str(), |s| Some(&s.spec.name))
 }
 
-/// A node; its name is the host's.
+/// Finds a node; its name is its hostname.
 ///
 /// # Errors
 /// 404, or 400 if several match.
@@ -48,7 +48,7 @@ pub fn node<'a>(store: &'a Store, reference: &str) -> Result<&'a Node> {
     find("node", reference, store.nodes(), |n| n.id.as_str(), |n| Some(&n.description.hostname))
 }
 
-/// A task; it has no name.
+/// Finds a task; tasks have no name.
 ///
 /// # Errors
 /// 404, or 400 if several match.
@@ -56,7 +56,7 @@ pub fn task<'a>(store: &'a Store, reference: &str) -> Result<&'a Task> {
     find("task", reference, store.tasks(), |t| t.id.as_str(), |_| None)
 }
 
-/// A network.
+/// Finds a network.
 ///
 /// # Errors
 /// 404, or 400 if several match.

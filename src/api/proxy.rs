@@ -1,18 +1,20 @@
-//! The front door: one request per connection. Reads the head, decides whose it is, and either serves it or hands the
-//! connection to the engine, raw bytes both ways, so that hijacked streams (attach, exec, session) work with and
-//! without `Upgrade`, half-close included. Knows nothing of what the requests mean.
+//! Serves one request per connection: reads the head, routes it, and either answers it here or connects the client to
+//! the engine, raw bytes both ways, so that hijacked streams (attach, exec, session) work with and without `Upgrade`,
+//! half-close included. Knows nothing of what the requests mean.
 
-mod head;
+mod request_head;
 mod rewind;
 mod route;
 
-use super::{Api, error::ApiError, handlers};
+use super::context::ApiContext;
+use super::error::ApiError;
+use super::handlers;
 use crate::http;
 use bytes::{Bytes, BytesMut};
-use head::Head;
 use hyper::StatusCode;
+use request_head::RequestHead;
 use rewind::Rewind;
-use route::Owner;
+use route::Destination;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -20,25 +22,26 @@ use tokio::net::UnixStream;
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 64 << 10;
-/// A connection may be silent for so long: clients keep spare ones.
-const IDLE: Duration = Duration::from_mins(5);
+/// How long a new connection may stay silent: clients keep spare ones in their pools.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 /// A head must be complete within this time after its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long what the client still sends is taken after the engine has closed its side.
+/// How long data of the client is still read after the reply has ended: closing earlier would reset the connection, and
+/// the client could lose the reply.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Serves one connection to its end.
-pub(super) async fn connection(api: Arc<Api>, mut client: UnixStream) {
-    if !matches!(tokio::time::timeout(IDLE, client.readable()).await, Ok(Ok(()))) {
+/// Serves one connection until it is closed.
+pub(super) async fn serve_connection(api: Arc<ApiContext>, mut client: UnixStream) {
+    if !matches!(tokio::time::timeout(IDLE_TIMEOUT, client.readable()).await, Ok(Ok(()))) {
         return;
     }
     match tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut client)).await {
-        Ok(Ok(Some((head, read)))) => match route::owner(&head.method, &head.target) {
-            Owner::Ours => {
+        Ok(Ok(Some((head, read)))) => match route::destination(&head.method, &head.target) {
+            Destination::Skep => {
                 let router = handlers::router(api);
                 http::serve_connection(Rewind::new(read, client), router, false).await;
             }
-            Owner::Engine => pass_through(&api, client, &head, &read).await,
+            Destination::Engine => pass_through(&api, client, &head, &read).await,
         },
         Ok(Ok(None)) => {}
         Ok(Err(refusal)) => refuse(client, refusal).await,
@@ -49,15 +52,16 @@ pub(super) async fn connection(api: Arc<Api>, mut client: UnixStream) {
     }
 }
 
-/// Reads up to the end of a head; returns it and all bytes read so far. `None` if the client went away without a word.
-async fn read_head(client: &mut UnixStream) -> Result<Option<(Head, Bytes)>, ApiError> {
+/// Reads up to the end of a head; returns it and all bytes read so far. `None` if the client closed the connection
+/// without sending anything.
+async fn read_head(client: &mut UnixStream) -> Result<Option<(RequestHead, Bytes)>, ApiError> {
     let mut read = BytesMut::with_capacity(4096);
     loop {
         let n = client.read_buf(&mut read).await.unwrap_or(0);
         if n == 0 {
             return if read.is_empty() { Ok(None) } else { Err(ApiError::bad("the request ended within its head")) };
         }
-        if let Some(head) = head::parse(&read)? {
+        if let Some(head) = request_head::parse(&read)? {
             return Ok(Some((head, read.freeze())));
         }
         if read.len() >= MAX_HEAD {
@@ -67,7 +71,7 @@ async fn read_head(client: &mut UnixStream) -> Result<Option<(Head, Bytes)>, Api
     }
 }
 
-/// Answers a request that no HTTP server can take up any more.
+/// Writes an error reply by hand, for a request that the HTTP server cannot read.
 async fn refuse(mut client: UnixStream, refusal: ApiError) {
     let body = serde_json::json!({ "message": refusal.message }).to_string();
     let reply = format!(
@@ -76,24 +80,24 @@ async fn refuse(mut client: UnixStream, refusal: ApiError) {
         refusal.status.canonical_reason().unwrap_or("Error"),
         body.len()
     );
-    // The client may be gone already, or still be sending: neither is worth a word.
+    // The client may have closed the connection, or may still be sending: neither is an error here.
     let _ = client.write_all(reply.as_bytes()).await;
     let _ = client.shutdown().await;
     let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut client, &mut tokio::io::sink())).await;
 }
 
-async fn pass_through(api: &Api, client: UnixStream, head: &Head, read: &[u8]) {
+async fn pass_through(api: &ApiContext, client: UnixStream, head: &RequestHead, read: &[u8]) {
     let mut engine = match UnixStream::connect(api.engine.socket()).await {
         Ok(engine) => engine,
-        Err(error) => return refuse(client, api.engine.down(&error)).await,
+        Err(error) => return refuse(client, api.engine.unavailable(&error)).await,
     };
     if let Err(error) = engine.write_all(&head.for_engine(read)).await {
-        return refuse(client, api.engine.down(&error)).await;
+        return refuse(client, api.engine.unavailable(&error)).await;
     }
     splice(client, engine).await;
 }
 
-/// Copies both ways until the engine has said everything. The end of one direction is passed on as a half-close.
+/// Copies both ways until the engine has closed its side. The end of one direction is passed on as a half-close.
 async fn splice(client: UnixStream, engine: UnixStream) {
     let (client_read, mut client_write) = client.into_split();
     let (mut engine_read, engine_write) = engine.into_split();

@@ -1,39 +1,12 @@
-//! What stands in a request's target: the version prefix, flags, object versions and filters, with the real server's
-//! words for what cannot be read.
+//! The target of a request: version prefix, flags, object versions and filters, with the real server's messages for what
+//! cannot be parsed.
 
 use super::error::{ApiError, Result};
+use crate::model::docker::ApiVersion;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-/// A version of the API.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ApiVersion {
-    /// Before the dot.
-    pub major: u32,
-    /// After it.
-    pub minor: u32,
-}
-
-impl ApiVersion {
-    /// 1.`minor`.
-    pub const fn v1(minor: u32) -> Self {
-        Self { major: 1, minor }
-    }
-    /// Reads `1.51`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.split_once('.')?;
-        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    }
-}
-
-impl fmt::Display for ApiVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// Takes `/v1.51` off a path. A prefix that is no version is part of the path.
+/// Splits `/v1.51` off a path. A prefix that is not a version stays part of the path.
 pub fn split_version(path: &str) -> (Option<ApiVersion>, &str) {
     let version = path.strip_prefix("/v").and_then(|rest| {
         let (version, _) = rest.split_once('/')?;
@@ -42,12 +15,12 @@ pub fn split_version(path: &str) -> (Option<ApiVersion>, &str) {
     version.map_or((None, path), |(version, rest)| (Some(version), rest))
 }
 
-/// The query of a request, decoded. Of a name that comes several times the first counts.
+/// The query of a request, decoded. Of repeated names the first counts.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Query(BTreeMap<String, String>);
+pub struct RequestQuery(BTreeMap<String, String>);
 
-impl Query {
-    /// Reads what stands behind the `?`.
+impl RequestQuery {
+    /// Parses the text after the `?`.
     pub fn parse(text: &str) -> Self {
         let mut all = BTreeMap::new();
         for pair in text.split('&').filter(|p| !p.is_empty()) {
@@ -57,15 +30,15 @@ impl Query {
         Self(all)
     }
 
-    /// A value; empty if there is none.
+    /// Empty if the query has no such name.
     pub fn get(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    /// A flag of the strict kind.
+    /// A flag that the server reads with Go's `ParseBool`.
     ///
     /// # Errors
-    /// 400 for what Go's `ParseBool` does not know.
+    /// 400 for what `ParseBool` does not accept.
     pub fn strict_bool(&self, name: &str) -> Result<bool> {
         match self.get(name) {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -77,15 +50,15 @@ impl Query {
         }
     }
 
-    /// A flag of the loose kind: any text but a few is true.
+    /// A flag that is true unless it is missing, empty, `0`, `no`, `false` or `none`.
     pub fn loose_bool(&self, name: &str) -> bool {
         !matches!(self.get(name).trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false" | "none")
     }
 
-    /// The `version` of an object of this kind that an update was made from.
+    /// The parameter `version` of an update: the version of the object that the client has read.
     ///
     /// # Errors
-    /// 400 if it is missing or no number.
+    /// 400 if it is missing or not a number; the message names `kind`.
     pub fn version(&self, kind: &str) -> Result<u64> {
         let text = self.get("version");
         text.parse().map_err(|_| {
@@ -98,10 +71,10 @@ impl Query {
         })
     }
 
-    /// The filters, all of them among `known`.
+    /// The parameter `filters`.
     ///
     /// # Errors
-    /// 400 if they cannot be read or have another name among them.
+    /// 400 if it cannot be parsed or has a name that is not among `known`.
     pub fn filters(&self, known: &[&str]) -> Result<Filters> {
         let filters = Filters::parse(self.get("filters"))?;
         match filters.0.keys().find(|name| !known.contains(&name.as_str())) {
@@ -111,7 +84,7 @@ impl Query {
     }
 }
 
-/// A text in quotation marks, as Go writes it.
+/// A text in quotation marks, as Go's `%q` prints it.
 pub fn quote(text: &str) -> String {
     format!("{text:?}")
 }
@@ -138,12 +111,12 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Decodes a segment of a path (where `+` is a plus).
+/// Percent-decodes a segment of a path (where `+` is a plus).
 pub fn decode_segment(text: &str) -> String {
     decode(&text.replace('+', "%2B"))
 }
 
-/// Encodes a text so that it can stand in a path or in a query.
+/// Percent-encodes a text for a path or a query.
 pub fn encode(text: &str) -> String {
     use std::fmt::Write as _;
     text.bytes().fold(String::new(), |mut out, byte| {
@@ -156,7 +129,7 @@ pub fn encode(text: &str) -> String {
     })
 }
 
-/// Filters: name → values, any of which must match.
+/// Filters by name; of the values of one filter any must match.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Filters(BTreeMap<String, BTreeSet<String>>);
 
@@ -184,19 +157,19 @@ impl Filters {
         Ok(Self(all))
     }
 
-    /// The values of a filter; none if it was not given.
+    /// The values of a filter; none if the request does not have it.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.get(name).into_iter().flatten().map(String::as_str)
     }
-    /// Whether a filter was given.
+    /// Whether the request has a filter.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
-    /// True unless the filter was given and no value of it passes.
+    /// True if the request does not have the filter or any value of it passes.
     pub fn any(&self, name: &str, passes: impl Fn(&str) -> bool) -> bool {
         self.0.get(name).is_none_or(|values| values.iter().any(|v| passes(v)))
     }
-    /// True unless the filter was given and some value of it, as `key` or `key=value`, is not among the labels.
+    /// True if the labels have every value of the filter, as `key` or `key=value`.
     pub fn labels(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         self.values(name).all(|wanted| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|v| v == value),
@@ -210,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_prefixes() {
+    fn version_prefixes_are_split_off() {
         assert_eq!(split_version("/v1.51/services"), (Some(ApiVersion::v1(51)), "/services"));
         assert_eq!(split_version("/services/x"), (None, "/services/x"));
         assert_eq!(split_version("/vx/services"), (None, "/vx/services"));
@@ -219,19 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn filters_come_as_maps_and_as_lists() {
-        let of = |text: &str| Query::parse(&format!("filters={text}")).filters(&["name"]);
-        assert!(of("%7B%22name%22%3A%7B%22rep%22%3Atrue%7D%7D").unwrap().any("name", |v| v == "rep"));
-        assert!(of("{\"name\":[\"rep\"]}").unwrap().any("name", |v| v == "rep"));
-        assert_eq!(of("").unwrap(), Filters::default());
-        assert_eq!(of("{\"name\":\"rep\"}").unwrap_err().message, "invalid filter");
-        assert_eq!(of("[1]").unwrap_err().message, "invalid filter");
-        assert_eq!(of("{\"bogus\":[\"1\"]}").unwrap_err().message, "invalid filter 'bogus'");
+    fn filters_are_maps_or_lists() {
+        let filters = |text: &str| RequestQuery::parse(&format!("filters={text}")).filters(&["name"]);
+        assert!(filters("%7B%22name%22%3A%7B%22rep%22%3Atrue%7D%7D").unwrap().any("name", |v| v == "rep"));
+        assert!(filters("{\"name\":[\"rep\"]}").unwrap().any("name", |v| v == "rep"));
+        assert_eq!(filters("").unwrap(), Filters::default());
+        assert_eq!(filters("{\"name\":\"rep\"}").unwrap_err().message, "invalid filter");
+        assert_eq!(filters("[1]").unwrap_err().message, "invalid filter");
+        assert_eq!(filters("{\"bogus\":[\"1\"]}").unwrap_err().message, "invalid filter 'bogus'");
     }
 
     #[test]
-    fn flags_come_in_two_kinds() {
-        let query = Query::parse("force=maybe&status=maybe&off=None");
+    fn flags_are_strict_or_loose() {
+        let query = RequestQuery::parse("force=maybe&status=maybe&off=None");
         assert!(query.loose_bool("force") && !query.loose_bool("off") && !query.loose_bool("missing"));
         assert!(query.strict_bool("status").unwrap_err().message.ends_with("parsing \"maybe\": invalid syntax"));
     }

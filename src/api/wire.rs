@@ -1,11 +1,13 @@
-//! The API's replies as types, field by field in the real server's order. Specs are not here: `model`'s are the wire's.
+//! The API's replies as types, field by field in the real server's order. Their names are those of Docker's JSON, so some
+//! repeat names of the model (`Node`, `Task`, …): use them as `wire::Node`. Specs are not here: those of [`crate::model`]
+//! are spelled as in Docker's JSON and are sent as they are.
 
 #![expect(
     clippy::struct_field_names,
     clippy::struct_excessive_bools,
     clippy::option_option,
     clippy::trivially_copy_pass_by_ref,
-    reason = "Docker's names; serde's ways"
+    reason = "Docker's names and nulls; the signature that serde requires"
 )]
 
 use crate::model::PortConfig;
@@ -16,14 +18,13 @@ use crate::model::{Meta, NodeSpec, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The counter of an object.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Version {
     pub index: u64,
 }
 
-/// What every object of the cluster begins with, after its id.
+/// The fields of every object of the cluster after its id.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ObjectMeta {
@@ -38,7 +39,6 @@ impl From<Meta> for ObjectMeta {
     }
 }
 
-/// A service.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Service {
@@ -54,7 +54,7 @@ pub struct Service {
     pub service_status: Option<ServiceStatus>,
 }
 
-/// A spec, with the defaults that only an inspection shows.
+/// A spec, with the defaults that are only shown on request (`insertDefaults`).
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ShownSpec {
@@ -66,7 +66,6 @@ pub struct ShownSpec {
     pub rollback_config: Option<UpdateConfig>,
 }
 
-/// How a service would be updated.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct UpdateConfig {
@@ -83,7 +82,6 @@ impl Default for UpdateConfig {
     }
 }
 
-/// What the allocator gave a service.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Endpoint {
@@ -94,7 +92,6 @@ pub struct Endpoint {
     pub virtual_ips: Vec<Vip>,
 }
 
-/// Counts of a service's tasks.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceStatus {
@@ -103,7 +100,6 @@ pub struct ServiceStatus {
     pub completed_tasks: u64,
 }
 
-/// A task.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Task {
@@ -132,7 +128,6 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-/// What was observed of a task.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TaskStatus {
@@ -147,7 +142,7 @@ pub struct TaskStatus {
     pub port_status: PortStatus,
 }
 
-/// Ports that the task's engine bound; `{}` without any.
+/// Ports of the host that the engine bound; `{}` without any.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PortStatus {
@@ -155,7 +150,7 @@ pub struct PortStatus {
     pub ports: Vec<PortConfig>,
 }
 
-/// A task's place on a network.
+/// An element of a task's `NetworksAttachments`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Attachment {
@@ -163,7 +158,7 @@ pub struct Attachment {
     pub addresses: Vec<String>,
 }
 
-/// A network as tasks show it.
+/// A network within an [`Attachment`].
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AttachedNetwork {
@@ -177,7 +172,6 @@ pub struct AttachedNetwork {
     pub ipam_options: Ipam,
 }
 
-/// What was posted for it.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AttachedNetworkSpec {
@@ -195,7 +189,6 @@ pub struct AttachedNetworkSpec {
     pub scope: &'static str,
 }
 
-/// A driver and its options.
 #[derive(Serialize, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct Driver {
@@ -205,7 +198,7 @@ pub struct Driver {
     pub options: BTreeMap<String, String>,
 }
 
-/// Address management of a network as tasks show it.
+/// IPAM of a network within an [`Attachment`].
 #[derive(Serialize, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct Ipam {
@@ -214,7 +207,6 @@ pub struct Ipam {
     pub configs: Vec<IpamConfig>,
 }
 
-/// A subnet.
 #[derive(Serialize, Clone)]
 #[serde(rename_all = "PascalCase")]
 pub struct IpamConfig {
@@ -223,7 +215,6 @@ pub struct IpamConfig {
     pub gateway: String,
 }
 
-/// A node.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Node {
@@ -238,7 +229,6 @@ pub struct Node {
     pub manager_status: Option<ManagerStatus>,
 }
 
-/// What a node says of itself.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Description {
@@ -250,7 +240,6 @@ pub struct Description {
     pub tls_info: TlsInfo,
 }
 
-/// Machine and system.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Platform {
@@ -259,7 +248,6 @@ pub struct Platform {
     pub os: String,
 }
 
-/// What there is to share out.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Resources {
@@ -268,7 +256,6 @@ pub struct Resources {
     pub memory_bytes: i64,
 }
 
-/// A node's engine.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct EngineDescription {
@@ -278,7 +265,6 @@ pub struct EngineDescription {
     pub plugins: Vec<Plugin>,
 }
 
-/// A plugin of an engine.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Plugin {
@@ -287,7 +273,6 @@ pub struct Plugin {
     pub name: String,
 }
 
-/// The root that a node trusts.
 #[derive(Serialize, Clone, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct TlsInfo {
@@ -298,7 +283,6 @@ pub struct TlsInfo {
     pub cert_issuer_public_key: String,
 }
 
-/// What the managers observed of a node.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NodeStatus {
@@ -309,7 +293,6 @@ pub struct NodeStatus {
     pub addr: Option<String>,
 }
 
-/// A manager's place among managers.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ManagerStatus {
@@ -319,7 +302,6 @@ pub struct ManagerStatus {
     pub addr: String,
 }
 
-/// The swarm.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Swarm {
@@ -362,7 +344,6 @@ pub struct SwarmInfo {
     pub warnings: Vec<&'static str>,
 }
 
-/// A manager that a node knows.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RemoteManager {
@@ -371,7 +352,6 @@ pub struct RemoteManager {
     pub addr: String,
 }
 
-/// A network of the cluster.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Network {
@@ -392,14 +372,13 @@ pub struct Network {
     pub ingress: bool,
     pub config_from: ConfigFrom,
     pub config_only: bool,
-    /// `null` where this node has no part in it.
+    /// Of this node; `null` if its engine does not have the network.
     pub containers: Option<serde_json::Value>,
     pub options: BTreeMap<String, String>,
-    /// `null` if there are none and this node has no part in it.
+    /// `null` if there are none and this node's engine does not have the network.
     pub labels: Option<BTreeMap<String, String>>,
 }
 
-/// Address management of a network.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NetworkIpam {
@@ -408,7 +387,6 @@ pub struct NetworkIpam {
     pub config: Vec<IpamConfig>,
 }
 
-/// `{"Network": ""}`
 #[derive(Serialize, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct ConfigFrom {

@@ -1,6 +1,6 @@
 //! `skep daemon`: settings from file, variables and flags, then the node.
 
-use crate::settings::{EbpfMode, Settings, TunnelPlane};
+use crate::settings::{EbpfMode, Settings, TunnelMode};
 use anyhow::Context as _;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ pub(super) struct DaemonArgs {
     /// Settings file [default: /etc/skep/skep.toml, which may be missing]
     #[arg(long, env = "SKEP_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What lives longer than a boot: identity, keys, log, ledger [default: /var/lib/skep]
+    /// What outlives a boot: identity, keys, log, ledger [default: /var/lib/skep]
     #[arg(long, env = "SKEP_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Sockets and the pin of the mesh namespace [default: /run/skep]
@@ -19,33 +19,36 @@ pub(super) struct DaemonArgs {
     /// Docker Engine [default: unix:///var/run/docker.sock]
     #[arg(long, env = "SKEP_ENGINE", value_name = "URL")]
     engine: Option<String>,
-    /// Where the engine looks for plugins [default: /run/docker/plugins]
+    /// Directory in which the engine discovers plugins [default: /run/docker/plugins]
     #[arg(long, env = "SKEP_PLUGIN_DIR", value_name = "DIR")]
     plugin_dir: Option<PathBuf>,
     /// Filter of the log, as `info` or `skep=debug` [default: info]
     #[arg(long, env = "SKEP_LOG", value_name = "FILTER")]
     log: Option<String>,
     /// WireGuard of the kernel or of `skep tunnel`: auto, kernel, process [default: auto]
-    #[arg(long, env = "SKEP_TUNNEL", value_name = "PLANE", value_parser = plane)]
-    tunnel: Option<TunnelPlane>,
+    #[arg(long, env = "SKEP_TUNNEL", value_name = "MODE", value_parser = tunnel_mode)]
+    tunnel: Option<TunnelMode>,
     /// Virtual addresses and published ports in the kernel: auto, off [default: auto]
-    #[arg(long, alias = "fast-plane", env = "SKEP_EBPF_DATAPATH", value_name = "MODE", value_parser = ebpf_datapath)]
+    #[arg(long, env = "SKEP_EBPF_DATAPATH", value_name = "MODE", value_parser = ebpf_mode)]
     ebpf_datapath: Option<EbpfMode>,
+    /// Old name of --ebpf-datapath
+    #[arg(long, env = "SKEP_FAST_PLANE", value_name = "MODE", value_parser = ebpf_mode, hide = true, conflicts_with = "ebpf_datapath")]
+    fast_plane: Option<EbpfMode>,
     /// MTU of the path between nodes [default: 1500]
     #[arg(long, env = "SKEP_PATH_MTU", value_name = "BYTES")]
     path_mtu: Option<u32>,
 }
 
-fn plane(text: &str) -> Result<TunnelPlane, String> {
+fn tunnel_mode(text: &str) -> Result<TunnelMode, String> {
     match text {
-        "auto" => Ok(TunnelPlane::Auto),
-        "kernel" => Ok(TunnelPlane::Kernel),
-        "process" => Ok(TunnelPlane::Process),
+        "auto" => Ok(TunnelMode::Auto),
+        "kernel" => Ok(TunnelMode::Kernel),
+        "process" => Ok(TunnelMode::Process),
         _ => Err("one of auto, kernel, process".to_owned()),
     }
 }
 
-fn ebpf_datapath(text: &str) -> Result<EbpfMode, String> {
+fn ebpf_mode(text: &str) -> Result<EbpfMode, String> {
     match text {
         "auto" => Ok(EbpfMode::Auto),
         "off" => Ok(EbpfMode::Off),
@@ -54,12 +57,15 @@ fn ebpf_datapath(text: &str) -> Result<EbpfMode, String> {
 }
 
 impl DaemonArgs {
-    fn settings(self) -> anyhow::Result<Settings> {
+    /// The settings file, overridden by variables and flags, and validated.
+    fn settings(mut self) -> anyhow::Result<Settings> {
         let mut settings = Settings::read(self.config.as_deref())?;
-        macro_rules! over {
+        self.ebpf_datapath = self.ebpf_datapath.or(self.fast_plane);
+        macro_rules! overridden {
             ($($key:ident),+) => {$( if let Some(value) = self.$key { settings.$key = value; } )+};
         }
-        over!(data_dir, run_dir, engine, plugin_dir, log, tunnel, ebpf_datapath, path_mtu);
+        overridden!(data_dir, run_dir, engine, plugin_dir, log, tunnel, ebpf_datapath, path_mtu);
+        settings.validate()?;
         Ok(settings)
     }
 }
@@ -79,6 +85,40 @@ pub(super) fn run(args: DaemonArgs) -> anyhow::Result<()> {
             }
             token.cancel();
         });
-        crate::node::run(settings, shutdown).await.context("the node daemon cannot go on")
+        crate::node::run(settings, shutdown).await.context("the node daemon cannot continue")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct DaemonCommand {
+        #[command(flatten)]
+        args: DaemonArgs,
+    }
+
+    /// Settings of these flags over an empty settings file.
+    fn settings(flags: &[&str]) -> anyhow::Result<Settings> {
+        let flags = ["skep", "--config", "/dev/null"].iter().chain(flags);
+        DaemonCommand::try_parse_from(flags)?.args.settings()
+    }
+
+    #[test]
+    fn the_old_flag_of_the_ebpf_datapath_is_read_and_both_flags_are_refused() {
+        assert_eq!(settings(&[]).unwrap().ebpf_datapath, EbpfMode::Auto);
+        for flag in ["--ebpf-datapath", "--fast-plane"] {
+            assert_eq!(settings(&[flag, "off"]).unwrap().ebpf_datapath, EbpfMode::Off, "{flag}");
+        }
+        let error = settings(&["--ebpf-datapath", "off", "--fast-plane", "off"]).unwrap_err().to_string();
+        assert!(error.contains("--ebpf-datapath") && error.contains("--fast-plane"), "{error}");
+    }
+
+    #[test]
+    fn flags_are_validated() {
+        let error = settings(&["--path-mtu", "100"]).unwrap_err().to_string();
+        assert!(error.contains("path_mtu is 100"), "{error}");
+    }
 }

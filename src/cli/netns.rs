@@ -1,6 +1,6 @@
 //! `skep netns CMD…`: the mesh namespace is not in /run/netns, so `ip netns` does not see it.
 
-use super::Target;
+use super::target::DaemonTarget;
 use anyhow::Context as _;
 use std::os::unix::process::CommandExt as _;
 
@@ -8,16 +8,15 @@ use std::os::unix::process::CommandExt as _;
 #[derive(clap::Args, Debug)]
 pub(super) struct NetnsArgs {
     #[command(flatten)]
-    target: Target,
-    /// The command, as `wg show` or `ip route show table all`
+    target: DaemonTarget,
+    /// The command, for example `wg show` or `ip route show table all`
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
 pub(super) fn run(args: &NetnsArgs) -> anyhow::Result<()> {
-    let pin = args.target.run_dir.join("mesh");
-    crate::datapath::mesh::enter(&pin)?;
-    let (program, rest) = args.command.split_first().context("no command")?;
+    crate::datapath::mesh::enter(&args.target.mesh_pin())?;
+    let (program, rest) = args.command.split_first().context("no command is named")?;
     let error = std::process::Command::new(program).args(rest).exec();
     Err(error).with_context(|| format!("cannot run {program}"))
 }

@@ -1,16 +1,16 @@
-//! `skep status`: this node's picture as a table, or as JSON.
+//! `skep status`: this node's status as tables, or as JSON.
 
-use super::Target;
-use crate::ingress::PortState;
+use super::target::DaemonTarget;
 use crate::ingress::ebpf::EbpfStatus;
-use crate::status::Status;
+use crate::ingress::{PortState, PortStatus};
+use crate::status::{NodeSummary, Status};
 use std::fmt::Write as _;
 
 /// Flags of `skep status`.
 #[derive(clap::Args, Debug)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
-    target: Target,
+    target: DaemonTarget,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -27,10 +27,10 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The table, as text.
+/// The status as text.
 pub(super) fn render(status: &Status) -> String {
     let mut out = String::new();
-    let role = status.role.map_or("no member", crate::model::Role::as_str);
+    let role = status.role.map_or("not in a swarm", crate::model::Role::as_str);
     let _ = writeln!(out, "skep {}: {} ({role})", status.version, status.state);
     if !status.error.is_empty() {
         let _ = writeln!(out, "error:    {}", status.error);
@@ -43,13 +43,22 @@ pub(super) fn render(status: &Status) -> String {
     let _ = writeln!(out, "leader:   {}", status.leader.as_deref().unwrap_or("unknown"));
     let _ = writeln!(out, "session:  {}", status.session);
     let applied: Vec<String> = status.applied.iter().map(|(name, r)| format!("{name} {}", r.index)).collect();
-    let _ = writeln!(out, "revision: told {}, applied {}", status.told.index, applied.join(", "));
-    let planes = &status.planes;
-    let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", planes.tunnel, planes.tunnel_port, planes.mtu);
-    let _ = writeln!(out, "ports:    {}", planes.ports);
+    let _ = writeln!(out, "revision: received {}, applied {}", status.view_revision.index, applied.join(", "));
+    let datapaths = &status.datapaths;
+    let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", datapaths.tunnel, datapaths.tunnel_port, datapaths.mtu);
+    let _ = writeln!(out, "ports:    {}", datapaths.ports);
     let _ = writeln!(out);
+    out.push_str(&node_table(&status.nodes));
+    if !status.ports.is_empty() {
+        let _ = writeln!(out);
+        out.push_str(&port_table(&status.ports, &status.ebpf));
+    }
+    out
+}
+
+fn node_table(nodes: &[NodeSummary]) -> String {
     let mut rows = vec![["NODE", "ROLE", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
-    for node in &status.nodes {
+    for node in nodes {
         rows.push([
             format!("{}{}", node.hostname, if node.here { " *" } else { "" }),
             if node.manager { "manager" } else { "worker" }.to_owned(),
@@ -61,29 +70,28 @@ pub(super) fn render(status: &Status) -> String {
             node.containers.to_string(),
         ]);
     }
-    out.push_str(&table(&rows));
-    if !status.ports.is_empty() {
-        let _ = writeln!(out);
-        let mut rows = vec![["PORT", "SERVICE", "STATE", "PLANE", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
-        for port in &status.ports {
-            let name = format!("{}/{}", port.port, port.protocol.as_str());
-            let plane = plane(&status.ebpf, &name);
-            rows.push([
-                name,
-                port.service.clone(),
-                match &port.state {
-                    PortState::Listening => "listening".to_owned(),
-                    PortState::Taken(why) => format!("taken: {why}"),
-                    PortState::Unsupported => "not served: only TCP and UDP are".to_owned(),
-                },
-                plane,
-                port.backends.to_string(),
-                port.connections.to_string(),
-            ]);
-        }
-        out.push_str(&table(&rows));
+    table(&rows)
+}
+
+fn port_table(ports: &[PortStatus], ebpf: &EbpfStatus) -> String {
+    let mut rows = vec![["PORT", "SERVICE", "STATE", "DATAPATH", "BACKENDS", "CONNECTIONS"].map(str::to_owned)];
+    for port in ports {
+        let name = format!("{}/{}", port.port, port.protocol.as_str());
+        let datapath = datapath_of_port(ebpf, &name);
+        rows.push([
+            name,
+            port.service.clone(),
+            match &port.state {
+                PortState::Listening => "listening".to_owned(),
+                PortState::Taken(why) => format!("taken: {why}"),
+                PortState::Unsupported => "not served: only TCP and UDP are".to_owned(),
+            },
+            datapath,
+            port.backends.to_string(),
+            port.connections.to_string(),
+        ]);
     }
-    out
+    table(&rows)
 }
 
 fn bytes(n: u64) -> String {
@@ -95,7 +103,7 @@ fn bytes(n: u64) -> String {
 }
 
 /// Columns as wide as their widest cell, two blanks apart.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut width = [0; N];
     for row in rows {
         for (w, cell) in width.iter_mut().zip(row) {
@@ -114,13 +122,13 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     out
 }
 
-/// Which plane serves a port, for clients of either family.
-fn plane(ebpf: &EbpfStatus, name: &str) -> String {
-    let of = |name: &str| match ebpf.left.get(name) {
-        _ if ebpf.ports.contains(name) => "kernel".to_owned(),
-        Some(why) => format!("user space: {why}"),
-        None => "user space".to_owned(),
+/// The datapath that serves a port, and why it is not the eBPF datapath; of both address families if they differ.
+fn datapath_of_port(ebpf: &EbpfStatus, name: &str) -> String {
+    let datapath = |name: &str| match ebpf.unavailable_ports.get(name) {
+        _ if ebpf.ports.contains(name) => "eBPF".to_owned(),
+        Some(why) => format!("userspace: {why}"),
+        None => "userspace".to_owned(),
     };
-    let (v4, v6) = (of(name), of(&format!("{name}6")));
+    let (v4, v6) = (datapath(name), datapath(&format!("{name}6")));
     if v4 == v6 { v4 } else { format!("{v4}; IPv6 {v6}") }
 }

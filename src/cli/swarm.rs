@@ -1,6 +1,6 @@
-//! `skep init`, `join` and `leave`: short forms of three Docker calls, for scripts without a docker CLI.
+//! `skep init`, `join` and `leave`: three calls of the Docker API, for scripts on hosts without a docker CLI.
 
-use super::Target;
+use super::target::DaemonTarget;
 use crate::http::UnixClient;
 use serde_json::{Value, json};
 
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 #[derive(clap::Args, Debug)]
 pub(super) struct InitArgs {
     #[command(flatten)]
-    target: Target,
-    /// Address or interface that other nodes reach this one at [default: the only one there is]
+    target: DaemonTarget,
+    /// Address or interface at which other nodes reach this one [default: this host's only address]
     #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "")]
     advertise_addr: String,
     /// Address to listen on, for TCP and UDP
     #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:2377")]
     listen_addr: String,
-    /// UDP port of the tunnel, if not the listen address's
+    /// UDP port of the tunnel, if it is not the listen address's
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     data_path_port: u16,
-    /// Pool that networks are cut from, as 10.20.0.0/16; may be given more than once
+    /// Pool that subnets of networks are allocated from, as 10.20.0.0/16; may be repeated
     #[arg(long, value_name = "SUBNET")]
     default_addr_pool: Vec<String>,
     /// Print one JSON document
@@ -30,14 +30,14 @@ pub(super) struct InitArgs {
 #[derive(clap::Args, Debug)]
 pub(super) struct JoinArgs {
     #[command(flatten)]
-    target: Target,
+    target: DaemonTarget,
     /// Join token, from `docker swarm join-token worker`
     #[arg(long)]
     token: String,
     /// Address of a manager
     #[arg(value_name = "MANAGER[:PORT]")]
     remote: String,
-    /// Address or interface that other nodes reach this one at [default: the one the manager sees]
+    /// Address or interface at which other nodes reach this one [default: the one that the manager sees]
     #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "")]
     advertise_addr: String,
     /// Address to listen on
@@ -52,7 +52,7 @@ pub(super) struct JoinArgs {
 #[derive(clap::Args, Debug)]
 pub(super) struct LeaveArgs {
     #[command(flatten)]
-    target: Target,
+    target: DaemonTarget,
     /// Leave even if this is a manager
     #[arg(long)]
     force: bool,
@@ -89,7 +89,7 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<()> {
             node.as_str().unwrap_or_default()
         );
         println!("    skep join --token {} {manager}\n", tokens["Worker"].as_str().unwrap_or_default());
-        println!("2377/tcp and 2377/udp must be open between the hosts, nothing else.");
+        println!("Open 2377/tcp and 2377/udp between the hosts; no other port is needed.");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The host's own interfaces and addresses: what a node can listen on and advertise.
+//! The host's interfaces and addresses, which a node can listen on and advertise.
 
 use super::netlink::Netlink;
 use anyhow::Context as _;
@@ -13,11 +13,10 @@ use std::net::IpAddr;
 pub struct HostAddress {
     /// Name of the interface.
     pub interface: String,
-    /// The address.
     pub address: IpAddr,
 }
 
-/// Every address of the calling thread's namespace but loopback and link-local ones, in the kernel's order.
+/// Every address of the calling thread's namespace except loopback and link-local ones, in the kernel's order.
 ///
 /// # Errors
 /// The kernel does not answer.

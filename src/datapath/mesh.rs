@@ -1,6 +1,6 @@
-//! The mesh namespace: a network namespace of skep's own, pinned by a bind mount, that holds the tunnel device and the
-//! mesh ends of all containers' veths, and nothing of anybody else. This file makes or adopts it, says what is in it
-//! and carries out steps; what should be in it is `overlay`'s to say.
+//! The mesh namespace: a network namespace for skep alone, pinned by a bind mount, that contains the tunnel device and the
+//! mesh ends of all containers' veths. This file creates or adopts it, observes its contents and applies steps; `overlay`
+//! decides on the contents.
 
 use anyhow::Context;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
-use super::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use super::netlink::{Netlink, ignore_existing, ignore_missing};
 use super::{Sockets, netns, sockets, sysctl};
 use crate::model::mesh::DEFAULT_PORT;
 
@@ -27,28 +27,29 @@ mod state;
 pub(super) mod wire;
 
 pub use state::{
-    Action, LOCAL, Link, MAIN, MeshState, MeshStep, Route, Rule, TUNNEL, Target, address_of, container_end, mesh_end, table_of,
+    LOCAL, MAIN, MeshLink, MeshRoute, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, address_of, container_end,
+    mesh_end, table_of,
 };
 
 /// The open mesh namespace.
 pub struct Mesh {
     pin: PathBuf,
     namespace: OwnedFd,
-    /// Where the container's ends of new veths go: the namespace that [`Mesh::open`] was called in.
+    /// Namespace of the container's ends of new veths: the one that [`Mesh::open`] was called in.
     pub(super) host: OwnedFd,
     pub(super) netlink: Netlink,
     /// A socket in the host's namespace.
     pub(super) host_netlink: Netlink,
-    turn: Mutex<()>,
+    lock: Mutex<()>,
     changed: Notify,
 }
 
 impl Mesh {
-    /// Makes the namespace and pins it, or adopts the one that is pinned; then sysctls, `lo`, base rules. What an adopted
-    /// one carries is not disturbed.
+    /// Creates the namespace and pins it, or adopts the one that is pinned; then sysctls, `lo`, base rules. Traffic of an
+    /// adopted one is not interrupted.
     ///
     /// # Errors
-    /// Not root, the folder cannot be written, or the kernel refuses something: says which step.
+    /// Not root, the folder cannot be written, or the kernel refuses a step, which the error names.
     pub async fn open(pin: &Path) -> anyhow::Result<Arc<Self>> {
         let host = netns::current().context("cannot open the own network namespace")?;
         let host_netlink = Netlink::open().context("cannot open a netlink socket")?;
@@ -61,56 +62,56 @@ impl Mesh {
         .and_then(|opened| opened)
         .with_context(|| format!("cannot open a netlink socket in the mesh namespace {}", pin.display()))?;
         let mesh =
-            Self { pin: pin.to_owned(), namespace, host, netlink, host_netlink, turn: Mutex::new(()), changed: Notify::new() };
+            Self { pin: pin.to_owned(), namespace, host, netlink, host_netlink, lock: Mutex::new(()), changed: Notify::new() };
         let steps = base::steps(&mesh.observe().await?);
         tracing::info!(pin = %pin.display(), adopted, steps = steps.len(), "mesh namespace open");
         mesh.apply(&steps).await?;
         Ok(Arc::new(mesh))
     }
 
-    /// Runs `f` on a thread of its own in the mesh namespace and waits for it; for work that takes microseconds.
+    /// Runs `f` on a new thread in the mesh namespace and blocks until it returns; for work that takes microseconds.
     ///
     /// # Errors
     /// The namespace cannot be entered, or `f` panicked.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        netns::run(self.fd(), f).with_context(|| format!("cannot work in the mesh namespace {}", self.pin.display()))
+        netns::run(self.fd(), f).with_context(|| format!("cannot run in the mesh namespace {}", self.pin.display()))
     }
 
-    /// The namespace.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
     }
 
-    /// Where it is pinned.
+    /// Path of the bind mount.
     #[must_use]
     pub fn pin(&self) -> &Path {
         &self.pin
     }
 
-    /// Held while links and rules are changed or a plan of them is carried out, so that one does not undo the other.
-    pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// Locks links and rules: held while they are changed, and from an observation until the plan made of it is applied, so
+    /// that one change does not undo the other.
+    pub async fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().await
     }
 
-    /// Returns when a veth has come or gone since the last time.
+    /// Returns when a veth was attached or detached since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    pub(super) fn send_probe(&self) {
+    pub(super) fn notify_changed(&self) {
         self.changed.notify_one();
     }
 
-    /// What is there now.
+    /// The current contents.
     ///
     /// # Errors
     /// The kernel's.
     pub async fn observe(&self) -> anyhow::Result<MeshState> {
-        self.look().await.with_context(|| format!("cannot read what is in the mesh namespace {}", self.pin.display()))
+        self.dump().await.with_context(|| format!("cannot read the contents of the mesh namespace {}", self.pin.display()))
     }
 
-    async fn look(&self) -> anyhow::Result<MeshState> {
+    async fn dump(&self) -> anyhow::Result<MeshState> {
         let mut state = MeshState::default();
         let mut names = BTreeMap::new();
         for message in self.netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await.context("links")? {
@@ -130,20 +131,7 @@ impl Mesh {
             }
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut ask = RuleMessage::default();
-            ask.header.family = family;
-            for message in self.netlink.dump(RouteNetlinkMessage::GetRule(ask)).await.context("rules")? {
-                if let RouteNetlinkMessage::NewRule(message) = message {
-                    state.rules.extend(wire::read_rule(&message));
-                }
-            }
-            let mut ask = RouteMessage::default();
-            ask.header.address_family = family;
-            for message in self.netlink.dump(RouteNetlinkMessage::GetRoute(ask)).await.context("routes")? {
-                if let RouteNetlinkMessage::NewRoute(message) = message {
-                    state.routes.extend(wire::read_route(&message, &names));
-                }
-            }
+            self.dump_routing(family, &names, &mut state).await?;
         }
         let keys: Vec<String> = base::SYSCTLS
             .iter()
@@ -155,14 +143,38 @@ impl Mesh {
         Ok(state)
     }
 
-    /// Carries the steps out, in order, each one logged. Goes on past a failed step; the error names all that failed.
+    /// Adds the rules and routes of a family to `state`; `names` maps interface indices to devices.
+    async fn dump_routing(
+        &self,
+        family: AddressFamily,
+        names: &BTreeMap<u32, String>,
+        state: &mut MeshState,
+    ) -> anyhow::Result<()> {
+        let mut request = RuleMessage::default();
+        request.header.family = family;
+        for message in self.netlink.dump(RouteNetlinkMessage::GetRule(request)).await.context("rules")? {
+            if let RouteNetlinkMessage::NewRule(message) = message {
+                state.rules.extend(wire::read_rule(&message));
+            }
+        }
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        for message in self.netlink.dump(RouteNetlinkMessage::GetRoute(request)).await.context("routes")? {
+            if let RouteNetlinkMessage::NewRoute(message) = message {
+                state.routes.extend(wire::read_route(&message, names));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the steps in order and logs each one. Continues after a failed step.
     ///
     /// # Errors
-    /// What could not be done and why.
+    /// All steps that failed, and why.
     pub async fn apply(&self, steps: &[MeshStep]) -> anyhow::Result<()> {
         let mut failed = Vec::new();
         for step in steps {
-            match self.step(step).await {
+            match self.apply_step(step).await {
                 Ok(()) => tracing::info!(%step, "mesh"),
                 Err(error) => {
                     tracing::warn!(%step, %error, "mesh step failed");
@@ -174,7 +186,7 @@ impl Mesh {
         Ok(())
     }
 
-    async fn step(&self, step: &MeshStep) -> io::Result<()> {
+    async fn apply_step(&self, step: &MeshStep) -> io::Result<()> {
         use RouteNetlinkMessage as Message;
         let netlink = &self.netlink;
         match step {
@@ -184,18 +196,21 @@ impl Mesh {
             MeshStep::AddAddress(link, address) => {
                 let index = self.index(link).await?;
                 let message = Message::NewAddress(wire::address(index, *address));
-                exists_is_fine(netlink.change(message, NLM_F_CREATE | NLM_F_EXCL).await)
+                ignore_existing(netlink.change(message, NLM_F_CREATE | NLM_F_EXCL).await)
             }
             MeshStep::RemoveAddress(link, address) => match self.index(link).await {
-                Ok(index) => gone_is_fine(netlink.change(Message::DelAddress(wire::address(index, *address)), 0).await),
-                gone => gone_is_fine(gone),
+                Ok(index) => ignore_missing(netlink.change(Message::DelAddress(wire::address(index, *address)), 0).await),
+                missing => ignore_missing(missing),
             },
             MeshStep::SetRoute(route) => {
                 let index = match &route.target {
-                    Target::Local => self.index("lo").await?,
-                    Target::Device(device) => self.index(device).await?,
-                    Target::Other(what) => {
-                        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("skep makes no such route: {what}")));
+                    RouteTarget::Local => self.index("lo").await?,
+                    RouteTarget::Device(device) => self.index(device).await?,
+                    RouteTarget::Other(what) => {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidInput,
+                            format!("skep does not create such a route: {what}"),
+                        ));
                     }
                 };
                 let message = Message::NewRoute(wire::route(route, index));
@@ -203,33 +218,33 @@ impl Mesh {
             }
             MeshStep::RemoveRoute(route) => {
                 let index = match &route.target {
-                    Target::Device(device) => self.index(device).await.ok(),
-                    Target::Local | Target::Other(_) => None,
+                    RouteTarget::Device(device) => self.index(device).await.ok(),
+                    RouteTarget::Local | RouteTarget::Other(_) => None,
                 };
-                gone_is_fine(netlink.change(Message::DelRoute(wire::no_route(route, index)), 0).await)
+                ignore_missing(netlink.change(Message::DelRoute(wire::no_route(route, index)), 0).await)
             }
             MeshStep::AddRule(rule) => {
-                exists_is_fine(netlink.change(Message::NewRule(wire::rule(rule)), NLM_F_CREATE | NLM_F_EXCL).await)
+                ignore_existing(netlink.change(Message::NewRule(wire::rule(rule)), NLM_F_CREATE | NLM_F_EXCL).await)
             }
-            MeshStep::RemoveRule(rule) => gone_is_fine(netlink.change(Message::DelRule(wire::rule(rule)), 0).await),
+            MeshStep::RemoveRule(rule) => ignore_missing(netlink.change(Message::DelRule(wire::rule(rule)), 0).await),
         }
     }
 
-    /// The number of the device with this name.
+    /// The interface index of the device with this name.
     async fn index(&self, link: &str) -> io::Result<u32> {
-        let answers = self.netlink.change(RouteNetlinkMessage::GetLink(wire::link_named(link)), 0).await?;
-        let found = answers.into_iter().find_map(|message| match message {
+        let replies = self.netlink.change(RouteNetlinkMessage::GetLink(wire::link_named(link)), 0).await?;
+        let found = replies.into_iter().find_map(|message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(message.header.index),
             _ => None,
         });
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
     }
 
-    /// Takes the namespace down: its devices (the containers lose theirs at once, whoever still holds a socket here), the
-    /// mount, the file.
+    /// Removes the namespace: its devices (containers lose their ends at once, also if an open socket keeps the namespace
+    /// alive), the mount, the file.
     ///
     /// # Errors
-    /// The pin cannot be taken away.
+    /// The pin cannot be removed.
     pub fn remove(self: Arc<Self>) -> anyhow::Result<()> {
         let emptied = self.run(|| -> anyhow::Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -240,7 +255,7 @@ impl Mesh {
                         && let Some((name, _)) = wire::read_link(&message)
                         && name != "lo"
                     {
-                        gone_is_fine(netlink.change(RouteNetlinkMessage::DelLink(wire::link_named(&name)), 0).await)?;
+                        ignore_missing(netlink.change(RouteNetlinkMessage::DelLink(wire::link_named(&name)), 0).await)?;
                     }
                 }
                 Ok(())
@@ -249,15 +264,13 @@ impl Mesh {
         if let Err(error) = emptied.and_then(|inner| inner) {
             tracing::warn!(pin = %self.pin.display(), %error, "devices of the mesh namespace left to the kernel");
         }
-        netns::unpin(&self.pin)
-            .with_context(|| format!("cannot take the pin {} of the mesh namespace away", self.pin.display()))?;
+        netns::unpin(&self.pin).with_context(|| format!("cannot remove the pin {} of the mesh namespace", self.pin.display()))?;
         tracing::info!(pin = %self.pin.display(), "mesh namespace removed");
         Ok(())
     }
-}
 
-impl Mesh {
-    /// Whether the node at the mesh address `to` answers `from` through the tunnel, if only to say that nobody listens there.
+    /// Whether the node at the mesh address `to` answers a connection from `from` through the tunnel within `patience`; a
+    /// refused connection is an answer.
     pub async fn answers(&self, from: Ipv6Addr, to: Ipv6Addr, patience: Duration) -> bool {
         let Ok(socket) = self.stream(SocketAddr::new(from.into(), 0)) else { return false };
         match tokio::time::timeout(patience, socket.connect(SocketAddr::new(to.into(), DEFAULT_PORT))).await {
@@ -270,11 +283,11 @@ impl Mesh {
 
 impl Sockets for Mesh {
     fn udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-        specific(address)?;
+        require_specific(address)?;
         netns::briefly(self.fd(), || sockets::udp(address))
     }
     fn listen(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
-        specific(address)?;
+        require_specific(address)?;
         netns::briefly(self.fd(), || sockets::listen(address))
     }
     fn stream(&self, source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
@@ -282,9 +295,9 @@ impl Sockets for Mesh {
     }
 }
 
-/// Servers in the mesh bind one address. The rules keep every container from the others; but a wildcard socket would also
-/// hear what a container sends to 255.255.255.255 and 224.0.0.1, which the kernel delivers without asking the rules.
-fn specific(address: SocketAddr) -> io::Result<()> {
+/// Servers in the mesh bind one address. The rules isolate the networks from each other, but a wildcard socket would also
+/// receive what a container sends to 255.255.255.255 and 224.0.0.1, which the kernel delivers without a rule lookup.
+fn require_specific(address: SocketAddr) -> io::Result<()> {
     if address.ip().is_unspecified() && address.port() != 0 {
         let reason = format!("a server in the mesh namespace binds one address, not {address}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
@@ -292,20 +305,20 @@ fn specific(address: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Key of the sysctl that turns IPv6 off on a device.
+/// Key of the sysctl that disables IPv6 on a device.
 #[must_use]
 pub fn ipv6_switch(link: &str) -> String {
     format!("ipv6/conf/{link}/disable_ipv6")
 }
 
 /// Moves the calling process into the mesh namespace pinned at `pin`, for `skep netns CMD…`. Call it before any thread is
-/// started: a namespace belongs to a thread.
+/// started: a namespace is an attribute of a thread.
 ///
 /// # Errors
-/// Nothing is pinned there (the daemon never ran, or the machine was rebooted since), or not root.
+/// No namespace is pinned at `pin` (the daemon never ran, or the machine was rebooted since), or not root.
 pub fn enter(pin: &Path) -> anyhow::Result<()> {
     let namespace = netns::pinned(pin)
-        .with_context(|| format!("cannot look at {}", pin.display()))?
+        .with_context(|| format!("cannot read {}", pin.display()))?
         .with_context(|| format!("no mesh namespace is pinned at {}: is the daemon running here?", pin.display()))?;
     netns::enter(namespace.as_fd()).context("cannot enter the mesh namespace (root is needed)")
 }

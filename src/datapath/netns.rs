@@ -1,6 +1,6 @@
-//! Network namespaces: pin one by a bind mount, enter one, run something inside one. Knows nothing of what is in them.
+//! Network namespaces: pin one by a bind mount, enter one, run a function inside one. Knows nothing of their contents.
 //!
-//! A namespace belongs to a thread, so nothing here may await between entering and leaving.
+//! A namespace is an attribute of a thread, so nothing here may await between entering and leaving.
 
 use anyhow::{Context, bail};
 use rustix::fs::{StatFs, fstatfs};
@@ -12,9 +12,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Where a thread sees its own network namespace.
+use crate::durable::ignore_missing;
+
+/// Path of the calling thread's network namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// `f_type` of nsfs: what tells a pin from the plain file that a reboot leaves.
+/// `f_type` of nsfs: distinguishes a pin from the plain file that remains after a reboot.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// The calling thread's namespace.
@@ -25,7 +27,7 @@ pub fn current() -> io::Result<OwnedFd> {
     Ok(File::open(OWN)?.into())
 }
 
-/// The namespace pinned at `pin`; `None` if nothing or only a plain file is there.
+/// The namespace pinned at `pin`; `None` if there is no file or only a plain one.
 ///
 /// # Errors
 /// The kernel's.
@@ -41,43 +43,44 @@ pub fn pinned(pin: &Path) -> io::Result<Option<OwnedFd>> {
 /// A container's namespace, at the path that its engine names.
 ///
 /// # Errors
-/// Nothing is there, or no namespace.
+/// No such file, or it is no namespace.
 pub fn of_container(path: &Path) -> io::Result<OwnedFd> {
     let file = File::open(path)?;
     if is_nsfs(&fstatfs(&file)?) {
         return Ok(file.into());
     }
-    let why = "a plain file, no namespace: the engine runs in a mount namespace that skep does not see into \
+    let reason = "a plain file, no namespace: the engine runs in a mount namespace that is not visible to skep \
                (run both in the same, or share the engine's run directory)";
-    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
-fn is_nsfs(stat: &StatFs) -> bool {
+/// Whether a file is a namespace.
+pub(super) fn is_nsfs(stat: &StatFs) -> bool {
     i128::from(stat.f_type) == i128::from(NSFS_MAGIC)
 }
 
-/// Makes a namespace and pins it at `pin`, or adopts the one that is pinned there. Says whether it was adopted.
+/// Creates a namespace and pins it at `pin`, or adopts the one that is pinned there. Returns whether it was adopted.
 ///
 /// # Errors
 /// Not root, or the folder of `pin` cannot be written.
 pub fn make_or_adopt(pin: &Path) -> anyhow::Result<(OwnedFd, bool)> {
-    if let Some(fd) = pinned(pin).with_context(|| format!("cannot look at the mesh namespace's pin {}", pin.display()))? {
+    if let Some(fd) = pinned(pin).with_context(|| format!("cannot read the mesh namespace's pin {}", pin.display()))? {
         return Ok((fd, true));
     }
     if let Some(folder) = pin.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
-    File::create(pin).with_context(|| format!("cannot make the file {} to pin the mesh namespace on", pin.display()))?;
-    // A thread of its own: the namespace that it moves to must not stay on a thread that others use.
+    File::create(pin).with_context(|| format!("cannot create the file {} to pin the mesh namespace on", pin.display()))?;
+    // A new thread: a thread that is used again must not stay in the new namespace.
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                unshare_net().context("cannot make a network namespace (root, or CAP_SYS_ADMIN, is needed)")?;
+                unshare_net().context("cannot create a network namespace (root, or CAP_SYS_ADMIN, is needed)")?;
                 mount_bind(OWN, pin).with_context(|| format!("cannot pin the mesh namespace at {}", pin.display()))?;
                 anyhow::Ok(())
             })
             .join()
-            .unwrap_or_else(|_| bail!("the thread that makes the mesh namespace panicked"))
+            .unwrap_or_else(|_| bail!("the thread that creates the mesh namespace panicked"))
     })?;
     let fd = pinned(pin)?.with_context(|| format!("{} is no namespace right after it was pinned there", pin.display()))?;
     Ok((fd, false))
@@ -89,10 +92,11 @@ fn unshare_net() -> rustix::io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
-/// Takes the pin away: every mount on it, then the file. A namespace without sockets, processes and devices of its own dies with it.
+/// Removes the pin: every mount on it, then the file. The kernel frees the namespace with its last socket and process. A pin
+/// that is gone already is no error.
 ///
 /// # Errors
-/// The kernel's; a pin that is gone already is fine.
+/// The kernel's.
 pub fn unpin(pin: &Path) -> io::Result<()> {
     loop {
         match unmount(pin, UnmountFlags::DETACH) {
@@ -101,13 +105,10 @@ pub fn unpin(pin: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    ignore_missing(fs::remove_file(pin))
 }
 
-/// Moves the calling thread.
+/// Moves the calling thread into the namespace.
 ///
 /// # Errors
 /// The kernel's.
@@ -115,7 +116,7 @@ pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?)
 }
 
-/// Runs `f` on a thread of its own inside the namespace and waits for it (blocks the caller for that long).
+/// Runs `f` on a new thread inside the namespace and blocks until it returns.
 ///
 /// # Errors
 /// The namespace cannot be entered, or `f` panicked.
@@ -129,27 +130,27 @@ pub fn run<T: Send>(namespace: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> 
     })
 }
 
-/// Runs `f` on the calling thread inside the namespace and goes back: some microseconds, for making a socket.
+/// Runs `f` on the calling thread inside the namespace and returns to the thread's own: some microseconds, to create a socket.
 ///
 /// # Errors
-/// What `f` or the kernel says.
+/// Those of `f` and the kernel's.
 pub fn briefly<T>(namespace: BorrowedFd<'_>, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let home = current()?;
     enter(namespace)?;
-    let back = Back(home);
-    let made = f();
-    drop(back);
-    made
+    let guard = ReturnGuard(home);
+    let result = f();
+    drop(guard);
+    result
 }
 
-/// Goes home when dropped, also when `f` panics.
-struct Back(OwnedFd);
+/// Returns to the namespace when dropped, also if `f` panics.
+struct ReturnGuard(OwnedFd);
 
-impl Drop for Back {
+impl Drop for ReturnGuard {
     fn drop(&mut self) {
         if let Err(error) = enter(self.0.as_fd()) {
             // A worker thread that stays in the wrong namespace would open the host's sockets inside the mesh.
-            tracing::error!(%error, "cannot go back to the own network namespace");
+            tracing::error!(%error, "cannot return to the own network namespace");
             std::process::abort();
         }
     }

@@ -1,10 +1,10 @@
-//! Sockets in this thread's own namespace: what the daemon listens on outside the mesh, and what tests stand on.
+//! Sockets in the calling thread's own namespace: the daemon's listeners outside the mesh, and those of tests.
 
 use super::Sockets;
 use std::io;
 use std::net::SocketAddr;
 
-/// Makes sockets where the calling thread is.
+/// Creates sockets in the namespace of the calling thread.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct HereSockets;
 
@@ -51,8 +51,8 @@ pub(super) fn stream(source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
     Ok(socket)
 }
 
-/// Leaves the choice of the local port to `connect`, which needs it free toward one destination only. Chosen by `bind` it
-/// must be free toward all, so that some 28,000 connections (those in TIME_WAIT included) would use up a source address.
+/// Leaves the selection of the local port to `connect`, for which it must be free for one destination only. For `bind` it
+/// must be free for all, so that some 28,000 connections (those in TIME_WAIT included) would use up a source address.
 #[expect(unsafe_code, reason = "no crate at hand offers IP_BIND_ADDRESS_NO_PORT")]
 fn port_at_connect(socket: &tokio::net::TcpSocket) -> io::Result<()> {
     use std::os::fd::AsRawFd;

@@ -1,4 +1,4 @@
-//! Network sysctls of the calling thread's namespace (`/proc/sys/net` shows those of whoever looks).
+//! Network sysctls of the calling thread's namespace (`/proc/sys/net` shows those of the reading thread).
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(key)
 }
 
-/// Reads `net/<key>`; `None` if there is no such key (the device is gone).
+/// Reads `net/<key>`; `None` if the key does not exist (the device is gone).
 pub(super) fn read(key: &str) -> io::Result<Option<String>> {
     match fs::read_to_string(path(key)) {
         Ok(text) => Ok(Some(text.trim().to_owned())),

@@ -1,15 +1,12 @@
-//! The tunnel device in the mesh namespace, in one of two forms behind [`Tunnel`]: kernel WireGuard, or the process
-//! `skep tunnel` (the same protocol on a TUN device). Its UDP socket lives in the host's namespace. What lies here knows
-//! peers and their addresses; it knows nothing of nodes, networks or routes.
+//! The tunnel device in the mesh namespace, in one of two implementations of [`Tunnel`](super::Tunnel): kernel WireGuard, or
+//! the process `skep tunnel` (the same protocol on a TUN device). Its UDP socket is in the host's namespace. This module
+//! knows peers and their addresses; it knows nothing of nodes, networks or routes.
 //!
-//! Both forms outlive the daemon: [`open`] adopts what an earlier run left, replaces what does not fit, and only
-//! [`close`] takes it down.
+//! Both implementations outlive the daemon: [`open`] adopts the device of an earlier run or replaces it if it does not fit,
+//! and only [`close`] removes it.
 
-use super::Tunnel;
-use anyhow::Context as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 mod client;
 mod device;
@@ -20,6 +17,8 @@ mod key;
 mod link;
 mod namespace;
 mod offload;
+mod open;
+mod paths;
 mod process;
 mod protocol;
 mod tun;
@@ -27,89 +26,46 @@ mod uapi;
 mod udp;
 
 pub use key::{generate_key, public_key};
+pub use open::{close, open};
 pub use process::{TunnelArgs, process_main};
 
 /// Whether kernel WireGuard is used.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelChoice {
-    /// Where the kernel has it, unless a running `skep tunnel` can be adopted.
+    /// If the kernel has it, unless a running `skep tunnel` can be adopted.
     #[default]
     Auto,
-    /// Never: always `skep tunnel`.
+    /// Always `skep tunnel`.
     Never,
-    /// Always: its absence is an error.
+    /// An error if the kernel has none.
     Always,
 }
 
-/// What the tunnel shall be.
+/// The configuration of the tunnel.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
-    /// Where the mesh namespace is pinned.
+    /// Path of the mesh namespace's pin.
     pub mesh_pin: PathBuf,
-    /// Folder of `tunnel.sock`, `tunnel.pid` and `tunnel.log`.
+    /// Directory of `tunnel.sock`, `tunnel.pid` and `tunnel.log`.
     pub run_dir: PathBuf,
-    /// The private key, base 64; see [`generate_key`].
+    /// Contains the private key, base 64; see [`generate_key`].
     pub private_key_file: PathBuf,
     /// UDP address and port. An unspecified address of either family means both families. Kernel WireGuard always
     /// listens on every address and honours the port only.
     pub listen: SocketAddr,
-    /// MTU of the device, bytes.
+    /// Of the device, bytes.
     pub mtu: u32,
     /// Name of the device, as `skep0`.
     pub device: String,
-    /// Whether kernel WireGuard is used.
     pub kernel: KernelChoice,
-    /// The skep binary, for `skep tunnel`.
+    /// The skep binary, which is started as `skep tunnel`.
     pub program: PathBuf,
 }
 
 impl TunnelConfig {
-    /// Where the process answers.
+    /// Path of the process's control socket.
     fn socket(&self) -> PathBuf {
         self.run_dir.join("tunnel.sock")
     }
-}
-
-/// Brings the tunnel up: adopts a running one that fits, else makes one. Peers of an adopted tunnel are kept.
-///
-/// # Errors
-/// A key file that cannot be read, a pin that is no namespace, a UDP port that is taken (named with its holder), a kernel
-/// that lacks what [`KernelChoice::Always`] asks for.
-pub async fn open(config: TunnelConfig) -> anyhow::Result<Arc<dyn Tunnel>> {
-    let key = public_key(&config.private_key_file)?;
-    let running = client::hello(&config.socket()).await.ok();
-    let adoptable = match &running {
-        Some(hello) => client::misfit(hello, &config, key)?.is_none(),
-        None => false,
-    };
-    let kernel = match config.kernel {
-        KernelChoice::Never => false,
-        KernelChoice::Always => true,
-        KernelChoice::Auto => !adoptable && kernel::supported().await?,
-    };
-    if kernel {
-        if running.is_some() {
-            client::stop(&config.socket(), false)
-                .await
-                .context("stopping the tunnel process, to use kernel WireGuard instead")?;
-        }
-        return Ok(Arc::new(kernel::KernelTunnel::open(config).await?));
-    }
-    kernel::remove_for_process(&config).await?;
-    Ok(client::ProcessTunnel::open(config, key).await?)
-}
-
-/// Takes the tunnel down: ends the process, deletes the device. What is gone already is fine.
-///
-/// # Errors
-/// A process that does not end, a device that cannot be deleted.
-pub async fn close(config: &TunnelConfig) -> anyhow::Result<()> {
-    client::close(&config.socket()).await?;
-    kernel::delete(config).await
-}
-
-/// The pid file and the log beside a control socket.
-fn beside(socket: &Path, extension: &str) -> PathBuf {
-    socket.with_extension(extension)
 }

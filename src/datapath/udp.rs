@@ -1,5 +1,5 @@
-//! A UDP socket on every address of a family that knows which one a datagram was sent to and answers from that one: a
-//! client that asked one address of several would not take an answer from another. Knows nothing of who sends and why.
+//! A UDP socket on every address of a family that reports which one a datagram was sent to and replies from it: a client
+//! discards a reply from another address than the one that it sent to. Knows nothing of the payload.
 
 #![expect(unsafe_code, reason = "no crate at hand offers recvmsg and sendmsg with IP_PKTINFO")]
 
@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Room for bursts, in bytes; the kernel takes what is in use only.
+/// Socket buffer for bursts, in bytes; the kernel allocates only what is in use.
 const BUFFER: libc::c_int = 4 << 20;
 
-/// Longest datagram that there is, with room to spare.
+/// Bytes; no datagram is longer.
 pub const LONGEST: usize = 65_536;
 
 /// Bound to a port on 0.0.0.0 or [::].
@@ -21,30 +21,29 @@ pub struct UdpPort {
     socket: UdpSocket,
 }
 
-/// Where a datagram came from and was sent to.
+/// The path of a datagram, as seen by its receiver: a reply takes it in the other direction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Way {
-    /// Sender.
+pub struct DatagramPath {
+    /// The sender.
     pub peer: SocketAddr,
-    /// Address of this host that answers go out from.
+    /// Address of this host that the datagram was sent to and replies leave from.
     pub local: IpAddr,
-    /// Interface, where the address alone does not tell it (IPv6 link-local); else 0.
+    /// Interface index where the address alone does not determine it (IPv6 link-local); otherwise 0.
     pub interface: u32,
 }
 
 /// A datagram that arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Datagram {
-    /// Length in bytes.
+    /// Bytes.
     pub len: usize,
-    /// Its way.
-    pub way: Way,
+    pub path: DatagramPath,
     /// It was sent to this host alone, not broadcast or multicast.
     pub unicast: bool,
 }
 
 impl UdpPort {
-    /// Takes over a bound socket. Call it inside the runtime.
+    /// Takes over a bound socket. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The kernel's.
@@ -56,13 +55,13 @@ impl UdpPort {
             set(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
         for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-            // Only root may go over the system's bound.
+            // Only root may exceed the system's limit.
             set(fd, libc::SOL_SOCKET, force, BUFFER).or_else(|_| set(fd, libc::SOL_SOCKET, plain, BUFFER))?;
         }
         Ok(Self { socket: UdpSocket::from_std(socket)? })
     }
 
-    /// Waits until [`Self::try_recv`] may find something.
+    /// Waits until [`Self::try_recv`] may return a datagram.
     ///
     /// # Errors
     /// The kernel's.
@@ -70,7 +69,7 @@ impl UdpPort {
         self.socket.readable().await
     }
 
-    /// The next datagram, [`io::ErrorKind::WouldBlock`] if there is none. `buffer` shall have [`LONGEST`] bytes.
+    /// The next datagram, [`io::ErrorKind::WouldBlock`] if there is none. `buffer` needs [`LONGEST`] bytes.
     ///
     /// # Errors
     /// The kernel's.
@@ -78,18 +77,18 @@ impl UdpPort {
         self.socket.try_io(Interest::READABLE, || recv(self.socket.as_raw_fd(), buffer))
     }
 
-    /// Sends to `way.peer` from `way.local`. [`io::ErrorKind::WouldBlock`] if there is no room.
+    /// Sends to `path.peer` from `path.local`. [`io::ErrorKind::WouldBlock`] if the socket buffer is full.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn try_send(&self, data: &[u8], way: Way) -> io::Result<()> {
-        self.socket.try_io(Interest::WRITABLE, || send(self.socket.as_raw_fd(), data, way))
+    pub fn try_send(&self, data: &[u8], path: DatagramPath) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || send(self.socket.as_raw_fd(), data, path))
     }
 }
 
-/// Ancillary data, aligned as the kernel's headers are.
+/// Buffer for ancillary data, aligned as the kernel's headers are.
 #[repr(C, align(8))]
-struct Control([u8; 64]);
+struct AncillaryData([u8; 64]);
 
 fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = length(size_of_val(&value))?;
@@ -99,10 +98,10 @@ fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -
 }
 
 fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
-    let mut control = Control([0; 64]);
+    let mut control = AncillaryData([0; 64]);
     let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: `storage` is room for `size` bytes of an address; recvmsg writes at most that many there and says in
-    // `msg_namelen` how many it did; `data` and `control` point at live memory of the lengths given.
+    // SAFETY: `storage` is room for `size` bytes of an address; recvmsg writes at most that many and reports
+    // the count in `msg_namelen`; `data` and `control` point at live memory of the lengths given.
     let ((len, to), peer) = unsafe {
         socket2::SockAddr::try_init(|storage, size| {
             let mut message: libc::msghdr = zeroed();
@@ -111,7 +110,7 @@ fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
             message.msg_iov = &raw mut data;
             message.msg_iovlen = 1;
             message.msg_control = control.0.as_mut_ptr().cast();
-            message.msg_controllen = size_of::<Control>();
+            message.msg_controllen = size_of::<AncillaryData>();
             let len = libc::recvmsg(fd, &raw mut message, 0);
             let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
             *size = message.msg_namelen;
@@ -120,7 +119,7 @@ fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
     };
     let peer = peer.as_socket().ok_or_else(|| io::Error::other("a datagram without a sender"))?;
     let (local, interface, unicast) = to.ok_or_else(|| io::Error::other("a datagram without a destination"))?;
-    Ok(Datagram { len, way: Way { peer, local, interface }, unicast })
+    Ok(Datagram { len, path: DatagramPath { peer, local, interface }, unicast })
 }
 
 /// Local address, interface if needed, and whether it was unicast, from the ancillary data.
@@ -137,18 +136,18 @@ unsafe fn sent_to(message: &libc::msghdr) -> Option<(IpAddr, u32, bool)> {
         let payload = unsafe { libc::CMSG_DATA(header) };
         match (level, kind) {
             (libc::SOL_IP, libc::IP_PKTINFO) => {
-                // SAFETY: the kernel puts an in_pktinfo there; it may stand unaligned.
+                // SAFETY: the payload is an in_pktinfo; it may be unaligned.
                 let info: libc::in_pktinfo = unsafe { payload.cast::<libc::in_pktinfo>().read_unaligned() };
                 let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
-                let asked = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
-                return Some((local.into(), 0, local == asked));
+                let destination = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                return Some((local.into(), 0, local == destination));
             }
             (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
-                // SAFETY: the kernel puts an in6_pktinfo there; it may stand unaligned.
+                // SAFETY: the payload is an in6_pktinfo; it may be unaligned.
                 let info: libc::in6_pktinfo = unsafe { payload.cast::<libc::in6_pktinfo>().read_unaligned() };
-                let asked = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                let interface = if asked.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
-                return Some((asked.into(), interface, !asked.is_multicast()));
+                let destination = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                let interface = if destination.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+                return Some((destination.into(), interface, !destination.is_multicast()));
             }
             // SAFETY: both from the same live message.
             _ => header = unsafe { libc::CMSG_NXTHDR(message, header) },
@@ -157,9 +156,9 @@ unsafe fn sent_to(message: &libc::msghdr) -> Option<(IpAddr, u32, bool)> {
     None
 }
 
-fn send(fd: RawFd, data: &[u8], way: Way) -> io::Result<()> {
-    let peer = socket2::SockAddr::from(way.peer);
-    let mut control = Control([0; 64]);
+fn send(fd: RawFd, data: &[u8], path: DatagramPath) -> io::Result<()> {
+    let peer = socket2::SockAddr::from(path.peer);
+    let mut control = AncillaryData([0; 64]);
     let mut data = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     // SAFETY: all bytes zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -168,18 +167,18 @@ fn send(fd: RawFd, data: &[u8], way: Way) -> io::Result<()> {
     message.msg_iov = &raw mut data;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    match way.local {
+    match path.local {
         IpAddr::V4(local) => {
             let from = libc::in_addr { s_addr: u32::from_ne_bytes(local.octets()) };
             let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: libc::in_addr { s_addr: 0 } };
             // SAFETY: `control` has room for one header with either of these payloads (at most 40 of its 64 bytes).
-            unsafe { attach(&mut message, libc::SOL_IP, libc::IP_PKTINFO, info)? };
+            unsafe { set_ancillary(&mut message, libc::SOL_IP, libc::IP_PKTINFO, info)? };
         }
         IpAddr::V6(local) => {
             let from = libc::in6_addr { s6_addr: local.octets() };
-            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: way.interface };
+            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: path.interface };
             // SAFETY: as above.
-            unsafe { attach(&mut message, libc::SOL_IPV6, libc::IPV6_PKTINFO, info)? };
+            unsafe { set_ancillary(&mut message, libc::SOL_IPV6, libc::IPV6_PKTINFO, info)? };
         }
     }
     // SAFETY: name, data and control point at live memory of the lengths given; sendmsg only reads.
@@ -187,11 +186,11 @@ fn send(fd: RawFd, data: &[u8], way: Way) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes `payload` the message's one piece of ancillary data.
+/// Sets `payload` as the message's only ancillary data.
 ///
 /// # Safety
 /// `msg_control` points at live, aligned, zeroed memory with room for `CMSG_SPACE` of the payload.
-unsafe fn attach<T>(message: &mut libc::msghdr, level: libc::c_int, kind: libc::c_int, payload: T) -> io::Result<()> {
+unsafe fn set_ancillary<T>(message: &mut libc::msghdr, level: libc::c_int, kind: libc::c_int, payload: T) -> io::Result<()> {
     let size = length(size_of::<T>())?;
     // SAFETY: arithmetic only.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
@@ -228,33 +227,33 @@ mod tests {
         }
     }
 
-    async fn echo(bind: &str, client: &str, asked: &str) {
+    async fn echo(bind: &str, client: &str, server: &str) {
         let socket = HereSockets.udp(bind.parse().expect("address")).expect("bound");
         let number = socket.local_addr().expect("address").port();
         let port = UdpPort::new(socket).expect("port");
         let client = std::net::UdpSocket::bind(client).expect("client");
         client.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("timeout");
-        let asked = SocketAddr::new(asked.parse().expect("address"), number);
-        // A connected socket takes answers from the address that it asked only.
-        client.connect(asked).expect("connected");
+        let server = SocketAddr::new(server.parse().expect("address"), number);
+        // A connected socket receives from the address that it is connected to only.
+        client.connect(server).expect("connected");
         let (sent, mut buffer) = (vec![7; 60_000], vec![0; LONGEST]);
         client.send(&sent).expect("sent");
         let got = next(&port, &mut buffer).await;
-        assert_eq!((got.len, got.way.local, got.unicast), (60_000, asked.ip(), true));
-        assert_eq!(got.way.peer, client.local_addr().expect("address"));
-        port.try_send(&buffer[..got.len], got.way).expect("answered");
-        let len = client.recv(&mut buffer).expect("the answer comes from the address that was asked");
+        assert_eq!((got.len, got.path.local, got.unicast), (60_000, server.ip(), true));
+        assert_eq!(got.path.peer, client.local_addr().expect("address"));
+        port.try_send(&buffer[..got.len], got.path).expect("replied");
+        let len = client.recv(&mut buffer).expect("the reply arrives from the address that was sent to");
         assert_eq!(buffer[..len], sent);
     }
 
     #[tokio::test]
-    async fn answers_leave_from_the_address_that_was_asked() {
+    async fn replies_leave_from_the_address_that_was_sent_to() {
         echo("0.0.0.0:0", "127.0.0.1:0", "127.0.0.77").await;
         echo("[::]:0", "[::1]:0", "::1").await;
     }
 
     #[tokio::test]
-    async fn both_families_may_have_the_same_port_and_broadcasts_are_told_apart() {
+    async fn both_families_can_bind_the_same_port_and_broadcasts_are_flagged() {
         let four = HereSockets.udp("0.0.0.0:0".parse().expect("address")).expect("bound");
         let number = four.local_addr().expect("address").port();
         let six = HereSockets.udp(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), number)).expect("the same number on IPv6");

@@ -1,7 +1,7 @@
-//! Foreign names: asks upstream resolvers, one after the other, UDP first and TCP when an answer was cut. Bounded in time
-//! (each resolver) and size; the number under way is bounded by the caller. Keeps no cache: resolvers do.
+//! Names outside the cluster: queries upstream resolvers, one after the other, over UDP, and over TCP after a truncated
+//! answer. Bounded in time (each resolver) and size; the caller bounds how many run concurrently. Has no cache: resolvers do.
 
-use super::message::{self, Request};
+use super::message::{self, DnsQuery};
 use super::resolv::Resolv;
 use crate::datapath::Sockets;
 use rand::Rng;
@@ -14,12 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::debug;
 
-/// Resolvers asked at most for one question, as stub resolvers do.
+/// Most resolvers that are queried for one name, as in stub resolvers.
 const MAX_UPSTREAMS: usize = 3;
-/// Longest answer over UDP that is read, in bytes; longer ones come over TCP.
+/// Longest answer over UDP that is read, in bytes; longer ones are fetched over TCP.
 const MAX_DATAGRAM: usize = 4096;
 
-/// Asks the world.
+/// Client of the host's resolvers.
 pub struct Forwarder {
     sockets: Arc<dyn Sockets>,
     resolv: Resolv,
@@ -27,33 +27,33 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Asks through `sockets`, those of `resolv_conf` unless told otherwise, each for at most `timeout`.
+    /// Queries through `sockets` the resolvers of the file `resolv_conf`, if a query names no others, each for at most `timeout`.
     pub fn new(sockets: Arc<dyn Sockets>, resolv_conf: PathBuf, timeout: Duration) -> Self {
         Self { sockets, resolv: Resolv::new(resolv_conf), timeout }
     }
 
-    /// The answer for the client, at most `limit` bytes: a resolver's, or SERVFAIL if none gave one. `skip` are
-    /// addresses that must not be asked (our own).
-    pub async fn ask(&self, request: &Request, own: &[IpAddr], skip: impl Fn(IpAddr) -> bool, limit: usize) -> Vec<u8> {
+    /// Returns the answer for the client, at most `limit` bytes: a resolver's, or SERVFAIL if none answered. `own` are the
+    /// client's own resolvers; empty: the host's. Addresses that are `excluded` (our gateways) are not queried.
+    pub async fn query(&self, query: &DnsQuery, own: &[IpAddr], excluded: impl Fn(IpAddr) -> bool, limit: usize) -> Vec<u8> {
         let upstreams = if own.is_empty() { self.resolv.nameservers() } else { own.to_vec() };
         let mut last = None;
-        for upstream in upstreams.into_iter().filter(|upstream| !skip(*upstream)).take(MAX_UPSTREAMS) {
-            let Some(query) = request.outward(rand::rng().random()) else { break };
-            match self.ask_one(SocketAddr::new(upstream, super::PORT), &query).await {
-                Ok(response) if !message::worth_asking_on(&response) => return request.inward(response, limit),
+        for upstream in upstreams.into_iter().filter(|upstream| !excluded(*upstream)).take(MAX_UPSTREAMS) {
+            let Some(packet) = query.upstream_query(rand::rng().random()) else { break };
+            match self.query_one(SocketAddr::new(upstream, super::PORT), &packet).await {
+                Ok(response) if !message::is_server_failure(&response) => return query.client_answer(response, limit),
                 Ok(response) => last = Some(response),
-                Err(error) => debug!(%upstream, %error, name = %request.query().name(), "resolver did not answer"),
+                Err(error) => debug!(%upstream, %error, name = %query.question().name(), "resolver did not answer"),
             }
         }
-        last.map_or_else(|| request.failed(), |response| request.inward(response, limit))
+        last.map_or_else(|| query.servfail(), |response| query.client_answer(response, limit))
     }
 
-    async fn ask_one(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    async fn query_one(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
         let response = self.within(self.over_udp(upstream, query)).await?;
         if !message::truncated(&response) {
             return Ok(response);
         }
-        // A resolver without TCP still gave us something.
+        // If the resolver does not serve TCP, the truncated answer is better than none.
         Ok(self.within(self.over_tcp(upstream, query)).await.unwrap_or(response))
     }
 
@@ -62,8 +62,8 @@ impl Forwarder {
     }
 
     async fn over_udp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-        // A fresh socket for each question: the kernel draws its port, and only the resolver's packets get in.
-        let socket = tokio::net::UdpSocket::from_std(self.sockets.udp(any(upstream))?)?;
+        // A new socket for each query: the kernel draws a random port, and connected it receives only the resolver's packets.
+        let socket = tokio::net::UdpSocket::from_std(self.sockets.udp(unspecified(upstream))?)?;
         socket.connect(upstream).await?;
         socket.send(query).await?;
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
@@ -81,7 +81,7 @@ impl Forwarder {
     }
 
     async fn over_tcp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-        let mut stream = self.sockets.stream(any(upstream))?.connect(upstream).await?;
+        let mut stream = self.sockets.stream(unspecified(upstream))?.connect(upstream).await?;
         let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
         let length = stream.read_u16().await?;
@@ -91,8 +91,8 @@ impl Forwarder {
     }
 }
 
-/// Any address and port of the same family.
-fn any(upstream: SocketAddr) -> SocketAddr {
+/// The unspecified address and port of the same family.
+fn unspecified(upstream: SocketAddr) -> SocketAddr {
     match upstream {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

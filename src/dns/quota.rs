@@ -1,59 +1,60 @@
-//! How much of something is under way: in all, and by one asker.
+//! Bounds of concurrent work: in total, and for one client.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-/// Counts what is under way and says no beyond the bounds.
+/// Counts permits and refuses them beyond the bounds.
 #[derive(Debug)]
 pub struct Quota {
     most: usize,
-    most_each: usize,
-    counts: Mutex<Counts>,
+    most_per_client: usize,
+    counts: Mutex<QuotaCounts>,
 }
 
 #[derive(Default, Debug)]
-struct Counts {
+struct QuotaCounts {
     total: usize,
-    each: BTreeMap<IpAddr, usize>,
+    by_client: BTreeMap<IpAddr, usize>,
 }
 
-/// One unit, given back when dropped.
+/// Permission for one unit of work, released when dropped.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct QuotaPermit {
     quota: Arc<Quota>,
-    asker: IpAddr,
+    client: IpAddr,
 }
 
 impl Quota {
-    /// At most `most` in all and `most_each` by one asker.
+    /// At most `most` permits in total and `most_per_client` for one client.
     #[must_use]
-    pub fn new(most: usize, most_each: usize) -> Arc<Self> {
-        Arc::new(Self { most, most_each, counts: Mutex::default() })
+    pub fn new(most: usize, most_per_client: usize) -> Arc<Self> {
+        Arc::new(Self { most, most_per_client, counts: Mutex::default() })
     }
 
-    /// One unit for this asker, if there is one left.
+    /// Takes a permit for this client, unless a bound is reached.
     #[must_use]
-    pub fn take(self: &Arc<Self>, asker: IpAddr) -> Option<Ticket> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = counts.each.get(&asker).copied().unwrap_or(0);
-        if counts.total >= self.most || own >= self.most_each {
+    pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<QuotaPermit> {
+        let mut counts = lock(&self.counts);
+        let own = counts.by_client.get(&client).copied().unwrap_or(0);
+        if counts.total >= self.most || own >= self.most_per_client {
             return None;
         }
         counts.total += 1;
-        counts.each.insert(asker, own + 1);
-        Some(Ticket { quota: Arc::clone(self), asker })
+        counts.by_client.insert(client, own + 1);
+        Some(QuotaPermit { quota: Arc::clone(self), client })
     }
 }
 
-impl Drop for Ticket {
+impl Drop for QuotaPermit {
     fn drop(&mut self) {
-        let mut counts = self.quota.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.quota.counts);
         counts.total -= 1;
-        match counts.each.get_mut(&self.asker) {
+        match counts.by_client.get_mut(&self.client) {
             Some(own) if *own > 1 => *own -= 1,
             _ => {
-                counts.each.remove(&self.asker);
+                counts.by_client.remove(&self.client);
             }
         }
     }
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_asker_cannot_take_what_the_others_need_and_all_comes_back() {
+    fn one_client_cannot_take_all_permits_and_dropped_ones_are_free_again() {
         let quota = Quota::new(3, 2);
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let held = [quota.take(a), quota.take(a)];
@@ -74,7 +75,7 @@ mod tests {
         assert!(other.is_some());
         assert!(quota.take(b).is_none(), "the total is reached");
         drop((held, other));
-        assert!(quota.counts.lock().unwrap().each.is_empty());
+        assert!(quota.counts.lock().unwrap().by_client.is_empty());
         assert!(quota.take(a).is_some());
     }
 }

@@ -1,10 +1,9 @@
-//! Who may ask and what the answer is: the node's view turned into an index of names. Pure; knows neither sockets nor
-//! time nor how a foreign name is looked up.
+//! Clients and answers: an index of names, built from the node's view. Pure; knows neither sockets nor time nor resolvers.
 //!
-//! A name is owned as long as a member of the network bears it, and answers those members that are backends. So a service
-//! without a running task is an empty answer, not an unknown name, and never asked of the world.
+//! A name is ours as long as a task of the network has it, and its records are the addresses of those tasks that are backends.
+//! So the name of a service without a running task has no records (NODATA); it is neither unknown nor forwarded.
 
-use crate::datapath::ebpf::Ready;
+use crate::datapath::ebpf::VipReadiness;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, TaskEndpoint};
 use crate::model::{NodeId, NodeView, ServiceId, TaskId};
@@ -18,66 +17,65 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Names of the networks of this node.
 #[derive(Default, Debug)]
 pub struct Records {
-    /// User networks by name, `ingress` last: the order in which names are looked for.
+    /// User networks by name, `ingress` last: the order of a lookup.
     zones: Vec<Zone>,
-    /// Every network's gateway.
+    /// The gateway of each network.
     gateways: BTreeSet<Ipv4Addr>,
-    /// Containers of this node, by (gateway that they ask, their address).
-    askers: BTreeMap<(Ipv4Addr, Ipv4Addr), TaskId>,
-    /// What each of them may see.
-    rights: BTreeMap<TaskId, Rights>,
-    /// The cluster's own addresses, not asked of the world either.
+    /// Containers of this node, by (gateway that they query, their address).
+    clients: BTreeMap<(Ipv4Addr, Ipv4Addr), TaskId>,
+    access: BTreeMap<TaskId, ClientAccess>,
+    /// Addresses of nodes and containers inside the mesh, whose names are not forwarded either.
     mesh: Option<Ipv6Net>,
 }
 
-/// One network.
+/// The names of one network.
 #[derive(Debug)]
 struct Zone {
     name: String,
     lower: String,
     subnet: Ipv4Net,
-    /// Lower-case name → addresses of the backends that bear it (empty: owned, nobody there).
+    /// Lower-case name → addresses of the backends with that name; empty if no task of that name is a backend.
     names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    /// Lower-case name of a service with a backend → its virtual address, as far as the eBPF datapath carries it.
-    virtuals: BTreeMap<String, Ipv4Addr>,
+    /// Lower-case name of a service with a backend → its virtual address, if the eBPF datapath serves it.
+    vips: BTreeMap<String, Ipv4Addr>,
     /// Address → container name.
     reverse: BTreeMap<Ipv4Addr, String>,
 }
 
-/// What a container may see.
+/// What the answers to a container depend on.
 #[derive(Default, Debug)]
-struct Rights {
-    /// Indexes of its networks.
+struct ClientAccess {
+    /// Indexes of its networks in `Records::zones`.
     zones: Vec<usize>,
     /// Virtual addresses work in its namespace.
-    virtuals: bool,
-    /// One of its networks has a way out.
-    outside: bool,
-    /// Resolvers from its own spec.
+    vips: bool,
+    /// One of its networks is not internal.
+    external: bool,
+    /// Resolvers of its task's spec.
     nameservers: Vec<IpAddr>,
 }
 
-/// What is to be said.
+/// The answer to a query.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// These addresses, in this order.
+pub enum RecordAnswer {
+    /// A records, in this order.
     Addresses(Vec<Ipv4Addr>),
-    /// This name (of an address).
+    /// A PTR record with this name.
     Pointer(String),
-    /// The name is ours and has nothing of that type.
+    /// The name is ours and has no record of that type (NODATA).
     Empty,
-    /// Would be ours and is not there.
+    /// The name would be ours and does not exist (NXDOMAIN).
     NoSuchName,
-    /// The asker is nobody we know, or may not ask for this.
+    /// The client is no container of this node, or may not query this name.
     Refused,
-    /// Not ours: ask these resolvers, or the host's if there are none.
-    Foreign(Vec<IpAddr>),
+    /// Not ours: to be forwarded to these resolvers, or to the host's if there are none.
+    Forward(Vec<IpAddr>),
 }
 
 impl Records {
-    /// The index of a view, for the containers of node `me`. `ready` says where virtual addresses work.
+    /// Builds the index of a view, for the containers of node `me`. `ready` names the containers in which virtual addresses work.
     #[must_use]
-    pub fn build(me: &NodeId, view: &NodeView, ready: &Ready) -> Self {
+    pub fn build(me: &NodeId, view: &NodeView, ready: &VipReadiness) -> Self {
         let mut networks: Vec<&NetworkPart> = view.networks.by_id.values().collect();
         networks.sort_by_key(|n| (n.ingress, &n.name));
         let mut records = Self { mesh: Some(view.cluster.mesh.0), ..Self::default() };
@@ -86,102 +84,102 @@ impl Records {
             records.zones.push(Zone::build(network, ready));
             records.gateways.insert(network.gateway);
             for member in network.members.iter().filter(|m| m.node_id == *me) {
-                records.askers.insert((network.gateway, member.address), member.task_id.clone());
-                let rights = records.rights.entry(member.task_id.clone()).or_default();
-                rights.zones.push(index);
-                rights.virtuals |= ready.askers.contains(&member.address);
-                rights.outside |= !network.internal;
-                rights.nameservers = own_nameservers(view, &member.task_id);
+                records.clients.insert((network.gateway, member.address), member.task_id.clone());
+                let access = records.access.entry(member.task_id.clone()).or_default();
+                access.zones.push(index);
+                access.vips |= ready.containers.contains(&member.address);
+                access.external |= !network.internal;
+                access.nameservers = spec_nameservers(view, &member.task_id);
             }
         }
         records
     }
 
-    /// Answers one question of the container that has `source` on the network of `gateway`. Addresses come shuffled.
-    pub fn answer(&self, gateway: Ipv4Addr, source: IpAddr, name: &Name, kind: RecordType, rng: &mut impl Rng) -> Answer {
-        let IpAddr::V4(source) = source else { return Answer::Refused };
-        let Some(rights) = self.askers.get(&(gateway, source)).and_then(|task| self.rights.get(task)) else {
-            return Answer::Refused;
+    /// Answers a query of the container with address `source` on the network of `gateway`. Addresses are shuffled.
+    pub fn answer(&self, gateway: Ipv4Addr, source: IpAddr, name: &Name, kind: RecordType, rng: &mut impl Rng) -> RecordAnswer {
+        let IpAddr::V4(source) = source else { return RecordAnswer::Refused };
+        let Some(access) = self.clients.get(&(gateway, source)).and_then(|task| self.access.get(task)) else {
+            return RecordAnswer::Refused;
         };
-        let owned = self.reverse(rights, name, kind).or_else(|| self.forward(rights, &text(name), kind, rng));
-        match owned {
+        let own = self.lookup_pointer(access, name, kind).or_else(|| self.lookup_name(access, &text(name), kind, rng));
+        match own {
             Some(answer) => answer,
-            // A network without a way out must not leak through questions either.
-            None if !rights.outside => Answer::Refused,
-            None => Answer::Foreign(rights.nameservers.clone()),
+            // An internal network must not leak data through forwarded queries.
+            None if !access.external => RecordAnswer::Refused,
+            None => RecordAnswer::Forward(access.nameservers.clone()),
         }
     }
 
-    /// Whether the address is ours: a resolver must not be told to ask itself.
+    /// Whether the address is one of our name servers: a query must not be forwarded to this server.
     #[must_use]
     pub fn is_gateway(&self, address: IpAddr) -> bool {
         matches!(address, IpAddr::V4(address) if self.gateways.contains(&address))
     }
 
-    fn forward(&self, rights: &Rights, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<Answer> {
-        let visible = || rights.zones.iter().filter_map(|index| self.zones.get(*index));
+    fn lookup_name(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
+        let visible = || access.zones.iter().filter_map(|index| self.zones.get(*index));
         let whole = visible().filter_map(|zone| zone.names.get(name));
         let within = visible().filter_map(|zone| {
             let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
             zone.names.get(rest)
         });
-        // A service on several networks: its virtual address on the first of them.
-        if rights.virtuals {
-            let whole = visible().find_map(|zone| zone.virtuals.get(name));
+        // Of a service on several networks, its virtual address on the first of them.
+        if access.vips {
+            let whole = visible().find_map(|zone| zone.vips.get(name));
             let within = || {
                 visible().find_map(|zone| {
                     let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
-                    zone.virtuals.get(rest)
+                    zone.vips.get(rest)
                 })
             };
             if let Some(address) = whole.or_else(within) {
                 let fits = matches!(kind, RecordType::A | RecordType::ANY);
-                return Some(if fits { Answer::Addresses(vec![*address]) } else { Answer::Empty });
+                return Some(if fits { RecordAnswer::Addresses(vec![*address]) } else { RecordAnswer::Empty });
             }
         }
-        let mut owned = false;
+        let mut ours = false;
         for addresses in whole.chain(within) {
-            owned = true;
+            ours = true;
             if addresses.is_empty() {
                 continue;
             }
             if !matches!(kind, RecordType::A | RecordType::ANY) {
-                return Some(Answer::Empty);
+                return Some(RecordAnswer::Empty);
             }
             let mut addresses: Vec<Ipv4Addr> = addresses.iter().copied().collect();
             addresses.shuffle(rng);
-            return Some(Answer::Addresses(addresses));
+            return Some(RecordAnswer::Addresses(addresses));
         }
-        owned.then_some(Answer::Empty)
+        ours.then_some(RecordAnswer::Empty)
     }
 
-    fn reverse(&self, rights: &Rights, name: &Name, kind: RecordType) -> Option<Answer> {
+    fn lookup_pointer(&self, access: &ClientAccess, name: &Name, kind: RecordType) -> Option<RecordAnswer> {
         match name.parse_arpa_name().ok()? {
             IpNet::V4(net) if net.prefix_len() == 32 => {
                 let address = net.addr();
                 let index = self.zones.iter().position(|zone| zone.subnet.contains(&address))?;
                 let zone = &self.zones[index];
-                let container = zone.reverse.get(&address).filter(|_| rights.zones.contains(&index));
+                let container = zone.reverse.get(&address).filter(|_| access.zones.contains(&index));
                 Some(match container {
-                    None => Answer::NoSuchName,
-                    Some(_) if !matches!(kind, RecordType::PTR | RecordType::ANY) => Answer::Empty,
-                    Some(container) => Answer::Pointer(format!("{container}.{}", zone.name)),
+                    None => RecordAnswer::NoSuchName,
+                    Some(_) if !matches!(kind, RecordType::PTR | RecordType::ANY) => RecordAnswer::Empty,
+                    Some(container) => RecordAnswer::Pointer(format!("{container}.{}", zone.name)),
                 })
             }
-            IpNet::V6(net) if self.mesh.is_some_and(|mesh| mesh.contains(&net)) => Some(Answer::NoSuchName),
+            IpNet::V6(net) if self.mesh.is_some_and(|mesh| mesh.contains(&net)) => Some(RecordAnswer::NoSuchName),
             _ => None,
         }
     }
 }
 
 impl Zone {
-    fn build(network: &NetworkPart, ready: &Ready) -> Self {
+    fn build(network: &NetworkPart, ready: &VipReadiness) -> Self {
         let mut zone = Self {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),
             subnet: network.subnet,
             names: BTreeMap::new(),
-            virtuals: BTreeMap::new(),
+            vips: BTreeMap::new(),
             reverse: BTreeMap::new(),
         };
         for member in &network.members {
@@ -202,7 +200,7 @@ impl Zone {
             let own = tasks.get(&service.service_id).map_or(&[][..], Vec::as_slice);
             if own.iter().any(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
                 for name in own.iter().flat_map(|m| std::iter::once(&m.service_name).chain(&m.aliases)) {
-                    zone.virtuals.insert(name.to_ascii_lowercase(), service.vip);
+                    zone.vips.insert(name.to_ascii_lowercase(), service.vip);
                 }
             }
         }
@@ -210,8 +208,8 @@ impl Zone {
     }
 }
 
-/// The names that a task answers to. On the userspace datapath `service` and `tasks.service` are the same; on the eBPF datapath the
-/// service's virtual address comes before.
+/// The names of a task. On the userspace datapath `service` and `tasks.service` have the same records; on the eBPF datapath
+/// `service` is the virtual address, see [`Zone::vips`].
 fn names_of(member: &TaskEndpoint) -> Vec<String> {
     let mut names = vec![member.container_name.clone()];
     for name in std::iter::once(&member.service_name).chain(&member.aliases) {
@@ -224,13 +222,13 @@ fn names_of(member: &TaskEndpoint) -> Vec<String> {
     names
 }
 
-/// Resolvers that the task's spec names. What is no address is left out: the API has refused it long before.
-fn own_nameservers(view: &NodeView, task: &TaskId) -> Vec<IpAddr> {
+/// Resolvers of the task's spec. The API refuses what is no address, so that none is omitted here.
+fn spec_nameservers(view: &NodeView, task: &TaskId) -> Vec<IpAddr> {
     let config = view.tasks.by_id.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
     config.map(|config| config.nameservers.iter().filter_map(|text| text.parse().ok()).collect()).unwrap_or_default()
 }
 
-/// A name's lower-case text without the final dot. A dot within a label is kept apart from those between labels.
+/// A name's lower-case text without the final dot. A dot inside a label is escaped, unlike those between labels.
 fn text(name: &Name) -> String {
     let labels: Vec<String> =
         name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase().replace('.', "\\.")).collect();

@@ -1,10 +1,10 @@
-//! The sockets of one gateway address, UDP and TCP, and what happens to a packet. Our own names are answered at once in
-//! the receiving loop; a foreign one is spawned, within the bounds of `quota`.
+//! The UDP and TCP sockets of one gateway address, and the handling of a packet. Names of the cluster are answered at once
+//! in the receiving loop; a query for another name is forwarded in a spawned future, within the bounds of `quota`.
 
 use super::forward::Forwarder;
-use super::message::{self, MAX_QUERY, Parsed, Request};
-use super::quota::{Quota, Ticket};
-use super::records::{Answer, Records};
+use super::message::{self, DnsQuery, MAX_QUERY, ParsedPacket};
+use super::quota::{Quota, QuotaPermit};
+use super::records::{RecordAnswer, Records};
 use super::{DnsSettings, PORT};
 use crate::datapath::Sockets;
 use std::io;
@@ -12,131 +12,142 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
-/// Questions under way on one TCP connection.
+/// Concurrent queries on one TCP connection.
 const PIPELINE: usize = 8;
 /// Longest message over TCP, in bytes.
 const MAX_TCP: usize = u16::MAX as usize;
-/// Pause after the kernel refused to receive or accept (out of descriptors or memory).
-const BACK_OFF: Duration = Duration::from_millis(50);
+/// Pause after the kernel refused to receive or accept (no descriptors or memory left).
+const KERNEL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What all gateways share.
-pub struct Shared {
+/// What the servers of all gateways share.
+pub struct ServerContext {
     records: watch::Receiver<Arc<Records>>,
     forwarder: Forwarder,
-    questions: Arc<Quota>,
+    forwarded: Arc<Quota>,
     connections: Arc<Quota>,
     settings: DnsSettings,
 }
 
-impl Shared {
-    /// `outside` makes the sockets toward foreign resolvers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DnsTransport {
+    Udp,
+    Tcp,
+}
+
+enum PacketAction {
+    Drop,
+    Reply(Vec<u8>),
+    Forward(ForwardedQuery),
+}
+
+/// A query for a name outside the cluster, until it is answered.
+struct ForwardedQuery {
+    query: Box<DnsQuery>,
+    /// The client's own resolvers; empty: the host's.
+    upstreams: Vec<IpAddr>,
+    /// Longest answer that the client accepts, in bytes.
+    limit: usize,
+    /// The records at its arrival, which know the gateways that must not be queried.
+    records: Arc<Records>,
+    _permit: QuotaPermit,
+}
+
+impl ServerContext {
+    /// `outside` makes the sockets to the host's resolvers.
     pub fn new(records: watch::Receiver<Arc<Records>>, outside: Arc<dyn Sockets>, settings: DnsSettings) -> Self {
         Self {
             records,
             forwarder: Forwarder::new(outside, settings.resolv_conf.clone(), settings.timeout),
-            questions: Quota::new(settings.max_in_flight, settings.max_per_asker),
+            forwarded: Quota::new(settings.max_in_flight, settings.max_per_client),
             connections: Quota::new(settings.max_connections, settings.max_connections.div_ceil(4)),
             settings,
         }
     }
 
-    /// What to do with a packet that `source` sent to `gateway`.
-    fn decide(&self, gateway: Ipv4Addr, source: IpAddr, packet: &[u8], udp: bool) -> Decision {
-        let request = match message::parse(packet) {
-            Parsed::Request(request) => request,
-            Parsed::Reply(reply) => return Decision::Reply(reply),
-            Parsed::Ignore => return Decision::Drop,
+    /// Decides what to do with a packet that `source` sent to `gateway`.
+    fn handle(&self, gateway: Ipv4Addr, source: IpAddr, packet: &[u8], transport: DnsTransport) -> PacketAction {
+        let query = match message::parse(packet) {
+            ParsedPacket::Query(query) => query,
+            ParsedPacket::Reply(reply) => return PacketAction::Reply(reply),
+            ParsedPacket::Ignore => return PacketAction::Drop,
         };
-        let limit = if udp { request.udp_limit() } else { MAX_TCP };
+        let limit = if transport == DnsTransport::Udp { query.udp_limit() } else { MAX_TCP };
         let records = Arc::clone(&self.records.borrow());
-        let query = request.query();
-        let answer = records.answer(gateway, source, query.name(), query.query_type(), &mut rand::rng());
-        trace!(%gateway, %source, name = %query.name(), kind = %query.query_type(), ?answer, "question");
-        if let Some(reply) = request.answer(&answer, self.settings.ttl, limit) {
-            return Decision::Reply(reply);
+        let question = query.question();
+        let answer = records.answer(gateway, source, question.name(), question.query_type(), &mut rand::rng());
+        trace!(%gateway, %source, name = %question.name(), kind = %question.query_type(), ?answer, "query");
+        if let Some(reply) = query.answer(&answer, self.settings.ttl, limit) {
+            return PacketAction::Reply(reply);
         }
-        let Some(ticket) = self.questions.take(source) else {
-            debug!(%source, "too many foreign questions under way");
-            return Decision::Reply(request.failed());
+        let Some(permit) = self.forwarded.take(source) else {
+            debug!(%source, "too many forwarded queries, answered SERVFAIL");
+            return PacketAction::Reply(query.servfail());
         };
-        let upstreams = if let Answer::Foreign(upstreams) = answer { upstreams } else { Vec::new() };
-        Decision::Forward(Errand { request, upstreams, limit, records, _ticket: ticket })
+        let upstreams = if let RecordAnswer::Forward(upstreams) = answer { upstreams } else { Vec::new() };
+        PacketAction::Forward(ForwardedQuery { query, upstreams, limit, records, _permit: permit })
     }
 
-    async fn run_errand(&self, errand: Errand) -> Vec<u8> {
-        let skip = |address| errand.records.is_gateway(address);
-        self.forwarder.ask(&errand.request, &errand.upstreams, skip, errand.limit).await
+    /// Queries the resolvers and returns the answer for the client.
+    async fn forward(&self, forwarded: ForwardedQuery) -> Vec<u8> {
+        let excluded = |address| forwarded.records.is_gateway(address);
+        self.forwarder.query(&forwarded.query, &forwarded.upstreams, excluded, forwarded.limit).await
     }
-}
-
-enum Decision {
-    Drop,
-    Reply(Vec<u8>),
-    Forward(Errand),
-}
-
-/// A foreign question under way.
-struct Errand {
-    request: Box<Request>,
-    upstreams: Vec<IpAddr>,
-    limit: usize,
-    records: Arc<Records>,
-    _ticket: Ticket,
 }
 
 /// The name server at one gateway address; dropping it ends its loops.
-pub struct Gateway {
+pub struct GatewayServer {
     loops: JoinSet<()>,
 }
 
-impl Gateway {
+impl GatewayServer {
     /// Binds both sockets, then answers on them.
     ///
     /// # Errors
-    /// The kernel's, of whichever socket could not be made; then none is left.
-    pub fn open(address: Ipv4Addr, sockets: &dyn Sockets, shared: &Arc<Shared>) -> io::Result<Self> {
-        let at = SocketAddr::from((address, PORT));
-        let udp = UdpSocket::from_std(sockets.udp(at)?)?;
-        let tcp = TcpListener::from_std(sockets.listen(at)?)?;
+    /// The kernel's, if one of the sockets cannot be bound; then the other one is closed too.
+    pub fn open(address: Ipv4Addr, sockets: &dyn Sockets, context: &Arc<ServerContext>) -> io::Result<Self> {
+        let local = SocketAddr::from((address, PORT));
+        let udp = UdpSocket::from_std(sockets.udp(local)?)?;
+        let tcp = TcpListener::from_std(sockets.listen(local)?)?;
         let mut loops = JoinSet::new();
-        loops.spawn(datagrams(Arc::new(udp), address, Arc::clone(shared)));
-        loops.spawn(connections(tcp, address, Arc::clone(shared)));
+        loops.spawn(serve_udp(Arc::new(udp), address, Arc::clone(context)));
+        loops.spawn(serve_tcp(tcp, address, Arc::clone(context)));
         Ok(Self { loops })
     }
 
-    /// Ends the loops and waits until the sockets are gone, so that the address can be bound again.
+    /// Ends the loops and waits until the sockets are closed, so that the address can be bound again.
     pub async fn close(mut self) {
         self.loops.shutdown().await;
     }
 }
 
-async fn datagrams(socket: Arc<UdpSocket>, gateway: Ipv4Addr, shared: Arc<Shared>) {
-    // Owned by this loop: when it ends, so do the errands.
-    let mut errands = JoinSet::new();
+async fn serve_udp(socket: Arc<UdpSocket>, gateway: Ipv4Addr, context: Arc<ServerContext>) {
+    // Owned by this loop: forwarded queries end with it.
+    let mut forwarded_queries = JoinSet::new();
     let mut buffer = vec![0; MAX_QUERY + 1];
     loop {
-        while errands.try_join_next().is_some() {}
+        while forwarded_queries.try_join_next().is_some() {}
         let (length, source) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
             Err(error) => {
                 debug!(%gateway, %error, "receive failed");
-                tokio::time::sleep(BACK_OFF).await;
+                tokio::time::sleep(KERNEL_PAUSE).await;
                 continue;
             }
         };
-        match shared.decide(gateway, source.ip(), &buffer[..length], true) {
-            Decision::Drop => {}
-            Decision::Reply(reply) => send(&socket, &reply, source).await,
-            Decision::Forward(errand) => {
-                let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
-                errands.spawn(async move {
-                    let reply = shared.run_errand(errand).await;
+        match context.handle(gateway, source.ip(), &buffer[..length], DnsTransport::Udp) {
+            PacketAction::Drop => {}
+            PacketAction::Reply(reply) => send(&socket, &reply, source).await,
+            PacketAction::Forward(forwarded) => {
+                let (socket, context) = (Arc::clone(&socket), Arc::clone(&context));
+                forwarded_queries.spawn(async move {
+                    let reply = context.forward(forwarded).await;
                     send(&socket, &reply, source).await;
                 });
             }
@@ -144,86 +155,98 @@ async fn datagrams(socket: Arc<UdpSocket>, gateway: Ipv4Addr, shared: Arc<Shared
     }
 }
 
-/// An answer that cannot be sent is lost, as any datagram may be; the client asks again.
+/// An answer that cannot be sent is lost, as any datagram may be; the client retries.
 async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
     if let Err(error) = socket.send_to(reply, to).await {
         trace!(%to, %error, "answer not sent");
     }
 }
 
-async fn connections(listener: TcpListener, gateway: Ipv4Addr, shared: Arc<Shared>) {
-    let mut open = JoinSet::new();
+async fn serve_tcp(listener: TcpListener, gateway: Ipv4Addr, context: Arc<ServerContext>) {
+    let mut connections = JoinSet::new();
     loop {
-        while open.try_join_next().is_some() {}
+        while connections.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, peer)) => match shared.connections.take(peer.ip()) {
-                Some(ticket) => {
-                    let shared = Arc::clone(&shared);
-                    open.spawn(async move {
-                        if let Err(error) = connection(stream, peer.ip(), gateway, &shared).await {
+            Ok((stream, peer)) => match context.connections.take(peer.ip()) {
+                Some(permit) => {
+                    let context = Arc::clone(&context);
+                    connections.spawn(async move {
+                        if let Err(error) = serve_connection(stream, peer.ip(), gateway, context).await {
                             trace!(%peer, %error, "connection ended");
                         }
-                        drop(ticket);
+                        drop(permit);
                     });
                 }
                 None => drop(stream),
             },
             Err(error) => {
                 debug!(%gateway, %error, "accept failed");
-                tokio::time::sleep(BACK_OFF).await;
+                tokio::time::sleep(KERNEL_PAUSE).await;
             }
         }
     }
 }
 
-/// One TCP connection: reads questions as they come, answers them as they are ready, at most [`PIPELINE`] under way.
-async fn connection(stream: TcpStream, source: IpAddr, gateway: Ipv4Addr, shared: &Arc<Shared>) -> io::Result<()> {
-    let idle = shared.settings.idle;
-    let (mut reader, mut writer) = stream.into_split();
-    let (ready, mut answers) = mpsc::channel::<Vec<u8>>(PIPELINE);
-    let under_way = Arc::new(Semaphore::new(PIPELINE));
-    let read = async move {
-        let mut errands = JoinSet::new();
-        loop {
-            while errands.try_join_next().is_some() {}
-            let Ok(length) = bounded(idle, reader.read_u16()).await else { break };
-            let length = usize::from(length);
-            if length > MAX_QUERY {
-                break;
+/// Serves one TCP connection: answers are sent in the order in which they are ready, for at most [`PIPELINE`] concurrent
+/// queries.
+async fn serve_connection(stream: TcpStream, source: IpAddr, gateway: Ipv4Addr, context: Arc<ServerContext>) -> io::Result<()> {
+    let idle = context.settings.idle;
+    let (reader, writer) = stream.into_split();
+    let (replies, ready) = mpsc::channel::<Vec<u8>>(PIPELINE);
+    let read = read_queries(reader, source, gateway, context, replies);
+    tokio::try_join!(read, write_replies(writer, ready, idle)).map(|_: ((), ())| ())
+}
+
+/// Reads queries until the client closes its side, is idle, or sends what is no query. Ends once all are answered.
+async fn read_queries(
+    mut reader: OwnedReadHalf,
+    source: IpAddr,
+    gateway: Ipv4Addr,
+    context: Arc<ServerContext>,
+    replies: mpsc::Sender<Vec<u8>>,
+) -> io::Result<()> {
+    let idle = context.settings.idle;
+    let pipeline = Arc::new(Semaphore::new(PIPELINE));
+    let mut forwarded_queries = JoinSet::new();
+    loop {
+        while forwarded_queries.try_join_next().is_some() {}
+        let Ok(length) = bounded(idle, reader.read_u16()).await else { break };
+        let length = usize::from(length);
+        if length > MAX_QUERY {
+            break;
+        }
+        let mut packet = vec![0; length];
+        bounded(idle, reader.read_exact(&mut packet)).await?;
+        let Ok(permit) = Arc::clone(&pipeline).acquire_owned().await else { break };
+        match context.handle(gateway, source, &packet, DnsTransport::Tcp) {
+            PacketAction::Drop => break,
+            PacketAction::Reply(reply) => {
+                if replies.send(reply).await.is_err() {
+                    break;
+                }
             }
-            let mut packet = vec![0; length];
-            bounded(idle, reader.read_exact(&mut packet)).await?;
-            let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { break };
-            match shared.decide(gateway, source, &packet, false) {
-                Decision::Drop => break,
-                Decision::Reply(reply) => {
-                    if ready.send(reply).await.is_err() {
-                        break;
-                    }
-                }
-                Decision::Forward(errand) => {
-                    let (shared, ready) = (Arc::clone(shared), ready.clone());
-                    errands.spawn(async move {
-                        let reply = shared.run_errand(errand).await;
-                        // The writer is gone only when the client is.
-                        let _ = ready.send(reply).await;
-                        drop(permit);
-                    });
-                }
+            PacketAction::Forward(forwarded) => {
+                let (context, replies) = (Arc::clone(&context), replies.clone());
+                forwarded_queries.spawn(async move {
+                    let reply = context.forward(forwarded).await;
+                    // An error means that the writer has ended, because the client has closed the connection.
+                    let _ = replies.send(reply).await;
+                    drop(permit);
+                });
             }
         }
-        // The client may have closed its side after the last question: what is under way is still answered.
-        while errands.join_next().await.is_some() {}
-        Ok(())
-    };
-    let write = async move {
-        while let Some(answer) = answers.recv().await {
-            let length = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-            bounded(idle, writer.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat())).await?;
-        }
-        Ok(())
-    };
-    tokio::try_join!(read, write).map(|_: ((), ())| ())
+    }
+    // The client may have closed its side after the last query: those in flight are still answered.
+    while forwarded_queries.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn write_replies(mut writer: OwnedWriteHalf, mut ready: mpsc::Receiver<Vec<u8>>, idle: Duration) -> io::Result<()> {
+    while let Some(reply) = ready.recv().await {
+        let length = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+        bounded(idle, writer.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat())).await?;
+    }
+    Ok(())
 }
 
 async fn bounded<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -1,12 +1,13 @@
-//! Which of this node's containers listen on the ports that their services publish, and on which family. A port in the
-//! kernel sends a client to a task blindly, so it may only take those that are seen to listen; the managers are told.
+//! Finds out which of this node's containers listen on the ports that their services publish, and on which address family.
+//! The eBPF datapath sends a client to a task without knowing whether it accepts, so it may use only tasks that were seen to
+//! listen; the managers are informed and put that into every node's view.
 //!
-//! A container that does not listen yet is looked at often while it is young, ever more seldom as it gets older; one that
-//! does, now and then: a server may stop listening without ending.
+//! A container that does not listen yet is probed often while it is young and less often as it gets older. One that listens
+//! is probed once a second: a server may stop listening without exiting.
 
 use crate::datapath::{Sandbox, netns, sockdiag};
-use crate::model::Listens;
-use crate::model::{ListeningPort, NodeView, Protocol, TaskId, TaskState};
+use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId, TaskState};
+use crate::sync::sleep_until;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,26 +20,25 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// Shortest pause between two looks at a container.
-const SOON: Duration = Duration::from_millis(50);
-/// Longest one.
-const LATE: Duration = Duration::from_secs(1);
+/// Shortest pause between two probes of a container.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What was seen of a task.
-pub type Report = (TaskId, Vec<ListeningPort>);
+/// The published ports that a task was seen to listen on.
+pub type ListenReport = (TaskId, Vec<ListeningPort>);
 
-/// A container to look into.
+/// How to find out on which published ports a container listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Probe {
-    /// The namespace.
+    /// Path of the container's network namespace.
     pub path: PathBuf,
-    /// Its addresses on `ingress`.
+    /// The container's addresses on the network `ingress`.
     pub addresses: (Ipv4Addr, Ipv6Addr),
-    /// Ports in the container that its service publishes.
+    /// Target ports of the task's service.
     pub ports: BTreeSet<(Protocol, u16)>,
 }
 
-/// The containers of published ports on this node, by task. Pure.
+/// The probes of this node's tasks whose services publish ports. Pure.
 #[must_use]
 pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe> {
     let Some((ingress, part)) = view.networks.by_id.iter().find(|(_, part)| part.ingress) else { return BTreeMap::new() };
@@ -49,17 +49,18 @@ pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe>
     for port in &view.cluster.ports {
         targets.entry(&port.service_id).or_default().insert((port.protocol, port.target));
     }
-    let question = |task: &crate::model::Task| {
+    let probe = |task: &Task| {
         let address = task.address_on(ingress)?;
         let (path, ports) = (paths.get(&address)?, targets.get(&task.service_id)?);
         let addresses = (address, view.cluster.mesh.container(address));
         Some(Probe { path: (*path).clone(), addresses, ports: ports.clone() })
     };
-    wanted.filter_map(|task| Some((task.id.clone(), question(task)?))).collect()
+    wanted.filter_map(|task| Some((task.id.clone(), probe(task)?))).collect()
 }
 
 impl Probe {
-    fn ask(&self) -> io::Result<Vec<ListeningPort>> {
+    /// Reads the listening sockets in the container's namespace. Blocks.
+    fn listening(&self) -> io::Result<Vec<ListeningPort>> {
         let namespace = netns::of_container(&self.path)?;
         let found = sockdiag::listening(namespace.as_fd(), self.addresses, self.ports.iter().copied())?;
         let listens = self.ports.iter().zip(found).filter(|(_, listens)| *listens != Listens::default());
@@ -67,99 +68,103 @@ impl Probe {
     }
 }
 
-/// A container that is being looked at.
-struct Watched {
-    question: Probe,
+/// A container that is probed repeatedly.
+struct ProbedContainer {
+    probe: Probe,
+    /// When it was probed first.
     since: Instant,
     next: Instant,
-    /// It could not be looked into, and that was said.
+    /// The last probe failed, which was logged.
     failed: bool,
 }
 
-/// Tells `reports` what is seen, and again whenever it is something else, until `shutdown`. `tick` is the longest pause
-/// between two looks.
+/// Sends what is seen of each task to `reports`, again whenever it changes, until `shutdown`. `tick` bounds the pause
+/// between two probes of a container.
 pub async fn run(
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     mut sandboxes: watch::Receiver<Vec<Sandbox>>,
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<ListenReport>,
     tick: Duration,
     shutdown: CancellationToken,
 ) {
-    let tick = tick.min(LATE);
-    let mut watched: BTreeMap<TaskId, Watched> = BTreeMap::new();
-    let mut known: BTreeMap<TaskId, Vec<ListeningPort>> = BTreeMap::new();
+    let tick = tick.min(LONGEST_PAUSE);
+    let mut containers: BTreeMap<TaskId, ProbedContainer> = BTreeMap::new();
+    let mut reported: BTreeMap<TaskId, Vec<ListeningPort>> = BTreeMap::new();
     let mut changed = true;
     loop {
         if std::mem::take(&mut changed) {
             let (view, sandboxes) = (view.borrow_and_update().clone(), sandboxes.borrow_and_update().clone());
             let probes = view.as_ref().map(|view| probes(view, &sandboxes)).unwrap_or_default();
-            known.retain(|id, _| view.as_ref().is_some_and(|view| view.tasks.by_id.contains_key(id)));
-            follow(&mut watched, probes, Instant::now());
+            reported.retain(|id, _| view.as_ref().is_some_and(|view| view.tasks.by_id.contains_key(id)));
+            update_containers(&mut containers, probes, Instant::now());
         }
-        for (id, seen) in look(&mut watched, tick).await {
-            if known.get(&id) != Some(&seen) {
-                known.insert(id.clone(), seen.clone());
-                if reports.send((id, seen)).await.is_err() {
+        for (id, listening) in run_due_probes(&mut containers, tick).await {
+            if reported.get(&id) != Some(&listening) {
+                reported.insert(id.clone(), listening.clone());
+                if reports.send((id, listening)).await.is_err() {
                     return;
                 }
             }
         }
-        let next = watched.values().map(|w| w.next).min();
+        let next = containers.values().map(|container| container.next).min();
         tokio::select! {
             () = shutdown.cancelled() => return,
-            there = view.changed() => if there.is_err() { return } else { changed = true },
-            there = sandboxes.changed() => if there.is_err() { return } else { changed = true },
-            () = async { match next { Some(next) => tokio::time::sleep_until(next).await, None => std::future::pending().await } } => {}
+            result = view.changed() => if result.is_err() { return } else { changed = true },
+            result = sandboxes.changed() => if result.is_err() { return } else { changed = true },
+            () = sleep_until(next) => {}
         }
     }
 }
 
-/// Whoever is new, or is asked for something else, is looked at now.
-fn follow(watched: &mut BTreeMap<TaskId, Watched>, probes: BTreeMap<TaskId, Probe>, now: Instant) {
-    watched.retain(|id, w| probes.get(id) == Some(&w.question));
-    for (id, question) in probes {
-        watched.entry(id).or_insert(Watched { question, since: now, next: now, failed: false });
+/// A new container, or one whose probe changed, is probed at once.
+fn update_containers(containers: &mut BTreeMap<TaskId, ProbedContainer>, probes: BTreeMap<TaskId, Probe>, now: Instant) {
+    containers.retain(|id, container| probes.get(id) == Some(&container.probe));
+    for (id, probe) in probes {
+        containers.entry(id).or_insert(ProbedContainer { probe, since: now, next: now, failed: false });
     }
 }
 
-/// Looks into those whose time has come, or comes soon: so they keep together.
-async fn look(watched: &mut BTreeMap<TaskId, Watched>, tick: Duration) -> Vec<Report> {
-    let now = Instant::now();
+/// Runs the probes that are due, and those due within half the shortest pause, so that probes stay batched.
+async fn run_due_probes(containers: &mut BTreeMap<TaskId, ProbedContainer>, tick: Duration) -> Vec<ListenReport> {
+    let latest = Instant::now() + SHORTEST_PAUSE / 2;
     let due: Vec<(TaskId, Probe)> =
-        watched.iter().filter(|(_, w)| w.next <= now + SOON / 2).map(|(id, w)| (id.clone(), w.question.clone())).collect();
+        containers.iter().filter(|(_, c)| c.next <= latest).map(|(id, c)| (id.clone(), c.probe.clone())).collect();
     if due.is_empty() {
         return Vec::new();
     }
-    let asked = tokio::task::spawn_blocking(move || {
-        due.into_iter().map(|(id, question)| (id, question.ask(), question)).collect::<Vec<_>>()
+    let results = tokio::task::spawn_blocking(move || {
+        due.into_iter().map(|(id, probe)| (id, probe.listening(), probe)).collect::<Vec<_>>()
     });
-    let mut seen = Vec::new();
-    for (id, answer, question) in asked.await.unwrap_or_default() {
-        let Some(one) = watched.get_mut(&id) else { continue };
-        let all = answer.as_ref().is_ok_and(|ports| ports.len() == question.ports.len());
+    let mut reports = Vec::new();
+    for (id, result, probe) in results.await.unwrap_or_default() {
+        let Some(container) = containers.get_mut(&id) else { continue };
+        let all_listen = result.as_ref().is_ok_and(|ports| ports.len() == probe.ports.len());
         let now = Instant::now();
-        one.next = now + pause(all, now - one.since, tick);
-        match answer {
+        container.next = now + pause(all_listen, now - container.since, tick);
+        match result {
             Ok(ports) => {
-                one.failed = false;
-                seen.push((id, ports));
+                container.failed = false;
+                reports.push((id, ports));
             }
-            // Nothing is known of it then; what was known stays. A container that ends is gone before we know.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || std::mem::replace(&mut one.failed, true) => {
-                debug!(task = %id, %error, "cannot look who listens");
+            // The last report stays valid. The namespace of a container that exits is gone before the view changes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || std::mem::replace(&mut container.failed, true) => {
+                debug!(task = %id, %error, "cannot read the container's listening sockets");
             }
             Err(error) => {
-                let path = question.path.display();
-                warn!(task = %id, %path, %error, "cannot look who listens: its published ports are served in user space");
+                let path = probe.path.display();
+                warn!(
+                    task = %id, %path, %error,
+                    "cannot read the container's listening sockets: its published ports are served in user space"
+                );
             }
         }
     }
-    seen
+    reports
 }
 
-/// Time until the next look: what listens late is seen late by a twentieth at most.
+/// Time until the next probe. A container that starts to listen after some time is seen at most a twentieth of that later.
 fn pause(listens: bool, age: Duration, tick: Duration) -> Duration {
-    if listens { tick } else { (age / 20).max(SOON).min(tick) }
+    if listens { tick } else { (age / 20).max(SHORTEST_PAUSE).min(tick) }
 }
 
 #[cfg(test)]
@@ -167,35 +172,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_does_not_listen_yet_is_looked_at_often_while_young() {
+    fn a_container_that_does_not_listen_yet_is_probed_often_while_young() {
         let tick = Duration::from_secs(1);
-        assert_eq!(pause(false, Duration::ZERO, tick), SOON);
-        assert_eq!(pause(false, Duration::from_secs(1), tick), SOON);
+        assert_eq!(pause(false, Duration::ZERO, tick), SHORTEST_PAUSE);
+        assert_eq!(pause(false, Duration::from_secs(1), tick), SHORTEST_PAUSE);
         assert_eq!(pause(false, Duration::from_secs(10), tick), Duration::from_millis(500));
         assert_eq!(pause(false, Duration::from_hours(1), tick), tick);
         assert_eq!(pause(true, Duration::ZERO, tick), tick);
     }
 
     #[test]
-    fn a_task_that_is_asked_for_another_port_is_looked_at_anew() {
+    fn a_task_whose_probe_changes_is_probed_at_once() {
         let now = Instant::now();
-        let question = |port: u16| Probe {
+        let probe = |port: u16| Probe {
             path: "/ns".into(),
             addresses: ([10, 0, 0, 7].into(), Ipv6Addr::UNSPECIFIED),
             ports: [(Protocol::Tcp, port)].into(),
         };
-        let one = |port| BTreeMap::from([(TaskId::from("t"), question(port))]);
-        let mut watched = BTreeMap::new();
-        follow(&mut watched, one(80), now);
+        let probes = |port| BTreeMap::from([(TaskId::from("t"), probe(port))]);
+        let mut containers = BTreeMap::new();
+        update_containers(&mut containers, probes(80), now);
         let later = now + Duration::from_secs(9);
-        for w in watched.values_mut() {
-            w.next = later;
+        for container in containers.values_mut() {
+            container.next = later;
         }
-        follow(&mut watched, one(80), now);
-        assert_eq!(watched.values().next().map(|w| w.next), Some(later));
-        follow(&mut watched, one(81), now);
-        assert_eq!(watched.values().next().map(|w| w.next), Some(now));
-        follow(&mut watched, BTreeMap::new(), now);
-        assert!(watched.is_empty());
+        update_containers(&mut containers, probes(80), now);
+        assert_eq!(containers.values().next().map(|c| c.next), Some(later));
+        update_containers(&mut containers, probes(81), now);
+        assert_eq!(containers.values().next().map(|c| c.next), Some(now));
+        update_containers(&mut containers, BTreeMap::new(), now);
+        assert!(containers.is_empty());
     }
 }

@@ -1,21 +1,21 @@
-//! A Docker Engine of a host's own: the machine's dockerd, or one in a root directory of another distribution.
+//! A host's Docker Engine: the machine's dockerd, or that of another distribution in a root directory.
 
-use super::Host;
-use std::path::PathBuf;
+use super::holder::Holder;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Child;
 
-/// Where dockerd comes from.
+/// The dockerd that a host runs.
 #[derive(Clone, Debug, Default)]
 pub enum EngineRoot {
-    /// The machine's own.
+    /// The machine's.
     #[default]
     Machine,
-    /// A root directory (from debootstrap) that is entered by `pivot_root`.
+    /// That of a root directory (from debootstrap), entered by `pivot_root`.
     Directory(PathBuf),
 }
 
-/// Enters the root directory with the parts of the machine that a host needs, then starts dockerd.
+/// Enters the root directory, with the machine's directories that a host shares mounted in it, then starts dockerd.
 const ENTER: &str = r#"
 root=$1; shift
 mount --bind "$root" "$root" && cd "$root" || exit 1
@@ -24,19 +24,19 @@ mkdir -p old && pivot_root . old && cd / || exit 1
 exec "$@"
 "#;
 
-pub(super) fn start(host: &Host, root: &EngineRoot) -> anyhow::Result<Child> {
-    let dir = host.dir();
+/// Starts dockerd in the holder's namespaces, with its files in `dir` and its API at `socket`.
+pub(super) fn start(holder: &Holder, dir: &Path, socket: &Path, root: &EngineRoot) -> anyhow::Result<Child> {
     std::fs::create_dir_all(dir)?;
-    // The machine's own daemon.json has keys that clash with the flags, and an empty file is refused.
+    // dockerd refuses keys of the machine's daemon.json that are also flags, and an empty file.
     let config = dir.join("engine.json");
     if !config.exists() {
         std::fs::write(&config, "{}")?;
     }
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("engine.log"))?;
     let mut command = match root {
-        EngineRoot::Machine => host.command("dockerd"),
+        EngineRoot::Machine => holder.command("dockerd"),
         EngineRoot::Directory(path) => {
-            let mut command = host.command("unshare");
+            let mut command = holder.command("unshare");
             command.args(["--mount", "--propagation", "unchanged", "sh", "-c", ENTER, "sh"]).arg(path).arg("dockerd");
             command
         }
@@ -48,7 +48,7 @@ pub(super) fn start(host: &Host, root: &EngineRoot) -> anyhow::Result<Child> {
         .arg(dir.join("engine"))
         .args(["--exec-root", "/run/engine", "--pidfile", "/run/engine.pid"])
         .arg("--host")
-        .arg(format!("unix://{}", host.engine_socket().display()))
+        .arg(format!("unix://{}", socket.display()))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

@@ -1,24 +1,26 @@
-//! The wire between hosts: a bridge in a namespace of its own, so that the machine's firewall never meets it.
+//! The network between hosts: a bridge in its own network namespace, where the machine's firewall does not apply.
 
-use super::{Host, holder::Holder, output};
+use super::command::output;
+use super::holder::Holder;
+use super::host::Host;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
-/// A set of hosts on one bridge. Dropping it removes everything.
+/// A set of hosts on one bridge. Dropping it ends the bridge's namespace; files stay, see [`Lab::stop`].
 pub struct Lab {
     dir: PathBuf,
     fabric: Holder,
 }
 
 impl Lab {
-    /// Makes the fabric. `dir` must be short (sockets lie below it); it is made if missing and removed by [`Lab::stop`].
+    /// Creates the bridge, and `dir` if it is missing. The path must be short: sockets are created below it.
     ///
     /// # Errors
     /// Not root, or a program is missing.
     pub async fn new(dir: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let dir = dir.into();
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let fabric = Holder::start("fabric").await?;
         output(fabric.command("ip").args(["link", "add", "br0", "type", "bridge"])).await?;
         output(fabric.command("ip").args(["link", "set", "br0", "up"])).await?;
@@ -28,18 +30,18 @@ impl Lab {
     /// Adds a host with the address 192.0.2.`number`/24 and no default route.
     ///
     /// # Errors
-    /// Namespaces or links cannot be made.
+    /// Namespaces or links cannot be created.
     pub async fn host(&self, name: &str, number: u8) -> anyhow::Result<Host> {
         let holder = Holder::start(name).await?;
         let port = format!("p{number}");
         let address = std::net::Ipv4Addr::new(192, 0, 2, number);
-        self.wire(&port, &holder, address).await?;
+        self.connect(&port, &holder, address).await?;
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir)?;
         Ok(Host::new(name, address, port, dir, holder))
     }
 
-    async fn wire(&self, port: &str, holder: &Holder, address: std::net::Ipv4Addr) -> anyhow::Result<()> {
+    async fn connect(&self, port: &str, holder: &Holder, address: std::net::Ipv4Addr) -> anyhow::Result<()> {
         let (fabric, inside) = (self.fabric.pid.to_string(), holder.pid.to_string());
         let pair = ["link", "add", port, "netns", &fabric, "type", "veth", "peer", "name", "eth0", "netns", &inside];
         output(Command::new("ip").args(pair)).await?;
@@ -48,45 +50,45 @@ impl Lab {
         output(holder.command("ip").args(["link", "set", "eth0", "up"])).await.map(drop)
     }
 
-    /// Takes a host's wire and its network device away, and lays a new one.
+    /// Replaces the veth pair between a host and the bridge: the host's network device is another one with the same address.
     ///
     /// # Errors
-    /// Links cannot be removed or made.
+    /// Links cannot be removed or created.
     pub async fn rewire(&self, host: &Host) -> anyhow::Result<()> {
         output(self.command("ip").args(["link", "del", host.port()])).await?;
-        self.wire(host.port(), host.holder(), host.address()).await
+        self.connect(host.port(), host.holder(), host.address()).await
     }
 
-    /// A command in the fabric's namespace, for captures on the wire.
+    /// A command in the bridge's namespace, for captures and packet filters.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.fabric.command(program)
     }
 
-    /// Cuts a host's wire.
+    /// Disconnects a host: sets its link to the bridge down.
     ///
     /// # Errors
-    /// The link is gone.
+    /// The link does not exist.
     pub async fn cut(&self, host: &Host) -> anyhow::Result<()> {
         output(self.command("ip").args(["link", "set", host.port(), "down"])).await.map(drop)
     }
 
-    /// Mends a host's wire.
+    /// Connects a disconnected host again.
     ///
     /// # Errors
-    /// The link is gone.
+    /// The link does not exist.
     pub async fn heal(&self, host: &Host) -> anyhow::Result<()> {
         output(self.command("ip").args(["link", "set", host.port(), "up"])).await.map(drop)
     }
 
-    /// Where the hosts' files lie.
+    /// Directory of the hosts' files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Removes the fabric and all files. Stop the hosts first.
+    /// Removes the bridge and all files. Stop the hosts first.
     ///
     /// # Errors
-    /// Files could not be removed.
+    /// Files cannot be removed.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.fabric.stop().await;
         std::fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))

@@ -1,6 +1,8 @@
-//! One host: its namespaces, its engine, its daemon.
+//! One host: namespaces, engine, daemon.
 
-use super::{EngineRoot, engine, eventually, holder::Holder, output};
+use super::command::{eventually, output};
+use super::engine::{self, EngineRoot};
+use super::holder::Holder;
 use crate::http::UnixClient;
 use anyhow::Context as _;
 use std::net::Ipv4Addr;
@@ -9,7 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// A host of the lab.
+/// A host of the lab. Dropping it ends its processes; its files stay, see [`super::Lab::stop`].
 pub struct Host {
     name: String,
     address: Ipv4Addr,
@@ -24,15 +26,14 @@ impl Host {
     pub(super) fn new(name: &str, address: Ipv4Addr, port: String, dir: PathBuf, holder: Holder) -> Self {
         Self { name: name.to_owned(), address, port, dir, holder, engine: None, daemon: None }
     }
-    /// Its host name.
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// Its address on the fabric.
+    /// Address on the bridge's network.
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }
-    /// Its files.
+    /// Directory of its files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -42,24 +43,24 @@ impl Host {
     pub(super) fn holder(&self) -> &Holder {
         &self.holder
     }
-    /// Process 1 of its namespaces, as seen from outside.
+    /// Process 1 of its namespaces, by its pid on the machine.
     pub fn pid(&self) -> u32 {
         self.holder.pid
     }
-    /// A command inside the host.
+    /// A command in the host's namespaces.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.holder.command(program)
     }
-    /// Runs a command inside the host, words split at blanks.
+    /// Runs a command in the host's namespaces; arguments are split at blanks.
     ///
     /// # Errors
-    /// It ends with another code than 0.
+    /// It exits with another code than 0.
     pub async fn run(&self, line: &str) -> anyhow::Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("empty command")?;
         output(self.command(program).args(words)).await
     }
-    /// The engine's socket, reachable from outside too.
+    /// The engine's socket, reachable from the machine too.
     pub fn engine_socket(&self) -> PathBuf {
         self.dir.join("engine.sock")
     }
@@ -71,22 +72,22 @@ impl Host {
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }
-    /// skep's Docker API socket, reachable from outside too.
+    /// skep's Docker API socket, reachable from the machine too.
     pub fn skep_socket(&self) -> PathBuf {
         self.run_dir().join("docker.sock")
     }
-    /// A `docker` command against the host's engine, run outside.
+    /// A `docker` command for the host's engine, run on the machine.
     pub fn engine_cli(&self) -> Command {
         docker(&self.engine_socket())
     }
-    /// A `docker` command against the host's skep, run outside.
+    /// A `docker` command for the host's skep, run on the machine.
     pub fn docker(&self) -> Command {
         docker(&self.skep_socket())
     }
-    /// Runs `docker …` against the host's skep, words split at blanks.
+    /// Runs `docker …` for the host's skep; arguments are split at blanks.
     ///
     /// # Errors
-    /// It ends with another code than 0.
+    /// It exits with another code than 0.
     pub async fn docker_run(&self, line: &str) -> anyhow::Result<String> {
         output(self.docker().args(line.split_whitespace())).await
     }
@@ -94,22 +95,22 @@ impl Host {
     /// Starts the host's Docker Engine and waits until it answers.
     ///
     /// # Errors
-    /// There is no dockerd, or it does not come up (the error names its log).
+    /// dockerd cannot be started or does not answer; the error ends with the last lines of its log.
     pub async fn start_engine(&mut self, root: &EngineRoot) -> anyhow::Result<()> {
-        let mut child = engine::start(self, root)?;
+        let mut child = engine::start(&self.holder, &self.dir, &self.engine_socket(), root)?;
         let client = UnixClient::new(self.engine_socket());
         let answers =
             eventually("Docker Engine to answer", Duration::from_secs(30), || async { client.get("/_ping").await?.ok() });
         let up = tokio::select! {
             answers = answers => answers,
-            ended = child.wait() => Err(anyhow::anyhow!("it ended with {}", ended?)),
+            ended = child.wait() => Err(anyhow::anyhow!("it exited with {}", ended?)),
         };
         self.engine = Some(child);
         let log = self.dir.join("engine.log");
-        up.with_context(|| format!("Docker Engine of {} did not come up: {}", self.name, tail(&log)))
+        up.with_context(|| format!("Docker Engine of {} does not answer: {}", self.name, tail(&log)))
     }
 
-    /// Stops the host's engine the way a service manager does.
+    /// Stops the host's engine as a service manager does: SIGTERM, after 20 s SIGKILL.
     ///
     /// # Errors
     /// It cannot be waited for.
@@ -120,7 +121,7 @@ impl Host {
     /// Starts `skep daemon` on the host and waits until its socket answers.
     ///
     /// # Errors
-    /// It does not come up; the error ends with its last log lines.
+    /// It does not answer; the error ends with the last lines of its log.
     pub async fn start_daemon(&mut self, program: &Path, more: &[&str]) -> anyhow::Result<()> {
         let log = self.dir.join("skep.log");
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
@@ -141,7 +142,7 @@ impl Host {
         let client = UnixClient::new(self.run_dir().join("admin.sock"));
         let up =
             eventually("skep daemon to answer", Duration::from_secs(15), || async { client.get("/healthz").await?.ok() }).await;
-        up.with_context(|| format!("skep daemon of {} did not come up: {}", self.name, tail(&log)))
+        up.with_context(|| format!("skep daemon of {} does not answer: {}", self.name, tail(&log)))
     }
 
     /// Stops the daemon; `kill` does it with SIGKILL.
@@ -160,10 +161,10 @@ impl Host {
         tail(&self.dir.join("skep.log"))
     }
 
-    /// Ends everything on the host.
+    /// Ends containers, engine, daemon and every other process of the host.
     pub async fn stop(mut self) {
-        // Containers first, then the engine, then the daemon: an engine whose network driver is gone hangs over each
-        // endpoint. By the engine, so that no cgroup stays behind, and at once, not after their grace.
+        // Containers first, then the engine, then the daemon: an engine without its network driver waits for a time-out at
+        // each endpoint. The engine removes the containers, so that no cgroup is left, and kills them, without the stop grace.
         if self.engine.is_some() {
             let ids = output(self.engine_cli().args(["ps", "-aq"])).await.unwrap_or_default();
             if !ids.trim().is_empty() {
@@ -182,7 +183,7 @@ fn docker(socket: &Path) -> Command {
     command
 }
 
-/// nsenter stays outside as parent of the program inside: the signal must go to that one.
+/// The child is nsenter; the program that it started in the host, its only child, gets the signal.
 async fn signal_inside(child: &Child, signal: &str) -> anyhow::Result<()> {
     let Some(outer) = child.id() else { return Ok(()) };
     let inside = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap_or_default();

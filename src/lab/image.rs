@@ -1,7 +1,8 @@
-//! The demo's image, made from what is on the machine: there may be no registry. One static busybox that serves its
-//! host name and the address that it sees of its client.
+//! The demo's image, built from the machine's static busybox, because the machine may reach no registry. It serves its host
+//! name and the client address of the connection.
 
-use super::{Host, output};
+use super::command::output;
+use super::host::Host;
 use anyhow::Context as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -13,14 +14,14 @@ const TOOLS: [&str; 13] =
     ["sh", "timeout", "httpd", "hostname", "cat", "echo", "wget", "nslookup", "sleep", "nc", "ip", "ping", "ls"];
 const PAGE: &str = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$(hostname) $REMOTE_ADDR\"\n";
 
-/// Makes the image on a host's engine. Its default command serves `HOSTNAME CLIENT-ADDRESS` at `/` on port 80.
+/// Builds the image on a host's engine. Its default command serves `HOSTNAME CLIENT-ADDRESS` at `/` on port 80.
 ///
 /// # Errors
 /// No static busybox on the machine, or the engine refuses the image.
 pub async fn whoami_image(host: &Host) -> anyhow::Result<()> {
     let root = host.dir().join("image");
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
-    let busybox = busybox.context("no busybox on this machine: install it with `apt-get install busybox-static`")?;
+    let busybox = busybox.context("this machine has no busybox: install it with `apt-get install busybox-static`")?;
     for dir in ["bin", "www/cgi-bin", "etc", "tmp", "proc", "sys", "dev"] {
         std::fs::create_dir_all(root.join(dir))?;
     }

@@ -1,5 +1,5 @@
-//! What must hold of every state of the store and of every step from one to the next. The tests ask after each step of a
-//! simulation; a running manager may ask too.
+//! Conditions that every state of the store, and every step from one state to the next, must satisfy. Tests check them
+//! after each step of a simulation.
 
 use super::allocator::{ingress, overlap};
 use crate::model::mesh::gateway;
@@ -8,7 +8,7 @@ use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// What is wrong with this state; empty if nothing is.
+/// Violations in this state; empty if there are none.
 pub fn check(store: &Store) -> Vec<String> {
     let mut wrong = Vec::new();
     networks(store, &mut wrong);
@@ -19,16 +19,19 @@ pub fn check(store: &Store) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with the step from one state to the next; empty if nothing is.
+/// Violations in the step from one state to the next; empty if there are none.
 pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
     let mut wrong = Vec::new();
     for new in after.tasks() {
         let Some(old) = before.task(&new.id) else { continue };
         if new.status.state < old.status.state {
-            wrong.push(format!("task {} went back from {:?} to {:?}", new.id, old.status.state, new.status.state));
+            wrong.push(format!("task {} moved back from {:?} to {:?}", new.id, old.status.state, new.status.state));
         }
         if new.desired_state < old.desired_state {
-            wrong.push(format!("task {} desired went back from {:?} to {:?}", new.id, old.desired_state, new.desired_state));
+            wrong.push(format!(
+                "the desired state of task {} moved back from {:?} to {:?}",
+                new.id, old.desired_state, new.desired_state
+            ));
         }
         if old.node_id.is_some() && new.node_id != old.node_id {
             wrong.push(format!("task {} moved from {:?} to {:?}", new.id, old.node_id, new.node_id));
@@ -37,10 +40,10 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
             wrong.push(format!("task {} changed its addresses", new.id));
         }
     }
-    let given =
+    let subnets =
         |store: &Store| -> BTreeMap<NetworkId, _> { store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect() };
-    let now = given(after);
-    for (id, subnet) in given(before) {
+    let now = subnets(after);
+    for (id, subnet) in subnets(before) {
         if after.network(&id).is_some() && now.get(&id) != Some(&subnet) {
             wrong.push(format!("network {id} lost its subnet {subnet}"));
         }
@@ -49,11 +52,11 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
 }
 
 fn networks(store: &Store, wrong: &mut Vec<String>) {
-    let given: Vec<_> = store.networks().filter_map(|n| Some((&n.spec.name, n.subnet?))).collect();
-    for (i, (name, subnet)) in given.iter().enumerate() {
-        for (other, taken) in &given[..i] {
-            if overlap(subnet, taken) {
-                wrong.push(format!("networks {name} ({subnet}) and {other} ({taken}) overlap"));
+    let subnets: Vec<_> = store.networks().filter_map(|n| Some((&n.spec.name, n.subnet?))).collect();
+    for (i, (name, subnet)) in subnets.iter().enumerate() {
+        for (other, other_subnet) in &subnets[..i] {
+            if overlap(subnet, other_subnet) {
+                wrong.push(format!("networks {name} ({subnet}) and {other} ({other_subnet}) overlap"));
             }
         }
     }
@@ -62,14 +65,14 @@ fn networks(store: &Store, wrong: &mut Vec<String>) {
     }
 }
 
-/// Who holds an address.
-enum Owner<'a> {
+/// Object that has an address.
+enum AddressOwner<'a> {
     Task(&'a Task),
     Service(&'a Service),
     Node(&'a Node),
 }
 
-impl std::fmt::Display for Owner<'_> {
+impl std::fmt::Display for AddressOwner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Task(t) => write!(f, "task {}", t.id),
@@ -80,17 +83,19 @@ impl std::fmt::Display for Owner<'_> {
 }
 
 fn addresses(store: &Store, wrong: &mut Vec<String>) {
-    let mut owners = BTreeMap::<(Ipv4Addr, &NetworkId), Owner>::new();
-    let tasks = store.tasks().flat_map(|t| t.attachments.iter().map(move |a| (&a.network_id, a.address.addr(), Owner::Task(t))));
-    let vips =
-        store.services().flat_map(|s| s.endpoint.vips.iter().map(move |v| (&v.network_id, v.addr.addr(), Owner::Service(s))));
+    let mut owners = BTreeMap::<(Ipv4Addr, &NetworkId), AddressOwner>::new();
+    let tasks =
+        store.tasks().flat_map(|t| t.attachments.iter().map(move |a| (&a.network_id, a.address.addr(), AddressOwner::Task(t))));
+    let vips = store
+        .services()
+        .flat_map(|s| s.endpoint.vips.iter().map(move |v| (&v.network_id, v.addr.addr(), AddressOwner::Service(s))));
     let ingress = ingress(store).into_iter();
-    let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, Owner::Node(n))));
+    let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, AddressOwner::Node(n))));
     for (network, address, owner) in tasks.chain(vips).chain(nodes) {
         if let Some(subnet) = store.network(network).and_then(|n| n.subnet) {
             let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
             if !inside || address == gateway(subnet) {
-                wrong.push(format!("{owner} has {address}, not an address for it in {subnet}"));
+                wrong.push(format!("{owner} has {address}, which is not a host address of {subnet}"));
             }
         }
         if let Some(other) = owners.get(&(address, network)) {
@@ -146,23 +151,28 @@ fn tasks(store: &Store, wrong: &mut Vec<String>) {
     }
 }
 
-/// What a state must be like once there is nothing left to plan and every agent has obeyed; empty if it is.
+/// Violations in a state in which nothing is left to plan and every agent has carried out its tasks; empty if there are
+/// none.
 pub fn check_settled(store: &Store) -> Vec<String> {
     let mut wrong = check(store);
     for task in store.tasks() {
-        let known = store.service(&task.service_id).is_some();
-        if !known && task.desired_state != TaskState::Remove {
-            wrong.push(format!("task {} of a removed service is not to be removed", task.id));
+        let has_service = store.service(&task.service_id).is_some();
+        if !has_service && task.desired_state != TaskState::Remove {
+            wrong.push(format!("task {} of a removed service is not marked for removal", task.id));
         }
-        let node_gone = task.node_id.as_ref().is_some_and(|id| store.node(id).is_none());
-        if node_gone && !task.status.state.is_final() {
-            wrong.push(format!("task {} is {:?} on a node that is gone", task.id, task.status.state));
+        let node_removed = task.node_id.as_ref().is_some_and(|id| store.node(id).is_none());
+        if node_removed && !task.status.state.is_final() {
+            wrong.push(format!("task {} is {:?} on a removed node", task.id, task.status.state));
         }
     }
     for service in store.services() {
         let live = store.tasks().filter(|t| t.service_id == service.id && t.desired_state <= TaskState::Running).count() as u64;
         if live > service.spec.mode.replicas() {
-            wrong.push(format!("service {} has {live} live tasks, wants {}", service.spec.name, service.spec.mode.replicas()));
+            wrong.push(format!(
+                "service {} has {live} live tasks, desired are {}",
+                service.spec.name,
+                service.spec.mode.replicas()
+            ));
         }
     }
     wrong

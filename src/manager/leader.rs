@@ -1,46 +1,76 @@
-//! The shell around the planners and the dispatcher: one loop, at most one write in flight. It waits for a change, a
-//! session or a tick, lets the cores decide, and carries out what they say. Decides nothing itself.
+//! The shell around the planners and the dispatcher: one loop, at most one write in flight. Waits for a change of the store,
+//! an event of a session or a tick, lets the cores decide, and carries out their decisions. Decides nothing itself.
 
-use super::ManagerSettings;
-use super::dispatcher::{Dispatcher, Effect, Event};
-use super::round::Planner;
-use super::sessions::{Arrival, SessionId};
+use super::dispatcher::{Dispatcher, Effect, Event, SessionId};
+use super::round::RoundPlanner;
+use super::sessions::{self, SessionEvent, Sessions};
+use super::settings::ManagerSettings;
 use crate::clock::Clock;
 use crate::model::Revision;
-use crate::protocol::ToNode;
+use crate::protocol::{ToManager, ToNode};
 use crate::store::{ProposeError, Store, StoreHandle};
+use crate::sync::replace_if_changed;
 use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Messages that may wait for a slow node before its session is ended; it then gets everything anew.
+/// Messages that may wait for a slow node before its session is ended. In its next session the node gets its whole view.
 const BACKLOG: usize = 1024;
 
-type Write = BoxFuture<'static, Result<u64, ProposeError>>;
+type PendingWrite = BoxFuture<'static, Result<u64, ProposeError>>;
 
-pub(super) struct Shell {
-    pub store: StoreHandle,
-    pub is_leader: watch::Receiver<bool>,
-    pub settings: ManagerSettings,
-    pub clock: Arc<dyn Clock>,
-    pub seed: u64,
-    pub shutdown: CancellationToken,
-    pub inbox: mpsc::UnboundedReceiver<Arrival>,
-    pub applied: watch::Sender<Revision>,
+/// The running manager.
+pub struct Manager {
+    /// The rpc server passes the nodes' sessions to this.
+    pub sessions: Sessions,
+    /// Lowest revision that every live node has applied; the default while this manager does not lead.
+    pub applied: watch::Receiver<Revision>,
+    /// Ends when the shutdown token is cancelled or the store is dropped.
+    pub finished: tokio::task::JoinHandle<()>,
+}
+
+/// Starts the loop. It does nothing until `is_leader` is true, and starts without state each time that it becomes true.
+pub fn start(
+    store: StoreHandle,
+    is_leader: watch::Receiver<bool>,
+    settings: ManagerSettings,
+    clock: Arc<dyn Clock>,
+    seed: u64,
+    shutdown: CancellationToken,
+) -> Manager {
+    let (sessions, queue) = sessions::channel();
+    let (applied_sender, applied) = watch::channel(Revision::default());
+    let shell = Shell { store, is_leader, settings, clock, seed, queue, applied: applied_sender };
+    let run = async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = shell.run() => tracing::debug!("the store was dropped, the manager's loops end"),
+        }
+    };
+    Manager { sessions, applied, finished: tokio::spawn(run) }
+}
+
+struct Shell {
+    store: StoreHandle,
+    is_leader: watch::Receiver<bool>,
+    settings: ManagerSettings,
+    clock: Arc<dyn Clock>,
+    seed: u64,
+    queue: mpsc::UnboundedReceiver<SessionEvent>,
+    applied: watch::Sender<Revision>,
+}
+
+/// Why leading or following ended.
+enum Ended {
+    LeadershipChanged,
+    /// Raft, the store or all session handles were dropped.
+    NothingToDo,
 }
 
 impl Shell {
-    pub(super) async fn run(mut self) {
-        let shutdown = self.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.terms() => tracing::debug!("the store is gone, the manager's loops end"),
-        }
-    }
-
-    async fn terms(&mut self) {
+    async fn run(mut self) {
         let mut term = 0_u64;
         loop {
             let leads = *self.is_leader.borrow_and_update();
@@ -54,137 +84,179 @@ impl Shell {
             } else {
                 self.follow().await
             };
-            if ended {
+            if matches!(ended, Ended::NothingToDo) {
                 return;
             }
         }
     }
 
-    /// Refuses sessions until this manager leads; true if there is nothing to wait for any more.
-    async fn follow(&mut self) -> bool {
+    /// Refuses sessions until this manager leads.
+    async fn follow(&mut self) -> Ended {
         loop {
             tokio::select! {
-                changed = self.is_leader.changed() => return changed.is_err(),
-                arrival = self.inbox.recv() => match arrival {
-                    None => return true,
-                    Some(Arrival { outgoing: Some(outgoing), .. }) => drop(outgoing.try_send(ToNode::NotLeader { leader: None })),
+                changed = self.is_leader.changed() => {
+                    return if changed.is_ok() { Ended::LeadershipChanged } else { Ended::NothingToDo };
+                }
+                event = self.queue.recv() => match event {
+                    None => return Ended::NothingToDo,
+                    Some(SessionEvent { outgoing: Some(outgoing), .. }) => {
+                        drop(outgoing.try_send(ToNode::NotLeader { leader: None }));
+                    }
                     Some(_) => {}
                 },
             }
         }
     }
 
-    async fn lead(&mut self, seed: u64) -> bool {
-        let mut view = self.store.watch();
-        let first = view.borrow_and_update().clone();
-        let mut dispatcher = Dispatcher::new(self.settings.clone(), first, self.clock.now());
-        let mut planner = Planner::new(self.settings.clone(), seed);
-        let mut lines = Outboxes::default();
-        let mut writing: Option<Write> = None;
-        let mut due = true;
+    async fn lead(&mut self, seed: u64) -> Ended {
+        let mut term = Term::new(self, seed);
         let mut ticks = tokio::time::interval(self.settings.heartbeat / 5);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if due && writing.is_none() {
-                let (store, now) = (self.store.read(), self.clock.now());
-                let reports = dispatcher.plan(&store, now);
-                let actions = planner.round(&store, reports, dispatcher.applied(now), now);
-                due = false;
-                if !actions.is_empty() {
-                    let handle = self.store.clone();
-                    writing = Some(Box::pin(async move { handle.write(now, actions).await }));
-                }
-            }
+            term.start_write();
             let effects = tokio::select! {
                 changed = self.is_leader.changed() => {
                     let leads = changed.is_ok() && *self.is_leader.borrow();
                     if leads { continue }
-                    lines.end();
-                    return changed.is_err();
+                    term.outboxes.close_all();
+                    return if changed.is_ok() { Ended::LeadershipChanged } else { Ended::NothingToDo };
                 }
-                changed = view.changed() => {
+                changed = term.view.changed() => {
                     if changed.is_err() {
-                        return true;
+                        return Ended::NothingToDo;
                     }
-                    due = true;
-                    let store = view.borrow_and_update().clone();
-                    dispatcher.handle(self.clock.now(), Event::StoreChanged(store))
+                    term.store_changed()
                 }
-                outcome = async { match writing.as_mut() { Some(w) => w.await, None => std::future::pending().await } } => {
-                    writing = None;
-                    due |= settle(outcome);
-                    Vec::new()
-                }
-                arrival = self.inbox.recv() => {
-                    let Some(arrival) = arrival else { return true };
-                    let mut effects = catch_up(&mut view, &mut dispatcher, self.clock.now(), &mut due);
-                    due |= lines.arrive(&arrival);
-                    effects.extend(dispatcher.handle(self.clock.now(), arrival.event));
-                    effects
-                }
-                _ = ticks.tick() => {
-                    let now = self.clock.now();
-                    let effects = dispatcher.handle(now, Event::Tick);
-                    due |= planner.is_due(now) || !dispatcher.plan(&self.store.read(), now).is_empty();
-                    effects
-                }
+                outcome = outcome_of(&mut term.writing) => term.write_finished(outcome),
+                event = self.queue.recv() => match event {
+                    None => return Ended::NothingToDo,
+                    Some(event) => term.session_event(event),
+                },
+                _ = ticks.tick() => term.tick(),
             };
-            for session in lines.carry_out(effects) {
-                dispatcher.handle(self.clock.now(), Event::Closed { session });
-                due = true;
+            term.carry_out(effects);
+            replace_if_changed(&self.applied, term.applied());
+        }
+    }
+}
+
+/// The outcome of a write; never if there is none in flight.
+async fn outcome_of(writing: &mut Option<PendingWrite>) -> Result<u64, ProposeError> {
+    match writing {
+        Some(write) => write.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What exists while this manager leads.
+struct Term {
+    store: StoreHandle,
+    view: watch::Receiver<Arc<Store>>,
+    clock: Arc<dyn Clock>,
+    dispatcher: Dispatcher,
+    planner: RoundPlanner,
+    outboxes: Outboxes,
+    writing: Option<PendingWrite>,
+    /// A round may have something to do.
+    round_due: bool,
+}
+
+impl Term {
+    fn new(shell: &Shell, seed: u64) -> Self {
+        let (store, mut view, settings) = (shell.store.clone(), shell.store.watch(), &shell.settings);
+        let first = view.borrow_and_update().clone();
+        Self {
+            dispatcher: Dispatcher::new(settings.clone(), first, shell.clock.now()),
+            planner: RoundPlanner::new(settings.clone(), seed),
+            store,
+            view,
+            clock: shell.clock.clone(),
+            outboxes: Outboxes::default(),
+            writing: None,
+            round_due: true,
+        }
+    }
+
+    /// Runs a round if one is due and no write is in flight, and starts to write its result.
+    fn start_write(&mut self) {
+        if !self.round_due || self.writing.is_some() {
+            return;
+        }
+        self.round_due = false;
+        let (store, now) = (self.store.read(), self.clock.now());
+        let reports = self.dispatcher.plan(&store, now);
+        let actions = self.planner.round(&store, reports, self.dispatcher.applied(now), now);
+        if !actions.is_empty() {
+            let handle = self.store.clone();
+            self.writing = Some(Box::pin(async move { handle.write(now, actions).await }));
+        }
+    }
+
+    /// After a failure that is not a refusal the next change or tick plans again.
+    fn write_finished(&mut self, outcome: Result<u64, ProposeError>) -> Vec<Effect> {
+        self.writing = None;
+        match outcome {
+            Ok(_) => self.round_due = true,
+            Err(ProposeError::Refused(error)) => {
+                tracing::debug!(%error, "another writer was first, planning again");
+                self.round_due = true;
             }
-            let applied = dispatcher.applied(self.clock.now());
-            self.applied.send_if_modified(|known| std::mem::replace(known, applied) != applied);
+            Err(error) => tracing::warn!(%error, "the plan could not be written, trying again"),
         }
+        Vec::new()
+    }
+
+    fn store_changed(&mut self) -> Vec<Effect> {
+        self.round_due = true;
+        let store = self.view.borrow_and_update().clone();
+        self.dispatcher.handle(self.clock.now(), Event::StoreChanged(store))
+    }
+
+    fn session_event(&mut self, event: SessionEvent) -> Vec<Effect> {
+        // A session must not be judged by a state of the store older than the admission of its node.
+        let mut effects = if self.view.has_changed().unwrap_or(false) { self.store_changed() } else { Vec::new() };
+        let SessionEvent { event, outgoing, permit } = event;
+        self.outboxes.observe(&event, outgoing);
+        // Heartbeats alone give the planners nothing to do.
+        self.round_due |= !matches!(event, Event::Message { message: ToManager::Heartbeat { .. }, .. });
+        effects.extend(self.dispatcher.handle(self.clock.now(), event));
+        drop(permit);
+        effects
+    }
+
+    fn tick(&mut self) -> Vec<Effect> {
+        let now = self.clock.now();
+        let effects = self.dispatcher.handle(now, Event::Tick);
+        self.round_due |= self.planner.is_due(now) || !self.dispatcher.plan(&self.store.read(), now).is_empty();
+        effects
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for session in self.outboxes.carry_out(effects) {
+            self.dispatcher.handle(self.clock.now(), Event::Closed { session });
+            self.round_due = true;
+        }
+    }
+
+    fn applied(&self) -> Revision {
+        self.dispatcher.applied(self.clock.now())
     }
 }
 
-/// A session must not be judged by a store older than the one that its node was admitted to.
-fn catch_up(
-    view: &mut watch::Receiver<Arc<Store>>,
-    dispatcher: &mut Dispatcher,
-    now: crate::model::Timestamp,
-    due: &mut bool,
-) -> Vec<Effect> {
-    if !view.has_changed().unwrap_or(false) {
-        return Vec::new();
-    }
-    *due = true;
-    let store = view.borrow_and_update().clone();
-    dispatcher.handle(now, Event::StoreChanged(store))
-}
-
-/// True if the plan is to be made anew at once; otherwise the next change or tick does.
-fn settle(outcome: Result<u64, ProposeError>) -> bool {
-    match outcome {
-        Ok(_) => true,
-        Err(ProposeError::Refused(error)) => {
-            tracing::debug!(%error, "somebody else wrote first, planning anew");
-            true
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the plan could not be written, trying again");
-            false
-        }
-    }
-}
-
-/// Ways out to the nodes, by session.
+/// Queues of messages to the nodes, by session.
 #[derive(Default)]
 struct Outboxes {
     open: BTreeMap<SessionId, mpsc::Sender<ToNode>>,
 }
 
 impl Outboxes {
-    /// Registers a new session; true if the event may call for a plan (heartbeats do not).
-    fn arrive(&mut self, arrival: &Arrival) -> bool {
-        if let (Event::Opened { session, .. }, Some(outgoing)) = (&arrival.event, &arrival.outgoing) {
-            self.open.insert(*session, forward(outgoing.clone()));
+    /// Adds the outbox of a session that was opened, removes that of one that has ended.
+    fn observe(&mut self, event: &Event, outgoing: Option<mpsc::Sender<ToNode>>) {
+        match (event, outgoing) {
+            (Event::Opened { session, .. }, Some(outgoing)) => drop(self.open.insert(*session, forward(outgoing))),
+            (Event::Closed { session }, _) => drop(self.open.remove(session)),
+            _ => {}
         }
-        if let Event::Closed { session } = &arrival.event {
-            self.open.remove(session);
-        }
-        !matches!(arrival.event, Event::Message { message: crate::protocol::ToManager::Heartbeat { .. }, .. })
     }
 
     /// Sends and closes; returns the sessions that could not keep up.
@@ -193,9 +265,9 @@ impl Outboxes {
         for effect in effects {
             match effect {
                 Effect::Send { session, message } => {
-                    let Some(line) = self.open.get(&session) else { continue };
-                    if line.try_send(message).is_err() {
-                        tracing::debug!(session = session.0, "the session is gone or does not keep up");
+                    let Some(outbox) = self.open.get(&session) else { continue };
+                    if outbox.try_send(message).is_err() {
+                        tracing::debug!(session = session.0, "the session has ended or does not keep up");
                         self.open.remove(&session);
                         lost.push(session);
                     }
@@ -206,15 +278,15 @@ impl Outboxes {
         lost
     }
 
-    /// This manager leads no more.
-    fn end(&mut self) {
-        for (_, line) in std::mem::take(&mut self.open) {
-            drop(line.try_send(ToNode::NotLeader { leader: None }));
+    /// Ends all sessions: this manager does not lead any more.
+    fn close_all(&mut self) {
+        for (_, outbox) in std::mem::take(&mut self.open) {
+            drop(outbox.try_send(ToNode::NotLeader { leader: None }));
         }
     }
 }
 
-/// Takes what is to be said to a node off the loop, which never waits for it.
+/// A queue in front of a session, so that the leader's loop never waits for a node.
 fn forward(outgoing: mpsc::Sender<ToNode>) -> mpsc::Sender<ToNode> {
     let (sender, mut queue) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {

@@ -1,8 +1,9 @@
-//! The first transaction of a cluster and the place of each new node. Knows nothing of certificates: the cluster object
-//! comes complete.
+//! The first transaction of a cluster, and the subnet and addresses of each new node. Knows nothing of certificates: the
+//! cluster object is complete.
 
 use super::allocator::{AddressBook, QuarantinedAddresses, first_free, ingress};
 use crate::model::WgKey;
+use crate::model::mesh::LAST_NODE_INDEX;
 use crate::model::network::INGRESS;
 use crate::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
 use crate::model::{Availability, Cluster, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec, NodeState, Role};
@@ -11,68 +12,63 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Highest index of a node's subnet in the cluster's /48.
-const LAST_INDEX: u16 = 0x7fff;
-
-/// Why there is no place for a node.
+/// Why a node cannot be added.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NodeAllocationError {
     /// The store is empty.
     #[error("this manager has no cluster yet")]
     NoCluster,
-    /// No `ingress` network with a subnet.
+    /// There is no `ingress` network with a subnet.
     #[error("the ingress network has no subnet")]
     NoIngress,
-    /// All addresses are in use.
+    /// All addresses of `ingress` are in use.
     #[error("every address of the ingress network {0} is in use: remove nodes or services that publish ports")]
     IngressFull(Ipv4Net),
-    /// All /64 are in use.
-    #[error("the cluster has {LAST_INDEX} nodes, there is no room for another one")]
+    /// All node subnets of the cluster's /48 are in use.
+    #[error("the cluster has {LAST_NODE_INDEX} nodes, there is no room for another one")]
     TooManyNodes,
-    /// No pool to cut `ingress` from.
-    #[error("the default address pools hold no /{0}: give a larger pool or a longer subnet size")]
+    /// The address pools contain no subnet for `ingress`.
+    #[error("the default address pools contain no /{0}: use a larger pool or a longer subnet size")]
     PoolTooSmall(u8),
 }
 
-/// A free place for a node.
+/// Subnet and addresses for a new node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeAllocation {
-    /// Index of its /64.
+    /// Index of `subnet` in the cluster's /48, from 1.
     pub index: u16,
-    /// Its /64.
+    /// The node's /64 of the cluster's /48.
     pub subnet: Ipv6Net,
-    /// Its own address on `ingress`.
+    /// The node's address on `ingress`.
     pub ingress_addr: Ipv4Addr,
-    /// To be written in the same transaction as the node: makes it fail with `OutOfSequence` if somebody else took
-    /// addresses meanwhile. Then ask again.
-    pub fence: Vec<Action>,
+    /// To be written in the same transaction as the node: the transaction is refused with `OutOfSequence` if another writer
+    /// assigned addresses since. Then allocate again.
+    pub version_guard: Vec<Action>,
 }
 
-/// A node that becomes a member.
+/// What is known of a node before it gets its addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JoiningNode {
-    /// Its id, also in its certificate.
+    /// Also the common name of its certificate.
     pub id: NodeId,
-    /// Its role.
     pub role: Role,
-    /// Availability asked for.
+    /// As the node requested.
     pub availability: Availability,
-    /// What it says of itself.
+    /// Reported by the node.
     pub description: NodeDescription,
-    /// Address that it advertises.
+    /// Address that the node advertises.
     pub addr: Option<IpAddr>,
-    /// WireGuard public key.
     pub key: WgKey,
-    /// Where its tunnel may be reached, best first.
+    /// UDP addresses at which its tunnel may be reachable, most likely first.
     pub endpoints: Vec<SocketAddr>,
-    /// Its place in raft; `None` on workers.
+    /// `None` for workers.
     pub manager: Option<ManagerStatus>,
 }
 
 impl JoiningNode {
-    /// The node object at this place.
+    /// The node object with this subnet and address.
     #[must_use]
-    pub fn at(self, subnet: Ipv6Net, ingress_addr: Ipv4Addr) -> Node {
+    pub fn into_node(self, subnet: Ipv6Net, ingress_addr: Ipv4Addr) -> Node {
         Node {
             id: self.id,
             meta: Meta::default(),
@@ -85,32 +81,33 @@ impl JoiningNode {
     }
 }
 
-/// A free place for a new node: the lowest free index from 1, and a free address on `ingress`.
+/// Allocation for the next node: the lowest free index from 1, and a free address on `ingress`.
 ///
 /// # Errors
-/// As [`NodeAllocationError`] says.
+/// See [`NodeAllocationError`].
 pub fn next_node_allocation(store: &Store) -> Result<NodeAllocation, NodeAllocationError> {
     let cluster = store.cluster().ok_or(NodeAllocationError::NoCluster)?;
     let network = ingress(store).ok_or(NodeAllocationError::NoIngress)?;
-    let range = network.subnet.ok_or(NodeAllocationError::NoIngress)?;
+    let ingress_subnet = network.subnet.ok_or(NodeAllocationError::NoIngress)?;
     let taken: BTreeSet<Ipv6Net> = store.nodes().map(|n| n.mesh.subnet).collect();
-    let index = (1..=LAST_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
-    let ingress_addr = AddressBook::of(store)
-        .space(&network.id, range)
+    let index =
+        (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
+    let ingress_addr = AddressBook::from_store(store)
+        .network(&network.id, ingress_subnet)
         .take(&network.id, &mut QuarantinedAddresses::default())
-        .ok_or(NodeAllocationError::IngressFull(range))?;
-    let fence = vec![Action::update(network.clone())];
-    Ok(NodeAllocation { index, subnet: cluster.mesh.node(index), ingress_addr, fence })
+        .ok_or(NodeAllocationError::IngressFull(ingress_subnet))?;
+    let version_guard = vec![Action::update(network.clone())];
+    Ok(NodeAllocation { index, subnet: cluster.mesh.node(index), ingress_addr, version_guard })
 }
 
-/// Everything to write for a node that joins. `OutOfSequence` means: ask again.
+/// Node object and transaction for a node that joins. If it is refused with `OutOfSequence`, call this again.
 ///
 /// # Errors
 /// As [`next_node_allocation`].
-pub fn admit(store: &Store, newcomer: JoiningNode) -> Result<(Node, Vec<Action>), NodeAllocationError> {
-    let place = next_node_allocation(store)?;
-    let node = newcomer.at(place.subnet, place.ingress_addr);
-    let mut actions = place.fence;
+pub fn admit(store: &Store, joining: JoiningNode) -> Result<(Node, Vec<Action>), NodeAllocationError> {
+    let allocation = next_node_allocation(store)?;
+    let node = joining.into_node(allocation.subnet, allocation.ingress_addr);
+    let mut actions = allocation.version_guard;
     actions.push(Action::create(node.clone()));
     Ok((node, actions))
 }
@@ -118,7 +115,7 @@ pub fn admit(store: &Store, newcomer: JoiningNode) -> Result<(Node, Vec<Action>)
 /// The first transaction of a new cluster: the cluster, `ingress` on the pool's first subnet, the first node.
 ///
 /// # Errors
-/// The pools hold no subnet of the wished size, or one too small for a node.
+/// The pools contain no subnet of the requested size, or it is too small for a node.
 pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) -> Result<Vec<Action>, NodeAllocationError> {
     let subnet = first_free(&cluster, |_| false).ok_or(NodeAllocationError::PoolTooSmall(cluster.subnet_size))?;
     let network = Network {
@@ -127,12 +124,12 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
         spec: NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() },
         subnet: Some(subnet),
     };
-    let ingress_addr = AddressBook::of(&Store::default())
-        .space(&network.id, subnet)
+    let ingress_addr = AddressBook::from_store(&Store::default())
+        .network(&network.id, subnet)
         .take(&network.id, &mut QuarantinedAddresses::default())
         .ok_or(NodeAllocationError::IngressFull(subnet))?;
-    let mut node = first.at(cluster.mesh.node(1), ingress_addr);
-    // It is this very process; the dispatcher watches it from now on as any other.
+    let mut node = first.into_node(cluster.mesh.node(1), ingress_addr);
+    // The first node is this process, so it is ready; the dispatcher observes it from here on as any other node.
     node.status.state = NodeState::Ready;
     Ok(vec![Action::create(cluster), Action::create(network), Action::create(node)])
 }

@@ -1,23 +1,24 @@
-//! Forgets tasks: those whose removal is desired once they have stopped, history beyond the limit, and what was left
-//! behind by nodes that are gone.
+//! Deletes tasks: those whose removal is desired, once they have stopped, and history beyond the limit. Orphans the tasks
+//! of nodes that were removed, have left or are down for long.
 //!
-//! A task on a node that is down stays, whatever is desired of it, until the node is back, has left, is removed or has
-//! been down for very long: its container may still run, and as long as the object is there nobody else gets its address.
+//! A task on a node that is down stays, whatever its desired state, until the node is back, has left, is removed or has
+//! been down for `orphan_after`: its container may still run, and while the object exists no other task gets its address.
 
-use super::ManagerSettings;
 use super::allocator::{AddressBook, networks_of_task};
-use super::restart::{by_age, history_needed};
-use super::round::BATCH;
+use super::limits::BATCH;
+use super::orchestrator::restart::history_needed;
+use super::orchestrator::slot::by_age;
+use super::settings::ManagerSettings;
 use crate::model::{NetworkId, NodeState, ServiceId, Task, TaskState, Timestamp};
 use crate::store::{Action, Kind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tasks kept per slot if the cluster does not say.
+/// Tasks kept per slot if the cluster sets no limit.
 const DEFAULT_HISTORY: i64 = 5;
-/// Finished tasks forgotten at once to free addresses of a full network.
-const RELIEF: usize = 16;
+/// Finished tasks deleted per round to free addresses of a full network.
+const ADDRESS_RELIEF: usize = 16;
 
-/// What is to be forgotten or given up now.
+/// Tasks to delete or to orphan now.
 pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Action> {
     let mut out = Vec::new();
     let mut slots = BTreeMap::<(&ServiceId, u64), Vec<&Task>>::new();
@@ -25,44 +26,51 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Ac
         if out.len() >= BATCH {
             return out;
         }
-        let gone = left_behind(store, task, now, settings);
-        if task.desired_state == TaskState::Remove && (is_over(task) || gone) {
+        let node_gone = is_node_gone(store, task, now, settings);
+        if task.desired_state == TaskState::Remove && (is_finished(task) || node_gone) {
             out.push(remove(task));
-        } else if gone && !task.status.state.is_final() {
+        } else if node_gone && !task.status.state.is_final() {
             out.push(orphan(task, now));
         } else if task.desired_state < TaskState::Remove {
             slots.entry((&task.service_id, task.slot)).or_default().push(task);
         }
     }
-    let limit = store.cluster().map_or(Some(DEFAULT_HISTORY), |c| c.spec.orchestration.task_history_retention_limit);
-    let limit = usize::try_from(limit.unwrap_or(DEFAULT_HISTORY)).ok();
-    let full = full_networks(store);
-    let mut spare: Vec<&Task> = Vec::new();
-    for tasks in slots.values_mut() {
-        if out.len() >= BATCH {
-            return out;
-        }
-        tasks.sort_by(|a, b| by_age(a, b));
-        let Some((newest, older)) = tasks.split_last() else { continue };
-        let finished: Vec<&Task> = older.iter().copied().filter(|t| t.desired_state > TaskState::Running && is_over(t)).collect();
-        let keep = history_needed(newest).or(limit).unwrap_or(usize::MAX);
-        let excess = (older.len() + 1).saturating_sub(keep).min(finished.len());
-        let (old, kept) = finished.split_at(excess);
-        out.extend(old.iter().map(|t| remove(t)));
-        spare.extend(kept.iter().copied().filter(|t| t.attachments.iter().any(|a| full.contains(&a.network_id))));
-    }
-    spare.sort_by(|a, b| by_age(a, b));
-    out.extend(spare.into_iter().take(RELIEF).map(remove));
+    remove_history(store, slots, &mut out);
     out
 }
 
-/// Finished, or never to be started: no agent has it or ever will.
-fn is_over(task: &Task) -> bool {
+/// Deletes the oldest finished tasks of each slot: those beyond the limit, and some that have addresses which a new
+/// task needs.
+fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, u64), Vec<&Task>>, out: &mut Vec<Action>) {
+    let limit = store.cluster().map_or(Some(DEFAULT_HISTORY), |c| c.spec.orchestration.task_history_retention_limit);
+    let limit = usize::try_from(limit.unwrap_or(DEFAULT_HISTORY)).ok();
+    let full = full_networks(store);
+    let mut relief: Vec<&Task> = Vec::new();
+    for mut tasks in slots.into_values() {
+        if out.len() >= BATCH {
+            return;
+        }
+        tasks.sort_by(|a, b| by_age(a, b));
+        let Some((newest, older)) = tasks.split_last() else { continue };
+        let is_history = |t: &&Task| t.desired_state > TaskState::Running && is_finished(t);
+        let finished: Vec<&Task> = older.iter().copied().filter(is_history).collect();
+        let keep = history_needed(newest).or(limit).unwrap_or(usize::MAX);
+        let excess = (older.len() + 1).saturating_sub(keep).min(finished.len());
+        let (removed, kept) = finished.split_at(excess);
+        out.extend(removed.iter().map(|t| remove(t)));
+        relief.extend(kept.iter().copied().filter(|t| t.attachments.iter().any(|a| full.contains(&a.network_id))));
+    }
+    relief.sort_by(|a, b| by_age(a, b));
+    out.extend(relief.into_iter().take(ADDRESS_RELIEF).map(remove));
+}
+
+/// Ended, or never to be started: no agent runs the task or will run it.
+fn is_finished(task: &Task) -> bool {
     task.status.state.is_final() || (task.status.state < TaskState::Assigned && task.desired_state > TaskState::Running)
 }
 
-/// Its node is removed, has left, or has been down for very long.
-fn left_behind(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSettings) -> bool {
+/// The task's node is removed, has left, or has been down for `orphan_after`.
+fn is_node_gone(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSettings) -> bool {
     let Some(id) = &task.node_id else { return false };
     store.node(id).is_none_or(|node| match node.status.state {
         NodeState::Disconnected => true,
@@ -81,11 +89,11 @@ fn full_networks(store: &Store) -> BTreeSet<NetworkId> {
     if waiting.peek().is_none() {
         return BTreeSet::new();
     }
-    let mut book = AddressBook::of(store);
-    let wanted: BTreeSet<NetworkId> = waiting.flat_map(|(t, s)| networks_of_task(store, s, t)).collect();
-    wanted
+    let mut book = AddressBook::from_store(store);
+    let needed: BTreeSet<NetworkId> = waiting.flat_map(|(task, service)| networks_of_task(store, service, task)).collect();
+    needed
         .into_iter()
-        .filter(|id| store.network(id).and_then(|n| n.subnet).is_some_and(|subnet| book.space(id, subnet).is_full()))
+        .filter(|id| store.network(id).and_then(|n| n.subnet).is_some_and(|subnet| book.network(id, subnet).is_full()))
         .collect()
 }
 

@@ -1,33 +1,26 @@
-//! The store as raft's state machine: what an entry says (a format-numbered transaction), how its outcome gets back
-//! to the proposer, and where the newest store is published. The only file that knows both raft and the store.
+//! The store as raft's state machine: an entry is a transaction with a format number, its outcome is returned to the
+//! proposer, and the newest state is published on a watch. The only file that knows both raft and the store.
 
 use crate::raft::{self, Raft, RaftConfig, RaftError, StateMachine, Transport};
-use crate::store::{Propose, ProposeError, Store, StoreError, StoreHandle, Transaction};
-use anyhow::Context as _;
+use crate::store::{Propose, ProposeError, Store, StoreError, StoreHandle, Transaction, decode_document};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Number of the entries' format; goes up when an older build could not read it.
+/// Format of an entry; goes up when an older build could not read it.
 const FORMAT: u32 = 1;
 
 /// A transaction as an entry of the log.
 #[derive(Serialize, Deserialize)]
-struct Entry<T> {
+struct TransactionEntry {
     format: u32,
-    transaction: T,
+    transaction: Transaction,
 }
 
-/// Only the number: read first, because what follows may be of a format that this build does not know.
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
-/// What applying a transaction gives.
-pub type Outcome = Result<(), StoreError>;
+/// Outcome of applying a transaction.
+pub type ApplyOutcome = Result<(), StoreError>;
 
 /// This manager's copy of the store, driven by raft.
 #[derive(Debug)]
@@ -37,23 +30,24 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts raft with the store behind it; the store is restored and everything known to be committed applied when
-    /// this returns. `bootstrap` as in [`raft::start`].
+    /// Starts raft with the store as its state machine. When this returns the store is restored and everything known to be
+    /// committed is applied. `bootstrap` as in [`raft::start`].
     ///
     /// # Errors
-    /// As [`raft::start`].
+    /// See [`raft::start`].
     pub async fn start(
         config: RaftConfig,
         bootstrap: bool,
         transport: Arc<dyn Transport>,
         shutdown: CancellationToken,
-    ) -> anyhow::Result<(StoreHandle, Raft<Outcome>)> {
+    ) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>)> {
         let (view, watched) = watch::channel(Arc::new(Store::default()));
         let raft = raft::start(config, bootstrap, Self { store: Store::default(), view }, transport, shutdown).await?;
         Ok((StoreHandle::new(watched, Arc::new(Proposer(raft.clone()))), raft))
     }
 
-    /// Never goes back: after a failed disk the log is read again from its snapshot on, and readers have seen more.
+    /// Publishes the state if it is newer than the published one: after a disk failure the log is applied again from its
+    /// snapshot on, while readers have seen later states.
     fn publish(&self) {
         self.view.send_if_modified(|published| {
             let newer = self.store.index() > published.index();
@@ -66,15 +60,10 @@ impl Replica {
 }
 
 impl StateMachine for Replica {
-    type Outcome = Outcome;
+    type Outcome = ApplyOutcome;
 
-    fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<Outcome> {
-        let Format { format } = serde_json::from_slice(data).context("it has no format number")?;
-        anyhow::ensure!(
-            format == FORMAT,
-            "it has format {format}, this skep reads format {FORMAT}: install the newer skep again"
-        );
-        let entry: Entry<Transaction> = serde_json::from_slice(data)?;
+    fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<ApplyOutcome> {
+        let entry: TransactionEntry = decode_document(data, FORMAT)?;
         let outcome = self.store.apply(index, &entry.transaction);
         self.publish();
         Ok(outcome)
@@ -91,12 +80,12 @@ impl StateMachine for Replica {
     }
 }
 
-struct Proposer(Raft<Outcome>);
+struct Proposer(Raft<ApplyOutcome>);
 
 #[async_trait]
 impl Propose for Proposer {
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
-        let data = serde_json::to_vec(&Entry { format: FORMAT, transaction })
+        let data = serde_json::to_vec(&TransactionEntry { format: FORMAT, transaction })
             .map_err(|e| ProposeError::Stopped(format!("the transaction cannot be written: {e}")))?;
         let (index, outcome) = self.0.propose(data).await.map_err(|error| match error {
             RaftError::NotLeader { .. } | RaftError::Superseded => ProposeError::NotLeader,
@@ -105,5 +94,22 @@ impl Propose for Proposer {
         })?;
         outcome?;
         Ok(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_an_earlier_build_wrote_is_applied_and_written_the_same() {
+        let recorded = include_bytes!("../../tests/it/store/recorded/entry.json");
+        let (view, watched) = watch::channel(Arc::new(Store::default()));
+        let mut replica = Replica { store: Store::default(), view };
+        replica.apply(5, recorded).expect("readable").expect("applied");
+        let snapshot = include_bytes!("../../tests/it/store/recorded/snapshot.json");
+        assert_eq!(watched.borrow().snapshot(), snapshot);
+        let entry: TransactionEntry = decode_document(recorded, FORMAT).expect("readable");
+        assert_eq!(serde_json::to_vec(&entry).expect("plain data"), recorded);
     }
 }

@@ -1,32 +1,29 @@
-//! The cluster object: settings that every manager shares, and the roots of trust.
+//! The cluster object: settings that all managers share, and the root CA.
 
 use super::{id::ClusterId, mesh::MeshPrefix, meta::Meta, node::Role, time::Nanos};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The one cluster object.
+/// The store has exactly one of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cluster {
-    /// Its id.
     pub id: ClusterId,
-    /// Version and times.
     pub meta: Meta,
-    /// What the user set.
     pub spec: ClusterSpec,
-    /// Goes up when a cluster is restored or forced anew, so that nodes follow the recovered managers.
+    /// Incremented when a cluster is restored from a backup or re-created by force, so that nodes accept the recovered managers'
+    /// lower raft indexes.
     pub incarnation: u64,
-    /// Certificate of the root CA, PEM.
+    /// Root CA certificate, PEM.
     pub ca_certificate: String,
-    /// Key of the root CA, PEM. Managers only; never leaves them.
+    /// Root CA key, PEM. Never sent to a node that is no manager.
     pub ca_key: String,
-    /// Secrets that let nodes join.
     pub tokens: JoinTokens,
-    /// The cluster's /48 of mesh addresses.
+    /// The /48 of all mesh addresses.
     pub mesh: MeshPrefix,
-    /// Pools that networks are cut from; empty means 10.0.0.0/8.
+    /// Pools that subnets of networks are taken from; 10.0.0.0/8 if empty.
     pub address_pools: Vec<Ipv4Net>,
-    /// Prefix length of a network cut from the pool.
+    /// Prefix length of a subnet taken from a pool; 24 if 0.
     pub subnet_size: u8,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
@@ -36,14 +33,12 @@ pub struct Cluster {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct JoinTokens {
-    /// Lets a node join as worker.
     pub worker: String,
-    /// Lets a node join as manager.
     pub manager: String,
 }
 
 impl JoinTokens {
-    /// The token for a role.
+    /// The token that a node of this role joins with.
     #[must_use]
     pub fn of(&self, role: Role) -> &str {
         match role {
@@ -57,23 +52,17 @@ impl JoinTokens {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ClusterSpec {
-    /// Always "default".
+    /// Always `default`.
     pub name: String,
-    /// User's labels.
     #[serde(deserialize_with = "super::serde_helpers::null_as_default")]
     pub labels: BTreeMap<String, String>,
-    /// Orchestration settings.
     pub orchestration: Orchestration,
-    /// Raft settings.
-    pub raft: RaftSettings,
-    /// Dispatcher settings.
+    pub raft: RaftSpec,
     pub dispatcher: DispatcherSettings,
-    /// CA settings.
     #[serde(rename = "CAConfig")]
     pub ca_config: CaSettings,
-    /// Task defaults (shown, empty).
+    /// Always empty; part of Docker's JSON.
     pub task_defaults: TaskDefaults,
-    /// Encryption settings.
     pub encryption_config: EncryptionSettings,
 }
 
@@ -83,7 +72,7 @@ impl Default for ClusterSpec {
             name: "default".to_owned(),
             labels: BTreeMap::new(),
             orchestration: Orchestration { task_history_retention_limit: Some(5) },
-            raft: RaftSettings {
+            raft: RaftSpec {
                 snapshot_interval: Some(10_000),
                 keep_old_snapshots: Some(0),
                 log_entries_for_slow_followers: Some(500),
@@ -98,53 +87,51 @@ impl Default for ClusterSpec {
     }
 }
 
-/// Orchestration settings.
+/// Settings of the orchestrator.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Orchestration {
-    /// Finished tasks kept per slot.
+    /// Tasks kept per slot, the live one included; negative for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_history_retention_limit: Option<i64>,
 }
 
-/// Raft settings as Swarm shows them; skep's own time-outs are daemon settings.
+/// Raft settings as Docker shows them. Shown only: skep's raft is configured by the daemon's settings.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct RaftSettings {
-    /// Log entries between snapshots.
+pub struct RaftSpec {
+    /// Log entries from one snapshot to the next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_interval: Option<u64>,
-    /// Old snapshots kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_old_snapshots: Option<u64>,
-    /// Entries kept for slow followers after a snapshot.
+    /// Log entries kept behind a snapshot for slow followers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_entries_for_slow_followers: Option<u64>,
-    /// Ticks to an election.
+    /// Ticks without a leader until an election.
     pub election_tick: i64,
-    /// Ticks between heartbeats.
     pub heartbeat_tick: i64,
 }
 
-/// Dispatcher settings.
+/// Settings of the dispatcher.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DispatcherSettings {
-    /// Shown as Swarm shows it; skep's heartbeat is a daemon setting.
+    /// Shown only: skep's heartbeat is one of the daemon's settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_period: Option<Nanos>,
 }
 
-/// CA settings.
+/// Settings of the CA.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CaSettings {
-    /// Life-time of node certificates.
+    /// Lifetime of node certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_cert_expiry: Option<Nanos>,
 }
 
-/// Defaults for tasks (none carried out yet).
+/// Defaults for tasks; none is implemented.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TaskDefaults {}
 
@@ -152,6 +139,6 @@ pub struct TaskDefaults {}
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EncryptionSettings {
-    /// Not built yet: true is refused.
+    /// Not implemented: the API refuses `true`.
     pub auto_lock_managers: bool,
 }

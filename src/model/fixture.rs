@@ -1,15 +1,17 @@
-//! Values for tests: one small, valid object of each kind that a view is made of. A test changes the fields that it is
-//! about (`TaskEndpoint { backend: false, ..task_endpoint(…) }`).
+//! Values for tests: one small, valid object of each kind that a view consists of. A test changes the fields that matter to
+//! it (`TaskEndpoint { backend: false, ..task_endpoint(…) }`).
 
 use super::mesh::{MeshPrefix, gateway};
 use super::service::EndpointMode;
+use super::task::{ContainerSpec, DnsConfig};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
-use super::{Listens, NodeView, Protocol, Revision, WgKey};
+use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
 use ipnet::{Ipv4Net, Ipv6Net};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// The cluster's /48.
+/// A cluster's /48.
 #[must_use]
 pub fn mesh() -> MeshPrefix {
     MeshPrefix(Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48))
@@ -33,7 +35,7 @@ pub fn peer(number: u8) -> Peer {
     }
 }
 
-/// A running task of a service, that takes traffic.
+/// A running task that receives traffic.
 #[must_use]
 pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) -> TaskEndpoint {
     let id = format!("{service}{slot}id");
@@ -51,7 +53,7 @@ pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) ->
     }
 }
 
-/// A network without services; `ingress` if that is its name.
+/// A network without services; the ingress network if its name is `ingress`.
 #[must_use]
 pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> NetworkPart {
     NetworkPart {
@@ -65,7 +67,8 @@ pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> 
     }
 }
 
-/// A published TCP port of a service named `web`, with backends at these addresses on `node1`, none seen to listen.
+/// A published TCP port of a service named `web`, with backends at these addresses on `node1`, none of them observed to
+/// listen.
 #[must_use]
 pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> PublishedPort {
     let backend = |address: &Ipv4Addr| Backend {
@@ -100,5 +103,29 @@ pub fn node_view(index: u64, networks: Vec<NetworkPart>, cluster: ClusterPart) -
         tasks: Arc::new(Tasks::default()),
         networks: Arc::new(Networks { by_id: networks.into_iter().map(|n| (n.name.as_str().into(), n)).collect() }),
         cluster: Arc::new(cluster),
+    }
+}
+
+/// A task on a node with default spec, but for its own resolvers.
+#[must_use]
+pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&str]) -> Task {
+    let nameservers = resolvers.iter().map(ToString::to_string).collect();
+    let dns_config = Some(DnsConfig { nameservers, ..DnsConfig::default() });
+    Task {
+        id: id.into(),
+        meta: Meta::default(),
+        spec: TaskSpec { container_spec: ContainerSpec { dns_config, ..ContainerSpec::default() }, ..TaskSpec::default() },
+        spec_version: 1,
+        service_id: service.into(),
+        service_name: service.to_owned(),
+        service_labels: BTreeMap::new(),
+        slot: 1,
+        node_id: Some(node.into()),
+        desired_state: TaskState::Running,
+        status: TaskStatus::default(),
+        attachments: Vec::new(),
+        not_before: None,
+        ports: Vec::new(),
+        listens: Vec::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! Typed ids: 25 characters of base 36, as in Swarm, one type per kind so that they cannot be mixed up.
+//! Typed ids: 25 characters of base 36, as in Swarm; one type per kind, so that the compiler tells them apart.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use std::fmt;
 pub const ID_LEN: usize = 25;
 const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Draws the text of a new id. Randomness is passed in, so that a seeded run makes the same ids.
+/// Text of a new random id. The generator is passed in, so that a seeded run makes the same ids.
 pub fn draw(rng: &mut impl Rng) -> String {
     (0..ID_LEN).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
 }
@@ -21,11 +21,10 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// A new id from the given randomness.
+            /// A new random id.
             pub fn draw(rng: &mut impl Rng) -> Self {
                 Self(draw(rng))
             }
-            /// The id's text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -58,9 +57,9 @@ macro_rules! id {
 }
 
 id!(
-    /// A cluster (there is one object of it in the store).
+    /// The cluster; the store has one cluster object.
     ClusterId,
-    /// A node, drawn when its certificate is issued.
+    /// A node; drawn when its certificate is issued.
     NodeId,
     /// A service.
     ServiceId,
@@ -76,7 +75,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn ids_are_25_characters_of_base_36_and_follow_the_seed() {
+    fn ids_have_25_characters_of_base_36_and_depend_on_the_seed() {
         let mut a = rand::rngs::StdRng::seed_from_u64(7);
         let mut b = rand::rngs::StdRng::seed_from_u64(7);
         let id = TaskId::draw(&mut a);

@@ -1,4 +1,4 @@
-//! The address plan of the mesh: which address belongs to whom. Pure arithmetic.
+//! The address plan of the mesh: addresses of nodes and of containers. Pure arithmetic.
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use rand::Rng;
@@ -9,11 +9,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const TUNNEL_OVERHEAD: u32 = 80;
 /// Port of join, certificates (TCP) and WireGuard (UDP).
 pub const DEFAULT_PORT: u16 = 2377;
-/// Pool that networks are cut from when none is given.
+/// Pool that subnets of networks are taken from if the cluster has none.
 pub const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
-/// Lowest subnet index of a node; the lower half of the /48 holds nodes only, the upper half container addresses,
-/// so that the range of node addresses contains no container prefix.
-const NODE_SUBNETS: u16 = 0x7fff;
+/// Highest subnet index of a node (the lowest is 1). Nodes use the lower half of the /48 only and container addresses the
+/// upper half, so that [`MeshPrefix::nodes`] contains no container address.
+pub const LAST_NODE_INDEX: u16 = 0x7fff;
 
 /// The cluster's ULA /48.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ impl MeshPrefix {
     /// The /64 of the node with this index (1 …).
     #[must_use]
     pub fn node(self, index: u16) -> Ipv6Net {
-        Ipv6Net::new_assert(Ipv6Addr::from_bits(self.0.addr().to_bits() | (u128::from(index & NODE_SUBNETS) << 64)), 64)
+        Ipv6Net::new_assert(Ipv6Addr::from_bits(self.0.addr().to_bits() | (u128::from(index & LAST_NODE_INDEX) << 64)), 64)
     }
 
     /// The /49 that holds every node's /64 and no container's address.
@@ -42,14 +42,14 @@ impl MeshPrefix {
         Ipv6Net::new_assert(self.0.addr(), 49)
     }
 
-    /// The IPv6 address that a task has on `ingress`, made from its IPv4 one (upper half of the /48).
+    /// The IPv6 address of a task on `ingress`, derived from its IPv4 address (in the upper half of the /48).
     #[must_use]
     pub fn container(self, v4: Ipv4Addr) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.0.addr().to_bits() | (1_u128 << 79) | u128::from(v4.to_bits()))
     }
 }
 
-/// The node's own mesh address, `…::1` of its /64.
+/// The mesh address of a node: `…::1` of its /64.
 #[must_use]
 pub fn node_address(subnet: Ipv6Net) -> Ipv6Addr {
     Ipv6Addr::from_bits(subnet.addr().to_bits() | 1)
@@ -70,7 +70,7 @@ mod tests {
     fn node_range_holds_nodes_and_no_container() {
         let mesh = MeshPrefix::draw(&mut rand::rngs::StdRng::seed_from_u64(1));
         assert!(mesh.nodes().contains(&mesh.node(1)));
-        assert!(mesh.nodes().contains(&mesh.node(NODE_SUBNETS)));
+        assert!(mesh.nodes().contains(&mesh.node(LAST_NODE_INDEX)));
         assert!(!mesh.nodes().contains(&mesh.container(Ipv4Addr::BROADCAST)));
         assert!(mesh.0.contains(&mesh.container(Ipv4Addr::new(10, 0, 0, 5))));
         assert_eq!(node_address(mesh.node(3)).segments()[7], 1);

@@ -11,32 +11,28 @@ pub const INGRESS: &str = "ingress";
 /// An overlay network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Network {
-    /// Its id.
     pub id: NetworkId,
-    /// Version and times.
     pub meta: Meta,
-    /// What the user set.
     pub spec: NetworkSpec,
-    /// Cut from the pool by the allocator; `None` until then.
+    /// Assigned by the allocator, from the user's choice or the cluster's pools; `None` until then.
     pub subnet: Option<Ipv4Net>,
 }
 
-/// What `docker network create` posts (the parts that are carried out).
+/// What `docker network create` posts (the fields that are implemented).
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkSpec {
-    /// Unique among networks, case ignored.
+    /// Unique among networks without regard to case.
     pub name: String,
-    /// User's labels.
     #[serde(deserialize_with = "null_as_default")]
     pub labels: BTreeMap<String, String>,
-    /// No default route for its containers.
+    /// Its containers get no default route.
     pub internal: bool,
     /// Plain containers may attach.
     pub attachable: bool,
-    /// It is the network that carries published ports.
+    /// Carries traffic of published ports. At most one network of a cluster.
     pub ingress: bool,
-    /// Subnets asked for by the user (at most one, IPv4).
+    /// Requested by the user: at most one, IPv4.
     #[serde(deserialize_with = "null_as_default")]
     pub subnets: Vec<Ipv4Net>,
     /// Driver options, as posted.

@@ -1,4 +1,4 @@
-//! Nodes: what the user wants of them, what they say of themselves, what the managers see of them.
+//! Nodes: what the user configures, what they report about themselves, what the leader observes of them.
 
 use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, wg_key::WgKey};
 use ipnet::Ipv6Net;
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// What a node is allowed to be.
+/// Role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Runs tasks.
     #[default]
     Worker,
-    /// Runs tasks and the managers' store.
+    /// Runs tasks and a replica of the store.
     Manager,
 }
 
@@ -28,16 +28,16 @@ impl Role {
     }
 }
 
-/// Whether a node takes tasks.
+/// Whether a node runs tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
-    /// Takes tasks.
+    /// Gets new tasks.
     #[default]
     Active,
-    /// Keeps its tasks, takes no new ones.
+    /// Keeps its tasks and gets no new ones.
     Pause,
-    /// Gives its tasks away.
+    /// Its tasks are replaced on other nodes, and it gets no new ones.
     Drain,
 }
 
@@ -53,22 +53,27 @@ impl Availability {
     }
 }
 
-/// A node as the leader sees it.
+/// State of a node as the leader observes it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// Not heard of since this leader took over.
+    /// Has not opened a session since this leader took over.
     #[default]
     Unknown,
-    /// No heartbeat within the down time-out.
+    /// Sent no heartbeat within the node-down timeout.
     Down,
     /// Has a session.
     Ready,
-    /// Left by its own will.
+    /// Left the swarm.
     Disconnected,
 }
 
 impl NodeState {
+    /// Whether the node may receive what it is sent. A node that has not opened a session with this leader yet may.
+    #[must_use]
+    pub fn may_be_up(self) -> bool {
+        matches!(self, Self::Ready | Self::Unknown)
+    }
     /// `unknown`, `down`, `ready` or `disconnected`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -81,22 +86,18 @@ impl NodeState {
     }
 }
 
-/// A node of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Node {
-    /// Its id, also in its certificate.
+    /// Also the common name of its certificate.
     pub id: NodeId,
-    /// Version and times.
     pub meta: Meta,
-    /// What the user set.
     pub spec: NodeSpec,
-    /// What the node says of itself.
+    /// Reported by the node.
     pub description: NodeDescription,
-    /// What the leader observed.
+    /// Written by the dispatcher.
     pub status: NodeStatus,
-    /// Who it is in the mesh.
     pub mesh: NodeMesh,
-    /// Where its raft is reached; `None` on workers.
+    /// `None` on workers.
     pub manager: Option<ManagerStatus>,
 }
 
@@ -107,70 +108,62 @@ pub struct NodeSpec {
     /// Shown only.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// User's labels.
     #[serde(deserialize_with = "null_as_default")]
     pub labels: BTreeMap<String, String>,
-    /// Desired role.
     pub role: Role,
-    /// Whether it takes tasks.
     pub availability: Availability,
 }
 
-/// What a node says of itself; sent with each new session.
+/// What a node reports about itself at the start of each session.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeDescription {
-    /// Host name.
     pub hostname: String,
-    /// `uname -m` style, as `x86_64`.
+    /// As `uname -m` prints it: `x86_64`.
     pub architecture: String,
-    /// `linux`.
+    /// Always `linux`.
     pub os: String,
-    /// CPUs in 1e-9.
+    /// CPUs, in units of 1e-9 CPU.
     pub nano_cpus: i64,
     /// Memory in bytes.
     pub memory_bytes: i64,
-    /// Version of its Docker Engine; empty if none answers.
+    /// Version of its Docker Engine; empty if the engine does not answer.
     pub engine_version: String,
-    /// Engine labels.
     pub engine_labels: BTreeMap<String, String>,
     /// Engine plugins as (type, name), sorted.
     pub plugins: Vec<(String, String)>,
-    /// Its eBPF datapath takes packets of published ports from other nodes.
+    /// Its eBPF datapath accepts packets to published ports that other nodes forward.
     #[serde(default)]
     #[serde(rename = "FastPlane")]
     pub ebpf_datapath: bool,
 }
 
-/// What the leader observed of a node.
+/// What the leader observes of a node.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Its state.
     pub state: NodeState,
-    /// Why, for people.
+    /// Cause of the state, for users.
     pub message: String,
-    /// Address that it advertises.
+    /// Address that the node advertises.
     pub addr: Option<IpAddr>,
 }
 
-/// A node's identity and addresses in the mesh. Set at join; key is identity, endpoints are hints.
+/// A node's identity (its key) and addresses in the mesh. Assigned when the node joins.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeMesh {
-    /// WireGuard public key.
     pub key: WgKey,
     /// Its /64 of the cluster's /48.
     pub subnet: Ipv6Net,
-    /// Its own address on `ingress`: source of what it sends to containers on its own behalf.
+    /// The node's address on `ingress`: source address of packets that the node itself sends to containers.
     pub ingress_addr: Ipv4Addr,
-    /// Where its tunnel may be reached, best first.
+    /// UDP addresses at which the tunnel may be reachable, most likely first. Hints: WireGuard follows a peer that moves.
     pub endpoints: Vec<SocketAddr>,
 }
 
-/// A manager's place in raft.
+/// A manager as a member of the raft group.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ManagerStatus {
-    /// Its raft id, never reused.
+    /// Never reused after the manager was removed.
     pub raft_id: u64,
-    /// Advertised address and port.
     pub addr: SocketAddr,
 }

@@ -1,18 +1,16 @@
-//! Ports that services publish, and what is seen of those who listen on them.
+//! Ports that services publish, and ports that containers listen on.
 
 use serde::{Deserialize, Serialize};
 
-/// An address family. Published ports have a listener, an eBPF frontend and a readiness for each.
+/// An address family. A published port has a listener, an eBPF frontend and a readiness per family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum IpFamily {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
 impl IpFamily {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 }
 
@@ -20,36 +18,31 @@ impl IpFamily {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortConfig {
-    /// User's name for it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Protocol.
     pub protocol: Protocol,
-    /// Port in the container.
+    /// Port of the container.
     #[serde(skip_serializing_if = "is_zero")]
     pub target_port: u16,
-    /// Port on every node; 0 in a spec lets the allocator draw one.
+    /// Port of the nodes; 0 in a spec: chosen by the allocator (or, in publish mode `host`, by the engine).
     #[serde(skip_serializing_if = "is_zero")]
     pub published_port: u16,
-    /// Through the routing mesh or on the task's own host.
     pub publish_mode: PublishMode,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
 fn is_zero(port: &u16) -> bool {
     *port == 0
 }
 
-/// Transport protocol of a published port.
+/// Transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// TCP.
     #[default]
     Tcp,
-    /// UDP.
     Udp,
-    /// SCTP (not carried out).
+    /// Not implemented.
     Sctp,
 }
 
@@ -69,30 +62,25 @@ impl Protocol {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
-    /// On every node, balanced.
+    /// On every node, load-balanced over the tasks (routing mesh).
     #[default]
     Ingress,
-    /// On the task's own node, by its engine.
+    /// On the task's node only, bound by its engine.
     Host,
 }
 
-/// In which families a container listens on a port, on an address that `ingress` reaches.
+/// Address families in which a container listens on a port, on an address that is reachable through `ingress`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Listens {
-    /// IPv4.
     pub v4: bool,
-    /// IPv6.
     pub v6: bool,
 }
 
 /// A port that a container listens on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ListeningPort {
-    /// Protocol.
     pub protocol: Protocol,
-    /// Port in the container.
     pub port: u16,
-    /// In which families.
     pub listens: Listens,
 }

@@ -1,31 +1,30 @@
-//! What a service's labels say about its published ports: `skep.affinity` and `skep.allow`. Docker's spec has no field
-//! for either, and a label goes through every client.
+//! Labels of a service that configure its published ports: `skep.affinity` and `skep.allow`. Docker's spec has no field
+//! for either, and every client passes labels through.
 
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// `source`: one client address always gets the same backend, as long as the backends stay.
+/// `source`: connections of one client address go to the same backend as long as the set of backends stays the same.
 pub const AFFINITY: &str = "skep.affinity";
-/// Comma-separated source prefixes that may use the ports: `192.0.2.0/24,2001:db8::/32`. A bare address stands for itself.
-/// Processes of a node itself (their address is loopback or one of the node's own, link-local ones excepted) may always
-/// use the ports on that node; containers of the node are other addresses, which the list must name.
+/// Comma-separated source prefixes that may use the ports: `192.0.2.0/24,2001:db8::/32`. A bare address is a prefix of
+/// full length. Processes of a node itself (source address loopback or one of the node's own, except link-local ones) may
+/// always use the ports on that node; containers of the node have other addresses, which the list must contain.
 pub const ALLOW: &str = "skep.allow";
 
-/// What the labels say.
+/// The parsed labels.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PortLabels {
-    /// One client address always gets the same backend.
     pub affinity: bool,
-    /// Sources that may use the ports, sorted; empty: everybody.
+    /// Source prefixes that may use the ports, sorted; every source if empty.
     pub allow: Vec<IpNet>,
 }
 
 impl PortLabels {
-    /// Reads the labels of a service; others are not looked at.
+    /// Parses the labels of a service; other labels are ignored.
     ///
     /// # Errors
-    /// What is wrong with which label, and what would be right.
+    /// Text for the user: which label is wrong, and what is valid.
     pub fn read(labels: &BTreeMap<String, String>) -> Result<Self, String> {
         let affinity = match labels.get(AFFINITY).map(|value| value.trim()) {
             None => false,
@@ -38,12 +37,12 @@ impl PortLabels {
             }
         };
         let Some(text) = labels.get(ALLOW) else { return Ok(Self { affinity, allow: Vec::new() }) };
-        // An empty list would let everybody in, which nobody means who writes this label.
+        // An empty value is refused: an empty list would allow every source.
         let allow: Option<Vec<IpNet>> = text.split(',').map(|one| prefix(one.trim())).collect();
         let Some(mut allow) = allow else {
             return Err(format!(
                 "label {ALLOW}={text}: must be source prefixes separated by commas, as 192.0.2.0/24,2001:db8::/32,198.51.100.7; \
-                 leave the label out to let everybody in"
+                 leave the label out to allow every source"
             ));
         };
         allow.sort_unstable();
@@ -52,7 +51,7 @@ impl PortLabels {
     }
 }
 
-/// A prefix or a bare address; IPv4 however it is written.
+/// Parses a prefix or a bare address; an IPv4-mapped IPv6 prefix becomes the IPv4 prefix.
 fn prefix(text: &str) -> Option<IpNet> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?.trunc();
     match net {
@@ -77,16 +76,16 @@ mod tests {
     }
 
     #[test]
-    fn without_labels_everybody_gets_any_backend() {
+    fn without_labels_every_source_is_allowed_and_there_is_no_affinity() {
         assert_eq!(read(&[("skep.other", "?"), ("com.example", "source")]), Ok(PortLabels::default()));
     }
 
     #[test]
-    fn affinity_is_by_source_or_not_at_all() {
+    fn the_only_affinity_is_by_source() {
         assert!(read(&[(AFFINITY, " source ")]).unwrap().affinity);
         for wrong in ["", "Source", "cookie", "true"] {
-            let said = read(&[(AFFINITY, wrong)]).unwrap_err();
-            assert!(said.contains("skep.affinity") && said.contains("\"source\""), "{said}");
+            let error = read(&[(AFFINITY, wrong)]).unwrap_err();
+            assert!(error.contains("skep.affinity") && error.contains("\"source\""), "{error}");
         }
     }
 
@@ -98,15 +97,15 @@ mod tests {
     }
 
     #[test]
-    fn one_prefix_has_one_spelling() {
+    fn equal_prefixes_are_listed_once() {
         assert_eq!(allowed("192.0.2.9/24,192.0.2.0/24,::ffff:192.0.2.0/120"), ["192.0.2.0/24"]);
     }
 
     #[test]
-    fn what_does_not_parse_is_refused_with_what_would_be_right() {
+    fn invalid_prefixes_are_refused_with_a_valid_example() {
         for wrong in ["", ",", "192.0.2.0/24,", "192.0.2.0/33", "192.0.2", "example.com", "192.0.2.0/24;192.0.3.0/24", "::/129"] {
-            let said = read(&[(ALLOW, wrong)]).unwrap_err();
-            assert!(said.contains("skep.allow") && said.contains("192.0.2.0/24,2001:db8::/32"), "{said}");
+            let error = read(&[(ALLOW, wrong)]).unwrap_err();
+            assert!(error.contains("skep.allow") && error.contains("192.0.2.0/24,2001:db8::/32"), "{error}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Services: the user's wish. Field names, order and absence are the Docker API's, because a spec goes back to the
-//! client as it came. Fields of Docker's spec that are not carried out are not here: the API refuses them by name.
+//! Services. Names, order and absence of fields are those of the Docker API, because a client gets a spec back as it was
+//! posted. Fields of Docker's spec that are not implemented are missing: the API refuses them by name.
 
 use super::{
     id::{NetworkId, ServiceId},
@@ -12,31 +12,28 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Service {
-    /// Its id.
     pub id: ServiceId,
-    /// Version and times.
     pub meta: Meta,
-    /// What the user wants now.
     pub spec: ServiceSpec,
-    /// What the user wanted before the last update.
+    /// Spec before the last update; `None` before the first one.
     pub previous_spec: Option<ServiceSpec>,
-    /// Changes only when the task template does: tells cheaply whether a task is current.
+    /// Changes only with the task template: a task with the same number runs the current template.
     pub spec_version: u64,
-    /// What the allocator gave it.
+    /// Written by the allocator.
     pub endpoint: Endpoint,
 }
 
-/// What the allocator gave a service.
+/// Ports and virtual addresses that the allocator assigned to a service.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The endpoint spec that this was made from; `None` if there was nothing to do.
+    /// The endpoint spec that this results from; `None` if the service has neither ports nor virtual addresses.
     pub spec: Option<EndpointSpec>,
-    /// Ports as published.
+    /// The spec's ports, with every published port assigned.
     pub ports: Vec<PortConfig>,
-    /// One virtual address per network, `ingress` first. Reserved on the userspace datapath, answered on the eBPF datapath.
+    /// One virtual address per network, `ingress` first. Load-balanced by the eBPF datapath; the userspace datapath only reserves
+    /// it.
     pub vips: Vec<Vip>,
 }
 
@@ -44,10 +41,9 @@ pub struct Endpoint {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Vip {
-    /// The network.
     #[serde(rename = "NetworkID")]
     pub network_id: NetworkId,
-    /// Address with the network's prefix length.
+    /// The address, with the network's prefix length.
     pub addr: Ipv4Net,
 }
 
@@ -55,66 +51,61 @@ pub struct Vip {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceSpec {
-    /// Unique among services, case ignored.
+    /// Unique among services without regard to case.
     pub name: String,
-    /// User's labels.
     #[serde(deserialize_with = "null_as_default")]
     pub labels: BTreeMap<String, String>,
-    /// What its tasks are.
     pub task_template: TaskSpec,
-    /// How many.
     pub mode: ServiceMode,
-    /// How it is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_spec: Option<EndpointSpec>,
 }
 
-/// How many tasks a service has. Exactly one is set; only `replicated` is carried out yet.
+/// How many tasks a service has. Exactly one field is set; only `replicated` is implemented.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceMode {
-    /// So many tasks, wherever they fit.
+    /// A fixed number of tasks, on any nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicated: Option<Replicated>,
 }
 
-/// A number of tasks.
+/// Replicated mode.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Replicated {
-    /// How many; the API sets 1 if none was posted.
+    /// Number of tasks; the API sets 1 if none was posted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u64>,
 }
 
 impl ServiceMode {
-    /// Wished number of tasks.
+    /// Desired number of tasks.
     #[must_use]
     pub fn replicas(&self) -> u64 {
         self.replicated.and_then(|r| r.replicas).unwrap_or(1)
     }
 }
 
-/// How a service is reached.
+/// How clients reach a service.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EndpointSpec {
-    /// `vip` or `dnsrr`; as posted.
+    /// As posted; `vip` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<EndpointMode>,
-    /// Published ports.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub ports: Vec<PortConfig>,
 }
 
-/// What a service's name answers.
+/// What the name of a service resolves to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointMode {
-    /// Its virtual address (on the userspace datapath: its task addresses).
+    /// Its virtual address (its tasks' addresses where only the userspace datapath runs).
     #[default]
     Vip,
-    /// Its task addresses.
+    /// The addresses of its tasks.
     Dnsrr,
 }
 
@@ -131,13 +122,13 @@ impl ServiceSpec {
     pub fn wants_ingress(&self) -> bool {
         self.endpoint_spec.as_ref().is_some_and(|e| e.ports.iter().any(|p| p.publish_mode == PublishMode::Ingress))
     }
-    /// Ports that the engine of a task's node binds.
+    /// Ports in publish mode `host`: bound by the engine of a task's node.
     #[must_use]
     pub fn host_ports(&self) -> Vec<PortConfig> {
         let ports = self.endpoint_spec.iter().flat_map(|e| &e.ports);
         ports.filter(|p| p.publish_mode == PublishMode::Host).cloned().collect()
     }
-    /// `vip` unless the spec says otherwise.
+    /// `vip` unless the spec sets another mode.
     #[must_use]
     pub fn endpoint_mode(&self) -> EndpointMode {
         self.endpoint_spec.as_ref().and_then(|e| e.mode).unwrap_or_default()

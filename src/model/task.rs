@@ -1,5 +1,5 @@
-//! Tasks: one container each, in a slot of a service, on a node. A task never goes back in state; a restarted one is a
-//! new task in the same slot.
+//! Tasks: one container each, in a slot of a service, on a node. The state of a task never goes back; a restart is a new
+//! task in the same slot.
 
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
@@ -13,43 +13,43 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-/// Life of a task. The order of the variants is the order of the states, and the only one there is.
+/// State of a task, as in SwarmKit. The order of the variants is the order of the states.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
-    /// Made by the orchestrator.
+    /// Created by the orchestrator.
     #[default]
     New,
-    /// Has its addresses; waits for a node.
+    /// Has its addresses and waits for a node.
     Pending,
     /// Has a node.
     Assigned,
-    /// The node's agent has it.
+    /// Received by the node's agent.
     Accepted,
-    /// The agent fetches what it needs.
+    /// The agent pulls the image and creates the networks.
     Preparing,
-    /// The container is made and waits for the word to start.
+    /// The container is created; it starts when Running is desired.
     Ready,
-    /// The container starts.
+    /// The container is being started.
     Starting,
-    /// The container runs (and is healthy, if it can say).
+    /// The container runs (and is healthy, if it has a health check).
     Running,
-    /// Ended by itself with 0.
+    /// The container exited with code 0 without being asked to.
     Complete,
-    /// Stopped because it was asked to.
+    /// Stopped on request of the managers.
     Shutdown,
-    /// Ended by itself with another code.
+    /// The container exited with another code without being asked to.
     Failed,
     /// The node could not run it.
     Rejected,
-    /// Its node was removed or never came back.
+    /// Its node was removed, has left, or was down for too long.
     Orphaned,
-    /// Desired only: stop, then forget the task.
+    /// Only as a desired state: stop the container, then delete the task.
     Remove,
 }
 
 impl TaskState {
-    /// Lower-case name, as in the API.
+    /// Name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,51 +76,46 @@ impl TaskState {
     }
 }
 
-/// A task.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Task {
-    /// Its id.
     pub id: TaskId,
-    /// Version and times.
     pub meta: Meta,
-    /// The template that it was made from.
+    /// The service's task template when the task was created.
     pub spec: TaskSpec,
     /// The service's `spec_version` at that time.
     pub spec_version: u64,
-    /// Its service.
     pub service_id: ServiceId,
-    /// Name of its service (kept, so that a task outlives it by name).
+    /// Name of its service; kept because a task may outlive its service.
     pub service_name: String,
-    /// Labels of its service at that time.
+    /// Labels of its service when the task was created.
     pub service_labels: BTreeMap<String, String>,
-    /// Slot, from 1.
+    /// From 1.
     pub slot: u64,
-    /// Where it runs; `None` until scheduled.
+    /// `None` until scheduled; never changes afterwards.
     pub node_id: Option<NodeId>,
-    /// What the managers want.
+    /// Written by the orchestrator and the reaper; only goes up.
     pub desired_state: TaskState,
-    /// What was observed. Written by the allocator, the scheduler and then the node's agent, in that order.
+    /// Observed state. Written by the allocator, then the scheduler, then (through the dispatcher) the node's agent.
     pub status: TaskStatus,
-    /// Addresses, one per network, `ingress` first.
+    /// One per network, `ingress` first. Written once, by the allocator.
     pub attachments: Vec<Attachment>,
-    /// Not started before this time (restart delay).
+    /// The container is not started before this time (restart delay).
     pub not_before: Option<Timestamp>,
-    /// Ports of its own node that its container is bound to (publish mode `host`), as its service's spec had them; 0 lets
-    /// the engine draw one.
+    /// Ports in publish mode `host`, as in the service's spec when the task was created; 0 lets the engine choose one.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
-    /// Those ports published by its service that its container was seen to listen on, sorted.
+    /// Published ports of its service on which its container was observed to listen, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
 }
 
 impl Task {
-    /// Whether the task takes traffic: the one predicate that balance, DNS and the API share.
+    /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]
     pub fn is_backend(&self) -> bool {
         self.status.state == TaskState::Running && self.desired_state <= TaskState::Running
     }
-    /// In which families its container was seen to listen on a port.
+    /// Families in which its container was observed to listen on a port.
     #[must_use]
     pub fn listens_on(&self, protocol: Protocol, port: u16) -> Listens {
         self.listens.iter().find(|p| (p.protocol, p.port) == (protocol, port)).map(|p| p.listens).unwrap_or_default()
@@ -130,7 +125,7 @@ impl Task {
     pub fn address_on(&self, network: &NetworkId) -> Option<Ipv4Addr> {
         self.attachments.iter().find(|a| a.network_id == *network).map(|a| a.address.addr())
     }
-    /// `service.slot`, as people write it.
+    /// `service.slot`, for users.
     #[must_use]
     pub fn display_name(&self) -> String {
         format!("{}.{}", self.service_name, self.slot)
@@ -145,26 +140,24 @@ impl Task {
 /// A task's address on a network.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Attachment {
-    /// The network.
     pub network_id: NetworkId,
-    /// Address with the network's prefix length.
+    /// The address, with the network's prefix length.
     pub address: Ipv4Net,
 }
 
-/// What was observed of a task.
+/// Observed state of a task.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct TaskStatus {
-    /// When.
+    /// When the state was observed.
     pub timestamp: Timestamp,
-    /// State.
     pub state: TaskState,
-    /// What happens, for people.
+    /// What the task is doing, for users.
     pub message: String,
-    /// What went wrong; empty if nothing did.
+    /// Error, for users; empty if there is none.
     pub err: String,
-    /// The container, once there is one.
+    /// `None` until the container is created.
     pub container: Option<ContainerStatus>,
-    /// Ports of the node that the engine bound its container to, one entry per address family as the engine tells them.
+    /// Ports of the node that the engine bound for the container: one entry per address family, as the engine reports them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortConfig>,
 }
@@ -173,13 +166,13 @@ pub struct TaskStatus {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerStatus {
-    /// The engine's id of it.
+    /// Id in the engine.
     #[serde(rename = "ContainerID")]
     pub container_id: String,
-    /// Process id of its first process on the node; 0 if it is not running.
+    /// Process id of its first process, in the node's pid namespace; 0 if the container does not run.
     #[serde(rename = "PID")]
     pub pid: i64,
-    /// Exit code; 0 while it runs.
+    /// 0 while it runs.
     pub exit_code: i64,
 }
 
@@ -187,23 +180,21 @@ pub struct ContainerStatus {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
-    /// The container.
     pub container_spec: ContainerSpec,
-    /// Limits and reservations (limits are carried out; reservations refused while not zero).
+    /// Limits are implemented; the API refuses reservations other than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// What happens when a task ends.
+    /// The defaults of [`RestartPolicy`] if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<RestartPolicy>,
-    /// Where it may run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
-    /// Networks, by id once the API has looked them up.
+    /// The API replaces names by ids.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub networks: Vec<NetworkAttachmentConfig>,
-    /// Counted up by `--force`.
+    /// Incremented by `--force`.
     pub force_update: u64,
-    /// `container`; shown on services, not on tasks.
+    /// `container`; set on services, not on tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
 }
@@ -212,27 +203,25 @@ pub struct TaskSpec {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSpec {
-    /// Image reference.
     pub image: String,
-    /// Container labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub labels: BTreeMap<String, String>,
-    /// Entrypoint; empty uses the image's.
+    /// Entrypoint; the image's if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub command: Vec<String>,
-    /// Arguments; empty uses the image's.
+    /// The image's if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub args: Vec<String>,
-    /// Host name; empty uses the container's id.
+    /// The container's id if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hostname: String,
-    /// `NAME=value`.
+    /// Each `NAME=value`.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub env: Vec<String>,
-    /// Working directory.
+    /// Working directory; the image's if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub dir: String,
-    /// User.
+    /// The image's if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// Additional groups.
@@ -244,34 +233,31 @@ pub struct ContainerSpec {
     /// Keep standard input open.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub open_stdin: bool,
-    /// Read-only root file system.
+    /// The root file system is read-only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
-    /// An init process as process 1.
+    /// Runs an init process as process 1; the engine's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<bool>,
-    /// Signal that stops it; empty uses the image's.
+    /// The image's if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
-    /// Time between that signal and SIGKILL; 10 s if absent.
+    /// Time between the stop signal and SIGKILL; [`DEFAULT_STOP_GRACE`] if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_grace_period: Option<Nanos>,
-    /// Mounts.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub mounts: Vec<Mount>,
-    /// Lines for /etc/hosts, `address name …`.
+    /// Lines for /etc/hosts: `address name …`.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub hosts: Vec<String>,
-    /// Name servers for foreign names.
     #[serde(rename = "DNSConfig", skip_serializing_if = "Option::is_none")]
     pub dns_config: Option<DnsConfig>,
-    /// Health check; the image's if absent.
+    /// The image's if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// `default`; set by the API.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub isolation: String,
-    /// Kernel parameters of the container.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub sysctls: BTreeMap<String, String>,
     /// Capabilities added.
@@ -282,7 +268,7 @@ pub struct ContainerSpec {
     pub capability_drop: Vec<String>,
 }
 
-/// Default time between the stop signal and SIGKILL.
+/// Time between the stop signal and SIGKILL if the spec sets none.
 pub const DEFAULT_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl ContainerSpec {
@@ -293,19 +279,17 @@ impl ContainerSpec {
     }
 }
 
-/// A mount of a container.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Mount {
-    /// `bind` or `volume` (`tmpfs` and others are refused by name).
+    /// `bind` or `volume`; the API refuses other types by name.
     #[serde(rename = "Type")]
     pub kind: String,
-    /// Path on the host or name of a volume.
+    /// Path on the node, or name of a volume.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Path in the container.
     pub target: String,
-    /// Mount read-only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
 }
@@ -314,98 +298,93 @@ pub struct Mount {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DnsConfig {
-    /// Name servers for names that are not the cluster's.
+    /// Resolvers for names outside the cluster.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub nameservers: Vec<String>,
-    /// Search domains.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub search: Vec<String>,
-    /// resolv.conf options.
+    /// As in resolv.conf: `ndots:1`.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub options: Vec<String>,
 }
 
-/// Health check of a container, as Docker's.
+/// Health check of a container; the engine's defaults for what is absent.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Healthcheck {
     /// `["CMD", …]`, `["CMD-SHELL", …]` or `["NONE"]`.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub test: Vec<String>,
-    /// Between checks.
+    /// Time between checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<Nanos>,
-    /// Of one check.
+    /// Longest time that one check may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Nanos>,
-    /// Failures that do not count after the start.
+    /// Time after the start in which failures do not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_period: Option<Nanos>,
-    /// Failures until unhealthy.
+    /// Consecutive failures until the container is unhealthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<i64>,
 }
 
-/// Limits and reservations.
+/// Limits and reservations of a task.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Resources {
-    /// Upper bounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResourceAmounts>,
-    /// Set aside by the scheduler (refused while not zero).
+    /// Not implemented: the API refuses other amounts than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reservations: Option<ResourceAmounts>,
 }
 
-/// Amounts of resources; zero means none.
+/// Amounts of resources; zero is no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ResourceAmounts {
-    /// CPUs in 1e-9.
+    /// CPUs, in units of 1e-9 CPU.
     #[serde(rename = "NanoCPUs", skip_serializing_if = "is_zero")]
     pub nano_cpus: i64,
-    /// Memory in bytes.
     #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: i64,
-    /// Processes.
+    /// Number of processes.
     #[serde(skip_serializing_if = "is_zero")]
     pub pids: i64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
-/// Where tasks may run (constraints and preferences are refused by name until they are carried out).
+/// Where tasks may run. Constraints and preferences are not implemented: the API refuses them by name.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
-    /// Platforms, as the CLI fills them in; shown only.
+    /// As the CLI sets them; shown only.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub platforms: Vec<Platform>,
 }
 
-/// A platform.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Platform {
-    /// As `amd64`.
+    /// Docker's name: `amd64`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub architecture: String,
-    /// `linux`.
     #[serde(rename = "OS", skip_serializing_if = "String::is_empty")]
     pub os: String,
 }
 
-/// A network that a service is on.
+/// A network that the tasks of a service are attached to.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkAttachmentConfig {
     /// Id of the network.
     pub target: String,
-    /// Further names of the service there.
+    /// Further names of the service on this network.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub aliases: Vec<String>,
 }
@@ -414,32 +393,32 @@ pub struct NetworkAttachmentConfig {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RestartPolicy {
-    /// `any` (default), `on-failure` or `none`.
+    /// `any` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<RestartCondition>,
-    /// Between the end and the new start; 5 s if absent.
+    /// Time between the end of a task and the start of the next; [`DEFAULT_RESTART_DELAY`] if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<Nanos>,
-    /// Restarts per window; 0 is no bound.
+    /// Most restarts within the window; no limit if absent or 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u64>,
-    /// Window that attempts are counted in; 0 is for ever.
+    /// Period in which restarts are counted; unlimited if absent or 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Nanos>,
 }
 
-/// What end of a task causes a restart.
+/// Which ends of a task cause a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
-    /// No end.
+    /// None.
     None,
-    /// An end with a code other than 0.
+    /// Exit codes other than 0.
     OnFailure,
-    /// Any end.
+    /// All.
     #[default]
     Any,
 }
 
-/// Default delay of a restart.
+/// Restart delay of a policy that sets none.
 pub const DEFAULT_RESTART_DELAY: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,25 +1,25 @@
-//! Points in time and durations as the Docker API writes them. No clock in here: time is always passed in.
+//! Times and durations as the Docker API writes them. Reads no clock: the time is always passed in.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::time::Duration;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Nanoseconds since 1970-01-01 UTC. Written as RFC 3339 in UTC with up to nine digits, trailing zeros cut.
+/// Nanoseconds since 1970-01-01 UTC. Serialized as RFC 3339 in UTC with up to nine fractional digits, without trailing zeros.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// This point plus a duration (saturating).
+    /// Saturating sum.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
     }
-    /// Time passed since `earlier`; zero if `earlier` is later.
+    /// Time from `earlier` to this; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
-    /// RFC 3339 text.
+    /// As RFC 3339 text.
     #[must_use]
     pub fn to_rfc3339(self) -> String {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0))
@@ -27,7 +27,7 @@ impl Timestamp {
             .and_then(|t| t.format(&Rfc3339).ok())
             .unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned())
     }
-    /// Reads RFC 3339 text; `None` if it is not.
+    /// Parses RFC 3339 text; `None` if it is none.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let t = OffsetDateTime::parse(text, &Rfc3339).ok()?;
@@ -54,7 +54,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 pub struct Nanos(pub i64);
 
 impl Nanos {
-    /// As a standard duration; negative is zero.
+    /// As a [`Duration`]; zero if negative.
     #[must_use]
     pub fn duration(self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0).unwrap_or(0))
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_like_dockers() {
+    fn times_are_formatted_as_docker_formats_them() {
         let t = Timestamp::parse("2026-11-23T20:33:18.22142Z").expect("parses");
         assert_eq!(t.to_rfc3339(), "2026-11-23T20:33:18.22142Z");
         assert_eq!(t.plus(Duration::from_secs(2)).since(t), Duration::from_secs(2));

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A WireGuard public key; written in base 64.
+/// A WireGuard public key; serialized as base64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WgKey(pub [u8; 32]);
 
 impl WgKey {
-    /// Base 64, as `wg show` prints it.
+    /// Base64, as `wg show` prints it.
     #[must_use]
     pub fn to_base64(self) -> String {
         use base64::Engine as _;
         base64::engine::general_purpose::STANDARD.encode(self.0)
     }
-    /// Reads base 64; `None` if it is not a key.
+    /// Parses base64; `None` if it is no key.
     #[must_use]
     pub fn from_base64(text: &str) -> Option<Self> {
         use base64::Engine as _;

@@ -1,43 +1,59 @@
-//! What the user says of addresses (`--listen-addr`, `--advertise-addr`: an IP, an interface, with or without port) as
-//! addresses. Pure: the host's own addresses are passed in.
+//! Parses the address flags of init and join (`--listen-addr`, `--advertise-addr`: an IP address or an interface, with or
+//! without port). Pure: the host's own addresses are passed in.
 
 use crate::datapath::interfaces::HostAddress;
 use crate::model::mesh::DEFAULT_PORT;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Where a node listens and is reached.
+/// The addresses that a node listens on and advertises.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Place {
-    /// TCP: join and certificates.
+pub(super) struct ListenAddresses {
+    /// TCP: joins.
     pub listen: SocketAddr,
-    /// What others reach this node at; `None`: whatever the manager sees.
+    /// Address that other nodes reach this one at; `None`: the source address that the manager sees.
     pub advertise: Option<IpAddr>,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
 }
 
-impl Place {
-    /// Where the tunnel listens.
+impl ListenAddresses {
+    /// The tunnel's listening address.
     pub(super) fn tunnel(&self) -> SocketAddr {
         SocketAddr::new(self.listen.ip(), self.data_path_port)
     }
-    /// Where the tunnel may be reached; an unspecified address means: where the manager sees it.
+    /// The tunnel's endpoints; an unspecified address stands for the source address that the manager sees.
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
         vec![SocketAddr::new(self.advertise.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), self.data_path_port)]
     }
 }
 
-/// Reads the two flags. `must_advertise`: there is nobody who could see the address from outside (init).
+/// The addresses of a node that creates a cluster. Without an advertised address the host's only address is chosen: no
+/// manager exists that could see it.
 ///
 /// # Errors
-/// For the user: an interface that is not there, an address that cannot be advertised, several to choose from.
-pub(super) fn place(
+/// For the user: an unknown interface, an address that cannot be advertised, several to choose from.
+pub(super) fn for_init(
     listen: &str,
     advertise: &str,
     data_path_port: Option<u16>,
-    must_advertise: bool,
     host: &[HostAddress],
-) -> Result<Place, String> {
+) -> Result<ListenAddresses, String> {
+    let mut addresses = parse(listen, advertise, data_path_port, host)?;
+    if addresses.advertise.is_none() {
+        addresses.advertise = Some(choose(host)?);
+    }
+    Ok(addresses)
+}
+
+/// The addresses of a node that joins a cluster.
+///
+/// # Errors
+/// For the user: an unknown interface, an address that cannot be advertised.
+pub(super) fn for_join(listen: &str, advertise: &str, host: &[HostAddress]) -> Result<ListenAddresses, String> {
+    parse(listen, advertise, None, host)
+}
+
+fn parse(listen: &str, advertise: &str, data_path_port: Option<u16>, host: &[HostAddress]) -> Result<ListenAddresses, String> {
     if listen.is_empty() {
         return Err("invalid ListenAddr \"\": invalid empty address".to_owned());
     }
@@ -45,13 +61,7 @@ pub(super) fn place(
     let port = port.unwrap_or(DEFAULT_PORT);
     let listen = SocketAddr::new(resolve(listen_host, host)?, port);
     let advertised = if advertise.is_empty() {
-        if !listen.ip().is_unspecified() {
-            Some(listen.ip())
-        } else if must_advertise {
-            Some(choose(host)?)
-        } else {
-            None
-        }
+        Some(listen.ip()).filter(|ip| !ip.is_unspecified())
     } else {
         let ip = resolve(split(advertise).0, host)?;
         if ip.is_unspecified() {
@@ -61,16 +71,16 @@ pub(super) fn place(
         }
         Some(ip)
     };
-    Ok(Place { listen, advertise: advertised, data_path_port: data_path_port.unwrap_or(port) })
+    Ok(ListenAddresses { listen, advertise: advertised, data_path_port: data_path_port.unwrap_or(port) })
 }
 
-/// A manager's host (name or address) and port as given to join: the port may be left out.
+/// Host (name or address) and port of a manager, as passed to join; the port is optional.
 pub(super) fn remote(text: &str) -> (&str, u16) {
     let (host, port) = split(text);
     (host, port.unwrap_or(DEFAULT_PORT))
 }
 
-/// `host:port`, `[v6]:port`, `host`, `v6`.
+/// Splits `host:port`, `[v6]:port`, `host` or `v6`.
 fn split(text: &str) -> (&str, Option<u16>) {
     if text.parse::<IpAddr>().is_ok() {
         return (text, None);
@@ -88,17 +98,17 @@ fn resolve(text: &str, host: &[HostAddress]) -> Result<IpAddr, String> {
     if let Ok(ip) = text.parse() {
         return Ok(ip);
     }
-    let of: Vec<IpAddr> = host.iter().filter(|a| a.interface == text).map(|a| a.address).collect();
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = of.into_iter().partition(IpAddr::is_ipv4);
+    let addresses: Vec<IpAddr> = host.iter().filter(|a| a.interface == text).map(|a| a.address).collect();
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv4);
     match (v4.as_slice(), v6.as_slice()) {
         ([one], _) | ([], [one]) => Ok(*one),
         ([], []) => Err(format!("{text:?} is neither an IP address nor an interface of this host with an address")),
-        _ => Err(format!("interface {text} has more than one address: give the one to use")),
+        _ => Err(format!("interface {text} has more than one address: name the one to use")),
     }
 }
 
 fn choose(host: &[HostAddress]) -> Result<IpAddr, String> {
-    // Docker's own bridges are nobody's way in.
+    // The addresses of Docker's bridges are not reachable from other hosts.
     let candidates: Vec<&HostAddress> = host
         .iter()
         .filter(|a| a.address.is_ipv4() && !a.interface.starts_with("docker") && !a.interface.starts_with("br-"))
@@ -106,7 +116,7 @@ fn choose(host: &[HostAddress]) -> Result<IpAddr, String> {
     match candidates.as_slice() {
         [one] => Ok(one.address),
         [] => {
-            Err("could not choose an IP address to advertise: this host has none but loopback; give --advertise-addr".to_owned())
+            Err("could not choose an IP address to advertise: this host has none but loopback; set --advertise-addr".to_owned())
         }
         [one, two, ..] => Err(format!(
             "could not choose an IP address to advertise since this system has multiple addresses on different interfaces ({} on {} and {} on {}) - specify one with --advertise-addr",
@@ -132,32 +142,32 @@ mod tests {
     }
 
     #[test]
-    fn addresses_ports_and_interfaces_are_understood() {
-        let of = |listen: &str, advertise: &str| place(listen, advertise, None, false, &host());
-        let p = of("0.0.0.0:2377", "192.0.2.1").expect("both given");
+    fn addresses_ports_and_interfaces_are_parsed() {
+        let parsed = |listen: &str, advertise: &str| for_join(listen, advertise, &host());
+        let p = parsed("0.0.0.0:2377", "192.0.2.1").expect("both set");
         assert_eq!(
             (p.listen, p.advertise, p.data_path_port),
             ("0.0.0.0:2377".parse().expect("addr"), Some("192.0.2.1".parse().expect("ip")), 2377)
         );
-        assert_eq!(of("eth0", "").expect("interface").advertise, Some("192.0.2.1".parse().expect("ip")));
-        assert_eq!(of("0.0.0.0:9999", "eth0:2377").expect("port").listen.port(), 9999);
-        assert_eq!(of("[::]:2377", "eth2").expect("v6").advertise, Some("2001:db8::1".parse().expect("ip")));
-        assert_eq!(of("0.0.0.0", "").expect("left to the manager").advertise, None);
-        assert!(of("0.0.0.0", "eth1").expect_err("two addresses").contains("more than one"));
-        assert!(of("0.0.0.0", "eth9").expect_err("no such").contains("eth9"));
-        assert!(of("0.0.0.0", "0.0.0.0").expect_err("zero").contains("non-zero"));
-        assert!(of("", "").is_err());
+        assert_eq!(parsed("eth0", "").expect("interface").advertise, Some("192.0.2.1".parse().expect("ip")));
+        assert_eq!(parsed("0.0.0.0:9999", "eth0:2377").expect("port").listen.port(), 9999);
+        assert_eq!(parsed("[::]:2377", "eth2").expect("v6").advertise, Some("2001:db8::1".parse().expect("ip")));
+        assert_eq!(parsed("0.0.0.0", "").expect("left to the manager").advertise, None);
+        assert!(parsed("0.0.0.0", "eth1").expect_err("two addresses").contains("more than one"));
+        assert!(parsed("0.0.0.0", "eth9").expect_err("no such").contains("eth9"));
+        assert!(parsed("0.0.0.0", "0.0.0.0").expect_err("zero").contains("non-zero"));
+        assert!(parsed("", "").is_err());
     }
 
     #[test]
-    fn init_chooses_the_only_address_and_says_when_there_are_several() {
+    fn init_chooses_the_only_address_and_refuses_to_choose_between_several() {
         let one = &host()[..2];
-        assert_eq!(place("0.0.0.0:2377", "", None, true, one).expect("one").advertise, Some("192.0.2.1".parse().expect("ip")));
-        assert!(place("0.0.0.0:2377", "", None, true, &host()).expect_err("several").contains("multiple addresses"));
+        assert_eq!(for_init("0.0.0.0:2377", "", None, one).expect("one").advertise, Some("192.0.2.1".parse().expect("ip")));
+        assert!(for_init("0.0.0.0:2377", "", None, &host()).expect_err("several").contains("multiple addresses"));
     }
 
     #[test]
-    fn a_managers_port_may_be_left_out() {
+    fn a_managers_port_is_optional() {
         assert_eq!(remote("192.0.2.1"), ("192.0.2.1", 2377));
         assert_eq!(remote("[2001:db8::1]:1"), ("2001:db8::1", 1));
         assert_eq!(remote("2001:db8::1"), ("2001:db8::1", 2377));

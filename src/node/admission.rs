@@ -1,6 +1,6 @@
-//! Lets nodes in: token, place, certificate, node object. The manager's side of a join.
+//! Admits nodes, on a manager: checks the token, issues the certificate, allocates addresses, stores the node object.
 
-use super::network::{Network, send_probe};
+use super::network::send_probe;
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
@@ -16,10 +16,9 @@ use async_trait::async_trait;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-/// Tries when somebody else takes addresses at the same time.
-const TRIES: usize = 20;
+/// Attempts to store the node, when other joins allocate addresses at the same time.
+const ATTEMPTS: usize = 20;
 
-/// The manager that lets nodes in.
 pub(super) struct Admission {
     store: StoreHandle,
     clock: Arc<dyn Clock>,
@@ -29,13 +28,24 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(store: StoreHandle, clock: Arc<dyn Clock>, me: NodeId, network: &Network) -> Self {
-        Self { store, clock, me, mesh: network.mesh.clone(), tunnel: network.tunnel.clone() }
+    pub(super) fn new(store: StoreHandle, clock: Arc<dyn Clock>, me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
+        Self { store, clock, me, mesh, tunnel }
     }
 
     fn mesh_address(&self, node: &NodeId) -> Option<Ipv6Addr> {
         self.store.read().node(node).map(|n| node_address(n.mesh.subnet))
     }
+}
+
+/// The joiner's endpoints; an unspecified address is replaced by the source address of the connection.
+fn endpoints(request: &JoinRequest, from: SocketAddr) -> Vec<SocketAddr> {
+    let mut endpoints = request.endpoints.clone();
+    for endpoint in &mut endpoints {
+        if endpoint.ip().is_unspecified() {
+            endpoint.set_ip(from.ip().to_canonical());
+        }
+    }
+    endpoints
 }
 
 fn unavailable(error: &ProposeError) -> JoinRefused {
@@ -62,14 +72,8 @@ impl JoinAuthority for Admission {
         let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
         let life = trust::node_life(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
-        // An address that the joiner left open is the one that it is seen at.
-        let mut endpoints: Vec<SocketAddr> = request.endpoints.clone();
-        for endpoint in &mut endpoints {
-            if endpoint.ip().is_unspecified() {
-                endpoint.set_ip(from.ip().to_canonical());
-            }
-        }
-        let newcomer = JoiningNode {
+        let endpoints = endpoints(request, from);
+        let node = JoiningNode {
             id: id.clone(),
             role,
             availability: request.availability,
@@ -79,9 +83,9 @@ impl JoinAuthority for Admission {
             endpoints,
             manager: None,
         };
-        for _ in 0..TRIES {
+        for _ in 0..ATTEMPTS {
             let store = self.store.read();
-            let (_, actions) = node_allocation::admit(&store, newcomer.clone()).map_err(other)?;
+            let (_, actions) = node_allocation::admit(&store, node.clone()).map_err(other)?;
             match self.store.write(self.clock.now(), actions).await {
                 Ok(_) => {}
                 Err(ProposeError::Refused(StoreError::OutOfSequence)) => continue,
@@ -122,7 +126,7 @@ impl JoinAuthority for Admission {
     }
 
     async fn confirm(&self, node: &NodeId) {
-        tracing::debug!(%node, "both ways are proved");
+        tracing::debug!(%node, "UDP is proved in both directions");
     }
 
     async fn revoke(&self, node: &NodeId) {

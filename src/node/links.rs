@@ -1,58 +1,60 @@
-//! The driver answers the engine from the first moment on, the mesh namespace comes with a membership: this stands between.
+//! The driver answers the engine as soon as the daemon starts, while the mesh namespace exists only during a membership:
+//! these forward to it while it exists.
 
 use crate::datapath::ebpf::EbpfDatapath;
 use crate::datapath::{Links, Sandbox, Sandboxes, mesh::Mesh};
+use crate::sync::{read, write};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, RwLock};
 
-/// Links of the mesh namespace, as long as there is one.
+/// The links of the mesh namespace, while there is one.
 #[derive(Default)]
-pub(super) struct LateLinks(RwLock<Option<Arc<Mesh>>>);
+pub(super) struct CurrentLinks(RwLock<Option<Arc<Mesh>>>);
 
-impl LateLinks {
+impl CurrentLinks {
     pub(super) fn set(&self, mesh: Option<Arc<Mesh>>) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = mesh;
+        *write(&self.0) = mesh;
     }
     fn get(&self) -> Option<Arc<Mesh>> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-}
-
-/// The eBPF datapath, as long as there is one.
-#[derive(Default)]
-pub(super) struct LateSandboxes(RwLock<Option<Arc<EbpfDatapath>>>);
-
-impl LateSandboxes {
-    pub(super) fn set(&self, ebpf: Option<Arc<EbpfDatapath>>) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = ebpf;
+        read(&self.0).clone()
     }
 }
 
 #[async_trait]
-impl Sandboxes for LateSandboxes {
-    async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
-        let ebpf = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        match ebpf {
-            Some(ebpf) => ebpf.enter(sandbox).await,
-            None => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl Links for LateLinks {
+impl Links for CurrentLinks {
     async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         let Some(mesh) = self.get() else {
-            anyhow::bail!("this node is in no swarm: {address} has no overlay network to be on");
+            anyhow::bail!("this node is in no swarm: no overlay network has the address {address}");
         };
         mesh.attach(subnet, address, mtu).await
     }
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()> {
         match self.get() {
             Some(mesh) => mesh.detach(address).await,
-            // With the namespace all its links are gone.
+            // The links were removed with the namespace.
+            None => Ok(()),
+        }
+    }
+}
+
+/// The eBPF datapath, while there is one.
+#[derive(Default)]
+pub(super) struct CurrentSandboxes(RwLock<Option<Arc<EbpfDatapath>>>);
+
+impl CurrentSandboxes {
+    pub(super) fn set(&self, ebpf: Option<Arc<EbpfDatapath>>) {
+        *write(&self.0) = ebpf;
+    }
+}
+
+#[async_trait]
+impl Sandboxes for CurrentSandboxes {
+    async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let ebpf = read(&self.0).clone();
+        match ebpf {
+            Some(ebpf) => ebpf.enter(sandbox).await,
             None => Ok(()),
         }
     }

@@ -1,17 +1,18 @@
-//! The part of a membership that must be up before anything else: mesh namespace, tunnel, overlay loop. A joiner opens
-//! it before it asks to be let in, so that the first packet of a peer finds somebody; a restarted node brings it up from
-//! its ledger, without any manager.
+//! The part of a membership that is brought up first: mesh namespace, tunnel, overlay loop. A joiner opens it before it
+//! sends its request, so that its tunnel answers the first packet of a peer; a restarted node brings it up from its ledger,
+//! without any manager.
 
-use super::Daemon;
-use super::address::Place;
+use super::address::ListenAddresses;
+use super::environment::Environment;
+use super::error_list::ErrorList;
+use crate::datapath::Tunnel;
 use crate::datapath::ebpf::{self, EbpfDatapath};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
-use crate::datapath::{Sandbox, Tunnel};
 use crate::model::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, connection_reset};
-use crate::settings::{EbpfMode, TunnelPlane};
+use crate::settings::{EbpfMode, TunnelMode};
 use anyhow::Context as _;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -21,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The running network of a member.
-pub(super) struct Network {
+pub(super) struct MeshNetwork {
     pub mesh: Arc<Mesh>,
     pub tunnel: Arc<dyn Tunnel>,
-    /// The eBPF datapath, or why there is none.
+    /// The eBPF datapath, or the reason why it does not run.
     pub ebpf: Result<Arc<EbpfDatapath>, String>,
     tunnel_config: TunnelConfig,
-    /// What every loop of the node follows.
+    /// The view that every loop of the node follows.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
     applied: watch::Sender<Revision>,
     pub overlay_applied: watch::Receiver<Revision>,
@@ -35,36 +36,39 @@ pub(super) struct Network {
     tasks: TaskTracker,
 }
 
-impl Network {
-    /// Brings namespace and tunnel up, or adopts what an earlier run left. No peer is known yet.
-    pub(super) async fn open(daemon: &Daemon, place: &Place) -> anyhow::Result<Self> {
-        let settings = &daemon.settings;
+impl MeshNetwork {
+    /// Brings namespace and tunnel up, or adopts those of an earlier run. The tunnel has no peers yet.
+    ///
+    /// # Errors
+    /// The namespace or the tunnel cannot be made; neither is left then.
+    pub(super) async fn open(env: &Environment, addresses: &ListenAddresses) -> anyhow::Result<Self> {
+        let settings = &env.settings;
         let mesh = Mesh::open(&settings.mesh_pin()).await?;
         let tunnel_config = TunnelConfig {
             mesh_pin: settings.mesh_pin(),
             run_dir: settings.run_dir.clone(),
-            private_key_file: daemon.tunnel_key_file(),
-            listen: place.tunnel(),
+            private_key_file: env.state_dir.tunnel_key(),
+            listen: addresses.tunnel(),
             mtu: settings.tunnel_mtu(),
             device: crate::datapath::mesh::TUNNEL.to_owned(),
             kernel: match settings.tunnel {
-                TunnelPlane::Auto => KernelChoice::Auto,
-                TunnelPlane::Kernel => KernelChoice::Always,
-                TunnelPlane::Process => KernelChoice::Never,
+                TunnelMode::Auto => KernelChoice::Auto,
+                TunnelMode::Kernel => KernelChoice::Always,
+                TunnelMode::Process => KernelChoice::Never,
             },
             program: std::env::current_exe().context("cannot find this program's own file")?,
         };
         let tunnel = match tunnel::open(tunnel_config.clone()).await {
             Ok(tunnel) => tunnel,
             Err(error) => {
-                // Nothing half-made stays: this may be a join that is tried again.
+                // This may be a join that is tried again: the namespace must not stay.
                 let _ = mesh.remove();
                 return Err(error);
             }
         };
-        daemon.links.set(Some(mesh.clone()));
-        let ebpf = open_ebpf(daemon, &mesh).await;
-        daemon.sandboxes.set(ebpf.as_ref().ok().cloned());
+        env.links.set(Some(mesh.clone()));
+        let ebpf = open_ebpf(env, &mesh).await;
+        env.sandboxes.set(ebpf.as_ref().ok().cloned());
         let (applied, overlay_applied) = watch::channel(Revision::default());
         Ok(Self {
             mesh,
@@ -79,66 +83,71 @@ impl Network {
         })
     }
 
-    /// Starts the overlay loop on this view, and on what follows it.
-    pub(super) fn follow(&self, me: &NodeId, view: Option<NodeView>, joined: watch::Receiver<Vec<Sandbox>>) {
+    /// Starts the overlay loop on this view and the views after it.
+    pub(super) fn start_overlay(&self, env: &Environment, me: &NodeId, view: Option<NodeView>) {
         self.view.send_replace(view.map(Arc::new));
-        self.tasks.spawn(connection_reset::run(me.clone(), self.mesh.clone(), self.view.subscribe(), joined, self.stop.clone()));
+        let (views, joined) = (self.view.subscribe(), env.joined.clone());
+        self.tasks.spawn(connection_reset::run(me.clone(), self.mesh.clone(), views, joined, self.stop.clone()));
         let overlay = Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone());
         self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
     }
 
-    /// Bytes that came from a peer through the tunnel; 0 while the tunnel does not know it.
+    /// Bytes received from a peer through the tunnel; 0 while the tunnel does not know it.
     pub(super) async fn received(&self, key: WgKey) -> anyhow::Result<u64> {
         Ok(self.tunnel.observe().await?.peers.get(&key).map_or(0, |p| p.rx_bytes))
     }
 
-    /// Ends the loop; everything it made stays, and so does the tunnel.
+    /// Stops the overlay loop; everything that it has configured stays, and so does the tunnel.
     pub(super) async fn pause(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Takes everything down, to the end, and reports what went wrong on the way.
-    pub(super) async fn take_down(self, daemon: &Daemon) -> anyhow::Result<()> {
+    /// Takes everything down. A step that fails does not prevent the next one.
+    ///
+    /// # Errors
+    /// An [`ErrorList`] of every step that failed.
+    pub(super) async fn take_down(&self, env: &Environment) -> anyhow::Result<()> {
         self.pause().await;
-        daemon.links.set(None);
-        daemon.sandboxes.set(None);
-        let ebpf = match &self.ebpf {
+        env.links.set(None);
+        env.sandboxes.set(None);
+        let mut errors = ErrorList::default();
+        errors.check(match &self.ebpf {
             Ok(ebpf) => ebpf.remove().await,
-            Err(_) => ebpf::remove_left(&daemon.settings.run_dir, &self.mesh).await,
-        };
-        let closed = tunnel::close(&self.tunnel_config).await;
-        let removed = self.mesh.remove();
-        ebpf.and(closed).and(removed)
+            Err(_) => ebpf::remove_leftovers(&env.settings.run_dir, &self.mesh).await,
+        });
+        errors.check(tunnel::close(&self.tunnel_config).await);
+        errors.check(self.mesh.clone().remove());
+        errors.into_result()
     }
 }
 
-/// Loads the eBPF datapath. Whatever is wrong with it, the userspace datapath serves.
-async fn open_ebpf(daemon: &Daemon, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapath>, String> {
-    let run_dir = &daemon.settings.run_dir;
-    let opened = match daemon.settings.ebpf_datapath {
-        EbpfMode::Off => Err("the settings say ebpf_datapath = \"off\"".to_owned()),
+/// Loads the eBPF datapath. If it cannot run, the userspace datapath serves published ports.
+async fn open_ebpf(env: &Environment, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapath>, String> {
+    let run_dir = &env.settings.run_dir;
+    let opened = match env.settings.ebpf_datapath {
+        EbpfMode::Off => Err("disabled by the setting ebpf_datapath = \"off\"".to_owned()),
         EbpfMode::Auto => EbpfDatapath::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
     };
     match &opened {
         Ok(ebpf) => {
             for (hook, why) in ebpf.unavailable() {
-                tracing::warn!(hook = hook.program(), why, "the eBPF datapath goes without this hook");
+                tracing::warn!(hook = hook.program(), why, "the eBPF datapath runs without this hook");
             }
         }
         Err(why) => {
             tracing::info!(why, "no eBPF datapath: virtual addresses are not answered, ports are served in user space");
-            if let Err(error) = ebpf::remove_left(run_dir, mesh).await {
-                tracing::warn!(error = format!("{error:#}"), "programs of an earlier run stay");
+            if let Err(error) = ebpf::remove_leftovers(run_dir, mesh).await {
+                tracing::warn!(error = format!("{error:#}"), "programs of an earlier run could not be removed");
             }
         }
     }
-    daemon.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.takes_ports()), std::sync::atomic::Ordering::Relaxed);
+    env.takes_ports.store(opened.as_ref().is_ok_and(|ebpf| ebpf.carries_ports()), std::sync::atomic::Ordering::Relaxed);
     opened
 }
 
-/// Makes the tunnel send something to a mesh address: a connection that nobody waits for.
+/// Makes the tunnel send a packet to a mesh address: a connection attempt whose result is ignored.
 pub(super) fn send_probe(mesh: &Arc<Mesh>, from: Ipv6Addr, to: Ipv6Addr) {
     let mesh = mesh.clone();
     tokio::spawn(async move { mesh.answers(from, to, Duration::from_millis(500)).await });

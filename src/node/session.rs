@@ -1,125 +1,165 @@
-//! The node's end of its session as data moves: views come in and go to the ledger and every loop, what the agent
-//! observes goes out, and who listens. Both are kept, and told anew with each new session.
+//! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
-use crate::agent::ledger::Ledger;
-use crate::model::ListeningPort;
-use crate::model::{NodeView, Revision, TaskId, TaskStatus};
-use crate::protocol::view_delta::{self, Delta};
-use crate::protocol::{ToManager, ToNode};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use super::environment::Environment;
+use super::loops::{AppliedRevisions, LoopContext};
+use super::relay::SessionRelay;
+use super::state_dir::MembershipFile;
+use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::node::NodeDescription;
+use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
+use crate::protocol::{FORMAT, ToManager};
+use crate::rpc::{SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
+use crate::sync::{lock, replace_if_changed};
+use crate::trust::Identity;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Moves messages until the session's side is gone.
-pub(super) struct SessionRelay {
-    pub ledger: Ledger,
-    pub view: watch::Sender<Option<Arc<NodeView>>>,
-    pub incoming: mpsc::Receiver<ToNode>,
-    pub outgoing: mpsc::Sender<ToManager>,
+/// Time between attempts to describe a host whose engine does not answer yet.
+const DESCRIBE_AGAIN: Duration = Duration::from_secs(2);
+
+/// What the loops report.
+pub(super) struct LoopReports {
+    /// Applied revision of each loop.
+    pub applied: Vec<watch::Receiver<Revision>>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
 }
 
-impl SessionRelay {
-    pub(super) async fn run(mut self) {
-        let mut statuses = UnacknowledgedReports::default();
-        let mut listens = UnacknowledgedReports::default();
-        loop {
-            tokio::select! {
-                message = self.incoming.recv() => match message {
-                    Some(ToNode::Welcome { .. }) => {
-                        if let Some(all) = statuses.all() {
-                            let _ = self.outgoing.send(ToManager::Status(all)).await;
-                        }
-                        if let Some(all) = listens.all() {
-                            let _ = self.outgoing.send(ToManager::Listens(all)).await;
-                        }
-                    }
-                    Some(message) => {
-                        if let Some(delta) = Delta::of(&message) {
-                            self.take(delta).await;
-                            let view = self.view.borrow().clone();
-                            let lives = |id: &TaskId| view.as_ref().is_some_and(|v| v.tasks.by_id.contains_key(id));
-                            statuses.retain(lives);
-                            listens.retain(lives);
-                        }
-                    }
-                    None => return,
-                },
-                status = self.statuses.recv() => match status {
-                    Some(first) => {
-                        let news = statuses.news(first, &mut self.statuses);
-                        let _ = self.outgoing.send(ToManager::Status(news)).await;
-                    }
-                    None => return,
-                },
-                Some(first) = self.listens.recv() => {
-                    let news = listens.news(first, &mut self.listens);
-                    let _ = self.outgoing.send(ToManager::Listens(news)).await;
+/// A session that is kept.
+pub(super) struct RunningSession {
+    pub state: watch::Receiver<SessionState>,
+    /// The leader's reason, once it has removed this node.
+    pub removed: Arc<Mutex<Option<String>>>,
+    pub outgoing: mpsc::Sender<ToManager>,
+}
+
+/// Starts the relay, then the session.
+///
+/// # Errors
+/// The ledger cannot be written.
+pub(super) async fn start(
+    context: &LoopContext,
+    membership: &MembershipFile,
+    identity: watch::Receiver<Arc<Identity>>,
+    reports: LoopReports,
+) -> anyhow::Result<RunningSession> {
+    let LoopReports { applied, statuses, listens } = reports;
+    let env = &context.env;
+    let (lowest_sender, lowest) = watch::channel(Revision::default());
+    context.tasks.spawn(AppliedRevisions::publish_lowest(applied, lowest_sender));
+    let (incoming_sender, incoming) = mpsc::channel(64);
+    let (outgoing, outgoing_receiver) = mpsc::channel(256);
+    let (state_sender, state) = watch::channel(SessionState::default());
+    let ledger = env.state_dir.ledger();
+    let first = context.view.borrow().clone();
+    if let Some(first) = first.as_deref() {
+        // A node that is killed right after its join restarts from it.
+        ledger.store(first)?;
+    }
+    let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
+    context.tasks.spawn(SessionRelay { ledger, view, incoming, outgoing: relay_outgoing, statuses, listens }.run());
+
+    let mut config = SessionConfig::new(
+        identity,
+        env.clock.clone(),
+        candidates(context),
+        context.mesh.clone(),
+        IpAddr::V6(node_address(membership.subnet)),
+    );
+    config.heartbeat = Duration::from_millis(env.settings.timeouts.heartbeat_ms);
+    config.dead_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
+    let description = watch_description(context).await;
+    let hello = Arc::new(hello(context, membership, description.clone()));
+    resend_hello(context, description, hello.clone(), outgoing.clone());
+    let channels =
+        SessionChannels { incoming: incoming_sender, outgoing: outgoing_receiver, applied: lowest, state: state_sender };
+    let removed = Arc::new(Mutex::new(None));
+    let (reason, stop) = (removed.clone(), context.stop.clone());
+    context.tasks.spawn(async move {
+        if let SessionEnd::Removed(why) = keep_session(config, move || hello(), channels, stop).await {
+            tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
+            *lock(&reason) = Some(why);
+        }
+    });
+    Ok(RunningSession { state, removed, outgoing })
+}
+
+/// Makes the hello of each session.
+fn hello(
+    context: &LoopContext,
+    membership: &MembershipFile,
+    description: watch::Receiver<NodeDescription>,
+) -> impl Fn() -> ToManager + Send + Sync + 'static {
+    let (view, endpoints) = (context.view.subscribe(), membership.addresses().endpoints());
+    move || ToManager::Hello {
+        format: FORMAT,
+        description: description.borrow().clone(),
+        endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
+        have: view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),
+    }
+}
+
+/// Sends the hello again within a session when the description changes: a node whose engine did not answer at first gets no
+/// tasks before that.
+fn resend_hello(
+    context: &LoopContext,
+    mut description: watch::Receiver<NodeDescription>,
+    hello: Arc<impl Fn() -> ToManager + Send + Sync + 'static>,
+    outgoing: mpsc::Sender<ToManager>,
+) {
+    context.tasks.spawn(async move {
+        // The sender is dropped once the description is complete.
+        while description.changed().await.is_ok() {
+            let _ = outgoing.send(hello()).await;
+        }
+    });
+}
+
+/// The host's description; completed in the background if the engine does not answer yet.
+async fn watch_description(context: &LoopContext) -> watch::Receiver<NodeDescription> {
+    let complete = |description: &NodeDescription| !description.engine_version.is_empty();
+    let first = context.env.description().await;
+    let done = complete(&first);
+    let (sender, receiver) = watch::channel(first);
+    if !done {
+        let (env, stop): (Arc<Environment>, _) = (context.env.clone(), context.stop.clone());
+        context.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(DESCRIBE_AGAIN) => {}
+                }
+                let now = env.description().await;
+                if complete(&now) {
+                    sender.send_replace(now);
+                    return;
                 }
             }
-        }
+        });
     }
+    receiver
+}
 
-    async fn take(&self, delta: Delta) {
-        let current = self.view.borrow().clone();
-        let next = match view_delta::apply(current.as_deref(), delta) {
-            Ok(next) => next,
-            Err(error) => {
-                tracing::warn!(%error, "a view was not taken");
-                return;
+/// The managers' mesh addresses, from the view.
+fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAddr>> {
+    let managers = |view: &Option<Arc<NodeView>>| -> Vec<SocketAddr> {
+        let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
+        nodes.filter(|n| n.manager).map(|n| SocketAddr::new(IpAddr::V6(n.address()), DEFAULT_PORT)).collect()
+    };
+    let mut view = context.view.subscribe();
+    let (sender, receiver) = watch::channel(managers(&view.borrow_and_update()));
+    let stop = context.stop.clone();
+    context.tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = view.changed() => if changed.is_err() { return },
             }
-        };
-        let (ledger, next) = (self.ledger.clone(), Arc::new(next));
-        let copy = next.clone();
-        // On disk first: what a loop has acted on survives a restart without managers.
-        let stored = tokio::task::spawn_blocking(move || ledger.store(&copy)).await;
-        if let Ok(Err(error)) = stored {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the ledger was not written: a restart without managers would start from an older one"
-            );
+            let now = managers(&view.borrow_and_update());
+            replace_if_changed(&sender, now);
         }
-        self.view.send_replace(Some(next));
-    }
-}
-
-/// What was told of tasks.
-struct UnacknowledgedReports<T>(BTreeMap<TaskId, T>);
-
-impl<T> Default for UnacknowledgedReports<T> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<T: Clone> UnacknowledgedReports<T> {
-    /// The first one and what waits behind it, in order.
-    fn news(&mut self, first: (TaskId, T), more: &mut mpsc::Receiver<(TaskId, T)>) -> Vec<(TaskId, T)> {
-        let mut batch = vec![first];
-        while let Ok(next) = more.try_recv() {
-            batch.push(next);
-        }
-        self.0.extend(batch.iter().cloned());
-        batch
-    }
-    /// All of it, if there is any.
-    fn all(&self) -> Option<Vec<(TaskId, T)>> {
-        (!self.0.is_empty()).then(|| self.0.iter().map(|(id, told)| (id.clone(), told.clone())).collect())
-    }
-    fn retain(&mut self, lives: impl Fn(&TaskId) -> bool) {
-        self.0.retain(|id, _| lives(id));
-    }
-}
-
-/// The lowest of the loops' applied revisions, as it changes.
-pub(super) async fn lowest(mut loops: Vec<watch::Receiver<Revision>>, out: watch::Sender<Revision>) {
-    loop {
-        let lowest = loops.iter_mut().map(|r| *r.borrow_and_update()).min().unwrap_or_default();
-        out.send_if_modified(|r| std::mem::replace(r, lowest) != lowest);
-        let changes = loops.iter_mut().map(|r| Box::pin(r.changed()));
-        if futures_util::future::select_all(changes).await.0.is_err() {
-            return;
-        }
-    }
+    });
+    receiver
 }

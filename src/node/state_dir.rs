@@ -1,17 +1,105 @@
-//! What a node remembers of its membership over restarts, beside keys and ledger: `<data-dir>/node.json`.
+//! The data directory: the only place that knows the names in it, and the file of the membership, `node.json`.
+//!
+//! | name | what | written by |
+//! |---|---|---|
+//! | `lock` | held while a daemon runs | this file |
+//! | `node.json` | the membership | this file |
+//! | `certificates/` | the node's identity | [`CertificateFiles`] |
+//! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
+//! | `ledger.json` | the last view | [`Ledger`] |
+//! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
+//! | `raft/` | log and snapshots, on managers | `raft` |
 
-use crate::durable;
+use super::address::ListenAddresses;
+use crate::agent::ledger::Ledger;
+use crate::durable::{DocumentFile, ignore_missing};
 use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix};
+use crate::trust::CertificateFiles;
 use anyhow::Context as _;
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// Number of the file's format.
-const FORMAT: u32 = 1;
+/// The data directory of a daemon.
+#[derive(Clone, Debug)]
+pub(super) struct StateDir {
+    path: PathBuf,
+}
 
-/// A membership.
+impl StateDir {
+    pub(super) fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+    fn membership(&self) -> PathBuf {
+        self.path.join("node.json")
+    }
+    pub(super) fn tunnel_key(&self) -> PathBuf {
+        self.path.join("tunnel.key")
+    }
+    pub(super) fn ledger(&self) -> Ledger {
+        Ledger::new(self.path.join("ledger.json"))
+    }
+    pub(super) fn endpoints(&self) -> PathBuf {
+        self.path.join("endpoints.json")
+    }
+    pub(super) fn certificates(&self) -> CertificateFiles {
+        CertificateFiles::new(self.path.join("certificates"))
+    }
+    pub(super) fn raft(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// Locks the directory for this daemon, until the returned file is dropped.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or another daemon has it.
+    pub(super) fn lock(&self) -> anyhow::Result<File> {
+        let path = self.path.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("another skep daemon runs on {}", self.path.display()))?;
+        Ok(file)
+    }
+
+    /// Removes everything of a membership; missing files are no error. The lock stays.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn forget(&self) -> anyhow::Result<()> {
+        // The membership first: without it the rest is unused, and replaced by the next membership.
+        for path in [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.tunnel_key()] {
+            ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        self.certificates().remove()?;
+        let raft = self.raft();
+        ignore_missing(std::fs::remove_dir_all(&raft)).with_context(|| format!("cannot remove {}", raft.display()))
+    }
+}
+
+const FILE: DocumentFile = DocumentFile {
+    name: "the membership",
+    format: 1,
+    if_damaged: "restore it from a backup, or run `skep leave --force` and join again",
+};
+
+/// What a cluster assigns to a node.
+pub(super) struct NodeAssignment {
+    pub node_id: NodeId,
+    pub role: Role,
+    pub cluster_id: ClusterId,
+    pub mesh: MeshPrefix,
+    pub subnet: Ipv6Net,
+    pub ingress_addr: Ipv4Addr,
+    /// Id in the raft group; managers only.
+    pub raft_id: Option<u64>,
+}
+
+/// The file of the membership, which a restarted daemon continues.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct MembershipFile {
     format: u32,
@@ -21,91 +109,139 @@ pub(super) struct MembershipFile {
     pub mesh: MeshPrefix,
     pub subnet: Ipv6Net,
     pub ingress_addr: Ipv4Addr,
-    /// TCP: join and certificates.
+    /// TCP: joins.
     pub listen: SocketAddr,
-    /// UDP: the tunnel.
+    /// UDP port of the tunnel.
     pub data_path_port: u16,
-    /// What others reach this node at; `None`: whatever the manager saw.
+    /// Address that other nodes reach this one at; `None`: the source address that the manager saw at the join.
     pub advertise: Option<IpAddr>,
-    /// Place in raft, on managers.
+    /// Id in the raft group; managers only.
     pub raft_id: Option<u64>,
 }
 
 impl MembershipFile {
-    #[expect(clippy::too_many_arguments, reason = "the fields of a file, named where it is made")]
-    pub(super) fn new(
-        node_id: NodeId,
-        role: Role,
-        cluster_id: ClusterId,
-        mesh: MeshPrefix,
-        subnet: Ipv6Net,
-        ingress_addr: Ipv4Addr,
-        place: &super::address::Place,
-        raft_id: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(assignment: NodeAssignment, addresses: &ListenAddresses) -> Self {
+        let NodeAssignment { node_id, role, cluster_id, mesh, subnet, ingress_addr, raft_id } = assignment;
         Self {
-            format: FORMAT,
+            format: FILE.format,
             node_id,
             role,
             cluster_id,
             mesh,
             subnet,
             ingress_addr,
-            listen: place.listen,
-            data_path_port: place.data_path_port,
-            advertise: place.advertise,
+            listen: addresses.listen,
+            data_path_port: addresses.data_path_port,
+            advertise: addresses.advertise,
             raft_id,
         }
     }
 
-    fn path(data_dir: &Path) -> PathBuf {
-        data_dir.join("node.json")
+    pub(super) fn addresses(&self) -> ListenAddresses {
+        ListenAddresses { listen: self.listen, advertise: self.advertise, data_path_port: self.data_path_port }
     }
 
-    /// Reads the record; `None` outside a swarm.
-    pub(super) fn load(data_dir: &Path) -> anyhow::Result<Option<Self>> {
-        let path = Self::path(data_dir);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        };
-        let record: Self = serde_json::from_slice(&bytes).with_context(|| {
-            format!("{} is damaged: restore it from a backup, or move {} away and join again", path.display(), data_dir.display())
-        })?;
-        anyhow::ensure!(
-            record.format == FORMAT,
-            "{} has format {}, this skep reads format {FORMAT}: install the newer skep again",
-            path.display(),
-            record.format
-        );
-        Ok(Some(record))
+    /// Reads the file; `None` outside a swarm.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or another build of skep wrote it.
+    pub(super) fn load(dir: &StateDir) -> anyhow::Result<Option<Self>> {
+        FILE.load(&dir.membership())
     }
 
-    pub(super) fn store(&self, data_dir: &Path) -> anyhow::Result<()> {
-        let path = Self::path(data_dir);
-        durable::replace(&path, &serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
+    /// # Errors
+    /// The disk is full or broken.
+    pub(super) fn store(&self, dir: &StateDir) -> anyhow::Result<()> {
+        FILE.store(&dir.membership(), self)
     }
 }
 
-/// Forgets the membership: record, keys, log, ledger. What is gone already is fine.
-pub(super) fn forget(data_dir: &Path) -> anyhow::Result<()> {
-    // The record goes first: without it the rest is litter that the next membership replaces.
-    for name in ["node.json", "ledger.json", "endpoints.json", "tunnel.key"] {
-        match std::fs::remove_file(data_dir.join(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {name} in {}", data_dir.display()));
-            }
-            _ => {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+    use std::collections::BTreeSet;
+
+    struct TempDir(StateDir);
+
+    impl TempDir {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("skep-state-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(StateDir::new(path))
+        }
+        fn names(&self) -> BTreeSet<String> {
+            let entries = std::fs::read_dir(self.0.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         }
     }
-    for name in ["certificates", "certificates.new", "raft"] {
-        match std::fs::remove_dir_all(data_dir.join(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {name} in {}", data_dir.display()));
-            }
-            _ => {}
+
+    impl Drop for TempDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(self.0.path());
         }
     }
-    Ok(())
+
+    fn membership() -> MembershipFile {
+        let assignment = NodeAssignment {
+            node_id: "node1".into(),
+            role: Role::Worker,
+            cluster_id: "cluster1".into(),
+            mesh: fixture::mesh(),
+            subnet: fixture::peer(1).subnet,
+            ingress_addr: Ipv4Addr::new(10, 0, 0, 2),
+            raft_id: None,
+        };
+        let listen = "0.0.0.0:2377".parse().unwrap();
+        MembershipFile::new(assignment, &ListenAddresses { listen, advertise: None, data_path_port: 2377 })
+    }
+
+    #[test]
+    fn forget_removes_every_file_of_a_membership_and_nothing_else() {
+        let dir = TempDir::new("forget");
+        let _lock = dir.0.lock().unwrap();
+        membership().store(&dir.0).unwrap();
+        for file in [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.path().join("foreign")] {
+            std::fs::write(file, "x").unwrap();
+        }
+        for folder in [dir.0.certificates().dir(), &dir.0.path().join("certificates.new"), &dir.0.raft()] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let all = [
+            "certificates",
+            "certificates.new",
+            "endpoints.json",
+            "foreign",
+            "ledger.json",
+            "lock",
+            "node.json",
+            "raft",
+            "tunnel.key",
+        ];
+        assert_eq!(dir.names(), all.map(str::to_owned).into());
+        dir.0.forget().unwrap();
+        assert_eq!(dir.names(), ["foreign", "lock"].map(str::to_owned).into());
+        dir.0.forget().unwrap();
+    }
+
+    #[test]
+    fn a_membership_round_trips_under_its_names_on_disk() {
+        let dir = TempDir::new("membership");
+        assert_eq!(MembershipFile::load(&dir.0).unwrap(), None);
+        membership().store(&dir.0).unwrap();
+        assert_eq!(MembershipFile::load(&dir.0).unwrap(), Some(membership()));
+        let document: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.0.path().join("node.json")).unwrap()).unwrap();
+        let names: BTreeSet<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = "advertise cluster_id data_path_port format ingress_addr listen mesh node_id raft_id role subnet";
+        assert_eq!(names, expected.split(' ').collect());
+    }
+
+    #[test]
+    fn a_second_daemon_on_the_directory_is_refused() {
+        let dir = TempDir::new("lock");
+        let _lock = dir.0.lock().unwrap();
+        let error = format!("{:#}", dir.0.lock().unwrap_err());
+        assert!(error.contains("another skep daemon runs on"), "{error}");
+    }
 }

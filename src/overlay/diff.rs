@@ -1,16 +1,17 @@
-//! From what is to what shall be, as steps in an order that opens nothing on the way. Pure.
+//! The steps from the observed to the desired mesh namespace, in an order that never lets a packet through that neither of
+//! the two would. Pure.
 
-use super::plan::Desired;
-use crate::datapath::mesh::{MeshState, MeshStep, Route, TUNNEL, address_of};
+use super::desired::DesiredMesh;
+use crate::datapath::mesh::{MeshRoute, MeshState, MeshStep, TUNNEL, address_of};
 use std::collections::BTreeSet;
 
-/// The steps; none if all is as desired.
+/// The steps; none if nothing differs.
 ///
-/// Order: sysctls; addresses, routes, rules come in that order (a rule leads to a table that is filled), and go in the
-/// opposite one (nothing leads to a table that is being emptied); additions before removals, except a rule that has to go
-/// because another takes its place, which does no harm: no rule at all means unreachable.
+/// Order: sysctls first. Addresses, routes and rules are added in that order, so that a rule refers to a table that is
+/// complete, and removed in the opposite one, so that no rule refers to a table that is being emptied. Additions precede
+/// removals. A packet that matches no rule in between is answered "unreachable", which is the closed state.
 #[must_use]
-pub fn mesh_steps(desired: &Desired, actual: &MeshState) -> Vec<MeshStep> {
+pub fn mesh_steps(desired: &DesiredMesh, actual: &MeshState) -> Vec<MeshStep> {
     let mut steps = Vec::new();
     for (key, value) in &desired.sysctls {
         if actual.sysctls.get(key) != Some(value) {
@@ -29,20 +30,20 @@ pub fn mesh_steps(desired: &Desired, actual: &MeshState) -> Vec<MeshStep> {
             steps.push(MeshStep::Up(link.clone()));
         }
     }
-    let set: BTreeSet<&Route> = desired.routes.difference(&actual.routes).collect();
+    let set: BTreeSet<&MeshRoute> = desired.routes.difference(&actual.routes).collect();
     steps.extend(set.iter().map(|route| MeshStep::SetRoute((*route).clone())));
     steps.extend(desired.rules.difference(&actual.rules).cloned().map(MeshStep::AddRule));
 
     steps.extend(actual.rules.difference(&desired.rules).cloned().map(MeshStep::RemoveRule));
-    let replaced = |gone: &Route| set.iter().any(|new| new.table == gone.table && new.to == gone.to);
-    let gone = actual.routes.difference(&desired.routes).filter(|route| !replaced(route));
-    steps.extend(gone.cloned().map(MeshStep::RemoveRoute));
-    let gone = actual.addresses.difference(&desired.addresses).filter(|(link, _)| ours(link));
-    steps.extend(gone.map(|(link, address)| MeshStep::RemoveAddress(link.clone(), *address)));
+    let replaced = |old: &MeshRoute| set.iter().any(|new| new.table == old.table && new.to == old.to);
+    let removed = actual.routes.difference(&desired.routes).filter(|route| !replaced(route));
+    steps.extend(removed.cloned().map(MeshStep::RemoveRoute));
+    let removed = actual.addresses.difference(&desired.addresses).filter(|(link, _)| is_managed(link));
+    steps.extend(removed.map(|(link, address)| MeshStep::RemoveAddress(link.clone(), *address)));
     steps
 }
 
-/// Devices whose addresses are ours to take away; the tunnel's are not.
-fn ours(link: &str) -> bool {
+/// Whether addresses that are not desired are removed from the device. Those of the tunnel device are not.
+fn is_managed(link: &str) -> bool {
     link != TUNNEL && (link == "lo" || address_of(link).is_some())
 }

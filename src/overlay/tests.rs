@@ -1,72 +1,36 @@
-//! The plan as text, and that a carried-out plan leaves nothing to do.
+//! The plan as text, and that nothing is left to do after a plan was applied.
 
-use super::{Actual, Desired, HANDSHAKE_OLD, desired, mesh_steps, peer_steps, plan};
-use crate::datapath::mesh::{Link, MAIN, MeshState, MeshStep, Rule, TUNNEL, Target, mesh_end};
+use super::peers::endpoint_to_set;
+use super::{DesiredMesh, OverlayState, OverlayStep, SESSION_LIFETIME, desired_mesh, mesh_steps, peer_steps, plan};
+use crate::datapath::mesh::{MAIN, MeshLink, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, mesh_end};
 use crate::datapath::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
-use crate::model::WgKey;
-use crate::model::mesh::{MeshPrefix, gateway};
-use crate::model::service::EndpointMode;
-use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, TaskEndpoint, Tasks};
-use crate::model::{NodeId, NodeView, Revision, ServiceId, TaskId};
+use crate::model::fixture::{self, mesh, network_part};
+use crate::model::view::{NetworkPart, Peer, TaskEndpoint};
+use crate::model::{NodeId, NodeView, WgKey};
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-
-fn mesh() -> MeshPrefix {
-    MeshPrefix("fd12:3456:789a::/48".parse().expect("prefix"))
-}
 
 fn peer(number: u8) -> Peer {
     Peer {
-        node_id: NodeId::from(format!("node{number}")),
-        hostname: format!("m{number}"),
-        manager: number == 1,
-        key: WgKey([number; 32]),
-        subnet: mesh().node(number.into()),
-        ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: vec![format!("192.0.2.{number}:2377").parse().expect("endpoint")],
         containers: vec![Ipv4Addr::new(10, 0, 1, 10 + number)],
-        ebpf: false,
-        down: false,
+        ..fixture::peer(number)
     }
 }
 
 fn member(node: u8, address: Ipv4Addr) -> TaskEndpoint {
-    TaskEndpoint {
-        task_id: TaskId::from(format!("task{address}")),
-        service_id: ServiceId::from("service"),
-        service_name: "service".to_owned(),
-        endpoint_mode: EndpointMode::default(),
-        aliases: vec![],
-        slot: 1,
-        container_name: "c".to_owned(),
-        node_id: NodeId::from(format!("node{node}")),
-        address,
-        backend: true,
-    }
+    fixture::task_endpoint("service", 1, &format!("node{node}"), address)
 }
 
-fn network(third: u8, ingress: bool, members: Vec<TaskEndpoint>) -> NetworkPart {
-    let subnet = format!("10.0.{third}.0/24").parse().expect("net");
-    NetworkPart {
-        name: format!("n{third}"),
-        subnet,
-        gateway: gateway(subnet),
-        internal: false,
-        ingress,
-        members: members.into_iter().map(Arc::new).collect(),
-        services: Vec::new(),
-    }
+/// The network `10.0.<third>.0/24`; number 0 is `ingress`.
+fn network(third: u8, members: Vec<TaskEndpoint>) -> NetworkPart {
+    let name = if third == 0 { "ingress".to_owned() } else { format!("n{third}") };
+    network_part(&name, format!("10.0.{third}.0/24").parse().expect("net"), members)
 }
 
 fn view(networks: Vec<NetworkPart>) -> NodeView {
-    NodeView {
-        revision: Revision::default(),
-        tasks: Arc::new(Tasks::default()),
-        networks: Arc::new(Networks { by_id: networks.into_iter().map(|n| (n.name.clone().into(), n)).collect() }),
-        cluster: Arc::new(ClusterPart { mesh: mesh(), pools: vec![], nodes: vec![peer(1), peer(2)], ports: vec![] }),
-    }
+    fixture::node_view(1, networks, fixture::cluster_part(vec![peer(1), peer(2)]))
 }
 
 fn me() -> NodeId {
@@ -75,13 +39,13 @@ fn me() -> NodeId {
 
 fn with_links(links: &[&str]) -> MeshState {
     let link = |(index, name): (usize, &&str)| {
-        ((*name).to_owned(), Link { index: u32::try_from(index).expect("few") + 1, mtu: 1420, up: *name == "lo" })
+        ((*name).to_owned(), MeshLink { index: u32::try_from(index).expect("few") + 1, mtu: 1420, up: *name == "lo" })
     };
     MeshState { links: links.iter().enumerate().map(link).collect(), ..MeshState::default() }
 }
 
-/// What the kernel would do.
-fn carry_out(state: &mut MeshState, steps: &[MeshStep]) {
+/// Applies the steps as the kernel would.
+fn apply(state: &mut MeshState, steps: &[MeshStep]) {
     for step in steps {
         match step.clone() {
             MeshStep::Sysctl(key, value) => drop(state.sysctls.insert(key, value)),
@@ -90,15 +54,15 @@ fn carry_out(state: &mut MeshState, steps: &[MeshStep]) {
             MeshStep::AddAddress(link, address) => drop(state.addresses.insert((link, address))),
             MeshStep::RemoveAddress(link, address) => drop(state.addresses.remove(&(link, address))),
             MeshStep::SetRoute(route) => {
-                if let Target::Device(device) = &route.target {
-                    assert!(state.links.contains_key(device), "{device} is not there");
+                if let RouteTarget::Device(device) = &route.target {
+                    assert!(state.links.contains_key(device), "{device} does not exist");
                 }
                 state.routes.retain(|old| (old.table, old.to) != (route.table, route.to));
                 state.routes.insert(route);
             }
-            MeshStep::RemoveRoute(route) => assert!(state.routes.remove(&route), "removes what is not there: {route}"),
+            MeshStep::RemoveRoute(route) => assert!(state.routes.remove(&route), "removes what does not exist: {route}"),
             MeshStep::AddRule(rule) => drop(state.rules.insert(rule)),
-            MeshStep::RemoveRule(rule) => assert!(state.rules.remove(&rule), "removes what is not there: {rule}"),
+            MeshStep::RemoveRule(rule) => assert!(state.rules.remove(&rule), "removes what does not exist: {rule}"),
         }
     }
 }
@@ -110,24 +74,24 @@ fn text(steps: &[MeshStep]) -> String {
 
 fn some_view() -> NodeView {
     let a = |last| Ipv4Addr::new(10, 0, 1, last);
-    let ingress = network(0, true, vec![member(2, Ipv4Addr::new(10, 0, 0, 22))]);
-    // 10.0.1.13 is ours but has no veth yet: no route at all, least of all to the tunnel.
-    view(vec![ingress, network(1, false, vec![member(1, a(11)), member(2, a(12)), member(1, a(13))])])
+    let ingress = network(0, vec![member(2, Ipv4Addr::new(10, 0, 0, 22))]);
+    // 10.0.1.13 is on this node but has no veth yet: no route, in particular none to the tunnel.
+    view(vec![ingress, network(1, vec![member(1, a(11)), member(2, a(12)), member(1, a(13))])])
 }
 
 #[test]
 fn a_fresh_namespace() {
     let mut state = with_links(&["lo", TUNNEL, "v0a00010b"]);
-    let kernels = [(false, 0), (false, 32_766), (true, 0)].map(|(v6, priority)| Rule {
+    let kernel_rules = [(false, 0), (false, 32_766), (true, 0)].map(|(v6, priority)| MeshRule {
         v6,
         priority,
         from: None,
         to: None,
         iif: None,
-        action: crate::datapath::mesh::Action::Table(MAIN),
+        action: RuleAction::Table(MAIN),
     });
-    state.rules.extend(kernels);
-    let steps = mesh_steps(&desired(&some_view(), &me(), &state, 1380), &state);
+    state.rules.extend(kernel_rules);
+    let steps = mesh_steps(&desired_mesh(&some_view(), &me(), &state, 1380), &state);
     assert_eq!(
         text(&steps),
         "\
@@ -167,24 +131,23 @@ rule del -6 0: lookup main
         steps.iter().filter(|s| matches!(s, MeshStep::Sysctl(..))).count(),
         crate::datapath::mesh::base::SYSCTLS.len() + 1
     );
-    carry_out(&mut state, &steps);
-    assert_eq!(mesh_steps(&desired(&some_view(), &me(), &state, 1380), &state), []);
+    apply(&mut state, &steps);
+    assert_eq!(mesh_steps(&desired_mesh(&some_view(), &me(), &state, 1380), &state), []);
 }
 
 #[test]
 fn changes_are_differences() {
     let mut state = with_links(&["lo", TUNNEL, "v0a00010b"]);
     let run = |state: &mut MeshState, view: &NodeView| {
-        let steps = mesh_steps(&desired(view, &me(), state, 1420), state);
-        carry_out(state, &steps);
+        let steps = mesh_steps(&desired_mesh(view, &me(), state, 1420), state);
+        apply(state, &steps);
         text(&steps)
     };
     run(&mut state, &some_view());
     let a = |last| Ipv4Addr::new(10, 0, 1, last);
-    // 12 comes here, 14 appears there.
-    state.links.insert("v0a00010c".to_owned(), Link { index: 9, mtu: 1420, up: true });
-    let moved =
-        view(vec![network(0, true, vec![]), network(1, false, vec![member(1, a(11)), member(1, a(12)), member(2, a(14))])]);
+    // 10.0.1.12 moves to this node, 10.0.1.14 is created on the other one.
+    state.links.insert("v0a00010c".to_owned(), MeshLink { index: 9, mtu: 1420, up: true });
+    let moved = view(vec![network(0, vec![]), network(1, vec![member(1, a(11)), member(1, a(12)), member(2, a(14))])]);
     assert_eq!(
         run(&mut state, &moved),
         "\
@@ -194,8 +157,8 @@ route set 10.0.1.14/32 dev skep0 table 167772416
 route del 10.0.0.22/32 dev skep0 table 167772160
 "
     );
-    // The network goes from the view, but a veth of it is there: it stays until the veth goes.
-    let without = view(vec![network(0, true, vec![])]);
+    // The view no longer contains the network, but a veth of it exists: it stays until the veth is removed.
+    let without = view(vec![network(0, vec![])]);
     assert_eq!(run(&mut state, &without), "route del 10.0.1.14/32 dev skep0 table 167772416\n");
     for (gone, address) in [("v0a00010b", a(11)), ("v0a00010c", a(12))] {
         state.links.remove(gone);
@@ -212,49 +175,79 @@ route del local 10.0.1.1/32 dev lo table 167772416
 address del 10.0.1.1 dev lo
 "
     );
-    // Without a tunnel device nothing leads to it; without its MTU the links are left alone.
+    // Without a tunnel device no route leads to it; without its MTU those of the links stay as they are.
     state.links.remove(TUNNEL);
-    state.routes.retain(|route| route.target != Target::Device(TUNNEL.to_owned()));
-    assert_eq!(mesh_steps(&desired(&without, &me(), &state, 0), &state), []);
+    state.routes.retain(|route| route.target != RouteTarget::Device(TUNNEL.to_owned()));
+    assert_eq!(mesh_steps(&desired_mesh(&without, &me(), &state, 0), &state), []);
 }
 
 #[test]
-fn peers_are_kept_and_their_endpoints_learned() {
+fn peers_are_set_when_they_differ_and_unknown_ones_removed() {
     let cluster = some_view().cluster;
     let mut tunnel = TunnelState::default();
     let first = peer(2).endpoints[0];
     let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh()), keepalive: Some(25) };
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), [TunnelStep::Set(peer(2).key, wanted.clone())]);
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())]);
 
     let state = |peer: TunnelPeer, age| TunnelPeerState { peer, handshake_age: age, rx_bytes: 0, tx_bytes: 0 };
     tunnel.peers.insert(peer(2).key, state(wanted.clone(), None));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), [], "just added");
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "just added");
     let learned = TunnelPeer { endpoint: Some("198.51.100.7:4000".parse().expect("endpoint")), ..wanted.clone() };
     tunnel.peers.insert(peer(2).key, state(learned.clone(), Some(Duration::from_secs(100))));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), [], "a live endpoint is left alone");
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "the endpoint of a live session stays");
     let fewer = TunnelPeer { allowed_ips: vec![], ..learned.clone() };
     tunnel.peers.insert(peer(2).key, state(fewer, Some(Duration::from_secs(100))));
     let kept = TunnelPeer { endpoint: None, ..wanted.clone() };
     assert_eq!(
-        peer_steps(&cluster, &me(), &tunnel, Some(25)),
+        peer_steps(&cluster, &me(), &tunnel),
         [TunnelStep::Set(peer(2).key, kept)],
-        "addresses change, endpoint not"
+        "addresses change, the endpoint does not"
     );
-    tunnel.peers.insert(peer(2).key, state(learned, Some(HANDSHAKE_OLD)));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), [TunnelStep::Set(peer(2).key, wanted.clone())], "silent for long");
+    tunnel.peers.insert(peer(2).key, state(learned, Some(SESSION_LIFETIME)));
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())], "no session any more");
     let mapped = TunnelPeer { endpoint: Some("[::ffff:192.0.2.2]:2377".parse().expect("endpoint")), ..wanted.clone() };
     tunnel.peers.insert(peer(2).key, state(mapped, None));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), [], "the same address in its other form");
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "the same address in its other form");
 
-    // Strangers go, and so does our own key.
-    for stranger in [9, 1] {
-        tunnel.peers.insert(WgKey([stranger; 32]), state(wanted.clone(), None));
+    // Unknown peers are removed, and so is the node's own key.
+    for unknown in [9, 1] {
+        tunnel.peers.insert(WgKey([unknown; 32]), state(wanted.clone(), None));
     }
-    let gone = [TunnelStep::Remove(WgKey([1; 32])), TunnelStep::Remove(WgKey([9; 32]))];
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel, Some(25)), gone);
-    // A tunnel that cannot be asked is left alone.
-    let deaf = Actual { mesh: with_links(&["lo"]), tunnel: None };
-    assert!(plan(&some_view(), &me(), &deaf, 0).iter().all(|step| matches!(step, super::Step::Mesh(_))));
+    let removals = [TunnelStep::Remove(WgKey([1; 32])), TunnelStep::Remove(WgKey([9; 32]))];
+    assert_eq!(peer_steps(&cluster, &me(), &tunnel), removals);
+    // The peers of a tunnel that does not answer stay as they are.
+    let unanswered = OverlayState { mesh: with_links(&["lo"]), tunnel: None };
+    assert!(plan(&some_view(), &me(), &unanswered, 0).iter().all(|step| matches!(step, OverlayStep::Mesh(_))));
+}
+
+/// The endpoint policy: what is set when the peer is absent, has a live session, an expired one, or none.
+#[test]
+fn an_advertised_endpoint_is_set_unless_a_live_session_has_learned_one() {
+    let advertised: SocketAddr = "192.0.2.1:1".parse().expect("endpoint");
+    let learned: SocketAddr = "192.0.2.2:2".parse().expect("endpoint");
+    let mapped: SocketAddr = "[::ffff:192.0.2.1]:1".parse().expect("endpoint");
+    let live = Some(Duration::from_secs(10));
+    let just_live = Some(SESSION_LIFETIME.saturating_sub(Duration::from_secs(1)));
+    let state = |endpoint, handshake_age| TunnelPeerState {
+        peer: TunnelPeer { endpoint, allowed_ips: vec![], keepalive: None },
+        handshake_age,
+        rx_bytes: 0,
+        tx_bytes: 0,
+    };
+    for (advertised, actual, expected) in [
+        (Some(advertised), None, Some(advertised)),
+        (None, None, None),
+        (Some(advertised), Some(state(Some(learned), live)), None),
+        (Some(advertised), Some(state(Some(learned), just_live)), None),
+        (Some(advertised), Some(state(Some(learned), Some(SESSION_LIFETIME))), Some(advertised)),
+        (Some(advertised), Some(state(Some(learned), None)), Some(advertised)),
+        (Some(advertised), Some(state(None, live)), Some(advertised)),
+        (Some(advertised), Some(state(Some(advertised), None)), None),
+        (Some(advertised), Some(state(Some(mapped), None)), None),
+        (None, Some(state(Some(learned), None)), None),
+    ] {
+        assert_eq!(endpoint_to_set(advertised, actual.as_ref()), expected, "{advertised:?} over {actual:?}");
+    }
 }
 
 fn any_view() -> impl Strategy<Value = NodeView> {
@@ -262,7 +255,7 @@ fn any_view() -> impl Strategy<Value = NodeView> {
     proptest::collection::btree_map(0_u8..4, members, 0..4).prop_map(|networks| {
         let part = |(third, members): (u8, std::collections::BTreeMap<u8, u8>)| {
             let all = members.into_iter().map(|(last, node)| member(node, Ipv4Addr::new(10, 0, third, last)));
-            network(third, third == 0, all.collect())
+            network(third, all.collect())
         };
         view(networks.into_iter().map(part).collect())
     })
@@ -278,19 +271,19 @@ fn any_links() -> impl Strategy<Value = MeshState> {
 }
 
 proptest! {
-    /// From any view to any other: the plan settles at once, sends nothing of ours to the tunnel, and never stands open.
+    /// From any view to any other: one plan settles, no own address is routed to the tunnel, and the base rules stay.
     #[test]
-    fn a_carried_out_plan_leaves_nothing_to_do(first in any_view(), second in any_view(), mut state in any_links()) {
+    fn nothing_is_left_to_do_after_a_plan(first in any_view(), second in any_view(), mut state in any_links()) {
         for view in [first, second] {
-            let wish: Desired = desired(&view, &me(), &state, 1420);
-            let steps = mesh_steps(&wish, &state);
-            carry_out(&mut state, &steps);
-            prop_assert_eq!(mesh_steps(&desired(&view, &me(), &state, 1420), &state), []);
+            let desired: DesiredMesh = desired_mesh(&view, &me(), &state, 1420);
+            let steps = mesh_steps(&desired, &state);
+            apply(&mut state, &steps);
+            prop_assert_eq!(mesh_steps(&desired_mesh(&view, &me(), &state, 1420), &state), []);
             prop_assert!(crate::datapath::mesh::base::rules().is_subset(&state.rules));
-            let ours: Vec<Ipv4Addr> = view.networks.by_id.values().flat_map(|n| &n.members).filter(|m| m.node_id == me()).map(|m| m.address).collect();
+            let own: Vec<Ipv4Addr> = view.networks.by_id.values().flat_map(|n| &n.members).filter(|m| m.node_id == me()).map(|m| m.address).collect();
             for route in &state.routes {
-                let to_tunnel = route.target == Target::Device(TUNNEL.to_owned());
-                prop_assert!(!to_tunnel || ours.iter().all(|own| route.to.addr() != std::net::IpAddr::V4(*own)));
+                let to_tunnel = route.target == RouteTarget::Device(TUNNEL.to_owned());
+                prop_assert!(!to_tunnel || own.iter().all(|own| route.to.addr() != std::net::IpAddr::V4(*own)));
             }
         }
     }

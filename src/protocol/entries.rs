@@ -1,21 +1,21 @@
-//! Sorted lists of shared entries: what is the same in two of them is the same in memory, so whoever follows a list sees at
-//! a glance what changed.
+//! Sorted lists of shared entries: equal entries of two lists are the same allocation, so that a reader compares pointers
+//! to find what changed.
 
 use crate::model::view::{PublishedPort, ServiceVip, TaskEndpoint};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// An entry of a sorted list.
-pub trait Entry: PartialEq {
-    /// Its place among the others; equal: it is the same one, as it was or not.
+pub trait KeyedEntry: PartialEq {
+    /// Orders by key; entries with equal keys are versions of one object.
     fn order(&self, other: &Self) -> Ordering;
 }
 
-/// What became of an entry: as it was, as it is.
+/// An entry before and now; `None`: it did not exist, or exists no longer.
 type Pair<'a, T> = (Option<&'a Arc<T>>, Option<&'a Arc<T>>);
 
-/// The entries of both lists, side by side.
-fn pairs<'a, T: Entry>(before: &'a [Arc<T>], now: &'a [Arc<T>]) -> impl Iterator<Item = Pair<'a, T>> {
+/// The entries of both lists, paired by key.
+fn pairs<'a, T: KeyedEntry>(before: &'a [Arc<T>], now: &'a [Arc<T>]) -> impl Iterator<Item = Pair<'a, T>> {
     let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
     std::iter::from_fn(move || {
         let order = match (before.peek(), now.peek()) {
@@ -30,13 +30,13 @@ fn pairs<'a, T: Entry>(before: &'a [Arc<T>], now: &'a [Arc<T>]) -> impl Iterator
     })
 }
 
-/// Entries that came, went, or are not what they were.
-pub fn differing<'a, T: Entry>(before: &'a [Arc<T>], now: &'a [Arc<T>]) -> impl Iterator<Item = Pair<'a, T>> {
+/// Entries that were added, removed or changed.
+pub fn differing<'a, T: KeyedEntry>(before: &'a [Arc<T>], now: &'a [Arc<T>]) -> impl Iterator<Item = Pair<'a, T>> {
     pairs(before, now).filter(|pair| !matches!(pair, (Some(was), Some(is)) if Arc::ptr_eq(was, is) || was == is))
 }
 
-/// Shares the entries that are what they were.
-pub fn share<T: Entry>(before: &[Arc<T>], now: &mut [Arc<T>]) {
+/// Replaces unchanged entries by the allocation of the list before.
+pub fn share<T: KeyedEntry>(before: &[Arc<T>], now: &mut [Arc<T>]) {
     let same: Vec<Option<Arc<T>>> = pairs(before, now)
         .filter_map(|pair| match pair {
             (Some(was), Some(is)) => Some((was == is).then(|| Arc::clone(was))),
@@ -51,19 +51,19 @@ pub fn share<T: Entry>(before: &[Arc<T>], now: &mut [Arc<T>]) {
     }
 }
 
-impl Entry for TaskEndpoint {
+impl KeyedEntry for TaskEndpoint {
     fn order(&self, other: &Self) -> Ordering {
         self.task_id.cmp(&other.task_id)
     }
 }
 
-impl Entry for ServiceVip {
+impl KeyedEntry for ServiceVip {
     fn order(&self, other: &Self) -> Ordering {
         self.service_id.cmp(&other.service_id)
     }
 }
 
-impl Entry for PublishedPort {
+impl KeyedEntry for PublishedPort {
     fn order(&self, other: &Self) -> Ordering {
         (self.protocol, self.published).cmp(&(other.protocol, other.published))
     }
@@ -77,7 +77,7 @@ mod tests {
 
     type Named = (u8, u8);
 
-    impl Entry for Named {
+    impl KeyedEntry for Named {
         fn order(&self, other: &Self) -> Ordering {
             self.0.cmp(&other.0)
         }
@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn differences_are_what_a_map_would_say(
+        fn differences_match_those_of_a_map(
             before in proptest::collection::btree_map(0_u8..20, 0_u8..3, 0..20),
             now in proptest::collection::btree_map(0_u8..20, 0_u8..3, 0..20),
         ) {
@@ -103,7 +103,7 @@ mod tests {
             prop_assert_eq!(&found, &wanted);
 
             share(&old, &mut new);
-            prop_assert_eq!(&new, &list(&now), "nothing is another");
+            prop_assert_eq!(&new, &list(&now), "no value changed");
             for entry in &new {
                 let same = before.get(&entry.0) == Some(&entry.1);
                 prop_assert_eq!(old.iter().any(|was| Arc::ptr_eq(was, entry)), same);

@@ -5,33 +5,28 @@ use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// A node that wants to become a member.
+/// The request of a node that wants to become a member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// [`super::FORMAT`] of the joiner.
     pub format: u32,
     /// `SWMTKN-1-…`.
     pub token: String,
-    /// Certificate signing request, PEM; the key stays on the node.
+    /// Certificate signing request, PEM; the private key stays on the node.
     pub csr: String,
-    /// WireGuard public key.
     pub key: WgKey,
-    /// Where its tunnel may be reached; an unspecified address is filled in with the one seen by the manager.
+    /// Endpoints of the node's tunnel; the manager replaces an unspecified address by the source address that it sees.
     pub endpoints: Vec<SocketAddr>,
-    /// What it says of itself.
     pub description: NodeDescription,
-    /// Availability asked for.
     pub availability: crate::model::Availability,
 }
 
-/// A new member's place.
+/// What a manager assigns to a new member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JoinReply {
-    /// Its id.
     pub node_id: NodeId,
-    /// Its role, decided by the token.
+    /// Decided by the token.
     pub role: Role,
-    /// The cluster.
     pub cluster_id: ClusterId,
     /// Node certificate, PEM.
     pub certificate: String,
@@ -39,22 +34,22 @@ pub struct JoinReply {
     pub ca_certificate: String,
     /// The cluster's /48.
     pub mesh: MeshPrefix,
-    /// Its /64.
+    /// The node's /64.
     pub subnet: Ipv6Net,
-    /// Its own address on `ingress`.
+    /// The node's address on the network `ingress`.
     pub ingress_addr: Ipv4Addr,
     /// UDP port of the tunnels.
     pub data_path_port: u16,
-    /// Key of the manager that answers: the way to it is proved before the join is done.
+    /// Key of the manager that answers: the join is done once UDP is proved to pass between the two.
     pub manager_key: WgKey,
-    /// Peers and ports at this moment, so that the tunnel can come up.
+    /// The view of this moment: the peers that the tunnel is brought up with.
     pub view: NodeView,
 }
 
-/// What both ends of a join tell each other until the UDP way is proved.
+/// What both sides of a join send each other until UDP is proved to pass in both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proof {
-    /// Bytes received from the other end through the tunnel.
+    /// Bytes received from the other side through the tunnel.
     pub received: u64,
 }
 
@@ -63,11 +58,11 @@ pub struct Proof {
 pub enum FromJoiner {
     /// First message.
     Request(Box<JoinRequest>),
-    /// Bytes that the joiner got from the manager through the tunnel.
+    /// The joiner's counter.
     Proof(Proof),
-    /// The joiner saw both ways proved.
+    /// The joiner has both directions proved.
     Done,
-    /// The joiner does not go on; the reason, for the manager's log.
+    /// The joiner gives up; the reason, for the manager's log.
     GaveUp(String),
 }
 
@@ -76,15 +71,15 @@ pub enum FromJoiner {
 pub enum ToJoiner {
     /// The joiner is admitted, for as long as the proof takes.
     Reply(Box<JoinReply>),
-    /// It is not.
+    /// The joiner is not admitted.
     Refused(JoinRefused),
-    /// Bytes that the manager got from the joiner through the tunnel.
+    /// The manager's counter.
     Proof(Proof),
     /// The joiner is a member.
     Done,
-    /// Time is up before both ways were proved; the manager has forgotten the joiner again.
+    /// The deadline passed before both directions were proved; the manager has removed the joiner again.
     Late,
-    /// The manager has forgotten the joiner again; the reason, for people.
+    /// The manager has removed the joiner again; the reason, for people.
     GaveUp(String),
 }
 
@@ -96,16 +91,11 @@ pub enum JoinRefused {
     Token,
     /// The two speak different protocols.
     #[error("the manager speaks protocol {manager}, this node {joiner}: install the same version of skep on both and join again")]
-    Format {
-        /// What the manager speaks.
-        manager: u32,
-        /// What the joiner speaks.
-        joiner: u32,
-    },
-    /// The manager cannot answer now (no leader, shutting down): worth another try.
+    Format { manager: u32, joiner: u32 },
+    /// The manager cannot answer now (no leader, shutting down): a later attempt may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// Anything else: what and why.
+    /// Any other reason, for people.
     #[error("{0}")]
     Other(String),
 }

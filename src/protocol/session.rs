@@ -16,23 +16,23 @@ pub enum ToManager {
     Hello {
         /// [`super::FORMAT`] of the node.
         format: u32,
-        /// What it says of itself.
         description: NodeDescription,
-        /// Where its tunnel may be reached.
+        /// Endpoints of the node's tunnel.
         endpoints: Vec<SocketAddr>,
-        /// The view that it has.
+        /// Revision of the view that the node has. Reserved for differences across sessions: the dispatcher ignores it
+        /// and begins every session with the whole view.
         have: Revision,
     },
-    /// Still here; the revision that every loop of the node has applied.
+    /// The node is alive.
     Heartbeat {
-        /// Applied revision.
+        /// Revision that every loop of the node has applied.
         applied: Revision,
     },
-    /// What was observed of tasks.
+    /// Observed statuses of tasks.
     Status(Vec<(TaskId, TaskStatus)>),
-    /// Published ports that containers of tasks were seen to listen on: all of a task's, sorted.
+    /// Published ports that containers of tasks listen on: all ports of a task, sorted.
     Listens(Vec<(TaskId, Vec<ListeningPort>)>),
-    /// The node leaves by its own will.
+    /// The node leaves the cluster (`docker swarm leave`).
     Leave,
 }
 
@@ -43,26 +43,24 @@ pub enum ToNode {
     Welcome {
         /// [`super::FORMAT`] of the manager.
         format: u32,
-        /// Time between heartbeats that it expects, in milliseconds.
+        /// Time between heartbeats that the manager expects, in milliseconds; zero: the node's own setting.
         heartbeat_ms: u64,
     },
     /// Parts of the view that changed.
     View {
-        /// Revision of the whole.
+        /// Revision of the whole view.
         revision: Revision,
-        /// Tasks, if changed.
+        /// `None`: unchanged, as for the other parts.
         #[serde(rename = "mine")]
         tasks: Option<Arc<Tasks>>,
-        /// Networks, if changed.
         networks: Option<Arc<Networks>>,
-        /// Cluster, if changed.
         cluster: Option<Arc<ClusterPart>>,
     },
     /// Answer to a heartbeat.
     Alive,
-    /// This manager does not lead; try the others, this one first if known.
+    /// This manager does not lead.
     NotLeader {
-        /// The leader's mesh address and port.
+        /// The leader's mesh address and port, if known: the node tries it first.
         leader: Option<SocketAddr>,
     },
     /// The node is no longer a member; the reason, for people.

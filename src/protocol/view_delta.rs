@@ -1,27 +1,23 @@
-//! Puts what the leader sends of a view onto the view that a node has. Entries that did not change stay the same in memory.
-//! Pure.
+//! Applies the difference that the leader sends to the view that a node has. Unchanged entries stay shared in memory. Pure.
 
 use super::{ToNode, entries::share};
 use crate::model::view::{ClusterPart, Networks, Tasks};
 use crate::model::{NodeView, Revision};
 use std::sync::Arc;
 
-/// What changed of a view.
+/// The parts of a view that changed; `None`: unchanged.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Delta {
-    /// Revision of the whole.
+pub struct ViewDelta {
+    /// Revision of the whole view.
     pub revision: Revision,
-    /// Tasks, if changed.
     pub tasks: Option<Arc<Tasks>>,
-    /// Networks, if changed.
     pub networks: Option<Arc<Networks>>,
-    /// Cluster, if changed.
     pub cluster: Option<Arc<ClusterPart>>,
 }
 
-impl Delta {
-    /// Of a message; `None` if it is another.
-    pub fn of(message: &ToNode) -> Option<Self> {
+impl ViewDelta {
+    /// The delta in a message; `None` if it is another kind of message.
+    pub fn from_message(message: &ToNode) -> Option<Self> {
         match message {
             ToNode::View { revision, tasks, networks, cluster } => {
                 Some(Self { revision: *revision, tasks: tasks.clone(), networks: networks.clone(), cluster: cluster.clone() })
@@ -34,29 +30,19 @@ impl Delta {
 /// Why a delta is not applied. The view that the node has stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ViewError {
-    /// It is older than what the node has.
+    /// It is older than the view that the node has.
     #[error("revision {}.{} is older than {}.{}, which this node has", sent.incarnation, sent.index, have.incarnation, have.index)]
-    Older {
-        /// What was sent.
-        sent: Revision,
-        /// What the node has.
-        have: Revision,
-    },
-    /// A first view, or the first of an incarnation, must be whole: there is nothing to put a difference onto.
-    #[error("revision {}.{} came without its {part} part", sent.incarnation, sent.index)]
-    Incomplete {
-        /// What was sent.
-        sent: Revision,
-        /// The part that was missing.
-        part: &'static str,
-    },
+    Older { sent: Revision, have: Revision },
+    /// The first view, or the first of an incarnation, must be complete: it has no base.
+    #[error("revision {}.{} has no {part} part", sent.incarnation, sent.index)]
+    Incomplete { sent: Revision, part: &'static str },
 }
 
 /// The view after the delta.
 ///
 /// # Errors
 /// See [`ViewError`].
-pub fn apply(current: Option<&NodeView>, delta: Delta) -> Result<NodeView, ViewError> {
+pub fn apply(current: Option<&NodeView>, delta: ViewDelta) -> Result<NodeView, ViewError> {
     let sent = delta.revision;
     if let Some(have) = current.map(|c| c.revision)
         && sent < have
@@ -77,7 +63,7 @@ pub fn apply(current: Option<&NodeView>, delta: Delta) -> Result<NodeView, ViewE
     Ok(next)
 }
 
-/// Shares with the view before what is the same in both.
+/// Shares with the previous view the entries that are equal in both.
 pub fn share_entries(before: &NodeView, next: &mut NodeView) {
     if !Arc::ptr_eq(&before.cluster, &next.cluster) {
         share(&before.cluster.ports, &mut Arc::make_mut(&mut next.cluster).ports);
@@ -104,36 +90,36 @@ mod tests {
     fn at(incarnation: u64, index: u64) -> Revision {
         Revision { incarnation, index }
     }
-    fn whole(revision: Revision) -> Delta {
-        Delta { revision, tasks: Some(Arc::default()), networks: Some(Arc::default()), cluster: Some(cluster()) }
+    fn complete(revision: Revision) -> ViewDelta {
+        ViewDelta { revision, tasks: Some(Arc::default()), networks: Some(Arc::default()), cluster: Some(cluster()) }
     }
-    fn empty(revision: Revision) -> Delta {
-        Delta { revision, tasks: None, networks: None, cluster: None }
+    fn empty(revision: Revision) -> ViewDelta {
+        ViewDelta { revision, tasks: None, networks: None, cluster: None }
     }
 
     #[test]
-    fn parts_that_did_not_change_are_kept_as_they_are() {
-        let first = apply(None, whole(at(1, 5))).unwrap();
-        let second = apply(Some(&first), Delta { tasks: Some(Arc::default()), ..empty(at(1, 8)) }).unwrap();
+    fn unchanged_parts_stay_shared() {
+        let first = apply(None, complete(at(1, 5))).unwrap();
+        let second = apply(Some(&first), ViewDelta { tasks: Some(Arc::default()), ..empty(at(1, 8)) }).unwrap();
         assert_eq!(second.revision, at(1, 8));
         assert!(Arc::ptr_eq(&first.cluster, &second.cluster) && Arc::ptr_eq(&first.networks, &second.networks));
         assert!(!Arc::ptr_eq(&first.tasks, &second.tasks));
-        assert_eq!(apply(Some(&second), empty(at(1, 8))).unwrap(), second, "the same again changes nothing");
+        assert_eq!(apply(Some(&second), empty(at(1, 8))).unwrap(), second, "an empty delta changes nothing");
     }
 
     #[test]
-    fn the_past_is_refused_within_an_incarnation_and_across() {
-        let have = apply(None, whole(at(2, 5))).unwrap();
+    fn an_older_revision_is_refused_within_an_incarnation_and_across() {
+        let have = apply(None, complete(at(2, 5))).unwrap();
         for sent in [at(2, 4), at(1, 999)] {
-            assert_eq!(apply(Some(&have), whole(sent)), Err(ViewError::Older { sent, have: at(2, 5) }));
+            assert_eq!(apply(Some(&have), complete(sent)), Err(ViewError::Older { sent, have: at(2, 5) }));
         }
-        let risen = apply(Some(&have), whole(at(3, 1))).unwrap();
-        assert_eq!(risen.revision, at(3, 1), "a new incarnation counts from anew");
+        let newer = apply(Some(&have), complete(at(3, 1))).unwrap();
+        assert_eq!(newer.revision, at(3, 1), "a new incarnation starts its own count");
     }
 
     #[test]
-    fn a_first_view_must_be_whole() {
-        let have = apply(None, whole(at(1, 5))).unwrap();
+    fn a_first_view_must_be_complete() {
+        let have = apply(None, complete(at(1, 5))).unwrap();
         for current in [None, Some(&have)] {
             let sent = at(2, 9);
             let part = |delta| match apply(current, delta) {
@@ -141,8 +127,8 @@ mod tests {
                 other => panic!("{other:?}"),
             };
             assert_eq!(part(empty(sent)), "tasks");
-            assert_eq!(part(Delta { networks: None, ..whole(sent) }), "networks");
-            assert_eq!(part(Delta { cluster: None, ..whole(sent) }), "cluster");
+            assert_eq!(part(ViewDelta { networks: None, ..complete(sent) }), "networks");
+            assert_eq!(part(ViewDelta { cluster: None, ..complete(sent) }), "cluster");
         }
     }
 }

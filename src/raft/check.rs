@@ -1,19 +1,19 @@
-//! What must hold before the raft crate sees a stored log or a message: it panics on a log that went backwards and on
-//! entries with gaps, so both are looked at first.
+//! Checks of a stored log and of messages before the raft crate gets them: it panics on a log that lost entries and on
+//! entries with gaps.
 
 use super::log::Log;
 use raft::eraftpb::{Message, MessageType};
 
-/// Why a message is not stepped.
+/// Why a message is not passed to raft.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Refusal {
-    /// It makes no sense: ignored.
+pub(super) enum MessageError {
+    /// No manager sends such a message. It is ignored.
     Malformed(&'static str),
-    /// It takes for granted that this log holds what it does not: this manager lost acknowledged writes.
+    /// The sender relies on entries that this log does not have: this manager lost acknowledged writes.
     WentBackwards(String),
 }
 
-/// A log from disk: contiguous, terms in order, commit index and snapshot within it.
+/// Checks a log from disk: contiguous, terms in order, commit index and snapshot within it.
 pub(super) fn log(log: &Log) -> Result<(), String> {
     let (mut index, mut term) = log.compacted;
     for entry in &log.entries {
@@ -27,7 +27,7 @@ pub(super) fn log(log: &Log) -> Result<(), String> {
     }
     let (snapshot, commit) = (log.snapshot_index(), log.hard_state.commit);
     if snapshot < log.compacted.0 || snapshot > index {
-        return Err(format!("the snapshot is of entry {snapshot}, the log holds {} to {index}", log.compacted.0 + 1));
+        return Err(format!("the snapshot is of entry {snapshot}, the log has {} to {index}", log.compacted.0 + 1));
     }
     if snapshot > 0 && log.term_of(snapshot) != Some(log.snapshot.get_metadata().term) {
         return Err(format!("the snapshot's term is not that of entry {snapshot}"));
@@ -44,62 +44,60 @@ pub(super) fn log(log: &Log) -> Result<(), String> {
     Ok(())
 }
 
-/// What a message is checked against.
-pub(super) struct Known<F> {
-    /// Own raft id.
+/// State of this manager that a message is checked against.
+pub(super) struct LocalState<F> {
+    /// Raft id.
     pub id: u64,
-    /// Own term.
     pub term: u64,
-    /// Last entry known to be committed.
+    /// Index of the last entry known to be committed.
     pub committed: u64,
-    /// Last entry, written or about to be.
+    /// Index of the last entry, durable or not.
     pub last: u64,
-    /// Term of an entry, if it is held.
+    /// Term of the entry with an index; `None` if the log does not have it.
     pub term_of: F,
 }
 
-/// A message from another manager.
-pub(super) fn message(message: &Message, known: &Known<impl Fn(u64) -> Option<u64>>) -> Result<(), Refusal> {
+/// Checks a message from another manager.
+pub(super) fn message(message: &Message, local: &LocalState<impl Fn(u64) -> Option<u64>>) -> Result<(), MessageError> {
     use MessageType as T;
-    if message.to != known.id {
-        return Err(Refusal::Malformed("it is for another raft id"));
+    if message.to != local.id {
+        return Err(MessageError::Malformed("it is for another raft id"));
     }
-    if message.from == 0 || message.from == known.id {
-        return Err(Refusal::Malformed("its sender is this manager or nobody"));
+    if message.from == 0 || message.from == local.id {
+        return Err(MessageError::Malformed("its sender is this manager or has no raft id"));
     }
     if message.term == 0 {
-        return Err(Refusal::Malformed("it has no term"));
+        return Err(MessageError::Malformed("it has no term"));
     }
     match message.get_msg_type() {
         T::MsgAppend => {
             let (mut index, mut last_term) = (message.index, message.log_term);
             for entry in message.get_entries() {
                 if index.checked_add(1) != Some(entry.index) || entry.term < last_term || entry.term > message.term {
-                    return Err(Refusal::Malformed("its entries do not follow each other"));
+                    return Err(MessageError::Malformed("its entries do not follow each other"));
                 }
                 (index, last_term) = (entry.index, entry.term);
             }
-            if message.term >= known.term
+            if message.term >= local.term
                 && let Some(entry) = message
                     .get_entries()
                     .iter()
-                    .find(|e| e.index <= known.committed && (known.term_of)(e.index).is_some_and(|term| term != e.term))
+                    .find(|e| e.index <= local.committed && (local.term_of)(e.index).is_some_and(|term| term != e.term))
             {
-                return Err(Refusal::WentBackwards(format!(
+                return Err(MessageError::WentBackwards(format!(
                     "the leader has another entry {} than was committed here",
                     entry.index
                 )));
             }
             Ok(())
         }
-        T::MsgHeartbeat if message.term >= known.term && message.commit > known.last => Err(Refusal::WentBackwards(format!(
-            "the leader was told that entry {} is here, the last one is {}",
-            message.commit, known.last
-        ))),
+        T::MsgHeartbeat if message.term >= local.term && message.commit > local.last => Err(MessageError::WentBackwards(
+            format!("the leader has an acknowledgement of entry {}, the last one in this log is {}", message.commit, local.last),
+        )),
         T::MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();
             if metadata.index == 0 || metadata.get_conf_state().get_voters().is_empty() || metadata.term > message.term {
-                return Err(Refusal::Malformed("its snapshot names no entry or no voter"));
+                return Err(MessageError::Malformed("its snapshot names no entry or no voter"));
             }
             Ok(())
         }
@@ -111,7 +109,7 @@ pub(super) fn message(message: &Message, known: &Known<impl Fn(u64) -> Option<u6
         | T::MsgHeartbeat
         | T::MsgHeartbeatResponse
         | T::MsgTimeoutNow => Ok(()),
-        // Proposals are not forwarded (the proposer must know the outcome), the rest is local to a manager.
-        _ => Err(Refusal::Malformed("managers do not send this kind")),
+        // Proposals are not forwarded, because the proposer needs the outcome; the other kinds are local to a manager.
+        _ => Err(MessageError::Malformed("managers do not send this kind")),
     }
 }

@@ -1,10 +1,10 @@
-//! Raft without IO: events in, effects out, in the order in which they are to be carried out. One handful of events
-//! may give several batches for the disk; nothing after a batch may be done before it is durable, and once a batch
-//! failed the core is ahead of the disk and must be dropped.
+//! Raft without IO: events in, effects out, in the order in which they must be carried out. One call may return several
+//! batches for the disk; no effect after a batch may be carried out before the batch is durable, and after a failed batch
+//! the core is ahead of the disk and must be dropped.
 
-use super::check::{self, Refusal};
+use super::check::{self, MessageError};
 use super::config::{RaftConfig, RaftError, RaftStatus};
-use super::log::{Batch, Log};
+use super::log::{Log, LogBatch};
 use super::logger::logger;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message};
@@ -14,109 +14,64 @@ use std::collections::BTreeMap;
 
 /// Largest entry, in bytes.
 const MAX_ENTRY: usize = 8 << 20;
-/// Entries are sent in messages of about this size, in bytes.
+/// Approximate size of a message with entries, in bytes.
 const MESSAGE_SIZE: u64 = 1 << 20;
-/// Proposals are refused while so much waits to be committed, in bytes.
+/// Proposals are refused while entries of this size wait to be committed, in bytes.
 const MAX_UNCOMMITTED: u64 = 64 << 20;
-/// A snapshot that a follower has not confirmed after so many times the longest election time-out counts as lost.
-const SNAPSHOT_PATIENCE: usize = 4;
+/// A snapshot that a follower has not acknowledged after this many longest election timeouts counts as lost.
+const SNAPSHOT_TIMEOUTS: usize = 4;
 
-/// A change of membership, one manager at a time.
+/// A change of membership, of one manager identified by its raft id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// It gets the log but does not vote.
+pub enum MembershipChange {
+    /// Adds a manager that gets the log and does not vote.
     AddLearner(u64),
-    /// It votes (a learner is promoted).
+    /// Adds a voter, or promotes a learner.
     AddVoter(u64),
-    /// It is out; its raft id is never used again.
+    /// Removes a manager; its raft id is never used again.
     Remove(u64),
 }
 
-/// What happens to a core.
+/// Input of a core.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// A tick has passed.
     Tick,
-    /// A message of another manager.
+    /// A message from another manager.
     Message(Vec<u8>),
-    /// An entry to be written; the ticket comes back with its fate.
-    Propose {
-        /// Chosen by the caller, once only.
-        ticket: u64,
-        /// The entry.
-        data: Vec<u8>,
-    },
-    /// A change of membership to be written.
-    Change {
-        /// Chosen by the caller, once only.
-        ticket: u64,
-        /// The change.
-        change: Change,
-    },
-    /// The answer to [`Effect::Snapshot`].
-    Snapshot {
-        /// The index asked for.
-        index: u64,
-        /// The machine's state.
-        bytes: Vec<u8>,
-    },
+    /// An entry to be written. The caller chooses a new ticket, which is returned with the outcome.
+    Propose { ticket: u64, data: Vec<u8> },
+    /// A change of membership to be written, with a ticket as for `Propose`.
+    Change { ticket: u64, change: MembershipChange },
+    /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
+    Snapshot { index: u64, bytes: Vec<u8> },
 }
 
-/// What is to be done, in order.
+/// Output of a core, to be carried out in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// Make this durable before anything that follows.
-    Persist(Batch),
-    /// Send, best effort.
-    Send {
-        /// Raft id.
-        to: u64,
-        /// Bytes for [`Event::Message`] there.
-        message: Vec<u8>,
-    },
-    /// Put the machine into the state of a snapshot.
-    Restore {
-        /// Last entry in it.
-        index: u64,
-        /// The machine's state.
-        bytes: bytes::Bytes,
-    },
-    /// Apply an entry; its proposer waits if there is a ticket.
-    Apply {
-        /// Its index.
-        index: u64,
-        /// Its data.
-        data: bytes::Bytes,
-        /// Who waits for it.
-        ticket: Option<u64>,
-    },
-    /// A change of membership was applied.
-    Changed {
-        /// Who waits for it.
-        ticket: u64,
-        /// Its index.
-        index: u64,
-    },
-    /// A proposal or change will not be carried out, or its fate cannot be known here.
-    Refuse {
-        /// Who waits for it.
-        ticket: u64,
-        /// Why.
-        error: RaftError,
-    },
-    /// Take a snapshot of the machine as it is now and hand it back.
-    Snapshot {
-        /// Last entry applied.
-        index: u64,
-    },
+    /// Makes the batch durable before anything that follows.
+    Persist(LogBatch),
+    /// Sends bytes for [`Event::Message`] to the manager with this raft id, best effort.
+    Send { to: u64, message: Vec<u8> },
+    /// Puts the machine into the state of a snapshot taken after the entry `index`.
+    Restore { index: u64, bytes: bytes::Bytes },
+    /// Applies an entry; with a ticket, its proposer waits for the outcome.
+    Apply { index: u64, data: bytes::Bytes, ticket: Option<u64> },
+    /// Reports that a change of membership was applied.
+    Changed { ticket: u64, index: u64 },
+    /// Reports that a proposal or change failed, or that this manager cannot know its outcome.
+    Refuse { ticket: u64, error: RaftError },
+    /// Takes a snapshot of the machine, which has applied the entry `index`, and returns it as [`Event::Snapshot`].
+    Snapshot { index: u64 },
 }
 
-/// Why a core cannot go on.
+/// Why a core cannot continue. Only the user can help.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Failure(pub String);
+pub struct CoreFailure(pub String);
 
-/// See the module.
+/// The core.
 pub struct Core {
     raw: RawNode<Log>,
     id: u64,
@@ -124,26 +79,26 @@ pub struct Core {
     election_ticks: (usize, usize),
     snapshot_every: u64,
     keep_entries: u64,
-    /// Own proposals on their way, by index: (term, ticket).
+    /// Term and ticket of this manager's proposals that are not committed, by index.
     waiting: BTreeMap<u64, (u64, u64)>,
     /// Membership after the last applied entry.
     members: ConfState,
-    /// Last entry applied.
+    /// Index of the last entry applied.
     applied: u64,
-    /// A snapshot that was asked for: index, term, membership at that point.
-    asked: Option<(u64, u64, ConfState)>,
+    /// A snapshot that was requested: index, term, and membership at that index.
+    requested_snapshot: Option<(u64, u64, ConfState)>,
     /// Ticks since a snapshot was sent, by follower.
     snapshots_sent: BTreeMap<u64, usize>,
 }
 
 impl Core {
-    /// Takes up the log where it ended; the effects restore the machine and apply what is known to be committed.
-    /// A manager that is the only voter leads when this returns.
+    /// Continues the log; the effects restore the machine and apply what is known to be committed. A manager that is the
+    /// only voter leads when this returns.
     ///
     /// # Errors
-    /// The settings or the log make no sense.
-    pub fn new(config: &RaftConfig, log: Log) -> Result<(Self, Vec<Effect>), Failure> {
-        check::log(&log).map_err(|why| Failure(format!("the raft log is damaged: {why}")))?;
+    /// The settings or the log are invalid.
+    pub fn new(config: &RaftConfig, log: Log) -> Result<(Self, Vec<Effect>), CoreFailure> {
+        check::log(&log).map_err(|why| CoreFailure(format!("the raft log is damaged: {why}")))?;
         let settings = raft::Config {
             id: config.id,
             election_tick: config.election_ticks.0,
@@ -163,7 +118,7 @@ impl Core {
         }
         let members = log.snapshot.get_metadata().get_conf_state().clone();
         let applied = log.snapshot_index();
-        let raw = RawNode::new(&settings, log, &logger()).map_err(|e| Failure(format!("raft does not start: {e}")))?;
+        let raw = RawNode::new(&settings, log, &logger()).map_err(|e| CoreFailure(format!("raft does not start: {e}")))?;
         let mut core = Self {
             raw,
             id: config.id,
@@ -174,38 +129,38 @@ impl Core {
             waiting: BTreeMap::new(),
             members,
             applied,
-            asked: None,
+            requested_snapshot: None,
             snapshots_sent: BTreeMap::new(),
         };
         core.draw_timeout();
         core.drain(&mut effects)?;
-        // Only now: the membership is that of the last committed entry known here, not of the snapshot.
+        // Not earlier: the membership must be that of the last entry known to be committed, not that of the snapshot.
         if core.members.voters == [core.id] && core.members.voters_outgoing.is_empty() {
-            core.raw.campaign().map_err(|e| Failure(format!("raft cannot elect itself: {e}")))?;
+            core.raw.campaign().map_err(|e| CoreFailure(format!("raft cannot elect itself: {e}")))?;
             core.draw_timeout();
             core.drain(&mut effects)?;
         }
-        core.ask_for_snapshot(&mut effects);
+        core.request_snapshot(&mut effects);
         Ok((core, effects))
     }
 
-    /// Takes events in, together: what they write is one batch where raft allows it.
+    /// Processes events together: what they write is one batch where raft allows it.
     ///
     /// # Errors
-    /// This manager cannot go on; the core is to be dropped and none of its effects carried out.
-    pub fn handle(&mut self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Effect>, Failure> {
+    /// This manager cannot continue; the core must be dropped and none of its effects carried out.
+    pub fn handle(&mut self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Effect>, CoreFailure> {
         let mut effects = Vec::new();
         for event in events {
             match event {
                 Event::Tick => {
                     self.raw.tick();
-                    self.give_up_snapshots();
+                    self.report_lost_snapshots();
                 }
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
                 Event::Snapshot { index, bytes } => {
-                    // What it makes durable with the snapshot (the commit index) must be in the log already.
+                    // The commit index that becomes durable with the snapshot must be in the log already.
                     self.drain(&mut effects)?;
                     self.keep_snapshot(index, bytes, &mut effects);
                 }
@@ -213,11 +168,11 @@ impl Core {
             self.draw_timeout();
         }
         self.drain(&mut effects)?;
-        self.ask_for_snapshot(&mut effects);
+        self.request_snapshot(&mut effects);
         Ok(effects)
     }
 
-    /// What this core is doing. True of the machine only once the effects are carried out.
+    /// Status of this core. The machine has it once the effects are carried out.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
         let raft = &self.raw.raft;
@@ -238,33 +193,33 @@ impl Core {
         }
     }
 
-    /// The log as it is written so far.
+    /// The log, with all batches returned so far.
     #[must_use]
     pub fn log(&self) -> &Log {
         self.raw.store()
     }
 
-    fn step(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn step(&mut self, bytes: &[u8]) -> Result<(), CoreFailure> {
         let Ok(message) = Message::parse_from_bytes(bytes) else {
             tracing::warn!(bytes = bytes.len(), "a raft message cannot be read: ignored");
             return Ok(());
         };
         let raft = &self.raw.raft;
-        let known = check::Known {
+        let local = check::LocalState {
             id: self.id,
             term: raft.term,
             committed: raft.raft_log.committed,
             last: raft.raft_log.last_index(),
             term_of: |index| raft.raft_log.term(index).ok().filter(|term| *term != 0),
         };
-        match check::message(&message, &known) {
+        match check::message(&message, &local) {
             Ok(()) => {}
-            Err(Refusal::Malformed(why)) => {
+            Err(MessageError::Malformed(why)) => {
                 tracing::warn!(from = message.from, kind = ?message.get_msg_type(), why, "a raft message is ignored");
                 return Ok(());
             }
-            Err(Refusal::WentBackwards(why)) => {
-                return Err(Failure(format!(
+            Err(MessageError::WentBackwards(why)) => {
+                return Err(CoreFailure(format!(
                     "this manager's log lost entries that it had acknowledged ({why}; was an old copy of its data put back?). \
                      It must not vote any more: make this node leave and join again"
                 )));
@@ -282,16 +237,16 @@ impl Core {
         let result = if size > MAX_ENTRY {
             Err(RaftError::TooLarge { size, limit: MAX_ENTRY })
         } else {
-            self.must_lead().and_then(|()| self.raw.propose(Vec::new(), data).map_err(|_| RaftError::Busy))
+            self.require_leader().and_then(|()| self.raw.propose(Vec::new(), data).map_err(|_| RaftError::Busy))
         };
-        self.proposed(ticket, result, effects);
+        self.track_proposal(ticket, result, effects);
     }
 
-    fn change(&mut self, ticket: u64, change: Change, effects: &mut Vec<Effect>) {
+    fn change(&mut self, ticket: u64, change: MembershipChange, effects: &mut Vec<Effect>) {
         let (kind, id) = match change {
-            Change::AddLearner(id) => (ConfChangeType::AddLearnerNode, id),
-            Change::AddVoter(id) => (ConfChangeType::AddNode, id),
-            Change::Remove(id) => (ConfChangeType::RemoveNode, id),
+            MembershipChange::AddLearner(id) => (ConfChangeType::AddLearnerNode, id),
+            MembershipChange::AddVoter(id) => (ConfChangeType::AddNode, id),
+            MembershipChange::Remove(id) => (ConfChangeType::RemoveNode, id),
         };
         let bad = |why: &str| Err(RaftError::BadChange(why.to_owned()));
         let result = if id == 0 {
@@ -302,12 +257,12 @@ impl Core {
             let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
             single.set_change_type(kind);
             let request = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
-            self.must_lead().and_then(|()| self.raw.propose_conf_change(Vec::new(), request).map_err(|_| RaftError::Busy))
+            self.require_leader().and_then(|()| self.raw.propose_conf_change(Vec::new(), request).map_err(|_| RaftError::Busy))
         };
-        self.proposed(ticket, result, effects);
+        self.track_proposal(ticket, result, effects);
     }
 
-    fn must_lead(&self) -> Result<(), RaftError> {
+    fn require_leader(&self) -> Result<(), RaftError> {
         let raft = &self.raw.raft;
         if raft.state == StateRole::Leader {
             Ok(())
@@ -316,7 +271,7 @@ impl Core {
         }
     }
 
-    fn proposed(&mut self, ticket: u64, result: Result<(), RaftError>, effects: &mut Vec<Effect>) {
+    fn track_proposal(&mut self, ticket: u64, result: Result<(), RaftError>, effects: &mut Vec<Effect>) {
         match result {
             Ok(()) => {
                 let raft = &self.raw.raft;
@@ -327,13 +282,13 @@ impl Core {
     }
 
     /// Turns everything that raft has ready into effects.
-    fn drain(&mut self, effects: &mut Vec<Effect>) -> Result<(), Failure> {
+    fn drain(&mut self, effects: &mut Vec<Effect>) -> Result<(), CoreFailure> {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
             send(ready.take_messages(), effects)?;
             let snapshot = Some(ready.snapshot()).filter(|s| !s.is_empty()).cloned();
             self.persist(
-                Batch {
+                LogBatch {
                     reset: snapshot.is_some(),
                     snapshot: snapshot.clone(),
                     compacted: None,
@@ -350,10 +305,10 @@ impl Core {
             let mut light = self.raw.advance(ready);
             let committed = light.take_committed_entries();
             if light.commit_index().is_some() && committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal) {
-                // Raft does not ask for this. But after a crash the commit index must not lie before a change of
-                // membership that was acted on: the old membership could elect this manager alone.
+                // Raft does not require this. But after a crash the commit index must not be lower than a change of
+                // membership that took effect: the old membership could elect this manager alone.
                 let hard_state = Some(self.raw.raft.hard_state());
-                self.persist(Batch { hard_state, ..Batch::default() }, effects);
+                self.persist(LogBatch { hard_state, ..LogBatch::default() }, effects);
             }
             send(light.take_messages(), effects)?;
             self.apply(committed, effects)?;
@@ -362,7 +317,7 @@ impl Core {
         Ok(())
     }
 
-    fn persist(&mut self, batch: Batch, effects: &mut Vec<Effect>) {
+    fn persist(&mut self, batch: LogBatch, effects: &mut Vec<Effect>) {
         if !batch.is_empty() {
             self.raw.mut_store().write(&batch);
             effects.push(Effect::Persist(batch));
@@ -373,7 +328,7 @@ impl Core {
         let metadata = snapshot.get_metadata();
         self.members = metadata.get_conf_state().clone();
         self.applied = metadata.index;
-        self.asked = None;
+        self.requested_snapshot = None;
         effects.push(Effect::Restore { index: metadata.index, bytes: snapshot.data.clone() });
         let later = self.waiting.split_off(&(metadata.index + 1));
         for (_, (_, ticket)) in std::mem::replace(&mut self.waiting, later) {
@@ -381,7 +336,7 @@ impl Core {
         }
     }
 
-    fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> Result<(), Failure> {
+    fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> Result<(), CoreFailure> {
         for entry in entries {
             self.applied = entry.index;
             let waiting = self.waiting.remove(&entry.index);
@@ -394,13 +349,13 @@ impl Core {
                 if !entry.data.is_empty() {
                     effects.push(Effect::Apply { index, data: entry.data, ticket });
                 } else if let Some(ticket) = ticket {
-                    // Raft puts an empty entry in place of a change that it refuses.
+                    // Raft replaces a change that it refuses by an empty entry.
                     effects.push(Effect::Refuse { ticket, error: RaftError::Busy });
                 }
                 continue;
             }
             let change = ConfChangeV2::parse_from_bytes(&entry.data)
-                .map_err(|e| Failure(format!("entry {index} (a change of membership) cannot be read: {e}")))?;
+                .map_err(|e| CoreFailure(format!("entry {index} (a change of membership) cannot be read: {e}")))?;
             match (self.raw.apply_conf_change(&change), ticket) {
                 (Ok(members), ticket) => {
                     tracing::info!(index, voters = ?members.get_voters(), learners = ?members.get_learners(), "managers changed");
@@ -416,34 +371,34 @@ impl Core {
         Ok(())
     }
 
-    fn ask_for_snapshot(&mut self, effects: &mut Vec<Effect>) {
+    fn request_snapshot(&mut self, effects: &mut Vec<Effect>) {
         let store = self.raw.store();
-        // A change of membership asks for one too: a manager takes no snapshot that does not name it.
+        // Also after a change of membership: a manager accepts no snapshot whose membership lacks it.
         let due = self.applied >= store.snapshot_index() + self.snapshot_every
             || (self.applied > store.snapshot_index() && self.members != *store.snapshot.get_metadata().get_conf_state());
-        if self.asked.is_some() || !due {
+        if self.requested_snapshot.is_some() || !due {
             return;
         }
         if let Some(term) = store.term_of(self.applied) {
-            self.asked = Some((self.applied, term, self.members.clone()));
+            self.requested_snapshot = Some((self.applied, term, self.members.clone()));
             effects.push(Effect::Snapshot { index: self.applied });
         }
     }
 
     fn keep_snapshot(&mut self, index: u64, bytes: Vec<u8>, effects: &mut Vec<Effect>) {
-        // None: a snapshot of the leader's came in between.
-        let Some((_, term, members)) = self.asked.take_if(|(asked, _, _)| *asked == index) else { return };
+        // None if the leader's snapshot was restored since.
+        let Some((_, term, members)) = self.requested_snapshot.take_if(|(requested, _, _)| *requested == index) else { return };
         let metadata = SnapshotMetadata { conf_state: Some(members).into(), index, term, ..SnapshotMetadata::default() };
         let snapshot = Snapshot { data: bytes.into(), metadata: Some(metadata).into(), ..Snapshot::default() };
         let keep_from = index.saturating_sub(self.keep_entries);
         let store = self.raw.store();
         let compacted = store.term_of(keep_from).filter(|_| keep_from > store.compacted.0).map(|term| (keep_from, term));
         let hard_state = Some(self.raw.raft.hard_state());
-        self.persist(Batch { snapshot: Some(snapshot), compacted, hard_state, ..Batch::default() }, effects);
+        self.persist(LogBatch { snapshot: Some(snapshot), compacted, hard_state, ..LogBatch::default() }, effects);
     }
 
-    /// A snapshot may get lost like any message, but raft waits for word of it for ever.
-    fn give_up_snapshots(&mut self) {
+    /// A snapshot may get lost like any message, but raft waits for its acknowledgement without a timeout.
+    fn report_lost_snapshots(&mut self) {
         let raft = &self.raw.raft;
         let mut waiting: Vec<u64> = Vec::new();
         if raft.state == StateRole::Leader {
@@ -454,15 +409,15 @@ impl Core {
         for id in waiting {
             let ticks = self.snapshots_sent.entry(id).or_default();
             *ticks += 1;
-            if *ticks > SNAPSHOT_PATIENCE * self.election_ticks.1 {
+            if *ticks > SNAPSHOT_TIMEOUTS * self.election_ticks.1 {
                 self.snapshots_sent.remove(&id);
                 self.raw.report_snapshot(id, SnapshotStatus::Failure);
             }
         }
     }
 
-    /// Sets the election time-out, which raft draws from the thread's generator: a function of seed, id and term, so
-    /// that a seeded run repeats itself and managers differ.
+    /// Sets the election timeout, which raft otherwise takes from the thread's random generator, to a function of seed, id and
+    /// term, so that a seeded run is repeatable and managers differ.
     fn draw_timeout(&mut self) {
         let (low, high) = self.election_ticks;
         let mut bits = self.seed ^ self.id.rotate_left(32) ^ self.raw.raft.term;
@@ -475,9 +430,9 @@ impl Core {
     }
 }
 
-fn send(messages: Vec<Message>, effects: &mut Vec<Effect>) -> Result<(), Failure> {
+fn send(messages: Vec<Message>, effects: &mut Vec<Effect>) -> Result<(), CoreFailure> {
     for message in messages {
-        let bytes = message.write_to_bytes().map_err(|e| Failure(format!("a raft message cannot be written: {e}")))?;
+        let bytes = message.write_to_bytes().map_err(|e| CoreFailure(format!("a raft message cannot be written: {e}")))?;
         effects.push(Effect::Send { to: message.to, message: bytes });
     }
     Ok(())

@@ -2,7 +2,8 @@
 //! transaction and durable when it returns. Blocks; does not know what is in the entries.
 
 use super::check;
-use super::log::{Batch, Log};
+use super::log::{Log, LogBatch};
+use crate::durable::ignore_missing;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -17,62 +18,53 @@ const FORMAT: u64 = 1;
 const CACHE: usize = 8 << 20;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-/// A table of its own: what shares a page with it is written again whenever it changes.
+/// A separate table: rows on the same page are written again whenever one of them changes.
 const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 
-/// What is wrong with the log on disk.
+/// Problem with the log on disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// There is none, and the caller did not ask for a new one.
+    /// There is no log, and none may be created.
     #[error(
         "{} is missing, but this node was a manager: restore the data directory from a backup, or, if other managers are \
          up, make this node leave and join again", .0.display()
     )]
     Absent(PathBuf),
-    /// It belongs to another manager.
+    /// The log belongs to another manager.
     #[error(
         "{} is the log of raft id {found}, this manager has raft id {wanted}: point --data-dir at this node's own data, \
          or move that file away and join again", .path.display()
     )]
     Foreign {
-        /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// Raft id in the file.
         found: u64,
-        /// Whose it should be.
+        /// This manager's raft id.
         wanted: u64,
     },
-    /// It was written by a newer skep.
+    /// A newer skep wrote it.
     #[error("{} has format {found}, this skep reads format {FORMAT}: install the newer skep again", .path.display())]
     Newer {
-        /// The file.
         path: PathBuf,
-        /// Its format.
+        /// Format of the file.
         found: u64,
     },
-    /// Its content makes no sense.
+    /// Its content is inconsistent.
     #[error(
         "{} is damaged ({why}): restore the data directory from a backup, or, if other managers are up, move the file \
          away and make this node leave and join again", .path.display()
     )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        why: String,
-    },
-    /// Another process has it open.
-    #[error("{} is in use by another skep: stop that one first, or give this one its own --data-dir", .0.display())]
+    Damaged { path: PathBuf, why: String },
+    /// Another process has the file open.
+    #[error("{} is in use by another skep: stop that one first, or start this one with another --data-dir", .0.display())]
     InUse(PathBuf),
-    /// The operating system refused: disk full, no permission, broken disk.
-    #[error("{} cannot be {doing} ({why}): free space on that disk or repair it; writes go on by themselves then", .path.display())]
+    /// Error of the operating system: disk full, no permission, broken disk.
+    #[error("{} cannot be {doing} ({why}): free space on that disk or repair it; writes continue then without a restart", .path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// `opened`, `read` or `written`.
         doing: &'static str,
-        /// What the system said.
         why: String,
     },
 }
@@ -90,10 +82,10 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Disk {
-    /// Opens the log in `dir` and reads all of it, every checksum verified.
+    /// Opens the log in `dir`, reads all of it and verifies every checksum.
     ///
     /// # Errors
-    /// As [`DiskError`] says; never a panic, whatever the file holds.
+    /// See [`DiskError`]; no content of the file causes a panic.
     pub fn open(dir: &Path, id: u64) -> Result<(Self, Log), DiskError> {
         let path = dir.join(FILE);
         match path.try_exists() {
@@ -101,31 +93,28 @@ impl Disk {
             Ok(false) => return Err(DiskError::Absent(path)),
             Err(error) => return Err(DiskError::Io { path, doing: "opened", why: error.to_string() }),
         }
-        // redb reports damage as an error where it looks for it; elsewhere it may panic.
+        // redb returns an error for damage where it checks for it; elsewhere it may panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
             let disk = Self { path: path.clone(), database };
             let log = disk.load(id)?;
             Ok((disk, log))
         }));
-        opened.unwrap_or_else(|_| Err(DiskError::Damaged { path, why: "its pages do not fit together".to_owned() }))
+        opened.unwrap_or_else(|_| Err(DiskError::Damaged { path, why: "its pages are inconsistent".to_owned() }))
     }
 
-    /// Makes the log in `dir`, which must have none, with this content. Done under another name first, so that a
-    /// crash leaves a whole log or none.
+    /// Creates the log in `dir`, which must have none. Written under another name first, so that a crash leaves a whole log
+    /// or none.
     ///
     /// # Errors
     /// [`DiskError::Io`].
     pub fn create(dir: &Path, id: u64, log: &Log) -> Result<(), DiskError> {
         let path = dir.join(FILE);
         let io = |e: &dyn std::fmt::Display| DiskError::Io { path: path.clone(), doing: "written", why: e.to_string() };
-        make_dir(dir).map_err(|e| io(&e))?;
+        create_dir(dir).map_err(|e| io(&e))?;
         let new = dir.join(format!("{FILE}.new"));
-        match std::fs::remove_file(&new) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&e)),
-            _ => {}
-        }
-        // The log holds the cluster's secrets: only root reads it.
+        ignore_missing(std::fs::remove_file(&new)).map_err(|e| io(&e))?;
+        // The log contains the cluster's secrets: only root may read it.
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.write(true).create_new(true).open(&new).map_err(|e| io(&e))?;
@@ -143,19 +132,19 @@ impl Disk {
         std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))
     }
 
-    /// Makes a batch durable. After an error the file must be opened again: redb refuses everything until then.
+    /// Makes a batch durable. After an error the file must be opened again: until then redb refuses all access.
     ///
     /// # Errors
-    /// [`DiskError::Io`], or [`DiskError::Damaged`] if the file changed under our feet.
-    pub fn write(&self, batch: &Batch) -> Result<(), DiskError> {
+    /// [`DiskError::Io`], or [`DiskError::Damaged`] if another process changed the file.
+    pub fn write(&self, batch: &LogBatch) -> Result<(), DiskError> {
         self.transact(|transaction| put(transaction, batch))
     }
 
-    fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), Fault>) -> Result<(), DiskError> {
-        let attempt = || -> Result<(), Fault> {
+    fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), StorageFault>) -> Result<(), DiskError> {
+        let attempt = || -> Result<(), StorageFault> {
             let transaction = self.database.begin_write().map_err(redb::Error::from)?;
             body(&transaction)?;
-            // Durability is immediate unless said otherwise.
+            // redb's default durability: on disk when this returns.
             transaction.commit().map_err(redb::Error::from)?;
             Ok(())
         };
@@ -164,10 +153,10 @@ impl Disk {
 
     fn load(&self, id: u64) -> Result<Log, DiskError> {
         let damaged = |why: &str| DiskError::Damaged { path: self.path.clone(), why: why.to_owned() };
-        let read = || -> Result<_, Fault> {
+        let read = || -> Result<_, StorageFault> {
             let transaction = self.database.begin_read().map_err(redb::Error::from)?;
             let meta = transaction.open_table(META)?;
-            let number = |key: &str| -> Result<Option<u64>, Fault> {
+            let number = |key: &str| -> Result<Option<u64>, StorageFault> {
                 let bytes = meta.get(key)?;
                 Ok(bytes.and_then(|b| b.value().try_into().ok()).map(u64::from_le_bytes))
             };
@@ -187,7 +176,7 @@ impl Disk {
         Ok(log)
     }
 
-    fn load_log(&self) -> Result<Log, Fault> {
+    fn load_log(&self) -> Result<Log, StorageFault> {
         let transaction = self.database.begin_read().map_err(redb::Error::from)?;
         let meta = transaction.open_table(META)?;
         let mut log = Log::default();
@@ -195,7 +184,8 @@ impl Disk {
             log.hard_state = HardState::parse_from_bytes(bytes.value())?;
         }
         if let Some(bytes) = meta.get("compacted")? {
-            let bytes: [u8; 16] = bytes.value().try_into().map_err(|_| Fault::Content("a bad compaction mark".to_owned()))?;
+            let bytes: [u8; 16] =
+                bytes.value().try_into().map_err(|_| StorageFault::Content("an invalid compaction index".to_owned()))?;
             let both = u128::from_le_bytes(bytes);
             log.compacted = (u64::try_from(both & u128::from(u64::MAX)).unwrap_or(0), u64::try_from(both >> 64).unwrap_or(0));
         }
@@ -206,25 +196,27 @@ impl Disk {
             let (index, bytes) = row?;
             let entry = Entry::parse_from_bytes(bytes.value())?;
             if entry.index != index.value() {
-                return Err(Fault::Content(format!("entry {} stands at {}", entry.index, index.value())));
+                return Err(StorageFault::Content(format!("entry {} is stored at {}", entry.index, index.value())));
             }
             log.entries.push_back(entry);
         }
         Ok(log)
     }
 
-    fn error(&self, doing: &'static str, fault: Fault) -> DiskError {
+    fn error(&self, doing: &'static str, fault: StorageFault) -> DiskError {
         let path = self.path.clone();
         match fault {
-            Fault::Content(why) => DiskError::Damaged { path, why },
-            Fault::Database(redb::Error::Io(e)) => DiskError::Io { path, doing, why: e.to_string() },
-            Fault::Database(redb::Error::PreviousIo) => DiskError::Io { path, doing, why: "an earlier write failed".to_owned() },
-            Fault::Database(e) => DiskError::Damaged { path, why: e.to_string() },
+            StorageFault::Content(why) => DiskError::Damaged { path, why },
+            StorageFault::Database(redb::Error::Io(e)) => DiskError::Io { path, doing, why: e.to_string() },
+            StorageFault::Database(redb::Error::PreviousIo) => {
+                DiskError::Io { path, doing, why: "an earlier write failed".to_owned() }
+            }
+            StorageFault::Database(e) => DiskError::Damaged { path, why: e.to_string() },
         }
     }
 }
 
-fn put(transaction: &redb::WriteTransaction, batch: &Batch) -> Result<(), Fault> {
+fn put(transaction: &redb::WriteTransaction, batch: &LogBatch) -> Result<(), StorageFault> {
     let mut log = transaction.open_table(LOG)?;
     let mut meta = transaction.open_table(META)?;
     if let Some(snapshot) = &batch.snapshot {
@@ -253,34 +245,34 @@ fn put(transaction: &redb::WriteTransaction, batch: &Batch) -> Result<(), Fault>
     Ok(())
 }
 
-/// What can go wrong between us and redb.
-enum Fault {
+/// An error of redb, or content that it does not check.
+enum StorageFault {
     Database(redb::Error),
     Content(String),
 }
 
-impl From<redb::Error> for Fault {
+impl From<redb::Error> for StorageFault {
     fn from(error: redb::Error) -> Self {
         Self::Database(error)
     }
 }
-impl From<redb::StorageError> for Fault {
+impl From<redb::StorageError> for StorageFault {
     fn from(error: redb::StorageError) -> Self {
         Self::Database(error.into())
     }
 }
-impl From<redb::TableError> for Fault {
+impl From<redb::TableError> for StorageFault {
     fn from(error: redb::TableError) -> Self {
         Self::Database(error.into())
     }
 }
-impl From<protobuf::ProtobufError> for Fault {
+impl From<protobuf::ProtobufError> for StorageFault {
     fn from(error: protobuf::ProtobufError) -> Self {
         Self::Content(error.to_string())
     }
 }
 
-fn encode(message: &impl protobuf::Message) -> Result<Vec<u8>, Fault> {
+fn encode(message: &impl protobuf::Message) -> Result<Vec<u8>, StorageFault> {
     Ok(message.write_to_bytes()?)
 }
 
@@ -299,7 +291,7 @@ fn open_error(path: &Path, error: redb::DatabaseError) -> DiskError {
     match error {
         redb::DatabaseError::DatabaseAlreadyOpen => DiskError::InUse(path),
         redb::DatabaseError::Storage(redb::StorageError::Io(e)) => match e.kind() {
-            // How redb reports a file that is not its own, or too short.
+            // How redb reports a file that is not a redb file, or too short.
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidInput => {
                 DiskError::Damaged { path, why: e.to_string() }
             }
@@ -309,7 +301,7 @@ fn open_error(path: &Path, error: redb::DatabaseError) -> DiskError {
     }
 }
 
-fn make_dir(dir: &Path) -> std::io::Result<()> {
+fn create_dir(dir: &Path) -> std::io::Result<()> {
     let mut options = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut options, 0o700);
     options.recursive(true).create(dir)

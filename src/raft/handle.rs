@@ -1,15 +1,15 @@
-//! What the rest of a manager holds of raft: proposals in, status out. Cheap to clone.
+//! The interface of a running raft for the rest of a manager: proposals in, status out.
 
 use super::config::{RaftError, RaftStatus};
-use super::core::Change;
-use super::shell::Request;
+use super::core::MembershipChange;
+use super::request::{RaftRequest, Responder};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// Handle of a running raft; `O` is the outcome of applying an entry.
+/// Handle of a running raft, cheap to clone; `O` is the outcome of applying an entry.
 pub struct Raft<O> {
-    pub(super) requests: SyncSender<Request<O>>,
+    pub(super) requests: SyncSender<RaftRequest<O>>,
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) timeout: Duration,
 }
@@ -27,29 +27,28 @@ impl<O> std::fmt::Debug for Raft<O> {
 }
 
 impl<O: Send + 'static> Raft<O> {
-    /// Writes an entry; returns its index and what applying it here gave.
+    /// Writes an entry; returns its index and the outcome of applying it on this manager.
     ///
     /// # Errors
-    /// As [`RaftError`] says.
+    /// See [`RaftError`].
     pub async fn propose(&self, data: Vec<u8>) -> Result<(u64, O), RaftError> {
-        self.ask(|answer| Request::Propose { data, answer }).await
+        self.request(|responder| RaftRequest::Propose { data, responder }).await
     }
 
-    /// Changes who the managers are; returns the index that it was applied at.
+    /// Changes the membership; returns the index of the change.
     ///
     /// # Errors
-    /// As [`RaftError`] says.
-    pub async fn change(&self, change: Change) -> Result<u64, RaftError> {
-        self.ask(|answer| Request::Change { change, answer }).await
+    /// See [`RaftError`].
+    pub async fn change(&self, change: MembershipChange) -> Result<u64, RaftError> {
+        self.request(|responder| RaftRequest::Change { change, responder }).await
     }
 
-    /// Takes in a message of another manager; dropped if too many wait (raft repeats it).
-    #[expect(clippy::unused_async, reason = "part of the agreed interface; back-pressure may come")]
-    pub async fn step(&self, message: Vec<u8>) {
-        let _ = self.requests.try_send(Request::Message(message));
+    /// Passes on a message from another manager. Dropped if too many requests wait: raft repeats it.
+    pub fn step(&self, message: Vec<u8>) {
+        let _ = self.requests.try_send(RaftRequest::Message(message));
     }
 
-    /// What raft is doing, as it changes. The sender is gone once raft has stopped and closed its file.
+    /// Status of raft. The sender is dropped when raft has stopped and closed its file.
     pub fn status(&self) -> watch::Receiver<RaftStatus> {
         self.status.clone()
     }
@@ -65,13 +64,13 @@ impl<O: Send + 'static> Raft<O> {
         while status.changed().await.is_ok() {}
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, RaftError>>) -> Request<O>) -> Result<T, RaftError> {
-        let (answer, answered) = oneshot::channel();
-        self.requests.try_send(request(answer)).map_err(|e| match e {
+    async fn request<T>(&self, request: impl FnOnce(Responder<T>) -> RaftRequest<O>) -> Result<T, RaftError> {
+        let (responder, response) = oneshot::channel();
+        self.requests.try_send(request(responder)).map_err(|e| match e {
             TrySendError::Full(_) => RaftError::Busy,
             TrySendError::Disconnected(_) => stopped(),
         })?;
-        match tokio::time::timeout(self.timeout, answered).await {
+        match tokio::time::timeout(self.timeout, response).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(RaftError::TimedOut),

@@ -1,26 +1,26 @@
-//! The log as raft sees it: in memory, bounded by the snapshots. What is written here is also given out as a
-//! [`Batch`] for the disk; what the disk holds comes back as a `Log`.
+//! The log as the raft crate reads it: in memory, bounded by the snapshots. Every write to it is a [`LogBatch`], which is also
+//! written to the disk; reading the disk returns a [`Log`].
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
 
-/// What has to be durable together. Parts are to be written in the order of the fields.
+/// What must become durable together. The parts are written in the order of the fields.
 #[derive(Clone, Default, PartialEq, Debug)]
-pub struct Batch {
-    /// A new snapshot in place of the old one.
+pub struct LogBatch {
+    /// Replaces the snapshot.
     pub snapshot: Option<Snapshot>,
-    /// The snapshot came from the leader: no entry of the old log survives it.
+    /// The snapshot was sent by the leader: all entries are dropped.
     pub reset: bool,
     /// Index and term up to which entries are dropped.
     pub compacted: Option<(u64, u64)>,
-    /// New entries, in order; they replace everything from the first one's index on.
+    /// New entries, in order; they replace all entries from the first one's index on.
     pub entries: Vec<Entry>,
     /// Term, vote and commit index.
     pub hard_state: Option<HardState>,
 }
 
-impl Batch {
+impl LogBatch {
     /// True if there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -28,18 +28,19 @@ impl Batch {
     }
 }
 
-/// Snapshot, entries behind and after it, term, vote and commit index.
+/// Snapshot, entries before and after it, term, vote and commit index.
 #[derive(Clone, Default, PartialEq, Debug)]
 pub struct Log {
     pub(super) snapshot: Snapshot,
+    /// Index and term of the entry before the first one in `entries`.
     pub(super) compacted: (u64, u64),
     pub(super) entries: VecDeque<Entry>,
     pub(super) hard_state: HardState,
 }
 
 impl Log {
-    /// The log of a new cluster: one voter, and the state of a fresh machine as a snapshot at index 1. Not "nothing
-    /// at index 0": whoever joins later must get the membership, and a snapshot is how.
+    /// The log of a new cluster: one voter, and the state of a new machine as a snapshot at index 1. An empty log at index 0
+    /// would not do: a manager that joins later needs the membership, which it gets from a snapshot.
     #[must_use]
     pub fn bootstrap(id: u64, machine: Vec<u8>) -> Self {
         let metadata = SnapshotMetadata {
@@ -53,10 +54,10 @@ impl Log {
         Self { snapshot, compacted: (1, 1), entries: VecDeque::new(), hard_state }
     }
 
-    /// The same as one batch, for a disk that is empty.
+    /// The whole log as one batch, for an empty disk.
     #[must_use]
-    pub fn as_batch(&self) -> Batch {
-        Batch {
+    pub fn as_batch(&self) -> LogBatch {
+        LogBatch {
             snapshot: Some(self.snapshot.clone()),
             reset: true,
             compacted: Some(self.compacted),
@@ -66,7 +67,7 @@ impl Log {
     }
 
     /// Writes a batch.
-    pub fn write(&mut self, batch: &Batch) {
+    pub fn write(&mut self, batch: &LogBatch) {
         if let Some(snapshot) = &batch.snapshot {
             self.snapshot = snapshot.clone();
         }
@@ -104,19 +105,19 @@ impl Log {
         self.snapshot.get_metadata().index
     }
 
-    /// Number of entries held.
+    /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// True if no entry is held.
+    /// True if there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Term of the entry with this index, if it is known here.
+    /// Term of the entry with this index; `None` if the log does not have it.
     #[must_use]
     pub fn term_of(&self, index: u64) -> Option<u64> {
         if index == self.compacted.0 {
@@ -129,7 +130,7 @@ impl Log {
 
 impl Storage for Log {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        // The membership is the snapshot's, not the newest: entries after it are applied again, changes included.
+        // The membership of the snapshot, not the newest one: entries after it are applied again, changes included.
         Ok(RaftState::new(self.hard_state.clone(), self.snapshot.get_metadata().get_conf_state().clone()))
     }
 
@@ -164,8 +165,8 @@ impl Storage for Log {
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let members = self.snapshot.get_metadata().get_conf_state();
-        let named = members.get_voters().contains(&to) || members.get_learners().contains(&to);
-        if self.snapshot_index() == 0 || self.snapshot_index() < request_index || !named {
+        let is_member = members.get_voters().contains(&to) || members.get_learners().contains(&to);
+        if self.snapshot_index() == 0 || self.snapshot_index() < request_index || !is_member {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(self.snapshot.clone())

@@ -1,10 +1,10 @@
-//! The raft crate logs through slog; this passes it on to tracing. Its debug level prints whole messages, and so the
-//! cluster's secrets: that level is not passed on at all.
+//! The raft crate logs with slog; this forwards its records to tracing. Its debug level prints whole messages, which contain
+//! the cluster's secrets: that level is not forwarded.
 
 use slog::{Drain, Level, Logger, Never, OwnedKVList, Record, o};
 use std::fmt;
 
-/// The logger given to the raft crate.
+/// The logger for the raft crate.
 pub(super) fn logger() -> Logger {
     Logger::root(ToTracing, o!())
 }
@@ -33,15 +33,15 @@ impl Drain for ToTracing {
 }
 
 fn text(record: &Record<'_>) -> String {
-    let mut text = Text(record.msg().to_string());
+    let mut text = RecordText(record.msg().to_string());
     // Writing to a String does not fail.
     let _ = slog::KV::serialize(&record.kv(), record, &mut text);
     text.0
 }
 
-struct Text(String);
+struct RecordText(String);
 
-impl slog::Serializer for Text {
+impl slog::Serializer for RecordText {
     fn emit_arguments(&mut self, key: slog::Key, value: &fmt::Arguments<'_>) -> slog::Result {
         use fmt::Write as _;
         write!(self.0, " {key}={value}").map_err(Into::into)

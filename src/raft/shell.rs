@@ -1,13 +1,16 @@
-//! The thread around the core: requests and ticks in, effects carried out. All disk work is done here, off the async
-//! threads. A disk that fails (full, broken) stops the writes and not the process: the log is opened again until it works.
+//! The thread around the core: passes requests and ticks to it and carries out its effects. All disk access is on this
+//! thread, not on those of the async runtime. A disk failure (full, broken) stops writes and not the process: the log is
+//! opened again until that works.
 
 use super::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
-use super::core::{Change, Core, Effect, Event, Failure};
+use super::core::{Core, CoreFailure, Effect, Event};
 use super::disk::{Disk, DiskError};
 use super::handle::Raft;
 use super::log::Log;
+use super::request::{RaftRequest, Responder};
 use anyhow::Context as _;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -17,27 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 /// Requests that may wait.
 const QUEUE: usize = 4096;
-/// Requests taken together: their entries are one write to the disk.
-const TOGETHER: usize = 256;
-/// How long a failed disk is left alone before it is tried again.
+/// Requests that are processed together: their entries are one write to the disk.
+const REQUEST_BATCH: usize = 256;
+/// Time after a disk failure until the log is opened again.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Answer<T> = oneshot::Sender<Result<T, RaftError>>;
-
-/// What the handle asks of the thread.
-pub(super) enum Request<O> {
-    Propose { data: Vec<u8>, answer: Answer<(u64, O)> },
-    Change { change: Change, answer: Answer<u64> },
-    Message(Vec<u8>),
-}
-
-/// Starts this manager's raft and returns once its log is read, checked and applied as far as it is known to be
-/// committed. `bootstrap` makes the log of a new cluster with this manager as the only voter if there is no log.
-/// Without it there must be one: a manager that lost its log may have voted, and must not begin anew under the same id.
-/// [`join`] makes the log of a manager that is to be added.
+/// Starts this manager's raft; returns when its log is read, checked and applied as far as it is known to be committed.
+/// With `bootstrap`, if there is no log, creates that of a new cluster with this manager as the only voter. Otherwise there
+/// must be a log: a manager that lost its log may have voted, and must not start with an empty one under the same id.
+/// [`join`] creates the log of a manager that is to be added.
 ///
 /// # Errors
-/// The log cannot be opened ([`DiskError`] says why and what to do), the machine cannot read it, or the settings make no sense.
+/// The log cannot be opened (see [`DiskError`]), the machine cannot read it, or the settings are
+/// invalid.
 pub async fn start<S: StateMachine>(
     config: RaftConfig,
     bootstrap: bool,
@@ -47,19 +42,20 @@ pub async fn start<S: StateMachine>(
 ) -> anyhow::Result<Raft<S::Outcome>> {
     let (requests, queue) = sync_channel(QUEUE);
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
-    let (up, is_up) = oneshot::channel();
+    let (started, is_started) = oneshot::channel();
     let handle = Raft { requests, status: watched, timeout: config.propose_timeout };
-    let shell = Shell { config, machine, transport, shutdown, queue, status, waiting: BTreeMap::new(), tickets: 0 };
+    let shell = Shell { config, machine, transport, shutdown, queue, status, waiting: BTreeMap::new(), next_ticket: 0 };
     std::thread::Builder::new()
         .name("raft".to_owned())
-        .spawn(move || shell.run(bootstrap, up))
+        .spawn(move || shell.run(bootstrap, started))
         .context("the raft thread cannot be started")?;
-    is_up.await.context("the raft thread ended at its start")??;
+    is_started.await.context("the raft thread ended at its start")??;
     Ok(handle)
 }
 
-/// Makes the empty log of a manager that joins under a raft id never used before, to be filled by the leader that adds
-/// it ([`Change`]); `start` without `bootstrap` comes next. A log that is there already is left as it is. Blocks.
+/// Creates the empty log of a manager that joins under a raft id never used before; the leader that adds the manager
+/// ([`super::MembershipChange`]) fills it. Call `start` without `bootstrap` afterwards. An existing log is left as it is.
+/// Blocks.
 ///
 /// # Errors
 /// The log cannot be written.
@@ -67,33 +63,33 @@ pub fn join(config: &RaftConfig) -> Result<(), DiskError> {
     if config.dir.join(super::FILE).exists() { Ok(()) } else { Disk::create(&config.dir, config.id, &Log::default()) }
 }
 
-/// Why a session with the log ended.
-enum End {
-    /// Shut down.
-    Over,
-    /// The disk failed; to be tried again.
+/// Why a session with an open log ended.
+enum LogSessionEnd {
+    /// Raft is shut down.
+    Shutdown,
+    /// The disk failed: to be tried again.
     Disk(DiskError),
-    /// Nothing helps but a person.
+    /// Only the user can help.
     Fatal(anyhow::Error),
 }
 
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
+impl From<CoreFailure> for LogSessionEnd {
+    fn from(failure: CoreFailure) -> Self {
         Self::Fatal(failure.into())
     }
 }
 
 enum Waiter<O> {
-    Propose(Answer<(u64, O)>),
-    Change(Answer<u64>),
+    Propose(Responder<(u64, O)>),
+    Change(Responder<u64>),
 }
 
 impl<O> Waiter<O> {
     fn refuse(self, error: RaftError) {
-        // A proposer that timed out is not there any more.
+        // Sending fails if the proposer has timed out.
         match self {
-            Self::Propose(answer) => drop(answer.send(Err(error))),
-            Self::Change(answer) => drop(answer.send(Err(error))),
+            Self::Propose(responder) => drop(responder.send(Err(error))),
+            Self::Change(responder) => drop(responder.send(Err(error))),
         }
     }
 }
@@ -103,61 +99,64 @@ struct Shell<S: StateMachine> {
     machine: S,
     transport: Arc<dyn Transport>,
     shutdown: CancellationToken,
-    queue: Receiver<Request<S::Outcome>>,
+    queue: Receiver<RaftRequest<S::Outcome>>,
     status: watch::Sender<RaftStatus>,
+    /// By ticket.
     waiting: BTreeMap<u64, Waiter<S::Outcome>>,
-    tickets: u64,
+    next_ticket: u64,
 }
 
 impl<S: StateMachine> Shell<S> {
-    fn run(mut self, bootstrap: bool, up: oneshot::Sender<anyhow::Result<()>>) {
-        let mut up = Some(up);
-        if let Err(error) = self.make_log(bootstrap) {
-            let _ = up.take().map(|up| up.send(Err(error)));
+    fn run(mut self, bootstrap: bool, started: oneshot::Sender<anyhow::Result<()>>) {
+        let mut started = Some(started);
+        if let Err(error) = self.create_log(bootstrap) {
+            let _ = started.take().map(|started| started.send(Err(error)));
             return;
         }
         loop {
-            let end = catch_unwind(AssertUnwindSafe(|| self.session(&mut up)))
-                .unwrap_or_else(|_| End::Fatal(anyhow::anyhow!("raft failed by a bug; the log above says where: restart skep")));
+            let end = catch_unwind(AssertUnwindSafe(|| self.session(&mut started))).unwrap_or_else(|_| {
+                LogSessionEnd::Fatal(anyhow::anyhow!("raft failed because of a bug, which is in the log above: restart skep"))
+            });
             let (error, retry) = match end {
-                End::Over => return,
-                End::Disk(error) => (error.into(), true),
-                End::Fatal(error) => (error, false),
+                LogSessionEnd::Shutdown => return,
+                LogSessionEnd::Disk(error) => (error.into(), true),
+                LogSessionEnd::Fatal(error) => (error, false),
             };
-            if let Some(up) = up.take() {
-                let _ = up.send(Err(error));
+            if let Some(started) = started.take() {
+                let _ = started.send(Err(error));
                 return;
             }
-            if !self.idle(&format!("{error:#}"), retry) {
+            let until = retry.then(|| Instant::now() + RETRY);
+            if self.refuse_all(&format!("{error:#}"), until).is_break() {
                 return;
             }
         }
     }
 
-    fn make_log(&mut self, bootstrap: bool) -> anyhow::Result<()> {
+    fn create_log(&mut self, bootstrap: bool) -> anyhow::Result<()> {
         let RaftConfig { dir, id, .. } = &self.config;
         anyhow::ensure!(*id != 0, "0 is no raft id");
-        let there = dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be looked at", dir.display()))?;
-        if bootstrap && !there {
+        let exists = dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be read", dir.display()))?;
+        if bootstrap && !exists {
             Disk::create(dir, *id, &Log::bootstrap(*id, self.machine.snapshot()))?;
         }
         Ok(())
     }
 
-    /// From opening the log until something ends it.
-    fn session(&mut self, up: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> End {
-        match self.serve(up) {
-            Ok(()) => End::Over,
+    /// Opens the log and serves requests until something ends that.
+    fn session(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> LogSessionEnd {
+        match self.serve(started) {
+            Ok(()) => LogSessionEnd::Shutdown,
             Err(end) => end,
         }
     }
 
-    fn serve(&mut self, up: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), End> {
-        let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(End::Disk)?;
+    fn serve(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), LogSessionEnd> {
+        let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(LogSessionEnd::Disk)?;
         let (mut core, effects) = Core::new(&self.config, log)?;
         self.carry_out(&disk, &mut core, effects)?;
-        if let Some(up) = up.take() {
-            let _ = up.send(Ok(()));
+        if let Some(started) = started.take() {
+            let _ = started.send(Ok(()));
         }
         let mut next_tick = Instant::now() + self.config.tick;
         while !self.shutdown.is_cancelled() {
@@ -165,20 +164,20 @@ impl<S: StateMachine> Shell<S> {
             match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
                     events.push(self.event(request));
-                    while events.len() < TOGETHER
+                    while events.len() < REQUEST_BATCH
                         && let Ok(request) = self.queue.try_recv()
                     {
                         events.push(self.event(request));
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Nobody holds a handle: nothing can come in any more.
+                // All handles are dropped: there will be no further request.
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             let now = Instant::now();
             if now >= next_tick {
                 events.push(Event::Tick);
-                // Ticks lost to a slow disk are not made up for: they would look like a silent leader.
+                // Ticks missed because of a slow disk are skipped: many at once would look like a silent leader.
                 next_tick = (next_tick + self.config.tick).max(now);
             }
             let effects = core.handle(events)?;
@@ -187,43 +186,46 @@ impl<S: StateMachine> Shell<S> {
         Ok(())
     }
 
-    fn event(&mut self, request: Request<S::Outcome>) -> Event {
-        let ticket = self.tickets;
-        self.tickets += 1;
+    fn event(&mut self, request: RaftRequest<S::Outcome>) -> Event {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
         match request {
-            Request::Message(bytes) => Event::Message(bytes),
-            Request::Propose { data, answer } => {
-                self.waiting.insert(ticket, Waiter::Propose(answer));
+            RaftRequest::Message(bytes) => Event::Message(bytes),
+            RaftRequest::Propose { data, responder } => {
+                self.waiting.insert(ticket, Waiter::Propose(responder));
                 Event::Propose { ticket, data }
             }
-            Request::Change { change, answer } => {
-                self.waiting.insert(ticket, Waiter::Change(answer));
+            RaftRequest::Change { change, responder } => {
+                self.waiting.insert(ticket, Waiter::Change(responder));
                 Event::Change { ticket, change }
             }
         }
     }
 
-    fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), End> {
+    fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), LogSessionEnd> {
         while !effects.is_empty() {
             let mut further = Vec::new();
             for effect in effects {
                 match effect {
-                    Effect::Persist(batch) => disk.write(&batch).map_err(End::Disk)?,
+                    Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
                     Effect::Send { to, message } => self.transport.send(to, message),
                     Effect::Restore { index, bytes } => {
                         let restored = self.machine.restore(index, &bytes);
-                        restored.with_context(|| format!("the snapshot of entry {index} cannot be read")).map_err(End::Fatal)?;
+                        restored
+                            .with_context(|| format!("the snapshot of entry {index} cannot be read"))
+                            .map_err(LogSessionEnd::Fatal)?;
                     }
                     Effect::Apply { index, data, ticket } => {
                         let outcome = self.machine.apply(index, &data);
-                        let outcome = outcome.with_context(|| format!("entry {index} cannot be read")).map_err(End::Fatal)?;
-                        if let Some(Waiter::Propose(answer)) = ticket.and_then(|t| self.waiting.remove(&t)) {
-                            let _ = answer.send(Ok((index, outcome)));
+                        let outcome =
+                            outcome.with_context(|| format!("entry {index} cannot be read")).map_err(LogSessionEnd::Fatal)?;
+                        if let Some(Waiter::Propose(responder)) = ticket.and_then(|t| self.waiting.remove(&t)) {
+                            let _ = responder.send(Ok((index, outcome)));
                         }
                     }
                     Effect::Changed { ticket, index } => {
-                        if let Some(Waiter::Change(answer)) = self.waiting.remove(&ticket) {
-                            let _ = answer.send(Ok(index));
+                        if let Some(Waiter::Change(responder)) = self.waiting.remove(&ticket) {
+                            let _ = responder.send(Ok(index));
                         }
                     }
                     Effect::Refuse { ticket, error } => {
@@ -255,8 +257,9 @@ impl<S: StateMachine> Shell<S> {
         });
     }
 
-    /// The disk or the log failed: everything is refused with the reason, for a while (then true) or until the end.
-    fn idle(&mut self, problem: &str, retry: bool) -> bool {
+    /// After a failure of the disk or the log: refuses all requests with the reason, until that time or for good.
+    /// Breaks if raft is to end.
+    fn refuse_all(&mut self, problem: &str, until: Option<Instant>) -> ControlFlow<()> {
         if self.status.borrow().problem.as_deref() != Some(problem) {
             tracing::error!(raft = self.config.id, problem, "raft cannot write");
         }
@@ -269,15 +272,14 @@ impl<S: StateMachine> Shell<S> {
         for (_, waiter) in std::mem::take(&mut self.waiting) {
             waiter.refuse(stopped());
         }
-        let until = Instant::now() + RETRY;
-        while !self.shutdown.is_cancelled() && (!retry || Instant::now() < until) {
+        while !self.shutdown.is_cancelled() && until.is_none_or(|until| Instant::now() < until) {
             match self.queue.recv_timeout(self.config.tick) {
-                Ok(Request::Propose { answer, .. }) => Waiter::Propose(answer).refuse(stopped()),
-                Ok(Request::Change { answer, .. }) => Waiter::<S::Outcome>::Change(answer).refuse(stopped()),
-                Ok(Request::Message(_)) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(RaftRequest::Propose { responder, .. }) => Waiter::Propose(responder).refuse(stopped()),
+                Ok(RaftRequest::Change { responder, .. }) => Waiter::<S::Outcome>::Change(responder).refuse(stopped()),
+                Ok(RaftRequest::Message(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
             }
         }
-        !self.shutdown.is_cancelled()
+        if self.shutdown.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }

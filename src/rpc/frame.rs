@@ -1,5 +1,5 @@
-//! Frames: a length (u32, big-endian) and one JSON document. The codec is pure; reader and writer put it on a stream,
-//! with bounds on size and on silence.
+//! Frames: a length (u32, big-endian) and one JSON document. The codec is pure; reader and writer apply it to a stream,
+//! with bounds on size and on idle time.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
@@ -7,54 +7,59 @@ use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-const HEAD: usize = 4;
+/// Bytes of the length field.
+const HEADER: usize = 4;
 
-/// What can be wrong with a frame.
+/// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// Longer than allowed.
+    /// Longer than allowed; both in bytes.
     #[error("a frame of {len} bytes; {max} are allowed")]
-    TooLong {
-        /// Length that the frame names.
-        len: usize,
-        /// What is allowed.
-        max: usize,
-    },
-    /// The other end closed in the middle of a frame.
+    TooLong { len: usize, max: usize },
+    /// The peer closed the connection within a frame.
     #[error("the connection ended in the middle of a frame")]
     Truncated,
     /// Not the JSON document that was expected here.
     #[error("a frame that is not understood: {0}")]
     Garbage(#[source] serde_json::Error),
-    /// Nothing came for too long.
-    #[error("nothing was heard for {} ms", .0.as_millis())]
+    /// No byte was received for this long.
+    #[error("nothing was received for {} ms", .0.as_millis())]
     Silent(Duration),
-    /// The other end takes nothing any more.
-    #[error("the other end took nothing for {} ms", .0.as_millis())]
+    /// The peer has stopped reading: a frame could not be written for this long.
+    #[error("the peer took nothing for {} ms", .0.as_millis())]
     Stuck(Duration),
-    /// The connection broke.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Cuts the next document off the front of a buffer; `None` if it is not complete yet.
+impl FrameError {
+    /// The text to answer a peer with that sent such a frame; `None` when it would not receive an answer.
+    pub fn answer(&self) -> Option<String> {
+        match self {
+            Self::TooLong { .. } | Self::Garbage(_) | Self::Truncated | Self::Silent(_) => Some(self.to_string()),
+            Self::Stuck(_) | Self::Io(_) => None,
+        }
+    }
+}
+
+/// Removes the next document from the front of a buffer; `None` if it is not complete yet.
 ///
 /// # Errors
-/// The frame is longer than `max`, which shows as soon as its head is there.
+/// The frame is longer than `max`, which shows as soon as its length is complete.
 pub fn decode(buffer: &mut BytesMut, max: usize) -> Result<Option<Bytes>, FrameError> {
-    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
-    let len = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
+    let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
+    let len = usize::try_from(u32::from_be_bytes(*header)).unwrap_or(usize::MAX);
     if len > max {
         return Err(FrameError::TooLong { len, max });
     }
-    if buffer.len() < HEAD + len {
+    if buffer.len() < HEADER + len {
         return Ok(None);
     }
-    buffer.advance(HEAD);
+    buffer.advance(HEADER);
     Ok(Some(buffer.split_to(len).freeze()))
 }
 
-/// A message as a frame.
+/// Encodes a message as a frame.
 ///
 /// # Errors
 /// It is longer than `max`.
@@ -62,33 +67,33 @@ pub fn encode(message: &impl Serialize, max: usize) -> Result<Bytes, FrameError>
     let document = serde_json::to_vec(message).map_err(FrameError::Garbage)?;
     let len = u32::try_from(document.len()).ok().filter(|_| document.len() <= max);
     let Some(len) = len else { return Err(FrameError::TooLong { len: document.len(), max }) };
-    let mut frame = BytesMut::with_capacity(HEAD + document.len());
+    let mut frame = BytesMut::with_capacity(HEADER + document.len());
     frame.put_u32(len);
     frame.put_slice(&document);
     Ok(frame.freeze())
 }
 
-/// Reads frames from a stream. [`FrameReader::document`] may be cancelled: nothing read is lost.
+/// Reads frames from a stream. [`FrameReader::document`] is cancellation safe: no byte read is lost.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
     max: usize,
-    patience: Duration,
+    idle_limit: Duration,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Frames of up to `max` bytes; an error when nothing at all comes for `patience`.
-    pub fn new(stream: R, max: usize, patience: Duration) -> Self {
-        Self { stream, buffer: BytesMut::new(), max, patience }
+    /// Frames of up to `max` bytes; an error when no byte is received for `idle_limit`.
+    pub fn new(stream: R, max: usize, idle_limit: Duration) -> Self {
+        Self { stream, buffer: BytesMut::new(), max, idle_limit }
     }
 
-    /// Other bounds from now on.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Changes the idle limit of the following reads.
+    pub fn set_idle_limit(&mut self, idle_limit: Duration) {
+        self.idle_limit = idle_limit;
     }
 
-    /// The next document; `None` when the other end has closed between two frames.
+    /// The next document; `None` when the peer has closed the connection between two frames.
     ///
     /// # Errors
     /// See [`FrameError`]; nothing more can be read then.
@@ -97,14 +102,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(document) = decode(&mut self.buffer, self.max)? {
                 return Ok(Some(document));
             }
-            // Memory grows with what has come, not with what a head promises.
+            // Memory grows with the bytes received, not with the length that a header announces.
             self.buffer.reserve(4096);
-            let read = tokio::time::timeout(self.patience, self.stream.read_buf(&mut self.buffer)).await;
-            match read.map_err(|_| FrameError::Silent(self.patience))? {
+            let read = tokio::time::timeout(self.idle_limit, self.stream.read_buf(&mut self.buffer)).await;
+            match read.map_err(|_| FrameError::Silent(self.idle_limit))? {
                 Ok(0) if self.buffer.is_empty() => return Ok(None),
                 Ok(0) => return Err(FrameError::Truncated),
                 Ok(_) => {}
-                // TLS without its farewell: the process at the other end is gone.
+                // TLS without close_notify: the process of the peer has ended.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && self.buffer.is_empty() => return Ok(None),
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Truncated),
                 Err(e) => return Err(e.into()),
@@ -124,18 +129,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// Writes frames to a stream. Writing must not be cancelled halfway.
+/// Writes frames to a stream. A write is not cancellation safe.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     stream: W,
     max: usize,
-    patience: Duration,
+    idle_limit: Duration,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    /// Frames of up to `max` bytes; an error when one is not taken within `patience`.
-    pub fn new(stream: W, max: usize, patience: Duration) -> Self {
-        Self { stream, max, patience }
+    /// Frames of up to `max` bytes; an error when one is not written within `idle_limit`.
+    pub fn new(stream: W, max: usize, idle_limit: Duration) -> Self {
+        Self { stream, max, idle_limit }
     }
 
     /// Writes a message.
@@ -148,13 +153,13 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             self.stream.write_all(&frame).await?;
             self.stream.flush().await
         };
-        tokio::time::timeout(self.patience, write).await.map_err(|_| FrameError::Stuck(self.patience))??;
+        tokio::time::timeout(self.idle_limit, write).await.map_err(|_| FrameError::Stuck(self.idle_limit))??;
         Ok(())
     }
 
-    /// Says farewell. Errors do not matter any more.
+    /// Sends TLS close_notify and closes the sending side. Errors are ignored: the connection is over either way.
     pub async fn close(&mut self) {
-        let _ = tokio::time::timeout(self.patience, self.stream.shutdown()).await;
+        let _ = tokio::time::timeout(self.idle_limit, self.stream.shutdown()).await;
     }
 }
 
@@ -165,14 +170,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_out_as_they_went_in(texts in prop::collection::vec(".{0,40}", 0..8), cut in 1_usize..9) {
+        fn decoding_returns_the_encoded_frames(texts in prop::collection::vec(".{0,40}", 0..8), cut in 1_usize..9) {
             let mut wire = Vec::new();
             for text in &texts {
                 wire.extend(encode(text, 1024).unwrap());
             }
             let (mut buffer, mut out) = (BytesMut::new(), Vec::new());
-            for piece in wire.chunks(cut) {
-                buffer.extend_from_slice(piece);
+            for chunk in wire.chunks(cut) {
+                buffer.extend_from_slice(chunk);
                 while let Some(document) = decode(&mut buffer, 1024).unwrap() {
                     out.push(serde_json::from_slice::<String>(&document).unwrap());
                 }
@@ -188,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_ends_early_says_so() {
+    async fn a_stream_that_ends_within_a_frame_is_an_error() {
         let frame = encode(&"hello", 64).unwrap();
         for end in 0..frame.len() {
             let mut reader = FrameReader::new(&frame[..end], 64, Duration::from_secs(1));
@@ -202,12 +207,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_has_an_end() {
-        let (_here, there) = tokio::io::duplex(64);
-        let mut reader = FrameReader::new(there, 64, Duration::from_millis(20));
+    async fn an_idle_connection_times_out() {
+        let (_open, far) = tokio::io::duplex(64);
+        let mut reader = FrameReader::new(far, 64, Duration::from_millis(20));
         assert!(matches!(reader.document().await, Err(FrameError::Silent(_))));
-        let (here, _there) = tokio::io::duplex(4);
-        let mut writer = FrameWriter::new(here, 64, Duration::from_millis(20));
+        let (near, _open) = tokio::io::duplex(4);
+        let mut writer = FrameWriter::new(near, 64, Duration::from_millis(20));
         assert!(matches!(writer.write(&"longer than the pipe").await, Err(FrameError::Stuck(_))));
     }
 }

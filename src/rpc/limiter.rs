@@ -1,8 +1,10 @@
-//! How many connections strangers may have at a time, in all and per source. A pass is given back when it is dropped.
+//! How many unauthenticated connections may be open at a time, in all and per source. A permit is returned when it is
+//! dropped.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Counts connections that have not shown a certificate.
 #[derive(Clone, Debug)]
@@ -12,34 +14,33 @@ pub struct ConnectionLimiter {
     in_all: usize,
 }
 
-/// Held by a connection.
+/// The right to keep one connection open.
 #[derive(Debug)]
 pub struct Permit {
-    gate: ConnectionLimiter,
+    limiter: ConnectionLimiter,
     source: IpAddr,
 }
 
 impl ConnectionLimiter {
-    /// With these bounds.
     pub fn new(per_source: usize, in_all: usize) -> Self {
         Self { counts: Arc::default(), per_source, in_all }
     }
 
-    /// Lets one more in, or not.
-    pub fn enter(&self, from: IpAddr) -> Option<Permit> {
+    /// A permit for one more connection from this address; `None` when a bound is reached.
+    pub fn acquire(&self, from: IpAddr) -> Option<Permit> {
         let source = source(from);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts);
         if counts.values().sum::<usize>() >= self.in_all || counts.get(&source).is_some_and(|n| *n >= self.per_source) {
             return None;
         }
         *counts.entry(source).or_default() += 1;
-        Some(Permit { gate: self.clone(), source })
+        Some(Permit { limiter: self.clone(), source })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut counts = self.gate.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.limiter.counts);
         if let Some(n) = counts.get_mut(&self.source) {
             *n -= 1;
             if *n == 0 {
@@ -49,7 +50,7 @@ impl Drop for Permit {
     }
 }
 
-/// IPv6 hosts own a /64.
+/// The address that is counted: an IPv6 host has a whole /64, so that is one source.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
@@ -63,15 +64,15 @@ mod tests {
 
     #[test]
     fn one_source_cannot_take_all() {
-        let gate = ConnectionLimiter::new(2, 3);
+        let limiter = ConnectionLimiter::new(2, 3);
         let at = |text: &str| text.parse().unwrap();
-        let first = gate.enter(at("2001:db8::1")).expect("free");
-        let _second = gate.enter(at("2001:db8::2")).expect("free");
-        assert!(gate.enter(at("2001:db8::3")).is_none(), "the same /64");
-        let _third = gate.enter(at("10.0.0.1")).expect("free");
-        assert!(gate.enter(at("10.0.0.2")).is_none(), "full");
+        let first = limiter.acquire(at("2001:db8::1")).expect("free");
+        let _second = limiter.acquire(at("2001:db8::2")).expect("free");
+        assert!(limiter.acquire(at("2001:db8::3")).is_none(), "the same /64");
+        let _third = limiter.acquire(at("10.0.0.1")).expect("free");
+        assert!(limiter.acquire(at("10.0.0.2")).is_none(), "full");
         drop(first);
-        assert!(gate.enter(at("10.0.0.2")).is_some());
-        assert!(gate.enter(at("::ffff:10.0.0.1")).is_some(), "the same address in another spelling still has one left");
+        assert!(limiter.acquire(at("10.0.0.2")).is_some());
+        assert!(limiter.acquire(at("::ffff:10.0.0.1")).is_some(), "the same address as IPv4-mapped has one left");
     }
 }

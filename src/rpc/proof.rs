@@ -1,51 +1,62 @@
-//! Whether the UDP way between a joiner and its manager works in both directions, judged by what both ends received
-//! through the tunnel. Pure: who counts and who sends is elsewhere.
+//! Whether UDP passes between a joiner and its manager in both directions, judged by what both have received through the
+//! tunnel. Pure: counters and probes are the caller's.
 
 use crate::protocol::Proof;
 
-/// What both ends have received, as seen from one end.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Way {
-    /// Bytes that this end got from the other.
-    pub here: u64,
-    /// Bytes that the other end says it got from this one.
-    pub there: u64,
+/// Which side of a join a [`UdpReachability`] belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JoinSide {
+    Joiner,
+    Manager,
 }
 
-/// A direction, as seen from one end.
+/// What both sides have received, as known to one of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UdpReachability {
+    side: JoinSide,
+    /// Bytes that this side has received from the other.
+    received: u64,
+    /// Bytes that the other side reports to have received from this one.
+    reported: u64,
+}
+
+/// A direction, as seen from one side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
-    /// From this end to the other.
+    /// From this side to the other.
     Out,
-    /// From the other end to this one.
+    /// From the other side to this one.
     In,
 }
 
-impl Way {
-    /// What this end counted.
-    pub fn received(&mut self, bytes: u64) {
-        self.here = self.here.max(bytes);
+impl UdpReachability {
+    /// Nothing received yet.
+    pub fn new(side: JoinSide) -> Self {
+        Self { side, received: 0, reported: 0 }
     }
-    /// What the other end said.
-    pub fn told(&mut self, proof: Proof) {
-        self.there = self.there.max(proof.received);
+    /// Records this side's counter, in bytes. A smaller value than before is ignored.
+    pub fn set_received(&mut self, bytes: u64) {
+        self.received = self.received.max(bytes);
     }
-    /// What to tell the other end.
+    /// Records the other side's counter. A smaller value than before is ignored.
+    pub fn set_reported(&mut self, proof: Proof) {
+        self.reported = self.reported.max(proof.received);
+    }
+    /// The report for the other side.
     pub fn proof(&self) -> Proof {
-        Proof { received: self.here }
+        Proof { received: self.received }
     }
-    /// Both directions carried something.
+    /// Both directions have carried packets.
     pub fn proved(&self) -> bool {
-        self.here > 0 && self.there > 0
+        self.received > 0 && self.reported > 0
     }
-    /// The direction that carried nothing; `None` if both did. When neither did it is the way from the joiner to the
-    /// manager: the joiner speaks first, so while its packets are lost there is nothing that could come back.
-    pub fn blocked(&self, joiner: bool) -> Option<Direction> {
-        match (self.here > 0, self.there > 0) {
-            (true, true) => None,
-            (false, false) => Some(if joiner { Direction::Out } else { Direction::In }),
-            (false, true) => Some(Direction::In),
-            (true, false) => Some(Direction::Out),
+    /// The direction that has carried nothing; `None` if both have. If neither has, it is the one from the joiner to the
+    /// manager: the joiner sends first, so while its packets are lost the manager has nothing to answer.
+    pub fn blocked(&self) -> Option<Direction> {
+        match (self.received > 0, self.reported > 0, self.side) {
+            (true, true, _) => None,
+            (false, false, JoinSide::Joiner) | (true, false, _) => Some(Direction::Out),
+            (false, false, JoinSide::Manager) | (false, true, _) => Some(Direction::In),
         }
     }
 }
@@ -54,29 +65,33 @@ impl Way {
 mod tests {
     use super::*;
 
+    fn state(side: JoinSide, received: u64, reported: u64) -> UdpReachability {
+        UdpReachability { side, received, reported }
+    }
+
     #[test]
-    fn both_ends_name_the_same_direction() {
-        for (joiner_got, manager_got) in [(0, 0), (0, 9), (9, 0), (9, 9)] {
-            let joiner = Way { here: joiner_got, there: manager_got };
-            let manager = Way { here: manager_got, there: joiner_got };
-            let mirrored = manager.blocked(false).map(|d| match d {
+    fn both_sides_name_the_same_direction() {
+        for (joiner_received, manager_received) in [(0, 0), (0, 9), (9, 0), (9, 9)] {
+            let joiner = state(JoinSide::Joiner, joiner_received, manager_received);
+            let manager = state(JoinSide::Manager, manager_received, joiner_received);
+            let mirrored = manager.blocked().map(|d| match d {
                 Direction::Out => Direction::In,
                 Direction::In => Direction::Out,
             });
-            assert_eq!(joiner.blocked(true), mirrored);
-            assert_eq!(joiner.proved(), joiner.blocked(true).is_none());
+            assert_eq!(joiner.blocked(), mirrored);
+            assert_eq!(joiner.proved(), joiner.blocked().is_none());
         }
-        assert_eq!(Way { here: 0, there: 9 }.blocked(true), Some(Direction::In));
-        assert_eq!(Way { here: 0, there: 0 }.blocked(true), Some(Direction::Out));
+        assert_eq!(state(JoinSide::Joiner, 0, 9).blocked(), Some(Direction::In));
+        assert_eq!(state(JoinSide::Joiner, 0, 0).blocked(), Some(Direction::Out));
     }
 
     #[test]
     fn counters_only_grow() {
-        let mut way = Way::default();
-        way.received(5);
-        way.received(0);
-        way.told(Proof { received: 7 });
-        way.told(Proof { received: 1 });
-        assert_eq!(way, Way { here: 5, there: 7 });
+        let mut udp = UdpReachability::new(JoinSide::Manager);
+        udp.set_received(5);
+        udp.set_received(0);
+        udp.set_reported(Proof { received: 7 });
+        udp.set_reported(Proof { received: 1 });
+        assert_eq!(udp, state(JoinSide::Manager, 5, 7));
     }
 }

@@ -1,64 +1,64 @@
-//! Which manager to try next, and after what pause. Pure: chance is passed in, time is the caller's.
+//! Which manager to try next, and after what pause. Pure: randomness is passed in, waiting is the caller's.
 
+use crate::backoff::Backoff;
 use rand::Rng;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// How a try ended.
+/// How an attempt ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tried {
-    /// There was a session, now it is closed.
+pub enum AttemptOutcome {
+    /// A session was open and was closed.
     Lost,
-    /// There was a session, but the leader said nothing any more.
+    /// A session was open, but nothing more was received from the leader.
     Silent,
-    /// There was none.
+    /// No session was opened.
     Failed,
-    /// That manager does not lead; it named another, or not.
+    /// That manager does not lead; it may have named the leader.
     NotLeader(Option<SocketAddr>),
 }
 
 /// The search for the leader.
 #[derive(Clone, Debug)]
-pub struct Search {
-    shortest: Duration,
-    longest: Duration,
-    /// Tries since the last session.
+pub struct LeaderSearch {
+    backoff: Backoff,
+    /// Attempts since the leader last answered.
     failures: u32,
-    /// Where the leader is said to be: tried first, without a pause.
+    /// The leader's address as another manager named it: tried first, without a pause.
     hint: Option<SocketAddr>,
-    /// Hints followed since the last session or pause.
+    /// Hints followed since the leader last answered, or since the last pause.
     hops: u32,
     last: Option<SocketAddr>,
 }
 
-/// Hints followed without a pause; more are managers that point at each other.
+/// Hints followed without a pause; after more of them, managers name each other.
 const HOPS: u32 = 3;
 
-impl Search {
-    /// With pauses from `shortest`, doubling up to `longest`.
-    pub fn new(shortest: Duration, longest: Duration) -> Self {
-        Self { shortest, longest, failures: 0, hint: None, hops: 0, last: None }
+impl LeaderSearch {
+    /// With these pauses between failed attempts.
+    pub fn new(backoff: Backoff) -> Self {
+        Self { backoff, failures: 0, hint: None, hops: 0, last: None }
     }
 
-    /// The leader answers in a session. Being welcome is not enough: a manager may welcome and then be of no use.
-    pub fn found(&mut self) {
+    /// The leader has answered a heartbeat. A `Welcome` is not enough: a manager may send one and then stop answering.
+    pub fn leader_answers(&mut self) {
         self.failures = 0;
         self.hops = 0;
     }
 
-    /// A try is over.
-    pub fn over(&mut self, how: Tried) {
+    /// An attempt has ended.
+    pub fn ended(&mut self, outcome: AttemptOutcome) {
         self.failures += 1;
         self.hint = None;
-        match how {
-            Tried::Lost | Tried::Failed => {}
-            // Not a restart, which would have closed the session: on to the next one.
-            Tried::Silent => self.failures = self.failures.max(2),
-            Tried::NotLeader(hint) => self.hint = hint.filter(|h| Some(*h) != self.last),
+        match outcome {
+            AttemptOutcome::Lost | AttemptOutcome::Failed => {}
+            // Not a restart, which would have closed the session: continue with the next manager.
+            AttemptOutcome::Silent => self.failures = self.failures.max(2),
+            AttemptOutcome::NotLeader(hint) => self.hint = hint.filter(|h| Some(*h) != self.last),
         }
     }
 
-    /// Whom to try next, after which pause; `None` while no manager is known.
+    /// The manager to try next, and the pause before it; `None` while no manager is known.
     pub fn next(&mut self, candidates: &[SocketAddr], rng: &mut impl Rng) -> Option<(Duration, SocketAddr)> {
         if let Some(hint) = self.hint.take()
             && self.hops < HOPS
@@ -70,25 +70,17 @@ impl Search {
         self.hops = 0;
         let position = self.last.and_then(|last| candidates.iter().position(|c| *c == last));
         let next = match position {
-            // The first failure may be a restart: the same one again, then round.
+            // The first failure may be a restart: the same manager again, then round-robin.
             Some(at) if self.failures <= 1 => candidates.get(at),
             Some(at) => candidates.get((at + 1) % candidates.len()),
-            // Everybody begins somewhere else, so that not all ask the same one.
+            // A random start, so that the nodes do not all try the same manager.
             None if candidates.is_empty() => None,
             None => candidates.get(rng.random_range(0..candidates.len())),
         };
         let next = *next?;
         self.last = Some(next);
-        Some((self.pause(rng), next))
-    }
-
-    fn pause(&self, rng: &mut impl Rng) -> Duration {
-        if self.failures == 0 {
-            return Duration::ZERO;
-        }
-        let full = self.shortest.saturating_mul(1 << (self.failures - 1).min(16)).min(self.longest);
-        // Between half and all of it, so that nodes which lost the same leader do not come back in step.
-        full.mul_f64(0.5 + rng.random::<f64>() / 2.0)
+        // Jittered, so that nodes which lost the same leader do not return together.
+        Some((self.backoff.jittered(self.failures, rng), next))
     }
 }
 
@@ -106,15 +98,15 @@ mod tests {
     #[test]
     fn pauses_grow_are_jittered_and_bounded() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
-        let mut search = Search::new(100 * MS, 2000 * MS);
-        assert_eq!(search.next(&managers(1), rng).unwrap().0, Duration::ZERO, "the first try is at once");
+        let mut search = LeaderSearch::new(Backoff::new(100 * MS, 2000 * MS));
+        assert_eq!(search.next(&managers(1), rng).unwrap().0, Duration::ZERO, "the first attempt is immediate");
         for full in [100, 200, 400, 800, 1600, 2000, 2000] {
-            search.over(Tried::Failed);
+            search.ended(AttemptOutcome::Failed);
             let (pause, _) = search.next(&managers(1), rng).unwrap();
             assert!(pause >= full / 2 * MS && pause <= full * MS, "{pause:?} of {full}");
         }
-        search.found();
-        search.over(Tried::Lost);
+        search.leader_answers();
+        search.ended(AttemptOutcome::Lost);
         assert!(search.next(&managers(1), rng).unwrap().0 <= 100 * MS);
     }
 
@@ -122,13 +114,13 @@ mod tests {
     fn every_manager_is_tried_in_turn() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
         let all = managers(3);
-        let mut search = Search::new(MS, MS);
+        let mut search = LeaderSearch::new(Backoff::new(MS, MS));
         let mut seen = Vec::new();
         for _ in 0..7 {
             seen.push(search.next(&all, rng).unwrap().1);
-            search.over(Tried::Failed);
+            search.ended(AttemptOutcome::Failed);
         }
-        assert_eq!(seen[0], seen[1], "once more");
+        assert_eq!(seen[0], seen[1], "the first failure retries the same manager");
         for manager in &all {
             assert!(seen.contains(manager));
         }
@@ -136,28 +128,28 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_leader_is_not_asked_again_first() {
+    fn a_silent_leader_is_not_tried_first() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
         let all = managers(2);
-        let mut search = Search::new(MS, MS);
+        let mut search = LeaderSearch::new(Backoff::new(MS, MS));
         let first = search.next(&all, rng).unwrap().1;
-        search.found();
-        search.over(Tried::Lost);
+        search.leader_answers();
+        search.ended(AttemptOutcome::Lost);
         assert_eq!(search.next(&all, rng).unwrap().1, first, "it may have been restarted");
-        search.found();
-        search.over(Tried::Silent);
+        search.leader_answers();
+        search.ended(AttemptOutcome::Silent);
         assert_ne!(search.next(&all, rng).unwrap().1, first);
     }
 
     #[test]
-    fn hints_are_followed_at_once_but_not_in_circles() {
+    fn hints_are_followed_at_once_but_not_in_a_cycle() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
         let all = managers(3);
-        let mut search = Search::new(100 * MS, 2000 * MS);
+        let mut search = LeaderSearch::new(Backoff::new(100 * MS, 2000 * MS));
         search.next(&all, rng);
         let mut at_once = 0;
         for turn in 0..20 {
-            search.over(Tried::NotLeader(Some(all[turn % 2])));
+            search.ended(AttemptOutcome::NotLeader(Some(all[turn % 2])));
             if let Some((Duration::ZERO, hinted)) = search.next(&all, rng) {
                 assert_eq!(hinted, all[turn % 2]);
                 at_once += 1;
@@ -165,7 +157,7 @@ mod tests {
         }
         assert!((3..=16).contains(&at_once), "{at_once}");
         let own = search.last;
-        search.over(Tried::NotLeader(own));
-        assert!(search.next(&all, rng).unwrap().0 > Duration::ZERO, "one that names itself is not asked again at once");
+        search.ended(AttemptOutcome::NotLeader(own));
+        assert!(search.next(&all, rng).unwrap().0 > Duration::ZERO, "a manager that names itself is not tried again at once");
     }
 }

@@ -1,10 +1,9 @@
-//! From a task to the body of `POST /containers/create`, the way Swarm makes it. Pure.
+//! From a task to the body of `POST /containers/create`, with the same result as in Swarm; likewise for networks. Pure.
 
 use super::{
-    ContainerPlan, DRIVER, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME,
-    NetworkPlan, OPTION_MTU,
+    ContainerPlan, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME, NetworkPlan,
 };
-use crate::model::docker;
+use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, Mount};
 use crate::model::{PortConfig, Protocol, PublishMode};
 use bollard::models::{
@@ -15,7 +14,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-/// The body that makes a task's container, on the first of its networks only: engines before API 1.44 take no more, the
+/// The body that creates a task's container on the first of its networks: engines before API 1.44 accept only one, so the
 /// others are connected before the start.
 #[must_use]
 pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
@@ -43,7 +42,7 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
     }
 }
 
-/// The fixed address of a container on a network.
+/// An endpoint with a fixed address.
 #[must_use]
 pub fn endpoint(address: Ipv4Addr) -> EndpointSettings {
     EndpointSettings {
@@ -69,14 +68,14 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
             options: None,
         }),
         options: Some(HashMap::from([
-            (docker::NETWORK_OPTION.to_owned(), network.id.to_string()),
-            (OPTION_MTU.to_owned(), network.mtu.to_string()),
+            (NETWORK_OPTION.to_owned(), network.id.to_string()),
+            (MTU_OPTION.to_owned(), network.mtu.to_string()),
         ])),
         ..Default::default()
     }
 }
 
-/// Whole seconds, rounded up: the engine knows no fractions, and a short grace must not become none.
+/// Whole seconds, rounded up: the engine takes no fractions, and a short grace period must not become zero.
 #[must_use]
 pub fn grace_seconds(grace: std::time::Duration) -> i64 {
     let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
@@ -87,9 +86,9 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     let spec = &plan.task.spec.container_spec;
     let limits = plan.task.spec.resources.as_ref().and_then(|r| r.limits).unwrap_or_default();
     let dns = spec.dns_config.clone().unwrap_or_default();
-    // The spec's own name servers are asked by our name server; without an overlay network there is none, so the engine asks.
+    // skep's name server forwards to the spec's; without an overlay network it cannot be reached, so the spec's are used.
     let servers = match name_server(plan) {
-        Some(ours) => vec![ours.to_string()],
+        Some(gateway) => vec![gateway.to_string()],
         None => dns.nameservers,
     };
     HostConfig {
@@ -114,8 +113,8 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     }
 }
 
-/// Our name server for the container: the gateway of its first user network, else of `ingress`. (All of a node's gateways
-/// are one server that goes by the asker's address, but only the container's own gateways can be reached by it.)
+/// The container's name server: the gateway of its first user network, else of `ingress`. (All gateways of a node lead to
+/// the same name server, but a container can only reach those of its own networks.)
 fn name_server(plan: &ContainerPlan) -> Option<Ipv4Addr> {
     let user = plan.networks.iter().find(|(network, _)| !network.ingress);
     user.or(plan.networks.first()).map(|(network, _)| network.gateway)
@@ -124,7 +123,7 @@ fn name_server(plan: &ContainerPlan) -> Option<Ipv4Addr> {
 fn labels(plan: &ContainerPlan) -> HashMap<String, String> {
     let task = &plan.task;
     let mut labels: HashMap<String, String> = task.spec.container_spec.labels.clone().into_iter().collect();
-    // Ours last: a spec cannot take a container away from its task.
+    // Last, so that a spec cannot override them and detach a container from its task.
     labels.extend([
         (LABEL_NODE.to_owned(), plan.node_id.to_string()),
         (LABEL_SERVICE.to_owned(), task.service_id.to_string()),
@@ -136,7 +135,7 @@ fn labels(plan: &ContainerPlan) -> HashMap<String, String> {
     labels
 }
 
-/// Ports of the node that the container is bound to. An empty number lets the engine draw one.
+/// Ports of the host that the container is published on. With an empty number the engine chooses one.
 fn port_bindings(plan: &ContainerPlan) -> PortMap {
     let mut bindings = PortMap::new();
     for port in &plan.task.ports {
@@ -148,12 +147,12 @@ fn port_bindings(plan: &ContainerPlan) -> PortMap {
     bindings
 }
 
-/// What the engine says of its bindings, as tasks show it. What it says otherwise than `80/tcp` is left out.
+/// The engine's port bindings in the form of a task's status. Keys that are not like `80/tcp` are skipped.
 #[expect(clippy::iter_over_hash_type, reason = "sorted at the end")]
 pub(super) fn bound_ports(ports: PortMap) -> Vec<PortConfig> {
     let mut bound = Vec::new();
-    for (inside, bindings) in ports {
-        let Some((target, protocol)) = inside.split_once('/') else { continue };
+    for (key, bindings) in ports {
+        let Some((target, protocol)) = key.split_once('/') else { continue };
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
@@ -178,10 +177,10 @@ pub(super) fn bound_ports(ports: PortMap) -> Vec<PortConfig> {
 fn mount(mount: &Mount, plan: &ContainerPlan) -> bollard::models::Mount {
     let mut source = mount.source.clone();
     if mount.kind == "bind"
-        && let Some(ours) = &plan.skep_socket
-        && same_place(Path::new(&source), &plan.engine_socket)
+        && let Some(skep_socket) = &plan.skep_socket
+        && is_same_path(Path::new(&source), &plan.engine_socket)
     {
-        source = ours.display().to_string();
+        source = skep_socket.display().to_string();
     }
     bollard::models::Mount {
         typ: Some(if mount.kind == "bind" { MountType::BIND } else { MountType::VOLUME }),
@@ -192,16 +191,16 @@ fn mount(mount: &Mount, plan: &ContainerPlan) -> bollard::models::Mount {
     }
 }
 
-/// Whether two paths name the same place; `/var/run` is a link to `/run` on every system that Docker runs on.
-fn same_place(a: &Path, b: &Path) -> bool {
-    let plain = |path: &Path| -> PathBuf {
+/// Whether two paths are the same; `/var/run` is a link to `/run` on every system that Docker runs on.
+fn is_same_path(a: &Path, b: &Path) -> bool {
+    let normalize = |path: &Path| -> PathBuf {
         let path: PathBuf = path.components().collect();
         path.strip_prefix("/var/run").map_or(path.clone(), |rest| Path::new("/run").join(rest))
     };
-    plain(a) == plain(b)
+    normalize(a) == normalize(b)
 }
 
-/// The spec has lines of /etc/hosts (`address name …`), the engine wants `name:address`.
+/// The spec has lines of /etc/hosts (`address name …`), the engine takes `name:address`.
 fn extra_hosts(spec: &ContainerSpec) -> Vec<String> {
     spec.hosts
         .iter()

@@ -1,4 +1,4 @@
-//! What the engine is sent, compared with what a real swarm sent for the same specs (`docker inspect` of its tasks).
+//! Request bodies compared with those of a real swarm for the same specs (`docker inspect` of its tasks).
 
 use super::container::{bound_ports, create_body, grace_seconds, network_body};
 use super::{ContainerPlan, NetworkPlan};
@@ -54,7 +54,7 @@ fn body(plan: &ContainerPlan) -> Value {
 }
 
 #[test]
-fn every_option_arrives_as_swarm_sends_it() {
+fn every_option_is_sent_as_swarm_sends_it() {
     let body = body(&plan(
         json!({
             "ContainerSpec": {
@@ -112,7 +112,7 @@ fn every_option_arrives_as_swarm_sends_it() {
 }
 
 #[test]
-fn a_plain_task_says_nothing_that_the_image_should_say() {
+fn a_minimal_task_leaves_the_defaults_to_the_image() {
     let body = body(&plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![]));
     for field in [
         "Entrypoint",
@@ -132,26 +132,26 @@ fn a_plain_task_says_nothing_that_the_image_should_say() {
 }
 
 #[test]
-fn networks_give_the_address_and_the_name_server() {
-    let with = |networks| {
+fn networks_determine_address_and_name_server() {
+    let body_with = |networks| {
         body(&plan(
             json!({ "ContainerSpec": { "Image": "x", "DNSConfig": { "Nameservers": ["8.8.8.8"], "Search": ["a"] } } }),
             networks,
         ))
     };
-    let both = with(vec![network("ingress", 0, true), network("back", 1, false), network("front", 2, false)]);
+    let both = body_with(vec![network("ingress", 0, true), network("back", 1, false), network("front", 2, false)]);
     assert_eq!(
         both["NetworkingConfig"],
         json!({ "EndpointsConfig": { "ingress": { "IPAMConfig": { "IPv4Address": "10.0.0.7" } } } })
     );
     assert_eq!(both["HostConfig"]["NetworkMode"], "ingress");
-    assert_eq!(both["HostConfig"]["Dns"], json!(["10.0.1.1"]), "ours, of the first user network; the spec's own is asked by it");
+    assert_eq!(both["HostConfig"]["Dns"], json!(["10.0.1.1"]), "skep's, on the first user network; it forwards to the spec's");
     assert_eq!(both["HostConfig"]["DnsSearch"], json!(["a"]));
-    assert_eq!(with(vec![network("ingress", 0, true)])["HostConfig"]["Dns"], json!(["10.0.0.1"]));
+    assert_eq!(body_with(vec![network("ingress", 0, true)])["HostConfig"]["Dns"], json!(["10.0.0.1"]));
 }
 
 #[test]
-fn host_ports_are_bound_as_swarm_binds_them_and_read_back_twice() {
+fn host_ports_are_bound_as_swarm_binds_them_and_reported_per_address() {
     let mut plan = plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![]);
     plan.task.ports = serde_json::from_value(json!([
         { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" },
@@ -165,19 +165,19 @@ fn host_ports_are_bound_as_swarm_binds_them_and_read_back_twice() {
         json!({ "80/tcp": [{ "HostPort": "8083" }, { "HostPort": "8084" }], "81/udp": [{ "HostPort": "" }] })
     );
     assert_eq!(body["ExposedPorts"], json!({ "80/tcp": {}, "81/udp": {} }));
-    let told = json!({
+    let reported = json!({
         "80/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "8083" }, { "HostIp": "::", "HostPort": "8083" }],
         "81/udp": [{ "HostIp": "0.0.0.0", "HostPort": "32768" }, { "HostIp": "::", "HostPort": "32768" }],
         "90/tcp": null,
     });
-    let bound = bound_ports(serde_json::from_value(told).expect("a port map"));
+    let bound = bound_ports(serde_json::from_value(reported).expect("a port map"));
     let tcp = json!({ "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8083, "PublishMode": "host" });
     let udp = json!({ "Protocol": "udp", "TargetPort": 81, "PublishedPort": 32768, "PublishMode": "host" });
     assert_eq!(serde_json::to_value(bound).expect("JSON"), json!([tcp, tcp, udp, udp]));
 }
 
 #[test]
-fn a_network_names_its_subnet_and_its_swarm_network() {
+fn a_network_has_its_subnet_and_the_id_of_its_swarm_network() {
     let (mut plan, _) = network("back", 1, false);
     plan.internal = true;
     assert_eq!(
@@ -191,15 +191,14 @@ fn a_network_names_its_subnet_and_its_swarm_network() {
 }
 
 #[test]
-fn a_grace_is_never_rounded_down() {
+fn a_grace_period_is_rounded_up() {
     assert_eq!(grace_seconds(Duration::from_millis(1)), 1);
     assert_eq!(grace_seconds(Duration::ZERO), 0);
     assert_eq!(grace_seconds(Duration::from_secs(3)), 3);
 }
 
-/// The specs of recorded services lead to the containers that were recorded with them.
 #[test]
-fn a_posted_service_is_read_as_it_stands() {
+fn a_posted_service_becomes_the_recorded_container() {
     let posted = json!({ "Name": "opt", "TaskTemplate": { "ContainerSpec": { "Image": "lab:1", "Args": ["sleep", "1000"], "Init": false } },
                          "Mode": { "Replicated": {} } });
     let spec: ServiceSpec = serde_json::from_value(posted).expect("a service");

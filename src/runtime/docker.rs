@@ -1,13 +1,14 @@
-//! The Docker Engine through bollard. The API version is agreed with the engine at first use and again after every loss
-//! of it, because the engine that comes back may be another one.
+//! The Docker Engine through bollard. The API version is negotiated at first use and again whenever the engine did not
+//! answer, because it may have been replaced by another version.
 
 use super::{
-    Container, ContainerEvent, ContainerPlan, ContainerState, DRIVER, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
+    Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
     LocalNetwork, NetworkPlan, container,
 };
 use crate::http::UnixClient;
-use crate::model::docker;
+use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::{NetworkId, NodeId, TaskId, node::NodeDescription};
+use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{
@@ -22,30 +23,30 @@ use bollard::{ClientVersion, Docker};
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
-/// Bound on the agreement of a version.
-const HELLO: Duration = Duration::from_secs(10);
-/// Bound on the first byte of an answer. Long: a start waits for network plugins, a pull for registries.
-const ANSWER: Duration = Duration::from_mins(10);
-/// Containers looked at at the same time.
+/// Bound on the ping that negotiates the API version.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bound on the first byte of a reply. Long, because a start waits for network plugins and a pull for registries.
+const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
+/// How many containers are inspected concurrently.
 const INSPECTIONS: usize = 8;
 
-/// A Docker Engine on a unix socket. It need not be there yet.
+/// A Docker Engine on a unix socket, which need not exist yet.
 pub struct DockerEngine {
     url: String,
     socket: PathBuf,
     client: Mutex<Option<Docker>>,
-    /// Networks one at a time: engines before API 1.44 make two of the same name.
-    networks: tokio::sync::Mutex<()>,
+    /// Held while a network is created: engines before API 1.44 create a second one of the same name.
+    network_creation: tokio::sync::Mutex<()>,
 }
 
 impl DockerEngine {
-    /// For the engine at `unix:///path`. Does not talk to it yet.
+    /// For the engine at `unix:///path`. Does not connect yet.
     ///
     /// # Errors
-    /// The URL is of another kind.
+    /// The URL has another scheme.
     pub fn connect(url: &str) -> anyhow::Result<Self> {
         let socket = match url.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => PathBuf::from(path),
@@ -53,19 +54,18 @@ impl DockerEngine {
                 anyhow::bail!("engine URL {url:?} is not supported: give the engine's own socket, as unix:///var/run/docker.sock")
             }
         };
-        Ok(Self { url: url.to_owned(), socket, client: Mutex::new(None), networks: tokio::sync::Mutex::new(()) })
+        Ok(Self { url: url.to_owned(), socket, client: Mutex::new(None), network_creation: tokio::sync::Mutex::new(()) })
     }
 
-    /// Path of its socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Whether the engine itself is (or is about to be) a member of a Docker swarm, which shuts skep out.
+    /// Whether the engine is part of a Docker swarm, or joining one; skep cannot share the engine with it.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The engine does not answer.
     pub async fn in_swarm(&self) -> Result<bool, EngineError> {
         let state = self.info().await?.swarm.and_then(|s| s.local_node_state);
         Ok(!matches!(state, None | Some(LocalNodeState::EMPTY | LocalNodeState::INACTIVE)))
@@ -75,35 +75,35 @@ impl DockerEngine {
         self.client().await?.info().await.map_err(|e| self.error(e))
     }
 
-    /// The client, after agreeing on a version if there was none.
+    /// The client; negotiates the API version if there is none.
     async fn client(&self) -> Result<Docker, EngineError> {
-        if let Some(client) = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        if let Some(client) = lock(&self.client).clone() {
             return Ok(client);
         }
-        // Not bollard's own negotiation: it asks with the version in the path, which an older engine refuses.
+        // Bollard's own negotiation has the version in the path, which an older engine refuses.
         let http = UnixClient::new(&self.socket);
-        let reply = tokio::time::timeout(HELLO, http.get("/_ping"))
+        let reply = tokio::time::timeout(PING_TIMEOUT, http.get("/_ping"))
             .await
-            .map_err(|_| self.unavailable(format!("no answer to a ping within {} s", HELLO.as_secs())))?
+            .map_err(|_| self.unavailable(format!("no reply to a ping within {} s", PING_TIMEOUT.as_secs())))?
             .map_err(|e| self.unavailable(format!("{e:#}")))?;
-        let theirs = reply
+        let newest = reply
             .headers
-            .get("Api-Version")
+            .get(API_VERSION_HEADER)
             .and_then(|v| v.to_str().ok())
-            .and_then(parse_version)
-            .ok_or_else(|| self.unavailable(format!("it answered a ping with {} and no API version", reply.status)))?;
-        let (major_version, minor_version) = theirs.min(docker::API_NEWEST);
-        let version = ClientVersion { major_version: major_version as usize, minor_version: minor_version as usize };
+            .and_then(|v| ApiVersion::parse(v.trim()))
+            .ok_or_else(|| self.unavailable(format!("its reply to a ping has status {} and no API version", reply.status)))?;
+        let api = newest.negotiate();
+        let version = ClientVersion { major_version: api.major as usize, minor_version: api.minor as usize };
         let path = self.socket.display().to_string();
-        let client = Docker::connect_with_unix(&path, ANSWER.as_secs(), &version).map_err(|e| self.error(e))?;
-        tracing::debug!(engine = %self.url, api = %format!("{major_version}.{minor_version}"), "agreed on an API version");
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        let client = Docker::connect_with_unix(&path, REPLY_TIMEOUT.as_secs(), &version).map_err(|e| self.error(e))?;
+        tracing::debug!(engine = %self.url, %api, "negotiated the API version");
+        *lock(&self.client) = Some(client.clone());
         Ok(client)
     }
 
+    /// Drops the client too: the engine may have another version when it answers again.
     fn unavailable(&self, reason: String) -> EngineError {
-        // Whoever answers next may speak another version.
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.client) = None;
         EngineError::Unavailable { engine: self.url.clone(), reason }
     }
 
@@ -112,26 +112,26 @@ impl DockerEngine {
             Error::DockerResponseServerError { status_code: 404, message } => EngineError::NotFound(message),
             Error::DockerResponseServerError { message, .. } => EngineError::Refused(message),
             Error::DockerStreamError { error } => EngineError::Refused(error),
-            Error::RequestTimeoutError => self.unavailable(format!("no answer within {} s", ANSWER.as_secs())),
+            Error::RequestTimeoutError => self.unavailable(format!("no reply within {} s", REPLY_TIMEOUT.as_secs())),
             Error::SocketNotFoundError(path) => self.unavailable(format!("there is no socket at {path}")),
             Error::IOError { .. } | Error::HyperResponseError { .. } | Error::HyperLegacyError { .. } => {
                 self.unavailable(format!("{:#}", anyhow::Error::from(error)))
             }
-            other => EngineError::Refused(format!("the engine's answer is not understood: {other}")),
+            other => EngineError::Refused(format!("the engine's reply cannot be read: {other}")),
         }
     }
 
     async fn inspect_raw(&self, container: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
         match self.client().await?.inspect_container(container, None::<InspectContainerOptions>).await {
             Ok(found) => Ok(Some(found)),
-            Err(e) => gone_is_none(self.error(e)),
+            Err(e) => ignore_missing(self.error(e)).map(|()| None),
         }
     }
 
     async fn network_named(&self, name: &str) -> Result<Option<Network>, EngineError> {
         let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
         let found = self.client().await?.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
-        // The filter matches parts of names too.
+        // The filter also matches parts of names.
         Ok(found.map_err(|e| self.error(e))?.into_iter().find(|n| n.name.as_deref() == Some(name)))
     }
 }
@@ -148,20 +148,20 @@ impl Engine for DockerEngine {
         let found = self.client().await?.list_containers(Some(options)).await.map_err(|e| self.error(e))?;
         let mut ids: Vec<String> = found.into_iter().filter_map(|c| c.id).collect();
         ids.sort();
-        // The list has neither exit codes nor health on older engines.
-        let looked = futures_util::stream::iter(ids).map(|id| async move { self.inspect(&id).await }).buffered(INSPECTIONS);
-        let containers: Vec<Option<Container>> = looked.try_collect().await?;
+        // On older engines the list has neither exit codes nor health.
+        let inspections = futures_util::stream::iter(ids).map(|id| async move { self.inspect(&id).await }).buffered(INSPECTIONS);
+        let containers: Vec<Option<Container>> = inspections.try_collect().await?;
         Ok(containers.into_iter().flatten().collect())
     }
 
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError> {
-        Ok(self.inspect_raw(container_id).await?.map(observed))
+        Ok(self.inspect_raw(container_id).await?.map(container_of))
     }
 
     async fn has_image(&self, reference: &str) -> Result<bool, EngineError> {
         match self.client().await?.inspect_image(reference).await {
             Ok(_) => Ok(true),
-            Err(e) => Ok(gone_is_none::<()>(self.error(e))?.is_some()),
+            Err(e) => ignore_missing(self.error(e)).map(|()| false),
         }
     }
 
@@ -171,7 +171,7 @@ impl Engine for DockerEngine {
         let mut progress = self.client().await?.create_image(Some(options), None, None);
         while let Some(line) = progress.next().await {
             line.map_err(|e| match self.error(e) {
-                EngineError::NotFound(words) => EngineError::Refused(words),
+                EngineError::NotFound(message) => EngineError::Refused(message),
                 other => other,
             })?;
         }
@@ -179,12 +179,12 @@ impl Engine for DockerEngine {
     }
 
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError> {
-        let _one_at_a_time = self.networks.lock().await;
+        let _creating = self.network_creation.lock().await;
         if let Some(found) = self.network_named(&network.name).await? {
             if found.driver.as_deref() != Some(DRIVER) {
                 return Err(EngineError::Refused(format!(
-                    "network {name} cannot be made on this node: its engine has a network {name} of driver {driver} already; \
-                     remove or rename that one: docker network rm {name}",
+                    "network {name} cannot be created on this node: its engine already has a network {name} of driver {driver}; \
+                     remove that one: docker network rm {name}",
                     name = network.name,
                     driver = found.driver.unwrap_or_default(),
                 )));
@@ -192,7 +192,7 @@ impl Engine for DockerEngine {
             if swarm_id(&found) == network.id {
                 return Ok(());
             }
-            tracing::info!(network = %network.name, "replacing the engine's network, it belongs to an earlier one of that name");
+            tracing::info!(network = %network.name, "replacing the engine's network: it belongs to an earlier swarm network of that name");
             self.remove_network(&found.id.unwrap_or_default()).await?;
         }
         let created = self.client().await?.create_network(container::network_body(network)).await;
@@ -213,9 +213,8 @@ impl Engine for DockerEngine {
 
     async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
         match self.client().await?.remove_network(id).await {
-            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
             Err(Error::DockerResponseServerError { status_code: 403 | 409, message }) => Err(EngineError::Busy(message)),
-            Err(e) => Err(self.error(e)),
+            other => other.or_else(|e| ignore_missing(self.error(e))),
         }
     }
 
@@ -224,7 +223,7 @@ impl Engine for DockerEngine {
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
         match self.client().await?.create_container(Some(options), container::create_body(plan)).await {
             Ok(created) => Ok(created.id),
-            // An earlier run of the daemon got as far as this.
+            // Created by an earlier call, perhaps of an earlier run of the daemon.
             Err(Error::DockerResponseServerError { status_code: 409, message }) => match self.inspect(&name).await? {
                 Some(found) if found.task_id.as_ref() == Some(&plan.task.id) => Ok(found.id),
                 _ => Err(EngineError::Refused(message)),
@@ -237,7 +236,7 @@ impl Engine for DockerEngine {
         let found = self
             .inspect_raw(container_id)
             .await?
-            .ok_or_else(|| EngineError::NotFound(format!("container {container_id} vanished before its start")))?;
+            .ok_or_else(|| EngineError::NotFound(format!("container {container_id} was removed before its start")))?;
         let connected = found.network_settings.and_then(|s| s.networks).unwrap_or_default();
         let client = self.client().await?;
         for (network, address) in &plan.networks {
@@ -255,16 +254,16 @@ impl Engine for DockerEngine {
 
     async fn stop(&self, container_id: &str, grace: Option<Duration>) -> Result<(), EngineError> {
         let seconds = grace.map(|g| i32::try_from(container::grace_seconds(g)).unwrap_or(i32::MAX));
-        let client = self.client().await?.with_timeout(ANSWER + grace.unwrap_or_default());
+        let client = self.client().await?.with_timeout(REPLY_TIMEOUT + grace.unwrap_or_default());
         let options = StopContainerOptions { t: seconds, ..Default::default() };
-        client.stop_container(container_id, Some(options)).await.or_else(|e| gone_is_fine(self.error(e)))
+        client.stop_container(container_id, Some(options)).await.or_else(|e| ignore_missing(self.error(e)))
     }
 
     async fn remove(&self, container_id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptions { v: true, force: true, ..Default::default() };
         match self.client().await?.remove_container(container_id, Some(options)).await {
             Err(Error::DockerResponseServerError { status_code: 409, message }) => Err(EngineError::Busy(message)),
-            other => other.or_else(|e| gone_is_fine(self.error(e))),
+            other => other.or_else(|e| ignore_missing(self.error(e))),
         }
     }
 
@@ -287,7 +286,7 @@ impl Engine for DockerEngine {
                     .map(|container_id| Ok(ContainerEvent { container_id, action: event.action.unwrap_or_default() })),
                 Err(e) => Some(Err(EngineError::Unavailable {
                     engine: url.clone(),
-                    reason: format!("its stream of events broke off: {:#}", anyhow::Error::from(e)),
+                    reason: format!("its event stream was interrupted: {:#}", anyhow::Error::from(e)),
                 })),
             };
             std::future::ready(event)
@@ -296,37 +295,30 @@ impl Engine for DockerEngine {
     }
 }
 
-fn gone_is_none<T>(error: EngineError) -> Result<Option<T>, EngineError> {
-    if matches!(error, EngineError::NotFound(_)) { Ok(None) } else { Err(error) }
+/// Success if the error is that the object does not exist.
+fn ignore_missing(error: EngineError) -> Result<(), EngineError> {
+    if matches!(error, EngineError::NotFound(_)) { Ok(()) } else { Err(error) }
 }
 
-fn gone_is_fine(error: EngineError) -> Result<(), EngineError> {
-    gone_is_none::<()>(error).map(|_| ())
-}
-
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let (major, minor) = text.trim().split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// Image and tag as the engine wants them: without a tag it would fetch every one there is.
+/// Image and tag as separate parameters of a pull: without a tag the engine would pull all tags.
 fn split_reference(reference: &str) -> (String, Option<String>) {
     if reference.contains('@') {
         return (reference.to_owned(), None);
     }
     match reference.rsplit_once(':') {
-        // A colon before a slash is a registry's port.
+        // A colon before a slash separates the port of a registry.
         Some((image, tag)) if !tag.contains('/') => (image.to_owned(), Some(tag.to_owned())),
         _ => (reference.to_owned(), Some("latest".to_owned())),
     }
 }
 
+/// The swarm network that an engine's network was created for; empty without the option.
 fn swarm_id(network: &Network) -> NetworkId {
-    let id = network.options.as_ref().and_then(|o| o.get(docker::NETWORK_OPTION)).map(String::as_str);
+    let id = network.options.as_ref().and_then(|o| o.get(NETWORK_OPTION)).map(String::as_str);
     NetworkId::from(id.unwrap_or_default())
 }
 
-fn observed(found: ContainerInspectResponse) -> Container {
+fn container_of(found: ContainerInspectResponse) -> Container {
     let labels = found.config.and_then(|c| c.labels).unwrap_or_default();
     let state = found.state.unwrap_or_default();
     Container {
@@ -368,7 +360,7 @@ fn description(info: SystemInfo) -> NodeDescription {
     let mut plugins: Vec<(String, String)> = kinds
         .into_iter()
         .flat_map(|(kind, names)| names.unwrap_or_default().into_iter().map(move |name| (kind.to_owned(), name)))
-        // People know our driver as `overlay`.
+        // Users see skep's driver as `overlay`.
         .filter(|(kind, name)| !(kind == "Network" && name == DRIVER))
         .chain([("Network".to_owned(), "overlay".to_owned())])
         .collect();

@@ -1,106 +1,108 @@
-//! An engine in memory, for tests: containers start at once and do what the test tells them.
+//! An engine in memory, for tests: containers start at once, the test controls everything else.
 
 use super::{Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LocalNetwork, NetworkPlan};
 use crate::model::{NodeId, node::NodeDescription};
+use crate::sync::lock;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::broadcast;
 
-/// What the fake has and how it behaves; tests read and change it.
+/// Contents and behaviour of the fake; tests read and change both.
 #[derive(Default, Debug)]
-pub struct World {
-    /// Nobody answers.
+pub struct FakeEngineState {
+    /// Every call fails as unavailable.
     pub down: bool,
-    /// Images that are there.
+    /// Images that the engine has.
     pub images: BTreeSet<String>,
     /// Images that can be pulled.
     pub registry: BTreeSet<String>,
-    /// Containers by id, with the plan that they were made from.
+    /// Containers by id, with the plan that they were created from.
     pub containers: BTreeMap<String, (ContainerPlan, Container)>,
-    /// Networks of our driver by id.
+    /// Networks of skep's driver by id.
     pub networks: BTreeMap<String, NetworkPlan>,
     /// Names of networks of other drivers.
     pub foreign_networks: BTreeSet<String>,
-    /// Images whose containers do not start, with the engine's words.
+    /// Images whose containers do not start, with the engine's message.
     pub broken: BTreeMap<String, String>,
     /// Images whose containers have a health check.
     pub checked: BTreeSet<String>,
-    /// Every call that changed something, in order.
+    /// Every call that changed the state, in order.
     pub calls: Vec<String>,
-    /// Time that a pull takes.
+    /// Duration of a pull.
     pub pull_time: Duration,
-    /// Time that a stop takes.
+    /// Duration of a stop.
     pub stop_time: Duration,
-    made: u64,
+    /// Containers created so far, for their ids.
+    created: u64,
 }
 
-/// The engine.
 #[derive(Debug)]
 pub struct FakeEngine {
-    world: Mutex<World>,
+    state: Mutex<FakeEngineState>,
+    /// `None` ends the streams.
     events: broadcast::Sender<Option<ContainerEvent>>,
 }
 
 impl Default for FakeEngine {
     fn default() -> Self {
-        Self { world: Mutex::default(), events: broadcast::Sender::new(1024) }
+        Self { state: Mutex::default(), events: broadcast::Sender::new(1024) }
     }
 }
 
 impl FakeEngine {
-    /// Its world.
-    pub fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> MutexGuard<'_, FakeEngineState> {
+        lock(&self.state)
     }
 
-    /// Stops answering; streams of events break off.
+    /// Stops answering; event streams end.
     pub fn go_down(&self) {
-        self.world().down = true;
+        self.state().down = true;
         let _ = self.events.send(None);
     }
 
     /// Answers again.
     pub fn come_back(&self) {
-        self.world().down = false;
+        self.state().down = false;
     }
 
-    /// A container's process ends by itself.
-    pub fn end(&self, container_id: &str, exit_code: i64) {
-        if let Some((_, c)) = self.world().containers.get_mut(container_id) {
+    /// Lets a container's process exit.
+    pub fn exit(&self, container_id: &str, exit_code: i64) {
+        if let Some((_, c)) = self.state().containers.get_mut(container_id) {
             (c.state, c.exit_code, c.pid) = (ContainerState::Exited, exit_code, 0);
         }
-        self.tell(container_id, "die");
+        self.emit(container_id, "die");
     }
 
-    /// A container's health changes.
+    /// Changes a container's health.
     pub fn set_health(&self, container_id: &str, health: Health) {
-        if let Some((_, c)) = self.world().containers.get_mut(container_id) {
+        if let Some((_, c)) = self.state().containers.get_mut(container_id) {
             c.health = Some(health);
         }
-        self.tell(container_id, "health_status: changed");
+        self.emit(container_id, "health_status: changed");
     }
 
-    /// Somebody removes a container behind the agent's back.
-    pub fn vanish(&self, container_id: &str) {
-        self.world().containers.remove(container_id);
-        self.tell(container_id, "destroy");
+    /// Removes a container without the agent, as a user does.
+    pub fn remove_behind_agent(&self, container_id: &str) {
+        self.state().containers.remove(container_id);
+        self.emit(container_id, "destroy");
     }
 
-    fn tell(&self, container_id: &str, action: &str) {
+    fn emit(&self, container_id: &str, action: &str) {
         let _ = self.events.send(Some(ContainerEvent { container_id: container_id.to_owned(), action: action.to_owned() }));
     }
 
-    fn up(&self) -> Result<MutexGuard<'_, World>, EngineError> {
-        let world = self.world();
-        if world.down { Err(unavailable()) } else { Ok(world) }
+    /// The state, unless the engine is down.
+    fn up(&self) -> Result<MutexGuard<'_, FakeEngineState>, EngineError> {
+        let state = self.state();
+        if state.down { Err(unavailable()) } else { Ok(state) }
     }
 }
 
 fn unavailable() -> EngineError {
-    EngineError::Unavailable { engine: "fake".to_owned(), reason: "told to be down".to_owned() }
+    EngineError::Unavailable { engine: "fake".to_owned(), reason: "set to be down by the test".to_owned() }
 }
 
 #[async_trait]
@@ -124,23 +126,23 @@ impl Engine for FakeEngine {
     async fn pull(&self, reference: &str) -> Result<(), EngineError> {
         let time = self.up()?.pull_time;
         tokio::time::sleep(time).await;
-        let mut world = self.up()?;
-        if !world.registry.contains(reference) {
+        let mut state = self.up()?;
+        if !state.registry.contains(reference) {
             return Err(EngineError::Refused(format!("pull access denied for {reference}")));
         }
-        world.calls.push(format!("pull {reference}"));
-        world.images.insert(reference.to_owned());
+        state.calls.push(format!("pull {reference}"));
+        state.images.insert(reference.to_owned());
         Ok(())
     }
 
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError> {
-        let mut world = self.up()?;
-        if world.foreign_networks.contains(&network.name) {
-            return Err(EngineError::Refused(format!("network {} is there with another driver", network.name)));
+        let mut state = self.up()?;
+        if state.foreign_networks.contains(&network.name) {
+            return Err(EngineError::Refused(format!("network {} exists with another driver", network.name)));
         }
-        if !world.networks.values().any(|n| n.id == network.id) {
-            world.calls.push(format!("network {}", network.name));
-            world.networks.insert(format!("engine-{}", network.id), network.clone());
+        if !state.networks.values().any(|n| n.id == network.id) {
+            state.calls.push(format!("network {}", network.name));
+            state.networks.insert(format!("engine-{}", network.id), network.clone());
         }
         Ok(())
     }
@@ -152,31 +154,31 @@ impl Engine for FakeEngine {
     }
 
     async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
-        let mut world = self.up()?;
-        if let Some(network) = world.networks.get(id) {
-            let on_it = |(plan, c): &(ContainerPlan, Container)| {
+        let mut state = self.up()?;
+        if let Some(network) = state.networks.get(id) {
+            let is_attached = |(plan, c): &(ContainerPlan, Container)| {
                 c.state == ContainerState::Running && plan.networks.iter().any(|(n, _)| n.id == network.id)
             };
-            if world.containers.values().any(on_it) {
+            if state.containers.values().any(is_attached) {
                 return Err(EngineError::Busy(format!("network {id} has active endpoints")));
             }
-            world.calls.push(format!("rm-network {id}"));
-            world.networks.remove(id);
+            state.calls.push(format!("rm-network {id}"));
+            state.networks.remove(id);
         }
         Ok(())
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<String, EngineError> {
-        let mut world = self.up()?;
+        let mut state = self.up()?;
         let image = plan.task.spec.container_spec.image.clone();
-        if !world.images.contains(&image) {
+        if !state.images.contains(&image) {
             return Err(EngineError::Refused(format!("No such image: {image}")));
         }
-        if let Some((id, _)) = world.containers.iter().find(|(_, (p, _))| p.task.id == plan.task.id) {
+        if let Some((id, _)) = state.containers.iter().find(|(_, (p, _))| p.task.id == plan.task.id) {
             return Ok(id.clone());
         }
-        world.made += 1;
-        let id = format!("c{}", world.made);
+        state.created += 1;
+        let id = format!("c{}", state.created);
         let container = Container {
             id: id.clone(),
             task_id: Some(plan.task.id.clone()),
@@ -188,27 +190,27 @@ impl Engine for FakeEngine {
             error: String::new(),
             ports: Vec::new(),
         };
-        world.calls.push(format!("create {}", plan.task.container_name()));
-        world.containers.insert(id.clone(), (plan.clone(), container));
+        state.calls.push(format!("create {}", plan.task.container_name()));
+        state.containers.insert(id.clone(), (plan.clone(), container));
         Ok(id)
     }
 
     async fn start(&self, container_id: &str, plan: &ContainerPlan) -> Result<(), EngineError> {
         {
-            let mut world = self.up()?;
+            let mut state = self.up()?;
             let image = &plan.task.spec.container_spec.image;
-            if let Some(words) = world.broken.get(image) {
-                return Err(EngineError::Refused(words.clone()));
+            if let Some(message) = state.broken.get(image) {
+                return Err(EngineError::Refused(message.clone()));
             }
-            let checked = world.checked.contains(image);
-            let pid = i64::try_from(1000 + world.calls.len()).unwrap_or_default();
-            world.calls.push(format!("start {container_id}"));
-            let Some((_, c)) = world.containers.get_mut(container_id) else {
+            let checked = state.checked.contains(image);
+            let pid = i64::try_from(1000 + state.calls.len()).unwrap_or_default();
+            state.calls.push(format!("start {container_id}"));
+            let Some((_, c)) = state.containers.get_mut(container_id) else {
                 return Err(EngineError::NotFound(format!("No such container: {container_id}")));
             };
             (c.state, c.pid, c.health) = (ContainerState::Running, pid, checked.then_some(Health::Starting));
         }
-        self.tell(container_id, "start");
+        self.emit(container_id, "start");
         Ok(())
     }
 
@@ -216,25 +218,25 @@ impl Engine for FakeEngine {
         let time = self.up()?.stop_time;
         tokio::time::sleep(time).await;
         {
-            let mut world = self.up()?;
-            world.calls.push(format!("stop {container_id}"));
-            if let Some((_, c)) = world.containers.get_mut(container_id)
+            let mut state = self.up()?;
+            state.calls.push(format!("stop {container_id}"));
+            if let Some((_, c)) = state.containers.get_mut(container_id)
                 && c.state == ContainerState::Running
             {
                 (c.state, c.exit_code, c.pid) = (ContainerState::Exited, 143, 0);
             }
         }
-        self.tell(container_id, "die");
+        self.emit(container_id, "die");
         Ok(())
     }
 
     async fn remove(&self, container_id: &str) -> Result<(), EngineError> {
         {
-            let mut world = self.up()?;
-            world.calls.push(format!("rm {container_id}"));
-            world.containers.remove(container_id);
+            let mut state = self.up()?;
+            state.calls.push(format!("rm {container_id}"));
+            state.containers.remove(container_id);
         }
-        self.tell(container_id, "destroy");
+        self.emit(container_id, "destroy");
         Ok(())
     }
 
@@ -244,18 +246,17 @@ impl Engine for FakeEngine {
         _since: i64,
     ) -> Result<BoxStream<'static, Result<ContainerEvent, EngineError>>, EngineError> {
         drop(self.up()?);
-        let heard = tokio_stream(self.events.subscribe());
-        Ok(heard.boxed())
+        Ok(event_stream(self.events.subscribe()).boxed())
     }
 }
 
-/// Events until the engine goes down.
-fn tokio_stream(
-    heard: broadcast::Receiver<Option<ContainerEvent>>,
+/// Events until the engine is down.
+fn event_stream(
+    events: broadcast::Receiver<Option<ContainerEvent>>,
 ) -> impl futures_util::Stream<Item = Result<ContainerEvent, EngineError>> {
-    futures_util::stream::unfold(heard, |mut heard| async move {
-        match heard.recv().await {
-            Ok(Some(event)) => Some((Ok(event), heard)),
+    futures_util::stream::unfold(events, |mut events| async move {
+        match events.recv().await {
+            Ok(Some(event)) => Some((Ok(event), events)),
             Ok(None) | Err(_) => None,
         }
     })

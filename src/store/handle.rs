@@ -1,7 +1,8 @@
 //! How the rest of a manager reads the store and gets transactions into the log.
 
-use super::{Action, Store, StoreError, Transaction};
+use super::object::{Action, Store, StoreError, Transaction};
 use crate::model::Timestamp;
+use crate::sync::lock;
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 /// Why a proposal did not become part of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {
-    /// The store refused it; nothing was written.
+    /// The store refused the transaction; nothing was written.
     #[error(transparent)]
     Refused(#[from] StoreError),
     /// This manager is not the leader.
@@ -23,10 +24,10 @@ pub enum ProposeError {
     Stopped(String),
 }
 
-/// Gets a transaction into the log and waits until it is applied here.
+/// Writes a transaction to the log and waits until it is applied on this manager.
 #[async_trait]
 pub trait Propose: Send + Sync {
-    /// Returns the index that it was applied at.
+    /// Returns the index at which it was applied.
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError>;
 }
 
@@ -50,16 +51,16 @@ impl StoreHandle {
     pub fn watch(&self) -> watch::Receiver<Arc<Store>> {
         self.view.clone()
     }
-    /// Writes and waits until applied here; returns the index.
+    /// Proposes the actions and waits until they are applied on this manager; returns the index.
     ///
     /// # Errors
-    /// As [`ProposeError`] says.
+    /// See [`ProposeError`].
     pub async fn write(&self, at: Timestamp, actions: Vec<Action>) -> Result<u64, ProposeError> {
         self.proposer.propose(Transaction { at, actions }).await
     }
 }
 
-/// Applies at once, in memory: the store without raft, for tests and simulations.
+/// Applies transactions immediately, in memory: the store without raft, for tests and simulations.
 pub struct LocalProposer {
     sender: watch::Sender<Arc<Store>>,
     index: Mutex<u64>,
@@ -76,7 +77,7 @@ impl LocalProposer {
 #[async_trait]
 impl Propose for LocalProposer {
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
-        let mut index = self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut index = lock(&self.index);
         *index += 1;
         let mut store = (**self.sender.borrow()).clone();
         let outcome = store.apply(*index, &transaction);

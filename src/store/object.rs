@@ -1,70 +1,54 @@
-//! Objects and the transactions that write them.
+//! Kinds of objects, the store's tables, and the transactions that write them. [`store_objects`] is called once, with
+//! one line per kind; whatever depends on the kind of an object is generated from that list.
 
-use crate::model::{Cluster, Network, Node, Service, Task, Timestamp};
+use crate::model::{Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-/// Any stored object.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Object {
-    /// The cluster.
-    Cluster(Box<Cluster>),
-    /// A node.
-    Node(Box<Node>),
-    /// A network.
-    Network(Box<Network>),
-    /// A service.
-    Service(Box<Service>),
-    /// A task.
-    Task(Box<Task>),
+/// All objects of one kind. Objects are shared between copies of the store, so that a copy per change is cheap.
+pub type Table<T> = BTreeMap<<T as StoreObject>::Id, Arc<T>>;
+
+/// An object that has a table in the store.
+pub trait StoreObject: Clone + PartialEq + 'static {
+    /// Type of its id.
+    type Id: Ord + Clone + fmt::Display + for<'a> From<&'a str>;
+    /// Kind of all objects of this type.
+    const KIND: Kind;
+    /// What two objects of the kind must not have in common.
+    const UNIQUE: Uniqueness<Self>;
+
+    /// Never changes.
+    fn id(&self) -> &Self::Id;
+    /// Written by [`Store::apply`] alone.
+    fn meta(&self) -> Meta;
+    /// See [`StoreObject::meta`].
+    fn meta_mut(&mut self) -> &mut Meta;
+    /// Where the store keeps the kind.
+    fn table(store: &Store) -> &Table<Self>;
+    /// See [`StoreObject::table`].
+    fn table_mut(store: &mut Store) -> &mut Table<Self>;
 }
 
-/// Kind of an object.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub enum Kind {
-    /// The cluster.
-    Cluster,
-    /// A node.
-    Node,
-    /// A network.
-    Network,
-    /// A service.
-    Service,
-    /// A task.
-    Task,
+/// What must be unique among the objects of a kind.
+pub enum Uniqueness<T> {
+    /// The id.
+    Id,
+    /// The id, and the name without regard to case.
+    Name(fn(&T) -> &str),
+    /// The object: there is one of its kind at most.
+    Kind,
 }
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cluster => "cluster",
-            Self::Node => "node",
-            Self::Network => "network",
-            Self::Service => "service",
-            Self::Task => "task",
-        })
-    }
-}
-
-macro_rules! from_object {
-    ($($kind:ident),+) => {$(
-        impl From<$kind> for Object {
-            fn from(object: $kind) -> Self {
-                Self::$kind(Box::new(object))
-            }
-        }
-    )+};
-}
-from_object!(Cluster, Node, Network, Service, Task);
 
 /// One write.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Action {
-    /// A new object; its id must be free, and its name too (networks, services).
+    /// A new object; what is unique about it ([`Uniqueness`]) must be free.
     Create(Object),
-    /// The object as it shall be; its `meta.version` must be the stored one.
+    /// The new state of an object; its `meta.version` must be the stored one.
     Update(Object),
-    /// Away with it. Removing what is gone is no error.
+    /// Removes the object with this id. One that does not exist is no error.
     Remove(Kind, String),
 }
 
@@ -77,45 +61,186 @@ impl Action {
     pub fn update(object: impl Into<Object>) -> Self {
         Self::Update(object.into())
     }
+    /// Kind and id of the object that is written.
+    pub fn target(&self) -> (Kind, String) {
+        match self {
+            Self::Create(object) | Self::Update(object) => (object.kind(), object.id()),
+            Self::Remove(kind, id) => (*kind, id.clone()),
+        }
+    }
 }
 
-/// Writes that happen together or not at all. The proposer puts in the time.
+/// Writes that are applied together or not at all.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Transaction {
-    /// Now, as the proposer saw it.
+    /// The proposer's clock. Part of the transaction because [`Store::apply`] reads no clock.
     pub at: Timestamp,
-    /// The writes, in order.
+    /// Applied in this order.
     pub actions: Vec<Action>,
 }
 
 /// Why a transaction was not applied.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum StoreError {
-    /// Somebody else wrote the object since it was read.
+    /// Another writer changed the object since the proposer read it.
     #[error("update out of sequence")]
     OutOfSequence,
-    /// The name is taken.
+    /// Another object of the kind has that name.
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
-    NameConflict {
-        /// What kind of object.
-        kind: Kind,
-        /// The name.
-        name: String,
-    },
+    NameConflict { kind: Kind, name: String },
     /// There is an object with that id.
     #[error("{kind} {id} already exists")]
-    Exists {
-        /// What kind of object.
-        kind: Kind,
-        /// The id.
-        id: String,
-    },
+    Exists { kind: Kind, id: String },
     /// There is no object with that id.
     #[error("{kind} {id} not found")]
-    NotFound {
-        /// What kind of object.
-        kind: Kind,
-        /// The id.
-        id: String,
-    },
+    NotFound { kind: Kind, id: String },
+}
+
+/// A table of one object at most, written as that object or `null`.
+mod single {
+    use super::{StoreObject, Table};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::sync::Arc;
+
+    pub(super) fn serialize<T, S>(table: &Table<T>, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        T: StoreObject + Serialize,
+        S: Serializer,
+    {
+        table.values().next().map(Arc::as_ref).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Table<T>, D::Error>
+    where
+        T: StoreObject + Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let object = Option::<T>::deserialize(deserializer)?;
+        Ok(object.into_iter().map(|object| (object.id().clone(), Arc::new(object))).collect())
+    }
+}
+
+/// Generates [`Kind`], [`Object`], [`Store`] and the [`StoreObject`] implementations. A line is: attributes of the table
+/// in a snapshot, type, type of the id, name of the table, word for people, what is unique.
+macro_rules! store_objects {
+    ($($(#[$table_attribute:meta])* $object:ident, $id:ty, $table:ident, $word:literal, $unique:expr;)+) => {
+        /// Kind of an object.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+        pub enum Kind {
+            $(#[doc = $word] $object,)+
+        }
+
+        impl fmt::Display for Kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$object => $word,)+
+                })
+            }
+        }
+
+        impl Kind {
+            /// Version and times of the object with this id.
+            pub fn stored_meta(self, store: &Store, id: &str) -> Option<Meta> {
+                match self {
+                    $(Self::$object => store.get::<$object>(&id.into()).map(StoreObject::meta),)+
+                }
+            }
+            pub(super) fn remove(self, store: &mut Store, id: &str) {
+                match self {
+                    $(Self::$object => drop($object::table_mut(store).remove(&id.into())),)+
+                }
+            }
+        }
+
+        /// An object of any kind.
+        #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        pub enum Object {
+            $(#[doc = $word] $object(Box<$object>),)+
+        }
+
+        impl Object {
+            /// Kind of the object.
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$object(_) => Kind::$object,)+
+                }
+            }
+            /// Text of the object's id.
+            pub fn id(&self) -> String {
+                match self {
+                    $(Self::$object(object) => object.id.to_string(),)+
+                }
+            }
+            /// Version and times of the object.
+            pub fn meta_mut(&mut self) -> &mut Meta {
+                match self {
+                    $(Self::$object(object) => &mut object.meta,)+
+                }
+            }
+            /// True if the store has the object in exactly this state.
+            pub fn is_stored(&self, store: &Store) -> bool {
+                match self {
+                    $(Self::$object(object) => store.get::<$object>(&object.id) == Some(object),)+
+                }
+            }
+            pub(super) fn create(&self, store: &mut Store, index: u64, at: Timestamp) -> Result<(), StoreError> {
+                match self {
+                    $(Self::$object(object) => store.create(&**object, index, at),)+
+                }
+            }
+            pub(super) fn update(&self, store: &mut Store, index: u64, at: Timestamp) -> Result<(), StoreError> {
+                match self {
+                    $(Self::$object(object) => store.update(&**object, index, at),)+
+                }
+            }
+        }
+
+        /// The whole state. A clone shares the objects.
+        #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+        pub struct Store {
+            /// Raft index of the last transaction seen, applied or refused.
+            pub(super) index: u64,
+            $($(#[$table_attribute])* $table: Table<$object>,)+
+        }
+
+        $(
+            impl StoreObject for $object {
+                type Id = $id;
+                const KIND: Kind = Kind::$object;
+                const UNIQUE: Uniqueness<Self> = $unique;
+
+                fn id(&self) -> &Self::Id {
+                    &self.id
+                }
+                fn meta(&self) -> Meta {
+                    self.meta
+                }
+                fn meta_mut(&mut self) -> &mut Meta {
+                    &mut self.meta
+                }
+                fn table(store: &Store) -> &Table<Self> {
+                    &store.$table
+                }
+                fn table_mut(store: &mut Store) -> &mut Table<Self> {
+                    &mut store.$table
+                }
+            }
+
+            impl From<$object> for Object {
+                fn from(object: $object) -> Self {
+                    Self::$object(Box::new(object))
+                }
+            }
+        )+
+    };
+}
+
+// Types and tables are named in snapshots and entries: a line keeps its names for ever. A line that is added has
+// `#[serde(default)]`, so that a snapshot of an older build is read as one with an empty table.
+store_objects! {
+    #[serde(with = "single")] Cluster, ClusterId, cluster, "cluster", Uniqueness::Kind;
+    Node, NodeId, nodes, "node", Uniqueness::Id;
+    Network, NetworkId, networks, "network", Uniqueness::Name(|network| &network.spec.name);
+    Service, ServiceId, services, "service", Uniqueness::Name(|service| &service.spec.name);
+    Task, TaskId, tasks, "task", Uniqueness::Id;
 }

@@ -1,32 +1,16 @@
-//! The tables and the one function that writes them.
+//! Reads of the tables, and the one function that writes them.
 
-use super::object::{Action, Kind, Object, StoreError, Transaction};
-use crate::model::{
-    Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Revision, Service, ServiceId, Task, TaskId, Timestamp,
-};
+use super::document::decode_document;
+use super::object::{Action, Store, StoreError, StoreObject, Transaction, Uniqueness};
+use crate::model::{Cluster, Meta, Network, NetworkId, Node, NodeId, Revision, Service, ServiceId, Task, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Number of the snapshot's format; goes up when an older build could not read it.
+/// Format of a snapshot; goes up when an older build could not read it.
 const FORMAT: u32 = 1;
 
-type Table<I, T> = BTreeMap<I, Arc<T>>;
-
-/// The whole state. Cloning is cheap enough to take a snapshot per change: objects are shared.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct Store {
-    /// Raft index of the last transaction seen, applied or refused.
-    index: u64,
-    cluster: Option<Arc<Cluster>>,
-    nodes: Table<NodeId, Node>,
-    networks: Table<NetworkId, Network>,
-    services: Table<ServiceId, Service>,
-    tasks: Table<TaskId, Task>,
-}
-
 #[derive(Serialize, Deserialize)]
-struct Snapshot<T> {
+struct SnapshotDocument<T> {
     format: u32,
     store: T,
 }
@@ -40,47 +24,55 @@ impl Store {
     pub fn revision(&self) -> Revision {
         Revision { incarnation: self.cluster().map_or(0, |c| c.incarnation), index: self.index }
     }
+    /// All objects of a kind, by id.
+    pub fn all<T: StoreObject>(&self) -> impl Iterator<Item = &T> {
+        T::table(self).values().map(Arc::as_ref)
+    }
+    /// The object with this id.
+    pub fn get<T: StoreObject>(&self, id: &T::Id) -> Option<&T> {
+        T::table(self).get(id).map(Arc::as_ref)
+    }
     /// The cluster object; `None` only before the first entry.
     pub fn cluster(&self) -> Option<&Cluster> {
-        self.cluster.as_deref()
+        self.all().next()
     }
     /// Nodes by id.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values().map(Arc::as_ref)
+        self.all()
     }
     /// Networks by id.
     pub fn networks(&self) -> impl Iterator<Item = &Network> {
-        self.networks.values().map(Arc::as_ref)
+        self.all()
     }
     /// Services by id.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values().map(Arc::as_ref)
+        self.all()
     }
     /// Tasks by id.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
-        self.tasks.values().map(Arc::as_ref)
+        self.all()
     }
-    /// One node.
+    /// The node with this id.
     pub fn node(&self, id: &NodeId) -> Option<&Node> {
-        self.nodes.get(id).map(Arc::as_ref)
+        self.get(id)
     }
-    /// One network.
+    /// The network with this id.
     pub fn network(&self, id: &NetworkId) -> Option<&Network> {
-        self.networks.get(id).map(Arc::as_ref)
+        self.get(id)
     }
-    /// One service.
+    /// The service with this id.
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
-        self.services.get(id).map(Arc::as_ref)
+        self.get(id)
     }
-    /// One task.
+    /// The task with this id.
     pub fn task(&self, id: &TaskId) -> Option<&Task> {
-        self.tasks.get(id).map(Arc::as_ref)
+        self.get(id)
     }
 
     /// Applies a transaction as the entry with this index: all of it, or nothing and the reason.
     ///
     /// # Errors
-    /// The first write that is refused; the store is then as before, but for its index.
+    /// The first write that is refused; the store is then as before, except for its index.
     pub fn apply(&mut self, index: u64, transaction: &Transaction) -> Result<(), StoreError> {
         self.index = index;
         let mut next = self.clone();
@@ -91,137 +83,67 @@ impl Store {
         Ok(())
     }
 
-    /// The state as bytes, the same on every manager.
+    /// The state as bytes, equal on every manager.
     ///
     /// # Panics
     /// Never: every type in the store can be written as JSON.
     pub fn snapshot(&self) -> Vec<u8> {
-        serde_json::to_vec(&Snapshot { format: FORMAT, store: self }).expect("the store is plain data")
+        serde_json::to_vec(&SnapshotDocument { format: FORMAT, store: self }).expect("the store is plain data")
     }
 
     /// Reads what [`Store::snapshot`] wrote.
     ///
     /// # Errors
-    /// The bytes are damaged, or of a newer format than this build reads.
+    /// The bytes are damaged, or of another format than this build reads.
     pub fn restore(bytes: &[u8]) -> anyhow::Result<Self> {
-        let snapshot: Snapshot<Self> = serde_json::from_slice(bytes)?;
-        anyhow::ensure!(
-            snapshot.format == FORMAT,
-            "snapshot has format {}, this skep reads format {FORMAT}: install the newer skep again",
-            snapshot.format
-        );
-        Ok(snapshot.store)
+        let document: SnapshotDocument<Self> = decode_document(bytes, FORMAT)?;
+        Ok(document.store)
     }
 
     fn write(&mut self, index: u64, at: Timestamp, action: &Action) -> Result<(), StoreError> {
         match action {
-            Action::Create(object) => self.create(index, at, object),
-            Action::Update(object) => self.update(index, at, object),
+            Action::Create(object) => object.create(self, index, at),
+            Action::Update(object) => object.update(self, index, at),
             Action::Remove(kind, id) => {
-                self.remove(*kind, id);
+                kind.remove(self, id);
                 Ok(())
             }
         }
     }
 
-    fn create(&mut self, index: u64, at: Timestamp, object: &Object) -> Result<(), StoreError> {
-        let meta = Meta { version: index, created_at: at, updated_at: at };
-        match object {
-            Object::Cluster(o) => {
-                if self.cluster.is_some() {
-                    return Err(StoreError::Exists { kind: Kind::Cluster, id: o.id.to_string() });
-                }
-                self.cluster = Some(Arc::new(Cluster { meta, ..(**o).clone() }));
-                Ok(())
-            }
-            Object::Node(o) => insert(&mut self.nodes, Kind::Node, &o.id, Node { meta, ..(**o).clone() }),
-            Object::Network(o) => {
-                free_name(Kind::Network, &o.spec.name, self.networks().map(|n| n.spec.name.as_str()))?;
-                insert(&mut self.networks, Kind::Network, &o.id, Network { meta, ..(**o).clone() })
-            }
-            Object::Service(o) => {
-                free_name(Kind::Service, &o.spec.name, self.services().map(|s| s.spec.name.as_str()))?;
-                insert(&mut self.services, Kind::Service, &o.id, Service { meta, ..(**o).clone() })
-            }
-            Object::Task(o) => insert(&mut self.tasks, Kind::Task, &o.id, Task { meta, ..(**o).clone() }),
+    pub(super) fn create<T: StoreObject>(&mut self, object: &T, index: u64, at: Timestamp) -> Result<(), StoreError> {
+        check_name(object, self.all())?;
+        let table = T::table_mut(self);
+        let single = matches!(T::UNIQUE, Uniqueness::Kind);
+        if table.contains_key(object.id()) || (single && !table.is_empty()) {
+            return Err(StoreError::Exists { kind: T::KIND, id: object.id().to_string() });
         }
+        let mut object = object.clone();
+        *object.meta_mut() = Meta { version: index, created_at: at, updated_at: at };
+        table.insert(object.id().clone(), Arc::new(object));
+        Ok(())
     }
 
-    fn update(&mut self, index: u64, at: Timestamp, object: &Object) -> Result<(), StoreError> {
-        let next = |stored: Meta, posted: Meta| {
-            if stored.version == posted.version {
-                Ok(Meta { version: index, created_at: stored.created_at, updated_at: at })
-            } else {
-                Err(StoreError::OutOfSequence)
-            }
-        };
-        match object {
-            Object::Cluster(o) => {
-                let stored = self
-                    .cluster
-                    .as_deref()
-                    .filter(|c| c.id == o.id)
-                    .ok_or_else(|| StoreError::NotFound { kind: Kind::Cluster, id: o.id.to_string() })?;
-                let meta = next(stored.meta, o.meta)?;
-                self.cluster = Some(Arc::new(Cluster { meta, ..(**o).clone() }));
-                Ok(())
-            }
-            Object::Node(o) => {
-                replace(&mut self.nodes, Kind::Node, &o.id, |s| Ok(Node { meta: next(s.meta, o.meta)?, ..(**o).clone() }))
-            }
-            Object::Network(o) => {
-                replace(&mut self.networks, Kind::Network, &o.id, |s| {
-                    Ok(Network { meta: next(s.meta, o.meta)?, ..(**o).clone() })
-                })?;
-                let others = self.networks().filter(|n| n.id != o.id);
-                free_name(Kind::Network, &o.spec.name, others.map(|n| n.spec.name.as_str()))
-            }
-            Object::Service(o) => {
-                replace(&mut self.services, Kind::Service, &o.id, |s| {
-                    Ok(Service { meta: next(s.meta, o.meta)?, ..(**o).clone() })
-                })?;
-                let others = self.services().filter(|s| s.id != o.id);
-                free_name(Kind::Service, &o.spec.name, others.map(|s| s.spec.name.as_str()))
-            }
-            Object::Task(o) => {
-                replace(&mut self.tasks, Kind::Task, &o.id, |s| Ok(Task { meta: next(s.meta, o.meta)?, ..(**o).clone() }))
-            }
+    pub(super) fn update<T: StoreObject>(&mut self, object: &T, index: u64, at: Timestamp) -> Result<(), StoreError> {
+        let not_found = || StoreError::NotFound { kind: T::KIND, id: object.id().to_string() };
+        let stored = self.get::<T>(object.id()).ok_or_else(not_found)?.meta();
+        if stored.version != object.meta().version {
+            return Err(StoreError::OutOfSequence);
         }
-    }
-
-    fn remove(&mut self, kind: Kind, id: &str) {
-        match kind {
-            Kind::Cluster => self.cluster = self.cluster.take().filter(|c| c.id != ClusterId::from(id)),
-            Kind::Node => drop(self.nodes.remove(&NodeId::from(id))),
-            Kind::Network => drop(self.networks.remove(&NetworkId::from(id))),
-            Kind::Service => drop(self.services.remove(&ServiceId::from(id))),
-            Kind::Task => drop(self.tasks.remove(&TaskId::from(id))),
-        }
+        check_name(object, self.all::<T>().filter(|other| other.id() != object.id()))?;
+        let mut object = object.clone();
+        *object.meta_mut() = Meta { version: index, created_at: stored.created_at, updated_at: at };
+        T::table_mut(self).insert(object.id().clone(), Arc::new(object));
+        Ok(())
     }
 }
 
-fn free_name<'a>(kind: Kind, name: &str, mut taken: impl Iterator<Item = &'a str>) -> Result<(), StoreError> {
-    if taken.any(|t| t.eq_ignore_ascii_case(name)) {
-        return Err(StoreError::NameConflict { kind, name: name.to_owned() });
+/// Refuses an object whose name one of the others has, if names are unique among objects of its kind.
+fn check_name<'a, T: StoreObject>(object: &T, mut others: impl Iterator<Item = &'a T>) -> Result<(), StoreError> {
+    let Uniqueness::Name(name_of) = T::UNIQUE else { return Ok(()) };
+    let name = name_of(object);
+    if others.any(|other| name_of(other).eq_ignore_ascii_case(name)) {
+        return Err(StoreError::NameConflict { kind: T::KIND, name: name.to_owned() });
     }
-    Ok(())
-}
-
-fn insert<I: Ord + Clone + ToString, T>(table: &mut Table<I, T>, kind: Kind, id: &I, object: T) -> Result<(), StoreError> {
-    if table.contains_key(id) {
-        return Err(StoreError::Exists { kind, id: id.to_string() });
-    }
-    table.insert(id.clone(), Arc::new(object));
-    Ok(())
-}
-
-fn replace<I: Ord + ToString, T>(
-    table: &mut Table<I, T>,
-    kind: Kind,
-    id: &I,
-    make: impl FnOnce(&T) -> Result<T, StoreError>,
-) -> Result<(), StoreError> {
-    let slot = table.get_mut(id).ok_or_else(|| StoreError::NotFound { kind, id: id.to_string() })?;
-    *slot = Arc::new(make(slot)?);
     Ok(())
 }

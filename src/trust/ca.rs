@@ -1,8 +1,8 @@
-//! The root CA and what it issues. ECDSA P-256 throughout; names and life-times as Swarm's, so that tools that read
-//! Swarm's certificates read these.
+//! The root CA and the certificates that it issues. ECDSA P-256 throughout; names and lifetimes as in Swarm, so that tools
+//! for Swarm's certificates read these.
 
 use super::{CaDigest, NodeName, TrustError, name};
-use crate::model::{Role, Timestamp, cluster::CaSettings};
+use crate::model::{Timestamp, cluster::CaSettings};
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -15,9 +15,9 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Life of a root CA: 20 years, as Swarm's.
 const ROOT_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
-/// Certificates begin this much earlier, for machines whose clock is behind.
+/// Certificates are valid from this long before they are issued, for machines whose clock is behind.
 const SLACK: Duration = HOUR;
-/// Life of a node certificate if the cluster does not say.
+/// Life of a node certificate unless the cluster spec sets one.
 const NODE_LIFE: Duration = Duration::from_hours(90 * 24);
 
 /// The root CA of a cluster: certificate and key.
@@ -34,12 +34,12 @@ impl fmt::Debug for RootCa {
 }
 
 impl RootCa {
-    /// Makes a new root CA. The key comes from the system's randomness, the serial number from `rng`.
+    /// Creates a new root CA. The key is from the system's random generator, the serial number from `rng`.
     ///
     /// # Errors
-    /// The crypto library refused.
+    /// The crypto library failed.
     pub fn generate(rng: &mut impl Rng, now: Timestamp) -> Result<Self, TrustError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| make("a CA key", &e))?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| creation_error("a CA key", &e))?;
         let mut params = CertificateParams::default();
         validity(&mut params, now, ROOT_LIFE);
         params.serial_number = Some(serial(rng));
@@ -47,14 +47,14 @@ impl RootCa {
         params.distinguished_name.push(DnType::CommonName, printable("swarm-ca")?);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(|e| make("a CA certificate", &e))?;
+        let certificate = params.self_signed(&key).map_err(|e| creation_error("a CA certificate", &e))?;
         Ok(Self { certificate: name::to_pem(certificate.der()), key: key.serialize_pem() })
     }
 
-    /// The CA kept in the cluster object.
+    /// The CA as stored in the cluster object.
     ///
     /// # Errors
-    /// One of them is unreadable, or they are not of each other.
+    /// One of them is unreadable, or the key does not belong to the certificate.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, TrustError> {
         let pair = key_pair("the CA key", key)?;
         let der = name::certificate_der("the CA certificate", certificate)?;
@@ -74,10 +74,10 @@ impl RootCa {
         &self.key
     }
 
-    /// What join tokens pin.
+    /// The digest that join tokens contain.
     ///
     /// # Errors
-    /// None in practice: the certificate was read before.
+    /// None in practice: the certificate was parsed before.
     pub fn digest(&self) -> Result<CaDigest, TrustError> {
         CaDigest::of_pem(&self.certificate)
     }
@@ -95,10 +95,8 @@ pub struct TlsInfo {
 }
 
 impl TlsInfo {
-    /// Of a root certificate.
-    ///
     /// # Errors
-    /// It is unreadable.
+    /// The root certificate is unreadable.
     pub fn of(ca_certificate: &str) -> Result<Self, TrustError> {
         let der = name::certificate_der("the CA certificate", ca_certificate)?;
         let certificate = name::parse(&der)?;
@@ -120,15 +118,15 @@ impl fmt::Debug for NodeKey {
 }
 
 impl NodeKey {
-    /// A new key from the system's randomness.
+    /// A new key from the system's random generator.
     ///
     /// # Errors
-    /// The crypto library refused.
+    /// The crypto library failed.
     pub fn generate() -> Result<Self, TrustError> {
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|e| make("a node key", &e))
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|e| creation_error("a node key", &e))
     }
 
-    /// Reads PEM.
+    /// Parses PEM.
     ///
     /// # Errors
     /// It is not a P-256 key.
@@ -141,23 +139,23 @@ impl NodeKey {
         self.0.serialize_pem()
     }
 
-    /// Asks for a certificate, PEM. Names are left out: the CA decides them.
+    /// A certificate signing request, PEM. It has no subject: the CA decides the names.
     ///
     /// # Errors
-    /// The crypto library refused.
+    /// The crypto library failed.
     pub fn request(&self) -> Result<String, TrustError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let request = params.serialize_request(&self.0).map_err(|e| make("a certificate request", &e))?;
-        request.pem().map_err(|e| make("a certificate request", &e))
+        let request = params.serialize_request(&self.0).map_err(|e| creation_error("a certificate request", &e))?;
+        request.pem().map_err(|e| creation_error("a certificate request", &e))
     }
 }
 
-/// Issues a node certificate (PEM). From the request only the public key is taken; its signature proves that the asker
-/// has the key. A life-time of zero means 90 days, less than an hour an hour.
+/// Issues a node certificate (PEM). Only the public key of the request is used; the request's signature proves that the
+/// requester has the private key. A lifetime of zero means 90 days, one below an hour means an hour.
 ///
 /// # Errors
-/// The request is unreadable, falsely signed, or of a key that is not P-256.
+/// The request is unreadable, its signature is wrong, or its key is not P-256.
 pub fn issue(
     ca: &RootCa,
     request: &str,
@@ -178,36 +176,28 @@ pub fn issue(
     params.serial_number = Some(serial(rng));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, printable(node.cluster_id.as_str())?);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, printable(unit(node.role))?);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, printable(name::unit(node.role))?);
     params.distinguished_name.push(DnType::CommonName, printable(node.node_id.as_str())?);
-    let san = node.node_id.as_str().try_into().map_err(|e| make("the certificate's name", &e))?;
+    let san = node.node_id.as_str().try_into().map_err(|e| creation_error("the certificate's name", &e))?;
     params.subject_alt_names = vec![SanType::DnsName(san)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&request.public_key, &issuer).map_err(|e| make("a node certificate", &e))?;
+    let certificate = params.signed_by(&request.public_key, &issuer).map_err(|e| creation_error("a node certificate", &e))?;
     Ok(name::to_pem(certificate.der()))
 }
 
-/// Life-time of node certificates by the cluster's settings.
+/// Lifetime of node certificates by the cluster's settings.
 pub fn node_life(settings: &CaSettings) -> Duration {
     node_life_of(settings.node_cert_expiry.map_or(Duration::ZERO, crate::model::Nanos::duration))
 }
 
-fn node_life_of(asked: Duration) -> Duration {
-    if asked.is_zero() { NODE_LIFE } else { asked.max(HOUR) }
+fn node_life_of(requested: Duration) -> Duration {
+    if requested.is_zero() { NODE_LIFE } else { requested.max(HOUR) }
 }
 
-/// The OU that says a role.
-pub(super) fn unit(role: Role) -> &'static str {
-    match role {
-        Role::Worker => "swarm-worker",
-        Role::Manager => "swarm-manager",
-    }
-}
-
-/// Reads a P-256 key.
+/// Parses a P-256 key.
 pub(super) fn key_pair(what: &'static str, pem: &str) -> Result<KeyPair, TrustError> {
     let pair = KeyPair::from_pem(pem).map_err(|e| TrustError::Unreadable { what, why: e.to_string() })?;
     if pair.is_compatible(&PKCS_ECDSA_P256_SHA256) { Ok(pair) } else { Err(TrustError::WrongKind { what }) }
@@ -221,22 +211,22 @@ fn validity(params: &mut CertificateParams, now: Timestamp, life: Duration) {
 
 fn serial(rng: &mut impl Rng) -> SerialNumber {
     let mut bytes: [u8; 20] = rng.random();
-    bytes[0] = bytes[0] & 0x7f | 0x40; // positive, and never shorter than it seems
+    bytes[0] = bytes[0] & 0x7f | 0x40; // positive, and without leading zero bits, which DER would drop
     SerialNumber::from_slice(&bytes)
 }
 
 fn printable(text: &str) -> Result<DnValue, TrustError> {
-    text.try_into().map(DnValue::PrintableString).map_err(|e| make("the certificate's name", &e))
+    text.try_into().map(DnValue::PrintableString).map_err(|e| creation_error("the certificate's name", &e))
 }
 
-fn make(what: &'static str, why: &rcgen::Error) -> TrustError {
+fn creation_error(what: &'static str, why: &rcgen::Error) -> TrustError {
     TrustError::Make { what, why: why.to_string() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClusterId, NodeId};
+    use crate::model::{ClusterId, NodeId, Role};
     use base64::Engine as _;
     use rand::SeedableRng;
 
@@ -250,7 +240,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
 
     #[test]
-    fn a_certificate_says_who_it_is_for_and_how_long() {
+    fn a_certificate_names_its_node_and_its_life() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();
         let key = NodeKey::generate().unwrap();
@@ -266,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_key_of_a_request_counts() {
+    fn only_the_key_of_a_request_is_used() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
@@ -282,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_none_is_refused() {
+    fn a_malformed_request_is_refused() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();
         for bad in ["", "hello", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
@@ -296,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_what_swarm_shows() {
+    fn the_root_is_as_recorded_from_swarm() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();
         let info = TlsInfo::of(ca.certificate()).unwrap();

@@ -1,7 +1,8 @@
-//! The files that keep a node's identity: `<data-dir>/certificates/{node.key,node.crt,ca.crt}`, for root only. They are
-//! written into a new directory that takes the old one's place in one step, so that a crash leaves one or the other whole.
+//! The files of a node's identity: `node.key`, `node.crt` and `ca.crt` in one directory, for root only. They are written
+//! into a new directory that replaces the old one in one step, so that a crash leaves one of the two complete.
 
 use super::{Identity, TrustError};
+use crate::durable::ignore_missing;
 use crate::model::ClusterId;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs;
@@ -13,39 +14,24 @@ const KEY: &str = "node.key";
 const CERTIFICATE: &str = "node.crt";
 const CA: &str = "ca.crt";
 
-/// What can be wrong with the files. Each text names the file and what to do.
+/// Why the files cannot be used. Each text names the file and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {verb} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        verb: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A file is missing while others are there.
-    #[error("{} is missing while other files of this node's identity are there; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
-    Missing {
-        /// The missing one.
-        path: PathBuf,
-    },
-    /// A file is there and cannot be used.
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    /// One file is missing while others exist.
+    #[error("{} is missing while other files of this node's identity exist; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
+    Missing { path: PathBuf },
+    /// A file exists and cannot be used.
     #[error("{} is damaged: {why}; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: TrustError,
-    },
+    Damaged { path: PathBuf, why: TrustError },
     /// The directory belongs to another cluster.
     #[error("{} belongs to cluster {found}, not to {expected}: this is the data directory of another cluster; start with the right --data-dir, or move {} away and join again", path.display(), path.parent().unwrap_or(path).display())]
     OtherCluster {
-        /// The certificate.
+        /// The node certificate.
         path: PathBuf,
-        /// Cluster that it names.
+        /// Cluster that the certificate names.
         found: ClusterId,
         /// Cluster of the rest of the data directory.
         expected: ClusterId,
@@ -59,17 +45,16 @@ pub struct CertificateFiles {
 }
 
 impl CertificateFiles {
-    /// Under this data directory.
-    pub fn under(data_dir: &Path) -> Self {
-        Self { dir: data_dir.join("certificates") }
+    /// In this directory; a new identity is prepared in a directory beside it, with the extension `new`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
     }
 
-    /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Reads and checks the identity; `None` if there is none. With `cluster` it must be of that cluster.
+    /// Reads and checks the identity; `None` if there is none. With `cluster` it must belong to that cluster.
     ///
     /// # Errors
     /// See [`FilesError`].
@@ -108,10 +93,10 @@ impl CertificateFiles {
         }
     }
 
-    /// Writes the identity, replacing one that is there.
+    /// Writes the identity and replaces an existing one.
     ///
     /// # Errors
-    /// The system refused; what was there before is still there.
+    /// A system call failed; the identity before is untouched.
     pub fn store(&self, identity: &Identity) -> Result<(), FilesError> {
         let new = self.dir.with_extension("new");
         remove(&new)?;
@@ -131,16 +116,16 @@ impl CertificateFiles {
         sync(parent)
     }
 
-    /// Forgets the identity (the node left). Nothing there is fine.
+    /// Removes the identity, for a node that has left its cluster. Missing files are no error.
     ///
     /// # Errors
-    /// The system refused.
+    /// A system call failed.
     pub fn remove(&self) -> Result<(), FilesError> {
         remove(&self.dir.with_extension("new"))?;
         remove(&self.dir)
     }
 
-    /// Reads one file; `None` if it is not there. A key that others may read is closed to them, with a warning.
+    /// Reads one file; `None` if it does not exist. A key that other users may read is restricted to root, with a warning.
     fn read(&self, name: &str) -> Result<Option<String>, FilesError> {
         let path = self.dir.join(name);
         let bytes = match fs::read(&path) {
@@ -149,10 +134,10 @@ impl CertificateFiles {
         };
         let mode = fs::metadata(&path).map_err(io_error("read", &path))?.permissions().mode();
         if mode & 0o077 != 0 && name == KEY {
-            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others could read the node's key; closed");
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "other users could read the node's key; restricted it to root");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(io_error("protect", &path))?;
         }
-        // What is not text is not PEM either: the check that follows says so.
+        // Bytes that are not text are not PEM either: the check that follows reports it.
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 }
@@ -168,10 +153,7 @@ fn sync(dir: &Path) -> Result<(), FilesError> {
 }
 
 fn remove(dir: &Path) -> Result<(), FilesError> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", dir)(e)),
-        _ => Ok(()),
-    }
+    ignore_missing(fs::remove_dir_all(dir)).map_err(io_error("remove", dir))
 }
 
 fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
@@ -209,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_survives_the_disk_and_is_roots_alone() {
+    fn an_identity_round_trips_and_is_readable_by_root_only() {
         let dir = dir("roundtrip");
-        let files = CertificateFiles::under(&dir.0);
+        let files = CertificateFiles::new(dir.0.join("certificates"));
         assert!(files.load(None).unwrap().is_none());
         for cluster in ["one", "two"] {
             let identity = identity(cluster);
@@ -222,7 +204,7 @@ mod tests {
         for name in [KEY, CERTIFICATE, CA] {
             assert_eq!(fs::metadata(files.dir().join(name)).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1, "nothing left beside it");
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1, "the temporary directory is removed");
         files.remove().unwrap();
         files.remove().unwrap();
         assert!(files.load(None).unwrap().is_none());
@@ -231,9 +213,9 @@ mod tests {
     #[test]
     fn damage_names_the_file_and_what_to_do() {
         let dir = dir("damage");
-        let files = CertificateFiles::under(&dir.0);
+        let files = CertificateFiles::new(dir.0.join("certificates"));
         let (good, other) = (identity("one"), identity("one"));
-        let check = |name: &str, text: Option<&[u8]>, says: &str| {
+        let check = |name: &str, text: Option<&[u8]>, expected: &str| {
             files.store(&good).unwrap();
             match text {
                 Some(text) => fs::write(files.dir().join(name), text).unwrap(),
@@ -241,7 +223,7 @@ mod tests {
             }
             let error = files.load(None).expect_err(name).to_string();
             assert!(error.contains(&*files.dir().join(name).to_string_lossy()), "{error}");
-            assert!(error.contains(says) && error.contains("skep leave --force"), "{error}");
+            assert!(error.contains(expected) && error.contains("skep leave --force"), "{error}");
         };
         for name in [KEY, CERTIFICATE, CA] {
             check(name, None, "missing");
@@ -256,7 +238,7 @@ mod tests {
     #[test]
     fn another_clusters_directory_is_refused() {
         let dir = dir("other");
-        let files = CertificateFiles::under(&dir.0);
+        let files = CertificateFiles::new(dir.0.join("certificates"));
         files.store(&identity("theirs")).unwrap();
         let error = files.load(Some(&"ours".into())).expect_err("refused").to_string();
         assert!(error.contains("node.crt belongs to cluster theirs, not to ours"), "{error}");

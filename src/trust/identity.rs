@@ -1,5 +1,6 @@
-//! What a node shows to prove who it is: key, certificate, CA; checked to belong together before anything uses them.
+//! A node's identity: key, certificate and CA, checked to belong together before anything uses them.
 
+use super::renewal::Validity;
 use super::{CaDigest, NodeName, TrustError, ca, name};
 use crate::model::{ClusterId, NodeId, Role, Timestamp};
 use std::fmt;
@@ -11,12 +12,12 @@ pub struct Identity {
     key: String,
     certificate: String,
     ca_certificate: String,
-    expires: Timestamp,
+    validity: Validity,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("name", &self.name).field("expires", &self.expires).finish_non_exhaustive()
+        f.debug_struct("Identity").field("name", &self.name).field("validity", &self.validity).finish_non_exhaustive()
     }
 }
 
@@ -24,7 +25,8 @@ impl Identity {
     /// Checks that the three belong together. Expiry is not an error here: see [`Identity::expires`].
     ///
     /// # Errors
-    /// One is unreadable, the key is another's, the CA did not sign the certificate, or it is not a node's.
+    /// One of them is unreadable, the key does not belong to the certificate, the CA did not sign the certificate, or it is
+    /// not a node's.
     pub fn new(key: &str, certificate: &str, ca_certificate: &str) -> Result<Self, TrustError> {
         let pair = ca::key_pair("the node key", key)?;
         let der = name::certificate_der("the node certificate", certificate)?;
@@ -36,29 +38,31 @@ impl Identity {
         if name::public_key(&der)? != pair.public_key_raw() {
             return Err(TrustError::KeyMismatch);
         }
-        let seconds = node.validity().not_after.timestamp();
+        let time = |seconds: i64| Timestamp(seconds.saturating_mul(1_000_000_000));
+        let validity = Validity {
+            not_before: time(node.validity().not_before.timestamp()),
+            not_after: time(node.validity().not_after.timestamp()),
+        };
         Ok(Self {
             name: NodeName::of_der(&der)?,
             key: key.to_owned(),
             certificate: name::to_pem(&der),
             ca_certificate: name::to_pem(&ca_der),
-            expires: Timestamp(seconds.saturating_mul(1_000_000_000)),
+            validity,
         })
     }
 
-    /// Who it says the node is.
+    /// The node that the certificate names.
     pub fn name(&self) -> &NodeName {
         &self.name
     }
-    /// The node.
     pub fn node_id(&self) -> &NodeId {
         &self.name.node_id
     }
-    /// Its role when the certificate was issued.
+    /// The node's role when the certificate was issued.
     pub fn role(&self) -> Role {
         self.name.role
     }
-    /// Its cluster.
     pub fn cluster_id(&self) -> &ClusterId {
         &self.name.cluster_id
     }
@@ -77,26 +81,30 @@ impl Identity {
     /// Node certificate, DER.
     ///
     /// # Errors
-    /// None in practice: it was read before.
+    /// None in practice: `new` has parsed it.
     pub fn certificate_der(&self) -> Result<Vec<u8>, TrustError> {
         name::certificate_der("the node certificate", &self.certificate)
     }
     /// Root CA, DER.
     ///
     /// # Errors
-    /// None in practice: it was read before.
+    /// None in practice: `new` has parsed it.
     pub fn ca_der(&self) -> Result<Vec<u8>, TrustError> {
         name::certificate_der("the CA certificate", &self.ca_certificate)
     }
     /// Digest of the root CA.
     ///
     /// # Errors
-    /// None in practice: it was read before.
+    /// None in practice: `new` has parsed it.
     pub fn ca_digest(&self) -> Result<CaDigest, TrustError> {
         CaDigest::of_pem(&self.ca_certificate)
     }
-    /// End of the certificate's life.
+    /// Life of the node certificate.
+    pub fn validity(&self) -> Validity {
+        self.validity
+    }
+    /// End of the node certificate's life.
     pub fn expires(&self) -> Timestamp {
-        self.expires
+        self.validity.not_after
     }
 }

@@ -1,11 +1,11 @@
-//! Reading certificates: PEM, names, keys. Decides nothing about validity.
+//! Parsing certificates: PEM, names, keys. Decides nothing about validity.
 
-use super::{TrustError, ca::unit};
+use super::TrustError;
 use crate::model::{ClusterId, NodeId, Role};
 use base64::Engine as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Who a node certificate is for.
+/// The node that a certificate is issued for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeName {
     /// CN.
@@ -17,10 +17,10 @@ pub struct NodeName {
 }
 
 impl NodeName {
-    /// Reads the names of a certificate, DER. Says nothing about who signed it.
+    /// Reads the subject of a certificate, DER. Does not check its signature.
     ///
     /// # Errors
-    /// It is not a node's.
+    /// The subject is not a node's.
     pub fn of_der(der: &[u8]) -> Result<Self, TrustError> {
         let certificate = parse(der)?;
         let subject = certificate.subject();
@@ -42,11 +42,11 @@ impl NodeName {
     }
 }
 
-/// Parses DER; nothing may follow.
+/// Parses DER; trailing bytes are an error.
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, TrustError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err(TrustError::Unreadable { what: "the certificate", why: "something follows it".to_owned() }),
+        Ok(_) => Err(TrustError::Unreadable { what: "the certificate", why: "trailing data".to_owned() }),
         Err(e) => Err(TrustError::Unreadable { what: "the certificate", why: e.to_string() }),
     }
 }
@@ -59,13 +59,14 @@ pub(super) fn certificate_der(what: &'static str, text: &str) -> Result<Vec<u8>,
         return Err(unreadable(&format!("it is a {}", pem.label)));
     }
     if rest.iter().any(|c| !c.is_ascii_whitespace()) {
-        return Err(unreadable("something follows it"));
+        return Err(unreadable("trailing data"));
     }
     parse(&pem.contents).map_err(|e| unreadable(&e.to_string()))?;
     Ok(pem.contents)
 }
 
-/// The one spelling of a certificate as PEM: lines of 64, LF, as openssl and Go write it. Digests are taken of it.
+/// A certificate as PEM in the one form that digests are computed from: lines of 64 characters, LF, as openssl and Go write
+/// it.
 pub(super) fn to_pem(der: &[u8]) -> String {
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
@@ -80,4 +81,12 @@ pub(super) fn to_pem(der: &[u8]) -> String {
 /// The public key's bits (an uncompressed point).
 pub(super) fn public_key(der: &[u8]) -> Result<Vec<u8>, TrustError> {
     Ok(parse(der)?.public_key().subject_public_key.data.to_vec())
+}
+
+/// The OU that names a role.
+pub(super) fn unit(role: Role) -> &'static str {
+    match role {
+        Role::Worker => "swarm-worker",
+        Role::Manager => "swarm-manager",
+    }
 }

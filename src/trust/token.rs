@@ -1,5 +1,5 @@
-//! Join tokens: `SWMTKN-1-<digest of the root CA>-<secret>`, exactly Swarm's shape. The digest (sha256 of the CA's PEM, 50
-//! digits of base 36) tells a joiner whom to trust; the secret (25 digits) tells the manager that the joiner may.
+//! Join tokens: `SWMTKN-1-<digest of the root CA>-<secret>`, Swarm's format. By the digest (SHA-256 of the CA's PEM, 50
+//! digits of base 36) the joiner recognises the cluster's CA; by the secret (25 digits) the manager recognises the joiner.
 
 use super::{TrustError, name};
 use crate::model::{JoinTokens, Role, id};
@@ -17,20 +17,20 @@ const DIGEST_LEN: usize = 50;
 #[error("invalid join token")]
 pub struct InvalidToken;
 
-/// SHA-256 of a root CA's certificate in its one PEM spelling. Displayed in hex.
+/// SHA-256 of a root CA's certificate in canonical PEM. Displayed in hex.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CaDigest([u8; 32]);
 
 impl CaDigest {
-    /// Of a certificate, DER.
+    /// Digest of a certificate in DER.
     pub fn of_der(der: &[u8]) -> Self {
         Self(Sha256::digest(name::to_pem(der).as_bytes()).into())
     }
 
-    /// Of a certificate, PEM.
+    /// Digest of a certificate in PEM.
     ///
     /// # Errors
-    /// It is unreadable.
+    /// The certificate is unreadable.
     pub fn of_pem(pem: &str) -> Result<Self, TrustError> {
         Ok(Self::of_der(&name::certificate_der("the CA certificate", pem)?))
     }
@@ -60,7 +60,7 @@ impl CaDigest {
                 carry = value >> 8;
             }
             if carry != 0 {
-                return Err(InvalidToken); // 50 digits can say a little more than 256 bits
+                return Err(InvalidToken); // 50 digits hold slightly more than 256 bits
             }
         }
         Ok(Self(number))
@@ -91,20 +91,19 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// A new token for the cluster with this CA. `rng` must be fit for secrets.
+    /// A new token for the cluster with this CA. `rng` must be cryptographically secure.
     pub fn draw(digest: CaDigest, rng: &mut impl Rng) -> Self {
         Self { digest, secret: id::draw(rng) }
     }
 
-    /// Digest of the CA that the joiner shall trust.
+    /// Digest of the CA that the joiner trusts.
     pub fn digest(&self) -> CaDigest {
         self.digest
     }
 }
 
-/// New tokens for both roles.
 impl JoinToken {
-    /// A pair, as the cluster object keeps it.
+    /// New tokens for both roles, as the cluster object stores them.
     pub fn draw_both(digest: CaDigest, rng: &mut impl Rng) -> JoinTokens {
         JoinTokens { worker: Self::draw(digest, rng).to_string(), manager: Self::draw(digest, rng).to_string() }
     }
@@ -136,9 +135,9 @@ impl fmt::Debug for JoinToken {
     }
 }
 
-/// The role that a presented token gives; `None` if it is none of the cluster's. Takes the same time for every wrong token.
+/// The role that a token is for; `None` if it is not a token of the cluster. Takes the same time for every wrong token.
 pub fn role_of(tokens: &JoinTokens, presented: &str) -> Option<Role> {
-    // Hashes of equal length are compared, so neither length nor common prefix shows.
+    // Hashes of equal length are compared, so the time depends neither on the length nor on a common prefix.
     let presented = Sha256::digest(presented.as_bytes());
     let matches = |token: &str| {
         let known = Sha256::digest(token.as_bytes());
@@ -161,7 +160,7 @@ mod tests {
     const RECORDED: &str = "SWMTKN-1-01ggcd3dtsu5xvr6uscdzaoeldqaen3kt994ropxin3tl9vq00-eixjcs4b2n61ftd7b9hzo8uvw";
 
     #[test]
-    fn a_recorded_token_reads_as_swarm_reads_it() {
+    fn a_recorded_token_is_parsed_as_swarm_parses_it() {
         let token: JoinToken = RECORDED.parse().unwrap();
         // From the error text in exchanges/swarm/join-wrong-ca-digest.json.
         assert_eq!(token.digest().to_string(), "019fb75fcce69325390c030fae17ea228a17f16d81b19c703f5658c64a9b4260");
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused() {
+    fn malformed_tokens_are_refused() {
         let digest = "z".repeat(50);
         for bad in [
             "",
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_gives_its_own_role_only() {
+    fn a_token_is_for_one_role() {
         let digest = RECORDED.parse::<JoinToken>().unwrap().digest();
         let tokens = JoinToken::draw_both(digest, &mut rand::rng());
         assert_eq!(role_of(&tokens, &tokens.worker), Some(Role::Worker));
@@ -199,14 +198,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn digests_survive_base_36(bytes: [u8; 32]) {
+        fn digests_round_trip_through_base_36(bytes: [u8; 32]) {
             let digest = CaDigest(bytes);
             let text = digest.to_base36();
             prop_assert_eq!(text.len(), DIGEST_LEN);
             prop_assert_eq!(CaDigest::from_base36(&text), Ok(digest));
         }
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,120}") {
+        fn the_parser_does_not_panic(text in "\\PC{0,120}") {
             let _ = text.parse::<JoinToken>();
         }
     }

@@ -1,17 +1,17 @@
-//! `make bench`: what the mesh costs, as ratios in one run, written as a table to `tests/bench/RESULTS.md`. Never a test: nothing is
-//! asserted about time. Root needed, and a Docker Engine on the machine. `SKEP_BENCH=tables,plane,traffic` chooses parts.
+//! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,traffic` selects
+//! parts.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::wildcard_imports,
     clippy::disallowed_methods,
-    clippy::too_many_arguments,
     missing_docs,
     reason = "a bench"
 )]
 
-mod plane;
+mod datapath;
 mod report;
 mod stats;
 mod swarm;
@@ -31,17 +31,17 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,plane,traffic".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,traffic".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
             "tables" => tables::run(&mut report),
-            "plane" => plane::run(&mut report),
+            "datapath" => datapath::run(&mut report),
             "traffic" => {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
                 runtime.block_on(traffic::run(&mut report));
             }
-            other => panic!("no part {other}: tables, plane, traffic"),
+            other => panic!("no part {other}: tables, datapath, traffic"),
         }
     }
     report.write();

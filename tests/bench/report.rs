@@ -1,4 +1,4 @@
-//! The table.
+//! Writes the measurements as tables.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -47,8 +47,8 @@ impl Report {
         let kernel = read("/proc/sys/kernel/osrelease");
         let head = format!(
             "# What the mesh costs\n\nWritten by `make bench` (tests/bench). Linux {kernel}, {cpus} cores, load average {} at the start and {} at the \
-             end (anything above 1 at the start is other people's work). skep itself is optimised as in a release. Ratios \
-             are from one run: the two sides of each take turns in slices, three rounds; median [least … most].\n",
+             end (more than 1 at the start is from other processes). skep is optimised as in a release. Ratios \
+             are from one run: the two sides of each alternate in time slices, three rounds; median [least … most].\n",
             self.load,
             read("/proc/loadavg")
         );

@@ -1,4 +1,4 @@
-//! What the kernel says about a process's programs and maps.
+//! What the kernel reports about a process's programs and maps.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn number(fields: &BTreeMap<String, String>, key: &str) -> Option<u64> {
     fields.get(key)?.parse().ok()
 }
 
-/// The programs that a process holds. Counted only while `kernel.bpf_stats_enabled` is on.
+/// The programs that a process has open. Counted only while `kernel.bpf_stats_enabled` is on.
 pub fn runs(pid: u32) -> Runs {
     let names: BTreeMap<u64, String> = aya::programs::loaded_programs()
         .flatten()
@@ -36,7 +36,7 @@ pub fn runs(pid: u32) -> Runs {
     all
 }
 
-/// Kernel memory of the maps that a process holds: bytes by name, and entries at most.
+/// The maps that a process has open, by name: kernel memory in bytes, and `max_entries`.
 pub fn maps(pid: u32) -> BTreeMap<String, (u64, u64)> {
     let names: BTreeMap<u64, String> =
         aya::maps::loaded_maps().flatten().map(|m| (m.id().into(), m.name_as_str().unwrap_or_default().to_owned())).collect();
@@ -51,7 +51,7 @@ pub fn maps(pid: u32) -> BTreeMap<String, (u64, u64)> {
     all
 }
 
-/// What ran between two looks: runs and nanoseconds per run, by program.
+/// What ran between two readings: runs and nanoseconds per run, by program.
 pub fn between(before: &Runs, after: &Runs) -> BTreeMap<String, (u64, f64)> {
     let mut all = BTreeMap::new();
     for (name, (time, count)) in after {

@@ -1,4 +1,4 @@
-//! The swarm kit of the tests.
+//! The swarm harness of the integration tests.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../it/swarm/kit.rs"]

@@ -1,5 +1,5 @@
 //! The agent and the network driver on a real Docker Engine.
 
+mod fixture;
 mod life;
 mod networks;
-mod rig;

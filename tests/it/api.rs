@@ -1,10 +1,11 @@
-//! The Docker API: recorded exchanges with a real swarm replayed against it, the front door, and the stock CLI.
+//! The Docker API: exchanges recorded with a real swarm, raw connections, unsupported options, and the stock CLI.
 
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
-mod cli;
-mod door;
-mod fake;
-mod known;
+mod deviations;
+mod docker_cli;
+mod fixture;
+mod proxy;
+mod recorded_store;
 mod replay;
-mod seed;
+mod unsupported;

@@ -1,4 +1,4 @@
-//! bpf(2) as it is: commands with a `union bpf_attr` filled by hand, for what no crate offers.
+//! bpf(2) with a `union bpf_attr` that the caller fills: for commands that no crate offers.
 #![expect(unsafe_code, reason = "bpf(2) has no safe form")]
 
 use std::fs::File;
@@ -27,16 +27,16 @@ impl Attr {
         self
     }
     /// # Safety
-    /// Pointers in it lead to as many bytes as the command reads or writes.
+    /// Pointers in it are valid for as many bytes as the command reads or writes.
     pub unsafe fn call(&mut self, command: i64) -> io::Result<RawFd> {
-        // SAFETY: the caller's word; the kernel reads no more than the size given.
+        // SAFETY: the caller's; the kernel reads no more than the size that is passed.
         let done = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), size_of::<Self>()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(RawFd::try_from(done).expect("a descriptor")) }
     }
     /// # Safety
-    /// As [`Attr::call`], and the command gives a descriptor.
+    /// As [`Attr::call`], and the command returns a descriptor.
     pub unsafe fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
-        // SAFETY: the caller's word; the descriptor is new.
+        // SAFETY: the caller's; the descriptor is new.
         unsafe { Ok(OwnedFd::from_raw_fd(self.call(command)?)) }
     }
 }

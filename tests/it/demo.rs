@@ -1,4 +1,4 @@
-//! The demo is what a stranger sees first: it must prove itself, say so, and leave nothing behind.
+//! `skep demo`: each of its steps succeeds, its JSON document has the measured values, and it leaves nothing behind.
 
 use super::lab::lab_dir;
 use std::collections::BTreeSet;
@@ -7,7 +7,7 @@ use tokio::process::Command;
 const SKEP: &str = env!("CARGO_BIN_EXE_skep");
 
 #[tokio::test]
-async fn the_demo_proves_each_step_and_leaves_nothing_behind() {
+async fn each_step_of_the_demo_succeeds_and_nothing_is_left_behind() {
     let dir = lab_dir("demo");
     let links = interfaces();
     let out = Command::new(SKEP).args(["demo", "--once", "--json", "--dir", &dir]).output().await.expect("demo runs");
@@ -23,38 +23,41 @@ async fn the_demo_proves_each_step_and_leaves_nothing_behind() {
         assert_eq!(answers.len(), 6, "all replicas answered through {}", host["host"]);
         assert_eq!(answers.values().filter_map(serde_json::Value::as_u64).sum::<u64>(), 24);
     }
-    assert_eq!(proof["requests_after_drain"].as_array().map(Vec::len), Some(3), "on every host, the drained one too");
+    assert_eq!(proof["requests_after_drain"].as_array().map(Vec::len), Some(3), "on every host, also on the drained one");
     for name in proof["names"].as_array().expect("names") {
         let addresses: BTreeSet<&str> = name["addresses"].as_array().into_iter().flatten().filter_map(|a| a.as_str()).collect();
-        // A service's name gives its virtual address.
+        // A service's name resolves to its virtual address.
         let expected = if name["name"] == "whoami" { 1 } else { 6 };
         assert_eq!(addresses.len(), expected, "{name}");
     }
-    assert_eq!(proof["wire"]["other"], 0, "nothing but the tunnel, joins and neighbour discovery is on the wire");
+    assert_eq!(
+        proof["wire"]["other"], 0,
+        "all packets between the hosts are those of the tunnel, of joins and of neighbour discovery"
+    );
     assert!(proof["wire"]["tunnel"].as_u64().is_some_and(|n| n > 100));
 
-    assert!(!std::path::Path::new(&dir).exists(), "its files are gone");
-    assert_eq!(interfaces(), links, "its links are gone");
+    assert!(!std::path::Path::new(&dir).exists(), "its files are removed");
+    assert_eq!(interfaces(), links, "its links are removed");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-    assert!(!mounts.contains(&dir), "a mount stayed behind:\n{mounts}");
+    assert!(!mounts.contains(&dir), "a mount is left:\n{mounts}");
     let left: Vec<String> = processes().into_iter().filter(|line| line.contains(&dir)).collect();
-    assert!(left.is_empty(), "processes stayed behind: {left:#?}");
+    assert!(left.is_empty(), "processes are left: {left:#?}");
 }
 
 #[tokio::test]
-async fn a_second_demo_in_the_same_place_is_refused_and_told_what_to_do() {
+async fn a_second_demo_in_the_same_directory_is_refused_with_advice() {
     let dir = lab_dir("demo2");
-    std::fs::create_dir_all(&dir).expect("folder");
+    std::fs::create_dir_all(&dir).expect("directory");
     let out = Command::new(SKEP).args(["demo", "--once", "--dir", &dir]).output().await.expect("demo runs");
     std::fs::remove_dir(&dir).expect("untouched");
     assert_eq!(out.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(said.contains("--dir") && said.contains(&dir), "{said}");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(stderr.contains("--dir") && stderr.contains(&dir), "{stderr}");
 }
 
 fn interfaces() -> BTreeSet<String> {
     let list = std::fs::read_dir("/sys/class/net").expect("interfaces");
-    // The machine's own containers come and go, and so does the pair of the tests of the eBPF datapath beside this one.
+    // The machine's containers and concurrent tests of the eBPF datapath create and remove these.
     list.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|n| !n.starts_with("veth") && n != "skeph").collect()
 }
 

@@ -1,25 +1,24 @@
-//! The name server over loopback: gateways, askers and resolvers are addresses of 127/8, made from the pid so that runs
-//! side by side do not meet. Real packets, a fake view, fake resolvers.
+//! The name server over loopback: gateways, clients and resolvers are addresses of a [`LoopbackNet`]. Real packets, a fake
+//! view, fake resolvers.
 
+mod cluster_names;
 mod flood;
-mod foreign;
-mod own;
+mod forwarding;
 mod upstream;
 
+use crate::fixture::LoopbackNet;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use ipnet::Ipv4Net;
 use skep::datapath::{Sockets, sockets::HereSockets};
 use skep::dns::{DnsSettings, run};
-use skep::model::mesh::MeshPrefix;
-use skep::model::service::EndpointMode;
-use skep::model::view::{ClusterPart, NetworkPart, Networks, TaskEndpoint, Tasks};
-use skep::model::{NodeView, Revision};
+use skep::model::view::{NetworkPart, TaskEndpoint, Tasks};
+use skep::model::{NodeView, Revision, fixture};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -29,63 +28,16 @@ use tokio_util::sync::CancellationToken;
 const ME: &str = "here";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A /24 of loopback of this test's own.
-#[derive(Clone, Copy)]
-struct Net([u8; 3]);
+fn network(net: LoopbackNet, name: &str, members: Vec<TaskEndpoint>) -> NetworkPart {
+    fixture::network_part(name, Ipv4Net::new(net.host(0), 24).unwrap(), members)
+}
 
-impl Net {
-    fn new() -> Self {
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let pid = std::process::id();
-        Self([
-            127,
-            16 + u8::try_from(pid % 200).unwrap(),
-            NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add((pid / 200 % 251) as u8),
-        ])
-    }
-    fn host(self, last: u8) -> Ipv4Addr {
-        let [a, b, c] = self.0;
-        Ipv4Addr::new(a, b, c, last)
-    }
-    fn gateway(self) -> Ipv4Addr {
-        self.host(1)
-    }
-    fn part(self, name: &str, members: Vec<TaskEndpoint>) -> NetworkPart {
-        NetworkPart {
-            name: name.to_owned(),
-            subnet: Ipv4Net::new(self.host(0), 24).unwrap(),
-            gateway: self.gateway(),
-            internal: false,
-            ingress: false,
-            members: members.into_iter().map(Arc::new).collect(),
-            services: Vec::new(),
-        }
-    }
-    fn member(self, service: &str, slot: u64, last: u8) -> TaskEndpoint {
-        TaskEndpoint {
-            task_id: format!("{service}{slot}").into(),
-            service_id: service.into(),
-            service_name: service.to_owned(),
-            endpoint_mode: EndpointMode::Vip,
-            aliases: Vec::new(),
-            slot,
-            container_name: format!("{service}.{slot}.{service}{slot}"),
-            node_id: ME.into(),
-            address: self.host(last),
-            backend: true,
-        }
-    }
+fn member(net: LoopbackNet, service: &str, slot: u64, last: u8) -> TaskEndpoint {
+    fixture::task_endpoint(service, slot, ME, net.host(last))
 }
 
 fn view(index: u64, networks: Vec<NetworkPart>) -> NodeView {
-    let by_id = networks.into_iter().map(|n| (n.name.as_str().into(), n)).collect();
-    let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
-    NodeView {
-        revision: Revision { incarnation: 1, index },
-        tasks: Arc::new(Tasks { by_id: BTreeMap::new() }),
-        networks: Arc::new(Networks { by_id }),
-        cluster: Arc::new(ClusterPart { mesh, pools: Vec::new(), nodes: Vec::new(), ports: Vec::new() }),
-    }
+    fixture::node_view(index, networks, fixture::cluster_part(Vec::new()))
 }
 
 /// A running name server.
@@ -98,11 +50,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(tag: Net, set: impl FnOnce(&mut DnsSettings)) -> Self {
-        Self::start_with(tag, Arc::new(HereSockets), set)
+    fn start(net: LoopbackNet, set: impl FnOnce(&mut DnsSettings)) -> Self {
+        Self::start_with(net, Arc::new(HereSockets), set)
     }
-    fn start_with(tag: Net, sockets: Arc<dyn Sockets>, set: impl FnOnce(&mut DnsSettings)) -> Self {
-        let resolv_conf = std::env::temp_dir().join(format!("skep-dns-{}-{}", std::process::id(), tag.0[2]));
+    fn start_with(net: LoopbackNet, sockets: Arc<dyn Sockets>, set: impl FnOnce(&mut DnsSettings)) -> Self {
+        let resolv_conf = std::env::temp_dir().join(format!("skep-dns-{}-{}", std::process::id(), net.0[2]));
         let mut settings =
             DnsSettings { resolv_conf: resolv_conf.clone(), retry: Duration::from_millis(10), ..DnsSettings::default() };
         settings.timeout = Duration::from_millis(400);
@@ -110,11 +62,11 @@ impl Server {
         let (view, views) = watch::channel(None);
         let (applying, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
-        let (_, ready) = watch::channel(skep::datapath::ebpf::Ready::default());
+        let (_, ready) = watch::channel(skep::datapath::ebpf::VipReadiness::default());
         let done = tokio::spawn(run(ME.into(), views, sockets, ready, applying, settings, shutdown.clone()));
         Self { view, applied, resolv_conf, shutdown, done }
     }
-    /// Shows the view and waits until it is applied.
+    /// Sends the view and waits until it is applied.
     async fn show(&mut self, view: NodeView) {
         let revision = view.revision;
         self.view.send_replace(Some(Arc::new(view)));
@@ -131,7 +83,7 @@ impl Server {
     }
 }
 
-fn question(id: u16, name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
+fn query_bytes(id: u16, name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(format!("{name}.")).unwrap(), kind));
@@ -165,7 +117,7 @@ impl Client {
         Some(buffer)
     }
     async fn ask(self, name: &str, kind: RecordType) -> Message {
-        let bytes = self.udp_bytes(&question(77, name, kind, None)).await.expect("no answer");
+        let bytes = self.udp_bytes(&query_bytes(77, name, kind, None)).await.expect("no answer");
         let message = Message::from_vec(&bytes).unwrap();
         assert_eq!(message.metadata.id, 77);
         message
@@ -199,7 +151,7 @@ async fn receive_tcp(stream: &mut TcpStream) -> Option<Vec<u8>> {
         stream.read_exact(&mut bytes).await.ok()?;
         Some(bytes)
     };
-    tokio::time::timeout(5 * SECOND, read).await.expect("neither an answer nor an end")
+    tokio::time::timeout(5 * SECOND, read).await.expect("neither an answer nor the end of the stream")
 }
 
 /// The A records, sorted.
@@ -210,7 +162,7 @@ fn addresses(message: &Message) -> Vec<Ipv4Addr> {
     found
 }
 
-/// Polls until it holds.
+/// Polls until the condition holds.
 async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + 5 * SECOND;
     while !holds().await {

@@ -1,5 +1,5 @@
-//! What holds the eBPF datapath together over time: ordered removal, adoption, reconciliation, fallback, and a soak. Whole
-//! swarms with real engines, daemons, tunnels and packets.
+//! The eBPF datapath over time: ordered removal, adoption by the next daemon, repair, fallback, and a soak. Whole swarms
+//! with real engines, daemons, tunnels and packets.
 
 mod adoption;
 mod bpf;
@@ -19,10 +19,10 @@ use skep::lab::Host;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// A daemon with the eBPF datapath that looks often.
+/// Settings of a daemon with the eBPF datapath that reconciles often.
 const AUTO: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 500\n";
 
-/// Waits until every host's eBPF datapath serves these ports and carries every virtual address that the view names.
+/// Waits until every host's eBPF datapath serves these ports and has applied the newest view.
 async fn serves(hosts: &[Host], ports: &[&str]) {
     for host in hosts {
         within(30, "the eBPF datapath to serve", || async {
@@ -31,10 +31,10 @@ async fn serves(hosts: &[Host], ports: &[&str]) {
             anyhow::ensure!(ebpf["up"] == true && ebpf["unavailable"] == json!({}), "{}: {ebpf:#}", host.name());
             anyhow::ensure!(ebpf["reason"] == "", "{}: {ebpf:#}", host.name());
             for port in ports {
-                let there = ebpf["ports"].as_array().is_some_and(|all| all.contains(&json!(port)));
-                anyhow::ensure!(there, "{}: {port} is not on it: {ebpf:#}", host.name());
+                let served = ebpf["ports"].as_array().is_some_and(|all| all.contains(&json!(port)));
+                anyhow::ensure!(served, "{}: {port} is not served: {ebpf:#}", host.name());
             }
-            anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "{}: {status:#}", host.name());
+            anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "{}: {status:#}", host.name());
             Ok(())
         })
         .await;
@@ -46,8 +46,8 @@ async fn vip(swarm: &Swarm, service: &str) -> Ipv4Addr {
     let network = get(&swarm.hosts[0], "/networks/back").await["Id"].clone();
     let service = get(&swarm.hosts[0], &format!("/services/{service}")).await;
     let all = service["Endpoint"]["VirtualIPs"].as_array().expect("virtual addresses");
-    let one = all.iter().find(|vip| vip["NetworkID"] == network).expect("on the network");
-    one["Addr"].as_str().expect("address").split('/').next().and_then(|a| a.parse().ok()).expect("an address")
+    let vip = all.iter().find(|vip| vip["NetworkID"] == network).expect("on the network");
+    vip["Addr"].as_str().expect("address").split('/').next().and_then(|a| a.parse().ok()).expect("an address")
 }
 
 /// A counter of the programs.

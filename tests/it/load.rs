@@ -1,5 +1,5 @@
 //! Load that tests put on a swarm: requests without a pause, transfers of numbered bytes, names resolved and used. Each
-//! keeps a tally of what went wrong and when, so that a test can say "nobody noticed".
+//! records what failed and when, so that a test can check that no client noticed a change.
 
 use super::swarm::kit::*;
 use anyhow::{Context as _, ensure};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// Runs inside a network namespace on a thread of its own.
+/// Runs inside a network namespace, on another thread.
 pub async fn inside<T: Send + 'static>(namespace: File, f: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(move || netns::run(namespace.as_fd(), f).expect("namespace")).await.expect("no panic")
 }
@@ -28,11 +28,11 @@ pub fn of_host(host: &Host) -> File {
 
 /// The network namespace of a running task's container.
 pub async fn of_task(swarm: &Swarm, task: &Value) -> File {
-    File::open(place_of(swarm, task).await.1).expect("the container's namespace")
+    File::open(namespace_of(swarm, task).await.1).expect("the container's namespace")
 }
 
 /// The host that a task runs on, and its container's network namespace.
-pub async fn place_of<'a>(swarm: &'a Swarm, task: &Value) -> (&'a Host, PathBuf) {
+pub async fn namespace_of<'a>(swarm: &'a Swarm, task: &Value) -> (&'a Host, PathBuf) {
     // The engine counts processes in its host's own namespace.
     let pid = task["Status"]["ContainerStatus"]["PID"].as_u64().expect("a process");
     let host = host_of(swarm, task).await;
@@ -41,11 +41,11 @@ pub async fn place_of<'a>(swarm: &'a Swarm, task: &Value) -> (&'a Host, PathBuf)
 
 /// The host that a task runs on.
 pub async fn host_of<'a>(swarm: &'a Swarm, task: &Value) -> &'a Host {
-    &swarm.hosts[number_of(swarm, task).await]
+    &swarm.hosts[index_of(swarm, task).await]
 }
 
-/// Its place among the hosts.
-pub async fn number_of(swarm: &Swarm, task: &Value) -> usize {
+/// Its index among the hosts.
+pub async fn index_of(swarm: &Swarm, task: &Value) -> usize {
     for (number, host) in swarm.hosts.iter().enumerate() {
         if task["NodeID"] == json!(swarm.node_id(host).await) {
             return number;
@@ -56,11 +56,10 @@ pub async fn number_of(swarm: &Swarm, task: &Value) -> usize {
 
 /// One source of requests.
 pub struct Target {
-    /// The namespace that they come from.
+    /// The client's namespace.
     pub from: File,
-    /// Where they go.
     pub to: SocketAddr,
-    /// For people, and to tell tallies apart.
+    /// Name in the output; tests also tell tallies apart by it.
     pub label: String,
 }
 
@@ -70,7 +69,7 @@ impl Target {
     }
 }
 
-/// Tells what runs to stop; dropped it does so too, so that a test that fails ends.
+/// Stops what runs in the background; so does dropping it, so that a failed test ends.
 #[derive(Default)]
 struct Stop(Arc<AtomicBool>);
 
@@ -78,7 +77,7 @@ impl Stop {
     fn now(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-    fn told(&self) -> Arc<AtomicBool> {
+    fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0)
     }
 }
@@ -89,18 +88,18 @@ impl Drop for Stop {
     }
 }
 
-/// Requests without a pause to one address each until told to stop.
+/// Requests, one after the other to each target, until stopped.
 pub struct Load {
     stop: Stop,
     running: Vec<JoinHandle<Tally>>,
     answers: Vec<Arc<AtomicUsize>>,
 }
 
-/// What became of the requests to one target.
+/// Results of the requests to one target.
 #[derive(Default, Debug)]
 pub struct Tally {
     pub label: String,
-    /// Answers by who gave them.
+    /// Number of answers, by the server.
     pub answered: BTreeMap<String, usize>,
     pub failed: Vec<Failed>,
     pub slowest: Duration,
@@ -134,39 +133,39 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Asks once; says who answered.
-type Ask = Box<dyn FnMut() -> anyhow::Result<String>>;
+/// Makes one request and returns the name of the server that answered.
+type Request = Box<dyn FnMut() -> anyhow::Result<String>>;
 
 impl Load {
-    /// Each request is a connection of its own.
+    /// Each request is a new connection.
     pub fn start(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
-        Self::asking(targets, pause, |to| Box::new(move || request(to)))
+        Self::run(targets, pause, |to| Box::new(move || request(to)))
     }
 
     /// All datagrams to a target come from one socket: one flow.
     pub fn flows(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
-        Self::asking(targets, pause, |to| {
+        Self::run(targets, pause, |to| {
             let mut flow = Flow::new(to).expect("a socket");
             Box::new(move || flow.ask())
         })
     }
 
-    fn asking(targets: impl IntoIterator<Item = Target>, pause: Duration, make: fn(SocketAddr) -> Ask) -> Self {
-        let asked_to_stop = Stop::default();
+    fn run(targets: impl IntoIterator<Item = Target>, pause: Duration, make: fn(SocketAddr) -> Request) -> Self {
+        let stop = Stop::default();
         let (mut running, mut answers) = (Vec::new(), Vec::new());
         for target in targets {
-            let (stop, answered) = (asked_to_stop.told(), Arc::new(AtomicUsize::new(0)));
+            let (stopped, answered) = (stop.flag(), Arc::new(AtomicUsize::new(0)));
             answers.push(Arc::clone(&answered));
             running.push(tokio::spawn(inside(target.from, move || {
-                let mut ask = make(target.to);
+                let mut request = make(target.to);
                 let mut tally = Tally { label: target.label, ..Tally::default() };
-                while !stop.load(Ordering::Relaxed) {
+                while !stopped.load(Ordering::Relaxed) {
                     let from = Instant::now();
-                    let answer = ask();
+                    let answer = request();
                     let to = Instant::now();
                     match answer {
-                        Ok(who) => {
-                            *tally.answered.entry(who).or_default() += 1;
+                        Ok(server) => {
+                            *tally.answered.entry(server).or_default() += 1;
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => tally.failed.push(Failed { from, to, why: format!("{error:#}") }),
@@ -177,7 +176,7 @@ impl Load {
                 tally
             })));
         }
-        Self { stop: asked_to_stop, running, answers }
+        Self { stop, running, answers }
     }
 
     /// Answers so far, by target.
@@ -185,7 +184,7 @@ impl Load {
         self.answers.iter().map(|n| n.load(Ordering::Relaxed)).collect()
     }
 
-    /// Ends it; prints what became of it.
+    /// Ends it and prints the results.
     pub async fn stop(self) -> Vec<Tally> {
         self.stop.now();
         let mut all = Vec::new();
@@ -198,7 +197,7 @@ impl Load {
     }
 }
 
-/// A UDP socket that talks to one address, numbered datagrams there and back.
+/// A UDP socket that sends numbered datagrams to one address and receives their answers.
 pub struct Flow {
     socket: UdpSocket,
     next: u64,
@@ -208,38 +207,38 @@ impl Flow {
     pub fn new(to: SocketAddr) -> std::io::Result<Self> {
         let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0))?;
-        // Answers from another address than the one asked are not taken.
+        // A connected socket receives no answers from another address.
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         Ok(Self { socket, next: 0 })
     }
 
-    /// Talks to another address from now on, or to the same one anew.
+    /// Connects to another address, or to the same one again.
     pub fn connect(&self, to: SocketAddr) -> std::io::Result<()> {
-        let _told = self.socket.take_error()?;
+        let _pending_error = self.socket.take_error()?;
         self.socket.connect(to)
     }
 
-    /// One datagram to an echo (see `ports::echo`): who answered.
+    /// Sends one datagram to an echo server (see `ports::echo`) and returns the name of the one that answered.
     pub fn ask(&mut self) -> anyhow::Result<String> {
         self.next += 1;
-        let word = self.next.to_string();
-        self.socket.send(word.as_bytes()).context("send")?;
+        let payload = self.next.to_string();
+        self.socket.send(payload.as_bytes()).context("send")?;
         let mut buffer = [0; 512];
         loop {
-            let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {word}"))?;
-            let said = std::str::from_utf8(&buffer[..len])?;
-            let mut parts = said.split(' ');
-            let who = parts.next().unwrap_or_default().to_owned();
-            // One that came too late is not this one's.
-            if parts.next_back() == Some(&word) {
-                return Ok(who);
+            let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {payload}"))?;
+            let answer = std::str::from_utf8(&buffer[..len])?;
+            let mut parts = answer.split(' ');
+            let server = parts.next().unwrap_or_default().to_owned();
+            // A late answer to an earlier datagram is skipped.
+            if parts.next_back() == Some(&payload) {
+                return Ok(server);
             }
         }
     }
 }
 
-/// One HTTP request: who answered.
+/// Makes one HTTP request and returns the name of the server that answered.
 pub fn request(to: SocketAddr) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).context("connect")?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -250,7 +249,7 @@ pub fn request(to: SocketAddr) -> anyhow::Result<String> {
     body.split_whitespace().next().map(str::to_owned).with_context(|| format!("not an answer: {answer:?}"))
 }
 
-/// A container that resolves a name and asks what it was told, over and over, as programs do.
+/// A container that resolves a name and makes a request to the first address, in a loop.
 pub struct ByName {
     host: std::path::PathBuf,
     container: String,
@@ -271,58 +270,58 @@ impl ByName {
         Self { host: host.engine_socket(), container: container.to_owned(), running }
     }
 
-    /// Ends it: the number of answers, and of failures.
+    /// Ends it and returns the numbers of answers and of failures.
     pub async fn stop(self) -> (usize, usize) {
         let mut command = tokio::process::Command::new("docker");
         command.arg("-H").arg(format!("unix://{}", self.host.display()));
         command.args(["exec", &self.container, "sh", "-c", "echo > /tmp/stop"]).output().await.expect("docker exec");
         let out = self.running.await.expect("no panic").expect("docker exec");
-        let said = String::from_utf8_lossy(&out.stdout);
+        let printed = String::from_utf8_lossy(&out.stdout);
         eprintln!("{}", String::from_utf8_lossy(&out.stderr).lines().take(5).collect::<Vec<_>>().join("\n"));
-        let failed = said.lines().filter(|line| line.starts_with("failed")).count();
-        let answered = said.lines().count() - failed;
+        let failed = printed.lines().filter(|line| line.starts_with("failed")).count();
+        let answered = printed.lines().count() - failed;
         eprintln!("by name: {answered} answers, {failed} failed");
         (answered, failed)
     }
 }
 
-/// What one side of a transfer saw.
+/// What one side of a transfer received.
 #[derive(Clone, Debug, Default)]
-pub struct Half {
-    /// Bytes received, every one of them the right one.
+pub struct Received {
+    /// Number of bytes, all of them the expected ones.
     pub bytes: u64,
-    /// The longest time without any.
+    /// The longest time without a byte.
     pub silence: Duration,
-    /// How it ended, if not well.
+    /// Why it ended early.
     pub error: Option<String>,
 }
 
-/// What servers of numbers saw, connection by connection.
-pub type Served = Arc<Mutex<Vec<Half>>>;
+/// What a server of numbers received, by connection.
+pub type ServerRecords = Arc<Mutex<Vec<Received>>>;
 
-/// Serves numbers in a namespace (a container's) until the test's process ends.
-pub async fn serve_numbers(namespace: File, port: u16) -> Served {
+/// Serves numbers in a namespace until the process ends.
+pub async fn serve_numbers(namespace: File, port: u16) -> ServerRecords {
     let listener =
         inside(namespace, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")).await;
-    let served = Served::default();
+    let served = ServerRecords::default();
     let all = Arc::clone(&served);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let all = Arc::clone(&all);
             std::thread::spawn(move || {
-                let half = both_ways(&stream, &AtomicBool::new(false));
-                all.lock().expect("no panic").push(half);
+                let received = both_ways(&stream, &AtomicBool::new(false));
+                all.lock().expect("no panic").push(received);
             });
         }
     });
     served
 }
 
-/// A connection that carries numbers both ways until told to stop.
+/// A connection that carries numbers in both directions until it is stopped.
 pub struct Transfer {
     label: String,
     stop: Stop,
-    running: JoinHandle<Half>,
+    running: JoinHandle<Received>,
 }
 
 impl Transfer {
@@ -331,32 +330,32 @@ impl Transfer {
         let connect = move || TcpStream::connect_timeout(&to, Duration::from_secs(5));
         let stream = inside(target.from, connect).await.unwrap_or_else(|e| panic!("{}: {e}", target.label));
         let stop = Stop::default();
-        let told = stop.told();
-        let running = tokio::task::spawn_blocking(move || both_ways(&stream, &told));
+        let flag = stop.flag();
+        let running = tokio::task::spawn_blocking(move || both_ways(&stream, &flag));
         Self { label: target.label, stop, running }
     }
 
-    /// Ends it in good order; says what was seen.
-    pub async fn stop(self) -> Half {
+    /// Closes the connection and returns what this side received.
+    pub async fn stop(self) -> Received {
         self.stop.now();
-        let half = self.running.await.expect("no panic");
-        let error = half.error.as_deref().unwrap_or("ended well");
-        eprintln!("{}: {} KiB in order, longest silence {:.2?}, {error}", self.label, half.bytes >> 10, half.silence);
-        half
+        let received = self.running.await.expect("no panic");
+        let error = received.error.as_deref().unwrap_or("complete");
+        eprintln!("{}: {} KiB in order, longest silence {:.2?}, {error}", self.label, received.bytes >> 10, received.silence);
+        received
     }
 }
 
-/// Numbers sent and numbers checked, until `stop` (who is told ends it) or until the other side has ended.
-fn both_ways(stream: &TcpStream, stop: &AtomicBool) -> Half {
+/// Sends numbers and checks those received, until `stop` is set here or the other side has ended.
+fn both_ways(stream: &TcpStream, stop: &AtomicBool) -> Received {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| send_numbers(stream, || stop.load(Ordering::Relaxed) || over.load(Ordering::Relaxed)));
-        let mut half = Half::default();
-        let read = check_numbers(stream, &mut half);
+        let mut received = Received::default();
+        let read = check_numbers(stream, &mut received);
         over.store(true, Ordering::Relaxed);
         let written = writing.join().expect("no panic");
-        half.error = read.and(written).err().map(|error| format!("{error:#}"));
-        half
+        received.error = read.and(written).err().map(|error| format!("{error:#}"));
+        received
     })
 }
 
@@ -372,20 +371,20 @@ fn send_numbers(mut stream: &TcpStream, stop: impl Fn() -> bool) -> anyhow::Resu
     stream.shutdown(Shutdown::Write).context("shutdown")
 }
 
-fn check_numbers(mut stream: &TcpStream, half: &mut Half) -> anyhow::Result<()> {
+fn check_numbers(mut stream: &TcpStream, received: &mut Received) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(Duration::from_mins(1)))?;
     let mut buffer = vec![0; 65_536];
     loop {
         let from = Instant::now();
         let len = stream.read(&mut buffer).context("read")?;
-        half.silence = half.silence.max(from.elapsed());
+        received.silence = received.silence.max(from.elapsed());
         if len == 0 {
             return Ok(());
         }
         for byte in &buffer[..len] {
-            let want = (half.bytes / 8).to_be_bytes()[usize::try_from(half.bytes % 8)?];
-            ensure!(*byte == want, "byte {} is {byte}, not {want}", half.bytes);
-            half.bytes += 1;
+            let want = (received.bytes / 8).to_be_bytes()[usize::try_from(received.bytes % 8)?];
+            ensure!(*byte == want, "byte {} is {byte}, not {want}", received.bytes);
+            received.bytes += 1;
         }
     }
 }

@@ -9,15 +9,18 @@ mod demo;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
+mod fixture;
 mod lab;
 
 mod load;
 mod manager;
+mod metrics;
 mod overlay;
 mod packets;
 mod ports;
 mod raft;
 mod rpc;
+mod shared_fixture;
 mod sockdiag;
 mod store;
 mod swarm;

@@ -1,13 +1,13 @@
-//! The manager's loops: golden plans, a simulated cluster under a virtual clock, and the shell over a store in memory.
+//! The manager's loops: golden plans, a simulated cluster with a virtual clock, and the leader's loop over a store in memory.
 
-#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod agent;
-mod build;
 mod dispatcher;
+mod fixture;
 mod fuzz;
 mod golden;
+mod leader;
 mod scale;
 mod scenarios;
-mod shell;
-mod sim;
+mod simulated_agent;
+mod simulation;

@@ -1,7 +1,7 @@
 //! The mesh namespace and the userspace datapath, with real packets between namespaces (root needed).
 
 mod attack;
-pub mod kit;
+pub mod fixture;
 mod mesh;
 mod packet;
 mod reach;

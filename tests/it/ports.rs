@@ -1,5 +1,5 @@
-//! Published ports of whole swarms with real packets: every protocol and family on every node, ports of the task's own
-//! node, and that nobody notices when tasks go.
+//! Published ports of whole swarms with real packets: every protocol and family on every node, host-mode ports, access
+//! lists, dead nodes, and removal of tasks without a lost request.
 
 mod allow;
 mod dead;
@@ -11,19 +11,19 @@ pub mod order;
 use super::load::*;
 use super::swarm::kit::*;
 use serde_json::{Value, json};
-use skep::http::Reply;
+use skep::http::HttpReply;
 use skep::lab::{Host, WHOAMI_IMAGE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// A host that is only a client, with addresses of both families as [`dual_stack`] gives them.
+/// A client host, with an address of each family as [`dual_stack`] adds them.
 pub async fn client(swarm: &Swarm) -> Host {
     let host = swarm.lab.host("client", 9).await.expect("client");
     v6(&host, 9).await;
     host
 }
 
-/// Gives hosts an IPv6 address beside the other one.
+/// Adds an IPv6 address to every host.
 pub async fn dual_stack(swarm: &Swarm) {
     for (i, host) in swarm.hosts.iter().enumerate() {
         v6(host, u16::try_from(i).expect("few") + 1).await;
@@ -59,40 +59,39 @@ pub async fn scale(swarm: &Swarm, name: &str, replicas: usize) {
     ok(&try_to_scale(swarm, name, replicas).await);
 }
 
-/// What the manager says to it: somebody else may have changed the service meanwhile.
-pub async fn try_to_scale(swarm: &Swarm, name: &str, replicas: usize) -> Reply {
+/// As [`scale`], with the manager's reply: it refuses if the service was changed at the same time.
+pub async fn try_to_scale(swarm: &Swarm, name: &str, replicas: usize) -> HttpReply {
     let service = get(&swarm.hosts[0], &format!("/services/{name}")).await;
     let mut spec = service["Spec"].clone();
     spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
     post(&swarm.hosts[0], &format!("/services/{name}/update?version={}", service["Version"]["Index"]), &spec).await
 }
 
-/// A UDP server inside a task's container, on the wildcard address as servers usually are: it answers with the task's id,
-/// the sender as it sees it, and what it heard.
+/// A UDP server inside a task's container, on the wildcard address: it answers with the task's id, the client's address as
+/// it sees it, and the payload. Ends with the process.
 pub async fn echo(swarm: &Swarm, task: &Value, port: u16) {
     let bind = move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container");
     let socket = inside(of_task(swarm, task).await, bind).await;
     let id = task["ID"].as_str().expect("id").to_owned();
-    // Ends with the test's process.
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65_536];
         while let Ok((len, peer)) = socket.recv_from(&mut buffer) {
-            let mut said = format!("{id} {peer} ").into_bytes();
-            said.extend(&buffer[..len]);
-            let _ = socket.send_to(&said, peer);
+            let mut answer = format!("{id} {peer} ").into_bytes();
+            answer.extend(&buffer[..len]);
+            let _ = socket.send_to(&answer, peer);
         }
     });
 }
 
-/// One datagram and its answer: (who, whom it saw, the echo).
-pub async fn ask_udp(from: &Host, to: SocketAddr, word: Vec<u8>) -> anyhow::Result<(String, String, Vec<u8>)> {
+/// One datagram and its answer: the task's id, the client's address as the task sees it, the payload.
+pub async fn ask_udp(from: &Host, to: SocketAddr, payload: Vec<u8>) -> anyhow::Result<(String, String, Vec<u8>)> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let answer: std::io::Result<Vec<u8>> = inside(of_host(from), move || {
         let socket = UdpSocket::bind((any, 0))?;
-        // Answers from another address than the one asked are not taken.
+        // A connected socket receives no answers from another address.
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-        socket.send(&word)?;
+        socket.send(&payload)?;
         let mut buffer = vec![0; 65_536];
         let len = socket.recv(&mut buffer)?;
         buffer.truncate(len);
@@ -102,6 +101,6 @@ pub async fn ask_udp(from: &Host, to: SocketAddr, word: Vec<u8>) -> anyhow::Resu
     let answer = answer.map_err(|e| anyhow::anyhow!("{to}: {e}"))?;
     let mut parts = answer.splitn(3, |b| *b == b' ');
     let mut text = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
-    let (who, seen) = (text(), text());
-    Ok((who, seen, parts.next().unwrap_or_default().to_vec()))
+    let (task, client) = (text(), text());
+    Ok((task, client, parts.next().unwrap_or_default().to_vec()))
 }

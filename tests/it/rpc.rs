@@ -1,7 +1,8 @@
-//! Join and sessions over real TCP and TLS on loopback, with a tunnel and a dispatcher that are played.
+//! Join and sessions over real TCP and TLS on loopback, with a fake tunnel and a fake dispatcher.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod attack;
+mod fixture;
 mod join;
+mod renewal;
 mod session;
-mod stage;

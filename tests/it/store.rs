@@ -1,5 +1,5 @@
-//! Properties of the store: the same transactions give the same bytes, a snapshot is the whole state, a refused
-//! transaction writes nothing, names are unique.
+//! Properties of the store: equal transactions result in equal bytes, a snapshot is the whole state, a refused transaction
+//! writes nothing, names are unique; bytes that an earlier build wrote are still read.
 
 use proptest::prelude::*;
 use skep::model::WgKey;
@@ -20,9 +20,9 @@ const NAMES: [&str; 6] = ["web", "WEB", "Web", "db", "Db", "cache"];
 #[derive(Clone, Copy, Debug)]
 enum Verb {
     Create,
-    /// With the stored version, or with one that is not it.
+    /// With the stored version, or (outdated) with another one.
     Update {
-        fresh: bool,
+        outdated: bool,
     },
     Remove,
 }
@@ -39,8 +39,8 @@ struct Op {
 fn ops() -> impl Strategy<Value = Vec<(i64, Vec<Op>)>> {
     let verb = prop_oneof![
         4 => Just(Verb::Create),
-        4 => Just(Verb::Update { fresh: true }),
-        1 => Just(Verb::Update { fresh: false }),
+        4 => Just(Verb::Update { outdated: false }),
+        1 => Just(Verb::Update { outdated: true }),
         2 => Just(Verb::Remove),
     ];
     let kind = prop_oneof![
@@ -141,13 +141,13 @@ fn stored(store: &Store, kind: Kind, id: &str) -> Option<Meta> {
     }
 }
 
-/// The transaction as a client would write it that had read `store`.
+/// The transaction of a client that has read `store`.
 fn transaction(store: &Store, at: i64, ops: &[Op]) -> Transaction {
     let actions = ops.iter().map(|op| match op.verb {
         Verb::Create => Action::Create(object(*op, Meta::default())),
-        Verb::Update { fresh } => {
+        Verb::Update { outdated } => {
             let mut meta = stored(store, op.kind, IDS[op.id]).unwrap_or_default();
-            meta.version += u64::from(!fresh);
+            meta.version += u64::from(outdated);
             Action::Update(object(*op, meta))
         }
         Verb::Remove => Action::Remove(op.kind, IDS[op.id].to_owned()),
@@ -178,10 +178,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_same_transactions_give_the_same_bytes(all in ops()) {
+    fn equal_transactions_result_in_equal_bytes(all in ops()) {
         let mut log = Vec::new();
         let first = run(&all, |_, store, transaction, _| log.push((store.index(), serde_json::to_vec(transaction).expect("JSON"))));
-        // The second store gets them as another manager does: as bytes, and with a restart in between.
+        // The second store gets them as another manager does: as bytes, with a restart in between.
         let mut second = Store::default();
         for (i, (index, bytes)) in log.iter().enumerate() {
             let _ = second.apply(*index, &serde_json::from_slice(bytes).expect("a transaction"));
@@ -210,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn names_are_unique_whatever_their_case(all in ops()) {
+    fn names_are_unique_without_regard_to_case(all in ops()) {
         run(&all, |_, store, _, _| {
             let unique = |names: Vec<String>| names.len() == names.into_iter().collect::<BTreeSet<_>>().len();
             assert!(unique(store.services().map(|s| s.spec.name.to_ascii_lowercase()).collect()));
@@ -219,17 +219,13 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_carries_index_and_time(all in ops()) {
+    fn written_objects_have_index_and_time_of_the_transaction(all in ops()) {
         run(&all, |before, after, transaction, outcome| {
             for action in transaction.actions.iter().filter(|_| outcome.is_ok()) {
-                let (Action::Create(object) | Action::Update(object)) = action else { continue };
-                let (kind, id) = match object {
-                    Object::Cluster(o) => (Kind::Cluster, o.id.to_string()),
-                    Object::Node(o) => (Kind::Node, o.id.to_string()),
-                    Object::Network(o) => (Kind::Network, o.id.to_string()),
-                    Object::Service(o) => (Kind::Service, o.id.to_string()),
-                    Object::Task(o) => (Kind::Task, o.id.to_string()),
-                };
+                if matches!(action, Action::Remove(..)) {
+                    continue;
+                }
+                let (kind, id) = action.target();
                 // A later action of the same transaction may have removed it.
                 let Some(meta) = stored(after, kind, &id) else { continue };
                 assert_eq!((meta.version, meta.updated_at), (after.index(), transaction.at));
@@ -242,7 +238,7 @@ proptest! {
 }
 
 #[test]
-fn a_newer_snapshot_and_a_damaged_one_are_refused_with_a_sentence() {
+fn a_newer_snapshot_and_a_damaged_one_are_refused_with_the_reason() {
     let mut value: serde_json::Value = serde_json::from_slice(&Store::default().snapshot()).expect("JSON");
     value["format"] = 2.into();
     let error = Store::restore(&serde_json::to_vec(&value).expect("JSON")).expect_err("refused").to_string();
@@ -257,13 +253,59 @@ fn two_writers_of_one_object_do_not_overwrite_each_other() {
     let mut store = Store::default();
     let create = transaction(&store, 1, &[op(Verb::Create)]);
     store.apply(2, &create).expect("created");
-    let (mine, theirs) = (Verb::Update { fresh: true }, Verb::Update { fresh: true });
-    let (mine, theirs) = (transaction(&store, 2, &[op(mine)]), transaction(&store, 3, &[op(theirs)]));
-    store.apply(3, &mine).expect("the first wins");
-    assert_eq!(store.apply(4, &theirs), Err(StoreError::OutOfSequence));
+    let update = || op(Verb::Update { outdated: false });
+    let (first, second) = (transaction(&store, 2, &[update()]), transaction(&store, 3, &[update()]));
+    store.apply(3, &first).expect("the first is applied");
+    assert_eq!(store.apply(4, &second), Err(StoreError::OutOfSequence));
     let rename = Op { id: 1, name: 3, ..op(Verb::Create) };
     store.apply(5, &transaction(&store, 4, &[rename])).expect("another service");
-    let taken = Op { id: 1, name: 2, ..op(Verb::Update { fresh: true }) };
+    let taken = Op { id: 1, name: 2, ..op(Verb::Update { outdated: false }) };
     let conflict = store.apply(6, &transaction(&store, 5, &[taken]));
-    assert!(matches!(conflict, Err(StoreError::NameConflict { .. })), "a rename does not take another's name: {conflict:?}");
+    assert!(
+        matches!(conflict, Err(StoreError::NameConflict { .. })),
+        "a rename to the name of another service is refused: {conflict:?}"
+    );
+}
+
+/// Written by the build of commit 3338e5a: every field of every kind of object is set.
+const RECORDED_TRANSACTION: &[u8] = include_bytes!("store/recorded/transaction.json");
+/// State after that transaction at index 5.
+const RECORDED_SNAPSHOT: &[u8] = include_bytes!("store/recorded/snapshot.json");
+
+#[test]
+fn a_transaction_that_an_earlier_build_wrote_is_applied_and_written_the_same() {
+    let transaction: Transaction = serde_json::from_slice(RECORDED_TRANSACTION).expect("readable");
+    assert_eq!(serde_json::to_vec(&transaction).expect("JSON"), RECORDED_TRANSACTION);
+    let mut store = Store::default();
+    store.apply(5, &transaction).expect("applied");
+    assert_eq!(text(&store.snapshot()), text(RECORDED_SNAPSHOT));
+}
+
+#[test]
+fn a_snapshot_that_an_earlier_build_wrote_is_read_and_written_the_same() {
+    let store = Store::restore(RECORDED_SNAPSHOT).expect("readable");
+    assert_eq!(text(&store.snapshot()), text(RECORDED_SNAPSHOT));
+    assert_eq!(store.index(), 5);
+    assert_eq!(store.cluster().map(|c| c.incarnation), Some(3));
+    let counts = [store.nodes().count(), store.networks().count(), store.services().count(), store.tasks().count()];
+    assert_eq!(counts, [1, 1, 1, 1]);
+    let empty = String::from_utf8(Store::default().snapshot()).expect("text");
+    assert!(empty.contains("\"cluster\":null"), "as earlier builds write a store without a cluster: {empty}");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}
+
+#[test]
+fn there_is_one_cluster_object() {
+    let op = |verb, id| Op { verb, kind: Kind::Cluster, id, name: 0, number: 1 };
+    let mut store = Store::default();
+    store.apply(2, &transaction(&store, 1, &[op(Verb::Create, 0)])).expect("created");
+    let second = store.apply(3, &transaction(&store, 1, &[op(Verb::Create, 1)]));
+    assert_eq!(second, Err(StoreError::Exists { kind: Kind::Cluster, id: "b".to_owned() }));
+    let other = store.apply(4, &transaction(&store, 1, &[op(Verb::Update { outdated: false }, 1)]));
+    assert_eq!(other, Err(StoreError::NotFound { kind: Kind::Cluster, id: "b".to_owned() }));
+    store.apply(5, &transaction(&store, 1, &[op(Verb::Remove, 1)])).expect("no error");
+    assert!(store.cluster().is_some(), "another id removes nothing");
 }

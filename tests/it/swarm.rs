@@ -1,5 +1,5 @@
-//! Whole swarms on hosts of this machine: real daemons, engines, tunnels, packets. What a user notices when all goes
-//! well, and above all when it does not.
+//! Whole swarms on hosts of this machine: real daemons, engines, tunnels, packets. What a user observes in normal
+//! operation and above all on failures.
 
 pub mod kit;
 

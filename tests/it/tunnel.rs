@@ -1,4 +1,4 @@
-//! The tunnel with real packets: two hosts, a mesh namespace each, `skep tunnel` between them. Needs root.
+//! The tunnel with real packets: two hosts with a mesh namespace each and a tunnel between them. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use anyhow::{Context as _, ensure};
@@ -24,17 +24,17 @@ mod traffic;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// One host with its mesh namespace and what opens tunnels on it.
-struct Side {
+/// A lab host with a mesh namespace and the configuration of its tunnel.
+struct TunnelHost {
     number: u8,
     host: Host,
     config: TunnelConfig,
     key: WgKey,
-    /// Threads in the host's network namespace: where the daemon would be.
+    /// Its threads are in the host's network namespace, as those of the daemon.
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-impl Side {
+impl TunnelHost {
     async fn new(lab: &Lab, number: u8, device: &str) -> anyhow::Result<Self> {
         let host = lab.host(&format!("h{number}"), number).await?;
         let run_dir = host.dir().to_path_buf();
@@ -79,8 +79,8 @@ impl Side {
         self.runtime.as_ref().unwrap().spawn(async move { tunnel::close(&config).await }).await?
     }
 
-    /// Gives the device its addresses and the routes to the others.
-    async fn address(&self) -> anyhow::Result<()> {
+    /// Configures the addresses of the device and the routes to the other hosts.
+    async fn configure_addresses(&self) -> anyhow::Result<()> {
         let (n, device) = (self.number, &self.config.device);
         self.mesh(&format!("ip addr add 10.66.{n}.1/32 dev {device}")).await?;
         self.mesh(&format!("ip addr add fd5e:0:0:{n}::1/64 dev {device} nodad")).await?;
@@ -88,7 +88,7 @@ impl Side {
         self.mesh(&format!("ip route add fd5e::/48 dev {device}")).await.map(drop)
     }
 
-    /// A command in the mesh namespace.
+    /// Runs a command in the mesh namespace.
     async fn mesh(&self, line: &str) -> anyhow::Result<String> {
         let mut words = line.split_whitespace();
         let mut command = Command::new("nsenter");
@@ -107,7 +107,7 @@ impl Side {
         (self.host.address(), 2377).into()
     }
 
-    /// As the others shall know it.
+    /// Its configuration as a peer.
     fn peer(&self) -> TunnelPeer {
         let nets = [format!("10.66.{}.1/32", self.number), format!("fd5e:0:0:{}::/64", self.number)];
         TunnelPeer {
@@ -132,39 +132,39 @@ impl Side {
     }
 }
 
-impl Drop for Side {
+impl Drop for TunnelHost {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
         self.kill();
         let _ = rustix::mount::unmount(&self.config.mesh_pin, rustix::mount::UnmountFlags::DETACH);
-        // After a failure nobody else does; the last side takes the folder of the lab along.
+        // After a failure nothing else removes them; the last host removes the directory of the lab.
         let _ = std::fs::remove_dir_all(&self.config.run_dir);
         let _ = self.config.run_dir.parent().map(std::fs::remove_dir);
     }
 }
 
-/// Two sides that know each other.
-struct Pair {
-    a: Side,
-    b: Side,
+/// Two hosts with tunnels that have each other as peers.
+struct Fixture {
+    a: TunnelHost,
+    b: TunnelHost,
     tunnel_a: Arc<dyn Tunnel>,
     tunnel_b: Arc<dyn Tunnel>,
     lab: Lab,
 }
 
-impl Pair {
+impl Fixture {
     async fn new(name: &str) -> anyhow::Result<Self> {
-        Self::of(name, KernelChoice::Never).await
+        Self::with_kernel(name, KernelChoice::Never).await
     }
 
-    async fn of(name: &str, kernel: KernelChoice) -> anyhow::Result<Self> {
-        let (lab, mut a, mut b) = sides(name).await?;
+    async fn with_kernel(name: &str, kernel: KernelChoice) -> anyhow::Result<Self> {
+        let (lab, mut a, mut b) = hosts(name).await?;
         (a.config.kernel, b.config.kernel) = (kernel, kernel);
         let (tunnel_a, tunnel_b) = (a.open().await?, b.open().await?);
-        a.address().await?;
-        b.address().await?;
+        a.configure_addresses().await?;
+        b.configure_addresses().await?;
         tunnel_a.apply(&[b.set()]).await?;
         tunnel_b.apply(&[a.set()]).await?;
         Ok(Self { a, b, tunnel_a, tunnel_b, lab })
@@ -177,30 +177,30 @@ impl Pair {
         finish(lab, a, b).await
     }
 
-    /// What A sees of B.
+    /// The state of peer B on A.
     async fn b_from_a(&self) -> anyhow::Result<TunnelPeerState> {
         peer_of(&self.tunnel_a.observe().await?, self.b.key)
     }
 
     async fn ping(&self) -> anyhow::Result<()> {
-        // Handshakes that cross are both dropped, and repeated after 5 s.
+        // Of two handshakes that cross both are dropped; they are repeated after 5 s.
         let line = format!("busybox ping -c 1 -W 2 {}", self.b.v6());
-        eventually("an answer through the tunnel", SOON, || self.a.mesh(&line)).await.map(drop)
+        eventually("a reply through the tunnel", SOON, || self.a.mesh(&line)).await.map(drop)
     }
 }
 
-async fn sides(name: &str) -> anyhow::Result<(Lab, Side, Side)> {
+async fn hosts(name: &str) -> anyhow::Result<(Lab, TunnelHost, TunnelHost)> {
     let id = std::process::id();
     let lab = Lab::new(format!("/tmp/skt-{name}-{id}")).await?;
-    // The name of a device is also that of the socket which `wg show` asks, and that is one for the whole machine.
+    // The UAPI socket has the name of the device, and its directory is shared by the whole machine.
     let device = |n: u8| format!("t{name}{n}.{}", id % 100_000);
-    let a = Side::new(&lab, 1, &device(1)).await?;
-    let b = Side::new(&lab, 2, &device(2)).await?;
+    let a = TunnelHost::new(&lab, 1, &device(1)).await?;
+    let b = TunnelHost::new(&lab, 2, &device(2)).await?;
     Ok((lab, a, b))
 }
 
-/// Stops the hosts before their files go.
-async fn finish(lab: Lab, a: Side, b: Side) -> anyhow::Result<()> {
+/// Stops the tunnels before their files are removed, then the lab.
+async fn finish(lab: Lab, a: TunnelHost, b: TunnelHost) -> anyhow::Result<()> {
     let dir = lab.dir().to_path_buf();
     drop((a, b));
     std::fs::create_dir_all(dir)?;
@@ -208,7 +208,7 @@ async fn finish(lab: Lab, a: Side, b: Side) -> anyhow::Result<()> {
 }
 
 fn peer_of(state: &TunnelState, key: WgKey) -> anyhow::Result<TunnelPeerState> {
-    state.peers.get(&key).cloned().context("the peer is not there")
+    state.peers.get(&key).cloned().context("there is no such peer")
 }
 
 /// The skep binary.
@@ -222,7 +222,7 @@ fn inside<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> tokio::task::JoinHandle<anyhow::Result<T>> {
     let pin = pin.to_path_buf();
-    // A thread of its own that is not used again: its namespace is changed for good.
+    // A new thread that is not used again, since it stays in the namespace.
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let enter = || {
@@ -235,7 +235,7 @@ fn inside<T: Send + 'static>(
     tokio::spawn(async move { receiver.await? })
 }
 
-/// Bytes that can be told from any others, at any place.
+/// A pseudo-random byte sequence (xorshift), so that misplaced bytes are detected.
 struct Pattern(u64);
 
 impl Pattern {
@@ -249,10 +249,10 @@ impl Pattern {
     }
 }
 
-/// A TCP transfer from `to` (which serves) to `from` (which connects and checks); returns the bytes checked when it ends.
+/// Starts a TCP transfer from `to`, which serves, to `from`, which connects and checks; the result is the number of bytes checked.
 async fn transfer(
-    from: &Side,
-    to: (&Side, IpAddr),
+    from: &TunnelHost,
+    to: (&TunnelHost, IpAddr),
     bytes: u64,
     progress: Arc<AtomicU64>,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<u64>>> {
@@ -296,8 +296,8 @@ async fn transfer(
     }))
 }
 
-/// A [`transfer`] to its end.
-async fn whole_transfer(from: &Side, to: (&Side, IpAddr), bytes: u64) -> anyhow::Result<()> {
+/// A complete [`transfer`].
+async fn whole_transfer(from: &TunnelHost, to: (&TunnelHost, IpAddr), bytes: u64) -> anyhow::Result<()> {
     let seen = transfer(from, to, bytes, Arc::default()).await?.await??;
     ensure!(seen == bytes);
     Ok(())

@@ -1,5 +1,5 @@
 //! Published ports over loopback: real listeners on every address of this namespace, real backends at addresses of 127/8
-//! made from the pid so that runs side by side do not meet.
+//! derived from the pid, so that concurrent runs do not collide.
 
 mod backend;
 mod carrying;
@@ -9,12 +9,10 @@ mod under_load;
 
 use backend::Backends;
 use skep::datapath::{Sockets as _, sockets::HereSockets};
-use skep::ingress::userspace::run;
+use skep::ingress::userspace::{UserspaceChannels, UserspaceSockets, run};
 use skep::ingress::{PortState, PortStatus, UserspaceSettings};
-use skep::model::Listens;
-use skep::model::WgKey;
-use skep::model::mesh::MeshPrefix;
-use skep::model::view::{Backend, ClusterPart, Networks, Peer, PublishedPort, Tasks};
+use skep::model::fixture::{cluster_part, node_view, peer, published_port};
+use skep::model::view::{ClusterPart, Peer, PublishedPort};
 use skep::model::{NodeView, Protocol, Revision};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,10 +25,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Port of the backends.
+/// Port that the backends listen on.
 const TARGET: u16 = 18_080;
 
-/// A /24 of loopback of this test's own.
+/// A /24 of loopback that no other test uses.
 #[derive(Clone, Copy)]
 struct Net([u8; 3]);
 
@@ -48,13 +46,13 @@ impl Net {
         let [a, b, c] = self.0;
         Ipv4Addr::new(a, b, c, last)
     }
-    /// What containers see as the source.
+    /// The source address that backends see.
     fn ingress(self) -> Ipv4Addr {
         self.host(2)
     }
 }
 
-/// A port that is free on all addresses when asked, below those that the kernel gives to clients.
+/// A port that is free on all addresses at this moment, below the ephemeral ports.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + u16::try_from(std::process::id() % 240).unwrap() * 50;
@@ -68,26 +66,12 @@ fn free_port() -> u16 {
 }
 
 fn port(net: Net, published: u16, backends: &[u8]) -> PublishedPort {
-    let backend = |n: &u8| Backend {
-        task_id: format!("t{n}").into(),
-        node_id: "n".into(),
-        address: net.host(*n),
-        listens: Listens::default(),
-    };
-    PublishedPort {
-        protocol: Protocol::Tcp,
-        published,
-        target: TARGET,
-        service_id: "web".into(),
-        service_name: "web".to_owned(),
-        backends: backends.iter().map(backend).collect(),
-        affinity: false,
-        allow: Vec::new(),
-    }
+    let addresses: Vec<Ipv4Addr> = backends.iter().map(|n| net.host(*n)).collect();
+    published_port(published, TARGET, &addresses)
 }
 
 /// The loop under test.
-struct Balance {
+struct UserspaceLoop {
     net: Net,
     index: u64,
     view: watch::Sender<Option<Arc<NodeView>>>,
@@ -97,50 +81,34 @@ struct Balance {
     done: tokio::task::JoinHandle<()>,
 }
 
-impl Balance {
+impl UserspaceLoop {
     fn start(net: Net, set: impl FnOnce(&mut UserspaceSettings)) -> Self {
         let mut settings = UserspaceSettings { tick: Duration::from_millis(20), ..UserspaceSettings::default() };
         set(&mut settings);
-        let (view, views) = watch::channel(None);
-        let (applying, applied) = watch::channel(Revision::default());
-        let (telling, status) = watch::channel(Vec::new());
+        let (view, view_receiver) = watch::channel(None);
+        let (applied_sender, applied) = watch::channel(Revision::default());
+        let (status_sender, status) = watch::channel(Vec::new());
         let shutdown = CancellationToken::new();
-        let here = Arc::new(HereSockets);
-        let done = tokio::spawn(run(views, "me".into(), here.clone(), here, applying, telling, settings, shutdown.clone()));
+        let channels = UserspaceChannels { view: view_receiver, applied: applied_sender, status: status_sender };
+        let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: Arc::new(HereSockets) };
+        let done = tokio::spawn(run(channels, "me".into(), sockets, settings, shutdown.clone()));
         Self { net, index: 0, view, applied, status, shutdown, done }
     }
-    /// Shows a view with these ports and waits until it is applied.
-    async fn show(&mut self, ports: Vec<PublishedPort>) {
+    /// Publishes a view with these ports and waits until it is applied.
+    async fn publish(&mut self, ports: Vec<PublishedPort>) {
         self.index += 1;
-        let revision = Revision { incarnation: 1, index: self.index };
-        let peer = Peer {
-            node_id: "me".into(),
-            hostname: "me".to_owned(),
-            manager: true,
-            key: WgKey([7; 32]),
-            subnet: "fd00::/64".parse().unwrap(),
-            ingress_addr: self.net.ingress(),
-            endpoints: Vec::new(),
-            containers: Vec::new(),
-            ebpf: false,
-            down: false,
-        };
-        let mesh = MeshPrefix("fd12:3456:789a::/48".parse().unwrap());
-        let cluster =
-            ClusterPart { mesh, pools: Vec::new(), nodes: vec![peer], ports: ports.into_iter().map(Arc::new).collect() };
-        self.view.send_replace(Some(Arc::new(NodeView {
-            revision,
-            tasks: Arc::new(Tasks::default()),
-            networks: Arc::new(Networks::default()),
-            cluster: Arc::new(cluster),
-        })));
+        let node = Peer { node_id: "me".into(), ingress_addr: self.net.ingress(), ..peer(1) };
+        let ports = ports.into_iter().map(Arc::new).collect();
+        let view = node_view(self.index, Vec::new(), ClusterPart { ports, ..cluster_part(vec![node]) });
+        let revision = view.revision;
+        self.view.send_replace(Some(Arc::new(view)));
         tokio::time::timeout(5 * SECOND, self.applied.wait_for(|r| *r == revision)).await.expect("not applied").unwrap();
     }
-    /// Waits until the status of a port is as said.
-    async fn status(&mut self, port: u16, what: &str, is: impl Fn(&PortStatus) -> bool) -> PortStatus {
-        let found = |all: &Vec<PortStatus>| all.iter().any(|s| s.port == port && is(s));
-        let seen = tokio::time::timeout(5 * SECOND, self.status.wait_for(found)).await.is_ok();
-        assert!(seen, "not within 5 s: {what}; it is {:?}", *self.status.borrow());
+    /// Waits until the status of a port fulfils a condition.
+    async fn status(&mut self, port: u16, what: &str, condition: impl Fn(&PortStatus) -> bool) -> PortStatus {
+        let found = |all: &Vec<PortStatus>| all.iter().any(|s| s.port == port && condition(s));
+        let fulfilled = tokio::time::timeout(5 * SECOND, self.status.wait_for(found)).await.is_ok();
+        assert!(fulfilled, "not within 5 s: {what}; it is {:?}", *self.status.borrow());
         let all = self.status.borrow().clone();
         all.into_iter().find(|s| s.port == port).unwrap()
     }
@@ -154,20 +122,20 @@ async fn connect(port: u16) -> TcpStream {
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap()
 }
 
-/// Connects, says a word, closes its side and reads all: (who answered, the word as it came back).
-async fn visit(port: u16, word: &[u8]) -> io::Result<(u8, Vec<u8>)> {
-    visit_at((Ipv4Addr::LOCALHOST, port).into(), word).await
+/// Connects, sends, closes its side and reads everything: the backend that answered, and the echo.
+async fn visit(port: u16, payload: &[u8]) -> io::Result<(u8, Vec<u8>)> {
+    visit_at((Ipv4Addr::LOCALHOST, port).into(), payload).await
 }
 
-async fn visit_at(address: SocketAddr, word: &[u8]) -> io::Result<(u8, Vec<u8>)> {
+async fn visit_at(address: SocketAddr, payload: &[u8]) -> io::Result<(u8, Vec<u8>)> {
     let all = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(word).await?;
+        stream.write_all(payload).await?;
         stream.shutdown().await?;
-        let who = stream.read_u8().await?;
+        let backend = stream.read_u8().await?;
         let mut echo = Vec::new();
         stream.read_to_end(&mut echo).await?;
-        Ok((who, echo))
+        Ok((backend, echo))
     };
     tokio::time::timeout(10 * SECOND, all).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

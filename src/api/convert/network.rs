@@ -1,16 +1,23 @@
-//! Networks of the cluster, and the engine's copies of them shown as what they are.
+//! Networks of the cluster, and the engine's parts of them shown as swarm networks.
 
-use crate::api::engine::swarm_network_of;
-use crate::api::query::ApiVersion;
 use crate::api::wire::{self, Driver, IpamConfig};
 use crate::model::Network;
+use crate::model::docker::{ApiVersion, DRIVER, NETWORK_OPTION};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-/// What overlay networks are called to users.
+/// The driver that users see: skep's own stands in for Docker's.
 pub const OVERLAY: &str = "overlay";
 
-/// A network, without this node's part in it.
+/// The id of the swarm network that an engine's network is a part of; `None` for other drivers.
+pub fn swarm_network_of(network: &Value) -> Option<&str> {
+    if network.get("Driver").and_then(Value::as_str) != Some(DRIVER) {
+        return None;
+    }
+    Some(network.get("Options").and_then(|o| o.get(NETWORK_OPTION)).and_then(Value::as_str).unwrap_or_default())
+}
+
+/// A network of the store, without the containers of this node.
 pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
     let labels = &network.spec.labels;
     wire::Network {
@@ -33,17 +40,17 @@ pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
     }
 }
 
-/// The same with the engine's copy of it: the containers of this node.
-pub fn with_local_part(mut shown: wire::Network, local: &Value) -> wire::Network {
-    shown.containers = Some(local.get("Containers").cloned().unwrap_or_else(|| json!({})));
+/// Adds the containers of this node from the engine's part of the network.
+pub fn with_engine_part(mut shown: wire::Network, part: &Value) -> wire::Network {
+    shown.containers = Some(part.get("Containers").cloned().unwrap_or_else(|| json!({})));
     shown.labels.get_or_insert_default();
     shown
 }
 
-/// The engine's copy of a network that the store is not here for (on a worker).
-pub fn local_only(local: &Value) -> Value {
-    let mut shown = local.clone();
-    if let (Some(id), Some(map)) = (swarm_network_of(local).map(str::to_owned), shown.as_object_mut()) {
+/// The engine's part of a swarm network shown as that network, for workers, which have no store.
+pub fn from_engine_part(part: &Value) -> Value {
+    let mut shown = part.clone();
+    if let (Some(id), Some(map)) = (swarm_network_of(part).map(str::to_owned), shown.as_object_mut()) {
         map.insert("Id".to_owned(), json!(id));
         map.insert("Driver".to_owned(), json!(OVERLAY));
         map.insert("Scope".to_owned(), json!("swarm"));
@@ -56,7 +63,7 @@ pub fn local_only(local: &Value) -> Value {
     shown
 }
 
-/// A network as tasks show it.
+/// A network within a task's `NetworksAttachments`.
 pub fn attached(network: &Network) -> wire::AttachedNetwork {
     let spec = &network.spec;
     let driver = || Driver { name: OVERLAY, options: spec.options.clone() };
@@ -82,7 +89,7 @@ pub fn attached(network: &Network) -> wire::AttachedNetwork {
     }
 }
 
-/// The address of a network's gateway: the first one of its subnet.
+/// The gateway of a network: the first address of its subnet.
 pub fn gateway(subnet: Ipv4Net) -> std::net::Ipv4Addr {
     subnet.hosts().next().unwrap_or_else(|| subnet.network())
 }

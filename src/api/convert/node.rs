@@ -4,21 +4,21 @@ use super::tls;
 use crate::api::wire;
 use crate::model::{Cluster, Node, NodeId, NodeState};
 
-/// A node, as seen while `leader` leads.
+/// A node; `leader` is the leader of the managers, if known.
 pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<&NodeId>) -> wire::Node {
-    let about = &node.description;
+    let description = &node.description;
     wire::Node {
         id: node.id.to_string(),
         meta: node.meta.into(),
         spec: node.spec.clone(),
         description: wire::Description {
-            hostname: about.hostname.clone(),
-            platform: wire::Platform { architecture: about.architecture.clone(), os: about.os.clone() },
-            resources: wire::Resources { nano_cpus: about.nano_cpus, memory_bytes: about.memory_bytes },
+            hostname: description.hostname.clone(),
+            platform: wire::Platform { architecture: description.architecture.clone(), os: description.os.clone() },
+            resources: wire::Resources { nano_cpus: description.nano_cpus, memory_bytes: description.memory_bytes },
             engine: wire::EngineDescription {
-                engine_version: about.engine_version.clone(),
-                labels: about.engine_labels.clone(),
-                plugins: about
+                engine_version: description.engine_version.clone(),
+                labels: description.engine_labels.clone(),
+                plugins: description
                     .plugins
                     .iter()
                     .map(|(kind, name)| wire::Plugin { kind: kind.clone(), name: name.clone() })
@@ -27,7 +27,7 @@ pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<&NodeId>) -> 
             tls_info: cluster.map(|c| tls::info(&c.ca_certificate)).unwrap_or_default(),
         },
         status: wire::NodeStatus {
-            // Swarm knows no other word for a node that has left.
+            // Docker has no other state for a node that has left.
             state: match node.status.state {
                 NodeState::Disconnected => NodeState::Down.as_str(),
                 state => state.as_str(),

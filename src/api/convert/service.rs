@@ -6,7 +6,7 @@ use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
 use std::collections::BTreeMap;
 
-/// A service; with `defaults` as an inspection shows it, which no update may be built from.
+/// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
     let spec = if defaults { with_defaults(service.spec.clone()) } else { plain(service.spec.clone()) };
     wire::Service {
@@ -23,7 +23,7 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
     }
 }
 
-/// Running tasks by service.
+/// Number of running tasks by service.
 pub fn running<'a>(tasks: impl Iterator<Item = &'a Task>) -> BTreeMap<&'a ServiceId, u64> {
     let mut counts = BTreeMap::new();
     for task in tasks.filter(|t| t.status.state == TaskState::Running) {
@@ -32,7 +32,7 @@ pub fn running<'a>(tasks: impl Iterator<Item = &'a Task>) -> BTreeMap<&'a Servic
     counts
 }
 
-/// How many tasks a service has and should have. Only jobs have completed ones.
+/// The counts of a service's tasks. None is completed: only jobs have such tasks.
 pub fn status(service: &Service, running: &BTreeMap<&ServiceId, u64>) -> wire::ServiceStatus {
     wire::ServiceStatus {
         running_tasks: running.get(&service.id).copied().unwrap_or(0),

@@ -1,4 +1,4 @@
-//! The swarm, and this node's place in it.
+//! The swarm, and this node's membership.
 
 use super::tls;
 use crate::api::control::Membership;
@@ -6,13 +6,13 @@ use crate::api::wire;
 use crate::model::Cluster;
 use crate::store::Store;
 
-/// The warning of a swarm that loses its quorum with either manager.
+/// Docker's warning for two managers.
 const TWO_MANAGERS: &str = "WARNING: Running Swarm in a two-manager configuration. This configuration provides
          no fault tolerance, and poses a high risk to lose control over the cluster.
          Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the
          Swarm for fault-tolerance.";
 
-/// The cluster, with its join tokens only where they are asked for.
+/// The cluster; `tokens` includes its join tokens.
 pub fn swarm(cluster: &Cluster, tokens: bool) -> wire::Swarm {
     let pools = &cluster.address_pools;
     wire::Swarm {
@@ -28,22 +28,21 @@ pub fn swarm(cluster: &Cluster, tokens: bool) -> wire::Swarm {
     }
 }
 
-/// The `Swarm` block of `/info`; `store` is this manager's.
+/// The `Swarm` block of `/info`; `store` is `None` unless this node is a manager.
 pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
-    let member = membership.member();
+    let info = membership.info();
     let mut error = String::new();
-    let mut addr = member.and_then(|m| m.node_addr);
-    let mut remotes = member.map(|m| {
+    let mut addr = info.and_then(|m| m.node_addr);
+    let mut remotes = info.map(|m| {
         let mut managers: Vec<_> =
             m.managers.iter().map(|(id, addr)| wire::RemoteManager { node_id: id.to_string(), addr: addr.to_string() }).collect();
         managers.sort_by(|a, b| a.node_id.cmp(&b.node_id));
         managers
     });
-    if let Membership::Pending { node_addr, remotes: asked, error: why } = membership {
-        error.clone_from(why);
+    if let Membership::Pending { node_addr, remotes: hosts, error: reason } = membership {
+        error.clone_from(reason);
         addr = *node_addr;
-        let asked = asked.iter().map(|a| wire::RemoteManager { node_id: String::new(), addr: a.clone() });
-        remotes = Some(asked.collect());
+        remotes = Some(hosts.iter().map(|h| wire::RemoteManager { node_id: String::new(), addr: h.clone() }).collect());
     }
     let cluster = store.and_then(Store::cluster);
     if matches!(membership, Membership::Manager(_)) && cluster.is_none() {
@@ -51,7 +50,7 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
     }
     let managers = store.map(|s| s.nodes().filter(|n| n.manager.is_some()).count());
     wire::SwarmInfo {
-        node_id: member.map(|m| m.node_id.to_string()).unwrap_or_default(),
+        node_id: info.map(|m| m.node_id.to_string()).unwrap_or_default(),
         node_addr: addr.map(|a| a.to_string()).unwrap_or_default(),
         local_node_state: membership.local_state(),
         control_available: matches!(membership, Membership::Manager(_)),

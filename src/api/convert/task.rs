@@ -1,12 +1,12 @@
 //! Tasks.
 
 use super::network;
-use crate::api::query::ApiVersion;
 use crate::api::wire;
 use crate::model::Task;
+use crate::model::docker::ApiVersion;
 use crate::store::Store;
 
-/// A task, as this version of the API shows it.
+/// A task in this version of the API.
 pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
     let mut spec = task.spec.clone();
     spec.runtime = None;

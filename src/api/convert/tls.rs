@@ -1,10 +1,10 @@
-//! The root certificate as the API shows it: the PEM, and subject and public key of it as DER. A walk over a dozen DER
-//! fields; whoever trusts the certificate reads it with a real parser (`trust`).
+//! The root certificate as the API shows it: the PEM, and its subject and public key as DER. Parses only as much DER as
+//! that needs; where the certificate is trusted, the room `trust` parses it with a full parser.
 
 use crate::api::wire::TlsInfo;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-/// Shows a root certificate; subject and key stay empty if it cannot be read.
+/// The parts of a root certificate; subject and key are empty if it cannot be parsed.
 pub fn info(pem: &str) -> TlsInfo {
     let (subject, key) = der(pem).as_deref().and_then(subject_and_key).unwrap_or_default();
     TlsInfo {
@@ -19,7 +19,7 @@ fn der(pem: &str) -> Option<Vec<u8>> {
     STANDARD.decode(body.split_ascii_whitespace().collect::<String>()).ok()
 }
 
-/// One DER element: all of it, its contents, and what comes after.
+/// Splits off the first DER element: the whole element, its contents, and the bytes after it.
 fn element(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let first = usize::from(*bytes.get(1)?);
     let (header, len) = if first < 0x80 {
@@ -33,7 +33,7 @@ fn element(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((bytes.get(..end)?, bytes.get(header..end)?, bytes.get(end..)?))
 }
 
-/// Certificate → (subject, public key): version, serial, algorithm, issuer and validity stand before them.
+/// Subject and public key of a certificate, which follow version (optional), serial, algorithm, issuer and validity.
 fn subject_and_key(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (_, body, _) = element(certificate)?;
     let (_, mut rest, _) = element(body)?;
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_shows_nothing() {
+    fn an_invalid_certificate_has_no_subject() {
         assert_eq!(info("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----").cert_issuer_subject, "");
         assert_eq!(info("").trust_root, "");
     }

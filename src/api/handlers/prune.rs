@@ -1,41 +1,43 @@
-//! `/networks/prune`: the engine's unused networks and the cluster's. The engine may not do it alone: it would take our
-//! plumbing for unused.
+//! `/networks/prune`: removes unused networks of the engine and of the cluster. The engine's own prune is not used: it
+//! would remove its parts of swarm networks that have no container on this node.
 
-use super::networks::{local, remove_local, store, user};
-use super::{Call, ok};
-use crate::api::engine::swarm_network_of;
+use super::local_networks::{parse_list, remove_local};
+use super::networks::{store, user};
+use super::reply::ok;
+use super::request::ApiRequest;
+use crate::api::convert::network::swarm_network_of;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{Filters, encode};
 use crate::store::{Action, Kind};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-/// Names of the engine's own networks that are never removed.
+/// Networks that the engine creates and needs.
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "docker_gwbridge"];
 
 /// POST /networks/prune
-pub async fn networks(call: &Call) -> Result<Response> {
-    let filters = call.query.filters(&["until", "label", "label!"])?;
+pub async fn networks(request: &ApiRequest) -> Result<Response> {
+    let filters = request.query.filters(&["until", "label", "label!"])?;
     if filters.has("until") || filters.has("label!") {
-        return Err(ApiError::not_built(
-            "network prune with the filters until or label!= is not built into skep yet: remove networks by name, or use label=",
+        return Err(ApiError::not_implemented(
+            "network prune with the filters until or label!= is not implemented in skep yet: remove networks by name, or use label=",
         ));
     }
     let mut deleted = Vec::new();
-    for network in dangling(call, &filters).await? {
+    for network in unused_on_engine(request, &filters).await? {
         let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
         if swarm_network_of(&network).is_none()
             && !PREDEFINED.contains(&text("Name").as_str())
-            && remove_local(call, &text("Id")).await?
+            && remove_local(request, &text("Id")).await?
         {
             deleted.push(text("Name"));
         }
     }
-    if let (Some(store), Some(handle)) = (store(call), call.api.control.store()) {
+    if let (Some(store), Some(handle)) = (store(request), request.api.control.store()) {
         let unused =
             store.networks().filter(|n| !n.spec.ingress && filters.labels("label", &n.spec.labels) && user(n, &store).is_none());
         for network in unused {
-            handle.write(call.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
+            handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
             deleted.push(network.spec.name.clone());
         }
     }
@@ -43,14 +45,14 @@ pub async fn networks(call: &Call) -> Result<Response> {
     ok(&json!({ "NetworksDeleted": deleted }))
 }
 
-/// The engine's networks that no container is on.
-async fn dangling(call: &Call, filters: &Filters) -> Result<Vec<Value>> {
-    let mut asked = json!({ "dangling": { "true": true } });
+/// The engine's networks without containers.
+async fn unused_on_engine(request: &ApiRequest, filters: &Filters) -> Result<Vec<Value>> {
+    let mut query = json!({ "dangling": { "true": true } });
     for label in filters.values("label") {
-        asked["label"][label] = json!(true);
+        query["label"][label] = json!(true);
     }
-    let path = format!("/networks?filters={}", encode(&asked.to_string()));
-    let reply = call.api.engine.get(&call.at_engine(&path)).await?;
-    reply.ok().map_err(|e| ApiError::failed(format!("the engine does not list its networks: {e}")))?;
-    local(&reply.body)
+    let path = format!("/networks?filters={}", encode(&query.to_string()));
+    let reply = request.api.engine.get(&request.engine_target(&path)).await?;
+    reply.ok().map_err(|e| ApiError::failed(format!("the engine did not list its networks: {e}")))?;
+    parse_list(&reply.body)
 }

@@ -1,11 +1,14 @@
 //! `/services`.
 
-use super::{Call, empty, json, ok};
+use super::local_networks::unknown_target;
+use super::reply::{empty, json, ok};
+use super::request::ApiRequest;
 use crate::api::convert;
-use crate::api::error::{ApiError, Code, Result};
-use crate::api::query::{ApiVersion, Filters};
+use crate::api::error::{ApiError, GrpcCode, Result};
+use crate::api::query::Filters;
 use crate::api::schema::SERVICE_SPEC;
 use crate::api::{lookup, validate};
+use crate::model::docker::ApiVersion;
 use crate::model::service::{Endpoint, ServiceSpec};
 use crate::model::{Meta, Service, ServiceId};
 use crate::store::{Action, Kind, Store};
@@ -15,10 +18,10 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// GET /services
-pub fn list(call: &Call) -> Result<Response> {
-    let filters = call.query.filters(&["id", "name", "label", "mode", "runtime"])?;
-    let status = call.query.strict_bool("status")? && call.version >= ApiVersion::v1(41);
-    let store = call.store()?.read();
+pub fn list(request: &ApiRequest) -> Result<Response> {
+    let filters = request.query.filters(&["id", "name", "label", "mode", "runtime"])?;
+    let status = request.query.strict_bool("status")? && request.version >= ApiVersion::v1(41);
+    let store = request.store()?.read();
     let mut found: Vec<&Service> = store.services().filter(|s| passes(s, &filters)).collect();
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
@@ -44,27 +47,30 @@ fn passes(service: &Service, filters: &Filters) -> bool {
 }
 
 /// GET /services/{id}
-pub fn inspect(call: &Call, reference: &str) -> Result<Response> {
-    let defaults = call.query.strict_bool("insertDefaults")?;
-    let store = call.store()?.read();
+pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
+    let defaults = request.query.strict_bool("insertDefaults")?;
+    let store = request.store()?.read();
     ok(&convert::service::service(lookup::service(&store, reference)?, defaults))
 }
 
 /// POST /services/create
-pub async fn create(call: &Call) -> Result<Response> {
-    let posted = call.read(&SERVICE_SPEC)?;
-    let handle = call.store()?;
+pub async fn create(request: &ApiRequest) -> Result<Response> {
+    let posted = request.decode_body(&SERVICE_SPEC)?;
+    let handle = request.store()?;
     let store = handle.read();
-    credentials(call)?;
-    let mut spec = validate::spec(posted)?;
+    refuse_credentials(request)?;
+    let mut spec = validate::service_spec(posted)?;
     if spec.name.is_empty() {
         spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
     }
-    networks(call, &mut spec, &store).await?;
+    resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
     validate::free_ports(&spec, None, store.services())?;
     if spec.wants_ingress() && !store.networks().any(|n| n.spec.ingress) {
-        return Err(ApiError::rpc(Code::FailedPrecondition, "service needs ingress network, but no ingress network is present"));
+        return Err(ApiError::rpc(
+            GrpcCode::FailedPrecondition,
+            "service needs ingress network, but no ingress network is present",
+        ));
     }
     let id = ServiceId::draw(&mut rand::rng());
     let service = Service {
@@ -75,24 +81,24 @@ pub async fn create(call: &Call) -> Result<Response> {
         spec_version: 1,
         endpoint: Endpoint::default(),
     };
-    handle.write(call.api.clock.now(), vec![Action::create(service)]).await?;
+    handle.write(request.api.clock.now(), vec![Action::create(service)]).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
 }
 
-/// Puts ids in the place of the networks' names.
-async fn networks(call: &Call, spec: &mut ServiceSpec, store: &Store) -> Result<()> {
+/// Replaces names of networks by their ids.
+async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &Store) -> Result<()> {
     for attachment in &mut spec.task_template.networks {
         let target = &attachment.target;
         let network = match lookup::network(store, target) {
             Ok(network) => network,
             Err(error) if error.status != StatusCode::NOT_FOUND => return Err(error),
-            Err(_) => return Err(super::networks::unknown_target(call, target).await),
+            Err(_) => return Err(unknown_target(request, target).await),
         };
         if network.spec.ingress {
-            return Err(ApiError::rpc(
-                Code::InvalidArgument,
-                format!("Service cannot be explicitly attached to the ingress network \"{}\"", network.spec.name),
-            ));
+            return Err(ApiError::invalid_argument(format!(
+                "Service cannot be explicitly attached to the ingress network \"{}\"",
+                network.spec.name
+            )));
         }
         attachment.target = network.id.to_string();
     }
@@ -100,36 +106,36 @@ async fn networks(call: &Call, spec: &mut ServiceSpec, store: &Store) -> Result<
 }
 
 /// POST /services/{id}/update: the number of replicas and the service's labels may change.
-pub async fn update(call: &Call, reference: &str) -> Result<Response> {
-    let posted = call.read(&SERVICE_SPEC)?;
-    let version = call.query.version("service")?;
-    let handle = call.store()?;
+pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
+    let posted = request.decode_body(&SERVICE_SPEC)?;
+    let version = request.query.version("service")?;
+    let handle = request.store()?;
     let store = handle.read();
     let stored = lookup::service(&store, reference)?;
-    let spec = match call.query.get("rollback") {
+    let spec = match request.query.get("rollback") {
         "" | "none" => {
-            mode_change(&posted)?;
-            credentials(call)?;
-            let mut spec = validate::spec(posted)?;
-            networks(call, &mut spec, &store).await?;
+            refuse_mode_change(&posted)?;
+            refuse_credentials(request)?;
+            let mut spec = validate::service_spec(posted)?;
+            resolve_networks(request, &mut spec, &store).await?;
             spec
         }
         "previous" => stored.previous_spec.clone().ok_or_else(|| {
-            ApiError::rpc(Code::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
+            ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
         })?,
         other => return Err(ApiError::failed(format!("unrecognized rollback option {other}"))),
     };
-    if !["", "spec", "previous-spec"].contains(&call.query.get("registryAuthFrom")) {
+    if !["", "spec", "previous-spec"].contains(&request.query.get("registryAuthFrom")) {
         return Err(ApiError::failed("unsupported registryAuthFrom value"));
     }
     validate::service(&spec)?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
     if spec.name != stored.spec.name {
-        return Err(ApiError::rpc(Code::Unimplemented, "renaming services is not supported"));
+        return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }
-    if let Some(path) = first_change(&stored.spec, &spec) {
-        return Err(ApiError::not_built(format!(
-            "{path} of service {} cannot be changed: rolling updates are not built into skep yet, only the number of replicas \
+    if let Some(path) = first_unsupported_change(&stored.spec, &spec) {
+        return Err(ApiError::not_implemented(format!(
+            "{path} of service {} cannot be changed: rolling updates are not implemented in skep yet, only the number of replicas \
              and the service's labels can be updated (nothing was changed)",
             stored.spec.name
         )));
@@ -137,45 +143,46 @@ pub async fn update(call: &Call, reference: &str) -> Result<Response> {
     let mut service = stored.clone();
     service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
     service.meta.version = version;
-    handle.write(call.api.clock.now(), vec![Action::update(service)]).await?;
+    handle.write(request.api.clock.now(), vec![Action::update(service)]).await?;
     ok(&json!({ "Warnings": Value::Null }))
 }
 
-/// Refuses credentials for a registry, which would have to be kept for the nodes. None at all, or garbage, is as good
-/// as the header's absence.
-fn credentials(call: &Call) -> Result<()> {
+/// Refuses credentials for a registry: skep does not distribute them to the nodes yet. Empty or malformed ones count as
+/// none.
+fn refuse_credentials(request: &ApiRequest) -> Result<()> {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-    let field = call.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let field = request.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
     let decoded = URL_SAFE_NO_PAD.decode(field.trim_end_matches('=')).unwrap_or_default();
     let auth: Value = serde_json::from_slice(&decoded).unwrap_or_default();
-    let given = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
-    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| given(k)) {
-        Some(key) => Err(ApiError::not_built(format!(
-            "X-Registry-Auth ({key}) is not carried out by skep yet: log in on every node, or use images that need no login"
+    let is_set = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
+    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| is_set(k)) {
+        Some(key) => Err(ApiError::not_implemented(format!(
+            "X-Registry-Auth ({key}) is not supported by skep yet: log in on every node, or use images that need no login"
         ))),
         None => Ok(()),
     }
 }
 
-/// Every service is replicated: another mode is a change of it.
-fn mode_change(posted: &Value) -> Result<()> {
-    let other = |mode: &str| !posted["Mode"][mode].is_null();
-    if posted["Mode"]["Replicated"].is_null() && ["Global", "ReplicatedJob", "GlobalJob"].into_iter().any(other) {
-        return Err(ApiError::rpc(Code::Unimplemented, "service mode change is not allowed"));
+/// Every stored service is replicated, so any other mode is a change.
+fn refuse_mode_change(posted: &Value) -> Result<()> {
+    let has_mode = |mode: &str| !posted["Mode"][mode].is_null();
+    if posted["Mode"]["Replicated"].is_null() && ["Global", "ReplicatedJob", "GlobalJob"].into_iter().any(has_mode) {
+        return Err(ApiError::rpc(GrpcCode::Unimplemented, "service mode change is not allowed"));
     }
     Ok(())
 }
 
-/// The path of the first difference that is not carried out.
-fn first_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
-    let shown = |spec: &ServiceSpec| {
+/// The path of the first difference besides labels and replicas.
+fn first_unsupported_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
+    let comparable = |spec: &ServiceSpec| {
         let spec = ServiceSpec { labels: BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
         serde_json::to_value(spec).unwrap_or_default()
     };
-    difference(&shown(old), &shown(new), String::new())
+    first_difference(&comparable(old), &comparable(new), String::new())
 }
 
-fn difference(old: &Value, new: &Value, path: String) -> Option<String> {
+/// The path of the first difference between two values, keys in alphabetical order.
+fn first_difference(old: &Value, new: &Value, path: String) -> Option<String> {
     if old == new {
         return None;
     }
@@ -183,36 +190,36 @@ fn difference(old: &Value, new: &Value, path: String) -> Option<String> {
     let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
     keys.into_iter().find_map(|key| {
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)
+        first_difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)
     })
 }
 
 /// DELETE /services/{id}
-pub async fn remove(call: &Call, reference: &str) -> Result<Response> {
-    let handle = call.store()?;
+pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
+    let handle = request.store()?;
     let store = handle.read();
     let id = lookup::service(&store, reference)?.id.to_string();
-    handle.write(call.api.clock.now(), vec![Action::Remove(Kind::Service, id)]).await?;
+    handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Service, id)]).await?;
     empty()
 }
 
 /// GET /services/{id}/logs
-pub fn logs(call: &Call, reference: &str) -> Result<Response> {
-    let store = call.store()?.read();
+pub fn logs(request: &ApiRequest, reference: &str) -> Result<Response> {
+    let store = request.store()?.read();
     let service = lookup::service(&store, reference)?;
-    check_logs(call)?;
-    Err(ApiError::not_built(format!(
-        "logs of services and tasks are not built into skep yet: docker service ps {} shows where its tasks run, docker logs there",
+    check_log_parameters(request)?;
+    Err(ApiError::not_implemented(format!(
+        "logs of services and tasks are not implemented in skep yet: run docker service ps {} to see where its tasks run, and docker logs on that node",
         service.spec.name
     )))
 }
 
-/// Refuses what the real server refuses of the arguments.
-pub fn check_logs(call: &Call) -> Result<()> {
-    if !call.query.loose_bool("stdout") && !call.query.loose_bool("stderr") {
+/// Refuses parameters of a request for logs as the real server does.
+pub fn check_log_parameters(request: &ApiRequest) -> Result<()> {
+    if !request.query.loose_bool("stdout") && !request.query.loose_bool("stderr") {
         return Err(ApiError::failed("Bad parameters: you must choose at least one stream"));
     }
-    let tail = call.query.get("tail");
+    let tail = request.query.get("tail");
     if !tail.is_empty() && tail != "all" && tail.parse::<u64>().is_err() {
         return Err(ApiError::failed("tail value must be a positive integer or \"all\""));
     }

@@ -1,4 +1,4 @@
-//! A stream with bytes put back in front of it.
+//! A stream that returns bytes already read from it once more.
 
 use bytes::{Buf as _, Bytes};
 use std::io;
@@ -6,14 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Gives `front` first, then what the stream gives. Writes go to the stream.
+/// Reads return `front` first, then what the stream returns. Writes are the stream's.
 pub struct Rewind<S> {
     front: Bytes,
     stream: S,
 }
 
 impl<S> Rewind<S> {
-    /// Puts `front` back in front of `stream`.
     pub fn new(front: Bytes, stream: S) -> Self {
         Self { front, stream }
     }
@@ -49,7 +48,7 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     #[tokio::test]
-    async fn what_was_put_back_comes_first() {
+    async fn the_bytes_put_back_are_read_first() {
         let mut all = String::new();
         Rewind::new(Bytes::from_static(b"GET "), &b"/ HTTP"[..]).read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "GET / HTTP");

@@ -1,33 +1,33 @@
-//! Whose a request is, by method and path alone.
+//! Decides by method and path whether a request is answered by skep or passed through to the engine.
 
 use crate::api::query::split_version;
 
-/// Who answers.
+/// Which server answers a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owner {
-    /// We do; some of it after asking the engine.
-    Ours,
-    /// The engine, without us.
+pub enum Destination {
+    /// The handlers of skep; some of them ask the engine first.
+    Skep,
+    /// The engine; skep only copies bytes.
     Engine,
 }
 
-/// Folders that are ours whatever the method: an unknown path below them is our "page not found".
-const FOLDERS: [&str; 7] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks"];
+/// First segments of paths that skep answers for any method: an unknown path below them is skep's "page not found".
+const SWARM_PATHS: [&str; 7] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks"];
 
-/// Decides. Paths that are no one's go to the engine, which says so.
-pub fn owner(method: &str, target: &str) -> Owner {
+/// Routes a request. Unknown paths are the engine's to refuse.
+pub fn destination(method: &str, target: &str) -> Destination {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let (_, path) = split_version(path);
     let mut segments = path.trim_start_matches('/').split('/');
     let first = segments.next().unwrap_or_default();
-    if FOLDERS.contains(&first) {
-        return Owner::Ours;
+    if SWARM_PATHS.contains(&first) {
+        return Destination::Skep;
     }
     match (method, first, segments.next(), segments.next()) {
         ("GET" | "HEAD", "_ping", None, None)
         | ("GET", "version" | "info", None, None)
-        | ("POST", "containers", Some("create"), None) => Owner::Ours,
-        _ => Owner::Engine,
+        | ("POST", "containers", Some("create"), None) => Destination::Skep,
+        _ => Destination::Engine,
     }
 }
 
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn swarm_paths_are_ours_and_the_rest_is_the_engines() {
+    fn swarm_paths_are_answered_and_the_rest_is_passed_through() {
         for (method, target) in [
             ("GET", "/services"),
             ("GET", "/v1.50/services?filters=%7B%7D"),
@@ -47,7 +47,7 @@ mod tests {
             ("GET", "/v1.24/info"),
             ("POST", "/v1.50/containers/create?name=c1"),
         ] {
-            assert_eq!(owner(method, target), Owner::Ours, "{method} {target}");
+            assert_eq!(destination(method, target), Destination::Skep, "{method} {target}");
         }
         for (method, target) in [
             ("GET", "/v1.50/containers/json"),
@@ -60,7 +60,7 @@ mod tests {
             ("GET", "*"),
             ("GET", ""),
         ] {
-            assert_eq!(owner(method, target), Owner::Engine, "{method} {target}");
+            assert_eq!(destination(method, target), Destination::Engine, "{method} {target}");
         }
     }
 }

@@ -1,131 +1,154 @@
 //! Docker's service spec.
 
-use super::{Field, Struct, Ty, never, no, yes};
+use super::types::{Field, FieldType, Struct, refused, supported, unsupported};
 
-/// What `docker service create` and `update` post.
+/// `POST /services/create` and `POST /services/{id}/update`.
 pub static SERVICE_SPEC: Struct = Struct { name: "ServiceSpec", package: "swarm.ServiceSpec", fields: SPEC };
 
 const SPEC: &[Field] = &[
-    yes("Name", Ty::Str),
-    yes("Labels", Ty::Labels),
-    yes("TaskTemplate", Ty::Object("swarm.TaskSpec", TASK)),
-    yes("Mode", Ty::Object("swarm.ServiceMode", MODE)),
-    no("UpdateConfig", Ty::Object("swarm.UpdateConfig", UPDATE)),
-    no("RollbackConfig", Ty::Object("swarm.UpdateConfig", UPDATE)),
-    yes("Networks", Ty::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
-    yes("EndpointSpec", Ty::Object("swarm.EndpointSpec", ENDPOINT)),
+    supported("Name", FieldType::Str),
+    supported("Labels", FieldType::Labels),
+    supported("TaskTemplate", FieldType::Object("swarm.TaskSpec", TASK)),
+    supported("Mode", FieldType::Object("swarm.ServiceMode", MODE)),
+    unsupported("UpdateConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
+    unsupported("RollbackConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
+    supported("Networks", FieldType::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
+    supported("EndpointSpec", FieldType::Object("swarm.EndpointSpec", ENDPOINT)),
 ];
 
 const TASK: &[Field] = &[
-    yes("ContainerSpec", Ty::Object("swarm.ContainerSpec", CONTAINER)),
-    never("PluginSpec", Ty::Any),
-    never("NetworkAttachmentSpec", Ty::Any),
-    yes("Resources", Ty::Object("swarm.ResourceRequirements", RESOURCES)),
-    yes("RestartPolicy", Ty::Object("swarm.RestartPolicy", RESTART)),
-    yes("Placement", Ty::Object("swarm.Placement", PLACEMENT)),
-    yes("Networks", Ty::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
-    no("LogDriver", Ty::Object("swarm.Driver", &[no("Name", Ty::Str), no("Options", Ty::Labels)])),
-    yes("ForceUpdate", Ty::U64),
-    yes("Runtime", Ty::Str),
+    supported("ContainerSpec", FieldType::Object("swarm.ContainerSpec", CONTAINER)),
+    refused("PluginSpec", FieldType::Any),
+    refused("NetworkAttachmentSpec", FieldType::Any),
+    supported("Resources", FieldType::Object("swarm.ResourceRequirements", RESOURCES)),
+    supported("RestartPolicy", FieldType::Object("swarm.RestartPolicy", RESTART)),
+    supported("Placement", FieldType::Object("swarm.Placement", PLACEMENT)),
+    supported("Networks", FieldType::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
+    unsupported(
+        "LogDriver",
+        FieldType::Object("swarm.Driver", &[unsupported("Name", FieldType::Str), unsupported("Options", FieldType::Labels)]),
+    ),
+    supported("ForceUpdate", FieldType::U64),
+    supported("Runtime", FieldType::Str),
 ];
 
 const CONTAINER: &[Field] = &[
-    yes("Image", Ty::Str),
-    yes("Labels", Ty::Labels),
-    yes("Command", Ty::Strings),
-    yes("Args", Ty::Strings),
-    yes("Hostname", Ty::Str),
-    yes("Env", Ty::Strings),
-    yes("Dir", Ty::Str),
-    yes("User", Ty::Str),
-    yes("Groups", Ty::Strings),
-    no("Privileges", Ty::Any),
-    yes("Init", Ty::Bool),
-    yes("StopSignal", Ty::Str),
-    yes("TTY", Ty::Bool),
-    yes("OpenStdin", Ty::Bool),
-    yes("ReadOnly", Ty::Bool),
-    yes("Mounts", Ty::Objects("mount.Mount", MOUNT)),
-    yes("StopGracePeriod", Ty::DURATION),
-    yes("Healthcheck", Ty::Object("container.HealthConfig", HEALTH)),
-    yes("Hosts", Ty::Strings),
-    yes("DNSConfig", Ty::Object("swarm.DNSConfig", DNS)),
-    no("Secrets", Ty::Any),
-    no("Configs", Ty::Any),
-    yes("Isolation", Ty::Str),
-    yes("Sysctls", Ty::Labels),
-    yes("CapabilityAdd", Ty::Strings),
-    yes("CapabilityDrop", Ty::Strings),
-    no("Ulimits", Ty::Any),
-    no("OomScoreAdj", Ty::I64),
+    supported("Image", FieldType::Str),
+    supported("Labels", FieldType::Labels),
+    supported("Command", FieldType::Strings),
+    supported("Args", FieldType::Strings),
+    supported("Hostname", FieldType::Str),
+    supported("Env", FieldType::Strings),
+    supported("Dir", FieldType::Str),
+    supported("User", FieldType::Str),
+    supported("Groups", FieldType::Strings),
+    unsupported("Privileges", FieldType::Any),
+    supported("Init", FieldType::Bool),
+    supported("StopSignal", FieldType::Str),
+    supported("TTY", FieldType::Bool),
+    supported("OpenStdin", FieldType::Bool),
+    supported("ReadOnly", FieldType::Bool),
+    supported("Mounts", FieldType::Objects("mount.Mount", MOUNT)),
+    supported("StopGracePeriod", FieldType::DURATION),
+    supported("Healthcheck", FieldType::Object("container.HealthConfig", HEALTH)),
+    supported("Hosts", FieldType::Strings),
+    supported("DNSConfig", FieldType::Object("swarm.DNSConfig", DNS)),
+    unsupported("Secrets", FieldType::Any),
+    unsupported("Configs", FieldType::Any),
+    supported("Isolation", FieldType::Str),
+    supported("Sysctls", FieldType::Labels),
+    supported("CapabilityAdd", FieldType::Strings),
+    supported("CapabilityDrop", FieldType::Strings),
+    unsupported("Ulimits", FieldType::Any),
+    unsupported("OomScoreAdj", FieldType::I64),
 ];
 
 const MOUNT: &[Field] = &[
-    yes("Type", Ty::Str),
-    yes("Source", Ty::Str),
-    yes("Target", Ty::Str),
-    yes("ReadOnly", Ty::Bool),
-    no("Consistency", Ty::Str),
-    no("BindOptions", Ty::Any),
-    no("VolumeOptions", Ty::Any),
-    no("ImageOptions", Ty::Any),
-    no("TmpfsOptions", Ty::Any),
-    no("ClusterOptions", Ty::Any),
+    supported("Type", FieldType::Str),
+    supported("Source", FieldType::Str),
+    supported("Target", FieldType::Str),
+    supported("ReadOnly", FieldType::Bool),
+    unsupported("Consistency", FieldType::Str),
+    unsupported("BindOptions", FieldType::Any),
+    unsupported("VolumeOptions", FieldType::Any),
+    unsupported("ImageOptions", FieldType::Any),
+    unsupported("TmpfsOptions", FieldType::Any),
+    unsupported("ClusterOptions", FieldType::Any),
 ];
 
 const HEALTH: &[Field] = &[
-    yes("Test", Ty::Strings),
-    yes("Interval", Ty::DURATION),
-    yes("Timeout", Ty::DURATION),
-    yes("StartPeriod", Ty::DURATION),
-    no("StartInterval", Ty::DURATION),
-    yes("Retries", Ty::INT),
+    supported("Test", FieldType::Strings),
+    supported("Interval", FieldType::DURATION),
+    supported("Timeout", FieldType::DURATION),
+    supported("StartPeriod", FieldType::DURATION),
+    unsupported("StartInterval", FieldType::DURATION),
+    supported("Retries", FieldType::INT),
 ];
 
-const DNS: &[Field] = &[yes("Nameservers", Ty::Strings), yes("Search", Ty::Strings), yes("Options", Ty::Strings)];
+const DNS: &[Field] = &[
+    supported("Nameservers", FieldType::Strings),
+    supported("Search", FieldType::Strings),
+    supported("Options", FieldType::Strings),
+];
 
 const RESOURCES: &[Field] = &[
-    yes("Limits", Ty::Object("swarm.Limit", LIMITS)),
-    yes("Reservations", Ty::Object("swarm.Resources", RESERVATIONS)),
-    no("SwapBytes", Ty::I64),
-    no("MemorySwappiness", Ty::I64),
+    supported("Limits", FieldType::Object("swarm.Limit", LIMITS)),
+    supported("Reservations", FieldType::Object("swarm.Resources", RESERVATIONS)),
+    unsupported("SwapBytes", FieldType::I64),
+    unsupported("MemorySwappiness", FieldType::I64),
 ];
-const LIMITS: &[Field] = &[yes("NanoCPUs", Ty::I64), yes("MemoryBytes", Ty::I64), yes("Pids", Ty::I64)];
-const RESERVATIONS: &[Field] = &[no("NanoCPUs", Ty::I64), no("MemoryBytes", Ty::I64), no("GenericResources", Ty::Any)];
+const LIMITS: &[Field] =
+    &[supported("NanoCPUs", FieldType::I64), supported("MemoryBytes", FieldType::I64), supported("Pids", FieldType::I64)];
+const RESERVATIONS: &[Field] = &[
+    unsupported("NanoCPUs", FieldType::I64),
+    unsupported("MemoryBytes", FieldType::I64),
+    unsupported("GenericResources", FieldType::Any),
+];
 
-const RESTART: &[Field] =
-    &[yes("Condition", Ty::Str), yes("Delay", Ty::DURATION), yes("MaxAttempts", Ty::U64), yes("Window", Ty::DURATION)];
+const RESTART: &[Field] = &[
+    supported("Condition", FieldType::Str),
+    supported("Delay", FieldType::DURATION),
+    supported("MaxAttempts", FieldType::U64),
+    supported("Window", FieldType::DURATION),
+];
 
 const PLACEMENT: &[Field] = &[
-    no("Constraints", Ty::Strings),
-    no("Preferences", Ty::Any),
-    no("MaxReplicas", Ty::U64),
-    yes("Platforms", Ty::Objects("swarm.Platform", &[yes("Architecture", Ty::Str), yes("OS", Ty::Str)])),
+    unsupported("Constraints", FieldType::Strings),
+    unsupported("Preferences", FieldType::Any),
+    unsupported("MaxReplicas", FieldType::U64),
+    supported(
+        "Platforms",
+        FieldType::Objects("swarm.Platform", &[supported("Architecture", FieldType::Str), supported("OS", FieldType::Str)]),
+    ),
 ];
 
-const ATTACHMENT: &[Field] = &[yes("Target", Ty::Str), yes("Aliases", Ty::Strings), no("DriverOpts", Ty::Labels)];
+const ATTACHMENT: &[Field] = &[
+    supported("Target", FieldType::Str),
+    supported("Aliases", FieldType::Strings),
+    unsupported("DriverOpts", FieldType::Labels),
+];
 
 const MODE: &[Field] = &[
-    yes("Replicated", Ty::Object("swarm.ReplicatedService", &[yes("Replicas", Ty::U64)])),
-    never("Global", Ty::Any),
-    never("ReplicatedJob", Ty::Any),
-    never("GlobalJob", Ty::Any),
+    supported("Replicated", FieldType::Object("swarm.ReplicatedService", &[supported("Replicas", FieldType::U64)])),
+    refused("Global", FieldType::Any),
+    refused("ReplicatedJob", FieldType::Any),
+    refused("GlobalJob", FieldType::Any),
 ];
 
 const UPDATE: &[Field] = &[
-    no("Parallelism", Ty::U64),
-    no("Delay", Ty::DURATION),
-    no("FailureAction", Ty::Str),
-    no("Monitor", Ty::DURATION),
-    no("MaxFailureRatio", Ty::Float),
-    no("Order", Ty::Str),
+    unsupported("Parallelism", FieldType::U64),
+    unsupported("Delay", FieldType::DURATION),
+    unsupported("FailureAction", FieldType::Str),
+    unsupported("Monitor", FieldType::DURATION),
+    unsupported("MaxFailureRatio", FieldType::Float),
+    unsupported("Order", FieldType::Str),
 ];
 
-const ENDPOINT: &[Field] = &[yes("Mode", Ty::Str), yes("Ports", Ty::Objects("swarm.PortConfig", PORT))];
+const ENDPOINT: &[Field] = &[supported("Mode", FieldType::Str), supported("Ports", FieldType::Objects("swarm.PortConfig", PORT))];
 const PORT: &[Field] = &[
-    yes("Name", Ty::Str),
-    yes("Protocol", Ty::Str),
-    yes("TargetPort", Ty::U32),
-    yes("PublishedPort", Ty::U32),
-    yes("PublishMode", Ty::Str),
+    supported("Name", FieldType::Str),
+    supported("Protocol", FieldType::Str),
+    supported("TargetPort", FieldType::U32),
+    supported("PublishedPort", FieldType::U32),
+    supported("PublishMode", FieldType::Str),
 ];

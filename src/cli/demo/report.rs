@@ -1,4 +1,4 @@
-//! How the demo tells what it does: a line per step with its time, or one JSON document at the end.
+//! The demo's output: a line per step with its duration, or one JSON document at the end.
 
 use serde::Serialize;
 use std::io::{IsTerminal as _, Write as _};
@@ -6,29 +6,29 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Steps so far.
-pub(super) struct Report {
+pub(super) struct DemoReport {
     json: bool,
     live: bool,
     start: Instant,
     step: Instant,
     current: String,
-    /// Lines of the live table above the cursor.
+    /// Lines of live output above the cursor, to erase.
     drawn: usize,
-    steps: Vec<Step>,
+    steps: Vec<StepRecord>,
     proof: serde_json::Map<String, serde_json::Value>,
     closing: String,
 }
 
 #[derive(Serialize)]
-struct Step {
+struct StepRecord {
     #[serde(rename = "step")]
     name: String,
-    seen: String,
+    result: String,
     seconds: f64,
     ok: bool,
 }
 
-impl Report {
+impl DemoReport {
     pub(super) fn new(json: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -44,19 +44,19 @@ impl Report {
         }
     }
 
-    /// A step begins.
+    /// Starts a step.
     pub(super) fn begin(&mut self, step: &str) {
         step.clone_into(&mut self.current);
         self.step = Instant::now();
         self.progress("…");
     }
 
-    /// What is seen while it runs, in place of what was seen before; shown on a terminal only.
-    pub(super) fn progress(&mut self, seen: &str) {
+    /// Replaces the progress of the current step; shown on a terminal only.
+    pub(super) fn progress(&mut self, observed: &str) {
         if self.live {
             self.erase();
-            print!("  {:>5.1} s  {}: {seen}", self.step.elapsed().as_secs_f64(), self.current);
-            self.drawn = seen.matches('\n').count();
+            print!("  {:>5.1} s  {}: {observed}", self.step.elapsed().as_secs_f64(), self.current);
+            self.drawn = observed.matches('\n').count();
             let _ = std::io::stdout().flush();
         }
     }
@@ -67,27 +67,27 @@ impl Report {
         }
     }
 
-    /// The step is done; what was seen.
-    pub(super) fn done(&mut self, seen: String) {
+    /// Ends the current step with its result.
+    pub(super) fn done(&mut self, result: String) {
         let seconds = self.step.elapsed();
         self.erase();
         if !self.json {
-            println!("{:>7.1} s  {}: {seen}", seconds.as_secs_f64(), self.current);
+            println!("{:>7.1} s  {}: {result}", seconds.as_secs_f64(), self.current);
         }
-        self.push(seen, seconds, true);
+        self.push(result, seconds, true);
     }
 
-    /// A number of the proof, for the JSON document.
-    pub(super) fn prove(&mut self, name: &str, value: impl Serialize) {
+    /// Adds a measured value to the JSON document.
+    pub(super) fn measured(&mut self, name: &str, value: impl Serialize) {
         self.proof.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
     }
 
-    /// Text shown after the last step.
+    /// Sets the text that is printed after the last step.
     pub(super) fn closing(&mut self, text: String) {
         self.closing = text;
     }
 
-    /// All is done, or not.
+    /// Prints the end: the failure of the current step, or success.
     pub(super) fn finish(&mut self, error: Option<&anyhow::Error>) {
         if let Some(error) = error {
             let text = format!("{error:#}");
@@ -104,12 +104,12 @@ impl Report {
                 serde_json::json!({ "ok": error.is_none(), "seconds": round(seconds), "steps": self.steps, "proof": self.proof });
             println!("{document:#}");
         } else if error.is_none() {
-            println!("proved in {seconds:.1} s\n\n{}", self.closing);
+            println!("all steps succeeded in {seconds:.1} s\n\n{}", self.closing);
         }
     }
 
-    fn push(&mut self, seen: String, took: Duration, ok: bool) {
-        self.steps.push(Step { name: std::mem::take(&mut self.current), seen, seconds: round(took.as_secs_f64()), ok });
+    fn push(&mut self, result: String, took: Duration, ok: bool) {
+        self.steps.push(StepRecord { name: std::mem::take(&mut self.current), result, seconds: round(took.as_secs_f64()), ok });
     }
 }
 

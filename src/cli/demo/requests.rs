@@ -1,4 +1,4 @@
-//! What the demo asks of the swarm: Docker API calls, and requests of the client to published ports.
+//! The demo's requests: calls of the Docker API, and HTTP requests of the client to published ports.
 
 use crate::datapath::netns;
 use crate::http::UnixClient;
@@ -11,27 +11,27 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-/// Longest wait for a connection or an answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time-out of a connection, and of a read from it.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The host's skep.
+/// Client of the Docker API of the host's skep.
 pub(super) fn api(node: &Host) -> UnixClient {
     UnixClient::new(node.skep_socket())
 }
 
-/// POST with a JSON body; the reply's body, or null if it has none.
+/// POST with a JSON body. Returns the reply's body, null if it has none.
 pub(super) async fn post(node: &Host, target: &str, body: &Value) -> anyhow::Result<Value> {
     let reply = api(node).request("POST", target, Some(body)).await?;
     reply.ok().with_context(|| format!("{}: POST {target}", node.name()))?;
     Ok(serde_json::from_slice(&reply.body).unwrap_or(Value::Null))
 }
 
-/// GET.
+/// GET; returns the reply's body.
 pub(super) async fn get(node: &Host, target: &str) -> anyhow::Result<Value> {
     api(node).get(target).await?.json().with_context(|| format!("{}: GET {target}", node.name()))
 }
 
-/// Takes everything of skep's down on the node.
+/// Lets the node leave the swarm: skep removes what it has set up.
 pub(super) async fn leave(node: &Host) -> anyhow::Result<()> {
     post(node, "/swarm/leave?force=1", &json!({})).await.map(drop)
 }
@@ -39,11 +39,11 @@ pub(super) async fn leave(node: &Host) -> anyhow::Result<()> {
 /// The node object with this host name.
 pub(super) async fn node_named(manager: &Host, name: &str) -> anyhow::Result<Value> {
     let nodes = get(manager, "/nodes").await?;
-    let all = nodes.as_array().context("GET /nodes gave no list")?;
+    let all = nodes.as_array().context("GET /nodes returned no list")?;
     all.iter().find(|n| n["Description"]["Hostname"] == name).cloned().with_context(|| format!("no node {name}"))
 }
 
-/// Sets a node's availability, again if somebody else wrote the node in between.
+/// Sets a node's availability; again if the node was changed between read and write.
 pub(super) async fn set_availability(manager: &Host, name: &str, availability: &str) -> anyhow::Result<()> {
     let mut last = None;
     for _ in 0..10 {
@@ -57,7 +57,7 @@ pub(super) async fn set_availability(manager: &Host, name: &str, availability: &
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("no try")))
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no attempt was made")))
 }
 
 /// Running tasks of the service per host name.
@@ -76,22 +76,28 @@ pub(super) async fn running(manager: &Host, service: &str) -> anyhow::Result<BTr
     Ok(count)
 }
 
-/// What came back from a port: answers per backend, and requests without one.
+/// Answers to the requests to a port.
 #[derive(Default, Debug)]
 pub(super) struct Answers {
-    /// Answers per backend's host name.
+    /// Number of answers, by the backend's host name.
     pub by_backend: BTreeMap<String, usize>,
     /// Client addresses that the backends saw.
     pub clients: BTreeSet<String>,
-    /// Requests without an answer.
+    /// Requests that were not answered.
     pub failed: usize,
 }
 
-/// Sends requests from the client to a host's published port, one after the other, each on a connection of its own.
-pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, times: usize) -> anyhow::Result<Answers> {
-    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", client.pid())).context("the client is gone")?;
+/// Sends requests from the client to a host's published port, one after the other, each on a new connection.
+pub(super) async fn send_requests(
+    client: &Host,
+    address: std::net::Ipv4Addr,
+    port: u16,
+    times: usize,
+) -> anyhow::Result<Answers> {
+    let namespace =
+        std::fs::File::open(format!("/proc/{}/ns/net", client.pid())).context("the client's namespaces do not exist any more")?;
     tokio::task::spawn_blocking(move || {
-        let asked = netns::run(namespace.as_fd(), || {
+        let result = netns::run(namespace.as_fd(), || {
             let mut answers = Answers::default();
             for _ in 0..times {
                 match fetch(SocketAddr::from((address, port))) {
@@ -104,25 +110,26 @@ pub(super) async fn ask(client: &Host, address: std::net::Ipv4Addr, port: u16, t
             }
             answers
         });
-        asked.context("cannot ask from the client's namespace")
+        result.context("cannot enter the client's network namespace")
     })
     .await?
 }
 
-/// One HTTP request; the first two words of the answer's body: who answered, and whom it saw.
+/// One HTTP request. Returns the first two words of the answer's body: the backend's host name, and the client address that
+/// it saw.
 fn fetch(target: SocketAddr) -> std::io::Result<(String, String)> {
-    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&target, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
     let mut words =
         body.filter(|_| answer.starts_with("HTTP/1.") && answer.contains(" 200 ")).into_iter().flat_map(str::split_whitespace);
-    let told = words.next().map(|backend| {
+    let parsed = words.next().map(|backend| {
         // A server on an IPv6 socket sees IPv4 clients as ::ffff:192.0.2.1, some in brackets.
         let client = words.next().unwrap_or_default().trim_matches(['[', ']']).trim_start_matches("::ffff:");
         (backend.to_owned(), client.to_owned())
     });
-    told.ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
+    parsed.ok_or_else(|| std::io::Error::other(format!("not an answer: {answer:?}")))
 }

@@ -1,5 +1,5 @@
-//! Counts the packets between the three hosts, on the bridge between them, by what they are. The kernel counts (nft in
-//! the fabric's bridge), so nothing is missed.
+//! Counts the packets between the three hosts by protocol. nftables counts them in the kernel, on the bridge that connects
+//! the hosts, so that no packet is missed.
 
 use crate::lab::{Lab, output};
 use anyhow::Context as _;
@@ -27,29 +27,27 @@ table bridge demo {
 }
 "#;
 
-/// Packets seen between the hosts.
+/// Packets between the hosts since [`start`].
 #[derive(Debug, Default, Clone, Copy, Serialize)]
-pub(super) struct Counts {
-    /// UDP 2377: the tunnel.
+pub(super) struct WirePackets {
+    /// UDP 2377.
     pub tunnel: u64,
-    /// TCP 2377: joins.
+    /// TCP 2377.
     pub join: u64,
-    /// Neighbour discovery.
     pub neighbours: u64,
-    /// Anything else.
     pub other: u64,
 }
 
 pub(super) async fn start(lab: &Lab) -> anyhow::Result<()> {
     let rules = lab.dir().join("wire.nft");
     std::fs::write(&rules, RULES)?;
-    output(lab.command("nft").arg("-f").arg(&rules)).await.context("packets cannot be counted on the bridge").map(drop)
+    output(lab.command("nft").arg("-f").arg(&rules)).await.context("cannot count packets on the bridge").map(drop)
 }
 
-pub(super) async fn counts(lab: &Lab) -> anyhow::Result<Counts> {
+pub(super) async fn counts(lab: &Lab) -> anyhow::Result<WirePackets> {
     let text = output(lab.command("nft").args(["-j", "list", "counters"])).await?;
     let listed: serde_json::Value = serde_json::from_str(&text)?;
-    let mut counts = Counts::default();
+    let mut counts = WirePackets::default();
     for counter in listed["nftables"].as_array().into_iter().flatten().filter_map(|entry| entry.get("counter")) {
         let packets = counter["packets"].as_u64().unwrap_or(0);
         match counter["name"].as_str() {

@@ -1,75 +1,72 @@
-//! Everything that the kernel has, for people: sorted, in their spelling.
+//! The state of the eBPF datapath for `/dump`: sorted, with addresses and ports as text.
 
-use super::{EbpfDatapath, Hook, Link, port_name, protocol};
+use super::datapath::EbpfDatapath;
+use super::hook::{Hook, ProgramLink};
+use super::step::{port_name, protocol_name};
 use serde::Serialize;
 use skep_ebpf::{AFFINITY, Flow, NO_CLIENT, Reply, Tuple, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-/// Connections shown at most; the rest is counted.
-const SHOWN: usize = 1_000;
+/// Bound of the connections that are listed; further ones are only counted.
+const MAX_LISTED: usize = 1_000;
 
-/// What is there.
+/// The state for `/dump`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Dump {
-    /// Programs at their places, by the name of their pin.
+    /// Attached programs, by the name of their pin.
     pub programs: BTreeSet<String>,
-    /// Pins that are nobody's.
+    /// Pins that are not of this run.
     pub stale: BTreeSet<String>,
-    /// Hooks that cannot be had, and why.
+    /// Unavailable hooks, and why.
     pub unavailable: BTreeMap<Hook, String>,
-    /// Virtual addresses.
     pub vips: BTreeMap<Ipv4Addr, VipLine>,
     /// Published ports, as `8080/tcp`, for IPv6 clients `8080/tcp6`.
     pub ports: BTreeMap<String, PortLine>,
-    /// Containers.
     pub containers: BTreeMap<Ipv4Addr, ContainerLine>,
-    /// The host's addresses that clients ask.
+    /// The host's addresses on its uplinks.
     pub locals: BTreeSet<IpAddr>,
-    /// Addresses that are nobody's clients.
+    /// Prefixes whose packets to published ports are not translated.
     pub no_clients: BTreeSet<String>,
-    /// Namespaces on networks, by the network's address.
+    /// Cookies of namespaces whose socket calls are translated, by the network's address.
     pub members: BTreeMap<Ipv4Addr, BTreeSet<u64>>,
-    /// Slots of all tables: used, and all.
+    /// Slots of all tables: used ones, and all.
     pub slots: (u32, u32),
-    /// Clients' connections that came in here (or are left to the host).
+    /// Flow entries: connections of clients that entered by this node, and recorded connections of the host.
     pub flows: Vec<String>,
-    /// Further ones.
+    /// Number of flow entries that are not listed.
     pub more_flows: usize,
-    /// Where containers' answers go.
+    /// Reverse NAT entries: how replies of containers are translated.
     pub replies: Vec<String>,
-    /// Further ones.
+    /// Number of reverse NAT entries that are not listed.
     pub more_replies: usize,
 }
 
-/// A virtual address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VipLine {
     pub network: Ipv4Addr,
     pub backends: Vec<Ipv4Addr>,
 }
 
-/// A published port.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PortLine {
     pub target: u16,
     pub affinity: bool,
-    /// Prefixes that may use it; none: everybody.
+    /// Client prefixes that may use it; empty if all may.
     pub allow: BTreeSet<String>,
-    /// Slots of each backend.
+    /// Number of slots of each backend.
     pub backends: BTreeMap<Ipv4Addr, usize>,
 }
 
-/// A container.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct ContainerLine {
     pub serving: bool,
-    /// Mesh end of its veth; 0 if it is elsewhere.
+    /// Interface index of the mesh end of its veth; 0 if it runs on another node.
     pub device: u32,
 }
 
 impl EbpfDatapath {
-    /// Everything that is there.
+    /// Reads the whole state, with the connections.
     ///
     /// # Errors
     /// The kernel's.
@@ -78,8 +75,8 @@ impl EbpfDatapath {
         let tables = &state.tables;
         let slots = |base, size| tables.slots.get(&(base, size)).map_or(&[][..], |all| &all[..]);
         let sources = |scope: u32| {
-            let own = tables.sources.iter().filter(move |(_, source)| source.scope == scope);
-            own.map(|(length, source)| prefix(length - 32, convert::to_address(source.address))).collect()
+            let scoped = tables.sources.iter().filter(move |(_, source)| source.scope == scope);
+            scoped.map(|(length, source)| prefix(length - 32, convert::to_address(source.address))).collect()
         };
         let mut members: BTreeMap<Ipv4Addr, BTreeSet<u64>> = BTreeMap::new();
         for member in &tables.members {
@@ -110,9 +107,9 @@ impl EbpfDatapath {
             (convert::to_v4(*address), ContainerLine { serving: backend.serving != 0, device: backend.ifindex })
         };
         Ok(Dump {
-            programs: state.links.iter().map(Link::pin).collect(),
+            programs: state.links.iter().map(ProgramLink::pin).collect(),
             stale: state.stale.clone(),
-            unavailable: self.unavailable().clone().into_iter().chain(state.refused.clone()).collect(),
+            unavailable: self.unavailable().clone().into_iter().chain(state.blocked.clone()).collect(),
             vips: tables.vips.iter().map(vip).collect(),
             ports: ports.collect(),
             containers: tables.backends.iter().map(container).collect(),
@@ -120,16 +117,16 @@ impl EbpfDatapath {
             no_clients: sources(NO_CLIENT),
             members,
             slots: (tables.slots.keys().map(|(_, size)| size).sum(), tables.room),
-            more_flows: flows.len().saturating_sub(SHOWN),
+            more_flows: flows.len().saturating_sub(MAX_LISTED),
             flows: sorted(flows.iter().map(|(tuple, flow)| flow_line(tuple, flow))),
-            more_replies: replies.len().saturating_sub(SHOWN),
+            more_replies: replies.len().saturating_sub(MAX_LISTED),
             replies: sorted(replies.iter().map(|(tuple, reply)| reply_line(tuple, reply))),
         })
     }
 }
 
 fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
-    let mut lines: Vec<String> = lines.take(SHOWN).collect();
+    let mut lines: Vec<String> = lines.take(MAX_LISTED).collect();
     lines.sort();
     lines
 }
@@ -138,15 +135,15 @@ fn prefix(length: u32, address: IpAddr) -> String {
     format!("{address}/{}", if address.is_ipv4() { length.saturating_sub(96) } else { length })
 }
 
-fn end(address: IpAddr, port: u16) -> String {
+fn endpoint(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
 fn tuple_text(tuple: &Tuple) -> String {
-    let source = end(convert::to_address(tuple.source), convert::to_port(tuple.source_port));
-    let destination = end(convert::to_address(tuple.destination), convert::to_port(tuple.destination_port));
+    let source = endpoint(convert::to_address(tuple.source), convert::to_port(tuple.source_port));
+    let destination = endpoint(convert::to_address(tuple.destination), convert::to_port(tuple.destination_port));
     let via = if skep_ebpf::is_zero(&tuple.via) { String::new() } else { format!(" via {}", node(tuple.via)) };
-    format!("{} {source} to {destination}{via}", protocol(tuple.protocol))
+    format!("{} {source} to {destination}{via}", protocol_name(tuple.protocol))
 }
 
 fn node(prefix: skep_ebpf::Prefix) -> IpAddr {
@@ -157,17 +154,17 @@ fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     if flow.backend == 0 {
         return format!("{}: the host's", tuple_text(tuple));
     }
-    let changed = if flow.client_port == tuple.source_port {
+    let replaced_port = if flow.client_port == tuple.source_port {
         String::new()
     } else {
         format!(" from port {}", convert::to_port(flow.client_port))
     };
-    format!("{}: {}:{}{changed}", tuple_text(tuple), convert::to_v4(flow.backend), convert::to_port(flow.target))
+    format!("{}: {}:{}{replaced_port}", tuple_text(tuple), convert::to_v4(flow.backend), convert::to_port(flow.target))
 }
 
 fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
     let to = if skep_ebpf::is_zero(&reply.entry) {
-        format!("as {}", end(convert::to_address(reply.address), convert::to_port(reply.port)))
+        format!("as {}", endpoint(convert::to_address(reply.address), convert::to_port(reply.port)))
     } else {
         format!("by node {}", node(reply.entry))
     };

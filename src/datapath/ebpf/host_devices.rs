@@ -1,5 +1,5 @@
-//! Devices and addresses that the eBPF datapath stands on: uplinks of the host, the pair between host and mesh, the mesh
-//! ends of containers' veths, the tunnel device.
+//! Devices and addresses that the eBPF datapath uses: uplinks of the host, the veth pair between host and mesh, the mesh
+//! ends of containers' veths, the tunnel device. Creates the pair, reads the others.
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
@@ -10,48 +10,45 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 
 use crate::datapath::mesh::{Mesh, TUNNEL, address_of, ipv6_switch, wire};
-use crate::datapath::netlink::{exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{ignore_existing, ignore_missing};
 use crate::datapath::{netns, sysctl};
 
-/// The host's end of the pair.
+/// Name of the host end of the pair.
 pub const HOST_END: &str = "skeph";
-/// The mesh's end.
+/// Name of the mesh end of the pair.
 pub const MESH_END: &str = "skepm";
 const MTU: u32 = 1500;
 
-/// What is there.
+/// The devices as observed, by interface index.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct HostDevices {
-    /// Number of the host's end of the pair.
     pub host_end: Option<u32>,
-    /// Number of the mesh's end.
     pub mesh_end: Option<u32>,
-    /// Number of the tunnel device.
     pub tunnel: Option<u32>,
-    /// Devices that clients come in by, with their numbers.
+    /// Devices that clients are reached by, with their indexes.
     pub uplinks: BTreeMap<String, u32>,
-    /// Addresses of these, but for link-local ones.
+    /// Addresses of the uplinks, without link-local ones.
     pub locals: BTreeSet<IpAddr>,
-    /// Mesh ends of containers' veths by the container's address, with their names and numbers.
+    /// Mesh ends of containers' veths by the container's address, with their names and indexes.
     pub veths: BTreeMap<Ipv4Addr, (String, u32)>,
 }
 
-/// Makes the pair, or sets right the one that is there. The host's end says whose it is: `owner`, a run directory.
+/// Creates the pair, or adopts and corrects an existing one. The alias of the host end names its owner, a run directory.
 pub(super) async fn make_pair(mesh: &Mesh, owner: &str) -> anyhow::Result<()> {
     let pair = || Message::NewLink(wire::veth(MESH_END, HOST_END, mesh.host.as_fd(), MTU));
-    exists_is_fine(mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await)?;
+    ignore_existing(mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await)?;
     if mesh.netlink.change(Message::GetLink(wire::link_named(MESH_END)), 0).await.is_err() {
-        // It leads into another mesh namespace. A run directory has one daemon, so one that bears its name leads nowhere
-        // any more: its namespace was lost.
+        // The host end exists, but its peer is not in this mesh namespace. A run directory has one daemon, so a pair of this
+        // owner is a leftover whose mesh namespace no longer exists.
         anyhow::ensure!(
             owner_of_pair(mesh).await?.as_deref() == Some(owner),
             "this host has a {HOST_END} of another skep: `ip link del {HOST_END}` if that one is gone"
         );
-        gone_is_fine(mesh.host_netlink.change(Message::DelLink(wire::link_named(HOST_END)), 0).await)?;
+        ignore_missing(mesh.host_netlink.change(Message::DelLink(wire::link_named(HOST_END)), 0).await)?;
         mesh.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await?;
     }
     mesh.host_netlink.change(Message::SetLink(wire::link_note(HOST_END, owner)), 0).await?;
-    // Nothing of either stack speaks over it.
+    // No IPv6 on either end: the kernel would send neighbour discovery over the pair.
     netns::run(mesh.fd(), || sysctl::write(&ipv6_switch(MESH_END), "1"))??;
     netns::run(mesh.host.as_fd(), || sysctl::write(&ipv6_switch(HOST_END), "1"))??;
     mesh.netlink.change(Message::SetLink(wire::link_up(MESH_END)), 0).await?;
@@ -71,11 +68,11 @@ async fn owner_of_pair(mesh: &Mesh) -> anyhow::Result<Option<String>> {
 
 /// Removes the pair.
 pub(super) async fn remove_pair(mesh: &Mesh) -> anyhow::Result<()> {
-    Ok(gone_is_fine(mesh.netlink.change(Message::DelLink(wire::link_named(MESH_END)), 0).await)?)
+    Ok(ignore_missing(mesh.netlink.change(Message::DelLink(wire::link_named(MESH_END)), 0).await)?)
 }
 
-/// Reads all of it.
-pub(super) async fn look(mesh: &Mesh) -> anyhow::Result<HostDevices> {
+/// Reads the devices of both namespaces.
+pub(super) async fn read(mesh: &Mesh) -> anyhow::Result<HostDevices> {
     let mut all = HostDevices::default();
     for message in mesh.netlink.dump(Message::GetLink(LinkMessage::default())).await? {
         let Message::NewLink(message) = message else { continue };
@@ -94,7 +91,7 @@ pub(super) async fn look(mesh: &Mesh) -> anyhow::Result<HostDevices> {
         let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         if name == HOST_END {
             all.host_end = Some(link.index);
-        } else if ethernet && link.up && !message.header.flags.contains(LinkFlags::Loopback) && !is_engines(&name) {
+        } else if ethernet && link.up && !message.header.flags.contains(LinkFlags::Loopback) && !is_engine_device(&name) {
             devices.insert(link.index, name);
         }
     }
@@ -110,22 +107,27 @@ pub(super) async fn look(mesh: &Mesh) -> anyhow::Result<HostDevices> {
     Ok(all)
 }
 
-/// Whether it is a bridge or veth that the engine makes: addresses behind it mean nothing outside this node, so what
-/// comes from there is the userspace port's.
-fn is_engines(name: &str) -> bool {
+/// Whether it is a bridge or veth of the engine: the addresses behind it are not known outside this node, so clients behind
+/// it are served by the userspace port.
+fn is_engine_device(name: &str) -> bool {
     let hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
     name.starts_with("docker") || name.strip_prefix("br-").is_some_and(|id| hex(id, 12)) || name.starts_with("veth")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_engines;
+    use super::is_engine_device;
 
     #[test]
-    fn bridges_of_the_engine_are_no_uplinks_and_others_are() {
+    fn bridges_of_the_engine_are_not_uplinks_and_other_devices_are() {
         assert!(
-            is_engines("docker0") && is_engines("docker_gwbridge") && is_engines("br-0123456789ab") && is_engines("veth12ab")
+            is_engine_device("docker0")
+                && is_engine_device("docker_gwbridge")
+                && is_engine_device("br-0123456789ab")
+                && is_engine_device("veth12ab")
         );
-        assert!(!is_engines("eth0") && !is_engines("br0") && !is_engines("br-lan") && !is_engines("enp3s0"));
+        assert!(
+            !is_engine_device("eth0") && !is_engine_device("br0") && !is_engine_device("br-lan") && !is_engine_device("enp3s0")
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! Loads the built object: bpffs, kernel, cgroup tree, programs. A hook that cannot be had is named with its reason; the
-//! others go on.
+//! Loads the built object: kernel version, bpf file system, maps, cgroup tree, programs. A hook that is unavailable is
+//! reported with the reason; the others are used.
 
+use super::hook::{Hook, HookSide, ProgramLink};
 use super::slots::SlotMemory;
-use super::{Hook, Link, Side};
+use crate::durable::ignore_missing;
 use anyhow::Context as _;
 use aya::maps::Map;
 use aya::programs::{CgroupSockAddr, SchedClassifier};
@@ -22,9 +23,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 #[cfg(feature = "changed-programs")]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
-/// What makes a file system a bpffs.
+/// `statfs` type of a bpf file system.
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
-/// Oldest kernel that has every helper.
+/// Oldest kernel that has every helper of the programs.
 const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 
 /// The object in the kernel.
@@ -32,28 +33,30 @@ pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     /// Root of the cgroup2 tree.
     pub(super) cgroup: Option<File>,
-    /// What this run has put at its places, with the program's id.
-    pub(super) attached: BTreeMap<Link, u32>,
+    /// Links that this run has created, with the program's id.
+    pub(super) attached: BTreeMap<ProgramLink, u32>,
     pub(super) slots: SlotMemory,
 }
 
-/// Where maps and links are pinned. Maps of another layout are not ours to share.
-pub(super) fn maps_dir(dir: &Path) -> PathBuf {
+/// Folder of the pinned maps; maps of another layout are in another one.
+fn maps_dir(dir: &Path) -> PathBuf {
     dir.join(format!("maps{}", skep_ebpf::LAYOUT))
 }
+
+/// Folder of the pinned links.
 pub(super) fn links_dir(dir: &Path) -> PathBuf {
     dir.join("links")
 }
 
-/// Loads everything. The hooks that cannot be had come with their reason.
+/// Loads everything. Also returns the unavailable hooks, with the reason.
 pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
-    let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
-    new_enough(kernel)?;
+    let kernel = KernelVersion::current().context("cannot read the kernel's version")?;
+    check_version(kernel)?;
     mount_bpffs(dir)?;
     for folder in [maps_dir(dir), links_dir(dir)] {
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    // Maps that an earlier run pinned keep their size.
+    // Maps that an earlier run pinned are opened with the size that they have.
     let (slots, connections) = sizes(memory());
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(maps_dir(dir))
@@ -61,14 +64,14 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .map_max_entries("FLOWS", connections)
         .map_max_entries("REPLIES", connections)
         .load(OBJECT)
-        .map_err(|e| anyhow::anyhow!("cannot make the maps: {}", chain(&e)))?;
-    let slots = slots_of(&ebpf).context("cannot map the slots of all tables")?;
+        .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
+    let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
     remove_other_maps(dir);
     let mut unavailable = BTreeMap::new();
     let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
         Ok(root) => Some(root),
         Err(error) => {
-            let all = Hook::ALL.into_iter().filter(|h| h.side() == Side::Cgroup);
+            let all = Hook::ALL.into_iter().filter(|h| h.side() == HookSide::Cgroup);
             unavailable.extend(all.map(|hook| (hook, format!("{error:#}"))));
             None
         }
@@ -83,42 +86,43 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
     }
     anyhow::ensure!(
         unavailable.len() < Hook::ALL.len(),
-        "the kernel takes none of the programs; {}",
+        "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
     Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
 }
 
-fn slots_of(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
+fn map_slots(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
     let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
     let length = map.info()?.max_entries();
-    Ok(SlotMemory::of(map.fd().as_fd(), length)?)
+    Ok(SlotMemory::map(map.fd().as_fd(), length)?)
 }
 
-/// Whether a kernel has what the eBPF datapath needs; the error names both.
-fn new_enough(kernel: KernelVersion) -> anyhow::Result<()> {
+/// Version guard: whether a kernel has what the eBPF datapath needs.
+fn check_version(kernel: KernelVersion) -> anyhow::Result<()> {
     anyhow::ensure!(kernel >= OLDEST, "the kernel is {kernel}, the eBPF datapath needs 5.15 or newer");
     Ok(())
 }
 
-/// Takes away maps of another layout. Programs of another build that still run keep theirs until these replace them.
+/// Removes the pins of maps of another layout. Programs of another build that are still attached keep theirs open until they
+/// are replaced.
 fn remove_other_maps(dir: &Path) {
     let own = maps_dir(dir);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps"));
-        // (The kernel puts a file of its own there: maps.debug.)
+        // The kernel creates the file maps.debug in every bpf file system; it is not a folder.
         if maps
             && path != own
             && path.is_dir()
             && let Err(error) = fs::remove_dir_all(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "maps of another layout stay");
+            tracing::warn!(path = %path.display(), %error, "cannot remove the maps of another layout");
         }
     }
 }
 
-/// Bytes of memory of this machine.
+/// Memory of this machine in bytes; 0 if it cannot be read.
 fn memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total =
@@ -126,24 +130,24 @@ fn memory() -> u64 {
     total.unwrap_or_default() * 1024
 }
 
-/// How many slots and connections there are room for: less than 1/32 of a small machine's memory, never more than 10,000
+/// Capacities of the maps for slots and connections: less than 1/32 of a small machine's memory, never more than 10,000
 /// services and 131,072 connections need.
 fn sizes(memory: u64) -> (u32, u32) {
     let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
-    // 8 bytes a slot; a connection takes an entry of some 150 bytes in two maps.
+    // A slot takes 8 bytes; a connection takes an entry of some 150 bytes in each of two maps.
     (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
     let program = ebpf.program_mut(hook.program()).context("the object has no such program")?;
     let loaded = match hook.side() {
-        Side::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
-        Side::Host | Side::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
+        HookSide::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
+        HookSide::Host | HookSide::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
     };
     loaded.map_err(|e| anyhow::anyhow!("{}", chain(&e)))
 }
 
-/// An error with its reasons. A verifier's log is cut to its last lines.
+/// An error with its sources. The verifier's log is shortened to its last lines.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -159,7 +163,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn mount_bpffs(dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     if is_bpffs(dir)? {
         return Ok(());
     }
@@ -168,11 +172,11 @@ fn mount_bpffs(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn is_bpffs(dir: &Path) -> anyhow::Result<bool> {
-    let stat = rustix::fs::statfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+    let stat = rustix::fs::statfs(dir).with_context(|| format!("cannot read the file system type of {}", dir.display()))?;
     Ok(i128::from(stat.f_type) == BPF_FS_MAGIC)
 }
 
-/// Where the cgroup2 tree is mounted; on hybrid machines it is not at the usual place.
+/// Mount point of the cgroup2 tree; on hybrid machines it is not /sys/fs/cgroup.
 fn cgroup_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     let found = mounts.lines().find_map(|line| {
@@ -184,7 +188,7 @@ fn cgroup_root() -> anyhow::Result<PathBuf> {
     found.context("no cgroup2 tree is mounted from its root: mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)")
 }
 
-/// Takes the maps pinned in `dir` away.
+/// Unmounts the bpf file system at `dir`, which removes the pinned maps, and removes the folder.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     if !dir.exists() {
         return Ok(());
@@ -196,16 +200,13 @@ pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
             Err(error) => return Err(io::Error::from(error).into()),
         }
     }
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(ignore_missing(fs::remove_dir(dir))?)
 }
 
-/// Whether the built object is what the sources in `folder` gave; says what is not.
+/// Whether the built object matches the sources in `folder`.
 ///
 /// # Errors
-/// The first file that is not as it was when the object was built.
+/// The first file that was changed after the object was built.
 pub fn object_is_current(folder: &Path) -> Result<(), String> {
     let lines = LOCK.lines().filter_map(|line| line.split_once("  "));
     let mut seen = 0;
@@ -216,17 +217,17 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
         }
         seen += usize::from(name.starts_with("src/"));
     }
-    let there = fs::read_dir(folder.join("src")).map_err(|e| e.to_string())?.count();
-    if seen == there {
+    let files = fs::read_dir(folder.join("src")).map_err(|e| e.to_string())?.count();
+    if seen == files {
         Ok(())
     } else {
-        Err(format!("ebpf/src has {there} files, the object was made of {seen}: run `make ebpf`"))
+        Err(format!("ebpf/src has {files} files, the object was built from {seen}: run `make ebpf`"))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{KernelVersion, new_enough, sizes};
+    use super::{KernelVersion, check_version, sizes};
 
     #[test]
     fn small_machines_keep_most_of_their_memory() {
@@ -243,12 +244,12 @@ mod tests {
     #[test]
     fn an_old_kernel_is_refused_by_name() {
         for old in [KernelVersion::new(5, 14, 255), KernelVersion::new(5, 10, 0), KernelVersion::new(4, 19, 0)] {
-            let why = new_enough(old).map_err(|e| e.to_string());
+            let why = check_version(old).map_err(|e| e.to_string());
             assert_eq!(why, Err(format!("the kernel is {old}, the eBPF datapath needs 5.15 or newer")));
         }
-        assert!(new_enough(KernelVersion::new(5, 14, 2)).is_err_and(|e| e.to_string().starts_with("the kernel is 5.14.2,")));
-        for fine in [KernelVersion::new(5, 15, 0), KernelVersion::new(6, 1, 0), KernelVersion::new(6, 18, 44)] {
-            assert!(new_enough(fine).is_ok(), "{fine}");
+        assert!(check_version(KernelVersion::new(5, 14, 2)).is_err_and(|e| e.to_string().starts_with("the kernel is 5.14.2,")));
+        for supported in [KernelVersion::new(5, 15, 0), KernelVersion::new(6, 1, 0), KernelVersion::new(6, 18, 44)] {
+            assert!(check_version(supported).is_ok(), "{supported}");
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Routes in a container's namespace: what is sent from its address on `ingress` goes to that network's gateway, wherever
-//! it goes, so that the container answers clients' own addresses. Over IPv6 the container gets its address here too: the
-//! engine knows nothing of it.
+//! Return routes in a container's namespace: packets from its address on `ingress` are sent to that network's gateway
+//! whatever their destination is, so that replies to clients, whose addresses are not translated, take the path that the
+//! requests took. The container's IPv6 address is configured here too: the engine does not know it.
 
-use super::sandbox::Ingress;
+use super::ingress_network::IngressNetwork;
 use crate::datapath::mesh::{ipv6_switch, wire};
-use crate::datapath::netlink::{Netlink, exists_is_fine, gone_is_fine};
+use crate::datapath::netlink::{Netlink, ignore_existing, ignore_missing};
 use crate::datapath::{Sandbox, netns, sysctl};
+use crate::model::IpFamily;
 use anyhow::Context as _;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::address::AddressMessage;
@@ -20,38 +21,32 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
-/// Table of the routes.
+/// Routing table of the return routes.
 const TABLE: u32 = 2377;
-/// Priorities of the rules: by address, then whatever the engine has a route for that is more than the default one (a
-/// container on a network in common may ask a published port too), then by port.
+/// Priorities of the rules: by source address; then the engine's routes except its default route (a client may be a container
+/// on a network that both are attached to); then by source port.
 const BY_ADDRESS: u32 = 2377;
 const BY_ROUTE: u32 = 2378;
 const BY_PORT: u32 = 2379;
-/// The table of the engine's routes.
+/// Routing table with the engine's routes.
 const MAIN: u32 = 254;
-/// The gateway over IPv6. Whatever goes there is taken before anybody looks at the address of the card.
+/// The gateway over IPv6. A program redirects what is sent to it before the kernel checks the MAC address, so that may be any.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-const CARD: [u8; 6] = [2, 0, 0x5e, 0x7e, 0, 1];
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0x5e, 0x7e, 0, 1];
 
-/// What leads to the table.
+/// A policy routing rule of ours.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum PolicyRule {
-    /// Packets from this address.
-    Address(IpAddr),
-    /// Everything, if the engine has a route for it.
-    Route(Family),
-    /// Datagrams from this port, whose sender is not chosen yet.
-    Port(u16, Family),
+    /// Packets from this address: the return routes.
+    FromAddress(IpAddr),
+    /// All packets: the engine's routes, without its default route.
+    EngineRoutes(IpFamily),
+    /// UDP datagrams from this port, whose source address is not selected yet: the return routes.
+    FromUdpPort(u16, IpFamily),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Family {
-    V4,
-    V6,
-}
-
-/// Sets the routes, both families. May be repeated.
-pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Result<()> {
+/// Configures routes and rules of both families, and the IPv6 address. Idempotent.
+pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> anyhow::Result<()> {
     let namespace = netns::of_container(&sandbox.path)?;
     let runtime = tokio::runtime::Handle::current();
     let netlink = netns::run(namespace.as_fd(), || {
@@ -59,32 +54,30 @@ pub(super) async fn route(sandbox: &Sandbox, ingress: &Ingress) -> anyhow::Resul
         Netlink::open()
     })??;
     let (index, name) = device_of(&netlink, IpAddr::V4(sandbox.address)).await?;
-    let mut leads = BTreeSet::from([PolicyRule::Address(IpAddr::V4(sandbox.address))]);
+    let mut rules = BTreeSet::from([PolicyRule::FromAddress(IpAddr::V4(sandbox.address))]);
     let ports = ingress.datagrams.get(&sandbox.address).into_iter().flatten();
-    lead_ports(&mut leads, ports.clone(), Family::V4);
+    rules.extend(port_rules(ports.clone(), IpFamily::V4));
     let v4 = (IpAddr::V4(sandbox.address), IpAddr::V4(sandbox.gateway));
-    netlink.change(Message::NewRoute(default(v4, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
+    netlink.change(Message::NewRoute(default_route(v4, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
 
     let own = ingress.mesh.container(sandbox.address);
-    if netns::run(namespace.as_fd(), || switch_on(&name))?? {
-        exists_is_fine(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
-        netlink.change(Message::NewNeighbour(gateway(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
+    if netns::run(namespace.as_fd(), || enable_ipv6(&name))?? {
+        ignore_existing(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
+        netlink.change(Message::NewNeighbour(gateway_neighbour(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
-        netlink.change(Message::NewRoute(default(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
-        leads.insert(PolicyRule::Address(own.into()));
-        lead_ports(&mut leads, ports, Family::V6);
+        netlink.change(Message::NewRoute(default_route(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
+        rules.insert(PolicyRule::FromAddress(own.into()));
+        rules.extend(port_rules(ports, IpFamily::V6));
     }
-    lead(&netlink, &leads).await
+    replace_rules(&netlink, &rules).await
 }
 
-fn lead_ports<'a>(leads: &mut BTreeSet<PolicyRule>, ports: impl Iterator<Item = &'a u16>, family: Family) {
-    for port in ports {
-        leads.extend([PolicyRule::Route(family), PolicyRule::Port(*port, family)]);
-    }
+fn port_rules<'a>(ports: impl Iterator<Item = &'a u16>, family: IpFamily) -> impl Iterator<Item = PolicyRule> {
+    ports.flat_map(move |port| [PolicyRule::EngineRoutes(family), PolicyRule::FromUdpPort(*port, family)])
 }
 
-/// Lets the device speak IPv6, and nothing else of it: no address of its own making. `false`: this kernel has no IPv6.
-fn switch_on(device: &str) -> std::io::Result<bool> {
+/// Enables IPv6 on the device, without addresses that the kernel generates. `false`: this kernel has no IPv6.
+fn enable_ipv6(device: &str) -> std::io::Result<bool> {
     if sysctl::read(&ipv6_switch(device))?.is_none() {
         return Ok(false);
     }
@@ -95,23 +88,23 @@ fn switch_on(device: &str) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// The rules of the table become these.
-async fn lead(netlink: &Netlink, leads: &BTreeSet<PolicyRule>) -> anyhow::Result<()> {
-    let mut missing = leads.clone();
+/// Replaces our rules by these.
+async fn replace_rules(netlink: &Netlink, rules: &BTreeSet<PolicyRule>) -> anyhow::Result<()> {
+    let mut missing = rules.clone();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut ask = RuleMessage::default();
-        ask.header.family = family;
-        for message in netlink.dump(Message::GetRule(ask)).await? {
+        let mut request = RuleMessage::default();
+        request.header.family = family;
+        for message in netlink.dump(Message::GetRule(request)).await? {
             let Message::NewRule(message) = message else { continue };
-            match read(&message) {
-                Some(there) if missing.remove(&there) => {}
-                Some(other) => gone_is_fine(netlink.change(Message::DelRule(rule(other)), 0).await)?,
+            match read_rule(&message) {
+                Some(present) if missing.remove(&present) => {}
+                Some(surplus) => ignore_missing(netlink.change(Message::DelRule(rule_message(surplus)), 0).await)?,
                 None => {}
             }
         }
     }
-    for lead in missing {
-        exists_is_fine(netlink.change(Message::NewRule(rule(lead)), NLM_F_CREATE | NLM_F_EXCL).await)?;
+    for rule in missing {
+        ignore_existing(netlink.change(Message::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL).await)?;
     }
     Ok(())
 }
@@ -120,7 +113,7 @@ async fn device_of(netlink: &Netlink, address: IpAddr) -> anyhow::Result<(u32, S
     let mut found = None;
     for message in netlink.dump(Message::GetAddress(AddressMessage::default())).await? {
         let Message::NewAddress(message) = message else { continue };
-        found = found.or(wire::read_address(&message).filter(|(_, there)| *there == address).map(|(index, _)| index));
+        found = found.or(wire::read_address(&message).filter(|(_, present)| *present == address).map(|(index, _)| index));
     }
     let index = found.with_context(|| format!("no device has the address {address}"))?;
     for message in netlink.dump(Message::GetLink(LinkMessage::default())).await? {
@@ -131,11 +124,12 @@ async fn device_of(netlink: &Netlink, address: IpAddr) -> anyhow::Result<(u32, S
             return Ok((index, name));
         }
     }
-    anyhow::bail!("the device of {address} is gone")
+    anyhow::bail!("the device of {address} no longer exists")
 }
 
-fn default((own, gateway): (IpAddr, IpAddr), index: u32, mtu: u32) -> RouteMessage {
-    let word = |address: IpAddr| match address {
+/// The default route of the return table, by the gateway and with this source address.
+fn default_route((own, gateway): (IpAddr, IpAddr), index: u32, mtu: u32) -> RouteMessage {
+    let route_address = |address: IpAddr| match address {
         IpAddr::V4(v4) => RouteAddress::Inet(v4),
         IpAddr::V6(v6) => RouteAddress::Inet6(v6),
     };
@@ -147,46 +141,47 @@ fn default((own, gateway): (IpAddr, IpAddr), index: u32, mtu: u32) -> RouteMessa
     message.header.flags = RouteFlags::Onlink;
     message.attributes = vec![
         RouteAttribute::Table(TABLE),
-        RouteAttribute::Gateway(word(gateway)),
+        RouteAttribute::Gateway(route_address(gateway)),
         RouteAttribute::Oif(index),
-        RouteAttribute::PrefSource(word(own)),
+        RouteAttribute::PrefSource(route_address(own)),
         RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]),
     ];
     message
 }
 
-fn gateway(index: u32) -> NeighbourMessage {
+/// The permanent neighbour entry of the IPv6 gateway.
+fn gateway_neighbour(index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet6;
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.attributes = vec![
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(GATEWAY)),
-        NeighbourAttribute::LinkLayerAddress(CARD.to_vec()),
+        NeighbourAttribute::LinkLayerAddress(GATEWAY_MAC.to_vec()),
     ];
     message
 }
 
-fn rule(lead: PolicyRule) -> RuleMessage {
+fn rule_message(rule: PolicyRule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.action = RuleAction::ToTable;
-    message.header.family = match lead {
-        PolicyRule::Address(IpAddr::V4(_)) | PolicyRule::Port(_, Family::V4) | PolicyRule::Route(Family::V4) => {
-            AddressFamily::Inet
-        }
-        PolicyRule::Address(IpAddr::V6(_)) | PolicyRule::Port(_, Family::V6) | PolicyRule::Route(Family::V6) => {
-            AddressFamily::Inet6
-        }
+    message.header.family = match rule {
+        PolicyRule::FromAddress(IpAddr::V4(_))
+        | PolicyRule::FromUdpPort(_, IpFamily::V4)
+        | PolicyRule::EngineRoutes(IpFamily::V4) => AddressFamily::Inet,
+        PolicyRule::FromAddress(IpAddr::V6(_))
+        | PolicyRule::FromUdpPort(_, IpFamily::V6)
+        | PolicyRule::EngineRoutes(IpFamily::V6) => AddressFamily::Inet6,
     };
-    message.attributes = match lead {
-        PolicyRule::Address(address) => {
+    message.attributes = match rule {
+        PolicyRule::FromAddress(address) => {
             message.header.src_len = if address.is_ipv4() { 32 } else { 128 };
             vec![RuleAttribute::Priority(BY_ADDRESS), RuleAttribute::Table(TABLE), RuleAttribute::Source(address)]
         }
-        PolicyRule::Route(_) => {
+        PolicyRule::EngineRoutes(_) => {
             vec![RuleAttribute::Priority(BY_ROUTE), RuleAttribute::Table(MAIN), RuleAttribute::SuppressPrefixLen(0)]
         }
-        PolicyRule::Port(port, _) => vec![
+        PolicyRule::FromUdpPort(port, _) => vec![
             RuleAttribute::Priority(BY_PORT),
             RuleAttribute::Table(TABLE),
             RuleAttribute::IpProtocol(IpProtocol::Udp),
@@ -196,9 +191,9 @@ fn rule(lead: PolicyRule) -> RuleMessage {
     message
 }
 
-/// A rule of ours.
-fn read(message: &RuleMessage) -> Option<PolicyRule> {
-    let family = if message.header.family == AddressFamily::Inet { Family::V4 } else { Family::V6 };
+/// The rule of a message, if it is one of ours.
+fn read_rule(message: &RuleMessage) -> Option<PolicyRule> {
+    let family = if message.header.family == AddressFamily::Inet { IpFamily::V4 } else { IpFamily::V6 };
     let (mut priority, mut source, mut port) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -209,9 +204,9 @@ fn read(message: &RuleMessage) -> Option<PolicyRule> {
         }
     }
     match priority? {
-        BY_ADDRESS => source.map(PolicyRule::Address),
-        BY_ROUTE => Some(PolicyRule::Route(family)),
-        BY_PORT => port.map(|port| PolicyRule::Port(port, family)),
+        BY_ADDRESS => source.map(PolicyRule::FromAddress),
+        BY_ROUTE => Some(PolicyRule::EngineRoutes(family)),
+        BY_PORT => port.map(|port| PolicyRule::FromUdpPort(port, family)),
         _ => None,
     }
 }

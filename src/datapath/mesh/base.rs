@@ -1,29 +1,30 @@
-//! What every mesh namespace has before it has any network: sysctls, and the rules that replace the kernel's.
+//! The base of every mesh namespace, before it has any network: sysctls, and the rules that replace the kernel's.
 //!
 //! With the kernel's own order (`0: from all lookup local` first) a container could reach every socket of this namespace
-//! by address. Here the local and main tables are only for what this namespace sends itself (`iif lo`); what comes in by
-//! a device finds the table of its own network or nothing.
+//! by address. Here the local and main tables are only for packets that this namespace sends itself (`iif lo`); a packet
+//! that arrives by a device is looked up in the table of its own network or in none.
 
-use super::state::{Action, LOCAL, MAIN, MeshState, MeshStep, Rule};
+use super::state::{LOCAL, MAIN, MeshRule, MeshState, MeshStep, RuleAction};
 use std::collections::BTreeSet;
 
 /// Priority of every network's `from SUBNET` rule. (Above some 100 networks a flat list costs throughput: groups with
 /// `goto` would start here.)
 pub const FROM_NETWORK: u32 = 100;
-/// Priority of the rule for other nodes' addresses coming in by the tunnel (IPv6).
+/// Priority of the rule for packets of other nodes that arrive by the tunnel (IPv6).
 pub const FROM_NODES: u32 = 52;
-/// Priority of the local table, for what this namespace sends.
+/// Priority of the local table, for packets that this namespace sends.
 pub const OWN_LOCAL: u32 = 30_000;
-/// Priority of the main table, for what this namespace sends.
+/// Priority of the main table, for packets that this namespace sends.
 pub const OWN_MAIN: u32 = 30_001;
-/// Priority of every network's `to SUBNET` rule, for what this namespace sends: answers of the name server, ICMP errors.
+/// Priority of every network's `to SUBNET` rule, for packets that this namespace sends: replies of the DNS server, ICMP
+/// errors.
 pub const OWN_TO_NETWORK: u32 = 30_002;
-/// Priority of the end: unreachable.
+/// Priority of the last rule: unreachable.
 pub const CLOSED: u32 = 32_000;
-/// The kernel's own rules.
-const KERNELS: [u32; 3] = [0, 32_766, 32_767];
+/// Priorities of the rules that the kernel creates.
+const KERNEL_RULES: [u32; 3] = [0, 32_766, 32_767];
 
-/// Sysctls below `/proc/sys/net`. All set explicitly: a fresh namespace takes some from the host.
+/// Sysctls below `/proc/sys/net`. All set explicitly: a new namespace inherits some from the host.
 pub const SYSCTLS: [(&str, &str); 23] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "1"),
@@ -45,29 +46,30 @@ pub const SYSCTLS: [(&str, &str); 23] = [
     ("ipv6/conf/all/accept_redirects", "0"),
     ("ipv6/conf/default/accept_redirects", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
-    // No link-local addresses: nothing here speaks over them.
+    // No link-local addresses: nothing here uses them.
     ("ipv6/conf/default/addr_gen_mode", "1"),
     // Never `all`: writing that one would open IPv6 on every veth.
     ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/lo/disable_ipv6", "0"),
 ];
 
-/// The rules that close everything but what later ones open.
+/// The rules that let no forwarded packet through; those of the networks precede them.
 #[must_use]
-pub fn rules() -> BTreeSet<Rule> {
-    let own = |v6, priority, table| Rule {
+pub fn rules() -> BTreeSet<MeshRule> {
+    let own = |v6, priority, table| MeshRule {
         v6,
         priority,
         from: None,
         to: None,
         iif: Some("lo".to_owned()),
-        action: Action::Table(table),
+        action: RuleAction::Table(table),
     };
-    let closed = |v6| Rule { v6, priority: CLOSED, from: None, to: None, iif: None, action: Action::Unreachable };
+    let closed = |v6| MeshRule { v6, priority: CLOSED, from: None, to: None, iif: None, action: RuleAction::Unreachable };
     [false, true].into_iter().flat_map(|v6| [own(v6, OWN_LOCAL, LOCAL), own(v6, OWN_MAIN, MAIN), closed(v6)]).collect()
 }
 
-/// What brings a fresh or an adopted namespace to the base. Rules of networks stay: an adopted namespace carries traffic.
+/// The steps that bring a new or an adopted namespace to the base. Rules of networks stay: an adopted namespace carries
+/// traffic.
 #[must_use]
 pub fn steps(actual: &MeshState) -> Vec<MeshStep> {
     let mut steps = Vec::new();
@@ -76,9 +78,10 @@ pub fn steps(actual: &MeshState) -> Vec<MeshStep> {
             steps.push(MeshStep::Sysctl(key.to_owned(), value.to_owned()));
         }
     }
-    // Closed before it can carry anything; the new rules before the old ones go, so that nothing in use is without.
+    // The rules are complete before `lo` is up; the new ones are added before the kernel's are removed, so that connections
+    // in use always find one.
     steps.extend(rules().difference(&actual.rules).cloned().map(MeshStep::AddRule));
-    steps.extend(actual.rules.iter().filter(|r| KERNELS.contains(&r.priority)).cloned().map(MeshStep::RemoveRule));
+    steps.extend(actual.rules.iter().filter(|r| KERNEL_RULES.contains(&r.priority)).cloned().map(MeshStep::RemoveRule));
     if actual.links.get("lo").is_some_and(|lo| !lo.up) {
         steps.push(MeshStep::Up("lo".to_owned()));
     }

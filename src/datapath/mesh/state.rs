@@ -1,30 +1,30 @@
-//! What can be in the mesh namespace, as plain values, and the steps that change it. Printed the way `ip` would.
+//! The contents of the mesh namespace as plain values, and the steps that change them. Displayed in the style of `ip`.
 
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// The tunnel device.
+/// Name of the tunnel device.
 pub const TUNNEL: &str = "skep0";
-/// The main table.
+/// Number of the main routing table.
 pub const MAIN: u32 = 254;
-/// The local table.
+/// Number of the local routing table.
 pub const LOCAL: u32 = 255;
 
-/// Routing table of a network: the number is its network address, so nothing needs to be remembered.
+/// Number of a network's routing table: its network address, so that no allocation has to be stored.
 #[must_use]
 pub fn table_of(subnet: Ipv4Net) -> u32 {
     subnet.network().to_bits()
 }
 
-/// The mesh end of a container's veth.
+/// Name of the mesh end of a container's veth.
 #[must_use]
 pub fn mesh_end(address: Ipv4Addr) -> String {
     format!("v{:08x}", address.to_bits())
 }
 
-/// The container's end of its veth, until the engine renames it.
+/// Name of the container's end of its veth, until the engine renames it.
 #[must_use]
 pub fn container_end(address: Ipv4Addr) -> String {
     format!("c{:08x}", address.to_bits())
@@ -39,78 +39,74 @@ pub fn address_of(link: &str) -> Option<Ipv4Addr> {
 
 /// A device.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct Link {
-    /// Its number in this namespace.
+pub struct MeshLink {
+    /// Interface index in the mesh namespace.
     pub index: u32,
-    /// Its MTU in bytes.
+    /// Bytes.
     pub mtu: u32,
     /// Set up by the administrator (`IFF_UP`).
     pub up: bool,
 }
 
-/// What a rule does.
+/// What a matching rule does.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
-pub enum Action {
-    /// Look in this table.
+pub enum RuleAction {
+    /// Looks the destination up in this table.
     Table(u32),
-    /// Go on at the rule with this priority.
+    /// Continues at the rule with this priority.
     Goto(u32),
-    /// Answer "unreachable".
+    /// Answers "unreachable".
     Unreachable,
-    /// Something that skep never makes (the kernel's number for it).
+    /// An action that skep does not use, as the kernel's number.
     Other(u8),
 }
 
-/// A policy rule.
+/// A policy routing rule.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
-pub struct Rule {
+pub struct MeshRule {
     /// IPv6 instead of IPv4.
     pub v6: bool,
-    /// Its place.
+    /// Rules are evaluated from the lowest one up.
     pub priority: u32,
-    /// Sources it is for; `None` for all.
+    /// Sources that match; `None` for all.
     pub from: Option<IpNet>,
-    /// Destinations it is for; `None` for all.
+    /// Destinations that match; `None` for all.
     pub to: Option<IpNet>,
-    /// Device that the packet came in by; `lo` for what this namespace sends itself.
+    /// Device that the packet arrived by; `lo` for packets that this namespace sends itself. `None` for all.
     pub iif: Option<String>,
-    /// What to do.
-    pub action: Action,
+    pub action: RuleAction,
 }
 
 /// Where a route leads.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
-pub enum Target {
+pub enum RouteTarget {
     /// An address of this namespace (`local … dev lo`).
     Local,
     /// On the link of this device.
     Device(String),
-    /// Something that skep never makes.
+    /// A route that skep does not create, in words.
     Other(String),
 }
 
-/// A route of one of our tables.
+/// A route.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
-pub struct Route {
-    /// Its table.
+pub struct MeshRoute {
+    /// Number of the routing table.
     pub table: u32,
-    /// Destinations.
     pub to: IpNet,
-    /// Where to.
-    pub target: Target,
+    pub target: RouteTarget,
 }
 
-/// What is there.
+/// What the mesh namespace contains.
 #[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct MeshState {
     /// Devices by name.
-    pub links: BTreeMap<String, Link>,
+    pub links: BTreeMap<String, MeshLink>,
     /// Addresses by device, without the kernel's own (127.0.0.1, `::1`, link-local).
     pub addresses: BTreeSet<(String, IpAddr)>,
-    /// All rules.
-    pub rules: BTreeSet<Rule>,
+    pub rules: BTreeSet<MeshRule>,
     /// All routes that the kernel has not made itself.
-    pub routes: BTreeSet<Route>,
+    pub routes: BTreeSet<MeshRoute>,
     /// The sysctls that skep sets (`ipv4/ip_forward`, …), those of each container's veth included.
     pub sysctls: BTreeMap<String, String>,
 }
@@ -124,29 +120,25 @@ pub enum MeshStep {
     Mtu(String, u32),
     /// Sets a device up.
     Up(String),
-    /// Gives a device an address (a single one, /32 or /128).
+    /// Adds an address to a device (a single one, /32 or /128).
     AddAddress(String, IpAddr),
-    /// Takes it away.
     RemoveAddress(String, IpAddr),
-    /// Adds the route, in the place of another to the same destinations in the same table.
-    SetRoute(Route),
-    /// Removes it.
-    RemoveRoute(Route),
-    /// Adds the rule.
-    AddRule(Rule),
-    /// Removes it.
-    RemoveRule(Rule),
+    /// Adds the route, or replaces the one to the same destinations in the same table.
+    SetRoute(MeshRoute),
+    RemoveRoute(MeshRoute),
+    AddRule(MeshRule),
+    RemoveRule(MeshRule),
 }
 
 fn table_name(table: u32) -> String {
     match table {
         MAIN => "main".to_owned(),
         LOCAL => "local".to_owned(),
-        ours => ours.to_string(),
+        number => number.to_string(),
     }
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for MeshRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}:", if self.v6 { "-6 " } else { "" }, self.priority)?;
         if let Some(from) = &self.from {
@@ -159,20 +151,20 @@ impl fmt::Display for Rule {
             write!(f, " iif {iif}")?;
         }
         match &self.action {
-            Action::Table(table) => write!(f, " lookup {}", table_name(*table)),
-            Action::Goto(priority) => write!(f, " goto {priority}"),
-            Action::Unreachable => write!(f, " unreachable"),
-            Action::Other(number) => write!(f, " action {number}"),
+            RuleAction::Table(table) => write!(f, " lookup {}", table_name(*table)),
+            RuleAction::Goto(priority) => write!(f, " goto {priority}"),
+            RuleAction::Unreachable => write!(f, " unreachable"),
+            RuleAction::Other(number) => write!(f, " action {number}"),
         }
     }
 }
 
-impl fmt::Display for Route {
+impl fmt::Display for MeshRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Local => write!(f, "local {} dev lo", self.to)?,
-            Target::Device(device) => write!(f, "{} dev {device}", self.to)?,
-            Target::Other(what) => write!(f, "{} {what}", self.to)?,
+            RouteTarget::Local => write!(f, "local {} dev lo", self.to)?,
+            RouteTarget::Device(device) => write!(f, "{} dev {device}", self.to)?,
+            RouteTarget::Other(what) => write!(f, "{} {what}", self.to)?,
         }
         write!(f, " table {}", table_name(self.table))
     }

@@ -1,6 +1,6 @@
-//! Between plain values and netlink messages, both ways. Pure.
+//! Conversion between plain values and netlink messages. Pure.
 
-use super::state::{Action, Link, Route, Rule, Target};
+use super::state::{MeshLink, MeshRoute, MeshRule, RouteTarget, RuleAction};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -8,7 +8,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute,
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAction as NetlinkRuleAction, RuleAttribute, RuleMessage};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -23,7 +23,7 @@ fn prefix(address: IpAddr, length: u8) -> Option<IpNet> {
 
 // Links
 
-/// Asks for, changes or removes the device with this name.
+/// A message that names a device, to query or remove it.
 pub(in crate::datapath) fn link_named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -45,14 +45,14 @@ pub(in crate::datapath) fn link_mtu(name: &str, mtu: u32) -> LinkMessage {
     message
 }
 
-/// Writes a note on the device with this name, for whoever meets it later.
+/// Sets the alias (`ifalias`) of the device with this name, so that a later run recognises it.
 pub(in crate::datapath) fn link_note(name: &str, note: &str) -> LinkMessage {
     let mut message = link_named(name);
     message.attributes.push(LinkAttribute::IfAlias(note.to_owned()));
     message
 }
 
-/// Name of a device and the note on it.
+/// Name and alias of a device.
 pub(in crate::datapath) fn read_note(message: &LinkMessage) -> (Option<&str>, Option<&str>) {
     let (mut name, mut note) = (None, None);
     for attribute in &message.attributes {
@@ -65,7 +65,7 @@ pub(in crate::datapath) fn read_note(message: &LinkMessage) -> (Option<&str>, Op
     (name, note)
 }
 
-/// Makes a veth pair: `name` where the socket is, `peer` in another namespace.
+/// Creates a veth pair: `name` in the namespace of the netlink socket, `peer` in another one.
 pub(in crate::datapath) fn veth(name: &str, peer: &str, peer_namespace: BorrowedFd<'_>, mtu: u32) -> LinkMessage {
     let mut other = link_mtu(peer, mtu);
     other.attributes.push(LinkAttribute::NetNsFd(peer_namespace.as_raw_fd()));
@@ -78,7 +78,7 @@ pub(in crate::datapath) fn veth(name: &str, peer: &str, peer_namespace: Borrowed
 }
 
 /// Name and state of a device.
-pub(in crate::datapath) fn read_link(message: &LinkMessage) -> Option<(String, Link)> {
+pub(in crate::datapath) fn read_link(message: &LinkMessage) -> Option<(String, MeshLink)> {
     let (mut name, mut mtu) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
@@ -87,7 +87,7 @@ pub(in crate::datapath) fn read_link(message: &LinkMessage) -> Option<(String, L
             _ => {}
         }
     }
-    Some((name?, Link { index: message.header.index, mtu, up: message.header.flags.contains(LinkFlags::Up) }))
+    Some((name?, MeshLink { index: message.header.index, mtu, up: message.header.flags.contains(LinkFlags::Up) }))
 }
 
 // Addresses
@@ -100,7 +100,7 @@ pub(in crate::datapath) fn address(index: u32, address: IpAddr) -> AddressMessag
     message.header.index = index;
     message.header.scope = AddressScope::Universe;
     if address.is_ipv6() {
-        // Else it is tentative for a moment, on lo too, and a server that binds it at once is refused.
+        // With duplicate address detection it would be tentative for a moment, on lo too, and an immediate bind would fail.
         message.header.flags = AddressHeaderFlags::Nodad;
     }
     message.attributes.push(AddressAttribute::Local(address));
@@ -108,7 +108,7 @@ pub(in crate::datapath) fn address(index: u32, address: IpAddr) -> AddressMessag
     message
 }
 
-/// Device and address, unless it is one that the kernel gave.
+/// Index of the device and address, unless the kernel assigned it.
 pub(in crate::datapath) fn read_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
     let (mut local, mut plain) = (None, None);
     for attribute in &message.attributes {
@@ -119,17 +119,17 @@ pub(in crate::datapath) fn read_address(message: &AddressMessage) -> Option<(u32
         }
     }
     let address = local.or(plain)?;
-    let kernels = match address {
+    let kernel_assigned = match address {
         IpAddr::V4(v4) => v4 == Ipv4Addr::LOCALHOST,
         IpAddr::V6(v6) => v6 == Ipv6Addr::LOCALHOST || v6.is_unicast_link_local(),
     };
-    (!kernels).then_some((message.header.index, address))
+    (!kernel_assigned).then_some((message.header.index, address))
 }
 
 // Rules
 
-/// The rule as a message.
-pub(in crate::datapath) fn rule(rule: &Rule) -> RuleMessage {
+/// A message that adds or removes the rule.
+pub(in crate::datapath) fn rule(rule: &MeshRule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(rule.v6);
     message.attributes.push(RuleAttribute::Priority(rule.priority));
@@ -145,26 +145,26 @@ pub(in crate::datapath) fn rule(rule: &Rule) -> RuleMessage {
         message.attributes.push(RuleAttribute::Iifname(iif.clone()));
     }
     message.header.action = match &rule.action {
-        Action::Table(table) => {
+        RuleAction::Table(table) => {
             if let Ok(small) = u8::try_from(*table) {
                 message.header.table = small;
             } else {
                 message.attributes.push(RuleAttribute::Table(*table));
             }
-            RuleAction::ToTable
+            NetlinkRuleAction::ToTable
         }
-        Action::Goto(priority) => {
+        RuleAction::Goto(priority) => {
             message.attributes.push(RuleAttribute::Goto(*priority));
-            RuleAction::Goto
+            NetlinkRuleAction::Goto
         }
-        Action::Unreachable => RuleAction::Unreachable,
-        Action::Other(number) => RuleAction::from(*number),
+        RuleAction::Unreachable => NetlinkRuleAction::Unreachable,
+        RuleAction::Other(number) => NetlinkRuleAction::from(*number),
     };
     message
 }
 
-/// The rule of a message.
-pub(in crate::datapath) fn read_rule(message: &RuleMessage) -> Option<Rule> {
+/// The rule in a message.
+pub(in crate::datapath) fn read_rule(message: &RuleMessage) -> Option<MeshRule> {
     let v6 = match message.header.family {
         AddressFamily::Inet => false,
         AddressFamily::Inet6 => true,
@@ -172,7 +172,7 @@ pub(in crate::datapath) fn read_rule(message: &RuleMessage) -> Option<Rule> {
     };
     let mut table = u32::from(message.header.table);
     let mut goto = 0;
-    let mut rule = Rule { v6, priority: 0, from: None, to: None, iif: None, action: Action::Unreachable };
+    let mut rule = MeshRule { v6, priority: 0, from: None, to: None, iif: None, action: RuleAction::Unreachable };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -185,23 +185,23 @@ pub(in crate::datapath) fn read_rule(message: &RuleMessage) -> Option<Rule> {
         }
     }
     rule.action = match message.header.action {
-        RuleAction::ToTable => Action::Table(table),
-        RuleAction::Goto => Action::Goto(goto),
-        RuleAction::Unreachable => Action::Unreachable,
-        other => Action::Other(other.into()),
+        NetlinkRuleAction::ToTable => RuleAction::Table(table),
+        NetlinkRuleAction::Goto => RuleAction::Goto(goto),
+        NetlinkRuleAction::Unreachable => RuleAction::Unreachable,
+        other => RuleAction::Other(other.into()),
     };
     Some(rule)
 }
 
 // Routes
 
-/// The route as a message that sets it; `index` is that of the device it leads to.
-pub(in crate::datapath) fn route(route: &Route, index: u32) -> RouteMessage {
+/// A message that sets the route; `index` is that of its device.
+pub(in crate::datapath) fn route(route: &MeshRoute, index: u32) -> RouteMessage {
     let mut message = route_to(route);
     message.header.protocol = RouteProtocol::Static;
     (message.header.kind, message.header.scope) = match (&route.target, &route.to) {
-        (Target::Local, IpNet::V4(_)) => (RouteType::Local, RouteScope::Host),
-        (Target::Local, IpNet::V6(_)) => (RouteType::Local, RouteScope::Universe),
+        (RouteTarget::Local, IpNet::V4(_)) => (RouteType::Local, RouteScope::Host),
+        (RouteTarget::Local, IpNet::V6(_)) => (RouteType::Local, RouteScope::Universe),
         (_, IpNet::V4(_)) => (RouteType::Unicast, RouteScope::Link),
         (_, IpNet::V6(_)) => (RouteType::Unicast, RouteScope::Universe),
     };
@@ -209,8 +209,8 @@ pub(in crate::datapath) fn route(route: &Route, index: u32) -> RouteMessage {
     message
 }
 
-/// The route as a message that removes it, whoever made it: any protocol, any kind, any scope.
-pub(in crate::datapath) fn no_route(route: &Route, index: Option<u32>) -> RouteMessage {
+/// A message that removes the route whatever its protocol, kind and scope are.
+pub(in crate::datapath) fn no_route(route: &MeshRoute, index: Option<u32>) -> RouteMessage {
     let mut message = route_to(route);
     message.header.kind = RouteType::Unspec;
     message.header.scope = RouteScope::NoWhere;
@@ -218,7 +218,7 @@ pub(in crate::datapath) fn no_route(route: &Route, index: Option<u32>) -> RouteM
     message
 }
 
-fn route_to(route: &Route) -> RouteMessage {
+fn route_to(route: &MeshRoute) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(matches!(route.to, IpNet::V6(_)));
     message.header.destination_prefix_length = route.to.prefix_len();
@@ -231,8 +231,8 @@ fn route_to(route: &Route) -> RouteMessage {
     message
 }
 
-/// The route of a message, unless the kernel made it; `names` gives devices by index.
-pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
+/// The route in a message, unless the kernel created it; `names` maps interface indices to devices.
+pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<MeshRoute> {
     let header = &message.header;
     if header.protocol == RouteProtocol::Kernel || header.flags.contains(RouteFlags::Cloned) {
         return None;
@@ -255,11 +255,11 @@ pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u
         }
     }
     let target = match (header.kind, device) {
-        (RouteType::Local, Some(device)) if device == "lo" => Target::Local,
-        (RouteType::Unicast, Some(device)) if !gateway => Target::Device(device),
-        (kind, device) => Target::Other(
+        (RouteType::Local, Some(device)) if device == "lo" => RouteTarget::Local,
+        (RouteType::Unicast, Some(device)) if !gateway => RouteTarget::Device(device),
+        (kind, device) => RouteTarget::Other(
             format!("({kind:?}, {}{})", device.unwrap_or_default(), if gateway { ", by a gateway" } else { "" }).to_lowercase(),
         ),
     };
-    Some(Route { table, to: prefix(to, header.destination_prefix_length)?, target })
+    Some(MeshRoute { table, to: prefix(to, header.destination_prefix_length)?, target })
 }

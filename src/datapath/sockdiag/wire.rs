@@ -1,10 +1,10 @@
-//! The kernel's `inet_diag` messages (linux/inet_diag.h): what is sent and what comes back. Pure.
+//! The kernel's `inet_diag` messages (linux/inet_diag.h): requests and replies. Pure.
 
 use crate::model::Protocol;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Address families.
+/// `AF_INET` and `AF_INET6`.
 pub const V4: u8 = 2;
 pub const V6: u8 = 10;
 
@@ -18,53 +18,52 @@ const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 
 const HEADER: usize = 16;
-/// Ports, addresses, interface, cookie.
+/// `inet_diag_sockid`: ports, addresses, interface, cookie.
 const ID: usize = 48;
-/// Of an answer, before the attributes.
+/// `inet_diag_msg`, before the attributes.
 const BODY: usize = 72;
 const ENOENT: i32 = 2;
 
-/// States of sockets, as numbers and in masks.
+/// Socket states, as numbers and as bits of masks.
 const ESTABLISHED: u8 = 1;
 const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
-/// A connection request that has no socket of its own yet.
+/// A connection request without a full socket.
 const NEW_SYN_RECV: u8 = 12;
-/// 1 to 12.
+/// States 1 to 12.
 const ALL: u32 = 0x1ffe;
 
-/// Attribute of a question: a filter program.
+/// Attribute of a request: a filter program.
 const BYTECODE: u16 = 1;
-/// Operations of a filter: jump, compare the other end.
+/// Operations of a filter: jump, compare the remote address (`INET_DIAG_BC_D_COND`).
 const JUMP: u8 = 1;
-const OTHER_END: u8 = 8;
+const REMOTE_CONDITION: u8 = 8;
 
-/// A socket that the kernel told of.
+/// A socket in a reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
+pub struct InetSocket {
     pub family: u8,
     pub state: u8,
     id: [u8; ID],
 }
 
-/// What a datagram of the kernel means for the question.
+/// How far a datagram of the kernel brings the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// There is more to come.
-    More,
-    /// That was all.
-    End,
-    /// There is no such socket.
-    None,
+pub enum ReplyStatus {
+    /// More datagrams follow.
+    Partial,
+    Complete,
+    /// No socket matches the request.
+    NotFound,
 }
 
-/// State of a socket that takes what comes.
-pub fn open_state(protocol: Protocol) -> u8 {
+/// State of a socket that receives from unknown clients.
+pub fn listening_state(protocol: Protocol) -> u8 {
     if protocol == Protocol::Tcp { LISTEN } else { CLOSE }
 }
 
-fn number(protocol: Protocol) -> Option<u8> {
+fn protocol_number(protocol: Protocol) -> Option<u8> {
     match protocol {
         Protocol::Tcp => Some(6),
         Protocol::Udp => Some(17),
@@ -72,11 +71,11 @@ fn number(protocol: Protocol) -> Option<u8> {
     }
 }
 
-/// Asks for the one socket that would take a packet to `at` from an address that nobody has: no connected one.
-pub fn lookup(protocol: Protocol, at: SocketAddr) -> Option<Vec<u8>> {
+/// Requests the one socket that would receive a packet to `at` from an unknown address, which excludes connected ones.
+pub fn listener_request(protocol: Protocol, at: SocketAddr) -> Option<Vec<u8>> {
     let family = if at.is_ipv4() { V4 } else { V6 };
     let mut id = [0; ID];
-    // For UDP the kernel has the two ends the other way round, and keeps it so for those who are used to it.
+    // For UDP the kernel has source and destination swapped, for compatibility.
     let (port, address) = if protocol == Protocol::Udp { (2, 20) } else { (0, 4) };
     id[port..port + 2].copy_from_slice(&at.port().to_be_bytes());
     match at.ip() {
@@ -85,11 +84,12 @@ pub fn lookup(protocol: Protocol, at: SocketAddr) -> Option<Vec<u8>> {
     }
     // Any cookie.
     id[40..].fill(0xff);
-    Some(message(SOCK_DIAG_BY_FAMILY, REQUEST, &request(family, number(protocol)?, ALL, &id)))
+    Some(message(SOCK_DIAG_BY_FAMILY, REQUEST, &request(family, protocol_number(protocol)?, ALL, &id)))
 }
 
-/// Asks for all sockets of a family whose other end is one of these. IPv4 ones match however an IPv6 socket spells them.
-pub fn connected_to(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Option<Vec<u8>> {
+/// Requests all sockets of a family whose remote address is one of these. IPv4 addresses also match the v4-mapped form of an
+/// IPv6 socket.
+pub fn connections_request(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Option<Vec<u8>> {
     let states = match protocol {
         Protocol::Tcp => ALL & !(1 << LISTEN | 1 << TIME_WAIT | 1 << CLOSE | 1 << NEW_SYN_RECV),
         _ => 1 << ESTABLISHED,
@@ -97,7 +97,7 @@ pub fn connected_to(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Optio
     if remotes.is_empty() {
         return None;
     }
-    let mut body = request(family, number(protocol)?, states, &[0; ID]);
+    let mut body = request(family, protocol_number(protocol)?, states, &[0; ID]);
     let filter = filter(remotes)?;
     body.extend(u16::try_from(filter.len() + 4).ok()?.to_ne_bytes());
     body.extend(BYTECODE.to_ne_bytes());
@@ -105,13 +105,13 @@ pub fn connected_to(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Optio
     Some(message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &body))
 }
 
-impl Found {
-    /// The kernel's number of it, which no other socket ever has.
+impl InetSocket {
+    /// The kernel's id of the socket, never used again for another one.
     pub fn cookie(&self) -> u64 {
         u64::from(u32_at(&self.id, 40)) | u64::from(u32_at(&self.id, 44)) << 32
     }
 
-    /// Its other end. IPv4 stays IPv4, however the socket spells it.
+    /// Remote address and port; IPv4 also if the socket has the v4-mapped form.
     pub fn remote(&self) -> SocketAddr {
         let octets: [u8; 16] = std::array::from_fn(|i| self.id[20 + i]);
         let address = match self.family {
@@ -121,9 +121,9 @@ impl Found {
         SocketAddr::new(address, u16::from_be_bytes([self.id[2], self.id[3]]))
     }
 
-    /// Asks for its end.
-    pub fn destroy(&self, protocol: Protocol) -> Vec<u8> {
-        let protocol = number(protocol).unwrap_or_default();
+    /// Requests that the kernel destroys it.
+    pub fn destroy_request(&self, protocol: Protocol) -> Vec<u8> {
+        let protocol = protocol_number(protocol).unwrap_or_default();
         message(SOCK_DESTROY, REQUEST | ACK, &request(self.family, protocol, 1 << self.state, &self.id))
     }
 }
@@ -134,7 +134,7 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
-    // Sequence and sender: there is one question at a time on a socket.
+    // Sequence number and port id: there is one request at a time on a socket.
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -147,21 +147,21 @@ fn request(family: u8, protocol: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
     body
 }
 
-/// A filter program: one comparison after the other, each with a jump to the end (accepted) behind it. A jump beyond the
-/// end refuses.
+/// A filter program: a sequence of comparisons, each followed by a jump to the end, which accepts. A jump beyond the end
+/// rejects.
 fn filter(remotes: &[IpAddr]) -> Option<Vec<u8>> {
     let conditions: Vec<Vec<u8>> = remotes.iter().map(|remote| condition(*remote)).collect();
     // Operation, condition, operation.
     let size = |condition: &Vec<u8>| 4 + condition.len() + 4;
-    let mut left: usize = conditions.iter().map(size).sum();
-    let mut program = Vec::with_capacity(left);
+    let mut remaining: usize = conditions.iter().map(size).sum();
+    let mut program = Vec::with_capacity(remaining);
     for condition in &conditions {
         let here = size(condition);
-        let (yes, no) = (u8::try_from(here - 4).ok()?, if left == here { here + 4 } else { here });
-        operation(&mut program, OTHER_END, yes, u16::try_from(no).ok()?);
+        let (yes, no) = (u8::try_from(here - 4).ok()?, if remaining == here { here + 4 } else { here });
+        operation(&mut program, REMOTE_CONDITION, yes, u16::try_from(no).ok()?);
         program.extend(condition);
-        operation(&mut program, JUMP, 4, u16::try_from(left - here + 4).ok()?);
-        left -= here;
+        operation(&mut program, JUMP, 4, u16::try_from(remaining - here + 4).ok()?);
+        remaining -= here;
     }
     Some(program)
 }
@@ -184,42 +184,42 @@ fn condition(remote: IpAddr) -> Vec<u8> {
 }
 
 /// Reads one datagram.
-pub fn read(mut datagram: &[u8], found: &mut Vec<Found>) -> io::Result<Answer> {
-    let mut answer = Answer::More;
+pub fn read(mut datagram: &[u8], found: &mut Vec<InetSocket>) -> io::Result<ReplyStatus> {
+    let mut status = ReplyStatus::Partial;
     while datagram.len() >= HEADER {
         let length = u32_at(datagram, 0) as usize;
         let (kind, flags) = (u16_at(datagram, 4), u16_at(datagram, 6));
         let Some(body) = datagram.get(HEADER..length) else { return Err(malformed()) };
         match kind {
-            NLMSG_DONE => answer = Answer::End,
+            NLMSG_DONE => status = ReplyStatus::Complete,
             NLMSG_ERROR => {
                 let code = if body.len() < 4 { return Err(malformed()) } else { u32_at(body, 0).cast_signed() };
                 match -code {
-                    0 => answer = Answer::End,
-                    ENOENT => answer = Answer::None,
+                    0 => status = ReplyStatus::Complete,
+                    ENOENT => status = ReplyStatus::NotFound,
                     other => return Err(io::Error::from_raw_os_error(other)),
                 }
             }
             SOCK_DIAG_BY_FAMILY => {
                 found.push(socket(body).ok_or_else(malformed)?);
                 if flags & MULTI == 0 {
-                    answer = Answer::End;
+                    status = ReplyStatus::Complete;
                 }
             }
             _ => {}
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(answer)
+    Ok(status)
 }
 
-fn socket(body: &[u8]) -> Option<Found> {
+fn socket(body: &[u8]) -> Option<InetSocket> {
     let body = body.get(..BODY)?;
-    Some(Found { family: body[0], state: body[1], id: body[4..4 + ID].try_into().ok()? })
+    Some(InetSocket { family: body[0], state: body[1], id: body[4..4 + ID].try_into().ok()? })
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about sockets makes no sense")
+    io::Error::new(io::ErrorKind::InvalidData, "malformed reply of the kernel's socket diagnostics")
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -236,11 +236,11 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn messages_are_as_long_as_they_say() {
+    fn messages_have_the_length_in_their_header() {
         let all = [
-            lookup(Protocol::Tcp, "10.0.0.7:80".parse().unwrap()).unwrap(),
-            connected_to(Protocol::Udp, V6, &["10.0.0.7".parse().unwrap(), "fd00::1".parse().unwrap()]).unwrap(),
-            Found { family: V4, state: ESTABLISHED, id: [7; ID] }.destroy(Protocol::Tcp),
+            listener_request(Protocol::Tcp, "10.0.0.7:80".parse().unwrap()).unwrap(),
+            connections_request(Protocol::Udp, V6, &["10.0.0.7".parse().unwrap(), "fd00::1".parse().unwrap()]).unwrap(),
+            InetSocket { family: V4, state: ESTABLISHED, id: [7; ID] }.destroy_request(Protocol::Tcp),
         ];
         for message in all {
             assert_eq!(u32_at(&message, 0) as usize, message.len());
@@ -248,13 +248,13 @@ mod tests {
         }
     }
 
-    /// What the kernel does with a filter (`inet_diag_bc_run`), for IPv4.
+    /// Runs a filter as the kernel does (`inet_diag_bc_run`), for IPv4.
     fn accepts(program: &[u8], remote: [u8; 4]) -> bool {
         let (mut at, end) = (0, program.len());
         while at < end {
             let (code, yes, no) = (program[at], usize::from(program[at + 1]), usize::from(u16_at(program, at + 2)));
             let matches = match code {
-                OTHER_END => program[at + 4] == V4 && program[at + 12..at + 16] == remote,
+                REMOTE_CONDITION => program[at + 4] == V4 && program[at + 12..at + 16] == remote,
                 _ => false,
             };
             at += if matches { yes } else { no };
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_filter_accepts_exactly_those_it_was_made_of(
+        fn a_filter_accepts_exactly_its_addresses(
             some in proptest::collection::btree_set(any::<u8>(), 1..60), one: u8, with_v6: bool,
         ) {
             let mut remotes: Vec<IpAddr> = some.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect();
@@ -275,7 +275,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_is_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_reply_is_parsed_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = read(&bytes, &mut Vec::new());
         }
     }

@@ -1,11 +1,14 @@
-//! The daemon's side of the tunnel process: starts it, adopts it, replaces it, starts it again when it dies.
+//! The daemon's side of the tunnel process: starts it, adopts it, replaces it, restarts it when it dies.
 
 use super::super::{Tunnel, TunnelPeer, TunnelState, TunnelStep};
-use super::link::Control;
+use super::TunnelConfig;
+use super::difference::apply_step;
+use super::link::IoctlSocket;
 use super::namespace::Namespace;
+use super::paths::{log_file, pid_file};
 use super::process::FAILED;
-use super::protocol::{Hello, PROTOCOL, Reply, Request, read_line, write_line};
-use super::{TunnelConfig, beside};
+use super::protocol::{PROTOCOL, TunnelHello, TunnelReply, TunnelRequest, read_line, write_line};
+use crate::backoff::Backoff;
 use crate::model::WgKey;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
@@ -23,41 +26,44 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// How long a request may take: the process answers from memory.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How long the process may take to come up or to end.
-const START: Duration = Duration::from_secs(15);
-/// Between looks at whether it did.
-const LOOK: Duration = Duration::from_millis(10);
-/// Size at which the log starts anew with the next process, bytes.
+/// How long a request may take: the process replies from memory.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the process may take to start or to end.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time between checks of whether it did.
+const POLL: Duration = Duration::from_millis(10);
+/// Size above which the log is truncated before the next start, bytes.
 const LOG_LIMIT: u64 = 1 << 20;
+/// Between attempts to restart a process that died.
+const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// The tunnel as a process.
 pub(super) struct ProcessTunnel {
     config: TunnelConfig,
     key: WgKey,
-    /// Where the process runs, whichever thread finds that it has to be started again.
+    /// The process is started in this namespace, whichever namespace the calling thread is in.
     host: Namespace,
-    /// Peers as last seen or applied, with the endpoints learned: what a process that has to be started again is given. Also the lock on starting.
+    /// Peers as last observed or applied, with the endpoints learned: a restarted process gets them. Locked while a process is
+    /// started, so that there is one start at a time.
     peers: Mutex<BTreeMap<WgKey, TunnelPeer>>,
-    /// Told to stop by [`super::close`]: not to be started again.
+    /// Stopped by [`super::close`]: not to be restarted.
     closed: AtomicBool,
 }
 
 impl ProcessTunnel {
-    /// Adopts the running process or starts one.
+    /// Adopts the running process, or starts one.
     pub(super) async fn open(config: TunnelConfig, key: WgKey) -> anyhow::Result<Arc<Self>> {
         let this =
             Arc::new(Self { config, key, host: Namespace::current()?, peers: Mutex::default(), closed: AtomicBool::new(false) });
-        this.ensure().await?;
-        // An adopted process has peers; should it die before they change, the next one gets the same.
+        this.ensure_running().await?;
+        // Reads the peers of an adopted process, for the case that it dies before they change.
         this.observe().await?;
-        tokio::spawn(keep_alive(Arc::downgrade(&this)));
+        tokio::spawn(restart_when_it_dies(Arc::downgrade(&this)));
         Ok(this)
     }
 
-    /// Sees to it that a process runs that fits, and has the peers if it is a new one.
-    async fn ensure(&self) -> anyhow::Result<()> {
+    /// Adopts or starts a process that fits the configuration; a new one gets the peers.
+    async fn ensure_running(&self) -> anyhow::Result<()> {
         let peers = self.peers.lock().await;
         if self.closed.load(Ordering::Acquire) {
             bail!("the tunnel was closed");
@@ -69,16 +75,16 @@ impl ProcessTunnel {
                 return self.set_mtu().await;
             };
             tracing::info!(pid = hello.pid, reason, "tunnel process is replaced");
-            // In this namespace the next process takes the device over, with the addresses and routes that others gave it.
+            // If device and namespace are the same, the next process attaches to the device, which keeps addresses and routes.
             let keep = hello.device == self.config.device && hello.mesh == Namespace::open(&self.config.mesh_pin)?.id;
             stop(&socket, keep).await?;
         }
-        end_silent(&socket).await?;
+        kill_unresponsive(&socket).await?;
         self.start().await?;
         if !peers.is_empty() {
             let steps = peers.iter().map(|(key, peer)| TunnelStep::Set(*key, peer.clone())).collect();
-            expect_applied(request(&socket, &Request::Apply { steps }).await?)?;
-            tracing::info!(peers = peers.len(), "peers given to the new tunnel process");
+            expect_applied(request(&socket, &TunnelRequest::Apply { steps }).await?)?;
+            tracing::info!(peers = peers.len(), "configured the peers of the new tunnel process");
         }
         Ok(())
     }
@@ -88,36 +94,62 @@ impl ProcessTunnel {
         let (device, mtu) = (self.config.device.clone(), self.config.mtu);
         let mesh = Namespace::open(&self.config.mesh_pin)?;
         mesh.run_async(move || {
-            let control = Control::new()?;
-            if control.mtu(&device)? != mtu {
-                control.set_mtu(&device, mtu).with_context(|| format!("cannot set MTU {mtu} on {device}"))?;
+            let ioctl = IoctlSocket::new()?;
+            if ioctl.mtu(&device)? != mtu {
+                ioctl.set_mtu(&device, mtu).with_context(|| format!("cannot set MTU {mtu} on {device}"))?;
             }
             Ok(())
         })
         .await
     }
 
+    /// Starts a process and waits until it answers.
     async fn start(&self) -> anyhow::Result<()> {
+        let control = self.config.socket();
+        let path = log_file(&control);
+        let mut log = open_log(&path)?;
+        let log_start = log.metadata()?.len();
+        let mut command = self.command(&control, &log)?;
+        let runtime = tokio::runtime::Handle::current();
+        let mut child = self
+            .host
+            .run_async(move || {
+                let _entered = runtime.enter();
+                Ok(command.spawn()?)
+            })
+            .await
+            .with_context(|| format!("cannot start {} tunnel", self.config.program.display()))?;
+        let answers = async {
+            loop {
+                if hello(&control).await.is_ok_and(|hello| Some(hello.pid) == child.id()) {
+                    return Ok(());
+                }
+                if let Some(status) = child.try_wait()? {
+                    let reason = exit_reason(&mut log, log_start);
+                    return Err(reason.unwrap_or_else(|| anyhow!("the tunnel process ended with {status}")));
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let Ok(result) = timeout(START_TIMEOUT, answers).await else {
+            let _ = child.kill().await;
+            bail!("the tunnel process did not answer within {START_TIMEOUT:?} (log: {})", path.display());
+        };
+        result.with_context(|| format!("the tunnel does not start (log: {})", path.display()))?;
+        // The process outlives this daemon. If it ends before, tokio reaps it.
+        drop(child);
+        Ok(())
+    }
+
+    fn command(&self, control: &Path, log: &File) -> anyhow::Result<tokio::process::Command> {
         let config = &self.config;
-        let socket = config.socket();
-        let path = beside(&socket, "log");
-        let mut log = File::options()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(&path)
-            .with_context(|| format!("cannot open the tunnel's log {}", path.display()))?;
-        if log.metadata()?.len() > LOG_LIMIT {
-            log.set_len(0)?;
-        }
-        let before = log.metadata()?.len();
         let mut command = tokio::process::Command::new(&config.program);
         command
             .arg("tunnel")
             .arg("--mesh")
             .arg(&config.mesh_pin)
             .arg("--control")
-            .arg(&socket)
+            .arg(control)
             .arg("--key")
             .arg(&config.private_key_file)
             .arg("--listen")
@@ -130,46 +162,17 @@ impl ProcessTunnel {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?);
-        let runtime = tokio::runtime::Handle::current();
-        let mut child = self
-            .host
-            .run_async(move || {
-                let _entered = runtime.enter();
-                Ok(command.spawn()?)
-            })
-            .await
-            .with_context(|| format!("cannot start {} tunnel", config.program.display()))?;
-        let come_up = async {
-            loop {
-                if hello(&socket).await.is_ok_and(|hello| Some(hello.pid) == child.id()) {
-                    return Ok(());
-                }
-                if let Some(status) = child.try_wait()? {
-                    return Err(
-                        why_it_ended(&mut log, before).unwrap_or_else(|| anyhow!("the tunnel process ended with {status}"))
-                    );
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        let Ok(result) = timeout(START, come_up).await else {
-            let _ = child.kill().await;
-            bail!("the tunnel process did not answer within {START:?} (log: {})", path.display());
-        };
-        result.with_context(|| format!("the tunnel does not start (log: {})", path.display()))?;
-        // It outlives this daemon; tokio reaps it should it end before.
-        drop(child);
-        Ok(())
+        Ok(command)
     }
 
-    /// Asks; if nobody answers, starts the process and asks again.
-    async fn call(&self, message: &Request) -> anyhow::Result<Reply> {
+    /// Sends a request; if there is no reply, starts the process and sends it again.
+    async fn call(&self, message: &TunnelRequest) -> anyhow::Result<TunnelReply> {
         let socket = self.config.socket();
         match request(&socket, message).await {
             Ok(reply) => Ok(reply),
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "the tunnel process does not answer");
-                self.ensure().await?;
+                self.ensure_running().await?;
                 request(&socket, message).await
             }
         }
@@ -179,13 +182,13 @@ impl ProcessTunnel {
 #[async_trait::async_trait]
 impl Tunnel for ProcessTunnel {
     async fn observe(&self) -> anyhow::Result<TunnelState> {
-        match self.call(&Request::Observe).await? {
-            Reply::State(state) => {
+        match self.call(&TunnelRequest::Observe).await? {
+            TunnelReply::State(state) => {
                 let now = state.peers.iter().map(|(key, state)| (*key, state.peer.clone()));
                 *self.peers.lock().await = now.collect();
                 Ok(state)
             }
-            Reply::Error(error) => Err(anyhow!(error).context("the tunnel process cannot say what is there")),
+            TunnelReply::Error(error) => Err(anyhow!(error).context("the tunnel process cannot read the state of its device")),
             other => bail!("the tunnel process answered {other:?} instead of its state"),
         }
     }
@@ -194,54 +197,52 @@ impl Tunnel for ProcessTunnel {
         if steps.is_empty() {
             return Ok(());
         }
-        expect_applied(self.call(&Request::Apply { steps: steps.to_vec() }).await?)?;
+        expect_applied(self.call(&TunnelRequest::Apply { steps: steps.to_vec() }).await?)?;
         let mut peers = self.peers.lock().await;
         for step in steps {
-            match step {
-                TunnelStep::Set(key, peer) => drop(peers.insert(*key, peer.clone())),
-                TunnelStep::Remove(key) => drop(peers.remove(key)),
-            }
+            apply_step(&mut peers, step);
         }
         Ok(())
     }
 }
 
-fn expect_applied(reply: Reply) -> anyhow::Result<()> {
+fn expect_applied(reply: TunnelReply) -> anyhow::Result<()> {
     match reply {
-        Reply::Applied => Ok(()),
-        Reply::Error(error) => Err(anyhow!(error).context("the tunnel process refused the change of its peers")),
+        TunnelReply::Applied => Ok(()),
+        TunnelReply::Error(error) => Err(anyhow!(error).context("the tunnel process refused the change of its peers")),
         other => bail!("the tunnel process answered {other:?} to a change of its peers"),
     }
 }
 
-/// Waits on a connection for the process to die, and starts it again; ends with the tunnel.
-async fn keep_alive(tunnel: Weak<ProcessTunnel>) {
-    let mut pause = Duration::from_millis(100);
+/// Waits until the process dies and restarts it; returns when the tunnel is closed or dropped.
+async fn restart_when_it_dies(tunnel: Weak<ProcessTunnel>) {
+    let mut failures = 0;
     loop {
         let Some(socket) = tunnel.upgrade().map(|tunnel| tunnel.config.socket()) else { return };
-        let stopped = wait_for_end(&socket, &tunnel).await;
+        let stopped = wait_until_it_ends(&socket, &tunnel).await;
         let Some(this) = tunnel.upgrade() else { return };
         if stopped {
             this.closed.store(true, Ordering::Release);
             return;
         }
-        match this.ensure().await {
-            Ok(()) => pause = Duration::from_millis(100),
+        match this.ensure_running().await {
+            Ok(()) => failures = 0,
             Err(_) if this.closed.load(Ordering::Acquire) => return,
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the tunnel process died and does not start again");
+                tracing::warn!(error = format!("{error:#}"), "the tunnel process died and cannot be restarted");
                 drop(this);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
+                failures += 1;
+                tokio::time::sleep(RESTART_BACKOFF.pause(failures)).await;
             }
         }
     }
 }
 
-/// Whether it was told to stop. Looks now and then whether anybody still wants to know.
-async fn wait_for_end(socket: &Path, tunnel: &Weak<ProcessTunnel>) -> bool {
+/// Returns when the process ends: `true` if it was stopped by request. Returns `false` as well within a second after the
+/// tunnel is dropped.
+async fn wait_until_it_ends(socket: &Path, tunnel: &Weak<ProcessTunnel>) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
-    if write_line(&mut stream, &Request::Watch).await.is_err() {
+    if write_line(&mut stream, &TunnelRequest::Watch).await.is_err() {
         return false;
     }
     let mut reader = BufReader::new(stream);
@@ -249,7 +250,7 @@ async fn wait_for_end(socket: &Path, tunnel: &Weak<ProcessTunnel>) -> bool {
     tokio::pin!(line);
     loop {
         match timeout(Duration::from_secs(1), &mut line).await {
-            Ok(Ok(Some(line))) => return matches!(serde_json::from_slice(&line), Ok(Reply::Stopping)),
+            Ok(Ok(Some(line))) => return matches!(serde_json::from_slice(&line), Ok(TunnelReply::Stopping)),
             Ok(_) => return false,
             Err(_) if tunnel.strong_count() == 0 => return false,
             Err(_) => {}
@@ -257,40 +258,40 @@ async fn wait_for_end(socket: &Path, tunnel: &Weak<ProcessTunnel>) -> bool {
     }
 }
 
-/// Asks one thing.
-async fn request(socket: &Path, message: &Request) -> anyhow::Result<Reply> {
-    let ask = async {
+/// Sends one request on a new connection.
+async fn request(socket: &Path, message: &TunnelRequest) -> anyhow::Result<TunnelReply> {
+    let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
         write_line(&mut stream, message).await?;
-        let line = read_line(&mut BufReader::new(stream)).await?.context("it closed the connection without an answer")?;
+        let line = read_line(&mut BufReader::new(stream)).await?.context("it closed the connection without a reply")?;
         Ok::<_, anyhow::Error>(serde_json::from_slice(&line)?)
     };
-    timeout(ANSWER, ask)
+    timeout(REPLY_TIMEOUT, exchange)
         .await
-        .map_err(|_| anyhow!("no answer within {ANSWER:?}"))
+        .map_err(|_| anyhow!("no reply within {REPLY_TIMEOUT:?}"))
         .flatten()
-        .with_context(|| format!("asking the tunnel process at {}", socket.display()))
+        .with_context(|| format!("the tunnel process at {} does not answer", socket.display()))
 }
 
-/// Who answers at `socket`.
-pub(super) async fn hello(socket: &Path) -> anyhow::Result<Hello> {
-    match request(socket, &Request::Hello).await? {
-        Reply::Hello(hello) => Ok(hello),
-        other => bail!("{} answered {other:?} instead of saying who it is", socket.display()),
+/// Identifies the process that serves `socket`.
+pub(super) async fn hello(socket: &Path) -> anyhow::Result<TunnelHello> {
+    match request(socket, &TunnelRequest::Hello).await? {
+        TunnelReply::Hello(hello) => Ok(hello),
+        other => bail!("{} answered {other:?} instead of identifying itself", socket.display()),
     }
 }
 
 /// Why the process cannot be adopted; `None` if it can.
-pub(super) fn misfit(hello: &Hello, config: &TunnelConfig, key: WgKey) -> anyhow::Result<Option<String>> {
+pub(super) fn misfit(hello: &TunnelHello, config: &TunnelConfig, key: WgKey) -> anyhow::Result<Option<String>> {
     let mesh = Namespace::open(&config.mesh_pin)?.id;
     let reason = if hello.protocol != PROTOCOL {
         format!("it speaks protocol {}, this daemon {PROTOCOL}", hello.protocol)
     } else if hello.key != key {
         format!("its key is {}, the node's {}", hello.key.to_base64(), key.to_base64())
     } else if hello.listen != config.listen {
-        format!("it listens on {}, wanted is {}", hello.listen, config.listen)
+        format!("it listens on {}, configured is {}", hello.listen, config.listen)
     } else if hello.device != config.device {
-        format!("its device is {}, wanted is {}", hello.device, config.device)
+        format!("its device is {}, configured is {}", hello.device, config.device)
     } else if hello.mesh != mesh {
         "its device is in an earlier mesh namespace".into()
     } else {
@@ -299,68 +300,82 @@ pub(super) fn misfit(hello: &Hello, config: &TunnelConfig, key: WgKey) -> anyhow
     Ok(Some(reason))
 }
 
-/// Stops the process that answers at `socket` and waits until it is gone.
+/// Stops the process that serves `socket` and waits until it has ended.
 pub(super) async fn stop(socket: &Path, keep_device: bool) -> anyhow::Result<()> {
     let pid = hello(socket).await?.pid;
-    request(socket, &Request::Stop { keep_device }).await?;
-    let gone = async {
+    request(socket, &TunnelRequest::Stop { keep_device }).await?;
+    let ended = async {
         while Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     };
-    timeout(START, gone).await.map_err(|_| anyhow!("the tunnel process {pid} did not end within {START:?}"))
+    timeout(START_TIMEOUT, ended).await.map_err(|_| anyhow!("the tunnel process {pid} did not end within {START_TIMEOUT:?}"))
 }
 
-/// Ends whatever process there is; none is fine.
+/// Ends the process, if there is one.
 pub(super) async fn close(socket: &Path) -> anyhow::Result<()> {
     match UnixStream::connect(socket).await {
-        Err(_) => end_silent(socket).await,
+        Err(_) => kill_unresponsive(socket).await,
         Ok(_) => match stop(socket, false).await {
             Ok(()) => Ok(()),
-            Err(_) => end_silent(socket).await,
+            Err(_) => kill_unresponsive(socket).await,
         },
     }
 }
 
-/// Ends a process that lives, for it holds its pid file, but does not answer: hung, or its socket was deleted.
-async fn end_silent(socket: &Path) -> anyhow::Result<()> {
-    let path = beside(socket, "pid");
+/// Kills a process that is alive, because it has its pid file locked, but does not answer: it hangs, or its socket was deleted.
+async fn kill_unresponsive(socket: &Path) -> anyhow::Result<()> {
+    let path = pid_file(socket);
     let Ok(file) = File::open(&path) else { return Ok(()) };
-    let held = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-    if !held() {
+    let is_locked = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
+    if !is_locked() {
         return Ok(());
     }
-    // Twice more: a machine may be slow, and the sessions that end with it are worth a moment.
+    // Two more attempts: the host may be slow, and killing the process loses its sessions.
     for _ in 0..2 {
         if hello(socket).await.is_ok() {
             return Ok(());
         }
-        tokio::time::sleep(LOOK * 10).await;
+        tokio::time::sleep(POLL * 10).await;
     }
     let pid = std::fs::read_to_string(&path)?.trim().parse().ok().and_then(Pid::from_raw);
-    let pid = pid.with_context(|| format!("{} holds no process id", path.display()))?;
-    tracing::warn!(pid = pid.as_raw_nonzero(), "the tunnel process does not answer and is ended");
-    kill_process(pid, Signal::KILL).with_context(|| format!("cannot end the tunnel process {pid:?}"))?;
-    let gone = async {
-        while held() {
-            tokio::time::sleep(LOOK).await;
+    let pid = pid.with_context(|| format!("{} contains no process id", path.display()))?;
+    tracing::warn!(pid = pid.as_raw_nonzero(), "the tunnel process does not answer and is killed");
+    kill_process(pid, Signal::KILL).with_context(|| format!("cannot kill the tunnel process {pid:?}"))?;
+    let ended = async {
+        while is_locked() {
+            tokio::time::sleep(POLL).await;
         }
     };
-    timeout(START, gone).await.map_err(|_| anyhow!("the tunnel process {pid:?} did not end within {START:?}"))
+    timeout(START_TIMEOUT, ended).await.map_err(|_| anyhow!("the tunnel process {pid:?} did not end within {START_TIMEOUT:?}"))
 }
 
-/// Ended, and its parent has not looked yet.
+/// Whether the process has ended and was not reaped yet.
 fn is_zombie(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
-/// What the process wrote before it ended.
-fn why_it_ended(log: &mut File, since: u64) -> Option<anyhow::Error> {
+/// Opens the log to append, and truncates a long one.
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(path)
+        .with_context(|| format!("cannot open the tunnel's log {}", path.display()))?;
+    if log.metadata()?.len() > LOG_LIMIT {
+        log.set_len(0)?;
+    }
+    Ok(log)
+}
+
+/// Why the process ended: its own error, or the last line that it logged after `since`.
+fn exit_reason(log: &mut File, since: u64) -> Option<anyhow::Error> {
     log.seek(SeekFrom::Start(since)).ok()?;
     let mut bytes = Vec::new();
     log.take(1 << 16).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let said = text.lines().rev().find_map(|line| line.strip_prefix(FAILED));
-    said.or_else(|| text.lines().rev().find(|line| !line.trim().is_empty())).map(|line| anyhow!(line.to_owned()))
+    let failure = text.lines().rev().find_map(|line| line.strip_prefix(FAILED));
+    failure.or_else(|| text.lines().rev().find(|line| !line.trim().is_empty())).map(|line| anyhow!(line.to_owned()))
 }

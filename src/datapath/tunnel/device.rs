@@ -1,11 +1,11 @@
-//! WireGuard in this process: gotatun on our TUN device and our UDP socket. Peers are changed in place, never through its
-//! UAPI, which would drop their sessions.
+//! WireGuard in this process: gotatun on the TUN device and the UDP socket of this module. Peers are changed in place, never
+//! through the UAPI, which would drop their sessions.
 
 use super::super::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
-use super::difference::{YOUNG, endpoint_to_set};
+use super::difference::{INITIATE_PERIOD, endpoint_change};
 use super::tun::{Tun, TunReceive, TunSend, split};
 use super::uapi;
-use super::udp::Socket;
+use super::udp::TunnelSocket;
 use crate::model::WgKey;
 use anyhow::{Context as _, anyhow};
 use gotatun::device::configure::PeerStats;
@@ -19,22 +19,22 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout};
 
-/// How long to wait for answers to first handshakes. They are sent in any case, and repeated by themselves.
-const GREETING: Duration = Duration::from_millis(50);
+/// How long to wait for replies to the first handshakes. gotatun repeats handshakes without a reply.
+const HANDSHAKE_WAIT: Duration = Duration::from_millis(50);
 
 /// A running device.
 pub(super) struct WireGuard {
-    device: Device<(Socket, TunSend, TunReceive)>,
+    device: Device<(TunnelSocket, TunSend, TunReceive)>,
     tun: Arc<AsyncFd<Tun>>,
     port: u16,
     started: Instant,
-    uapi: Option<uapi::Socket>,
+    uapi: Option<uapi::UapiSocketFile>,
 }
 
 impl WireGuard {
-    /// Starts it, without peers, its UDP socket listening.
-    pub(super) async fn start(private: [u8; 32], tun: Tun, socket: Socket, name: &str) -> anyhow::Result<Self> {
-        let port = socket.local()?.port();
+    /// Starts the device without peers; the UDP socket receives at once.
+    pub(super) async fn start(private: [u8; 32], tun: Tun, socket: TunnelSocket, name: &str) -> anyhow::Result<Self> {
+        let port = socket.local_address()?.port();
         let (send, receive, tun) = split(tun).context("cannot wait for the TUN device")?;
         let mut builder =
             DeviceBuilder::new().with_udp(socket).with_ip_pair(send, receive).with_private_key(StaticSecret::from(private));
@@ -44,28 +44,28 @@ impl WireGuard {
             uapi = Some(socket);
         }
         let device = builder.build().await.map_err(|error| anyhow!("cannot start WireGuard: {error}"))?;
-        // A device without peers opens no socket by itself; a change of the port makes it. `swarm init` is that case.
+        // gotatun binds its socket for the first peer only, or when the port changes. After `swarm init` there is no peer.
         device.set_listen_port(port).await.map_err(|error| anyhow!("cannot start WireGuard's socket: {error}"))?;
         Ok(Self { device, tun, port, started: Instant::now(), uapi })
     }
 
-    /// What is there.
+    /// The current state.
     pub(super) async fn observe(&self) -> anyhow::Result<TunnelState> {
         let mtu = self.tun.get_ref().mtu().context("cannot read the MTU of the TUN device")?;
         let peers = self.device.peers().await.iter().map(state_of).collect();
-        Ok(TunnelState { plane: "skep tunnel".into(), port: self.port, mtu, peers })
+        Ok(TunnelState { implementation: "skep tunnel".into(), port: self.port, mtu, peers })
     }
 
-    /// Changes peers.
+    /// Applies the steps in order.
     pub(super) async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
         let mut actual: BTreeMap<WgKey, TunnelPeerState> = self.device.peers().await.iter().map(state_of).collect();
-        let mut met = Vec::new();
+        let mut with_new_endpoint = Vec::new();
         for step in steps {
             match step {
                 TunnelStep::Set(key, peer) => {
-                    let endpoint = endpoint_to_set(peer, actual.get(key));
+                    let endpoint = endpoint_change(peer, actual.get(key));
                     self.set(*key, peer, endpoint).await?;
-                    met.extend(endpoint.map(|_| PublicKey::from(key.0)));
+                    with_new_endpoint.extend(endpoint.map(|_| PublicKey::from(key.0)));
                 }
                 TunnelStep::Remove(key) => {
                     self.device.remove_peer(&PublicKey::from(key.0)).await.map_err(|error| anyhow!("{error}"))?;
@@ -73,21 +73,21 @@ impl WireGuard {
                 }
             }
         }
-        if self.started.elapsed() > YOUNG {
-            return Ok(());
+        if self.started.elapsed() <= INITIATE_PERIOD {
+            let handshakes = with_new_endpoint.iter().map(|key| self.device.force_handshake(key));
+            let _ = timeout(HANDSHAKE_WAIT, futures_util::future::join_all(handshakes)).await;
         }
-        let greet = met.iter().map(|key| self.device.force_handshake(key));
-        let _ = timeout(GREETING, futures_util::future::join_all(greet)).await;
         Ok(())
     }
 
+    /// Adds or changes a peer; sets `endpoint` if there is one.
     async fn set(&self, key: WgKey, wanted: &TunnelPeer, endpoint: Option<SocketAddr>) -> anyhow::Result<()> {
         let public = PublicKey::from(key.0);
         self.device
             .write(async |device| {
                 let mut nets = Vec::with_capacity(wanted.allowed_ips.len());
                 for net in &wanted.allowed_ips {
-                    // gotatun names the type of its networks nowhere: their text is the way in.
+                    // gotatun does not export the type of its networks: converted as text.
                     nets.push(net.trunc().to_string().parse().map_err(|_| anyhow!("{net} is no network"))?);
                 }
                 let mut peer = Peer::new(public).with_allowed_ips(nets.iter().copied());
@@ -112,15 +112,15 @@ impl WireGuard {
             .map_err(|error| anyhow!("{error}"))?
     }
 
-    /// Returns when the device cannot go on, for instance because it was deleted.
+    /// Returns when the device cannot continue, for instance because it was deleted.
     pub(super) async fn wait(&mut self) {
         self.device.wait().await;
     }
 
-    /// Ends; lets the device vanish unless it is kept.
+    /// Stops; the TUN device is deleted unless `keep_device`.
     pub(super) async fn stop(self, keep_device: bool) {
-        if !keep_device && let Err(error) = self.tun.get_ref().forget() {
-            tracing::warn!(%error, "the TUN device stays behind");
+        if !keep_device && let Err(error) = self.tun.get_ref().clear_persistent() {
+            tracing::warn!(%error, "the TUN device is not deleted");
         }
         drop(self.uapi);
         self.device.stop().await;

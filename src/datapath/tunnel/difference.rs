@@ -1,53 +1,61 @@
-//! From what a peer has to what it shall have: pure.
+//! The difference between the configuration of a peer and its state. Pure.
 
-use super::super::{TunnelPeer, TunnelPeerState};
+use super::super::{TunnelPeer, TunnelPeerState, TunnelStep};
+use crate::model::WgKey;
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A session older than this is refused by both ends (WireGuard's reject-after-time).
-const SESSION_LIFE: Duration = Duration::from_mins(3);
-
-/// How long a new device greets the peers that it is given: they may still talk to a session of the one before it, and
-/// would for 15 s before they doubt it. Later the newcomer greets: handshakes that cross would cost 5 s.
-pub(super) const YOUNG: Duration = Duration::from_secs(30);
+/// For how long a new device initiates a handshake with each peer that gets an endpoint: the peer may still use its session
+/// with the previous device, and would for 15 s before it initiates a handshake itself. Afterwards the device does not: a peer
+/// that joins initiates the first one, and of two handshakes that cross both are dropped, which costs 5 s.
+pub(super) const INITIATE_PERIOD: Duration = Duration::from_secs(30);
 
 /// Allowed-ips in one netlink message: it holds 8 KiB, one IPv6 entry takes 40 bytes, and the peer itself some.
 const CHUNK: usize = 160;
 
-/// The endpoint to set, if any: a hint is for the first contact, and a live session knows better where its peer is.
-pub(super) fn endpoint_to_set(wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Option<std::net::SocketAddr> {
-    let Some(actual) = actual else { return wanted.endpoint };
-    let alive = actual.handshake_age.is_some_and(|age| age < SESSION_LIFE);
-    if (alive && actual.peer.endpoint.is_some()) || wanted.endpoint == actual.peer.endpoint {
-        return None;
-    }
-    wanted.endpoint
+/// The endpoint to set: that of the step, unless the device has it already. Whether a step names an endpoint is the policy of
+/// `overlay`; a step without one keeps the current endpoint.
+pub(super) fn endpoint_change(wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Option<SocketAddr> {
+    let current = actual.and_then(|actual| actual.peer.endpoint);
+    wanted.endpoint.filter(|endpoint| Some(*endpoint) != current)
 }
 
-/// Changes of one kernel peer.
+/// The configuration that peers have after the step; what a new process has to get to continue.
+pub(super) fn apply_step(peers: &mut BTreeMap<WgKey, TunnelPeer>, step: &TunnelStep) {
+    match step {
+        TunnelStep::Set(key, peer) => {
+            let current = peers.get(key).and_then(|peer| peer.endpoint);
+            peers.insert(*key, TunnelPeer { endpoint: peer.endpoint.or(current), ..peer.clone() });
+        }
+        TunnelStep::Remove(key) => drop(peers.remove(key)),
+    }
+}
+
+/// The changes of one kernel peer.
 #[derive(PartialEq, Eq, Debug, Default)]
-pub(super) struct Change {
-    /// See [`endpoint_to_set`].
-    pub endpoint: Option<std::net::SocketAddr>,
-    /// Seconds, 0 for none; `None`: as it is.
+pub(super) struct PeerChange {
+    /// See [`endpoint_change`].
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds, 0 for none; `None` keeps the current one.
     pub keepalive: Option<u16>,
-    /// In pieces that fit a message each. An address that another peer has moves here.
+    /// In chunks that fit a message each. An address of another peer moves to this one.
     pub add: Vec<Vec<IpNet>>,
-    /// To take away, in pieces.
+    /// In chunks as well.
     pub remove: Vec<Vec<IpNet>>,
 }
 
-/// What leads from `actual` (`None`: no such peer) to `wanted`.
-pub(super) fn change(wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> Change {
-    let want: BTreeSet<IpNet> = wanted.allowed_ips.iter().map(IpNet::trunc).collect();
-    let have: BTreeSet<IpNet> = actual.map(|actual| actual.peer.allowed_ips.iter().copied().collect()).unwrap_or_default();
-    let pieces = |nets: Vec<IpNet>| nets.chunks(CHUNK).map(<[IpNet]>::to_vec).collect::<Vec<_>>();
-    Change {
-        endpoint: endpoint_to_set(wanted, actual),
+/// The changes from `actual` (`None` if there is no such peer) to `wanted`.
+pub(super) fn peer_change(wanted: &TunnelPeer, actual: Option<&TunnelPeerState>) -> PeerChange {
+    let desired: BTreeSet<IpNet> = wanted.allowed_ips.iter().map(IpNet::trunc).collect();
+    let current: BTreeSet<IpNet> = actual.map(|actual| actual.peer.allowed_ips.iter().copied().collect()).unwrap_or_default();
+    let chunks = |nets: Vec<IpNet>| nets.chunks(CHUNK).map(<[IpNet]>::to_vec).collect::<Vec<_>>();
+    PeerChange {
+        endpoint: endpoint_change(wanted, actual),
         keepalive: (wanted.keepalive != actual.and_then(|actual| actual.peer.keepalive)).then(|| wanted.keepalive.unwrap_or(0)),
-        add: pieces(want.difference(&have).copied().collect()),
-        remove: pieces(have.difference(&want).copied().collect()),
+        add: chunks(desired.difference(&current).copied().collect()),
+        remove: chunks(current.difference(&desired).copied().collect()),
     }
 }
 
@@ -66,32 +74,44 @@ mod tests {
         TunnelPeerState { peer, handshake_age: age.map(Duration::from_secs), rx_bytes: 0, tx_bytes: 0 }
     }
 
+    /// Without the endpoint of a step there is none to set; with one it is set, also over that of a live session.
     #[test]
-    fn a_live_session_keeps_its_learned_endpoint() {
+    fn the_endpoint_of_a_step_is_set_whatever_the_session_and_without_one_the_current_stays() {
         let wanted = peer(Some("192.0.2.1:1"), &[]);
-        let learned = |age| state(peer(Some("192.0.2.2:2"), &[]), age);
-        assert_eq!(endpoint_to_set(&wanted, None), wanted.endpoint);
-        assert_eq!(endpoint_to_set(&wanted, Some(&learned(Some(10)))), None);
-        assert_eq!(endpoint_to_set(&wanted, Some(&learned(Some(200)))), wanted.endpoint);
-        assert_eq!(endpoint_to_set(&wanted, Some(&learned(None))), wanted.endpoint);
-        assert_eq!(endpoint_to_set(&wanted, Some(&state(peer(None, &[]), Some(1)))), wanted.endpoint);
-        assert_eq!(endpoint_to_set(&peer(None, &[]), Some(&learned(None))), None);
+        let none = peer(None, &[]);
+        for age in [Some(1), Some(200), None] {
+            let learned = state(peer(Some("192.0.2.2:2"), &[]), age);
+            assert_eq!(peer_change(&wanted, Some(&learned)).endpoint, wanted.endpoint, "session {age:?} s old");
+            assert_eq!(peer_change(&none, Some(&learned)).endpoint, None, "session {age:?} s old");
+            assert_eq!(peer_change(&wanted, Some(&state(wanted.clone(), age))).endpoint, None, "it has the endpoint already");
+        }
+        assert_eq!(peer_change(&wanted, None).endpoint, wanted.endpoint);
+
+        let key = WgKey([1; 32]);
+        let mut peers = BTreeMap::new();
+        apply_step(&mut peers, &TunnelStep::Set(key, wanted.clone()));
+        apply_step(&mut peers, &TunnelStep::Set(key, peer(None, &["10.0.0.1/32"])));
+        assert_eq!(peers[&key], peer(Some("192.0.2.1:1"), &["10.0.0.1/32"]));
+        apply_step(&mut peers, &TunnelStep::Set(key, peer(Some("192.0.2.2:2"), &[])));
+        assert_eq!(peers[&key], peer(Some("192.0.2.2:2"), &[]));
+        apply_step(&mut peers, &TunnelStep::Remove(key));
+        assert!(peers.is_empty());
     }
 
     #[test]
-    fn only_the_difference_is_sent_and_in_pieces() {
-        let have = state(peer(None, &["10.0.0.1/32", "10.0.0.2/32"]), None);
-        let change_small = change(&peer(None, &["10.0.0.2/32", "10.0.0.3/24"]), Some(&have));
-        assert_eq!(change_small.add, [["10.0.0.0/24".parse().unwrap()]]);
-        assert_eq!(change_small.remove, [["10.0.0.1/32".parse().unwrap()]]);
-        assert_eq!(change_small.keepalive, None);
+    fn only_the_difference_is_sent_and_in_chunks() {
+        let current = state(peer(None, &["10.0.0.1/32", "10.0.0.2/32"]), None);
+        let small = peer_change(&peer(None, &["10.0.0.2/32", "10.0.0.3/24"]), Some(&current));
+        assert_eq!(small.add, [["10.0.0.0/24".parse().unwrap()]]);
+        assert_eq!(small.remove, [["10.0.0.1/32".parse().unwrap()]]);
+        assert_eq!(small.keepalive, None);
 
         let many: Vec<IpNet> = (0..1000u128).map(|n| IpNet::new(std::net::Ipv6Addr::from(n).into(), 128).unwrap()).collect();
         let wanted = TunnelPeer { endpoint: None, allowed_ips: many, keepalive: Some(25) };
-        let first = change(&wanted, None);
+        let first = peer_change(&wanted, None);
         assert_eq!(first.add.iter().map(Vec::len).sum::<usize>(), 1000);
-        assert!(first.add.iter().all(|piece| piece.len() <= CHUNK));
+        assert!(first.add.iter().all(|chunk| chunk.len() <= CHUNK));
         assert_eq!(first.keepalive, Some(25));
-        assert_eq!(change(&wanted, Some(&state(wanted.clone(), None))), Change::default());
+        assert_eq!(peer_change(&wanted, Some(&state(wanted.clone(), None))), PeerChange::default());
     }
 }

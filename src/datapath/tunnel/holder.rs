@@ -1,8 +1,8 @@
-//! Who holds a UDP port: for the error that says it is taken.
+//! Finds the process that has bound a UDP port, for the error message.
 
 use std::net::SocketAddr;
 
-/// In words, in the namespace of the calling thread; for instance `process 812 (dockerd)`.
+/// The process, for instance `process 812 (dockerd)`; looked up in the namespace of the calling thread.
 pub(super) fn of_udp_port(address: SocketAddr) -> String {
     let inodes: Vec<u64> = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
         .iter()
@@ -15,17 +15,17 @@ pub(super) fn of_udp_port(address: SocketAddr) -> String {
     inodes
         .iter()
         .find_map(|inode| process_with(*inode))
-        // Sockets of the kernel (another WireGuard device, for instance) belong to no process.
+        // A socket of the kernel, for instance of another WireGuard device, has no process.
         .unwrap_or_else(|| "no process: the kernel (another WireGuard device?) or a process of another pid namespace".into())
 }
 
-/// Inodes of the sockets on `port` in a table as `/proc/net/udp` has it.
+/// Inodes of the sockets on `port` in a table of the form of `/proc/net/udp`.
 fn inodes_on(table: &str, port: u16) -> Vec<u64> {
     let on_port = |line: &str| {
         let mut words = line.split_whitespace();
         let local = words.nth(1)?;
         let found = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-        // Counted from behind the local address: remote, state, queues, timer, retransmits, uid, time-out, inode.
+        // After the local address: remote address, state, queues, timer, retransmits, uid, timeout, inode.
         (found == port).then(|| words.nth(7)?.parse().ok()).flatten()
     };
     table.lines().skip(1).filter_map(on_port).collect()
@@ -50,10 +50,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_the_kernel_is_read() {
+    fn the_kernels_table_is_parsed() {
         let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
             2017: 00000000:0949 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 41234 2 0000000000000000 0\n\
-            rubbish\n";
+            malformed\n";
         assert_eq!(inodes_on(table, 2377), [41234]);
         assert_eq!(inodes_on(table, 2378), [] as [u64; 0]);
     }

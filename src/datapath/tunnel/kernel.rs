@@ -1,11 +1,11 @@
-//! Kernel WireGuard: the device is made in the host's namespace, where its UDP socket stays, and moved into the mesh
-//! namespace; peers are changed from inside that, by difference.
+//! Kernel WireGuard: the device is created in the host's namespace, where its UDP socket stays, and moved into the mesh
+//! namespace; peers are changed from inside the latter, by difference.
 
 use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
-use super::difference::{YOUNG, change};
+use super::difference::{INITIATE_PERIOD, peer_change};
 use super::key::private_key;
-use super::link::{self, Control};
+use super::link::{self, IoctlSocket};
 use super::namespace::{Namespace, here};
 use super::udp::bind_error;
 use crate::clock::{Clock as _, SystemClock};
@@ -18,40 +18,40 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
-/// The tunnel as a device of the kernel.
+/// The tunnel as a kernel device.
 pub(super) struct KernelTunnel {
     mesh: Namespace,
     device: String,
-    /// When it was made; `None`: adopted.
-    made: Option<Instant>,
+    /// `None` if it was adopted.
+    created: Option<Instant>,
 }
 
 impl KernelTunnel {
-    /// Adopts the device that an earlier daemon left, or makes it.
+    /// Adopts the device of an earlier daemon, or creates it.
     pub(super) async fn open(config: TunnelConfig) -> anyhow::Result<Self> {
         let mesh = Namespace::open(&config.mesh_pin)?;
         let private = private_key(&config.private_key_file)?;
         let device = config.device.clone();
         let name = device.clone();
         let kind = mesh.run_async(move || link::kind(&name)).await?;
-        let mut made = None;
+        let mut created = None;
         if kind.as_deref() != Some("wireguard") {
-            made = Some(Instant::now());
+            created = Some(Instant::now());
             if kind.is_some() {
                 let name = device.clone();
                 mesh.run_async(move || link::delete(&name)).await?;
             }
             let (target, config) = (mesh.clone(), config.clone());
-            here(move || make(&target, &config, private)).await?;
+            here(move || create(&target, &config, private)).await?;
         }
         let listen = config.listen;
         if let Err(error) = mesh.run_async(move || bring_up(&config, private)).await {
-            let taken = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
-            // Who holds it is to be seen out here.
+            let in_use = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
+            // The process is found in the host's namespace only.
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
-            return Err(if taken { named.await? } else { error });
+            return Err(if in_use { named.await? } else { error });
         }
-        Ok(Self { mesh, device, made })
+        Ok(Self { mesh, device, created })
     }
 }
 
@@ -59,16 +59,17 @@ impl KernelTunnel {
 pub(super) async fn supported() -> anyhow::Result<bool> {
     here(|| {
         let name = temporary_name();
-        let there = link::add_wireguard(&name)?;
-        if there {
+        let created = link::add_wireguard(&name)?;
+        if created {
             link::delete(&name)?;
         }
-        Ok(there)
+        Ok(created)
     })
     .await
 }
 
-/// Makes room for the process: a kernel device of that name goes, a TUN device is what it attaches to.
+/// Deletes a kernel device of that name, before the process opens its TUN device. An existing TUN device is kept: the process
+/// attaches to it.
 pub(super) async fn remove_for_process(config: &TunnelConfig) -> anyhow::Result<()> {
     let device = config.device.clone();
     let mesh = Namespace::open(&config.mesh_pin)?;
@@ -79,20 +80,20 @@ pub(super) async fn remove_for_process(config: &TunnelConfig) -> anyhow::Result<
     .await
 }
 
-/// Deletes the device, whichever form it has. A namespace that is gone took it along.
+/// Deletes the device, of either kind. If the namespace is gone, so is the device.
 pub(super) async fn delete(config: &TunnelConfig) -> anyhow::Result<()> {
     let device = config.device.clone();
     let Ok(mesh) = Namespace::open(&config.mesh_pin) else { return Ok(()) };
     mesh.run_async(move || link::delete(&device)).await
 }
 
-/// Unlike any name that is there.
+/// Random, so that no device has it.
 fn temporary_name() -> String {
     format!("skwg{:x}", rand::random::<u32>())
 }
 
-/// Makes the device here, with its key, and moves it into `mesh`.
-fn make(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
+/// Creates the device in the calling thread's namespace, sets its key, and moves it into `mesh`.
+fn create(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
     let name = temporary_name();
     if !link::add_wireguard(&name)? {
         bail!("this kernel has no WireGuard (module wireguard): load it, or let skep use its own tunnel process");
@@ -102,7 +103,7 @@ fn make(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow::R
         .set_private_key(key)
         .set_listen_port(config.listen.port())
         .apply(&name.parse()?, Backend::Kernel)
-        .context("cannot give the WireGuard device its key")
+        .context("cannot set the key of the WireGuard device")
         .and_then(|()| link::move_to(&name, mesh.raw_fd(), &config.device));
     if result.is_err() {
         let _ = link::delete(&name);
@@ -110,22 +111,22 @@ fn make(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow::R
     result
 }
 
-/// In the mesh namespace: key, port and MTU as wanted, then up, which opens the socket.
+/// Configures the device in the mesh namespace: key, port and MTU, then up, which opens the socket.
 fn bring_up(config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
     let name: InterfaceName = config.device.parse()?;
-    let there = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
+    let current = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
     let key = Key(private);
     let port = config.listen.port();
-    if there.private_key.as_ref() != Some(&key) {
+    if current.private_key.as_ref() != Some(&key) {
         DeviceUpdate::new().set_private_key(key).apply(&name, Backend::Kernel).context("cannot change the key")?;
     }
-    if port != 0 && there.listen_port != Some(port) {
+    if port != 0 && current.listen_port != Some(port) {
         DeviceUpdate::new()
             .set_listen_port(port)
             .apply(&name, Backend::Kernel)
             .with_context(|| format!("cannot listen on UDP port {port}"))?;
     }
-    let control = Control::new()?;
+    let control = IoctlSocket::new()?;
     control.set_mtu(&config.device, config.mtu).with_context(|| format!("cannot set MTU {} on {}", config.mtu, config.device))?;
     control.up(&config.device).with_context(|| format!("cannot set {} up, on UDP port {port}", config.device))
 }
@@ -137,8 +138,8 @@ impl Tunnel for KernelTunnel {
         self.mesh
             .run_async(move || {
                 let (port, peers) = dump(&device)?;
-                let mtu = Control::new()?.mtu(&device).context("cannot read its MTU")?;
-                Ok(TunnelState { plane: "kernel".into(), port, mtu, peers })
+                let mtu = IoctlSocket::new()?.mtu(&device).context("cannot read its MTU")?;
+                Ok(TunnelState { implementation: "kernel".into(), port, mtu, peers })
             })
             .await
             .with_context(|| format!("cannot read the WireGuard device {}", self.device))
@@ -149,7 +150,7 @@ impl Tunnel for KernelTunnel {
             return Ok(());
         }
         let (device, steps) = (self.device.clone(), steps.to_vec());
-        let greet = self.made.is_some_and(|made| made.elapsed() < YOUNG);
+        let initiate = self.created.is_some_and(|created| created.elapsed() < INITIATE_PERIOD);
         self.mesh
             .run_async(move || {
                 let name: InterfaceName = device.parse()?;
@@ -160,7 +161,7 @@ impl Tunnel for KernelTunnel {
                             actual.remove(&key);
                             DeviceUpdate::new().remove_peer_by_key(&Key(key.0))
                         }
-                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), greet),
+                        TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), initiate),
                     };
                     update.apply(&name, Backend::Kernel)?;
                 }
@@ -171,33 +172,35 @@ impl Tunnel for KernelTunnel {
     }
 }
 
-/// The change of one peer. The kernel (before 6.16) has no "take this address away" but for a peer as a whole, and
-/// "replace all" leaves a moment without any: so what goes is moved to a peer made for it, and that peer removed.
-fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>, greet: bool) -> DeviceUpdate {
-    let change = change(wanted, actual);
+/// The update for one peer; with `initiate` it starts a handshake if it sets the endpoint.
+///
+/// The kernel (before 6.16) cannot remove single allowed-ips, and "replace all" leaves the peer without any for a moment. So
+/// those to remove are moved to a temporary peer, which is then removed.
+fn set(key: WgKey, wanted: &TunnelPeer, actual: Option<&TunnelPeerState>, initiate: bool) -> DeviceUpdate {
+    let change = peer_change(wanted, actual);
     let peer = || PeerConfigBuilder::new(&Key(key.0));
     let mut first = peer();
     if let Some(endpoint) = change.endpoint {
         first = first.set_endpoint(endpoint);
     }
     let mut update = DeviceUpdate::new();
-    if greet && change.endpoint.is_some() {
-        // Turning keep-alive on greets the peer at once.
+    if initiate && change.endpoint.is_some() {
+        // Enabling the persistent keepalive sends a packet at once, and so starts a handshake.
         update = update.add_peer(first.set_persistent_keepalive_interval(1));
         first = peer().set_persistent_keepalive_interval(wanted.keepalive.unwrap_or(0));
     } else if let Some(keepalive) = change.keepalive {
         first = first.set_persistent_keepalive_interval(keepalive);
     }
     update = update.add_peer(first);
-    for piece in change.add {
-        update = update.add_peer(peer().add_allowed_ips(&entries(&piece)));
+    for chunk in change.add {
+        update = update.add_peer(peer().add_allowed_ips(&entries(&chunk)));
     }
     if !change.remove.is_empty() {
-        let grave = Key(rand::random());
-        for piece in change.remove {
-            update = update.add_peer(PeerConfigBuilder::new(&grave).add_allowed_ips(&entries(&piece)));
+        let temporary = Key(rand::random());
+        for chunk in change.remove {
+            update = update.add_peer(PeerConfigBuilder::new(&temporary).add_allowed_ips(&entries(&chunk)));
         }
-        update = update.remove_peer_by_key(&grave);
+        update = update.remove_peer_by_key(&temporary);
     }
     update
 }
@@ -206,14 +209,14 @@ fn entries(nets: &[IpNet]) -> Vec<AllowedIp> {
     nets.iter().map(|net| AllowedIp { address: net.addr(), cidr: net.prefix_len() }).collect()
 }
 
-/// Port and peers of the device, in the calling thread's namespace.
+/// Port and peers of a device in the calling thread's namespace.
 fn dump(device: &str) -> anyhow::Result<(u16, BTreeMap<WgKey, TunnelPeerState>)> {
     let now = Duration::from_nanos(u64::try_from(SystemClock.now().0).unwrap_or(0));
-    let there = Device::get(&device.parse()?, Backend::Kernel)?;
-    Ok((there.listen_port.unwrap_or(0), merge(there.peers, now)))
+    let state = Device::get(&device.parse()?, Backend::Kernel)?;
+    Ok((state.listen_port.unwrap_or(0), merge(state.peers, now)))
 }
 
-/// A peer with many addresses comes in several parts; all but the first have nothing but addresses.
+/// Merges the parts of each peer: the kernel splits one with many allowed-ips, and only its first part has the other fields.
 fn merge(parts: Vec<PeerInfo>, now: Duration) -> BTreeMap<WgKey, TunnelPeerState> {
     let mut peers: BTreeMap<WgKey, TunnelPeerState> = BTreeMap::new();
     for part in parts {

@@ -1,4 +1,4 @@
-//! Network devices by name, in the calling thread's namespace: MTU, state, kind, removal, move.
+//! Network devices by name, in the calling thread's namespace: MTU, state, kind, creation, removal, move.
 #![allow(unsafe_code, reason = "interface ioctls have no safe wrapper")]
 
 use anyhow::Context as _;
@@ -9,18 +9,18 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, RawFd};
 
-/// A socket through which devices of its namespace can be asked from anywhere.
+/// A socket for interface ioctls, which apply to the namespace that it was created in, from any thread.
 #[derive(Debug)]
-pub(super) struct Control(UdpSocket);
+pub(super) struct IoctlSocket(UdpSocket);
 
-impl Control {
-    /// Made in the calling thread's namespace.
+impl IoctlSocket {
+    /// In the calling thread's namespace.
     pub(super) fn new() -> io::Result<Self> {
-        // A datagram socket of any kind will do; port 0 on loopback needs no address to exist.
+        // Any datagram socket works; the wildcard address needs no configured address.
         UdpSocket::bind("0.0.0.0:0").map(Self)
     }
 
-    /// The MTU of `device`, bytes.
+    /// The MTU of `device` in bytes.
     pub(super) fn mtu(&self, device: &str) -> io::Result<u32> {
         let mut request = request_for(device)?;
         self.ioctl(libc::SIOCGIFMTU, &mut request)?;
@@ -29,7 +29,7 @@ impl Control {
         u32::try_from(mtu).map_err(io::Error::other)
     }
 
-    /// Sets the MTU of `device`.
+    /// Sets the MTU of `device`, in bytes.
     pub(super) fn set_mtu(&self, device: &str, mtu: u32) -> io::Result<()> {
         let mut request = request_for(device)?;
         request.ifr_ifru.ifru_mtu = i32::try_from(mtu).map_err(io::Error::other)?;
@@ -61,7 +61,7 @@ pub(super) fn request_for(device: &str) -> io::Result<libc::ifreq> {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let bytes = device.as_bytes();
     if bytes.is_empty() || bytes.len() >= request.ifr_name.len() || bytes.contains(&0) || bytes.contains(&b'/') {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{device:?} is no name for a device")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{device:?} is no valid device name")));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
         *to = libc::c_char::from_ne_bytes([*from]);
@@ -69,7 +69,7 @@ pub(super) fn request_for(device: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-/// What kind of device it is, as netlink names it (`wireguard`, `tun`); `None` if there is none of that name.
+/// The kind of the device as netlink names it (`wireguard`, `tun`); `None` if there is no such device.
 pub(super) fn kind(device: &str) -> anyhow::Result<Option<String>> {
     let device = device.to_owned();
     netlink(async move |handle| {
@@ -93,7 +93,7 @@ pub(super) fn kind(device: &str) -> anyhow::Result<Option<String>> {
     })
 }
 
-/// Deletes `device`; gone is fine.
+/// Deletes `device`, which need not exist.
 pub(super) fn delete(device: &str) -> anyhow::Result<()> {
     let name = device.to_owned();
     netlink(async move |handle| match handle.link().del_with_message(LinkUnspec::new_with_name(&name).build()).execute().await {
@@ -103,7 +103,7 @@ pub(super) fn delete(device: &str) -> anyhow::Result<()> {
     .with_context(|| format!("cannot delete the device {device}"))
 }
 
-/// Makes a WireGuard device. `false`: this kernel has no WireGuard.
+/// Creates a WireGuard device. Returns `false` if this kernel has no WireGuard.
 pub(super) fn add_wireguard(device: &str) -> anyhow::Result<bool> {
     let name = device.to_owned();
     netlink(async move |handle| match handle.link().add(LinkWireguard::new(&name).build()).execute().await {
@@ -111,15 +111,15 @@ pub(super) fn add_wireguard(device: &str) -> anyhow::Result<bool> {
         Err(error) if is_errno(&error, libc::EOPNOTSUPP) => Ok(false),
         Err(error) => Err(error.into()),
     })
-    .with_context(|| format!("cannot make the WireGuard device {device}"))
+    .with_context(|| format!("cannot create the WireGuard device {device}"))
 }
 
 /// Moves `device` into another namespace under the name `as_name`.
 pub(super) fn move_to(device: &str, namespace: RawFd, as_name: &str) -> anyhow::Result<()> {
-    let (name, new) = (device.to_owned(), as_name.to_owned());
+    let (name, new_name) = (device.to_owned(), as_name.to_owned());
     netlink(async move |handle| {
-        let link = handle.link().get().match_name(name).execute().try_next().await?.context("it is gone")?;
-        let message = LinkUnspec::new_with_index(link.header.index).name(new).setns_by_fd(namespace).build();
+        let link = handle.link().get().match_name(name).execute().try_next().await?.context("it no longer exists")?;
+        let message = LinkUnspec::new_with_index(link.header.index).name(new_name).setns_by_fd(namespace).build();
         Ok(handle.link().set(message).execute().await?)
     })
     .with_context(|| format!("cannot move the device {device} into the mesh namespace"))

@@ -1,20 +1,17 @@
-//! A pinned network namespace: code run in it, on a thread of its own.
+//! A pinned network namespace that functions run in, each on a new thread.
 
+use super::super::netns;
 use anyhow::{Context as _, anyhow, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-/// From `linux/magic.h`: the file system of namespace files.
-const NSFS_MAGIC: u64 = 0x6e73_6673;
-
-/// An open namespace. Keeps it alive.
+/// An open namespace, which stays alive with it.
 #[derive(Clone, Debug)]
 pub(super) struct Namespace {
     file: Arc<File>,
-    /// Device and inode: what tells namespaces apart.
+    /// Device and inode, which identify the namespace.
     pub(super) id: (u64, u64),
 }
 
@@ -22,9 +19,9 @@ impl Namespace {
     /// Opens the namespace pinned at `pin`.
     pub(super) fn open(pin: &Path) -> anyhow::Result<Self> {
         let file = File::open(pin).with_context(|| format!("cannot open the network namespace {}", pin.display()))?;
-        let kind = rustix::fs::fstatfs(&file).with_context(|| format!("cannot look at {}", pin.display()))?.f_type;
-        // After a reboot a plain file lies where the pin was.
-        ensure!(u64::try_from(kind) == Ok(NSFS_MAGIC), "no network namespace is pinned at {}", pin.display());
+        let file_system = rustix::fs::fstatfs(&file).with_context(|| format!("cannot read {}", pin.display()))?;
+        // After a reboot the pin is a plain file.
+        ensure!(netns::is_nsfs(&file_system), "no network namespace is pinned at {}", pin.display());
         let stat = rustix::fs::fstat(&file)?;
         Ok(Self { file: Arc::new(file), id: (stat.st_dev, stat.st_ino) })
     }
@@ -34,17 +31,17 @@ impl Namespace {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// For netlink's "move to".
+    /// For netlink messages that move a device.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` in the namespace and waits for it. Threads are not shared with anybody, so nothing has to be undone.
+    /// Runs `work` on a new thread in the namespace and blocks until it returns. The thread is not used again, so that it need
+    /// not return to its own namespace.
     pub(super) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
         let file = Arc::clone(&self.file);
         let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                .context("cannot enter a network namespace (CAP_SYS_ADMIN is needed)")?;
+            netns::enter(file.as_fd()).context("cannot enter a network namespace (CAP_SYS_ADMIN is needed)")?;
             work()
         })?;
         thread.join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
@@ -60,7 +57,7 @@ impl Namespace {
     }
 }
 
-/// Runs `work` on a thread of its own in this process's namespace: for netlink, which brings its own runtime.
+/// Runs `work` on a new thread in this process's namespace: for the netlink functions of `link`, which start a runtime.
 pub(super) async fn here<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("netlink".into()).spawn(move || sender.send(work()))?;

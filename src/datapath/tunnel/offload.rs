@@ -1,21 +1,21 @@
-//! Large packets at the TUN device: what the kernel hands over unsegmented and without checksums is cut into packets for
-//! the wire; what came off the wire in order is joined before it is handed to the kernel. Pure: bytes in, bytes out.
-//! The header is the one that `linux/virtio_net.h` defines, in the machine's own byte order.
+//! Segmentation and receive offload at the TUN device. A packet that the kernel delivers unsegmented and without checksum is
+//! segmented; consecutive received packets are joined before they are written to the kernel. Pure: bytes in, bytes out.
+//! The header is that of `linux/virtio_net.h`, in the machine's byte order.
 
 use gotatun::packet::checksum;
 use std::io::IoSlice;
 use std::ops::{Deref, DerefMut};
 
 /// Bytes of the header before each packet.
-pub(super) const HEADER: usize = 10;
-/// Largest packet behind it, bytes.
+pub(super) const VNET_HEADER: usize = 10;
+/// Largest packet after it, bytes.
 pub(super) const LARGEST: usize = 65_535;
 
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_TCP4: u8 = 1;
 const GSO_TCP6: u8 = 4;
 const GSO_UDP: u8 = 5;
-/// The bit that says "with ECN".
+/// Flag of the type: TCP with ECN.
 const GSO_ECN: u8 = 0x80;
 
 const TCP: u8 = 6;
@@ -24,9 +24,9 @@ const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
 
-/// The header, as far as it is used.
+/// The fields of `virtio_net_hdr`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Header {
+pub(super) struct VnetHeader {
     flags: u8,
     kind: u8,
     headers: u16,
@@ -35,8 +35,8 @@ pub(super) struct Header {
     checksum_offset: u16,
 }
 
-impl Header {
-    /// Reads it off the front of `bytes`.
+impl VnetHeader {
+    /// Parses the first bytes.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
         Some(Self {
@@ -49,8 +49,7 @@ impl Header {
         })
     }
 
-    /// As bytes.
-    pub(super) fn write(self) -> [u8; HEADER] {
+    pub(super) fn write(self) -> [u8; VNET_HEADER] {
         let mut bytes = [self.flags, self.kind, 0, 0, 0, 0, 0, 0, 0, 0];
         bytes[2..4].copy_from_slice(&self.headers.to_ne_bytes());
         bytes[4..6].copy_from_slice(&self.size.to_ne_bytes());
@@ -60,9 +59,9 @@ impl Header {
     }
 }
 
-/// Cuts `packet`, which came with `header`, into packets for the wire. `each` gets the headers and the payload of one, in
-/// order; they follow each other in the packet. A packet that contradicts its header gives none.
-pub(super) fn cut(header: Header, packet: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) {
+/// Segments `packet`, which was read with `header`. Calls `each` with the headers and the payload of each segment, in order.
+/// A packet that contradicts its header is dropped.
+pub(super) fn segment(header: VnetHeader, packet: &mut [u8], mut each: impl FnMut(&[u8], &[u8])) {
     let start = usize::from(header.checksum_start);
     let field = start + usize::from(header.checksum_offset);
     if header.kind == 0 {
@@ -70,9 +69,9 @@ pub(super) fn cut(header: Header, packet: &mut [u8], mut each: impl FnMut(&[u8],
             if field + 2 > packet.len() {
                 return;
             }
-            // The field holds the sum of the pseudo-header.
+            // The field contains the sum of the pseudo-header.
             let sum = match checksum(&[&packet[start..]]) {
-                // In UDP zero means none.
+                // Zero means "no checksum" in UDP.
                 0 if header.checksum_offset == 6 => 0xffff,
                 sum => sum,
             };
@@ -121,7 +120,7 @@ pub(super) fn cut(header: Header, packet: &mut [u8], mut each: impl FnMut(&[u8],
     }
 }
 
-/// Where the headers of a packet to cut end.
+/// Offset of the payload of a packet to segment.
 fn headers_end(kind: u8, packet: &[u8], start: usize) -> Option<usize> {
     match kind {
         GSO_UDP => Some(start + 8),
@@ -146,7 +145,7 @@ fn set_length(headers: &mut [u8], v6: bool, start: usize, transport: usize, id: 
     headers[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// Addresses, length and protocol: what a transport's checksum begins with. Zeros at the end change no sum.
+/// Addresses, length and protocol, which a transport checksum includes. Trailing zeros do not change the sum.
 fn pseudo_header(headers: &[u8], v6: bool, protocol: u8, transport: usize) -> [u8; 40] {
     let mut pseudo = [0; 40];
     if v6 {
@@ -167,40 +166,40 @@ fn word32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Packets that go to the kernel as one.
+/// Packets that are written to the kernel as one.
 #[derive(PartialEq, Eq, Debug)]
-pub(super) struct Group {
-    /// Numbers of its packets, in order.
+pub(super) struct GroGroup {
+    /// Indices of its packets, in order.
     pub(super) members: Vec<usize>,
-    /// Where TCP begins, and where its payload begins; both 0 for what is never joined.
+    /// Offsets of the TCP header and of the payload; both 0 for a packet that is never joined.
     tcp: (usize, usize),
-    /// Bytes of payload of each packet but the last.
+    /// Bytes of payload of each packet except the last.
     size: usize,
     /// Bytes of the joined packet.
     length: usize,
-    /// The sequence number that would follow.
+    /// The sequence number of the next packet.
     next: u32,
-    /// Whether another packet may follow.
+    /// Whether another packet may be joined.
     open: bool,
 }
 
-/// Joins what may be joined, keeping the order within each flow. Nothing is changed yet.
-pub(super) fn group(packets: &[impl Deref<Target = [u8]>]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::with_capacity(packets.len());
+/// Groups the packets that may be joined, and keeps the order within each flow. Does not change them.
+pub(super) fn group(packets: &[impl Deref<Target = [u8]>]) -> Vec<GroGroup> {
+    let mut groups: Vec<GroGroup> = Vec::with_capacity(packets.len());
     for (number, packet) in packets.iter().enumerate() {
         let packet: &[u8] = packet;
-        let Some((start, end)) = tcp_place(packet) else {
-            groups.push(Group { members: vec![number], tcp: (0, 0), size: 0, length: 0, next: 0, open: false });
+        let Some((start, end)) = tcp_offsets(packet) else {
+            groups.push(GroGroup { members: vec![number], tcp: (0, 0), size: 0, length: 0, next: 0, open: false });
             continue;
         };
         let size = packet.len() - end;
         let flags = packet[start + 13];
         let plain = flags & !PSH == ACK && size > 0 && is_joinable(packet);
         let sequence = word32(packet, start + 4);
-        // The last group of this flow; few flows share a batch.
-        let same =
+        // The latest group of this flow. The search is linear: a batch has few flows.
+        let same_flow_group =
             groups.iter_mut().rev().find(|group| group.tcp.0 == start && same_flow(&packets[group.members[0]], packet, start));
-        if let Some(group) = same {
+        if let Some(group) = same_flow_group {
             if plain
                 && group.open
                 && group.tcp == (start, end)
@@ -219,25 +218,25 @@ pub(super) fn group(packets: &[impl Deref<Target = [u8]>]) -> Vec<Group> {
         }
         let next = sequence.wrapping_add(u32::from(length16(size)));
         let open = plain && flags & PSH == 0;
-        groups.push(Group { members: vec![number], tcp: (start, end), size, length: packet.len(), next, open });
+        groups.push(GroGroup { members: vec![number], tcp: (start, end), size, length: packet.len(), next, open });
     }
     groups
 }
 
-/// Where TCP begins and ends in a packet that is TCP in one piece.
-fn tcp_place(packet: &[u8]) -> Option<(usize, usize)> {
+/// Offsets of the TCP header and of its payload in an unfragmented TCP packet.
+fn tcp_offsets(packet: &[u8]) -> Option<(usize, usize)> {
     let start = match packet.first()? >> 4 {
         4 if packet.len() >= 40 && packet[0] == 0x45 && packet[9] == TCP && (packet[6] & 0x3f, packet[7]) == (0, 0) => 20,
         6 if packet.len() >= 60 && packet[6] == TCP => 40,
         _ => return None,
     };
     let end = start + usize::from(packet[start + 12] >> 4) * 4;
-    let says = usize::from(u16::from_be_bytes(if start == 20 { [packet[2], packet[3]] } else { [packet[4], packet[5]] }));
-    let whole = says + if start == 20 { 0 } else { 40 };
+    let length = usize::from(u16::from_be_bytes(if start == 20 { [packet[2], packet[3]] } else { [packet[4], packet[5]] }));
+    let whole = length + if start == 20 { 0 } else { 40 };
     (end >= start + 20 && end <= packet.len() && whole == packet.len()).then_some((start, end))
 }
 
-/// IPv4 without "don't fragment" may carry an id that matters.
+/// The id of an IPv4 packet without "don't fragment" may be significant.
 fn is_joinable(packet: &[u8]) -> bool {
     packet[0] >> 4 == 6 || packet[6] & 0x40 != 0
 }
@@ -251,7 +250,7 @@ fn same_flow(one: &[u8], other: &[u8], start: usize) -> bool {
         && one[start..start + 4] == other[start..start + 4]
 }
 
-/// Same in everything that the joined packet has only once.
+/// Whether all header fields are equal that the joined packet has only once.
 fn same_headers(one: &[u8], other: &[u8], start: usize, end: usize) -> bool {
     let ip = if start == 20 {
         one[1] == other[1] && one[6] == other[6] && one[8] == other[8]
@@ -264,13 +263,14 @@ fn same_headers(one: &[u8], other: &[u8], start: usize, end: usize) -> bool {
         && one[start + 18..end] == other[start + 18..end]
 }
 
-/// The header for a group, and its parts in order. Changes the first packet's headers to those of the whole.
-pub(super) fn join<'a>(group: &Group, packets: &'a mut [impl DerefMut<Target = [u8]>]) -> (Header, Vec<IoSlice<'a>>) {
+/// The virtio header of a group and the parts of its packet, in order. Changes the headers of the first packet to those of the
+/// joined one.
+pub(super) fn join<'a>(group: &GroGroup, packets: &'a mut [impl DerefMut<Target = [u8]>]) -> (VnetHeader, Vec<IoSlice<'a>>) {
     let (start, end) = group.tcp;
     let (Some(&first), Some(&last)) = (group.members.first(), group.members.last()) else {
-        return (Header::default(), Vec::new());
+        return (VnetHeader::default(), Vec::new());
     };
-    let mut header = Header::default();
+    let mut header = VnetHeader::default();
     if first != last {
         let pushed = packets[last][start + 13] & PSH;
         let v6 = start == 40;
@@ -279,10 +279,10 @@ pub(super) fn join<'a>(group: &Group, packets: &'a mut [impl DerefMut<Target = [
         let id = u16::from_be_bytes([head[4], head[5]]);
         let transport = group.length - start;
         set_length(&mut head[..start], v6, start, transport, id);
-        // The kernel completes the sum; the field holds that of the pseudo-header, not inverted.
+        // The kernel completes the checksum; the field contains the sum of the pseudo-header, not inverted.
         let sum = !checksum(&[&pseudo_header(head, v6, TCP, transport)]);
         head[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
-        header = Header {
+        header = VnetHeader {
             flags: NEEDS_CHECKSUM,
             kind: if v6 { GSO_TCP6 } else { GSO_TCP4 },
             headers: length16(end),

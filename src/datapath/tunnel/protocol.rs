@@ -1,4 +1,4 @@
-//! What the daemon and the tunnel process say to each other: JSON, one document a line, over a unix socket.
+//! The protocol between the daemon and the tunnel process: JSON, one document per line, over a unix socket.
 
 use super::super::{TunnelState, TunnelStep};
 use crate::model::WgKey;
@@ -7,93 +7,86 @@ use std::io;
 use std::net::SocketAddr;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// Raised when a request or a reply changes its meaning: a process of another number is replaced, not adopted.
+/// Incremented when a request or a reply changes its meaning: a process with another number is replaced, not adopted.
 pub(super) const PROTOCOL: u32 = 1;
 
-/// Longest line, bytes: some 100,000 allowed-ips.
-const LONGEST: u64 = 8 << 20;
+/// Bytes; enough for some 100,000 allowed-ips.
+const MAX_LINE: u64 = 8 << 20;
 
-/// What the daemon asks.
+/// A request of the daemon.
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(tag = "do", rename_all = "lowercase")]
-pub(super) enum Request {
-    /// Who are you?
+pub(super) enum TunnelRequest {
+    /// Identify the process.
     Hello,
-    /// What is there?
+    /// Report the state of the device.
     Observe,
     /// Change peers.
-    Apply {
-        /// In order.
-        steps: Vec<TunnelStep>,
-    },
-    /// Answered only when the process is told to stop. A connection that ends without an answer means that it died.
+    Apply { steps: Vec<TunnelStep> },
+    /// Answered only when the process stops by request. If the connection ends without a reply, the process died.
     Watch,
-    /// End.
+    /// Exit.
     Stop {
-        /// Leave the device, its addresses and routes, to the next process.
+        /// The device remains, with its addresses and routes, for the next process.
         keep_device: bool,
     },
 }
 
-/// What the process answers.
+/// A reply of the process.
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Reply {
-    /// To [`Request::Hello`].
-    Hello(Hello),
-    /// To [`Request::Observe`].
+pub(super) enum TunnelReply {
+    /// To [`TunnelRequest::Hello`].
+    Hello(TunnelHello),
+    /// To [`TunnelRequest::Observe`].
     State(TunnelState),
-    /// To [`Request::Apply`]: done.
+    /// To [`TunnelRequest::Apply`].
     Applied,
-    /// To [`Request::Watch`] and [`Request::Stop`].
+    /// To [`TunnelRequest::Watch`] and [`TunnelRequest::Stop`].
     Stopping,
-    /// To anything: what went wrong.
+    /// To any request: why it failed.
     Error(String),
 }
 
-/// Who a tunnel process is.
+/// Identifies a tunnel process.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
-pub(super) struct Hello {
-    /// Its [`PROTOCOL`].
+pub(super) struct TunnelHello {
+    /// The [`PROTOCOL`] that it speaks.
     pub protocol: u32,
-    /// Version of the program, for people.
+    /// Version of the program, informative.
     pub version: String,
-    /// Its process id.
     pub pid: u32,
-    /// Drawn at its start.
+    /// Random, drawn when the process started.
     pub instance: u64,
-    /// Its public key.
+    /// Public key of its device.
     pub key: WgKey,
-    /// What it was told to listen on.
+    /// The listen address that it was started with.
     pub listen: SocketAddr,
-    /// The device.
+    /// Name of the device.
     pub device: String,
     /// Device and inode of the namespace that its TUN device is in.
     pub mesh: (u64, u64),
 }
 
-/// A line that could not be read.
+/// Why a line could not be read.
 #[derive(thiserror::Error, Debug)]
 pub(super) enum LineError {
-    /// The connection ended within a line.
     #[error("the line ended before its newline")]
     Truncated,
-    /// Longer than what is ever sent.
-    #[error("the line is longer than {LONGEST} bytes")]
+    #[error("the line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The connection.
     #[error("reading the line failed")]
     Io(#[from] io::Error),
 }
 
-/// The next line; `None` at the end.
+/// Reads the next line, with its newline; `None` at the end of the connection.
 pub(super) async fn read_line(reader: &mut (impl AsyncBufRead + Unpin + Send)) -> Result<Option<Vec<u8>>, LineError> {
     let mut line = Vec::new();
-    let length = (&mut *reader).take(LONGEST).read_until(b'\n', &mut line).await?;
+    let length = (&mut *reader).take(MAX_LINE).read_until(b'\n', &mut line).await?;
     match line.last() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(line)),
-        Some(_) if length as u64 == LONGEST => Err(LineError::TooLong),
+        Some(_) if length as u64 == MAX_LINE => Err(LineError::TooLong),
         Some(_) => Err(LineError::Truncated),
     }
 }
@@ -111,22 +104,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_told_from_their_remains() {
+    async fn truncated_and_overlong_lines_are_errors() {
         let mut reader = b"one\n\ntw".as_slice();
         assert_eq!(read_line(&mut reader).await.unwrap().unwrap(), b"one\n");
         assert_eq!(read_line(&mut reader).await.unwrap().unwrap(), b"\n");
         assert!(matches!(read_line(&mut reader).await, Err(LineError::Truncated)));
         assert!(read_line(&mut b"".as_slice()).await.unwrap().is_none());
-        let long = vec![b'x'; usize::try_from(LONGEST).unwrap() + 1];
+        let long = vec![b'x'; usize::try_from(MAX_LINE).unwrap() + 1];
         assert!(matches!(read_line(&mut long.as_slice()).await, Err(LineError::TooLong)));
     }
 
     #[test]
-    fn the_words_on_the_wire_stay() {
-        let request = Request::Apply { steps: vec![TunnelStep::Remove(WgKey([0; 32]))] };
+    fn the_names_on_the_wire_are_stable() {
+        let request = TunnelRequest::Apply { steps: vec![TunnelStep::Remove(WgKey([0; 32]))] };
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"do":"apply","steps":[{"Remove":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]}"#);
-        assert_eq!(serde_json::to_string(&Request::Hello).unwrap(), r#"{"do":"hello"}"#);
-        assert_eq!(serde_json::to_string(&Reply::Applied).unwrap(), r#""applied""#);
+        assert_eq!(serde_json::to_string(&TunnelRequest::Hello).unwrap(), r#"{"do":"hello"}"#);
+        assert_eq!(serde_json::to_string(&TunnelReply::Applied).unwrap(), r#""applied""#);
     }
 }

@@ -1,10 +1,9 @@
-//! The TUN device under the in-process WireGuard: opened in the mesh namespace, persistent, read and written from
-//! anywhere.
-#![allow(unsafe_code, reason = "TUN devices are made by ioctl")]
+//! The TUN device under the in-process WireGuard: opened in the mesh namespace, persistent, read and written from any thread.
+#![allow(unsafe_code, reason = "TUN devices are created by ioctl")]
 
-use super::link::{Control, request_for};
+use super::link::{IoctlSocket, request_for};
 use super::namespace::Namespace;
-use super::offload::{HEADER, Header, LARGEST, cut, group, join};
+use super::offload::{LARGEST, VNET_HEADER, VnetHeader, group, join, segment};
 use anyhow::Context as _;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
@@ -17,21 +16,21 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-/// An open TUN device and a way to ask for its MTU.
+/// An open TUN device.
 #[derive(Debug)]
 pub(super) struct Tun {
     file: File,
-    control: Control,
+    control: IoctlSocket,
     device: String,
 }
 
 impl Tun {
-    /// Makes `device` in `mesh`, or attaches to the one that an earlier process left, and sets it up with `mtu`.
+    /// Creates `device` in `mesh`, or attaches to the one of an earlier process, and sets it up with `mtu` in bytes.
     pub(super) fn open(mesh: &Namespace, device: &str, mtu: u32) -> anyhow::Result<Self> {
         let name = device.to_owned();
         let tun = mesh.run(move || {
             let file = attach(&name)?;
-            let control = Control::new().context("cannot make a socket in the mesh namespace")?;
+            let control = IoctlSocket::new().context("cannot create a socket in the mesh namespace")?;
             control.set_mtu(&name, mtu).with_context(|| format!("cannot set MTU {mtu}"))?;
             control.up(&name).context("cannot set it up")?;
             Ok(Self { file, control, device: name })
@@ -44,8 +43,8 @@ impl Tun {
         self.control.mtu(&self.device)
     }
 
-    /// Lets the device vanish with the last descriptor, instead of staying for the next process.
-    pub(super) fn forget(&self) -> io::Result<()> {
+    /// Makes the device disappear with its last descriptor, instead of remaining for the next process.
+    pub(super) fn clear_persistent(&self) -> io::Result<()> {
         set_persistent(&self.file, false)
     }
 }
@@ -64,7 +63,7 @@ fn attach(device: &str) -> anyhow::Result<File> {
         let error = io::Error::last_os_error();
         return Err(match error.raw_os_error() {
             Some(libc::EBUSY) => anyhow::Error::new(error).context("another process is attached to it"),
-            Some(libc::EINVAL) => anyhow::Error::new(error).context("a device of that name is there and is no TUN device"),
+            Some(libc::EINVAL) => anyhow::Error::new(error).context("a device of that name exists and is no TUN device"),
             _ => error.into(),
         });
     }
@@ -73,13 +72,13 @@ fn attach(device: &str) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// Checksums and segmentation are ours to do. An earlier process may have left other settings.
+/// Checksums and segmentation are left to this process. An earlier one may have left other settings.
 fn set_offloads(file: &File) -> io::Result<()> {
     let set = |code: libc::Ioctl, argument: libc::c_ulong| {
         // SAFETY: the descriptor is open; TUNSETOFFLOAD takes a number.
         if unsafe { libc::ioctl(file.as_raw_fd(), code, argument) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
-    let size = libc::c_int::try_from(HEADER).map_err(io::Error::other)?;
+    let size = libc::c_int::try_from(VNET_HEADER).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open; TUNSETVNETHDRSZ takes a pointer to a number, which outlives the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {
         return Err(io::Error::last_os_error());
@@ -98,19 +97,19 @@ fn set_persistent(file: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Packets that wait to be written: what one batch may join.
+/// Packets that may wait to be written, and may be joined in one batch.
 const BATCH: usize = 128;
 
-/// Hands decrypted packets to the writer.
+/// Queues decrypted packets for the writer.
 pub(super) struct TunSend(mpsc::Sender<Packet<Ip>>);
 
 /// Reads packets to encrypt.
 pub(super) struct TunReceive {
     tun: Arc<AsyncFd<Tun>>,
     mtu: watch::Receiver<u16>,
-    /// What the kernel hands over at once.
+    /// One read of the device: a header and a packet that may be larger than the MTU.
     buffer: Vec<u8>,
-    /// What was cut from it.
+    /// Its segments.
     packets: Vec<Packet<Ip>>,
 }
 
@@ -120,7 +119,7 @@ impl std::os::fd::AsRawFd for Tun {
     }
 }
 
-/// Both directions of `tun`; must be called within a runtime. The device is looked at every few seconds for a new MTU.
+/// Both directions of `tun`; must be called within a runtime. A changed MTU is noticed within seconds.
 pub(super) fn split(tun: Tun) -> io::Result<(TunSend, TunReceive, Arc<AsyncFd<Tun>>)> {
     let (sender, mtu) = watch::channel(u16::try_from(tun.mtu()?).unwrap_or(u16::MAX));
     // SAFETY: `Tun` owns its descriptor, names no other, and closes it only when dropped, which is after the `AsyncFd`.
@@ -129,7 +128,7 @@ pub(super) fn split(tun: Tun) -> io::Result<(TunSend, TunReceive, Arc<AsyncFd<Tu
     let (packets, queue) = mpsc::channel(BATCH);
     tokio::spawn(write_all(Arc::clone(&tun), queue));
     let receive =
-        TunReceive { tun: Arc::clone(&tun), mtu, buffer: vec![0; HEADER + LARGEST], packets: Vec::with_capacity(BATCH) };
+        TunReceive { tun: Arc::clone(&tun), mtu, buffer: vec![0; VNET_HEADER + LARGEST], packets: Vec::with_capacity(BATCH) };
     Ok((TunSend(packets), receive, tun))
 }
 
@@ -148,12 +147,12 @@ fn device_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
 }
 
-/// Writes what comes, joined as far as it came together, until the device or the sender is gone.
+/// Writes queued packets, joined where possible within a batch, until the device is deleted or the sender dropped.
 async fn write_all(tun: Arc<AsyncFd<Tun>>, mut queue: mpsc::Receiver<Packet<Ip>>) {
-    let mut arrived = Vec::with_capacity(BATCH);
+    let mut received = Vec::with_capacity(BATCH);
     let mut packets: Vec<Packet> = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut arrived, BATCH).await > 0 {
-        packets.extend(arrived.drain(..).map(Packet::into_bytes));
+    while queue.recv_many(&mut received, BATCH).await > 0 {
+        packets.extend(received.drain(..).map(Packet::into_bytes));
         for group in group(&packets) {
             let (header, parts) = join(&group, &mut packets);
             let header = header.write();
@@ -174,7 +173,7 @@ async fn write_one(tun: &AsyncFd<Tun>, parts: &[IoSlice<'_>]) -> io::Result<()> 
         let mut guard = tun.writable().await?;
         match guard.try_io(|tun| (&tun.get_ref().file).write_vectored(parts)) {
             Ok(Ok(_)) => return Ok(()),
-            // A packet that the kernel refuses must not end the writer.
+            // The writer continues after a packet that the kernel refuses.
             Ok(Err(error)) if !device_gone(&error) => {
                 tracing::debug!(%error, "a packet was refused by the TUN device");
                 return Ok(());
@@ -197,8 +196,8 @@ impl IpRecv for TunReceive {
             let mut guard = self.tun.readable().await?;
             match guard.try_io(|tun| (&tun.get_ref().file).read(&mut self.buffer)) {
                 Ok(Ok(length)) => {
-                    let Some(header) = Header::read(&self.buffer[..length]) else { continue };
-                    cut(header, &mut self.buffer[HEADER..length], |headers, payload| {
+                    let Some(header) = VnetHeader::read(&self.buffer[..length]) else { continue };
+                    segment(header, &mut self.buffer[VNET_HEADER..length], |headers, payload| {
                         let mut packet = pool.get();
                         let bytes = packet.buf_mut();
                         bytes.clear();

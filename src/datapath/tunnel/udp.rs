@@ -1,5 +1,5 @@
-//! The tunnel's UDP socket: bound once, in the host's namespace, before anything else, so that a taken port is an error
-//! with a name; handed to gotatun whenever it asks for a socket.
+//! The tunnel's UDP socket: bound once, in the host's namespace, before the device is opened, so that a port in use is an error
+//! that names the process; gotatun gets a clone whenever it binds.
 #![allow(unsafe_code, reason = "one socket option has no safe wrapper")]
 
 use super::holder;
@@ -16,22 +16,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// Bytes of packets that may wait in the socket: some 10 ms at 1 Gbit/s.
+/// Size of the socket buffers in bytes: some 10 ms at 1 Gbit/s.
 const BUFFER: usize = 2 << 20;
 
-/// Datagrams that the kernel takes at once, and their bytes.
-const AT_ONCE: (usize, usize) = (64, 65_000);
+/// Most datagrams that the kernel segments in one call, and most bytes.
+const GSO_LIMIT: (usize, usize) = (64, 65_000);
 
-/// The one socket.
+/// The tunnel's UDP socket.
 #[derive(Clone)]
-pub(super) struct Socket {
+pub(super) struct TunnelSocket {
     inner: UdpSocket,
-    /// The kernel (or the card) refuses to cut datagrams for us.
-    one_by_one: Arc<AtomicBool>,
+    /// The kernel (or the network card) refuses to segment datagrams (GSO).
+    without_gso: Arc<AtomicBool>,
 }
 
-impl Socket {
-    /// Binds `listen`. An unspecified address of either family means both.
+impl TunnelSocket {
+    /// Binds `listen`. An unspecified address of either family means both families.
     pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<Self> {
         let options = SockOpt {
             recv_buffer_size: Some(BUFFER),
@@ -51,17 +51,17 @@ impl Socket {
         let socket = bound.map_err(|error| bind_error(listen, error))?;
         set_options(&socket).context("cannot set the UDP socket's options")?;
         if let Err(error) = UdpRecv::enable_udp_gro(&socket) {
-            tracing::info!(%error, "this kernel joins no UDP datagrams (GRO): receiving is slower");
+            tracing::info!(%error, "this kernel has no GRO for UDP: receiving is slower");
         }
-        Ok(Self { inner: socket, one_by_one: Arc::default() })
+        Ok(Self { inner: socket, without_gso: Arc::default() })
     }
 
-    /// Where it is bound.
-    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+    /// The address that it is bound to.
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
 
-    /// Sends datagrams of one size (the last may be smaller) in one call, which the kernel or the card cuts.
+    /// Sends datagrams of one size (the last may be smaller) in one call, which the kernel or the network card segments.
     async fn send_run(&self, run: &[(Packet, SocketAddr)]) -> io::Result<()> {
         let Some((first, destination)) = run.first() else { return Ok(()) };
         let size = u16::try_from(first.len()).map_err(io::Error::other)?;
@@ -77,7 +77,7 @@ impl Socket {
     }
 }
 
-/// The control message that says how large each datagram is.
+/// The control message with the size of each datagram (`UDP_SEGMENT`).
 fn segment_size(size: u16) -> [u8; CONTROL] {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     let mut control = [0; CONTROL];
@@ -88,15 +88,15 @@ fn segment_size(size: u16) -> [u8; CONTROL] {
     control
 }
 
-/// Bytes of that message: its header and a word.
+/// Bytes of that message: its header and one aligned word.
 const CONTROL: usize = size_of::<libc::cmsghdr>() + size_of::<usize>();
 
-/// How many datagrams from the front go in one call: same destination, same size, the last may be smaller.
+/// How many of the first datagrams can be sent in one call: same destination, same size, the last may be smaller.
 fn run_length(packets: &[(Packet, SocketAddr)]) -> usize {
     let Some((first, destination)) = packets.first() else { return 0 };
     let (mut count, mut bytes) = (0, 0);
-    for (packet, to) in packets.iter().take(AT_ONCE.0) {
-        if to != destination || packet.len() > first.len() || bytes + packet.len() > AT_ONCE.1 {
+    for (packet, to) in packets.iter().take(GSO_LIMIT.0) {
+        if to != destination || packet.len() > first.len() || bytes + packet.len() > GSO_LIMIT.1 {
             break;
         }
         count += 1;
@@ -108,12 +108,12 @@ fn run_length(packets: &[(Packet, SocketAddr)]) -> usize {
     count.max(1)
 }
 
-/// A path with a smaller MTU than was promised gets fragments instead of silence, as kernel WireGuard does it; and the
-/// buffers get their size whatever the machine's limit for others is.
+/// Datagrams are fragmented on a path with a smaller MTU than configured, as with kernel WireGuard, instead of being dropped;
+/// and the buffers get their size also above the system's limit.
 fn set_options(socket: &UdpSocket) -> io::Result<()> {
     let set = |level: libc::c_int, option: libc::c_int, value: libc::c_int| {
         let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is open; the option takes a number, which outlives the call, of the size given.
+        // SAFETY: the descriptor is open; the option takes a number of the size given, which outlives the call.
         let result =
             unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, std::ptr::from_ref(&value).cast(), size) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -124,14 +124,14 @@ fn set_options(socket: &UdpSocket) -> io::Result<()> {
     let buffer = libc::c_int::try_from(BUFFER).map_err(io::Error::other)?;
     for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
         if let Err(error) = set(libc::SOL_SOCKET, option, buffer) {
-            tracing::debug!(%error, "the socket's buffers stay as they are");
+            tracing::debug!(%error, "the socket's buffers keep their size");
         }
     }
-    // Also what a socket of both families sends over IPv4.
+    // Also for datagrams that a dual-stack socket sends over IPv4.
     set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
 }
 
-/// The error for a port that cannot be had; names the holder if it is taken.
+/// The error of a failed bind; names the process if the port is in use.
 pub(super) fn bind_error(listen: SocketAddr, error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::AddrInUse {
         let holder = holder::of_udp_port(listen);
@@ -144,7 +144,7 @@ fn is_without_v6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-impl UdpTransportFactory for Socket {
+impl UdpTransportFactory for TunnelSocket {
     type Send = Self;
     type Recv = Self;
 
@@ -153,7 +153,7 @@ impl UdpTransportFactory for Socket {
     }
 }
 
-impl UdpSend for Socket {
+impl UdpSend for TunnelSocket {
     type SendManyBuf = ();
 
     async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
@@ -164,43 +164,43 @@ impl UdpSend for Socket {
         self.inner.max_number_of_packets_to_send()
     }
 
-    /// Sends all it can: a peer that cannot be reached takes nothing along but its own.
+    /// Sends all it can: an unreachable peer loses only its own datagrams.
     async fn send_many_to(&self, (): &mut (), packets: &mut Vec<(Packet, SocketAddr)>) -> io::Result<()> {
-        let mut at = 0;
-        while at < packets.len() {
-            let mut count = if self.one_by_one.load(Ordering::Relaxed) { 1 } else { run_length(&packets[at..]) };
+        let mut sent = 0;
+        while sent < packets.len() {
+            let mut count = if self.without_gso.load(Ordering::Relaxed) { 1 } else { run_length(&packets[sent..]) };
             if count > 1
-                && let Err(error) = self.send_run(&packets[at..at + count]).await
+                && let Err(error) = self.send_run(&packets[sent..sent + count]).await
             {
                 match error.raw_os_error() {
                     Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
-                        tracing::info!(%error, "datagrams are sent one by one from now on");
-                        self.one_by_one.store(true, Ordering::Relaxed);
+                        tracing::info!(%error, "GSO for UDP does not work, datagrams are sent one by one from now on");
+                        self.without_gso.store(true, Ordering::Relaxed);
                         continue;
                     }
-                    // Larger than the path takes at once: in fragments, one by one.
+                    // A segment is larger than the path MTU: sent one by one, in fragments.
                     Some(libc::EINVAL | libc::EMSGSIZE) => count = 1,
-                    _ => tracing::trace!(%error, "datagrams lost"),
+                    _ => tracing::trace!(%error, "datagrams were lost"),
                 }
             }
             if count == 1 {
-                let (packet, destination) = &packets[at];
+                let (packet, destination) = &packets[sent];
                 if let Err(error) = self.inner.socket().send_to(packet, *destination).await {
-                    tracing::trace!(%error, "a datagram lost");
+                    tracing::trace!(%error, "a datagram was lost");
                 }
             }
-            at += count;
+            sent += count;
         }
         packets.clear();
         Ok(())
     }
 
     fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        self.local().map(Some)
+        self.local_address().map(Some)
     }
 }
 
-impl UdpRecv for Socket {
+impl UdpRecv for TunnelSocket {
     type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
 
     async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
@@ -213,7 +213,7 @@ impl UdpRecv for Socket {
         pool: &mut PacketBufPool,
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
-        // To gotatun an error here is the end; to us it is one lost batch (memory short, for instance).
+        // gotatun stops receiving after an error; here it means one lost batch (out of memory, for instance).
         while let Err(error) = self.inner.recv_many_from(buffer, pool, packets).await {
             if error.raw_os_error() == Some(libc::EBADF) {
                 return Err(error);
@@ -229,8 +229,8 @@ impl UdpRecv for Socket {
     }
 }
 
-impl std::fmt::Debug for Socket {
+impl std::fmt::Debug for TunnelSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Socket").field(&self.local()).finish()
+        f.debug_tuple("TunnelSocket").field(&self.local_address()).finish()
     }
 }

@@ -15,27 +15,27 @@ fn query(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
-fn request(packet: &[u8]) -> Box<Request> {
+fn parsed(packet: &[u8]) -> Box<DnsQuery> {
     match parse(packet) {
-        Parsed::Request(request) => request,
+        ParsedPacket::Query(query) => query,
         other => panic!("{other:?}"),
     }
 }
 
 fn reply_code(packet: &[u8]) -> ResponseCode {
     match parse(packet) {
-        Parsed::Reply(reply) => Message::from_vec(&reply).unwrap().metadata.response_code,
+        ParsedPacket::Reply(reply) => Message::from_vec(&reply).unwrap().metadata.response_code,
         other => panic!("{other:?}"),
     }
 }
 
-fn addresses(count: u16) -> Answer {
-    Answer::Addresses((0..count).map(|n| Ipv4Addr::from(0x0a00_0000 + u32::from(n))).collect())
+fn addresses(count: u16) -> RecordAnswer {
+    RecordAnswer::Addresses((0..count).map(|n| Ipv4Addr::from(0x0a00_0000 + u32::from(n))).collect())
 }
 
 #[test]
 fn an_answer_repeats_id_question_and_case() {
-    let request = request(&query("WhoAmI.", RecordType::A, None));
+    let request = parsed(&query("WhoAmI.", RecordType::A, None));
     let message = Message::from_vec(&request.answer(&addresses(2), 2, 512).unwrap()).unwrap();
     assert_eq!(message.metadata.id, 0x1234);
     assert!(message.metadata.recursion_desired && message.metadata.recursion_available && !message.metadata.truncation);
@@ -47,23 +47,23 @@ fn an_answer_repeats_id_question_and_case() {
 
 #[test]
 fn codes_of_answers() {
-    let request = request(&query("a.", RecordType::A, None));
-    let code = |answer: &Answer| {
+    let request = parsed(&query("a.", RecordType::A, None));
+    let code = |answer: &RecordAnswer| {
         let message = Message::from_vec(&request.answer(answer, 2, 512).unwrap()).unwrap();
         (message.metadata.response_code, message.answers.len())
     };
-    assert_eq!(code(&Answer::Empty), (ResponseCode::NoError, 0));
-    assert_eq!(code(&Answer::NoSuchName), (ResponseCode::NXDomain, 0));
-    assert_eq!(code(&Answer::Refused), (ResponseCode::Refused, 0));
-    assert_eq!(code(&Answer::Pointer("web.1.id.My_Net".to_owned())), (ResponseCode::NoError, 1));
-    assert_eq!(code(&Answer::Pointer("x".repeat(300))), (ResponseCode::NoError, 0));
-    assert_eq!(request.answer(&Answer::Foreign(Vec::new()), 2, 512), None);
+    assert_eq!(code(&RecordAnswer::Empty), (ResponseCode::NoError, 0));
+    assert_eq!(code(&RecordAnswer::NoSuchName), (ResponseCode::NXDomain, 0));
+    assert_eq!(code(&RecordAnswer::Refused), (ResponseCode::Refused, 0));
+    assert_eq!(code(&RecordAnswer::Pointer("web.1.id.My_Net".to_owned())), (ResponseCode::NoError, 1));
+    assert_eq!(code(&RecordAnswer::Pointer("x".repeat(300))), (ResponseCode::NoError, 0));
+    assert_eq!(request.answer(&RecordAnswer::Forward(Vec::new()), 2, 512), None);
 }
 
 #[test]
-fn what_does_not_fit_is_cut_and_marked_and_the_rest_is_still_there() {
+fn answers_that_do_not_fit_are_omitted_and_the_rest_is_sent_truncated() {
     for (payload, limit) in [(None, 512), (Some(100), 512), (Some(1000), 1000), (Some(65_535), 1232)] {
-        let request = request(&query("whoami.", RecordType::A, payload));
+        let request = parsed(&query("whoami.", RecordType::A, payload));
         assert_eq!(request.udp_limit(), limit, "{payload:?}");
         let bytes = request.answer(&addresses(500), 2, limit).unwrap();
         assert!(bytes.len() <= limit && bytes.len() > limit - 32, "{} of {limit}", bytes.len());
@@ -72,7 +72,7 @@ fn what_does_not_fit_is_cut_and_marked_and_the_rest_is_still_there() {
         assert!(message.answers.len() >= 25);
         assert_eq!(message.edns.is_some(), payload.is_some());
     }
-    let request = request(&query("whoami.", RecordType::A, None));
+    let request = parsed(&query("whoami.", RecordType::A, None));
     let whole = Message::from_vec(&request.answer(&addresses(2000), 2, 65_535).unwrap()).unwrap();
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (2000, false));
     let most = request.answer(&addresses(6000), 2, 65_535).unwrap();
@@ -82,11 +82,11 @@ fn what_does_not_fit_is_cut_and_marked_and_the_rest_is_still_there() {
 #[test]
 fn bad_packets() {
     let good = query("a.", RecordType::A, None);
-    assert!(matches!(parse(&[]), Parsed::Ignore));
-    assert!(matches!(parse(&good[..11]), Parsed::Ignore));
+    assert!(matches!(parse(&[]), ParsedPacket::Ignore));
+    assert!(matches!(parse(&good[..11]), ParsedPacket::Ignore));
     let mut answer = good.clone();
     answer[2] |= 0x80;
-    assert!(matches!(parse(&answer), Parsed::Ignore), "an answer to an answer makes a loop");
+    assert!(matches!(parse(&answer), ParsedPacket::Ignore), "an answer to an answer makes a loop");
     assert_eq!(reply_code(&good[..good.len() - 1]), ResponseCode::FormErr);
     let mut none = good.clone();
     none[5] = 0;
@@ -115,8 +115,8 @@ fn bad_packets() {
 }
 
 #[test]
-fn only_the_answer_to_our_question_counts() {
-    let sent = request(&query("Example.com.", RecordType::A, None)).outward(7).unwrap();
+fn only_an_answer_with_our_id_and_question_is_accepted() {
+    let sent = parsed(&query("Example.com.", RecordType::A, None)).upstream_query(7).unwrap();
     let reply = |id: u16, name: &str, kind| {
         let mut message = Message::new(id, MessageType::Response, OpCode::Query);
         message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
@@ -136,50 +136,50 @@ fn only_the_answer_to_our_question_counts() {
 }
 
 #[test]
-fn a_question_goes_out_under_another_id_with_its_edns() {
-    let request = request(&query("example.com.", RecordType::TXT, Some(3000)));
-    let message = Message::from_vec(&request.outward(99).unwrap()).unwrap();
+fn a_query_is_forwarded_with_another_id_and_its_edns() {
+    let request = parsed(&query("example.com.", RecordType::TXT, Some(3000)));
+    let message = Message::from_vec(&request.upstream_query(99).unwrap()).unwrap();
     assert_eq!(message.metadata.id, 99);
     assert!(message.metadata.recursion_desired);
     assert_eq!(message.edns.as_ref().map(Edns::max_payload), Some(3000));
-    let back = request.inward(message.to_vec().unwrap(), 1232);
+    let back = request.client_answer(message.to_vec().unwrap(), 1232);
     assert_eq!(back[..2], [0x12, 0x34]);
 }
 
 #[test]
-fn a_long_answer_from_outside_is_cut_for_the_client() {
-    let request = request(&query("example.com.", RecordType::TXT, None));
+fn a_long_answer_of_a_resolver_is_truncated_for_the_client() {
+    let request = parsed(&query("example.com.", RecordType::TXT, None));
     let mut long = Message::new(1, MessageType::Response, OpCode::Query);
-    long.add_query(request.query().clone());
+    long.add_query(request.question().clone());
     for n in 0..20 {
         let text = rdata::TXT::new(vec![format!("{n:060}")]);
-        long.add_answer(Record::from_rdata(request.query().name().clone(), 60, RData::TXT(text)));
+        long.add_answer(Record::from_rdata(request.question().name().clone(), 60, RData::TXT(text)));
     }
-    let bytes = request.inward(long.to_vec().unwrap(), 512);
+    let bytes = request.client_answer(long.to_vec().unwrap(), 512);
     assert!(bytes.len() <= 512);
     let message = Message::from_vec(&bytes).unwrap();
     assert!(message.metadata.truncation && !message.answers.is_empty());
-    let rubbish = request.inward(vec![0x55; 2000], 512);
-    assert_eq!(Message::from_vec(&rubbish).unwrap().metadata.response_code, ResponseCode::ServFail);
+    let unparsable = request.client_answer(vec![0x55; 2000], 512);
+    assert_eq!(Message::from_vec(&unparsable).unwrap().metadata.response_code, ResponseCode::ServFail);
 }
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic_and_a_reply_is_never_longer_than_what_came(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        if let Parsed::Reply(reply) = parse(&bytes) {
+    fn no_bytes_cause_a_panic_and_a_reply_is_never_longer_than_the_packet(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        if let ParsedPacket::Reply(reply) = parse(&bytes) {
             prop_assert!(reply.len() <= bytes.len().max(512));
         }
-        let _ = (answers(&bytes, &bytes), truncated(&bytes), worth_asking_on(&bytes));
+        let _ = (answers(&bytes, &bytes), truncated(&bytes), is_server_failure(&bytes));
     }
 
     #[test]
-    fn a_flipped_question_never_panics(at in 0usize..40, bit in 0u8..8, payload in proptest::option::of(any::<u16>())) {
+    fn a_query_with_a_flipped_bit_never_causes_a_panic(at in 0usize..40, bit in 0u8..8, payload in proptest::option::of(any::<u16>())) {
         let mut packet = query("whoami.front.", RecordType::A, payload);
         let at = at % packet.len();
         packet[at] ^= 1 << bit;
-        if let Parsed::Request(request) = parse(&packet) {
+        if let ParsedPacket::Query(request) = parse(&packet) {
             prop_assert!(request.answer(&addresses(100), 1, request.udp_limit()).unwrap().len() <= request.udp_limit());
-            prop_assert!(request.outward(1).is_some());
+            prop_assert!(request.upstream_query(1).is_some());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Maglev tables: which backend each slot belongs to, so that few slots change hands when backends come and go, and all
-//! nodes agree without talking. Pure.
+//! Maglev tables: which backend each slot belongs to. When a backend is added or removed few slots of the others change, and
+//! every node computes the same table without communication. Pure.
 
 use crate::datapath::ebpf::Slots;
 use skep_ebpf::{V4, convert, mix};
@@ -8,10 +8,10 @@ use std::net::Ipv4Addr;
 
 /// Table sizes: the first prime above each power of two.
 const SIZES: [u32; 10] = [131, 257, 521, 1031, 2053, 4099, 8209, 16_411, 32_771, 65_537];
-/// Slots per backend, at least, as long as there is a size for it: keeps every share within one per cent.
+/// Fewest slots per backend, up to the largest size: keeps every share within one per cent.
 const PER_BACKEND: usize = 100;
 
-/// Number of slots for this many backends. One backend needs one.
+/// Number of slots for so many backends; one for a single backend.
 #[must_use]
 pub fn size(backends: usize) -> u32 {
     match backends {
@@ -21,7 +21,7 @@ pub fn size(backends: usize) -> u32 {
     }
 }
 
-/// The table: for each slot the place of its backend in `backends`, which are to be sorted and without doubles. Empty without
+/// The table: for each slot the index of its backend in `backends`, which must be sorted and without duplicates. Empty without
 /// backends.
 #[must_use]
 pub fn table(backends: &[Ipv4Addr]) -> Vec<u32> {
@@ -29,8 +29,8 @@ pub fn table(backends: &[Ipv4Addr]) -> Vec<u32> {
     if backends.len() < 2 {
         return vec![0; size];
     }
-    // Each backend has its own order of all slots: from `offset` in steps of `skip`. In turns each takes its next free one.
-    let mut walks: Vec<(usize, usize)> = backends
+    // Each backend has a permutation of all slots: from `offset` in steps of `skip`. In turns each takes its next free slot.
+    let mut permutations: Vec<(usize, usize)> = backends
         .iter()
         .map(|address| {
             let address = u64::from(address.to_bits());
@@ -38,52 +38,58 @@ pub fn table(backends: &[Ipv4Addr]) -> Vec<u32> {
         })
         .collect();
     let mut slots = vec![0; size];
-    // A bit per slot stays in the processor's nearest cache, where most of the looking happens.
+    // One bit per slot: the whole set stays in the first-level cache, and most reads are of it.
     let mut taken = vec![0_u64; size.div_ceil(64)];
-    let mut left = size;
+    let mut remaining = size;
     loop {
-        for (backend, (at, skip)) in (0..).zip(walks.iter_mut()) {
-            while taken[*at / 64] >> (*at % 64) & 1 != 0 {
-                *at += *skip;
-                if *at >= size {
-                    *at -= size;
+        for (backend, (slot, skip)) in (0..).zip(permutations.iter_mut()) {
+            while taken[*slot / 64] >> (*slot % 64) & 1 != 0 {
+                *slot += *skip;
+                if *slot >= size {
+                    *slot -= size;
                 }
             }
-            taken[*at / 64] |= 1 << (*at % 64);
-            slots[*at] = backend;
-            left -= 1;
-            if left == 0 {
+            taken[*slot / 64] |= 1 << (*slot % 64);
+            slots[*slot] = backend;
+            remaining -= 1;
+            if remaining == 0 {
                 return slots;
             }
         }
     }
 }
 
-/// Tables as slots hold them, by their backends: what did not change is not built again.
+/// Tables by their backends, as the slot array holds them: a table whose backends did not change is not computed again.
 #[derive(Default)]
-pub struct Built(BTreeMap<Vec<V4>, (Slots, bool)>);
+pub struct TableCache(BTreeMap<Vec<V4>, CachedTable>);
 
-impl Built {
-    /// The slots of these backends.
+struct CachedTable {
+    slots: Slots,
+    /// Requested since [`TableCache::start_generation`].
+    used: bool,
+}
+
+impl TableCache {
+    /// The table of these backends.
     pub fn slots(&mut self, backends: &[Ipv4Addr]) -> Slots {
         let key: Vec<V4> = backends.iter().copied().map(convert::v4).collect();
-        if let Some((slots, used)) = self.0.get_mut(&key) {
-            *used = true;
-            return slots.clone();
+        if let Some(cached) = self.0.get_mut(&key) {
+            cached.used = true;
+            return cached.slots.clone();
         }
-        let slots: Slots = table(backends).into_iter().map(|at| key[at as usize]).collect();
-        self.0.insert(key, (slots.clone(), true));
+        let slots: Slots = table(backends).into_iter().map(|backend| key[backend as usize]).collect();
+        self.0.insert(key, CachedTable { slots: slots.clone(), used: true });
         slots
     }
 
-    /// From now on it is noted what is asked for.
-    pub fn begin(&mut self) {
-        self.0.values_mut().for_each(|(_, used)| *used = false);
+    /// Marks all tables as unused.
+    pub fn start_generation(&mut self) {
+        self.0.values_mut().for_each(|cached| cached.used = false);
     }
 
-    /// Forgets what was not asked for since.
-    pub fn forget(&mut self) {
-        self.0.retain(|_, (_, used)| *used);
+    /// Drops the tables that were not requested since [`Self::start_generation`].
+    pub fn drop_unused(&mut self) {
+        self.0.retain(|_, cached| cached.used);
     }
 }
 
@@ -105,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_prime_and_enough() {
+    fn sizes_are_prime_and_large_enough() {
         for size in SIZES {
             assert!((2..size).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
         }
@@ -117,21 +123,21 @@ mod tests {
         for n in [2, 3, 10, 100, 600] {
             let counts = shares(&table(&backends(n)), n as usize);
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-            assert!(most - least <= 1, "{n}: {least} … {most}: turns are taken one by one");
+            assert!(most - least <= 1, "{n}: {least} … {most}: backends take slots in turns");
         }
     }
 
     proptest! {
         #[test]
-        fn one_backend_less_moves_its_share_and_little_more(n in 3_u32..60, gone in 0_u32..60) {
+        fn removing_a_backend_moves_its_share_and_little_more(n in 3_u32..60, removed in 0_u32..60) {
             let all = backends(n);
             let mut fewer = all.clone();
-            let gone = fewer.remove((gone % n) as usize);
+            let removed = fewer.remove((removed % n) as usize);
             prop_assume!(size(all.len()) == size(fewer.len()));
             let (before, after) = (table(&all), table(&fewer));
             let moved = before.iter().zip(&after).filter(|(b, a)| all[**b as usize] != fewer[**a as usize]).count();
-            let share = before.iter().filter(|b| all[**b as usize] == gone).count();
-            // Small tables move a little more than large ones.
+            let share = before.iter().filter(|b| all[**b as usize] == removed).count();
+            // In small tables more of the other slots move than in large ones.
             prop_assert!(moved <= share + before.len() / 6, "{moved} of {} moved, {share} had to", before.len());
         }
     }

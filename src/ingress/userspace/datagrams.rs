@@ -1,15 +1,16 @@
-//! UDP through a published port: each client gets a flow, which is a connected socket in the mesh toward one backend, so
-//! that answers of nobody else come through. What a backend refuses before it ever answered goes to the next one.
+//! UDP through a published port: each client has a flow, which is a socket in the mesh connected to one backend, so that only
+//! that backend's replies are received. A first datagram that a backend refuses is sent to the next one.
 
-use super::flows::{FlowId, Flows};
-use super::listener::Shared;
-use crate::datapath::udp::{LONGEST, UdpPort, Way};
+use super::flows::{FlowId, FlowLimits, Flows};
+use super::port_state::PortShared;
+use crate::datapath::udp::{DatagramPath, LONGEST, UdpPort};
+use crate::sync::lock;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -17,30 +18,30 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, trace};
 
-/// Datagrams handled before others get their turn.
-const TURN: usize = 64;
-/// A first datagram is kept for another backend up to this length, in bytes; longer ones are the client's to repeat.
-const KEPT: usize = 1500;
+/// Datagrams handled before the loop yields to others.
+const BATCH: usize = 64;
+/// Longest first datagram, in bytes, that is retained to send it to another backend; the client must repeat longer ones.
+const MAX_RETAINED: usize = 1500;
 /// Longest payload over IPv4, in bytes.
-const MOST: usize = 65_507;
-/// Pause after the kernel refused to receive (out of memory).
-const BACK_OFF: Duration = Duration::from_millis(50);
+const MAX_PAYLOAD: usize = 65_507;
+/// Pause after the kernel could not receive (out of memory).
+const RECEIVE_PAUSE: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// One buffer per thread, not per flow: nothing waits while it is in use.
+    /// One buffer per thread instead of per flow: it is never in use across an await.
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; LONGEST]);
 }
 
 /// What the UDP ports of this node share.
-pub(super) struct Node {
+pub(super) struct UdpShared {
     flows: Mutex<Flows<Arc<Upstream>>>,
-    own: Mutex<Own>,
+    own: Mutex<OwnEndpoints>,
 }
 
-/// Where datagrams from would be our own, come round in a loop.
+/// Sources of datagrams that this swarm's published ports sent: from a node's address and a published port. Such a datagram
+/// is in a loop.
 #[derive(Default, PartialEq, Eq)]
-pub(super) struct Own {
-    /// Addresses of nodes.
+pub(super) struct OwnEndpoints {
     pub nodes: BTreeSet<IpAddr>,
     /// Published UDP ports.
     pub ports: BTreeSet<u16>,
@@ -50,93 +51,89 @@ pub(super) struct Own {
 struct Upstream {
     socket: UdpSocket,
     backend: Ipv4Addr,
-    /// What was sent before the first answer, once: for the next backend if this one refuses it.
+    /// The first datagram, until the first reply: for the next backend if this one refuses it.
     unanswered: Mutex<Option<Vec<u8>>>,
-    /// Its client is elsewhere now; answers that are under way still come through.
+    /// The client uses another backend now; replies that are on their way are still forwarded.
     moved: CancellationToken,
-    /// It had to make room, or was idle.
-    over: CancellationToken,
+    /// The flow was idle for too long, was evicted or refused.
+    ended: CancellationToken,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Node {
-    pub fn new(flows: super::flows::Limits) -> Arc<Self> {
-        Arc::new(Self { flows: Mutex::new(Flows::new(flows)), own: Mutex::default() })
+impl UdpShared {
+    pub fn new(limits: FlowLimits) -> Arc<Self> {
+        Arc::new(Self { flows: Mutex::new(Flows::new(limits)), own: Mutex::default() })
     }
 
-    /// Who is of this swarm.
-    pub fn set_own(&self, own: Own) {
+    pub fn set_own_endpoints(&self, own: OwnEndpoints) {
         *lock(&self.own) = own;
     }
 
-    /// Ends what was idle for too long.
+    /// Ends the flows that were idle for too long.
     pub fn expire(&self) {
-        for gone in lock(&self.flows).expire(Instant::now()) {
-            gone.over.cancel();
+        for upstream in lock(&self.flows).expire(Instant::now()) {
+            upstream.ended.cancel();
         }
     }
 
-    /// Flows of a port to backends that are not these move with their next datagram.
-    pub fn keep(&self, port: u16, backends: &[Ipv4Addr]) {
-        for gone in lock(&self.flows).keep(port, backends) {
-            gone.moved.cancel();
+    /// Flows of a port to other backends than these move with their next datagram.
+    pub fn retain_flows(&self, port: u16, backends: &[Ipv4Addr]) {
+        for upstream in lock(&self.flows).retain(port, backends) {
+            upstream.moved.cancel();
         }
     }
 
-    /// Number of flows of a port.
-    pub fn len(&self, port: u16) -> usize {
+    pub fn flow_count(&self, port: u16) -> usize {
         lock(&self.flows).len(port)
     }
 
-    /// Two ports that answer each other would never stop: nothing of what a published port says is a request.
-    fn is_own(&self, way: Way) -> bool {
+    /// Whether a published port sent the datagram. Two ports that reply to each other would never stop, and nothing that a
+    /// published port sends is a request.
+    fn is_own(&self, path: DatagramPath) -> bool {
         let own = lock(&self.own);
-        own.ports.contains(&way.peer.port()) && (way.peer.ip() == way.local || own.nodes.contains(&way.peer.ip()))
+        own.ports.contains(&path.peer.port()) && (path.peer.ip() == path.local || own.nodes.contains(&path.peer.ip()))
     }
 }
 
-/// A published UDP port on one family.
-pub(super) struct Door {
+/// A published UDP port on one address family.
+pub(super) struct UdpListener {
     number: u16,
     port: UdpPort,
-    node: Arc<Node>,
-    shared: Arc<Shared>,
+    udp: Arc<UdpShared>,
+    shared: Arc<PortShared>,
     closed: CancellationToken,
-    carrying: TaskTracker,
+    /// The tasks that forward replies.
+    flows: TaskTracker,
 }
 
-impl Door {
-    pub fn new(number: u16, port: UdpPort, node: Arc<Node>, shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self { number, port, node, shared, closed: CancellationToken::new(), carrying: TaskTracker::new() })
+impl UdpListener {
+    pub fn new(number: u16, port: UdpPort, udp: Arc<UdpShared>, shared: Arc<PortShared>) -> Arc<Self> {
+        Arc::new(Self { number, port, udp, shared, closed: CancellationToken::new(), flows: TaskTracker::new() })
     }
 
-    /// Ends its flows and waits until nobody has the socket any more. A flow cannot outlive the port as a connection does:
-    /// its answers leave through it.
+    /// Ends its flows and waits until none uses the socket. Unlike a TCP connection a flow cannot outlive the port: its
+    /// replies are sent from the port's socket.
     pub async fn close(self: Arc<Self>) {
         self.closed.cancel();
-        self.carrying.close();
-        self.carrying.wait().await;
+        self.flows.close();
+        self.flows.wait().await;
     }
 }
 
-/// Runs until aborted.
-pub(super) async fn serve(door: Arc<Door>) {
+/// Receives from clients until aborted.
+pub(super) async fn serve(listener: Arc<UdpListener>) {
     loop {
-        if let Err(error) = door.port.readable().await {
-            debug!(port = door.number, %error, "cannot receive");
-            tokio::time::sleep(BACK_OFF).await;
+        if let Err(error) = listener.port.readable().await {
+            debug!(port = listener.number, %error, "cannot receive");
+            tokio::time::sleep(RECEIVE_PAUSE).await;
             continue;
         }
-        for _ in 0..TURN {
-            match BUFFER.with_borrow_mut(|buffer| receive(&door, buffer)) {
+        for _ in 0..BATCH {
+            match BUFFER.with_borrow_mut(|buffer| receive(&listener, buffer)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    debug!(port = door.number, %error, "cannot receive");
-                    tokio::time::sleep(BACK_OFF).await;
+                    debug!(port = listener.number, %error, "cannot receive");
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
                     break;
                 }
             }
@@ -145,147 +142,149 @@ pub(super) async fn serve(door: Arc<Door>) {
     }
 }
 
-fn receive(door: &Arc<Door>, buffer: &mut [u8]) -> io::Result<()> {
-    let datagram = door.port.try_recv(buffer)?;
-    let way = datagram.way;
-    // Every node of a network would answer a broadcast; what is longer than IPv4 can say fits no backend.
-    if !datagram.unicast || datagram.len > MOST || way.peer.port() == 0 || door.node.is_own(way) {
-        trace!(port = door.number, peer = %way.peer, "not a request");
+/// Receives one datagram and forwards it.
+fn receive(listener: &Arc<UdpListener>, buffer: &mut [u8]) -> io::Result<()> {
+    let datagram = listener.port.try_recv(buffer)?;
+    let path = datagram.path;
+    // Every node of a network would answer a broadcast; a longer datagram than IPv4 allows cannot be sent to a backend.
+    if !datagram.unicast || datagram.len > MAX_PAYLOAD || path.peer.port() == 0 || listener.udp.is_own(path) {
+        trace!(port = listener.number, peer = %path.peer, "not a request");
         return Ok(());
     }
-    // Each one, so that a flow ends with the right to it.
-    if !door.shared.admits(way.peer.ip()) {
-        trace!(port = door.number, peer = %way.peer, "may not use this port");
+    // Checked for each datagram, so that a change of the allow list also ends flows.
+    if !listener.shared.admits(path.peer.ip()) {
+        trace!(port = listener.number, peer = %path.peer, "the source is not in the port's allow list");
         return Ok(());
     }
-    forward(door, way, &buffer[..datagram.len], Vec::new());
+    forward(listener, path, &buffer[..datagram.len], Vec::new());
     Ok(())
 }
 
-fn forward(door: &Arc<Door>, way: Way, data: &[u8], mut tried: Vec<Ipv4Addr>) {
-    let flow = lock(&door.node.flows).get(door.number, way, Instant::now());
+/// Sends a datagram to the backend of its flow, a new flow if there is none.
+fn forward(listener: &Arc<UdpListener>, path: DatagramPath, data: &[u8], mut tried: Vec<Ipv4Addr>) {
+    let flow = lock(&listener.udp.flows).get(listener.number, path, Instant::now());
     match flow {
         Some((id, upstream)) => match upstream.socket.try_send(data) {
             Err(error) if is_refusal(&error) => {
-                // The refusal is an earlier datagram's; this one was not sent.
-                refused(door, id, &upstream, &error);
+                // The kernel reports the refusal of an earlier datagram; this one was not sent.
+                end_refused_flow(listener, id, &upstream, &error);
                 tried.push(upstream.backend);
                 if let Some(first) = lock(&upstream.unanswered).take() {
-                    begin(door, way, &first, &mut tried.clone());
+                    open_flow(listener, path, &first, &mut tried.clone());
                 }
-                forward(door, way, data, tried);
+                forward(listener, path, data, tried);
             }
-            // No room: lost, as datagrams may be.
+            // Other errors mean that there is no room: lost, as datagrams may be.
             _ => {}
         },
-        None => begin(door, way, data, &mut tried),
+        None => open_flow(listener, path, data, &mut tried),
     }
 }
 
-/// A new flow, to the first backend that takes the datagram; each is tried once.
-fn begin(door: &Arc<Door>, way: Way, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
-    let shared = &door.shared;
-    while let Some((source, backend)) = shared.next(way.peer.ip(), tried) {
+/// Opens a flow to the first backend that accepts the datagram; each is tried once.
+fn open_flow(listener: &Arc<UdpListener>, path: DatagramPath, data: &[u8], tried: &mut Vec<Ipv4Addr>) {
+    let shared = &listener.shared;
+    while let Some((source, backend)) = shared.select_backend(path.peer.ip(), tried) {
         let SocketAddr::V4(address) = backend else { return };
         let backend_ip = *address.ip();
         let opened = shared.mesh.udp(source).and_then(|socket| {
-            // Before tokio has it, so that the first datagram needs no wait for room.
+            // Before tokio registers the socket, so that the first datagram does not wait for readiness.
             socket.connect(backend)?;
             socket.send(data)?;
             UdpSocket::from_std(socket)
         });
         match opened {
             Ok(socket) => {
-                let unanswered = (data.len() <= KEPT).then(|| data.to_vec());
+                let unanswered = (data.len() <= MAX_RETAINED).then(|| data.to_vec());
                 let upstream = Arc::new(Upstream {
                     socket,
                     backend: backend_ip,
                     unanswered: Mutex::new(unanswered),
                     moved: CancellationToken::new(),
-                    over: CancellationToken::new(),
+                    ended: CancellationToken::new(),
                 });
-                let (id, gone) =
-                    lock(&door.node.flows).insert(door.number, way, backend_ip, Arc::clone(&upstream), Instant::now());
-                for gone in gone {
-                    gone.over.cancel();
+                let (id, evicted) =
+                    lock(&listener.udp.flows).insert(listener.number, path, backend_ip, Arc::clone(&upstream), Instant::now());
+                for evicted in evicted {
+                    evicted.ended.cancel();
                 }
-                door.carrying.spawn(answers(Arc::clone(door), id, upstream, std::mem::take(tried)));
+                listener.flows.spawn(forward_replies(Arc::clone(listener), id, upstream, std::mem::take(tried)));
                 return;
             }
             Err(error) => {
-                debug!(%backend, %source, %error, "backend does not take a datagram, trying the next");
+                debug!(%backend, %source, %error, "backend does not accept a datagram, trying the next");
                 shared.failed(backend_ip);
                 tried.push(backend_ip);
             }
         }
     }
     shared.counters.errors.fetch_add(1, Ordering::Relaxed);
-    debug!(port = door.number, peer = %way.peer, "no backend for a datagram");
+    debug!(port = listener.number, peer = %path.peer, "no backend for a datagram");
 }
 
-/// Carries answers until the flow is over. `tried` are the backends that refused its first datagram.
-async fn answers(door: Arc<Door>, id: FlowId, upstream: Arc<Upstream>, mut tried: Vec<Ipv4Addr>) {
-    let lingering = async {
+/// Forwards replies until the flow ends. `tried` are the backends that refused its first datagram.
+async fn forward_replies(listener: Arc<UdpListener>, id: FlowId, upstream: Arc<Upstream>, mut tried: Vec<Ipv4Addr>) {
+    let lingered = async {
         upstream.moved.cancelled().await;
-        tokio::time::sleep(door.shared.settings.flow_linger).await;
+        tokio::time::sleep(listener.shared.settings.flow_linger).await;
     };
-    tokio::pin!(lingering);
+    tokio::pin!(lingered);
     loop {
         let ready = tokio::select! {
-            () = upstream.over.cancelled() => break,
-            () = door.closed.cancelled() => break,
-            () = door.shared.shutdown.cancelled() => break,
-            () = &mut lingering => break,
+            () = upstream.ended.cancelled() => break,
+            () = listener.closed.cancelled() => break,
+            () = listener.shared.shutdown.cancelled() => break,
+            () = &mut lingered => break,
             ready = readable(&upstream.socket) => ready,
         };
-        match ready.and_then(|()| BUFFER.with_borrow_mut(|buffer| answer(&door, id, &upstream, buffer))) {
+        match ready.and_then(|()| BUFFER.with_borrow_mut(|buffer| forward_reply(&listener, id, &upstream, buffer))) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                refused(&door, id, &upstream, &error);
+                end_refused_flow(&listener, id, &upstream, &error);
                 if let Some(first) = lock(&upstream.unanswered).take() {
                     tried.push(upstream.backend);
-                    begin(&door, id.way, &first, &mut tried);
+                    open_flow(&listener, id.path, &first, &mut tried);
                 }
                 break;
             }
         }
     }
-    lock(&door.node.flows).remove(id);
+    lock(&listener.udp.flows).remove(id);
 }
 
-/// Waits for an answer. A refusal alone is nothing to read for epoll, so it is asked for by name.
+/// Waits for a reply or a refusal. epoll does not report a refusal as readable, so the error state is polled as well.
 async fn readable(socket: &UdpSocket) -> io::Result<()> {
     let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
     if ready.is_error() {
         if let Some(error) = socket.take_error()? {
             return Err(error);
         }
-        // Taken by a send: done with.
+        // A send has taken the error already: clears the readiness.
         let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
     }
     Ok(())
 }
 
-fn answer(door: &Door, id: FlowId, upstream: &Upstream, buffer: &mut [u8]) -> io::Result<()> {
+fn forward_reply(listener: &UdpListener, id: FlowId, upstream: &Upstream, buffer: &mut [u8]) -> io::Result<()> {
     let len = upstream.socket.try_recv(buffer)?;
     if lock(&upstream.unanswered).take().is_some() {
-        door.shared.accepted(upstream.backend);
+        listener.shared.accepted(upstream.backend);
     }
-    lock(&door.node.flows).touch(id, Instant::now());
-    if let Err(error) = door.port.try_send(&buffer[..len], id.way) {
-        // No room, or the client's network went: lost, as datagrams may be.
-        trace!(port = door.number, peer = %id.way.peer, %error, "answer lost");
+    lock(&listener.udp.flows).touch(id, Instant::now());
+    if let Err(error) = listener.port.try_send(&buffer[..len], id.path) {
+        // No room, or the client's network is gone: lost, as datagrams may be.
+        trace!(port = listener.number, peer = %id.path.peer, %error, "reply lost");
     }
     Ok(())
 }
 
-/// The backend's port is closed, or there is no way to it: its flow is over.
-fn refused(door: &Door, id: FlowId, upstream: &Upstream, error: &io::Error) {
-    debug!(port = door.number, backend = %upstream.backend, %error, "backend does not take datagrams");
-    door.shared.failed(upstream.backend);
-    if let Some(gone) = lock(&door.node.flows).remove(id) {
-        gone.over.cancel();
+/// Ends a flow whose backend closed its port or is unreachable.
+fn end_refused_flow(listener: &UdpListener, id: FlowId, upstream: &Upstream, error: &io::Error) {
+    debug!(port = listener.number, backend = %upstream.backend, %error, "backend does not accept datagrams");
+    listener.shared.failed(upstream.backend);
+    if let Some(upstream) = lock(&listener.udp.flows).remove(id) {
+        upstream.ended.cancel();
     }
 }
 

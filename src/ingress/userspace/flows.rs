@@ -1,29 +1,28 @@
-//! Which backend a UDP client talks to: a table of flows, bounded per port and in all, whose longest idle ones go first.
-//! Pure: time is passed in; what a flow carries is the caller's affair.
+//! Which backend a UDP client uses: a table of flows, bounded per port and in total. When it is full the flow that was idle
+//! longest is evicted. Pure: the time is a parameter, and the value of a flow belongs to the caller.
 
-use crate::datapath::udp::Way;
+use crate::datapath::udp::DatagramPath;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 /// Bounds of the table.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct FlowLimits {
     /// Flows of all ports together.
-    pub all: usize,
-    /// Flows of one port.
+    pub total: usize,
     pub per_port: usize,
-    /// A flow without a datagram in either direction for so long is over.
+    /// A flow ends after so long without a datagram in either direction.
     pub idle: Duration,
 }
 
-/// A flow: its port, where its client is, and which of the port's flows of that client it is.
+/// Identifies a flow. A later flow of the same client to the same port has another id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowId {
     /// Published port.
     pub port: u16,
-    /// Client and the address that it asked.
-    pub way: Way,
+    /// The client's address and the local address that it sent to.
+    pub path: DatagramPath,
     serial: u64,
 }
 
@@ -31,38 +30,39 @@ struct Flow<V> {
     backend: Ipv4Addr,
     value: V,
     serial: u64,
-    used: Instant,
-    age: u64,
+    last_used: Instant,
+    /// Its key in [`PortFlows::by_use`].
+    use_order: u64,
 }
 
-struct OfPort<V> {
-    flows: BTreeMap<Way, Flow<V>>,
-    /// Longest idle first.
-    by_age: BTreeMap<u64, Way>,
+struct PortFlows<V> {
+    flows: BTreeMap<DatagramPath, Flow<V>>,
+    /// Least recently used first.
+    by_use: BTreeMap<u64, DatagramPath>,
 }
 
-impl<V> Default for OfPort<V> {
+impl<V> Default for PortFlows<V> {
     fn default() -> Self {
-        Self { flows: BTreeMap::new(), by_age: BTreeMap::new() }
+        Self { flows: BTreeMap::new(), by_use: BTreeMap::new() }
     }
 }
 
-impl<V> OfPort<V> {
-    fn remove(&mut self, way: &Way) -> Option<V> {
-        let flow = self.flows.remove(way)?;
-        self.by_age.remove(&flow.age);
+impl<V> PortFlows<V> {
+    fn remove(&mut self, path: &DatagramPath) -> Option<V> {
+        let flow = self.flows.remove(path)?;
+        self.by_use.remove(&flow.use_order);
         Some(flow.value)
     }
-    fn oldest(&mut self) -> Option<V> {
-        let (_, way) = self.by_age.pop_first()?;
-        self.flows.remove(&way).map(|f| f.value)
+    fn remove_least_recent(&mut self) -> Option<V> {
+        let (_, path) = self.by_use.pop_first()?;
+        self.flows.remove(&path).map(|f| f.value)
     }
 }
 
 /// All UDP flows of this node.
 pub struct Flows<V> {
-    ports: BTreeMap<u16, OfPort<V>>,
-    limits: Limits,
+    ports: BTreeMap<u16, PortFlows<V>>,
+    limits: FlowLimits,
     total: usize,
     counter: u64,
 }
@@ -70,71 +70,72 @@ pub struct Flows<V> {
 impl<V: Clone> Flows<V> {
     /// An empty table.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: FlowLimits) -> Self {
         Self { ports: BTreeMap::new(), limits, total: 0, counter: 0 }
     }
 
-    /// The client's flow, which counts as used now.
-    pub fn get(&mut self, port: u16, way: Way, now: Instant) -> Option<(FlowId, V)> {
-        let of_port = self.ports.get_mut(&port)?;
-        let flow = of_port.flows.get_mut(&way)?;
+    /// The client's flow; marks it as used.
+    pub fn get(&mut self, port: u16, path: DatagramPath, now: Instant) -> Option<(FlowId, V)> {
+        let port_flows = self.ports.get_mut(&port)?;
+        let flow = port_flows.flows.get_mut(&path)?;
         self.counter += 1;
-        of_port.by_age.remove(&flow.age);
-        of_port.by_age.insert(self.counter, way);
-        (flow.age, flow.used) = (self.counter, now);
-        Some((FlowId { port, way, serial: flow.serial }, flow.value.clone()))
+        port_flows.by_use.remove(&flow.use_order);
+        port_flows.by_use.insert(self.counter, path);
+        (flow.use_order, flow.last_used) = (self.counter, now);
+        Some((FlowId { port, path, serial: flow.serial }, flow.value.clone()))
     }
 
-    /// A datagram came back.
+    /// Marks a flow as used, for a reply.
     pub fn touch(&mut self, id: FlowId, now: Instant) {
-        if self.has(id) {
-            self.get(id.port, id.way, now);
+        if self.contains(id) {
+            self.get(id.port, id.path, now);
         }
     }
 
-    /// A new flow; returns those that had to make room: its client's former one, else the longest idle one of its port,
-    /// else (the table being full) the longest idle one of the port that has most, its own port if others have no more.
-    pub fn insert(&mut self, port: u16, way: Way, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
-        let mut gone: Vec<V> = self.remove_way(port, way).into_iter().collect();
+    /// Adds a flow. Returns the values of the flows that were removed for it: the client's former one, else the least recently
+    /// used one of its port if that is full, else, if the table is full, that of the port with most flows (its own port, if no
+    /// other has more).
+    pub fn insert(&mut self, port: u16, path: DatagramPath, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
+        let mut removed: Vec<V> = self.remove_by_path(port, path).into_iter().collect();
         while self.len(port) >= self.limits.per_port.max(1) {
-            gone.extend(self.drop_oldest(port));
+            removed.extend(self.evict(port));
         }
-        while self.total >= self.limits.all.max(1) {
+        while self.total >= self.limits.total.max(1) {
             let fullest = self.ports.iter().max_by_key(|(other, p)| (p.flows.len(), **other == port)).map(|(port, _)| *port);
-            gone.extend(fullest.and_then(|fullest| self.drop_oldest(fullest)));
+            removed.extend(fullest.and_then(|fullest| self.evict(fullest)));
         }
         self.counter += 1;
         let serial = self.counter;
-        let of_port = self.ports.entry(port).or_default();
-        of_port.flows.insert(way, Flow { backend, value, serial, used: now, age: serial });
-        of_port.by_age.insert(serial, way);
+        let port_flows = self.ports.entry(port).or_default();
+        port_flows.flows.insert(path, Flow { backend, value, serial, last_used: now, use_order: serial });
+        port_flows.by_use.insert(serial, path);
         self.total += 1;
-        (FlowId { port, way, serial }, gone)
+        (FlowId { port, path, serial }, removed)
     }
 
-    /// Ends a flow, unless its client has another one by now.
+    /// Removes a flow, unless its client has another one by now.
     pub fn remove(&mut self, id: FlowId) -> Option<V> {
-        self.has(id).then(|| self.remove_way(id.port, id.way)).flatten()
+        self.contains(id).then(|| self.remove_by_path(id.port, id.path)).flatten()
     }
 
-    /// Ends the flows of a port to backends that are not these.
-    pub fn keep(&mut self, port: u16, backends: &[Ipv4Addr]) -> Vec<V> {
-        let Some(of_port) = self.ports.get(&port) else { return Vec::new() };
-        let homeless: Vec<Way> =
-            of_port.flows.iter().filter(|(_, f)| !backends.contains(&f.backend)).map(|(way, _)| *way).collect();
-        homeless.into_iter().filter_map(|way| self.remove_way(port, way)).collect()
+    /// Removes the flows of a port to other backends than these.
+    pub fn retain(&mut self, port: u16, backends: &[Ipv4Addr]) -> Vec<V> {
+        let Some(port_flows) = self.ports.get(&port) else { return Vec::new() };
+        let removed: Vec<DatagramPath> =
+            port_flows.flows.iter().filter(|(_, f)| !backends.contains(&f.backend)).map(|(path, _)| *path).collect();
+        removed.into_iter().filter_map(|path| self.remove_by_path(port, path)).collect()
     }
 
-    /// Ends the flows that were idle for too long.
+    /// Removes the flows that were idle for too long.
     pub fn expire(&mut self, now: Instant) -> Vec<V> {
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         let ports: Vec<u16> = self.ports.keys().copied().collect();
         for port in ports {
             while self.is_idle(port, now) {
-                gone.extend(self.drop_oldest(port));
+                removed.extend(self.evict(port));
             }
         }
-        gone
+        removed
     }
 
     /// Number of flows of a port.
@@ -144,33 +145,33 @@ impl<V: Clone> Flows<V> {
     }
 
     fn is_idle(&self, port: u16, now: Instant) -> bool {
-        let Some(of_port) = self.ports.get(&port) else { return false };
-        let oldest = of_port.by_age.first_key_value().and_then(|(_, way)| of_port.flows.get(way));
-        oldest.is_some_and(|flow| now.saturating_duration_since(flow.used) >= self.limits.idle)
+        let Some(port_flows) = self.ports.get(&port) else { return false };
+        let least_recent = port_flows.by_use.first_key_value().and_then(|(_, path)| port_flows.flows.get(path));
+        least_recent.is_some_and(|flow| now.saturating_duration_since(flow.last_used) >= self.limits.idle)
     }
 
-    fn has(&self, id: FlowId) -> bool {
-        self.ports.get(&id.port).and_then(|p| p.flows.get(&id.way)).is_some_and(|flow| flow.serial == id.serial)
+    fn contains(&self, id: FlowId) -> bool {
+        self.ports.get(&id.port).and_then(|p| p.flows.get(&id.path)).is_some_and(|flow| flow.serial == id.serial)
     }
 
-    fn drop_oldest(&mut self, port: u16) -> Option<V> {
-        let gone = self.ports.get_mut(&port).and_then(OfPort::oldest);
-        self.count_down(port, gone)
+    fn evict(&mut self, port: u16) -> Option<V> {
+        let removed = self.ports.get_mut(&port).and_then(PortFlows::remove_least_recent);
+        self.count_removal(port, removed)
     }
 
-    fn remove_way(&mut self, port: u16, way: Way) -> Option<V> {
-        let gone = self.ports.get_mut(&port).and_then(|p| p.remove(&way));
-        self.count_down(port, gone)
+    fn remove_by_path(&mut self, port: u16, path: DatagramPath) -> Option<V> {
+        let removed = self.ports.get_mut(&port).and_then(|p| p.remove(&path));
+        self.count_removal(port, removed)
     }
 
-    fn count_down(&mut self, port: u16, gone: Option<V>) -> Option<V> {
-        if gone.is_some() {
+    fn count_removal(&mut self, port: u16, removed: Option<V>) -> Option<V> {
+        if removed.is_some() {
             self.total -= 1;
             if self.len(port) == 0 {
                 self.ports.remove(&port);
             }
         }
-        gone
+        removed
     }
 }
 
@@ -179,47 +180,47 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn way(client: u16) -> Way {
-        Way { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
+    fn path(client: u16) -> DatagramPath {
+        DatagramPath { peer: ([192, 0, 2, 1], client).into(), local: [192, 0, 2, 9].into(), interface: 0 }
     }
 
     fn backend(n: u8) -> Ipv4Addr {
         [10, 0, 0, n].into()
     }
 
-    fn limits(all: usize, per_port: usize) -> Limits {
-        Limits { all, per_port, idle: Duration::from_mins(1) }
+    fn limits(total: usize, per_port: usize) -> FlowLimits {
+        FlowLimits { total, per_port, idle: Duration::from_mins(1) }
     }
 
     #[test]
-    fn the_longest_idle_flow_of_its_own_port_makes_room() {
+    fn the_least_recently_used_flow_of_a_full_port_is_evicted() {
         let (mut flows, now) = (Flows::new(limits(10, 2)), Instant::now());
-        flows.insert(53, way(1), backend(1), "a", now);
-        flows.insert(53, way(2), backend(1), "b", now);
-        flows.get(53, way(1), now);
-        assert_eq!(flows.insert(53, way(3), backend(1), "c", now).1, ["b"]);
-        assert!(flows.get(53, way(1), now).is_some() && flows.get(53, way(2), now).is_none());
+        flows.insert(53, path(1), backend(1), "a", now);
+        flows.insert(53, path(2), backend(1), "b", now);
+        flows.get(53, path(1), now);
+        assert_eq!(flows.insert(53, path(3), backend(1), "c", now).1, ["b"]);
+        assert!(flows.get(53, path(1), now).is_some() && flows.get(53, path(2), now).is_none());
     }
 
     #[test]
-    fn one_port_cannot_push_out_another() {
+    fn one_port_cannot_evict_all_flows_of_another() {
         let (mut flows, now) = (Flows::new(limits(6, 5)), Instant::now());
-        flows.insert(53, way(1), backend(1), 0, now);
+        flows.insert(53, path(1), backend(1), 0, now);
         for client in 1..100 {
-            flows.insert(99, way(client), backend(1), 1, now);
+            flows.insert(99, path(client), backend(1), 1, now);
         }
         assert_eq!((flows.len(53), flows.len(99)), (1, 5));
         for client in 2..5 {
-            flows.insert(53, way(client), backend(1), 0, now);
+            flows.insert(53, path(client), backend(1), 0, now);
         }
-        assert_eq!((flows.len(53), flows.len(99)), (3, 3), "the fullest port makes room");
+        assert_eq!((flows.len(53), flows.len(99)), (3, 3), "the port with most flows loses one");
     }
 
     #[test]
-    fn flows_end_when_idle_and_not_while_either_side_speaks() {
+    fn flows_expire_when_neither_side_sends() {
         let (mut flows, start) = (Flows::new(limits(10, 10)), Instant::now());
-        let (answered, _) = flows.insert(53, way(1), backend(1), "answered", start);
-        flows.insert(53, way(2), backend(1), "silent", start);
+        let (answered, _) = flows.insert(53, path(1), backend(1), "answered", start);
+        flows.insert(53, path(2), backend(1), "silent", start);
         let later = start + Duration::from_secs(40);
         flows.touch(answered, later);
         assert_eq!(flows.expire(later), [""; 0]);
@@ -228,19 +229,19 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_a_backend_that_goes_end_and_a_late_end_does_not_hit_the_next_one() {
+    fn flows_of_a_removed_backend_end_and_a_late_removal_does_not_affect_the_next_flow() {
         let (mut flows, now) = (Flows::new(limits(10, 10)), Instant::now());
-        let (old, _) = flows.insert(53, way(1), backend(1), "old", now);
-        flows.insert(53, way(2), backend(2), "stays", now);
-        assert_eq!(flows.keep(53, &[backend(2)]), ["old"]);
-        flows.insert(53, way(1), backend(2), "new", now);
+        let (old, _) = flows.insert(53, path(1), backend(1), "old", now);
+        flows.insert(53, path(2), backend(2), "stays", now);
+        assert_eq!(flows.retain(53, &[backend(2)]), ["old"]);
+        flows.insert(53, path(1), backend(2), "new", now);
         assert_eq!(flows.remove(old), None);
-        assert_eq!(flows.get(53, way(1), now).map(|(_, v)| v), Some("new"));
+        assert_eq!(flows.get(53, path(1), now).map(|(_, v)| v), Some("new"));
     }
 
     proptest! {
         #[test]
-        fn bounds_hold_and_nothing_is_forgotten(
+        fn bounds_hold_and_every_flow_is_accounted_for(
             calls in proptest::collection::vec((0u8..5, 1u16..4, 1u16..12, 1u8..4, 0u64..40), 0..200),
         ) {
             let (mut flows, mut now) = (Flows::new(limits(8, 4)), Instant::now());
@@ -250,21 +251,21 @@ mod tests {
                 match what {
                     0 | 1 => {
                         made += 1;
-                        ended += flows.insert(port, way(client), backend(to), (), now).1.len();
+                        ended += flows.insert(port, path(client), backend(to), (), now).1.len();
                     }
                     2 => {
-                        if let Some((id, ())) = flows.get(port, way(client), now) {
+                        if let Some((id, ())) = flows.get(port, path(client), now) {
                             ended += flows.remove(id).into_iter().count();
                         }
                     }
-                    3 => ended += flows.keep(port, &[backend(to)]).len(),
+                    3 => ended += flows.retain(port, &[backend(to)]).len(),
                     _ => ended += flows.expire(now).len(),
                 }
-                let there: usize = (1..4).map(|port| flows.len(port)).sum();
-                prop_assert!((1..4).all(|port| flows.len(port) <= 4) && there <= 8);
-                prop_assert_eq!(made - ended, there);
-                prop_assert_eq!(flows.total, there);
-                prop_assert!(flows.ports.values().all(|p| p.flows.len() == p.by_age.len()));
+                let count: usize = (1..4).map(|port| flows.len(port)).sum();
+                prop_assert!((1..4).all(|port| flows.len(port) <= 4) && count <= 8);
+                prop_assert_eq!(made - ended, count);
+                prop_assert_eq!(flows.total, count);
+                prop_assert!(flows.ports.values().all(|p| p.flows.len() == p.by_use.len()));
             }
         }
     }

@@ -1,250 +1,199 @@
-//! One published port of this node: its listeners and what they share. Closing it closes the listeners; the connections
-//! hold what they need and go on.
+//! One published port of this node: opens and closes its listeners. TCP connections that are open when the port is closed
+//! continue; they hold what they need.
 
-use super::allow;
-use super::datagrams::{self, Door};
-use super::plan::{Actual, PortKey};
+use super::UserspaceSettings;
+use super::datagrams::{self, UdpListener, UdpShared};
+use super::plan::{ActualPort, PortKey};
+use super::port_state::{OwnAddresses, PortCounters, PortShared};
 use super::proxy;
-use super::rotation::Rotation;
-use super::{PortState, UserspaceSettings};
 use crate::datapath::{Sockets, udp::UdpPort};
-use crate::model::IpFamily;
-use crate::model::{Protocol, view::PublishedPort};
-use ipnet::IpNet;
+use crate::ingress::PortState;
+use crate::model::{IpFamily, Protocol, view::PublishedPort};
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
-/// Pause after the kernel refused to accept (out of descriptors or memory).
-const BACK_OFF: Duration = Duration::from_millis(50);
+/// Pause after the kernel could not accept a connection (out of descriptors or memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Numbers of a port.
-#[derive(Default, Debug)]
-pub struct Counters {
-    /// Carried now.
-    pub connections: AtomicUsize,
-    /// Found no backend.
-    pub errors: AtomicU64,
-    /// Of sources that may not use the port.
-    pub refused: AtomicU64,
-}
-
-/// What the connections of a port share.
-pub(super) struct Shared {
+/// What all ports of this node share.
+pub(super) struct NodeContext {
+    /// Makes sockets to containers.
     pub mesh: Arc<dyn Sockets>,
     pub settings: Arc<UserspaceSettings>,
-    pub counters: Counters,
-    pub shutdown: CancellationToken,
-    route: Mutex<Route>,
-    node: OwnAddresses,
-    all: Arc<Semaphore>,
-    own: Arc<Semaphore>,
-}
-
-/// The node's own addresses.
-pub(super) type OwnAddresses = Arc<RwLock<BTreeSet<IpAddr>>>;
-
-/// Where new connections go, and whose.
-#[derive(Default)]
-struct Route {
-    allow: Vec<IpNet>,
-    affinity: bool,
-    target: u16,
-    source: Option<Ipv4Addr>,
-    rotation: Rotation,
-}
-
-impl Shared {
-    fn route(&self) -> std::sync::MutexGuard<'_, Route> {
-        self.route.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    /// The next backend to try and the address to come from. Asked anew for each attempt, so that a backend that was
-    /// taken out a moment ago is not tried any more.
-    pub fn next(&self, client: IpAddr, tried: &[Ipv4Addr]) -> Option<(SocketAddr, SocketAddr)> {
-        let mut route = self.route();
-        let source = route.source?;
-        let backend = if route.affinity {
-            route.rotation.of(client, tried, Instant::now())?
-        } else {
-            route.rotation.next(tried, Instant::now(), &mut rand::rng())?
-        };
-        Some(((source, 0).into(), (backend, route.target).into()))
-    }
-    /// Whether this source may use the port. Who may not is counted.
-    pub fn admits(&self, source: IpAddr) -> bool {
-        let route = self.route();
-        let own = self.node.read().unwrap_or_else(PoisonError::into_inner);
-        let admitted = allow::admits(&route.allow, &own, source);
-        if !admitted {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-        }
-        admitted
-    }
-    pub fn failed(&self, backend: Ipv4Addr) {
-        self.route().rotation.failed(backend, super::rotation::suspect_until(Instant::now(), self.settings.suspect_for));
-    }
-    pub fn accepted(&self, backend: Ipv4Addr) {
-        self.route().rotation.accepted(backend);
-    }
-}
-
-/// What all ports of this node have in common.
-pub(super) struct Common {
-    pub mesh: Arc<dyn Sockets>,
-    pub settings: Arc<UserspaceSettings>,
+    /// Room for connections of all ports.
     pub connections: Arc<Semaphore>,
-    pub datagrams: Arc<datagrams::Node>,
-    pub own: OwnAddresses,
+    pub udp: Arc<UdpShared>,
+    pub own_addresses: OwnAddresses,
     pub shutdown: CancellationToken,
 }
 
-/// A published port.
-pub(super) struct Port {
+/// Why a listener could not be opened.
+pub(super) enum ListenError {
+    /// Address and error, not reported before.
+    New(String),
+    /// As at the last attempt.
+    Unchanged,
+}
+
+/// A published port with its listeners.
+pub(super) struct PortListener {
     key: PortKey,
-    datagrams: Arc<datagrams::Node>,
-    doors: Vec<Arc<Door>>,
-    shared: Arc<Shared>,
+    udp: Arc<UdpShared>,
+    shared: Arc<PortShared>,
+    /// What new connections follow; `None` until [`Self::set_route`].
     route: Option<Arc<PublishedPort>>,
     open: BTreeSet<IpFamily>,
-    /// The accept loops; they own the listeners.
+    /// Address and error of the families whose listener could not be opened.
+    failed: BTreeMap<IpFamily, String>,
+    /// The accept and receive loops; they own the TCP listeners.
     loops: JoinSet<()>,
-    taken: BTreeMap<IpFamily, String>,
+    udp_listeners: Vec<Arc<UdpListener>>,
 }
 
-impl Port {
-    pub fn new(key: PortKey, common: &Common) -> Self {
-        let shared = Shared {
-            mesh: Arc::clone(&common.mesh),
-            settings: Arc::clone(&common.settings),
-            counters: Counters::default(),
-            shutdown: common.shutdown.clone(),
+impl PortListener {
+    pub fn new(key: PortKey, context: &NodeContext) -> Self {
+        let shared = PortShared {
+            mesh: Arc::clone(&context.mesh),
+            settings: Arc::clone(&context.settings),
+            counters: PortCounters::default(),
+            shutdown: context.shutdown.clone(),
+            own_addresses: Arc::clone(&context.own_addresses),
+            node_permits: Arc::clone(&context.connections),
+            port_permits: Arc::new(Semaphore::new(context.settings.max_connections_per_port)),
             route: Mutex::default(),
-            node: Arc::clone(&common.own),
-            all: Arc::clone(&common.connections),
-            own: Arc::new(Semaphore::new(common.settings.max_connections_per_port)),
         };
         Self {
             key,
-            datagrams: Arc::clone(&common.datagrams),
-            doors: Vec::new(),
+            udp: Arc::clone(&context.udp),
             shared: Arc::new(shared),
             route: None,
             open: BTreeSet::new(),
+            failed: BTreeMap::new(),
             loops: JoinSet::new(),
-            taken: BTreeMap::new(),
+            udp_listeners: Vec::new(),
         }
     }
 
-    /// Sends new connections there.
-    pub fn route(&mut self, wanted: &Arc<PublishedPort>, rng: &mut impl Rng) {
-        let mut route = self.shared.route();
-        let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
-        let elsewhere = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
-        route.rotation.set(backends.iter().copied(), rng);
-        route.allow.clone_from(&wanted.allow);
-        route.affinity = wanted.affinity;
-        drop(route);
+    /// Makes new connections follow `wanted`; UDP flows to a backend or target port that is no longer wanted move.
+    pub fn set_route(&mut self, wanted: &Arc<PublishedPort>, rng: &mut impl Rng) {
+        let target_changed = self.shared.set_route(wanted, rng);
         if self.key.0 == Protocol::Udp {
-            self.datagrams.keep(self.key.1, if elsewhere { &[] } else { &backends });
+            let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
+            self.udp.retain_flows(self.key.1, if target_changed { &[] } else { &backends });
         }
         self.route = Some(Arc::clone(wanted));
     }
 
-    /// The address that containers see.
+    /// Sets the address that containers see.
     pub fn set_source(&self, source: Option<Ipv4Addr>) {
-        self.shared.route().source = source;
+        self.shared.set_source(source);
     }
 
-    pub fn actual(&self) -> Option<Actual> {
+    pub fn actual(&self) -> Option<ActualPort> {
         let route = self.route.clone()?;
-        Some(Actual { route, v4: self.open.contains(&IpFamily::V4), v6: self.open.contains(&IpFamily::V6) })
+        Some(ActualPort { route, v4: self.open.contains(&IpFamily::V4), v6: self.open.contains(&IpFamily::V6) })
     }
 
     pub fn state(&self) -> PortState {
-        if self.taken.is_empty() {
+        if self.failed.is_empty() {
             return PortState::Listening;
         }
-        PortState::Taken(self.taken.values().cloned().collect::<Vec<_>>().join("; "))
+        PortState::Taken(self.failed.values().cloned().collect::<Vec<_>>().join("; "))
     }
 
-    /// Connections or flows carried now.
-    pub fn carried(&self) -> usize {
+    /// Number of open connections or flows.
+    pub fn open_connections(&self) -> usize {
         match self.key.0 {
-            Protocol::Udp => self.datagrams.len(self.key.1),
+            Protocol::Udp => self.udp.flow_count(self.key.1),
             _ => self.shared.counters.connections.load(Ordering::Relaxed),
         }
     }
 
-    /// Connections and datagrams that found no backend.
     pub fn errors(&self) -> u64 {
         self.shared.counters.errors.load(Ordering::Relaxed)
     }
 
-    /// Connections and datagrams of sources that may not use it.
     pub fn refused(&self) -> u64 {
         self.shared.counters.refused.load(Ordering::Relaxed)
     }
 
-    /// Closes the listeners and waits until they are gone, so that the port can be bound again. Connections go on.
+    /// Closes the listeners and waits until that is done, so that the port can be bound again. Connections continue.
     pub async fn close(mut self) {
         self.loops.shutdown().await;
-        for door in self.doors {
-            door.close().await;
+        for listener in self.udp_listeners {
+            listener.close().await;
         }
     }
 
-    /// Listens. On failure the reason, if it is another one than last time.
-    pub fn listen(&mut self, family: IpFamily, host: &dyn Sockets) -> Result<(), Option<String>> {
+    /// Opens the listener of a family.
+    pub fn listen(&mut self, family: IpFamily, host: &dyn Sockets) -> Result<(), ListenError> {
         let (protocol, number) = self.key;
-        let at = family.everywhere(number);
+        let address = unspecified_address(family, number);
         let opened = match protocol {
-            Protocol::Tcp => host.listen(at).and_then(TcpListener::from_std).map(|listener| {
-                self.loops.spawn(accept(listener, Arc::clone(&self.shared)));
-            }),
-            Protocol::Udp => host.udp(at).and_then(UdpPort::new).map(|port| {
-                let door = Door::new(number, port, Arc::clone(&self.datagrams), Arc::clone(&self.shared));
-                self.loops.spawn(datagrams::serve(Arc::clone(&door)));
-                self.doors.push(door);
-            }),
+            Protocol::Tcp => self.listen_tcp(host, address),
+            Protocol::Udp => self.listen_udp(host, address),
             Protocol::Sctp => Err(io::ErrorKind::Unsupported.into()),
         };
         match opened {
             Ok(()) => {
-                self.taken.remove(&family);
+                self.failed.remove(&family);
                 self.open.insert(family);
                 Ok(())
             }
             Err(error) => {
-                let reason = format!("{at}: {error}");
-                let known = self.taken.insert(family, reason.clone()).is_some_and(|old| old == reason);
-                Err((!known).then_some(reason))
+                let reason = format!("{address}: {error}");
+                let before = self.failed.insert(family, reason.clone());
+                Err(if before.as_ref() == Some(&reason) { ListenError::Unchanged } else { ListenError::New(reason) })
             }
         }
     }
+
+    fn listen_tcp(&mut self, host: &dyn Sockets, address: SocketAddr) -> io::Result<()> {
+        let listener = TcpListener::from_std(host.listen(address)?)?;
+        self.loops.spawn(accept(listener, Arc::clone(&self.shared)));
+        Ok(())
+    }
+
+    fn listen_udp(&mut self, host: &dyn Sockets, address: SocketAddr) -> io::Result<()> {
+        let port = UdpPort::new(host.udp(address)?)?;
+        let listener = UdpListener::new(self.key.1, port, Arc::clone(&self.udp), Arc::clone(&self.shared));
+        self.loops.spawn(datagrams::serve(Arc::clone(&listener)));
+        self.udp_listeners.push(listener);
+        Ok(())
+    }
 }
 
-/// Runs until aborted. Its connections are spawned on their own and outlive it.
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// The address that a listener on every interface binds to.
+fn unspecified_address(family: IpFamily, port: u16) -> SocketAddr {
+    match family {
+        IpFamily::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+        IpFamily::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+    }
+}
+
+/// Runs until aborted. The connections are spawned separately and outlive it.
+async fn accept(listener: TcpListener, shared: Arc<PortShared>) {
     loop {
         match listener.accept().await {
             Ok((client, peer)) => {
                 trace!(%peer, "accepted");
                 if !shared.admits(peer.ip()) {
-                    debug!(%peer, "may not use this port");
-                    proxy::reset(&client);
+                    debug!(%peer, "the source is not in the port's allow list");
+                    proxy::reset_on_close(&client);
                     continue;
                 }
-                // One client at most waits here, the others in the backlog.
-                let permits = permits(&shared).await;
+                // At most one client waits here, further ones in the backlog.
+                let permits = shared.permits().await;
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.counters.connections.fetch_add(1, Ordering::Relaxed);
@@ -254,19 +203,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 });
             }
             Err(error) => {
-                // A client that is gone already is its own affair; for lack of descriptors waiting helps.
+                // A client that closed before it was accepted needs no pause; a lack of descriptors does.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     debug!(%error, "accept failed");
-                    tokio::time::sleep(BACK_OFF).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
-}
-
-/// Room for one connection, of the port and of all. `None` never comes: the semaphores are not closed.
-async fn permits(shared: &Shared) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let own = Arc::clone(&shared.own).acquire_owned().await.ok()?;
-    let all = Arc::clone(&shared.all).acquire_owned().await.ok()?;
-    Some((own, all))
 }

@@ -1,16 +1,16 @@
-//! What has to change so that this node answers the published ports. Pure.
+//! The steps from the ports that are open to those that should be. Pure.
 
 use crate::model::{IpFamily, Protocol, view::PublishedPort};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A port of this node: the same number may be published for TCP and for UDP.
+/// A port of this node. The same number may be published for TCP and for UDP.
 pub type PortKey = (Protocol, u16);
 
 /// A port as this node has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Actual {
-    /// Where its connections go.
+pub struct ActualPort {
+    /// What its new connections follow.
     pub route: Arc<PublishedPort>,
     /// Listens on 0.0.0.0.
     pub v4: bool,
@@ -18,33 +18,36 @@ pub struct Actual {
     pub v6: bool,
 }
 
-/// One change.
+/// The ports of this node, including those whose listeners could not be opened.
+pub type ActualPorts = BTreeMap<PortKey, ActualPort>;
+
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// Stop listening; connections go on until they end, UDP flows end.
+pub enum PortStep {
+    /// Stop listening. Connections continue until they end, UDP flows end.
     Close(PortKey),
-    /// Send new connections of this port there.
+    /// Make new connections follow this.
     Route(Arc<PublishedPort>),
-    /// Listen on this port.
+    /// Open the listener of a family.
     Listen(PortKey, IpFamily),
 }
 
-/// The steps from `actual` to `desired`, closes first. A port that could not be opened is there without its listeners, so
-/// it is tried again each time. Protocols other than TCP and UDP are not carried out here.
+/// The steps from `actual` to `desired`, closes first. A listener that could not be opened is missing in `actual`, so each
+/// plan tries it again. Protocols other than TCP and UDP are skipped.
 #[must_use]
-pub fn plan(desired: &[Arc<PublishedPort>], actual: &BTreeMap<PortKey, Actual>) -> Vec<Step> {
+pub fn plan(desired: &[Arc<PublishedPort>], actual: &ActualPorts) -> Vec<PortStep> {
     let wanted: BTreeMap<PortKey, &Arc<PublishedPort>> =
         desired.iter().filter(|p| p.protocol != Protocol::Sctp).map(|p| ((p.protocol, p.published), p)).collect();
-    let mut steps: Vec<Step> = actual.keys().filter(|port| !wanted.contains_key(port)).map(|port| Step::Close(*port)).collect();
-    for (port, wanted) in wanted {
-        let there = actual.get(&port);
-        // Before it listens: a port must know where to send the first connection.
-        if there.is_none_or(|there| there.route != *wanted) {
-            steps.push(Step::Route(wanted.clone()));
+    let mut steps: Vec<PortStep> =
+        actual.keys().filter(|key| !wanted.contains_key(key)).map(|key| PortStep::Close(*key)).collect();
+    for (key, wanted) in wanted {
+        let current = actual.get(&key);
+        // Before it listens: the first connection needs a route.
+        if current.is_none_or(|port| port.route != *wanted) {
+            steps.push(PortStep::Route(wanted.clone()));
         }
-        for (family, open) in [(IpFamily::V4, there.is_some_and(|t| t.v4)), (IpFamily::V6, there.is_some_and(|t| t.v6))] {
+        for (family, open) in [(IpFamily::V4, current.is_some_and(|p| p.v4)), (IpFamily::V6, current.is_some_and(|p| p.v6))] {
             if !open {
-                steps.push(Step::Listen(port, family));
+                steps.push(PortStep::Listen(key, family));
             }
         }
     }
@@ -54,26 +57,12 @@ pub fn plan(desired: &[Arc<PublishedPort>], actual: &BTreeMap<PortKey, Actual>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Listens;
-    use crate::model::view::Backend;
+    use crate::model::fixture::published_port;
+    use std::net::Ipv4Addr;
 
     fn port(published: u16, backends: u8) -> Arc<PublishedPort> {
-        let backend = |n: u8| Backend {
-            task_id: format!("t{n}").into(),
-            node_id: "n".into(),
-            address: [10, 0, 0, n].into(),
-            listens: Listens::default(),
-        };
-        Arc::new(PublishedPort {
-            protocol: Protocol::Tcp,
-            published,
-            target: 80,
-            service_id: "s".into(),
-            service_name: "web".to_owned(),
-            backends: (1..=backends).map(backend).collect(),
-            affinity: false,
-            allow: Vec::new(),
-        })
+        let backends: Vec<Ipv4Addr> = (1..=backends).map(|n| [10, 0, 0, n].into()).collect();
+        Arc::new(published_port(published, 80, &backends))
     }
 
     fn of_protocol(protocol: Protocol) -> Arc<PublishedPort> {
@@ -82,8 +71,8 @@ mod tests {
 
     const TCP: Protocol = Protocol::Tcp;
 
-    fn actual(route: Arc<PublishedPort>, v4: bool, v6: bool) -> (PortKey, Actual) {
-        ((route.protocol, route.published), Actual { route, v4, v6 })
+    fn actual(route: Arc<PublishedPort>, v4: bool, v6: bool) -> (PortKey, ActualPort) {
+        ((route.protocol, route.published), ActualPort { route, v4, v6 })
     }
 
     #[test]
@@ -91,30 +80,30 @@ mod tests {
         let steps = plan(&[port(80, 1)], &BTreeMap::new());
         assert_eq!(
             steps,
-            [Step::Route(port(80, 1)), Step::Listen((TCP, 80), IpFamily::V4), Step::Listen((TCP, 80), IpFamily::V6)]
+            [PortStep::Route(port(80, 1)), PortStep::Listen((TCP, 80), IpFamily::V4), PortStep::Listen((TCP, 80), IpFamily::V6)]
         );
     }
 
     #[test]
-    fn what_is_there_needs_nothing() {
+    fn an_open_port_needs_no_step() {
         assert_eq!(plan(&[port(80, 2)], &BTreeMap::from([actual(port(80, 2), true, true)])), []);
     }
 
     #[test]
-    fn a_changed_backend_set_touches_no_listener() {
+    fn a_changed_backend_set_changes_no_listener() {
         let steps = plan(&[port(80, 3)], &BTreeMap::from([actual(port(80, 2), true, true)]));
-        assert_eq!(steps, [Step::Route(port(80, 3))]);
+        assert_eq!(steps, [PortStep::Route(port(80, 3))]);
     }
 
     #[test]
-    fn a_gone_port_is_closed_before_another_opens_and_a_taken_family_is_tried_again() {
-        let there = BTreeMap::from([actual(port(80, 1), true, true), actual(port(81, 1), true, false)]);
-        let steps = plan(&[port(81, 1)], &there);
-        assert_eq!(steps, [Step::Close((TCP, 80)), Step::Listen((TCP, 81), IpFamily::V6)]);
+    fn a_removed_port_is_closed_before_another_opens_and_a_failed_family_is_tried_again() {
+        let open = BTreeMap::from([actual(port(80, 1), true, true), actual(port(81, 1), true, false)]);
+        let steps = plan(&[port(81, 1)], &open);
+        assert_eq!(steps, [PortStep::Close((TCP, 80)), PortStep::Listen((TCP, 81), IpFamily::V6)]);
     }
 
     #[test]
-    fn other_protocols_are_left_alone() {
+    fn other_protocols_are_skipped() {
         assert_eq!(plan(&[of_protocol(Protocol::Sctp)], &BTreeMap::new()), []);
     }
 
@@ -122,7 +111,7 @@ mod tests {
     fn the_same_number_on_tcp_and_udp_is_two_ports() {
         let udp = of_protocol(Protocol::Udp);
         let steps = plan(std::slice::from_ref(&udp), &BTreeMap::from([actual(port(53, 1), true, true)]));
-        let listen = |family| Step::Listen((Protocol::Udp, 53), family);
-        assert_eq!(steps, [Step::Close((TCP, 53)), Step::Route(udp), listen(IpFamily::V4), listen(IpFamily::V6)]);
+        let listen = |family| PortStep::Listen((Protocol::Udp, 53), family);
+        assert_eq!(steps, [PortStep::Close((TCP, 53)), PortStep::Route(udp), listen(IpFamily::V4), listen(IpFamily::V6)]);
     }
 }

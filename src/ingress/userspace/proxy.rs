@@ -1,11 +1,11 @@
-//! One connection: finds a backend that accepts and carries bytes both ways until both ends have closed.
+//! One TCP connection: finds a backend that accepts and copies bytes in both directions until both ends have closed.
 //!
-//! What a connection sees when its task goes: nothing as long as the task lives. The port sends it nothing new from the
-//! moment that the task is no backend; then, once all nodes do so, the container gets its stop signal and its grace: a
-//! server that finishes what it began loses nothing. What is still open when its process ends is closed (or reset) by the
-//! container's kernel, and that goes to the client as it came.
+//! A connection is not affected by the removal of its task from the backends: as long as the task's process lives, bytes are
+//! copied. The port sends new connections elsewhere from that moment; once all nodes do so, the container gets its stop signal
+//! and grace period, so a server that finishes its open requests loses none. Connections that are still open when the process
+//! exits are closed or reset by the container's kernel, which is passed on to the client as it is.
 
-use super::listener::Shared;
+use super::port_state::PortShared;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,38 +19,38 @@ use tracing::debug;
 /// Bytes buffered in each direction.
 const BUFFER: usize = 16 * 1024;
 
-/// Carries `client` to a backend. Ends when both directions are closed, either end is reset, or the daemon shuts down.
-pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Shared) {
-    let found = tokio::select! {
-        found = connect(peer.ip(), shared) => found,
-        () = shared.shutdown.cancelled() => return reset(&client),
+/// Carries `client` to a backend. Returns when both directions are closed, either end is reset, or the daemon shuts down.
+pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &PortShared) {
+    let connected = tokio::select! {
+        connected = connect(peer.ip(), shared) => connected,
+        () = shared.shutdown.cancelled() => return reset_on_close(&client),
     };
-    let Some(mut upstream) = found else {
+    let Some(mut upstream) = connected else {
         shared.counters.errors.fetch_add(1, Ordering::Relaxed);
         debug!(%peer, "no backend accepts");
-        return reset(&client);
+        return reset_on_close(&client);
     };
     for stream in [&client, &upstream] {
-        if let Err(error) = prepare(stream, shared.settings.keepalive) {
+        if let Err(error) = set_options(stream, shared.settings.keepalive) {
             debug!(%peer, %error, "socket options not set");
         }
     }
-    let carried = tokio::select! {
-        carried = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => carried,
+    let copied = tokio::select! {
+        copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => copied,
         () = shared.shutdown.cancelled() => Err(io::Error::other("the daemon shuts down")),
     };
-    if let Err(error) = carried {
-        // What was a reset on one side shall be one on the other: an orderly end would say that all bytes came through.
+    if let Err(error) = copied {
+        // A reset must stay a reset on the other side: an orderly close would mean that all bytes arrived.
         debug!(%peer, %error, "connection broke");
-        reset(&client);
-        reset(&upstream);
+        reset_on_close(&client);
+        reset_on_close(&upstream);
     }
 }
 
-/// A connection to the first backend that accepts; each is tried once.
-async fn connect(client: IpAddr, shared: &Shared) -> Option<TcpStream> {
+/// Connects to the first backend that accepts; each is tried once.
+async fn connect(client: IpAddr, shared: &PortShared) -> Option<TcpStream> {
     let mut tried: Vec<Ipv4Addr> = Vec::new();
-    while let Some((source, backend)) = shared.next(client, &tried) {
+    while let Some((source, backend)) = shared.select_backend(client, &tried) {
         let attempt = async { shared.mesh.stream(source)?.connect(backend).await };
         let result = timeout(shared.settings.connect_timeout, attempt).await;
         let SocketAddr::V4(address) = backend else { return None };
@@ -69,15 +69,15 @@ async fn connect(client: IpAddr, shared: &Shared) -> Option<TcpStream> {
     None
 }
 
-fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
+fn set_options(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    // Finds ends that vanished without a word, so that their connections do not stay for ever.
+    // Detects ends that vanished without closing; their connections would stay open for ever.
     let probes = TcpKeepalive::new().with_time(keepalive).with_interval(keepalive / 4).with_retries(4);
     SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
-/// Closing it will send a reset.
-pub(super) fn reset(stream: &TcpStream) {
-    // Fails only on a socket that is gone already.
+/// Makes the close of this socket send a reset.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a socket that is closed already.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

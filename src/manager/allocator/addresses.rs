@@ -1,5 +1,7 @@
-//! Which addresses of a network are in use, and which one is next. Knows nothing of who asks.
+//! Which addresses of a network are in use, and which one is assigned next.
 
+use super::networks::ingress;
+use super::subnets::overlap;
 use crate::model::mesh::gateway;
 use crate::model::{NetworkId, Revision, Timestamp};
 use crate::store::Store;
@@ -7,16 +9,19 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// Every address in use, per network.
+type AddressesByNetwork = BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>;
+
+/// The addresses in use on all networks.
 pub struct AddressBook {
-    used: BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>,
+    used: AddressesByNetwork,
+    /// Address of the task created last, by network.
     newest: BTreeMap<NetworkId, (Timestamp, Ipv4Addr)>,
-    spaces: BTreeMap<NetworkId, Space>,
+    networks: BTreeMap<NetworkId, NetworkAddresses>,
 }
 
 impl AddressBook {
-    /// Reads tasks (whatever their state), virtual addresses and the nodes' own addresses.
-    pub fn of(store: &Store) -> Self {
+    /// Reads the addresses of tasks (in any state), virtual addresses and the nodes' own addresses.
+    pub fn from_store(store: &Store) -> Self {
         let mut newest = BTreeMap::<NetworkId, (Timestamp, Ipv4Addr)>::new();
         for task in store.tasks() {
             for a in &task.attachments {
@@ -24,35 +29,33 @@ impl AddressBook {
                 newest.entry(a.network_id.clone()).and_modify(|n| *n = at.max(*n)).or_insert(at);
             }
         }
-        Self { used: held(store), newest, spaces: BTreeMap::new() }
+        Self { used: addresses_in_use(store), newest, networks: BTreeMap::new() }
     }
 
     /// The addresses of one network.
-    pub fn space(&mut self, network: &NetworkId, subnet: Ipv4Net) -> &mut Space {
-        self.spaces.entry(network.clone()).or_insert_with(|| Space {
+    pub fn network(&mut self, network: &NetworkId, subnet: Ipv4Net) -> &mut NetworkAddresses {
+        self.networks.entry(network.clone()).or_insert_with(|| NetworkAddresses {
             subnet,
             used: self.used.remove(network).unwrap_or_default(),
-            cursor: self.newest.get(network).map_or(gateway(subnet), |(_, address)| *address),
+            last_assigned: self.newest.get(network).map_or(gateway(subnet), |(_, address)| *address),
         })
     }
 
-    /// An address was not needed after all.
-    pub fn give_back(&mut self, network: &NetworkId, address: Ipv4Addr) {
-        if let Some(space) = self.spaces.get_mut(network) {
-            space.used.remove(&address);
+    /// Frees an address that was taken in this round and is not assigned after all.
+    pub fn release(&mut self, network: &NetworkId, address: Ipv4Addr) {
+        if let Some(addresses) = self.networks.get_mut(network) {
+            addresses.used.remove(&address);
         }
     }
 }
 
-type Held = BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>;
-
-/// Every address that some object holds, by network.
-fn held(store: &Store) -> Held {
+/// Every address that an object in the store has.
+fn addresses_in_use(store: &Store) -> AddressesByNetwork {
     let tasks = store.tasks().flat_map(|t| &t.attachments).map(|a| (&a.network_id, a.address.addr()));
     let vips = store.services().flat_map(|s| &s.endpoint.vips).map(|v| (&v.network_id, v.addr.addr()));
-    let ingress = super::ingress(store).map(|n| &n.id);
+    let ingress = ingress(store).map(|n| &n.id);
     let nodes = ingress.into_iter().flat_map(|id| store.nodes().map(move |n| (id, n.mesh.ingress_addr)));
-    let mut all = Held::new();
+    let mut all = AddressesByNetwork::new();
     for (network, address) in tasks.chain(vips).chain(nodes) {
         match all.get_mut(network) {
             Some(addresses) => drop(addresses.insert(address)),
@@ -64,34 +67,34 @@ fn held(store: &Store) -> Held {
 
 /// The addresses of one network.
 #[derive(Debug)]
-pub struct Space {
+pub struct NetworkAddresses {
     subnet: Ipv4Net,
     used: BTreeSet<Ipv4Addr>,
-    cursor: Ipv4Addr,
+    last_assigned: Ipv4Addr,
 }
 
-impl Space {
-    /// The next free address after the one given out last, from the start again at the end; `None` if all are in use.
-    /// So an address that became free is given out again as late as possible. Never the gateway (first) nor the
-    /// broadcast address (last).
-    pub fn take(&mut self, network: &NetworkId, reserve: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
+impl NetworkAddresses {
+    /// Takes the next free address after the one assigned last, from the start again after the last one; `None` if all
+    /// are in use. An address that became free is thereby assigned again as late as possible. Never the gateway (the first
+    /// address) or the broadcast address (the last one).
+    pub fn take(&mut self, network: &NetworkId, quarantine: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
         let low = self.subnet.network().to_bits().checked_add(2)?;
         let high = self.subnet.broadcast().to_bits().checked_sub(1)?;
         if low > high {
             return None;
         }
-        let cursor = reserve.cursor.get(network).copied().unwrap_or(self.cursor).to_bits();
-        let start = if (low..high).contains(&cursor) { cursor + 1 } else { low };
+        let last = quarantine.last_assigned.get(network).copied().unwrap_or(self.last_assigned).to_bits();
+        let start = if (low..high).contains(&last) { last + 1 } else { low };
         let address = (start..=high)
             .chain(low..start)
             .map(Ipv4Addr::from_bits)
-            .find(|a| !self.used.contains(a) && !reserve.holds(network, *a))?;
+            .find(|a| !self.used.contains(a) && !quarantine.has_address(network, *a))?;
         self.used.insert(address);
-        reserve.cursor.insert(network.clone(), address);
+        quarantine.last_assigned.insert(network.clone(), address);
         Some(address)
     }
 
-    /// True if nothing is left.
+    /// True if all addresses are in use. Quarantined ones do not count.
     pub fn is_full(&self) -> bool {
         let low = u64::from(self.subnet.network().to_bits()) + 2;
         let high = u64::from(self.subnet.broadcast().to_bits());
@@ -99,52 +102,53 @@ impl Space {
     }
 }
 
-/// What the leader remembers of addresses beyond the store: the one given out last, and those that became free but that
-/// some live node may still use. Lost with the leader; the order of [`Space::take`] makes up for that.
+/// Addresses and subnets that became free while a live node may still send to them, and the address of each network that
+/// was assigned last. Lost with the leader; the order of [`NetworkAddresses::take`] makes up for that.
 #[derive(Default, Debug)]
 pub struct QuarantinedAddresses {
-    cursor: BTreeMap<NetworkId, Ipv4Addr>,
+    last_assigned: BTreeMap<NetworkId, Ipv4Addr>,
+    /// With the raft index from which on they are free.
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
-    before: Held,
-    subnets_before: BTreeSet<Ipv4Net>,
-    /// Raft index of the state that this is true of.
-    seen: u64,
+    /// In use at the raft index `observed`.
+    used: AddressesByNetwork,
+    used_subnets: BTreeSet<Ipv4Net>,
+    observed: u64,
 }
 
 impl QuarantinedAddresses {
-    /// Takes note of what became free up to this state, and lets go of what every live node has applied.
+    /// Adds what became free up to this state, and releases what every live node has applied.
     pub fn observe(&mut self, store: &Store, applied: Revision) {
         self.freed.retain(|_, index| applied.index < *index);
         self.freed_subnets.retain(|_, index| applied.index < *index);
-        if self.seen == store.index() {
+        if self.observed == store.index() {
             return;
         }
-        let held = held(store);
-        let subnets: BTreeSet<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
-        for (network, addresses) in &self.before {
-            let still = held.get(network);
-            let gone = addresses.iter().filter(|a| still.is_none_or(|still| !still.contains(*a)));
-            self.freed.extend(gone.map(|a| ((network.clone(), *a), store.index())));
+        let used = addresses_in_use(store);
+        let used_subnets: BTreeSet<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
+        for (network, addresses) in &self.used {
+            let still_used = used.get(network);
+            let freed = addresses.iter().filter(|a| still_used.is_none_or(|used| !used.contains(*a)));
+            self.freed.extend(freed.map(|a| ((network.clone(), *a), store.index())));
         }
-        for gone in self.subnets_before.difference(&subnets) {
-            self.freed_subnets.insert(*gone, store.index());
+        for freed in self.used_subnets.difference(&used_subnets) {
+            self.freed_subnets.insert(*freed, store.index());
         }
-        self.cursor.retain(|id, _| store.network(id).is_some());
-        (self.before, self.subnets_before, self.seen) = (held, subnets, store.index());
+        self.last_assigned.retain(|id, _| store.network(id).is_some());
+        (self.used, self.used_subnets, self.observed) = (used, used_subnets, store.index());
     }
 
-    /// True while some live node may still use the address.
-    pub fn holds(&self, network: &NetworkId, address: Ipv4Addr) -> bool {
+    /// True while a live node may still send to the address.
+    pub fn has_address(&self, network: &NetworkId, address: Ipv4Addr) -> bool {
         !self.freed.is_empty() && self.freed.contains_key(&(network.clone(), address))
     }
 
-    /// True while some live node may still know the subnet.
-    pub fn holds_subnet(&self, subnet: &Ipv4Net) -> bool {
-        self.freed_subnets.keys().any(|s| super::overlap(s, subnet))
+    /// True while a live node may still have routes for an address of the subnet.
+    pub fn has_subnet(&self, subnet: &Ipv4Net) -> bool {
+        self.freed_subnets.keys().any(|s| overlap(s, subnet))
     }
 
-    /// True if something waits to be given out again.
+    /// True if something is quarantined.
     pub fn is_waiting(&self) -> bool {
         !self.freed.is_empty() || !self.freed_subnets.is_empty()
     }

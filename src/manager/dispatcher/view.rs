@@ -1,5 +1,5 @@
-//! Views from the store: what each node is told. Indexed once per state of the store, then read off per node; a part is
-//! made only if it differs from the one that the node has.
+//! Views of the nodes, built from the store: one index per state of the store, then the parts per node. A part is built only
+//! if it differs from the one that the node has.
 
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
@@ -11,42 +11,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// The whole view of a node at this state of the store; `None` before the cluster object is there.
+/// The whole view of a node at this state of the store; `None` before the cluster object exists.
 pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
-    let source = Source::of(store, None)?;
+    let index = ViewIndex::from_store(store, None)?;
     Some(NodeView {
         revision: store.revision(),
-        tasks: match source.tasks(node, |_| false, None) {
-            Change::None => Arc::default(),
-            Change::Echo(tasks) | Change::New(tasks) => tasks,
+        tasks: match index.tasks(node, |_| false, None) {
+            TaskListChange::None => Arc::default(),
+            TaskListChange::Echo(tasks) | TaskListChange::Orders(tasks) => tasks,
         },
-        networks: source.networks(node, None).unwrap_or_default(),
-        cluster: source.cluster(),
+        networks: index.networks(node, None).unwrap_or_default(),
+        cluster: index.cluster(),
     })
 }
 
-/// How a node's tasks differ from those that it has.
-pub(super) enum Change {
-    /// Not at all.
+/// How a node's tasks differ from the list that it was sent.
+pub(super) enum TaskListChange {
     None,
     /// Only in what the node itself reported.
     Echo(Arc<Tasks>),
-    /// In what it has to do.
-    New(Arc<Tasks>),
+    /// In what the node has to carry out.
+    Orders(Arc<Tasks>),
 }
 
 /// A state of the store, indexed by node and network.
-pub struct Source<'a> {
+pub struct ViewIndex<'a> {
     ingress: Option<NetworkId>,
     tasks: BTreeMap<&'a NodeId, Vec<&'a Task>>,
     networks: BTreeMap<NetworkId, NetworkPart>,
     cluster: Arc<ClusterPart>,
 }
 
-impl<'a> Source<'a> {
-    /// Indexes the store. `before` is the last cluster part, kept if nothing changed. `None` before the cluster object
-    /// is there.
-    pub fn of(store: &'a Store, before: Option<&Arc<ClusterPart>>) -> Option<Self> {
+impl<'a> ViewIndex<'a> {
+    /// Indexes the store. `before` is the last cluster part; it is shared if nothing in it changed. `None` before the cluster
+    /// object exists.
+    pub fn from_store(store: &'a Store, before: Option<&Arc<ClusterPart>>) -> Option<Self> {
         let mut tasks = BTreeMap::<&NodeId, Vec<&Task>>::new();
         for task in store.tasks() {
             if let Some(node) = &task.node_id {
@@ -59,30 +58,28 @@ impl<'a> Source<'a> {
         Some(Self { networks: network_parts(store), ingress, tasks, cluster })
     }
 
-    /// What every node knows.
+    /// The part that is the same for all nodes.
     pub fn cluster(&self) -> Arc<ClusterPart> {
         self.cluster.clone()
     }
 
-    /// The node's tasks, compared with what it has. Tasks that are held still look wished for.
-    pub(super) fn tasks(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> Change {
+    /// The node's tasks, compared with the list that it has. A task whose stop is held back has the desired state Running.
+    pub(super) fn tasks(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> TaskListChange {
         let tasks = self.tasks.get(node).map_or(&[][..], Vec::as_slice);
         let shown = |task: &Task| if held(task) { task.desired_state.min(TaskState::Running) } else { task.desired_state };
-        let known = |t: &&Task| {
-            has.and_then(|has| has.by_id.get(&t.id)).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t))
-        };
-        let same = has.is_some_and(|has| has.by_id.len() == tasks.len()) && tasks.iter().all(known);
-        let told =
-            |t: &&Task| has.and_then(|has| has.by_id.get(&t.id)).is_some_and(|h| h.status == t.status && h.listens == t.listens);
-        if same && tasks.iter().all(told) {
-            return Change::None;
+        let has_task = |t: &Task| has.and_then(|has| has.by_id.get(&t.id));
+        let has_orders = |t: &&Task| has_task(t).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t));
+        let same_list = has.is_some_and(|has| has.by_id.len() == tasks.len()) && tasks.iter().all(has_orders);
+        let has_reports = |t: &&Task| has_task(t).is_some_and(|h| h.status == t.status && h.listens == t.listens);
+        if same_list && tasks.iter().all(has_reports) {
+            return TaskListChange::None;
         }
-        let show = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
-        let tasks = Arc::new(Tasks { by_id: tasks.iter().map(show).collect() });
-        if same { Change::Echo(tasks) } else { Change::New(tasks) }
+        let entry = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
+        let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect() });
+        if same_list { TaskListChange::Echo(tasks) } else { TaskListChange::Orders(tasks) }
     }
 
-    /// The node's networks; `None` if they are what it has.
+    /// The node's networks; `None` if they equal those that it has.
     pub fn networks(&self, node: &NodeId, has: Option<&Arc<Networks>>) -> Option<Arc<Networks>> {
         let tasks = self.tasks.get(node).into_iter().flatten();
         let mut ids: BTreeSet<&NetworkId> = tasks.flat_map(|t| t.attachments.iter().map(|a| &a.network_id)).collect();
@@ -93,7 +90,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Equal but for what the node itself reported.
+/// Equal, except for what the node itself reported.
 fn same_orders(a: &Task, b: &Task) -> bool {
     a.not_before == b.not_before
         && a.status.state.is_final() == b.status.state.is_final()
@@ -157,8 +154,8 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
 fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: Option<&NetworkId>) -> Option<ClusterPart> {
     let cluster = store.cluster()?;
     let nodes = store.nodes().map(|node| {
-        let own = tasks.get(&node.id).into_iter().flatten();
-        let mut containers: Vec<_> = own.flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect();
+        let here = tasks.get(&node.id).into_iter().flatten();
+        let mut containers: Vec<_> = here.flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect();
         containers.sort_unstable();
         Peer {
             node_id: node.id.clone(),
@@ -193,7 +190,8 @@ fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<Arc<PublishedPort>> 
         .services()
         .flat_map(|service| {
             let backends = &backends;
-            // One that does not parse is older than its meaning: the API refuses it. It stays as open as it was.
+            // Labels that do not parse were set before skep gave them a meaning (the API refuses them today). Without effect,
+            // as they were then.
             let labels = PortLabels::read(&service.spec.labels).unwrap_or_default();
             service.ingress_ports().filter(|p| p.published_port != 0).map(move |port| {
                 Arc::new(PublishedPort {
@@ -202,7 +200,7 @@ fn ports(store: &Store, ingress: Option<&NetworkId>) -> Vec<Arc<PublishedPort>> 
                     target: port.target_port,
                     service_id: service.id.clone(),
                     service_name: service.spec.name.clone(),
-                    backends: backends.get(&service.id).into_iter().flatten().map(|of| backend(of, port)).collect(),
+                    backends: backends.get(&service.id).into_iter().flatten().map(|task| backend(task, port)).collect(),
                     affinity: labels.affinity,
                     allow: labels.allow.clone(),
                 })

@@ -1,8 +1,8 @@
-//! The protocol over a real unix socket, with links that only remember.
+//! The protocol over a real unix socket, with fake links.
 
 use super::{Driver, router};
 use crate::datapath::Links;
-use crate::http::{Reply, UnixClient, bind_unix, serve_unix};
+use crate::http::{HttpReply, UnixClient, bind_unix, serve_unix};
 use crate::model::docker::NETWORK_OPTION;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Default)]
 struct FakeLinks {
-    there: Mutex<BTreeMap<Ipv4Addr, u32>>,
+    /// MTU by address.
+    attached: Mutex<BTreeMap<Ipv4Addr, u32>>,
     broken: Mutex<bool>,
 }
 
@@ -26,16 +27,17 @@ struct FakeLinks {
 impl Links for FakeLinks {
     async fn attach(&self, _subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(!*self.broken.lock().expect("lock"), "no mesh namespace");
-        self.there.lock().expect("lock").insert(address, mtu);
+        self.attached.lock().expect("lock").insert(address, mtu);
         Ok(format!("sk{}", address.octets()[3]))
     }
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()> {
-        self.there.lock().expect("lock").remove(&address);
+        self.attached.lock().expect("lock").remove(&address);
         Ok(())
     }
 }
 
-struct Rig {
+/// A driver, served on a socket in a directory of the test.
+struct Fixture {
     dir: PathBuf,
     links: Arc<FakeLinks>,
     mtu: watch::Sender<u32>,
@@ -43,30 +45,30 @@ struct Rig {
     client: UnixClient,
 }
 
-impl Drop for Rig {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.stop.cancel();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
-impl Rig {
+impl Fixture {
     fn new(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("driver-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
         let client = UnixClient::new(dir.join("skep.sock"));
-        let mut rig = Self { dir, links: Arc::default(), mtu: watch::channel(1420).0, stop: CancellationToken::new(), client };
-        rig.serve();
-        rig
+        let mut fixture =
+            Self { dir, links: Arc::default(), mtu: watch::channel(1420).0, stop: CancellationToken::new(), client };
+        fixture.serve();
+        fixture
     }
 
     /// Starts the driver (again), from what is on disk.
     fn serve(&mut self) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
-        let driver =
-            Driver::open(self.links.clone(), Arc::new(crate::datapath::NoSandboxes), self.ledger(), self.mtu.subscribe())
-                .expect("opens");
+        let driver = Driver::open(self.links.clone(), Arc::new(crate::datapath::NoSandboxes), self.file(), self.mtu.subscribe())
+            .expect("opens");
         let listener = bind_unix(&self.socket()).expect("binds");
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.stop.clone()));
     }
@@ -75,11 +77,11 @@ impl Rig {
         self.dir.join("skep.sock")
     }
 
-    fn ledger(&self) -> PathBuf {
+    fn file(&self) -> PathBuf {
         self.dir.join("endpoints.json")
     }
 
-    async fn raw(&self, call: &str, body: Option<&Value>) -> Reply {
+    async fn raw(&self, call: &str, body: Option<&Value>) -> HttpReply {
         self.client.request("POST", &format!("/{call}"), body).await.expect("answers")
     }
 
@@ -110,27 +112,27 @@ impl Rig {
         .await
     }
 
-    async fn on(&self, call: &str, id: &str) -> Value {
+    async fn endpoint_call(&self, call: &str, id: &str) -> Value {
         let body = json!({ "NetworkID": "n", "EndpointID": id, "SandboxKey": "/var/run/docker/netns/1", "Options": null });
         self.call(&format!("NetworkDriver.{call}"), body).await
     }
 
     fn links(&self) -> Vec<Ipv4Addr> {
-        self.links.there.lock().expect("lock").keys().copied().collect()
+        self.links.attached.lock().expect("lock").keys().copied().collect()
     }
 }
 
 #[tokio::test]
-async fn a_containers_life_on_a_network() {
-    let rig = Rig::new("life");
+async fn a_container_joins_and_leaves_a_network() {
+    let fixture = Fixture::new("life");
     assert_eq!(
-        serde_json::from_slice::<Value>(&rig.raw("Plugin.Activate", None).await.body).expect("JSON"),
+        serde_json::from_slice::<Value>(&fixture.raw("Plugin.Activate", None).await.body).expect("JSON"),
         json!({ "Implements": ["NetworkDriver", "IpamDriver"] })
     );
     for call in ["NetworkDriver.GetCapabilities", "IpamDriver.GetCapabilities", "IpamDriver.GetDefaultAddressSpaces"] {
-        assert_eq!(rig.raw(call, None).await.status, 200, "{call}");
+        assert_eq!(fixture.raw(call, None).await.status, 200, "{call}");
     }
-    let pool = rig
+    let pool = fixture
         .call(
             "IpamDriver.RequestPool",
             json!({ "AddressSpace": "skep", "Pool": "10.0.1.0/24", "SubPool": "", "Options": null, "V6": false }),
@@ -138,19 +140,19 @@ async fn a_containers_life_on_a_network() {
         .await;
     assert_eq!(pool, json!({ "PoolID": "10.0.1.0/24", "Pool": "10.0.1.0/24", "Data": {} }));
     let gateway = json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.1.1", "Options": { "RequestAddressType": "com.docker.network.gateway" } });
-    assert_eq!(rig.call("IpamDriver.RequestAddress", gateway).await["Address"], "10.0.1.1/32");
-    let drawn =
+    assert_eq!(fixture.call("IpamDriver.RequestAddress", gateway).await["Address"], "10.0.1.1/32");
+    let chosen =
         json!({ "PoolID": "10.0.1.0/24", "Address": "", "Options": { "RequestAddressType": "com.docker.network.gateway" } });
-    assert_eq!(rig.call("IpamDriver.RequestAddress", drawn).await["Address"], "10.0.1.1/32");
+    assert_eq!(fixture.call("IpamDriver.RequestAddress", chosen).await["Address"], "10.0.1.1/32");
     let fixed = json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.1.5", "Options": null });
-    assert_eq!(rig.call("IpamDriver.RequestAddress", fixed).await["Address"], "10.0.1.5/32");
+    assert_eq!(fixture.call("IpamDriver.RequestAddress", fixed).await["Address"], "10.0.1.5/32");
 
-    assert_eq!(rig.network(false).await, json!({}));
-    assert_eq!(rig.endpoint("e1", "10.0.1.5/32").await, json!({ "Interface": {} }));
-    assert!(rig.links().is_empty(), "made at the join, not before");
-    rig.mtu.send_replace(1280);
+    assert_eq!(fixture.network(false).await, json!({}));
+    assert_eq!(fixture.endpoint("e1", "10.0.1.5/32").await, json!({ "Interface": {} }));
+    assert!(fixture.links().is_empty(), "created at the join, not before");
+    fixture.mtu.send_replace(1280);
     assert_eq!(
-        rig.on("Join", "e1").await,
+        fixture.endpoint_call("Join", "e1").await,
         json!({
             "InterfaceName": { "SrcName": "sk5", "DstPrefix": "eth" },
             "StaticRoutes": [
@@ -160,136 +162,140 @@ async fn a_containers_life_on_a_network() {
             "DisableGatewayService": false,
         })
     );
-    assert_eq!(rig.links.there.lock().expect("lock").get(&Ipv4Addr::new(10, 0, 1, 5)), Some(&1280));
-    assert_eq!(rig.on("EndpointOperInfo", "e1").await, json!({ "Value": {} }));
+    assert_eq!(fixture.links.attached.lock().expect("lock").get(&Ipv4Addr::new(10, 0, 1, 5)), Some(&1280));
+    assert_eq!(fixture.endpoint_call("EndpointOperInfo", "e1").await, json!({ "Value": {} }));
     for call in ["DiscoverNew", "ProgramExternalConnectivity", "RevokeExternalConnectivity", "DiscoverDelete"] {
-        assert_eq!(rig.on(call, "e1").await, json!({}), "{call}");
+        assert_eq!(fixture.endpoint_call(call, "e1").await, json!({}), "{call}");
     }
     for call in ["Leave", "Leave", "DeleteEndpoint", "DeleteEndpoint", "DeleteNetwork", "DeleteNetwork"] {
-        assert_eq!(rig.on(call, "e1").await, json!({}), "{call}");
-        assert!(rig.links().is_empty());
+        assert_eq!(fixture.endpoint_call(call, "e1").await, json!({}), "{call}");
+        assert!(fixture.links().is_empty());
     }
     for call in ["IpamDriver.ReleaseAddress", "IpamDriver.ReleasePool"] {
-        assert_eq!(rig.call(call, json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.1.5" })).await, json!({}), "{call}");
+        assert_eq!(fixture.call(call, json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.1.5" })).await, json!({}), "{call}");
     }
 }
 
 #[tokio::test]
-async fn an_internal_network_gets_no_way_out() {
-    let rig = Rig::new("internal");
-    rig.network(true).await;
-    rig.endpoint("e1", "10.0.1.5/32").await;
-    assert_eq!(rig.on("Join", "e1").await["DisableGatewayService"], json!(true));
+async fn an_internal_network_gets_no_default_route() {
+    let fixture = Fixture::new("internal");
+    fixture.network(true).await;
+    fixture.endpoint("e1", "10.0.1.5/32").await;
+    assert_eq!(fixture.endpoint_call("Join", "e1").await["DisableGatewayService"], json!(true));
 }
 
 #[tokio::test]
 async fn endpoints_outlive_the_daemon() {
-    let mut rig = Rig::new("restart");
-    rig.network(false).await;
-    rig.endpoint("e1", "10.0.1.5/32").await;
-    rig.on("Join", "e1").await;
-    rig.serve();
-    // An engine that was not restarted says nothing; later it takes the container down.
-    assert_eq!(rig.on("EndpointOperInfo", "e1").await, json!({ "Value": {} }));
-    assert_eq!(rig.links().len(), 1);
-    rig.on("Leave", "e1").await;
-    assert!(rig.links().is_empty());
-    // And a network made before the restart takes new ones.
-    rig.endpoint("e2", "10.0.1.6/32").await;
-    assert_eq!(rig.on("Join", "e2").await["InterfaceName"]["SrcName"], "sk6");
+    let mut fixture = Fixture::new("restart");
+    fixture.network(false).await;
+    fixture.endpoint("e1", "10.0.1.5/32").await;
+    fixture.endpoint_call("Join", "e1").await;
+    fixture.serve();
+    // An engine that was not restarted does not announce the container again; later it removes it.
+    assert_eq!(fixture.endpoint_call("EndpointOperInfo", "e1").await, json!({ "Value": {} }));
+    assert_eq!(fixture.links().len(), 1);
+    fixture.endpoint_call("Leave", "e1").await;
+    assert!(fixture.links().is_empty());
+    // A network created before the restart accepts new endpoints.
+    fixture.endpoint("e2", "10.0.1.6/32").await;
+    assert_eq!(fixture.endpoint_call("Join", "e2").await["InterfaceName"]["SrcName"], "sk6");
 }
 
 #[tokio::test]
-async fn a_late_farewell_does_not_take_the_successors_link() {
-    let rig = Rig::new("late");
-    rig.network(false).await;
-    rig.endpoint("old", "10.0.1.5/32").await;
-    rig.on("Join", "old").await;
-    rig.endpoint("new", "10.0.1.5/32").await;
-    rig.on("Join", "new").await;
-    rig.on("Leave", "old").await;
-    rig.on("DeleteEndpoint", "old").await;
-    assert_eq!(rig.links(), vec![Ipv4Addr::new(10, 0, 1, 5)]);
+async fn a_late_leave_does_not_remove_the_link_of_the_next_endpoint() {
+    let fixture = Fixture::new("late");
+    fixture.network(false).await;
+    fixture.endpoint("old", "10.0.1.5/32").await;
+    fixture.endpoint_call("Join", "old").await;
+    fixture.endpoint("new", "10.0.1.5/32").await;
+    fixture.endpoint_call("Join", "new").await;
+    fixture.endpoint_call("Leave", "old").await;
+    fixture.endpoint_call("DeleteEndpoint", "old").await;
+    assert_eq!(fixture.links(), vec![Ipv4Addr::new(10, 0, 1, 5)]);
 }
 
 #[tokio::test]
-async fn a_removed_network_takes_its_links_along() {
-    let rig = Rig::new("remove");
-    rig.network(false).await;
-    rig.endpoint("e1", "10.0.1.5/32").await;
-    rig.on("Join", "e1").await;
-    rig.on("DeleteNetwork", "e1").await;
-    assert!(rig.links().is_empty());
+async fn removing_a_network_removes_its_links() {
+    let fixture = Fixture::new("remove");
+    fixture.network(false).await;
+    fixture.endpoint("e1", "10.0.1.5/32").await;
+    fixture.endpoint_call("Join", "e1").await;
+    fixture.endpoint_call("DeleteNetwork", "e1").await;
+    assert!(fixture.links().is_empty());
 }
 
 #[tokio::test]
-async fn refusals_are_sentences() {
-    let rig = Rig::new("refusals");
-    rig.network(false).await;
+async fn refusals_tell_the_user_what_to_do() {
+    let fixture = Fixture::new("refusals");
+    fixture.network(false).await;
     let err = |value: Value| value["Err"].as_str().unwrap_or_default().to_owned();
     let plain = json!({ "PoolID": "10.0.1.0/24", "Address": "", "Options": null });
-    assert!(err(rig.call("IpamDriver.RequestAddress", plain).await).contains("only tasks of the swarm get addresses"));
+    assert!(err(fixture.call("IpamDriver.RequestAddress", plain).await).contains("only tasks of the swarm get addresses"));
     let outside = json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.2.5", "Options": null });
-    assert!(err(rig.call("IpamDriver.RequestAddress", outside).await).contains("not in the subnet"));
+    assert!(err(fixture.call("IpamDriver.RequestAddress", outside).await).contains("not in the subnet"));
     let any = json!({ "Pool": "", "SubPool": "", "Options": null, "V6": false });
-    assert!(err(rig.call("IpamDriver.RequestPool", any).await).contains("docker network create -d overlay"));
-    assert!(err(rig.call("IpamDriver.RequestPool", json!({ "Pool": "fd00::/64", "V6": true })).await).contains("IPv4"));
-    assert!(err(rig.on("Join", "nobody").await).contains("not known"));
-    let strange = json!({ "NetworkID": "other", "EndpointID": "e", "Interface": { "Address": "10.0.1.9/32" } });
-    assert!(err(rig.call("NetworkDriver.CreateEndpoint", strange).await).contains("docker network rm"));
-    assert!(err(rig.endpoint("e", "").await).contains("only tasks"));
-    *rig.links.broken.lock().expect("lock") = true;
-    rig.endpoint("e1", "10.0.1.5/32").await;
-    assert!(err(rig.on("Join", "e1").await).contains("10.0.1.5: no mesh namespace"));
+    assert!(err(fixture.call("IpamDriver.RequestPool", any).await).contains("docker network create -d overlay"));
+    assert!(err(fixture.call("IpamDriver.RequestPool", json!({ "Pool": "fd00::/64", "V6": true })).await).contains("IPv4"));
+    assert!(err(fixture.endpoint_call("Join", "unknown").await).contains("not known"));
+    let unknown_network = json!({ "NetworkID": "other", "EndpointID": "e", "Interface": { "Address": "10.0.1.9/32" } });
+    assert!(err(fixture.call("NetworkDriver.CreateEndpoint", unknown_network).await).contains("docker network rm"));
+    assert!(err(fixture.endpoint("e", "").await).contains("only tasks"));
+    *fixture.links.broken.lock().expect("lock") = true;
+    fixture.endpoint("e1", "10.0.1.5/32").await;
+    assert!(err(fixture.endpoint_call("Join", "e1").await).contains("10.0.1.5: no mesh namespace"));
 }
 
 #[tokio::test]
 async fn empty_bodies_garbage_and_floods_are_errors_and_change_nothing() {
-    let rig = Rig::new("garbage");
-    rig.network(false).await;
-    rig.endpoint("e1", "10.0.1.5/32").await;
-    rig.on("Join", "e1").await;
-    let before = std::fs::read(rig.ledger()).expect("there");
+    let fixture = Fixture::new("garbage");
+    fixture.network(false).await;
+    fixture.endpoint("e1", "10.0.1.5/32").await;
+    fixture.endpoint_call("Join", "e1").await;
+    let file = std::fs::read(fixture.file()).expect("a file");
     for call in ["Join", "Leave", "DeleteEndpoint", "CreateEndpoint", "CreateNetwork", "DeleteNetwork", "EndpointOperInfo"] {
-        let reply = rig.raw(&format!("NetworkDriver.{call}"), None).await;
+        let reply = fixture.raw(&format!("NetworkDriver.{call}"), None).await;
         assert_eq!(reply.status, 400, "{call}");
         assert!(String::from_utf8_lossy(&reply.body).contains("without a body"));
-        assert_eq!(rig.raw(&format!("NetworkDriver.{call}"), Some(&json!(["x"]))).await.status, 400, "{call}");
+        assert_eq!(fixture.raw(&format!("NetworkDriver.{call}"), Some(&json!(["x"]))).await.status, 400, "{call}");
     }
     for call in ["RequestAddress", "RequestPool", "ReleasePool", "ReleaseAddress"] {
-        assert_eq!(rig.raw(&format!("IpamDriver.{call}"), None).await.status, 400, "{call}");
+        assert_eq!(fixture.raw(&format!("IpamDriver.{call}"), None).await.status, 400, "{call}");
     }
-    assert_eq!(rig.raw("NetworkDriver.Nonsense", None).await.status, 404);
+    assert_eq!(fixture.raw("NetworkDriver.Nonsense", None).await.status, 404);
     let mut flood = b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n".to_vec();
     flood.resize(super::MAX_BODY + 1000, b' ');
-    assert_eq!(send(&rig.socket(), &flood).await, "413");
-    // A body that breaks off.
-    send(&rig.socket(), b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{\"EndpointID\":\"e1\"}")
-        .await;
-    assert_eq!(std::fs::read(rig.ledger()).expect("there"), before);
-    assert_eq!(rig.links().len(), 1);
+    assert_eq!(send(&fixture.socket(), &flood).await, "413");
+    // A truncated body.
+    send(
+        &fixture.socket(),
+        b"POST /NetworkDriver.Leave HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{\"EndpointID\":\"e1\"}",
+    )
+    .await;
+    assert_eq!(std::fs::read(fixture.file()).expect("a file"), file);
+    assert_eq!(fixture.links().len(), 1);
 }
 
-/// Sends bytes, closes its side, gives the status of the answer.
+/// Sends bytes, shuts the connection down for writing, and returns the status of the reply.
 async fn send(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).await.expect("connects");
-    // Whoever is told enough may hang up.
+    // The server may close the connection before it has read all.
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned()
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply).await;
+    String::from_utf8_lossy(&reply).split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
-async fn a_damaged_file_says_what_to_do() {
-    let rig = Rig::new("damaged");
-    for (bytes, words) in [("{", "damaged"), ("{\"format\":7,\"networks\":{},\"endpoints\":{}}", "format 7")] {
-        std::fs::write(rig.ledger(), bytes).expect("writes");
-        let error = Driver::open(rig.links.clone(), Arc::new(crate::datapath::NoSandboxes), rig.ledger(), rig.mtu.subscribe())
-            .err()
-            .expect("refused");
+async fn the_error_of_a_damaged_file_tells_what_to_do() {
+    let fixture = Fixture::new("damaged");
+    for (bytes, expected) in [("{", "damaged"), ("{\"format\":7,\"networks\":{},\"endpoints\":{}}", "format 7")] {
+        std::fs::write(fixture.file(), bytes).expect("writes");
+        let error =
+            Driver::open(fixture.links.clone(), Arc::new(crate::datapath::NoSandboxes), fixture.file(), fixture.mtu.subscribe())
+                .err()
+                .expect("refused");
         let error = format!("{error:#}");
-        assert!(error.contains(words) && error.contains("endpoints.json"), "{error}");
+        assert!(error.contains(expected) && error.contains("endpoints.json"), "{error}");
     }
 }

@@ -1,42 +1,109 @@
-//! Docker's plugin protocol as types: the parts that are used. Everything optional may come as `null`.
+//! Docker's plugin protocol as types: the parts that are used. The engine sends `null` for any optional field.
 
 use axum::http::StatusCode;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
-/// Reads the body of a call.
-///
-/// # Errors
-/// It is empty (the engine repeats a call that broke off so, and it must not be taken for a request) or not what belongs there.
-pub fn read<T: DeserializeOwned>(call: &str, body: &[u8]) -> Result<T, (StatusCode, String)> {
-    if body.is_empty() {
-        return Err((
-            StatusCode::BAD_REQUEST,
-            format!("{call} came without a body; engines do so when a call broke off: it was not carried out"),
-        ));
-    }
-    // By way of a value: a list would pass for a struct.
-    let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unread(call, &e))?;
-    serde_json::from_value(Value::Object(object)).map_err(|e| unread(call, &e))
+/// A call of the engine.
+#[derive(Debug)]
+pub enum DriverCall {
+    Activate,
+    NetworkCapabilities,
+    IpamCapabilities,
+    DefaultAddressSpaces,
+    RequestPool(RequestPool),
+    RequestAddress(RequestAddress),
+    CreateNetwork(CreateNetwork),
+    DeleteNetwork(NetworkCall),
+    CreateEndpoint(CreateEndpoint),
+    DeleteEndpoint(EndpointCall),
+    Join(Join),
+    Leave(EndpointCall),
+    EndpointOperInfo(EndpointCall),
+    /// A notification that this driver has nothing to do for: the managers release addresses and announce nodes, and the
+    /// routing mesh serves published ports.
+    Notification,
 }
 
-fn unread(call: &str, error: &serde_json::Error) -> (StatusCode, String) {
-    (StatusCode::BAD_REQUEST, format!("{call}: the body is not understood: {error}"))
+/// Why a request is not a call.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("skep's network driver has no call {0:?}")]
+    UnknownCall(String),
+    /// An engine repeats a call without its body when the connection broke.
+    #[error("{0} arrived without a body; engines send that after a broken connection: it was not carried out")]
+    MissingBody(String),
+    #[error("{call}: the body is not understood: {error}")]
+    MalformedBody { call: String, error: serde_json::Error },
+}
+
+impl CallError {
+    /// The HTTP status of the reply.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownCall(_) => StatusCode::NOT_FOUND,
+            Self::MissingBody(_) | Self::MalformedBody { .. } => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl DriverCall {
+    /// Parses the call `name`, as in `NetworkDriver.Join`, with its body.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn parse(name: &str, body: &[u8]) -> Result<Self, CallError> {
+        Ok(match name {
+            // These four have no body.
+            "Plugin.Activate" => Self::Activate,
+            "NetworkDriver.GetCapabilities" => Self::NetworkCapabilities,
+            "IpamDriver.GetCapabilities" => Self::IpamCapabilities,
+            "IpamDriver.GetDefaultAddressSpaces" => Self::DefaultAddressSpaces,
+            "IpamDriver.RequestPool" => Self::RequestPool(parse_body(name, body)?),
+            "IpamDriver.RequestAddress" => Self::RequestAddress(parse_body(name, body)?),
+            "NetworkDriver.CreateNetwork" => Self::CreateNetwork(parse_body(name, body)?),
+            "NetworkDriver.DeleteNetwork" => Self::DeleteNetwork(parse_body(name, body)?),
+            "NetworkDriver.CreateEndpoint" => Self::CreateEndpoint(parse_body(name, body)?),
+            "NetworkDriver.DeleteEndpoint" => Self::DeleteEndpoint(parse_body(name, body)?),
+            "NetworkDriver.Join" => Self::Join(parse_body(name, body)?),
+            "NetworkDriver.Leave" => Self::Leave(parse_body(name, body)?),
+            "NetworkDriver.EndpointOperInfo" => Self::EndpointOperInfo(parse_body(name, body)?),
+            "IpamDriver.ReleasePool"
+            | "IpamDriver.ReleaseAddress"
+            | "NetworkDriver.DiscoverNew"
+            | "NetworkDriver.DiscoverDelete"
+            | "NetworkDriver.ProgramExternalConnectivity"
+            | "NetworkDriver.RevokeExternalConnectivity" => {
+                parse_body::<IgnoredAny>(name, body)?;
+                Self::Notification
+            }
+            other => return Err(CallError::UnknownCall(other.to_owned())),
+        })
+    }
+}
+
+fn parse_body<T: DeserializeOwned>(call: &str, body: &[u8]) -> Result<T, CallError> {
+    if body.is_empty() {
+        return Err(CallError::MissingBody(call.to_owned()));
+    }
+    let malformed = |error| CallError::MalformedBody { call: call.to_owned(), error };
+    // Parsed as an object first: serde would also accept an array for a struct.
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(malformed)?;
+    serde_json::from_value(Value::Object(object)).map_err(malformed)
 }
 
 /// `NetworkDriver.CreateNetwork`.
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "PascalCase")]
 pub struct CreateNetwork {
-    /// The engine's id of the network.
     #[serde(rename = "NetworkID")]
     pub network_id: String,
-    /// Driver options and flags.
+    /// Flags of the network, and under `com.docker.network.generic` the driver's options.
     pub options: Option<Value>,
-    /// Subnets.
     #[serde(rename = "IPv4Data")]
     pub ipv4_data: Option<Vec<IpData>>,
 }
@@ -47,14 +114,13 @@ pub struct CreateNetwork {
 pub struct IpData {
     /// `10.0.1.0/24`.
     pub pool: String,
-    /// `10.0.1.1/32`, as our IPAM answered it.
+    /// `10.0.1.1/32`, as the IPAM half returned it.
     pub gateway: Option<String>,
 }
 
 /// A call about a network.
 #[derive(Deserialize, Debug)]
 pub struct NetworkCall {
-    /// The engine's id of the network.
     #[serde(rename = "NetworkID")]
     pub network_id: String,
 }
@@ -63,13 +129,11 @@ pub struct NetworkCall {
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "PascalCase")]
 pub struct CreateEndpoint {
-    /// The engine's id of the network.
     #[serde(rename = "NetworkID")]
     pub network_id: String,
-    /// The engine's id of the endpoint.
     #[serde(rename = "EndpointID")]
     pub endpoint_id: String,
-    /// What IPAM gave.
+    /// With the address that IPAM returned.
     pub interface: Option<Interface>,
 }
 
@@ -85,7 +149,6 @@ pub struct Interface {
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "PascalCase")]
 pub struct Join {
-    /// The engine's id of the endpoint.
     #[serde(rename = "EndpointID")]
     pub endpoint_id: String,
     /// Path of the container's network namespace, in the engine's mount namespace.
@@ -95,7 +158,6 @@ pub struct Join {
 /// A call about an endpoint.
 #[derive(Deserialize, Debug)]
 pub struct EndpointCall {
-    /// The engine's id of the endpoint.
     #[serde(rename = "EndpointID")]
     pub endpoint_id: String,
 }
@@ -108,7 +170,6 @@ pub struct RequestPool {
     pub pool: Option<String>,
     /// A range within it.
     pub sub_pool: Option<String>,
-    /// IPv6.
     #[serde(default)]
     pub v6: bool,
 }
@@ -117,24 +178,24 @@ pub struct RequestPool {
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "PascalCase")]
 pub struct RequestAddress {
-    /// As answered to `RequestPool`.
+    /// `PoolID` of the reply to `RequestPool`.
     #[serde(rename = "PoolID")]
     pub pool_id: Option<String>,
-    /// The address wanted; empty lets the driver choose.
+    /// Empty lets the driver choose.
     pub address: Option<String>,
-    /// What it is for.
+    /// `RequestAddressType` tells what the address is for.
     pub options: Option<Value>,
 }
 
-/// Route through another host.
+/// `RouteType` of a route through a gateway.
 const NEXT_HOP: u8 = 0;
-/// Route to what is on the link.
+/// `RouteType` of a route to an address on the link.
 const ON_LINK: u8 = 1;
 
-/// Answer to `Join`: the gateway on-link, the network through it. No default gateway, so that the engine adds its own bridge
-/// for everything else; for an internal network not even that.
+/// Reply to `Join`: the gateway on-link, and the network through it. No default gateway, so that the engine adds its own
+/// bridge for all other destinations; on an internal network not even that.
 #[must_use]
-pub fn joined(link: &str, subnet: Ipv4Net, gateway: Ipv4Addr, internal: bool) -> Value {
+pub fn join_reply(link: &str, subnet: Ipv4Net, gateway: Ipv4Addr, internal: bool) -> Value {
     json!({
         "InterfaceName": { "SrcName": link, "DstPrefix": "eth" },
         "StaticRoutes": [

@@ -1,14 +1,14 @@
-//! Tasks without networks: from image to removal, and what can go wrong on the way.
+//! Tasks without networks: from image to removal, and their failures.
 
-use super::rig::{ME, POLITE, Rig, STUBBORN, task, wanting};
+use super::fixture::{AgentFixture, ME, POLITE, STUBBORN, task, wanting};
 use skep::model::task::{Healthcheck, Mount};
 use skep::model::{NodeId, Task, TaskState};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_lives_and_ends_as_swarm_would_have_it() {
-    let mut rig = Rig::new("life").await;
-    let dir = rig.host.dir().join("shared");
+async fn a_task_runs_and_ends_as_in_swarm() {
+    let mut agent = AgentFixture::new("life").await;
+    let dir = agent.host.dir().join("shared");
     std::fs::create_dir_all(&dir).expect("a directory");
     let mut web = task(1, POLITE);
     {
@@ -28,26 +28,26 @@ async fn a_task_lives_and_ends_as_swarm_would_have_it() {
         spec.mounts = vec![
             mount("volume", "honey".to_owned(), "/v"),
             mount("bind", dir.display().to_string(), "/b"),
-            mount("bind", rig.host.engine_socket().display().to_string(), "/engine.sock"),
+            mount("bind", agent.host.engine_socket().display().to_string(), "/engine.sock"),
         ];
     }
     std::fs::write(dir.join("note"), "hello").expect("writes");
     // The socket that tasks get in place of the engine's.
-    let _skep = skep::http::bind_unix(&rig.host.dir().join("skep.sock")).expect("binds");
-    rig.want(std::slice::from_ref(&web));
-    let running = rig.until(&web, TaskState::Running).await;
+    let _skep = skep::http::bind_unix(&agent.host.dir().join("skep.sock")).expect("binds");
+    agent.want(std::slice::from_ref(&web));
+    let running = agent.until(&web, TaskState::Running).await;
     assert_eq!((running.message.as_str(), running.err.as_str()), ("started", ""));
     let container = running.container.expect("a container");
     assert!(container.pid > 0 && container.container_id.len() == 64);
-    let states: Vec<TaskState> = rig.seen.iter().map(|(_, state)| *state).collect();
+    let states: Vec<TaskState> = agent.seen.iter().map(|(_, state)| *state).collect();
     assert!(states.is_sorted(), "{states:?}");
 
     let name = web.container_name();
     let inspect = |format: &str| format!("--format={format}");
     let seen =
-        rig.docker(&["inspect", &inspect("{{.Name}} {{json .Config.Labels}} {{.HostConfig.RestartPolicy.Name}}"), &name]).await;
+        agent.docker(&["inspect", &inspect("{{.Name}} {{json .Config.Labels}} {{.HostConfig.RestartPolicy.Name}}"), &name]).await;
     assert_eq!(
-        seen.expect("is there"),
+        seen.expect("exists"),
         format!(
             "/{name} {{\"colour\":\"blue\",\"com.docker.swarm.node.id\":\"{ME}\",\"com.docker.swarm.service.id\":\"{}\",\
              \"com.docker.swarm.service.name\":\"web\",\"com.docker.swarm.task\":\"\",\"com.docker.swarm.task.id\":\"{}\",\
@@ -55,26 +55,26 @@ async fn a_task_lives_and_ends_as_swarm_would_have_it() {
             web.service_id, web.id
         )
     );
-    let out = rig.docker(&["exec", &name, "sh", "-c", "echo $COLOUR $(hostname) $(id -u 2>/dev/null) $(cat /b/note)"]).await;
+    let out = agent.docker(&["exec", &name, "sh", "-c", "echo $COLOUR $(hostname) $(id -u 2>/dev/null) $(cat /b/note)"]).await;
     assert!(out.expect("runs").starts_with("blue beehive"));
-    assert!(rig.exec(&web, "cat /etc/hosts").await.expect("runs").contains("10.9.8.7\tdb"));
-    assert!(rig.exec(&web, "busybox touch /b/x").await.is_err(), "the bind mount is read-only");
-    let mounts = rig.docker(&["inspect", &inspect("{{range .Mounts}}{{.Source}} {{end}}"), &name]).await.expect("is there");
+    assert!(agent.exec(&web, "cat /etc/hosts").await.expect("runs").contains("10.9.8.7\tdb"));
+    assert!(agent.exec(&web, "busybox touch /b/x").await.is_err(), "the bind mount is read-only");
+    let mounts = agent.docker(&["inspect", &inspect("{{range .Mounts}}{{.Source}} {{end}}"), &name]).await.expect("exists");
     assert!(mounts.contains("skep.sock") && !mounts.contains("engine.sock"), "{mounts}");
-    assert_eq!(rig.docker(&["volume", "ls", "-q"]).await.expect("lists"), "honey");
+    assert_eq!(agent.docker(&["volume", "ls", "-q"]).await.expect("lists"), "honey");
 
-    // The daemon restarts: nothing happens to the container, the status is told again.
-    rig.start_agent();
-    assert_eq!(rig.until(&web, TaskState::Running).await.container.expect("a container"), container);
+    // The daemon restarts: the container is untouched, the status reported again.
+    agent.start_agent();
+    assert_eq!(agent.until(&web, TaskState::Running).await.container.expect("a container"), container);
 
-    rig.want(&[wanting(&web, TaskState::Shutdown)]);
-    let shut = rig.until(&web, TaskState::Shutdown).await;
+    agent.want(&[wanting(&web, TaskState::Shutdown)]);
+    let shut = agent.until(&web, TaskState::Shutdown).await;
     assert_eq!(shut.message, "shutdown");
-    assert_eq!(rig.docker(&["ps", "-aq"]).await.expect("lists").lines().count(), 1, "a finished task keeps its container");
-    rig.want(&[]);
-    rig.until_docker(&["ps", "-aq"], "").await;
-    assert_eq!(rig.docker(&["volume", "ls", "-q"]).await.expect("lists"), "honey", "named volumes stay");
-    rig.stop().await;
+    assert_eq!(agent.docker(&["ps", "-aq"]).await.expect("lists").lines().count(), 1, "a finished task keeps its container");
+    agent.want(&[]);
+    agent.until_docker(&["ps", "-aq"], "").await;
+    assert_eq!(agent.docker(&["volume", "ls", "-q"]).await.expect("lists"), "honey", "named volumes stay");
+    agent.stop().await;
 }
 
 fn image(slot: u64, image: &str) -> Task {
@@ -84,8 +84,8 @@ fn image(slot: u64, image: &str) -> Task {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_goes_wrong_is_said_in_the_engines_words() {
-    let mut rig = Rig::new("wrong").await;
+async fn failures_are_reported_with_the_engines_error() {
+    let mut agent = AgentFixture::new("wrong").await;
     let fails = task(1, "exit 3");
     let ends = task(2, "exit 0");
     let absent = image(3, "no.such.registry.invalid/nothing:1");
@@ -105,84 +105,85 @@ async fn what_goes_wrong_is_said_in_the_engines_words() {
     });
     let vanishing = task(8, POLITE);
     let all = [fails, ends, absent, no_command, no_source, stubborn, sick, vanishing];
-    rig.want(&all);
+    agent.want(&all);
     let [fails, ends, absent, no_command, no_source, stubborn, sick, vanishing] = &all;
-    let failed = rig.until(fails, TaskState::Failed).await;
+    let failed = agent.until(fails, TaskState::Failed).await;
     assert_eq!((failed.message.as_str(), failed.err.as_str()), ("started", "task: non-zero exit (3)"));
     assert_eq!(failed.container.expect("a container").exit_code, 3);
-    assert_eq!(rig.until(ends, TaskState::Complete).await.message, "finished");
-    let rejected = rig.until(absent, TaskState::Rejected).await;
+    assert_eq!(agent.until(ends, TaskState::Complete).await.message, "finished");
+    let rejected = agent.until(absent, TaskState::Rejected).await;
     assert!(rejected.err.contains("no.such.registry.invalid") && rejected.message == "preparing", "{rejected:?}");
-    let unstarted = rig.until(no_command, TaskState::Failed).await;
+    let unstarted = agent.until(no_command, TaskState::Failed).await;
     assert!(unstarted.err.contains("starting container failed") && unstarted.err.contains("/no/such/program"), "{unstarted:?}");
-    let unmade = rig.until(no_source, TaskState::Rejected).await;
+    let unmade = agent.until(no_source, TaskState::Rejected).await;
     assert!(unmade.err.contains("bind source path does not exist: /no/such/place"), "{unmade:?}");
 
     // Healthy first, then not.
-    rig.until(sick, TaskState::Starting).await;
+    agent.until(sick, TaskState::Starting).await;
     skep::lab::eventually("a file in the container", Duration::from_secs(10), || async {
-        rig.exec(sick, "busybox touch /tmp/well").await.map(drop)
+        agent.exec(sick, "busybox touch /tmp/well").await.map(drop)
     })
     .await
     .expect("runs");
-    rig.until(sick, TaskState::Running).await;
-    rig.exec(sick, "busybox rm /tmp/well").await.expect("runs");
-    let unhealthy = rig.until(sick, TaskState::Failed).await;
+    agent.until(sick, TaskState::Running).await;
+    agent.exec(sick, "busybox rm /tmp/well").await.expect("runs");
+    let unhealthy = agent.until(sick, TaskState::Failed).await;
     assert!(unhealthy.err.contains("unhealthy container"), "{unhealthy:?}");
 
-    rig.until(vanishing, TaskState::Running).await;
-    rig.docker(&["rm", "-f", &vanishing.container_name()]).await.expect("removes");
-    // Killed first, then gone: whichever was seen.
-    let gone = rig.until(vanishing, TaskState::Failed).await.err;
-    assert!(gone.contains("vanished") || gone.contains("137"), "{gone}");
+    agent.until(vanishing, TaskState::Running).await;
+    agent.docker(&["rm", "-f", &vanishing.container_name()]).await.expect("removes");
+    // Killed, then removed: either may be observed.
+    let error = agent.until(vanishing, TaskState::Failed).await.err;
+    assert!(error.contains("vanished") || error.contains("137"), "{error}");
 
-    // The grace, then force.
-    rig.until(stubborn, TaskState::Running).await;
+    // The grace period, then SIGKILL.
+    agent.until(stubborn, TaskState::Running).await;
     let mut stop = wanting(stubborn, TaskState::Shutdown);
     stop.spec.container_spec.stop_grace_period = Some(Duration::from_secs(1).into());
     let before = tokio::time::Instant::now();
-    rig.want(&[stop]);
-    assert_eq!(rig.until(stubborn, TaskState::Shutdown).await.container.expect("a container").exit_code, 137);
+    agent.want(&[stop]);
+    assert_eq!(agent.until(stubborn, TaskState::Shutdown).await.container.expect("a container").exit_code, 137);
     let took = before.elapsed();
     assert!((Duration::from_millis(900)..Duration::from_secs(8)).contains(&took), "{took:?}");
-    rig.until_docker(
-        &["ps", "-aq", "--filter", "status=exited"],
-        &rig.docker(&["ps", "-aq", "--no-trunc=false"]).await.expect("lists"),
-    )
-    .await;
-    rig.stop().await;
+    agent
+        .until_docker(
+            &["ps", "-aq", "--filter", "status=exited"],
+            &agent.docker(&["ps", "-aq", "--no-trunc=false"]).await.expect("lists"),
+        )
+        .await;
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_engine_comes_late_goes_and_comes_back() {
-    let mut rig = Rig::without_engine("late").await;
+async fn an_engine_that_starts_late_and_restarts() {
+    let mut agent = AgentFixture::without_engine("late").await;
     let one = task(1, POLITE);
-    rig.want(std::slice::from_ref(&one));
-    let error = rig.engine.describe().await.expect_err("absent");
+    agent.want(std::slice::from_ref(&one));
+    let error = agent.engine.describe().await.expect_err("absent");
     assert!(error.is_retryable() && error.to_string().contains("does not answer"), "{error}");
-    // Its image is not there yet: whichever is first, the task is refused or runs; a second one runs.
-    rig.start_engine().await;
+    // The image may be loaded after the first task is tried, which is then rejected; a second task runs.
+    agent.start_engine().await;
     let two = task(2, POLITE);
-    rig.want(std::slice::from_ref(&two));
-    rig.until(&two, TaskState::Running).await;
-    let said = rig.engine.describe().await.expect("answers");
-    assert_eq!((said.hostname.as_str(), said.os.as_str()), ("one", "linux"));
-    assert!(said.nano_cpus >= 1_000_000_000 && said.memory_bytes > 0 && !said.engine_version.is_empty());
-    assert!(said.plugins.contains(&("Network".to_owned(), "overlay".to_owned())));
-    assert!(["x86_64", "aarch64"].contains(&said.architecture.as_str()), "{}", said.architecture);
+    agent.want(std::slice::from_ref(&two));
+    agent.until(&two, TaskState::Running).await;
+    let host = agent.engine.describe().await.expect("answers");
+    assert_eq!((host.hostname.as_str(), host.os.as_str()), ("one", "linux"));
+    assert!(host.nano_cpus >= 1_000_000_000 && host.memory_bytes > 0 && !host.engine_version.is_empty());
+    assert!(host.plugins.contains(&("Network".to_owned(), "overlay".to_owned())));
+    assert!(["x86_64", "aarch64"].contains(&host.architecture.as_str()), "{}", host.architecture);
 
-    // Without live-restore a stopped engine ends its containers; the agent says so once it can see it.
-    rig.host.stop_engine().await.expect("stops");
+    // Without live-restore a stopped engine ends its containers; the agent reports it once the engine answers.
+    agent.host.stop_engine().await.expect("stops");
     let three = task(3, POLITE);
-    rig.want(&[two.clone(), three.clone()]);
-    rig.restart_engine().await;
-    rig.until(&three, TaskState::Running).await;
-    rig.until_over(&two).await;
+    agent.want(&[two.clone(), three.clone()]);
+    agent.restart_engine().await;
+    agent.until(&three, TaskState::Running).await;
+    agent.until_final(&two).await;
 
-    // Leaving, with a task that may still be on its way.
-    rig.want(&[]);
-    rig.until_docker(&["ps", "-aq"], "").await;
-    rig.want(std::slice::from_ref(&three));
-    skep::agent::remove_all(&NodeId::from(ME), &*rig.engine).await.expect("removes");
-    rig.stop().await;
+    // Leaving, while a task may still be starting.
+    agent.want(&[]);
+    agent.until_docker(&["ps", "-aq"], "").await;
+    agent.want(std::slice::from_ref(&three));
+    skep::agent::remove_all(&NodeId::from(ME), &*agent.engine).await.expect("removes");
+    agent.stop().await;
 }

@@ -1,16 +1,16 @@
 //! Sends what the stock CLI and curl sent to a real swarm, and compares the replies: status, field names, types, null,
-//! empty or missing, and every value that is not drawn by chance.
+//! empty or missing, and every value that is not random.
 
-use super::fake::{self, FakeNode};
-use super::{known, seed};
+use super::fixture::{ApiFixture, FakeNode};
+use super::{deviations, recorded_store};
 use bytes::Bytes;
 use serde_json::Value;
 use skep::api::control::{ControlError, Membership};
-use skep::http::Reply;
+use skep::http::HttpReply;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Recordings, as `tools/record` of the reference wrote them, cut down to what is sent here.
+/// The recordings of a group: name and exchanges.
 fn recordings(group: &str) -> Vec<(String, Vec<Value>)> {
     let path = format!("{}/tests/it/exchanges/{group}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap();
@@ -18,30 +18,30 @@ fn recordings(group: &str) -> Vec<(String, Vec<Value>)> {
     all.into_iter().map(|r| (r["name"].as_str().unwrap().to_owned(), r["exchanges"].as_array().unwrap().clone())).collect()
 }
 
-/// Replays every recording of a group, each on a node of its own; at least so many exchanges must be compared.
-async fn group(name: &str, least: usize, node: impl Fn(&str) -> std::sync::Arc<FakeNode>) {
+/// Replays every recording of a group, each on a new node. At least `least` exchanges must be compared.
+async fn replay_group(name: &str, least: usize, node: impl Fn(&str) -> std::sync::Arc<FakeNode>) {
     let (mut wrong, mut compared, mut skipped) = (String::new(), 0, 0);
     for (recording, exchanges) in recordings(name) {
         let node = node(&recording);
         let store = node.store.lock().unwrap().clone();
         if let Some(store) = store {
-            seed::fill(&store, &exchanges).await;
-            lead(&node, &exchanges);
+            recorded_store::fill(&store, &exchanges).await;
+            set_leader(&node, &exchanges);
         }
-        let served = fake::serve(node, None);
-        let mut session = Session { served: &served, ids: BTreeMap::new(), last_spec: Value::Null };
+        let fixture = ApiFixture::serve(node, None);
+        let mut session = Session { fixture: &fixture, ids: BTreeMap::new(), last_spec: Value::Null };
         for exchange in &exchanges {
             let reply = session.send(exchange).await;
-            let reason = known::reason(&recording, exchange);
+            let reason = deviations::reason(&recording, exchange);
             if exchange["method"] == "POST" && reason.is_some_and(|r| r.contains("501")) && reply.status.as_u16() != 501 {
                 let text = String::from_utf8_lossy(&reply.body);
                 let _ = writeln!(
                     wrong,
-                    "{recording}: {} {} is no 501: {} {text}",
+                    "{recording}: {} {} is not 501: {} {text}",
                     exchange["method"], exchange["path"], reply.status
                 );
             }
-            if reason.is_some() || !seed::storable(&exchange["response_body"]) {
+            if reason.is_some() || !recorded_store::storable(&exchange["response_body"]) {
                 skipped += 1;
                 continue;
             }
@@ -59,24 +59,24 @@ async fn group(name: &str, least: usize, node: impl Fn(&str) -> std::sync::Arc<F
     }
     assert!(wrong.is_empty(), "{name}: {compared} compared, {skipped} skipped; differences:\n{wrong}");
     assert!(compared >= least, "{name}: only {compared} exchanges were compared");
-    println!("{name}: {compared} exchanges compared, {skipped} skipped for a written reason");
+    println!("{name}: {compared} exchanges compared, {skipped} skipped as known deviations");
 }
 
-/// The leader of the recording leads.
-fn lead(node: &FakeNode, exchanges: &[Value]) {
+/// Makes the leader of the recording the leader of the fake node.
+fn set_leader(node: &FakeNode, exchanges: &[Value]) {
     let shown = exchanges.iter().flat_map(|e| match &e["response_body"] {
         Value::Array(list) => list.iter().collect(),
         one => vec![one],
     });
     let leader = shown.filter(|n| n["ManagerStatus"]["Leader"] == true).find_map(|n| n["ID"].as_str());
-    if let (Some(leader), Membership::Manager(member)) = (leader, &mut *node.membership.lock().unwrap()) {
-        member.leader = Some(leader.into());
+    if let (Some(leader), Membership::Manager(info)) = (leader, &mut *node.membership.lock().unwrap()) {
+        info.leader = Some(leader.into());
     }
 }
 
 #[tokio::test]
-async fn outside_a_swarm() {
-    group("nonmember", 36, |recording| {
+async fn replies_outside_a_swarm() {
+    replay_group("nonmember", 36, |recording| {
         let node = FakeNode::new(Membership::Inactive);
         let join = match recording {
             "swarm/join-malformed-token" => Err(ControlError::malformed_token()),
@@ -97,13 +97,13 @@ async fn outside_a_swarm() {
 }
 
 #[tokio::test]
-async fn on_a_worker() {
-    group("worker", 42, |_| FakeNode::new(Membership::Worker(FakeNode::lab2()))).await;
+async fn replies_of_a_worker() {
+    replay_group("worker", 42, |_| FakeNode::new(Membership::Worker(FakeNode::lab2()))).await;
 }
 
 #[tokio::test]
-async fn while_joining() {
-    group("pending", 4, |_| {
+async fn replies_while_joining() {
+    replay_group("pending", 4, |_| {
         FakeNode::new(Membership::Pending {
             node_addr: Some("10.123.0.4".parse().unwrap()),
             remotes: vec!["10.123.0.77:2377".to_owned()],
@@ -114,51 +114,52 @@ async fn while_joining() {
 }
 
 #[tokio::test]
-async fn making_a_swarm() {
-    group("fresh", 13, |_| FakeNode::new(Membership::Inactive)).await;
+async fn replies_of_a_new_swarm() {
+    replay_group("fresh", 13, |_| FakeNode::new(Membership::Inactive)).await;
 }
 
 #[tokio::test]
-async fn on_a_manager() {
-    group("manager", 600, |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
+async fn replies_of_a_manager() {
+    replay_group("manager", 600, |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
 }
 
-/// One recording on its way.
+/// The replay of one recording.
 struct Session<'a> {
-    served: &'a fake::Served,
-    /// Recorded id → ours, of what was made on the way.
+    fixture: &'a ApiFixture,
+    /// Recorded id → id on the fake node, for objects that were created during the replay.
     ids: BTreeMap<String, String>,
     last_spec: Value,
 }
 
 impl Session<'_> {
-    fn ours(&self, text: &str) -> String {
-        self.ids.iter().fold(text.to_owned(), |text, (recorded, ours)| text.replace(recorded, ours))
+    /// Replaces recorded ids.
+    fn with_actual_ids(&self, text: &str) -> String {
+        self.ids.iter().fold(text.to_owned(), |text, (recorded, actual)| text.replace(recorded, actual))
     }
 
-    async fn send(&mut self, exchange: &Value) -> Reply {
-        let path = self.ours(exchange["path"].as_str().unwrap());
+    async fn send(&mut self, exchange: &Value) -> HttpReply {
+        let path = self.with_actual_ids(exchange["path"].as_str().unwrap());
         let target = format!("{path}{}", self.query(&path, exchange).await);
         let body = self.body(exchange);
         let kind = exchange["content_type"].as_str().or(exchange.get("request_body_changes").map(|_| "application/json"));
         let fields: Vec<(&str, &str)> = kind.map(|k| ("Content-Type", k)).into_iter().collect();
         let method = exchange["method"].as_str().unwrap();
-        let reply = self.served.client.send(method, &target, &fields, body).await.unwrap();
-        let ours: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-        if let (201, Some(recorded), Some(ours)) = (
+        let reply = self.fixture.client.send(method, &target, &fields, body).await.unwrap();
+        let actual: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        if let (201, Some(recorded), Some(actual)) = (
             reply.status.as_u16(),
             exchange["response_body"]["ID"].as_str().or(exchange["response_body"]["Id"].as_str()),
-            ours["ID"].as_str().or(ours["Id"].as_str()),
+            actual["ID"].as_str().or(actual["Id"].as_str()),
         ) {
-            self.ids.insert(recorded.to_owned(), ours.to_owned());
+            self.ids.insert(recorded.to_owned(), actual.to_owned());
         }
-        if let (true, Some(recorded), Some(ours)) =
-            (path.ends_with("/swarm/init"), exchange["response_body"].as_str(), ours.as_str())
+        if let (true, Some(recorded), Some(actual)) =
+            (path.ends_with("/swarm/init"), exchange["response_body"].as_str(), actual.as_str())
         {
-            self.ids.insert(recorded.to_owned(), ours.to_owned());
+            self.ids.insert(recorded.to_owned(), actual.to_owned());
         }
-        if ours["Spec"].is_object() {
-            self.last_spec = ours["Spec"].clone();
+        if actual["Spec"].is_object() {
+            self.last_spec = actual["Spec"].clone();
         }
         reply
     }
@@ -172,8 +173,8 @@ impl Session<'_> {
                 Value::String(text) if name == "version" && !stale && text.parse::<u64>().is_ok() => {
                     self.version(path, text).await
                 }
-                Value::String(text) => self.ours(text),
-                other => self.ours(&other.to_string()),
+                Value::String(text) => self.with_actual_ids(text),
+                other => self.with_actual_ids(&other.to_string()),
             };
             let value: String = value.bytes().map(|b| format!("%{b:02X}")).collect();
             parts.push(format!("{name}={value}"));
@@ -183,7 +184,7 @@ impl Session<'_> {
 
     async fn version(&self, path: &str, recorded: &str) -> String {
         let object = path.trim_end_matches("/update");
-        let reply = self.served.client.get(object).await.unwrap();
+        let reply = self.fixture.client.get(object).await.unwrap();
         let shown: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         shown["Version"]["Index"].as_u64().map_or_else(|| recorded.to_owned(), |v| v.to_string())
     }
@@ -191,7 +192,6 @@ impl Session<'_> {
     fn body(&self, exchange: &Value) -> Bytes {
         if let Some(changes) = exchange.get("request_body_changes") {
             let mut spec = self.last_spec.clone();
-            // In words if there are none.
             for (path, value) in changes.as_object().into_iter().flatten() {
                 let pointer = format!("/{}", path.replace('.', "/"));
                 match spec.pointer_mut(&pointer) {
@@ -207,29 +207,29 @@ impl Session<'_> {
             Some(Value::Object(map)) if map.contains_key("stream") => {
                 map["stream"].as_array().unwrap().iter().map(Value::to_string).collect::<String>().into()
             }
-            Some(value) => self.ours(&value.to_string()).into(),
+            Some(value) => self.with_actual_ids(&value.to_string()).into(),
         }
     }
 
-    fn compare(&self, exchange: &Value, reply: &Reply, out: &mut Vec<String>) {
+    fn compare(&self, exchange: &Value, reply: &HttpReply, out: &mut Vec<String>) {
         let text = String::from_utf8_lossy(&reply.body).into_owned();
         if exchange["status"] != reply.status.as_u16() {
             out.push(format!("status {} became {}: {text}", exchange["status"], reply.status.as_u16()));
             return;
         }
         for (name, value) in exchange["response_headers"].as_object().into_iter().flatten() {
-            let ours = reply.headers.get(name).and_then(|v| v.to_str().ok());
-            if ours != value.as_str() {
-                out.push(format!("header {name}: {value} became {ours:?}"));
+            let actual = reply.headers.get(name).and_then(|v| v.to_str().ok());
+            if actual != value.as_str() {
+                out.push(format!("header {name}: {value} became {actual:?}"));
             }
         }
         match exchange.get("response_body") {
-            None if !reply.body.is_empty() => out.push(format!("a body came where there was none: {text}")),
+            None if !reply.body.is_empty() => out.push(format!("a body where none was recorded: {text}")),
             None => {}
             Some(recorded) => {
-                let recorded = serde_json::from_str(&self.ours(&recorded.to_string())).unwrap();
-                let ours = serde_json::from_str(&text).unwrap_or(Value::String(text));
-                compare("", &recorded, &ours, out);
+                let recorded = serde_json::from_str(&self.with_actual_ids(&recorded.to_string())).unwrap();
+                let actual = serde_json::from_str(&text).unwrap_or(Value::String(text));
+                compare("", &recorded, &actual, out);
             }
         }
     }
@@ -243,38 +243,38 @@ fn set(spec: &mut Value, path: &str, value: &Value) {
     *at = value.clone();
 }
 
-fn compare(path: &str, recorded: &Value, ours: &Value, out: &mut Vec<String>) {
-    if shortened(recorded) || known::varies(path) {
-        if std::mem::discriminant(recorded) != std::mem::discriminant(ours) && !shortened(recorded) {
-            out.push(format!("{path}: {recorded} became {ours}"));
+fn compare(path: &str, recorded: &Value, actual: &Value, out: &mut Vec<String>) {
+    if shortened(recorded) || deviations::varies(path) {
+        if std::mem::discriminant(recorded) != std::mem::discriminant(actual) && !shortened(recorded) {
+            out.push(format!("{path}: {recorded} became {actual}"));
         }
         return;
     }
-    match (recorded, ours) {
+    match (recorded, actual) {
         (Value::Object(a), Value::Object(b)) => {
-            // Shortened objects have no times, or say so.
+            // Shortened objects lack the times, or are marked.
             let cut = a.contains_key("ID") && !a.contains_key("CreatedAt") && !a.contains_key("Warnings");
             let partial = a.contains_key("...") || cut;
             for (key, value) in a.iter().filter(|(key, _)| *key != "..." && !(cut && *key == "Name")) {
                 let path = format!("{path}.{key}");
                 match b.get(key) {
-                    Some(ours) => compare(&path, value, ours, out),
-                    None if known::missing(&path) => {}
+                    Some(actual) => compare(&path, value, actual, out),
+                    None if deviations::missing(&path) => {}
                     None => out.push(format!("{path} is missing: {value}")),
                 }
             }
             for (key, value) in b {
                 let path = format!("{path}.{key}");
-                if !partial && !a.contains_key(key) && !known::added(&path, value) {
+                if !partial && !a.contains_key(key) && !deviations::added(&path, value) {
                     out.push(format!("{path} is new: {value}"));
                 }
             }
         }
         (Value::Array(a), Value::Array(b)) => {
-            let whole = !a.iter().any(shortened) && a.iter().all(|v| !v.is_object() || seed::storable(v));
-            let a: Vec<_> = a.iter().filter(|v| !shortened(v) && seed::storable(v)).collect();
-            if whole && a.len() != b.len() && !known::length_varies(path) {
-                out.push(format!("{path}: {} elements became {}: {ours}", a.len(), b.len()));
+            let whole = !a.iter().any(shortened) && a.iter().all(|v| !v.is_object() || recorded_store::storable(v));
+            let a: Vec<_> = a.iter().filter(|v| !shortened(v) && recorded_store::storable(v)).collect();
+            if whole && a.len() != b.len() && !deviations::length_varies(path) {
+                out.push(format!("{path}: {} elements became {}: {actual}", a.len(), b.len()));
                 return;
             }
             for (i, recorded) in a.into_iter().enumerate() {
@@ -285,18 +285,18 @@ fn compare(path: &str, recorded: &Value, ours: &Value, out: &mut Vec<String>) {
                     wanted => b.iter().find(|b| id(b) == wanted),
                 };
                 match found {
-                    Some(ours) => compare(&format!("{path}[]"), recorded, ours, out),
-                    None if known::length_varies(path) => {}
+                    Some(actual) => compare(&format!("{path}[]"), recorded, actual, out),
+                    None if deviations::length_varies(path) => {}
                     None => out.push(format!("{path}[]: {:?} is missing", id(recorded))),
                 }
             }
         }
-        (a, b) if a == b || known::equivalent(path, a, b) => {}
+        (a, b) if a == b || deviations::equivalent(path, a, b) => {}
         (a, b) => out.push(format!("{path}: {a} became {b}")),
     }
 }
 
-/// What the recordings leave out, in words.
+/// Whether a recorded value is a placeholder for something that the recording omits.
 fn shortened(value: &Value) -> bool {
     value.as_str().is_some_and(|s| {
         s.starts_with("... ")

@@ -48,6 +48,10 @@ const WORDS: &[(&str, &str)] = &[
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/settings.rs", "fast_plane", "the setting's name of 0.1: configuration files keep working"),
     ("src/cli/daemon.rs", "fast_plane", "as above, for the flag"),
+    ("src/cli/daemon.rs", "skep_fast", "as above, for the variable"),
+    ("ebpf/src/maps.rs", "gate", "the pinned name of a map"),
+    ("tests/bench/RESULTS.md", "gate", "the pinned name of a map"),
+    ("tests/it/ebpf_lifecycle/damage.rs", "gate", "the pinned name of a map"),
     ("tests/it/architecture/words.rs", "", "the list itself"),
 ];
 

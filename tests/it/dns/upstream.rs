@@ -1,4 +1,4 @@
-//! A resolver of the outside world: answers by the name it is asked.
+//! A fake resolver outside the cluster. How it answers depends on the first label of the name.
 
 use super::*;
 use hickory_proto::rr::{Record, rdata};
@@ -7,13 +7,13 @@ use std::sync::atomic::AtomicUsize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// What it answers to everything, as long as a name does not say otherwise.
+/// Its answer to names whose first label is not listed in [`replies`].
 pub const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 pub struct Upstream {
     pub address: Ipv4Addr,
     pub seen: Arc<Mutex<Vec<Message>>>,
-    /// Questions that it holds without an answer (names that begin with `silent`).
+    /// Queries that it has not answered (names that begin with `silent`).
     pub silent: Arc<AtomicUsize>,
     _loops: JoinSet<()>,
 }
@@ -75,8 +75,8 @@ fn replies(query: &Message, udp: bool) -> Vec<Vec<u8>> {
         "big" | "stubborn" if udp => reply.metadata.truncation = true,
         "silent" | "stubborn" => return Vec::new(),
         "big" => reply.answers = (0..100).map(|n| record(Ipv4Addr::new(198, 51, 100, n))).collect(),
-        "liar" => {
-            // A wrong id, another question, rubbish, a question, and only then the truth.
+        "forged" => {
+            // A wrong id, another question, an unparsable packet, a query, and only then the true answer.
             let forged = Ipv4Addr::new(203, 0, 113, 66);
             let mut wrong_id = reply.clone();
             wrong_id.metadata.id ^= 1;

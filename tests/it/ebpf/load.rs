@@ -1,14 +1,14 @@
-//! Programs, maps and places without any packet: the kernel takes them, a second run takes them over.
+//! Programs, maps and links without any packet: the kernel accepts them, a second run takes them over.
 
-use skep::datapath::ebpf::{EbpfDatapath, HOST_END, Hook, Link, MESH_END, Step, object_is_current};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, HOST_END, Hook, MESH_END, ProgramLink, object_is_current};
 use skep::datapath::mesh::Mesh;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A host namespace holds one eBPF datapath: these tests share the machine's, so they take turns.
-pub static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Locked by a test that uses the machine's network namespace: a namespace holds one eBPF datapath.
+pub static DATAPATH: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A mesh namespace and the eBPF datapath of a run directory of the test's own.
+/// A mesh namespace and an eBPF datapath in this run directory.
 pub async fn open(dir: &Path) -> (Arc<Mesh>, Arc<EbpfDatapath>) {
     let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
     let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.expect("loads");
@@ -19,21 +19,21 @@ pub fn dir_of(test: &str) -> PathBuf {
     std::env::temp_dir().join(format!("skep-ebpf-{}-{test}", std::process::id()))
 }
 
-/// Nothing but what was opened is in the folder.
+/// Removes the mesh namespace and the directory, which must have nothing else in it.
 pub fn end(dir: &Path, mesh: Arc<Mesh>) {
     mesh.remove().expect("removes the mesh");
     std::fs::remove_dir_all(dir).expect("nothing else is left");
 }
 
-/// Needs no tool: a forgotten `make ebpf` shows on every machine.
+/// Needs no tool, so that a forgotten `make ebpf` fails on every machine.
 #[test]
-fn the_built_object_is_what_its_sources_give() {
+fn the_built_object_is_current() {
     object_is_current(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ebpf")).unwrap_or_else(|why| panic!("{why}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_program_passes_the_kernels_check() {
-    let _turn = TURN.lock().await;
+async fn every_program_passes_the_kernels_verifier() {
+    let _datapath = DATAPATH.lock().await;
     let dir = dir_of("load");
     let (mesh, ebpf) = open(&dir).await;
     assert!(ebpf.unavailable().is_empty(), "{:#?}", ebpf.unavailable());
@@ -44,24 +44,25 @@ async fn every_program_passes_the_kernels_check() {
     end(&dir, mesh);
 }
 
-/// What a killed daemon leaves is taken over by the next one, maps and places; what is damaged shows.
+/// Maps and links of a killed daemon are taken over by the next one; a damaged link is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_takes_over_what_the_first_left() {
-    let _turn = TURN.lock().await;
+    let _datapath = DATAPATH.lock().await;
     let dir = dir_of("adopt");
     let (mesh, first) = open(&dir).await;
-    let around = first.observe().await.expect("observes").host_devices;
-    let link = |hook, device: &str, index: Option<u32>| Link { hook, device: device.to_owned(), index: index.unwrap_or(0) };
+    let devices = first.observe().await.expect("observes").host_devices;
+    let link =
+        |hook, device: &str, index: Option<u32>| ProgramLink { hook, device: device.to_owned(), index: index.unwrap_or(0) };
     let links = [
         link(Hook::Connect4, "", None),
-        link(Hook::ToUplink, HOST_END, around.host_end),
-        link(Hook::FromHost, MESH_END, around.mesh_end),
+        link(Hook::ToUplink, HOST_END, devices.host_end),
+        link(Hook::FromHost, MESH_END, devices.mesh_end),
     ];
-    let attach: Vec<Step> = links.iter().cloned().map(Step::Attach).collect();
+    let attach: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
     let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2] };
     let address = skep_ebpf::convert::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
-    first.apply(&[Step::SetBackend(address, backend)]).await.expect("sets");
+    first.apply(&[EbpfStep::SetBackend(address, backend)]).await.expect("sets");
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
     drop(first);
 
@@ -69,14 +70,14 @@ async fn a_second_run_takes_over_what_the_first_left() {
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
     assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");
-    second.apply(&attach).await.expect("attaches in their place");
+    second.apply(&attach).await.expect("replaces them");
     let now = second.observe().await.expect("observes");
     assert_eq!((now.links.len(), now.stale.len()), (3, 0), "{now:?}");
 
     let pin = dir.join("bpf/links").join(links[2].pin());
-    // Where there are no links, a folder stands for it.
+    // On kernels without links the pin is a directory.
     let removed = if pin.is_dir() { std::fs::remove_dir(&pin) } else { std::fs::remove_file(&pin) };
-    removed.expect("somebody removes a pin");
+    removed.expect("removed");
     let damaged = second.observe().await.expect("observes");
     assert!(!damaged.links.contains(&links[2]) && damaged.links.len() == 2, "{damaged:?}");
     second.apply(&attach).await.expect("attaches again");

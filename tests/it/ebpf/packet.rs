@@ -1,4 +1,4 @@
-//! IPv4 packets written by hand, for those who use no socket call or another's name.
+//! IPv4 packets for raw sockets: without a socket call that is translated, or with a forged source.
 
 use std::net::SocketAddrV4;
 
@@ -7,7 +7,7 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     segment.extend(u16::try_from(8 + payload.len()).expect("short").to_be_bytes());
     segment.extend([0, 0]);
     segment.extend(payload);
-    // The sum of UDP over IPv4 may be left out.
+    // A checksum of 0 is none, which UDP over IPv4 allows.
     ip(from, to, 17, &segment)
 }
 

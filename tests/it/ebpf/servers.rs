@@ -1,39 +1,39 @@
-//! Servers of the test's own inside containers, and those who talk to them. Over TCP a line asks: `who` (answered by the
-//! server's name and the client as the server sees it), `down N` and `up N` (so many bytes that nobody mixes up); a datagram
-//! is answered by name, client and itself.
+//! Servers of the tests inside containers, and their clients. Over TCP a line is a request: `who` (answered by the server's
+//! name and the client's address as the server sees it), `down N` and `up N` (N bytes of known content); a datagram is answered
+//! by name, client address and its payload.
 
-use super::spot::Spot;
+use super::namespace::Namespace;
 use anyhow::{Context as _, ensure};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// What datagrams that a server shall remember begin with.
+/// Prefix of datagrams that a server records.
 pub const MARK: &[u8] = b"MARK";
 
-type Heard = Vec<(SocketAddr, Vec<u8>)>;
+type Datagrams = Vec<(SocketAddr, Vec<u8>)>;
 
 /// Every datagram that began with [`MARK`], with its sender.
 pub struct Server {
-    heard: Arc<Mutex<Heard>>,
+    received: Arc<Mutex<Datagrams>>,
 }
 
 impl Server {
-    pub fn heard(&self) -> Heard {
-        self.heard.lock().expect("no panic").clone()
+    pub fn received(&self) -> Datagrams {
+        self.received.lock().expect("no panic").clone()
     }
 }
 
-/// What a server said of a client.
+/// A server's answer: its name, and the client's address as it sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Seen {
-    pub who: String,
-    pub peer: SocketAddr,
+pub struct Answer {
+    pub server: String,
+    pub client: SocketAddr,
 }
 
 /// Serves both protocols on a port of a namespace until the test's process ends; on the wildcard of IPv6 also those of IPv4.
-pub fn serve(spot: &Spot, port: u16, any: IpAddr) -> Server {
+pub fn serve(namespace: &Namespace, port: u16, any: IpAddr) -> Server {
     let address = SocketAddr::new(any, port);
     let make = |kind| {
         let socket = Socket::new(Domain::for_address(address), kind, None)?;
@@ -43,39 +43,39 @@ pub fn serve(spot: &Spot, port: u16, any: IpAddr) -> Server {
         socket.bind(&address.into())?;
         Ok::<_, io::Error>(socket)
     };
-    let both = spot.inside(|| {
+    let both = namespace.inside(|| {
         let listener = make(Type::STREAM)?;
         listener.listen(64)?;
         Ok((TcpListener::from(listener), UdpSocket::from(make(Type::DGRAM)?)))
     });
-    let (listener, datagrams) = both.unwrap_or_else(|e| panic!("{address} in a container of {}: {e}", spot.name));
-    let name = spot.name.clone();
+    let (listener, datagrams) = both.unwrap_or_else(|e| panic!("{address} in a container of {}: {e}", namespace.name));
+    let name = namespace.name.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let name = name.clone();
-            std::thread::spawn(move || talk(&name, stream));
+            std::thread::spawn(move || answer_requests(&name, stream));
         }
     });
-    let (name, heard) = (spot.name.clone(), Arc::<Mutex<Heard>>::default());
-    let ear = Arc::clone(&heard);
+    let (name, received) = (namespace.name.clone(), Arc::<Mutex<Datagrams>>::default());
+    let record = Arc::clone(&received);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65_536];
         loop {
-            // A client that is gone makes an error here.
+            // An ICMP error of a client that has closed its socket.
             let Ok((length, from)) = datagrams.recv_from(&mut buffer) else { continue };
-            let word = &buffer[..length];
-            if word.starts_with(MARK) {
-                ear.lock().expect("no panic").push((canonical(from), word.to_vec()));
+            let payload = &buffer[..length];
+            if payload.starts_with(MARK) {
+                record.lock().expect("no panic").push((canonical(from), payload.to_vec()));
             }
-            let mut said = format!("{name} {} ", canonical(from)).into_bytes();
-            said.extend(word);
-            let _ = datagrams.send_to(&said, from);
+            let mut answer = format!("{name} {} ", canonical(from)).into_bytes();
+            answer.extend(payload);
+            let _ = datagrams.send_to(&answer, from);
         }
     });
-    Server { heard }
+    Server { received }
 }
 
-fn talk(name: &str, mut stream: TcpStream) -> io::Result<()> {
+fn answer_requests(name: &str, mut stream: TcpStream) -> io::Result<()> {
     let peer = canonical(stream.peer_addr()?);
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
@@ -96,12 +96,12 @@ fn talk(name: &str, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// One form of an address, however the socket that saw it was made.
+/// IPv4-mapped addresses as IPv4, so that sockets of both families report the same.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Bytes without order, as many as no buffer of the way has.
+/// Pseudo-random bytes, in a number that is no multiple of any buffer's size on the path: lost or swapped blocks show.
 fn noise() -> &'static [u8] {
     static NOISE: OnceLock<Vec<u8>> = OnceLock::new();
     NOISE.get_or_init(|| {
@@ -138,26 +138,26 @@ fn receive(from: &mut impl Read, bytes: usize) -> anyhow::Result<()> {
 }
 
 /// A client's connection.
-pub struct Talk {
+pub struct Connection {
     stream: BufReader<TcpStream>,
 }
 
-impl Talk {
-    pub fn open(spot: &Spot, to: SocketAddr) -> anyhow::Result<Self> {
-        Self::from(spot, None, to)
+impl Connection {
+    pub fn open(namespace: &Namespace, to: SocketAddr) -> anyhow::Result<Self> {
+        Self::from(namespace, None, to)
     }
 
-    pub fn from(spot: &Spot, from: Option<SocketAddr>, to: SocketAddr) -> anyhow::Result<Self> {
-        let stream = spot.tcp(from, to).with_context(|| format!("{} -> {to}: connect", spot.name))?;
+    pub fn from(namespace: &Namespace, from: Option<SocketAddr>, to: SocketAddr) -> anyhow::Result<Self> {
+        let stream = namespace.tcp(from, to).with_context(|| format!("{} -> {to}: connect", namespace.name))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// The client's own address.
-    pub fn own(&self) -> SocketAddr {
+    pub fn local_addr(&self) -> SocketAddr {
         self.stream.get_ref().local_addr().expect("connected")
     }
 
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer_addr(&self) -> SocketAddr {
         self.stream.get_ref().peer_addr().expect("connected")
     }
 
@@ -167,52 +167,53 @@ impl Talk {
         Ok(line.trim().to_owned())
     }
 
-    pub fn who(&mut self) -> anyhow::Result<Seen> {
-        // A refused one has no peer (any more).
+    pub fn identify(&mut self) -> anyhow::Result<Answer> {
+        // A connection that was reset has no peer.
         let stream = self.stream.get_ref();
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
-        let said = self.stream.get_mut().write_all(b"who\n").map_err(anyhow::Error::from).and_then(|()| self.line());
-        seen(&said.with_context(|| format!("{own} -> {peer}: who"))?)
+        let answer = self.stream.get_mut().write_all(b"who\n").map_err(anyhow::Error::from).and_then(|()| self.line());
+        parse_server_and_client(&answer.with_context(|| format!("{own} -> {peer}: who"))?)
     }
 
-    pub fn down(&mut self, bytes: usize) -> anyhow::Result<()> {
+    pub fn download(&mut self, bytes: usize) -> anyhow::Result<()> {
         writeln!(self.stream.get_mut(), "down {bytes}")?;
         receive(&mut self.stream, bytes)
     }
 
-    pub fn up(&mut self, bytes: usize) -> anyhow::Result<()> {
+    pub fn upload(&mut self, bytes: usize) -> anyhow::Result<()> {
         writeln!(self.stream.get_mut(), "up {bytes}")?;
         send(self.stream.get_mut(), bytes)?;
-        let said = self.line()?;
-        ensure!(said == "right", "{said}");
+        let result = self.line()?;
+        ensure!(result == "right", "{result}");
         Ok(())
     }
 }
 
-fn seen(text: &str) -> anyhow::Result<Seen> {
-    let (who, peer) = text.split_once(' ').with_context(|| format!("not an answer: {text:?}"))?;
-    Ok(Seen { who: who.to_owned(), peer: peer.parse()? })
+fn parse_server_and_client(text: &str) -> anyhow::Result<Answer> {
+    let (server, client) = text.split_once(' ').with_context(|| format!("not an answer: {text:?}"))?;
+    Ok(Answer { server: server.to_owned(), client: client.parse()? })
 }
 
-/// One datagram and its answer: what the server saw. The socket is a connected one.
-pub fn say(socket: &UdpSocket, word: &[u8]) -> anyhow::Result<Seen> {
-    socket.send(word)?;
+/// Sends a datagram on a connected socket and receives its answer.
+pub fn exchange(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<Answer> {
+    socket.send(payload)?;
     let mut buffer = vec![0; 65_536];
     let length = socket.recv(&mut buffer)?;
-    answer(&buffer[..length], word)
+    parse_answer(&buffer[..length], payload)
 }
 
-/// Takes an answer apart and compares what was heard.
-pub fn answer(answer: &[u8], word: &[u8]) -> anyhow::Result<Seen> {
+/// Parses the answer to a datagram; an error if it does not return the payload.
+pub fn parse_answer(answer: &[u8], payload: &[u8]) -> anyhow::Result<Answer> {
     let mut blanks = (0..answer.len()).filter(|at| answer[*at] == b' ');
     let end = blanks.nth(1).with_context(|| format!("not an answer: {:?}", String::from_utf8_lossy(answer)))?;
-    ensure!(&answer[end + 1..] == word, "{} bytes came back otherwise", word.len());
-    seen(std::str::from_utf8(&answer[..end])?)
+    ensure!(&answer[end + 1..] == payload, "the answer to {} bytes has other content", payload.len());
+    parse_server_and_client(std::str::from_utf8(&answer[..end])?)
 }
 
-/// One datagram from a new socket: what the server saw, and the client's own address.
-pub fn ask_udp(spot: &Spot, to: SocketAddr, word: &[u8]) -> anyhow::Result<(Seen, SocketAddr)> {
-    let socket = spot.udp(None, to)?;
-    let seen = say(&socket, word).with_context(|| format!("{} -> {to}: {} bytes by UDP", spot.name, word.len()))?;
+/// As [`exchange`], on a new socket; also returns the client's address.
+pub fn exchange_once(namespace: &Namespace, to: SocketAddr, payload: &[u8]) -> anyhow::Result<(Answer, SocketAddr)> {
+    let socket = namespace.udp(None, to)?;
+    let seen =
+        exchange(&socket, payload).with_context(|| format!("{} -> {to}: {} bytes by UDP", namespace.name, payload.len()))?;
     Ok((seen, socket.local_addr()?))
 }

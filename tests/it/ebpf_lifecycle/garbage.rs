@@ -1,4 +1,4 @@
-//! What a dead instance left is adopted or removed by the next one, and leaving leaves nothing.
+//! The next daemon adopts or removes what a killed one left, and `leave` removes everything.
 
 use super::*;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ fn programs(host: &Host) -> BTreeSet<u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_of_a_dead_instance_is_removed_by_the_next() {
+async fn leftovers_of_a_killed_daemon_are_removed_by_the_next() {
     let mut swarm = swarm("kg", 1, AUTO).await;
     let client = client(&swarm).await;
     web(&swarm).await;
@@ -25,21 +25,21 @@ async fn garbage_of_a_dead_instance_is_removed_by_the_next() {
     let (pins, links) = (bpf::pins(host), bpf::links(host));
     let old = programs(host);
 
-    // Maps of a layout that is not this build's; links to devices that are gone; one that was half made.
+    // Maps of another layout; a link to a device that is gone; a pin from before its rename.
     std::fs::create_dir(pins.join("maps0")).expect("folder");
     bpf::pin_again(&bpf::maps(host).join("VIPS"), &pins.join("maps0/VIPS"));
-    let place = |pin: &str| pins.join("links").join(pin);
-    bpf::pin_again(&place("connect4"), &place("from_container@gone@4000"));
-    bpf::pin_again(&place("connect4"), &place("connect4!"));
+    let link = |pin: &str| pins.join("links").join(pin);
+    bpf::pin_again(&link("connect4"), &link("from_container@gone@4000"));
+    bpf::pin_again(&link("connect4"), &link("connect4!"));
 
     start(&mut swarm.hosts[0]).await;
     serves(&swarm.hosts, &["8080/tcp"]).await;
     let host = &swarm.hosts[0];
-    within(20, "the garbage to go", || async {
+    within(20, "the leftovers to be removed", || async {
         anyhow::ensure!(bpf::links(host) == links, "{:?}", bpf::links(host));
         anyhow::ensure!(!pins.join("maps0").exists(), "maps of another layout stay");
         let stay: Vec<&u32> = old.iter().filter(|program| bpf::alive(**program)).collect();
-        anyhow::ensure!(stay.is_empty(), "programs of the dead instance stay: {stay:?}");
+        anyhow::ensure!(stay.is_empty(), "programs of the killed daemon stay: {stay:?}");
         Ok(())
     })
     .await;
@@ -49,40 +49,40 @@ async fn garbage_of_a_dead_instance_is_removed_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pair_whose_mesh_was_lost_is_replaced() {
+async fn a_veth_pair_whose_mesh_namespace_was_lost_is_replaced() {
     let mut swarm = swarm("kp", 1, AUTO).await;
     let client = client(&swarm).await;
     web(&swarm).await;
     swarm.hosts[0].stop_daemon(true).await.expect("killed");
     let host = &swarm.hosts[0];
     let mesh = host.run_dir().join("mesh");
-    // Somebody still sits in the old mesh namespace, so it lives on without a name, and skeph with it.
-    let mut sitter =
-        host.command("nsenter").arg(format!("--net={}", mesh.display())).args(["sleep", "infinity"]).spawn().expect("sits");
-    within(10, "somebody to sit in it", || async {
-        let there = host.run(&format!("nsenter --net={} ss -lnt", mesh.display())).await.map(drop);
-        there.and(host.run("busybox pidof sleep").await.map(drop))
+    // A process in the old mesh namespace keeps it, and skeph, without a pin.
+    let mut process =
+        host.command("nsenter").arg(format!("--net={}", mesh.display())).args(["sleep", "infinity"]).spawn().expect("started");
+    within(10, "the process to enter it", || async {
+        let listens = host.run(&format!("nsenter --net={} ss -lnt", mesh.display())).await.map(drop);
+        listens.and(host.run("busybox pidof sleep").await.map(drop))
     })
     .await;
-    host.run(&format!("umount -l {}", mesh.display())).await.expect("lost");
-    host.run("ip link show skeph").await.expect("it is there");
+    host.run(&format!("umount -l {}", mesh.display())).await.expect("unpinned");
+    host.run("ip link show skeph").await.expect("it exists");
 
     start(&mut swarm.hosts[0]).await;
     let host = &swarm.hosts[0];
-    // The containers' own ends were lost with the old mesh: tasks are not this test's matter, the port's way is.
+    // The containers' veth ends were lost with the old namespace: this test is about the port's path, not about tasks.
     within(30, "the eBPF datapath to be up", || async {
         let status = status(host).await;
         anyhow::ensure!(status["ebpf"]["up"] == true && status["ebpf"]["reason"] == "", "{:#}", status["ebpf"]);
         Ok(())
     })
     .await;
-    sitter.kill().await.expect("ends");
+    process.kill().await.expect("ends");
     client.stop().await;
     swarm.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leave_leaves_no_program_no_pair_no_mount() {
+async fn leave_removes_programs_the_veth_pair_and_mounts() {
     let swarm = swarm("kv", 2, AUTO).await;
     web(&swarm).await;
     for host in [&swarm.hosts[1], &swarm.hosts[0]] {
@@ -101,9 +101,9 @@ async fn leave_leaves_no_program_no_pair_no_mount() {
             Ok(())
         })
         .await;
-        for (name, place) in bpf::CALLS {
-            let there = bpf::programs_at(bpf::cgroup(), place);
-            assert!(!there.iter().any(|id| programs.contains(id)), "{name} stays at the cgroup");
+        for (name, attach_type) in bpf::CALLS {
+            let attached = bpf::programs_at(bpf::cgroup(), attach_type);
+            assert!(!attached.iter().any(|id| programs.contains(id)), "{name} stays at the cgroup");
         }
     }
     swarm.stop().await;

@@ -1,4 +1,5 @@
-//! Ten minutes of tasks that come, go and die under load, with a host cut off and back in the middle. Run by `make soak`.
+//! Ten minutes of tasks that are created, removed and killed under load, with a host disconnected for a while. `make soak`
+//! runs it.
 
 use super::*;
 use futures_util::StreamExt as _;
@@ -6,23 +7,23 @@ use futures_util::stream::FuturesUnordered;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use skep::http::{Reply, UnixClient};
+use skep::http::{HttpReply, UnixClient};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::time::Instant;
 
-/// Between two changes.
+/// Time between two changes.
 const CHURN: Duration = Duration::from_millis(200);
-/// Between two requests of one source.
+/// Time between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Services whose replicas come and go in good order: number of replicas, at least and at most.
+/// Services that are scaled, with the least and the greatest number of replicas.
 const SCALED: [&str; 3] = ["web0", "web1", "web2"];
 const REPLICAS: (usize, usize) = (2, 5);
-/// Services that are made and removed, and whose containers are killed. No load: what they lose is lost.
+/// Services that are created and removed, and whose containers are killed. Without load: their requests may be lost.
 const ODD: [&str; 3] = ["odd0", "odd1", "odd2"];
-/// Its tasks stay where they are, off the host that is cut.
+/// A service whose tasks stay, on other hosts than the one that is disconnected.
 const STEADY: &str = "steady";
-/// Its UDP port.
+/// UDP port of the steady service.
 const DATAGRAMS: u16 = 5300;
 
 fn port_of(service: &str) -> u16 {
@@ -30,14 +31,14 @@ fn port_of(service: &str) -> u16 {
     8000 + u16::try_from(at).expect("few")
 }
 
-/// How long it shall take.
+/// Length of the soak.
 #[expect(clippy::disallowed_methods, reason = "a test has no settings file")]
 fn length() -> Duration {
     let seconds = std::env::var("SKEP_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(600))
 }
 
-/// A change, and the service that it is made to.
+/// A change, and its service.
 #[derive(Clone, Copy)]
 enum Change {
     Scale(&'static str, usize),
@@ -62,10 +63,10 @@ impl Change {
     }
 }
 
-/// Changes under way, one per service at most; whether each was made.
+/// Changes in progress, one per service at most; each returns whether it was made.
 type UnderWay<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = (Change, bool)> + 'a>>>;
 
-/// What changes tasks.
+/// Makes random changes.
 struct Churn<'a> {
     swarm: &'a Swarm,
     rng: StdRng,
@@ -74,10 +75,9 @@ struct Churn<'a> {
     nodes: BTreeMap<String, usize>,
     busy: BTreeSet<&'static str>,
     under_way: UnderWay<'a>,
-    /// Changes that are due and not made yet.
+    /// Number of changes that are due and not made.
     due: usize,
-    /// How many of each were made; and tries that came to nothing: nobody to kill, the manager refuses (a version that is
-    /// old by now).
+    /// Number of changes by kind, and of attempts without effect: no task to kill, or the manager refused an old version.
     done: BTreeMap<&'static str, usize>,
 }
 
@@ -100,18 +100,18 @@ impl<'a> Churn<'a> {
         }
     }
 
-    /// Of ten changes about six scale, three kill, one makes or removes; of services that are not being changed.
+    /// Of ten changes about six scale, three kill, one creates or removes. Only services that are not being changed.
     fn choose(&mut self) -> Option<Change> {
         let idle = |name: &&&str| !self.busy.contains(**name);
         let scaled: Vec<&'static str> = SCALED.iter().filter(idle).copied().collect();
-        let (there, absent): (Vec<_>, Vec<_>) = ODD.iter().filter(idle).copied().partition(|name| self.odd[name]);
+        let (present, absent): (Vec<_>, Vec<_>) = ODD.iter().filter(idle).copied().partition(|name| self.odd[name]);
         let kind = self.rng.random_range(0..10);
-        if kind >= 9 || (kind >= 6 && there.is_empty()) || (kind < 6 && scaled.is_empty()) {
-            let all: Vec<Change> = there.into_iter().map(Change::Remove).chain(absent.into_iter().map(Change::Make)).collect();
+        if kind >= 9 || (kind >= 6 && present.is_empty()) || (kind < 6 && scaled.is_empty()) {
+            let all: Vec<Change> = present.into_iter().map(Change::Remove).chain(absent.into_iter().map(Change::Make)).collect();
             return all.choose(&mut self.rng).copied();
         }
         if kind >= 6 {
-            return there.choose(&mut self.rng).copied().map(Change::Kill);
+            return present.choose(&mut self.rng).copied().map(Change::Kill);
         }
         let name = *scaled.choose(&mut self.rng)?;
         let now = self.replicas[name];
@@ -145,7 +145,7 @@ impl<'a> Churn<'a> {
         }
     }
 
-    /// One change every [`CHURN`] until `over`, and those that are under way then.
+    /// Makes one change every [`CHURN`] until `over`, and waits for those in progress.
     async fn until(&mut self, over: impl Future<Output = ()>) {
         let mut over = std::pin::pin!(over);
         let mut tick = tokio::time::interval(CHURN);
@@ -166,13 +166,13 @@ impl<'a> Churn<'a> {
         }
     }
 
-    /// How many changes were made.
+    /// Number of changes that were made.
     fn made(&self) -> usize {
         self.done.iter().filter(|(what, _)| **what != "none").map(|(_, count)| count).sum()
     }
 }
 
-/// Kills the container of a running task by its host's engine.
+/// Kills the container of a running task through its host's engine.
 async fn kill(swarm: &Swarm, nodes: &BTreeMap<String, usize>, name: &str, pick: u32) -> Option<()> {
     let tasks = swarm.tasks(name).await;
     let running: Vec<&Value> = tasks.iter().filter(|task| task["Status"]["State"] == "running").collect();
@@ -196,14 +196,14 @@ async fn make(swarm: &Swarm, name: &str) -> bool {
     post(&swarm.hosts[0], "/services/create", &spec).await.status.is_success()
 }
 
-async fn remove(swarm: &Swarm, name: &str) -> Option<Reply> {
+async fn remove(swarm: &Swarm, name: &str) -> Option<HttpReply> {
     UnixClient::new(swarm.hosts[0].skep_socket()).request("DELETE", &format!("/services/{name}"), None).await.ok()
 }
 
-/// Waits until a node follows the newest view with every loop.
-async fn follows(swarm: &Swarm, host: &Host) {
-    let newest = status(&swarm.hosts[0]).await["told"]["index"].as_u64().expect("a revision");
-    within(120, "the node to follow", || async {
+/// Waits until every loop of a node has applied the newest view.
+async fn wait_for_node(swarm: &Swarm, host: &Host) {
+    let newest = status(&swarm.hosts[0]).await["view_revision"]["index"].as_u64().expect("a revision");
+    within(120, "the node to apply the newest view", || async {
         let status = status(host).await;
         let applied = status["applied"].as_object().expect("loops");
         let behind = applied.iter().filter(|(_, at)| at["index"].as_u64() < Some(newest)).map(|(name, _)| name.as_str());
@@ -216,12 +216,12 @@ async fn follows(swarm: &Swarm, host: &Host) {
 
 #[ignore = "ten minutes: `make soak`"]
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() {
+async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     let swarm = swarm("ks", 3, "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 1000\n").await;
     let client = client(&swarm).await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
     let networks = json!([{ "Target": "back" }]);
-    // The steady ones find no place on the host that will be cut; neither do those that ask by virtual address.
+    // The steady tasks and the callers must not run on the host that will be disconnected.
     availability(&swarm, "n3", "drain").await;
     let ports = json!([
         { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port_of(STEADY) },
@@ -234,13 +234,13 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
         "TaskTemplate": template,
     });
     ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
-    swarm.service("ask", 2, None, json!({ "Networks": networks })).await;
-    let asking = swarm.running("ask", 2).await;
+    swarm.service("caller", 2, None, json!({ "Networks": networks })).await;
+    let callers = swarm.running("caller", 2).await;
     for task in &swarm.running(STEADY, 4).await {
         echo(&swarm, task, DATAGRAMS).await;
     }
     availability(&swarm, "n3", "active").await;
-    // A server that is not listening yet is no healthy path: its tasks run once they answer.
+    // With a health check a task is running only once its server answers.
     let mut server = good_server(&networks);
     server["ContainerSpec"]["Healthcheck"] =
         json!({ "Test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1/"], "Interval": 2_000_000_000_u64 });
@@ -262,9 +262,13 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
             targets.push(Target::new(&outside, (host.address(), port_of(name)).into(), format!("{name} by {}", host.name())));
         }
         let vip = vip(&swarm, name).await;
-        for task in &asking {
+        for task in &callers {
             let from = host_of(&swarm, task).await.name().to_owned();
-            targets.push(Target::new(&of_task(&swarm, task).await, (vip, 80).into(), format!("{name} by address on {from}")));
+            targets.push(Target::new(
+                &of_task(&swarm, task).await,
+                (vip, 80).into(),
+                format!("{name} by virtual address on {from}"),
+            ));
         }
     }
     let mut flows = Vec::new();
@@ -273,7 +277,7 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
         flows.extend((0..4).map(|at| Target::new(&outside, (host.address(), DATAGRAMS).into(), label(at))));
     }
     let vip = vip(&swarm, STEADY).await;
-    for task in &asking {
+    for task in &callers {
         let label = format!("{STEADY}, flow by address on {}", host_of(&swarm, task).await.name());
         flows.push(Target::new(&of_task(&swarm, task).await, (vip, DATAGRAMS).into(), label));
     }
@@ -290,15 +294,15 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
     churn.until(at(0.6)).await;
     swarm.lab.heal(&swarm.hosts[2]).await.expect("healed");
     let healed = Instant::now();
-    churn.until(follows(&swarm, &swarm.hosts[2])).await;
+    churn.until(wait_for_node(&swarm, &swarm.hosts[2])).await;
     let back = Instant::now();
-    eprintln!("cut for {:.1?}, followed {:.1?} after it was healed", healed - cut, back - healed);
+    eprintln!("disconnected for {:.1?}, up to date {:.1?} after it was connected again", healed - cut, back - healed);
     churn.until(at(1.0)).await;
     let took = begun.elapsed();
     eprintln!("changes: {:?} in {took:.0?}, one each {:.0?}", churn.done, took / u32::try_from(churn.made()).expect("some"));
 
     for name in SCALED {
-        within(20, "the last word", || async {
+        within(20, "the last change", || async {
             anyhow::ensure!(try_to_scale(&swarm, name, 3).await.status.is_success(), "refused");
             Ok(())
         })
@@ -306,27 +310,27 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
         settled(&swarm, name, 3).await;
     }
     for host in &swarm.hosts {
-        follows(&swarm, host).await;
+        wait_for_node(&swarm, host).await;
     }
     let mut tallies = Vec::new();
     for load in loads {
         tallies.extend(load.stop().await);
     }
 
-    // What could have gone to the host that was cut is counted apart.
-    let (mut lost, mut apart, mut answered) = (Vec::new(), 0, 0);
+    // Requests that could be sent to the disconnected host are counted separately.
+    let (mut lost, mut excused, mut answered) = (Vec::new(), 0, 0);
     for tally in &tallies {
         answered += tally.answers();
         let may_miss = tally.label.ends_with("by n3") || !tally.label.starts_with(STEADY);
         for failed in &tally.failed {
             if may_miss && failed.from <= back && failed.to >= cut {
-                apart += 1;
+                excused += 1;
             } else {
                 lost.push(format!("{} at {:.1?}: {}", tally.label, failed.from - begun, failed.why));
             }
         }
     }
-    eprintln!("{answered} answered, {} lost on healthy paths, {apart} on paths to the host that was cut", lost.len());
+    eprintln!("{answered} answered, {} lost on healthy paths, {excused} on paths to the disconnected host", lost.len());
     eprintln!("{lost:#?}");
     for host in &swarm.hosts {
         settled_tables(&swarm, host, &services).await;
@@ -337,34 +341,34 @@ async fn nothing_is_lost_while_tasks_come_and_go_and_a_host_is_cut_and_healed() 
     swarm.stop().await;
 }
 
-/// A node's tables are those of its view: nothing is left to do, nothing had to be repaired, and behind each port and address
-/// stand the tasks that run, no other and none is missing.
+/// Checks that a node's tables are those of its view: no change is pending, nothing was repaired, and the backends of each port
+/// and address are exactly the running tasks.
 async fn settled_tables(swarm: &Swarm, host: &Host, services: &[&str]) {
-    within(30, "nothing to be left to do", || async {
+    within(30, "no pending change", || async {
         let status = status(host).await;
         let ebpf = &status["ebpf"];
         anyhow::ensure!(ebpf["changed"] == 0 && ebpf["reason"] == "", "{}: {ebpf:#}", host.name());
-        anyhow::ensure!(status["applied"]["ebpf"] == status["told"], "{}: {status:#}", host.name());
+        anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "{}: {status:#}", host.name());
         Ok(())
     })
     .await;
     let ebpf = status(host).await["ebpf"].clone();
     eprintln!("{}: repaired {}, counters {}", host.name(), ebpf["repaired"], ebpf["counters"]);
     let dump = dump(host).await.expect("answers")["ebpf"].take();
-    assert_eq!(dump["stale"], json!([]), "{}: pins of nobody", host.name());
+    assert_eq!(dump["stale"], json!([]), "{}: stale pins", host.name());
     for name in services {
         let tasks = swarm.running(name, if *name == STEADY { 4 } else { 3 }).await;
-        let of = |network: &str| addresses_on(&tasks, network);
+        let addresses = |network: &str| addresses_on(&tasks, network);
         let port = format!("{}/tcp", port_of(name));
-        let there: BTreeSet<&str> =
+        let backends: BTreeSet<&str> =
             dump["ports"][&port]["backends"].as_object().into_iter().flatten().map(|(a, _)| a.as_str()).collect();
-        assert_eq!(there, of("ingress"), "{}: {port}", host.name());
+        assert_eq!(backends, addresses("ingress"), "{}: {port}", host.name());
         let vip = vip(swarm, name).await.to_string();
-        let there: BTreeSet<&str> =
+        let backends: BTreeSet<&str> =
             dump["vips"][&vip]["backends"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        assert_eq!(there, of("back"), "{}: {name} at {vip}", host.name());
+        assert_eq!(backends, addresses("back"), "{}: {name} at {vip}", host.name());
     }
-    assert_eq!(ebpf["repaired"], 0, "{}: what nobody damaged is not repaired", host.name());
+    assert_eq!(ebpf["repaired"], 0, "{}: repairs without damage", host.name());
 }
 
 /// Addresses of tasks on the network of this name.

@@ -1,8 +1,8 @@
-//! The dispatcher's core, event by event.
+//! The dispatcher's core: events and their effects.
 
-use super::build::{self, apply, node, service};
+use super::fixture::{self, apply, node, service};
 use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
-use skep::manager::round::Planner;
+use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, SessionId};
 use skep::model::ListeningPort;
 use skep::model::Listens;
@@ -15,19 +15,19 @@ use std::time::Duration;
 
 const ONE: SessionId = SessionId(1);
 
-struct Rig {
+struct DispatcherFixture {
     store: Store,
     core: Dispatcher,
-    planner: Planner,
+    planner: RoundPlanner,
     now: Timestamp,
 }
 
-impl Rig {
+impl DispatcherFixture {
     fn new(nodes: usize) -> Self {
-        let store = build::store(nodes);
+        let store = fixture::store(nodes);
         let settings = ManagerSettings::default();
-        let core = Dispatcher::new(settings.clone(), Arc::new(store.clone()), build::START);
-        Self { store, core, planner: Planner::new(settings, 1), now: build::START }
+        let core = Dispatcher::new(settings.clone(), Arc::new(store.clone()), fixture::START);
+        Self { store, core, planner: RoundPlanner::new(settings, 1), now: fixture::START }
     }
 
     fn handle(&mut self, event: Event) -> Vec<Effect> {
@@ -38,11 +38,11 @@ impl Rig {
         self.handle(Event::Opened { node: node(n), session, hello: hello(FORMAT) })
     }
 
-    fn say(&mut self, session: SessionId, message: ToManager) -> Vec<Effect> {
+    fn send(&mut self, session: SessionId, message: ToManager) -> Vec<Effect> {
         self.handle(Event::Message { session, message })
     }
 
-    /// Time passes as it does for a process that is not stopped.
+    /// Lets time pass with regular ticks.
     fn wait(&mut self, ms: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         for _ in 0..ms / 100 {
@@ -52,7 +52,7 @@ impl Rig {
         effects
     }
 
-    /// Everything planned is written.
+    /// Writes all that is planned.
     fn settle(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         loop {
@@ -77,7 +77,7 @@ impl Rig {
 }
 
 fn hello(format: u32) -> ToManager {
-    ToManager::Hello { format, description: build::description("n"), endpoints: Vec::new(), have: Revision::default() }
+    ToManager::Hello { format, description: fixture::description("n"), endpoints: Vec::new(), have: Revision::default() }
 }
 
 fn status(state: TaskState, at: Timestamp) -> TaskStatus {
@@ -98,8 +98,8 @@ fn closed(effects: &[Effect]) -> Vec<SessionId> {
 
 #[test]
 fn another_format_is_refused_with_the_reason() {
-    let mut rig = Rig::new(1);
-    let effects = rig.handle(Event::Opened { node: node(1), session: ONE, hello: hello(FORMAT + 1) });
+    let mut fixture = DispatcherFixture::new(1);
+    let effects = fixture.handle(Event::Opened { node: node(1), session: ONE, hello: hello(FORMAT + 1) });
     let [Effect::Send { message: ToNode::Refused(why), .. }, Effect::Close { session: ONE }] = &effects[..] else {
         panic!("{effects:?}")
     };
@@ -108,13 +108,13 @@ fn another_format_is_refused_with_the_reason() {
 
 #[test]
 fn only_what_changed_is_sent() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.open(2, SessionId(2));
-    rig.settle();
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
     let made = service("web", 1, &[], &[]);
-    rig.write(vec![Action::create(made)]);
-    let effects = rig.settle();
+    fixture.write(vec![Action::create(made)]);
+    let effects = fixture.settle();
     // One task without networks: its node gets its tasks, the other one nothing.
     assert_eq!(effects.len(), 1, "{effects:?}");
     let Effect::Send { message: ToNode::View { tasks: Some(tasks), networks: None, cluster: None, .. }, .. } = &effects[0] else {
@@ -124,254 +124,260 @@ fn only_what_changed_is_sent() {
 }
 
 #[test]
-fn a_nodes_own_reports_come_back_late_and_once() {
-    let mut rig = Rig::new(1);
-    rig.open(1, ONE);
-    rig.settle();
-    rig.write(vec![Action::create(service("web", 1, &[], &[]))]);
-    rig.settle();
-    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
+fn a_nodes_own_reports_are_echoed_late_and_once() {
+    let mut fixture = DispatcherFixture::new(1);
+    fixture.open(1, ONE);
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[], &[]))]);
+    fixture.settle();
+    let id: TaskId = fixture.store.tasks().next().unwrap().id.clone();
     let mut echoes = Vec::new();
     for state in [TaskState::Accepted, TaskState::Preparing, TaskState::Starting, TaskState::Running] {
-        let report = ToManager::Status(vec![(id.clone(), status(state, rig.now))]);
-        echoes.extend(rig.say(ONE, report));
-        echoes.extend(rig.settle());
-        assert_eq!(rig.store.task(&id).unwrap().status.state, state);
+        let report = ToManager::Status(vec![(id.clone(), status(state, fixture.now))]);
+        echoes.extend(fixture.send(ONE, report));
+        echoes.extend(fixture.settle());
+        assert_eq!(fixture.store.task(&id).unwrap().status.state, state);
     }
     assert!(tasks(&echoes).is_empty(), "{echoes:?}");
-    rig.say(ONE, ToManager::Heartbeat { applied: rig.store.revision() });
-    let later = tasks(&rig.wait(1500));
+    fixture.send(ONE, ToManager::Heartbeat { applied: fixture.store.revision() });
+    let later = tasks(&fixture.wait(1500));
     assert_eq!(later.len(), 1);
     assert_eq!(later[0].by_id[&id].status.state, TaskState::Running);
 }
 
 #[test]
-fn statuses_never_go_back_and_come_only_from_the_tasks_node() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.settle();
-    rig.write(vec![Action::create(service("web", 1, &[], &[]))]);
-    rig.settle();
-    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
-    let state = |rig: &Rig| rig.store.task(&id).unwrap().status.state;
-    // Two in one go, the older one last.
-    let both = vec![(id.clone(), status(TaskState::Running, rig.now)), (id.clone(), status(TaskState::Starting, rig.now))];
-    rig.say(ONE, ToManager::Status(both));
-    rig.settle();
-    assert_eq!(state(&rig), TaskState::Running);
-    for never in [TaskState::Preparing, TaskState::Assigned, TaskState::Orphaned, TaskState::Remove] {
-        rig.say(ONE, ToManager::Status(vec![(id.clone(), status(never, rig.now.plus(Duration::from_secs(9))))]));
-        rig.settle();
-        assert_eq!(state(&rig), TaskState::Running, "{never:?}");
+fn statuses_never_go_back_and_are_accepted_only_from_the_tasks_node() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[], &[]))]);
+    fixture.settle();
+    let id: TaskId = fixture.store.tasks().next().unwrap().id.clone();
+    let state = |fixture: &DispatcherFixture| fixture.store.task(&id).unwrap().status.state;
+    // Two in one message, the older one last.
+    let both =
+        vec![(id.clone(), status(TaskState::Running, fixture.now)), (id.clone(), status(TaskState::Starting, fixture.now))];
+    fixture.send(ONE, ToManager::Status(both));
+    fixture.settle();
+    assert_eq!(state(&fixture), TaskState::Running);
+    for refused in [TaskState::Preparing, TaskState::Assigned, TaskState::Orphaned, TaskState::Remove] {
+        fixture.send(ONE, ToManager::Status(vec![(id.clone(), status(refused, fixture.now.plus(Duration::from_secs(9))))]));
+        fixture.settle();
+        assert_eq!(state(&fixture), TaskState::Running, "{refused:?}");
     }
-    rig.open(2, SessionId(2));
-    rig.say(SessionId(2), ToManager::Status(vec![(id.clone(), status(TaskState::Failed, rig.now))]));
-    rig.settle();
-    assert_eq!(state(&rig), TaskState::Running, "another node's word does not count");
+    fixture.open(2, SessionId(2));
+    fixture.send(SessionId(2), ToManager::Status(vec![(id.clone(), status(TaskState::Failed, fixture.now))]));
+    fixture.settle();
+    assert_eq!(state(&fixture), TaskState::Running, "another node's report does not count");
 }
 
 #[test]
-fn silence_is_down_and_a_stalled_manager_blames_nobody() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.settle();
-    assert_eq!(rig.state(1), NodeState::Ready);
-    // The whole process stands still for a minute.
-    rig.now = rig.now.plus(Duration::from_mins(1));
-    let effects = rig.handle(Event::Tick);
+fn a_silent_node_is_down_and_a_stalled_manager_declares_no_node_down() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.settle();
+    assert_eq!(fixture.state(1), NodeState::Ready);
+    // The whole process is stopped for a minute.
+    fixture.now = fixture.now.plus(Duration::from_mins(1));
+    let effects = fixture.handle(Event::Tick);
     assert!(closed(&effects).is_empty());
-    rig.settle();
-    assert_ne!((rig.state(1), rig.state(2)), (NodeState::Down, NodeState::Down));
-    let effects = rig.wait(2500);
+    fixture.settle();
+    assert_ne!((fixture.state(1), fixture.state(2)), (NodeState::Down, NodeState::Down));
+    let effects = fixture.wait(2500);
     assert_eq!(closed(&effects), [ONE]);
-    rig.settle();
-    assert_eq!((rig.state(1), rig.state(2)), (NodeState::Down, NodeState::Down));
-    assert_eq!(rig.store.node(&node(1)).unwrap().status.message, "heartbeat failure");
-    rig.open(1, SessionId(5));
-    rig.settle();
-    assert_eq!(rig.state(1), NodeState::Ready);
-    // The clock is set back by an hour: silence is still noticed.
-    rig.now = Timestamp(rig.now.0 - 3_600_000_000_000);
-    rig.wait(2500);
-    rig.settle();
-    assert_eq!(rig.state(1), NodeState::Down);
+    fixture.settle();
+    assert_eq!((fixture.state(1), fixture.state(2)), (NodeState::Down, NodeState::Down));
+    assert_eq!(fixture.store.node(&node(1)).unwrap().status.message, "heartbeat failure");
+    fixture.open(1, SessionId(5));
+    fixture.settle();
+    assert_eq!(fixture.state(1), NodeState::Ready);
+    // The clock is set back by an hour: silence is still detected.
+    fixture.now = Timestamp(fixture.now.0 - 3_600_000_000_000);
+    fixture.wait(2500);
+    fixture.settle();
+    assert_eq!(fixture.state(1), NodeState::Down);
 }
 
 #[test]
-fn a_node_that_joins_has_the_time_that_a_join_takes() {
-    let mut rig = Rig::new(1);
-    rig.open(1, ONE);
-    rig.wait(5000);
-    rig.settle();
-    let (_, actions) = skep::manager::node_allocation::admit(&rig.store, build::newcomer("n2")).unwrap();
-    rig.open(1, SessionId(3));
-    rig.write(actions);
-    rig.settle();
-    rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
-    assert_eq!(rig.core.applied(rig.now), rig.store.revision(), "nobody waits for it");
+fn a_joining_node_has_the_grace_time_for_its_first_session() {
+    let mut fixture = DispatcherFixture::new(1);
+    fixture.open(1, ONE);
+    fixture.wait(5000);
+    fixture.settle();
+    let (_, actions) = skep::manager::node_allocation::admit(&fixture.store, fixture::joining_node("n2")).unwrap();
+    fixture.open(1, SessionId(3));
+    fixture.write(actions);
+    fixture.settle();
+    fixture.send(SessionId(3), ToManager::Heartbeat { applied: fixture.store.revision() });
+    assert_eq!(fixture.core.applied(fixture.now), fixture.store.revision(), "it is not waited for");
     for _ in 0..10 {
-        rig.wait(1500);
-        rig.say(SessionId(3), ToManager::Heartbeat { applied: rig.store.revision() });
-        rig.settle();
-        assert_eq!(rig.state(2), NodeState::Unknown);
+        fixture.wait(1500);
+        fixture.send(SessionId(3), ToManager::Heartbeat { applied: fixture.store.revision() });
+        fixture.settle();
+        assert_eq!(fixture.state(2), NodeState::Unknown);
     }
-    rig.wait(6000);
-    rig.settle();
-    assert_eq!(rig.state(2), NodeState::Down);
-    rig.open(2, SessionId(4));
-    rig.settle();
-    assert_eq!(rig.state(2), NodeState::Ready);
+    fixture.wait(6000);
+    fixture.settle();
+    assert_eq!(fixture.state(2), NodeState::Down);
+    fixture.open(2, SessionId(4));
+    fixture.settle();
+    assert_eq!(fixture.state(2), NodeState::Ready);
 }
 
 #[test]
-fn who_leaves_is_replaced_at_once() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.open(2, SessionId(2));
-    rig.settle();
-    rig.write(vec![Action::create(service("web", 2, &[(80, 80)], &[]))]);
-    rig.settle();
-    let effects = rig.say(ONE, ToManager::Leave);
+fn tasks_of_a_node_that_leaves_are_replaced_immediately() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 2, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let effects = fixture.send(ONE, ToManager::Leave);
     assert_eq!(closed(&effects), [ONE]);
-    rig.settle();
-    assert_eq!(rig.state(1), NodeState::Disconnected);
-    let live: Vec<_> = rig.store.tasks().filter(|t| t.desired_state == TaskState::Running).map(|t| t.node_id.clone()).collect();
+    fixture.settle();
+    assert_eq!(fixture.state(1), NodeState::Disconnected);
+    let live: Vec<_> =
+        fixture.store.tasks().filter(|t| t.desired_state == TaskState::Running).map(|t| t.node_id.clone()).collect();
     assert_eq!(live, [Some(node(2)), Some(node(2))]);
-    let left = rig.store.tasks().find(|t| t.node_id == Some(node(1))).unwrap();
+    let left = fixture.store.tasks().find(|t| t.node_id == Some(node(1))).unwrap();
     assert_eq!(left.status.state, TaskState::Orphaned);
 }
 
 #[test]
 fn a_second_session_of_a_node_ends_the_first() {
-    let mut rig = Rig::new(1);
-    rig.open(1, ONE);
-    let effects = rig.open(1, SessionId(2));
+    let mut fixture = DispatcherFixture::new(1);
+    fixture.open(1, ONE);
+    let effects = fixture.open(1, SessionId(2));
     assert_eq!(closed(&effects), [ONE]);
-    rig.handle(Event::Closed { session: ONE });
-    rig.settle();
-    rig.say(SessionId(2), ToManager::Heartbeat { applied: rig.store.revision() });
-    assert_eq!(rig.core.applied_by_node().len(), 1, "the late end of the first is not the end of the second");
+    fixture.handle(Event::Closed { session: ONE });
+    fixture.settle();
+    fixture.send(SessionId(2), ToManager::Heartbeat { applied: fixture.store.revision() });
+    let alive = fixture.send(SessionId(2), ToManager::Heartbeat { applied: fixture.store.revision() });
+    let is_answer = |e: &Effect| matches!(e, Effect::Send { session: SessionId(2), message: ToNode::Alive });
+    assert!(alive.iter().any(is_answer), "the late end of the first session does not end the second: {alive:?}");
+    assert_eq!(fixture.state(1), NodeState::Ready);
 }
 
 #[test]
-fn applied_is_the_slowest_live_nodes() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    assert_eq!(rig.core.applied(rig.now), Revision::default(), "one that was not heard of may still come");
-    rig.open(2, SessionId(2));
-    rig.settle();
-    let now = rig.store.revision();
-    rig.say(ONE, ToManager::Heartbeat { applied: now });
-    assert_eq!(rig.core.applied(rig.now), Revision::default());
-    rig.say(SessionId(2), ToManager::Heartbeat { applied: now });
-    assert_eq!(rig.core.applied(rig.now), now);
-    // A change that concerns nobody is applied by all of them.
-    rig.write(vec![Action::create(build::network("lonely", None))]);
-    rig.settle();
-    assert_eq!(rig.core.applied(rig.now), rig.store.revision());
-    assert!(rig.store.revision() > now);
+fn applied_is_the_revision_of_the_slowest_live_node() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    assert_eq!(fixture.core.applied(fixture.now), Revision::default(), "a node without a session may still be alive");
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    let now = fixture.store.revision();
+    fixture.send(ONE, ToManager::Heartbeat { applied: now });
+    assert_eq!(fixture.core.applied(fixture.now), Revision::default());
+    fixture.send(SessionId(2), ToManager::Heartbeat { applied: now });
+    assert_eq!(fixture.core.applied(fixture.now), now);
+    // A change that no node is sent counts as applied by all of them.
+    fixture.write(vec![Action::create(fixture::network("lonely", None))]);
+    fixture.settle();
+    assert_eq!(fixture.core.applied(fixture.now), fixture.store.revision());
+    assert!(fixture.store.revision() > now);
 }
 
 #[test]
-fn a_task_is_told_to_stop_once_all_nodes_have_let_go_of_it() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.open(2, SessionId(2));
-    rig.settle();
-    rig.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
-    rig.settle();
-    let task = rig.store.tasks().next().unwrap().clone();
+fn a_task_is_stopped_after_no_node_sends_to_it() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let task = fixture.store.tasks().next().unwrap().clone();
     assert_eq!(task.node_id, Some(node(1)));
-    rig.say(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, rig.now))]));
-    rig.settle();
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
+    fixture.settle();
     for session in [ONE, SessionId(2)] {
-        rig.say(session, ToManager::Heartbeat { applied: rig.store.revision() });
+        fixture.send(session, ToManager::Heartbeat { applied: fixture.store.revision() });
     }
-    let mut next = rig.store.service(&"web".into()).unwrap().clone();
+    let mut next = fixture.store.service(&"web".into()).unwrap().clone();
     next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
-    rig.write(vec![Action::update(next)]);
-    let effects = rig.settle();
+    fixture.write(vec![Action::update(next)]);
+    let effects = fixture.settle();
     assert!(tasks(&effects).iter().all(|m| m.by_id[&task.id].desired_state == TaskState::Running), "{effects:?}");
     let backends = effects.iter().rev().find_map(|e| match e {
         Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } => Some(c.ports[0].backends.len()),
         _ => None,
     });
-    assert_eq!(backends, Some(0), "all nodes are told first");
-    let revision = rig.store.revision();
-    assert!(tasks(&rig.say(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
-    let told = tasks(&rig.say(SessionId(2), ToManager::Heartbeat { applied: revision }));
-    assert_eq!(told[0].by_id[&task.id].desired_state, TaskState::Remove);
+    assert_eq!(backends, Some(0), "all nodes are sent the change first");
+    let revision = fixture.store.revision();
+    assert!(tasks(&fixture.send(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
+    let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Remove);
 }
 
 #[test]
-fn who_listens_is_told_to_every_node_and_is_no_order_to_its_own() {
-    let mut rig = Rig::new(2);
-    rig.open(1, ONE);
-    rig.open(2, SessionId(2));
-    rig.settle();
-    rig.write(vec![Action::create(service("web", 1, &[(80, 8080)], &[]))]);
-    rig.settle();
-    let id: TaskId = rig.store.tasks().next().unwrap().id.clone();
-    rig.say(ONE, ToManager::Status(vec![(id.clone(), status(TaskState::Running, rig.now))]));
-    rig.settle();
+fn listening_ports_are_sent_to_every_node_and_are_no_orders_for_the_tasks_node() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 8080)], &[]))]);
+    fixture.settle();
+    let id: TaskId = fixture.store.tasks().next().unwrap().id.clone();
+    fixture.send(ONE, ToManager::Status(vec![(id.clone(), status(TaskState::Running, fixture.now))]));
+    fixture.settle();
     let listens = |effects: &[Effect]| -> Vec<(bool, bool)> {
-        let of = |e: &Effect| match e {
+        let first_backend = |e: &Effect| match e {
             Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } => Some(c.ports[0].backends[0].listens),
             _ => None,
         };
-        effects.iter().filter_map(of).map(|l| (l.v4, l.v6)).collect()
+        effects.iter().filter_map(first_backend).map(|l| (l.v4, l.v6)).collect()
     };
     let port = |number, v4, v6| ListeningPort { protocol: Protocol::Tcp, port: number, listens: Listens { v4, v6 } };
     let seen = |ports: &[ListeningPort]| ToManager::Listens(vec![(id.clone(), ports.to_vec())]);
-    let before = view_of(&rig.store, &node(2)).unwrap().cluster.ports[0].backends[0].listens;
-    assert_eq!(before, Listens::default(), "a task starts with nothing");
+    let before = view_of(&fixture.store, &node(2)).unwrap().cluster.ports[0].backends[0].listens;
+    assert_eq!(before, Listens::default(), "a new task listens on nothing");
 
-    // Another node's word does not count; a new status in the same round does not get lost.
-    rig.say(SessionId(2), seen(&[port(8080, true, true)]));
-    assert!(listens(&rig.settle()).is_empty());
-    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
-    let later = TaskStatus { message: "still".to_owned(), ..status(TaskState::Running, rig.now.plus(Duration::from_millis(1))) };
-    rig.say(ONE, ToManager::Status(vec![(id.clone(), later)]));
-    let effects = rig.settle();
-    assert_eq!(listens(&effects), [(true, false); 2], "both nodes are told");
+    // Another node's report does not count; a new status in the same round is not lost.
+    fixture.send(SessionId(2), seen(&[port(8080, true, true)]));
+    assert!(listens(&fixture.settle()).is_empty());
+    fixture.send(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    let later =
+        TaskStatus { message: "still".to_owned(), ..status(TaskState::Running, fixture.now.plus(Duration::from_millis(1))) };
+    fixture.send(ONE, ToManager::Status(vec![(id.clone(), later)]));
+    let effects = fixture.settle();
+    assert_eq!(listens(&effects), [(true, false); 2], "both nodes are sent the change");
     assert!(tasks(&effects).is_empty(), "{effects:?}");
-    assert_eq!(rig.store.task(&id).unwrap().status.message, "still");
+    assert_eq!(fixture.store.task(&id).unwrap().status.message, "still");
 
-    // The same again is nothing new; what was taken back before it was written neither.
-    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
-    rig.say(ONE, seen(&[]));
-    rig.say(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
-    assert!(!rig.core.has_reports() && rig.settle().is_empty());
-    rig.say(ONE, seen(&[]));
-    assert_eq!(listens(&rig.settle()), [(false, false); 2]);
+    // A repeated report changes nothing, nor does one that is revoked before it is written.
+    fixture.send(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    fixture.send(ONE, seen(&[]));
+    fixture.send(ONE, seen(&[port(8080, true, false), port(9, true, true)]));
+    assert!(fixture.core.plan(&fixture.store, fixture.now).is_empty() && fixture.settle().is_empty());
+    fixture.send(ONE, seen(&[]));
+    assert_eq!(listens(&fixture.settle()), [(false, false); 2]);
 }
 
 #[test]
-fn every_node_is_told_what_a_services_labels_say_of_its_ports() {
-    let mut rig = Rig::new(2);
-    rig.open(2, ONE);
-    rig.settle();
+fn every_node_is_sent_the_port_labels_of_a_service() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(2, ONE);
+    fixture.settle();
     let mut web = service("web", 1, &[(80, 80)], &[]);
     web.spec.labels.insert("skep.allow".to_owned(), "2001:db8::/32, 192.0.2.7".to_owned());
-    rig.write(vec![Action::create(web)]);
-    rig.settle();
-    let port = |rig: &Rig| view_of(&rig.store, &node(2)).unwrap().cluster.ports[0].clone();
-    assert_eq!(port(&rig).allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7/32", "2001:db8::/32"]);
-    assert!(!port(&rig).affinity);
-    let mut web = rig.store.service(&"web".into()).unwrap().clone();
+    fixture.write(vec![Action::create(web)]);
+    fixture.settle();
+    let port = |fixture: &DispatcherFixture| view_of(&fixture.store, &node(2)).unwrap().cluster.ports[0].clone();
+    assert_eq!(port(&fixture).allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7/32", "2001:db8::/32"]);
+    assert!(!port(&fixture).affinity);
+    let mut web = fixture.store.service(&"web".into()).unwrap().clone();
     web.spec.labels = [("skep.affinity".to_owned(), "source".to_owned())].into();
-    let effects = rig.write(vec![Action::update(web)]);
-    let told =
+    let effects = fixture.write(vec![Action::update(web)]);
+    let has_affinity =
         |e: &Effect| matches!(e, Effect::Send { message: ToNode::View { cluster: Some(c), .. }, .. } if c.ports[0].affinity);
-    assert!(effects.iter().any(told), "{effects:?}");
-    assert!(port(&rig).allow.is_empty());
+    assert!(effects.iter().any(has_affinity), "{effects:?}");
+    assert!(port(&fixture).allow.is_empty());
 }
 
 #[test]
-fn the_view_of_a_joiner_is_whole() {
-    let rig = Rig::new(3);
-    let view = view_of(&rig.store, &node(3)).unwrap();
+fn the_view_of_a_joining_node_is_complete() {
+    let fixture = DispatcherFixture::new(3);
+    let view = view_of(&fixture.store, &node(3)).unwrap();
     assert_eq!(view.cluster.nodes.len(), 3);
     assert_eq!(view.networks.by_id.len(), 1);
-    assert_eq!(view.revision, rig.store.revision());
+    assert_eq!(view.revision, fixture.store.revision());
 }

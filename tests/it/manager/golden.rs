@@ -1,8 +1,8 @@
-//! Golden plans: a script of what happens, and what the planners say to it, as text. Ids follow the seed. To accept a
-//! change of behaviour run with `SKEP_BLESS=1` and read the difference.
+//! Golden plans: a script of events, and the planners' actions as text. Ids depend on the seed. To accept a change of
+//! behaviour run with `SKEP_BLESS=1` and read the difference.
 
-use super::build::{self, after, apply, newcomer, node, restarting, service};
-use skep::manager::round::Planner;
+use super::fixture::{self, after, apply, joining_node, node, restarting, service};
+use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
 use skep::model::service::Replicated;
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 struct Script {
     store: Store,
-    planner: Planner,
+    planner: RoundPlanner,
     now: Timestamp,
     text: String,
 }
@@ -21,9 +21,9 @@ struct Script {
 impl Script {
     fn new(nodes: usize) -> Self {
         let mut script = Self {
-            store: build::store(nodes),
-            planner: Planner::new(ManagerSettings::default(), 1),
-            now: build::START,
+            store: fixture::store(nodes),
+            planner: RoundPlanner::new(ManagerSettings::default(), 1),
+            now: fixture::START,
             text: String::new(),
         };
         for i in 1..=nodes {
@@ -38,7 +38,7 @@ impl Script {
         apply(&mut self.store, self.now, vec![Action::update(next)]);
     }
 
-    /// What happens, then rounds until nothing is left to do.
+    /// Applies the actions, then runs rounds until nothing is left to do.
     fn step(&mut self, what: &str, actions: Vec<Action>) {
         writeln!(self.text, "# {what}").unwrap();
         if !actions.is_empty() {
@@ -58,15 +58,15 @@ impl Script {
         }
     }
 
-    /// Agents say that the service's tasks are in this state.
+    /// Sets the observed state of the service's tasks.
     fn observe(&mut self, service: &str, state: TaskState) {
         self.observe_slots(service, state, |_| true);
     }
 
     fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
-        let of = |t: &&Task| t.service_name == service && t.node_id.is_some() && t.status.state < state && which(t);
+        let applies = |t: &&Task| t.service_name == service && t.node_id.is_some() && t.status.state < state && which(t);
         let next = |t: &Task| Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() };
-        let actions = self.store.tasks().filter(of).map(|t| Action::update(next(t))).collect();
+        let actions = self.store.tasks().filter(applies).map(|t| Action::update(next(t))).collect();
         apply(&mut self.store, self.now, actions);
     }
 
@@ -80,7 +80,7 @@ impl Script {
         self.now = self.now.plus(time);
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a test's switch, not a setting")]
+    #[expect(clippy::disallowed_methods, reason = "an option of the test, not a setting")]
     fn compare(&self, name: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/manager/golden").join(name);
         if std::env::var("SKEP_BLESS").is_ok() {
@@ -90,7 +90,7 @@ impl Script {
         assert_eq!(
             self.text,
             expected,
-            "plans changed: if that is wished, SKEP_BLESS=1 and read the difference in {}",
+            "plans changed: if that is intended, run with SKEP_BLESS=1 and read the difference in {}",
             path.display()
         );
     }
@@ -106,7 +106,7 @@ fn line(store: &Store, action: &Action) -> String {
             format!("update service {} ports [{}] vips [{}]", s.spec.name, ports.join(" "), vips.join(" "))
         }
         Action::Update(Object::Network(n)) if store.network(&n.id).is_some_and(|old| old == &**n) => {
-            format!("fence network {}", n.spec.name)
+            format!("guard network {}", n.spec.name)
         }
         Action::Update(Object::Network(n)) => format!("update network {} subnet {:?}", n.spec.name, n.subnet),
         Action::Remove(Kind::Task, id) => {
@@ -143,7 +143,7 @@ fn task(t: &Task) -> String {
 #[test]
 fn life_of_a_service() {
     let mut s = Script::new(3);
-    s.step("network back", vec![Action::create(build::network("back", None))]);
+    s.step("network back", vec![Action::create(fixture::network("back", None))]);
     s.step("web, 3 replicas, 8080 and a drawn port", vec![Action::create(service("web", 3, &[(8080, 80), (0, 81)], &["back"]))]);
     s.observe("web", TaskState::Running);
     s.step("all run", Vec::new());
@@ -182,7 +182,7 @@ fn failures_and_refusals() {
     s.step(
         "a network that overlaps",
         vec![
-            Action::create(build::network("clash", Some("10.0.0.128/25"))),
+            Action::create(fixture::network("clash", Some("10.0.0.128/25"))),
             Action::create(service("third", 1, &[], &["clash"])),
         ],
     );
@@ -197,73 +197,73 @@ fn failures_and_refusals() {
 }
 
 #[test]
-fn places_are_the_lowest_free_ones_and_fenced() {
-    let mut store = build::store(3);
-    apply(&mut store, build::START, vec![Action::Remove(Kind::Node, "n2".to_owned())]);
-    let place = node_allocation::next_node_allocation(&store).unwrap();
-    assert_eq!((place.index, place.subnet.to_string().as_str()), (2, "fd00:1:2:2::/64"));
-    // Two joins at once: the second one is refused and asks again.
-    let (_, one) = node_allocation::admit(&store, newcomer("a")).unwrap();
-    let (_, two) = node_allocation::admit(&store, newcomer("b")).unwrap();
-    apply(&mut store, build::START, one);
-    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: two });
+fn a_new_node_gets_the_lowest_free_index_and_concurrent_joins_are_refused() {
+    let mut store = fixture::store(3);
+    apply(&mut store, fixture::START, vec![Action::Remove(Kind::Node, "n2".to_owned())]);
+    let allocation = node_allocation::next_node_allocation(&store).unwrap();
+    assert_eq!((allocation.index, allocation.subnet.to_string().as_str()), (2, "fd00:1:2:2::/64"));
+    // Of two concurrent joins the second one is refused, and succeeds when it is planned again.
+    let (_, one) = node_allocation::admit(&store, joining_node("a")).unwrap();
+    let (_, two) = node_allocation::admit(&store, joining_node("b")).unwrap();
+    apply(&mut store, fixture::START, one);
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: fixture::START, actions: two });
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
-    let (node, actions) = node_allocation::admit(&store, newcomer("b")).unwrap();
-    apply(&mut store, build::START, actions);
+    let (node, actions) = node_allocation::admit(&store, joining_node("b")).unwrap();
+    apply(&mut store, fixture::START, actions);
     assert_eq!(node.mesh.subnet.to_string(), "fd00:1:2:4::/64");
     assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
 }
 
 #[test]
-fn a_join_and_an_address_at_once_do_not_collide() {
-    let mut store = build::store(1);
-    apply(&mut store, build::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+fn a_join_and_a_concurrent_address_allocation_do_not_collide() {
+    let mut store = fixture::store(1);
+    apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
-    let tasks = orchestrator::plan(&store, build::START, &mut rng, &ManagerSettings::default());
-    apply(&mut store, build::START, tasks);
-    let addresses = allocator::plan(&store, build::START, &mut allocator::QuarantinedAddresses::default());
-    let (_, join) = node_allocation::admit(&store, newcomer("n2")).unwrap();
-    apply(&mut store, build::START, join);
-    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: build::START, actions: addresses });
+    let tasks = orchestrator::plan(&store, fixture::START, &mut rng, &ManagerSettings::default());
+    apply(&mut store, fixture::START, tasks);
+    let addresses = allocator::plan(&store, fixture::START, &mut allocator::QuarantinedAddresses::default());
+    let (_, join) = node_allocation::admit(&store, joining_node("n2")).unwrap();
+    apply(&mut store, fixture::START, join);
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: fixture::START, actions: addresses });
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
 }
 
 #[test]
-fn an_address_is_given_out_again_as_late_as_possible() {
-    let mut store = build::store(1);
-    let mut reserve = allocator::QuarantinedAddresses::default();
+fn a_freed_address_is_assigned_again_as_late_as_possible() {
+    let mut store = fixture::store(1);
+    let mut quarantine = allocator::QuarantinedAddresses::default();
     let net = skep::model::NetworkId::from("ingress-id");
     let subnet = "10.0.0.0/28".parse().unwrap();
     let mut seen = Vec::new();
     for _ in 0..13 {
-        let mut book = allocator::AddressBook::of(&store);
-        seen.push(book.space(&net, subnet).take(&net, &mut reserve).unwrap().to_string());
+        let mut book = allocator::AddressBook::from_store(&store);
+        seen.push(book.network(&net, subnet).take(&net, &mut quarantine).unwrap().to_string());
     }
-    // .1 is the gateway, .2 the node's, .15 the broadcast address; nothing else is in use, yet all come in turn.
+    // .1 is the gateway, .2 the node's, .15 the broadcast address. No other is in use, yet all are assigned in turn.
     let mut expected: Vec<String> = (3..=14).map(|i| format!("10.0.0.{i}")).collect();
     expected.push("10.0.0.3".to_owned());
     assert_eq!(seen, expected);
-    // What became free waits until every live node knows.
-    apply(&mut store, build::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
-    let mut reserve = allocator::QuarantinedAddresses::default();
-    let plan = allocator::plan(&store, build::START, &mut reserve);
-    apply(&mut store, build::START, plan);
-    reserve.observe(&store, Revision::default());
+    // A freed address is quarantined until every live node has applied the change.
+    apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    let mut quarantine = allocator::QuarantinedAddresses::default();
+    let plan = allocator::plan(&store, fixture::START, &mut quarantine);
+    apply(&mut store, fixture::START, plan);
+    quarantine.observe(&store, Revision::default());
     let vip = store.services().next().unwrap().endpoint.vips[0].addr.addr();
-    apply(&mut store, build::START, vec![Action::Remove(Kind::Service, "web".to_owned())]);
-    reserve.observe(&store, Revision { incarnation: 1, index: store.index() - 1 });
-    assert!(reserve.holds(&net, vip));
-    reserve.observe(&store, Revision { incarnation: 1, index: store.index() });
-    assert!(!reserve.holds(&net, vip));
+    apply(&mut store, fixture::START, vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    quarantine.observe(&store, Revision { incarnation: 1, index: store.index() - 1 });
+    assert!(quarantine.has_address(&net, vip));
+    quarantine.observe(&store, Revision { incarnation: 1, index: store.index() });
+    assert!(!quarantine.has_address(&net, vip));
 }
 
 #[test]
 fn planners_do_nothing_when_there_is_nothing_to_do() {
-    let store = build::store(2);
+    let store = fixture::store(2);
     let settings = ManagerSettings::default();
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
-    assert_eq!(orchestrator::plan(&store, build::START, &mut rng, &settings), Vec::new());
-    assert_eq!(allocator::plan(&store, build::START, &mut allocator::QuarantinedAddresses::default()), Vec::new());
-    assert_eq!(scheduler::plan(&store, build::START), Vec::new());
-    assert_eq!(reaper::plan(&store, build::START, &settings), Vec::new());
+    assert_eq!(orchestrator::plan(&store, fixture::START, &mut rng, &settings), Vec::new());
+    assert_eq!(allocator::plan(&store, fixture::START, &mut allocator::QuarantinedAddresses::default()), Vec::new());
+    assert_eq!(scheduler::plan(&store, fixture::START), Vec::new());
+    assert_eq!(reaper::plan(&store, fixture::START, &settings), Vec::new());
 }

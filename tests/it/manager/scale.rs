@@ -1,14 +1,15 @@
-//! Many nodes and tasks: rounds stay bounded in size and come to an end.
+//! Many nodes and tasks: the size and the number of rounds are bounded.
 
-use super::build::{self, apply, service};
-use skep::manager::round::{BATCH, Planner};
+use super::fixture::{self, apply, service};
+use skep::manager::limits::BATCH;
+use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, invariants};
 use skep::model::{NodeState, Revision, TaskState};
 use skep::store::{Action, Kind};
 
 #[test]
-fn a_thousand_tasks_on_thirty_nodes_come_in_bounded_transactions() {
-    let mut store = build::store(30);
+fn a_thousand_tasks_on_thirty_nodes_need_bounded_transactions() {
+    let mut store = fixture::store(30);
     let ready: Vec<Action> = store
         .nodes()
         .map(|n| {
@@ -17,20 +18,20 @@ fn a_thousand_tasks_on_thirty_nodes_come_in_bounded_transactions() {
             Action::update(n)
         })
         .collect();
-    apply(&mut store, build::START, ready);
-    let net = build::network("big", Some("10.64.0.0/16"));
-    apply(&mut store, build::START, vec![Action::create(net), Action::create(service("many", 1000, &[], &["big"]))]);
-    let mut planner = Planner::new(ManagerSettings::default(), 1);
+    apply(&mut store, fixture::START, ready);
+    let net = fixture::network("big", Some("10.64.0.0/16"));
+    apply(&mut store, fixture::START, vec![Action::create(net), Action::create(service("many", 1000, &[], &["big"]))]);
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
     let mut rounds = 0;
     let mut run = |store: &mut skep::store::Store| {
         loop {
             let applied = Revision { incarnation: 1, index: store.index() };
-            let actions = planner.round(store, Vec::new(), applied, build::START);
+            let actions = planner.round(store, Vec::new(), applied, fixture::START);
             if actions.is_empty() {
                 return;
             }
             assert!(actions.len() <= 2 * BATCH, "{}", actions.len());
-            apply(store, build::START, actions);
+            apply(store, fixture::START, actions);
             rounds += 1;
             assert!(rounds < 100);
         }
@@ -42,8 +43,8 @@ fn a_thousand_tasks_on_thirty_nodes_come_in_bounded_transactions() {
         assert!((33..=34).contains(&here), "{} has {here}", node.id);
     }
     assert_eq!(invariants::check_settled(&store), Vec::<String>::new());
-    // Gone as well: none has started, so nobody is waited for but the agents.
-    apply(&mut store, build::START, vec![Action::Remove(Kind::Service, "many".to_owned())]);
+    // No task has started, so removal waits for nothing but the agents.
+    apply(&mut store, fixture::START, vec![Action::Remove(Kind::Service, "many".to_owned())]);
     run(&mut store);
     assert!(store.tasks().all(|t| t.desired_state == TaskState::Remove));
 }

@@ -1,57 +1,41 @@
-//! One mesh namespace by itself: made, adopted, mended, removed.
+//! One mesh namespace: created, adopted, repaired, removed.
 
-use super::kit::{A, B, MTU, PATIENCE, Place, folder, ip, member, net, peer};
+use super::fixture::{A, B, MTU, Namespace, PATIENCE, ip, member, net, peer, test_dir};
 use skep::datapath::mesh::{Mesh, MeshStep, base};
 use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, TunnelStep, netns};
 use skep::lab::eventually;
-use skep::model::WgKey;
-use skep::model::mesh::MeshPrefix;
-use skep::model::view::{ClusterPart, NetworkPart, Networks, Tasks};
-use skep::model::{NodeId, NodeView, Revision};
-use skep::overlay::{Actual, Overlay, Step, plan};
+use skep::model::view::{ClusterPart, NetworkPart, Networks};
+use skep::model::{NodeId, NodeView, Revision, WgKey, fixture};
+use skep::overlay::{Overlay, OverlayState, OverlayStep, plan};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-fn mesh_only(steps: Vec<Step>) -> Vec<MeshStep> {
-    steps.into_iter().filter_map(|s| if let Step::Mesh(step) = s { Some(step) } else { None }).collect()
+fn mesh_only(steps: Vec<OverlayStep>) -> Vec<MeshStep> {
+    steps.into_iter().filter_map(|s| if let OverlayStep::Mesh(step) = s { Some(step) } else { None }).collect()
 }
 
 fn view() -> NodeView {
-    let cluster = MeshPrefix("fd12:3456:789a::/48".parse().expect("prefix"));
-    let me = peer(cluster, 1, WgKey([1; 32]), "192.0.2.1:2377".parse().expect("address"));
-    let part = NetworkPart {
-        name: "a".to_owned(),
-        subnet: net(A),
-        gateway: ip("10.0.1.1"),
-        internal: false,
-        ingress: false,
-        members: vec![member(&me.node_id, ip("10.0.1.11"))],
-        services: Vec::new(),
-    };
-    NodeView {
-        revision: Revision::default(),
-        tasks: Arc::new(Tasks::default()),
-        networks: Arc::new(Networks { by_id: [("a".into(), part)].into() }),
-        cluster: Arc::new(ClusterPart { mesh: cluster, pools: vec![], nodes: vec![me], ports: vec![] }),
-    }
+    let me = peer(1, WgKey([1; 32]), "192.0.2.1:2377".parse().expect("address"));
+    let part = fixture::network_part("a", net(A), vec![member(&me.node_id, ip("10.0.1.11"))]);
+    fixture::node_view(0, vec![part], fixture::cluster_part(vec![me]))
 }
 
-/// A tunnel that answers only when told to.
+/// A tunnel that answers only once `answers` is set.
 #[derive(Default)]
-struct Moody {
+struct FakeTunnel {
     answers: std::sync::atomic::AtomicBool,
-    peers: std::sync::Mutex<TunnelState>,
+    state: std::sync::Mutex<TunnelState>,
 }
 
 #[async_trait::async_trait]
-impl Tunnel for Moody {
+impl Tunnel for FakeTunnel {
     async fn observe(&self) -> anyhow::Result<TunnelState> {
-        anyhow::ensure!(self.answers.load(std::sync::atomic::Ordering::Relaxed), "not in the mood");
-        Ok(self.peers.lock().expect("lock").clone())
+        anyhow::ensure!(self.answers.load(std::sync::atomic::Ordering::Relaxed), "it does not answer");
+        Ok(self.state.lock().expect("lock").clone())
     }
     async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
-        let mut state = self.peers.lock().expect("lock");
+        let mut state = self.state.lock().expect("lock");
         for step in steps {
             match step.clone() {
                 TunnelStep::Set(key, peer) => {
@@ -64,87 +48,87 @@ impl Tunnel for Moody {
     }
 }
 
-/// Without its tunnel a node does what it can and does not claim to have applied the view; then it does.
+/// While the tunnel does not answer, a node configures the mesh namespace and does not publish the revision; afterwards it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_tunnel_is_waited_for() {
-    let folder = folder();
-    let host = Place::make(&folder.0, "host");
-    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
-    let tunnel = Arc::new(Moody::default());
-    let mut wish = view();
-    wish.revision.index = 7;
-    let other = peer(wish.cluster.mesh, 2, WgKey([2; 32]), "192.0.2.2:2377".parse().expect("address"));
-    let cluster = ClusterPart { nodes: vec![wish.cluster.nodes[0].clone(), other], ..(*wish.cluster).clone() };
-    wish.cluster = Arc::new(cluster);
-    let revision = wish.revision;
-    let (_views, views) = watch::channel(Some(Arc::new(wish)));
+async fn a_tunnel_that_does_not_answer_delays_the_revision() {
+    let dir = test_dir();
+    let host = Namespace::create(&dir.0, "host");
+    let mesh = host.block_on(Mesh::open(&dir.0.join("mesh"))).expect("open");
+    let tunnel = Arc::new(FakeTunnel::default());
+    let mut view = view();
+    view.revision.index = 7;
+    let other = peer(2, WgKey([2; 32]), "192.0.2.2:2377".parse().expect("address"));
+    let cluster = ClusterPart { nodes: vec![view.cluster.nodes[0].clone(), other], ..(*view.cluster).clone() };
+    view.cluster = Arc::new(cluster);
+    let revision = view.revision;
+    let (_views, views) = watch::channel(Some(Arc::new(view)));
     let (publish, mut applied) = watch::channel(Revision::default());
     let stop = CancellationToken::new();
     let me = NodeId::from("node1");
     let overlay = Overlay::new(me, Arc::clone(&mesh), Arc::clone(&tunnel) as Arc<dyn Tunnel>);
     let running = tokio::spawn(overlay.run(views, publish, stop.clone()));
-    eventually("the mesh part to be done", PATIENCE, || async {
+    eventually("the mesh namespace to be configured", PATIENCE, || async {
         anyhow::ensure!(mesh.observe().await?.rules.len() > base::rules().len());
         Ok(())
     })
     .await
-    .expect("done");
-    assert_eq!(*applied.borrow(), Revision::default(), "not claimed");
+    .expect("configured");
+    assert_eq!(*applied.borrow(), Revision::default(), "not published");
     tunnel.answers.store(true, std::sync::atomic::Ordering::Relaxed);
     tokio::time::timeout(PATIENCE, applied.wait_for(|seen| *seen == revision)).await.expect("in time").expect("published");
-    assert_eq!(tunnel.peers.lock().expect("lock").peers.keys().collect::<Vec<_>>(), [&WgKey([2; 32])]);
+    assert_eq!(tunnel.state.lock().expect("lock").peers.keys().collect::<Vec<_>>(), [&WgKey([2; 32])]);
     stop.cancel();
-    running.await.expect("ends well");
+    running.await.expect("ends without a panic");
     mesh.remove().expect("remove");
 }
 
-/// A hundred networks with fifty members each: how long it takes is printed, that it settles is tested.
+/// A hundred networks with fifty members each: the test checks that one plan settles, and prints the duration.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_networks_settle() {
-    let folder = folder();
-    let host = Place::make(&folder.0, "host");
-    let mesh = host.block_on(Mesh::open(&folder.0.join("mesh"))).expect("open");
-    let inner = Place::at("mesh", folder.0.join("mesh"));
-    inner.run("ip tuntap add skep0 mode tun").await;
-    let mut wish = view();
-    let part = wish.networks.by_id.values().next().expect("one").clone();
+    let dir = test_dir();
+    let host = Namespace::create(&dir.0, "host");
+    let mesh = host.block_on(Mesh::open(&dir.0.join("mesh"))).expect("open");
+    let mesh_namespace = Namespace::open("mesh", dir.0.join("mesh"));
+    mesh_namespace.run("ip tuntap add skep0 mode tun").await;
+    let mut view = view();
+    let part = view.networks.by_id.values().next().expect("one").clone();
     let other = NodeId::from("node2");
     let parts = (1..=100_u8).map(|third| {
         let subnet = net(&format!("10.0.{third}.0/24"));
-        let members = (2..52).map(|last| member(&other, std::net::Ipv4Addr::new(10, 0, third, last))).collect();
+        let members = (2..52).map(|last| Arc::new(member(&other, std::net::Ipv4Addr::new(10, 0, third, last)))).collect();
         let part = NetworkPart { subnet, gateway: skep::model::mesh::gateway(subnet), members, ..part.clone() };
         (format!("n{third}").into(), part)
     });
-    wish.networks = Arc::new(Networks { by_id: parts.collect() });
-    let (start, steps) = (std::time::Instant::now(), settle(&mesh, &wish).await);
+    view.networks = Arc::new(Networks { by_id: parts.collect() });
+    let (start, steps) = (std::time::Instant::now(), settle(&mesh, &view).await);
     println!("{} steps in {:?}", steps.len(), start.elapsed());
     let start = std::time::Instant::now();
-    assert_eq!(plan_of(&mesh, &wish).await, []);
+    assert_eq!(plan_of(&mesh, &view).await, []);
     println!("nothing to do, found in {:?}", start.elapsed());
     mesh.remove().expect("remove");
 }
 
 async fn settle(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
-    let actual = Actual { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
+    let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
     let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU));
     mesh.apply(&steps).await.expect("apply");
     steps
 }
 
 async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
-    let actual = Actual { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
+    let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
     mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn made_adopted_mended_removed() {
-    let folder = folder();
-    let dir = folder.0.clone();
+async fn created_adopted_repaired_removed() {
+    let test_dir = test_dir();
+    let dir = test_dir.0.clone();
     let pin = dir.join("run/mesh");
-    let host = Place::make(&dir, "host");
+    let host = Namespace::create(&dir, "host");
 
-    // A plain file, as a reboot leaves it, is no namespace.
-    std::fs::create_dir_all(pin.parent().expect("folder")).expect("folder");
+    // A plain file, as it remains after a reboot, is no namespace.
+    std::fs::create_dir_all(pin.parent().expect("directory")).expect("directory");
     std::fs::write(&pin, "").expect("stale file");
     let mesh = host.block_on(Mesh::open(&pin)).expect("open");
     let fresh = mesh.observe().await.expect("observe");
@@ -156,7 +140,7 @@ async fn made_adopted_mended_removed() {
     assert!(fresh.links["lo"].up);
     assert!(fresh.routes.is_empty() && fresh.addresses.is_empty());
 
-    // A network and a veth; the plan is empty right afterwards.
+    // A network and a veth; the next plan is empty.
     let view = view();
     assert!(!settle(&mesh, &view).await.is_empty());
     assert_eq!(plan_of(&mesh, &view).await, []);
@@ -169,23 +153,23 @@ async fn made_adopted_mended_removed() {
     settle(&mesh, &view).await;
     let whole = mesh.observe().await.expect("observe");
 
-    // A network that the view does not name (yet) keeps what attach gave it.
+    // A network that the view does not contain (yet) keeps what the attach configured.
     mesh.attach(net(B), ip("10.0.2.11"), MTU).await.expect("attach");
     assert_eq!(plan_of(&mesh, &view).await, []);
-    // Attached twice: made anew, the same again; detached twice: fine; then its network goes.
+    // A second attach replaces the pair, with the same result; a second detach is no error; then its network is removed.
     mesh.attach(net(B), ip("10.0.2.11"), MTU).await.expect("attach again");
     assert_eq!(plan_of(&mesh, &view).await, []);
     mesh.detach(ip("10.0.2.11")).await.expect("detach");
     mesh.detach(ip("10.0.2.11")).await.expect("detach again");
     assert!(!host.run("ip -o link").await.contains("c0a00020b"));
     settle(&mesh, &view).await;
-    let names = |state: &skep::datapath::mesh::MeshState| (state.rules.clone(), state.routes.clone(), state.addresses.clone());
-    assert_eq!(names(&mesh.observe().await.expect("observe")), names(&whole), "nothing of the other network stays");
+    let contents = |state: &skep::datapath::mesh::MeshState| (state.rules.clone(), state.routes.clone(), state.addresses.clone());
+    assert_eq!(contents(&mesh.observe().await.expect("observe")), contents(&whole), "nothing of the other network remains");
 
-    // Each thing taken away or added by hand is mended, and nothing else is touched.
-    let inner = Place::at("mesh", &pin);
+    // Each manual removal or addition is repaired, and nothing else is changed.
+    let mesh_namespace = Namespace::open("mesh", &pin);
     let table = 0x0a00_0100;
-    for (harm, mended) in [
+    for (command, repair) in [
         ("ip rule del priority 100 from 10.0.1.0/24".to_owned(), "rule add 100: from 10.0.1.0/24 lookup 167772416"),
         ("ip rule del priority 30002".to_owned(), "rule add 30002: to 10.0.1.0/24 iif lo lookup 167772416"),
         ("ip rule del priority 32000".to_owned(), "rule add 32000: unreachable"),
@@ -206,24 +190,24 @@ async fn made_adopted_mended_removed() {
         ("sysctl -qw net.ipv4.conf.all.rp_filter=2".to_owned(), "sysctl net/ipv4/conf/all/rp_filter = 1"),
         ("sysctl -qw net.ipv6.conf.v0a00010b.disable_ipv6=0".to_owned(), "sysctl net/ipv6/conf/v0a00010b/disable_ipv6 = 1"),
     ] {
-        inner.run(&harm).await;
+        mesh_namespace.run(&command).await;
         let steps: Vec<String> = settle(&mesh, &view).await.iter().map(ToString::to_string).collect();
-        assert_eq!(steps, [mended], "after {harm}");
-        assert_eq!(plan_of(&mesh, &view).await, [], "after {harm}");
+        assert_eq!(steps, [repair], "after {command}");
+        assert_eq!(plan_of(&mesh, &view).await, [], "after {command}");
     }
-    // A link set down loses its routes with it.
-    inner.run("ip link set v0a00010b down").await;
+    // The kernel removes the routes of a link that is set down.
+    mesh_namespace.run("ip link set v0a00010b down").await;
     settle(&mesh, &view).await;
     assert_eq!(mesh.observe().await.expect("observe"), whole);
 
-    // A second daemon on the same pin finds it as it is.
+    // A second daemon on the same pin does not change it.
     let again = host.block_on(Mesh::open(&pin)).expect("open again");
     assert_eq!(again.observe().await.expect("observe"), whole);
     drop(again);
 
-    // Sockets are made inside; the calling thread stays where it was.
+    // Sockets are created inside; the calling thread stays in its namespace.
     let home = std::fs::read_link("/proc/thread-self/ns/net").expect("link");
-    let server = mesh.udp("10.0.1.1:53".parse().expect("address")).expect("the gateway's address is there");
+    let server = mesh.udp("10.0.1.1:53".parse().expect("address")).expect("the gateway's address is configured");
     assert!(mesh.udp("10.0.1.7:53".parse().expect("address")).is_err(), "no such address");
     assert!(mesh.udp("0.0.0.0:53".parse().expect("address")).is_err(), "servers bind one address");
     assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").expect("link"), home);
@@ -238,14 +222,14 @@ async fn made_adopted_mended_removed() {
     });
     assert_eq!(entered, inside);
 
-    // Removal takes links, mount and file, whoever still holds a socket there.
+    // The removal includes links, mount and file, also while a socket inside is open.
     mesh.remove().expect("remove");
     assert!(!pin.exists());
-    assert!(!host.run("ip -o link").await.contains("c0a00010b"), "the container's end goes with it");
+    assert!(!host.run("ip -o link").await.contains("c0a00010b"), "the container's end is removed with it");
     drop(server);
     assert!(!std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").contains(&*pin.to_string_lossy()));
-    assert!(netns::pinned(&pin).expect("look").is_none());
+    assert!(netns::pinned(&pin).expect("readable").is_none());
     assert!(skep::datapath::mesh::enter(&pin).is_err());
-    drop((host, inner));
-    std::fs::remove_dir_all(dir).expect("nothing is left");
+    drop((host, mesh_namespace));
+    std::fs::remove_dir_all(dir).expect("nothing remains");
 }

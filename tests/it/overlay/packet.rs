@@ -1,4 +1,4 @@
-//! Packets written by hand, for those who lie about where they come from.
+//! Hand-made packets with any source address.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! Ports that are not for everybody, and clients that keep their task.
+//! The labels `skep.allow` and `skep.affinity` of published ports.
 
 use super::*;
 use std::collections::BTreeSet;
@@ -23,8 +23,8 @@ async fn labelled(swarm: &Swarm, replicas: usize, labels: Value) {
     }
 }
 
-/// Gives the service other labels.
-async fn relabel(swarm: &Swarm, labels: Value) -> skep::http::Reply {
+/// Replaces the service's labels.
+async fn relabel(swarm: &Swarm, labels: Value) -> skep::http::HttpReply {
     let service = get(&swarm.hosts[0], "/services/web").await;
     let mut spec = service["Spec"].clone();
     spec["Labels"] = labels;
@@ -37,22 +37,22 @@ async fn refused(swarm: &Swarm) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
+async fn only_sources_on_the_list_and_the_node_itself_reach_a_port() {
     let swarm = swarm("pa", 1, "").await;
     dual_stack(&swarm).await;
-    let (friend, stranger) = (client(&swarm).await, swarm.lab.host("stranger", 8).await.expect("client"));
-    v6(&stranger, 8).await;
+    let (allowed, refused_client) = (client(&swarm).await, swarm.lab.host("refused", 8).await.expect("client"));
+    v6(&refused_client, 8).await;
     labelled(&swarm, 1, json!({ "skep.allow": format!("192.0.2.9, {}", v6_of(9)) })).await;
 
     for address in addresses(&swarm) {
         let to = SocketAddr::new(address, 8080);
-        within(10, "the friend to be served", || async {
-            ask(&friend, to).await?;
-            ask_udp(&friend, to, b"x".to_vec()).await
+        within(10, "the client on the list to be served", || async {
+            ask(&allowed, to).await?;
+            ask_udp(&allowed, to, b"x".to_vec()).await
         })
         .await;
         let before = refused(&swarm).await;
-        let error = inside(of_host(&stranger), move || {
+        let error = inside(of_host(&refused_client), move || {
             let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             stream.read(&mut [0; 8])
@@ -60,7 +60,7 @@ async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
         .await
         .expect_err("no service");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{to}: at once, by a reset");
-        assert!(ask_udp(&stranger, to, b"x".to_vec()).await.is_err(), "{to}: UDP as well");
+        assert!(ask_udp(&refused_client, to, b"x".to_vec()).await.is_err(), "{to}: UDP as well");
         within(5, "both to be counted", || async {
             let now = refused(&swarm).await;
             anyhow::ensure!(now >= before + 2, "{before} to {now}");
@@ -74,23 +74,24 @@ async fn only_sources_on_the_list_and_the_node_itself_may_use_a_port() {
 
     let reply = relabel(&swarm, json!({ "skep.allow": "192.0.2.0/24;everybody" })).await;
     assert_eq!(reply.status, 400);
-    assert!(said(&reply).contains("192.0.2.0/24,2001:db8::/32"), "what would be right: {}", said(&reply));
+    assert!(said(&reply).contains("192.0.2.0/24,2001:db8::/32"), "the message has an example: {}", said(&reply));
     ok(&relabel(&swarm, json!({ "skep.allow": "192.0.2.0/28, fd99::/64" })).await);
     for address in addresses(&swarm) {
         let to = SocketAddr::new(address, 8080);
-        within(10, "the stranger to be let in", || async {
-            ask(&stranger, to).await?;
-            ask_udp(&stranger, to, b"x".to_vec()).await
+        within(10, "the other client to be served", || async {
+            ask(&refused_client, to).await?;
+            ask_udp(&refused_client, to, b"x".to_vec()).await
         })
         .await;
     }
-    for host in [friend, stranger] {
+    for host in [allowed, refused_client] {
         host.stop().await;
     }
     swarm.stop().await;
 }
 
-/// A client keeps its task while the tasks stay: all of them listen, and every loop of the host acts on that.
+/// Checks that a host knows that all tasks listen, and that each of its loops has applied that: a client keeps its task only
+/// while the set of backends stays.
 async fn settled(host: &Host, tasks: usize) -> anyhow::Result<()> {
     let dump = dump(host).await?;
     let ports = dump["view"]["cluster"]["ports"].as_array().cloned().unwrap_or_default();
@@ -98,14 +99,14 @@ async fn settled(host: &Host, tasks: usize) -> anyhow::Result<()> {
         port["backends"].as_array().is_some_and(|all| all.len() == tasks && all.iter().all(|b| b["listens"]["v4"] == true))
     };
     anyhow::ensure!(ports.len() == 2 && ports.iter().all(listen), "{ports:#?}");
-    let (told, applied) = (&dump["view"]["revision"], &dump["status"]["applied"]);
-    let behind = applied.as_object().into_iter().flatten().find(|(_, revision)| *revision != told);
-    anyhow::ensure!(behind.is_none(), "{behind:?} is not at {told}");
+    let (newest, applied) = (&dump["view"]["revision"], &dump["status"]["applied"]);
+    let behind = applied.as_object().into_iter().flatten().find(|(_, revision)| *revision != newest);
+    anyhow::ensure!(behind.is_none(), "{behind:?} is not at {newest}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_with_affinity_keeps_its_task_whichever_node_it_asks() {
+async fn a_client_with_affinity_keeps_its_task_on_every_node() {
     let swarm = swarm("pf", 2, "").await;
     let client = client(&swarm).await;
     labelled(&swarm, 4, json!({ "skep.affinity": "source" })).await;

@@ -1,10 +1,10 @@
-//! Ports of the task's own node, bound by its engine.
+//! Host-mode ports: published on the task's node, by its engine.
 
 use super::*;
 use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
+async fn a_host_mode_port_reaches_the_nodes_own_task_and_each_node_has_one() {
     let swarm = swarm("ph", 2, "").await;
     let client = client(&swarm).await;
     let ports = json!([
@@ -15,7 +15,7 @@ async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
     let tasks = swarm.running("hp", 2).await;
     let nodes: BTreeSet<&str> = tasks.iter().filter_map(|t| t["NodeID"].as_str()).collect();
     assert_eq!(nodes.len(), 2, "one on each node");
-    within(10, "the third to say why it waits", || async {
+    within(10, "the third task to report why it waits", || async {
         let all = swarm.tasks("hp").await;
         let waiting = all.iter().find(|t| t["Status"]["State"] == "pending").map(|t| t["Status"]["Err"].clone());
         let words = json!("no suitable node (host-mode port already in use on 2 nodes)");
@@ -24,7 +24,7 @@ async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
     })
     .await;
     let service = get(&swarm.hosts[0], "/services/hp").await;
-    assert_eq!(service["Endpoint"]["Ports"], ports, "a drawn port is the task's alone");
+    assert_eq!(service["Endpoint"]["Ports"], ports, "a port that the engine chose is only in the task");
     assert!(service["Endpoint"]["VirtualIPs"].is_null());
 
     for task in &tasks {
@@ -42,11 +42,11 @@ async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
                 (text("Protocol"), number("TargetPort"), number("PublishedPort"), text("PublishMode"))
             })
             .collect();
-        let drawn = shown.iter().find(|p| p.0 == "udp").expect("a drawn port").2;
-        assert!(drawn >= 30_000, "{drawn}");
+        let chosen = shown.iter().find(|p| p.0 == "udp").expect("a port that the engine chose").2;
+        assert!(chosen >= 30_000, "{chosen}");
         assert_eq!(
             shown,
-            [("tcp", 80, 8083, "host"), ("tcp", 80, 8083, "host"), ("udp", 81, drawn, "host"), ("udp", 81, drawn, "host")]
+            [("tcp", 80, 8083, "host"), ("tcp", 80, 8083, "host"), ("udp", 81, chosen, "host"), ("udp", 81, chosen, "host")]
         );
         let container = task["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
         let answer = ask(&client, SocketAddr::new(host.address().into(), 8083)).await.expect("the node's own task answers");
@@ -54,14 +54,14 @@ async fn a_host_port_leads_to_the_nodes_own_task_and_there_is_one_per_node() {
         assert!(container.starts_with(words[0]), "{answer}: not the task of this node");
         assert!(words[1].contains("192.0.2.9"), "the client's own address is seen: {answer}");
         echo(&swarm, task, 81).await;
-        let to = SocketAddr::new(host.address().into(), u16::try_from(drawn).expect("port"));
-        let (who, ..) = ask_udp(&client, to, b"x".to_vec()).await.expect("UDP too");
-        assert_eq!(json!(who), task["ID"]);
+        let to = SocketAddr::new(host.address().into(), u16::try_from(chosen).expect("port"));
+        let (task_id, ..) = ask_udp(&client, to, b"x".to_vec()).await.expect("UDP too");
+        assert_eq!(json!(task_id), task["ID"]);
     }
     let listed = swarm.hosts[0].docker_run("service ps hp").await.expect("service ps");
     assert!(listed.contains("*:8083->80/tcp"), "{listed}");
 
-    // An ingress port of that number is refused, a second service in host mode waits.
+    // An ingress port of the same number is refused; a second service in host mode waits for a node.
     let refused = json!({
         "Name": "no", "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE } },
         "EndpointSpec": { "Ports": [{ "TargetPort": 80, "PublishedPort": 8083 }] },

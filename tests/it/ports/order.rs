@@ -1,4 +1,4 @@
-//! Removal in order: a task leaves every port and every name before it is told to stop, so clients see nothing of it.
+//! Ordered removal: a task is removed from every port and name before it gets SIGTERM, so that no request is lost.
 
 use super::*;
 
@@ -6,7 +6,7 @@ pub async fn availability(swarm: &Swarm, host: &str, value: &str) {
     swarm.hosts[0].docker_run(&format!("node update --availability {value} {host}")).await.expect("node update");
 }
 
-/// So many tasks of the service run, and every other one has ended.
+/// Waits until `count` tasks of the service run and every other one has ended.
 pub async fn settled(swarm: &Swarm, service: &str, count: usize) {
     swarm.running(service, count).await;
     within(20, "the others to end", || async {
@@ -20,7 +20,7 @@ pub async fn settled(swarm: &Swarm, service: &str, count: usize) {
     .await;
 }
 
-/// A server that, told to stop, listens no more at once, and finishes what it began: as a good one does.
+/// A server that on SIGTERM stops listening at once and finishes its requests.
 pub fn good_server(networks: &Value) -> Value {
     let server = "httpd -f -p 80 -h /www & s=$!; trap 'kill $s; sleep 1; exit 0' TERM; wait";
     let container = json!({ "Command": ["sh", "-c", server], "StopGracePeriod": 5_000_000_000_u64 });
@@ -28,24 +28,24 @@ pub fn good_server(networks: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_notices_when_tasks_come_and_go() {
-    tasks_come_and_go(swarm("po", 3, "log = \"info,skep::balance=debug\"").await).await.stop().await;
+async fn no_request_is_lost_while_tasks_change_on_the_userspace_datapath() {
+    change_tasks_under_load(swarm("po", 3, "log = \"info,skep::ingress=debug\"").await).await.stop().await;
 }
 
-/// Scaled, drained, scaled again under requests by port through every node and by name: none fails.
-pub async fn tasks_come_and_go(swarm: Swarm) -> Swarm {
+/// Scales and drains under requests by port through every node and by name: none fails.
+pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
     let client = client(&swarm).await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
     let networks = json!([{ "Target": "back" }]);
     swarm.service("web", 6, Some(8080), good_server(&networks)).await;
-    swarm.service("ask", 3, None, json!({ "Networks": networks })).await;
-    let asking = swarm.running("ask", 3).await;
+    swarm.service("caller", 3, None, json!({ "Networks": networks })).await;
+    let callers = swarm.running("caller", 3).await;
     settled(&swarm, "web", 6).await;
-    // One that asks by name, on the manager's node, which is not drained.
+    // A caller by name on the manager's node, which is not drained.
     let here = swarm.node_id(&swarm.hosts[0]).await;
-    let asker = asking.iter().find(|t| t["NodeID"] == json!(here)).expect("one on each node");
-    let asker = asker["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
-    let by_name = ByName::start(&swarm.hosts[0], asker, "web");
+    let caller = callers.iter().find(|t| t["NodeID"] == json!(here)).expect("one on each node");
+    let caller = caller["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
+    let by_name = ByName::start(&swarm.hosts[0], caller, "web");
     let ports = swarm.hosts.iter().map(|h| Target::new(&of_host(&client), (h.address(), 8080).into(), h.name()));
     let load = Load::start(ports, Duration::from_millis(5));
 
@@ -66,8 +66,8 @@ pub async fn tasks_come_and_go(swarm: Swarm) -> Swarm {
     let (answered, failed) = by_name.stop().await;
     for host in &swarm.hosts {
         let log = std::fs::read_to_string(host.dir().join("skep.log")).unwrap_or_default();
-        let passed_over = log.lines().filter(|l| l.contains("backend does not accept")).count();
-        eprintln!("{}: {passed_over} times a backend was passed over", host.name());
+        let skipped = log.lines().filter(|l| l.contains("backend does not accept")).count();
+        eprintln!("{}: {skipped} times a backend was skipped", host.name());
     }
     assert!(tallies.iter().all(|t| t.failed.is_empty() && t.answered.len() > 6), "requests to the port failed");
     assert!(failed == 0 && answered > 50, "requests by name failed");

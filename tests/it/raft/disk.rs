@@ -1,16 +1,16 @@
-//! The file: damage is an error that names it and says what to do, never a panic and never another state.
+//! The log file: damage results in an error that names the file and the remedy, never in a panic or another state.
 
-use super::running::{Folder, Running, config};
+use super::fixture::{RunningManager, TempDir, config};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skep::raft::{Disk, DiskError, FILE, Log};
 use std::os::unix::fs::PermissionsExt as _;
 
 /// A log with some entries, as bytes.
-async fn sample(name: &str) -> (Folder, Vec<u8>, Log) {
-    let folder = Folder::new(name);
+async fn sample(name: &str) -> (TempDir, Vec<u8>, Log) {
+    let folder = TempDir::new(name);
     let config = skep::raft::RaftConfig { snapshot_every: 40, keep_entries: 10, ..config(&folder.0) };
-    let running = Running::start(config, true).await.expect("starts");
+    let running = RunningManager::start(config, true).await.expect("starts");
     for i in 0..100 {
         running.write(&format!("entry {i} {}", "x".repeat(i * 7))).await.expect("written");
     }
@@ -20,7 +20,7 @@ async fn sample(name: &str) -> (Folder, Vec<u8>, Log) {
     (folder, bytes, log)
 }
 
-fn open_with(folder: &Folder, bytes: &[u8]) -> Result<Log, DiskError> {
+fn open_with(folder: &TempDir, bytes: &[u8]) -> Result<Log, DiskError> {
     std::fs::write(folder.0.join(FILE), bytes).expect("written");
     Disk::open(&folder.0, 1).map(|(_, log)| log)
 }
@@ -48,13 +48,13 @@ async fn a_truncated_file_is_an_error() {
 }
 
 #[tokio::test]
-async fn flipped_bytes_are_an_error_or_do_not_matter() {
+async fn flipped_bits_are_an_error_or_do_not_matter() {
     let (folder, bytes, log) = sample("flipped").await;
     let mut random = StdRng::seed_from_u64(11);
     let mut noticed = 0;
     for round in 0..150 {
         let mut damaged = bytes.clone();
-        // The first page says where everything is: half of the damage goes there.
+        // Half of the damage is in the first page, which locates all others.
         let area = if round % 2 == 0 { 512 } else { damaged.len() };
         for _ in 0..random.random_range(1..4) {
             let at = random.random_range(0..area);
@@ -66,29 +66,29 @@ async fn flipped_bytes_are_an_error_or_do_not_matter() {
             Err(other) => panic!("round {round}: {other}"),
         }
     }
-    assert!(noticed > 10, "only {noticed} of the damages were noticed");
+    assert!(noticed > 10, "only {noticed} damaged files were detected");
 }
 
 #[tokio::test]
-async fn a_damaged_log_keeps_the_manager_from_starting_and_is_left_alone() {
+async fn a_manager_does_not_start_with_a_damaged_log_and_keeps_the_file() {
     let (folder, mut bytes, _) = sample("damaged").await;
     for at in (4096..bytes.len()).step_by(97) {
         bytes[at] ^= 0x55;
     }
     std::fs::write(folder.0.join(FILE), &bytes).expect("written");
-    let error = Running::start(config(&folder.0), true).await.err().expect("refused").to_string();
+    let error = RunningManager::start(config(&folder.0), true).await.err().expect("refused").to_string();
     assert!(error.contains(FILE) && error.contains("backup"), "{error}");
-    assert_eq!(std::fs::metadata(folder.0.join(FILE)).expect("there").len(), bytes.len() as u64, "it is not replaced");
+    assert_eq!(std::fs::metadata(folder.0.join(FILE)).expect("exists").len(), bytes.len() as u64, "it is not replaced");
 }
 
 #[test]
-fn an_absent_log_is_said_to_be_absent_and_a_half_made_one_is_no_log() {
-    let folder = Folder::new("absent");
+fn a_missing_log_is_reported_and_a_partly_written_one_is_no_log() {
+    let folder = TempDir::new("absent");
     assert!(matches!(Disk::open(&folder.0, 1), Err(DiskError::Absent(_))));
     std::fs::write(folder.0.join(format!("{FILE}.new")), b"half").expect("written");
-    Disk::create(&folder.0, 1, &Log::bootstrap(1, b"state".to_vec())).expect("made");
+    Disk::create(&folder.0, 1, &Log::bootstrap(1, b"state".to_vec())).expect("created");
     let (_, log) = Disk::open(&folder.0, 1).expect("opens");
     assert_eq!(log, Log::bootstrap(1, b"state".to_vec()));
-    let mode = std::fs::metadata(folder.0.join(FILE)).expect("there").permissions().mode();
+    let mode = std::fs::metadata(folder.0.join(FILE)).expect("exists").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "only root reads the cluster's secrets");
 }

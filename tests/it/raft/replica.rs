@@ -1,7 +1,7 @@
-//! The store behind raft, as a manager has it.
+//! The store as raft's state machine, as a manager runs it.
 
-use super::running::{Folder, Nowhere, config};
-use skep::manager::replica::Replica;
+use super::fixture::{NoTransport, TempDir, config};
+use skep::manager::replica::{ApplyOutcome, Replica};
 use skep::model::network::{Network, NetworkSpec};
 use skep::model::{Meta, NetworkId, Timestamp};
 use skep::raft::{Raft, RaftConfig, RaftError};
@@ -10,16 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-type Outcome = Result<(), StoreError>;
-
-async fn start(dir: &Path) -> anyhow::Result<(StoreHandle, Raft<Outcome>, CancellationToken)> {
+async fn start(dir: &Path) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>, CancellationToken)> {
     let shutdown = CancellationToken::new();
     let config = RaftConfig { snapshot_every: 10, keep_entries: 3, ..config(dir) };
-    let (store, raft) = Replica::start(config, true, Arc::new(Nowhere), shutdown.clone()).await?;
+    let (store, raft) = Replica::start(config, true, Arc::new(NoTransport), shutdown.clone()).await?;
     Ok((store, raft, shutdown))
 }
 
-async fn stop(raft: Raft<Outcome>, shutdown: CancellationToken) {
+async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {
     shutdown.cancel();
     raft.closed().await;
 }
@@ -31,11 +29,11 @@ fn network(id: &str, name: &str) -> Action {
 
 #[tokio::test]
 async fn the_store_is_the_same_after_a_restart() {
-    let folder = Folder::new("replica");
+    let folder = TempDir::new("replica");
     let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
     let mut watch = store.watch();
     let index = store.write(Timestamp(1), vec![network("a", "front")]).await.expect("written");
-    assert_eq!(store.read().network(&"a".into()).expect("there").meta.version, index);
+    assert_eq!(store.read().network(&"a".into()).expect("stored").meta.version, index);
     assert!(watch.has_changed().expect("alive"), "readers are woken");
     watch.mark_unchanged();
     let refused = store.write(Timestamp(2), vec![network("b", "FRONT")]).await.expect_err("refused");
@@ -55,8 +53,8 @@ async fn the_store_is_the_same_after_a_restart() {
 }
 
 #[tokio::test]
-async fn an_entry_of_a_newer_format_is_refused_with_a_sentence() {
-    let folder = Folder::new("replica-newer");
+async fn an_entry_of_a_newer_format_is_refused_with_the_reason() {
+    let folder = TempDir::new("replica-newer");
     let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
     let error = raft.propose(br#"{"format":2,"new":"shape"}"#.to_vec()).await.expect_err("stops");
     assert!(matches!(&error, RaftError::Stopped(why) if why.contains("format 2") && why.contains("newer skep")), "{error}");

@@ -1,11 +1,11 @@
-//! Cores on a simulated network: messages get lost, doubled and late, managers crash between any two effects and come
-//! back with what was durable. After every step: one leader per term, no two managers apply different entries, none
-//! applies an entry twice or leaves one out. Everything from a seed, so a failure repeats itself.
+//! Cores on a simulated network: messages are lost, duplicated and delayed, managers crash between any two effects and
+//! restart with what was durable. Checked after every step: one leader per term, no two managers apply different entries,
+//! none applies an entry twice or skips one. Everything depends on a seed, so a failure is repeatable.
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use skep::raft::{Change, Core, Effect, Event, Log, RaftConfig, RaftError, RaftStatus};
+use skep::raft::{Core, Effect, Event, Log, MembershipChange, RaftConfig, RaftError, RaftStatus};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SNAPSHOT_EVERY: u64 = 20;
@@ -15,8 +15,8 @@ fn config(id: u64, seed: u64) -> RaftConfig {
     RaftConfig { snapshot_every: SNAPSHOT_EVERY, keep_entries: KEEP, ..RaftConfig::new("", id, seed) }
 }
 
-/// One manager: what is on its disk, and what is lost when it crashes.
-struct Host {
+/// One manager: its disk, and what is lost when it crashes.
+struct SimulatedManager {
     disk: Log,
     core: Core,
     /// Entries applied, by index.
@@ -24,33 +24,34 @@ struct Host {
     restores: usize,
 }
 
-struct Network {
+struct SimulatedNetwork {
     seed: u64,
     random: StdRng,
-    hosts: BTreeMap<u64, Host>,
-    flying: Vec<(u64, u64, Vec<u8>)>,
-    /// Managers that nothing gets to and from.
-    cut: BTreeSet<u64>,
-    /// Chance that a message is lost, and that one is doubled, in percent.
+    managers: BTreeMap<u64, SimulatedManager>,
+    in_flight: Vec<(u64, u64, Vec<u8>)>,
+    /// Managers whose messages are all lost.
+    disconnected: BTreeSet<u64>,
+    /// Probability that a message is lost, and that one is duplicated, in percent.
     loss: u32,
+    /// Leaders by term.
     leaders: BTreeMap<u64, u64>,
-    /// What any manager applied, by index: all must agree.
+    /// Applied by any manager, by index: all must agree.
     history: BTreeMap<u64, Bytes>,
     tickets: u64,
     proposed: BTreeMap<u64, Bytes>,
     answered: BTreeMap<u64, Result<u64, RaftError>>,
-    /// Everything that happened, for comparing two runs.
+    /// Hash of all effects, to compare two runs.
     trace: u64,
 }
 
-impl Network {
+impl SimulatedNetwork {
     fn new(seed: u64) -> Self {
         let mut network = Self {
             seed,
             random: StdRng::seed_from_u64(seed),
-            hosts: BTreeMap::new(),
-            flying: Vec::new(),
-            cut: BTreeSet::new(),
+            managers: BTreeMap::new(),
+            in_flight: Vec::new(),
+            disconnected: BTreeSet::new(),
             loss: 0,
             leaders: BTreeMap::new(),
             history: BTreeMap::new(),
@@ -64,38 +65,42 @@ impl Network {
     }
 
     /// Three voters, the second and third of which joined.
-    fn of_three(seed: u64) -> Self {
+    fn with_three_voters(seed: u64) -> Self {
         let mut network = Self::new(seed);
         for id in [2, 3] {
             network.boot(id, Log::default());
-            network.change(Change::AddVoter(id));
-            network.settle(|n| n.hosts.values().all(|h| h.core.status().voters.len() as u64 == id || h.applied.is_empty()));
+            network.change(MembershipChange::AddVoter(id));
+            network.settle(|n| n.managers.values().all(|h| h.core.status().voters.len() as u64 == id || h.applied.is_empty()));
         }
-        network.settle(Network::agree);
+        network.settle(SimulatedNetwork::agree);
         network
     }
 
     fn boot(&mut self, id: u64, disk: Log) {
         let (core, effects) = Core::new(&config(id, self.seed), disk.clone()).expect("a core starts from its own log");
-        self.hosts.insert(id, Host { disk, core, applied: BTreeMap::new(), restores: 0 });
+        self.managers.insert(id, SimulatedManager { disk, core, applied: BTreeMap::new(), restores: 0 });
         self.carry_out(id, effects, usize::MAX);
     }
 
     fn status(&self, id: u64) -> RaftStatus {
-        self.hosts[&id].core.status()
+        self.managers[&id].core.status()
     }
 
     fn leader(&self) -> Option<u64> {
-        self.hosts.iter().filter(|(id, h)| !self.cut.contains(id) && h.core.status().is_leader).map(|(id, _)| *id).next_back()
+        self.managers
+            .iter()
+            .filter(|(id, h)| !self.disconnected.contains(id) && h.core.status().is_leader)
+            .map(|(id, _)| *id)
+            .next_back()
     }
 
     fn agree(&self) -> bool {
-        let last = self.hosts.values().map(|h| h.core.log().last()).max();
-        self.leader().is_some() && self.hosts.values().all(|h| Some(h.core.status().applied) == last)
+        let last = self.managers.values().map(|h| h.core.log().last()).max();
+        self.leader().is_some() && self.managers.values().all(|h| Some(h.core.status().applied) == last)
     }
 
     fn handle(&mut self, id: u64, event: Event) {
-        let effects = self.hosts.get_mut(&id).expect("host").core.handle([event]).expect("no core fails");
+        let effects = self.managers.get_mut(&id).expect("manager").core.handle([event]).expect("no core fails");
         self.carry_out(id, effects, usize::MAX);
     }
 
@@ -103,23 +108,23 @@ impl Network {
     fn carry_out(&mut self, id: u64, effects: Vec<Effect>, until: usize) {
         for (done, effect) in effects.into_iter().enumerate() {
             if done == until {
-                let disk = self.hosts[&id].disk.clone();
+                let disk = self.managers[&id].disk.clone();
                 self.boot(id, disk);
                 return;
             }
             self.trace = self.trace.rotate_left(5).wrapping_mul(31) ^ digest(id, &effect);
-            let host = self.hosts.get_mut(&id).expect("host");
+            let manager = self.managers.get_mut(&id).expect("manager");
             match effect {
-                Effect::Persist(batch) => host.disk.write(&batch),
-                Effect::Send { to, message } => self.fly(id, to, message),
+                Effect::Persist(batch) => manager.disk.write(&batch),
+                Effect::Send { to, message } => self.send(id, to, message),
                 Effect::Restore { index, bytes } => {
-                    host.applied = decode(&bytes);
-                    host.restores += 1;
-                    assert!(host.applied.keys().next_back().is_none_or(|last| *last <= index));
+                    manager.applied = decode(&bytes);
+                    manager.restores += 1;
+                    assert!(manager.applied.keys().next_back().is_none_or(|last| *last <= index));
                 }
                 Effect::Apply { index, data, ticket } => {
-                    assert!(host.applied.keys().next_back().is_none_or(|last| *last < index), "{id} applies {index} again");
-                    host.applied.insert(index, data.clone());
+                    assert!(manager.applied.keys().next_back().is_none_or(|last| *last < index), "{id} applies {index} again");
+                    manager.applied.insert(index, data.clone());
                     if let Some(ticket) = ticket {
                         assert_eq!(self.proposed[&ticket], data, "the answer is for what was proposed");
                         assert!(self.answered.insert(ticket, Ok(index)).is_none());
@@ -129,7 +134,7 @@ impl Network {
                 Effect::Changed { ticket, index } => assert!(self.answered.insert(ticket, Ok(index)).is_none()),
                 Effect::Refuse { ticket, error } => assert!(self.answered.insert(ticket, Err(error)).is_none()),
                 Effect::Snapshot { index } => {
-                    let bytes = encode(&host.applied);
+                    let bytes = encode(&manager.applied);
                     self.handle(id, Event::Snapshot { index, bytes });
                 }
             }
@@ -138,50 +143,50 @@ impl Network {
     }
 
     fn check(&mut self, id: u64) {
-        let host = &self.hosts[&id];
-        assert_eq!(host.disk, *host.core.log(), "what the core believes to be durable is on the disk");
-        let cut = host.disk.last() - u64::try_from(host.disk.len()).expect("small");
-        let held = host.core.status().applied - cut;
-        assert!(held <= SNAPSHOT_EVERY + KEEP, "{held} applied entries are held: the log is not cut");
-        let known = self.history.range(..=host.core.status().applied).map(|(i, d)| (*i, d.clone()));
-        assert!(host.applied.iter().map(|(i, d)| (*i, d.clone())).eq(known), "{id} left an entry out");
-        let status = host.core.status();
+        let manager = &self.managers[&id];
+        assert_eq!(manager.disk, *manager.core.log(), "the core's log is on the disk");
+        let compacted = manager.disk.last() - u64::try_from(manager.disk.len()).expect("small");
+        let kept = manager.core.status().applied - compacted;
+        assert!(kept <= SNAPSHOT_EVERY + KEEP, "{kept} applied entries are kept: the log is not compacted");
+        let known = self.history.range(..=manager.core.status().applied).map(|(i, d)| (*i, d.clone()));
+        assert!(manager.applied.iter().map(|(i, d)| (*i, d.clone())).eq(known), "{id} skipped an entry");
+        let status = manager.core.status();
         if status.is_leader {
             let first = *self.leaders.entry(status.term).or_insert(id);
             assert_eq!(first, id, "two leaders in term {}", status.term);
         }
     }
 
-    fn fly(&mut self, from: u64, to: u64, message: Vec<u8>) {
-        if self.cut.contains(&from) || self.cut.contains(&to) || !self.hosts.contains_key(&to) {
+    fn send(&mut self, from: u64, to: u64, message: Vec<u8>) {
+        if self.disconnected.contains(&from) || self.disconnected.contains(&to) || !self.managers.contains_key(&to) {
             return;
         }
         if self.random.random_range(0..100) < self.loss {
             return;
         }
         if self.random.random_range(0..100) < self.loss {
-            self.flying.push((from, to, message.clone()));
+            self.in_flight.push((from, to, message.clone()));
         }
-        self.flying.push((from, to, message));
+        self.in_flight.push((from, to, message));
     }
 
     fn deliver(&mut self, index: usize) {
-        let (from, to, message) = self.flying.swap_remove(index);
-        if !self.cut.contains(&from) && !self.cut.contains(&to) {
+        let (from, to, message) = self.in_flight.swap_remove(index);
+        if !self.disconnected.contains(&from) && !self.disconnected.contains(&to) {
             self.handle(to, Event::Message(message));
         }
     }
 
-    /// One tick for everybody, and everything that flies arrives, in order.
+    /// One tick for every manager, then delivers all messages in order.
     fn round(&mut self) {
-        for id in self.hosts.keys().copied().collect::<Vec<_>>() {
+        for id in self.managers.keys().copied().collect::<Vec<_>>() {
             self.handle(id, Event::Tick);
         }
         let mut bound = 10_000;
-        while !self.flying.is_empty() && bound > 0 {
+        while !self.in_flight.is_empty() && bound > 0 {
             bound -= 1;
-            let (from, to, message) = self.flying.remove(0);
-            if !self.cut.contains(&from) && !self.cut.contains(&to) {
+            let (from, to, message) = self.in_flight.remove(0);
+            if !self.disconnected.contains(&from) && !self.disconnected.contains(&to) {
                 self.handle(to, Event::Message(message));
             }
         }
@@ -194,7 +199,7 @@ impl Network {
             }
             self.round();
         }
-        let all: Vec<_> = self.hosts.values().map(|h| h.core.status()).collect();
+        let all: Vec<_> = self.managers.values().map(|h| h.core.status()).collect();
         panic!("seed {}: not settled after 2000 ticks: {all:?}", self.seed);
     }
 
@@ -207,7 +212,7 @@ impl Network {
         ticket
     }
 
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: MembershipChange) {
         self.settle(|n| n.leader().is_some());
         self.tickets += 1;
         let (ticket, leader) = (self.tickets, self.leader().expect("leader"));
@@ -216,22 +221,22 @@ impl Network {
         self.answered[&ticket].clone().expect("the change is made");
     }
 
-    /// One thing that may go wrong or right.
-    fn chaos(&mut self) {
+    /// One random step.
+    fn random_step(&mut self) {
         let id = self.random.random_range(1..=3);
         match self.random.random_range(0..100) {
-            0..60 if !self.flying.is_empty() => {
-                let index = self.random.random_range(0..self.flying.len());
+            0..60 if !self.in_flight.is_empty() => {
+                let index = self.random.random_range(0..self.in_flight.len());
                 self.deliver(index);
             }
             60..64 => {
-                // All that waits for one manager, at once.
-                let (here, rest) = std::mem::take(&mut self.flying).into_iter().partition(|(_, to, _)| *to == id);
-                self.flying = rest;
+                // All messages for one manager, in one call.
+                let (here, rest) = std::mem::take(&mut self.in_flight).into_iter().partition(|(_, to, _)| *to == id);
+                self.in_flight = rest;
                 let mut here: Vec<(u64, u64, Vec<u8>)> = here;
-                here.retain(|(from, to, _)| !self.cut.contains(from) && !self.cut.contains(to));
+                here.retain(|(from, to, _)| !self.disconnected.contains(from) && !self.disconnected.contains(to));
                 let events = here.into_iter().map(|(_, _, message)| Event::Message(message));
-                let effects = self.hosts.get_mut(&id).expect("host").core.handle(events).expect("no core fails");
+                let effects = self.managers.get_mut(&id).expect("manager").core.handle(events).expect("no core fails");
                 let until = if self.random.random_range(0..10) == 0 { self.random.random_range(0..6) } else { usize::MAX };
                 self.carry_out(id, effects, until);
             }
@@ -240,24 +245,25 @@ impl Network {
                 self.propose(self.leader().unwrap_or(id));
             }
             93..94 => {
-                // A crash in the middle of what a tick or a message causes, or between two of them.
+                // A crash between two effects of one call, or after the last one.
                 let until = self.random.random_range(0..4);
                 self.tickets += 1;
                 let event = Event::Propose { ticket: self.tickets, data: b"crash".to_vec() };
                 self.proposed.insert(self.tickets, Bytes::from_static(b"crash"));
-                let effects = self.hosts.get_mut(&id).expect("host").core.handle([event, Event::Tick]).expect("no core fails");
+                let effects =
+                    self.managers.get_mut(&id).expect("manager").core.handle([event, Event::Tick]).expect("no core fails");
                 let crash = effects.len() > until;
                 self.carry_out(id, effects, until);
                 if !crash {
-                    let disk = self.hosts[&id].disk.clone();
+                    let disk = self.managers[&id].disk.clone();
                     self.boot(id, disk);
                 }
             }
             94..96 => {
-                self.cut.clear();
-                self.cut.insert(id);
+                self.disconnected.clear();
+                self.disconnected.insert(id);
             }
-            _ => self.cut.clear(),
+            _ => self.disconnected.clear(),
         }
     }
 }
@@ -276,33 +282,33 @@ fn decode(bytes: &[u8]) -> BTreeMap<u64, Bytes> {
     if bytes.is_empty() {
         return BTreeMap::new();
     }
-    let plain: BTreeMap<u64, Vec<u8>> = serde_json::from_slice(bytes).expect("a snapshot of ours");
+    let plain: BTreeMap<u64, Vec<u8>> = serde_json::from_slice(bytes).expect("a snapshot of this test");
     plain.into_iter().map(|(i, d)| (i, d.into())).collect()
 }
 
 #[test]
-fn one_manager_leads_at_once_and_again_after_a_restart() {
-    let mut network = Network::new(1);
+fn one_manager_leads_immediately_and_again_after_a_restart() {
+    let mut network = SimulatedNetwork::new(1);
     assert!(network.status(1).is_leader, "without a single tick");
     let ticket = network.propose(1);
     assert_eq!(network.answered[&ticket], Ok(3), "after the snapshot at 1 and the leader's own entry at 2");
-    let disk = network.hosts[&1].disk.clone();
+    let disk = network.managers[&1].disk.clone();
     network.boot(1, disk);
     assert!(network.status(1).is_leader);
-    assert_eq!(network.hosts[&1].applied.len(), 1);
+    assert_eq!(network.managers[&1].applied.len(), 1);
     assert_eq!(network.status(1).voters, [1]);
 }
 
 #[test]
 fn three_managers_replicate_and_elect_another_leader() {
-    let mut network = Network::of_three(2);
+    let mut network = SimulatedNetwork::with_three_voters(2);
     assert_eq!(network.status(3).voters, [1, 2, 3]);
     let first = network.leader().expect("leader");
     let ticket = network.propose(first);
     network.settle(|n| n.answered.contains_key(&ticket));
     assert!(network.answered[&ticket].is_ok());
 
-    network.cut.insert(first);
+    network.disconnected.insert(first);
     network.settle(|n| n.leader().is_some());
     let second = network.leader().expect("leader");
     assert_ne!(first, second);
@@ -311,14 +317,14 @@ fn three_managers_replicate_and_elect_another_leader() {
     network.settle(|n| n.answered.contains_key(&kept));
     assert!(network.answered[&kept].is_ok());
 
-    network.cut.clear();
-    network.settle(Network::agree);
+    network.disconnected.clear();
+    network.settle(SimulatedNetwork::agree);
     assert!(network.answered[&lost].is_err(), "{:?}", network.answered[&lost]);
 }
 
 #[test]
 fn a_follower_refuses_and_names_the_leader() {
-    let mut network = Network::of_three(3);
+    let mut network = SimulatedNetwork::with_three_voters(3);
     let leader = network.leader().expect("leader");
     let follower = (1..=3).find(|id| *id != leader).expect("follower");
     let ticket = network.propose(follower);
@@ -327,103 +333,103 @@ fn a_follower_refuses_and_names_the_leader() {
 
 #[test]
 fn a_lagging_follower_gets_a_snapshot_even_if_the_first_is_lost() {
-    let mut network = Network::of_three(4);
+    let mut network = SimulatedNetwork::with_three_voters(4);
     let leader = network.leader().expect("leader");
     let behind = (1..=3).find(|id| *id != leader).expect("follower");
-    let restores = network.hosts[&behind].restores;
-    network.cut.insert(behind);
+    let restores = network.managers[&behind].restores;
+    network.disconnected.insert(behind);
     for _ in 0..SNAPSHOT_EVERY * 4 {
         network.propose(leader);
         network.round();
     }
-    network.cut.clear();
-    // The cut ends, the first snapshot is sent, and is lost.
+    network.disconnected.clear();
+    // The manager is connected again, and the first snapshot sent to it is lost.
     for _ in 0..1_000 {
         network.handle(leader, Event::Tick);
-        let before = network.flying.len();
-        network.flying.retain(|(_, _, message)| message.len() < 1_000);
-        if network.flying.len() < before {
+        let before = network.in_flight.len();
+        network.in_flight.retain(|(_, _, message)| message.len() < 1_000);
+        if network.in_flight.len() < before {
             break;
         }
-        while !network.flying.is_empty() {
-            let large = network.flying.iter().position(|(_, _, message)| message.len() >= 1_000);
+        while !network.in_flight.is_empty() {
+            let large = network.in_flight.iter().position(|(_, _, message)| message.len() >= 1_000);
             if let Some(large) = large {
-                network.flying.remove(large);
+                network.in_flight.remove(large);
                 break;
             }
             network.deliver(0);
         }
     }
-    network.settle(Network::agree);
-    assert!(network.hosts[&behind].restores > restores, "it caught up by a snapshot");
-    assert_eq!(network.hosts[&behind].applied, network.hosts[&leader].applied);
+    network.settle(SimulatedNetwork::agree);
+    assert!(network.managers[&behind].restores > restores, "it caught up with a snapshot");
+    assert_eq!(network.managers[&behind].applied, network.managers[&leader].applied);
 }
 
 #[test]
 fn a_removed_manager_does_not_disturb_and_the_last_voter_stays() {
-    let mut network = Network::of_three(5);
+    let mut network = SimulatedNetwork::with_three_voters(5);
     let leader = network.leader().expect("leader");
-    let gone = (1..=3).find(|id| *id != leader).expect("follower");
-    network.change(Change::Remove(gone));
+    let removed = (1..=3).find(|id| *id != leader).expect("follower");
+    network.change(MembershipChange::Remove(removed));
     let (term, voters) = (network.status(leader).term, network.status(leader).voters);
-    assert!(!voters.contains(&gone));
+    assert!(!voters.contains(&removed));
     for _ in 0..200 {
         network.round();
     }
     assert_eq!((network.leader(), network.status(leader).term), (Some(leader), term));
     let other = voters.into_iter().find(|id| *id != leader).expect("follower");
-    network.change(Change::Remove(other));
-    network.handle(leader, Event::Change { ticket: 9_000, change: Change::Remove(leader) });
+    network.change(MembershipChange::Remove(other));
+    network.handle(leader, Event::Change { ticket: 9_000, change: MembershipChange::Remove(leader) });
     assert!(matches!(network.answered[&9_000], Err(RaftError::BadChange(_))));
 }
 
 #[test]
-fn a_learner_listens_and_is_promoted() {
-    let mut network = Network::new(6);
+fn a_learner_gets_the_log_and_is_promoted() {
+    let mut network = SimulatedNetwork::new(6);
     network.boot(2, Log::default());
-    network.change(Change::AddLearner(2));
-    network.settle(Network::agree);
+    network.change(MembershipChange::AddLearner(2));
+    network.settle(SimulatedNetwork::agree);
     assert_eq!((network.status(2).voters, network.status(2).learners), (vec![1], vec![2]));
-    network.change(Change::AddVoter(2));
-    network.settle(Network::agree);
+    network.change(MembershipChange::AddVoter(2));
+    network.settle(SimulatedNetwork::agree);
     assert_eq!((network.status(2).voters, network.status(2).learners), (vec![1, 2], vec![]));
 }
 
 #[test]
 fn a_manager_that_crashed_right_after_a_second_one_was_added_does_not_lead_alone() {
-    let mut network = Network::new(7);
+    let mut network = SimulatedNetwork::new(7);
     network.boot(2, Log::default());
-    network.cut.insert(2);
-    network.cut.insert(1);
-    // The change is committed by the one voter there was.
-    network.handle(1, Event::Change { ticket: 1, change: Change::AddVoter(2) });
+    network.disconnected.insert(2);
+    network.disconnected.insert(1);
+    // The only voter so far commits the change.
+    network.handle(1, Event::Change { ticket: 1, change: MembershipChange::AddVoter(2) });
     assert!(network.answered[&1].is_ok());
-    let disk = network.hosts[&1].disk.clone();
+    let disk = network.managers[&1].disk.clone();
     network.boot(1, disk);
     assert_eq!(network.status(1).voters, [1, 2]);
     for _ in 0..100 {
         network.round();
         assert!(!network.status(1).is_leader, "one of two voters is no majority");
     }
-    network.cut.clear();
-    network.settle(Network::agree);
+    network.disconnected.clear();
+    network.settle(SimulatedNetwork::agree);
 }
 
 #[test]
-fn an_old_copy_of_a_log_is_noticed() {
-    let mut network = Network::of_three(8);
+fn an_old_copy_of_a_log_is_detected() {
+    let mut network = SimulatedNetwork::with_three_voters(8);
     let leader = network.leader().expect("leader");
     let victim = (1..=3).find(|id| *id != leader).expect("follower");
-    let old = network.hosts[&victim].disk.clone();
+    let old = network.managers[&victim].disk.clone();
     for _ in 0..5 {
         network.propose(leader);
         network.round();
     }
-    let (mut core, _) = Core::new(&config(victim, 8), old).expect("an old log looks well by itself");
+    let (mut core, _) = Core::new(&config(victim, 8), old).expect("an old log is valid");
     let mut failure = None;
     for _ in 0..50 {
         network.handle(leader, Event::Tick);
-        for (_, to, message) in std::mem::take(&mut network.flying) {
+        for (_, to, message) in std::mem::take(&mut network.in_flight) {
             if to == victim && failure.is_none() {
                 failure = core.handle([Event::Message(message)]).err();
             }
@@ -435,12 +441,12 @@ fn an_old_copy_of_a_log_is_noticed() {
 
 #[test]
 fn garbage_is_ignored() {
-    let mut network = Network::of_three(9);
+    let mut network = SimulatedNetwork::with_three_voters(9);
     let leader = network.leader().expect("leader");
     let mut random = StdRng::seed_from_u64(9);
     network.handle(leader, Event::Tick);
     network.handle(leader, Event::Tick);
-    let samples: Vec<_> = network.flying.iter().map(|(_, _, message)| message.clone()).collect();
+    let samples: Vec<_> = network.in_flight.iter().map(|(_, _, message)| message.clone()).collect();
     assert!(!samples.is_empty());
     for round in 0..2_000 {
         let mut bytes: Vec<u8> = if round % 2 == 0 {
@@ -452,24 +458,24 @@ fn garbage_is_ignored() {
             let at = random.random_range(0..bytes.len());
             bytes[at] = random.random();
         }
-        // Whatever it is taken for: no panic. (A forged heartbeat may stop a core; it has to come from a manager.)
-        let (mut core, _) = Core::new(&config(leader, 9), network.hosts[&leader].disk.clone()).expect("core");
+        // No panic. (A forged heartbeat may stop a core, but only managers can send one.)
+        let (mut core, _) = Core::new(&config(leader, 9), network.managers[&leader].disk.clone()).expect("core");
         let _ = core.handle([Event::Message(bytes)]);
     }
 }
 
 #[test]
-fn chaos_keeps_the_promises() {
+fn random_failures_violate_no_guarantee() {
     let (seeds, mut total, mut snapshots, mut terms) = (40, 0, 0, 0);
     for seed in 0..seeds {
-        let mut network = Network::of_three(100 + u64::try_from(seed).expect("small"));
+        let mut network = SimulatedNetwork::with_three_voters(100 + u64::try_from(seed).expect("small"));
         network.loss = u32::try_from(seed % 4 * 10).expect("small");
         for _ in 0..1_500 {
-            network.chaos();
+            network.random_step();
         }
         network.loss = 0;
-        network.cut.clear();
-        network.settle(Network::agree);
+        network.disconnected.clear();
+        network.settle(SimulatedNetwork::agree);
         let leader = network.leader().expect("leader");
         let ticket = network.propose(leader);
         network.settle(|n| n.answered.contains_key(&ticket));
@@ -477,13 +483,13 @@ fn chaos_keeps_the_promises() {
         let written = network.answered.iter().filter(|(_, r)| r.is_ok());
         for (ticket, index) in written {
             let Some(data) = network.proposed.get(ticket) else { continue };
-            assert_eq!(network.history.get(index.as_ref().expect("ok")), Some(data), "an answered entry stays");
+            assert_eq!(network.history.get(index.as_ref().expect("ok")), Some(data), "an acknowledged entry stays");
         }
         total += network.history.len();
-        snapshots += network.hosts.values().map(|h| h.restores).sum::<usize>();
+        snapshots += network.managers.values().map(|h| h.restores).sum::<usize>();
         terms += network.leaders.len();
     }
-    // Else nothing was tried.
+    // Otherwise the test exercised too little.
     assert!(
         total > seeds * 50 && snapshots > seeds * 3 && terms > seeds * 3,
         "{total} entries, {snapshots} restores, {terms} terms"
@@ -493,10 +499,10 @@ fn chaos_keeps_the_promises() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
-        let mut network = Network::of_three(seed);
+        let mut network = SimulatedNetwork::with_three_voters(seed);
         network.loss = 10;
         for _ in 0..2_000 {
-            network.chaos();
+            network.random_step();
         }
         network.trace
     };

@@ -1,6 +1,6 @@
-//! Whatever is thrown at 2377, the server answers in words where it can, closes, and goes on serving others.
+//! Invalid input on 2377: the server answers with the reason where it can, closes the connection, and serves others.
 
-use super::stage::{Manager, Setup, Trust, eventually, join, options, side, tls};
+use super::fixture::{Manager, Setup, Trust, eventually, join, options, side, tls};
 use skep::model::{ClusterId, Role};
 use skep::protocol::FORMAT;
 use skep::rpc::ListenerKind;
@@ -12,7 +12,7 @@ fn frame(document: &[u8]) -> Vec<u8> {
     [&u32::try_from(document.len()).unwrap().to_be_bytes()[..], document].concat()
 }
 
-/// Sends, and reads all that comes back. With `end` the sender closes its side.
+/// Sends the bytes and reads until the server closes. With `end` the client closes its sending side first.
 async fn answer(manager: &Manager, alpn: &str, bytes: &[u8], end: bool) -> String {
     let mut stream = tls(manager.address, alpn, None).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -26,7 +26,7 @@ async fn answer(manager: &Manager, alpn: &str, bytes: &[u8], end: bool) -> Strin
 async fn read_all(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
-    assert!(read.is_ok(), "the server did not close; it said {}", String::from_utf8_lossy(&all));
+    assert!(read.is_ok(), "the server did not close; it sent {}", String::from_utf8_lossy(&all));
     String::from_utf8_lossy(&all).into_owned()
 }
 
@@ -51,14 +51,14 @@ async fn garbage_on_the_bare_port_is_closed() {
 }
 
 #[tokio::test]
-async fn a_frame_that_is_none_is_answered_in_words() {
+async fn an_invalid_frame_is_answered_with_the_reason() {
     let trust = Trust::new();
     let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.limits.first_message = Duration::from_millis(300);
     let manager = setup.start();
     let future = frame(br#"{"Request":{"format":99,"wishes":[]}}"#);
     let whole = frame(br#"{"Proof":{"received":1}}"#);
-    for (bytes, end, says) in [
+    for (bytes, end, expected) in [
         (frame(b"hello"), false, "not understood"),
         (frame(b""), false, "not understood"),
         (frame(&[0xff; 64]), false, "not understood"),
@@ -70,21 +70,21 @@ async fn a_frame_that_is_none_is_answered_in_words() {
         (vec![0xff; 4], false, "are allowed"),
         (frame(b"hello")[..6].to_vec(), false, ""), // then silence: it is closed
     ] {
-        let said = answer(&manager, "skep-join/1", &bytes, end).await;
-        assert!(said.contains(says), "{:?}: {said}", String::from_utf8_lossy(&bytes));
+        let answer = answer(&manager, "skep-join/1", &bytes, end).await;
+        assert!(answer.contains(expected), "{:?}: {answer}", String::from_utf8_lossy(&bytes));
     }
-    let said = answer(&manager, "", b"", false).await;
-    assert_eq!(said, "", "one that does not say what it is for");
+    let answer = answer(&manager, "", b"", false).await;
+    assert_eq!(answer, "", "a client without ALPN");
     assert!(tls(manager.address, "h2", None).await.is_err());
     assert!(!manager.journal.has("admit"));
     still_serves(&trust, &manager).await;
 }
 
 #[tokio::test]
-async fn strangers_cannot_take_every_place() {
+async fn unauthenticated_connections_are_bounded() {
     let trust = Trust::new();
     let mut setup = Setup::new(&trust, ListenerKind::Outer);
-    setup.limits.strangers_per_source = 3;
+    setup.limits.unauthenticated_per_source = 3;
     setup.limits.handshake = Duration::from_mins(1);
     let manager = setup.start();
     let mut held = Vec::new();
@@ -96,11 +96,11 @@ async fn strangers_cannot_take_every_place() {
     let read = tokio::time::timeout(Duration::from_secs(10), fourth.read(&mut byte)).await.expect("closed at once");
     assert!(matches!(read, Ok(0) | Err(_)));
     drop(held);
-    // Places come back as the server notices.
+    // The permits are returned once the server sees the connections close.
     let end = std::time::Instant::now() + Duration::from_secs(10);
     let (side, options) = (side(&manager), options(Duration::from_secs(15)));
     while join(manager.address, &trust.tokens.worker, &side, &options).await.is_err() {
-        assert!(std::time::Instant::now() < end, "places never came back");
+        assert!(std::time::Instant::now() < end, "the permits were not returned");
     }
 }
 
@@ -109,12 +109,12 @@ async fn a_session_needs_a_certificate_of_this_cluster() {
     let (trust, other) = (Trust::new(), Trust::new());
     let manager = Setup::new(&trust, ListenerKind::Mesh).start();
 
-    let said = answer(&manager, "skep-session/1", b"", false).await;
-    assert!(said.contains("a session needs a certificate of this cluster"), "{said}");
+    let answer = answer(&manager, "skep-session/1", b"", false).await;
+    assert!(answer.contains("a session needs a certificate of this cluster"), "{answer}");
 
-    // Signed by another CA: TLS itself says no, at the latest when something is read.
-    let stranger = other.identity(Role::Worker);
-    if let Ok(mut stream) = tls(manager.address, "skep-session/1", Some(&stranger)).await {
+    // Signed by another CA: TLS refuses it, at the latest at the first read.
+    let foreign = other.identity(Role::Worker);
+    if let Ok(mut stream) = tls(manager.address, "skep-session/1", Some(&foreign)).await {
         let error = stream.read_u8().await.expect_err("refused");
         assert!(error.to_string().contains("UnknownCA") || error.to_string().contains("alert"), "{error}");
     }
@@ -123,15 +123,15 @@ async fn a_session_needs_a_certificate_of_this_cluster() {
     let mistaken =
         trust.identity_in(Role::Worker, &ClusterId::from("another"), skep::clock::Clock::now(&skep::clock::SystemClock));
     let mut stream = tls(manager.address, "skep-session/1", Some(&mistaken)).await.unwrap();
-    let said = read_all(&mut stream).await;
-    assert!(said.contains("names cluster another"), "{said}");
+    let answer = read_all(&mut stream).await;
+    assert!(answer.contains("names cluster another"), "{answer}");
 
     // Long expired.
     let old = trust.identity_in(Role::Worker, &trust.cluster, skep::model::Timestamp(1_000_000_000_000_000_000));
     if let Ok(mut stream) = tls(manager.address, "skep-session/1", Some(&old)).await {
         stream.read_u8().await.expect_err("refused");
     }
-    assert!(manager.dispatcher.journal.all().is_empty(), "nobody reached the dispatcher");
+    assert!(manager.dispatcher.journal.all().is_empty(), "no client reached the dispatcher");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn garbage_from_a_member_ends_its_session_only() {
     let rest = r#""description":{},"endpoints":[],"have":{"incarnation":0,"index":0}"#;
     let hello = format!(r#"{{"Hello":{{"format":{FORMAT},{rest}}}}}"#);
     let hello = hello.as_bytes();
-    for (bytes, says) in [
+    for (bytes, expected) in [
         (frame(b"?"), "a hello that is not understood"),
         (frame(br#"{"Hello":{"format":99}}"#), &format!("the manager speaks protocol {FORMAT}, this node 99")),
         (frame(br#""Leave""#), "begins with a hello"),
@@ -152,8 +152,8 @@ async fn garbage_from_a_member_ends_its_session_only() {
         let mut stream = tls(manager.address, "skep-session/1", Some(&node)).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
         stream.flush().await.unwrap();
-        let said = read_all(&mut stream).await;
-        assert!(said.contains(says), "{:?}: {said}", String::from_utf8_lossy(&bytes));
+        let answer = read_all(&mut stream).await;
+        assert!(answer.contains(expected), "{:?}: {answer}", String::from_utf8_lossy(&bytes));
     }
     let journal = &manager.dispatcher.journal;
     eventually("closed", || journal.count("closed") == 2).await;
@@ -161,11 +161,11 @@ async fn garbage_from_a_member_ends_its_session_only() {
 }
 
 #[tokio::test]
-async fn sessions_do_not_come_from_outside() {
+async fn sessions_from_outside_the_mesh_are_refused() {
     let trust = Trust::new();
     let manager = Setup::new(&trust, ListenerKind::Outer).start();
     let mut stream = tls(manager.address, "skep-session/1", Some(&trust.identity(Role::Worker))).await.unwrap();
-    let said = read_all(&mut stream).await;
-    assert!(said.contains("sessions go through the tunnel"), "{said}");
+    let answer = read_all(&mut stream).await;
+    assert!(answer.contains("sessions go through the tunnel"), "{answer}");
     still_serves(&trust, &manager).await;
 }

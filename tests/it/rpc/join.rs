@@ -1,6 +1,6 @@
-//! A node joins, or learns why not.
+//! A node joins, or reports why it could not.
 
-use super::stage::{Manager, OffBy, Setup, Side, Trust, Twist, eventually, join, options, side};
+use super::fixture::{FakeTunnel, Manager, OffBy, ReplyChange, Setup, Trust, eventually, join, options, side};
 use skep::model::Role;
 use skep::protocol::JoinRefused;
 use skep::rpc::{JoinError, ListenerKind};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 
 const LONG: Duration = Duration::from_secs(15);
-/// Long enough for a busy machine to get to the proof.
+/// Long enough for a busy machine to reach the proof.
 const SHORT: Duration = Duration::from_millis(1500);
 
 fn manager(trust: &Arc<Trust>) -> Manager {
@@ -31,7 +31,7 @@ async fn a_node_joins_in_the_role_of_its_token() {
         assert_eq!(joined.reply.view.revision.index, 7);
         assert_eq!(manager.journal.all(), ["admit", "up", "confirm"]);
         let dir = std::env::temp_dir().join(format!("rpc-join-{}-{}", std::process::id(), role.as_str()));
-        let files = CertificateFiles::under(&dir);
+        let files = CertificateFiles::new(dir.join("certificates"));
         files.store(&joined.identity).unwrap();
         assert_eq!(files.load(Some(&trust.cluster)).unwrap(), Some(joined.identity));
         std::fs::remove_dir_all(&dir).unwrap();
@@ -39,14 +39,14 @@ async fn a_node_joins_in_the_role_of_its_token() {
 }
 
 #[tokio::test]
-async fn a_blocked_way_is_named_with_port_and_direction() {
+async fn a_blocked_direction_is_named_with_its_port() {
     let trust = Trust::new();
-    // Who speaks first, and whose patience ends first, must not matter.
+    // Neither the side that sends first nor the one that times out first may matter.
     let mut cases = tokio::task::JoinSet::new();
     for sends_probes in [false, true] {
-        for patience in [(SHORT, LONG), (LONG, SHORT)] {
+        for timeouts in [(SHORT, LONG), (LONG, SHORT)] {
             for out in [true, false] {
-                cases.spawn(blocked(trust.clone(), sends_probes, patience, out));
+                cases.spawn(blocked(trust.clone(), sends_probes, timeouts, out));
             }
         }
     }
@@ -62,17 +62,17 @@ async fn blocked(trust: Arc<Trust>, sends_probes: bool, (mine, theirs): (Duratio
     cut.store(true, SeqCst);
     let begin = Instant::now();
     let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(mine)).await.unwrap_err();
-    assert!(begin.elapsed() < LONG, "the shorter patience counts");
+    assert!(begin.elapsed() < LONG, "the shorter timeout counts");
     let here = IpAddr::from([127, 0, 0, 1]);
     assert!(matches!(&error, JoinError::Blocked { port: 2377, from, to, .. } if (*from, *to) == (here, here)), "{error:?}");
-    let says = if out { "the manager received nothing" } else { "this node received nothing" };
-    assert!(error.to_string().contains(says), "{error}");
+    let expected = if out { "the manager received nothing" } else { "this node received nothing" };
+    assert!(error.to_string().contains(expected), "{error}");
     eventually("revoked", || manager.journal.has("revoke")).await;
     assert!(manager.journal.has("down") && !manager.journal.has("confirm"), "{:?}", manager.journal.all());
 }
 
 #[tokio::test]
-async fn counters_from_an_earlier_life_prove_nothing() {
+async fn counters_from_an_earlier_membership_prove_nothing() {
     let trust = Trust::new();
     let manager = manager(&trust);
     manager.wire.at_manager.store(5000, SeqCst);
@@ -82,12 +82,12 @@ async fn counters_from_an_earlier_life_prove_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_fit_is_refused_as_swarm_does() {
+async fn a_wrong_token_is_refused_with_swarms_errors() {
     let (trust, other) = (Trust::new(), Trust::new());
     let manager = manager(&trust);
     let (ours, theirs) = (&trust.tokens.worker, &other.tokens.worker);
     let wrong_secret = format!("{}{}", &ours[..ours.len() - 5], "aaaaa");
-    for (token, says) in [
+    for (token, expected) in [
         ("hello", "invalid join token".to_owned()),
         (&ours[..40], "invalid join token".to_owned()),
         ("", "A valid join token is necessary to join this cluster".to_owned()),
@@ -95,13 +95,13 @@ async fn a_token_that_does_not_fit_is_refused_as_swarm_does() {
         (theirs, format!("remote CA does not match fingerprint. Expected: {}", other.ca.digest().unwrap())),
     ] {
         let error = join(manager.address, token, &side(&manager), &options(LONG)).await.unwrap_err();
-        assert_eq!(error.to_string(), says, "{token}: {error:?}");
+        assert_eq!(error.to_string(), expected, "{token}: {error:?}");
     }
-    assert_eq!(manager.journal.all(), Vec::<String>::new(), "nobody was admitted");
+    assert_eq!(manager.journal.all(), Vec::<String>::new(), "no node was admitted");
 }
 
 #[tokio::test]
-async fn a_manager_that_is_not_there_is_named() {
+async fn an_unreachable_manager_is_named() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let side = side(&manager);
@@ -109,18 +109,18 @@ async fn a_manager_that_is_not_there_is_named() {
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = join(free, token, &side, &options(LONG)).await.unwrap_err();
-    let says = error.to_string();
-    assert!(says.contains(&free.to_string()) && says.contains("connection refused"), "{says}");
+    let text = error.to_string();
+    assert!(text.contains(&free.to_string()) && text.contains("connection refused"), "{text}");
 
-    // A queue of one that is full: the kernel lets further SYNs fall, as a firewall would.
+    // A full accept queue: the kernel drops further SYNs, as a firewall does.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     full.listen(0).unwrap();
     let address = full.local_addr().unwrap().as_socket().unwrap();
     let _queued = std::net::TcpStream::connect(address).unwrap();
     let error = join(address, token, &side, &options(SHORT)).await.unwrap_err();
-    let says = error.to_string();
-    assert!(says.contains(&address.to_string()) && says.contains("no answer within 1.5 s"), "{says}");
+    let text = error.to_string();
+    assert!(text.contains(&address.to_string()) && text.contains("no answer within 1.5 s"), "{text}");
 
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let error = join(silent.local_addr().unwrap(), token, &side, &options(SHORT)).await.unwrap_err();
@@ -139,18 +139,18 @@ async fn a_manager_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn a_join_that_breaks_off_leaves_nothing() {
+async fn a_failed_join_leaves_nothing_behind() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let token = trust.tokens.worker.as_str();
 
-    let broken = Side { broken: true, ..side(&manager) };
+    let broken = FakeTunnel { broken: true, ..side(&manager) };
     let error = join(manager.address, token, &broken, &options(LONG)).await.unwrap_err();
     assert!(error.to_string().contains("no TUN device"), "{error}");
     eventually("revoked", || manager.journal.has("revoke")).await;
     assert_eq!(manager.journal.all(), ["admit", "up", "down", "revoke"]);
 
-    let hung = Side { hangs: true, ..side(&manager) };
+    let hung = FakeTunnel { hangs: true, ..side(&manager) };
     let error = join(manager.address, token, &hung, &options(SHORT)).await.unwrap_err();
     assert!(error.to_string().contains("it did not answer within 1.5 s"), "{error}");
     eventually("revoked", || manager.journal.count("revoke") == 2).await;
@@ -183,18 +183,18 @@ async fn only_a_manager_of_the_right_time_is_trusted() {
     assert!(error.to_string().contains("is not a manager"), "{error}");
 
     let manager = manager(&trust);
-    let mut late = options(LONG);
-    late.clock = Arc::new(OffBy(-30 * 60));
-    join(manager.address, &trust.tokens.worker, &side(&manager), &late).await.expect("half an hour is forgiven");
+    let mut skewed = options(LONG);
+    skewed.clock = Arc::new(OffBy(-30 * 60));
+    join(manager.address, &trust.tokens.worker, &side(&manager), &skewed).await.expect("half an hour is tolerated");
     for off in [-2 * 3600, 91 * 24 * 3600] {
-        late.clock = Arc::new(OffBy(off));
-        let error = join(manager.address, &trust.tokens.worker, &side(&manager), &late).await.unwrap_err();
+        skewed.clock = Arc::new(OffBy(off));
+        let error = join(manager.address, &trust.tokens.worker, &side(&manager), &skewed).await.unwrap_err();
         assert!(matches!(error, JoinError::Untrusted { .. }) && error.to_string().contains("clocks"), "{error}");
     }
 }
 
 #[tokio::test]
-async fn the_mesh_door_is_not_for_joiners() {
+async fn the_mesh_listener_refuses_joins() {
     let trust = Trust::new();
     let manager = Setup::new(&trust, ListenerKind::Mesh).start();
     let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
@@ -202,23 +202,23 @@ async fn the_mesh_door_is_not_for_joiners() {
 }
 
 #[tokio::test]
-async fn a_reply_that_does_not_fit_is_not_acted_upon() {
+async fn an_inconsistent_reply_is_not_acted_upon() {
     let (trust, other) = (Trust::new(), Trust::new());
-    let twists: [(Twist, &str); 4] = [
+    let changes: [(ReplyChange, &str); 4] = [
         (|r| r.certificate.clear(), "not readable"),
-        (|r| r.role = Role::Manager, "names somebody else"),
-        (|r| r.node_id = "self".into(), "names somebody else"),
+        (|r| r.role = Role::Manager, "names another node"),
+        (|r| r.node_id = "self".into(), "names another node"),
         (|r| r.ca_certificate.clone_from(&r.certificate), "not issued by this cluster's CA"),
     ];
-    for (twist, says) in twists {
+    for (change, expected) in changes {
         let mut setup = Setup::new(&trust, ListenerKind::Outer);
-        setup.twist = twist;
+        setup.change_reply = change;
         let manager = setup.start();
         let error = join(manager.address, &trust.tokens.worker, &side(&manager), &options(LONG)).await.unwrap_err();
-        assert!(error.to_string().contains(says), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
         eventually("revoked", || manager.journal.all() == ["admit", "revoke"]).await;
     }
-    // A manager of the right cluster whose store is another's.
+    // A manager of the right cluster with the store of another cluster.
     let mut setup = Setup::new(&other, ListenerKind::Outer);
     setup.identity = trust.identity(Role::Manager);
     let manager = setup.start();
@@ -227,7 +227,7 @@ async fn a_reply_that_does_not_fit_is_not_acted_upon() {
 }
 
 #[tokio::test]
-async fn a_join_goes_over_ipv6() {
+async fn a_join_works_over_ipv6() {
     let trust = Trust::new();
     let mut setup = Setup::new(&trust, ListenerKind::Outer);
     setup.address = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));

@@ -1,15 +1,16 @@
-//! A node keeps a session to the leader, through restarts, changes of leader and dead ones.
+//! A node keeps a session to the leader, through restarts, failures and changes of the leader.
 
-use super::stage::{Manager, OffBy, Setup, Trust, eventually, view};
+use super::fixture::{Manager, OffBy, Setup, Trust, eventually, view};
+use skep::backoff::Backoff;
 use skep::clock::SystemClock;
 use skep::datapath::sockets::HereSockets;
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Revision, Role};
-use skep::protocol::view_delta::{Delta, apply};
+use skep::protocol::view_delta::{ViewDelta, apply};
 use skep::protocol::{FORMAT, ToManager, ToNode};
-use skep::rpc::{ListenerKind, SessionConfig, SessionEnd, SessionEnds, SessionState, keep_session};
+use skep::rpc::{ListenerKind, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use skep::trust::Identity;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,13 +20,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-struct Node {
-    id: String,
+pub struct Node {
+    pub id: String,
+    pub identity: watch::Sender<Arc<Identity>>,
     candidates: watch::Sender<Vec<SocketAddr>>,
     incoming: mpsc::Receiver<ToNode>,
     outgoing: mpsc::Sender<ToManager>,
     applied: watch::Sender<Revision>,
-    state: watch::Receiver<SessionState>,
+    pub state: watch::Receiver<SessionState>,
     shutdown: CancellationToken,
     kept: Option<JoinHandle<SessionEnd>>,
 }
@@ -36,7 +38,7 @@ impl Drop for Node {
     }
 }
 
-fn node(identity: Identity, candidates: Vec<SocketAddr>) -> Node {
+pub fn node(identity: Identity, candidates: Vec<SocketAddr>) -> Node {
     node_with(identity, candidates, |_| {})
 }
 
@@ -47,15 +49,16 @@ fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnc
     let (outgoing, outgoing_rx) = mpsc::channel(16);
     let (applied, applied_rx) = watch::channel(Revision::default());
     let (state_tx, state) = watch::channel(SessionState::default());
+    let (identity, identities) = watch::channel(Arc::new(identity));
     let mut config = SessionConfig::new(
-        Arc::new(identity),
+        identities,
         Arc::new(SystemClock),
         candidates_rx,
         Arc::new(HereSockets),
         IpAddr::V4(Ipv4Addr::LOCALHOST),
     );
     config.dead_after = Duration::from_secs(2);
-    config.pauses = (Duration::from_millis(10), Duration::from_millis(100));
+    config.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
     change(&mut config);
     let hello = || ToManager::Hello {
         format: FORMAT,
@@ -63,28 +66,28 @@ fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnc
         endpoints: vec![],
         have: Revision::default(),
     };
-    let ends = SessionEnds { incoming: incoming_tx, outgoing: outgoing_rx, applied: applied_rx, state: state_tx };
+    let channels = SessionChannels { incoming: incoming_tx, outgoing: outgoing_rx, applied: applied_rx, state: state_tx };
     let shutdown = CancellationToken::new();
-    let kept = Some(tokio::spawn(keep_session(config, hello, ends, shutdown.clone())));
-    Node { id, candidates, incoming, outgoing, applied, state, shutdown, kept }
+    let kept = Some(tokio::spawn(keep_session(config, hello, channels, shutdown.clone())));
+    Node { id, identity, candidates, incoming, outgoing, applied, state, shutdown, kept }
 }
 
 impl Node {
     async fn next(&mut self) -> ToNode {
         tokio::time::timeout(Duration::from_secs(10), self.incoming.recv()).await.expect("in time").expect("open")
     }
-    async fn welcome(&mut self) {
+    pub async fn welcome(&mut self) {
         let message = self.next().await;
         assert!(matches!(message, ToNode::Welcome { .. }), "{message:?}");
     }
     async fn state(&self, what: &str, is: impl Fn(&SessionState) -> bool) -> SessionState {
         let mut state = self.state.clone();
         let waited = tokio::time::timeout(Duration::from_secs(10), state.wait_for(|s| is(s))).await;
-        let Ok(state) = waited else { panic!("in vain: {what}; {:?}", self.state.borrow()) };
+        let Ok(state) = waited else { panic!("not within 10 s: {what}; {:?}", self.state.borrow()) };
         state.expect("kept").clone()
     }
-    async fn error(&self, says: &str) -> SessionState {
-        self.state(says, |s| s.last_error.as_ref().is_some_and(|e| e.contains(says))).await
+    async fn error(&self, expected: &str) -> SessionState {
+        self.state(expected, |s| s.last_error.as_ref().is_some_and(|e| e.contains(expected))).await
     }
     async fn end(&mut self) -> SessionEnd {
         tokio::time::timeout(Duration::from_secs(10), self.kept.take().expect("once")).await.expect("ends").expect("no panic")
@@ -96,28 +99,28 @@ fn manager(trust: &Arc<Trust>) -> Manager {
 }
 
 #[tokio::test]
-async fn messages_go_both_ways() {
+async fn messages_are_exchanged_in_both_directions() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
     node.welcome().await;
     let state = node.state("open", |s| s.leader == Some(manager.address)).await;
     assert!(state.since.0 > 0 && state.last_error.is_none());
-    assert!(manager.dispatcher.journal.has(&format!("open {}", node.id)), "its name is the certificate's");
+    assert!(manager.dispatcher.journal.has(&format!("open {}", node.id)), "it is named by its certificate");
 
     let whole = view(MeshPrefix("fd00:1:2::/48".parse().unwrap()), 7);
     let (tasks, networks, cluster) = (Some(whole.tasks.clone()), Some(whole.networks.clone()), Some(whole.cluster.clone()));
     manager.dispatcher.send(ToNode::View { revision: whole.revision, tasks, networks, cluster }).await;
-    let delta = Delta::of(&node.next().await).expect("a view");
+    let delta = ViewDelta::from_message(&node.next().await).expect("a view");
     assert_eq!(apply(None, delta).unwrap(), whole);
     node.applied.send(Revision { incarnation: 1, index: 7 }).unwrap();
     eventually("acknowledged", || manager.dispatcher.journal.has("applied 7")).await;
     node.outgoing.send(ToManager::Status(vec![])).await.unwrap();
-    eventually("heard", || manager.dispatcher.journal.has("Status([])")).await;
+    eventually("received", || manager.dispatcher.journal.has("Status([])")).await;
 }
 
 #[tokio::test]
-async fn the_last_word_before_a_shutdown_is_heard() {
+async fn a_leave_before_a_shutdown_is_delivered() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
@@ -125,12 +128,12 @@ async fn the_last_word_before_a_shutdown_is_heard() {
     node.outgoing.send(ToManager::Leave).await.unwrap();
     node.shutdown.cancel();
     assert_eq!(node.end().await, SessionEnd::Shutdown);
-    eventually("heard", || manager.dispatcher.journal.has("Leave")).await;
+    eventually("received", || manager.dispatcher.journal.has("Leave")).await;
     eventually("closed", || manager.dispatcher.journal.has("closed")).await;
 }
 
 #[tokio::test]
-async fn a_node_that_left_does_not_come_back() {
+async fn a_node_that_left_opens_no_new_session() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
@@ -142,7 +145,7 @@ async fn a_node_that_left_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn a_view_may_be_large() {
+async fn a_large_view_is_delivered() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
@@ -154,13 +157,13 @@ async fn a_view_may_be_large() {
         .dispatcher
         .send(ToNode::View { revision: Revision::default(), tasks: None, networks: None, cluster: cluster.clone() })
         .await;
-    let delta = Delta::of(&node.next().await).expect("a view");
+    let delta = ViewDelta::from_message(&node.next().await).expect("a view");
     assert!(delta.cluster == cluster);
     assert_eq!(node.state.borrow().leader, Some(manager.address));
 }
 
 #[tokio::test]
-async fn a_restarted_leader_is_found_again() {
+async fn the_session_to_a_restarted_leader_is_opened_again() {
     let trust = Trust::new();
     let mut manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
@@ -170,7 +173,7 @@ async fn a_restarted_leader_is_found_again() {
     manager.served.take().unwrap().await.unwrap();
     assert!(manager.dispatcher.journal.has("closed"), "serve ends after its sessions");
     node.state("lost", |s| s.leader.is_none() && s.last_error.is_some()).await;
-    // What is said meanwhile blocks nobody.
+    // Messages without a session are dropped and do not block the sender.
     for _ in 0..100 {
         tokio::time::timeout(Duration::from_secs(5), node.outgoing.send(ToManager::Status(vec![]))).await.unwrap().unwrap();
     }
@@ -182,15 +185,15 @@ async fn a_restarted_leader_is_found_again() {
 }
 
 #[tokio::test]
-async fn the_leader_is_followed_where_others_point() {
+async fn a_manager_that_does_not_lead_redirects_to_the_leader() {
     let trust = Trust::new();
     let (first, second) = (manager(&trust), manager(&trust));
     *first.dispatcher.instead.lock().unwrap() = Some(ToNode::NotLeader { leader: Some(second.address) });
-    let mut node = node_with(trust.identity(Role::Worker), vec![first.address], |c| c.pauses.0 = Duration::from_mins(1));
+    let mut node = node_with(trust.identity(Role::Worker), vec![first.address], |c| c.backoff.first = Duration::from_mins(1));
     node.welcome().await;
     node.state("with the leader", |s| s.leader == Some(second.address)).await;
 
-    // The leader hands over in the middle of a session.
+    // The leader changes during a session.
     *first.dispatcher.instead.lock().unwrap() = None;
     second.dispatcher.send(ToNode::NotLeader { leader: Some(first.address) }).await;
     node.welcome().await;
@@ -198,34 +201,34 @@ async fn the_leader_is_followed_where_others_point() {
 }
 
 #[tokio::test]
-async fn a_leader_that_falls_silent_is_left() {
+async fn the_session_to_a_silent_leader_is_given_up() {
     let trust = Trust::new();
     let (first, second) = (manager(&trust), manager(&trust));
     let mut node = node(trust.identity(Role::Worker), vec![first.address]);
     node.welcome().await;
     node.candidates.send(vec![first.address, second.address]).unwrap();
-    // Alive keeps it: longer than it would take to call it dead.
+    // Answered heartbeats keep the session beyond the time after which the leader counts as lost.
     let beats = first.dispatcher.journal.count("applied 0");
     eventually("heartbeats", || first.dispatcher.journal.count("applied 0") > beats + 60).await;
     assert_eq!(node.state.borrow().leader, Some(first.address));
     first.dispatcher.dead.store(true, SeqCst);
-    node.error("nothing was heard for 2000 ms").await;
-    eventually("the other is asked", || second.dispatcher.journal.has(&format!("open {}", node.id))).await;
+    node.error("nothing was received for 2000 ms").await;
+    eventually("the other manager is tried", || second.dispatcher.journal.has(&format!("open {}", node.id))).await;
 }
 
 #[tokio::test]
-async fn a_busy_node_is_no_dead_leader() {
+async fn a_node_that_does_not_read_keeps_its_session() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let mut node = node(trust.identity(Role::Worker), vec![manager.address]);
     node.welcome().await;
-    // More than the node's queue holds, and nobody takes it.
+    // More than the node's queue holds, while nothing reads it.
     let delta = ToNode::View { revision: Revision::default(), tasks: None, networks: None, cluster: None };
     for _ in 0..40 {
         manager.dispatcher.send(delta.clone()).await;
     }
     let beats = manager.dispatcher.journal.count("applied 0");
-    eventually("heartbeats go on", || manager.dispatcher.journal.count("applied 0") > beats + 60).await;
+    eventually("heartbeats continue", || manager.dispatcher.journal.count("applied 0") > beats + 60).await;
     assert_eq!(node.state.borrow().leader, Some(manager.address));
     for _ in 0..40 {
         assert!(matches!(node.next().await, ToNode::View { .. }));
@@ -249,7 +252,7 @@ async fn a_removed_node_stops() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_shown_and_tried_again() {
+async fn a_refusal_is_shown_and_the_session_retried() {
     let trust = Trust::new();
     let manager = manager(&trust);
     *manager.dispatcher.refuses.lock().unwrap() = Some("the store is not ready".to_owned());
@@ -261,19 +264,19 @@ async fn a_refusal_is_shown_and_tried_again() {
 }
 
 #[tokio::test]
-async fn neither_a_worker_nor_a_stranger_passes_for_the_leader() {
+async fn neither_a_worker_nor_a_manager_of_another_cluster_is_accepted_as_leader() {
     let (trust, other) = (Trust::new(), Trust::new());
     let mut setup = Setup::new(&trust, ListenerKind::Mesh);
     setup.identity = trust.identity(Role::Worker);
     let worker = setup.start();
     node(trust.identity(Role::Worker), vec![worker.address]).error("is not a manager").await;
-    let stranger = manager(&other);
-    node(trust.identity(Role::Worker), vec![stranger.address]).error("it cannot be trusted").await;
-    assert!(stranger.dispatcher.journal.all().is_empty() && worker.dispatcher.journal.all().is_empty());
+    let foreign = manager(&other);
+    node(trust.identity(Role::Worker), vec![foreign.address]).error("it cannot be trusted").await;
+    assert!(foreign.dispatcher.journal.all().is_empty() && worker.dispatcher.journal.all().is_empty());
 }
 
 #[tokio::test]
-async fn a_node_whose_certificate_has_expired_is_told() {
+async fn a_node_with_an_expired_certificate_reports_it() {
     let trust = Trust::new();
     let manager = manager(&trust);
     let now = skep::clock::Clock::now(&OffBy(-100 * 24 * 3600));

@@ -1,22 +1,22 @@
-//! What goes wrong on the first day: each case says what and where, and loses nothing.
+//! Mistakes of the first day: each error names what and where, and nothing is lost.
 
 use super::kit::*;
 use serde_json::json;
 use std::net::SocketAddr;
 use tokio::process::Command;
 
-/// Fewer seconds to wait for a join that cannot work; enough for a second handshake, five seconds after the first.
+/// Shortens joins that must fail; enough for a second handshake, five seconds after the first.
 const QUICK: &str = "[timeouts]\njoin_ms = 8000\n";
 
 #[tokio::test]
-async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
+async fn a_failed_join_names_its_reason_leaves_nothing_and_can_be_repeated() {
     let swarm = hosts("join", 2, QUICK).await;
     let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
 
     let early =
         join(worker, manager.address(), "SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx")
             .await;
-    assert_eq!(early.status, 503, "nobody listens there yet: {}", said(&early));
+    assert_eq!(early.status, 503, "no manager listens yet: {}", said(&early));
     assert!(said(&early).contains("192.0.2.1:2377"), "{}", said(&early));
 
     init(manager).await;
@@ -51,11 +51,11 @@ async fn a_node_that_cannot_join_says_why_leaves_nothing_and_can_try_again() {
         unblock(&swarm).await;
     }
 
-    // Nothing of all that is left, here or there.
-    assert_eq!(get(manager, "/nodes").await.as_array().map(Vec::len), Some(1), "the manager forgot the failed joiner");
+    // None of these attempts has left anything, on the worker or at the manager.
+    assert_eq!(get(manager, "/nodes").await.as_array().map(Vec::len), Some(1), "the manager has removed the failed joiner");
     assert_eq!(get(worker, "/info").await["Swarm"]["LocalNodeState"], "inactive");
     let pin = worker.run_dir().join("mesh");
-    assert!(!pin.exists(), "the failed joiner's mesh namespace is gone");
+    assert!(!pin.exists(), "the failed joiner's mesh namespace is removed");
     assert!(!worker.data_dir().join("node.json").exists() && !worker.data_dir().join("tunnel.key").exists());
 
     ok(&join(worker, manager.address(), &token).await);
@@ -83,10 +83,10 @@ async fn unblock(swarm: &Swarm) {
 }
 
 #[tokio::test]
-async fn garbage_on_2377_and_a_taken_port_disturb_nobody_else() {
+async fn garbage_on_2377_and_a_port_in_use_disturb_no_other_traffic() {
     let swarm = swarm("garbage", 2, "").await;
     let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
-    // Somebody else has the port on the worker.
+    // Another program has the port on the worker.
     let mut squatter = worker.command("busybox").args(["nc", "-l", "-p", "8080"]).kill_on_drop(true).spawn().expect("squatter");
     within(5, "the squatter to listen", || async {
         let sockets = worker.run("ss -ltn").await?;
@@ -106,7 +106,7 @@ async fn garbage_on_2377_and_a_taken_port_disturb_nobody_else() {
     swarm.ready(2).await;
     let to: SocketAddr = (manager.address(), 8080).into();
     within(10, "the manager's port to answer", || ask(worker, to)).await;
-    let ports = within(5, "the taken port to be reported", || async {
+    let ports = within(5, "the port in use to be reported", || async {
         let status = status(worker).await;
         let port = status["ports"].as_array().into_iter().flatten().find(|p| p["port"] == 8080).cloned();
         let port = port.ok_or_else(|| anyhow::anyhow!("no line for 8080: {status:#}"))?;
@@ -116,15 +116,15 @@ async fn garbage_on_2377_and_a_taken_port_disturb_nobody_else() {
     .await;
     assert!(ports["state"]["taken"].as_str().is_some_and(|t| t.contains("in use")), "{ports}");
 
-    // Once it is free, it is ours, without anybody doing anything.
-    squatter.kill().await.expect("squatter goes");
+    // Once it is free, skep binds it without intervention.
+    squatter.kill().await.expect("squatter ends");
     worker.run("busybox killall nc").await.ok();
     within(15, "the freed port to answer", || ask(manager, (worker.address(), 8080).into())).await;
     swarm.stop().await;
 }
 
 #[tokio::test]
-async fn an_engine_that_is_absent_or_goes_down_is_named() {
+async fn an_engine_that_does_not_answer_is_named() {
     let mut swarm = hosts("engine", 1, "").await;
     swarm.hosts[0].stop_engine().await.expect("engine stops");
     let host = &swarm.hosts[0];
@@ -136,7 +136,7 @@ async fn an_engine_that_is_absent_or_goes_down_is_named() {
     assert!(reply.status.is_server_error(), "{}", reply.status);
     assert!(said(&reply).contains("engine.sock"), "{}", said(&reply));
 
-    // With the engine back everything goes on.
+    // With the engine back everything works again.
     let mut host = swarm.hosts.pop().expect("host");
     host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
     init(&host).await;
@@ -159,7 +159,7 @@ async fn an_engine_that_is_absent_or_goes_down_is_named() {
 }
 
 #[tokio::test]
-async fn a_damaged_or_foreign_data_directory_is_refused_by_name_and_kept() {
+async fn a_damaged_or_foreign_data_directory_is_named_and_left_untouched() {
     let mut swarm = swarm("data", 1, "").await;
     let mut host = swarm.hosts.pop().expect("host");
     host.stop_daemon(false).await.expect("stops");
@@ -178,20 +178,20 @@ async fn a_damaged_or_foreign_data_directory_is_refused_by_name_and_kept() {
         assert!(status["error"].as_str().is_some_and(|e| e.contains(name)), "{file}: {status:#}");
         assert_eq!(get(&host, "/info").await["Swarm"]["LocalNodeState"], "error", "{file}");
         host.stop_daemon(false).await.expect("stops");
-        assert_eq!(std::fs::read(&path).expect("still there"), bytes, "{file}: what is there is kept as it is");
+        assert_eq!(std::fs::read(&path).expect("still exists"), bytes, "{file}: the damaged file is left untouched");
         std::fs::write(&path, whole).expect("restored");
     }
     // The identity of another cluster.
     let node = host.data_dir().join("node.json");
-    let mine = std::fs::read_to_string(&node).expect("record");
-    let record: serde_json::Value = serde_json::from_str(&mine).expect("json");
+    let own = std::fs::read_to_string(&node).expect("record");
+    let record: serde_json::Value = serde_json::from_str(&own).expect("json");
     let cluster = record["cluster_id"].as_str().expect("cluster");
-    std::fs::write(&node, mine.replace(cluster, &"z".repeat(25))).expect("foreign");
+    std::fs::write(&node, own.replace(cluster, &"z".repeat(25))).expect("foreign");
     start(&mut host).await;
     let status = status(&host).await;
     assert!(status["error"].as_str().is_some_and(|e| e.contains("another cluster")), "{status:#}");
     host.stop_daemon(false).await.expect("stops");
-    std::fs::write(&node, mine).expect("restored");
+    std::fs::write(&node, own).expect("restored");
     start(&mut host).await;
     swarm.hosts.push(host);
     swarm.ready(1).await;
@@ -208,17 +208,17 @@ async fn usage_and_privileges_have_their_exit_codes() {
     let missing = run(&["daemon", "--config", "/nonexistent/skep.toml"]).await;
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nonexistent/skep.toml"));
-    let nobody = run(&["status", "--run-dir", "/nonexistent"]).await;
-    assert_eq!(nobody.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&nobody.stderr).contains("/nonexistent/admin.sock"));
+    let no_daemon = run(&["status", "--run-dir", "/nonexistent"]).await;
+    assert_eq!(no_daemon.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&no_daemon.stderr).contains("/nonexistent/admin.sock"));
 
-    // As nobody, from a place that nobody may read.
-    let copy = format!("/tmp/skep-nobody-{}", std::process::id());
+    // As an unprivileged user, from a path that this user can read.
+    let copy = format!("/tmp/skep-unprivileged-{}", std::process::id());
     std::fs::copy(SKEP, &copy).expect("copy");
     for verb in ["daemon", "demo"] {
         let out = Command::new("setpriv").args(["--reuid", "65534", "--clear-groups", &copy, verb]).output().await.expect("runs");
         assert_eq!(out.status.code(), Some(1), "{verb}");
         assert!(String::from_utf8_lossy(&out.stderr).contains("root"), "{verb}: {}", String::from_utf8_lossy(&out.stderr));
     }
-    std::fs::remove_file(&copy).expect("gone");
+    std::fs::remove_file(&copy).expect("removed");
 }

@@ -1,8 +1,8 @@
-//! Swarms for tests, and what users ask of them.
+//! Swarms for tests, and a user's requests to them.
 
 use serde_json::{Value, json};
 use skep::datapath::netns;
-use skep::http::{Reply, UnixClient};
+use skep::http::{HttpReply, UnixClient};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ pub struct Swarm {
     pub hosts: Vec<Host>,
 }
 
-/// Hosts with engines, the image and daemons, in no swarm yet. `settings` is the daemons' settings file.
+/// Hosts with engines, the image and daemons, in no swarm. `settings` is the daemons' settings file.
 pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
     let lab = Lab::new(super::super::lab::lab_dir(name)).await.expect("lab");
     let mut hosts = Vec::new();
@@ -42,7 +42,7 @@ pub async fn start_as(host: &mut Host, program: &Path) {
     host.start_daemon(program, &["--config", file.to_str().expect("path")]).await.expect("daemon");
 }
 
-/// A swarm of so many hosts, the first one the manager.
+/// A swarm of `count` hosts, the first one the manager.
 pub async fn swarm(name: &str, count: u8, settings: &str) -> Swarm {
     let swarm = hosts(name, count, settings).await;
     init(&swarm.hosts[0]).await;
@@ -59,7 +59,7 @@ pub async fn init(host: &Host) {
     ok(&post(host, "/swarm/init", &body).await);
 }
 
-pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> Reply {
+pub async fn join(host: &Host, manager: Ipv4Addr, token: &str) -> HttpReply {
     let body = json!({
         "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.address().to_string(),
         "RemoteAddrs": [format!("{manager}:2377")], "JoinToken": token,
@@ -71,7 +71,7 @@ pub async fn worker_token(manager: &Host) -> String {
     get(manager, "/swarm").await["JoinTokens"]["Worker"].as_str().expect("token").to_owned()
 }
 
-pub async fn post(host: &Host, target: &str, body: &Value) -> Reply {
+pub async fn post(host: &Host, target: &str, body: &Value) -> HttpReply {
     UnixClient::new(host.skep_socket()).request("POST", target, Some(body)).await.expect("skep answers")
 }
 
@@ -83,15 +83,15 @@ pub async fn status(host: &Host) -> Value {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/status").await.expect("answers").json().expect("status")
 }
 
-/// Everything that a host's daemon knows; `ebpf` is what its kernel has of the eBPF datapath.
+/// The daemon's whole state; `ebpf` is the state of the eBPF datapath in the kernel.
 pub async fn dump(host: &Host) -> anyhow::Result<Value> {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()
 }
 
-/// Waits until so many tasks stand behind a port on every host: those that were seen to listen.
-pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
+/// Waits until a port has so many backends on every host: tasks that listen.
+pub async fn wait_for_backends(hosts: &[Host], port: &str, count: usize) {
     for host in hosts {
-        within(30, "every task to be seen to listen", || async {
+        within(30, "every task to listen", || async {
             let backends = dump(host).await?["ebpf"]["ports"][port]["backends"].take();
             anyhow::ensure!(backends.as_object().is_some_and(|all| all.len() == count), "{}: {port} {backends}", host.name());
             Ok(())
@@ -100,12 +100,12 @@ pub async fn stand_behind(hosts: &[Host], port: &str, count: usize) {
     }
 }
 
-pub fn ok(reply: &Reply) {
+pub fn ok(reply: &HttpReply) {
     assert!(reply.status.is_success(), "{} {}", reply.status, said(reply));
 }
 
 /// The error's message.
-pub fn said(reply: &Reply) -> String {
+pub fn said(reply: &HttpReply) -> String {
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     body["message"].as_str().unwrap_or_default().to_owned()
 }
@@ -125,7 +125,7 @@ pub async fn ask(from: &Host, to: SocketAddr) -> anyhow::Result<String> {
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
-            body.filter(|b| !b.is_empty()).ok_or_else(|| anyhow::anyhow!("not an answer: {answer:?}"))
+            body.filter(|b| !b.is_empty()).ok_or_else(|| anyhow::anyhow!("no HTTP answer: {answer:?}"))
         })?
     })
     .await?
@@ -142,7 +142,7 @@ impl Swarm {
         .await;
     }
 
-    /// A service of the demo's image, published if a port is given.
+    /// Creates a service of the demo's image, published if there is a port. `more` has further parts of the task template.
     pub async fn service(&self, name: &str, replicas: usize, port: Option<u16>, more: Value) {
         let mut container = json!({ "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 });
         if let (Some(into), Some(from)) = (container.as_object_mut(), more["ContainerSpec"].as_object()) {
@@ -161,7 +161,7 @@ impl Swarm {
         ok(&post(&self.hosts[0], "/services/create", &spec).await);
     }
 
-    /// The service's running tasks, once there are so many.
+    /// The service's running tasks, once there are `count`.
     pub async fn running(&self, service: &str, count: usize) -> Vec<Value> {
         within(40, "running tasks", || async {
             let tasks = self.tasks(service).await;
@@ -186,6 +186,6 @@ impl Swarm {
         for host in self.hosts {
             host.stop().await;
         }
-        self.lab.stop().await.expect("files go");
+        self.lab.stop().await.expect("removes its files");
     }
 }

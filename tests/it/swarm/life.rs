@@ -1,18 +1,18 @@
-//! Restarts, kills, absent managers: what runs goes on running.
+//! Restarts, kills, absent managers: running tasks continue.
 
 use super::kit::*;
 use serde_json::json;
 use std::collections::BTreeSet;
 
 #[tokio::test]
-async fn a_killed_daemon_adopts_what_runs_and_a_worker_comes_up_without_any_manager() {
+async fn a_killed_daemon_adopts_what_runs_and_a_worker_starts_without_any_manager() {
     let mut swarm = swarm("life", 2, "").await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
     swarm.service("web", 4, Some(8080), json!({ "Networks": [{ "Target": "back" }] })).await;
     swarm.running("web", 4).await;
     let before = containers(&swarm).await;
 
-    // Both daemons are killed; containers and tunnel processes live on.
+    // Both daemons are killed; containers and tunnel processes continue to run.
     let tunnel = swarm.hosts[1].run("busybox pidof skep").await.expect("processes");
     for host in &mut swarm.hosts {
         host.stop_daemon(true).await.expect("killed");
@@ -20,18 +20,18 @@ async fn a_killed_daemon_adopts_what_runs_and_a_worker_comes_up_without_any_mana
     let still = swarm.hosts[1].run("busybox pidof skep").await.expect("the tunnel process outlives the daemon");
     assert!(tunnel.split_whitespace().any(|pid| still.split_whitespace().any(|s| s == pid)), "{tunnel} / {still}");
 
-    // The worker alone: no manager anywhere. Its tunnel, names, ports and tasks are there.
+    // The worker alone, without any manager: its tunnel, names, ports and tasks work.
     start(&mut swarm.hosts[1]).await;
     let worker = &swarm.hosts[1];
-    within(10, "the worker's own port to answer by its own tasks", || ask(worker, (worker.address(), 8080).into())).await;
-    let picture = status(worker).await;
-    assert_eq!(picture["state"], "active");
-    assert!(picture["leader"].is_null(), "there is no leader: {picture:#}");
+    within(10, "the worker's port to be answered by its own tasks", || ask(worker, (worker.address(), 8080).into())).await;
+    let status = status(worker).await;
+    assert_eq!(status["state"], "active");
+    assert!(status["leader"].is_null(), "no leader is known: {status:#}");
 
     start(&mut swarm.hosts[0]).await;
     swarm.ready(2).await;
     swarm.running("web", 4).await;
-    assert_eq!(containers(&swarm).await, before, "the very same containers, none restarted");
+    assert_eq!(containers(&swarm).await, before, "the same containers, none restarted");
     for host in &swarm.hosts {
         within(10, "both ports to answer", || ask(&swarm.hosts[0], (host.address(), 8080).into())).await;
     }
@@ -64,7 +64,7 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
     assert_eq!(skep::lab::output(worker.engine_cli().args(["ps", "-aq"])).await.expect("ps").trim(), "", "no container stays");
     let networks =
         skep::lab::output(worker.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await.expect("networks");
-    assert!(!networks.contains("skep"), "no network of ours stays: {networks}");
+    assert!(!networks.contains("skep"), "no network of skep stays: {networks}");
     assert!(!worker.run_dir().join("mesh").exists(), "no mesh namespace stays");
     assert_eq!(
         worker.run("busybox pidof skep").await.expect("daemon").split_whitespace().count(),
@@ -83,7 +83,7 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
     skep::lab::output(manager.docker().args(["node", "rm", &id])).await.expect("removed");
     assert_eq!(get(manager, "/nodes").await.as_array().map(Vec::len), Some(1));
 
-    // And back in, as a new node.
+    // It joins again, as a new node.
     ok(&join(worker, manager.address(), &worker_token(manager).await).await);
     swarm.ready(2).await;
     assert_ne!(swarm.node_id(worker).await, id);
@@ -91,7 +91,7 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
 }
 
 #[tokio::test]
-async fn a_failing_task_is_restarted_by_its_policy_and_a_fine_one_is_left_alone() {
+async fn a_failed_task_is_restarted_by_its_policy_and_a_complete_one_is_not() {
     let swarm = swarm("policy", 1, "").await;
     let fails = json!({ "ContainerSpec": { "Command": ["/bin/sh", "-c", "exit 3"] }, "RestartPolicy": { "Condition": "on-failure", "MaxAttempts": 2, "Delay": 100_000_000 } });
     swarm.service("fails", 1, None, fails).await;
@@ -140,18 +140,18 @@ async fn init_join_and_leave_work_without_a_docker_cli() {
         command.arg(words[0]).arg("--run-dir").arg(host.run_dir()).args(&words[1..]);
         async move { skep::lab::output(&mut command).await }
     };
-    let said = skep(manager, &["init", "--advertise-addr", "192.0.2.1", "--json"]).await.expect("init");
-    let made: serde_json::Value = serde_json::from_str(&said).expect("one JSON document");
+    let output = skep(manager, &["init", "--advertise-addr", "192.0.2.1", "--json"]).await.expect("init");
+    let made: serde_json::Value = serde_json::from_str(&output).expect("one JSON document");
     assert_eq!(made["manager"], "192.0.2.1:2377");
     let token = made["tokens"]["worker"].as_str().expect("token");
-    let said = skep(worker, &["join", "--token", token, "192.0.2.1", "--json"]).await.expect("join, port left out");
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&said).expect("JSON")["role"], "worker");
+    let output = skep(worker, &["join", "--token", token, "192.0.2.1", "--json"]).await.expect("join, port left out");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&output).expect("JSON")["role"], "worker");
     swarm.ready(2).await;
     let table = skep(worker, &["status"]).await.expect("status");
     assert!(table.contains("n1") && table.contains("n2 *") && table.contains("direct"), "{table}");
     skep(worker, &["leave"]).await.expect("leave");
     assert!(skep(worker, &["status"]).await.expect("status").contains("inactive"));
-    let refused = skep(manager, &["leave"]).await.expect_err("a manager wants --force").to_string();
+    let refused = skep(manager, &["leave"]).await.expect_err("a manager needs --force").to_string();
     assert!(refused.contains("--force"), "{refused}");
     skep(manager, &["leave", "--force"]).await.expect("forced");
     swarm.stop().await;

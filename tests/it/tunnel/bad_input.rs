@@ -1,15 +1,15 @@
-//! What must not hurt: rubbish on the UDP port and on the control socket, files and ports that are not as they should be.
+//! Bad input: malformed datagrams and requests, unusable files and ports.
 
 use super::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rubbish_on_the_udp_port_does_not_disturb() -> anyhow::Result<()> {
-    let pair = Pair::new("junk").await?;
-    let (a, b) = (&pair.a, &pair.b);
-    pair.ping().await?;
-    let before = pair.b_from_a().await?.handshake_age.unwrap();
+async fn malformed_datagrams_do_not_disturb_the_session() -> anyhow::Result<()> {
+    let fixture = Fixture::new("junk").await?;
+    let (a, b) = (&fixture.a, &fixture.b);
+    fixture.ping().await?;
+    let before = fixture.b_from_a().await?.handshake_age.unwrap();
     let transfer = transfer(a, (b, b.v6()), 30 << 20, Arc::default()).await?;
     let target = a.endpoint();
     let flood = inside(Path::new(&format!("/proc/{}/ns/net", b.host.pid())), move || {
@@ -21,36 +21,36 @@ async fn rubbish_on_the_udp_port_does_not_disturb() -> anyhow::Result<()> {
             // Each kind of WireGuard message by its first byte, each length, and the empty datagram.
             block[..4].copy_from_slice(&[u8::try_from(number % 6)?, 0, 0, 0]);
             let length = [0, 1, 4, 31, 32, 64, 92, 148, 149, 1400][number / 6 % 10];
-            // A full queue is the flood doing its work.
+            // An error means that a queue is full, as the flood is to achieve.
             let _ = socket.send_to(&block[..length], target);
         }
         Ok(())
     });
     flood.await??;
     assert_eq!(transfer.await??, 30 << 20);
-    assert!(pair.b_from_a().await?.handshake_age.unwrap() >= before, "the session was lost");
-    pair.end().await
+    assert!(fixture.b_from_a().await?.handshake_age.unwrap() >= before, "the session was lost");
+    fixture.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
-    let (lab, a, b) = sides("ctl").await?;
+async fn malformed_requests_get_an_error() -> anyhow::Result<()> {
+    let (lab, a, b) = hosts("ctl").await?;
     let tunnel = a.open().await?;
     let pid = a.pid();
     let path = a.config.run_dir.join("tunnel.sock");
-    let say = |bytes: Vec<u8>| {
+    let request = |bytes: Vec<u8>| {
         let path = path.clone();
         async move {
             let mut stream = UnixStream::connect(path).await?;
-            // It may stop reading before the end.
+            // The process may close the connection before it has read all.
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
-            let mut answer = String::new();
-            let _ = stream.read_to_string(&mut answer).await;
-            anyhow::Ok(answer)
+            let mut reply = String::new();
+            let _ = stream.read_to_string(&mut reply).await;
+            anyhow::Ok(reply)
         }
     };
-    for rubbish in [
+    for malformed in [
         &b"\n"[..],
         b"{}\n",
         b"[1,2,3]\n",
@@ -60,15 +60,15 @@ async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
         b"{\"do\":\"apply\",\"steps\":[{\"Remove\":\"short\"}]}\n",
         b"{\"do\":\"observe\"",
     ] {
-        let answer = say(rubbish.to_vec()).await?;
-        assert!(answer.starts_with("{\"error\":"), "{:?} was answered with {answer:?}", String::from_utf8_lossy(rubbish));
+        let reply = request(malformed.to_vec()).await?;
+        assert!(reply.starts_with("{\"error\":"), "{:?} was answered with {reply:?}", String::from_utf8_lossy(malformed));
     }
-    // One bad line does not end the conversation.
-    let answer = say(b"rubbish\n{\"do\":\"hello\"}\n".to_vec()).await?;
-    assert_eq!(answer.lines().count(), 2, "{answer}");
-    // Deeply nested, and longer than anything that is ever sent.
-    assert!(say([b"[".repeat(100_000), b"\n".to_vec()].concat()).await?.contains("error"));
-    let _ = say(vec![b'x'; 9 << 20]).await?;
+    // A malformed line does not end the connection.
+    let reply = request(b"malformed\n{\"do\":\"hello\"}\n".to_vec()).await?;
+    assert_eq!(reply.lines().count(), 2, "{reply}");
+    // Deeply nested, and above the limit of a line.
+    assert!(request([b"[".repeat(100_000), b"\n".to_vec()].concat()).await?.contains("error"));
+    let _ = request(vec![b'x'; 9 << 20]).await?;
     drop(UnixStream::connect(&path).await?);
 
     tunnel.observe().await?;
@@ -78,8 +78,8 @@ async fn rubbish_on_the_control_socket_gets_an_error() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
-    let (lab, a, b) = sides("way").await?;
+async fn errors_name_the_obstacle() -> anyhow::Result<()> {
+    let (lab, a, b) = hosts("way").await?;
     let fails = async |config: TunnelConfig| match a.open_as(config).await {
         Ok(_) => panic!("it opened"),
         Err(error) => format!("{error:#}"),
@@ -110,7 +110,7 @@ async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
     let error = fails(TunnelConfig { listen: "198.51.100.7:2377".parse()?, ..a.config.clone() }).await;
     assert!(error.contains("198.51.100.7:2377"), "{error}");
 
-    // And with all of it in order it opens.
+    // Without any of these it opens.
     a.open().await?;
     a.close().await?;
     finish(lab, a, b).await

@@ -1,12 +1,12 @@
-//! The process that outlives the daemon: adopted, replaced, started again, taken down.
+//! The lifetime of the process: adopted, replaced, restarted, stopped.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_process_is_started_again_and_the_transfer_goes_on() -> anyhow::Result<()> {
-    let pair = Pair::new("kill").await?;
-    let (a, b) = (&pair.a, &pair.b);
-    pair.ping().await?;
+async fn a_killed_process_is_restarted_and_the_transfer_continues() -> anyhow::Result<()> {
+    let fixture = Fixture::new("kill").await?;
+    let (a, b) = (&fixture.a, &fixture.b);
+    fixture.ping().await?;
     let index = a.mesh(&format!("cat /sys/class/net/{}/ifindex", a.config.device)).await.ok();
     let routes = a.mesh(&format!("ip -o route show dev {}", a.config.device)).await?;
     let progress = Arc::new(AtomicU64::new(0));
@@ -19,7 +19,7 @@ async fn a_killed_process_is_started_again_and_the_transfer_goes_on() -> anyhow:
     let first = a.pid().context("no pid file")?;
     a.kill();
     let second = eventually("another process", SOON, || async {
-        pair.tunnel_a.observe().await?;
+        fixture.tunnel_a.observe().await?;
         let pid = a.pid().context("no pid file")?;
         ensure!(pid != first);
         Ok(pid)
@@ -29,54 +29,54 @@ async fn a_killed_process_is_started_again_and_the_transfer_goes_on() -> anyhow:
     assert_eq!(transfer.await??, 60 << 20);
     assert_eq!(a.mesh(&format!("ip -o route show dev {}", a.config.device)).await?, routes);
     assert_eq!(a.mesh(&format!("cat /sys/class/net/{}/ifindex", a.config.device)).await.ok(), index);
-    assert_eq!(pair.b_from_a().await?.peer.allowed_ips, b.peer().allowed_ips);
-    pair.end().await
+    assert_eq!(fixture.b_from_a().await?.peer.allowed_ips, b.peer().allowed_ips);
+    fixture.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_process_is_adopted_unless_it_does_not_fit() -> anyhow::Result<()> {
-    let mut pair = Pair::new("adopt").await?;
-    pair.ping().await?;
-    let first = pair.a.pid();
-    // The daemon goes and comes back; the tunnel did not notice.
-    pair.tunnel_a = pair.b.open().await?;
-    pair.tunnel_a = pair.a.open().await?;
-    assert_eq!(pair.a.pid(), first);
-    assert_eq!(pair.b_from_a().await?.peer, pair.b.peer());
-    pair.ping().await?;
+    let mut fixture = Fixture::new("adopt").await?;
+    fixture.ping().await?;
+    let first = fixture.a.pid();
+    // The daemon restarts; the process continues.
+    fixture.tunnel_a = fixture.b.open().await?;
+    fixture.tunnel_a = fixture.a.open().await?;
+    assert_eq!(fixture.a.pid(), first);
+    assert_eq!(fixture.b_from_a().await?.peer, fixture.b.peer());
+    fixture.ping().await?;
 
-    let smaller = TunnelConfig { mtu: 1380, ..pair.a.config.clone() };
-    pair.tunnel_a = pair.a.open_as(smaller).await?;
-    assert_eq!((pair.a.pid(), pair.tunnel_a.observe().await?.mtu), (first, 1380));
+    let smaller = TunnelConfig { mtu: 1380, ..fixture.a.config.clone() };
+    fixture.tunnel_a = fixture.a.open_as(smaller).await?;
+    assert_eq!((fixture.a.pid(), fixture.tunnel_a.observe().await?.mtu), (first, 1380));
 
-    // Another key is another node: replaced, on the same device.
-    pair.a.key = tunnel::generate_key(&pair.a.config.private_key_file)?;
-    pair.tunnel_a = pair.a.open().await?;
-    assert_ne!(pair.a.pid(), first);
-    assert!(pair.tunnel_a.observe().await?.peers.is_empty());
-    pair.tunnel_a.apply(&[pair.b.set()]).await?;
-    pair.tunnel_b.apply(&[pair.a.set()]).await?;
-    pair.ping().await?;
+    // With another key the process is replaced, on the same device.
+    fixture.a.key = tunnel::generate_key(&fixture.a.config.private_key_file)?;
+    fixture.tunnel_a = fixture.a.open().await?;
+    assert_ne!(fixture.a.pid(), first);
+    assert!(fixture.tunnel_a.observe().await?.peers.is_empty());
+    fixture.tunnel_a.apply(&[fixture.b.set()]).await?;
+    fixture.tunnel_b.apply(&[fixture.a.set()]).await?;
+    fixture.ping().await?;
 
-    pair.a.close().await?;
-    pair.a.close().await?;
-    let links = pair.a.mesh("ip -o link").await?;
-    assert!(!links.contains(&pair.a.config.device), "{links}");
-    assert!(pair.tunnel_a.observe().await.is_err(), "a closed tunnel is not started again");
-    assert!(!pair.a.config.run_dir.join("tunnel.sock").exists());
-    pair.end().await
+    fixture.a.close().await?;
+    fixture.a.close().await?;
+    let links = fixture.a.mesh("ip -o link").await?;
+    assert!(!links.contains(&fixture.a.config.device), "{links}");
+    assert!(fixture.tunnel_a.observe().await.is_err(), "a closed tunnel is not restarted");
+    assert!(!fixture.a.config.run_dir.join("tunnel.sock").exists());
+    fixture.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_listens_before_it_has_peers_and_answers_without_knowing_where_they_are() -> anyhow::Result<()> {
-    let (lab, a, b) = sides("first").await?;
-    // `swarm init`: nobody else is there yet.
+async fn it_listens_without_peers_and_answers_a_peer_without_an_endpoint() -> anyhow::Result<()> {
+    let (lab, a, b) = hosts("first").await?;
+    // As after `swarm init`: no peer yet.
     let tunnel_a = a.open().await?;
     assert!(a.host.run("ss -Hnul sport = 2377").await?.contains(":2377"), "no socket");
     let tunnel_b = b.open_as(TunnelConfig { kernel: KernelChoice::Auto, ..b.config.clone() }).await?;
-    a.address().await?;
-    b.address().await?;
-    // A knows B's key only; B knows where A is.
+    a.configure_addresses().await?;
+    b.configure_addresses().await?;
+    // A has B's key only; B has A's endpoint.
     tunnel_a.apply(&[TunnelStep::Set(b.key, TunnelPeer { endpoint: None, ..b.peer() })]).await?;
     tunnel_b.apply(&[a.set()]).await?;
     b.mesh(&format!("busybox ping -c 1 -W 5 {}", a.v6())).await?;
@@ -88,20 +88,20 @@ async fn it_listens_before_it_has_peers_and_answers_without_knowing_where_they_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_socket_was_deleted_is_replaced() -> anyhow::Result<()> {
-    let mut pair = Pair::new("sock").await?;
-    pair.ping().await?;
-    let first = pair.a.pid();
-    // The daemon dies, and its watch over the process with it: two watches over one process would race.
-    pair.tunnel_a = pair.tunnel_b.clone();
-    std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
-    // The daemon comes back and finds nobody to talk to, but a port and a device that are taken.
-    pair.tunnel_a = pair.a.open().await?;
-    assert_ne!(pair.a.pid(), first);
-    pair.tunnel_a.apply(&[pair.b.set()]).await?;
-    pair.ping().await?;
-    pair.tunnel_a = pair.tunnel_b.clone();
-    std::fs::remove_file(pair.a.config.run_dir.join("tunnel.sock"))?;
-    pair.a.close().await?;
-    assert!(!pair.a.mesh("ip -o link").await?.contains(&pair.a.config.device));
-    pair.end().await
+    let mut fixture = Fixture::new("sock").await?;
+    fixture.ping().await?;
+    let first = fixture.a.pid();
+    // Drops the daemon's tunnel, which restarts the process when it dies: two of them would race.
+    fixture.tunnel_a = fixture.tunnel_b.clone();
+    std::fs::remove_file(fixture.a.config.run_dir.join("tunnel.sock"))?;
+    // The next daemon gets no answer, and finds the port and the device in use.
+    fixture.tunnel_a = fixture.a.open().await?;
+    assert_ne!(fixture.a.pid(), first);
+    fixture.tunnel_a.apply(&[fixture.b.set()]).await?;
+    fixture.ping().await?;
+    fixture.tunnel_a = fixture.tunnel_b.clone();
+    std::fs::remove_file(fixture.a.config.run_dir.join("tunnel.sock"))?;
+    fixture.a.close().await?;
+    assert!(!fixture.a.mesh("ip -o link").await?.contains(&fixture.a.config.device));
+    fixture.end().await
 }

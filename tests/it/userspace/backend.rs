@@ -1,4 +1,4 @@
-//! Backends: each says who it is, then repeats what it hears until the other side closes, then closes.
+//! TCP backends: each sends its number, then echoes until the other side closes, then closes.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -10,22 +10,22 @@ use tokio::task::JoinSet;
 pub struct Seen {
     /// Connections by backend.
     pub visits: BTreeMap<u8, usize>,
-    /// Where they came from.
+    /// Their source addresses.
     pub sources: Vec<SocketAddr>,
 }
 
 pub struct Backends {
     pub seen: Arc<Mutex<Seen>>,
-    /// Open now, and the most that ever were.
+    /// Connections open now, and the most at one time.
     pub open: Arc<AtomicUsize>,
     pub most: Arc<AtomicUsize>,
     loops: BTreeMap<u8, JoinSet<()>>,
 }
 
 impl Backends {
-    pub fn start(net: Net, which: &[u8]) -> Self {
+    pub fn start(net: Net, numbers: &[u8]) -> Self {
         let mut all = Self { seen: Arc::default(), open: Arc::default(), most: Arc::default(), loops: BTreeMap::new() };
-        for n in which {
+        for n in numbers {
             all.add(net, *n);
         }
         all
@@ -50,7 +50,7 @@ impl Backends {
                     let _ = stream.write_u8(n).await;
                     let (mut reader, mut writer) = stream.split();
                     let _ = tokio::io::copy(&mut reader, &mut writer).await;
-                    // Before the close is seen by anybody, so that the count is never too high.
+                    // Before the client can see the close, so that the count is never too high.
                     open.fetch_sub(1, Ordering::SeqCst);
                     let _ = writer.shutdown().await;
                 });
@@ -59,7 +59,7 @@ impl Backends {
         });
         self.loops.insert(n, loops);
     }
-    /// Ends a backend with all its connections.
+    /// Stops a backend and closes all its connections.
     pub async fn kill(&mut self, n: u8) {
         if let Some(mut loops) = self.loops.remove(&n) {
             loops.shutdown().await;

@@ -7,40 +7,40 @@ use std::collections::BTreeMap;
 async fn every_backend_gets_its_share_and_sees_the_nodes_ingress_address() {
     let net = Net::new();
     let (backends, published) = (Backends::start(net, &[11, 12, 13, 14]), free_port());
-    let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![port(net, published, &[11, 12, 13, 14])]).await;
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![port(net, published, &[11, 12, 13, 14])]).await;
     for _ in 0..100 {
         assert_eq!(visit(published, b"hello").await.unwrap().1, b"hello");
     }
     assert_eq!(backends.visits(), BTreeMap::from([(11, 25), (12, 25), (13, 25), (14, 25)]));
     assert!(backends.seen.lock().unwrap().sources.iter().all(|s| s.ip() == net.ingress()));
-    balance.stop().await;
+    userspace.stop().await;
 }
 
 #[tokio::test]
 async fn ipv6_clients_are_served_by_the_same_backends() {
     let net = Net::new();
     let (_backends, published) = (Backends::start(net, &[11]), free_port());
-    let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![port(net, published, &[11])]).await;
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![port(net, published, &[11])]).await;
     assert_eq!(visit_at((Ipv6Addr::LOCALHOST, published).into(), b"six").await.unwrap(), (11, b"six".to_vec()));
-    balance.stop().await;
+    userspace.stop().await;
 }
 
 #[tokio::test]
-async fn a_closed_side_is_passed_on_and_the_other_goes_on() {
+async fn a_half_close_is_passed_on_and_the_other_direction_stays_open() {
     let net = Net::new();
     let published = free_port();
     let listener = tokio::net::TcpListener::bind((net.host(11), TARGET)).await.unwrap();
-    let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![port(net, published, &[11])]).await;
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![port(net, published, &[11])]).await;
     let mut client = connect(published).await;
     client.write_all(b"request").await.unwrap();
     client.shutdown().await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
     let mut request = Vec::new();
     server.read_to_end(&mut request).await.unwrap();
-    assert_eq!(request, b"request", "the server sees the end while its own side is open");
+    assert_eq!(request, b"request", "the server sees the close while its own side is open");
     let long = vec![0xa5; 3_000_000];
     let (sent, received) = tokio::join!(
         async {
@@ -55,8 +55,8 @@ async fn a_closed_side_is_passed_on_and_the_other_goes_on() {
     );
     let () = sent;
     assert!(received == long, "{} of {} bytes", received.len(), long.len());
-    balance.status(published, "no connection is left", |s| s.connections == 0).await;
-    balance.stop().await;
+    userspace.status(published, "no connection is open", |s| s.connections == 0).await;
+    userspace.stop().await;
 }
 
 #[tokio::test]
@@ -64,8 +64,8 @@ async fn a_reset_is_a_reset_on_the_other_side() {
     let net = Net::new();
     let published = free_port();
     let listener = tokio::net::TcpListener::bind((net.host(11), TARGET)).await.unwrap();
-    let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![port(net, published, &[11])]).await;
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![port(net, published, &[11])]).await;
     let mut client = connect(published).await;
     client.write_all(b"x").await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
@@ -75,17 +75,17 @@ async fn a_reset_is_a_reset_on_the_other_side() {
     client.read_exact(&mut half).await.unwrap();
     socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
     drop(server);
-    let end = client.read_u8().await.unwrap_err();
-    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "an orderly end would say that this was all");
-    balance.status(published, "no connection is left", |s| s.connections == 0).await;
-    balance.stop().await;
+    let error = client.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "an orderly close would mean that all bytes arrived");
+    userspace.status(published, "no connection is open", |s| s.connections == 0).await;
+    userspace.stop().await;
 }
 
 #[tokio::test]
-async fn dead_and_silent_backends_are_skipped_and_asked_last_afterwards() {
+async fn dead_and_silent_backends_are_skipped_and_tried_last_afterwards() {
     let net = Net::new();
     let (backends, published) = (Backends::start(net, &[11, 12]), free_port());
-    // Nobody listens at .13; .14 has a full backlog, so that its kernel says nothing at all.
+    // Nothing listens at .13; .14 has a full backlog, so that its kernel drops the SYN.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((net.host(14), TARGET)).into()).unwrap();
     socket.listen(0).unwrap();
@@ -97,41 +97,41 @@ async fn dead_and_silent_backends_are_skipped_and_asked_last_afterwards() {
             Err(_) => break,
         }
     }
-    let mut balance = Balance::start(net, |settings| {
+    let mut userspace = UserspaceLoop::start(net, |settings| {
         settings.connect_timeout = Duration::from_millis(500);
         settings.suspect_for = 60 * SECOND;
     });
-    balance.show(vec![port(net, published, &[11, 12, 13, 14])]).await;
+    userspace.publish(vec![port(net, published, &[11, 12, 13, 14])]).await;
     let began = tokio::time::Instant::now();
     for _ in 0..60 {
         visit(published, b"hello").await.unwrap();
     }
-    assert!(began.elapsed() < 3 * SECOND, "the silent one is waited for once, not each time: {:?}", began.elapsed());
+    assert!(began.elapsed() < 3 * SECOND, "the silent backend is waited for once, not each time: {:?}", began.elapsed());
     assert_eq!(backends.visits().values().sum::<usize>(), 60);
     assert!(backends.visits().values().all(|n| (25..=35).contains(n)), "{:?}", backends.visits());
-    let status = balance.status(published, "a status", |_| true).await;
-    assert_eq!(status.errors, 0, "no client has noticed");
-    balance.stop().await;
+    let status = userspace.status(published, "any status", |_| true).await;
+    assert_eq!(status.errors, 0, "no client was affected");
+    userspace.stop().await;
 }
 
 #[tokio::test]
-async fn without_a_backend_the_client_is_turned_away_at_once() {
+async fn without_a_backend_the_client_is_reset_at_once() {
     let net = Net::new();
     let published = free_port();
-    let mut balance = Balance::start(net, |_| {});
-    balance.show(vec![port(net, published, &[])]).await;
-    let end = visit(published, b"anybody").await.unwrap_err();
-    assert_ne!(end.kind(), io::ErrorKind::TimedOut);
-    // Backends that all refuse are the same.
-    balance.show(vec![port(net, published, &[11, 12])]).await;
-    assert_ne!(visit(published, b"anybody").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-    balance.status(published, "both are counted", |s| s.errors == 2 && s.backends == 2).await;
-    balance.stop().await;
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![port(net, published, &[])]).await;
+    let error = visit(published, b"hello").await.unwrap_err();
+    assert_ne!(error.kind(), io::ErrorKind::TimedOut);
+    // As with backends that all refuse.
+    userspace.publish(vec![port(net, published, &[11, 12])]).await;
+    assert_ne!(visit(published, b"hello").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    userspace.status(published, "both are counted", |s| s.errors == 2 && s.backends == 2).await;
+    userspace.stop().await;
 }
 
 #[tokio::test]
-async fn the_local_port_is_chosen_at_connect() {
+async fn the_local_port_is_selected_at_connect() {
     let socket = HereSockets.stream((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    assert_eq!(socket.local_addr().unwrap().port(), 0, "else 28,000 connections would use up a source address");
+    assert_eq!(socket.local_addr().unwrap().port(), 0, "otherwise 28,000 connections would exhaust a source address");
     assert_ne!(HereSockets.stream((Ipv6Addr::LOCALHOST, 0).into()).unwrap().local_addr().unwrap().port(), 0);
 }

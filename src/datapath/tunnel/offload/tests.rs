@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// A TCP packet with right checksums.
+/// A TCP packet with correct checksums.
 fn tcp(v6: bool, port: u16, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
     let start = if v6 { 40 } else { 20 };
     let mut packet = vec![0; start + 32];
@@ -31,28 +31,28 @@ fn tcp(v6: bool, port: u16, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8>
     packet
 }
 
-/// What the kernel would make of joined parts: one packet with its header.
-fn whole(packets: &mut [Vec<u8>], group: &Group) -> (Header, Vec<u8>) {
+/// Joins a group and concatenates its parts, as the kernel does.
+fn joined(packets: &mut [Vec<u8>], group: &GroGroup) -> (VnetHeader, Vec<u8>) {
     let (header, parts) = join(group, packets);
     (header, parts.iter().flat_map(|part| part.to_vec()).collect())
 }
 
-fn cut_all(header: Header, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
+fn segment_all(header: VnetHeader, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
-    cut(header, &mut packet, |headers, payload| out.push([headers, payload].concat()));
+    segment(header, &mut packet, |headers, payload| out.push([headers, payload].concat()));
     out
 }
 
 #[test]
 fn the_header_is_that_of_the_kernel() {
-    let header = Header { flags: 1, kind: 4, headers: 72, size: 1348, checksum_start: 40, checksum_offset: 16 };
-    assert_eq!(Header::read(&header.write()), Some(header));
-    assert_eq!(Header::read(&[0; 9]), None);
+    let header = VnetHeader { flags: 1, kind: 4, headers: 72, size: 1348, checksum_start: 40, checksum_offset: 16 };
+    assert_eq!(VnetHeader::read(&header.write()), Some(header));
+    assert_eq!(VnetHeader::read(&[0; 9]), None);
     assert_eq!(header.write()[4..6], 1348u16.to_ne_bytes());
 }
 
 #[test]
-fn joined_and_cut_again_is_what_it_was() {
+fn segments_of_a_joined_packet_equal_the_originals() {
     for v6 in [false, true] {
         let payload: Vec<u8> = (0..5000u16).map(|n| n.to_be_bytes()[1] ^ 0x5a).collect();
         let sent: Vec<Vec<u8>> = payload
@@ -71,10 +71,10 @@ fn joined_and_cut_again_is_what_it_was() {
         let mut packets = sent.clone();
         let groups = group(&packets);
         assert_eq!(groups.len(), 1);
-        let (header, joined) = whole(&mut packets, &groups[0]);
+        let (header, joined) = joined(&mut packets, &groups[0]);
         assert_eq!(header.size, 1348);
-        let mut again = cut_all(header, joined);
-        // Ids count up when cut; with "don't fragment" they mean nothing.
+        let mut again = segment_all(header, joined);
+        // Segmentation increments the ids; with "don't fragment" they are not significant.
         for packet in again.iter_mut().filter(|_| !v6) {
             let transport = packet.len() - 20;
             set_length(packet, false, 20, transport, 0);
@@ -84,24 +84,24 @@ fn joined_and_cut_again_is_what_it_was() {
 }
 
 #[test]
-fn what_does_not_follow_is_not_joined() {
+fn packets_that_are_not_consecutive_are_not_joined() {
     let data = [1; 100];
     let numbers = |packets: &[Vec<u8>]| group(packets).into_iter().map(|g| g.members).collect::<Vec<_>>();
     // Two flows, interleaved.
     let two =
         [tcp(true, 1, 0, ACK, &data), tcp(true, 2, 0, ACK, &data), tcp(true, 1, 100, ACK, &data), tcp(true, 2, 100, ACK, &data)];
     assert_eq!(numbers(&two), [[0, 2], [1, 3]]);
-    // A gap, a longer one, one after a short one, one after a push.
+    // A gap, a longer packet, one after a short one, one after PSH.
     assert_eq!(numbers(&[tcp(true, 1, 0, ACK, &data), tcp(true, 1, 101, ACK, &data)]).len(), 2);
     assert_eq!(numbers(&[tcp(true, 1, 0, ACK, &data), tcp(true, 1, 100, ACK, &[1; 101])]).len(), 2);
     let after_short = [tcp(true, 1, 0, ACK, &data), tcp(true, 1, 100, ACK, &data[..9]), tcp(true, 1, 109, ACK, &data[..9])];
     assert_eq!(numbers(&after_short), [vec![0, 1], vec![2]]);
     assert_eq!(numbers(&[tcp(true, 1, 0, ACK | PSH, &data), tcp(true, 1, 100, ACK, &data)]).len(), 2);
-    // Bare acknowledgements, the end and a reset stay alone, in order.
+    // Pure acknowledgements and FIN are not joined and keep their order.
     let end = [tcp(true, 1, 0, ACK, &data), tcp(true, 1, 100, ACK | FIN, &[]), tcp(true, 1, 100, ACK, &data)];
     assert_eq!(numbers(&end), [[0], [1], [2]]);
     assert_eq!(numbers(&[tcp(true, 1, 0, ACK, &[]), tcp(true, 1, 0, ACK, &[])]).len(), 2);
-    // Another window, time stamp, hop limit; fragments; IPv4 that may be fragmented.
+    // Another window, timestamp, hop limit; fragments; IPv4 that may be fragmented.
     for place in [55, 70, 7] {
         let mut other = tcp(true, 1, 100, ACK, &data);
         other[place] ^= 1;
@@ -115,21 +115,21 @@ fn what_does_not_follow_is_not_joined() {
         });
         assert_eq!(numbers(&pair).len(), 2);
     }
-    // No group grows beyond what a packet can be.
+    // No group exceeds the largest packet.
     let many: Vec<Vec<u8>> = (0..60).map(|n| tcp(true, 1, n * 1348, ACK, &[0; 1348])).collect();
     let groups = group(&many);
     assert!(groups.len() == 2 && groups.iter().all(|group| group.length <= LARGEST));
 }
 
 #[test]
-fn udp_is_cut_and_single_packets_get_their_sum() {
+fn udp_is_segmented_and_single_packets_get_their_checksum() {
     let mut packet = vec![0; 48];
     packet[0] = 0x60;
     packet[6] = 17;
     packet[39] = 1;
     packet.extend((0..2500u16).map(|n| n.to_le_bytes()[0]));
-    let header = Header { flags: 1, kind: GSO_UDP, headers: 48, size: 1200, checksum_start: 40, checksum_offset: 6 };
-    let parts = cut_all(header, packet);
+    let header = VnetHeader { flags: 1, kind: GSO_UDP, headers: 48, size: 1200, checksum_start: 40, checksum_offset: 6 };
+    let parts = segment_all(header, packet);
     assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [1248, 1248, 148]);
     for part in &parts {
         assert_eq!(usize::from(u16::from_be_bytes([part[44], part[45]])), part.len() - 40);
@@ -140,15 +140,15 @@ fn udp_is_cut_and_single_packets_get_their_sum() {
     let mut partial = whole.clone();
     let sum = !checksum(&[&pseudo_header(&partial, false, TCP, partial.len() - 20)]);
     partial[36..38].copy_from_slice(&sum.to_be_bytes());
-    let header = Header { flags: 1, checksum_start: 20, checksum_offset: 16, ..Header::default() };
-    assert_eq!(cut_all(header, partial), [whole]);
+    let header = VnetHeader { flags: 1, checksum_start: 20, checksum_offset: 16, ..VnetHeader::default() };
+    assert_eq!(segment_all(header, partial), [whole]);
 }
 
 proptest! {
     #[test]
-    fn rubbish_never_panics(kind in 0..6u8, flags: u8, words: [u16; 4], mut packet in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let header = Header { flags, kind, headers: words[0], size: words[1] % 300, checksum_start: words[2] % 250, checksum_offset: words[3] % 50 };
-        cut(header, &mut packet, |_, _| {});
+    fn malformed_packets_never_panic(kind in 0..6u8, flags: u8, words: [u16; 4], mut packet in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let header = VnetHeader { flags, kind, headers: words[0], size: words[1] % 300, checksum_start: words[2] % 250, checksum_offset: words[3] % 50 };
+        segment(header, &mut packet, |_, _| {});
         let mut packets = vec![packet.clone(), packet];
         for group in group(&packets) {
             join(&group, &mut packets);
@@ -156,7 +156,7 @@ proptest! {
     }
 
     #[test]
-    fn any_batch_is_the_same_after_joining(sizes in proptest::collection::vec((1..3u16, 0..5u32, 1..200usize), 1..40)) {
+    fn any_batch_is_unchanged_by_joining_and_segmenting(sizes in proptest::collection::vec((1..3u16, 0..5u32, 1..200usize), 1..40)) {
         let mut next = [0u32; 3];
         let sent: Vec<Vec<u8>> = sizes.iter().map(|(port, gap, size)| {
             let sequence = next[usize::from(*port)].wrapping_add(u32::from(*gap == 0));
@@ -166,12 +166,12 @@ proptest! {
         let mut packets = sent.clone();
         let mut out = Vec::new();
         for group in group(&packets.clone()) {
-            let (header, joined) = whole(&mut packets, &group);
-            out.extend(cut_all(header, joined));
+            let (header, joined) = joined(&mut packets, &group);
+            out.extend(segment_all(header, joined));
         }
         for port in [1u8, 2] {
-            let of = |all: &[Vec<u8>]| all.iter().filter(|p| p[41] == port).cloned().collect::<Vec<_>>();
-            prop_assert_eq!(of(&sent), of(&out));
+            let of_port = |all: &[Vec<u8>]| all.iter().filter(|p| p[41] == port).cloned().collect::<Vec<_>>();
+            prop_assert_eq!(of_port(&sent), of_port(&out));
         }
     }
 }

@@ -1,0 +1,137 @@
+//! `/metrics`: a node's status in Prometheus' text format 0.0.4. This file names the series; `family` knows the format.
+//!
+//! Names follow Prometheus' conventions: counters end in `_total`, units are base units, what has been dropped or refused has
+//! a `reason`. A node is labelled by `node_id`, which is unique, and by `node`, its host name, which is not.
+
+mod family;
+
+use crate::ingress::PortStatus;
+use crate::ingress::ebpf::drop_reason;
+use crate::model::Role;
+use crate::status::{NodeSummary, Status};
+use family::{Exposition, MetricFamily};
+
+/// Media type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All series of a node.
+pub fn render(status: &Status) -> String {
+    let mut out = Exposition::default();
+    node(status, &mut out);
+    peers(status, &mut out);
+    published_ports(&status.ports, &mut out);
+    ebpf(status, &mut out);
+    out.render()
+}
+
+fn node(status: &Status, out: &mut Exposition) {
+    out.add(
+        &MetricFamily::gauge("skep_build_info", "1, labelled by the daemon's version.", ["version"]).sample([&status.version], 1),
+    );
+    let mut info =
+        MetricFamily::gauge("skep_node_info", "1, labelled by this node's id, host name and role.", ["node_id", "node", "role"]);
+    if let Some(id) = &status.node {
+        let hostname = status.nodes.iter().find(|node| node.here).map_or("", |node| node.hostname.as_str());
+        info = info.sample([id.as_str(), hostname, status.role.map_or("", Role::as_str)], 1);
+    }
+    out.add(&info);
+    out.add(&flag("skep_swarm_active", "1 while this node is in a swarm.", status.node.is_some()));
+    out.add(&flag("skep_swarm_manager", "1 while this node is a manager.", status.role == Some(Role::Manager)));
+    out.add(&flag("skep_session_established", "1 while this node has a session with the leader.", status.leader.is_some()));
+    out.add(
+        &MetricFamily::gauge("skep_view_revision", "Raft index of the newest view that a manager has sent.", [])
+            .value(status.view_revision.index),
+    );
+    let applied = MetricFamily::gauge("skep_view_applied_revision", "Raft index of the view that a loop has applied.", ["loop"]);
+    out.add(&status.applied.iter().fold(applied, |family, (name, revision)| family.sample([name], revision.index)));
+}
+
+fn flag(name: &'static str, help: &'static str, value: bool) -> MetricFamily<0> {
+    MetricFamily::gauge(name, help, []).value(u64::from(value))
+}
+
+/// The tunnel, peer by peer.
+fn peers(status: &Status, out: &mut Exposition) {
+    const LABELS: [&str; 2] = ["node_id", "node"];
+    let labels = |node: &'_ NodeSummary| [node.id.to_string(), node.hostname.clone()];
+    let mut received =
+        MetricFamily::counter("skep_peer_receive_bytes_total", "Bytes received from a peer through the tunnel.", LABELS);
+    let mut sent = MetricFamily::counter("skep_peer_transmit_bytes_total", "Bytes sent to a peer through the tunnel.", LABELS);
+    let mut age = MetricFamily::gauge("skep_peer_handshake_age_seconds", "Time since the last handshake with a peer.", LABELS);
+    for node in status.nodes.iter().filter(|node| !node.here) {
+        received = received.sample(labels(node), node.rx_bytes);
+        sent = sent.sample(labels(node), node.tx_bytes);
+        if let Some(seconds) = node.handshake_seconds {
+            age = age.sample(labels(node), seconds);
+        }
+    }
+    out.add(&received);
+    out.add(&sent);
+    out.add(&age);
+}
+
+/// Published ports of the userspace datapath.
+fn published_ports(ports: &[PortStatus], out: &mut Exposition) {
+    let mut backends =
+        MetricFamily::gauge("skep_port_backends", "Tasks that a published port sends to.", ["port", "protocol", "service"]);
+    let mut open = MetricFamily::gauge(
+        "skep_port_open_connections",
+        "Connections (of UDP, flows) that the userspace datapath carries for a published port.",
+        ["port", "protocol", "service"],
+    );
+    let mut refused = MetricFamily::counter(
+        "skep_port_refusals_total",
+        "Connections (of UDP, datagrams) that the userspace datapath refused at a published port.",
+        ["port", "protocol", "service", "reason"],
+    );
+    for port in ports {
+        let number = port.port.to_string();
+        let labels = [number.as_str(), port.protocol.as_str(), &port.service];
+        let [number, protocol, service] = labels;
+        backends = backends.sample(labels, port.backends as u64);
+        open = open.sample(labels, port.connections as u64);
+        refused = refused
+            .sample([number, protocol, service, "no_backend"], port.errors)
+            .sample([number, protocol, service, "source_not_allowed"], port.refused);
+    }
+    out.add(&backends);
+    out.add(&open);
+    out.add(&refused);
+}
+
+fn ebpf(status: &Status, out: &mut Exposition) {
+    let ebpf = &status.ebpf;
+    let gauge = |name, help, value: usize| MetricFamily::gauge(name, help, []).value(value as u64);
+    out.add(&flag("skep_ebpf_up", "1 while the programs of the eBPF datapath are loaded.", ebpf.up));
+    out.add(&gauge("skep_ebpf_ports", "Published ports that the eBPF datapath serves.", ebpf.ports.len()));
+    out.add(&gauge("skep_ebpf_vips", "Virtual addresses that the eBPF datapath serves.", ebpf.vips));
+    out.add(&gauge("skep_ebpf_attached_programs", "Programs attached to a hook.", ebpf.links));
+    out.add(
+        &MetricFamily::counter(
+            "skep_ebpf_repairs_total",
+            "Map entries and programs that were found changed and were restored.",
+            [],
+        )
+        .value(ebpf.repaired),
+    );
+    let connections = MetricFamily::counter(
+        "skep_ebpf_connections_total",
+        "New connections for which the eBPF datapath selected a backend, by published port or virtual address.",
+        ["service", "frontend"],
+    );
+    out.add(&ebpf.connections.iter().fold(connections, |family, c| family.sample([&c.service, &c.frontend], c.connections)));
+    let mut drops = MetricFamily::counter("skep_ebpf_drops_total", "Packets that the eBPF datapath dropped.", ["reason"]);
+    let mut events =
+        MetricFamily::counter("skep_ebpf_events_total", "Packets and calls that the eBPF datapath handled, by event.", ["event"]);
+    for (name, count) in &ebpf.counters {
+        match drop_reason(name) {
+            Some(reason) => drops = drops.sample([reason], *count),
+            None => events = events.sample([name], *count),
+        }
+    }
+    out.add(&drops);
+    out.add(&events);
+}
+
+#[cfg(test)]
+mod tests;

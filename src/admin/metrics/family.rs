@@ -1,0 +1,123 @@
+//! Prometheus' text format: families of samples with typed labels. Knows nothing of what is measured.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum MetricKind {
+    Counter,
+    Gauge,
+}
+
+/// The samples of one name, each with a value for each of `L` labels. Two samples never have equal labels.
+#[derive(Debug)]
+pub struct MetricFamily<const L: usize> {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricKind,
+    labels: [&'static str; L],
+    samples: BTreeMap<[String; L], u64>,
+}
+
+impl<const L: usize> MetricFamily<L> {
+    /// A value that only grows, from 0 at the start of the daemon or of what it counts. The name must end in `_total`.
+    pub fn counter(name: &'static str, help: &'static str, labels: [&'static str; L]) -> Self {
+        debug_assert!(name.ends_with("_total"), "{name}: a counter's name ends in _total");
+        Self { name, help, kind: MetricKind::Counter, labels, samples: BTreeMap::new() }
+    }
+
+    /// A value that rises and falls.
+    pub fn gauge(name: &'static str, help: &'static str, labels: [&'static str; L]) -> Self {
+        debug_assert!(!name.ends_with("_total"), "{name}: only a counter's name ends in _total");
+        Self { name, help, kind: MetricKind::Gauge, labels, samples: BTreeMap::new() }
+    }
+
+    /// Adds a sample, its label values in the order of the family's labels. If there is one with equal labels (Prometheus
+    /// rejects a whole scrape with such a pair), counts are added up, and of a gauge the later value stays.
+    #[must_use]
+    pub fn sample(mut self, values: [impl Into<String>; L], value: u64) -> Self {
+        let present = self.samples.entry(values.map(Into::into)).or_default();
+        *present = match self.kind {
+            MetricKind::Counter => present.saturating_add(value),
+            MetricKind::Gauge => value,
+        };
+        self
+    }
+
+    fn render(&self) -> String {
+        let kind = match self.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+        };
+        let mut out =
+            format!("# HELP {0} {1}\n# TYPE {0} {kind}\n", self.name, self.help.replace('\\', r"\\").replace('\n', r"\n"));
+        for (values, value) in &self.samples {
+            let pairs: Vec<String> =
+                self.labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
+            let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
+            let _ = writeln!(out, "{}{labels} {value}", self.name);
+        }
+        out
+    }
+}
+
+impl MetricFamily<0> {
+    /// The only sample of a family without labels.
+    #[must_use]
+    pub fn value(self, value: u64) -> Self {
+        self.sample([""; 0], value)
+    }
+}
+
+/// Escapes a label value: backslash, quote and line feed are the characters that would end it or change its meaning.
+fn escape(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+/// Families sorted by name; those without a sample are left out.
+#[derive(Default, Debug)]
+pub struct Exposition {
+    families: BTreeMap<&'static str, String>,
+}
+
+impl Exposition {
+    /// Adds a family. Its name must be new: a family that is split in two is invalid.
+    pub fn add<const L: usize>(&mut self, family: &MetricFamily<L>) {
+        if !family.samples.is_empty() {
+            let other = self.families.insert(family.name, family.render());
+            debug_assert!(other.is_none(), "two families are named {}", family.name);
+        }
+    }
+
+    pub fn render(&self) -> String {
+        self.families.values().map(String::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_and_families_are_sorted_and_values_are_escaped() {
+        let mut out = Exposition::default();
+        out.add(&MetricFamily::gauge("b", "Back\\slash\nand line.", []).value(7));
+        out.add(&MetricFamily::counter("a_total", "A.", ["x", "y"]).sample(["2", "a\"b\\c\nd"], 1).sample(["1", ""], 2));
+        out.add(&MetricFamily::gauge("empty", "Left out.", ["x"]));
+        let expected = concat!(
+            "# HELP a_total A.\n# TYPE a_total counter\n",
+            "a_total{x=\"1\",y=\"\"} 2\n",
+            "a_total{x=\"2\",y=\"a\\\"b\\\\c\\nd\"} 1\n",
+            "# HELP b Back\\\\slash\\nand line.\n# TYPE b gauge\nb 7\n",
+        );
+        assert_eq!(out.render(), expected);
+    }
+
+    #[test]
+    fn equal_labels_are_one_sample() {
+        let counter = MetricFamily::counter("a_total", "A.", ["x"]).sample(["1"], 2).sample(["1"], 3);
+        assert_eq!(counter.render().lines().skip(2).collect::<Vec<_>>(), ["a_total{x=\"1\"} 5"]);
+        let gauge = MetricFamily::gauge("a", "A.", ["x"]).sample(["1"], 2).sample(["1"], 3);
+        assert_eq!(gauge.render().lines().skip(2).collect::<Vec<_>>(), ["a{x=\"1\"} 3"]);
+    }
+}

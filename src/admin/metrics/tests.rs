@@ -1,0 +1,98 @@
+use super::*;
+use crate::ingress::PortState;
+use crate::ingress::ebpf::{EbpfStatus, FrontendConnections};
+use crate::model::Protocol;
+use std::collections::BTreeSet;
+
+fn node_summary(id: &str, hostname: &str) -> NodeSummary {
+    NodeSummary {
+        id: id.into(),
+        hostname: hostname.to_owned(),
+        manager: false,
+        here: false,
+        mesh: "fd12::5".to_owned(),
+        path: "direct".to_owned(),
+        endpoint: None,
+        handshake_seconds: Some(3),
+        rx_bytes: 11,
+        tx_bytes: 12,
+        containers: 0,
+    }
+}
+
+fn port(port: u16, service: &str) -> PortStatus {
+    PortStatus {
+        protocol: Protocol::Tcp,
+        port,
+        service: service.to_owned(),
+        state: PortState::Listening,
+        backends: 2,
+        connections: 3,
+        errors: 4,
+        refused: 5,
+    }
+}
+
+/// The lines that are samples, without their value; each must occur once.
+fn series(text: &str) -> BTreeSet<&str> {
+    let all: Vec<&str> =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').expect("a value").0).collect();
+    let unique: BTreeSet<&str> = all.iter().copied().collect();
+    assert_eq!(all.len(), unique.len(), "a series occurs twice:\n{text}");
+    unique
+}
+
+#[test]
+fn two_peers_of_one_hostname_are_two_series() {
+    let status = Status { nodes: vec![node_summary("id1", "web"), node_summary("id2", "web")], ..Status::default() };
+    let text = render(&status);
+    let series = series(&text);
+    assert!(series.contains(r#"skep_peer_receive_bytes_total{node_id="id1",node="web"}"#), "{text}");
+    assert!(series.contains(r#"skep_peer_receive_bytes_total{node_id="id2",node="web"}"#), "{text}");
+    assert!(text.contains("\nskep_peer_handshake_age_seconds{node_id=\"id1\",node=\"web\"} 3\n"), "{text}");
+}
+
+#[test]
+fn hostile_names_stay_inside_their_label() {
+    let hostile = "a\"} 1\nskep_fake{x=\"\\";
+    let ebpf = EbpfStatus {
+        connections: vec![FrontendConnections { service: hostile.to_owned(), frontend: "10.0.0.2".to_owned(), connections: 1 }],
+        ..EbpfStatus::default()
+    };
+    let status = Status { nodes: vec![node_summary("id1", hostile)], ports: vec![port(80, hostile)], ebpf, ..Status::default() };
+    let text = render(&status);
+    let escaped = r#"a\"} 1\nskep_fake{x=\"\\"#;
+    assert!(text.contains(&format!("skep_peer_transmit_bytes_total{{node_id=\"id1\",node=\"{escaped}\"}} 12\n")), "{text}");
+    assert!(text.contains(&format!("skep_port_backends{{port=\"80\",protocol=\"tcp\",service=\"{escaped}\"}} 2\n")), "{text}");
+    assert!(text.contains(&format!("skep_ebpf_connections_total{{service=\"{escaped}\",frontend=\"10.0.0.2\"}} 1\n")), "{text}");
+    assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("skep_")), "{text}");
+    assert!(!text.contains("\nskep_fake"), "{text}");
+}
+
+#[test]
+fn counters_are_typed_and_drops_and_refusals_have_a_reason() {
+    let counters = [("drop_forged", 7), ("port_new", 8)].map(|(name, n)| (name.to_owned(), n)).into();
+    let ebpf = EbpfStatus { counters, repaired: 9, ..EbpfStatus::default() };
+    let text = render(&Status { ports: vec![port(80, "web")], ebpf, ..Status::default() });
+    for line in [
+        "# TYPE skep_ebpf_drops_total counter",
+        "skep_ebpf_drops_total{reason=\"forged_source\"} 7",
+        "skep_ebpf_events_total{event=\"port_new\"} 8",
+        "# TYPE skep_ebpf_repairs_total counter",
+        "skep_ebpf_repairs_total 9",
+        "skep_port_refusals_total{port=\"80\",protocol=\"tcp\",service=\"web\",reason=\"no_backend\"} 4",
+        "skep_port_refusals_total{port=\"80\",protocol=\"tcp\",service=\"web\",reason=\"source_not_allowed\"} 5",
+        "# TYPE skep_port_open_connections gauge",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        assert_eq!(line.ends_with(" counter"), line.contains("_total "), "{line}");
+    }
+}
+
+#[test]
+fn a_port_that_is_listed_twice_is_one_series() {
+    let text = render(&Status { ports: vec![port(80, "web"), port(80, "web")], ..Status::default() });
+    assert!(series(&text).contains("skep_port_backends{port=\"80\",protocol=\"tcp\",service=\"web\"}"), "{text}");
+}

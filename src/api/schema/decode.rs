@@ -1,0 +1,129 @@
+//! Decodes JSON by its schema, with Go's errors.
+
+use super::types::{Field, FieldType, Struct};
+use crate::api::error::{ApiError, Result};
+use serde_json::{Map, Value};
+
+/// Decodes a value as Go would decode it into this struct: keys match in any case, unknown ones are dropped, `null` counts
+/// as absent.
+///
+/// # Errors
+/// 400 with Go's error for the first wrong type.
+pub fn decode(value: Value, schema: &'static Struct) -> Result<Value> {
+    match value {
+        Value::Null => Ok(Value::Object(Map::new())),
+        Value::Object(map) => decode_object(map, schema.fields, schema.name),
+        other => Err(ApiError::bad(format!(
+            "invalid JSON: json: cannot unmarshal {} into Go value of type {}",
+            kind(&other),
+            schema.package
+        ))),
+    }
+}
+
+fn decode_object(map: Map<String, Value>, fields: &[Field], path: &str) -> Result<Value> {
+    let mut out = Map::new();
+    for (key, value) in map {
+        let field = fields.iter().find(|f| f.name == key).or_else(|| fields.iter().find(|f| f.name.eq_ignore_ascii_case(&key)));
+        if let Some(field) = field
+            && !value.is_null()
+        {
+            let value = decode_field(value, &field.ty, &format!("{path}.{}", field.name))?;
+            out.insert(field.name.to_owned(), value);
+        }
+    }
+    Ok(Value::Object(out))
+}
+
+fn decode_field(value: Value, ty: &FieldType, path: &str) -> Result<Value> {
+    match (ty, value) {
+        (FieldType::Any, value)
+        | (FieldType::Str, value @ Value::String(_))
+        | (FieldType::Bool, value @ Value::Bool(_))
+        | (FieldType::Float, value @ Value::Number(_)) => Ok(value),
+        (FieldType::Int(name, min, max), value) => {
+            let number = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
+            match number {
+                Some(n) if (*min..=*max).contains(&n) => Ok(value),
+                _ => Err(wrong_type(&value, name, path)),
+            }
+        }
+        (FieldType::Strings, Value::Array(list)) => list.into_iter().map(|v| decode_string(v, path)).collect(),
+        (FieldType::Labels, Value::Object(map)) => {
+            let map: Result<Map<String, Value>> = map.into_iter().map(|(key, v)| Ok((key, decode_string(v, path)?))).collect();
+            Ok(Value::Object(map?))
+        }
+        (FieldType::Object(_, fields), Value::Object(map)) => decode_object(map, fields, path),
+        (FieldType::Objects(name, fields), Value::Array(list)) => list
+            .into_iter()
+            .map(|v| match v {
+                Value::Object(map) => decode_object(map, fields, path),
+                Value::Null => Ok(Value::Object(Map::new())),
+                other => Err(wrong_type(&other, name, path)),
+            })
+            .collect(),
+        (ty, value) => Err(wrong_type(&value, &ty.go_name(), path)),
+    }
+}
+
+/// A string within a list or a map; `null` is the empty one.
+fn decode_string(value: Value, path: &str) -> Result<Value> {
+    match value {
+        Value::String(_) => Ok(value),
+        Value::Null => Ok(Value::String(String::new())),
+        other => Err(wrong_type(&other, "string", path)),
+    }
+}
+
+/// Go's error for a value that does not fit the type of the field at `path`.
+fn wrong_type(value: &Value, ty: &str, path: &str) -> ApiError {
+    let found = if ty.starts_with("uint") || ty.starts_with("int") || ty == "time.Duration" {
+        value.as_number().map_or_else(|| kind(value).to_owned(), |n| format!("number {n}"))
+    } else {
+        kind(value).to_owned()
+    };
+    ApiError::bad(format!("invalid JSON: json: cannot unmarshal {found} into Go struct field {path} of type {ty}"))
+}
+
+/// What Go calls a JSON value of this type.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SERVICE_SPEC;
+    use super::*;
+    use serde_json::json;
+
+    fn refusal(spec: Value) -> String {
+        decode(spec, &SERVICE_SPEC).unwrap_err().message
+    }
+
+    #[test]
+    fn wrong_types_are_refused_in_gos_words() {
+        let prefix = "invalid JSON: json: cannot unmarshal";
+        assert_eq!(refusal(json!({"Name": 5})), format!("{prefix} number into Go struct field ServiceSpec.Name of type string"));
+        assert_eq!(
+            refusal(json!({"Mode": {"Replicated": {"Replicas": "2"}}})),
+            format!("{prefix} string into Go struct field ServiceSpec.Mode.Replicated.Replicas of type uint64")
+        );
+        assert_eq!(
+            refusal(json!({"Mode": {"Replicated": {"Replicas": -2}}})),
+            format!("{prefix} number -2 into Go struct field ServiceSpec.Mode.Replicated.Replicas of type uint64")
+        );
+        assert_eq!(
+            refusal(json!({"TaskTemplate": {"ContainerSpec": {"StopGracePeriod": "10s"}}})),
+            format!(
+                "{prefix} string into Go struct field ServiceSpec.TaskTemplate.ContainerSpec.StopGracePeriod of type time.Duration"
+            )
+        );
+    }
+}

@@ -1,0 +1,54 @@
+//! Accepts connections on the API's socket. What a connection carries is [`proxy`]'s business.
+
+use super::context::ApiContext;
+use super::control::NodeControl;
+use super::engine_http::EngineHttp;
+use super::proxy;
+use crate::clock::Clock;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+/// Pause after a failed `accept`, which fails again at once while the process is out of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The API server of a node.
+pub struct Api {
+    context: Arc<ApiContext>,
+}
+
+impl Api {
+    /// For this node, in front of the engine that listens on `engine_socket`.
+    pub fn new(control: Arc<dyn NodeControl>, engine_socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
+        let engine = EngineHttp::new(engine_socket, clock.clone());
+        Self { context: Arc::new(ApiContext { control, engine, clock }) }
+    }
+
+    /// Serves until shut down. Open connections are cut then, the passed-through ones too.
+    pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.spawn_connection(stream, shutdown.clone()),
+                    Err(error) => {
+                        tracing::warn!(%error, "the Docker API socket cannot accept a connection; trying again");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn spawn_connection(&self, stream: UnixStream, shutdown: CancellationToken) {
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = proxy::serve_connection(context, stream) => {}
+            }
+        });
+    }
+}

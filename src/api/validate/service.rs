@@ -1,0 +1,336 @@
+//! Services as posted: from JSON to a spec, and what is refused on the way.
+
+use super::name::object_name;
+use super::{image, ports};
+use crate::api::error::{ApiError, Result};
+use crate::api::query::quote;
+use crate::api::schema::{self, SERVICE_SPEC};
+use crate::model::Nanos;
+use crate::model::port_labels::PortLabels;
+use crate::model::service::{EndpointMode, ServiceSpec};
+use crate::model::task::{ContainerSpec, Healthcheck, ResourceAmounts, TaskSpec};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Smallest CPU share in resources, in units of 1e-9 CPUs.
+const MIN_CPU: i64 = 1_000_000;
+/// Smallest memory size in resources, in bytes.
+const MIN_MEMORY: i64 = 4 << 20;
+/// Shortest time in a health check that is not zero: 1 ms.
+const MIN_HEALTH: Nanos = Nanos(1_000_000);
+
+/// The spec of a posted service (already decoded by its schema), with the server's defaults. Targets of networks are left
+/// as posted.
+///
+/// # Errors
+/// 400 for an invalid value, 501 for what skep does not support.
+pub fn service_spec(mut posted: Value) -> Result<ServiceSpec> {
+    convert(&posted)?;
+    if let Some(path) = schema::unsupported_field(&posted, &SERVICE_SPEC) {
+        return Err(ApiError::unsupported_field(&path, ""));
+    }
+    normalize(&mut posted)?;
+    let mut spec: ServiceSpec =
+        serde_json::from_value(posted).map_err(|e| ApiError::bad(format!("invalid service spec: {e}")))?;
+    let task = &mut spec.task_template;
+    task.runtime = Some("container".to_owned());
+    "default".clone_into(&mut task.container_spec.isolation);
+    if let Some(restart) = &mut task.restart_policy {
+        restart.condition.get_or_insert_default();
+        restart.max_attempts.get_or_insert(0);
+    }
+    spec.mode.replicated.get_or_insert_default().replicas.get_or_insert(1);
+    if let Some(endpoint) = &mut spec.endpoint_spec {
+        endpoint.mode.get_or_insert(EndpointMode::Vip);
+    }
+    Ok(spec)
+}
+
+/// What the real server refuses first, while it converts the posted spec.
+fn convert(posted: &Value) -> Result<()> {
+    let task = &posted["TaskTemplate"];
+    match task["Runtime"].as_str().unwrap_or_default() {
+        "" | "container" => {}
+        "plugin" => return Err(ApiError::bad("runtime type \"plugin\" only supported in experimental")),
+        _ => return Err(ApiError::bad("unsupported runtime")),
+    }
+    if task["ContainerSpec"].is_null() {
+        return Err(ApiError::bad("mismatched Runtime and *Spec fields"));
+    }
+    if posted["Mode"].as_object().is_some_and(|mode| mode.len() > 1) {
+        return Err(ApiError::bad("must specify only one service mode"));
+    }
+    let one_of = |value: &Value, known: &[&str], what: &str| match value.as_str() {
+        Some(text) if !text.is_empty() && !known.contains(&text.to_ascii_lowercase().as_str()) => {
+            Err(ApiError::bad(format!("{what}{}", if what.ends_with(": ") { quote(text) } else { text.to_owned() })))
+        }
+        _ => Ok(()),
+    };
+    one_of(&task["RestartPolicy"]["Condition"], &["none", "on-failure", "any"], "invalid RestartCondition: ")?;
+    for config in ["UpdateConfig", "RollbackConfig"] {
+        one_of(&posted[config]["FailureAction"], &["pause", "continue", "rollback"], "unrecognized update failure action ")?;
+        one_of(&posted[config]["Order"], &["stop-first", "start-first"], "unrecognized update order ")?;
+    }
+    one_of(&posted["EndpointSpec"]["Mode"], &["vip", "dnsrr"], "invalid resolution mode: ")?;
+    for mount in list(&task["ContainerSpec"]["Mounts"]) {
+        one_of(&mount["Type"], &["bind", "volume", "tmpfs", "npipe", "cluster", "image"], "invalid MountType: ")?;
+    }
+    Ok(())
+}
+
+/// Brings values into the spelling of the model, and refuses those that skep does not support.
+fn normalize(posted: &mut Value) -> Result<()> {
+    if let Some(endpoint) = posted.get_mut("EndpointSpec") {
+        lowercase(endpoint, "Mode");
+        for (i, port) in items(endpoint, "Ports").enumerate() {
+            ports::normalize(i, port)?;
+        }
+    }
+    let networks = posted.as_object_mut().and_then(|spec| spec.remove("Networks"));
+    let Some(task) = posted.get_mut("TaskTemplate") else { return Ok(()) };
+    // Old clients post the networks beside the template.
+    if let Some(networks) = networks
+        && items(task, "Networks").next().is_none()
+    {
+        task["Networks"] = networks;
+    }
+    if let Some(restart) = task.get_mut("RestartPolicy") {
+        lowercase(restart, "Condition");
+    }
+    let Some(container) = task.get_mut("ContainerSpec") else { return Ok(()) };
+    let isolation = container["Isolation"].as_str().unwrap_or_default().to_ascii_lowercase();
+    if isolation == "process" || isolation == "hyperv" {
+        return Err(ApiError::unsupported_field("TaskTemplate.ContainerSpec.Isolation", &isolation));
+    }
+    for (i, mount) in items(container, "Mounts").enumerate() {
+        lowercase(mount, "Type");
+        match mount["Type"].as_str() {
+            // The zero value of the real server's enum.
+            None => mount["Type"] = json!("bind"),
+            Some("bind" | "volume") => {}
+            Some(kind) => return Err(ApiError::unsupported_field(&format!("TaskTemplate.ContainerSpec.Mounts[{i}].Type"), kind)),
+        }
+    }
+    refuse_templates(container)
+}
+
+fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// Lower-cases a text field and removes it if it is empty.
+fn lowercase(value: &mut Value, key: &str) {
+    if let Some(map) = value.as_object_mut()
+        && let Some(Value::String(text)) = map.get_mut(key)
+    {
+        text.make_ascii_lowercase();
+        if text.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// Refuses `{{…}}`, which the real server expands on the node.
+fn refuse_templates(container: &Value) -> Result<()> {
+    let is_template = |value: &Value| value.as_str().is_some_and(|text| text.contains("{{"));
+    let path = if is_template(&container["Hostname"]) {
+        "Hostname"
+    } else if list(&container["Env"]).any(is_template) {
+        "Env"
+    } else if list(&container["Mounts"]).any(|m| is_template(&m["Source"]) || is_template(&m["Target"])) {
+        "Mounts"
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::unsupported_field(&format!("a template ({{{{…}}}}) in TaskTemplate.ContainerSpec.{path}"), ""))
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Refuses a spec as SwarmKit does before it stores it.
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn service(spec: &ServiceSpec) -> Result<()> {
+    object_name(&spec.name)?;
+    check_task(&spec.task_template)?;
+    PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
+    ports::endpoint(spec)
+}
+
+fn check_task(task: &TaskSpec) -> Result<()> {
+    if let Some(resources) = &task.resources {
+        for amounts in [&resources.limits, &resources.reservations].into_iter().flatten() {
+            check_amounts(amounts)?;
+        }
+    }
+    if let Some(restart) = &task.restart_policy {
+        if restart.delay.is_some_and(|d| d.0 < 0) {
+            return Err(ApiError::invalid_argument("TaskSpec: restart-delay cannot be negative"));
+        }
+        if restart.window.is_some_and(|w| w.0 < 0) {
+            return Err(ApiError::invalid_argument("TaskSpec: restart-window cannot be negative"));
+        }
+    }
+    check_container(&task.container_spec)
+}
+
+fn check_amounts(amounts: &ResourceAmounts) -> Result<()> {
+    if amounts.nano_cpus != 0 && amounts.nano_cpus < MIN_CPU {
+        #[expect(clippy::cast_precision_loss, reason = "shown to people")]
+        let cpus = amounts.nano_cpus as f64 / 1e9;
+        return Err(ApiError::invalid_argument(format!("invalid cpu value {cpus}: Must be at least 0.001")));
+    }
+    if amounts.memory_bytes != 0 && amounts.memory_bytes < MIN_MEMORY {
+        return Err(ApiError::invalid_argument(format!("invalid memory value {}: Must be at least 4MiB", amounts.memory_bytes)));
+    }
+    Ok(())
+}
+
+fn check_container(spec: &ContainerSpec) -> Result<()> {
+    let refuse = |what: String| Err(ApiError::invalid_argument(format!("ContainerSpec: {what}")));
+    if spec.image.is_empty() {
+        return refuse("image reference must be provided".to_owned());
+    }
+    if !image::is_reference(&spec.image) {
+        return refuse(format!("{} is not a valid repository/tag", quote(&spec.image)));
+    }
+    let mut targets = BTreeSet::new();
+    if let Some(twice) = spec.mounts.iter().find(|m| !targets.insert(m.target.as_str())) {
+        return refuse(format!("duplicate mount point: {}", twice.target));
+    }
+    if let Some(health) = &spec.healthcheck {
+        return check_healthcheck(health).or_else(refuse);
+    }
+    Ok(())
+}
+
+fn check_healthcheck(health: &Healthcheck) -> Result<(), String> {
+    let times = [("Interval", health.interval), ("Timeout", health.timeout), ("StartPeriod", health.start_period)];
+    for (name, time) in times {
+        if time.is_some_and(|t| t.0 != 0 && t < MIN_HEALTH) {
+            return Err(format!("{name} in HealthConfig cannot be less than 1ms"));
+        }
+    }
+    if health.retries.is_some_and(|r| r < 0) {
+        return Err("Retries in HealthConfig cannot be negative".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(posted: Value) -> Result<ServiceSpec> {
+        service_spec(schema::decode(posted, &SERVICE_SPEC)?)
+    }
+    #[expect(clippy::needless_pass_by_value, reason = "called with what `json!` makes")]
+    fn with_container(container: Value) -> Value {
+        json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container}})
+    }
+
+    #[test]
+    fn a_minimal_spec_gets_the_servers_defaults() {
+        let spec = read(with_container(json!({"Image": "lab:1"}))).unwrap();
+        assert_eq!(
+            serde_json::to_value(&spec).unwrap(),
+            json!({"Name": "web", "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Isolation": "default"},
+                "ForceUpdate": 0, "Runtime": "container"}, "Mode": {"Replicated": {"Replicas": 1}}})
+        );
+    }
+
+    #[test]
+    fn unsupported_values_are_refused_by_name() {
+        for (container, path) in [
+            (json!({"Image": "lab", "Configs": [{"ConfigID": "x"}]}), "TaskTemplate.ContainerSpec.Configs"),
+            (
+                json!({"Image": "lab", "Mounts": [{"Type": "tmpfs", "Target": "/t"}]}),
+                "TaskTemplate.ContainerSpec.Mounts[0].Type tmpfs",
+            ),
+            (json!({"Image": "lab", "Hostname": "{{.Node.ID}}"}), "TaskTemplate.ContainerSpec.Hostname"),
+            (json!({"Image": "lab", "Isolation": "hyperv"}), "TaskTemplate.ContainerSpec.Isolation hyperv"),
+        ] {
+            let error = read(with_container(container)).unwrap_err();
+            assert_eq!(error.status.as_u16(), 501);
+            assert!(error.message.contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn labels_of_skep_are_validated() {
+        let with_label = |key: &str, value: &str| {
+            let mut posted = with_container(json!({"Image": "lab"}));
+            posted["Labels"] = json!({ key: value });
+            service(&read(posted).unwrap())
+        };
+        with_label("skep.allow", "192.0.2.0/24, 2001:db8::1").unwrap();
+        with_label("skep.affinity", "source").unwrap();
+        for (key, value, expected) in [("skep.allow", "192.0.2.0-9", "192.0.2.0/24"), ("skep.affinity", "on", "\"source\"")] {
+            let error = with_label(key, value).unwrap_err();
+            assert_eq!(error.status.as_u16(), 400);
+            assert!(error.message.contains(key) && error.message.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn networks_beside_the_template_are_accepted() {
+        let mut posted = with_container(json!({"Image": "lab"}));
+        posted["Networks"] = json!([{"Target": "net1"}]);
+        assert_eq!(read(posted).unwrap().task_template.networks[0].target, "net1");
+    }
+
+    fn arbitrary_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z{}:/@.-]{0,12}".prop_map(Value::from),
+        ];
+        let keys = [
+            "Name",
+            "Labels",
+            "TaskTemplate",
+            "ContainerSpec",
+            "Image",
+            "Mounts",
+            "Type",
+            "Networks",
+            "Target",
+            "Mode",
+            "Replicated",
+            "Replicas",
+            "EndpointSpec",
+            "Ports",
+            "Protocol",
+            "PublishedPort",
+            "RestartPolicy",
+            "Condition",
+            "Resources",
+            "Limits",
+        ];
+        leaf.prop_recursive(6, 64, 6, move |inner| {
+            let entry = (proptest::sample::select(keys.to_vec()), inner.clone());
+            prop_oneof![
+                proptest::collection::vec(inner, 0..4).prop_map(Value::from),
+                proptest::collection::vec(entry, 0..6)
+                    .prop_map(|entries| Value::Object(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_input_is_accepted_or_refused(container in arbitrary_json(), beside in arbitrary_json(), endpoint in arbitrary_json()) {
+            let posted = json!({"TaskTemplate": {"ContainerSpec": container, "Networks": beside}, "EndpointSpec": endpoint, "Mode": beside});
+            if let Ok(spec) = read(posted) {
+                let _ = service(&spec);
+                let echoed = serde_json::to_value(&spec).unwrap();
+                prop_assert_eq!(read(echoed).unwrap(), spec, "what is stored can be posted again");
+            }
+        }
+    }
+}

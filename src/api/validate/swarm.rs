@@ -1,0 +1,201 @@
+//! Swarm settings as posted.
+
+use crate::api::error::{ApiError, Result};
+use crate::api::query::quote;
+use crate::model::{Availability, ClusterSpec, Nanos};
+use ipnet::Ipv4Net;
+use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
+
+/// Shortest lifetime of a node certificate: an hour.
+const MIN_CERT_EXPIRY: Nanos = Nanos(3_600_000_000_000);
+/// Longest prefix of a network's subnet.
+const MAX_SUBNET_SIZE: u64 = 29;
+
+/// Parses an availability; empty is active.
+///
+/// # Errors
+/// 400.
+pub fn availability(text: &str) -> Result<Availability> {
+    match text {
+        "" | "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        other => Err(ApiError::bad(format!("invalid Availability: {}", quote(other)))),
+    }
+}
+
+/// Refuses `DataPathAddr` unless it is empty, as the CLI sends it by default, or names the advertised address (the listen
+/// address if that is left open): the tunnel uses no other.
+///
+/// # Errors
+/// 501 with the field's name.
+pub fn data_path_address(posted: &Value) -> Result<()> {
+    let text = |key: &str| posted[key].as_str().unwrap_or_default();
+    let data_path = text("DataPathAddr");
+    let advertised = if text("AdvertiseAddr").is_empty() { text("ListenAddr") } else { text("AdvertiseAddr") };
+    if data_path.is_empty() || host(data_path) == host(advertised) {
+        return Ok(());
+    }
+    let reason = "(the tunnel uses the advertised address, set with --advertise-addr)";
+    Err(ApiError::unsupported_field("DataPathAddr", &format!("{data_path} {reason}")))
+}
+
+/// The host of an address with or without a port; IP addresses in one spelling.
+fn host(address: &str) -> String {
+    if let Ok(socket) = address.parse::<SocketAddr>() {
+        return socket.ip().to_string();
+    }
+    let host = address.trim_start_matches('[').trim_end_matches(']');
+    match (host.parse::<IpAddr>(), host.split_once(':')) {
+        (Ok(ip), _) => ip.to_string(),
+        (Err(_), Some((name, _))) => name.to_owned(),
+        (Err(_), None) => host.to_owned(),
+    }
+}
+
+/// The UDP port of the tunnel; `None` for the default.
+///
+/// # Errors
+/// 400 outside 1024 to 49151.
+pub fn data_path_port(posted: &Value) -> Result<Option<u16>> {
+    match posted["DataPathPort"].as_u64().unwrap_or(0) {
+        0 => Ok(None),
+        port => match u16::try_from(port) {
+            Ok(port @ 1024..=49151) => Ok(Some(port)),
+            _ => Err(ApiError::bad(format!("Datapath port number is not in valid range (1024-49151) : {port}"))),
+        },
+    }
+}
+
+/// The pools that subnets of networks are allocated from, and the prefix length of these subnets.
+///
+/// # Errors
+/// 500, as the real server answers: invalid or overlapping pools, a prefix length out of range.
+pub fn address_pools(posted: &Value) -> Result<(Vec<Ipv4Net>, u8)> {
+    let size = match posted["SubnetSize"].as_u64().unwrap_or(0) {
+        0 => 24,
+        size => size,
+    };
+    if size > MAX_SUBNET_SIZE {
+        return Err(ApiError::failed(format!("subnet size is out of range: {size}")));
+    }
+    let mut pools: Vec<Ipv4Net> = Vec::new();
+    for text in posted["DefaultAddrPool"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let pool: Ipv4Net = text.parse().map_err(|_| ApiError::failed(format!("invalid CIDR address: {text}")))?;
+        if u64::from(pool.prefix_len()) > size {
+            return Err(ApiError::failed(format!("invalid CIDR: {}. Subnet size is too small for pool: {size}", quote(text))));
+        }
+        if let Some(other) = pools.iter().find(|other| other.contains(&pool) || pool.contains(*other)) {
+            return Err(ApiError::failed(format!("list of CIDRs overlap: {other}, {pool}")));
+        }
+        pools.push(pool.trunc());
+    }
+    Ok((pools, u8::try_from(size).unwrap_or(24)))
+}
+
+/// The default spec, overridden by every posted value that is not zero.
+///
+/// # Errors
+/// 400 for a value that the spec cannot have.
+pub fn merge_over_defaults(posted: &Value) -> Result<ClusterSpec> {
+    let mut spec = serde_json::to_value(ClusterSpec::default()).unwrap_or_default();
+    override_with(&mut spec, posted);
+    parse_spec(spec)
+}
+
+/// Overrides values of `base`, key by key; posted zero values, empty texts and nulls override nothing.
+fn override_with(base: &mut Value, posted: &Value) {
+    match (base, posted) {
+        (Value::Object(base), Value::Object(posted)) => {
+            for (key, value) in posted {
+                override_with(base.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (_, Value::Null) => {}
+        (base, Value::Number(n)) if n.as_f64() == Some(0.0) && base.is_number() => {}
+        (base, Value::String(s)) if s.is_empty() && base.is_string() => {}
+        (base, posted) => *base = posted.clone(),
+    }
+}
+
+/// The posted spec, with zero for what was not posted.
+///
+/// # Errors
+/// As [`merge_over_defaults`].
+pub fn replacing(posted: &Value) -> Result<ClusterSpec> {
+    let mut zero = ClusterSpec::default();
+    zero.orchestration.task_history_retention_limit = Some(0);
+    zero.raft.snapshot_interval = None;
+    zero.raft.keep_old_snapshots = Some(0);
+    zero.raft.log_entries_for_slow_followers = None;
+    zero.raft.election_tick = 0;
+    zero.raft.heartbeat_tick = 0;
+    zero.dispatcher.heartbeat_period = None;
+    zero.ca_config.node_cert_expiry = None;
+    let mut spec = serde_json::to_value(zero).unwrap_or_default();
+    override_with(&mut spec, posted);
+    parse_spec(spec)
+}
+
+fn parse_spec(value: Value) -> Result<ClusterSpec> {
+    let mut spec: ClusterSpec = serde_json::from_value(value).map_err(|e| ApiError::bad(format!("invalid swarm spec: {e}")))?;
+    // The real server omits zero in these fields.
+    spec.raft.snapshot_interval = spec.raft.snapshot_interval.filter(|n| *n != 0);
+    spec.raft.log_entries_for_slow_followers = spec.raft.log_entries_for_slow_followers.filter(|n| *n != 0);
+    spec.dispatcher.heartbeat_period = spec.dispatcher.heartbeat_period.filter(|n| n.0 != 0);
+    spec.ca_config.node_cert_expiry = spec.ca_config.node_cert_expiry.filter(|n| n.0 != 0);
+    Ok(spec)
+}
+
+/// Refuses a spec as the cluster does.
+///
+/// # Errors
+/// 400.
+pub fn checked(spec: ClusterSpec) -> Result<ClusterSpec> {
+    if spec.name != "default" {
+        return Err(ApiError::bad("swarm spec must be named \"default\""));
+    }
+    if spec.ca_config.node_cert_expiry.is_some_and(|t| t < MIN_CERT_EXPIRY) {
+        return Err(ApiError::invalid_argument("minimum certificate expiry time is: 1h0m0s"));
+    }
+    if spec.dispatcher.heartbeat_period.is_some_and(|t| t.0 < 0) {
+        return Err(ApiError::invalid_argument("heartbeat time period cannot be a negative duration"));
+    }
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refusal(data_path: &str, advertised: &str) -> Option<ApiError> {
+        let posted = json!({"DataPathAddr": data_path, "AdvertiseAddr": advertised, "ListenAddr": "192.0.2.9:2377"});
+        data_path_address(&posted).err()
+    }
+
+    #[test]
+    fn an_empty_data_path_address_or_the_advertised_one_is_accepted() {
+        for (data_path, advertised) in [
+            ("", ""),
+            ("192.0.2.9", ""),
+            ("", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1:2400"),
+            ("2001:db8::1", "[2001:DB8:0::1]:2377"),
+            ("eth0", "eth0:2377"),
+        ] {
+            assert_eq!(refusal(data_path, advertised), None, "{data_path} {advertised}");
+        }
+    }
+
+    #[test]
+    fn another_data_path_address_is_refused_by_name() {
+        for (data_path, advertised) in [("192.0.2.2", "192.0.2.1"), ("192.0.2.1", ""), ("eth1", "eth0")] {
+            let error = refusal(data_path, advertised).unwrap();
+            assert_eq!(error.status.as_u16(), 501);
+            assert!(error.message.contains("DataPathAddr") && error.message.contains(data_path), "{error}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The loaded eBPF datapath: observes it, carries out steps, removes it.
+
+use super::hook::{Hook, ports_unavailable};
+use super::host_devices;
+use super::ingress_network::IngressNetwork;
+use super::load::{self, Loaded};
+use super::programs::{self, Programs};
+use super::state::EbpfState;
+use super::step::EbpfStep;
+use super::tables::Tables;
+use crate::datapath::mesh::Mesh;
+use crate::datapath::{netns, sockdiag};
+use crate::sync::lock;
+use anyhow::Context as _;
+use skep_ebpf::{Port, V4, convert};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The loaded eBPF datapath.
+pub struct EbpfDatapath {
+    dir: PathBuf,
+    programs: Programs,
+    unavailable: BTreeMap<Hook, String>,
+    /// Set by the loop of `ingress::ebpf`; the namespaces of containers on this network need its routes.
+    ingress: Mutex<Option<IngressNetwork>>,
+}
+
+impl EbpfDatapath {
+    /// Loads the programs, adopts the maps that an earlier run pinned below `run_dir`, creates the veth pair between host and
+    /// mesh.
+    ///
+    /// # Errors
+    /// The kernel is too old, or refuses. The userspace datapath is not affected.
+    pub async fn open(run_dir: &Path, mesh: Arc<Mesh>) -> anyhow::Result<Arc<Self>> {
+        let dir = bpf_dir(run_dir);
+        let folder = dir.clone();
+        let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
+        let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
+        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None) };
+        ebpf.make_pair().await?;
+        Ok(Arc::new(ebpf))
+    }
+
+    async fn make_pair(&self) -> anyhow::Result<()> {
+        let owner = self.dir.display().to_string();
+        let made = host_devices::make_pair(self.programs.mesh(), &owner).await;
+        made.context("cannot create the veth pair between host and mesh")
+    }
+
+    /// Hooks that this kernel or this machine does not allow, and why.
+    #[must_use]
+    pub fn unavailable(&self) -> &BTreeMap<Hook, String> {
+        &self.unavailable
+    }
+
+    /// Whether it carries published ports: every hook on their path is available.
+    #[must_use]
+    pub fn carries_ports(&self) -> bool {
+        ports_unavailable(&self.unavailable).is_none()
+    }
+
+    pub(super) fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.programs.loaded()
+    }
+
+    /// Sets the network that published ports use.
+    pub fn set_ingress(&self, ingress: Option<IngressNetwork>) {
+        *lock(&self.ingress) = ingress;
+    }
+
+    pub(super) fn ingress(&self) -> Option<IngressNetwork> {
+        lock(&self.ingress).clone()
+    }
+
+    /// Reads the whole state.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn observe(&self) -> anyhow::Result<EbpfState> {
+        self.observe_around(None).await
+    }
+
+    /// Reads the state; without the maps if their contents are known, because reading these takes longer the more services
+    /// there are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn observe_around(&self, known: Option<Tables>) -> anyhow::Result<EbpfState> {
+        // Links first: a device that is removed in between is not in the desired state then, and its program not missed.
+        let (links, stale) = self.programs.read_links().await.context("cannot read the attached programs")?;
+        let host_devices = host_devices::read(self.programs.mesh()).await.context("cannot read devices and addresses")?;
+        let tables = match known {
+            Some(tables) => tables,
+            None => self.loaded().read_tables().context("cannot read the maps")?,
+        };
+        Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, host_devices })
+    }
+
+    /// Carries the steps out, in order. Continues past a failed step; the error names all that failed.
+    ///
+    /// # Errors
+    /// Each failed step, and why.
+    pub async fn apply(&self, steps: &[EbpfStep]) -> anyhow::Result<()> {
+        let mut failed = Vec::new();
+        for step in steps {
+            let done = match step {
+                EbpfStep::Pair => self.make_pair().await,
+                EbpfStep::Attach(link) => self.programs.attach(link).await,
+                EbpfStep::Detach(link) => self.programs.detach(link).await,
+                EbpfStep::Unpin(pin) => self.programs.unpin(pin).await,
+                map_step => self.loaded().change(map_step),
+            };
+            match done {
+                Ok(()) => tracing::debug!(%step, "eBPF datapath"),
+                Err(error) => {
+                    tracing::warn!(%step, error = format!("{error:#}"), "eBPF datapath step failed");
+                    failed.push(format!("{step}: {error:#}"));
+                }
+            }
+            tokio::task::consume_budget().await;
+        }
+        anyhow::ensure!(failed.is_empty(), "eBPF datapath: {}", failed.join("; "));
+        Ok(())
+    }
+
+    /// Counters by name, summed over the processors.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
+        self.loaded().counters()
+    }
+
+    /// New connections since the maps were created, by port and by virtual address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connections(&self) -> anyhow::Result<(BTreeMap<Port, u64>, BTreeMap<Ipv4Addr, u64>)> {
+        let loaded = self.loaded();
+        let vips = loaded.sums::<V4>("VIP_COUNTS")?;
+        Ok((loaded.sums("PORT_COUNTS")?, vips.into_iter().map(|(vip, n)| (convert::to_v4(vip), n)).collect()))
+    }
+
+    /// Destroys the connected UDP sockets of a namespace that asked for a virtual address and whose backend is one of these
+    /// containers: their processes get an error, and the next `connect` selects another backend. Returns their number.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn destroy_datagram_sockets(&self, namespace: &Path, gone: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
+        let gone = gone.iter().copied().map(IpAddr::V4).collect();
+        sockdiag::destroy_datagrams(netns::of_container(namespace)?.as_fd(), &gone, |cookie, to| match to {
+            SocketAddr::V4(to) => self.loaded().asked_for_vip(cookie, to),
+            SocketAddr::V6(_) => false,
+        })
+    }
+
+    /// Removes everything: programs first, so that no packet meets an empty map.
+    ///
+    /// # Errors
+    /// What could not be removed, and why.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        remove(&self.dir, self.programs.mesh()).await?;
+        host_devices::remove_pair(self.programs.mesh()).await
+    }
+}
+
+fn bpf_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("bpf")
+}
+
+async fn remove(dir: &Path, mesh: &Mesh) -> anyhow::Result<()> {
+    let unpinned = programs::unpin_all(&load::links_dir(dir), mesh).await;
+    let removed = unpinned.and_then(|()| load::remove(dir));
+    removed.with_context(|| format!("cannot remove the eBPF datapath in {}", dir.display()))
+}
+
+/// Removes what an earlier run with an eBPF datapath left in a run directory, without loading anything; for a daemon that
+/// runs without one.
+///
+/// # Errors
+/// What could not be removed, and why.
+pub async fn remove_leftovers(run_dir: &Path, mesh: &Mesh) -> anyhow::Result<()> {
+    remove(&bpf_dir(run_dir), mesh).await
+}

@@ -1,0 +1,19 @@
+//! The network of published ports, as the namespaces of its containers need it.
+
+use crate::model::mesh::MeshPrefix;
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The network of published ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IngressNetwork {
+    pub subnet: Ipv4Net,
+    /// Bytes of the largest packet that fits into the tunnel after translation or encapsulation.
+    pub mtu: u32,
+    /// Prefix of the cluster, from which a container's IPv6 address is derived.
+    pub mesh: MeshPrefix,
+    /// Published UDP ports inside the containers, by the container's address: without a rule for them, a server that binds
+    /// the wildcard address would reply from an address on the engine's bridge.
+    pub datagrams: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
+}

@@ -1,0 +1,118 @@
+//! Steps: single changes of the eBPF datapath, and their names in logs.
+
+use super::hook::ProgramLink;
+use super::host_devices::{HOST_END, MESH_END};
+use super::tables::{Slots, Tables};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip, convert, packet};
+use std::fmt;
+
+/// One change. Each is idempotent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EbpfStep {
+    /// Sets this node's devices and prefixes.
+    Config(Config),
+    /// Writes slots from the first one on.
+    Slots(u32, Slots),
+    /// Adds or changes a virtual address.
+    SetVip(V4, Vip),
+    RemoveVip(V4),
+    /// Adds or changes a published port.
+    SetPort(Port, Frontend),
+    RemovePort(Port),
+    /// Adds or changes a container.
+    SetBackend(V4, Backend),
+    RemoveBackend(V4),
+    /// Adds an address of the host.
+    AddLocal(Address),
+    RemoveLocal(Address),
+    /// Adds a client prefix to a scope; the number is the length of the key.
+    AddSource(u32, Source),
+    RemoveSource(u32, Source),
+    /// Translates the socket calls of a namespace to virtual addresses of a network.
+    AddMember(NetnsMembership),
+    RemoveMember(NetnsMembership),
+    /// Creates the veth pair between host and mesh again. Its ends get new interface indexes, so the state must be observed
+    /// again.
+    Pair,
+    /// Attaches a program, or replaces an older one.
+    Attach(ProgramLink),
+    Detach(ProgramLink),
+    /// Removes the pin of an earlier run, which detaches its program.
+    Unpin(String),
+}
+
+impl Tables {
+    /// Makes the change of a step that was carried out. Ranges that are no longer named stay listed until the maps are read
+    /// again.
+    pub fn carry_out(&mut self, step: &EbpfStep) {
+        match step {
+            EbpfStep::Config(config) => self.config = *config,
+            EbpfStep::Slots(base, slots) => {
+                if let Ok(size) = u32::try_from(slots.len()) {
+                    self.slots.insert((*base, size), slots.clone());
+                }
+            }
+            EbpfStep::SetVip(address, vip) => drop(self.vips.insert(*address, *vip)),
+            EbpfStep::RemoveVip(address) => drop(self.vips.remove(address)),
+            EbpfStep::SetPort(port, frontend) => drop(self.ports.insert(*port, *frontend)),
+            EbpfStep::RemovePort(port) => drop(self.ports.remove(port)),
+            EbpfStep::SetBackend(address, backend) => drop(self.backends.insert(*address, *backend)),
+            EbpfStep::RemoveBackend(address) => drop(self.backends.remove(address)),
+            EbpfStep::AddLocal(address) => drop(self.locals.insert(*address)),
+            EbpfStep::RemoveLocal(address) => drop(self.locals.remove(address)),
+            EbpfStep::AddSource(length, source) => drop(self.sources.insert((*length, *source))),
+            EbpfStep::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
+            EbpfStep::AddMember(member) => drop(self.members.insert(*member)),
+            EbpfStep::RemoveMember(member) => drop(self.members.remove(member)),
+            EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => {}
+        }
+    }
+}
+
+impl fmt::Display for EbpfStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = |address: &V4| convert::to_v4(*address);
+        let local = |address: &Address| convert::to_address(*address);
+        match self {
+            Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
+            Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
+            Self::SetVip(address, vip) => write!(f, "vip {} slots {} +{}", ip(address), vip.base, vip.size),
+            Self::RemoveVip(address) => write!(f, "no vip {}", ip(address)),
+            Self::SetPort(p, to) => write!(f, "port {} slots {} +{}", port_name(p), to.base, to.size),
+            Self::RemovePort(p) => write!(f, "no port {}", port_name(p)),
+            Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
+            Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
+            Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
+            Self::AddLocal(address) => write!(f, "local {}", local(address)),
+            Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
+            Self::AddSource(length, s) => write!(f, "source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
+            Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
+            Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
+            Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
+            Self::Pair => write!(f, "pair {HOST_END} {MESH_END}"),
+            Self::Attach(link) => write!(f, "attach {}", link.pin()),
+            Self::Detach(link) => write!(f, "detach {}", link.pin()),
+            Self::Unpin(pin) => write!(f, "unpin {pin}"),
+        }
+    }
+}
+
+/// IP protocol number that no program handles.
+pub const SCTP: u8 = 132;
+
+/// Name of an IP protocol, or its number.
+pub(super) fn protocol_name(number: u8) -> String {
+    match number {
+        packet::TCP => "tcp".to_owned(),
+        packet::UDP => "udp".to_owned(),
+        SCTP => "sctp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Name of a published port in status and logs: `8080/tcp`, for IPv6 clients `8080/tcp6`.
+#[must_use]
+pub fn port_name(port: &Port) -> String {
+    let six = if port.family == 6 { "6" } else { "" };
+    format!("{}/{}{six}", convert::to_port(port.port), protocol_name(port.protocol))
+}

@@ -1,0 +1,214 @@
+//! The desired contents of the eBPF maps and the desired program attachments, computed from the node's view and from what
+//! this node has: host devices, container namespaces, available hooks. Pure. Knows neither the current contents of the maps
+//! nor where a Maglev table lies in the slot array.
+
+use super::eligibility::{PortEligibility, listening_backends};
+use super::maglev::TableCache;
+use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
+use crate::datapath::mesh::TUNNEL;
+use crate::model::service::EndpointMode;
+use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
+use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
+use ipnet::IpNet;
+use skep_ebpf::{
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NetnsMembership, Port, PortNumber, Source, V4, convert, packet,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// What the maps and attachments should contain. Backends by content; their place in the slot array is decided by the plan.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DesiredDatapath {
+    /// Device numbers and address prefixes of this node.
+    pub config: Config,
+    /// By virtual address.
+    pub vips: BTreeMap<V4, DesiredVip>,
+    /// Container namespaces on networks.
+    pub members: BTreeSet<NetnsMembership>,
+    /// Published ports. Those that the eBPF datapath does not serve are included without backends: the programs must still
+    /// recognise packets that leave from these port numbers.
+    pub ports: BTreeMap<Port, DesiredPort>,
+    /// By container address.
+    pub backends: BTreeMap<V4, Backend>,
+    /// Addresses of the host's uplinks.
+    pub locals: BTreeSet<Address>,
+    /// Client prefixes that may use a port, and prefixes whose packets are never from external clients.
+    pub sources: Sources,
+    /// Attached programs.
+    pub links: BTreeSet<ProgramLink>,
+}
+
+/// A virtual address with its network and its backends, one slot each.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DesiredVip {
+    pub network: V4,
+    pub mask: V4,
+    pub slots: Slots,
+}
+
+/// A published port with the Maglev table of its backends.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DesiredPort {
+    /// Port in the container.
+    pub target: PortNumber,
+    /// [`AFFINITY`], [`GUARDED`].
+    pub flags: u16,
+    pub slots: Slots,
+}
+
+/// What this node has, apart from its view.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// This node.
+    pub me: &'a NodeId,
+    pub host_devices: &'a HostDevices,
+    /// Container namespaces on networks.
+    pub members: &'a BTreeSet<NetnsMembership>,
+    /// Hooks that cannot be attached, with the reason.
+    pub unavailable: &'a BTreeMap<Hook, String>,
+}
+
+/// Computes the desired datapath; takes Maglev tables that did not change from `tables`.
+pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs: &Inputs) -> DesiredDatapath {
+    tables.start_generation();
+    let Inputs { me, host_devices, members, unavailable } = *inputs;
+    let nodes = nodes(view);
+    let mut desired = DesiredDatapath { members: members.clone(), config: config(view, inputs), ..DesiredDatapath::default() };
+    desired.locals = host_devices.locals.iter().copied().map(convert::address).collect();
+    for network in view.networks.by_id.values() {
+        add_vips(network, &mut desired);
+        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, task));
+        desired.backends.extend(backends);
+        desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
+    }
+    // Only the swarm assigns these addresses: a packet from one is not from an external client, and a reply could not be
+    // routed to it.
+    desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
+    desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
+    if ports_unavailable(unavailable).is_none() {
+        let eligibility = PortEligibility::new(view, unavailable);
+        for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+            for family in IpFamily::ALL {
+                add_port(tables, &eligibility, port, family, &mut desired);
+            }
+        }
+    }
+    tables.drop_unused();
+    desired.links = links(host_devices, unavailable);
+    desired
+}
+
+/// Nodes by id.
+pub(super) type NodesById<'a> = BTreeMap<&'a NodeId, &'a Peer>;
+
+pub(super) fn nodes(view: &NodeView) -> NodesById<'_> {
+    view.cluster.nodes.iter().map(|node| (&node.node_id, node)).collect()
+}
+
+fn config(view: &NodeView, inputs: &Inputs) -> Config {
+    let Some(own) = view.cluster.node(inputs.me) else { return Config::default() };
+    let devices = inputs.host_devices;
+    let mut uplinks = devices.uplinks.values();
+    Config {
+        host_end: devices.host_end.unwrap_or_default(),
+        mesh_end: devices.mesh_end.unwrap_or_default(),
+        tunnel: devices.tunnel.unwrap_or_default(),
+        uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
+        prefix: convert::prefix(own.subnet.addr()),
+        containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+    }
+}
+
+fn source(scope: u32, net: IpNet) -> (u32, Source) {
+    let length = match net {
+        IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
+        IpNet::V6(net) => u32::from(net.prefix_len()),
+    };
+    (32 + length, Source { scope, address: convert::address(net.network()) })
+}
+
+fn add_vips(network: &NetworkPart, desired: &mut DesiredDatapath) {
+    let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
+    let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for task in network.members.iter().filter(|task| is_vip_backend(task)) {
+        backends.entry(&task.service_id).or_default().insert(task.address);
+    }
+    for service in &network.services {
+        let own = backends.get(&service.service_id).into_iter().flatten();
+        let slots = own.copied().map(convert::v4).collect();
+        desired.vips.insert(convert::v4(service.vip), DesiredVip { network: net, mask, slots });
+    }
+}
+
+/// Whether the virtual address of its service sends connections to a task.
+pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
+    task.backend && task.endpoint_mode == EndpointMode::Vip
+}
+
+/// The entry of a task's container; `None` if its node is unknown, or if it is this node and the container has no device yet.
+pub(super) fn backend(nodes: &NodesById, me: &NodeId, host_devices: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
+    let node = nodes.get(&task.node_id)?;
+    let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
+    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()) };
+    Some((convert::v4(task.address), backend))
+}
+
+/// The map key of a published port.
+pub(super) fn port_key(port: &PublishedPort, family: IpFamily) -> Port {
+    let protocol = match port.protocol {
+        Protocol::Udp => packet::UDP,
+        Protocol::Tcp => packet::TCP,
+        Protocol::Sctp => SCTP,
+    };
+    Port { protocol, family: if family == IpFamily::V4 { 4 } else { 6 }, port: convert::port(port.published) }
+}
+
+/// Adds a published port with its allowed sources.
+pub(super) fn add_port(
+    tables: &mut TableCache,
+    eligibility: &PortEligibility,
+    port: &PublishedPort,
+    family: IpFamily,
+    desired: &mut DesiredDatapath,
+) {
+    let key = port_key(port, family);
+    let mut flags = 0;
+    if port.affinity {
+        flags |= AFFINITY;
+    }
+    if !port.allow.is_empty() {
+        flags |= GUARDED;
+        let nets =
+            port.allow.iter().filter(|net| matches!((net, family), (IpNet::V4(_), IpFamily::V4) | (IpNet::V6(_), IpFamily::V6)));
+        desired.sources.extend(nets.map(|net| source(key.scope(), *net)));
+    }
+    let slots = if eligibility.check(port, family).is_ok() {
+        // Sorted, so that every node computes the same table.
+        let backends: BTreeSet<Ipv4Addr> = listening_backends(port, family).collect();
+        let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
+        tables.slots(&backends)
+    } else {
+        Slots::default()
+    };
+    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots });
+}
+
+fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
+    let mut links = BTreeSet::new();
+    let serves_ports = ports_unavailable(unavailable).is_none();
+    for hook in Hook::ALL.into_iter().filter(|hook| !unavailable.contains_key(hook)) {
+        let mut add = |device: &str, index: u32| {
+            links.insert(ProgramLink { hook, device: device.to_owned(), index });
+        };
+        match hook {
+            Hook::FromUplink | Hook::OutUplink | Hook::FromHost | Hook::FromMesh | Hook::ToUplink if !serves_ports => {}
+            Hook::FromUplink | Hook::OutUplink => host_devices.uplinks.iter().for_each(|(name, index)| add(name, *index)),
+            Hook::FromHost => host_devices.mesh_end.iter().for_each(|index| add(MESH_END, *index)),
+            Hook::ToUplink => host_devices.host_end.iter().for_each(|index| add(HOST_END, *index)),
+            Hook::FromMesh => host_devices.tunnel.iter().for_each(|index| add(TUNNEL, *index)),
+            Hook::FromContainer => host_devices.veths.values().for_each(|(name, index)| add(name, *index)),
+            _ => add("", 0),
+        }
+    }
+    links
+}

@@ -1,0 +1,176 @@
+//! The desired datapath, updated from one view to the next: only entries that a change affects are computed again. The result
+//! equals that of [`desired_datapath`], which the loop computes anyway whenever it reads the maps. Pure.
+
+use super::desired::{DesiredDatapath, Inputs, NodesById, add_port, backend, desired_datapath, is_vip_backend, nodes, port_key};
+use super::dirty::{Changed, Dirty};
+use super::eligibility::PortEligibility;
+use super::maglev::TableCache;
+use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
+use crate::model::mesh::MeshPrefix;
+use crate::model::view::{NetworkPart, TaskEndpoint};
+use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
+use crate::protocol::entries::differing;
+use ipnet::{Ipv4Net, Ipv6Net};
+use skep_ebpf::{NetnsMembership, V4, convert};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The desired datapath and the view it was computed from.
+#[derive(Default)]
+pub struct DesiredState {
+    desired: DesiredDatapath,
+    last: Option<(NodeView, Dependencies)>,
+    tables: TableCache,
+}
+
+impl DesiredState {
+    #[must_use]
+    pub fn desired(&self) -> &DesiredDatapath {
+        &self.desired
+    }
+
+    /// Computes everything. Returns whether the result is what it was before.
+    pub fn recompute(&mut self, view: &NodeView, inputs: &Inputs) -> bool {
+        let desired = desired_datapath(&mut self.tables, view, inputs);
+        let (before, now) = (self.last.take(), (view.clone(), Dependencies::new(view, inputs)));
+        let same = self.desired == desired;
+        debug_assert!(same || before.as_ref() != Some(&now), "updates and a full computation of one view differ");
+        self.desired = desired;
+        self.last = Some(now);
+        same
+    }
+
+    /// Updates to a view; computes everything if the change affects more than single entries.
+    pub fn update(&mut self, view: &NodeView, inputs: &Inputs) -> Changed {
+        let dependencies = Dependencies::new(view, inputs);
+        if let Some((before, last_dependencies)) = self.last.take()
+            && last_dependencies == dependencies
+            && let Some(dirty) = self.update_entries(&before, view, inputs)
+        {
+            self.last = Some((view.clone(), dependencies));
+            return Changed::Only(dirty);
+        }
+        self.recompute(view, inputs);
+        Changed::All
+    }
+
+    /// Makes the next [`Self::update`] compute everything.
+    pub fn invalidate(&mut self) {
+        self.last = None;
+    }
+
+    /// `None`: the change affects more than single entries.
+    fn update_entries(&mut self, before: &NodeView, view: &NodeView, inputs: &Inputs) -> Option<Dirty> {
+        let mut dirty = Dirty::default();
+        let nodes = nodes(view);
+        for (id, now) in &view.networks.by_id {
+            self.update_network(before.networks.by_id.get(id)?, now, &nodes, inputs, &mut dirty)?;
+        }
+        self.update_ports(before, view, inputs, &mut dirty)?;
+        Some(dirty)
+    }
+
+    fn update_network(
+        &mut self,
+        before: &NetworkPart,
+        now: &NetworkPart,
+        nodes: &NodesById,
+        inputs: &Inputs,
+        dirty: &mut Dirty,
+    ) -> Option<()> {
+        if differing(&before.services, &now.services).next().is_some() {
+            return None;
+        }
+        let tasks: Vec<_> = differing(&before.members, &now.members).collect();
+        let mut vip_backends: BTreeMap<V4, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        // Removed tasks before added ones: an address may pass from one to the other.
+        for task in tasks.iter().filter_map(|(was, _)| *was) {
+            dirty.backends.insert(convert::v4(task.address));
+            self.desired.backends.remove(&convert::v4(task.address));
+            if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
+                backends.remove(&task.address);
+            }
+        }
+        for task in tasks.iter().filter_map(|(_, is)| *is) {
+            dirty.backends.insert(convert::v4(task.address));
+            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, task));
+            if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
+                backends.insert(task.address);
+            }
+        }
+        for (vip, backends) in vip_backends {
+            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(convert::v4).collect();
+            dirty.vips.insert(vip);
+        }
+        Some(())
+    }
+
+    /// The backends of the virtual address that a task is a backend of, as they are so far; `None` if it is a backend of none.
+    fn backends_of_vip<'a>(
+        &self,
+        network: &NetworkPart,
+        task: &TaskEndpoint,
+        all: &'a mut BTreeMap<V4, BTreeSet<Ipv4Addr>>,
+    ) -> Option<&'a mut BTreeSet<Ipv4Addr>> {
+        if !is_vip_backend(task) {
+            return None;
+        }
+        let index = network.services.binary_search_by(|service| service.service_id.cmp(&task.service_id)).ok()?;
+        let vip = convert::v4(network.services[index].vip);
+        let current = || {
+            let slots = self.desired.vips.get(&vip).into_iter().flat_map(|vip| vip.slots.iter());
+            slots.copied().map(convert::to_v4).collect()
+        };
+        Some(all.entry(vip).or_insert_with(current))
+    }
+
+    fn update_ports(&mut self, before: &NodeView, view: &NodeView, inputs: &Inputs, dirty: &mut Dirty) -> Option<()> {
+        let eligibility = PortEligibility::new(view, inputs.unavailable);
+        let ports: Vec<_> = differing(&before.cluster.ports, &view.cluster.ports).collect();
+        let old_and_new = || ports.iter().flat_map(|(was, is)| [*was, *is]).flatten();
+        // Their allowed sources are in a map that all ports share.
+        if old_and_new().any(|port| !port.allow.is_empty()) {
+            return None;
+        }
+        for key in old_and_new().flat_map(|port| IpFamily::ALL.map(|family| port_key(port, family))) {
+            dirty.ports.insert(key);
+            self.desired.ports.remove(&key);
+        }
+        if ports_unavailable(inputs.unavailable).is_some() {
+            return Some(());
+        }
+        for port in ports.iter().filter_map(|(_, is)| *is).filter(|port| port.protocol != Protocol::Sctp) {
+            for family in IpFamily::ALL {
+                add_port(&mut self.tables, &eligibility, port, family, &mut self.desired);
+            }
+        }
+        Some(())
+    }
+}
+
+/// What every entry depends on besides its own task, service or port in the view.
+#[derive(PartialEq)]
+struct Dependencies {
+    mesh: MeshPrefix,
+    pools: Vec<Ipv4Net>,
+    nodes: Vec<(NodeId, String, Ipv6Net, bool)>,
+    networks: Vec<(NetworkId, Ipv4Net)>,
+    host_devices: HostDevices,
+    members: BTreeSet<NetnsMembership>,
+    unavailable: BTreeMap<Hook, String>,
+}
+
+impl Dependencies {
+    fn new(view: &NodeView, inputs: &Inputs) -> Self {
+        let cluster = &view.cluster;
+        Self {
+            mesh: cluster.mesh,
+            pools: cluster.pools.clone(),
+            nodes: cluster.nodes.iter().map(|n| (n.node_id.clone(), n.hostname.clone(), n.subnet, n.ebpf)).collect(),
+            networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet)).collect(),
+            host_devices: inputs.host_devices.clone(),
+            members: inputs.members.clone(),
+            unavailable: inputs.unavailable.clone(),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Containers' network namespaces: prepares new ones for the eBPF datapath and reads their cookies, by which the socket hooks
+//! recognise a container.
+
+use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, cookie};
+use crate::datapath::{Sandbox, Sandboxes as _};
+use skep_ebpf::{NetnsMembership, convert};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Pause before a failed preparation is tried again. An engine moves the interfaces into a namespace some 50 ms after the
+/// container joined the network. (Current engines also call the network driver once they have, before the process starts;
+/// 20.10 does not.)
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+/// Attempts at that pace; further ones are made at every pass of the loop.
+const FAST_RETRIES: u32 = 200;
+
+/// A namespace and the published UDP ports that it is prepared for. When these change it is prepared again.
+type PreparedNamespace = (Sandbox, BTreeSet<u16>);
+
+#[derive(Clone, Copy)]
+enum Preparation {
+    Done,
+    /// So many attempts failed.
+    Failed(u32),
+}
+
+#[derive(Default)]
+pub(super) struct Namespaces {
+    preparations: BTreeMap<PreparedNamespace, Preparation>,
+    /// Inode and cookie of each namespace, by path. The cookie never changes, but the path may get another namespace.
+    cookies: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+impl Namespaces {
+    /// Prepares namespaces that are new. Returns after what time to call it again, if one failed.
+    pub(super) async fn prepare(
+        &mut self,
+        ebpf: &EbpfDatapath,
+        sandboxes: &[Sandbox],
+        ingress: Option<&IngressNetwork>,
+    ) -> Option<Duration> {
+        let udp_ports = |sandbox: &Sandbox| {
+            let ingress = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc())?;
+            ingress.datagrams.get(&sandbox.address).cloned()
+        };
+        let wanted: BTreeSet<PreparedNamespace> =
+            sandboxes.iter().map(|sandbox| (sandbox.clone(), udp_ports(sandbox).unwrap_or_default())).collect();
+        self.preparations.retain(|known, _| wanted.contains(known));
+        let mut retry = None;
+        for namespace in wanted {
+            let sandbox = &namespace.0;
+            let failures = match self.preparations.get(&namespace) {
+                Some(Preparation::Done) => continue,
+                Some(Preparation::Failed(failures)) => *failures,
+                None => 0,
+            };
+            let preparation = match ebpf.enter(sandbox).await {
+                Ok(()) => Preparation::Done,
+                Err(error) => {
+                    if failures < FAST_RETRIES {
+                        retry = Some(RETRY_PAUSE);
+                    } else if failures == FAST_RETRIES {
+                        let error = format!("{error:#}");
+                        tracing::warn!(address = %sandbox.address, error, "cannot prepare the container's namespace, tries again");
+                    }
+                    Preparation::Failed(failures.saturating_add(1))
+                }
+            };
+            self.preparations.insert(namespace, preparation);
+        }
+        retry
+    }
+
+    /// Containers' addresses with the map keys of their namespaces, as far as the namespaces can be opened.
+    pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, NetnsMembership)> {
+        self.cookies.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
+        let mut members = Vec::new();
+        for sandbox in sandboxes {
+            if let Some(cookie) = self.cookie(&sandbox.path) {
+                members
+                    .push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
+            }
+        }
+        members
+    }
+
+    fn cookie(&mut self, path: &Path) -> Option<u64> {
+        let inode = std::fs::metadata(path).ok()?.ino();
+        if let Some((_, cookie)) = self.cookies.get(path).filter(|(known, _)| *known == inode) {
+            return Some(*cookie);
+        }
+        let cookie = cookie(path).ok()?;
+        self.cookies.insert(path.to_owned(), (inode, cookie));
+        Some(cookie)
+    }
+}

@@ -1,0 +1,136 @@
+//! The steps from the current contents of the maps and attachments to the desired ones. Pure.
+
+use super::desired::DesiredDatapath;
+use super::dirty::{Changed, Dirty};
+use super::slots::{SlotAllocator, TablePlacement};
+use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
+use skep_ebpf::{Frontend, Vip, convert};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The steps for the entries that changed; `allocator` knows where tables lie in the slot array and places new ones. An entry
+/// is added before the entries that refer to it and removed after them.
+#[must_use]
+pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotAllocator, changed: &Changed) -> Vec<EbpfStep> {
+    let mut steps = Vec::new();
+    let tables = &actual.tables;
+    if tables.config != desired.config {
+        steps.push(EbpfStep::Config(desired.config));
+    }
+    let dirty = changed.dirty();
+    let backends = keys(dirty.map(|d| &d.backends), &desired.backends, &tables.backends);
+    for address in &*backends {
+        if let Some(backend) = desired.backends.get(address)
+            && tables.backends.get(address) != Some(backend)
+        {
+            steps.push(EbpfStep::SetBackend(*address, *backend));
+        }
+    }
+    steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
+    steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
+    plan_frontends(desired, tables, allocator, dirty, &mut steps);
+    steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
+    let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
+    let mut missing: Vec<&ProgramLink> = desired.links.difference(&actual.links).collect();
+    missing.sort_by_key(order);
+    steps.extend(missing.into_iter().cloned().map(EbpfStep::Attach));
+
+    let mut surplus: Vec<&ProgramLink> = actual.links.difference(&desired.links).collect();
+    surplus.sort_by_key(order);
+    steps.extend(surplus.into_iter().rev().cloned().map(EbpfStep::Detach));
+    // An attachment that this plan replaces in place keeps its pin.
+    let replaced: BTreeSet<String> = desired.links.iter().map(ProgramLink::pin).collect();
+    steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
+    steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
+    steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
+    steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
+    let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
+    steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));
+    steps
+}
+
+/// Containers that these steps remove from the backends of a virtual address.
+#[must_use]
+pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps: &[EbpfStep]) -> BTreeSet<Ipv4Addr> {
+    let changed_vips = steps.iter().filter_map(|step| match step {
+        EbpfStep::SetVip(address, _) | EbpfStep::RemoveVip(address) => Some(address),
+        _ => None,
+    });
+    let mut drained = BTreeSet::new();
+    for address in changed_vips {
+        let before = tables.vips.get(address).and_then(|vip| tables.slots.get(&(vip.base, vip.size)));
+        let now = desired.vips.get(address).map(|vip| &vip.slots[..]).unwrap_or_default();
+        drained.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
+    }
+    drained.into_iter().map(convert::to_v4).collect()
+}
+
+/// Virtual addresses and published ports with their slots: tables first, then the entries that refer to them, then removals.
+fn plan_frontends(
+    desired: &DesiredDatapath,
+    tables: &Tables,
+    allocator: &mut SlotAllocator,
+    dirty: Option<&Dirty>,
+    steps: &mut Vec<EbpfStep>,
+) {
+    let (mut set, mut removed) = (Vec::new(), Vec::new());
+    let mut write_table = |placement: TablePlacement, slots: &Slots| match placement {
+        TablePlacement::Existing(range) => range,
+        TablePlacement::New(range) => {
+            steps.push(EbpfStep::Slots(range.0, slots.clone()));
+            range
+        }
+    };
+    for address in &*keys(dirty.map(|d| &d.vips), &desired.vips, &tables.vips) {
+        let current = tables.vips.get(address);
+        let current_range = current.map(|vip| (vip.base, vip.size));
+        let Some(wanted) = desired.vips.get(address) else {
+            if current.is_some() {
+                allocator.repoint(current_range, None);
+                removed.push(EbpfStep::RemoveVip(*address));
+            }
+            continue;
+        };
+        let Some(placement) = allocator.place(&wanted.slots, current_range) else { continue };
+        let (base, size) = write_table(placement, &wanted.slots);
+        let vip = Vip { network: wanted.network, mask: wanted.mask, base, size };
+        if current != Some(&vip) {
+            allocator.repoint(current_range, Some((base, size)));
+            set.push(EbpfStep::SetVip(*address, vip));
+        }
+    }
+    for port in &*keys(dirty.map(|d| &d.ports), &desired.ports, &tables.ports) {
+        let current = tables.ports.get(port);
+        let current_range = current.map(|port| (port.base, port.size));
+        let wanted = desired.ports.get(port);
+        let placement = wanted.and_then(|wanted| allocator.place(&wanted.slots, current_range));
+        let (Some(wanted), Some(placement)) = (wanted, placement) else {
+            // No longer published; or its table has no room, and the userspace datapath serves it.
+            if current.is_some() {
+                allocator.repoint(current_range, None);
+                let step = EbpfStep::RemovePort(*port);
+                if wanted.is_some() { set.push(step) } else { removed.push(step) }
+            }
+            continue;
+        };
+        let (base, size) = write_table(placement, &wanted.slots);
+        let frontend = Frontend { base, size, target: wanted.target, flags: wanted.flags };
+        if current != Some(&frontend) {
+            allocator.repoint(current_range, Some((base, size)));
+            set.push(EbpfStep::SetPort(*port, frontend));
+        }
+    }
+    steps.extend(set);
+    steps.extend(removed);
+    allocator.release_unused();
+}
+
+/// The keys to compare: those that changed, or all of both maps.
+fn keys<'a, K: Ord + Copy, A, B>(
+    dirty: Option<&'a BTreeSet<K>>,
+    desired: &BTreeMap<K, A>,
+    actual: &BTreeMap<K, B>,
+) -> Cow<'a, BTreeSet<K>> {
+    dirty.map_or_else(|| Cow::Owned(desired.keys().chain(actual.keys()).copied().collect()), Cow::Borrowed)
+}

@@ -1,0 +1,348 @@
+//! The loop that keeps the kernel's maps and program attachments as the view requires.
+
+use super::desired::Inputs;
+use super::dirty::{Changed, Dirty};
+use super::follower::DesiredState;
+use super::namespaces::Namespaces;
+use super::plan::{drained_backends, plan};
+use super::slots::SlotAllocator;
+use super::status::{DatapathCounts, PassResult};
+use super::{EbpfChannels, EbpfStatus};
+use crate::backoff::Backoff;
+use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
+use crate::datapath::{Sandbox, places};
+use crate::model::view::TaskEndpoint;
+use crate::model::{NodeId, NodeView, Protocol, ServiceId};
+use crate::sync::replace_if_changed;
+use anyhow::Context as _;
+use skep_ebpf::{NetnsMembership, convert};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Pauses after a pass that failed.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long replies of a container may still be on their way after it was removed from a virtual address's backends.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Keeps the eBPF datapath as the view requires until `shutdown`. At the end nothing is taken down: the datapath outlives the
+/// daemon.
+pub async fn run(mut channels: EbpfChannels, me: NodeId, ebpf: Arc<EbpfDatapath>, tick: Duration, shutdown: CancellationToken) {
+    let mut reconciler = EbpfReconciler::new(me, ebpf, tick);
+    let (mut view_closed, mut sandboxes_closed) = (false, false);
+    loop {
+        let view = channels.view.borrow_and_update().clone();
+        let sandboxes = channels.sandboxes.borrow_and_update().clone();
+        let pause = match view {
+            Some(view) => reconciler.pass(&view, &sandboxes, &channels).await,
+            None => tick,
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
+            changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// What containers' namespaces need to know of the network `ingress`.
+fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
+    let network = view.networks.by_id.values().find(|network| network.ingress)?;
+    let mut targets: BTreeMap<&ServiceId, BTreeSet<u16>> = BTreeMap::new();
+    for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        targets.entry(&port.service_id).or_default().insert(port.target);
+    }
+    let mut datagrams = BTreeMap::new();
+    if !targets.is_empty() {
+        let udp_ports = |task: &Arc<TaskEndpoint>| Some((task.address, targets.get(&task.service_id)?.clone()));
+        datagrams.extend(network.members.iter().filter_map(udp_ports));
+    }
+    // Room for an IPv6 header before the packet.
+    Some(IngressNetwork {
+        subnet: network.subnet.trunc(),
+        mtu: tunnel_mtu.saturating_sub(40),
+        mesh: view.cluster.mesh,
+        datagrams,
+    })
+}
+
+struct EbpfReconciler {
+    me: NodeId,
+    ebpf: Arc<EbpfDatapath>,
+    tick: Duration,
+    namespaces: Namespaces,
+    /// Hooks that cannot be attached, with the reason, as of the last observation.
+    unavailable: BTreeMap<Hook, String>,
+    desired: DesiredState,
+    maps: MapsCache,
+    drift: Drift,
+    drained: DrainedBackends,
+    /// Addresses of the containers whose socket calls are translated, as last published.
+    translated: BTreeSet<Ipv4Addr>,
+    /// Passes that failed, in a row.
+    failures: u32,
+}
+
+/// The maps' contents after the last pass, so that a change of the view costs what changes and not what the maps contain.
+struct MapsCache {
+    /// `None`: the maps must be read.
+    contents: Option<(Tables, SlotAllocator)>,
+    read_at: Instant,
+    read_took: Duration,
+    /// As of `read_at`.
+    counts: DatapathCounts,
+}
+
+/// Changes to the kernel's state that something other than this loop made.
+struct Drift {
+    /// The last pass left everything as desired, so that a difference at the next one is drift.
+    settled: bool,
+    /// Repairs since the daemon started.
+    repaired: u64,
+}
+
+impl Drift {
+    fn repair(&mut self, steps: &[EbpfStep]) {
+        self.repaired += steps.len() as u64;
+        for step in steps {
+            tracing::warn!(%step, "something else changed the eBPF datapath; repaired");
+        }
+    }
+}
+
+/// Containers that were removed from the backends of virtual addresses, with the time at which their UDP sockets are closed.
+#[derive(Default)]
+struct DrainedBackends(VecDeque<(Instant, BTreeSet<Ipv4Addr>)>);
+
+impl DrainedBackends {
+    fn add(&mut self, drained: BTreeSet<Ipv4Addr>, now: Instant) {
+        if !drained.is_empty() {
+            self.0.push_back((now + LINGER, drained));
+        }
+    }
+
+    fn pop_due(&mut self, now: Instant) -> Option<BTreeSet<Ipv4Addr>> {
+        self.0.pop_front_if(|(due, _)| *due <= now).map(|(_, drained)| drained)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.0.front().map(|(due, _)| *due)
+    }
+}
+
+impl EbpfReconciler {
+    fn new(me: NodeId, ebpf: Arc<EbpfDatapath>, tick: Duration) -> Self {
+        let counts = DatapathCounts::default();
+        Self {
+            me,
+            ebpf,
+            tick,
+            namespaces: Namespaces::default(),
+            unavailable: BTreeMap::new(),
+            desired: DesiredState::default(),
+            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts },
+            drift: Drift { settled: false, repaired: 0 },
+            drained: DrainedBackends::default(),
+            translated: BTreeSet::new(),
+            failures: 0,
+        }
+    }
+
+    /// One pass. Returns the time until the next one if nothing changes.
+    async fn pass(&mut self, view: &NodeView, sandboxes: &[Sandbox], channels: &EbpfChannels) -> Duration {
+        let mut pause = self.tick;
+        let ingress = ingress(view, *channels.mtu.borrow());
+        self.ebpf.set_ingress(ingress.clone());
+        if let Some(retry) = self.namespaces.prepare(&self.ebpf, sandboxes, ingress.as_ref()).await {
+            pause = pause.min(retry);
+        }
+        match self.reconcile(view, sandboxes, &channels.status).await {
+            Ok(ready) => {
+                self.failures = 0;
+                replace_if_changed(&channels.applied, view.revision);
+                if let Some(ready) = ready {
+                    replace_if_changed(&channels.ready, ready);
+                }
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                pause = RETRY.pause(self.failures);
+                let reason = format!("{error:#}");
+                tracing::warn!(revision = ?view.revision, error = reason, retry_in = ?pause, "cannot reconcile the eBPF datapath");
+                channels.status.send_modify(|status| status.reason = reason);
+            }
+        }
+        self.close_drained_sockets(sandboxes);
+        match self.drained.next_due() {
+            Some(due) => pause.min(due.saturating_duration_since(Instant::now())),
+            None => pause,
+        }
+    }
+
+    /// Observes, plans, applies, and publishes `status`. Returns where virtual addresses work, if that may have changed.
+    async fn reconcile(
+        &mut self,
+        view: &NodeView,
+        sandboxes: &[Sandbox],
+        status: &watch::Sender<EbpfStatus>,
+    ) -> anyhow::Result<Option<VipReadiness>> {
+        let members = self.namespaces.members(sandboxes);
+        let settled = std::mem::take(&mut self.drift.settled);
+        let (mut actual, allocator) = self.observe_with_pair(settled).await?;
+        self.unavailable = self.ebpf.unavailable().clone();
+        self.unavailable.extend(actual.blocked.clone());
+        let (mut allocator, changed, unchanged) = self.update_desired(view, &actual, &members, allocator);
+        let steps = plan(self.desired.desired(), &actual, &mut allocator, &changed);
+        if settled && unchanged {
+            self.drift.repair(&steps);
+        }
+        self.apply(&steps, &mut actual.tables).await?;
+        // A table that found no room is tried again with what this plan has freed.
+        let exhausted = allocator.take_exhausted();
+        if exhausted {
+            self.desired.invalidate();
+        }
+        self.drift.settled = !exhausted;
+        self.publish(status, view, &changed, &actual.tables, steps.len());
+        let ready = self.ready(&changed, &members, &actual.tables);
+        self.maps.contents = Some((actual.tables, allocator));
+        Ok(ready)
+    }
+
+    /// Observes; creates the veth pair between host and mesh first if one of its ends is missing. The allocator is `None` if
+    /// the maps were read.
+    async fn observe_with_pair(&mut self, settled: bool) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
+        let (actual, allocator) = self.observe().await?;
+        if actual.host_devices.host_end.is_some() && actual.host_devices.mesh_end.is_some() {
+            return Ok((actual, allocator));
+        }
+        if settled {
+            self.drift.repair(&[EbpfStep::Pair]);
+        }
+        self.ebpf.apply(&[EbpfStep::Pair]).await?;
+        self.maps.contents = allocator.map(|allocator| (actual.tables, allocator));
+        self.observe().await
+    }
+
+    /// The maps are read at the slow tick and after any error; devices and attachments always.
+    async fn observe(&mut self) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
+        // With thousands of services a read takes long: it must not use more than a twentieth of the time.
+        let interval = self.tick.max(self.maps.read_took * 20);
+        let (known, allocator) = self.maps.contents.take().filter(|_| self.maps.read_at.elapsed() < interval).unzip();
+        let reads_maps = known.is_none();
+        let begin = Instant::now();
+        if reads_maps {
+            let (port_connections, vip_connections) = self.ebpf.connections()?;
+            self.maps.counts = DatapathCounts { counters: self.ebpf.counters()?, port_connections, vip_connections };
+        }
+        let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
+        if reads_maps {
+            (self.maps.read_at, self.maps.read_took) = (begin, begin.elapsed());
+        }
+        Ok((state, allocator))
+    }
+
+    /// Updates the desired datapath to a view; computes all of it if the maps were read. Returns the allocator for the plan,
+    /// what changed, and whether the desired datapath is what it was before.
+    fn update_desired(
+        &mut self,
+        view: &NodeView,
+        actual: &EbpfState,
+        members: &[(Ipv4Addr, NetnsMembership)],
+        allocator: Option<SlotAllocator>,
+    ) -> (SlotAllocator, Changed, bool) {
+        let members: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
+        let inputs =
+            Inputs { me: &self.me, host_devices: &actual.host_devices, members: &members, unavailable: &self.unavailable };
+        match allocator {
+            None => {
+                let unchanged = self.desired.recompute(view, &inputs);
+                (SlotAllocator::from_tables(&actual.tables), Changed::All, unchanged)
+            }
+            Some(allocator) => {
+                let changed = self.desired.update(view, &inputs);
+                let unchanged = changed == Changed::Only(Dirty::default());
+                (allocator, changed, unchanged)
+            }
+        }
+    }
+
+    async fn apply(&mut self, steps: &[EbpfStep], tables: &mut Tables) -> anyhow::Result<()> {
+        let drained = drained_backends(self.desired.desired(), tables, steps);
+        let applied = self.ebpf.apply(steps).await;
+        // Also after an error: the steps after one that failed are applied.
+        self.drained.add(drained, Instant::now());
+        applied?;
+        for step in steps {
+            tables.carry_out(step);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, tables: &Tables, steps: usize) {
+        let result = PassResult {
+            view,
+            desired: self.desired.desired(),
+            changed,
+            tables,
+            unavailable: &self.unavailable,
+            counts: &self.maps.counts,
+            steps,
+            repaired: self.drift.repaired,
+        };
+        if *changed == Changed::All {
+            // Takes long with many ports: readers do not wait for it.
+            let mut next = status.borrow().clone();
+            result.update(&mut next);
+            status.send_replace(next);
+        } else {
+            status.send_modify(|status| result.update(status));
+        }
+    }
+
+    /// Where virtual addresses work; `None` if that is as last published.
+    fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, NetnsMembership)], tables: &Tables) -> Option<VipReadiness> {
+        let translated =
+            if self.translates_calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
+        let ready = (*changed == Changed::All || translated != self.translated).then(|| VipReadiness {
+            containers: translated.clone(),
+            vips: tables.vips.keys().copied().map(convert::to_v4).collect(),
+        });
+        self.translated = translated;
+        ready
+    }
+
+    /// Whether every socket hook is attached: with some of them only, a process would see addresses that it did not use.
+    fn translates_calls(&self) -> bool {
+        !self.unavailable.keys().any(|hook| hook.side() == HookSide::Cgroup)
+    }
+
+    /// Closes connected UDP sockets to containers that were drained [`LINGER`] ago and did not become backends again: nothing
+    /// else informs their processes. (TCP connections are closed by the container's kernel.)
+    fn close_drained_sockets(&mut self, sandboxes: &[Sandbox]) {
+        let now = Instant::now();
+        while let Some(drained) = self.drained.pop_due(now) {
+            let backends = &self.desired.desired().backends;
+            let serves = |address: &Ipv4Addr| backends.get(&convert::v4(*address)).is_some_and(|backend| backend.serving != 0);
+            let drained: BTreeSet<Ipv4Addr> = drained.into_iter().filter(|address| !serves(address)).collect();
+            let by_namespace = places(sandboxes, &drained);
+            let ebpf = Arc::clone(&self.ebpf);
+            tokio::task::spawn_blocking(move || {
+                for (namespace, drained) in by_namespace {
+                    let closed = ebpf.destroy_datagram_sockets(&namespace, &drained);
+                    let namespace = namespace.display();
+                    match closed {
+                        Ok(0) => {}
+                        Ok(closed) => tracing::debug!(closed, %namespace, "closed UDP sockets to drained tasks"),
+                        Err(error) => tracing::debug!(%error, %namespace, "cannot close UDP sockets to drained tasks"),
+                    }
+                }
+            });
+        }
+    }
+}

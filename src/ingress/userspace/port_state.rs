@@ -1,0 +1,110 @@
+//! What the listeners, connections and flows of a published port share: where new ones go, who may open them, and counters.
+
+use super::rotation::Rotation;
+use super::{UserspaceSettings, allow};
+use crate::datapath::Sockets;
+use crate::model::view::PublishedPort;
+use crate::sync::{lock, read};
+use ipnet::IpNet;
+use rand::Rng;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// The node's own addresses, shared by all ports.
+pub(super) type OwnAddresses = Arc<RwLock<BTreeSet<IpAddr>>>;
+
+#[derive(Default, Debug)]
+pub(super) struct PortCounters {
+    /// Open now.
+    pub connections: AtomicUsize,
+    /// Connections and datagrams that no backend accepted.
+    pub errors: AtomicU64,
+    /// Connections and datagrams from sources that are not in the allow list.
+    pub refused: AtomicU64,
+}
+
+pub(super) struct PortShared {
+    /// Makes sockets to containers.
+    pub mesh: Arc<dyn Sockets>,
+    pub settings: Arc<UserspaceSettings>,
+    pub counters: PortCounters,
+    pub shutdown: CancellationToken,
+    pub own_addresses: OwnAddresses,
+    /// Room for connections of all ports.
+    pub node_permits: Arc<Semaphore>,
+    /// Room for connections of this port.
+    pub port_permits: Arc<Semaphore>,
+    pub route: Mutex<PortRoute>,
+}
+
+/// Where new connections go, and from which sources they are accepted.
+#[derive(Default)]
+pub(super) struct PortRoute {
+    allow: Vec<IpNet>,
+    affinity: bool,
+    /// Port in the container.
+    target: u16,
+    /// The address that containers see, this node's on the network `ingress`. `None`: nothing can be forwarded yet.
+    source: Option<Ipv4Addr>,
+    rotation: Rotation,
+}
+
+impl PortShared {
+    /// Makes new connections follow `wanted`. Returns whether the target port changed.
+    pub fn set_route(&self, wanted: &PublishedPort, rng: &mut impl Rng) -> bool {
+        let mut route = lock(&self.route);
+        let target_changed = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
+        route.rotation.set(wanted.backends.iter().map(|b| b.address), rng);
+        route.allow.clone_from(&wanted.allow);
+        route.affinity = wanted.affinity;
+        target_changed
+    }
+
+    pub fn set_source(&self, source: Option<Ipv4Addr>) {
+        lock(&self.route).source = source;
+    }
+
+    /// Selects the source address and the backend of the next attempt. Called for each attempt, so that a backend that was
+    /// removed a moment ago is not tried any more.
+    pub fn select_backend(&self, client: IpAddr, tried: &[Ipv4Addr]) -> Option<(SocketAddr, SocketAddr)> {
+        let mut route = lock(&self.route);
+        let source = route.source?;
+        let backend = if route.affinity {
+            route.rotation.for_client(client, tried, Instant::now())?
+        } else {
+            route.rotation.next(tried, Instant::now(), &mut rand::rng())?
+        };
+        Some(((source, 0).into(), (backend, route.target).into()))
+    }
+
+    /// Whether this source may use the port. Counts the refusals.
+    pub fn admits(&self, source: IpAddr) -> bool {
+        let route = lock(&self.route);
+        let admitted = allow::admits(&route.allow, &read(&self.own_addresses), source);
+        if !admitted {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+
+    /// The backend did not accept: it is tried last for a while.
+    pub fn failed(&self, backend: Ipv4Addr) {
+        lock(&self.route).rotation.failed(backend, Instant::now() + self.settings.suspect_for);
+    }
+
+    pub fn accepted(&self, backend: Ipv4Addr) {
+        lock(&self.route).rotation.accepted(backend);
+    }
+
+    /// Waits for room for one connection. Never `None`: the semaphores are not closed.
+    pub async fn permits(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let port = Arc::clone(&self.port_permits).acquire_owned().await.ok()?;
+        let node = Arc::clone(&self.node_permits).acquire_owned().await.ok()?;
+        Some((port, node))
+    }
+}

@@ -1,0 +1,45 @@
+//! Subnets of networks: the one that the user asked for, or the first free one of the cluster's pools.
+
+use crate::model::mesh::DEFAULT_POOL;
+use crate::model::{Cluster, Network};
+use crate::store::Store;
+use ipnet::Ipv4Net;
+
+const DEFAULT_SUBNET_SIZE: u8 = 24;
+
+/// Subnets for the networks that have none. A network is left out if its subnet overlaps another one, or none is free.
+/// Subnets in quarantine are not taken from the pools; a user who asks for one gets it.
+pub(super) fn allocate(store: &Store, in_quarantine: impl Fn(&Ipv4Net) -> bool) -> Vec<(&Network, Ipv4Net)> {
+    let mut allocated: Vec<(&Network, Ipv4Net)> = Vec::new();
+    let Some(cluster) = store.cluster() else { return allocated };
+    let mut in_use: Vec<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
+    let waiting = || store.networks().filter(|n| n.subnet.is_none());
+    // Subnets that users asked for are not assigned to other networks, which can have any subnet of the pools.
+    let requested: Vec<Ipv4Net> = waiting().flat_map(|n| n.spec.subnets.clone()).collect();
+    for network in waiting() {
+        let is_used = |net: &Ipv4Net| in_use.iter().any(|other| overlap(net, other));
+        let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
+        let subnet = match network.spec.subnets.first() {
+            Some(subnet) => Some(subnet.trunc()).filter(|net| !is_used(net)),
+            None => first_free(cluster, |net| is_used(net) || is_requested(net) || in_quarantine(net)),
+        };
+        if let Some(subnet) = subnet {
+            in_use.push(subnet);
+            allocated.push((network, subnet));
+        }
+    }
+    allocated
+}
+
+/// The first subnet of the cluster's pools that is not in use.
+pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Option<Ipv4Net> {
+    let default = [DEFAULT_POOL];
+    let pools = if cluster.address_pools.is_empty() { &default[..] } else { &cluster.address_pools };
+    let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
+    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !in_use(net))
+}
+
+/// True if an address is in both.
+pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+    a.contains(b) || b.contains(a)
+}

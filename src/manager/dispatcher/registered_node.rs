@@ -1,0 +1,59 @@
+//! What the leader remembers of a node that has opened a session with it.
+
+use super::event::SessionId;
+use crate::model::node::NodeDescription;
+use crate::model::view::{ClusterPart, Networks, Tasks};
+use crate::model::{Revision, Timestamp};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The view that a node was sent last.
+pub(super) struct SentView {
+    pub revision: Revision,
+    pub tasks: Arc<Tasks>,
+    pub networks: Arc<Networks>,
+    pub cluster: Arc<ClusterPart>,
+}
+
+/// A node that has, or had, a session with this leader.
+pub(super) struct RegisteredNode {
+    pub session: Option<SessionId>,
+    pub last_heard: Timestamp,
+    /// As the node reports it.
+    pub applied: Revision,
+    /// State of the store that the node's view was last compared with.
+    pub synced: Revision,
+    pub sent: Option<SentView>,
+    pub tasks_sent_at: Timestamp,
+    /// The node reported something since then that the tasks it was sent do not show.
+    pub echo_due: bool,
+    pub description: NodeDescription,
+    pub endpoints: Vec<SocketAddr>,
+    /// The node announced that it leaves the swarm.
+    pub has_left: bool,
+}
+
+impl RegisteredNode {
+    /// A node whose session just opened.
+    pub(super) fn new(session: SessionId, now: Timestamp, description: NodeDescription, endpoints: Vec<SocketAddr>) -> Self {
+        Self {
+            session: Some(session),
+            last_heard: now,
+            applied: Revision::default(),
+            synced: Revision::default(),
+            sent: None,
+            tasks_sent_at: now,
+            echo_due: false,
+            description,
+            endpoints,
+            has_left: false,
+        }
+    }
+
+    /// The revision that the node has applied in effect: once it has applied all that it was sent, everything up to
+    /// `synced`, because what was not sent did not concern it.
+    pub(super) fn effective_revision(&self) -> Revision {
+        let caught_up = self.sent.as_ref().is_some_and(|sent| self.applied >= sent.revision);
+        if caught_up { self.synced } else { self.applied }
+    }
+}

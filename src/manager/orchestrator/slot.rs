@@ -1,0 +1,186 @@
+//! Slots: the numbered places of a service, each with one live task and the history of its predecessors. Decides what
+//! state a slot is in and what happens to its tasks; how many slots a service has, its mode decides.
+
+use super::restart::{delay, should_restart};
+use crate::manager::limits::BATCH;
+use crate::manager::settings::ManagerSettings;
+use crate::model::{Availability, Meta, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
+use crate::store::{Action, Store};
+use rand::Rng;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// Tasks of a service by slot number.
+pub type TasksBySlot<'a> = BTreeMap<u64, Vec<&'a Task>>;
+
+/// All tasks that are not to be removed, within a slot by id.
+pub(super) fn tasks_by_service(store: &Store) -> BTreeMap<&ServiceId, TasksBySlot<'_>> {
+    let mut by_service = BTreeMap::<&ServiceId, TasksBySlot>::new();
+    for task in store.tasks().filter(|t| t.desired_state < TaskState::Remove) {
+        by_service.entry(&task.service_id).or_default().entry(task.slot).or_default().push(task);
+    }
+    by_service
+}
+
+/// Sorts the tasks of each slot, oldest first.
+pub(super) fn sort_by_age(slots: &mut TasksBySlot) {
+    for tasks in slots.values_mut() {
+        tasks.sort_by(|a, b| by_age(a, b));
+    }
+}
+
+/// Removes tasks whose service was removed.
+pub(super) fn remove_tasks_without_service(store: &Store, tasks: &BTreeMap<&ServiceId, TasksBySlot>) -> Vec<Action> {
+    let removed = tasks.iter().filter(|(id, _)| store.service(id).is_none());
+    let tasks = removed.flat_map(|(_, slots)| slots.values().flatten());
+    tasks.take(BATCH).map(|task| desire(task, TaskState::Remove)).collect()
+}
+
+/// Oldest first; of two tasks created at the same time the live one is the newer.
+pub fn by_age(a: &Task, b: &Task) -> Ordering {
+    let key = |t: &Task| (t.meta.created_at, t.desired_state <= TaskState::Running);
+    key(a).cmp(&key(b)).then_with(|| a.id.cmp(&b.id))
+}
+
+/// Sets a desired state; one that is already higher stays.
+pub(super) fn desire(task: &Task, state: TaskState) -> Action {
+    Action::update(Task { desired_state: state.max(task.desired_state), ..task.clone() })
+}
+
+/// State of a slot.
+pub(super) enum SlotState<'a> {
+    /// `task` is the live task; `surplus` are further live tasks, which are shut down.
+    Filled { task: &'a Task, surplus: Vec<&'a Task> },
+    /// All live tasks ended or lost their node: they are shut down, and a new task starts, not before that time.
+    Replace { not_before: Option<Timestamp>, ended: Vec<&'a Task> },
+    /// The restart policy allows no new task; what is still live is shut down.
+    Completed { ended: Vec<&'a Task> },
+    /// Only history: free for a new task.
+    Empty,
+}
+
+/// What the state of a service's slots depends on, besides their tasks.
+pub(super) struct ServiceSlots<'a> {
+    pub store: &'a Store,
+    pub service: &'a Service,
+    pub now: Timestamp,
+    pub settings: &'a ManagerSettings,
+}
+
+impl ServiceSlots<'_> {
+    /// State of the slot that has these tasks, oldest first.
+    pub(super) fn state<'t>(&self, tasks: &[&'t Task]) -> SlotState<'t> {
+        let live: Vec<&Task> = tasks.iter().copied().filter(|t| t.desired_state <= TaskState::Running).collect();
+        let (usable, ended): (Vec<&Task>, Vec<&Task>) =
+            live.iter().partition(|t| !t.status.state.is_final() && !self.lost_its_node(t));
+        // Of several live tasks (two leaders may each have created one) the furthest stays, of equals the oldest.
+        if let Some(task) = usable.iter().copied().reduce(|a, b| if b.status.state > a.status.state { b } else { a }) {
+            return SlotState::Filled { task, surplus: live.into_iter().filter(|t| t.id != task.id).collect() };
+        }
+        let Some(newest) = ended.last().or(tasks.last()).copied() else { return SlotState::Empty };
+        match (should_restart(newest, tasks, self.now), ended.is_empty()) {
+            (true, true) => SlotState::Empty,
+            (true, false) => {
+                // The delay is for tasks that ended; one that lost its node is replaced immediately.
+                let task_ended = newest.status.state.is_final() && !self.lost_its_node(newest);
+                let not_before = if task_ended { Some(self.now.plus(delay(newest))) } else { newest.not_before };
+                SlotState::Replace { not_before: not_before.filter(|t| *t > self.now), ended }
+            }
+            (false, _) => SlotState::Completed { ended },
+        }
+    }
+
+    /// Actions for a slot in this state that the service keeps.
+    pub(super) fn update(&self, number: u64, state: &SlotState, tasks: &[&Task], rng: &mut impl Rng, out: &mut Vec<Action>) {
+        let shut_down = |tasks: &[&Task], out: &mut Vec<Action>| {
+            out.extend(tasks.iter().map(|t| desire(t, TaskState::Shutdown)));
+        };
+        match state {
+            SlotState::Filled { task, surplus } => {
+                shut_down(surplus, out);
+                if task.desired_state < TaskState::Running && self.may_start(task, tasks) {
+                    out.push(Action::update(Task { desired_state: TaskState::Running, not_before: None, ..(*task).clone() }));
+                }
+            }
+            SlotState::Replace { not_before, ended } => {
+                shut_down(ended, out);
+                out.push(self.create_task(number, tasks, *not_before, rng));
+            }
+            SlotState::Completed { ended } => shut_down(ended, out),
+            SlotState::Empty => {}
+        }
+    }
+
+    /// Creates a task in a slot. It waits in Ready while its start is delayed or a predecessor may still run.
+    pub(super) fn create_task(&self, slot: u64, others: &[&Task], not_before: Option<Timestamp>, rng: &mut impl Rng) -> Action {
+        let waits = not_before.is_some() || others.iter().any(|t| self.may_still_run(t));
+        let spec = &self.service.spec;
+        Action::create(Task {
+            id: TaskId::draw(rng),
+            meta: Meta::default(),
+            spec: TaskSpec { runtime: None, ..spec.task_template.clone() },
+            spec_version: self.service.spec_version,
+            service_id: self.service.id.clone(),
+            service_name: spec.name.clone(),
+            service_labels: spec.labels.clone(),
+            slot,
+            node_id: None,
+            desired_state: if waits { TaskState::Ready } else { TaskState::Running },
+            status: TaskStatus { timestamp: self.now, message: "created".to_owned(), ..TaskStatus::default() },
+            attachments: Vec::new(),
+            not_before,
+            ports: spec.host_ports(),
+            listens: Vec::new(),
+        })
+    }
+
+    /// A waiting task starts when its delay is over and its predecessors have stopped, or take longer than `replace_wait`.
+    fn may_start(&self, task: &Task, tasks: &[&Task]) -> bool {
+        let delay_over = task.not_before.is_none_or(|t| t <= self.now);
+        let may_wait = self.now.since(task.meta.created_at) < self.settings.replace_wait;
+        delay_over && !(may_wait && tasks.iter().any(|t| t.id != task.id && self.may_still_run(t)))
+    }
+
+    /// The task may have a running container, on a node that can receive the order to stop it.
+    fn may_still_run(&self, task: &Task) -> bool {
+        let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
+        let reachable = node.is_some_and(|n| n.status.state.may_be_up());
+        reachable && task.status.state >= TaskState::Assigned && !task.status.state.is_final()
+    }
+
+    /// The task's node is removed, down or drained.
+    fn lost_its_node(&self, task: &Task) -> bool {
+        task.node_id.as_ref().is_some_and(|id| {
+            let node = self.store.node(id);
+            node.is_none_or(|n| !n.status.state.may_be_up() || n.spec.availability == Availability::Drain)
+        })
+    }
+}
+
+/// Numbers of the slots that are not empty, in the order in which a service keeps them when it is scaled down: the n-th
+/// task of the service on its node by n, running before not running, then by number. After those the slots without a
+/// scheduled task: filled, to be replaced, completed.
+pub(super) fn keep_order(states: &BTreeMap<u64, SlotState>) -> Vec<u64> {
+    let mut scheduled: Vec<(u64, &Task)> = Vec::new();
+    let mut others = Vec::new();
+    for (number, state) in states {
+        match state {
+            SlotState::Filled { task, .. } if task.node_id.is_some() => scheduled.push((*number, task)),
+            SlotState::Filled { .. } => others.push((0, *number)),
+            SlotState::Replace { .. } => others.push((1, *number)),
+            SlotState::Completed { .. } => others.push((2, *number)),
+            SlotState::Empty => {}
+        }
+    }
+    scheduled.sort_by_key(|(number, task)| (task.status.state != TaskState::Running, *number));
+    let mut per_node = BTreeMap::new();
+    let mut ranked: Vec<(usize, u64)> = Vec::new();
+    for (number, task) in scheduled {
+        let rank = per_node.entry(&task.node_id).or_insert(0_usize);
+        *rank += 1;
+        ranked.push((*rank, number));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    others.sort_unstable();
+    ranked.into_iter().map(|(_, number)| number).chain(others.into_iter().map(|(_, number)| number)).collect()
+}

@@ -1,0 +1,73 @@
+//! What runs where: tasks, recent failures and host-mode ports per node.
+
+use crate::model::{NodeId, Protocol, ServiceId, Task, TaskState, Timestamp};
+use crate::store::Store;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Failures count for this long.
+const FAILURE_WINDOW: Duration = Duration::from_mins(5);
+
+/// A port of a node, published in mode `host`.
+pub(super) type HostPort = (Protocol, u16);
+
+/// Host-mode ports of a task with a fixed number.
+pub(super) fn fixed_host_ports(task: &Task) -> impl Iterator<Item = HostPort> {
+    task.ports.iter().filter(|p| p.published_port != 0).map(|p| (p.protocol, p.published_port))
+}
+
+/// Load of all nodes, tasks that were just assigned included.
+#[derive(Default)]
+pub(super) struct Load {
+    tasks: BTreeMap<NodeId, usize>,
+    tasks_of_service: BTreeMap<(ServiceId, NodeId), usize>,
+    failures: BTreeMap<(ServiceId, NodeId), usize>,
+    host_ports: BTreeSet<(NodeId, HostPort)>,
+}
+
+impl Load {
+    pub(super) fn from_store(store: &Store, now: Timestamp) -> Self {
+        let mut load = Self::default();
+        for task in store.tasks() {
+            let Some(node) = &task.node_id else { continue };
+            let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
+            if failed && now.since(task.status.timestamp) < FAILURE_WINDOW {
+                *load.failures.entry((task.service_id.clone(), node.clone())).or_default() += 1;
+            }
+            if task.status.state.is_final() {
+                continue;
+            }
+            // Also of a task that is being stopped: the engine holds the port until the container has ended.
+            load.add_host_ports(task, node);
+            if task.desired_state <= TaskState::Running {
+                load.add_task(task, node);
+            }
+        }
+        load
+    }
+
+    pub(super) fn add_host_ports(&mut self, task: &Task, node: &NodeId) {
+        self.host_ports.extend(fixed_host_ports(task).map(|port| (node.clone(), port)));
+    }
+
+    pub(super) fn add_task(&mut self, task: &Task, node: &NodeId) {
+        *self.tasks.entry(node.clone()).or_default() += 1;
+        *self.tasks_of_service.entry((task.service_id.clone(), node.clone())).or_default() += 1;
+    }
+
+    pub(super) fn has_host_port(&self, node: &NodeId, port: HostPort) -> bool {
+        self.host_ports.contains(&(node.clone(), port))
+    }
+
+    /// Tasks on the node.
+    pub(super) fn tasks(&self, node: &NodeId) -> usize {
+        self.tasks.get(node).copied().unwrap_or(0)
+    }
+
+    /// Tasks of the service on the node, and how many of its tasks failed on the node recently.
+    pub(super) fn of_service(&self, service: &ServiceId, node: &NodeId) -> (usize, usize) {
+        let key = (service.clone(), node.clone());
+        let count = |map: &BTreeMap<(ServiceId, NodeId), usize>| map.get(&key).copied().unwrap_or(0);
+        (count(&self.tasks_of_service), count(&self.failures))
+    }
+}

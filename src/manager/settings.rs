@@ -1,0 +1,34 @@
+//! How the manager behaves over time.
+
+use std::time::Duration;
+
+/// Intervals and timeouts of the leader. The node takes each of them from the daemon's settings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ManagerSettings {
+    /// Time between the heartbeats of a node.
+    pub heartbeat: Duration,
+    /// A node is down after this long without a heartbeat.
+    pub down_after: Duration,
+    /// Time that a node has from its admission to its first session: the join and its proof that UDP reaches the node.
+    pub join_grace: Duration,
+    /// A replacement starts when its predecessor has stopped, and at the latest after this time.
+    pub replace_wait: Duration,
+    /// The node of a task gets the order to stop it when no live node sends the task new traffic, and at the latest after
+    /// this time.
+    pub stop_hold: Duration,
+    /// Tasks of a node are orphaned after it was down for this long.
+    pub orphan_after: Duration,
+}
+
+impl Default for ManagerSettings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(500),
+            down_after: Duration::from_secs(2),
+            join_grace: Duration::from_secs(20),
+            replace_wait: Duration::from_mins(1),
+            stop_hold: Duration::from_secs(5),
+            orphan_after: Duration::from_hours(24),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What every part of the node uses: settings, files, clock, engine, and the state that outlives a membership. Knows no
+//! membership.
+
+use super::links::{CurrentLinks, CurrentSandboxes};
+use super::state_dir::StateDir;
+use crate::clock::Clock;
+use crate::datapath::{Sandbox, tunnel};
+use crate::model::WgKey;
+use crate::model::node::NodeDescription;
+use crate::runtime::{DockerEngine, Engine};
+use crate::settings::Settings;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Time for the engine to describe the host.
+const DESCRIBE: Duration = Duration::from_secs(5);
+
+pub(super) struct Environment {
+    pub settings: Settings,
+    pub state_dir: StateDir,
+    pub clock: Arc<dyn Clock>,
+    pub engine: Arc<dyn Engine>,
+    pub docker: Arc<DockerEngine>,
+    pub links: Arc<CurrentLinks>,
+    pub sandboxes: Arc<CurrentSandboxes>,
+    /// Network namespaces of containers on overlay networks, from the driver.
+    pub joined: watch::Receiver<Vec<Sandbox>>,
+    /// MTU of the overlay in bytes.
+    pub mtu: watch::Receiver<u32>,
+    /// The eBPF datapath accepts packets of published ports from other nodes; set when the datapath is opened.
+    pub takes_ports: AtomicBool,
+}
+
+impl Environment {
+    /// The host's description for the managers; without an engine that answers, only what the kernel reports.
+    pub(super) async fn description(&self) -> NodeDescription {
+        let ebpf_datapath = self.takes_ports.load(Ordering::Relaxed);
+        if let Ok(Ok(description)) = tokio::time::timeout(DESCRIBE, self.engine.describe()).await {
+            return NodeDescription { ebpf_datapath, ..description };
+        }
+        let uname = rustix::system::uname();
+        NodeDescription {
+            hostname: uname.nodename().to_string_lossy().into_owned(),
+            architecture: uname.machine().to_string_lossy().into_owned(),
+            os: "linux".to_owned(),
+            ebpf_datapath,
+            ..NodeDescription::default()
+        }
+    }
+
+    /// Public half of the tunnel's key; generates the key if there is none.
+    pub(super) fn tunnel_key(&self) -> anyhow::Result<WgKey> {
+        let path = self.state_dir.tunnel_key();
+        if path.exists() { tunnel::public_key(&path) } else { tunnel::generate_key(&path) }
+    }
+
+    /// Time between reconciliations without a change.
+    pub(super) fn reconcile_tick(&self) -> Duration {
+        Duration::from_millis(self.settings.timeouts.reconcile_ms)
+    }
+}

@@ -1,0 +1,114 @@
+//! Init: creates a cluster with this node as its first manager.
+
+use super::address::ListenAddresses;
+use super::daemon::Daemon;
+use super::lifecycle::MembershipState;
+use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
+use super::member::Member;
+use super::network::MeshNetwork;
+use super::state_dir::{MembershipFile, NodeAssignment};
+use crate::api::control::SwarmInitRequest;
+use crate::manager::dispatcher::view_of;
+use crate::manager::{JoiningNode, bootstrap};
+use crate::model::mesh::MeshPrefix;
+use crate::model::node::ManagerStatus;
+use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
+use crate::store::Action;
+use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
+use anyhow::Context as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Raft id of a cluster's first manager.
+const FIRST_RAFT_ID: u64 = 1;
+
+impl Daemon {
+    /// Creates a cluster with this node as its first manager.
+    pub(super) async fn create_cluster(&self, request: SwarmInitRequest, addresses: ListenAddresses) -> anyhow::Result<NodeId> {
+        self.env.state_dir.forget()?;
+        let listener = manager_part::bind(addresses.listen)?;
+        let (cluster, ca) = new_cluster(&request, &addresses, self.env.clock.now())?;
+        let (id, identity) = first_identity(&cluster, &ca, self.env.clock.now())?;
+        let addr = addresses.advertise.context("no address to advertise")?;
+        let node = JoiningNode {
+            id: id.clone(),
+            role: Role::Manager,
+            availability: request.availability,
+            description: self.env.description().await,
+            addr: Some(addr),
+            key: self.env.tunnel_key()?,
+            endpoints: addresses.endpoints(),
+            manager: Some(ManagerStatus { raft_id: FIRST_RAFT_ID, addr: SocketAddr::new(addr, addresses.listen.port()) }),
+        };
+        let actions = bootstrap(cluster, NetworkId::draw(&mut rand::rng()), node)?;
+        let member = self.start_first_manager(identity, actions, &addresses, listener).await?;
+        self.lifecycle.set(MembershipState::Active(Arc::new(member)));
+        Ok(id)
+    }
+
+    /// Writes the cluster's first objects to a new store, then starts the member from them.
+    async fn start_first_manager(
+        &self,
+        identity: Identity,
+        actions: Vec<Action>,
+        addresses: &ListenAddresses,
+        listener: TcpListener,
+    ) -> anyhow::Result<Member> {
+        let env = &self.env;
+        let id = identity.node_id();
+        let manager = ManagerStore::open(env, FIRST_RAFT_ID, OpenLog::Bootstrap).await?;
+        anyhow::ensure!(manager.raft.leads().await, "raft stopped before it could lead");
+        manager.store.write(env.clock.now(), actions).await?;
+        let store = manager.store.read();
+        let node = store.node(id).context("the first node is not in the store")?;
+        let cluster = store.cluster().context("the cluster is not in the store")?;
+        let assignment = NodeAssignment {
+            node_id: id.clone(),
+            role: Role::Manager,
+            cluster_id: cluster.id.clone(),
+            mesh: cluster.mesh,
+            subnet: node.mesh.subnet,
+            ingress_addr: node.mesh.ingress_addr,
+            raft_id: Some(FIRST_RAFT_ID),
+        };
+        let membership = MembershipFile::new(assignment, addresses);
+        let view = view_of(&store, id).context("the store has no view for the first node")?;
+        let network = MeshNetwork::open(env, addresses).await?;
+        network.start_overlay(env, id, Some(view));
+        env.state_dir.certificates().store(&identity)?;
+        membership.store(&env.state_dir)?;
+        Member::start(env, membership, identity, network, Some(PreparedManager { store: manager, listener })).await
+    }
+}
+
+/// A new cluster object and its CA.
+fn new_cluster(request: &SwarmInitRequest, addresses: &ListenAddresses, now: Timestamp) -> anyhow::Result<(Cluster, RootCa)> {
+    let mut rng = rand::rng();
+    let ca = RootCa::generate(&mut rng, now)?;
+    let cluster = Cluster {
+        id: ClusterId::draw(&mut rng),
+        meta: Meta::default(),
+        spec: request.spec.clone(),
+        incarnation: 1,
+        ca_certificate: ca.certificate().to_owned(),
+        ca_key: ca.key().to_owned(),
+        tokens: JoinToken::draw_both(ca.digest()?, &mut rng),
+        mesh: MeshPrefix::draw(&mut rng),
+        address_pools: request.address_pools.clone(),
+        subnet_size: request.subnet_size,
+        data_path_port: addresses.data_path_port,
+    };
+    Ok((cluster, ca))
+}
+
+/// Draws the first node's id and issues its certificate.
+fn first_identity(cluster: &Cluster, ca: &RootCa, now: Timestamp) -> anyhow::Result<(NodeId, Identity)> {
+    let mut rng = rand::rng();
+    let id = NodeId::draw(&mut rng);
+    let key = NodeKey::generate()?;
+    let name = NodeName { node_id: id.clone(), role: Role::Manager, cluster_id: cluster.id.clone() };
+    let life = trust::node_life(&cluster.spec.ca_config);
+    let certificate = trust::issue(ca, &key.request()?, &name, now, life, &mut rng)?;
+    Ok((id, Identity::new(&key.to_pem(), &certificate, ca.certificate())?))
+}

@@ -1,0 +1,173 @@
+//! Join: the joiner's side. Opens the tunnel, sends the request through rpc, and starts the member from the reply.
+
+use super::address::{self, ListenAddresses};
+use super::control::failed;
+use super::daemon::Daemon;
+use super::environment::Environment;
+use super::lifecycle::MembershipState;
+use super::member::Member;
+use super::network::{MeshNetwork, send_probe};
+use super::state_dir::{MembershipFile, NodeAssignment};
+use crate::api::control::{ControlError, SwarmJoinRequest};
+use crate::model::WgKey;
+use crate::model::mesh::node_address;
+use crate::protocol::{JoinRefused, JoinReply};
+use crate::rpc::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
+use crate::trust::NodeKey;
+use anyhow::Context as _;
+use async_trait::async_trait;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+impl Daemon {
+    /// Joins through the first of the managers named.
+    pub(super) async fn join_cluster(&self, request: SwarmJoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
+        let env = &self.env;
+        env.state_dir.forget().map_err(|e| failed(&e))?;
+        let remote = resolve_manager(request.remote_addrs.first().map_or("", String::as_str)).await?;
+        let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
+        let tunnel_key = env.tunnel_key().map_err(|e| failed(&e))?;
+        let tunnel = JoinerTunnel::open(env, addresses.clone()).await.map_err(|e| failed(&e))?;
+        let parts = JoinParts {
+            token: &request.token,
+            node_key: &node_key,
+            tunnel_key,
+            endpoints: addresses.endpoints(),
+            description: env.description().await,
+            availability: request.availability,
+        };
+        let options = JoinOptions { timeout: env.settings.timeouts.join(), ..JoinOptions::new(env.clock.clone()) };
+        let joined = match join(remote, parts, &tunnel, &options).await {
+            Ok(joined) => joined,
+            Err(error) => {
+                // `join` does not tear down what it has not brought up.
+                tunnel.tear_down().await;
+                return Err(control_error(&error, remote));
+            }
+        };
+        let JoiningNetwork { network, addresses, .. } =
+            tunnel.state.lock().await.take().ok_or_else(|| ControlError::failed("the tunnel is closed"))?;
+        let member = start_member(env, joined, network, &addresses).await.map_err(|e| failed(&e))?;
+        self.lifecycle.set(MembershipState::Active(Arc::new(member)));
+        Ok(())
+    }
+}
+
+/// Resolves a manager's host name or address; the port is optional.
+async fn resolve_manager(text: &str) -> Result<SocketAddr, ControlError> {
+    let (host, port) = address::remote(text);
+    tokio::net::lookup_host((host, port)).await.ok().and_then(|mut found| found.next()).ok_or_else(|| {
+        ControlError::unavailable(format!("the manager's address {text:?} is neither an IP address nor a name that resolves"))
+    })
+}
+
+/// Stores identity and membership, then starts the member.
+async fn start_member(
+    env: &Arc<Environment>,
+    joined: Joined,
+    network: MeshNetwork,
+    addresses: &ListenAddresses,
+) -> anyhow::Result<Member> {
+    let Joined { reply, identity } = joined;
+    let assignment = NodeAssignment {
+        node_id: reply.node_id,
+        role: reply.role,
+        cluster_id: reply.cluster_id,
+        mesh: reply.mesh,
+        subnet: reply.subnet,
+        ingress_addr: reply.ingress_addr,
+        raft_id: None,
+    };
+    let membership = MembershipFile::new(assignment, addresses);
+    let stored = env.state_dir.certificates().store(&identity).map_err(anyhow::Error::from);
+    if let Err(error) = stored.and_then(|()| membership.store(&env.state_dir)) {
+        let _ = network.take_down(env).await;
+        return Err(error);
+    }
+    Member::start(env, membership, identity, network, None).await
+}
+
+/// The API's error for a failed join; with Docker's text where Docker has one.
+fn control_error(error: &JoinError, remote: SocketAddr) -> ControlError {
+    match error {
+        JoinError::MalformedToken => ControlError::malformed_token(),
+        JoinError::ForeignCa { expected, .. } => ControlError::wrong_ca(expected),
+        JoinError::Refused(JoinRefused::Token) => ControlError::wrong_token(),
+        JoinError::Refused(JoinRefused::Unavailable(_)) => {
+            ControlError::unavailable(format!("the manager at {remote} cannot admit this node now: {error}"))
+        }
+        JoinError::Unreachable { .. } => ControlError::unavailable(error.to_string()),
+        _ => ControlError::failed(format!("{error:#}")),
+    }
+}
+
+/// This node's tunnel during a join.
+struct JoinerTunnel {
+    env: Arc<Environment>,
+    /// `None` once it is torn down, or the member has it.
+    state: tokio::sync::Mutex<Option<JoiningNetwork>>,
+}
+
+struct JoiningNetwork {
+    network: MeshNetwork,
+    addresses: ListenAddresses,
+    /// Known from the reply on.
+    manager: Option<ManagerPeer>,
+}
+
+/// The manager that admitted this node.
+#[derive(Clone, Copy)]
+struct ManagerPeer {
+    key: WgKey,
+    /// This node's mesh address.
+    own: Ipv6Addr,
+    /// The manager's mesh address.
+    address: Ipv6Addr,
+}
+
+impl JoinerTunnel {
+    async fn open(env: &Arc<Environment>, addresses: ListenAddresses) -> anyhow::Result<Self> {
+        let network = MeshNetwork::open(env, &addresses).await?;
+        let state = tokio::sync::Mutex::new(Some(JoiningNetwork { network, addresses, manager: None }));
+        Ok(Self { env: env.clone(), state })
+    }
+}
+
+#[async_trait]
+impl JoinerSide for JoinerTunnel {
+    async fn bring_up(&self, reply: &JoinReply) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        let mut joining = state.take().context("the tunnel is closed")?;
+        if joining.addresses.data_path_port != reply.data_path_port {
+            // The cluster's tunnels use another port than the one that this node assumed.
+            joining.network.take_down(&self.env).await?;
+            joining.addresses.data_path_port = reply.data_path_port;
+            joining.network = MeshNetwork::open(&self.env, &joining.addresses).await?;
+        }
+        joining.network.start_overlay(&self.env, &reply.node_id, Some(reply.view.clone()));
+        let manager = reply.view.cluster.nodes.iter().find(|n| n.key == reply.manager_key);
+        joining.manager = manager.map(|m| ManagerPeer { key: m.key, own: node_address(reply.subnet), address: m.address() });
+        *state = Some(joining);
+        Ok(())
+    }
+    async fn received_from_manager(&self) -> anyhow::Result<u64> {
+        let state = self.state.lock().await;
+        let joining = state.as_ref().context("the tunnel is not up")?;
+        let manager = joining.manager.context("the manager that answered is not among the nodes")?;
+        joining.network.received(manager.key).await
+    }
+    async fn send_probe(&self) {
+        if let Some(joining) = &*self.state.lock().await
+            && let Some(manager) = joining.manager
+        {
+            send_probe(&joining.network.mesh, manager.own, manager.address);
+        }
+    }
+    async fn tear_down(&self) {
+        if let Some(joining) = self.state.lock().await.take()
+            && let Err(error) = joining.network.take_down(&self.env).await
+        {
+            tracing::warn!(error = format!("{error:#}"), "the network of a failed join could not be taken down");
+        }
+    }
+}

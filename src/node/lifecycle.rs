@@ -1,0 +1,114 @@
+//! The daemon's membership over time: none, pending, active. One transition at a time.
+
+use crate::sync::{read, write};
+use async_trait::async_trait;
+use std::sync::{Arc, RwLock};
+
+/// What a daemon's membership is at the moment.
+pub(super) enum MembershipState<M> {
+    Inactive,
+    /// A join is in progress, or the membership on disk could not be started.
+    Pending {
+        /// Managers that are asked, as `host:port`.
+        remotes: Vec<String>,
+        /// Empty while the join is in progress.
+        error: String,
+    },
+    Active(Arc<M>),
+}
+
+impl<M> Clone for MembershipState<M> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Inactive => Self::Inactive,
+            Self::Pending { remotes, error } => Self::Pending { remotes: remotes.clone(), error: error.clone() },
+            Self::Active(member) => Self::Active(member.clone()),
+        }
+    }
+}
+
+/// An active membership that can be ended. Both work on a shared reference: a status report or an API call that still holds
+/// the member does not delay them.
+#[async_trait]
+pub(super) trait Leave: Send + Sync {
+    /// Tells the leader that this node leaves, if a session is open.
+    async fn announce(&self);
+    /// Stops the loops and removes everything of the membership; tries every step and reports all errors.
+    async fn take_down(&self) -> anyhow::Result<()>;
+}
+
+/// The state and the lock on its transitions.
+pub(super) struct Lifecycle<M> {
+    transition: tokio::sync::Mutex<()>,
+    state: RwLock<MembershipState<M>>,
+}
+
+impl<M: Leave> Lifecycle<M> {
+    pub(super) fn new() -> Self {
+        Self { transition: tokio::sync::Mutex::new(()), state: RwLock::new(MembershipState::Inactive) }
+    }
+
+    /// Held during init, join and leave.
+    pub(super) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.transition.lock().await
+    }
+
+    pub(super) fn state(&self) -> MembershipState<M> {
+        read(&self.state).clone()
+    }
+
+    pub(super) fn set(&self, state: MembershipState<M>) {
+        *write(&self.state) = state;
+    }
+
+    /// Ends an active membership. The caller holds the lock.
+    ///
+    /// # Errors
+    /// What could not be taken down; the membership has ended all the same.
+    pub(super) async fn leave(&self, member: &M) -> anyhow::Result<()> {
+        member.announce().await;
+        self.set(MembershipState::Inactive);
+        member.take_down().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    #[derive(Default)]
+    struct FakeMember {
+        announced: AtomicBool,
+        taken_down: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Leave for FakeMember {
+        async fn announce(&self) {
+            self.announced.store(true, Ordering::SeqCst);
+        }
+        async fn take_down(&self) -> anyhow::Result<()> {
+            self.taken_down.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_is_still_in_use_does_not_block_a_leave_or_what_follows_it() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.set(MembershipState::Active(Arc::new(FakeMember::default())));
+        let MembershipState::Active(in_use) = lifecycle.state() else { panic!("active") };
+        let leave = async {
+            let _lock = lifecycle.lock().await;
+            let MembershipState::Active(member) = lifecycle.state() else { panic!("active") };
+            lifecycle.leave(&member).await
+        };
+        tokio::time::timeout(Duration::from_secs(5), leave).await.expect("leaves in time").expect("no error");
+        assert!(in_use.announced.load(Ordering::SeqCst) && in_use.taken_down.load(Ordering::SeqCst));
+        assert!(matches!(lifecycle.state(), MembershipState::Inactive));
+        let next = tokio::time::timeout(Duration::from_secs(5), lifecycle.lock()).await;
+        assert!(next.is_ok(), "the next init, join or leave can start");
+    }
+}

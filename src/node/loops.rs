@@ -1,0 +1,252 @@
+//! The node's loops on one view: which there are, what they are started with, and the revision that each has applied.
+
+use super::environment::Environment;
+use super::network::MeshNetwork;
+use crate::agent::{self, AgentChannels, AgentConfig};
+use crate::datapath::ebpf::VipReadiness;
+use crate::datapath::mesh::Mesh;
+use crate::datapath::sockets::HereSockets;
+use crate::dns::{self, DnsSettings};
+use crate::ingress::ebpf::{EbpfChannels, EbpfStatus};
+use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
+use crate::ingress::{self, PortStatus, UserspaceSettings};
+use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
+use crate::settings::Settings;
+use crate::sync::replace_if_changed;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Reports that may wait for the session.
+const REPORT_QUEUE: usize = 256;
+
+/// A loop that follows the view and reports the revision that it has applied.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Loop {
+    Overlay,
+    Ebpf,
+    Dns,
+    Ports,
+    Agent,
+}
+
+impl Loop {
+    /// The name in the status.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Ebpf => "ebpf",
+            Self::Dns => "dns",
+            Self::Ports => "ports",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// The revision that each running loop has applied.
+#[derive(Default)]
+pub(super) struct AppliedRevisions(BTreeMap<Loop, watch::Receiver<Revision>>);
+
+impl AppliedRevisions {
+    fn insert(&mut self, name: Loop, applied: watch::Receiver<Revision>) {
+        self.0.insert(name, applied);
+    }
+
+    /// The sender for a loop that is about to start.
+    fn channel(&mut self, name: Loop) -> watch::Sender<Revision> {
+        let (sender, receiver) = watch::channel(Revision::default());
+        self.insert(name, receiver);
+        sender
+    }
+
+    /// The revisions of this moment, by the loops' names.
+    pub(super) fn by_name(&self) -> BTreeMap<String, Revision> {
+        self.0.iter().map(|(name, revision)| (name.name().to_owned(), *revision.borrow())).collect()
+    }
+
+    /// Publishes the lowest of the revisions until a loop has ended.
+    pub(super) async fn publish_lowest(mut loops: Vec<watch::Receiver<Revision>>, lowest: watch::Sender<Revision>) {
+        loop {
+            let now = loops.iter_mut().map(|r| *r.borrow_and_update()).min().unwrap_or_default();
+            replace_if_changed(&lowest, now);
+            let changes = loops.iter_mut().map(|r| Box::pin(r.changed()));
+            if futures_util::future::select_all(changes).await.0.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A receiver of each loop.
+    pub(super) fn receivers(&self) -> Vec<watch::Receiver<Revision>> {
+        self.0.values().cloned().collect()
+    }
+}
+
+/// What every loop of a membership is started with.
+#[derive(Clone)]
+pub(super) struct LoopContext {
+    pub env: Arc<Environment>,
+    pub me: NodeId,
+    /// The view that the session publishes and every loop follows; `None` until there is a first one.
+    pub view: watch::Sender<Option<Arc<NodeView>>>,
+    pub mesh: Arc<Mesh>,
+    /// Ends every loop.
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+}
+
+impl LoopContext {
+    pub(super) fn new(env: &Arc<Environment>, me: &NodeId, network: &MeshNetwork) -> Self {
+        Self {
+            env: env.clone(),
+            me: me.clone(),
+            view: network.view.clone(),
+            mesh: network.mesh.clone(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    fn view(&self) -> watch::Receiver<Option<Arc<NodeView>>> {
+        self.view.subscribe()
+    }
+}
+
+/// The outputs of the running loops.
+pub(super) struct RunningLoops {
+    pub applied: AppliedRevisions,
+    pub ports: watch::Receiver<Vec<PortStatus>>,
+    pub ebpf: watch::Receiver<EbpfStatus>,
+    /// Statuses of this node's tasks.
+    pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    /// Published ports that tasks of this node listen on.
+    pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+}
+
+/// Starts every loop on a network that is up.
+///
+/// # Errors
+/// The settings name no engine socket.
+pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Result<RunningLoops> {
+    let mut applied = AppliedRevisions::default();
+    applied.insert(Loop::Overlay, network.overlay_applied.clone());
+    let (ready, ebpf) = start_ebpf(context, network, &mut applied);
+    start_dns(context, ready, &mut applied);
+    let ports = start_userspace(context, &mut applied);
+    let statuses = start_agent(context, &mut applied)?;
+    let listens = start_readiness(context);
+    Ok(RunningLoops { applied, ports, ebpf, statuses, listens })
+}
+
+/// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
+fn start_ebpf(
+    context: &LoopContext,
+    network: &MeshNetwork,
+    applied: &mut AppliedRevisions,
+) -> (watch::Receiver<VipReadiness>, watch::Receiver<EbpfStatus>) {
+    let (ready_sender, ready) = watch::channel(VipReadiness::default());
+    let reason = network.ebpf.as_ref().err().cloned().unwrap_or_default();
+    let (status_sender, status) = watch::channel(EbpfStatus { reason, ..EbpfStatus::default() });
+    if let Ok(datapath) = &network.ebpf {
+        let channels = EbpfChannels {
+            view: context.view(),
+            sandboxes: context.env.joined.clone(),
+            mtu: context.env.mtu.clone(),
+            applied: applied.channel(Loop::Ebpf),
+            ready: ready_sender,
+            status: status_sender,
+        };
+        let tick = context.env.reconcile_tick();
+        context.tasks.spawn(ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), tick, context.stop.clone()));
+    }
+    (ready, status)
+}
+
+fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) {
+    let settings = dns_settings(&context.env.settings);
+    context.tasks.spawn(dns::run(
+        context.me.clone(),
+        context.view(),
+        context.mesh.clone(),
+        ready,
+        applied.channel(Loop::Dns),
+        settings,
+        context.stop.clone(),
+    ));
+}
+
+fn start_userspace(context: &LoopContext, applied: &mut AppliedRevisions) -> watch::Receiver<Vec<PortStatus>> {
+    let (status, ports) = watch::channel(Vec::new());
+    let channels = UserspaceChannels { view: context.view(), applied: applied.channel(Loop::Ports), status };
+    let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
+    let settings = userspace_settings(&context.env.settings);
+    context.tasks.spawn(ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop.clone()));
+    ports
+}
+
+fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow::Result<mpsc::Receiver<(TaskId, TaskStatus)>> {
+    let env = &context.env;
+    let (status, statuses) = mpsc::channel(REPORT_QUEUE);
+    let skep_socket = env.settings.replace_engine_socket.then(|| env.settings.docker_socket());
+    let config = AgentConfig::new(context.me.clone(), env.settings.engine_socket()?, skep_socket, env.mtu.clone());
+    let channels = AgentChannels { view: context.view(), status, applied: applied.channel(Loop::Agent) };
+    context.tasks.spawn(agent::run(config, channels, env.engine.clone(), env.clock.clone(), context.stop.clone()));
+    Ok(statuses)
+}
+
+fn start_readiness(context: &LoopContext) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
+    let (reports, listens) = mpsc::channel(REPORT_QUEUE);
+    let (sandboxes, tick) = (context.env.joined.clone(), context.env.reconcile_tick());
+    context.tasks.spawn(ingress::readiness::run(context.view(), sandboxes, reports, tick, context.stop.clone()));
+    listens
+}
+
+fn dns_settings(settings: &Settings) -> DnsSettings {
+    DnsSettings {
+        resolv_conf: settings.resolv_conf.clone(),
+        timeout: Duration::from_millis(settings.dns.timeout_ms),
+        max_in_flight: settings.dns.max_in_flight,
+        max_per_client: (settings.dns.max_in_flight / 8).max(1),
+        ..DnsSettings::default()
+    }
+}
+
+fn userspace_settings(settings: &Settings) -> UserspaceSettings {
+    let ports = settings.ports;
+    UserspaceSettings {
+        max_connections: ports.max_connections.max(1),
+        max_connections_per_port: (ports.max_connections / 2).max(1),
+        max_flows: ports.max_flows.max(1),
+        max_flows_per_port: (ports.max_flows / 2).max(1),
+        flow_idle: Duration::from_millis(ports.udp_idle_ms),
+        ..UserspaceSettings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u64) -> Revision {
+        Revision { incarnation: 1, index }
+    }
+
+    #[tokio::test]
+    async fn the_lowest_applied_revision_is_published() {
+        let mut applied = AppliedRevisions::default();
+        let (dns, agent) = (applied.channel(Loop::Dns), applied.channel(Loop::Agent));
+        let (sender, mut lowest) = watch::channel(Revision::default());
+        let publishing = tokio::spawn(AppliedRevisions::publish_lowest(applied.receivers(), sender));
+        dns.send_replace(at(7));
+        agent.send_replace(at(5));
+        lowest.wait_for(|r| *r == at(5)).await.expect("published");
+        assert_eq!(applied.by_name(), [("agent".to_owned(), at(5)), ("dns".to_owned(), at(7))].into());
+        agent.send_replace(at(9));
+        lowest.wait_for(|r| *r == at(7)).await.expect("published");
+        drop(agent);
+        publishing.await.expect("ends with a loop");
+    }
+}

@@ -1,0 +1,149 @@
+//! Runs the manager's part of a member while its role is manager. Knows roles, not what the part is made of.
+
+use crate::model::Role;
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What a manager runs beyond a worker.
+#[async_trait]
+pub(super) trait ManagerPart: Send + 'static {
+    /// What the rest of the node uses of the running part.
+    type Handle: Clone + Send + Sync + 'static;
+
+    async fn start(&mut self) -> anyhow::Result<Self::Handle>;
+    /// Ends the part; once it returns the part can be started again.
+    async fn stop(&mut self);
+}
+
+/// Starts and stops a [`ManagerPart`] according to the node's role.
+pub(super) struct ManagerRole<P: ManagerPart> {
+    part: P,
+    /// `Some` while the part runs.
+    handle: watch::Sender<Option<P::Handle>>,
+}
+
+impl<P: ManagerPart> ManagerRole<P> {
+    pub(super) fn new(part: P) -> Self {
+        Self { part, handle: watch::channel(None).0 }
+    }
+
+    /// The running part's handle; `None` while the node is a worker.
+    pub(super) fn handle(&self) -> watch::Receiver<Option<P::Handle>> {
+        self.handle.subscribe()
+    }
+
+    /// Starts or stops the part, unless it is in the state that the role requires.
+    ///
+    /// # Errors
+    /// The part could not be started; it is stopped then.
+    pub(super) async fn apply(&mut self, role: Role) -> anyhow::Result<()> {
+        let runs = self.handle.borrow().is_some();
+        match (role, runs) {
+            (Role::Manager, false) => {
+                let handle = self.part.start().await?;
+                self.handle.send_replace(Some(handle));
+            }
+            (Role::Worker, true) => {
+                self.handle.send_replace(None);
+                self.part.stop().await;
+            }
+            (Role::Manager, true) | (Role::Worker, false) => {}
+        }
+        Ok(())
+    }
+
+    /// Applies the role and each change of it until `stop` is cancelled or the role's sender is dropped; then ends the part.
+    pub(super) async fn follow(mut self, mut role: watch::Receiver<Role>, stop: CancellationToken) {
+        loop {
+            let wanted = *role.borrow_and_update();
+            if let Err(error) = self.apply(wanted).await {
+                tracing::error!(error = format!("{error:#}"), "the manager part of this node cannot be started");
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = role.changed() => if changed.is_err() { break },
+            }
+        }
+        // Without its part a node is a worker: stopping cannot fail.
+        let _ = self.apply(Role::Worker).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Records its calls; the handle counts the starts.
+    struct FakePart {
+        calls: Arc<Mutex<Vec<&'static str>>>,
+        starts: u32,
+        fails: bool,
+    }
+
+    #[async_trait]
+    impl ManagerPart for FakePart {
+        type Handle = u32;
+        async fn start(&mut self) -> anyhow::Result<u32> {
+            anyhow::ensure!(!self.fails, "the port is in use");
+            self.calls.lock().unwrap().push("start");
+            self.starts += 1;
+            Ok(self.starts)
+        }
+        async fn stop(&mut self) {
+            self.calls.lock().unwrap().push("stop");
+        }
+    }
+
+    fn part() -> (FakePart, Arc<Mutex<Vec<&'static str>>>) {
+        let calls = Arc::default();
+        (FakePart { calls: Arc::clone(&calls), starts: 0, fails: false }, calls)
+    }
+
+    #[tokio::test]
+    async fn the_part_runs_while_the_role_is_manager() {
+        let (part, calls) = part();
+        let manager = ManagerRole::new(part);
+        let mut handle = manager.handle();
+        let (role, roles) = watch::channel(Role::Worker);
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(manager.follow(roles, stop.clone()));
+        role.send_replace(Role::Manager);
+        handle.wait_for(|h| *h == Some(1)).await.expect("promoted");
+        role.send_replace(Role::Worker);
+        handle.wait_for(Option::is_none).await.expect("demoted");
+        role.send_replace(Role::Manager);
+        handle.wait_for(|h| *h == Some(2)).await.expect("promoted again");
+        stop.cancel();
+        following.await.expect("ends");
+        assert_eq!(*handle.borrow(), None);
+        assert_eq!(*calls.lock().unwrap(), ["start", "stop", "start", "stop"]);
+    }
+
+    #[tokio::test]
+    async fn a_role_that_is_applied_already_changes_nothing() {
+        let (part, calls) = part();
+        let mut manager = ManagerRole::new(part);
+        manager.apply(Role::Worker).await.unwrap();
+        manager.apply(Role::Manager).await.unwrap();
+        manager.apply(Role::Manager).await.unwrap();
+        // The part started before is adopted.
+        let (_role, roles) = watch::channel(Role::Manager);
+        let stop = CancellationToken::new();
+        stop.cancel();
+        manager.follow(roles, stop).await;
+        assert_eq!(*calls.lock().unwrap(), ["start", "stop"]);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_cannot_start_is_reported_and_not_stopped() {
+        let (part, calls) = part();
+        let mut manager = ManagerRole::new(FakePart { fails: true, ..part });
+        let error = manager.apply(Role::Manager).await.expect_err("fails");
+        assert_eq!(error.to_string(), "the port is in use");
+        assert_eq!(*manager.handle().borrow(), None);
+        manager.apply(Role::Worker).await.unwrap();
+        assert!(calls.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,47 @@
+//! The daemon's settings as the manager's.
+
+use crate::manager::ManagerSettings;
+use crate::settings::Settings;
+use std::time::Duration;
+
+/// Every field is a setting.
+pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
+    let (timeouts, manager) = (settings.timeouts, settings.manager);
+    ManagerSettings {
+        heartbeat: Duration::from_millis(timeouts.heartbeat_ms),
+        down_after: Duration::from_millis(timeouts.node_down_ms),
+        join_grace: Duration::from_millis(manager.join_grace_ms),
+        replace_wait: Duration::from_millis(manager.replace_wait_ms),
+        stop_hold: Duration::from_millis(manager.stop_hold_ms),
+        orphan_after: Duration::from_secs(manager.orphan_after_s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_managers_own() {
+        assert_eq!(manager_settings(&Settings::default()), ManagerSettings::default());
+    }
+
+    #[test]
+    fn each_setting_of_the_file_reaches_the_manager() {
+        let path = std::env::temp_dir().join(format!("skep-manager-settings-{}.toml", std::process::id()));
+        let text = "[timeouts]\nheartbeat_ms = 400\nnode_down_ms = 3000\n\
+            [manager]\njoin_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\norphan_after_s = 60\n";
+        std::fs::write(&path, text).unwrap();
+        let settings = Settings::read(Some(&path));
+        std::fs::remove_file(&path).unwrap();
+        let expected = ManagerSettings {
+            heartbeat: Duration::from_millis(400),
+            down_after: Duration::from_secs(3),
+            join_grace: Duration::from_secs(30),
+            replace_wait: Duration::from_secs(90),
+            stop_hold: Duration::from_secs(7),
+            orphan_after: Duration::from_mins(1),
+        };
+        assert_eq!(manager_settings(&settings.unwrap()), expected);
+    }
+}

@@ -1,0 +1,138 @@
+//! The desired contents of a node's mesh namespace, from its view. Pure.
+
+use crate::datapath::links::{member_route, own_route, rules};
+use crate::datapath::mesh::{
+    LOCAL, MAIN, MeshRoute, MeshRule, MeshState, RouteTarget, RuleAction, TUNNEL, address_of, base, ipv6_switch, mesh_end,
+};
+use crate::model::mesh::gateway;
+use crate::model::{NodeId, NodeView};
+use ipnet::{IpNet, Ipv4Net};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The desired contents of the mesh namespace. The tunnel and the driver create the devices; their settings are decided here.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DesiredMesh {
+    /// By key below `/proc/sys/net`.
+    pub sysctls: BTreeMap<String, String>,
+    /// Names of the devices to set up.
+    pub up: BTreeSet<String>,
+    /// Bytes, by device.
+    pub mtu: BTreeMap<String, u32>,
+    /// Device and address. On `lo` and on veths any other address is removed; the tunnel device is exempt.
+    pub addresses: BTreeSet<(String, IpAddr)>,
+    /// Any other rule is removed.
+    pub rules: BTreeSet<MeshRule>,
+    /// Any other route that the kernel has not made itself is removed.
+    pub routes: BTreeSet<MeshRoute>,
+}
+
+/// The addresses of one network that this node has routes for.
+struct RoutedAddresses {
+    gateway: Ipv4Addr,
+    /// This node's own address on it (`ingress` only).
+    own: Option<Ipv4Addr>,
+    /// Of members on other nodes.
+    remote: BTreeSet<Ipv4Addr>,
+}
+
+/// Computes it for node `me`. `actual` tells which devices exist: a route needs its device. `mtu` is the tunnel's, in bytes;
+/// with 0 (not known yet) MTUs are left out.
+#[must_use]
+pub fn desired_mesh(view: &NodeView, me: &NodeId, actual: &MeshState, mtu: u32) -> DesiredMesh {
+    let mut desired = DesiredMesh { rules: base::rules(), ..DesiredMesh::default() };
+    desired.sysctls.extend(base::SYSCTLS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    desired.up.insert("lo".to_owned());
+    add_node_addresses(view, me, actual, &mut desired);
+
+    let veths: BTreeSet<Ipv4Addr> = actual.links.keys().filter_map(|link| address_of(link)).collect();
+    for (subnet, addresses) in networks(view, me, actual, &veths) {
+        add_network(subnet, &addresses, &veths, actual, &mut desired);
+    }
+    for address in veths {
+        let end = mesh_end(address);
+        desired.sysctls.insert(ipv6_switch(&end), "1".to_owned());
+        if mtu > 0 {
+            desired.mtu.insert(end.clone(), mtu);
+        }
+        desired.up.insert(end);
+    }
+    desired
+}
+
+/// Adds the node's own mesh address and the route to those of the other nodes.
+fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, desired: &mut DesiredMesh) {
+    let nodes = IpNet::V6(view.cluster.mesh.nodes());
+    if let Some(own) = view.cluster.node(me) {
+        desired.addresses.insert(("lo".to_owned(), own.address().into()));
+    }
+    desired.rules.insert(MeshRule {
+        v6: true,
+        priority: base::FROM_NODES,
+        from: Some(nodes),
+        to: None,
+        iif: Some(TUNNEL.to_owned()),
+        action: RuleAction::Table(LOCAL),
+    });
+    if actual.links.contains_key(TUNNEL) {
+        desired.up.insert(TUNNEL.to_owned());
+        desired.routes.insert(MeshRoute { table: MAIN, to: nodes, target: RouteTarget::Device(TUNNEL.to_owned()) });
+    }
+}
+
+/// The view's networks by subnet, and those that the view does not contain (yet, or any more) but that have a veth and rules
+/// in the namespace since an attach: their containers keep their connectivity until they are detached.
+fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<Ipv4Addr>) -> BTreeMap<Ipv4Net, RoutedAddresses> {
+    let mut all = BTreeMap::new();
+    for part in view.networks.by_id.values() {
+        let mut addresses = RoutedAddresses { gateway: part.gateway, own: None, remote: BTreeSet::new() };
+        addresses.remote.extend(part.members.iter().filter(|m| m.node_id != *me).map(|m| m.address));
+        if part.ingress {
+            addresses.own = view.cluster.node(me).map(|own| own.ingress_addr);
+            addresses.remote.extend(view.cluster.nodes.iter().filter(|n| n.node_id != *me).map(|n| n.ingress_addr));
+        }
+        // Own addresses are never routed to the tunnel, even if the view lists them for another node as well.
+        for member in part.members.iter().filter(|m| m.node_id == *me) {
+            addresses.remote.remove(&member.address);
+        }
+        for own in addresses.own.iter().chain([&addresses.gateway]) {
+            addresses.remote.remove(own);
+        }
+        all.insert(part.subnet.trunc(), addresses);
+    }
+    for rule in &actual.rules {
+        if let (base::FROM_NETWORK, Some(IpNet::V4(subnet))) = (rule.priority, rule.from)
+            && veths.iter().any(|address| subnet.contains(address))
+        {
+            let gateway = gateway(subnet);
+            all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeSet::new() });
+        }
+    }
+    all
+}
+
+/// Adds what one network needs: its rules, its gateway on `lo` and on each veth, and a route to each member.
+fn add_network(
+    subnet: Ipv4Net,
+    addresses: &RoutedAddresses,
+    veths: &BTreeSet<Ipv4Addr>,
+    actual: &MeshState,
+    desired: &mut DesiredMesh,
+) {
+    desired.rules.extend(rules(subnet));
+    for own in addresses.own.iter().chain([&addresses.gateway]) {
+        desired.addresses.insert(("lo".to_owned(), (*own).into()));
+        desired.routes.insert(own_route(subnet, *own));
+    }
+    for local in veths.iter().filter(|address| subnet.contains(*address)) {
+        desired.addresses.insert((mesh_end(*local), addresses.gateway.into()));
+        // One route per destination: an address of the node itself, or one that the view has on another node, is not routed
+        // to its veth.
+        if !addresses.remote.contains(local) && *local != addresses.gateway && Some(*local) != addresses.own {
+            desired.routes.insert(member_route(subnet, *local, mesh_end(*local)));
+        }
+    }
+    if actual.links.contains_key(TUNNEL) {
+        desired.routes.extend(addresses.remote.iter().map(|remote| member_route(subnet, *remote, TUNNEL.to_owned())));
+    }
+}

@@ -1,0 +1,121 @@
+//! The networks and endpoints that the engine has created with this driver, in memory and in a file. The engine does not
+//! repeat them after a restart.
+
+use crate::durable::DocumentFile;
+use crate::sync::lock;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+const FILE: DocumentFile = DocumentFile {
+    name: "the file of the driver's endpoints",
+    format: 1,
+    if_damaged: "move it away (mv {path} {path}.bad) and start again: running containers keep their links, and the engine's \
+                 overlay networks are to be removed by hand (docker network rm) once they are unused",
+};
+
+/// Everything that the engine has created, by its ids.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct EngineObjects {
+    pub networks: BTreeMap<String, EngineNetwork>,
+    pub endpoints: BTreeMap<String, EngineEndpoint>,
+}
+
+/// A network as the engine created it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EngineNetwork {
+    pub subnet: Ipv4Net,
+    pub gateway: Ipv4Addr,
+    /// Its containers get no default route.
+    pub internal: bool,
+    /// Id of the swarm network that the engine's network stands for.
+    pub swarm_network: String,
+}
+
+/// The attachment of a container to a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EngineEndpoint {
+    /// The engine's id.
+    pub id: String,
+    /// The engine's id of the network.
+    pub network: String,
+    pub address: Ipv4Addr,
+    /// Path of the container's network namespace, while the container is joined.
+    pub sandbox: Option<String>,
+    /// Name under which the container's end of the veth was created, while it exists.
+    pub link: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EndpointDocument {
+    format: u32,
+    #[serde(flatten)]
+    objects: EngineObjects,
+}
+
+#[derive(Debug)]
+struct Numbered {
+    objects: EngineObjects,
+    /// Updates since the start.
+    updates: u64,
+}
+
+/// The objects and their file.
+#[derive(Debug)]
+pub struct EndpointFile {
+    path: PathBuf,
+    current: Mutex<Numbered>,
+    /// How many updates the file contains; held while writing.
+    written: tokio::sync::Mutex<u64>,
+}
+
+impl EndpointFile {
+    /// Reads the file; without one there are no objects.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged or of another format.
+    pub fn open(path: PathBuf) -> anyhow::Result<Self> {
+        let objects = FILE.load::<EndpointDocument>(&path)?.map(|document| document.objects).unwrap_or_default();
+        Ok(Self { path, current: Mutex::new(Numbered { objects, updates: 0 }), written: tokio::sync::Mutex::new(0) })
+    }
+
+    /// Reads from the objects.
+    pub fn read<T>(&self, read: impl FnOnce(&EngineObjects) -> T) -> T {
+        read(&lock(&self.current).objects)
+    }
+
+    /// Updates the objects in memory; the file follows with the next [`EndpointFile::update`]. For what may be lost with the
+    /// daemon.
+    pub fn update_in_memory<T>(&self, update: impl FnOnce(&mut EngineObjects) -> T) -> T {
+        self.numbered_update(update).0
+    }
+
+    /// Updates the objects; the file contains the update when this returns. Concurrent updates share one write.
+    ///
+    /// # Errors
+    /// The disk is full or broken.
+    pub async fn update<T>(&self, update: impl FnOnce(&mut EngineObjects) -> T) -> anyhow::Result<T> {
+        let (value, number) = self.numbered_update(update);
+        let mut written = self.written.lock().await;
+        if *written < number {
+            let (objects, updates) = {
+                let current = lock(&self.current);
+                (current.objects.clone(), current.updates)
+            };
+            let path = self.path.clone();
+            let document = EndpointDocument { format: FILE.format, objects };
+            tokio::task::spawn_blocking(move || FILE.store(&path, &document)).await??;
+            *written = updates;
+        }
+        Ok(value)
+    }
+
+    fn numbered_update<T>(&self, update: impl FnOnce(&mut EngineObjects) -> T) -> (T, u64) {
+        let mut current = lock(&self.current);
+        current.updates += 1;
+        (update(&mut current.objects), current.updates)
+    }
+}

@@ -1,0 +1,14 @@
+//! What the handle asks of raft's thread.
+
+use super::config::RaftError;
+use super::core::MembershipChange;
+use tokio::sync::oneshot;
+
+pub(super) type Responder<T> = oneshot::Sender<Result<T, RaftError>>;
+
+/// `O` is the outcome of applying an entry.
+pub(super) enum RaftRequest<O> {
+    Propose { data: Vec<u8>, responder: Responder<(u64, O)> },
+    Change { change: MembershipChange, responder: Responder<u64> },
+    Message(Vec<u8>),
+}

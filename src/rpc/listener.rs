@@ -1,0 +1,163 @@
+//! Accepts connections on 2377: TLS handshake, then by ALPN to the join or the session. Unauthenticated connections are
+//! bounded in number, size and time; a connection that does not speak the protocol is logged and closed, and disturbs no
+//! other.
+
+use super::join::{JoinAuthority, server as join};
+use super::limiter::{ConnectionLimiter, Permit};
+use super::limits::ServerLimits;
+use super::session::{SessionServer, server as session};
+use super::tls::{self, ServerTls};
+use crate::clock::Clock;
+use crate::trust::Identity;
+use anyhow::Context as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+/// What a listener is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListenerKind {
+    /// Faces the LAN: joins only.
+    Outer,
+    /// Inside the mesh: sessions only.
+    Mesh,
+}
+
+/// The manager's side of the protocol. One instance serves both listeners.
+pub struct Server {
+    context: Arc<ConnectionContext>,
+}
+
+/// What every connection of a [`Server`] uses.
+struct ConnectionContext {
+    tls: ServerTls,
+    join: Arc<dyn JoinAuthority>,
+    sessions: Arc<dyn SessionServer>,
+    limits: ServerLimits,
+    limiter: ConnectionLimiter,
+}
+
+impl Server {
+    /// Serves with this node's identity, which must be a manager's: clients refuse any other. Each accepted connection
+    /// uses the identity of that moment; open connections keep theirs.
+    ///
+    /// # Errors
+    /// The identity cannot be used for TLS.
+    pub fn new(
+        identity: watch::Receiver<Arc<Identity>>,
+        clock: Arc<dyn Clock>,
+        join: Arc<dyn JoinAuthority>,
+        sessions: Arc<dyn SessionServer>,
+        limits: ServerLimits,
+    ) -> anyhow::Result<Self> {
+        let tls = ServerTls::new(identity, clock)?;
+        let limiter = ConnectionLimiter::new(limits.unauthenticated_per_source, limits.unauthenticated);
+        Ok(Self { context: Arc::new(ConnectionContext { tls, join, sessions, limits, limiter }) })
+    }
+
+    /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
+    pub async fn serve(&self, listener: TcpListener, kind: ListenerKind, shutdown: CancellationToken) {
+        let connections = tokio_util::task::TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, from)) => {
+                    let (context, shutdown) = (self.context.clone(), shutdown.clone());
+                    connections.spawn(async move { connection(&context, stream, from, kind, shutdown).await });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: the next accept would fail at once as well.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// Handles one accepted connection until it is closed.
+async fn connection(
+    context: &ConnectionContext,
+    stream: TcpStream,
+    from: SocketAddr,
+    kind: ListenerKind,
+    shutdown: CancellationToken,
+) {
+    let Some(permit) = context.limiter.acquire(from.ip()) else {
+        tracing::info!(%from, "closed a connection: too many unauthenticated connections");
+        return;
+    };
+    let _ = stream.set_nodelay(true);
+    let (identity, acceptor) = context.tls.current();
+    let handshake = tokio::select! {
+        () = shutdown.cancelled() => return,
+        done = tokio::time::timeout(context.limits.handshake, acceptor.accept(stream)) => done,
+    };
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!(%from, %error, "closed a connection that does not speak skep's protocol");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(%from, "closed a connection: no TLS handshake in time");
+            return;
+        }
+    };
+    let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
+        (Some(tls::JOIN), ListenerKind::Outer) => {
+            let outcome = join::serve(stream, from, context.join.as_ref(), &context.limits, &shutdown).await;
+            drop(permit);
+            outcome
+        }
+        (Some(tls::SESSION), ListenerKind::Mesh) => serve_session(context, &identity, stream, from, permit, &shutdown).await,
+        (Some(tls::JOIN), ListenerKind::Mesh) => {
+            join::refuse(stream, "this address is for members; join at the manager's outer address").await;
+            Err(anyhow::anyhow!("a join at the mesh address"))
+        }
+        (Some(tls::SESSION), ListenerKind::Outer) => {
+            session::refuse(stream, "sessions go through the tunnel; this address is for joins only").await;
+            Err(anyhow::anyhow!("a session from outside the mesh"))
+        }
+        _ => Err(anyhow::anyhow!("the client names no application protocol (ALPN)")),
+    };
+    if let Err(error) = outcome {
+        tracing::info!(%from, error = format!("{error:#}"), "closed a connection");
+    }
+}
+
+/// Serves a session of the node that the client certificate names; refuses a client without a certificate.
+async fn serve_session(
+    context: &ConnectionContext,
+    identity: &Identity,
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    permit: Permit,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let name = match tls::client_name(stream.get_ref().1.peer_certificates(), identity) {
+        Ok(Some(name)) => name,
+        Ok(None) => {
+            session::refuse(stream, "a session needs a certificate of this cluster").await;
+            anyhow::bail!("a session without a certificate");
+        }
+        Err(error) => {
+            session::refuse(stream, &format!("a session needs a certificate of this cluster: {error}")).await;
+            return Err(error.into());
+        }
+    };
+    drop(permit); // authenticated: no longer counted
+    let node = name.node_id.clone();
+    session::serve(stream, name, context.sessions.as_ref(), &context.limits, shutdown)
+        .await
+        .with_context(|| format!("session of node {node} from {from}"))
+}

@@ -1,0 +1,407 @@
+//! The node's side of a session: finds the leader, keeps a session to it, detects its loss, searches again. Knows nothing
+//! of tasks: messages are exchanged through channels.
+
+use super::super::frame::{FrameError, FrameReader, FrameWriter};
+use super::super::search::{AttemptOutcome, LeaderSearch};
+use super::super::tls::{self, ClientReader, ClientWriter};
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::datapath::Sockets;
+use crate::model::{Revision, Timestamp};
+use crate::protocol::MAX_FRAME;
+use crate::protocol::{FORMAT, ToManager, ToNode};
+use crate::trust::Identity;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// How to keep a session.
+pub struct SessionConfig {
+    /// The node's identity; each new session uses the one of that moment.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// The time that certificates are checked against.
+    pub clock: Arc<dyn Clock>,
+    /// Managers' mesh addresses with port.
+    pub candidates: watch::Receiver<Vec<SocketAddr>>,
+    /// Makes sockets in the mesh namespace.
+    pub sockets: Arc<dyn Sockets>,
+    /// The node's own mesh address.
+    pub source: IpAddr,
+    /// Time between heartbeats, unless the leader's `Welcome` names another.
+    pub heartbeat: Duration,
+    /// The leader counts as lost when nothing was received for this long.
+    pub dead_after: Duration,
+    /// Time for TCP, the TLS handshake and the first message.
+    pub connect: Duration,
+    /// Pauses between failed attempts.
+    pub backoff: Backoff,
+    /// Seed of the jitter and of the first manager that is tried.
+    pub seed: u64,
+}
+
+impl SessionConfig {
+    /// The defaults: heartbeat 500 ms, dead after 2 s, 2 s to connect, pauses of 100 ms to 2 s.
+    pub fn new(
+        identity: watch::Receiver<Arc<Identity>>,
+        clock: Arc<dyn Clock>,
+        candidates: watch::Receiver<Vec<SocketAddr>>,
+        sockets: Arc<dyn Sockets>,
+        source: IpAddr,
+    ) -> Self {
+        Self {
+            identity,
+            clock,
+            candidates,
+            sockets,
+            source,
+            heartbeat: Duration::from_millis(500),
+            dead_after: Duration::from_secs(2),
+            connect: Duration::from_secs(2),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
+            seed: rand::random(),
+        }
+    }
+}
+
+/// The channels of a session.
+pub struct SessionChannels {
+    /// The leader's messages, `Alive` and `NotLeader` excepted. After a `Welcome`, which begins a new session, everything
+    /// is to be reported again.
+    pub incoming: mpsc::Sender<ToNode>,
+    /// Messages to the leader. Those that arrive while no session is open are dropped: they would be outdated by then.
+    pub outgoing: mpsc::Receiver<ToManager>,
+    /// Revision that every loop of the node has applied; sent with heartbeats, and at once when it changes.
+    pub applied: watch::Receiver<Revision>,
+    pub state: watch::Sender<SessionState>,
+}
+
+/// The session as shown to people.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct SessionState {
+    /// The leader, while a session is open.
+    pub leader: Option<SocketAddr>,
+    /// When the session was opened, or when the last one was lost.
+    pub since: Timestamp,
+    /// Why the last attempt or session ended.
+    pub last_error: Option<String>,
+}
+
+/// Why [`keep_session`] ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SessionEnd {
+    /// It was shut down, the receiver of its messages was dropped, or the node has sent `Leave`: then it opens no new
+    /// session.
+    Shutdown,
+    /// The node is no longer a member; the leader's reason. The message was passed on as well.
+    Removed(String),
+}
+
+/// How an attempt to open a session, or the session, ended.
+enum AttemptEnd {
+    /// Search on; the text is for people.
+    Search(AttemptOutcome, String),
+    /// Open no further session.
+    End(SessionEnd),
+}
+
+impl AttemptEnd {
+    fn failed(why: impl Into<String>) -> Self {
+        Self::Search(AttemptOutcome::Failed, why.into())
+    }
+    fn lost(why: impl Into<String>) -> Self {
+        Self::Search(AttemptOutcome::Lost, why.into())
+    }
+}
+
+/// An open connection and the leader's first message.
+struct Opened {
+    reader: ClientReader,
+    writer: ClientWriter,
+    first: ToNode,
+}
+
+/// Keeps a session to the leader until shut down, removed or left. `hello` makes the first message of each attempt.
+pub async fn keep_session(
+    config: SessionConfig,
+    hello: impl Fn() -> ToManager + Send + Sync,
+    mut channels: SessionChannels,
+    shutdown: CancellationToken,
+) -> SessionEnd {
+    let clock = config.clock.clone();
+    let end = search(config, hello, &mut channels, shutdown).await;
+    channels.state.send_modify(|s| {
+        if s.leader.take().is_some() {
+            s.since = clock.now();
+        }
+    });
+    end
+}
+
+async fn search(
+    mut config: SessionConfig,
+    hello: impl Fn() -> ToManager + Send + Sync,
+    channels: &mut SessionChannels,
+    shutdown: CancellationToken,
+) -> SessionEnd {
+    let mut rng = StdRng::seed_from_u64(config.seed);
+    let mut search = LeaderSearch::new(config.backoff);
+    channels.state.send_modify(|s| s.since = config.clock.now());
+    loop {
+        let candidates = config.candidates.borrow_and_update().clone();
+        let next = search.next(&candidates, &mut rng);
+        let pause = next.map_or(config.backoff.longest, |(pause, _)| pause);
+        if let Some(end) = wait(&mut config, channels, &shutdown, pause, next.is_none()).await {
+            return end;
+        }
+        let Some((_, address)) = next else { continue };
+        match attempt(&config, hello(), channels, &mut search, &shutdown, address).await {
+            AttemptEnd::End(end) => return end,
+            AttemptEnd::Search(outcome, error) => {
+                record_failure(&config, channels, address, &error);
+                search.ended(outcome);
+            }
+        }
+    }
+}
+
+/// Logs and publishes why an attempt or a session ended.
+fn record_failure(config: &SessionConfig, channels: &SessionChannels, address: SocketAddr, error: &str) {
+    let was_open = channels.state.borrow().leader.is_some();
+    if was_open {
+        tracing::info!(%address, error, "session lost");
+    } else {
+        tracing::debug!(%address, error, "no session");
+    }
+    channels.state.send_modify(|s| {
+        if was_open {
+            s.since = config.clock.now();
+        }
+        s.leader = None;
+        s.last_error = Some(format!("{address}: {error}"));
+    });
+}
+
+/// Waits for a pause and drops the node's messages meanwhile. With `for_candidates` the first manager that becomes known
+/// ends the wait.
+async fn wait(
+    config: &mut SessionConfig,
+    channels: &mut SessionChannels,
+    shutdown: &CancellationToken,
+    pause: Duration,
+    for_candidates: bool,
+) -> Option<SessionEnd> {
+    let end = tokio::time::sleep(pause);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Some(SessionEnd::Shutdown),
+            () = &mut end => return None,
+            Ok(()) = config.candidates.changed(), if for_candidates => return None,
+            dropped = channels.outgoing.recv() => if dropped.is_none() { return Some(SessionEnd::Shutdown) },
+        }
+    }
+}
+
+/// One attempt, and the session if it succeeds.
+async fn attempt(
+    config: &SessionConfig,
+    hello: ToManager,
+    channels: &mut SessionChannels,
+    search: &mut LeaderSearch,
+    shutdown: &CancellationToken,
+    address: SocketAddr,
+) -> AttemptEnd {
+    let opening = tokio::time::timeout(config.connect, open(config, hello, address));
+    tokio::pin!(opening);
+    let opened = loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return AttemptEnd::End(SessionEnd::Shutdown),
+            opened = &mut opening => break opened,
+            dropped = channels.outgoing.recv() => if dropped.is_none() { return AttemptEnd::End(SessionEnd::Shutdown) },
+        }
+    };
+    let opened = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return AttemptEnd::failed(format!("{error:#}")),
+        Err(_) => return AttemptEnd::failed(format!("no answer within {} ms", config.connect.as_millis())),
+    };
+    let heartbeat = match accept(&opened.first, config.heartbeat) {
+        Ok(heartbeat) => heartbeat,
+        Err(end) => {
+            if matches!(end, AttemptEnd::End(SessionEnd::Removed(_))) {
+                let _ = channels.incoming.send(opened.first).await;
+            }
+            return end;
+        }
+    };
+    let now = config.clock.now();
+    channels.state.send_modify(|s| *s = SessionState { leader: Some(address), since: now, last_error: None });
+    tracing::info!(%address, "session open");
+    // At least two heartbeats: the leader answers each one, so silence means that it is lost.
+    let silence = config.dead_after.max(heartbeat * 2);
+    run_session(opened, channels, search, heartbeat, silence, shutdown).await
+}
+
+/// Judges the leader's first message; returns the time between heartbeats.
+fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<Duration, AttemptEnd> {
+    match first {
+        ToNode::Welcome { format, .. } if *format != FORMAT => Err(AttemptEnd::failed(format!(
+            "it speaks protocol {format}, this node {FORMAT}: install the same version of skep on both"
+        ))),
+        ToNode::Welcome { heartbeat_ms: 0, .. } => Ok(default_heartbeat),
+        ToNode::Welcome { heartbeat_ms, .. } => Ok(Duration::from_millis(*heartbeat_ms)),
+        ToNode::NotLeader { leader } => {
+            Err(AttemptEnd::Search(AttemptOutcome::NotLeader(*leader), "it does not lead".to_owned()))
+        }
+        ToNode::Refused(why) => Err(AttemptEnd::failed(format!("it refuses: {why}"))),
+        ToNode::Removed(why) => Err(AttemptEnd::End(SessionEnd::Removed(why.clone()))),
+        ToNode::View { .. } | ToNode::Alive => Err(AttemptEnd::failed("it does not begin with a welcome")),
+    }
+}
+
+/// Exchanges messages until the session ends.
+async fn run_session(
+    opened: Opened,
+    channels: &mut SessionChannels,
+    search: &mut LeaderSearch,
+    heartbeat: Duration,
+    silence: Duration,
+    shutdown: &CancellationToken,
+) -> AttemptEnd {
+    let Opened { mut reader, mut writer, first } = opened;
+    let SessionChannels { incoming, outgoing, applied, .. } = channels;
+    let passed = tokio::select! {
+        () = shutdown.cancelled() => false,
+        passed = incoming.send(first) => passed.is_ok(),
+    };
+    if !passed {
+        return AttemptEnd::End(SessionEnd::Shutdown);
+    }
+    reader.set_idle_limit(silence);
+    let mut left = false;
+    // Concurrently: neither direction waits for the other.
+    let end = tokio::select! {
+        end = receive(&mut reader, incoming, search) => end,
+        end = send(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => end,
+    };
+    match end {
+        // The leader closes the session of a node that leaves; a new session would make the node a member again.
+        AttemptEnd::Search(..) if left => AttemptEnd::End(SessionEnd::Shutdown),
+        end => end,
+    }
+}
+
+/// Connects, sends the hello, reads the first answer.
+async fn open(config: &SessionConfig, hello: ToManager, address: SocketAddr) -> anyhow::Result<Opened> {
+    use anyhow::Context as _;
+    let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
+    let stream = socket.connect(address).await.context("cannot connect")?;
+    let _ = stream.set_nodelay(true);
+    let identity = config.identity.borrow().clone();
+    let tls = TlsConnector::from(Arc::new(tls::session_config(&identity, config.clock.clone())?));
+    let stream = tls.connect(tls::server_name()?, stream).await.map_err(explain)?;
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read, MAX_FRAME, config.connect);
+    let mut writer = FrameWriter::new(write, MAX_FRAME, config.dead_after);
+    let written = writer.write(&hello).await;
+    match reader.message().await {
+        Ok(Some(first)) => Ok(Opened { reader, writer, first }),
+        Ok(None) => anyhow::bail!("it closed the connection"),
+        Err(FrameError::Io(error)) => Err(explain(error)),
+        Err(error) => Err(written.err().unwrap_or(error).into()),
+    }
+}
+
+/// A TLS error for people; an alert is the server's verdict on this node's certificate.
+fn explain(error: std::io::Error) -> anyhow::Error {
+    match tls::tls_error(&error) {
+        Some(rustls::Error::AlertReceived(alert)) => {
+            anyhow::anyhow!(
+                "it does not accept this node's certificate ({alert:?}): another cluster's, expired, or the clocks differ"
+            )
+        }
+        Some(rustls::Error::InvalidCertificate(why)) => match tls::distrust(&error) {
+            Some(distrust) => anyhow::anyhow!("it cannot be trusted: {distrust}"),
+            None => anyhow::anyhow!("it cannot be trusted: {why}"),
+        },
+        _ => anyhow::Error::from(error).context("TLS failed"),
+    }
+}
+
+/// Passes the leader's messages on.
+async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, search: &mut LeaderSearch) -> AttemptEnd {
+    loop {
+        let message = match reader.message::<ToNode>().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return AttemptEnd::lost("the leader closed the session"),
+            Err(error @ FrameError::Silent(_)) => return AttemptEnd::Search(AttemptOutcome::Silent, error.to_string()),
+            Err(error) => return AttemptEnd::lost(error.to_string()),
+        };
+        match message {
+            ToNode::Alive => search.leader_answers(),
+            ToNode::NotLeader { leader } => {
+                return AttemptEnd::Search(AttemptOutcome::NotLeader(leader), "it no longer leads".to_owned());
+            }
+            ToNode::Refused(why) => return AttemptEnd::lost(format!("it ended the session: {why}")),
+            ToNode::Removed(why) => {
+                let _ = incoming.send(ToNode::Removed(why.clone())).await;
+                return AttemptEnd::End(SessionEnd::Removed(why));
+            }
+            message @ (ToNode::Welcome { .. } | ToNode::View { .. }) => {
+                if incoming.send(message).await.is_err() {
+                    return AttemptEnd::End(SessionEnd::Shutdown);
+                }
+            }
+        }
+    }
+}
+
+/// Sends heartbeats and the node's messages. Messages queued before a shutdown are still sent: a `Leave` is the last.
+async fn send(
+    writer: &mut ClientWriter,
+    outgoing: &mut mpsc::Receiver<ToManager>,
+    applied: &mut watch::Receiver<Revision>,
+    heartbeat: Duration,
+    shutdown: &CancellationToken,
+    left: &mut bool,
+) -> AttemptEnd {
+    let mut tick = tokio::time::interval(heartbeat);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut watching = true;
+    loop {
+        let message = tokio::select! {
+            () = shutdown.cancelled() => {
+                flush(writer, outgoing).await;
+                return AttemptEnd::End(SessionEnd::Shutdown);
+            }
+            _ = tick.tick() => ToManager::Heartbeat { applied: *applied.borrow_and_update() },
+            changed = applied.changed(), if watching => {
+                watching = changed.is_ok();
+                ToManager::Heartbeat { applied: *applied.borrow_and_update() }
+            }
+            queued = outgoing.recv() => match queued {
+                Some(message) => message,
+                None => return AttemptEnd::End(SessionEnd::Shutdown),
+            },
+        };
+        *left |= matches!(message, ToManager::Leave);
+        if let Err(error) = writer.write(&message).await {
+            return AttemptEnd::lost(error.to_string());
+        }
+    }
+}
+
+/// Sends what is queued and closes the connection.
+async fn flush(writer: &mut ClientWriter, outgoing: &mut mpsc::Receiver<ToManager>) {
+    while let Ok(message) = outgoing.try_recv() {
+        if writer.write(&message).await.is_err() {
+            break;
+        }
+    }
+    writer.close().await;
+}

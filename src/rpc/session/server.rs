@@ -1,0 +1,146 @@
+//! The leader's side of a session: hello, then messages in both directions until one side closes.
+
+use super::super::frame::{FrameError, FrameReader, FrameWriter};
+use super::super::limits::ServerLimits;
+use super::super::tls::{ServerReader, ServerWriter};
+use crate::model::NodeId;
+use crate::protocol::MAX_FRAME;
+use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
+use crate::trust::NodeName;
+use anyhow::bail;
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+/// Keeps the sessions (the dispatcher).
+#[async_trait]
+pub trait SessionServer: Send + Sync {
+    /// Opens a session for a node that has sent its hello; returns the session's number. `out` carries messages to the
+    /// node, the first of them `Welcome`. A node that noticed a broken connection before the leader did opens a second
+    /// session: the older one is to be ended then. The session also ends when every `out` is dropped.
+    ///
+    /// On an error the node receives what is in `out` (`NotLeader`, `Removed`), or else `Refused` with the error's text,
+    /// and the connection is closed.
+    async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64>;
+    /// Handles a message of the node; a heartbeat is answered with `Alive`, by which the node knows that the leader is
+    /// alive. While this waits, nothing more is read from the node; it is cancelled when the connection closes.
+    async fn message(&self, session: u64, message: ToManager);
+    /// The connection is closed. Called once for each session opened.
+    async fn closed(&self, session: u64);
+}
+
+/// Serves one session until it is closed.
+pub(in super::super) async fn serve(
+    stream: TlsStream<TcpStream>,
+    name: NodeName,
+    server: &dyn SessionServer,
+    limits: &ServerLimits,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read, MAX_FRAME, limits.first_message);
+    let mut writer = FrameWriter::new(write, MAX_FRAME, limits.session_silence);
+    let hello = match read_hello(&mut reader, limits).await? {
+        Ok(hello) => hello,
+        Err(why) => {
+            close_with(&mut writer, ToNode::Refused(why.clone())).await;
+            bail!(why);
+        }
+    };
+    let (out, mut queue) = mpsc::channel(limits.session_queue);
+    let session = match server.open(name.node_id, hello, out).await {
+        Ok(session) => session,
+        Err(error) => {
+            refuse_session(&mut writer, &mut queue, &error).await;
+            return Ok(());
+        }
+    };
+    reader.set_idle_limit(limits.session_silence);
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = receive(&mut reader, server, session) => ended,
+        ended = send(&mut writer, &mut queue) => ended,
+    };
+    server.closed(session).await;
+    if let Err(error) = &ended
+        && let Some(why) = error.answer()
+    {
+        // The write that was cancelled may have stopped within a frame; the node then fails to decode this one, and
+        // closes as well.
+        let _ = writer.write(&ToNode::Refused(why)).await;
+    }
+    writer.close().await;
+    ended.map_err(Into::into)
+}
+
+/// Reads the first message. The inner error is the text that refuses the session.
+async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow::Result<Result<ToManager, String>> {
+    Ok(match tokio::time::timeout(limits.first_message, reader.document()).await {
+        Ok(Ok(Some(document))) => parse_hello(&document),
+        Ok(Ok(None)) => bail!("the node closed the connection without a hello"),
+        Ok(Err(error)) => Err(error.answer().unwrap_or_default()),
+        Err(_) => Err("no hello was received in time".to_owned()),
+    })
+}
+
+fn parse_hello(document: &[u8]) -> Result<ToManager, String> {
+    match format_of(document) {
+        Some(node) if node != FORMAT => {
+            return Err(format!(
+                "the manager speaks protocol {FORMAT}, this node {node}: install the same version of skep on both"
+            ));
+        }
+        _ => {}
+    }
+    match serde_json::from_slice::<ToManager>(document) {
+        Ok(hello @ ToManager::Hello { .. }) => Ok(hello),
+        Ok(_) => Err("a session begins with a hello".to_owned()),
+        Err(error) => Err(format!("a hello that is not understood: {error}")),
+    }
+}
+
+/// Sends what the dispatcher has queued for a session that it did not open, or the error.
+async fn refuse_session(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>, error: &anyhow::Error) {
+    let mut queued = false;
+    while let Ok(message) = queue.try_recv() {
+        queued = true;
+        let _ = writer.write(&message).await;
+    }
+    if !queued {
+        let _ = writer.write(&ToNode::Refused(format!("{error:#}"))).await;
+    }
+    writer.close().await;
+    // DEBUG: a manager that does not lead refuses every session.
+    tracing::debug!(error = format!("{error:#}"), "session refused");
+}
+
+/// Passes the node's messages to the dispatcher until the node closes the connection.
+async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session: u64) -> Result<(), FrameError> {
+    while let Some(message) = reader.message::<ToManager>().await? {
+        server.message(session, message).await;
+    }
+    Ok(())
+}
+
+/// Sends the queued messages until the dispatcher has dropped the session's sender.
+async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> Result<(), FrameError> {
+    while let Some(message) = queue.recv().await {
+        writer.write(&message).await?;
+    }
+    Ok(())
+}
+
+async fn close_with(writer: &mut ServerWriter, message: ToNode) {
+    let _ = writer.write(&message).await;
+    writer.close().await;
+}
+
+/// Refuses a session on a connection that cannot have one; the reason is for people.
+pub(in super::super) async fn refuse(stream: TlsStream<TcpStream>, why: &str) {
+    let limits = ServerLimits::default();
+    let (_read, write) = tokio::io::split(stream);
+    let mut writer = FrameWriter::new(write, MAX_FRAME, limits.first_message);
+    close_with(&mut writer, ToNode::Refused(why.to_owned())).await;
+}

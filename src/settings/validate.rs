@@ -1,0 +1,182 @@
+//! Checks of the settings' values, alone and against each other. Knows nothing of the host: whether a directory exists or
+//! an engine answers shows when the daemon starts.
+
+use super::Settings;
+use crate::model::mesh::TUNNEL_OVERHEAD;
+use std::path::Path;
+
+/// Range of `path_mtu`, in bytes: the tunnel carries IPv6, whose links have at least 1280 (RFC 8200), and a device has 65535
+/// at most.
+const PATH_MTU: std::ops::RangeInclusive<u32> = 1280 + TUNNEL_OVERHEAD..=65_535;
+
+/// A value that the daemon does not start with.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("setting {key} is {value}: {advice}")]
+pub struct InvalidSetting {
+    /// As the file spells it, with its table.
+    pub key: &'static str,
+    pub value: String,
+    /// What to set instead, and why.
+    pub advice: String,
+}
+
+impl Settings {
+    /// Checks all values.
+    ///
+    /// # Errors
+    /// The first one that is not valid.
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        self.paths()?;
+        if !PATH_MTU.contains(&self.path_mtu) {
+            let (low, high) = PATH_MTU.into_inner();
+            return Err(invalid(
+                "path_mtu",
+                self.path_mtu.to_string(),
+                format!("set the MTU between the nodes, {low} to {high} bytes"),
+            ));
+        }
+        self.bounds()?;
+        let timeouts = &self.timeouts;
+        if timeouts.node_down_ms <= timeouts.heartbeat_ms {
+            let advice = format!(
+                "set more than timeouts.heartbeat_ms ({}), some four times as much: a node that misses one heartbeat is not down",
+                timeouts.heartbeat_ms
+            );
+            return Err(invalid("timeouts.node_down_ms", timeouts.node_down_ms.to_string(), advice));
+        }
+        self.elections()
+    }
+
+    fn paths(&self) -> Result<(), InvalidSetting> {
+        let paths: [(&'static str, &Path); 4] = [
+            ("data_dir", &self.data_dir),
+            ("run_dir", &self.run_dir),
+            ("plugin_dir", &self.plugin_dir),
+            ("resolv_conf", &self.resolv_conf),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Err(invalid(
+                    key,
+                    format!("{:?}", path.display().to_string()),
+                    "set an absolute path, one that begins with /".to_owned(),
+                ));
+            }
+        }
+        match self.engine_socket() {
+            Ok(socket) if socket.is_absolute() => Ok(()),
+            _ => {
+                let advice = "set the unix socket of the engine on this host, as unix:///var/run/docker.sock".to_owned();
+                Err(invalid("engine", format!("{:?}", self.engine), advice))
+            }
+        }
+    }
+
+    /// Bounds and intervals that have no meaning at 0.
+    fn bounds(&self) -> Result<(), InvalidSetting> {
+        let (ports, dns, timeouts, raft) = (&self.ports, &self.dns, &self.timeouts, &self.raft);
+        let bounds = [
+            ("ports.max_connections", ports.max_connections as u64),
+            ("ports.max_flows", ports.max_flows as u64),
+            ("ports.udp_idle_ms", ports.udp_idle_ms),
+            ("dns.timeout_ms", dns.timeout_ms),
+            ("dns.max_in_flight", dns.max_in_flight as u64),
+            ("timeouts.heartbeat_ms", timeouts.heartbeat_ms),
+            ("timeouts.join_ms", timeouts.join_ms),
+            ("timeouts.propose_ms", timeouts.propose_ms),
+            ("timeouts.shutdown_ms", timeouts.shutdown_ms),
+            ("timeouts.reconcile_ms", timeouts.reconcile_ms),
+            ("raft.tick_ms", raft.tick_ms),
+            ("raft.heartbeat_ticks", raft.heartbeat_ticks as u64),
+            ("raft.snapshot_every", raft.snapshot_every),
+        ];
+        match bounds.into_iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(invalid(key, "0".to_owned(), "set 1 or more, or remove the key for its default".to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// What the raft library demands of its ticks.
+    fn elections(&self) -> Result<(), InvalidSetting> {
+        let raft = &self.raft;
+        if raft.election_ticks_min <= raft.heartbeat_ticks {
+            let advice = format!(
+                "set more than raft.heartbeat_ticks ({}), some five times as much: a late heartbeat must not cause an election",
+                raft.heartbeat_ticks
+            );
+            return Err(invalid("raft.election_ticks_min", raft.election_ticks_min.to_string(), advice));
+        }
+        if raft.election_ticks_max <= raft.election_ticks_min {
+            let advice = format!(
+                "set more than raft.election_ticks_min ({}), some twice as much: managers draw their time-outs from this range",
+                raft.election_ticks_min
+            );
+            return Err(invalid("raft.election_ticks_max", raft.election_ticks_max.to_string(), advice));
+        }
+        Ok(())
+    }
+}
+
+fn invalid(key: &'static str, value: String, advice: String) -> InvalidSetting {
+    InvalidSetting { key, value, advice }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_invalid_value_is_refused_by_key_and_value_with_what_to_set() {
+        // (lines of the file, key, value, words of the advice)
+        let cases = [
+            ("data_dir = \"skep\"", "data_dir", "\"skep\"", "absolute path"),
+            ("run_dir = \"./run\"", "run_dir", "\"./run\"", "absolute path"),
+            ("plugin_dir = \"\"", "plugin_dir", "\"\"", "absolute path"),
+            ("resolv_conf = \"resolv.conf\"", "resolv_conf", "\"resolv.conf\"", "absolute path"),
+            ("engine = \"tcp://192.0.2.1:2375\"", "engine", "\"tcp://192.0.2.1:2375\"", "unix:///var/run/docker.sock"),
+            ("engine = \"unix://docker.sock\"", "engine", "\"unix://docker.sock\"", "unix:///var/run/docker.sock"),
+            ("path_mtu = 1359", "path_mtu", "1359", "1360 to 65535"),
+            ("path_mtu = 65536", "path_mtu", "65536", "1360 to 65535"),
+            ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 or more"),
+            ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 or more"),
+            ("[ports]\nudp_idle_ms = 0", "ports.udp_idle_ms", "0", "1 or more"),
+            ("[dns]\ntimeout_ms = 0", "dns.timeout_ms", "0", "1 or more"),
+            ("[dns]\nmax_in_flight = 0", "dns.max_in_flight", "0", "1 or more"),
+            ("[timeouts]\nheartbeat_ms = 0", "timeouts.heartbeat_ms", "0", "1 or more"),
+            ("[timeouts]\njoin_ms = 0", "timeouts.join_ms", "0", "1 or more"),
+            ("[timeouts]\npropose_ms = 0", "timeouts.propose_ms", "0", "1 or more"),
+            ("[timeouts]\nshutdown_ms = 0", "timeouts.shutdown_ms", "0", "1 or more"),
+            ("[timeouts]\nreconcile_ms = 0", "timeouts.reconcile_ms", "0", "1 or more"),
+            ("[timeouts]\nnode_down_ms = 500", "timeouts.node_down_ms", "500", "more than timeouts.heartbeat_ms (500)"),
+            ("[raft]\ntick_ms = 0", "raft.tick_ms", "0", "1 or more"),
+            ("[raft]\nheartbeat_ticks = 0", "raft.heartbeat_ticks", "0", "1 or more"),
+            ("[raft]\nsnapshot_every = 0", "raft.snapshot_every", "0", "1 or more"),
+            ("[raft]\nelection_ticks_min = 2", "raft.election_ticks_min", "2", "more than raft.heartbeat_ticks (2)"),
+            ("[raft]\nelection_ticks_max = 10", "raft.election_ticks_max", "10", "more than raft.election_ticks_min (10)"),
+        ];
+        for (text, key, value, advice) in cases {
+            let error = Settings::parse(text).expect(text).validate().expect_err(text);
+            assert_eq!((error.key, error.value.as_str()), (key, value), "{text}");
+            assert!(error.to_string().starts_with(&format!("setting {key} is {value}: ")), "{error}");
+            assert!(error.advice.contains(advice), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_limits_themselves_are_valid() {
+        for text in [
+            "path_mtu = 1360",
+            "path_mtu = 65535",
+            "[timeouts]\nnode_down_ms = 501",
+            "[raft]\nelection_ticks_min = 3\nelection_ticks_max = 4",
+            "[raft]\nkeep_entries = 0",
+        ] {
+            assert_eq!(Settings::parse(text).expect(text).validate(), Ok(()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The leader's loop: a real clock, a store in memory, sessions over channels.
+
+use super::fixture::{self, joining_node, service};
+use skep::clock::{Clock, SystemClock};
+use skep::manager::{Manager, ManagerSettings, SessionId, bootstrap, start};
+use skep::model::{NodeId, NodeState, Revision, TaskState, TaskStatus};
+use skep::protocol::{FORMAT, ToManager, ToNode};
+use skep::store::{Action, LocalProposer, StoreHandle};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+struct ManagerFixture {
+    store: StoreHandle,
+    manager: Manager,
+    leads: watch::Sender<bool>,
+    shutdown: CancellationToken,
+}
+
+async fn manager_fixture() -> ManagerFixture {
+    let store = LocalProposer::handle();
+    store
+        .write(SystemClock.now(), bootstrap(fixture::cluster(), "ingress-id".into(), joining_node("n1")).unwrap())
+        .await
+        .unwrap();
+    let (leads, is_leader) = watch::channel(false);
+    let shutdown = CancellationToken::new();
+    let settings = ManagerSettings::default();
+    let manager = start(store.clone(), is_leader, settings, Arc::new(SystemClock), 1, shutdown.clone());
+    ManagerFixture { store, manager, leads, shutdown }
+}
+
+impl ManagerFixture {
+    async fn hello(&self) -> (SessionId, mpsc::Receiver<ToNode>) {
+        let (out, incoming) = mpsc::channel(4);
+        let hello = ToManager::Hello {
+            format: FORMAT,
+            description: fixture::description("n1"),
+            endpoints: vec!["192.0.2.1:2377".parse().unwrap()],
+            have: Revision::default(),
+        };
+        (self.manager.sessions.open("n1".into(), hello, out).await, incoming)
+    }
+
+    async fn until(&self, what: &str, mut condition: impl FnMut(&skep::store::Store) -> bool) {
+        let mut view = self.store.watch();
+        let wait = async {
+            while !condition(&view.borrow_and_update().clone()) {
+                view.changed().await.unwrap();
+            }
+        };
+        timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    }
+}
+
+async fn next(incoming: &mut mpsc::Receiver<ToNode>) -> Option<ToNode> {
+    timeout(TIMEOUT, incoming.recv()).await.expect("a message in time")
+}
+
+#[tokio::test]
+async fn a_follower_refuses_sessions_and_a_leader_opens_them() {
+    let fixture = manager_fixture().await;
+    let (_, mut incoming) = fixture.hello().await;
+    assert!(matches!(next(&mut incoming).await, Some(ToNode::NotLeader { leader: None })));
+    assert!(next(&mut incoming).await.is_none(), "and ends the session");
+    fixture.leads.send_replace(true);
+    let mut incoming = loop {
+        let (_, mut incoming) = fixture.hello().await;
+        match next(&mut incoming).await {
+            Some(ToNode::Welcome { format: FORMAT, heartbeat_ms: 500 }) => break incoming,
+            Some(ToNode::NotLeader { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let Some(ToNode::View { tasks, networks, cluster, .. }) = next(&mut incoming).await else { panic!("no view") };
+    assert!(tasks.is_some() && networks.is_some_and(|n| n.by_id.len() == 1) && cluster.is_some_and(|c| c.nodes.len() == 1));
+    fixture
+        .until("ready", |s| {
+            s.node(&"n1".into()).is_some_and(|n| n.status.state == NodeState::Ready && !n.mesh.endpoints.is_empty())
+        })
+        .await;
+    fixture.leads.send_replace(false);
+    loop {
+        match next(&mut incoming).await {
+            Some(ToNode::NotLeader { .. }) => break,
+            Some(_) => {}
+            None => panic!("the session ended without a message"),
+        }
+    }
+    fixture.shutdown.cancel();
+    timeout(TIMEOUT, fixture.manager.finished).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn thirty_tasks_are_assigned_with_one_commit_and_reach_the_node() {
+    let fixture = manager_fixture().await;
+    fixture.leads.send_replace(true);
+    let (session, mut incoming) = loop {
+        let (session, mut incoming) = fixture.hello().await;
+        if matches!(next(&mut incoming).await, Some(ToNode::Welcome { .. })) {
+            break (session, incoming);
+        }
+    };
+    fixture.until("ready", |s| s.node(&"n1".into()).is_some_and(|n| n.status.state == NodeState::Ready)).await;
+    let created =
+        fixture.store.write(SystemClock.now(), vec![Action::create(service("web", 30, &[(8080, 80)], &[]))]).await.unwrap();
+    let id = NodeId::from("n1");
+    fixture.until("assigned", |s| s.tasks().filter(|t| t.node_id.as_ref() == Some(&id)).count() == 30).await;
+    let indices: std::collections::BTreeSet<u64> = fixture.store.read().tasks().map(|t| t.meta.version).collect();
+    assert_eq!(indices.len(), 1, "one transaction: {indices:?} after {created}");
+    let (tasks, revision) = loop {
+        match next(&mut incoming).await.expect("the session lives") {
+            ToNode::View { tasks: Some(tasks), revision, .. } if tasks.by_id.len() == 30 => break (tasks, revision),
+            _ => {}
+        }
+    };
+    let status = TaskStatus { timestamp: SystemClock.now(), state: TaskState::Running, ..TaskStatus::default() };
+    let reports = tasks.by_id.keys().map(|id| (id.clone(), status.clone())).collect();
+    fixture.manager.sessions.message(session, ToManager::Status(reports)).await;
+    fixture.until("running", |s| s.tasks().all(|t| t.status.state == TaskState::Running)).await;
+    fixture.manager.sessions.message(session, ToManager::Heartbeat { applied: revision }).await;
+    let mut seen = Vec::new();
+    while !seen.contains(&"alive") || !seen.contains(&"backends") {
+        match next(&mut incoming).await.expect("the session lives") {
+            ToNode::Alive => seen.push("alive"),
+            ToNode::View { cluster: Some(cluster), .. } if cluster.ports[0].backends.len() == 30 => seen.push("backends"),
+            _ => {}
+        }
+    }
+    // The session ends, and the node opens no other.
+    fixture.manager.sessions.close(session);
+    fixture.until("down", |s| s.node(&"n1".into()).is_some_and(|n| n.status.state == NodeState::Down)).await;
+    fixture.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn an_unknown_node_is_refused_as_not_a_member() {
+    let fixture = manager_fixture().await;
+    fixture.leads.send_replace(true);
+    for _ in 0..200 {
+        let (out, mut incoming) = mpsc::channel(4);
+        let hello = ToManager::Hello {
+            format: FORMAT,
+            description: fixture::description("x"),
+            endpoints: Vec::new(),
+            have: Revision::default(),
+        };
+        fixture.manager.sessions.open("unknown".into(), hello, out).await;
+        match next(&mut incoming).await {
+            Some(ToNode::Removed(why)) => {
+                assert!(why.contains("unknown"), "{why}");
+                assert!(next(&mut incoming).await.is_none());
+                return;
+            }
+            Some(ToNode::NotLeader { .. }) => tokio::task::yield_now().await,
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the manager never led");
+}

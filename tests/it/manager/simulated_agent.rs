@@ -1,0 +1,201 @@
+//! A simulated node: its containers are entries of a map, and its reports are delayed.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use skep::manager::SessionId;
+use skep::model::Listens;
+use skep::model::Protocol;
+use skep::model::view::{ClusterPart, Networks, Tasks};
+use skep::model::{ListeningPort, NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use skep::protocol::{FORMAT, ToManager, ToNode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub struct SimulatedContainer {
+    pub task: Task,
+    pub status: TaskStatus,
+    pub listens: Vec<ListeningPort>,
+    /// Steps until it exits on its own.
+    pub life: Option<u32>,
+    /// Steps until it has stopped after it was stop_began to.
+    pub stopping: Option<u32>,
+}
+
+impl SimulatedContainer {
+    pub fn runs(&self) -> bool {
+        (TaskState::Starting..=TaskState::Running).contains(&self.status.state)
+    }
+}
+
+pub struct SimulatedAgent {
+    pub id: NodeId,
+    pub session: Option<SessionId>,
+    /// Messages are delivered.
+    pub connected: bool,
+    pub removed: bool,
+    pub revision: Revision,
+    pub tasks: Arc<Tasks>,
+    pub networks: Arc<Networks>,
+    pub cluster: Option<Arc<ClusterPart>>,
+    pub containers: BTreeMap<TaskId, SimulatedContainer>,
+    unsent_statuses: BTreeMap<TaskId, TaskStatus>,
+    unsent_ports: BTreeMap<TaskId, Vec<ListeningPort>>,
+}
+
+impl SimulatedAgent {
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            session: None,
+            connected: true,
+            removed: false,
+            revision: Revision::default(),
+            tasks: Arc::default(),
+            networks: Arc::default(),
+            cluster: None,
+            containers: BTreeMap::new(),
+            unsent_statuses: BTreeMap::new(),
+            unsent_ports: BTreeMap::new(),
+        }
+    }
+
+    pub fn hello(&mut self) -> ToManager {
+        // A new session starts with reports of everything.
+        self.unsent_statuses = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
+        self.unsent_ports = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
+        ToManager::Hello {
+            format: FORMAT,
+            description: super::fixture::description(self.id.as_str()),
+            endpoints: Vec::new(),
+            have: self.revision,
+        }
+    }
+
+    /// Processes a message and returns the answer.
+    pub fn receive(&mut self, message: ToNode) -> Option<ToManager> {
+        match message {
+            ToNode::View { revision, tasks, networks, cluster } => {
+                assert!(revision >= self.revision, "{} was sent an older view", self.id);
+                self.revision = revision;
+                self.tasks = tasks.unwrap_or_else(|| self.tasks.clone());
+                self.networks = networks.unwrap_or_else(|| self.networks.clone());
+                self.cluster = cluster.or_else(|| self.cluster.take());
+                for task in self.tasks.by_id.values() {
+                    for attachment in &task.attachments {
+                        assert!(self.networks.by_id.contains_key(&attachment.network_id), "a task was sent without its network");
+                    }
+                }
+                return Some(ToManager::Heartbeat { applied: revision });
+            }
+            ToNode::Removed(_) => self.removed = true,
+            ToNode::Welcome { .. } | ToNode::Alive | ToNode::NotLeader { .. } => {}
+            ToNode::Refused(why) => panic!("{} was refused: {why}", self.id),
+        }
+        None
+    }
+
+    /// One step of every container; returns the tasks whose stop began in this step.
+    pub fn step(&mut self, now: Timestamp, rng: &mut StdRng) -> Vec<TaskId> {
+        let mut stop_began = Vec::new();
+        let (tasks, unsent) = (self.tasks.clone(), &mut self.unsent_statuses);
+        self.containers.retain(|id, c| tasks.by_id.contains_key(id) || c.runs());
+        for task in tasks.by_id.values() {
+            self.containers.entry(task.id.clone()).or_insert_with(|| SimulatedContainer {
+                task: task.clone(),
+                status: TaskStatus { container: None, ..task.status.clone() },
+                listens: Vec::new(),
+                life: life(task, rng),
+                stopping: None,
+            });
+        }
+        for (id, container) in &mut self.containers {
+            let desired = tasks.by_id.get(id).map_or(TaskState::Remove, |t| t.desired_state);
+            let not_before = tasks.by_id.get(id).and_then(|t| t.not_before);
+            let before = container.status.state;
+            let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut stop_began);
+            if next > before {
+                container.status = TaskStatus {
+                    timestamp: now,
+                    state: next,
+                    message: next.as_str().to_owned(),
+                    err: String::new(),
+                    container: Some(ContainerStatus { container_id: format!("c-{id}"), pid: 1, exit_code: 0 }),
+                    ports: Vec::new(),
+                };
+                unsent.insert(id.clone(), container.status.clone());
+            }
+            if let Some(now) = container.listening(rng) {
+                container.listens.clone_from(&now);
+                self.unsent_ports.insert(id.clone(), now);
+            }
+        }
+        stop_began
+    }
+
+    pub fn reports(&mut self) -> Vec<ToManager> {
+        let mut all = Vec::new();
+        if !self.unsent_statuses.is_empty() {
+            all.push(ToManager::Status(std::mem::take(&mut self.unsent_statuses).into_iter().collect()));
+        }
+        if !self.unsent_ports.is_empty() {
+            all.push(ToManager::Listens(std::mem::take(&mut self.unsent_ports).into_iter().collect()));
+        }
+        all
+    }
+}
+
+impl SimulatedContainer {
+    /// Starts to listen some time after the container runs; those of flaky services stop again.
+    fn listening(&self, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
+        let stops = if self.task.service_name.starts_with("flaky") { 0.02 } else { 0.0 };
+        let flips = self.status.state == TaskState::Running && rng.random_bool(if self.listens.is_empty() { 0.5 } else { stops });
+        let port = ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4: true, v6: rng.random_bool(0.5) } };
+        flips.then(|| if self.listens.is_empty() { vec![port] } else { Vec::new() })
+    }
+
+    fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, stop_began: &mut Vec<TaskId>) -> TaskState {
+        let state = self.status.state;
+        if state.is_final() {
+            return state;
+        }
+        if desired > TaskState::Running {
+            let left = self.stopping.get_or_insert_with(|| {
+                stop_began.push(self.task.id.clone());
+                rng.random_range(0..4)
+            });
+            if *left == 0 || !(TaskState::Starting..=TaskState::Running).contains(&state) {
+                return TaskState::Shutdown;
+            }
+            *left -= 1;
+            return state;
+        }
+        match state {
+            TaskState::Assigned => TaskState::Accepted,
+            TaskState::Accepted => TaskState::Preparing,
+            TaskState::Preparing => TaskState::Ready,
+            TaskState::Ready if desired == TaskState::Running && due => TaskState::Starting,
+            TaskState::Starting => TaskState::Running,
+            TaskState::Running => match &mut self.life {
+                Some(0) if self.task.service_name.starts_with("once") => TaskState::Complete,
+                Some(0) => TaskState::Failed,
+                Some(n) => {
+                    *n -= 1;
+                    state
+                }
+                None => state,
+            },
+            other => other,
+        }
+    }
+}
+
+/// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too.
+fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
+    let short = rng.random_range(0..5);
+    match task.service_name.as_str() {
+        name if name.starts_with("crash") || name.starts_with("once") => Some(short),
+        name if name.starts_with("flaky") && rng.random_bool(0.5) => Some(short * 10),
+        _ => None,
+    }
+}

@@ -1,0 +1,121 @@
+//! `/metrics`, checked by Prometheus' promtool.
+
+use skep::admin::metrics::render;
+use skep::ingress::ebpf::{EbpfStatus, FrontendConnections};
+use skep::ingress::{PortState, PortStatus};
+use skep::model::{Protocol, Revision, Role};
+use skep::status::{NodeSummary, Status};
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+/// All families. Dashboards and alerts use these names.
+const FAMILIES: [&str; 20] = [
+    "skep_build_info",
+    "skep_ebpf_attached_programs",
+    "skep_ebpf_connections_total",
+    "skep_ebpf_drops_total",
+    "skep_ebpf_events_total",
+    "skep_ebpf_ports",
+    "skep_ebpf_repairs_total",
+    "skep_ebpf_up",
+    "skep_ebpf_vips",
+    "skep_node_info",
+    "skep_peer_handshake_age_seconds",
+    "skep_peer_receive_bytes_total",
+    "skep_peer_transmit_bytes_total",
+    "skep_port_backends",
+    "skep_port_open_connections",
+    "skep_port_refusals_total",
+    "skep_session_established",
+    "skep_swarm_active",
+    "skep_swarm_manager",
+    "skep_view_applied_revision",
+];
+
+#[test]
+fn promtool_accepts_a_status_with_every_series() {
+    let text = render(&full_status());
+    let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
+    let expected: Vec<&str> = FAMILIES.into_iter().chain(["skep_view_revision"]).collect();
+    assert_eq!(families, expected);
+    let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let labelled: BTreeSet<&str> = series.iter().filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();
+    assert_eq!(labelled.len(), series.len(), "a series occurs twice:\n{text}");
+
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs: config/install-tools installs it");
+    promtool.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+    let out = promtool.wait_with_output().expect("promtool ends");
+    let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && printed.is_empty(), "promtool: {}\n{printed}\n{text}", out.status);
+}
+
+fn full_status() -> Status {
+    let node = |id: &str, here: bool, hostname: &str| NodeSummary {
+        id: id.into(),
+        hostname: hostname.to_owned(),
+        manager: here,
+        here,
+        mesh: "fd12:3456:789a:1::1".to_owned(),
+        path: if here { "self" } else { "direct" }.to_owned(),
+        endpoint: None,
+        handshake_seconds: (!here).then_some(17),
+        rx_bytes: u64::MAX,
+        tx_bytes: 1 << 53,
+        containers: 3,
+    };
+    let port = |protocol, port, service: &str| PortStatus {
+        protocol,
+        port,
+        service: service.to_owned(),
+        state: PortState::Listening,
+        backends: 2,
+        connections: 3,
+        errors: 4,
+        refused: 5,
+    };
+    let connections = |service: &str, frontend: &str| FrontendConnections {
+        service: service.to_owned(),
+        frontend: frontend.to_owned(),
+        connections: 6,
+    };
+    Status {
+        version: "0.1.0".to_owned(),
+        state: "active".to_owned(),
+        node: Some("id1".into()),
+        role: Some(Role::Manager),
+        leader: Some("web".to_owned()),
+        view_revision: Revision { incarnation: 1, index: 40 },
+        applied: ["agent", "dns", "ebpf", "overlay", "ports"]
+            .map(|name| (name.to_owned(), Revision { incarnation: 1, index: 39 }))
+            .into(),
+        // Two peers have one host name; that of a third one has characters that must be escaped.
+        nodes: vec![
+            node("id1", true, "web"),
+            node("id2", false, "web"),
+            node("id3", false, "web"),
+            node("id4", false, "a\"}\n\\"),
+        ],
+        ports: vec![port(Protocol::Tcp, 80, "web"), port(Protocol::Udp, 80, "dns"), port(Protocol::Tcp, 81, "x\"y\\")],
+        ebpf: EbpfStatus {
+            up: true,
+            ports: ["80/tcp", "80/tcp6"].map(str::to_owned).into(),
+            connections: vec![connections("web", "80/tcp"), connections("web", "10.0.1.2"), connections("q\"", "81/tcp")],
+            vips: 1,
+            members: 2,
+            links: 3,
+            repaired: 4,
+            counters: [("drop_flow", 1), ("drop_forged", 2), ("icmp_error", 3), ("port_new", 4)]
+                .map(|(name, n)| (name.to_owned(), n))
+                .into(),
+            ..EbpfStatus::default()
+        },
+        ..Status::default()
+    }
+}

@@ -1,0 +1,416 @@
+//! Fixtures of the tests of `rpc`: a cluster's CA and tokens, a manager that admits, a tunnel that can be cut, a dispatcher.
+
+use async_trait::async_trait;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
+use skep::clock::{Clock, SystemClock};
+use skep::datapath::{Sockets as _, sockets::HereSockets};
+use skep::model::WgKey;
+use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
+use skep::model::node::NodeDescription;
+use skep::model::view::ClusterPart;
+use skep::model::{Availability, ClusterId, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
+use skep::protocol::{FORMAT, JoinRefused, JoinReply, JoinRequest, ToManager, ToNode};
+use skep::rpc::{
+    JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind, Server, ServerLimits, SessionServer,
+};
+use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Waits until a condition holds; fails after ten seconds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < end, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A cluster's CA and join tokens.
+pub struct Trust {
+    pub cluster: ClusterId,
+    pub ca: RootCa,
+    pub tokens: JoinTokens,
+}
+
+impl Trust {
+    pub fn new() -> Arc<Self> {
+        let rng = &mut rand::rng();
+        let ca = RootCa::generate(rng, SystemClock.now()).unwrap();
+        let tokens = JoinToken::draw_both(ca.digest().unwrap(), rng);
+        Arc::new(Self { cluster: ClusterId::draw(rng), ca, tokens })
+    }
+    pub fn identity(&self, role: Role) -> Identity {
+        self.identity_in(role, &self.cluster, SystemClock.now())
+    }
+    pub fn identity_in(&self, role: Role, cluster: &ClusterId, now: Timestamp) -> Identity {
+        let rng = &mut rand::rng();
+        let key = NodeKey::generate().unwrap();
+        let name = NodeName { node_id: NodeId::draw(rng), role, cluster_id: cluster.clone() };
+        let certificate = trust::issue(&self.ca, &key.request().unwrap(), &name, now, Duration::ZERO, rng).unwrap();
+        Identity::new(&key.to_pem(), &certificate, self.ca.certificate()).unwrap()
+    }
+}
+
+/// A clock that is wrong by so many seconds.
+pub struct OffBy(pub i64);
+impl Clock for OffBy {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0 + self.0 * 1_000_000_000)
+    }
+}
+
+/// A tunnel between the joiner and the manager; each direction can be cut. As with WireGuard, a received packet is answered.
+#[derive(Default)]
+pub struct Wire {
+    pub up: AtomicBool,
+    pub out_cut: AtomicBool,
+    pub in_cut: AtomicBool,
+    pub at_joiner: AtomicU64,
+    pub at_manager: AtomicU64,
+}
+
+impl Wire {
+    fn to_manager(&self, bytes: u64) -> bool {
+        let delivered = self.up.load(SeqCst) && !self.out_cut.load(SeqCst);
+        if delivered {
+            self.at_manager.fetch_add(bytes, SeqCst);
+        }
+        delivered
+    }
+    fn to_joiner(&self, bytes: u64) -> bool {
+        let delivered = self.up.load(SeqCst) && !self.in_cut.load(SeqCst);
+        if delivered {
+            self.at_joiner.fetch_add(bytes, SeqCst);
+        }
+        delivered
+    }
+}
+
+/// Recorded calls, in order.
+#[derive(Clone, Default)]
+pub struct Journal(Arc<Mutex<Vec<String>>>);
+impl Journal {
+    fn note(&self, text: impl Into<String>) {
+        self.0.lock().unwrap().push(text.into());
+    }
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+    pub fn has(&self, text: &str) -> bool {
+        self.count(text) > 0
+    }
+    pub fn count(&self, text: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|l| *l == text).count()
+    }
+}
+
+/// A change to a reply.
+pub type ReplyChange = fn(&mut JoinReply);
+
+/// A manager that admits.
+pub struct Authority {
+    pub trust: Arc<Trust>,
+    pub wire: Arc<Wire>,
+    pub journal: Journal,
+    /// It also sends probes to joiners.
+    pub sends_probes: bool,
+    pub change_reply: ReplyChange,
+}
+
+#[async_trait]
+impl JoinAuthority for Authority {
+    async fn admit(&self, request: &JoinRequest, _: SocketAddr) -> Result<JoinReply, JoinRefused> {
+        let role = trust::role_of(&self.trust.tokens, &request.token).ok_or(JoinRefused::Token)?;
+        let rng = &mut rand::rng();
+        let name = NodeName { node_id: NodeId::draw(rng), role, cluster_id: self.trust.cluster.clone() };
+        let now = SystemClock.now();
+        let certificate = trust::issue(&self.trust.ca, &request.csr, &name, now, Duration::ZERO, rng)
+            .map_err(|e| JoinRefused::Other(e.to_string()))?;
+        self.journal.note("admit");
+        let mesh = MeshPrefix::draw(rng);
+        let mut reply = JoinReply {
+            node_id: name.node_id,
+            role,
+            cluster_id: name.cluster_id,
+            certificate,
+            ca_certificate: self.trust.ca.certificate().to_owned(),
+            mesh,
+            subnet: mesh.node(2),
+            ingress_addr: Ipv4Addr::new(10, 0, 0, 3),
+            data_path_port: 2377,
+            manager_key: WgKey([1; 32]),
+            view: view(mesh, 7),
+        };
+        (self.change_reply)(&mut reply);
+        Ok(reply)
+    }
+    async fn received(&self, _: &NodeId) -> u64 {
+        self.wire.at_manager.load(SeqCst)
+    }
+    async fn send_probe(&self, _: &NodeId) {
+        if self.sends_probes && self.wire.to_joiner(148) {
+            self.wire.to_manager(92);
+        }
+    }
+    async fn confirm(&self, _: &NodeId) {
+        self.journal.note("confirm");
+    }
+    async fn revoke(&self, _: &NodeId) {
+        self.journal.note("revoke");
+    }
+}
+
+pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
+    NodeView {
+        revision: Revision { incarnation: 1, index },
+        tasks: Arc::default(),
+        networks: Arc::default(),
+        cluster: Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], nodes: vec![], ports: vec![] }),
+    }
+}
+
+/// The joiner's side of a [`Wire`].
+pub struct FakeTunnel {
+    pub wire: Arc<Wire>,
+    pub journal: Journal,
+    pub broken: bool,
+    /// Reading its counters never returns.
+    pub hangs: bool,
+}
+
+#[async_trait]
+impl JoinerSide for FakeTunnel {
+    async fn bring_up(&self, _: &JoinReply) -> anyhow::Result<()> {
+        self.journal.note("up");
+        anyhow::ensure!(!self.broken, "no TUN device on this machine");
+        self.wire.up.store(true, SeqCst);
+        Ok(())
+    }
+    async fn received_from_manager(&self) -> anyhow::Result<u64> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(self.wire.at_joiner.load(SeqCst))
+    }
+    async fn send_probe(&self) {
+        if self.wire.to_manager(148) {
+            self.wire.to_joiner(92);
+        }
+    }
+    async fn tear_down(&self) {
+        self.wire.up.store(false, SeqCst);
+        self.journal.note("down");
+    }
+}
+
+/// A dispatcher: welcomes, answers heartbeats.
+#[derive(Default)]
+pub struct Dispatcher {
+    pub journal: Journal,
+    /// Sent instead of `Welcome`.
+    pub instead: Mutex<Option<ToNode>>,
+    /// It refuses sessions with this text.
+    pub refuses: Mutex<Option<String>>,
+    /// It does not answer heartbeats.
+    pub dead: AtomicBool,
+    pub outs: Mutex<BTreeMap<u64, mpsc::Sender<ToNode>>>,
+    next: AtomicU64,
+}
+
+impl Dispatcher {
+    /// Sends to the newest session.
+    pub async fn send(&self, message: ToNode) {
+        let out = self.outs.lock().unwrap().last_key_value().expect("a session").1.clone();
+        out.send(message).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl SessionServer for Dispatcher {
+    async fn open(&self, node: NodeId, _: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
+        self.journal.note(format!("open {node}"));
+        if let Some(text) = self.refuses.lock().unwrap().clone() {
+            anyhow::bail!(text);
+        }
+        let instead = self.instead.lock().unwrap().clone();
+        if let Some(message) = instead {
+            out.send(message).await?;
+            anyhow::bail!("no session here");
+        }
+        out.send(ToNode::Welcome { format: FORMAT, heartbeat_ms: 50 }).await?;
+        let session = self.next.fetch_add(1, SeqCst);
+        self.outs.lock().unwrap().insert(session, out);
+        Ok(session)
+    }
+    async fn message(&self, session: u64, message: ToManager) {
+        match message {
+            ToManager::Heartbeat { applied } => {
+                self.journal.note(format!("applied {}", applied.index));
+                let out = self.outs.lock().unwrap().get(&session).cloned();
+                if let Some(out) = out.filter(|_| !self.dead.load(SeqCst)) {
+                    let _ = out.send(ToNode::Alive).await;
+                }
+            }
+            ToManager::Leave => {
+                self.journal.note("Leave");
+                self.outs.lock().unwrap().remove(&session);
+            }
+            other => self.journal.note(format!("{other:?}")),
+        }
+    }
+    async fn closed(&self, session: u64) {
+        self.outs.lock().unwrap().remove(&session);
+        self.journal.note("closed");
+    }
+}
+
+/// A server that runs until dropped.
+pub struct Manager {
+    pub identity: watch::Sender<Arc<Identity>>,
+    pub address: SocketAddr,
+    pub wire: Arc<Wire>,
+    pub journal: Journal,
+    pub dispatcher: Arc<Dispatcher>,
+    pub shutdown: CancellationToken,
+    pub served: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub struct Setup {
+    pub trust: Arc<Trust>,
+    pub identity: Identity,
+    pub kind: ListenerKind,
+    pub limits: ServerLimits,
+    pub sends_probes: bool,
+    pub change_reply: ReplyChange,
+    pub address: SocketAddr,
+}
+
+impl Setup {
+    pub fn new(trust: &Arc<Trust>, kind: ListenerKind) -> Self {
+        Self {
+            trust: trust.clone(),
+            identity: trust.identity(Role::Manager),
+            kind,
+            limits: ServerLimits { proof_interval: Duration::from_millis(10), ..ServerLimits::default() },
+            sends_probes: false,
+            change_reply: |_| {},
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+    pub fn start(self) -> Manager {
+        let (wire, journal, dispatcher) = (Arc::new(Wire::default()), Journal::default(), Arc::new(Dispatcher::default()));
+        let authority = Authority {
+            trust: self.trust,
+            wire: wire.clone(),
+            journal: journal.clone(),
+            sends_probes: self.sends_probes,
+            change_reply: self.change_reply,
+        };
+        let (identity, identities) = watch::channel(Arc::new(self.identity));
+        let server =
+            Server::new(identities, Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits).unwrap();
+        let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shutdown, kind) = (CancellationToken::new(), self.kind);
+        let token = shutdown.clone();
+        let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
+        Manager { identity, address, wire, journal, dispatcher, shutdown, served }
+    }
+}
+
+pub fn options(timeout: Duration) -> JoinOptions {
+    JoinOptions { timeout, proof_interval: Duration::from_millis(10), clock: Arc::new(SystemClock) }
+}
+
+pub fn side(manager: &Manager) -> FakeTunnel {
+    FakeTunnel { wire: manager.wire.clone(), journal: manager.journal.clone(), broken: false, hangs: false }
+}
+
+/// Joins as a worker does.
+pub async fn join(at: SocketAddr, token: &str, side: &FakeTunnel, options: &JoinOptions) -> Result<Joined, JoinError> {
+    let node_key = NodeKey::generate().unwrap();
+    let parts = JoinParts {
+        token,
+        node_key: &node_key,
+        tunnel_key: WgKey([2; 32]),
+        endpoints: vec![SocketAddr::from(([0, 0, 0, 0], 2377))],
+        description: NodeDescription { hostname: "lab2".to_owned(), ..NodeDescription::default() },
+        availability: Availability::Active,
+    };
+    skep::rpc::join(at, parts, side, options).await
+}
+
+/// Opens a TLS connection without checking the server, as an attacker does.
+pub async fn tls(
+    at: SocketAddr,
+    alpn: &str,
+    identity: Option<&Identity>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyServer));
+    let mut config = match identity {
+        Some(identity) => {
+            let chain = vec![CertificateDer::from(identity.certificate_der().unwrap())];
+            let key = PrivateKeyDer::from_pem_slice(identity.key().as_bytes()).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    if !alpn.is_empty() {
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    }
+    let stream = TcpStream::connect(at).await?;
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("x").unwrap(), stream).await
+}
+
+#[derive(Debug)]
+struct AcceptAnyServer;
+impl ServerCertVerifier for AcceptAnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
