@@ -16,7 +16,7 @@ use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
     AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
-    Tuple, V4 as Ipv4, client_hash, is_zero, same_address, slot,
+    Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
@@ -41,7 +41,7 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     let now = seconds();
     if packet.is(PacketKind::LaterFragment) {
         let Some(state) = lookup_lru(&FRAGMENTS, &packet.fragment_key()) else { return Ok(Verdict::Pass) };
-        if now - state.seen > FRAGMENT_TIMEOUT {
+        if elapsed(now, state.seen) > FRAGMENT_TIMEOUT {
             return Ok(Verdict::Pass);
         }
         nat_rewrite(ctx, packet, End::Destination, &state.address, 0, 0)?;
@@ -83,7 +83,7 @@ fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) 
         // SAFETY: the entry is replaced whole; a torn one is an address that no container has.
         let flow = unsafe { *entry };
         if flow.backend == 0 {
-            if !packet.is_syn() && (packet.tuple.protocol == TCP || now - flow.seen <= config.udp_idle) {
+            if !packet.is_syn() && (packet.tuple.protocol == TCP || elapsed(now, flow.seen) <= config.udp_idle) {
                 return Ok(None);
             }
         } else if is_current(packet, &flow, config, now) && is_allowed(packet, &key) {
@@ -112,7 +112,11 @@ fn is_current(packet: &Packet, flow: &Flow, config: &Config, now: u32) -> bool {
     if packet.is(PacketKind::IcmpError) {
         return true;
     }
-    if packet.tuple.protocol == TCP { !packet.is_syn() } else { backend.serving != 0 && now - flow.seen <= config.udp_idle }
+    if packet.tuple.protocol == TCP {
+        !packet.is_syn()
+    } else {
+        backend.serving != 0 && elapsed(now, flow.seen) <= config.udp_idle
+    }
 }
 
 /// Whether the source may use the port. Asked for each packet, so that a flow ends with the right to it.

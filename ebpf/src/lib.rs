@@ -203,6 +203,14 @@ pub const NODE: u32 = 1;
 /// Seconds that later fragments may arrive after the first one.
 pub const FRAGMENT_TIMEOUT: u32 = 30;
 
+/// Seconds from `since` to `now`; 0 if `since` is later, as when another CPU has just written it.
+#[inline(always)]
+#[must_use]
+pub const fn elapsed(now: u32, since: u32) -> u32 {
+    let seconds = now.wrapping_sub(since);
+    if seconds as i32 >= 0 { seconds } else { 0 }
+}
+
 /// A 32-bit identifier of a service (FNV-1a of its id), never 0.
 #[must_use]
 pub const fn owner(service_id: &[u8]) -> u32 {
@@ -282,6 +290,19 @@ mod tests {
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
         assert_eq!(size_of::<Config>(), 40);
+    }
+
+    #[test]
+    fn time_does_not_run_backwards_between_cpus() {
+        assert_eq!((elapsed(100, 40), elapsed(100, 100), elapsed(100, 101)), (60, 0, 0));
+        assert_eq!(elapsed(2, u32::MAX - 2), 5, "the clock wraps");
+    }
+
+    #[test]
+    fn owners_of_services_differ_and_none_is_zero() {
+        let owners = (0..10_000_u32).map(|n| owner(&[b"service", &n.to_be_bytes()[..]].concat()));
+        let distinct: std::collections::BTreeSet<u32> = owners.filter(|owner| *owner != 0).collect();
+        assert!(distinct.len() >= 9_998, "{}", distinct.len());
     }
 
     #[test]
