@@ -10,8 +10,13 @@ pub mod userspace;
 
 pub use userspace::UserspaceSettings;
 
-use crate::model::Protocol;
+use crate::model::{IpFamily, Protocol};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Published ports that this node's own listeners hold, by address family. A port that another program of the node has is
+/// not among them, and no datapath may take its packets.
+pub type HeldPorts = BTreeSet<(Protocol, u16, IpFamily)>;
 
 /// A published port as the userspace datapath of this node has it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -2,9 +2,10 @@
 //! to no client pass unchanged.
 
 use crate::change::{End, nat_rewrite};
-use crate::ctx::{ethertype, ifindex, raw};
+use crate::ctx::{ethertype, ifindex, is_for_host, raw, seconds};
 use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, add, config, count, is_source, lookup, lookup_lru,
+    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, UPLINKS, add, config, count, is_source, lookup,
+    lookup_lru,
 };
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
@@ -14,8 +15,8 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_looku
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
-    AFFINITY, Address, Config, Counter, Flow, FragmentState, GUARDED, NO_CLIENT, Port, PortNumber, Reply, Tuple, V4 as Ipv4,
-    client_hash, is_zero, same_address, slot,
+    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
+    Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
@@ -32,25 +33,31 @@ pub fn container_address(config: &Config, family: u8, v4: Ipv4) -> Address {
 /// Packets that arrive by an uplink.
 #[inline(always)]
 pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    if !is_for_host(ctx) {
+        return Ok(Verdict::Pass);
+    }
     let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
     let Some(config) = config() else { return Ok(Verdict::Pass) };
+    let now = seconds();
     if packet.is(PacketKind::LaterFragment) {
         let Some(state) = lookup_lru(&FRAGMENTS, &packet.fragment_key()) else { return Ok(Verdict::Pass) };
+        if elapsed(now, state.seen) > FRAGMENT_TIMEOUT {
+            return Ok(Verdict::Pass);
+        }
         nat_rewrite(ctx, packet, End::Destination, &state.address, 0, 0)?;
         count(Counter::PortIn);
         return Ok(Verdict::RedirectPeer(config.host_end));
     }
-    let flow = match lookup_lru(&FLOWS, &packet.tuple) {
-        Some(flow) if is_sticky(packet, flow) => *flow,
-        Some(flow) if flow.backend == 0 && !packet.is_syn() => return Ok(Verdict::Pass),
-        known => match new_flow(ctx, packet, config, known.is_some()) {
-            Some(flow) => flow,
-            None => return Ok(Verdict::Pass),
-        },
+    let Some(flow) = select_flow(ctx, packet, config, now)? else {
+        if packet.is(PacketKind::FirstFragment) {
+            // The identification may be that of an earlier datagram, whose state later fragments must not follow.
+            let _ = FRAGMENTS.remove(packet.fragment_key());
+        }
+        return Ok(Verdict::Pass);
     };
     let to = container_address(config, packet.family, flow.backend);
     if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: to, entry: [0; 2], device: 0, zero: 0 };
+        let state = FragmentState { address: to, entry: [0; 2], device: 0, seen: now };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
     nat_rewrite(ctx, packet, End::Destination, &to, flow.target, flow.client_port)?;
@@ -58,44 +65,97 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     Ok(Verdict::RedirectPeer(config.host_end))
 }
 
-/// Whether a packet stays with the backend of its flow entry.
+/// The flow entry of a client's packet, an existing or a new one. `None`: not a client's packet.
 #[inline(always)]
-fn is_sticky(packet: &Packet, flow: &Flow) -> bool {
-    if flow.backend == 0 {
+fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) -> Result<Option<Flow>, Verdict> {
+    let key = Port { protocol: packet.tuple.protocol, family: packet.family, port: packet.tuple.destination_port };
+    if packet.tuple.protocol == UDP {
+        if packet.tuple.destination_port == config.tunnel_port {
+            return Ok(None);
+        }
+        let sender = Port { port: packet.tuple.source_port, ..key };
+        if lookup(&PORTS, &sender).is_some() && is_source(NODE, &packet.tuple.source) && lookup(&PORTS, &key).is_some() {
+            return Err(Verdict::Drop(Counter::DropLoop));
+        }
+    }
+    let known = FLOWS.get_ptr_mut(&packet.tuple);
+    if let Some(entry) = known {
+        // SAFETY: the entry is replaced whole; a torn one is an address that no container has.
+        let flow = unsafe { *entry };
+        if flow.backend == 0 {
+            if !packet.is_syn() && (packet.tuple.protocol == TCP || elapsed(now, flow.seen) <= config.udp_idle) {
+                return Ok(None);
+            }
+        } else if is_current(packet, &flow, config, now) && is_allowed(packet, &key) {
+            // SAFETY: as above. Written only when it changes: the entry is shared by all CPUs.
+            unsafe {
+                if flow.seen != now {
+                    (*entry).seen = now;
+                }
+                if flow.ifindex != packet.device {
+                    (*entry).ifindex = packet.device;
+                }
+            }
+            return Ok(Some(flow));
+        }
+    }
+    Ok(new_flow(ctx, packet, config, &key, known.is_some(), now))
+}
+
+/// Whether a packet stays with the backend of its flow entry. A new connection never does: it asks the table.
+#[inline(always)]
+fn is_current(packet: &Packet, flow: &Flow, config: &Config, now: u32) -> bool {
+    let Some(backend) = lookup(&BACKENDS, &flow.backend) else { return false };
+    if flow.owner != 0 && flow.owner != backend.owner {
         return false;
     }
-    let Some(backend) = lookup(&BACKENDS, &flow.backend) else { return false };
-    // New connections, and datagrams at any time, leave a backend that receives no new clients.
-    backend.serving != 0 || packet.is(PacketKind::IcmpError) || (packet.tuple.protocol == TCP && !packet.is_syn())
+    if packet.is(PacketKind::IcmpError) {
+        return true;
+    }
+    if packet.tuple.protocol == TCP {
+        !packet.is_syn()
+    } else {
+        backend.serving != 0 && elapsed(now, flow.seen) <= config.udp_idle
+    }
+}
+
+/// Whether the source may use the port. Asked for each packet, so that a flow ends with the right to it.
+#[inline(always)]
+fn is_allowed(packet: &Packet, key: &Port) -> bool {
+    packet.is(PacketKind::IcmpError)
+        || lookup(&PORTS, key).is_none_or(|frontend| frontend.flags & GUARDED == 0)
+        || is_source(key.scope(), &packet.tuple.source)
 }
 
 /// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
 /// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
 #[inline(always)]
-fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) -> Option<Flow> {
+fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, known: bool, now: u32) -> Option<Flow> {
     if packet.is(PacketKind::IcmpError) {
         return None;
     }
-    let key = Port { protocol: packet.tuple.protocol, family: packet.family, port: packet.tuple.destination_port };
-    let frontend = lookup(&PORTS, &key)?;
+    let frontend = lookup(&PORTS, key)?;
+    is_local(ctx, packet)?;
     if frontend.size == 0 {
+        count(Counter::PassNoBackend);
         return None;
     }
-    is_local(ctx, packet)?;
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
     // Replies to connections of the host, and packets of a connection that a socket of the host has.
     if established && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
+        count(Counter::PassNoClient);
         return None;
     }
     if frontend.flags & GUARDED != 0 && !is_source(key.scope(), &packet.tuple.source) {
+        count(Counter::PassNotAllowed);
         return None;
     }
     let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
     let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
-    lookup(&BACKENDS, &backend)?;
+    let owner = lookup(&BACKENDS, &backend)?.owner;
     packet.fill_reverse();
     packet.reverse.source = container_address(config, packet.family, backend);
     packet.reverse.source_port = frontend.target;
@@ -118,7 +178,8 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, known: bool) 
         device: 0,
     };
     REPLIES.insert(&packet.reverse, reply, 0).ok()?;
-    let flow = Flow { backend, target: frontend.target, client_port: packet.reverse.destination_port, ifindex: packet.device };
+    let client_port = packet.reverse.destination_port;
+    let flow = Flow { backend, target: frontend.target, client_port, ifindex: packet.device, owner, seen: now };
     FLOWS.insert(&packet.tuple, flow, 0).ok()?;
     count(if established { Counter::PortReselected } else { Counter::PortNew });
     add(PORT_COUNTS.get_ptr_mut(key));
@@ -223,7 +284,7 @@ fn client_device(ctx: &TcContext) -> Option<u32> {
     packet.fill_reverse();
     let device = lookup_lru(&FLOWS, &packet.reverse)?.ifindex;
     if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: packet.source, entry: [0; 2], device, zero: 0 };
+        let state = FragmentState { address: packet.source, entry: [0; 2], device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
     Some(device)
@@ -262,29 +323,40 @@ pub fn out_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     }
     let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
     packet.fill_reverse();
-    if packet.is(PacketKind::IcmpError)
-        || lookup_lru(&FLOWS, &packet.reverse).is_some()
-        || lookup(&LOCALS, &packet.tuple.source).is_none()
-    {
+    if packet.is(PacketKind::IcmpError) || lookup(&LOCALS, &packet.tuple.source).is_none() {
         return Ok(Verdict::Pass);
     }
-    let flow = Flow { backend: 0, target: 0, client_port: 0, ifindex: ifindex(ctx) };
+    let now = seconds();
+    if let Some(entry) = FLOWS.get_ptr_mut(&packet.reverse) {
+        // SAFETY: as in `select_flow`.
+        unsafe {
+            if (*entry).backend == 0 && (*entry).seen != now {
+                (*entry).seen = now;
+            }
+        }
+        return Ok(Verdict::Pass);
+    }
+    let flow = Flow { seen: now, ifindex: ifindex(ctx), backend: 0, target: 0, client_port: 0, owner: 0 };
     let _ = FLOWS.insert(&packet.reverse, flow, 0);
     count(Counter::HostFlow);
     Ok(Verdict::Pass)
 }
 
-/// Drops forwarded packets with a container's address as their source: a container could send them by the engine's bridge
-/// with the address of another one.
+/// Drops forwarded packets of this node's containers with the address of a container as their source: a container could send
+/// them by the engine's bridge with the address of another one. Packets that arrived by an uplink are of machines outside,
+/// whose network may have the same addresses.
 #[inline(always)]
 fn verify_forwarded_source(ctx: &TcContext) -> Result<(), Verdict> {
     // SAFETY: the context is a valid one.
-    let forwarded = unsafe { (*raw(ctx)).ingress_ifindex } != 0;
-    if !forwarded || ethertype(ctx) != ETH_V4 {
+    let arrived_by = unsafe { (*raw(ctx)).ingress_ifindex };
+    if arrived_by == 0 || ethertype(ctx) != ETH_V4 {
         return Ok(());
     }
     let source: Ipv4 = ctx.load(ETHERNET + 12).map_err(|_| Verdict::Pass)?;
-    if lookup(&BACKENDS, &source).is_some() && lookup(&LOCALS, &mapped(source)).is_none() {
+    if lookup(&BACKENDS, &source).is_some()
+        && lookup(&LOCALS, &mapped(source)).is_none()
+        && lookup(&UPLINKS, &arrived_by).is_none()
+    {
         return Err(Verdict::Drop(Counter::DropForged));
     }
     Ok(())

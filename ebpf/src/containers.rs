@@ -2,7 +2,7 @@
 //! call has translated. Everything else passes to the userspace datapath.
 
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
-use crate::ctx::{ethertype, ifindex, raw};
+use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::maps::{
     BACKENDS, FLOWS, FRAGMENTS, REPLIES, SLOTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, config, count, lookup, lookup_lru,
 };
@@ -12,7 +12,7 @@ use crate::verdict::Verdict;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, ICMP, REPLY, TCP, V4, byte, has_more, is_plain, mapped};
-use skep_ebpf::{Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, is_zero, slot};
+use skep_ebpf::{Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, is_zero, slot};
 
 /// From a container.
 #[inline(always)]
@@ -37,17 +37,19 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
         return Ok(Verdict::RedirectPeer(if reply.device != 0 { reply.device } else { config.mesh_end }));
     }
     if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: [0; 4], entry: reply.entry, device: 0, zero: 0 };
+        let state = FragmentState { address: [0; 4], entry: reply.entry, device: 0, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
     set_port(ctx, packet, End::Destination, reply.client_port)?;
     send_to_node(ctx, config, REPLY, reply.entry)
 }
 
-/// Checks that the source address belongs to the container that sent the packet.
+/// Checks that the source address belongs to the container that sent the packet; of an ICMP error, that it is about a packet
+/// to that container. (The source of an error may be a router behind the container.)
 #[inline(always)]
 fn verify_source(packet: &Packet) -> Result<(), Verdict> {
-    if lookup(&BACKENDS, &packet.source[3]).is_some_and(|backend| backend.ifindex == packet.device) {
+    let source = if packet.is(PacketKind::IcmpError) { &packet.tuple.source } else { &packet.source };
+    if lookup(&BACKENDS, &source[3]).is_some_and(|backend| backend.ifindex == packet.device) {
         return Ok(());
     }
     Err(Verdict::Drop(Counter::DropForged))
@@ -71,7 +73,8 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
     let Some(vip) = lookup_vip(packet.tuple.source[3], &target) else { return Ok(Verdict::Pass) };
     verify_source(packet)?;
     let known = lookup_lru(&FLOWS, &packet.tuple).filter(|flow| {
-        lookup(&BACKENDS, &flow.backend).is_some_and(|b| b.serving != 0 || (packet.tuple.protocol == TCP && !packet.is_syn()))
+        let keeps = |b: Backend| flow.owner == b.owner && (b.serving != 0 || packet.tuple.protocol == TCP);
+        !packet.is_syn() && lookup(&BACKENDS, &flow.backend).is_some_and(keeps)
     });
     let backend = match known {
         Some(flow) => flow.backend,
@@ -92,6 +95,7 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     }
     let index = slot(vip.base, vip.size, client_hash(&packet.tuple, false));
     let backend = *SLOTS.get(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
+    let owner = lookup(&BACKENDS, &backend).ok_or(Verdict::Drop(Counter::VipEmpty))?.owner;
     packet.fill_reverse();
     packet.reverse.source = mapped(backend);
     let reply = Reply {
@@ -102,7 +106,8 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
         device: packet.device,
     };
     REPLIES.insert(&packet.reverse, reply, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
-    let flow = Flow { backend, target: reply.port, client_port: reply.client_port, ifindex: packet.device };
+    let (client_port, ifindex) = (reply.client_port, packet.device);
+    let flow = Flow { backend, target: reply.port, client_port, ifindex, owner, seen: seconds() };
     FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
     let _ = VIP_PACKETS_SEEN.set(0, 1, 0);
     add(VIP_COUNTS.get_ptr_mut(target));

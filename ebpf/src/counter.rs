@@ -75,6 +75,14 @@ counters! {
     DropForged = "drop_forged", drop "forged_source";
     /// The kernel refused to change the packet or a map.
     DropChange = "drop_change", drop "rewrite_failed";
+    /// A datagram from a published port of another node to a published port of this one: the two would answer each other for ever.
+    DropLoop = "drop_loop", drop "datagram_loop";
+    /// Packets to a published port that were left to the host: the source may not use the port.
+    PassNotAllowed = "pass_not_allowed";
+    /// Packets to a published port that were left to the host: the source is an address of a network of the cluster.
+    PassNoClient = "pass_no_client";
+    /// Packets to a published port that were left to the host: no task is in its table.
+    PassNoBackend = "pass_no_backend";
 }
 
 #[cfg(test)]
@@ -87,7 +95,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 19, "the size of a pinned map of LAYOUT 3");
+        assert_eq!(Counter::ALL.len(), 23, "the size of a pinned map of LAYOUT 4");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Raw fields of a packet's context (`struct __sk_buff`), for the other modules.
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 
 /// The context as the helpers take it.
@@ -21,6 +22,24 @@ pub fn ethertype(ctx: &TcContext) -> u32 {
 pub fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: as above.
     unsafe { (*raw(ctx)).ifindex }
+}
+
+/// Whether the packet is addressed to this machine (not a broadcast, a multicast, or a frame for another MAC address) and has
+/// no VLAN tag: the packets of a VLAN pass again on the VLAN's own device.
+#[inline(always)]
+pub fn is_for_host(ctx: &TcContext) -> bool {
+    // SAFETY: as above. `PACKET_HOST` is 0.
+    unsafe {
+        let skb = raw(ctx);
+        core::ptr::read_volatile(&(*skb).pkt_type) | core::ptr::read_volatile(&(*skb).vlan_present) == 0
+    }
+}
+
+/// Seconds of the monotonic clock.
+#[inline(always)]
+pub fn seconds() -> u32 {
+    // SAFETY: takes no argument.
+    unsafe { (bpf_ktime_get_coarse_ns() / 1_000_000_000) as u32 }
 }
 
 /// Length of the packet in bytes, with the link header.

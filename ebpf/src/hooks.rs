@@ -1,7 +1,8 @@
 //! Entry points: one per hook.
 
-use crate::vip::{Call, SockaddrFamily, translate, untranslate};
+use crate::vip::{Call, Outcome, SockaddrFamily, translate, untranslate};
 use crate::{clients, containers, mesh};
+use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
@@ -18,15 +19,36 @@ fn begin() {
 
 /// Return value of a program at a socket call: the call continues, translated or not.
 const ALLOW: i32 = 1;
+/// Return value of a program at a socket call: the call fails, with EPERM if no other error was set.
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// 1 where the kernel has `bpf_set_retval` (5.18). Set by the loader; a constant to the verifier, which never sees the helper
+/// where it is 0.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u32 = 0;
+
+/// Lets the call fail with ECONNREFUSED where the kernel can, else with EPERM.
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: reads a constant; the helper takes a number.
+    unsafe {
+        if core::ptr::read_volatile(&HAS_SET_RETVAL) != 0 {
+            bpf_set_retval(-ECONNREFUSED);
+        }
+    }
+    REFUSE
+}
 
 macro_rules! calls {
     ($($name:ident: $call:expr;)*) => {$(
         #[cgroup_sock_addr($name)]
         pub fn $name(ctx: SockAddrContext) -> i32 {
             begin();
-            let call: fn(&SockAddrContext) -> Option<()> = $call;
+            let call: fn(&SockAddrContext) -> Option<Outcome> = $call;
             match call(&ctx) {
-                Some(()) | None => ALLOW,
+                Some(Outcome::Refused) => refuse(),
+                Some(Outcome::Translated) | None => ALLOW,
             }
         }
     )*};

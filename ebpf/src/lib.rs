@@ -11,7 +11,7 @@ pub mod packet;
 pub use counter::Counter;
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 /// Upper bound of the slots of all tables together; the loader allocates fewer on a machine with little memory.
 pub const SLOTS: u32 = 6 << 20;
 
@@ -100,6 +100,8 @@ shared! {
         serving: u32,
         /// /64 of its node.
         prefix: Prefix,
+        /// [`owner`] of the service that the address belongs to now: a flow of another owner is over.
+        owner: u32,
     }
     /// A connection in one direction.
     Tuple {
@@ -121,8 +123,12 @@ shared! {
         target: PortNumber,
         /// The client's port as the container sees it: replaced if two clients' tuples would be the same at the container.
         client_port: PortNumber,
-        /// Index of the device that the client is reached by.
+        /// Index of the device that the client's last packet arrived by.
         ifindex: u32,
+        /// [`Backend::owner`] when the backend was selected; 0 matches every owner (an entry of an earlier layout).
+        owner: u32,
+        /// When the client's last packet arrived, in seconds of the kernel's monotonic clock.
+        seen: u32,
     }
     /// Reverse NAT entry: how a backend's reply is translated, by the container's tuple.
     Reply {
@@ -155,7 +161,8 @@ shared! {
         entry: Prefix,
         /// Index of the device that the first fragment left by.
         device: u32,
-        zero: u32,
+        /// When the first fragment arrived, as [`Flow::seen`].
+        seen: u32,
     }
     /// This node's devices and prefixes, as the programs need them. Devices are interface indexes.
     Config {
@@ -171,6 +178,11 @@ shared! {
         prefix: Prefix,
         /// First half of every container's IPv6 address.
         containers: Prefix,
+        /// Seconds without a datagram of the client after which a UDP flow is over.
+        udp_idle: u32,
+        /// UDP port of the tunnel on this node: never a published port.
+        tunnel_port: PortNumber,
+        zero: u16,
     }
 }
 
@@ -184,6 +196,31 @@ impl Port {
 
 /// Scope of the sources whose packets to published ports are not translated.
 pub const NO_CLIENT: u32 = 0;
+
+/// Scope of the addresses at which other nodes of the cluster are reached.
+pub const NODE: u32 = 1;
+
+/// Seconds that later fragments may arrive after the first one.
+pub const FRAGMENT_TIMEOUT: u32 = 30;
+
+/// Seconds from `since` to `now`; 0 if `since` is later, as when another CPU has just written it.
+#[inline(always)]
+#[must_use]
+pub const fn elapsed(now: u32, since: u32) -> u32 {
+    let seconds = now.wrapping_sub(since);
+    if seconds as i32 >= 0 { seconds } else { 0 }
+}
+
+/// A 32-bit identifier of a service (FNV-1a of its id), never 0.
+#[must_use]
+pub const fn owner(service_id: &[u8]) -> u32 {
+    let (mut hash, mut at) = (0x811c_9dc5_u32, 0);
+    while at < service_id.len() {
+        hash = (hash ^ service_id[at] as u32).wrapping_mul(0x0100_0193);
+        at += 1;
+    }
+    if hash == 0 { 1 } else { hash }
+}
 
 /// Flag of a frontend: the backend is selected by the client address alone.
 pub const AFFINITY: u16 = 1;
@@ -246,13 +283,26 @@ mod tests {
         assert_eq!(size_of::<Port>(), 4);
         assert_eq!(size_of::<Frontend>(), 12);
         assert_eq!(size_of::<Source>(), 20);
-        assert_eq!(size_of::<Backend>(), 16);
+        assert_eq!(size_of::<Backend>(), 20);
         assert_eq!(size_of::<Tuple>(), 48);
-        assert_eq!(size_of::<Flow>(), 12);
+        assert_eq!(size_of::<Flow>(), 20);
         assert_eq!(size_of::<Reply>(), 32);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
-        assert_eq!(size_of::<Config>(), 32);
+        assert_eq!(size_of::<Config>(), 40);
+    }
+
+    #[test]
+    fn time_does_not_run_backwards_between_cpus() {
+        assert_eq!((elapsed(100, 40), elapsed(100, 100), elapsed(100, 101)), (60, 0, 0));
+        assert_eq!(elapsed(2, u32::MAX - 2), 5, "the clock wraps");
+    }
+
+    #[test]
+    fn owners_of_services_differ_and_none_is_zero() {
+        let owners = (0..10_000_u32).map(|n| owner(&[b"service", &n.to_be_bytes()[..]].concat()));
+        let distinct: std::collections::BTreeSet<u32> = owners.filter(|owner| *owner != 0).collect();
+        assert!(distinct.len() >= 9_998, "{}", distinct.len());
     }
 
     #[test]

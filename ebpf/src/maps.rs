@@ -34,6 +34,9 @@ pub static BACKENDS: HashMap<V4, Backend> = HashMap::pinned(65_536, 1);
 /// Addresses of the host.
 #[map]
 pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);
+/// Indexes of the uplinks: a forwarded packet that arrived by one is of a machine outside, not of a container.
+#[map]
+pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(1_024, 1);
 #[map]
 pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(131_072, 0);
 #[map]

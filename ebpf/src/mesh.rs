@@ -4,7 +4,7 @@
 
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
-use crate::ctx::ethertype;
+use crate::ctx::{ethertype, seconds};
 use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
@@ -74,7 +74,7 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
 /// Delivers a client's packet from the entry node `entry` to a container of this node, and records where its reply goes.
 #[inline(always)]
 fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Result<Verdict, Verdict> {
-    let Some(Backend { ifindex, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
+    let Some(Backend { ifindex, owner, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
         return Err(Verdict::Drop(Counter::DropBackend));
     };
     count(Counter::Delivered);
@@ -101,7 +101,8 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Resul
     if known.is_some() && !established {
         replace_client_port(&mut packet.reverse);
         let port = packet.reverse.destination_port;
-        let flow = Flow { backend: packet.destination[3], target: packet.tuple.destination_port, client_port: port, ifindex };
+        let (backend, target) = (packet.destination[3], packet.tuple.destination_port);
+        let flow = Flow { backend, target, client_port: port, ifindex, owner, seen: seconds() };
         FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
         set_port(ctx, packet, End::Source, port)?;
     }
@@ -135,7 +136,7 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
     }
     let reply = *known;
     if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, zero: 0 };
+        let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
     if packet.is(PacketKind::IcmpError) {

@@ -27,6 +27,15 @@ pub enum Call {
     SendMsg,
 }
 
+/// What became of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It continues with another address.
+    Translated,
+    /// It fails at once, as a connection to a port without a listener: the service has no task.
+    Refused,
+}
+
 /// The IPv4 address in the call; `None` for an IPv6 address that is not a mapped one.
 #[inline(always)]
 fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
@@ -84,7 +93,7 @@ fn is_udp(ctx: &SockAddrContext) -> bool {
 /// Replaces a virtual address as the destination of a call by a backend, and records which virtual address it was.
 /// `None`: the call continues unchanged.
 #[inline(always)]
-pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> Option<()> {
+pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> Option<Outcome> {
     let virtual_address = address(ctx, family)?;
     let vip = lookup(&VIPS, &virtual_address)?;
     // SAFETY: the context is a valid one.
@@ -92,7 +101,7 @@ pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> O
     lookup(&MEMBERS, &NetnsMembership { cookie, network: vip.network, zero: 0 })?;
     if vip.size == 0 {
         count(Counter::VipEmpty);
-        return None;
+        return Some(Outcome::Refused);
     }
     let hash = match call {
         // SAFETY: takes no argument.
@@ -109,7 +118,7 @@ pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> O
         add(VIP_COUNTS.get_ptr_mut(virtual_address));
     }
     set_address(ctx, family, backend);
-    Some(())
+    Some(Outcome::Translated)
 }
 
 /// Records the virtual address that a socket asked for, for [`untranslate`]. `false`: it was recorded before.
@@ -130,11 +139,11 @@ fn record_peer(ctx: &SockAddrContext, call: Call, peer: &SocketPeer, virtual_add
 /// Replaces a backend by the virtual address that the socket asked for, where a call returns an address to the process:
 /// the peer's name, or the sender of a datagram. `None`: the address is returned unchanged.
 #[inline(always)]
-pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<()> {
+pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
     let backend = address(ctx, family)?;
     let peer = peer(ctx, backend);
     let connected = if is_udp(ctx) { lookup_lru(&DATAGRAM_PEERS, &peer) } else { None };
     let virtual_address = connected.or_else(|| lookup_lru(&PEERS, &peer))?;
     set_address(ctx, family, *virtual_address);
-    Some(())
+    Some(Outcome::Translated)
 }

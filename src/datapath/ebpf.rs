@@ -13,6 +13,7 @@ mod host_devices;
 mod ingress_network;
 mod load;
 mod maps;
+mod migration;
 mod programs;
 mod return_routes;
 mod sandbox;

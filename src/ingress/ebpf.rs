@@ -7,11 +7,14 @@
 //! `reconciler` is the loop. Knows containers only as namespaces with addresses, and nothing of what the programs do.
 
 mod desired;
+#[cfg(test)]
+mod desired_tests;
 mod dirty;
 mod eligibility;
 mod follower;
 #[cfg(test)]
 mod follower_tests;
+mod inputs;
 pub mod maglev;
 mod namespaces;
 mod plan;
@@ -21,21 +24,24 @@ mod reconciler;
 mod slots;
 mod status;
 
-pub use desired::{DesiredDatapath, Inputs};
+pub use desired::DesiredDatapath;
 pub use dirty::{Changed, Dirty};
 pub use eligibility::PortUnavailable;
 pub use follower::DesiredState;
+pub use inputs::Inputs;
 pub use plan::plan;
 pub use reconciler::run;
 pub use slots::SlotAllocator;
 pub use status::drop_reason;
 
+use super::HeldPorts;
 use crate::datapath::Sandbox;
 use crate::datapath::ebpf::{Hook, VipReadiness};
 use crate::model::{NodeView, Revision};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The eBPF datapath as this node has it.
@@ -81,6 +87,15 @@ pub struct FrontendConnections {
     pub connections: u64,
 }
 
+/// Timing of the eBPF datapath.
+#[derive(Clone, Copy, Debug)]
+pub struct EbpfTiming {
+    /// The slow tick: the maps are read and repaired.
+    pub tick: Duration,
+    /// A UDP flow ends after so long without a datagram of its client.
+    pub udp_idle: Duration,
+}
+
 /// What the loop reads and publishes.
 pub struct EbpfChannels {
     pub view: watch::Receiver<Option<Arc<NodeView>>>,
@@ -88,6 +103,8 @@ pub struct EbpfChannels {
     pub sandboxes: watch::Receiver<Vec<Sandbox>>,
     /// MTU of the tunnel, in bytes.
     pub mtu: watch::Receiver<u32>,
+    /// Published ports that the userspace datapath's listeners hold; `None` while they are not known.
+    pub held: watch::Receiver<Option<HeldPorts>>,
     /// Revision of the view that new connections follow.
     pub applied: watch::Sender<Revision>,
     /// Which virtual addresses work, and for which containers: DNS answers with these only.

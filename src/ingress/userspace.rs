@@ -17,7 +17,7 @@ pub mod rotation;
 
 pub use reconciler::run;
 
-use super::PortStatus;
+use super::{HeldPorts, PortStatus};
 use crate::datapath::Sockets;
 use crate::model::{NodeView, Revision};
 use std::sync::Arc;
@@ -73,6 +73,8 @@ pub struct UserspaceChannels {
     pub applied: watch::Sender<Revision>,
     /// One entry for each published port.
     pub status: watch::Sender<Vec<PortStatus>>,
+    /// `None` until the listeners of a first view were opened.
+    pub held: watch::Sender<Option<HeldPorts>>,
 }
 
 /// Makes sockets in the two network namespaces.

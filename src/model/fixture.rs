@@ -50,6 +50,7 @@ pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) ->
         node_id: node.into(),
         address,
         backend: true,
+        gone: false,
     }
 }
 
@@ -92,7 +93,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
 /// A cluster of these nodes without published ports.
 #[must_use]
 pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
-    ClusterPart { mesh: mesh(), pools: Vec::new(), nodes, ports: Vec::new() }
+    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() }
 }
 
 /// A view without tasks; each network's id is its name.

@@ -90,6 +90,9 @@ pub struct TaskEndpoint {
     pub address: Ipv4Addr,
     /// [`Task::is_backend`]: only then do names resolve to the task and virtual addresses forward to it.
     pub backend: bool,
+    /// Its container has ended: connections to it cannot continue. (Views of older managers do not say.)
+    #[serde(default)]
+    pub gone: bool,
 }
 
 /// What all nodes need to know of the cluster.
@@ -99,6 +102,9 @@ pub struct ClusterPart {
     pub mesh: MeshPrefix,
     /// Pools that subnets of networks are taken from.
     pub pools: Vec<Ipv4Net>,
+    /// Subnets of all networks, sorted. (Empty in views of older managers.)
+    #[serde(default)]
+    pub subnets: Vec<Ipv4Net>,
     /// All nodes, the receiving one included, sorted by id.
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.

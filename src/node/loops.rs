@@ -7,9 +7,9 @@ use crate::datapath::ebpf::VipReadiness;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsSettings};
-use crate::ingress::ebpf::{EbpfChannels, EbpfStatus};
+use crate::ingress::ebpf::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
-use crate::ingress::{self, PortStatus, UserspaceSettings};
+use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings};
 use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
 use crate::settings::Settings;
 use crate::sync::replace_if_changed;
@@ -133,9 +133,10 @@ pub(super) struct RunningLoops {
 pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Result<RunningLoops> {
     let mut applied = AppliedRevisions::default();
     applied.insert(Loop::Overlay, network.overlay_applied.clone());
-    let (ready, ebpf) = start_ebpf(context, network, &mut applied);
+    let (held_sender, held) = watch::channel(None);
+    let (ready, ebpf) = start_ebpf(context, network, held, &mut applied);
     start_dns(context, ready, &mut applied);
-    let ports = start_userspace(context, &mut applied);
+    let ports = start_userspace(context, held_sender, &mut applied);
     let statuses = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
     Ok(RunningLoops { applied, ports, ebpf, statuses, listens })
@@ -145,6 +146,7 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
 fn start_ebpf(
     context: &LoopContext,
     network: &MeshNetwork,
+    held: watch::Receiver<Option<HeldPorts>>,
     applied: &mut AppliedRevisions,
 ) -> (watch::Receiver<VipReadiness>, watch::Receiver<EbpfStatus>) {
     let (ready_sender, ready) = watch::channel(VipReadiness::default());
@@ -155,12 +157,14 @@ fn start_ebpf(
             view: context.view(),
             sandboxes: context.env.joined.clone(),
             mtu: context.env.mtu.clone(),
+            held,
             applied: applied.channel(Loop::Ebpf),
             ready: ready_sender,
             status: status_sender,
         };
-        let tick = context.env.reconcile_tick();
-        context.tasks.spawn(ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), tick, context.stop.clone()));
+        let udp_idle = Duration::from_millis(context.env.settings.ports.udp_idle_ms);
+        let timing = EbpfTiming { tick: context.env.reconcile_tick(), udp_idle };
+        context.tasks.spawn(ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), timing, context.stop.clone()));
     }
     (ready, status)
 }
@@ -178,9 +182,13 @@ fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applie
     ));
 }
 
-fn start_userspace(context: &LoopContext, applied: &mut AppliedRevisions) -> watch::Receiver<Vec<PortStatus>> {
+fn start_userspace(
+    context: &LoopContext,
+    held: watch::Sender<Option<HeldPorts>>,
+    applied: &mut AppliedRevisions,
+) -> watch::Receiver<Vec<PortStatus>> {
     let (status, ports) = watch::channel(Vec::new());
-    let channels = UserspaceChannels { view: context.view(), applied: applied.channel(Loop::Ports), status };
+    let channels = UserspaceChannels { view: context.view(), applied: applied.channel(Loop::Ports), status, held };
     let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
     let settings = userspace_settings(&context.env.settings);
     context.tasks.spawn(ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop.clone()));

@@ -113,7 +113,14 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         let start = Instant::now();
         state = ebpf.observe_around(Some(state.tables)).await.unwrap();
         let observed = Instant::now();
-        let inputs = Inputs { me: &me, host_devices: &state.host_devices, members: &members, unavailable: &unavailable };
+        let inputs = Inputs {
+            me: &me,
+            host_devices: &state.host_devices,
+            members: &members,
+            unavailable: &unavailable,
+            held: None,
+            udp_idle: Duration::from_mins(1),
+        };
         let changed = desired.update(&next, &inputs);
         let updated = Instant::now();
         assert_eq!(changed == Changed::All, round == 0);
@@ -143,7 +150,14 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
         let start = Instant::now();
         let read = ebpf.observe().await.unwrap();
         let read_at = Instant::now();
-        let inputs = Inputs { me: &me, host_devices: &read.host_devices, members: &members, unavailable: &unavailable };
+        let inputs = Inputs {
+            me: &me,
+            host_devices: &read.host_devices,
+            members: &members,
+            unavailable: &unavailable,
+            held: None,
+            udp_idle: Duration::from_mins(1),
+        };
         assert!(desired.recompute(view.as_ref().unwrap(), &inputs), "updates give what computing everything gives");
         let mut maps = DesiredDatapath::clone(desired.desired());
         maps.links.clear();

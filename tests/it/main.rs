@@ -16,6 +16,7 @@ mod load;
 mod manager;
 mod metrics;
 mod overlay;
+mod packets;
 mod ports;
 mod raft;
 mod rpc;

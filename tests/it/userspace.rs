@@ -89,7 +89,12 @@ impl UserspaceLoop {
         let (applied_sender, applied) = watch::channel(Revision::default());
         let (status_sender, status) = watch::channel(Vec::new());
         let shutdown = CancellationToken::new();
-        let channels = UserspaceChannels { view: view_receiver, applied: applied_sender, status: status_sender };
+        let channels = UserspaceChannels {
+            view: view_receiver,
+            applied: applied_sender,
+            status: status_sender,
+            held: watch::channel(None).0,
+        };
         let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: Arc::new(HereSockets) };
         let done = tokio::spawn(run(channels, "me".into(), sockets, settings, shutdown.clone()));
         Self { net, index: 0, view, applied, status, shutdown, done }

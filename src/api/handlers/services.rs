@@ -9,6 +9,7 @@ use crate::api::query::Filters;
 use crate::api::schema::SERVICE_SPEC;
 use crate::api::{lookup, validate};
 use crate::model::docker::ApiVersion;
+use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::{Endpoint, ServiceSpec};
 use crate::model::{Meta, Service, ServiceId};
 use crate::store::{Action, Kind, Store};
@@ -65,6 +66,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
+    validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     if spec.wants_ingress() && !store.networks().any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
@@ -129,6 +131,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         return Err(ApiError::failed("unsupported registryAuthFrom value"));
     }
     validate::service(&spec)?;
+    validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));

@@ -2,6 +2,7 @@
 
 use crate::api::error::{ApiError, Result};
 use crate::model::ServiceId;
+use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::{EndpointMode, Service, ServiceSpec};
 use crate::model::{Protocol, PublishMode};
 use serde_json::{Value, json};
@@ -50,6 +51,24 @@ pub fn endpoint(spec: &ServiceSpec) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to publish the ports that every node needs for the swarm itself: 2377/tcp (joins) and the tunnel's UDP port. A
+/// service there would cut the nodes off, and the order to remove it could not reach them.
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn reserved(spec: &ServiceSpec, data_path_port: u16) -> Result<()> {
+    for port in spec.endpoint_spec.iter().flat_map(|e| &e.ports) {
+        let (protocol, number) = (port.protocol, port.published_port);
+        if (protocol, number) == (Protocol::Tcp, DEFAULT_PORT) || (protocol, number) == (Protocol::Udp, data_path_port) {
+            return Err(ApiError::invalid_argument(format!(
+                "EndpointSpec: port {number}/{} is used by the swarm itself on every node: publish another one",
+                protocol.as_str()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses ports that another service publishes. Two services may publish a port in host mode: the scheduler places them
 /// on different nodes. `own` is the id of the service itself on an update.
 ///
@@ -74,4 +93,25 @@ pub fn free_ports<'a>(spec: &ServiceSpec, own: Option<&ServiceId>, services: imp
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PortConfig;
+    use crate::model::service::EndpointSpec;
+
+    #[test]
+    fn the_ports_of_the_swarm_itself_cannot_be_published() {
+        let publish = |protocol, published_port| ServiceSpec {
+            endpoint_spec: Some(EndpointSpec {
+                ports: vec![PortConfig { protocol, published_port, target_port: 53, ..PortConfig::default() }],
+                ..EndpointSpec::default()
+            }),
+            ..ServiceSpec::default()
+        };
+        let refused = |protocol, port| reserved(&publish(protocol, port), 4789).is_err();
+        assert!(refused(Protocol::Tcp, 2377) && refused(Protocol::Udp, 4789));
+        assert!(!refused(Protocol::Udp, 2377) && !refused(Protocol::Tcp, 4789) && !refused(Protocol::Udp, 53));
+    }
 }

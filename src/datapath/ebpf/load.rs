@@ -2,6 +2,7 @@
 //! reported with the reason; the others are used.
 
 use super::hook::{Hook, HookSide, ProgramLink};
+use super::migration::migrate_flows;
 use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
@@ -27,6 +28,9 @@ const LOCK: &str = include_str!("../../../ebpf/skep.lock");
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
 /// Oldest kernel that has every helper of the programs.
 const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
+
+/// First kernel with `bpf_set_retval`: a program at a socket call can choose the error.
+const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 
 /// The object in the kernel.
 pub(super) struct Loaded {
@@ -58,7 +62,9 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
     }
     // Maps that an earlier run pinned are opened with the size that they have.
     let (slots, connections) = sizes(memory());
+    let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut ebpf = EbpfLoader::new()
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .default_map_pin_directory(maps_dir(dir))
         .map_max_entries("SLOTS", slots)
         .map_max_entries("FLOWS", connections)
@@ -66,6 +72,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
+    migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);
     let mut unavailable = BTreeMap::new();
     let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {

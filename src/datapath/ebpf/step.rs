@@ -25,6 +25,9 @@ pub enum EbpfStep {
     /// Adds an address of the host.
     AddLocal(Address),
     RemoveLocal(Address),
+    /// Adds an uplink of the host, by its interface index.
+    AddUplink(u32),
+    RemoveUplink(u32),
     /// Adds a client prefix to a scope; the number is the length of the key.
     AddSource(u32, Source),
     RemoveSource(u32, Source),
@@ -60,6 +63,8 @@ impl Tables {
             EbpfStep::RemoveBackend(address) => drop(self.backends.remove(address)),
             EbpfStep::AddLocal(address) => drop(self.locals.insert(*address)),
             EbpfStep::RemoveLocal(address) => drop(self.locals.remove(address)),
+            EbpfStep::AddUplink(index) => drop(self.uplinks.insert(*index)),
+            EbpfStep::RemoveUplink(index) => drop(self.uplinks.remove(index)),
             EbpfStep::AddSource(length, source) => drop(self.sources.insert((*length, *source))),
             EbpfStep::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
             EbpfStep::AddMember(member) => drop(self.members.insert(*member)),
@@ -85,6 +90,8 @@ impl fmt::Display for EbpfStep {
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
             Self::AddLocal(address) => write!(f, "local {}", local(address)),
             Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
+            Self::AddUplink(index) => write!(f, "uplink {index}"),
+            Self::RemoveUplink(index) => write!(f, "no uplink {index}"),
             Self::AddSource(length, s) => write!(f, "source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),

@@ -25,6 +25,8 @@ pub struct Tables {
     pub backends: BTreeMap<V4, Backend>,
     /// The host's addresses on its uplinks.
     pub locals: BTreeSet<Address>,
+    /// Indexes of the host's uplinks.
+    pub uplinks: BTreeSet<u32>,
     /// Which clients may use which port, and which sources are never clients.
     pub sources: Sources,
     /// Backends by slot, of every range that a virtual address or port names.

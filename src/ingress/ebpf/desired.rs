@@ -3,18 +3,21 @@
 //! nor where a Maglev table lies in the slot array.
 
 use super::eligibility::{PortEligibility, listening_backends};
+use super::inputs::Inputs;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
 use crate::datapath::mesh::TUNNEL;
+use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
-    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NetnsMembership, Port, PortNumber, Source, V4, convert, packet,
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NODE, NetnsMembership, Port, PortNumber, Source, V4, convert, owner,
+    packet,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// What the maps and attachments should contain. Backends by content; their place in the slot array is decided by the plan.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -32,6 +35,8 @@ pub struct DesiredDatapath {
     pub backends: BTreeMap<V4, Backend>,
     /// Addresses of the host's uplinks.
     pub locals: BTreeSet<Address>,
+    /// Indexes of the host's uplinks.
+    pub uplinks: BTreeSet<u32>,
     /// Client prefixes that may use a port, and prefixes whose packets are never from external clients.
     pub sources: Sources,
     /// Attached programs.
@@ -56,37 +61,32 @@ pub struct DesiredPort {
     pub slots: Slots,
 }
 
-/// What this node has, apart from its view.
-#[derive(Clone, Copy)]
-pub struct Inputs<'a> {
-    /// This node.
-    pub me: &'a NodeId,
-    pub host_devices: &'a HostDevices,
-    /// Container namespaces on networks.
-    pub members: &'a BTreeSet<NetnsMembership>,
-    /// Hooks that cannot be attached, with the reason.
-    pub unavailable: &'a BTreeMap<Hook, String>,
-}
-
 /// Computes the desired datapath; takes Maglev tables that did not change from `tables`.
 pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs: &Inputs) -> DesiredDatapath {
     tables.start_generation();
-    let Inputs { me, host_devices, members, unavailable } = *inputs;
+    let Inputs { me, host_devices, members, unavailable, .. } = *inputs;
     let nodes = nodes(view);
     let mut desired = DesiredDatapath { members: members.clone(), config: config(view, inputs), ..DesiredDatapath::default() };
     desired.locals = host_devices.locals.iter().copied().map(convert::address).collect();
+    desired.uplinks = host_devices.uplinks.values().copied().collect();
     for network in view.networks.by_id.values() {
         add_vips(network, &mut desired);
         let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, task));
         desired.backends.extend(backends);
         desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
     }
-    // Only the swarm assigns these addresses: a packet from one is not from an external client, and a reply could not be
-    // routed to it.
-    desired.sources.extend(view.cluster.pools.iter().map(|pool| source(NO_CLIENT, IpNet::V4(*pool))));
+    // Containers route replies to these addresses to a network of the cluster, not to the client. Only the subnets that
+    // networks have: the rest of a pool may be the addresses of clients outside (10.0.0.0/8 is the default pool, and the most
+    // common private network).
+    let subnets = if view.cluster.subnets.is_empty() { &view.cluster.pools } else { &view.cluster.subnets };
+    desired.sources.extend(subnets.iter().map(|subnet| source(NO_CLIENT, IpNet::V4(*subnet))));
+    for node in view.cluster.nodes.iter().filter(|node| node.node_id != *me) {
+        let addresses = node.endpoints.iter().map(|endpoint| IpNet::from(endpoint.ip().to_canonical()));
+        desired.sources.extend(addresses.map(|address| source(NODE, address)));
+    }
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
     if ports_unavailable(unavailable).is_none() {
-        let eligibility = PortEligibility::new(view, unavailable);
+        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held);
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in IpFamily::ALL {
                 add_port(tables, &eligibility, port, family, &mut desired);
@@ -116,6 +116,9 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
         prefix: convert::prefix(own.subnet.addr()),
         containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        udp_idle: u32::try_from(inputs.udp_idle.as_secs()).unwrap_or(u32::MAX).max(1),
+        tunnel_port: convert::port(own.endpoints.first().map_or(DEFAULT_PORT, SocketAddr::port)),
+        zero: 0,
     }
 }
 
@@ -145,11 +148,13 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }
 
-/// The entry of a task's container; `None` if its node is unknown, or if it is this node and the container has no device yet.
+/// The entry of a task's container; `None` if its node is unknown or down or the container has ended, so that its flows are
+/// selected again and answered, or if it is this node's and has no device yet.
 pub(super) fn backend(nodes: &NodesById, me: &NodeId, host_devices: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
-    let node = nodes.get(&task.node_id)?;
+    let node = nodes.get(&task.node_id).filter(|node| !node.down && !task.gone)?;
     let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()) };
+    let owner = owner(task.service_id.as_str().as_bytes());
+    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()), owner };
     Some((convert::v4(task.address), backend))
 }
 

@@ -1,6 +1,7 @@
 //! Which published ports the eBPF datapath serves on this node, and why it does not serve the others. Pure.
 
 use crate::datapath::ebpf::{Hook, ports_unavailable};
+use crate::ingress::HeldPorts;
 use crate::model::view::{Backend, PublishedPort};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol};
 use std::collections::BTreeMap;
@@ -12,6 +13,9 @@ pub enum PortUnavailable {
     /// A hook on the path of published ports cannot be attached on this node.
     #[error("{} cannot run: {reason}", .hook.program())]
     Hook { hook: Hook, reason: String },
+    /// Another program of this node has the port.
+    #[error("another program of this node has the port")]
+    Taken,
     /// No program handles the protocol.
     #[error("neither TCP nor UDP")]
     Protocol,
@@ -32,15 +36,17 @@ pub enum PortUnavailable {
 /// What decides whether a port is served, looked up once for all ports.
 pub(super) struct PortEligibility<'a> {
     unavailable: Option<(Hook, &'a str)>,
+    held: Option<&'a HeldPorts>,
     /// Host names of nodes without an eBPF datapath.
     without_ebpf: BTreeMap<&'a NodeId, &'a str>,
 }
 
 impl<'a> PortEligibility<'a> {
-    pub(super) fn new(view: &'a NodeView, unavailable: &'a BTreeMap<Hook, String>) -> Self {
+    pub(super) fn new(view: &'a NodeView, unavailable: &'a BTreeMap<Hook, String>, held: Option<&'a HeldPorts>) -> Self {
         let without_ebpf = view.cluster.nodes.iter().filter(|node| !node.ebpf);
         Self {
             unavailable: ports_unavailable(unavailable),
+            held,
             without_ebpf: without_ebpf.map(|node| (&node.node_id, node.hostname.as_str())).collect(),
         }
     }
@@ -55,6 +61,9 @@ impl<'a> PortEligibility<'a> {
         }
         if port.protocol == Protocol::Sctp {
             return Err(PortUnavailable::Protocol);
+        }
+        if self.held.is_some_and(|held| !held.contains(&(port.protocol, port.published, family))) {
+            return Err(PortUnavailable::Taken);
         }
         if let Some(hostname) = port.backends.iter().find_map(|backend| self.without_ebpf.get(&backend.node_id)) {
             return Err(PortUnavailable::Node { hostname: (*hostname).to_owned() });

@@ -1,25 +1,31 @@
 //! The desired datapath, updated from one view to the next: only entries that a change affects are computed again. The result
 //! equals that of [`desired_datapath`], which the loop computes anyway whenever it reads the maps. Pure.
 
-use super::desired::{DesiredDatapath, Inputs, NodesById, add_port, backend, desired_datapath, is_vip_backend, nodes, port_key};
+use super::desired::{DesiredDatapath, NodesById, add_port, backend, desired_datapath, is_vip_backend, nodes, port_key};
 use super::dirty::{Changed, Dirty};
 use super::eligibility::PortEligibility;
+use super::inputs::Inputs;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
+use crate::ingress::HeldPorts;
 use crate::model::mesh::MeshPrefix;
-use crate::model::view::{NetworkPart, TaskEndpoint};
+use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
 use skep_ebpf::{NetnsMembership, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The desired datapath and the view it was computed from.
 #[derive(Default)]
 pub struct DesiredState {
     desired: DesiredDatapath,
     last: Option<(NodeView, Dependencies)>,
+    /// [`Inputs::held`] of the last call.
+    held: Option<HeldPorts>,
     tables: TableCache,
 }
 
@@ -34,7 +40,9 @@ impl DesiredState {
         let desired = desired_datapath(&mut self.tables, view, inputs);
         let (before, now) = (self.last.take(), (view.clone(), Dependencies::new(view, inputs)));
         let same = self.desired == desired;
-        debug_assert!(same || before.as_ref() != Some(&now), "updates and a full computation of one view differ");
+        let held_same = self.held.as_ref() == inputs.held;
+        debug_assert!(same || !held_same || before.as_ref() != Some(&now), "updates and a full computation of one view differ");
+        self.held = inputs.held.cloned();
         self.desired = desired;
         self.last = Some(now);
         same
@@ -47,6 +55,7 @@ impl DesiredState {
             && last_dependencies == dependencies
             && let Some(dirty) = self.update_entries(&before, view, inputs)
         {
+            self.held = inputs.held.cloned();
             self.last = Some((view.clone(), dependencies));
             return Changed::Only(dirty);
         }
@@ -125,8 +134,10 @@ impl DesiredState {
     }
 
     fn update_ports(&mut self, before: &NodeView, view: &NodeView, inputs: &Inputs, dirty: &mut Dirty) -> Option<()> {
-        let eligibility = PortEligibility::new(view, inputs.unavailable);
-        let ports: Vec<_> = differing(&before.cluster.ports, &view.cluster.ports).collect();
+        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held);
+        let mut ports: Vec<_> = differing(&before.cluster.ports, &view.cluster.ports).collect();
+        let held_changed = self.ports_whose_listeners_changed(view, inputs)?;
+        ports.extend(held_changed.iter().map(|port| (None, Some(*port))));
         let old_and_new = || ports.iter().flat_map(|(was, is)| [*was, *is]).flatten();
         // Their allowed sources are in a map that all ports share.
         if old_and_new().any(|port| !port.allow.is_empty()) {
@@ -148,16 +159,60 @@ impl DesiredState {
     }
 }
 
+impl DesiredState {
+    /// Published ports of which a listener was opened or closed since the last call. `None`: whether listeners hold the ports
+    /// became known.
+    fn ports_whose_listeners_changed<'a>(&self, view: &'a NodeView, inputs: &Inputs) -> Option<Vec<&'a Arc<PublishedPort>>> {
+        let (before, now) = match (&self.held, inputs.held) {
+            (None, None) => return Some(Vec::new()),
+            (Some(before), Some(now)) => (before, now),
+            _ => return None,
+        };
+        let changed: BTreeSet<(Protocol, u16)> =
+            before.symmetric_difference(now).map(|(protocol, port, _)| (*protocol, *port)).collect();
+        let find = |key: &(Protocol, u16)| {
+            let at = view.cluster.ports.binary_search_by_key(key, |port| (port.protocol, port.published)).ok()?;
+            Some(&view.cluster.ports[at])
+        };
+        Some(changed.iter().filter_map(find).collect())
+    }
+}
+
 /// What every entry depends on besides its own task, service or port in the view.
 #[derive(PartialEq)]
 struct Dependencies {
     mesh: MeshPrefix,
     pools: Vec<Ipv4Net>,
-    nodes: Vec<(NodeId, String, Ipv6Net, bool)>,
+    subnets: Vec<Ipv4Net>,
+    nodes: Vec<NodeDependencies>,
+    udp_idle: Duration,
     networks: Vec<(NetworkId, Ipv4Net)>,
     host_devices: HostDevices,
     members: BTreeSet<NetnsMembership>,
     unavailable: BTreeMap<Hook, String>,
+}
+
+#[derive(PartialEq)]
+struct NodeDependencies {
+    id: NodeId,
+    hostname: String,
+    subnet: Ipv6Net,
+    endpoints: Vec<SocketAddr>,
+    ebpf: bool,
+    down: bool,
+}
+
+impl NodeDependencies {
+    fn new(node: &Peer) -> Self {
+        Self {
+            id: node.node_id.clone(),
+            hostname: node.hostname.clone(),
+            subnet: node.subnet,
+            endpoints: node.endpoints.clone(),
+            ebpf: node.ebpf,
+            down: node.down,
+        }
+    }
 }
 
 impl Dependencies {
@@ -166,7 +221,9 @@ impl Dependencies {
         Self {
             mesh: cluster.mesh,
             pools: cluster.pools.clone(),
-            nodes: cluster.nodes.iter().map(|n| (n.node_id.clone(), n.hostname.clone(), n.subnet, n.ebpf)).collect(),
+            subnets: cluster.subnets.clone(),
+            nodes: cluster.nodes.iter().map(NodeDependencies::new).collect(),
+            udp_idle: inputs.udp_idle,
             networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet)).collect(),
             host_devices: inputs.host_devices.clone(),
             members: inputs.members.clone(),

@@ -16,6 +16,7 @@ use skep_ebpf::{Port, convert, packet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A compact description of a view.
 #[derive(Clone, Debug)]
@@ -168,7 +169,14 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     let mut after = before.clone();
     after.tasks.insert(3, ScenarioTask { backend: false, ..task(3) });
     let (me, host_devices, none, members) = (node_id(0), HostDevices::default(), BTreeMap::new(), BTreeSet::new());
-    let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none };
+    let inputs = Inputs {
+        me: &me,
+        host_devices: &host_devices,
+        members: &members,
+        unavailable: &none,
+        held: None,
+        udp_idle: Duration::from_mins(1),
+    };
     let mut state = DesiredState::default();
     assert_eq!(state.update(&view(&before), &inputs), Changed::All, "the first view");
     assert_eq!(state.update(&view(&before), &inputs), Changed::Only(Dirty::default()));
@@ -198,7 +206,7 @@ proptest! {
             }
             let veths = scenario.devices.iter().map(|task| (address(*task), (format!("v{task}"), u32::from(*task) + 1)));
             let host_devices = HostDevices { veths: veths.collect(), ..HostDevices::default() };
-            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none };
+            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none, held: None, udp_idle: Duration::from_mins(1) };
             let changed = desired.update(&next, &inputs);
             let computed = desired_datapath(&mut TableCache::default(), &next, &inputs);
             prop_assert_eq!(desired.desired(), &computed);

@@ -28,6 +28,7 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
         }
     }
     steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
+    steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
     steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
@@ -44,6 +45,7 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
     steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
+    steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
     let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
     steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));

@@ -39,8 +39,10 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
         desired.ports.insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots });
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
-    desired.backends =
-        backends(replicas).into_iter().map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2] })).collect();
+    desired.backends = backends(replicas)
+        .into_iter()
+        .map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2], owner: 1 }))
+        .collect();
     desired.links.insert(ProgramLink { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
 }
@@ -66,6 +68,8 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemoveBackend(address) => drop(tables.backends.remove(&address)),
             EbpfStep::AddLocal(address) => assert!(tables.locals.insert(address)),
             EbpfStep::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
+            EbpfStep::AddUplink(index) => assert!(tables.uplinks.insert(index)),
+            EbpfStep::RemoveUplink(index) => assert!(tables.uplinks.remove(&index)),
             EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
             EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
             EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),

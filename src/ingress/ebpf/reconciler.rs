@@ -1,16 +1,17 @@
 //! The loop that keeps the kernel's maps and program attachments as the view requires.
 
-use super::desired::Inputs;
 use super::dirty::{Changed, Dirty};
 use super::follower::DesiredState;
+use super::inputs::Inputs;
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;
 use super::status::{DatapathCounts, PassResult};
-use super::{EbpfChannels, EbpfStatus};
+use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
 use crate::datapath::{Sandbox, places};
+use crate::ingress::HeldPorts;
 use crate::model::view::TaskEndpoint;
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use crate::sync::replace_if_changed;
@@ -31,20 +32,28 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Keeps the eBPF datapath as the view requires until `shutdown`. At the end nothing is taken down: the datapath outlives the
 /// daemon.
-pub async fn run(mut channels: EbpfChannels, me: NodeId, ebpf: Arc<EbpfDatapath>, tick: Duration, shutdown: CancellationToken) {
-    let mut reconciler = EbpfReconciler::new(me, ebpf, tick);
-    let (mut view_closed, mut sandboxes_closed) = (false, false);
+pub async fn run(
+    mut channels: EbpfChannels,
+    me: NodeId,
+    ebpf: Arc<EbpfDatapath>,
+    timing: EbpfTiming,
+    shutdown: CancellationToken,
+) {
+    let mut reconciler = EbpfReconciler::new(me, ebpf, timing);
+    let (mut view_closed, mut sandboxes_closed, mut held_closed) = (false, false, false);
     loop {
         let view = channels.view.borrow_and_update().clone();
         let sandboxes = channels.sandboxes.borrow_and_update().clone();
+        reconciler.held.clone_from(&channels.held.borrow_and_update());
         let pause = match view {
             Some(view) => reconciler.pass(&view, &sandboxes, &channels).await,
-            None => tick,
+            None => timing.tick,
         };
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
+            changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -74,7 +83,9 @@ fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
 struct EbpfReconciler {
     me: NodeId,
     ebpf: Arc<EbpfDatapath>,
-    tick: Duration,
+    timing: EbpfTiming,
+    /// Ports that this node's listeners hold, as last published.
+    held: Option<HeldPorts>,
     namespaces: Namespaces,
     /// Hooks that cannot be attached, with the reason, as of the last observation.
     unavailable: BTreeMap<Hook, String>,
@@ -136,12 +147,13 @@ impl DrainedBackends {
 }
 
 impl EbpfReconciler {
-    fn new(me: NodeId, ebpf: Arc<EbpfDatapath>, tick: Duration) -> Self {
+    fn new(me: NodeId, ebpf: Arc<EbpfDatapath>, timing: EbpfTiming) -> Self {
         let counts = DatapathCounts::default();
         Self {
             me,
             ebpf,
-            tick,
+            timing,
+            held: None,
             namespaces: Namespaces::default(),
             unavailable: BTreeMap::new(),
             desired: DesiredState::default(),
@@ -155,7 +167,7 @@ impl EbpfReconciler {
 
     /// One pass. Returns the time until the next one if nothing changes.
     async fn pass(&mut self, view: &NodeView, sandboxes: &[Sandbox], channels: &EbpfChannels) -> Duration {
-        let mut pause = self.tick;
+        let mut pause = self.timing.tick;
         let ingress = ingress(view, *channels.mtu.borrow());
         self.ebpf.set_ingress(ingress.clone());
         if let Some(retry) = self.namespaces.prepare(&self.ebpf, sandboxes, ingress.as_ref()).await {
@@ -232,7 +244,7 @@ impl EbpfReconciler {
     /// The maps are read at the slow tick and after any error; devices and attachments always.
     async fn observe(&mut self) -> anyhow::Result<(EbpfState, Option<SlotAllocator>)> {
         // With thousands of services a read takes long: it must not use more than a twentieth of the time.
-        let interval = self.tick.max(self.maps.read_took * 20);
+        let interval = self.timing.tick.max(self.maps.read_took * 20);
         let (known, allocator) = self.maps.contents.take().filter(|_| self.maps.read_at.elapsed() < interval).unzip();
         let reads_maps = known.is_none();
         let begin = Instant::now();
@@ -257,8 +269,14 @@ impl EbpfReconciler {
         allocator: Option<SlotAllocator>,
     ) -> (SlotAllocator, Changed, bool) {
         let members: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
-        let inputs =
-            Inputs { me: &self.me, host_devices: &actual.host_devices, members: &members, unavailable: &self.unavailable };
+        let inputs = Inputs {
+            me: &self.me,
+            host_devices: &actual.host_devices,
+            members: &members,
+            unavailable: &self.unavailable,
+            held: self.held.as_ref(),
+            udp_idle: self.timing.udp_idle,
+        };
         match allocator {
             None => {
                 let unchanged = self.desired.recompute(view, &inputs);
@@ -291,6 +309,7 @@ impl EbpfReconciler {
             changed,
             tables,
             unavailable: &self.unavailable,
+            held: self.held.as_ref(),
             counts: &self.maps.counts,
             steps,
             repaired: self.drift.repaired,

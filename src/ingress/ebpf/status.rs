@@ -5,6 +5,7 @@ use super::dirty::Changed;
 use super::eligibility::{PortEligibility, PortUnavailable};
 use super::{EbpfStatus, FrontendConnections};
 use crate::datapath::ebpf::{Counter, Hook, SCTP, Tables, port_name};
+use crate::ingress::HeldPorts;
 use crate::model::view::PublishedPort;
 use crate::model::{IpFamily, NodeView, Protocol};
 use skep_ebpf::{Port, convert, packet};
@@ -36,6 +37,7 @@ pub(super) struct PassResult<'a> {
     /// The maps after the pass.
     pub tables: &'a Tables,
     pub unavailable: &'a BTreeMap<Hook, String>,
+    pub held: Option<&'a HeldPorts>,
     pub counts: &'a DatapathCounts,
     /// Number of steps that were applied.
     pub steps: usize,
@@ -55,7 +57,7 @@ impl PassResult<'_> {
         status.repaired = self.repaired;
         status.changed = self.steps;
         status.counters = self.counts.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
-        let eligibility = PortEligibility::new(self.view, self.unavailable);
+        let eligibility = PortEligibility::new(self.view, self.unavailable, self.held);
         match self.changed {
             Changed::Only(dirty) => {
                 for key in &dirty.ports {

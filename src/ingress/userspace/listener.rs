@@ -111,6 +111,11 @@ impl PortListener {
         PortState::Taken(self.failed.values().cloned().collect::<Vec<_>>().join("; "))
     }
 
+    /// Families whose listener is open.
+    pub fn open_families(&self) -> impl Iterator<Item = IpFamily> + '_ {
+        self.open.iter().copied()
+    }
+
     /// Number of open connections or flows.
     pub fn open_connections(&self) -> usize {
         match self.key.0 {

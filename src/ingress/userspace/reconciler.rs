@@ -6,7 +6,7 @@ use super::listener::{ListenError, NodeContext, PortListener};
 use super::plan::{ActualPorts, PortKey, PortStep, plan};
 use super::{UserspaceChannels, UserspaceSettings, UserspaceSockets};
 use crate::datapath::{Sockets, interfaces};
-use crate::ingress::{PortState, PortStatus};
+use crate::ingress::{HeldPorts, PortState, PortStatus};
 use crate::model::view::{ClusterPart, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol};
 use crate::sync::{replace_if_changed, write};
@@ -74,6 +74,7 @@ impl PortReconciler {
             port.set_source(source);
         }
         if let Some(view) = view {
+            replace_if_changed(&channels.held, Some(self.held()));
             replace_if_changed(&channels.applied, view.revision);
         }
         self.context.udp.expire();
@@ -121,6 +122,12 @@ impl PortReconciler {
                 }
             }
         }
+    }
+
+    fn held(&self) -> HeldPorts {
+        let families =
+            self.ports.iter().flat_map(|((protocol, port), listener)| listener.open_families().map(|f| (*protocol, *port, f)));
+        families.collect()
     }
 
     fn status(&self, desired: &[Arc<PublishedPort>]) -> Vec<PortStatus> {

@@ -137,6 +137,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
                 node_id: node_id.clone(),
                 address: attachment.address.addr(),
                 backend: task.is_backend(),
+                gone: task.status.state.is_final(),
             }));
         }
     }
@@ -171,7 +172,9 @@ fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: O
         }
     });
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
-    Some(ClusterPart { mesh: cluster.mesh, pools, nodes: nodes.collect(), ports: ports(store, ingress) })
+    let mut subnets: Vec<_> = store.networks().filter_map(|network| network.subnet).collect();
+    subnets.sort();
+    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, nodes: nodes.collect(), ports: ports(store, ingress) })
 }
 
 fn backend((task, node, address): &(&Task, &NodeId, Ipv4Addr), port: &PortConfig) -> Backend {

@@ -45,6 +45,8 @@ struct NetworkServices {
     /// Task addresses of `plain`, which has no virtual address.
     plain: BTreeSet<String>,
     vip: Ipv4Addr,
+    /// Virtual address of `empty`, which has no task.
+    empty: Ipv4Addr,
 }
 
 impl NetworkServices {
@@ -68,6 +70,7 @@ impl NetworkServices {
             make("callers", "back", 2, json!({})),
             make("plain", "back", 2, json!({ "Mode": "dnsrr" })),
             make("outsider", "other", 1, json!({})),
+            make("empty", "back", 0, json!({})),
         ] {
             ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
         }
@@ -78,13 +81,11 @@ impl NetworkServices {
         let callers = containers(fixture, "callers", subnet).await;
         let plain = containers(fixture, "plain", subnet).await;
         let servers = web.iter().map(|one| serve(&one.namespace, TARGET, Ipv6Addr::UNSPECIFIED.into())).collect();
-        let service = get(&swarm.hosts[0], "/services/web").await;
-        let vips = service["Endpoint"]["VirtualIPs"].as_array().expect("virtual addresses").iter();
-        let mut vips = vips.filter_map(|vip| vip["Addr"].as_str()?.split('/').next()?.parse::<Ipv4Addr>().ok());
-        let vip = vips.find(|vip| subnet.contains(vip)).expect("a virtual address");
+        let vip = virtual_address(fixture, "web", subnet).await;
+        let empty = virtual_address(fixture, "empty", subnet).await;
         let outsider = fixture.namespaces("outsider", 1).await.remove(0);
         let plain = plain.iter().map(|container| container.address.to_string()).collect();
-        Self { web, servers, callers, outsider, plain, vip }
+        Self { web, servers, callers, outsider, plain, vip, empty }
     }
 
     /// The virtual address and port.
@@ -96,6 +97,14 @@ impl NetworkServices {
     fn mapped_target(&self) -> SocketAddr {
         SocketAddr::new(self.vip.to_ipv6_mapped().into(), TARGET)
     }
+}
+
+/// A service's virtual address in the subnet.
+async fn virtual_address(fixture: &EbpfFixture<()>, service: &str, subnet: ipnet::Ipv4Net) -> Ipv4Addr {
+    let service = get(&fixture.swarm.hosts[0], &format!("/services/{service}")).await;
+    let vips = service["Endpoint"]["VirtualIPs"].as_array().expect("virtual addresses").iter();
+    let mut vips = vips.filter_map(|vip| vip["Addr"].as_str()?.split('/').next()?.parse::<Ipv4Addr>().ok());
+    vips.find(|vip| subnet.contains(vip)).expect("a virtual address")
 }
 
 /// The two containers of a service, by node, with their addresses in the subnet.

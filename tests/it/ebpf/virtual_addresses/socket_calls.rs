@@ -45,6 +45,29 @@ fn every_kind_of_call_reaches_both_tasks() {
     });
 }
 
+/// Review finding 15: whoever keeps the address of a service without a task learns it at once, as from a port that no process
+/// listens on.
+#[test]
+fn a_virtual_address_without_a_task_refuses_at_once() {
+    VIRTUAL_ADDRESSES.exclusive_case(async |fixture| {
+        let services = &fixture.services;
+        for caller in &services.callers {
+            for ip in [IpAddr::V4(services.empty), IpAddr::V6(services.empty.to_ipv6_mapped())] {
+                let to = SocketAddr::new(ip, TARGET);
+                within(20, "a refusal", || async {
+                    let error = caller.namespace.tcp(None, to).map(drop).expect_err("no task runs");
+                    ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "{to}: {error}");
+                    Ok(())
+                })
+                .await;
+            }
+            let socket = caller.namespace.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).expect("a socket");
+            let error = socket.send_to(b"hello", (services.empty, TARGET)).expect_err("no task runs");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "a datagram: {error}");
+        }
+    });
+}
+
 fn unconnected(caller: &Container, to: SocketAddr) -> anyhow::Result<(Answer, SocketAddr)> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = caller.namespace.inside(|| UdpSocket::bind((any, 0)))?;

@@ -1,0 +1,102 @@
+//! What the maps should contain, of one view: sources, backends, and ports that the node does not have.
+
+use super::desired::{DesiredDatapath, desired_datapath, port_key};
+use super::inputs::Inputs;
+use super::maglev::TableCache;
+use crate::datapath::ebpf::HostDevices;
+use crate::ingress::HeldPorts;
+use crate::model::fixture::{cluster_part, network_part, node_view, peer, published_port, task_endpoint};
+use crate::model::view::{ClusterPart, Peer, PublishedPort, TaskEndpoint};
+use crate::model::{IpFamily, Listens, NodeView, Protocol};
+use ipnet::Ipv4Net;
+use skep_ebpf::{NO_CLIENT, NODE, convert, owner};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const TASK: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
+
+/// `node1` is this node, `node2` runs the task of `web`, which publishes 8080/tcp.
+fn view() -> NodeView {
+    let mut port = published_port(8080, 80, &[TASK]);
+    port.backends[0].listens = Listens { v4: true, v6: true };
+    port.backends[0].node_id = "node2".into();
+    let nodes = [1, 2].map(|number| Peer {
+        endpoints: vec![format!("192.0.2.{number}:2399").parse().unwrap()],
+        ebpf: true,
+        ..peer(number)
+    });
+    let cluster = ClusterPart {
+        pools: vec!["10.0.0.0/8".parse().unwrap()],
+        subnets: vec!["10.0.0.0/24".parse().unwrap(), "10.0.7.0/24".parse().unwrap()],
+        ports: vec![Arc::new(port)],
+        ..cluster_part(nodes.into())
+    };
+    let task = task_endpoint("web", 1, "node2", TASK);
+    node_view(1, vec![network_part("ingress", "10.0.0.0/24".parse().unwrap(), vec![task])], cluster)
+}
+
+fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
+    let (devices, members, unavailable) = (HostDevices::default(), BTreeSet::new(), BTreeMap::new());
+    let me = "node1".into();
+    let udp_idle = Duration::from_secs(60);
+    let inputs = Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, udp_idle };
+    desired_datapath(&mut TableCache::default(), view, &inputs)
+}
+
+fn change_task(view: &mut NodeView, change: impl FnOnce(&mut TaskEndpoint)) {
+    let network = Arc::make_mut(&mut view.networks).by_id.values_mut().next().unwrap();
+    change(Arc::make_mut(&mut network.members[0]));
+}
+
+fn has_slots(desired: &DesiredDatapath, port: &PublishedPort, family: IpFamily) -> bool {
+    !desired.ports[&port_key(port, family)].slots.is_empty()
+}
+
+/// The rest of the default pool, 10.0.0.0/8, is the LAN of most clients.
+#[test]
+fn only_addresses_of_networks_are_no_clients() {
+    let desired = desired(&view(), None);
+    let networks: BTreeSet<Ipv4Net> = desired
+        .sources
+        .iter()
+        .filter(|(length, source)| source.scope == NO_CLIENT && *length > 128)
+        .filter_map(|(length, source)| {
+            let std::net::IpAddr::V4(address) = convert::to_address(source.address) else { return None };
+            Some(Ipv4Net::new(address, u8::try_from(length - 128).unwrap()).unwrap())
+        })
+        .collect();
+    assert_eq!(networks, ["10.0.0.0/24", "10.0.7.0/24"].map(|net| net.parse().unwrap()).into());
+    let nodes: Vec<_> = desired.sources.iter().filter(|(_, source)| source.scope == NODE).collect();
+    assert_eq!(nodes.len(), 1, "the other node");
+    assert_eq!(convert::to_address(nodes[0].1.address), Ipv4Addr::new(192, 0, 2, 2));
+    assert_eq!(desired.config.tunnel_port, convert::port(2399));
+}
+
+#[test]
+fn a_backend_has_its_service_as_owner_and_ends_with_its_container_or_node() {
+    let key = convert::v4(TASK);
+    let running = view();
+    assert_eq!(desired(&running, None).backends[&key].owner, owner(b"web"));
+    let mut drained = running.clone();
+    change_task(&mut drained, |task| task.backend = false);
+    assert_eq!(desired(&drained, None).backends[&key].serving, 0, "its connections continue");
+    let mut ended = running.clone();
+    change_task(&mut ended, |task| task.gone = true);
+    assert!(!desired(&ended, None).backends.contains_key(&key));
+    let mut down = running;
+    Arc::make_mut(&mut down.cluster).nodes[1].down = true;
+    assert!(!desired(&down, None).backends.contains_key(&key));
+}
+
+#[test]
+fn a_port_that_another_program_of_the_node_has_is_not_served() {
+    let view = view();
+    let port = &view.cluster.ports[0];
+    let both = |held: Option<&HeldPorts>| IpFamily::ALL.map(|family| has_slots(&desired(&view, held), port, family));
+    assert_eq!(both(None), [true, true], "not known yet");
+    assert_eq!(both(Some(&HeldPorts::new())), [false, false]);
+    let v6 = HeldPorts::from([(Protocol::Tcp, 8080, IpFamily::V6)]);
+    assert_eq!(both(Some(&v6)), [false, true]);
+}

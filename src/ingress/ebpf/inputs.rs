@@ -1,0 +1,24 @@
+//! What the desired datapath depends on besides the node's view.
+
+use crate::datapath::ebpf::{Hook, HostDevices};
+use crate::ingress::HeldPorts;
+use crate::model::NodeId;
+use skep_ebpf::NetnsMembership;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What this node has, apart from its view.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// This node.
+    pub me: &'a NodeId,
+    pub host_devices: &'a HostDevices,
+    /// Container namespaces on networks.
+    pub members: &'a BTreeSet<NetnsMembership>,
+    /// Hooks that cannot be attached, with the reason.
+    pub unavailable: &'a BTreeMap<Hook, String>,
+    /// Ports that this node's listeners hold; `None`: not known yet, all of them.
+    pub held: Option<&'a HeldPorts>,
+    /// A UDP flow ends after so long without a datagram of its client.
+    pub udp_idle: Duration,
+}

@@ -1,0 +1,9 @@
+//! Packets through the programs of the built object, without a swarm: a row is a packet, what the maps hold, and what must
+//! come of it (verdict, bytes, entries). `BPF_PROG_TEST_RUN` runs a program once on a packet; thousands of rows take seconds.
+//!
+//! The programs run in namespaces of the test's own: an uplink with 192.0.2.1/24, 2001:db8::1/64 and a default route. A
+//! frame's MAC address decides, as on a wire, for whom it is.
+
+mod build;
+mod kernel;
+mod uplink;

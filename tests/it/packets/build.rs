@@ -1,0 +1,114 @@
+//! Frames, byte by byte.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// MAC address of the uplink.
+pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// MAC address of the second uplink.
+pub const OTHER_UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 254];
+
+pub const SYN: u8 = 2;
+pub const ACK: u8 = 16;
+
+/// A frame as it arrives at the uplink.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub destination_mac: [u8; 6],
+    pub packet: Vec<u8>,
+    pub ipv6: bool,
+}
+
+impl Frame {
+    /// A TCP segment for the host's MAC address.
+    pub fn tcp(from: &str, to: &str, flags: u8) -> Self {
+        Self::with(from, to, 6, |from, to| {
+            let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
+            segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            (segment, 16)
+        })
+    }
+
+    /// A UDP datagram of eight bytes.
+    pub fn udp(from: &str, to: &str) -> Self {
+        Self::with(from, to, 17, |from, to| {
+            let mut segment = [from.to_be_bytes(), to.to_be_bytes(), 16_u16.to_be_bytes(), [0, 0]].concat();
+            segment.extend(*b"datagram");
+            (segment, 6)
+        })
+    }
+
+    fn with(from: &str, to: &str, protocol: u8, segment: impl FnOnce(u16, u16) -> (Vec<u8>, usize)) -> Self {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let (mut segment, sum_at) = segment(from.port(), to.port());
+        let length = u16::try_from(segment.len()).unwrap();
+        let mut summed = [octets(from.ip()), octets(to.ip())].concat();
+        summed.extend([0, protocol]);
+        summed.extend(length.to_be_bytes());
+        summed.extend(&segment);
+        segment[sum_at..sum_at + 2].copy_from_slice(&checksum(&summed).to_be_bytes());
+        let mut packet = match from {
+            SocketAddr::V4(_) => {
+                let mut header = vec![0x45, 0];
+                header.extend((20 + length).to_be_bytes());
+                header.extend([0, 7, 0x40, 0, 64, protocol, 0, 0]);
+                header.extend(octets(from.ip()));
+                header.extend(octets(to.ip()));
+                let sum = checksum(&header);
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+                header
+            }
+            SocketAddr::V6(_) => {
+                let mut header = vec![0x60, 0, 0, 0];
+                header.extend(length.to_be_bytes());
+                header.extend([protocol, 64]);
+                header.extend(octets(from.ip()));
+                header.extend(octets(to.ip()));
+                header
+            }
+        };
+        packet.extend(segment);
+        Self { destination_mac: UPLINK_MAC, packet, ipv6: from.is_ipv6() }
+    }
+
+    /// The same for another MAC address.
+    pub fn to_mac(mut self, mac: [u8; 6]) -> Self {
+        self.destination_mac = mac;
+        self
+    }
+
+    /// An IPv4 fragment: its identification, offset in bytes, and whether more follow. Of a later fragment the ports are payload.
+    pub fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
+        assert!(!self.ipv6);
+        self.packet[4..6].copy_from_slice(&id.to_be_bytes());
+        let field = offset / 8 | if more { 0x2000 } else { 0 };
+        self.packet[6..8].copy_from_slice(&field.to_be_bytes());
+        self.packet[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(&self.packet[..20]);
+        self.packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    /// What the wire carries.
+    pub fn bytes(&self) -> Vec<u8> {
+        let kind: [u8; 2] = if self.ipv6 { [0x86, 0xdd] } else { [8, 0] };
+        [&self.destination_mac[..], &ROUTER_MAC, &kind, &self.packet].concat()
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The Internet checksum.
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}

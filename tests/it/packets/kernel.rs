@@ -1,0 +1,258 @@
+//! The built object in namespaces of its own: maps that a test fills and reads, programs that it runs on one packet.
+#![expect(unsafe_code, reason = "unshare has no safe form")]
+
+use super::build::Frame;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, Pod};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use skep_ebpf::packet::mapped;
+use skep_ebpf::{Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, Source, Tuple, V4};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::Command;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+/// Offsets of fields of `struct __sk_buff`, and its size.
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
+const SK_BUFF: usize = 192;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+/// UDP port of the tunnel in these tests.
+pub const TUNNEL_PORT: u16 = 2377;
+
+/// Seconds without a datagram of the client after which its flow is over, in these tests.
+pub const UDP_IDLE: u32 = 60;
+
+/// What a program decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// The packet is not skep's: the host handles it.
+    Pass,
+    Redirect,
+    Drop,
+}
+
+/// Devices of a packet, by index.
+#[derive(Clone, Copy)]
+pub struct Context {
+    pub device: u32,
+    /// Of a forwarded packet the device that it arrived by; else 0.
+    pub arrived_by: u32,
+}
+
+/// A run of a program.
+#[derive(Debug)]
+pub struct Run {
+    pub decision: Decision,
+    /// The frame after the program.
+    pub bytes: Vec<u8>,
+}
+
+/// The programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    pub uplink: u32,
+    pub other_uplink: u32,
+    next_slot: u32,
+}
+
+/// Runs a test in network and mount namespaces of its own, which end with it.
+pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
+    let outcome = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            // SAFETY: file descriptors stay shared; only this thread's namespaces change.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
+            test(&mut Kernel::load());
+        });
+        inside.join()
+    });
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn run(line: &str) {
+    let mut words = line.split(' ');
+    let done = Command::new(words.next().unwrap()).args(words).status().expect(line);
+    assert!(done.success(), "{line}");
+}
+
+fn ifindex(name: &str) -> u32 {
+    std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).expect("a device").trim().parse().unwrap()
+}
+
+pub fn v4(address: &str) -> V4 {
+    u32::from_ne_bytes(address.parse::<Ipv4Addr>().unwrap().octets())
+}
+
+pub fn address(text: &str) -> Address {
+    if text.contains(':') {
+        let octets = text.parse::<Ipv6Addr>().unwrap().octets();
+        return std::array::from_fn(|i| u32::from_ne_bytes(octets[4 * i..4 * i + 4].try_into().unwrap()));
+    }
+    mapped(v4(text))
+}
+
+impl Kernel {
+    fn load() -> Self {
+        for line in [
+            "mount --make-rprivate /",
+            "mount -t sysfs sysfs /sys",
+            "mount -t tmpfs tmpfs /tmp",
+            "mkdir /tmp/bpf",
+            "mount -t bpf bpf /tmp/bpf",
+            "ip link set lo up",
+            "ip link add uplink address 02:00:00:00:00:01 type veth peer name wire",
+            "ip link add uplink2 address 02:00:00:00:00:02 type veth peer name wire2",
+            "ip address add 192.0.2.1/24 dev uplink",
+            "ip -6 address add 2001:db8::1/64 dev uplink nodad",
+            "ip address add 198.51.100.1/24 dev uplink2",
+            "ip link set uplink up",
+            "ip link set wire up",
+            "ip link set uplink2 up",
+            "ip link set wire2 up",
+            "ip route add default via 192.0.2.254",
+            "ip -6 route add default via 2001:db8::fe",
+        ] {
+            run(line);
+        }
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(PathBuf::from("/tmp/bpf"))
+            .map_max_entries("SLOTS", 4096)
+            .map_max_entries("FLOWS", 4096)
+            .map_max_entries("REPLIES", 4096)
+            .load(OBJECT)
+            .expect("the object loads");
+        for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
+            program.load().expect(hook);
+        }
+        let mut kernel = Self { ebpf, uplink: ifindex("uplink"), other_uplink: ifindex("uplink2"), next_slot: 0 };
+        let prefix = [0xfd01, 7];
+        let uplink = kernel.uplink;
+        let config = Config {
+            host_end: uplink,
+            mesh_end: uplink,
+            tunnel: uplink,
+            prefix,
+            containers: [0xfd02, 9],
+            udp_idle: UDP_IDLE,
+            tunnel_port: TUNNEL_PORT.to_be(),
+            ..Config::default()
+        };
+        aya::maps::Array::<_, Config>::try_from(kernel.ebpf.map_mut("CONFIG").unwrap()).unwrap().set(0, config, 0).unwrap();
+        for own in ["192.0.2.1", "2001:db8::1", "198.51.100.1"] {
+            kernel.set("LOCALS", address(own), 0_u32);
+        }
+        kernel
+    }
+
+    fn map<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    pub fn set<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) {
+        self.map(map).insert(key, value, 0).unwrap();
+    }
+
+    pub fn get<K: Pod, V: Pod>(&mut self, map: &str, key: K) -> Option<V> {
+        self.map(map).get(&key, 0).ok()
+    }
+
+    pub fn remove<K: Pod, V: Pod>(&mut self, map: &str, key: K) {
+        self.map::<K, V>(map).remove(&key).unwrap();
+    }
+
+    /// The flow entry of a client's frame, changed by `change`: lets time pass for it.
+    pub fn change_flow(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Flow)) {
+        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let tuple = Tuple {
+            source: address(&from.ip().to_string()),
+            destination: address(&to.ip().to_string()),
+            source_port: from.port().to_be(),
+            destination_port: to.port().to_be(),
+            protocol,
+            ..Tuple::default()
+        };
+        let mut flow: Flow = self.get("FLOWS", tuple).expect("a flow");
+        change(&mut flow);
+        self.set("FLOWS", tuple, flow);
+    }
+
+    /// A backend of this node that belongs to the service `owner`.
+    pub fn backend(&mut self, task: &str, owner: u32) {
+        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner };
+        self.set("BACKENDS", v4(task), backend);
+    }
+
+    /// Publishes a port for both families, with a table of these backends; publishing it again replaces the table.
+    pub fn publish(&mut self, protocol: u8, port: u16, backends: &[&str], flags: u16) {
+        let size = u32::try_from(backends.len()).unwrap();
+        let mut slots: aya::maps::Array<_, V4> = self.ebpf.map_mut("SLOTS").unwrap().try_into().unwrap();
+        for (at, backend) in (self.next_slot..).zip(backends) {
+            slots.set(at, v4(backend), 0).unwrap();
+        }
+        let frontend = Frontend { base: self.next_slot, size, target: 80_u16.to_be(), flags };
+        self.next_slot += size;
+        for family in [4, 6] {
+            self.set("PORTS", Port { protocol, family, port: port.to_be() }, frontend);
+        }
+    }
+
+    /// Lets a prefix of sources use a guarded port.
+    pub fn allow(&mut self, protocol: u8, port: u16, family: u8, prefix: &str, length: u32) {
+        let scope = Port { protocol, family, port: port.to_be() }.scope();
+        self.set_source(Source { scope, address: address(prefix) }, length);
+    }
+
+    /// Puts a prefix into a scope; its length is that of the prefix in its own family.
+    pub fn set_source(&mut self, source: Source, length: u32) {
+        let mapped = if source.address[..2] == [0, 0] { 96 } else { 0 };
+        let mut sources: LpmTrie<_, Source, u32> = self.ebpf.map_mut("SOURCES").unwrap().try_into().unwrap();
+        sources.insert(&Key::new(32 + mapped + length, source), 0, 0).unwrap();
+    }
+
+    /// An endpoint address of another node.
+    pub fn node(&mut self, endpoint: &str) {
+        self.set_source(Source { scope: NODE, address: address(endpoint) }, 32);
+    }
+
+    /// Counter at its position in `COUNTS`, of all CPUs.
+    pub fn counted(&mut self, counter: Counter) -> u64 {
+        let counts: PerCpuArray<_, u64> = self.ebpf.map("COUNTS").unwrap().try_into().unwrap();
+        counts.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// Runs a program on a frame that arrives at, or leaves by, a device.
+    pub fn run(&mut self, hook: &str, frame: &Frame, device: u32) -> Run {
+        self.run_with(hook, frame, Context { device, arrived_by: 0 })
+    }
+
+    /// Runs a program on a frame in a context.
+    pub fn run_with(&mut self, hook: &str, frame: &Frame, at: Context) -> Run {
+        let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
+        let input = frame.bytes();
+        let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&at.arrived_by.to_ne_bytes());
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.device.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&input),
+            data_out: Some(&mut output),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).expect(hook);
+        let decision = match result.return_value.cast_signed() {
+            -1 => Decision::Pass,
+            2 => Decision::Drop,
+            7 => Decision::Redirect,
+            other => panic!("{hook} returned {other}"),
+        };
+        output.truncate(result.data_size_out as usize);
+        Run { decision, bytes: output }
+    }
+}
