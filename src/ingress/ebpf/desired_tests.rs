@@ -40,7 +40,7 @@ fn view() -> NodeView {
 fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
     let (devices, members, unavailable) = (HostDevices::default(), BTreeSet::new(), BTreeMap::new());
     let me = "node1".into();
-    let udp_idle = Duration::from_secs(60);
+    let udp_idle = Duration::from_mins(1);
     let inputs = Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, udp_idle };
     desired_datapath(&mut TableCache::default(), view, &inputs)
 }

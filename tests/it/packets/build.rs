@@ -72,7 +72,7 @@ impl Frame {
     }
 
     /// The same for another MAC address.
-    pub fn to_mac(mut self, mac: [u8; 6]) -> Self {
+    pub fn for_mac(mut self, mac: [u8; 6]) -> Self {
         self.destination_mac = mac;
         self
     }
@@ -81,7 +81,7 @@ impl Frame {
     pub fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
         assert!(!self.ipv6);
         self.packet[4..6].copy_from_slice(&id.to_be_bytes());
-        let field = offset / 8 | if more { 0x2000 } else { 0 };
+        let field = (offset / 8) | if more { 0x2000 } else { 0 };
         self.packet[6..8].copy_from_slice(&field.to_be_bytes());
         self.packet[10..12].copy_from_slice(&[0, 0]);
         let sum = checksum(&self.packet[..20]);

@@ -59,17 +59,17 @@ fn frames_for_other_machines_broadcasts_and_multicasts_are_left_to_the_host() {
         for mac in others {
             for to in [PORT, "192.0.2.255:8080", "224.0.0.251:8080", "8.8.8.8:8080"] {
                 for frame in [Frame::tcp(CLIENT, to, SYN), Frame::udp(CLIENT, to)] {
-                    assert_eq!(task(kernel, &frame.to_mac(mac)), None, "{to} {mac:x?}");
+                    assert_eq!(task(kernel, &frame.for_mac(mac)), None, "{to} {mac:x?}");
                 }
             }
-            let multicast = Frame::udp("[fe80::9]:5353", "[ff02::fb]:8080").to_mac(mac);
+            let multicast = Frame::udp("[fe80::9]:5353", "[ff02::fb]:8080").for_mac(mac);
             assert_eq!(task(kernel, &multicast), None);
         }
         assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT)), Some(ONE));
-        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).to_mac(others[0])), None, "nor when the flow is known");
+        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).for_mac(others[0])), None, "nor when the flow is known");
         let first = Frame::udp(CLIENT, PORT).fragment(7, 0, true);
         assert_eq!(task(kernel, &first), Some(ONE));
-        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).fragment(7, 16, false).to_mac(others[0])), None);
+        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).fragment(7, 16, false).for_mac(others[0])), None);
     });
 }
 
@@ -269,7 +269,7 @@ fn a_flow_follows_its_client_to_another_uplink() {
         };
         kernel.run("from_uplink", &Frame::tcp(CLIENT, PORT, SYN), first);
         assert_eq!(device(kernel), first);
-        let moved = Frame::tcp(CLIENT, PORT, ACK).to_mac(OTHER_UPLINK_MAC);
+        let moved = Frame::tcp(CLIENT, PORT, ACK).for_mac(OTHER_UPLINK_MAC);
         kernel.run("from_uplink", &moved, second);
         assert_eq!(device(kernel), second);
     });
