@@ -9,7 +9,7 @@ type Bytes = Vec<u8>;
 type Tables = BTreeMap<String, BTreeMap<Bytes, Bytes>>;
 
 /// Maps that are sets of keys: their values mean nothing.
-const SETS: [&str; 3] = ["LOCALS", "MEMBERS", "SOURCES"];
+const SETS: [&str; 4] = ["LOCALS", "MEMBERS", "SOURCES", "UPLINKS"];
 
 /// Settings with a reconciliation so often that a test does not wait long.
 const OFTEN: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 200\n";
@@ -158,7 +158,7 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
     let fixture = RepairFixture::set_up("km").await;
     let host = &fixture.swarm.hosts[0];
     let baseline = Baseline::of(host);
-    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "LOCALS", "SOURCES", "CONFIG"] {
+    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "LOCALS", "UPLINKS", "SOURCES", "CONFIG"] {
         assert!(baseline.tables.get(name).is_some_and(|entries| !entries.is_empty()), "{name} has something to damage");
     }
     for (name, entries) in &baseline.tables {
@@ -241,6 +241,8 @@ async fn replaced_devices_get_programs_again() {
 
     fixture.swarm.lab.rewire(host).await.expect("another veth pair");
     attached("eth0").await;
+    // The new device has another MAC address, which a network card would announce.
+    fixture.client.run("ip neigh flush all").await.expect("flushed");
     fixture.expect_answers().await;
     fixture.stop().await;
 }

@@ -26,11 +26,20 @@ fn connections_from_a_published_number_are_left_alone() {
         for container in &containers {
             serve(container, TARGET, Ipv6Addr::UNSPECIFIED.into());
         }
-        fixture.wait_for_ports(&[8063]).await;
         let client = fixture.client(0);
         for six in [false, true] {
             within(30, "the port to be served", || async { Connection::open(&client, at(0, six, 8063))?.identify() }).await;
         }
+        // The node's UDP sockets have the number: its listener cannot have it, so the programs leave it alone.
+        within(10, "the status to name it", || async {
+            let ebpf = status(host).await["ebpf"].take();
+            for port in ["8063/udp", "8063/udp6"] {
+                let why = ebpf["unavailable_ports"][port].as_str().unwrap_or_default();
+                anyhow::ensure!(why.contains("another program of this node has the port"), "{port}: {ebpf:#}");
+            }
+            Ok(())
+        })
+        .await;
         for (connection, six) in connections.iter_mut().zip([false, true]) {
             let seen = connection.identify().unwrap_or_else(|e| panic!("the node's own connection from {}: {e:#}", own(six)));
             assert_eq!((seen.server.as_str(), seen.client), ("c3", own(six)));
@@ -42,6 +51,7 @@ fn connections_from_a_published_number_are_left_alone() {
             assert_eq!((seen.server.as_str(), seen.client), ("c3", own(six)));
         }
         drop(sockets);
+        fixture.wait_for_ports(&[8063]).await;
 
         // From a plain container: the engine's masquerade keeps the port number.
         let id = output(host.engine_cli().args(["run", "-d", "--name", "plain", WHOAMI_IMAGE])).await.expect("a plain container");
