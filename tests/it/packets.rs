@@ -2,7 +2,7 @@
 //! come of it (verdict, bytes, entries). `BPF_PROG_TEST_RUN` runs a program once on a packet; thousands of rows take seconds.
 //!
 //! The programs run in namespaces of the test's own: an uplink with 192.0.2.1/24, 2001:db8::1/64 and a default route. A
-//! frame's MAC address decides, as on a wire, for whom it is.
+//! frame's MAC address decides, as on a wire, which machine it is for.
 
 mod build;
 mod kernel;

@@ -45,7 +45,7 @@ fn every_kind_of_call_reaches_both_tasks() {
     });
 }
 
-/// Review finding 15: whoever keeps the address of a service without a task learns it at once, as from a port that no process
+/// Review finding 15: a client that keeps the address of a service without a task is refused at once, as from a port that no process
 /// listens on.
 #[test]
 fn a_virtual_address_without_a_task_refuses_at_once() {
