@@ -271,7 +271,9 @@ fn applied_is_the_revision_of_the_slowest_live_node() {
     fixture.send(SessionId(2), ToManager::Heartbeat { applied: now });
     assert_eq!(fixture.core.applied(fixture.now), now);
     // A change that no node is sent counts as applied by all of them.
-    fixture.write(vec![Action::create(fixture::network("lonely", None))]);
+    let mut labelled = fixture.store.node(&node(1)).unwrap().clone();
+    labelled.spec.labels.insert("zone".to_owned(), "a".to_owned());
+    fixture.write(vec![Action::update(labelled)]);
     fixture.settle();
     assert_eq!(fixture.core.applied(fixture.now), fixture.store.revision());
     assert!(fixture.store.revision() > now);
