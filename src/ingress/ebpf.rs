@@ -104,7 +104,7 @@ pub struct EbpfChannels {
     /// MTU of the tunnel, in bytes.
     pub mtu: watch::Receiver<u32>,
     /// Published ports that the userspace datapath's listeners hold; `None` while they are not known.
-    pub held: watch::Receiver<Option<HeldPorts>>,
+    pub held: watch::Receiver<Option<Arc<HeldPorts>>>,
     /// Revision of the view that new connections follow.
     pub applied: watch::Sender<Revision>,
     /// Which virtual addresses work, and for which containers: DNS answers with these only.

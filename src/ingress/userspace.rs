@@ -74,7 +74,7 @@ pub struct UserspaceChannels {
     /// One entry for each published port.
     pub status: watch::Sender<Vec<PortStatus>>,
     /// `None` until the listeners of a first view were opened.
-    pub held: watch::Sender<Option<HeldPorts>>,
+    pub held: watch::Sender<Option<Arc<HeldPorts>>>,
 }
 
 /// Makes sockets in the two network namespaces.

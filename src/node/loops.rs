@@ -146,7 +146,7 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
 fn start_ebpf(
     context: &LoopContext,
     network: &MeshNetwork,
-    held: watch::Receiver<Option<HeldPorts>>,
+    held: watch::Receiver<Option<Arc<HeldPorts>>>,
     applied: &mut AppliedRevisions,
 ) -> (watch::Receiver<VipReadiness>, watch::Receiver<EbpfStatus>) {
     let (ready_sender, ready) = watch::channel(VipReadiness::default());
@@ -184,7 +184,7 @@ fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applie
 
 fn start_userspace(
     context: &LoopContext,
-    held: watch::Sender<Option<HeldPorts>>,
+    held: watch::Sender<Option<Arc<HeldPorts>>>,
     applied: &mut AppliedRevisions,
 ) -> watch::Receiver<Vec<PortStatus>> {
     let (status, ports) = watch::channel(Vec::new());

@@ -86,7 +86,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     }
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
     if ports_unavailable(unavailable).is_none() {
-        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held);
+        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held.map(|held| &**held));
         for port in view.cluster.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for family in IpFamily::ALL {
                 add_port(tables, &eligibility, port, family, &mut desired);

@@ -39,6 +39,8 @@ fn view() -> NodeView {
 
 fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
     let (devices, members, unavailable) = (HostDevices::default(), BTreeSet::new(), BTreeMap::new());
+    let held = held.map(|held| Arc::new(held.clone()));
+    let held = held.as_ref();
     let me = "node1".into();
     let udp_idle = Duration::from_mins(1);
     let inputs = Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, udp_idle };

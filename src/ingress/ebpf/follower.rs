@@ -25,7 +25,7 @@ pub struct DesiredState {
     desired: DesiredDatapath,
     last: Option<(NodeView, Dependencies)>,
     /// [`Inputs::held`] of the last call.
-    held: Option<HeldPorts>,
+    held: Option<Arc<HeldPorts>>,
     tables: TableCache,
 }
 
@@ -134,7 +134,7 @@ impl DesiredState {
     }
 
     fn update_ports(&mut self, before: &NodeView, view: &NodeView, inputs: &Inputs, dirty: &mut Dirty) -> Option<()> {
-        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held);
+        let eligibility = PortEligibility::new(view, inputs.unavailable, inputs.held.map(|held| &**held));
         let mut ports: Vec<_> = differing(&before.cluster.ports, &view.cluster.ports).collect();
         let held_changed = self.ports_whose_listeners_changed(view, inputs)?;
         ports.extend(held_changed.iter().map(|port| (None, Some(*port))));
@@ -165,6 +165,8 @@ impl DesiredState {
     fn ports_whose_listeners_changed<'a>(&self, view: &'a NodeView, inputs: &Inputs) -> Option<Vec<&'a Arc<PublishedPort>>> {
         let (before, now) = match (&self.held, inputs.held) {
             (None, None) => return Some(Vec::new()),
+            // The same set, as after every change that is not one of listeners.
+            (Some(before), Some(now)) if Arc::ptr_eq(before, now) => return Some(Vec::new()),
             (Some(before), Some(now)) => (before, now),
             _ => return None,
         };

@@ -5,6 +5,7 @@ use crate::ingress::HeldPorts;
 use crate::model::NodeId;
 use skep_ebpf::NetnsMembership;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What this node has, apart from its view.
@@ -18,7 +19,7 @@ pub struct Inputs<'a> {
     /// Hooks that cannot be attached, with the reason.
     pub unavailable: &'a BTreeMap<Hook, String>,
     /// Ports that this node's listeners hold; `None`: not known yet, all of them.
-    pub held: Option<&'a HeldPorts>,
+    pub held: Option<&'a Arc<HeldPorts>>,
     /// A UDP flow ends after so long without a datagram of its client.
     pub udp_idle: Duration,
 }

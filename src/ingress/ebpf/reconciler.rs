@@ -85,7 +85,7 @@ struct EbpfReconciler {
     ebpf: Arc<EbpfDatapath>,
     timing: EbpfTiming,
     /// Ports that this node's listeners hold, as last published.
-    held: Option<HeldPorts>,
+    held: Option<Arc<HeldPorts>>,
     namespaces: Namespaces,
     /// Hooks that cannot be attached, with the reason, as of the last observation.
     unavailable: BTreeMap<Hook, String>,
@@ -309,7 +309,7 @@ impl EbpfReconciler {
             changed,
             tables,
             unavailable: &self.unavailable,
-            held: self.held.as_ref(),
+            held: self.held.as_deref(),
             counts: &self.maps.counts,
             steps,
             repaired: self.drift.repaired,

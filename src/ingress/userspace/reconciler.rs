@@ -74,7 +74,7 @@ impl PortReconciler {
             port.set_source(source);
         }
         if let Some(view) = view {
-            replace_if_changed(&channels.held, Some(self.held()));
+            replace_if_changed(&channels.held, Some(Arc::new(self.held())));
             replace_if_changed(&channels.applied, view.revision);
         }
         self.context.udp.expire();
