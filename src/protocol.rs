@@ -5,6 +5,7 @@ pub mod entries;
 mod join;
 mod session;
 pub mod view_delta;
+pub mod view_stream;
 
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, Proof, ToJoiner};
 pub use session::{ToManager, ToNode};

@@ -66,7 +66,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
     let lines = nodes.map(|node| node_line(node, *me == node.node_id, tunnel.peers.get(&node.key)));
     Status {
-        state: "active".to_owned(),
+        state: if member.removed().is_some() { "error" } else { "active" }.to_owned(),
         error,
         node: Some(me.clone()),
         role: Some(member.role()),
