@@ -10,7 +10,7 @@ pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, Proof, ToJoiner}
 pub use session::{ToManager, ToNode};
 
 /// Number of the protocol; both sides send theirs in the first message and refuse any other.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Largest frame between members, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
 /// Largest frame accepted from a joiner, in bytes.

@@ -140,13 +140,16 @@ pub struct ManagerTimeouts {
     pub replace_wait_ms: u64,
     /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
     pub stop_hold_ms: u64,
+    /// A live node that has not applied a view for this long is waited for no longer, in milliseconds: addresses are
+    /// assigned again and tasks stopped without it, and it is shown as degraded.
+    pub node_lag_ms: u64,
     /// Tasks of a node are orphaned after it was down for this long, in seconds.
     pub orphan_after_s: u64,
 }
 
 impl Default for ManagerTimeouts {
     fn default() -> Self {
-        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, orphan_after_s: 86_400 }
+        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, node_lag_ms: 30_000, orphan_after_s: 86_400 }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::model::{
     view::{ClusterPart, Networks, Tasks},
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub enum ToManager {
     Status(Vec<(TaskId, TaskStatus)>),
     /// Published ports that containers of tasks listen on: all ports of a task, sorted.
     Listens(Vec<(TaskId, Vec<ListeningPort>)>),
+    /// What does not work on the node, by the name of its loop: all of it, again when it changes. Empty: nothing.
+    Troubles(BTreeMap<String, String>),
     /// The node leaves the cluster (`docker swarm leave`).
     Leave,
 }

@@ -44,6 +44,14 @@ impl Settings {
             );
             return Err(invalid("timeouts.node_down_ms", timeouts.node_down_ms.to_string(), advice));
         }
+        let manager = &self.manager;
+        if manager.node_lag_ms <= manager.stop_hold_ms {
+            let advice = format!(
+                "set more than manager.stop_hold_ms ({}), some six times as much: a node that is slow once is not degraded",
+                manager.stop_hold_ms
+            );
+            return Err(invalid("manager.node_lag_ms", manager.node_lag_ms.to_string(), advice));
+        }
         self.elections()
     }
 

@@ -20,6 +20,15 @@ pub(super) struct DrainHolds {
 }
 
 impl DrainHolds {
+    /// Of a manager that has just become the leader: what the one before it held back, and which nodes have applied what, is
+    /// not known. Every task on its way out is held until the nodes have applied the state of this moment. A node that has the
+    /// order already ignores that.
+    pub(super) fn of_new_leader(store: &Store, now: Timestamp) -> Self {
+        let stopping = store.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty());
+        let hold = |task: &Task| (task.id.clone(), DrainHold { index: store.index(), since: now });
+        Self { tasks: stopping.map(hold).collect() }
+    }
+
     /// Adds tasks that stopped being backends because their desired state changed.
     pub(super) fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
         for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
