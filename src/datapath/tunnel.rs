@@ -54,8 +54,10 @@ pub struct TunnelConfig {
     /// UDP address and port. An unspecified address of either family means both families. Kernel WireGuard always
     /// listens on every address and honours the port only.
     pub listen: SocketAddr,
-    /// Of the device, bytes.
+    /// Of a new device, bytes.
     pub mtu: u32,
+    /// An existing device keeps its MTU, which its user changes.
+    pub keep_mtu: bool,
     /// Name of the device, as `skep0`.
     pub device: String,
     pub kernel: KernelChoice,

@@ -241,6 +241,7 @@ async fn node(lab: &Lab, number: u8) -> Node {
         private_key_file: key_file,
         listen: "0.0.0.0:2377".parse().expect("address"),
         mtu: MTU,
+        keep_mtu: true,
         device: "skep0".to_owned(),
         kernel: KernelChoice::Never,
         program: env!("CARGO_BIN_EXE_skep").into(),
