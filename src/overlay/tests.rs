@@ -201,7 +201,7 @@ fn routes_to_a_node_have_the_mtu_of_its_path() {
     let one = PathMtus { nodes: [(NodeId::from("node3"), small)].into(), smallest: 1392, ..PathMtus::uniform(1440) };
     let address = peer(3).address();
     let smaller = format!(
-        "route set 10.0.1.13/32 dev skep0 table 167772416 mtu 1392\nroute set {address}/128 dev skep0 table main mtu 1392\n"
+        "route set {address}/128 dev skep0 table main mtu 1392\nroute set 10.0.1.13/32 dev skep0 table 167772416 mtu 1392\n"
     );
     assert_eq!(run(&one), smaller);
     let larger = format!(
