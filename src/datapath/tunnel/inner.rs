@@ -21,22 +21,24 @@ pub(super) struct Inner {
 impl Inner {
     /// `None` if it is no IP packet, or one that is longer than `packet`.
     pub(super) fn read(packet: &[u8]) -> Option<Self> {
-        let (source, destination, length, ecn) = match packet.first()? >> 4 {
+        Self::of_headers(packet).filter(|inner| inner.length <= packet.len())
+    }
+
+    /// Reads the header alone: in a packet that is yet to be segmented the length may be anything.
+    pub(super) fn of_headers(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
             4 if packet.len() >= 20 => {
                 let headers = usize::from(packet[0] & 0x0f) * 4;
-                let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-                if headers < 20 || length < headers {
-                    return None;
-                }
-                (v4(packet, 12), v4(packet, 16), length, packet[1] & 3)
+                let length = usize::from(u16::from_be_bytes([packet[2], packet[3]])).max(headers);
+                let (source, destination) = (v4(packet, 12), v4(packet, 16));
+                (headers >= 20).then_some(Self { source, destination, length, ecn: packet[1] & 3 })
             }
             6 if packet.len() >= 40 => {
                 let length = 40 + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
-                (v6(packet, 8)?, v6(packet, 24)?, length, packet[1] >> 4 & 3)
+                Some(Self { source: v6(packet, 8)?, destination: v6(packet, 24)?, length, ecn: packet[1] >> 4 & 3 })
             }
-            _ => return None,
-        };
-        (length <= packet.len()).then_some(Self { source, destination, length, ecn })
+            _ => None,
+        }
     }
 }
 
@@ -114,7 +116,8 @@ mod tests {
     #[test]
     fn what_is_no_whole_packet_is_refused() {
         let whole = packet_v4(0, &[]);
-        for malformed in [&[][..], &[0x45], &whole[..whole.len() - 1], &packet_v6(0)[..47], &[0x50; 60], &[0x44; 60], &[0x45; 20]] {
+        for malformed in [&[][..], &[0x45], &whole[..whole.len() - 1], &packet_v6(0)[..47], &[0x50; 60], &[0x44; 60], &[0x45; 20]]
+        {
             assert_eq!(Inner::read(malformed), None, "{malformed:?}");
         }
     }

@@ -14,7 +14,7 @@ use gotatun::packet::{Packet, WgKind};
 use gotatun::tun::MtuWatcher;
 use gotatun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -120,14 +120,15 @@ impl Peers {
             state.tunnel.set_persistent_keepalive(wanted.keepalive);
         }
         let endpoint = endpoint.or(state.configured.endpoint);
-        state.configured = TunnelPeer { endpoint, ..wanted.clone() };
+        let earlier = std::mem::replace(&mut state.configured, TunnelPeer { endpoint, ..wanted.clone() });
         drop(state);
-        let wanted: Vec<IpNet> = wanted.allowed_ips.iter().map(IpNet::trunc).collect();
-        let is_same = |table: &PeerTable, net: IpNet| table.by_prefix.get(net).is_some_and(|owner| Arc::ptr_eq(owner, &peer));
-        if !wanted.iter().all(|net| is_same(&table, *net)) {
-            wanted.iter().for_each(|net| table.by_prefix.insert(*net, Arc::clone(&peer)));
+        let wanted: BTreeSet<IpNet> = wanted.allowed_ips.iter().map(IpNet::trunc).collect();
+        for net in earlier.allowed_ips.iter().filter(|net| !wanted.contains(&net.trunc())) {
+            if table.by_prefix.get(*net).is_some_and(|owner| Arc::ptr_eq(owner, &peer)) {
+                table.by_prefix.remove(*net);
+            }
         }
-        table.by_prefix.retain(|net, owner| !Arc::ptr_eq(owner, &peer) || wanted.binary_search(net).is_ok() || wanted.contains(net));
+        wanted.into_iter().for_each(|net| table.by_prefix.insert(net, Arc::clone(&peer)));
     }
 
     pub(super) fn remove(&self, key: WgKey) {
@@ -189,7 +190,8 @@ impl Peers {
         let peer = match &message {
             WgKind::Data(message) => by_index(message.header.receiver_idx.get()),
             WgKind::HandshakeInit(message) => {
-                let key = parse_handshake_anon(&self.secret, &self.public, message).ok().map(|half| WgKey(half.peer_static_public));
+                let key =
+                    parse_handshake_anon(&self.secret, &self.public, message).ok().map(|half| WgKey(half.peer_static_public));
                 let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
                 key.and_then(|key| table.by_key.get(&key).cloned())
             }
@@ -248,7 +250,8 @@ impl Peers {
         let initiation = |peer: &Arc<Peer>| {
             let mut state = peer.lock();
             let endpoint = state.configured.endpoint?;
-            let initiation = if state.tunnel.has_active_session() { None } else { state.tunnel.format_handshake_initiation(false) };
+            let initiation =
+                if state.tunnel.has_active_session() { None } else { state.tunnel.format_handshake_initiation(false) };
             Some((self.registered(peer, initiation?.into()), endpoint))
         };
         keys.iter().filter_map(|key| table.by_key.get(key)).filter_map(initiation).collect()
@@ -258,8 +261,7 @@ impl Peers {
     pub(super) fn tick(&self) -> Vec<Outgoing> {
         self.limiter.try_reset_count();
         self.by_index.write().unwrap_or_else(PoisonError::into_inner).retain(|index, _| self.indices.in_use(*index));
-        let peers: Vec<Arc<Peer>> =
-            self.table.read().unwrap_or_else(PoisonError::into_inner).by_key.values().cloned().collect();
+        let peers: Vec<Arc<Peer>> = self.table.read().unwrap_or_else(PoisonError::into_inner).by_key.values().cloned().collect();
         let due = |peer: Arc<Peer>| {
             let mut state = peer.lock();
             let endpoint = state.configured.endpoint?;

@@ -27,6 +27,19 @@ impl<T> Prefixes<T> {
         }
     }
 
+    pub(super) fn remove(&mut self, net: IpNet) {
+        let net = net.trunc();
+        let length = (net.addr().is_ipv6(), net.prefix_len());
+        if self.values.remove(&net).is_some()
+            && let Some(count) = self.lengths.get_mut(&length)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
+    }
+
     /// Keeps the prefixes for which `keep` returns true.
     pub(super) fn retain(&mut self, keep: impl Fn(&IpNet, &T) -> bool) {
         self.values.retain(|net, value| keep(net, value));
@@ -56,7 +69,9 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins_in_each_family() {
         let mut prefixes = Prefixes::default();
-        for (number, net) in ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "fd00::/48", "fd00::/64", "0.0.0.0/0"].iter().enumerate() {
+        for (number, net) in
+            ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "fd00::/48", "fd00::/64", "0.0.0.0/0"].iter().enumerate()
+        {
             prefixes.insert(net.parse().unwrap(), number);
         }
         let find = |prefixes: &Prefixes<usize>, text: &str| prefixes.find(text.parse().unwrap()).copied();
@@ -73,6 +88,9 @@ mod tests {
         }
         prefixes.insert("10.1.2.3/32".parse().unwrap(), 9);
         assert_eq!(find(&prefixes, "10.1.2.3"), Some(9));
+        prefixes.remove("10.1.2.3/32".parse().unwrap());
+        prefixes.remove("10.1.2.3/32".parse().unwrap());
+        assert_eq!(find(&prefixes, "10.1.2.3"), Some(1));
         prefixes.retain(|net, _| net.prefix_len() == 16);
         assert_eq!((find(&prefixes, "10.1.2.3"), find(&prefixes, "10.2.0.1"), find(&prefixes, "fd00::1")), (Some(1), None, None));
     }
