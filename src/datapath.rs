@@ -16,6 +16,7 @@ pub mod links;
 pub mod mesh;
 mod netlink;
 pub mod netns;
+mod path_mtu;
 mod sandbox;
 pub mod sockdiag;
 pub mod sockets;

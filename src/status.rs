@@ -16,6 +16,9 @@ pub struct Status {
     pub state: String,
     /// Why the node is not active, or what fails while it is. Empty: nothing.
     pub error: String,
+    /// What works, but not as well as it could, and what to do about it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// `None` outside a swarm.
     pub node: Option<NodeId>,
     pub role: Option<Role>,
@@ -74,4 +77,7 @@ pub struct NodeSummary {
     pub tx_bytes: u64,
     /// Containers that it runs on overlay networks.
     pub containers: usize,
+    /// MTU of the path to it in bytes, as this host's routes say; `None` if there is no route.
+    #[serde(default)]
+    pub path_mtu: Option<u32>,
 }

@@ -35,6 +35,9 @@ pub(super) fn render(status: &Status) -> String {
     if !status.error.is_empty() {
         let _ = writeln!(out, "error:    {}", status.error);
     }
+    for warning in &status.warnings {
+        let _ = writeln!(out, "warning:  {warning}");
+    }
     let Some(node) = &status.node else {
         let _ = writeln!(out, "start a swarm with `skep init`, or join one with `skep join`");
         return out;
@@ -57,13 +60,15 @@ pub(super) fn render(status: &Status) -> String {
 }
 
 fn node_table(nodes: &[NodeSummary]) -> String {
-    let mut rows = vec![["NODE", "ROLE", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
+    let mut rows =
+        vec![["NODE", "ROLE", "PATH", "ENDPOINT", "MTU", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
     for node in nodes {
         rows.push([
             format!("{}{}", node.hostname, if node.here { " *" } else { "" }),
             if node.manager { "manager" } else { "worker" }.to_owned(),
             node.path.clone(),
             node.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            node.path_mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
             node.handshake_seconds.map_or_else(|| "-".to_owned(), |s| format!("{s} s ago")),
             bytes(node.rx_bytes),
             bytes(node.tx_bytes),

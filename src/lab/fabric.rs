@@ -95,6 +95,16 @@ impl Lab {
         output(self.command("ip").args(["link", "set", host.port(), "up"])).await.map(drop)
     }
 
+    /// Sets the MTU of a host's network device and of its port at the bridge, in bytes.
+    ///
+    /// # Errors
+    /// The links do not exist.
+    pub async fn set_mtu(&self, host: &Host, mtu: u32) -> anyhow::Result<()> {
+        let mtu = mtu.to_string();
+        output(self.command("ip").args(["link", "set", host.port(), "mtu", &mtu])).await?;
+        output(host.holder().command("ip").args(["link", "set", "eth0", "mtu", &mtu])).await.map(drop)
+    }
+
     /// Directory of the hosts' files.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -7,6 +7,7 @@ use crate::admin::StatusSource;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::model::view::Peer;
+use crate::overlay::PathMtus;
 use crate::status::{DatapathSummary, NodeSummary, Status};
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -64,7 +65,12 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     let me = &member.membership.node_id;
     let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
-    let lines = nodes.map(|node| node_line(node, *me == node.node_id, tunnel.peers.get(&node.key)));
+    let mtus = daemon.env.mtus.paths.borrow().clone();
+    let warnings = mtu_warnings(daemon.env.settings.path_mtu(), &mtus, nodes.clone());
+    let lines = nodes.map(|node| {
+        let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
+        node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
+    });
     Status {
         state: "active".to_owned(),
         error,
@@ -81,14 +87,16 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
             ports: ports_text(&ebpf),
         },
         nodes: lines.collect(),
+        warnings,
         ports: member.ports.borrow().clone(),
         ebpf,
         ..base
     }
 }
 
-/// A node as this one sees it; `peer` is its state in the tunnel.
-fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeSummary {
+/// A node as this one sees it; `peer` is its state in the tunnel, `path_mtu` what the host's
+/// routes say.
+fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>, path_mtu: Option<u32>) -> NodeSummary {
     let handshake = peer.and_then(|p| p.handshake_age);
     let path = match handshake {
         _ if here => "self",
@@ -107,7 +115,29 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeSum
         rx_bytes: peer.map_or(0, |p| p.rx_bytes),
         tx_bytes: peer.map_or(0, |p| p.tx_bytes),
         containers: node.containers.len(),
+        path_mtu,
     }
+}
+
+/// What does not fit together: paths that are smaller or larger than the setting, and paths too small for the tunnel.
+fn mtu_warnings<'a>(set: Option<u32>, mtus: &PathMtus, nodes: impl Iterator<Item = &'a Peer>) -> Vec<String> {
+    let warning = |node: &Peer| {
+        let path = mtus.nodes.get(&node.node_id)?.path?;
+        let name = &node.hostname;
+        match set {
+            Some(set) if path < set => Some(format!(
+                "path_mtu is set to {set}, but the route to {name} has {path}: full packets leave in fragments; set path_mtu = 0 to follow the routes"
+            )),
+            Some(set) if path > set => {
+                Some(format!("path_mtu is set to {set}, the route to {name} has {path}: packets are smaller than they could be"))
+            }
+            None if path < 1280 + crate::model::mesh::TUNNEL_OVERHEAD => {
+                Some(format!("the route to {name} has MTU {path}: full packets leave in fragments, the tunnel needs 1360"))
+            }
+            _ => None,
+        }
+    };
+    nodes.filter_map(warning).collect()
 }
 
 /// Which datapath serves published ports, and why not the eBPF datapath.

@@ -69,6 +69,7 @@ fn full_status() -> Status {
         rx_bytes: u64::MAX,
         tx_bytes: 1 << 53,
         containers: 3,
+        path_mtu: None,
     };
     let port = |protocol, port, service: &str| PortStatus {
         protocol,
