@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::model::WgKey;
 
 pub mod ebpf;
+pub mod host_routes;
 pub mod interfaces;
 pub mod links;
 pub mod mesh;

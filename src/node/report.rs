@@ -6,10 +6,13 @@ use super::member::Member;
 use crate::admin::StatusSource;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
+use crate::datapath::host_routes;
+use crate::manager::allocator::overlap;
 use crate::model::view::Peer;
 use crate::overlay::PathMtus;
 use crate::status::{DatapathSummary, NodeSummary, Status};
 use async_trait::async_trait;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -66,7 +69,10 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
     let mtus = daemon.env.mtus.paths.borrow().clone();
-    let warnings = mtu_warnings(daemon.env.settings.path_mtu(), &mtus, nodes.clone());
+    let mut warnings = mtu_warnings(daemon.env.settings.path_mtu(), &mtus, nodes.clone());
+    if let (Some(view), Ok(routes)) = (&view, host_routes::ipv4_routes().await) {
+        warnings.extend(overlap_warnings(&view.cluster.subnets, &routes));
+    }
     let lines = nodes.map(|node| {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
         node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
@@ -117,6 +123,19 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>, path_mtu: 
         containers: node.containers.len(),
         path_mtu,
     }
+}
+
+/// Networks of the swarm that are networks of this host too: clients there are left to the userspace datapath, and containers
+/// cannot reach them.
+fn overlap_warnings(subnets: &[Ipv4Net], routes: &[Ipv4Net]) -> Vec<String> {
+    let pairs = subnets.iter().flat_map(|subnet| routes.iter().map(move |route| (subnet, route)));
+    let text = |(subnet, route)| {
+        format!(
+            "the swarm's network {subnet} overlaps {route}, to which this host has a route: its clients there keep no address of \
+             their own, containers cannot reach it; give the network another subnet (docker network create --subnet)"
+        )
+    };
+    pairs.filter(|(subnet, route)| overlap(subnet, route)).map(text).collect()
 }
 
 /// What does not fit together: paths that are smaller or larger than the setting, and paths too small for the tunnel.
