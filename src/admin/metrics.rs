@@ -92,7 +92,8 @@ fn published_ports(ports: &[PortStatus], out: &mut Exposition) {
         open = open.sample(labels, port.connections as u64);
         refused = refused
             .sample([number, protocol, service, "no_backend"], port.errors)
-            .sample([number, protocol, service, "source_not_allowed"], port.refused);
+            .sample([number, protocol, service, "source_not_allowed"], port.refused)
+            .sample([number, protocol, service, "source_over_share"], port.over_share);
     }
     out.add(&backends);
     out.add(&open);

@@ -226,9 +226,10 @@ fn userspace_settings(settings: &Settings) -> UserspaceSettings {
     let ports = settings.ports;
     UserspaceSettings {
         max_connections: ports.max_connections.max(1),
-        max_connections_per_port: (ports.max_connections / 2).max(1),
+        max_connections_per_port: ports.max_connections.max(1),
         max_flows: ports.max_flows.max(1),
         max_flows_per_port: (ports.max_flows / 2).max(1),
+        max_flows_per_source: (ports.max_flows / 4).max(1),
         flow_idle: Duration::from_millis(ports.udp_idle_ms),
         ..UserspaceSettings::default()
     }

@@ -115,7 +115,7 @@ fn networks(
         all.insert(part.subnet.trunc(), addresses);
     }
     for rule in &actual.rules {
-        if let (base::FROM_NETWORK, Some(IpNet::V4(subnet))) = (rule.priority, rule.from)
+        if let Some(subnet) = base::network_of(rule)
             && veths.iter().any(|address| subnet.contains(address))
         {
             let gateway = gateway(subnet);

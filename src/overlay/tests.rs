@@ -113,17 +113,19 @@ route set 10.0.0.22/32 dev skep0 table 167772160
 route set local 10.0.1.1/32 dev lo table 167772416
 route set 10.0.1.11/32 dev v0a00010b table 167772416
 route set 10.0.1.12/32 dev skep0 table 167772416
-rule add 100: from 10.0.0.0/24 lookup 167772160
-rule add 100: from 10.0.1.0/24 lookup 167772416
-rule add 30000: iif lo lookup local
-rule add 30001: iif lo lookup main
-rule add 30002: to 10.0.0.0/24 iif lo lookup 167772160
-rule add 30002: to 10.0.1.0/24 iif lo lookup 167772416
-rule add 32000: unreachable
+rule add 100: from 10.0.0.0/20 goto 121920
+rule add 121920: from 10.0.0.0/24 lookup 167772160
+rule add 121920: from 10.0.1.0/24 lookup 167772416
+rule add 121921: goto 3000000
+rule add 3000000: iif lo lookup local
+rule add 3000001: iif lo lookup main
+rule add 3000002: to 10.0.0.0/24 iif lo lookup 167772160
+rule add 3000002: to 10.0.1.0/24 iif lo lookup 167772416
+rule add 3200000: unreachable
 rule add -6 52: from fd12:3456:789a::/49 iif skep0 lookup local
-rule add -6 30000: iif lo lookup local
-rule add -6 30001: iif lo lookup main
-rule add -6 32000: unreachable
+rule add -6 3000000: iif lo lookup local
+rule add -6 3000001: iif lo lookup main
+rule add -6 3200000: unreachable
 rule del 0: lookup main
 rule del 32766: lookup main
 rule del -6 0: lookup main
@@ -171,8 +173,8 @@ route del 10.0.0.22/32 dev skep0 table 167772160
     assert_eq!(
         run(&mut state, &without),
         "\
-rule del 100: from 10.0.1.0/24 lookup 167772416
-rule del 30002: to 10.0.1.0/24 iif lo lookup 167772416
+rule del 121920: from 10.0.1.0/24 lookup 167772416
+rule del 3000002: to 10.0.1.0/24 iif lo lookup 167772416
 route del local 10.0.1.1/32 dev lo table 167772416
 address del 10.0.1.1 dev lo
 "

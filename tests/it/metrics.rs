@@ -80,6 +80,7 @@ fn full_status() -> Status {
         connections: 3,
         errors: 4,
         refused: 5,
+        over_share: 0,
     };
     let connections = |service: &str, frontend: &str| FrontendConnections {
         service: service.to_owned(),

@@ -31,6 +31,7 @@ fn port(port: u16, service: &str) -> PortStatus {
         connections: 3,
         errors: 4,
         refused: 5,
+        over_share: 6,
     }
 }
 

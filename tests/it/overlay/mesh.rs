@@ -169,9 +169,11 @@ async fn created_adopted_repaired_removed() {
     let mesh_namespace = Namespace::open("mesh", &pin);
     let table = 0x0a00_0100;
     for (command, repair) in [
-        ("ip rule del priority 100 from 10.0.1.0/24".to_owned(), "rule add 100: from 10.0.1.0/24 lookup 167772416"),
-        ("ip rule del priority 30002".to_owned(), "rule add 30002: to 10.0.1.0/24 iif lo lookup 167772416"),
-        ("ip rule del priority 32000".to_owned(), "rule add 32000: unreachable"),
+        ("ip rule del priority 121920 from 10.0.1.0/24".to_owned(), "rule add 121920: from 10.0.1.0/24 lookup 167772416"),
+        ("ip rule del priority 100".to_owned(), "rule add 100: from 10.0.0.0/20 goto 121920"),
+        ("ip rule del priority 121921".to_owned(), "rule add 121921: goto 3000000"),
+        ("ip rule del priority 3000002".to_owned(), "rule add 3000002: to 10.0.1.0/24 iif lo lookup 167772416"),
+        ("ip rule del priority 3200000".to_owned(), "rule add 3200000: unreachable"),
         ("ip -6 rule del priority 52".to_owned(), "rule add -6 52: from fd12:3456:789a::/49 iif skep0 lookup local"),
         ("ip rule add priority 0 from all lookup local".to_owned(), "rule del 0: lookup local"),
         ("ip rule add priority 7 from 10.0.1.0/24 lookup 7".to_owned(), "rule del 7: from 10.0.1.0/24 lookup 7"),
