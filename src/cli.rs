@@ -3,6 +3,7 @@
 mod daemon;
 mod demo;
 mod netns;
+mod recover;
 mod status;
 mod swarm;
 mod target;
@@ -32,6 +33,8 @@ enum CliVerb {
     Demo(demo::DemoArgs),
     /// Show the nodes, the paths to them, datapaths and published ports, as this node sees them
     Status(status::StatusArgs),
+    /// Let nodes whose certificate has expired renew it at this manager, for a limited time
+    RecoverCertificates(recover::RecoverArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         CliVerb::Tunnel(args) => crate::datapath::tunnel::process_main(args),
         CliVerb::Demo(args) => blocking(demo::run(args)),
         CliVerb::Status(args) => blocking(status::run(args)),
+        CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),

@@ -146,11 +146,21 @@ pub struct ManagerTimeouts {
     pub node_lag_ms: u64,
     /// Tasks of a node are orphaned after it was down for this long, in seconds.
     pub orphan_after_s: u64,
+    /// Life of the certificates that this manager issues, in seconds; 0: the swarm's (`--cert-expiry`, an hour at least).
+    /// For tests, which cannot wait an hour for a renewal.
+    pub certificate_life_s: u64,
 }
 
 impl Default for ManagerTimeouts {
     fn default() -> Self {
-        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, node_lag_ms: 30_000, orphan_after_s: 86_400 }
+        Self {
+            join_grace_ms: 20_000,
+            replace_wait_ms: 60_000,
+            stop_hold_ms: 5000,
+            node_lag_ms: 30_000,
+            orphan_after_s: 86_400,
+            certificate_life_s: 0,
+        }
     }
 }
 

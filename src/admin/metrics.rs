@@ -38,6 +38,18 @@ fn node(status: &Status, out: &mut Exposition) {
     out.add(&flag("skep_swarm_active", "1 while this node is in a swarm.", status.node.is_some()));
     out.add(&flag("skep_swarm_manager", "1 while this node is a manager.", status.role == Some(Role::Manager)));
     out.add(&flag("skep_session_established", "1 while this node has a session with the leader.", status.leader.is_some()));
+    if let Some(certificate) = &status.certificate {
+        let seconds = u64::try_from(certificate.expires.0 / 1_000_000_000).unwrap_or(0);
+        let gauge = |name, help, value| MetricFamily::gauge(name, help, []).value(value);
+        let ends = "End of this node's certificate, in seconds since 1970.";
+        out.add(&gauge("skep_certificate_expiry_timestamp_seconds", ends, seconds));
+        let left = "Time until this node's certificate ends; 0 once it has.";
+        out.add(&gauge("skep_certificate_remaining_seconds", left, certificate.seconds_left));
+        let failures = "Attempts to renew this node's certificate that have failed since the last one that succeeded.";
+        out.add(&gauge("skep_certificate_renewal_failures", failures, u64::from(certificate.failures)));
+        let warning = "1 while this node's certificate has expired, is near its end or cannot be renewed.";
+        out.add(&flag("skep_certificate_warning", warning, !certificate.warning.is_empty()));
+    }
     out.add(
         &MetricFamily::gauge("skep_view_revision", "Raft index of the newest view that a manager has sent.", [])
             .value(status.view_revision.index),

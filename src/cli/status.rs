@@ -3,7 +3,7 @@
 use super::target::DaemonTarget;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::ingress::{PortState, PortStatus};
-use crate::status::{NodeSummary, Status};
+use crate::status::{CertificateSummary, NodeSummary, Status};
 use std::fmt::Write as _;
 
 /// Flags of `skep status`.
@@ -46,6 +46,9 @@ pub(super) fn render(status: &Status) -> String {
     let _ = writeln!(out, "leader:   {}", status.leader.as_deref().unwrap_or("unknown"));
     let _ = writeln!(out, "session:  {}", status.session);
     let applied: Vec<String> = status.applied.iter().map(|(name, r)| format!("{name} {}", r.index)).collect();
+    if let Some(certificate) = &status.certificate {
+        let _ = writeln!(out, "cert:     {}", certificate_text(certificate));
+    }
     let _ = writeln!(out, "revision: received {}, applied {}", status.view_revision.index, applied.join(", "));
     let datapaths = &status.datapaths;
     let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", datapaths.tunnel, datapaths.tunnel_port, datapaths.mtu);
@@ -57,6 +60,18 @@ pub(super) fn render(status: &Status) -> String {
         out.push_str(&port_table(&status.ports, &status.ebpf));
     }
     out
+}
+
+/// End of the certificate, and what is wrong with it.
+fn certificate_text(certificate: &CertificateSummary) -> String {
+    let left = match certificate.seconds_left {
+        0 => "expired".to_owned(),
+        seconds @ 1..7200 => format!("{seconds} s left"),
+        seconds @ 7200..172_800 => format!("{} h left", seconds / 3600),
+        seconds => format!("{} days left", seconds / 86_400),
+    };
+    let valid = format!("valid until {}, {left}", certificate.expires.to_rfc3339());
+    if certificate.warning.is_empty() { valid } else { format!("{valid}; WARNING: {}", certificate.warning) }
 }
 
 fn node_table(nodes: &[NodeSummary]) -> String {

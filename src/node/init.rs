@@ -1,6 +1,7 @@
 //! Init: creates a cluster with this node as its first manager.
 
 use super::address::ListenAddresses;
+use super::certificate_authority::CertificateLife;
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
@@ -33,7 +34,7 @@ impl Daemon {
         let routes = host_routes::ipv4_routes().await.context("cannot read the host's routes")?;
         let pools = choose_pools(&request.address_pools, &routes);
         let (cluster, ca) = new_cluster(&request, &addresses, pools, self.env.clock.now())?;
-        let (id, identity) = first_identity(&cluster, &ca, self.env.clock.now())?;
+        let (id, identity) = first_identity(&cluster, &ca, self.env.clock.now(), CertificateLife::new(&self.env))?;
         let addr = addresses.advertise.context("no address to advertise")?;
         let node = JoiningNode {
             id: id.clone(),
@@ -113,12 +114,11 @@ fn new_cluster(
 }
 
 /// Draws the first node's id and issues its certificate.
-fn first_identity(cluster: &Cluster, ca: &RootCa, now: Timestamp) -> anyhow::Result<(NodeId, Identity)> {
+fn first_identity(cluster: &Cluster, ca: &RootCa, now: Timestamp, life: CertificateLife) -> anyhow::Result<(NodeId, Identity)> {
     let mut rng = rand::rng();
     let id = NodeId::draw(&mut rng);
     let key = NodeKey::generate()?;
     let name = NodeName { node_id: id.clone(), role: Role::Manager, cluster_id: cluster.id.clone() };
-    let life = trust::node_life(&cluster.spec.ca_config);
-    let certificate = trust::issue(ca, &key.request()?, &name, now, life, &mut rng)?;
+    let certificate = trust::issue(ca, &key.request()?, &name, now, life.of(&cluster.spec.ca_config), &mut rng)?;
     Ok((id, Identity::new(&key.to_pem(), &certificate, ca.certificate())?))
 }

@@ -3,18 +3,22 @@
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
+use super::renewal::RenewalState;
 use crate::admin::StatusSource;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
 use crate::manager::allocator::overlap;
+use crate::model::Timestamp;
 use crate::model::view::Peer;
 use crate::overlay::PathMtus;
-use crate::status::{DatapathSummary, NodeSummary, Status};
+use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
+use crate::trust::{Remaining, Validity};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 #[async_trait]
 impl StatusSource for Daemon {
@@ -41,6 +45,16 @@ impl StatusSource for Daemon {
             };
         }
         document
+    }
+
+    fn recover_certificates(&self, time: Duration) -> anyhow::Result<()> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not part of a swarm");
+        };
+        anyhow::ensure!(member.store().is_some(), "this node is not a manager: run this on one");
+        member.recovery.open(time)?;
+        tracing::warn!(seconds = time.as_secs(), "an operator allows members to renew certificates that have expired");
+        Ok(())
     }
 }
 
@@ -92,12 +106,27 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
             mtu: tunnel.mtu,
             ports: ports_text(&ebpf),
         },
+        certificate: Some(certificate(member.identity.borrow().validity(), &member.renewal.borrow(), daemon.env.clock.now())),
         nodes: lines.collect(),
         warnings,
         ports: member.ports.borrow().clone(),
         ebpf,
         ..base
     }
+}
+
+/// The node's certificate, with a warning long before it ends.
+fn certificate(validity: Validity, renewal: &RenewalState, now: Timestamp) -> CertificateSummary {
+    let seconds_left = validity.not_after.since(now).as_secs();
+    let state = match validity.remaining(now) {
+        Remaining::Enough if renewal.error.is_none() => None,
+        Remaining::Enough => Some("its renewal fails".to_owned()),
+        Remaining::Little => Some(format!("less than a fifth of its life is left ({seconds_left} s)")),
+        Remaining::Expired => Some("it has expired".to_owned()),
+    };
+    let why = renewal.error.as_deref().map_or_else(String::new, |error| format!(": {error}"));
+    let warning = state.map_or_else(String::new, |state| state + &why);
+    CertificateSummary { expires: validity.not_after, seconds_left, failures: renewal.failures, warning }
 }
 
 /// A node as this one sees it; `peer` is its state in the tunnel, `path_mtu` what the host's
@@ -170,16 +199,30 @@ fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
     }
 }
 
-fn session_text(
-    daemon: &Daemon,
-    leader: Option<SocketAddr>,
-    since: crate::model::Timestamp,
-    last_error: Option<String>,
-) -> String {
+fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: Timestamp, last_error: Option<String>) -> String {
     let seconds = daemon.env.clock.now().since(since).as_secs();
     match (leader, last_error) {
         (Some(leader), _) => format!("with {leader} for {seconds} s"),
         (None, Some(error)) => format!("none for {seconds} s: {error}"),
         (None, None) => "none yet".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_warns_when_its_renewal_fails_when_little_is_left_and_when_it_has_expired() {
+        let day = Duration::from_hours(24);
+        let start = Timestamp(1_795_000_000_000_000_000);
+        let validity = Validity { not_before: start, not_after: start.plus(100 * day) };
+        let fails = RenewalState { failures: 3, error: Some("no manager is known".to_owned()) };
+        let warning = |days: u32, renewal: &RenewalState| certificate(validity, renewal, start.plus(days * day)).warning;
+        assert_eq!(warning(50, &RenewalState::default()), "");
+        assert_eq!(warning(60, &fails), "its renewal fails: no manager is known");
+        assert!(warning(81, &RenewalState::default()).contains("less than a fifth"));
+        assert_eq!(warning(100, &fails), "it has expired: no manager is known");
+        assert_eq!(certificate(validity, &fails, start.plus(101 * day)).seconds_left, 0);
     }
 }
