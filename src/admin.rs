@@ -1,15 +1,20 @@
-//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus) and `/dump` (sorted JSON, no secrets). Renders what a
-//! [`StatusSource`] returns; knows nothing of how the node collects it.
+//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets) and `/drops` (JSON
+//! lines, live). Renders what a [`StatusSource`] returns; knows nothing of how the node collects it.
 
+mod drops;
 pub mod metrics;
 
+pub use drops::{DropEvent, DropFilter, DropLine, LostEvents};
+
+use crate::ingress::ebpf::refusal_reasons;
 use crate::status::Status;
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::stream::BoxStream;
 use std::sync::Arc;
 
 /// What the admin socket reads from.
@@ -19,6 +24,11 @@ pub trait StatusSource: Send + Sync {
     async fn status(&self) -> Status;
     /// Settings, status, view, peers and kernel state, as one document.
     async fn dump(&self) -> serde_json::Value;
+    /// What the eBPF datapath drops or refuses, from now on; with `left` also what it leaves to the host.
+    ///
+    /// # Errors
+    /// Why there is nothing to watch.
+    async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String>;
 }
 
 type SharedSource = State<Arc<dyn StatusSource>>;
@@ -30,7 +40,8 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .route("/status", get(async |State(source): SharedSource| axum::Json(source.status().await)))
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
-        .fallback(async || (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics and /dump\n"))
+        .route("/drops", get(drops))
+        .fallback(async || (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics, /dump and /drops\n"))
         .with_state(source)
 }
 
@@ -40,4 +51,18 @@ async fn exposition(State(source): SharedSource) -> impl IntoResponse {
 
 async fn dump(State(source): SharedSource) -> impl IntoResponse {
     ([("content-type", "application/json")], format!("{:#}\n", source.dump().await))
+}
+
+async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {
+    if let Some(reason) = &filter.reason
+        && !refusal_reasons().any(|known| known == reason)
+    {
+        let known: Vec<&str> = refusal_reasons().collect();
+        let text = format!("there is no reason {reason:?}; the reasons are {}\n", known.join(", "));
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    }
+    match source.watch_drops(filter.left).await {
+        Ok(lines) => ([("content-type", "application/x-ndjson")], drops::body(lines, filter)).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
 }

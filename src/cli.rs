@@ -2,6 +2,7 @@
 
 mod daemon;
 mod demo;
+mod drops;
 mod netns;
 mod status;
 mod swarm;
@@ -32,6 +33,8 @@ enum CliVerb {
     Demo(demo::DemoArgs),
     /// Show the nodes, the paths to them, datapaths and published ports, as this node sees them
     Status(status::StatusArgs),
+    /// Follow live what the eBPF datapath of this node drops or refuses, and why
+    Drops(drops::DropsArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         CliVerb::Tunnel(args) => crate::datapath::tunnel::process_main(args),
         CliVerb::Demo(args) => blocking(demo::run(args)),
         CliVerb::Status(args) => blocking(status::run(args)),
+        CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),

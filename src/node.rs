@@ -22,6 +22,7 @@ mod manager_role;
 mod manager_settings;
 mod member;
 mod network;
+mod refusals;
 mod relay;
 mod report;
 mod run;

@@ -7,6 +7,7 @@
 mod attachment;
 mod datapath;
 mod dump;
+mod events;
 mod filters;
 mod hook;
 mod host_devices;
@@ -21,9 +22,11 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod watch;
 
 pub use datapath::{EbpfDatapath, remove_leftovers};
 pub use dump::Dump;
+pub use events::{Refusal, hook_side, protocol_text};
 pub use hook::{Hook, HookSide, ProgramLink, ports_unavailable};
 pub use host_devices::{HOST_END, HostDevices, MESH_END};
 pub use ingress_network::IngressNetwork;
@@ -33,3 +36,4 @@ pub use skep_ebpf::Counter;
 pub use state::{EbpfState, VipReadiness};
 pub use step::{EbpfStep, SCTP, port_name};
 pub use tables::{Range, Slots, Sources, Tables};
+pub use watch::{RefusalWatch, Watched};

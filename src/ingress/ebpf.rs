@@ -32,7 +32,7 @@ pub use inputs::Inputs;
 pub use plan::plan;
 pub use reconciler::run;
 pub use slots::SlotAllocator;
-pub use status::drop_reason;
+pub use status::{drop_reason, refusal_reason, refusal_reasons, service_names};
 
 use super::HeldPorts;
 use crate::datapath::Sandbox;

@@ -3,12 +3,14 @@
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
-use crate::admin::StatusSource;
+use super::refusals;
+use crate::admin::{DropLine, StatusSource};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::model::view::Peer;
 use crate::status::{DatapathSummary, NodeSummary, Status};
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -37,6 +39,14 @@ impl StatusSource for Daemon {
             };
         }
         document
+    }
+
+    async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            return Err("this node is not in a swarm: it has no eBPF datapath".to_owned());
+        };
+        let ebpf = member.network.ebpf.as_ref().map_err(|why| format!("this node has no eBPF datapath: {why}"))?;
+        refusals::watch(ebpf, member.network.view.subscribe(), left).map_err(|e| format!("{e:#}"))
     }
 }
 

@@ -1,13 +1,14 @@
 //! The loaded eBPF datapath: observes it, carries out steps, removes it.
 
 use super::hook::{Hook, ports_unavailable};
-use super::host_devices;
+use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
 use super::programs::{self, Programs};
 use super::state::EbpfState;
 use super::step::EbpfStep;
 use super::tables::Tables;
+use super::watch::{RefusalWatch, Watchers};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
@@ -27,6 +28,7 @@ pub struct EbpfDatapath {
     unavailable: BTreeMap<Hook, String>,
     /// Set by the loop of `ingress::ebpf`; the namespaces of containers on this network need its routes.
     ingress: Mutex<Option<IngressNetwork>>,
+    watchers: Arc<Watchers>,
 }
 
 impl EbpfDatapath {
@@ -40,7 +42,7 @@ impl EbpfDatapath {
         let folder = dir.clone();
         let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None) };
+        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None), watchers: Arc::default() };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -65,6 +67,27 @@ impl EbpfDatapath {
 
     pub(super) fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.programs.loaded()
+    }
+
+    /// Folder of the pinned maps.
+    pub(super) fn maps_dir(&self) -> PathBuf {
+        load::maps_dir(&self.dir)
+    }
+
+    /// Reads the devices that programs are attached to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn host_devices(&self) -> anyhow::Result<HostDevices> {
+        host_devices::read(self.programs.mesh()).await
+    }
+
+    /// Watches what the programs drop or refuse, from now on; with `left` also what they leave to the host.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn watch_refusals(&self, left: bool) -> anyhow::Result<RefusalWatch> {
+        self.watchers.add(&self.maps_dir(), left)
     }
 
     /// Sets the network that published ports use.

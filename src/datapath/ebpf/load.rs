@@ -43,7 +43,7 @@ pub(super) struct Loaded {
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
-fn maps_dir(dir: &Path) -> PathBuf {
+pub(super) fn maps_dir(dir: &Path) -> PathBuf {
     dir.join(format!("maps{}", skep_ebpf::LAYOUT))
 }
 

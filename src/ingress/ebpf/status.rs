@@ -7,8 +7,8 @@ use super::{EbpfStatus, FrontendConnections};
 use crate::datapath::ebpf::{Counter, Hook, SCTP, Tables, port_name};
 use crate::ingress::HeldPorts;
 use crate::model::view::PublishedPort;
-use crate::model::{IpFamily, NodeView, Protocol};
-use skep_ebpf::{Port, convert, packet};
+use crate::model::{IpFamily, NodeView, Protocol, ServiceId};
+use skep_ebpf::{Port, convert, owner, packet};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -27,6 +27,30 @@ pub(super) struct DatapathCounts {
 #[must_use]
 pub fn drop_reason(counter: &str) -> Option<&'static str> {
     Counter::ALL.iter().find(|known| known.name() == counter)?.drop_reason()
+}
+
+/// Every reason for a drop, a refusal, or that a packet is left to the host.
+pub fn refusal_reasons() -> impl Iterator<Item = &'static str> {
+    Counter::ALL.iter().filter_map(|counter| refusal_reason(*counter))
+}
+
+/// Why, if it is the counter of a drop, a refusal, or of what is left to the host.
+#[must_use]
+pub fn refusal_reason(counter: Counter) -> Option<&'static str> {
+    counter.drop_reason().or(counter.left_reason())
+}
+
+/// Names of the services in a view, by their `skep_ebpf::owner`.
+#[must_use]
+pub fn service_names(view: &NodeView) -> BTreeMap<u32, String> {
+    let mut names = BTreeMap::new();
+    let mut add = |id: &ServiceId, name: &String| drop(names.insert(owner(id.as_str().as_bytes()), name.clone()));
+    for network in view.networks.by_id.values() {
+        network.members.iter().for_each(|task| add(&task.service_id, &task.service_name));
+        network.services.iter().for_each(|service| add(&service.service_id, &service.name));
+    }
+    view.cluster.ports.iter().for_each(|port| add(&port.service_id, &port.service_name));
+    names
 }
 
 /// The result of a pass without an error.
