@@ -4,6 +4,7 @@ use super::hook::{Hook, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
+use super::occupancy::{self, Occupancy};
 use super::programs::{self, Programs};
 use super::state::EbpfState;
 use super::step::EbpfStep;
@@ -13,7 +14,7 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
-use skep_ebpf::{Port, V4, convert};
+use skep_ebpf::{Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -156,6 +157,22 @@ impl EbpfDatapath {
     /// The kernel's.
     pub fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
         self.loaded().counters()
+    }
+
+    /// What was dropped, refused or left to the host since the maps were created.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn refusals(&self) -> anyhow::Result<BTreeMap<RefusalKey, u64>> {
+        self.loaded().sums("REFUSALS")
+    }
+
+    /// How full the maps are, by name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn occupancy(&self) -> anyhow::Result<BTreeMap<String, Occupancy>> {
+        occupancy::read(&self.maps_dir())
     }
 
     /// New connections since the maps were created, by port and by virtual address.
