@@ -25,6 +25,7 @@ mod manager_settings;
 mod member;
 mod network;
 mod recovery;
+mod refusals;
 mod relay;
 mod renewal;
 mod report;

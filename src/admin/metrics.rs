@@ -6,7 +6,7 @@
 mod family;
 
 use crate::ingress::PortStatus;
-use crate::ingress::ebpf::drop_reason;
+use crate::ingress::ebpf::{EbpfStatus, drop_reason};
 use crate::model::Role;
 use crate::status::{NodeSummary, Status};
 use family::{Exposition, MetricFamily};
@@ -133,17 +133,50 @@ fn ebpf(status: &Status, out: &mut Exposition) {
         ["service", "frontend"],
     );
     out.add(&ebpf.connections.iter().fold(connections, |family, c| family.sample([&c.service, &c.frontend], c.connections)));
-    let mut drops = MetricFamily::counter("skep_ebpf_drops_total", "Packets that the eBPF datapath dropped.", ["reason"]);
     let mut events =
         MetricFamily::counter("skep_ebpf_events_total", "Packets and calls that the eBPF datapath handled, by event.", ["event"]);
-    for (name, count) in &ebpf.counters {
-        match drop_reason(name) {
-            Some(reason) => drops = drops.sample([reason], *count),
-            None => events = events.sample([name], *count),
-        }
+    // Drops have a family of their own, with hook and service.
+    for (name, count) in ebpf.counters.iter().filter(|(name, _)| drop_reason(name).is_none()) {
+        events = events.sample([name], *count);
+    }
+    out.add(&events);
+    refusals(ebpf, out);
+    maps(ebpf, out);
+}
+
+/// What the programs dropped, refused or left to the host.
+fn refusals(ebpf: &EbpfStatus, out: &mut Exposition) {
+    const LABELS: [&str; 3] = ["reason", "hook", "service"];
+    let mut drops = MetricFamily::counter(
+        "skep_ebpf_drops_total",
+        "Packets that the eBPF datapath dropped, and calls that it refused, by kernel program and service.",
+        LABELS,
+    );
+    let mut left = MetricFamily::counter(
+        "skep_ebpf_left_total",
+        "Packets to published ports that the eBPF datapath left to the host, by kernel program and service.",
+        LABELS,
+    );
+    for refusal in &ebpf.refusals {
+        let family = if refusal.left { &mut left } else { &mut drops };
+        family.add([&refusal.reason, &refusal.hook, &refusal.service], refusal.count);
     }
     out.add(&drops);
-    out.add(&events);
+    out.add(&left);
+}
+
+/// How full the maps of the programs are.
+fn maps(ebpf: &EbpfStatus, out: &mut Exposition) {
+    let mut entries =
+        MetricFamily::gauge("skep_ebpf_map_entries", "Entries of a map of the eBPF datapath, when it was last read.", ["map"]);
+    let mut room =
+        MetricFamily::gauge("skep_ebpf_map_max_entries", "Entries that a map of the eBPF datapath has room for.", ["map"]);
+    for (name, map) in &ebpf.maps {
+        entries.add([name.as_str()], map.entries);
+        room.add([name.as_str()], map.room);
+    }
+    out.add(&entries);
+    out.add(&room);
 }
 
 #[cfg(test)]

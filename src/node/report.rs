@@ -3,8 +3,9 @@
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
+use super::refusals;
 use super::renewal::RenewalState;
-use crate::admin::StatusSource;
+use crate::admin::{DropLine, StatusSource};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
@@ -15,6 +16,7 @@ use crate::overlay::PathMtus;
 use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
 use crate::trust::{Remaining, Validity};
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -55,6 +57,14 @@ impl StatusSource for Daemon {
         member.recovery.open(time)?;
         tracing::warn!(seconds = time.as_secs(), "an operator allows members to renew certificates that have expired");
         Ok(())
+    }
+
+    async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            return Err("this node is not in a swarm: it has no eBPF datapath".to_owned());
+        };
+        let ebpf = member.network.ebpf.as_ref().map_err(|why| format!("this node has no eBPF datapath: {why}"))?;
+        refusals::watch(ebpf, member.network.view.subscribe(), left).map_err(|e| format!("{e:#}"))
     }
 }
 
