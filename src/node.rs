@@ -16,6 +16,7 @@ mod environment;
 mod error_list;
 mod init;
 mod join;
+mod ledger_keeper;
 mod lifecycle;
 mod links;
 mod loops;

@@ -102,7 +102,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
     });
     Status {
-        state: "active".to_owned(),
+        state: if member.removed().is_some() { "error" } else { "active" }.to_owned(),
         error,
         node: Some(me.clone()),
         role: Some(member.role()),

@@ -1,5 +1,6 @@
 //! Messages of a session, between a node and the leader.
 
+use super::view_stream::ViewPiece;
 use crate::model::{
     ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
@@ -49,7 +50,7 @@ pub enum ToNode {
         /// Time between heartbeats that the manager expects, in milliseconds; zero: the node's own setting.
         heartbeat_ms: u64,
     },
-    /// Parts of the view that changed.
+    /// Parts of the view that changed. Travels in pieces, see [`super::view_stream`].
     View {
         /// Revision of the whole view.
         revision: Revision,
@@ -59,6 +60,8 @@ pub enum ToNode {
         networks: Option<Arc<Networks>>,
         cluster: Option<Arc<ClusterPart>>,
     },
+    /// A piece of a view.
+    Piece(ViewPiece),
     /// Answer to a heartbeat.
     Alive,
     /// This manager does not lead.

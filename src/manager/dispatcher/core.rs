@@ -6,8 +6,8 @@ use super::registered_node::{RegisteredNode, SentView};
 use super::view::{TaskListChange, ViewIndex};
 use crate::manager::lowest_applied::LowestApplied;
 use crate::manager::settings::ManagerSettings;
-use crate::model::view::ClusterPart;
-use crate::model::{ListeningPort, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
+use crate::model::view::{ClusterPart, NetworkPart};
+use crate::model::{ListeningPort, NetworkId, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
 use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::store::Store;
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ pub struct Dispatcher {
     pub(super) listening: BTreeMap<TaskId, (NodeId, Vec<ListeningPort>)>,
     drain_holds: DrainHolds,
     cluster: Option<Arc<ClusterPart>>,
+    networks: BTreeMap<NetworkId, NetworkPart>,
 }
 
 impl Dispatcher {
@@ -50,6 +51,7 @@ impl Dispatcher {
             listening: BTreeMap::new(),
             drain_holds,
             cluster: None,
+            networks: BTreeMap::new(),
         }
     }
 
@@ -245,7 +247,8 @@ impl Dispatcher {
         if self.sessions.is_empty() {
             return;
         }
-        let Some(index) = ViewIndex::from_store(&self.store, self.cluster.as_ref()) else { return };
+        let Some(mut index) = ViewIndex::from_store(&self.store, self.cluster.as_ref()) else { return };
+        index.share(&self.networks);
         self.cluster = Some(index.cluster());
         let revision = self.store.revision();
         for (id, node) in &mut self.nodes {
@@ -281,6 +284,7 @@ impl Dispatcher {
                 cluster: cluster.unwrap_or_else(|| before.map_or_else(|| index.cluster(), |s| s.cluster)),
             });
         }
+        self.networks = index.into_networks();
     }
 }
 

@@ -29,7 +29,7 @@ impl DrainHolds {
         Self { tasks: stopping.map(hold).collect() }
     }
 
-    /// Adds tasks that stopped being backends because their desired state changed.
+    /// Adds tasks that stopped being backends because their desired state changed or they became unhealthy.
     pub(super) fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
         for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
             if before.task(&task.id).is_some_and(Task::is_backend) {
@@ -62,6 +62,7 @@ impl DrainHolds {
     }
 }
 
+/// True if the task runs and is to stop, or is unhealthy.
 fn is_stopping(task: &Task) -> bool {
-    task.status.state == TaskState::Running && task.desired_state > TaskState::Running
+    task.status.state == TaskState::Running && (task.desired_state > TaskState::Running || task.status.unhealthy)
 }

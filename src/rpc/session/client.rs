@@ -9,6 +9,7 @@ use crate::clock::{self, Clock};
 use crate::datapath::Sockets;
 use crate::model::{Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
+use crate::protocol::view_stream::ViewDecoder;
 use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::trust::Identity;
 use rand::SeedableRng as _;
@@ -289,7 +290,7 @@ fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<Duration, Attem
         }
         ToNode::Refused(why) => Err(AttemptEnd::failed(format!("it refuses: {why}"))),
         ToNode::Removed(why) => Err(AttemptEnd::End(SessionEnd::Removed(why.clone()))),
-        ToNode::View { .. } | ToNode::Alive => Err(AttemptEnd::failed("it does not begin with a welcome")),
+        ToNode::View { .. } | ToNode::Piece(_) | ToNode::Alive => Err(AttemptEnd::failed("it does not begin with a welcome")),
     }
 }
 
@@ -377,6 +378,7 @@ pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now:
 
 /// Passes the leader's messages on.
 async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, search: &mut LeaderSearch) -> AttemptEnd {
+    let mut decoder = ViewDecoder::default();
     loop {
         let message = match reader.message::<ToNode>().await {
             Ok(Some(message)) => message,
@@ -394,6 +396,15 @@ async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, sea
                 let _ = incoming.send(ToNode::Removed(why.clone())).await;
                 return AttemptEnd::End(SessionEnd::Removed(why));
             }
+            ToNode::Piece(piece) => match decoder.take(piece) {
+                Ok(None) => {}
+                Ok(Some(view)) => {
+                    if incoming.send(view).await.is_err() {
+                        return AttemptEnd::End(SessionEnd::Shutdown);
+                    }
+                }
+                Err(error) => return AttemptEnd::lost(format!("a view that is not understood: {error}")),
+            },
             message @ (ToNode::Welcome { .. } | ToNode::View { .. }) => {
                 if incoming.send(message).await.is_err() {
                     return AttemptEnd::End(SessionEnd::Shutdown);

@@ -5,6 +5,7 @@ use super::super::limits::ServerLimits;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
+use crate::protocol::view_stream::{ViewEncoder, merge};
 use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
 use crate::trust::NodeName;
 use anyhow::bail;
@@ -146,11 +147,37 @@ async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session:
 }
 
 /// Sends the queued messages until the dispatcher has dropped the session's sender.
+/// Views that wait behind one that a slow node still takes are sent as one.
 async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> Result<(), FrameError> {
-    while let Some(message) = queue.recv().await {
-        writer.write(&message).await?;
+    let mut encoder = ViewEncoder::default();
+    let mut next = None;
+    loop {
+        let message = match next.take() {
+            Some(message) => message,
+            None => match queue.recv().await {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        let mut message = message;
+        let mut answers = false;
+        while matches!(message, ToNode::View { .. })
+            && next.is_none()
+            && let Ok(waiting) = queue.try_recv()
+        {
+            match merge(&mut message, waiting) {
+                Ok(()) => {}
+                Err(ToNode::Alive) => answers = true,
+                Err(other) => next = Some(other),
+            }
+        }
+        for piece in encoder.encode(message) {
+            writer.write(&piece).await?;
+        }
+        if answers {
+            writer.write(&ToNode::Alive).await?;
+        }
     }
-    Ok(())
 }
 
 async fn close_with(writer: &mut ServerWriter, message: ToNode) {

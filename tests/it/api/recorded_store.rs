@@ -422,6 +422,7 @@ fn task(id: &str, object: &Value) -> Option<Task> {
             err: status["Err"].as_str().unwrap_or_default().to_owned(),
             container: serde_json::from_value(status["ContainerStatus"].clone()).ok(),
             ports: serde_json::from_value(status["PortStatus"]["Ports"].clone()).unwrap_or_default(),
+            unhealthy: false,
         },
         attachments,
         not_before: None,

@@ -391,6 +391,33 @@ fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
 }
 
 #[test]
+fn an_unhealthy_task_leaves_the_tables_of_all_nodes_before_it_is_stopped() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let task = fixture.store.tasks().next().unwrap().clone();
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
+    fixture.settle();
+    let unhealthy = TaskStatus { unhealthy: true, ..status(TaskState::Running, fixture.now) };
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), unhealthy)]));
+    let effects = fixture.settle();
+    assert!(tasks(&effects).iter().all(|m| m.by_id[&task.id].desired_state == TaskState::Running), "{effects:?}");
+    assert_eq!(view_of(&fixture.store, &node(2)).unwrap().cluster.ports[0].backends.len(), 0);
+    let revision = fixture.store.revision();
+    fixture.send(ONE, ToManager::Heartbeat { applied: revision });
+    let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Shutdown);
+    // The store waits for the agent's report; then the task is replaced as after any failure.
+    assert_eq!(fixture.store.task(&task.id).unwrap().desired_state, TaskState::Running);
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Failed, fixture.now))]));
+    fixture.settle();
+    assert!(fixture.store.tasks().any(|t| t.id != task.id && t.desired_state <= TaskState::Running), "replaced");
+}
+
+#[test]
 fn listening_ports_are_sent_to_every_node_and_are_no_orders_for_the_tasks_node() {
     let mut fixture = DispatcherFixture::new(2);
     fixture.open(1, ONE);
