@@ -6,6 +6,7 @@
 
 mod attachment;
 mod datapath;
+mod device_changes;
 mod dump;
 mod filters;
 mod hook;
@@ -21,8 +22,10 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod uplinks;
 
 pub use datapath::{EbpfDatapath, remove_leftovers};
+pub use device_changes::DeviceChanges;
 pub use dump::Dump;
 pub use hook::{Hook, HookSide, ProgramLink, ports_unavailable};
 pub use host_devices::{HOST_END, HostDevices, MESH_END};
