@@ -61,6 +61,7 @@ pub(super) fn render(status: &Status) -> String {
     if !status.ports.is_empty() {
         let _ = writeln!(out);
         out.push_str(&port_table(&status.ports, &status.ebpf));
+        out.push_str(&unserved_devices(&status.ebpf));
     }
     out
 }
@@ -161,6 +162,11 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Devices whose clients only the userspace datapath serves: a line each.
+fn unserved_devices(ebpf: &EbpfStatus) -> String {
+    ebpf.unserved_devices.iter().map(|(device, why)| format!("device {device}: userspace datapath: {why}\n")).collect()
 }
 
 /// The datapath that serves a port, and why it is not the eBPF datapath; of both address families if they differ.

@@ -6,6 +6,7 @@
 
 mod attachment;
 mod datapath;
+mod device_changes;
 mod dump;
 mod events;
 mod filters;
@@ -23,9 +24,11 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod uplinks;
 mod watch;
 
 pub use datapath::{EbpfDatapath, remove_leftovers};
+pub use device_changes::DeviceChanges;
 pub use dump::Dump;
 pub use events::{Refusal, hook_side, protocol_text};
 pub use hook::{Hook, HookSide, ProgramLink, ports_unavailable};

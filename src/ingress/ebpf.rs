@@ -58,6 +58,9 @@ pub struct EbpfStatus {
     /// Published ports that it does not serve, with the reason; the userspace datapath serves them.
     #[serde(default)]
     pub unavailable_ports: BTreeMap<String, String>,
+    /// Devices of the host with an address whose clients the userspace datapath serves, with the reason.
+    #[serde(default)]
+    pub unserved_devices: BTreeMap<String, String>,
     /// New connections by frontend.
     #[serde(default)]
     pub connections: Vec<FrontendConnections>,

@@ -1,5 +1,6 @@
 //! The loaded eBPF datapath: observes it, carries out steps, removes it.
 
+use super::device_changes::DeviceChanges;
 use super::hook::{Hook, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
@@ -98,6 +99,15 @@ impl EbpfDatapath {
 
     pub(super) fn ingress(&self) -> Option<IngressNetwork> {
         lock(&self.ingress).clone()
+    }
+
+    /// Notifications of changes of the host's devices and addresses. Must be called in the context of a tokio runtime.
+    #[must_use]
+    pub fn device_changes(&self) -> DeviceChanges {
+        DeviceChanges::subscribe(self.programs.mesh().host.as_fd()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no notifications of new devices and addresses: they are served after the next tick");
+            DeviceChanges::none()
+        })
     }
 
     /// Reads the whole state.

@@ -2,7 +2,7 @@
 //! this node has: host devices, container namespaces, available hooks. Pure. Knows neither the current contents of the maps
 //! nor where a Maglev table lies in the slot array.
 
-use super::eligibility::{PortEligibility, listening_backends};
+use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
@@ -196,7 +196,7 @@ pub(super) fn add_port(
     }
     let slots = if eligibility.check(port, family).is_ok() {
         // Sorted, so that every node computes the same table.
-        let backends: BTreeSet<Ipv4Addr> = listening_backends(port, family).collect();
+        let backends: BTreeSet<Ipv4Addr> = eligibility.backends(port, family).collect();
         let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
         tables.slots(&backends)
     } else {

@@ -40,6 +40,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut reconciler = EbpfReconciler::new(me, ebpf, timing);
+    let mut device_changes = reconciler.ebpf.device_changes();
     let (mut view_closed, mut sandboxes_closed, mut held_closed) = (false, false, false);
     loop {
         let view = channels.view.borrow_and_update().clone();
@@ -54,6 +55,7 @@ pub async fn run(
             changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
             changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
+            () = device_changes.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -222,7 +224,7 @@ impl EbpfReconciler {
             self.desired.invalidate();
         }
         self.drift.settled = !exhausted;
-        self.publish(status, view, &changed, &actual.tables, steps.len());
+        self.publish(status, view, &changed, &actual, steps.len());
         let ready = self.ready(&changed, &members, &actual.tables);
         self.maps.contents = Some((actual.tables, allocator));
         Ok(ready)
@@ -308,12 +310,13 @@ impl EbpfReconciler {
         Ok(())
     }
 
-    fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, tables: &Tables, steps: usize) {
+    fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, actual: &EbpfState, steps: usize) {
         let result = PassResult {
             view,
             desired: self.desired.desired(),
             changed,
-            tables,
+            tables: &actual.tables,
+            unserved_devices: &actual.host_devices.unserved,
             unavailable: &self.unavailable,
             held: self.held.as_deref(),
             counts: &self.maps.counts,

@@ -96,6 +96,8 @@ pub(super) struct PassResult<'a> {
     /// The maps after the pass.
     pub tables: &'a Tables,
     pub unavailable: &'a BTreeMap<Hook, String>,
+    /// Devices of the host that it does not serve, and why.
+    pub unserved_devices: &'a BTreeMap<String, String>,
     pub held: Option<&'a HeldPorts>,
     pub counts: &'a DatapathCounts,
     /// Number of steps that were applied.
@@ -110,6 +112,7 @@ impl PassResult<'_> {
         status.up = true;
         status.reason.clear();
         status.unavailable.clone_from(self.unavailable);
+        status.unserved_devices.clone_from(self.unserved_devices);
         status.vips = self.desired.vips.len();
         status.members = self.desired.members.len();
         status.links = self.desired.links.len();
