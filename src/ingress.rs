@@ -36,6 +36,9 @@ pub struct PortStatus {
     /// Connections (for UDP, datagrams) refused because their source is not in the port's allow list, since it was opened.
     #[serde(default)]
     pub refused: u64,
+    /// Connections refused because their client had its share of this node's connections, since it was opened.
+    #[serde(default)]
+    pub over_share: u64,
 }
 
 /// Whether a published port has its listeners.

@@ -15,27 +15,33 @@ use super::netlink::ignore_missing;
 use super::{Links, netns, sysctl};
 use crate::model::mesh::gateway;
 
-/// The two rules that refer to a network's routing table.
+/// The rules that refer to a network's routing table, in the order of adding them.
 #[must_use]
-pub fn rules(subnet: Ipv4Net) -> [MeshRule; 2] {
-    let table = RuleAction::Table(mesh::table_of(subnet));
-    let net = Some(IpNet::V4(subnet.trunc()));
-    [
-        MeshRule { v6: false, priority: base::FROM_NETWORK, from: net, to: None, iif: None, action: table.clone() },
-        MeshRule { v6: false, priority: base::OWN_TO_NETWORK, from: None, to: net, iif: Some("lo".to_owned()), action: table },
-    ]
+pub fn rules(subnet: Ipv4Net) -> Vec<MeshRule> {
+    let table = mesh::table_of(subnet);
+    let mut rules = base::from_network(subnet, table);
+    rules.push(MeshRule {
+        v6: false,
+        priority: base::OWN_TO_NETWORK,
+        from: None,
+        to: Some(IpNet::V4(subnet.trunc())),
+        iif: Some("lo".to_owned()),
+        action: RuleAction::Table(table),
+    });
+    rules
 }
 
 /// The route in a network's table that makes an address of this namespace reachable from the network.
 #[must_use]
 pub fn own_route(subnet: Ipv4Net, address: Ipv4Addr) -> MeshRoute {
-    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local }
+    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local, mtu: None }
 }
 
 /// The route in a network's table to a member, by a device.
 #[must_use]
 pub fn member_route(subnet: Ipv4Net, address: Ipv4Addr, device: String) -> MeshRoute {
-    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Device(device) }
+    let to = IpNet::from(IpAddr::V4(address));
+    MeshRoute { table: mesh::table_of(subnet), to, target: RouteTarget::Device(device), mtu: None }
 }
 
 /// The configuration of a new veth, in order: gateway, up, then the routes, then the rules that refer to their table.
@@ -51,7 +57,7 @@ fn steps(subnet: Ipv4Net, address: Ipv4Addr) -> Vec<MeshStep> {
         MeshStep::SetRoute(own_route(subnet, gateway)),
         MeshStep::SetRoute(member_route(subnet, address, end)),
     ];
-    steps.extend(rules(subnet).map(MeshStep::AddRule));
+    steps.extend(rules(subnet).into_iter().map(MeshStep::AddRule));
     steps
 }
 

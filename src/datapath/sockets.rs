@@ -3,6 +3,7 @@
 use super::Sockets;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Creates sockets in the namespace of the calling thread.
 #[derive(Clone, Copy, Default, Debug)]
@@ -53,14 +54,27 @@ pub(super) fn stream(source: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
 
 /// Leaves the selection of the local port to `connect`, for which it must be free for one destination only. For `bind` it
 /// must be free for all, so that some 28,000 connections (those in TIME_WAIT included) would use up a source address.
-#[expect(unsafe_code, reason = "no crate at hand offers IP_BIND_ADDRESS_NO_PORT")]
 fn port_at_connect(socket: &tokio::net::TcpSocket) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor lives as long as `socket`; the option reads `size` bytes at the pointer, which are those of `on`.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), size)
-    };
+    set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// Number of an interface that no kernel assigns.
+const NO_INTERFACE: libc::c_int = libc::c_int::MAX;
+
+/// Makes a bound socket receive nothing while its port stays bound, or receive again. The kernel then answers as it does for
+/// a port without a socket, with RST or "port unreachable", and refuses the port to other programs as before: the socket is
+/// bound to an interface that does not exist. Connections that were accepted are not affected.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_refusing(socket: &impl AsFd, refuse: bool) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, if refuse { NO_INTERFACE } else { 0 })
+}
+
+#[expect(unsafe_code, reason = "no crate at hand offers IP_BIND_ADDRESS_NO_PORT and SO_BINDTOIFINDEX")]
+fn set(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor lives as long as `socket`; the option reads `size` bytes at the pointer, those of `value`.
+    let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

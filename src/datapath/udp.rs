@@ -6,7 +6,7 @@
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -40,6 +40,12 @@ pub struct Datagram {
     pub path: DatagramPath,
     /// It was sent to this host alone, not broadcast or multicast.
     pub unicast: bool,
+}
+
+impl AsFd for UdpPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl UdpPort {

@@ -1,7 +1,7 @@
 //! Published ports in user space: a listener per port on every node, wherever the tasks run. TCP and UDP, no SCTP. Knows
 //! nothing of services beyond the ports they publish.
 //!
-//! `plan` (what must change), `allow` (which sources may use a port), `rotation` (which backend is next) and `flows` (which
+//! `plan` (what must change), `allow` (which sources may use a port), `room` (how many connections a port and a client may have), `rotation` (which backend is next) and `flows` (which
 //! backend a UDP client uses) are pure. `port_state` is what the listeners of a port share; `proxy` carries one TCP
 //! connection, `datagrams` the UDP flows; `listener` opens and closes a port; `reconciler` is the loop.
 
@@ -13,6 +13,7 @@ pub mod plan;
 mod port_state;
 mod proxy;
 mod reconciler;
+pub mod room;
 pub mod rotation;
 
 pub use reconciler::run;
@@ -31,14 +32,17 @@ pub struct UserspaceSettings {
     pub connect_timeout: Duration,
     /// How long a backend that did not accept is tried last. Longer than the managers need to notice a dead node.
     pub suspect_for: Duration,
-    /// Open connections, all ports together; further clients wait in the kernel's backlog.
+    /// Open connections, all ports together; see [`room::Shares`] for who gets how many. Further clients of a port wait in the
+    /// kernel's backlog, further ones of one client are reset.
     pub max_connections: usize,
-    /// Open connections of one port, so that one port cannot use up all of them.
+    /// Open connections of one port at most.
     pub max_connections_per_port: usize,
     /// UDP flows, all ports together. When this is reached, a new flow ends the one that was idle longest.
     pub max_flows: usize,
     /// UDP flows of one port.
     pub max_flows_per_port: usize,
+    /// UDP flows of one client, all ports together. When this is reached, a new flow ends its own one that was idle longest.
+    pub max_flows_per_source: usize,
     /// A UDP flow ends after so long without a datagram in either direction.
     pub flow_idle: Duration,
     /// How long replies of a backend are still forwarded after its flows moved to another backend.
@@ -58,6 +62,7 @@ impl Default for UserspaceSettings {
             max_connections_per_port: 8_192,
             max_flows: 16_384,
             max_flows_per_port: 8_192,
+            max_flows_per_source: 4_096,
             flow_idle: Duration::from_mins(1),
             flow_linger: Duration::from_secs(2),
             keepalive: Duration::from_mins(1),

@@ -7,10 +7,12 @@
 mod addresses;
 mod endpoint;
 mod networks;
+mod pools;
 mod subnets;
 
 pub use addresses::{AddressBook, Freed, NetworkAddresses, QuarantinedAddresses};
 pub use networks::{ingress, networks_of_task};
+pub use pools::{PoolChoice, choose_pools};
 pub use subnets::{first_free, overlap};
 
 use super::limits::BATCH;

@@ -145,7 +145,7 @@ async fn watch_description(context: &LoopContext) -> watch::Receiver<NodeDescrip
 }
 
 /// The managers' mesh addresses, from the view.
-fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAddr>> {
+pub(super) fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAddr>> {
     let managers = |view: &Option<Arc<NodeView>>| -> Vec<SocketAddr> {
         let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
         nodes.filter(|n| n.manager).map(|n| SocketAddr::new(IpAddr::V6(n.address()), DEFAULT_PORT)).collect()

@@ -27,12 +27,12 @@ impl Settings {
     /// The first one that is not valid.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.paths()?;
-        if !PATH_MTU.contains(&self.path_mtu) {
+        if self.path_mtu().is_some_and(|mtu| !PATH_MTU.contains(&mtu)) {
             let (low, high) = PATH_MTU.into_inner();
             return Err(invalid(
                 "path_mtu",
                 self.path_mtu.to_string(),
-                format!("set the MTU between the nodes, {low} to {high} bytes"),
+                format!("set the MTU between the nodes, {low} to {high} bytes, or 0 to read it from the host's routes"),
             ));
         }
         self.bounds()?;
@@ -178,6 +178,7 @@ mod tests {
     #[test]
     fn the_limits_themselves_are_valid() {
         for text in [
+            "path_mtu = 0",
             "path_mtu = 1360",
             "path_mtu = 65535",
             "[timeouts]\nnode_down_ms = 501",

@@ -4,4 +4,5 @@ mod attack;
 pub mod fixture;
 mod mesh;
 mod packet;
+mod path_mtu;
 mod reach;

@@ -6,4 +6,5 @@
 
 mod build;
 mod kernel;
+mod refusals;
 mod uplink;

@@ -3,6 +3,7 @@
 
 mod backend;
 mod carrying;
+mod empty;
 mod ports;
 mod udp;
 mod under_load;

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use super::hook::Hook;
@@ -33,6 +34,26 @@ fn filter_message(hook: Hook, index: u32, attributes: Vec<TcAttribute>) -> anyho
     message.header.handle = TcHandle::from(HANDLE);
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL);
     Ok(message)
+}
+
+/// Devices at whose ingress another queueing discipline than clsact is attached. The kernel then refuses clsact because
+/// "it exists", and puts a filter for the other direction at the ingress as well.
+pub(super) async fn foreign_ingress(netlink: &Netlink) -> anyhow::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    for message in netlink.dump(Message::GetQueueDiscipline(TcMessage::default())).await.context("cannot read the qdiscs")? {
+        if let Message::NewQueueDiscipline(message) = message
+            && is_foreign_ingress(&message)
+        {
+            found.insert(u32::try_from(message.header.index).unwrap_or_default());
+        }
+    }
+    Ok(found)
+}
+
+fn is_foreign_ingress(message: &TcMessage) -> bool {
+    let kind = message.attributes.iter().find_map(|a| if let TcAttribute::Kind(kind) = a { Some(kind.as_str()) } else { None });
+    // Both have the handle ffff: and the same parent, one place of which a device has one.
+    message.header.parent == TcHandle::CLSACT && kind != Some("clsact")
 }
 
 /// Attaches the program, or replaces the one that is attached.
@@ -87,4 +108,22 @@ pub(super) async fn detach(netlink: &Netlink, hook: Hook, index: u32) -> anyhow:
     }
     ignore_missing(netlink.change(Message::DelTrafficFilter(filter_message(hook, index, Vec::new())?), 0).await)
         .with_context(|| format!("cannot remove the filter {}", hook.program()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_ingress_qdisc_is_recognized_and_ours_and_those_of_the_egress_are_not() {
+        let qdisc = |parent, kind: &str| {
+            let mut message = TcMessage::default();
+            message.header.parent = parent;
+            message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+            message
+        };
+        assert!(is_foreign_ingress(&qdisc(TcHandle::CLSACT, "ingress")));
+        assert!(!is_foreign_ingress(&qdisc(TcHandle::CLSACT, "clsact")));
+        assert!(!is_foreign_ingress(&qdisc(TcHandle::ROOT, "fq_codel")));
+    }
 }

@@ -4,11 +4,14 @@
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 
+use super::filters;
+use super::programs::has_tcx;
+use super::uplinks::{HostDevice, Uplinks, uplinks};
 use crate::datapath::mesh::{Mesh, TUNNEL, address_of, ipv6_switch, wire};
 use crate::datapath::netlink::{ignore_existing, ignore_missing};
 use crate::datapath::{netns, sysctl};
@@ -27,6 +30,8 @@ pub struct HostDevices {
     pub tunnel: Option<u32>,
     /// Devices that clients are reached by, with their indexes.
     pub uplinks: BTreeMap<String, u32>,
+    /// Devices with an address whose clients only the userspace datapath serves, and why.
+    pub unserved: BTreeMap<String, String>,
     /// Addresses of the uplinks, without link-local ones.
     pub locals: BTreeSet<IpAddr>,
     /// Mesh ends of containers' veths by the container's address, with their names and indexes.
@@ -84,50 +89,36 @@ pub(super) async fn read(mesh: &Mesh) -> anyhow::Result<HostDevices> {
             _ => {}
         }
     }
+    let shaped = if has_tcx() { BTreeSet::new() } else { filters::foreign_ingress(&mesh.host_netlink).await? };
     let mut devices = BTreeMap::new();
     for message in mesh.host_netlink.dump(Message::GetLink(LinkMessage::default())).await? {
         let Message::NewLink(message) = message else { continue };
         let Some((name, link)) = wire::read_link(&message) else { continue };
-        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         if name == HOST_END {
             all.host_end = Some(link.index);
-        } else if ethernet && link.up && !message.header.flags.contains(LinkFlags::Loopback) && !is_engine_device(&name) {
-            devices.insert(link.index, name);
+        } else {
+            devices.insert(link.index, host_device(name, &message, link.up, shaped.contains(&link.index)));
         }
     }
-    for message in mesh.host_netlink.dump(Message::GetAddress(AddressMessage::default())).await? {
-        let Message::NewAddress(message) = message else { continue };
-        if let Some((index, address)) = wire::read_address(&message)
-            && let Some(name) = devices.get(&index)
-        {
-            all.uplinks.insert(name.clone(), index);
-            all.locals.insert(address);
-        }
-    }
+    let addresses = mesh.host_netlink.dump(Message::GetAddress(AddressMessage::default())).await?;
+    let read = |message: &Message| if let Message::NewAddress(message) = message { wire::read_address(message) } else { None };
+    let addresses: Vec<(u32, IpAddr)> = addresses.iter().filter_map(read).collect();
+    let Uplinks { served, unserved, locals } = uplinks(&devices, &addresses);
+    (all.uplinks, all.unserved, all.locals) = (served, unserved, locals);
     Ok(all)
 }
 
-/// Whether it is a bridge or veth of the engine: the addresses behind it are not known outside this node, so clients behind
-/// it are served by the userspace port.
-fn is_engine_device(name: &str) -> bool {
-    let hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
-    name.starts_with("docker") || name.strip_prefix("br-").is_some_and(|id| hex(id, 12)) || name.starts_with("veth")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_engine_device;
-
-    #[test]
-    fn bridges_of_the_engine_are_not_uplinks_and_other_devices_are() {
-        assert!(
-            is_engine_device("docker0")
-                && is_engine_device("docker_gwbridge")
-                && is_engine_device("br-0123456789ab")
-                && is_engine_device("veth12ab")
-        );
-        assert!(
-            !is_engine_device("eth0") && !is_engine_device("br0") && !is_engine_device("br-lan") && !is_engine_device("enp3s0")
-        );
+fn host_device(name: String, message: &LinkMessage, up: bool, foreign_ingress: bool) -> HostDevice {
+    let master =
+        message.attributes.iter().find_map(|a| if let LinkAttribute::Controller(index) = a { Some(*index) } else { None });
+    let is_vrf = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(all) if all.contains(&LinkInfo::Kind(InfoKind::Vrf)));
+    HostDevice {
+        name,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        up,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        master: master.filter(|index| *index != 0),
+        vrf: message.attributes.iter().any(is_vrf),
+        foreign_ingress,
     }
 }

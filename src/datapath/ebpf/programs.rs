@@ -78,8 +78,11 @@ impl Programs {
             let found = filters::find(netlink(&self.mesh, side), link.hook, link.index).await;
             return matches!(found, Ok(Some((_, found))) if found == id);
         }
-        let found = netns::run(self.namespace(side), || SchedClassifier::query_tcx(&link.device, direction(link.hook)));
-        matches!(found, Ok(Ok((_, programs))) if programs.iter().any(|p| p.id() == id))
+        // Not on a thread of its own: there is a link for each container.
+        let found = netns::briefly(self.namespace(side), || {
+            SchedClassifier::query_tcx(&link.device, direction(link.hook)).map_err(io::Error::other)
+        });
+        matches!(found, Ok((_, programs)) if programs.iter().any(|p| p.id() == id))
     }
 
     /// Hooks of socket calls that another program occupies exclusively, and what to tell the user.
@@ -242,7 +245,7 @@ fn exists_already(error: &anyhow::Error) -> bool {
 }
 
 /// Whether the kernel has tcx links; before 6.6 there are only filters.
-fn has_tcx() -> bool {
+pub(super) fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 

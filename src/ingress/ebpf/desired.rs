@@ -2,7 +2,7 @@
 //! this node has: host devices, container namespaces, available hooks. Pure. Knows neither the current contents of the maps
 //! nor where a Maglev table lies in the slot array.
 
-use super::eligibility::{PortEligibility, listening_backends};
+use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
@@ -49,6 +49,8 @@ pub struct DesiredVip {
     pub network: V4,
     pub mask: V4,
     pub slots: Slots,
+    /// [`owner`] of the service.
+    pub owner: u32,
 }
 
 /// A published port with the Maglev table of its backends.
@@ -59,6 +61,8 @@ pub struct DesiredPort {
     /// [`AFFINITY`], [`GUARDED`].
     pub flags: u16,
     pub slots: Slots,
+    /// [`owner`] of the service.
+    pub owner: u32,
 }
 
 /// Computes the desired datapath; takes Maglev tables that did not change from `tables`.
@@ -139,7 +143,10 @@ fn add_vips(network: &NetworkPart, desired: &mut DesiredDatapath) {
     for service in &network.services {
         let own = backends.get(&service.service_id).into_iter().flatten();
         let slots = own.copied().map(convert::v4).collect();
-        desired.vips.insert(convert::v4(service.vip), DesiredVip { network: net, mask, slots });
+        desired.vips.insert(
+            convert::v4(service.vip),
+            DesiredVip { network: net, mask, slots, owner: owner(service.service_id.as_str().as_bytes()) },
+        );
     }
 }
 
@@ -189,13 +196,14 @@ pub(super) fn add_port(
     }
     let slots = if eligibility.check(port, family).is_ok() {
         // Sorted, so that every node computes the same table.
-        let backends: BTreeSet<Ipv4Addr> = listening_backends(port, family).collect();
+        let backends: BTreeSet<Ipv4Addr> = eligibility.backends(port, family).collect();
         let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
         tables.slots(&backends)
     } else {
         Slots::default()
     };
-    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots });
+    let owner = owner(port.service_id.as_str().as_bytes());
+    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots, owner });
 }
 
 fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {

@@ -1,4 +1,9 @@
 //! Which published ports the eBPF datapath serves on this node, and why it does not serve the others. Pure.
+//!
+//! A node without an eBPF datapath cannot return replies to clients whose addresses were kept. Its tasks are therefore left
+//! out of the tables here, as long as tasks on other nodes listen: it does not turn the port to the userspace datapath on
+//! all nodes. They get the connections that enter by nodes without an eBPF datapath, and all that the userspace datapath
+//! carries.
 
 use crate::datapath::ebpf::{Hook, ports_unavailable};
 use crate::ingress::HeldPorts;
@@ -19,7 +24,7 @@ pub enum PortUnavailable {
     /// No program handles the protocol.
     #[error("neither TCP nor UDP")]
     Protocol,
-    /// A task of the service runs on a node that could not return the replies to the client.
+    /// Every task that listens runs on a node that could not return the replies to the client; this is one of them.
     #[error("node {hostname} has no eBPF datapath")]
     Node { hostname: String },
     #[error("no task runs")]
@@ -65,11 +70,12 @@ impl<'a> PortEligibility<'a> {
         if self.held.is_some_and(|held| !held.contains(&(port.protocol, port.published, family))) {
             return Err(PortUnavailable::Taken);
         }
-        if let Some(hostname) = port.backends.iter().find_map(|backend| self.without_ebpf.get(&backend.node_id)) {
-            return Err(PortUnavailable::Node { hostname: (*hostname).to_owned() });
-        }
-        if listening_backends(port, family).next().is_none() {
+        if self.backends(port, family).next().is_none() {
             let target = port.target;
+            let without = listening(port, family).find_map(|backend| self.without_ebpf.get(&backend.node_id));
+            if let Some(hostname) = without {
+                return Err(PortUnavailable::Node { hostname: (*hostname).to_owned() });
+            }
             return Err(match (port.backends.is_empty(), family) {
                 (true, _) => PortUnavailable::NoTask,
                 (false, IpFamily::V4) => PortUnavailable::NoListener { target },
@@ -78,10 +84,14 @@ impl<'a> PortEligibility<'a> {
         }
         Ok(())
     }
+
+    /// The backends that the eBPF datapath uses for clients of a family.
+    pub(super) fn backends(&self, port: &PublishedPort, family: IpFamily) -> impl Iterator<Item = Ipv4Addr> {
+        listening(port, family).filter(|backend| !self.without_ebpf.contains_key(&backend.node_id)).map(|b| b.address)
+    }
 }
 
 /// Backends that were seen to listen on a family.
-pub(super) fn listening_backends(port: &PublishedPort, family: IpFamily) -> impl Iterator<Item = Ipv4Addr> + '_ {
-    let listens = move |b: &&Backend| if family == IpFamily::V4 { b.listens.v4 } else { b.listens.v6 };
-    port.backends.iter().filter(listens).map(|b| b.address)
+fn listening(port: &PublishedPort, family: IpFamily) -> impl Iterator<Item = &Backend> {
+    port.backends.iter().filter(move |backend| if family == IpFamily::V4 { backend.listens.v4 } else { backend.listens.v6 })
 }

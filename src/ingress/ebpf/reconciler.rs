@@ -6,7 +6,7 @@ use super::inputs::Inputs;
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;
-use super::status::{DatapathCounts, PassResult};
+use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
@@ -40,6 +40,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut reconciler = EbpfReconciler::new(me, ebpf, timing);
+    let mut device_changes = reconciler.ebpf.device_changes();
     let (mut view_closed, mut sandboxes_closed, mut held_closed) = (false, false, false);
     loop {
         let view = channels.view.borrow_and_update().clone();
@@ -54,6 +55,7 @@ pub async fn run(
             changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
             changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
+            () = device_changes.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -107,6 +109,8 @@ struct MapsCache {
     read_took: Duration,
     /// As of `read_at`.
     counts: DatapathCounts,
+    /// `counts` were read at least once.
+    counted: bool,
 }
 
 /// Changes to the kernel's state that something other than this loop made.
@@ -157,7 +161,7 @@ impl EbpfReconciler {
             namespaces: Namespaces::default(),
             unavailable: BTreeMap::new(),
             desired: DesiredState::default(),
-            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts },
+            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts, counted: false },
             drift: Drift { settled: false, repaired: 0 },
             drained: DrainedBackends::default(),
             translated: BTreeSet::new(),
@@ -220,7 +224,7 @@ impl EbpfReconciler {
             self.desired.invalidate();
         }
         self.drift.settled = !exhausted;
-        self.publish(status, view, &changed, &actual.tables, steps.len());
+        self.publish(status, view, &changed, &actual, steps.len());
         let ready = self.ready(&changed, &members, &actual.tables);
         self.maps.contents = Some((actual.tables, allocator));
         Ok(ready)
@@ -250,7 +254,11 @@ impl EbpfReconciler {
         let begin = Instant::now();
         if reads_maps {
             let (port_connections, vip_connections) = self.ebpf.connections()?;
-            self.maps.counts = DatapathCounts { counters: self.ebpf.counters()?, port_connections, vip_connections };
+            let refusals = self.ebpf.refusals()?;
+            let known = std::mem::replace(&mut self.maps.counted, true);
+            let rising = if known { rise(&self.maps.counts.refusals, &refusals) } else { BTreeMap::new() };
+            let (counters, occupancy) = (self.ebpf.counters()?, self.ebpf.occupancy()?);
+            self.maps.counts = DatapathCounts { counters, port_connections, vip_connections, refusals, rising, occupancy };
         }
         let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
         if reads_maps {
@@ -302,12 +310,13 @@ impl EbpfReconciler {
         Ok(())
     }
 
-    fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, tables: &Tables, steps: usize) {
+    fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, actual: &EbpfState, steps: usize) {
         let result = PassResult {
             view,
             desired: self.desired.desired(),
             changed,
-            tables,
+            tables: &actual.tables,
+            unserved_devices: &actual.host_devices.unserved,
             unavailable: &self.unavailable,
             held: self.held.as_deref(),
             counts: &self.maps.counts,

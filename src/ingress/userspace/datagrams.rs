@@ -1,8 +1,10 @@
 //! UDP through a published port: each client has a flow, which is a socket in the mesh connected to one backend, so that only
 //! that backend's replies are received. A first datagram that a backend refuses is sent to the next one.
 
+use super::allow::AllowReader;
 use super::flows::{FlowId, FlowLimits, Flows};
 use super::port_state::PortShared;
+use crate::datapath::sockets::set_refusing;
 use crate::datapath::udp::{DatagramPath, LONGEST, UdpPort};
 use crate::sync::lock;
 use std::cell::RefCell;
@@ -110,6 +112,16 @@ impl UdpListener {
         Arc::new(Self { number, port, udp, shared, closed: CancellationToken::new(), flows: TaskTracker::new() })
     }
 
+    /// Whether a flow has not ended: its replies leave by the port's socket.
+    pub fn has_flows(&self) -> bool {
+        !self.flows.is_empty()
+    }
+
+    /// Makes the kernel refuse datagrams, or serve them again.
+    pub fn set_refusing(&self, refuse: bool) -> io::Result<()> {
+        set_refusing(&self.port, refuse)
+    }
+
     /// Ends its flows and waits until none uses the socket. Unlike a TCP connection a flow cannot outlive the port: its
     /// replies are sent from the port's socket.
     pub async fn close(self: Arc<Self>) {
@@ -121,6 +133,7 @@ impl UdpListener {
 
 /// Receives from clients until aborted.
 pub(super) async fn serve(listener: Arc<UdpListener>) {
+    let mut allow = AllowReader::new(&listener.shared.allow);
     loop {
         if let Err(error) = listener.port.readable().await {
             debug!(port = listener.number, %error, "cannot receive");
@@ -128,7 +141,7 @@ pub(super) async fn serve(listener: Arc<UdpListener>) {
             continue;
         }
         for _ in 0..BATCH {
-            match BUFFER.with_borrow_mut(|buffer| receive(&listener, buffer)) {
+            match BUFFER.with_borrow_mut(|buffer| receive(&listener, &mut allow, buffer)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
@@ -143,7 +156,7 @@ pub(super) async fn serve(listener: Arc<UdpListener>) {
 }
 
 /// Receives one datagram and forwards it.
-fn receive(listener: &Arc<UdpListener>, buffer: &mut [u8]) -> io::Result<()> {
+fn receive(listener: &Arc<UdpListener>, allow: &mut AllowReader, buffer: &mut [u8]) -> io::Result<()> {
     let datagram = listener.port.try_recv(buffer)?;
     let path = datagram.path;
     // Every node of a network would answer a broadcast; a longer datagram than IPv4 allows cannot be sent to a backend.
@@ -152,7 +165,7 @@ fn receive(listener: &Arc<UdpListener>, buffer: &mut [u8]) -> io::Result<()> {
         return Ok(());
     }
     // Checked for each datagram, so that a change of the allow list also ends flows.
-    if !listener.shared.admits(path.peer.ip()) {
+    if !listener.shared.admits(allow, path.peer.ip()) {
         trace!(port = listener.number, peer = %path.peer, "the source is not in the port's allow list");
         return Ok(());
     }

@@ -1,9 +1,10 @@
 //! Which backend a UDP client uses: a table of flows, bounded per port and in total. When it is full the flow that was idle
 //! longest is evicted. Pure: the time is a parameter, and the value of a flow belongs to the caller.
 
+use super::room::source;
 use crate::datapath::udp::DatagramPath;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 /// Bounds of the table.
@@ -12,6 +13,8 @@ pub struct FlowLimits {
     /// Flows of all ports together.
     pub total: usize,
     pub per_port: usize,
+    /// Flows of one client ([`source`]) on all ports together.
+    pub per_source: usize,
     /// A flow ends after so long without a datagram in either direction.
     pub idle: Duration,
 }
@@ -48,20 +51,18 @@ impl<V> Default for PortFlows<V> {
 }
 
 impl<V> PortFlows<V> {
-    fn remove(&mut self, path: &DatagramPath) -> Option<V> {
+    fn remove(&mut self, path: &DatagramPath) -> Option<Flow<V>> {
         let flow = self.flows.remove(path)?;
         self.by_use.remove(&flow.use_order);
-        Some(flow.value)
-    }
-    fn remove_least_recent(&mut self) -> Option<V> {
-        let (_, path) = self.by_use.pop_first()?;
-        self.flows.remove(&path).map(|f| f.value)
+        Some(flow)
     }
 }
 
 /// All UDP flows of this node.
 pub struct Flows<V> {
     ports: BTreeMap<u16, PortFlows<V>>,
+    /// Flows of each client, least recently used first.
+    sources: BTreeMap<IpAddr, BTreeMap<u64, (u16, DatagramPath)>>,
     limits: FlowLimits,
     total: usize,
     counter: u64,
@@ -71,7 +72,7 @@ impl<V: Clone> Flows<V> {
     /// An empty table.
     #[must_use]
     pub fn new(limits: FlowLimits) -> Self {
-        Self { ports: BTreeMap::new(), limits, total: 0, counter: 0 }
+        Self { ports: BTreeMap::new(), sources: BTreeMap::new(), limits, total: 0, counter: 0 }
     }
 
     /// The client's flow; marks it as used.
@@ -81,6 +82,10 @@ impl<V: Clone> Flows<V> {
         self.counter += 1;
         port_flows.by_use.remove(&flow.use_order);
         port_flows.by_use.insert(self.counter, path);
+        if let Some(of_source) = source(path.peer.ip()).and_then(|source| self.sources.get_mut(&source)) {
+            of_source.remove(&flow.use_order);
+            of_source.insert(self.counter, (port, path));
+        }
         (flow.use_order, flow.last_used) = (self.counter, now);
         Some((FlowId { port, path, serial: flow.serial }, flow.value.clone()))
     }
@@ -93,10 +98,13 @@ impl<V: Clone> Flows<V> {
     }
 
     /// Adds a flow. Returns the values of the flows that were removed for it: the client's former one, else the least recently
-    /// used one of its port if that is full, else, if the table is full, that of the port with most flows (its own port, if no
+    /// used one of its client if that has its share, of its port if that is full, else, if the table is full, that of the port with most flows (its own port, if no
     /// other has more).
     pub fn insert(&mut self, port: u16, path: DatagramPath, backend: Ipv4Addr, value: V, now: Instant) -> (FlowId, Vec<V>) {
         let mut removed: Vec<V> = self.remove_by_path(port, path).into_iter().collect();
+        while let Some((port, path)) = self.excess_of_source(path.peer.ip()) {
+            removed.extend(self.remove_by_path(port, path));
+        }
         while self.len(port) >= self.limits.per_port.max(1) {
             removed.extend(self.evict(port));
         }
@@ -109,6 +117,9 @@ impl<V: Clone> Flows<V> {
         let port_flows = self.ports.entry(port).or_default();
         port_flows.flows.insert(path, Flow { backend, value, serial, last_used: now, use_order: serial });
         port_flows.by_use.insert(serial, path);
+        if let Some(source) = source(path.peer.ip()) {
+            self.sources.entry(source).or_default().insert(serial, (port, path));
+        }
         self.total += 1;
         (FlowId { port, path, serial }, removed)
     }
@@ -154,24 +165,32 @@ impl<V: Clone> Flows<V> {
         self.ports.get(&id.port).and_then(|p| p.flows.get(&id.path)).is_some_and(|flow| flow.serial == id.serial)
     }
 
+    /// The least recently used flow of a client that has its share.
+    fn excess_of_source(&self, client: IpAddr) -> Option<(u16, DatagramPath)> {
+        let own = self.sources.get(&source(client)?)?;
+        (own.len() >= self.limits.per_source.max(1)).then(|| own.first_key_value().map(|(_, flow)| *flow))?
+    }
+
     fn evict(&mut self, port: u16) -> Option<V> {
-        let removed = self.ports.get_mut(&port).and_then(PortFlows::remove_least_recent);
-        self.count_removal(port, removed)
+        let (_, path) = self.ports.get(&port)?.by_use.first_key_value()?;
+        self.remove_by_path(port, *path)
     }
 
     fn remove_by_path(&mut self, port: u16, path: DatagramPath) -> Option<V> {
-        let removed = self.ports.get_mut(&port).and_then(|p| p.remove(&path));
-        self.count_removal(port, removed)
-    }
-
-    fn count_removal(&mut self, port: u16, removed: Option<V>) -> Option<V> {
-        if removed.is_some() {
-            self.total -= 1;
-            if self.len(port) == 0 {
-                self.ports.remove(&port);
+        let flow = self.ports.get_mut(&port)?.remove(&path)?;
+        self.total -= 1;
+        if self.len(port) == 0 {
+            self.ports.remove(&port);
+        }
+        if let Some(source) = source(path.peer.ip())
+            && let Some(of_source) = self.sources.get_mut(&source)
+        {
+            of_source.remove(&flow.use_order);
+            if of_source.is_empty() {
+                self.sources.remove(&source);
             }
         }
-        removed
+        Some(flow.value)
     }
 }
 
@@ -189,7 +208,7 @@ mod tests {
     }
 
     fn limits(total: usize, per_port: usize) -> FlowLimits {
-        FlowLimits { total, per_port, idle: Duration::from_mins(1) }
+        FlowLimits { total, per_port, per_source: usize::MAX, idle: Duration::from_mins(1) }
     }
 
     #[test]
@@ -214,6 +233,25 @@ mod tests {
             flows.insert(53, path(client), backend(1), 0, now);
         }
         assert_eq!((flows.len(53), flows.len(99)), (3, 3), "the port with most flows loses one");
+    }
+
+    #[test]
+    fn one_client_replaces_its_own_flows_and_no_others() {
+        let limits = FlowLimits { per_source: 3, ..limits(10, 10) };
+        let (mut flows, now) = (Flows::new(limits), Instant::now());
+        let other = DatagramPath { peer: ([192, 0, 2, 7], 1).into(), ..path(1) };
+        flows.insert(53, other, backend(1), 0, now);
+        for client in 1..=3 {
+            assert_eq!(flows.insert(53 + client % 2, path(client), backend(1), client, now).1, [0_u16; 0]);
+        }
+        flows.get(54, path(1), now);
+        assert_eq!(flows.insert(53, path(4), backend(1), 4, now).1, [2], "its least recently used one, whatever the port");
+        assert!(flows.get(53, other, now).is_some());
+        for client in 5..50 {
+            let id = flows.insert(53, path(client), backend(1), client, now).0;
+            flows.remove(id);
+        }
+        assert!(flows.sources.values().all(|own| own.len() <= 3) && flows.get(53, other, now).is_some());
     }
 
     #[test]
@@ -244,7 +282,8 @@ mod tests {
         fn bounds_hold_and_every_flow_is_accounted_for(
             calls in proptest::collection::vec((0u8..5, 1u16..4, 1u16..12, 1u8..4, 0u64..40), 0..200),
         ) {
-            let (mut flows, mut now) = (Flows::new(limits(8, 4)), Instant::now());
+            let limits = FlowLimits { per_source: 5, ..limits(8, 4) };
+            let (mut flows, mut now) = (Flows::new(limits), Instant::now());
             let (mut made, mut ended) = (0_usize, 0_usize);
             for (what, port, client, to, wait) in calls {
                 now += Duration::from_secs(wait);
@@ -262,7 +301,8 @@ mod tests {
                     _ => ended += flows.expire(now).len(),
                 }
                 let count: usize = (1..4).map(|port| flows.len(port)).sum();
-                prop_assert!((1..4).all(|port| flows.len(port) <= 4) && count <= 8);
+                prop_assert!((1..4).all(|port| flows.len(port) <= 4) && count <= 5);
+                prop_assert_eq!(flows.sources.values().map(BTreeMap::len).sum::<usize>(), count);
                 prop_assert_eq!(made - ended, count);
                 prop_assert_eq!(flows.total, count);
                 prop_assert!(flows.ports.values().all(|p| p.flows.len() == p.by_use.len()));

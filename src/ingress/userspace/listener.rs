@@ -2,10 +2,13 @@
 //! continue; they hold what they need.
 
 use super::UserspaceSettings;
+use super::allow::{AllowReader, SharedAllowList};
 use super::datagrams::{self, UdpListener, UdpShared};
 use super::plan::{ActualPort, PortKey};
 use super::port_state::{OwnAddresses, PortCounters, PortShared};
 use super::proxy;
+use super::room::ConnectionRoom;
+use crate::datapath::sockets::set_refusing;
 use crate::datapath::{Sockets, udp::UdpPort};
 use crate::ingress::PortState;
 use crate::model::{IpFamily, Protocol, view::PublishedPort};
@@ -17,7 +20,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
@@ -31,7 +33,7 @@ pub(super) struct NodeContext {
     pub mesh: Arc<dyn Sockets>,
     pub settings: Arc<UserspaceSettings>,
     /// Room for connections of all ports.
-    pub connections: Arc<Semaphore>,
+    pub connections: Arc<ConnectionRoom>,
     pub udp: Arc<UdpShared>,
     pub own_addresses: OwnAddresses,
     pub shutdown: CancellationToken,
@@ -55,21 +57,25 @@ pub(super) struct PortListener {
     open: BTreeSet<IpFamily>,
     /// Address and error of the families whose listener could not be opened.
     failed: BTreeMap<IpFamily, String>,
-    /// The accept and receive loops; they own the TCP listeners.
+    /// The sockets refuse clients: no task could serve them.
+    refuses: bool,
+    /// The accept and receive loops.
     loops: JoinSet<()>,
+    tcp_listeners: Vec<Arc<TcpListener>>,
     udp_listeners: Vec<Arc<UdpListener>>,
 }
 
 impl PortListener {
     pub fn new(key: PortKey, context: &NodeContext) -> Self {
         let shared = PortShared {
+            key,
             mesh: Arc::clone(&context.mesh),
             settings: Arc::clone(&context.settings),
             counters: PortCounters::default(),
             shutdown: context.shutdown.clone(),
             own_addresses: Arc::clone(&context.own_addresses),
-            node_permits: Arc::clone(&context.connections),
-            port_permits: Arc::new(Semaphore::new(context.settings.max_connections_per_port)),
+            room: Arc::clone(&context.connections),
+            allow: SharedAllowList::default(),
             route: Mutex::default(),
         };
         Self {
@@ -79,13 +85,18 @@ impl PortListener {
             route: None,
             open: BTreeSet::new(),
             failed: BTreeMap::new(),
+            refuses: false,
             loops: JoinSet::new(),
+            tcp_listeners: Vec::new(),
             udp_listeners: Vec::new(),
         }
     }
 
     /// Makes new connections follow `wanted`; UDP flows to a backend or target port that is no longer wanted move.
     pub fn set_route(&mut self, wanted: &Arc<PublishedPort>, rng: &mut impl Rng) {
+        if self.route.as_ref().is_none_or(|route| route.allow != wanted.allow) {
+            self.shared.set_allow(wanted);
+        }
         let target_changed = self.shared.set_route(wanted, rng);
         if self.key.0 == Protocol::Udp {
             let backends: Vec<Ipv4Addr> = wanted.backends.iter().map(|b| b.address).collect();
@@ -99,9 +110,21 @@ impl PortListener {
         self.shared.set_source(source);
     }
 
+    /// Follows the node's own addresses, which may use the port whatever its allow list.
+    pub fn refresh_allow(&self) {
+        if let Some(route) = &self.route {
+            self.shared.set_allow(route);
+        }
+    }
+
     pub fn actual(&self) -> Option<ActualPort> {
         let route = self.route.clone()?;
-        Some(ActualPort { route, v4: self.open.contains(&IpFamily::V4), v6: self.open.contains(&IpFamily::V6) })
+        Some(ActualPort {
+            route,
+            v4: self.open.contains(&IpFamily::V4),
+            v6: self.open.contains(&IpFamily::V6),
+            refuses: self.refuses,
+        })
     }
 
     pub fn state(&self) -> PortState {
@@ -130,6 +153,24 @@ impl PortListener {
 
     pub fn refused(&self) -> u64 {
         self.shared.counters.refused.load(Ordering::Relaxed)
+    }
+
+    pub fn over_share(&self) -> u64 {
+        self.shared.counters.over_share.load(Ordering::Relaxed)
+    }
+
+    /// Makes the kernel refuse clients, with RST and "port unreachable", or serve them again. The port stays bound. A UDP
+    /// port whose flows have not ended yet stays as it is: their last replies leave by its socket.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_refusing(&mut self, refuse: bool) -> io::Result<()> {
+        if refuse && self.udp_listeners.iter().any(|listener| listener.has_flows()) {
+            return Ok(());
+        }
+        self.refuses = refuse;
+        self.tcp_listeners.iter().try_for_each(|listener| set_refusing(listener.as_ref(), refuse))?;
+        self.udp_listeners.iter().try_for_each(|listener| listener.set_refusing(refuse))
     }
 
     /// Closes the listeners and waits until that is done, so that the port can be bound again. Connections continue.
@@ -164,14 +205,22 @@ impl PortListener {
     }
 
     fn listen_tcp(&mut self, host: &dyn Sockets, address: SocketAddr) -> io::Result<()> {
-        let listener = TcpListener::from_std(host.listen(address)?)?;
-        self.loops.spawn(accept(listener, Arc::clone(&self.shared)));
+        let listener = host.listen(address)?;
+        if self.refuses {
+            set_refusing(&listener, true)?;
+        }
+        let listener = Arc::new(TcpListener::from_std(listener)?);
+        self.loops.spawn(accept(Arc::clone(&listener), Arc::clone(&self.shared)));
+        self.tcp_listeners.push(listener);
         Ok(())
     }
 
     fn listen_udp(&mut self, host: &dyn Sockets, address: SocketAddr) -> io::Result<()> {
         let port = UdpPort::new(host.udp(address)?)?;
         let listener = UdpListener::new(self.key.1, port, Arc::clone(&self.udp), Arc::clone(&self.shared));
+        if self.refuses {
+            listener.set_refusing(true)?;
+        }
         self.loops.spawn(datagrams::serve(Arc::clone(&listener)));
         self.udp_listeners.push(listener);
         Ok(())
@@ -187,24 +236,29 @@ fn unspecified_address(family: IpFamily, port: u16) -> SocketAddr {
 }
 
 /// Runs until aborted. The connections are spawned separately and outlive it.
-async fn accept(listener: TcpListener, shared: Arc<PortShared>) {
+async fn accept(listener: Arc<TcpListener>, shared: Arc<PortShared>) {
+    let mut allow = AllowReader::new(&shared.allow);
     loop {
         match listener.accept().await {
             Ok((client, peer)) => {
                 trace!(%peer, "accepted");
-                if !shared.admits(peer.ip()) {
+                if !shared.admits(&mut allow, peer.ip()) {
                     debug!(%peer, "the source is not in the port's allow list");
                     proxy::reset_on_close(&client);
                     continue;
                 }
                 // At most one client waits here, further ones in the backlog.
-                let permits = shared.permits().await;
+                let Some(permit) = shared.permit(peer.ip()).await else {
+                    debug!(%peer, "the client has its share of the connections");
+                    proxy::reset_on_close(&client);
+                    continue;
+                };
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.counters.connections.fetch_add(1, Ordering::Relaxed);
                     proxy::carry(client, peer, &shared).await;
                     shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
-                    drop(permits);
+                    drop(permit);
                 });
             }
             Err(error) => {

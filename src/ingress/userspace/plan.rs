@@ -16,6 +16,8 @@ pub struct ActualPort {
     pub v4: bool,
     /// Listens on [::].
     pub v6: bool,
+    /// Bound, but the kernel refuses clients.
+    pub refuses: bool,
 }
 
 /// The ports of this node, including those whose listeners could not be opened.
@@ -29,6 +31,10 @@ pub enum PortStep {
     Route(Arc<PublishedPort>),
     /// Open the listener of a family.
     Listen(PortKey, IpFamily),
+    /// Keep the port bound, and let the kernel refuse clients: there is no task that could serve them.
+    Refuse(PortKey),
+    /// Serve clients again.
+    Serve(PortKey),
 }
 
 /// The steps from `actual` to `desired`, closes first. A listener that could not be opened is missing in `actual`, so each
@@ -44,6 +50,11 @@ pub fn plan(desired: &[Arc<PublishedPort>], actual: &ActualPorts) -> Vec<PortSte
         // Before it listens: the first connection needs a route.
         if current.is_none_or(|port| port.route != *wanted) {
             steps.push(PortStep::Route(wanted.clone()));
+        }
+        let refuses = current.is_some_and(|port| port.refuses);
+        // Before it listens, too: no client may find it open for a moment.
+        if wanted.backends.is_empty() != refuses {
+            steps.push(if refuses { PortStep::Serve(key) } else { PortStep::Refuse(key) });
         }
         for (family, open) in [(IpFamily::V4, current.is_some_and(|p| p.v4)), (IpFamily::V6, current.is_some_and(|p| p.v6))] {
             if !open {
@@ -72,7 +83,7 @@ mod tests {
     const TCP: Protocol = Protocol::Tcp;
 
     fn actual(route: Arc<PublishedPort>, v4: bool, v6: bool) -> (PortKey, ActualPort) {
-        ((route.protocol, route.published), ActualPort { route, v4, v6 })
+        ((route.protocol, route.published), ActualPort { route, v4, v6, refuses: false })
     }
 
     #[test]
@@ -100,6 +111,21 @@ mod tests {
         let open = BTreeMap::from([actual(port(80, 1), true, true), actual(port(81, 1), true, false)]);
         let steps = plan(&[port(81, 1)], &open);
         assert_eq!(steps, [PortStep::Close((TCP, 80)), PortStep::Listen((TCP, 81), IpFamily::V6)]);
+    }
+
+    #[test]
+    fn a_port_without_backends_refuses_before_it_listens_and_serves_as_soon_as_it_has_one() {
+        let listen = |family| PortStep::Listen((TCP, 80), family);
+        let refuse = PortStep::Refuse((TCP, 80));
+        let steps = plan(&[port(80, 0)], &BTreeMap::new());
+        assert_eq!(steps, [PortStep::Route(port(80, 0)), refuse.clone(), listen(IpFamily::V4), listen(IpFamily::V6)]);
+        assert_eq!(
+            plan(&[port(80, 0)], &BTreeMap::from([actual(port(80, 1), true, true)])),
+            [PortStep::Route(port(80, 0)), refuse]
+        );
+        let refusing = |route| BTreeMap::from([((TCP, 80), ActualPort { route, v4: true, v6: true, refuses: true })]);
+        assert_eq!(plan(&[port(80, 0)], &refusing(port(80, 0))), []);
+        assert_eq!(plan(&[port(80, 1)], &refusing(port(80, 0))), [PortStep::Route(port(80, 1)), PortStep::Serve((TCP, 80))]);
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! What the listeners, connections and flows of a published port share: where new ones go, who may open them, and counters.
 
+use super::UserspaceSettings;
+use super::allow::{AllowList, AllowReader, SharedAllowList};
+use super::plan::PortKey;
+use super::room::{ConnectionRoom, Permit};
 use super::rotation::Rotation;
-use super::{UserspaceSettings, allow};
 use crate::datapath::Sockets;
 use crate::model::view::PublishedPort;
 use crate::sync::{lock, read};
-use ipnet::IpNet;
 use rand::Rng;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// The node's own addresses, shared by all ports.
@@ -26,9 +27,12 @@ pub(super) struct PortCounters {
     pub errors: AtomicU64,
     /// Connections and datagrams from sources that are not in the allow list.
     pub refused: AtomicU64,
+    /// Connections of clients that had their share of the room.
+    pub over_share: AtomicU64,
 }
 
 pub(super) struct PortShared {
+    pub key: PortKey,
     /// Makes sockets to containers.
     pub mesh: Arc<dyn Sockets>,
     pub settings: Arc<UserspaceSettings>,
@@ -36,16 +40,15 @@ pub(super) struct PortShared {
     pub shutdown: CancellationToken,
     pub own_addresses: OwnAddresses,
     /// Room for connections of all ports.
-    pub node_permits: Arc<Semaphore>,
-    /// Room for connections of this port.
-    pub port_permits: Arc<Semaphore>,
+    pub room: Arc<ConnectionRoom>,
+    /// From which sources new connections and datagrams are accepted.
+    pub allow: SharedAllowList,
     pub route: Mutex<PortRoute>,
 }
 
-/// Where new connections go, and from which sources they are accepted.
+/// Where new connections go.
 #[derive(Default)]
 pub(super) struct PortRoute {
-    allow: Vec<IpNet>,
     affinity: bool,
     /// Port in the container.
     target: u16,
@@ -60,9 +63,13 @@ impl PortShared {
         let mut route = lock(&self.route);
         let target_changed = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
         route.rotation.set(wanted.backends.iter().map(|b| b.address), rng);
-        route.allow.clone_from(&wanted.allow);
         route.affinity = wanted.affinity;
         target_changed
+    }
+
+    /// Accepts what `wanted` allows, and the node's own addresses as they are now.
+    pub fn set_allow(&self, wanted: &PublishedPort) {
+        self.allow.replace(AllowList::new(&wanted.allow, &read(&self.own_addresses)));
     }
 
     pub fn set_source(&self, source: Option<Ipv4Addr>) {
@@ -83,9 +90,8 @@ impl PortShared {
     }
 
     /// Whether this source may use the port. Counts the refusals.
-    pub fn admits(&self, source: IpAddr) -> bool {
-        let route = lock(&self.route);
-        let admitted = allow::admits(&route.allow, &read(&self.own_addresses), source);
+    pub fn admits(&self, reader: &mut AllowReader, source: IpAddr) -> bool {
+        let admitted = reader.admits(&self.allow, source);
         if !admitted {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -101,10 +107,12 @@ impl PortShared {
         lock(&self.route).rotation.accepted(backend);
     }
 
-    /// Waits for room for one connection. Never `None`: the semaphores are not closed.
-    pub async fn permits(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let port = Arc::clone(&self.port_permits).acquire_owned().await.ok()?;
-        let node = Arc::clone(&self.node_permits).acquire_owned().await.ok()?;
-        Some((port, node))
+    /// Waits for room for one connection. `None`: this client has its share, which is counted.
+    pub async fn permit(&self, client: IpAddr) -> Option<Permit> {
+        let permit = self.room.permit(self.key, client).await.ok();
+        if permit.is_none() {
+            self.counters.over_share.fetch_add(1, Ordering::Relaxed);
+        }
+        permit
     }
 }

@@ -4,16 +4,16 @@ use super::datagrams::{OwnEndpoints, UdpShared};
 use super::flows::FlowLimits;
 use super::listener::{ListenError, NodeContext, PortListener};
 use super::plan::{ActualPorts, PortKey, PortStep, plan};
+use super::room::ConnectionRoom;
 use super::{UserspaceChannels, UserspaceSettings, UserspaceSockets};
 use crate::datapath::{Sockets, interfaces};
 use crate::ingress::{HeldPorts, PortState, PortStatus};
 use crate::model::view::{ClusterPart, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol};
-use crate::sync::{replace_if_changed, write};
+use crate::sync::{read, replace_if_changed, write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -25,10 +25,15 @@ pub async fn run(
     settings: UserspaceSettings,
     shutdown: CancellationToken,
 ) {
-    let limits = FlowLimits { total: settings.max_flows, per_port: settings.max_flows_per_port, idle: settings.flow_idle };
+    let limits = FlowLimits {
+        total: settings.max_flows,
+        per_port: settings.max_flows_per_port,
+        per_source: settings.max_flows_per_source,
+        idle: settings.flow_idle,
+    };
     let context = NodeContext {
         mesh: sockets.mesh,
-        connections: Arc::new(Semaphore::new(settings.max_connections)),
+        connections: ConnectionRoom::new(settings.max_connections, settings.max_connections_per_port),
         udp: UdpShared::new(limits),
         own_addresses: Arc::default(),
         settings: Arc::new(settings),
@@ -86,7 +91,10 @@ impl PortReconciler {
         match interfaces::host_addresses().await {
             Ok(all) => {
                 let addresses: BTreeSet<IpAddr> = all.into_iter().map(|a| a.address).collect();
-                *write(&self.context.own_addresses) = addresses;
+                if *read(&self.context.own_addresses) != addresses {
+                    *write(&self.context.own_addresses) = addresses;
+                    self.ports.values().for_each(PortListener::refresh_allow);
+                }
             }
             Err(error) => warn!(
                 error = format!("{error:#}"),
@@ -110,6 +118,13 @@ impl PortReconciler {
                 let port = self.ports.entry(key).or_insert_with(|| PortListener::new(key, &self.context));
                 port.set_source(source);
                 port.set_route(&wanted, &mut rand::rng());
+            }
+            PortStep::Refuse(key) | PortStep::Serve(key) => {
+                let Some(port) = self.ports.get_mut(&key) else { return };
+                let refuse = matches!(step, PortStep::Refuse(_));
+                if let Err(error) = port.set_refusing(refuse) {
+                    warn!(port = name(key), refuse, %error, "cannot change whether the kernel refuses clients of the port");
+                }
             }
             PortStep::Listen(key, family) => {
                 let Some(port) = self.ports.get_mut(&key) else { return };
@@ -142,6 +157,7 @@ impl PortReconciler {
                 connections: port.map_or(0, PortListener::open_connections),
                 errors: port.map_or(0, PortListener::errors),
                 refused: port.map_or(0, PortListener::refused),
+                over_share: port.map_or(0, PortListener::over_share),
             }
         };
         desired.iter().map(status).collect()

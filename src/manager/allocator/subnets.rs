@@ -37,12 +37,13 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed) -> Vec<
     allocated
 }
 
-/// The first subnet of the cluster's pools that is not in use.
+/// The first subnet of the cluster's pools that is neither reserved nor in use.
 pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Option<Ipv4Net> {
     let default = [DEFAULT_POOL];
     let pools = if cluster.address_pools.is_empty() { &default[..] } else { &cluster.address_pools };
     let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
-    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !in_use(net))
+    let reserved = |net: &Ipv4Net| cluster.reserved_subnets.iter().any(|other| overlap(net, other));
+    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !reserved(net) && !in_use(net))
 }
 
 /// True if an address is in both.

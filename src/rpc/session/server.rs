@@ -32,13 +32,33 @@ pub trait SessionServer: Send + Sync {
     async fn closed(&self, session: u64);
 }
 
-/// Serves one session until it is closed.
+/// Why an open session ends.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a certificate of the two has expired")]
+    Expired,
+}
+
+impl SessionError {
+    /// The text to answer the node with; `None` when it would not receive an answer.
+    fn answer(&self) -> Option<String> {
+        match self {
+            Self::Frame(error) => error.answer(),
+            Self::Expired => Some(self.to_string()),
+        }
+    }
+}
+
+/// Serves one session until it is closed, or until `expired` ends: then a certificate of the two is no longer valid.
 pub(in super::super) async fn serve(
     stream: TlsStream<TcpStream>,
     name: NodeName,
     server: &dyn SessionServer,
     limits: &ServerLimits,
     shutdown: &CancellationToken,
+    expired: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, limits.first_message);
@@ -61,8 +81,9 @@ pub(in super::super) async fn serve(
     reader.set_idle_limit(limits.session_silence);
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = receive(&mut reader, server, session) => ended,
-        ended = send(&mut writer, &mut queue) => ended,
+        () = expired => Err(SessionError::Expired),
+        ended = receive(&mut reader, server, session) => ended.map_err(SessionError::from),
+        ended = send(&mut writer, &mut queue) => ended.map_err(SessionError::from),
     };
     server.closed(session).await;
     if let Err(error) = &ended

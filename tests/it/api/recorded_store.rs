@@ -27,6 +27,7 @@ pub fn cluster() -> Cluster {
         tokens: JoinTokens { worker: "SWMTKN-1-a-b".to_owned(), manager: "SWMTKN-1-a-c".to_owned() },
         mesh: mesh(),
         address_pools: Vec::new(),
+        reserved_subnets: Vec::new(),
         subnet_size: 24,
         data_path_port: 4789,
     }

@@ -6,7 +6,7 @@ use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, Tunne
 use skep::lab::eventually;
 use skep::model::view::{ClusterPart, NetworkPart, Networks};
 use skep::model::{NodeId, NodeView, Revision, WgKey, fixture};
-use skep::overlay::{Overlay, OverlayState, OverlayStep, plan};
+use skep::overlay::{Overlay, OverlayState, OverlayStep, PathMtus, plan};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -110,14 +110,14 @@ async fn many_networks_settle() {
 
 async fn settle(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
     let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
-    let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU));
+    let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, &PathMtus::uniform(MTU)));
     mesh.apply(&steps).await.expect("apply");
     steps
 }
 
 async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
     let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
-    mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, MTU))
+    mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, &PathMtus::uniform(MTU)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,8 +149,7 @@ async fn created_adopted_repaired_removed() {
     assert!(host.run("ip -o link show c0a00010b").await.contains("mtu 1400"));
     let before = mesh.observe().await.expect("observe");
     assert_eq!(before.sysctls["ipv6/conf/v0a00010b/disable_ipv6"], "1");
-    assert_eq!(plan_of(&mesh, &view).await, [MeshStep::Mtu("v0a00010b".to_owned(), MTU)], "attach had installed the rest");
-    settle(&mesh, &view).await;
+    assert_eq!(plan_of(&mesh, &view).await, [], "attach had installed everything; a veth keeps its MTU");
     let whole = mesh.observe().await.expect("observe");
 
     // A network that the view does not contain (yet) keeps what the attach configured.
@@ -170,9 +169,11 @@ async fn created_adopted_repaired_removed() {
     let mesh_namespace = Namespace::open("mesh", &pin);
     let table = 0x0a00_0100;
     for (command, repair) in [
-        ("ip rule del priority 100 from 10.0.1.0/24".to_owned(), "rule add 100: from 10.0.1.0/24 lookup 167772416"),
-        ("ip rule del priority 30002".to_owned(), "rule add 30002: to 10.0.1.0/24 iif lo lookup 167772416"),
-        ("ip rule del priority 32000".to_owned(), "rule add 32000: unreachable"),
+        ("ip rule del priority 121920 from 10.0.1.0/24".to_owned(), "rule add 121920: from 10.0.1.0/24 lookup 167772416"),
+        ("ip rule del priority 100".to_owned(), "rule add 100: from 10.0.0.0/20 goto 121920"),
+        ("ip rule del priority 121921".to_owned(), "rule add 121921: goto 3000000"),
+        ("ip rule del priority 3000002".to_owned(), "rule add 3000002: to 10.0.1.0/24 iif lo lookup 167772416"),
+        ("ip rule del priority 3200000".to_owned(), "rule add 3200000: unreachable"),
         ("ip -6 rule del priority 52".to_owned(), "rule add -6 52: from fd12:3456:789a::/49 iif skep0 lookup local"),
         ("ip rule add priority 0 from all lookup local".to_owned(), "rule del 0: lookup local"),
         ("ip rule add priority 7 from 10.0.1.0/24 lookup 7".to_owned(), "rule del 7: from 10.0.1.0/24 lookup 7"),

@@ -80,7 +80,7 @@ async fn one_network_on_every_host() {
     arrives(&at3, ip("10.0.1.11"), &at1).await;
 
     // The loop repairs a rule that was deleted.
-    fixture.nodes[0].mesh_namespace.run("ip rule del priority 100 from 10.0.1.0/24").await;
+    fixture.nodes[0].mesh_namespace.run("ip rule del priority 121920 from 10.0.1.0/24").await;
     eventually("the rule to be repaired", PATIENCE, || async {
         let rules = fixture.nodes[0].mesh_namespace.try_run("ip rule").await?;
         anyhow::ensure!(rules.contains("from 10.0.1.0/24 lookup"), "{rules}");
