@@ -33,5 +33,6 @@ mod report;
 mod run;
 mod session;
 mod state_dir;
+mod troubles;
 
 pub use run::run;

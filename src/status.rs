@@ -30,6 +30,12 @@ pub struct Status {
     pub view_revision: Revision,
     /// Revision that each loop has applied, by the loop's name.
     pub applied: BTreeMap<String, Revision>,
+    /// What does not work on this node, by the name of the loop; the managers show the node as degraded.
+    #[serde(default)]
+    pub troubles: BTreeMap<String, String>,
+    /// Time since which no manager has confirmed the view: its addresses may be other tasks' by now. `None`: it is current.
+    #[serde(default)]
+    pub stale_since: Option<String>,
     pub datapaths: DatapathSummary,
     /// `None` outside a swarm.
     #[serde(default)]

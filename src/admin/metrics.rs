@@ -18,6 +18,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn render(status: &Status) -> String {
     let mut out = Exposition::default();
     node(status, &mut out);
+    health(status, &mut out);
     peers(status, &mut out);
     published_ports(&status.ports, &mut out);
     ebpf(status, &mut out);
@@ -56,6 +57,14 @@ fn node(status: &Status, out: &mut Exposition) {
     );
     let applied = MetricFamily::gauge("skep_view_applied_revision", "Raft index of the view that a loop has applied.", ["loop"]);
     out.add(&status.applied.iter().fold(applied, |family, (name, revision)| family.sample([name], revision.index)));
+}
+
+/// Whether the node can follow its managers.
+fn health(status: &Status, out: &mut Exposition) {
+    out.add(&flag("skep_view_stale", "1 while no manager confirms the node's view.", status.stale_since.is_some()));
+    let degraded = MetricFamily::gauge("skep_loop_degraded", "1 while a loop does not work as it should.", ["loop"]);
+    let of_loop = |family: MetricFamily<1>, name: &String| family.sample([name], u64::from(status.troubles.contains_key(name)));
+    out.add(&status.applied.keys().fold(degraded, of_loop));
 }
 
 fn flag(name: &'static str, help: &'static str, value: bool) -> MetricFamily<0> {

@@ -11,5 +11,5 @@ mod swarm;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec};
 pub use ports::{free_ports, reserved};
-pub use service::{service, service_spec};
+pub use service::{allow_lists_fit, service, service_spec, sources_of};
 pub use swarm::{address_pools, availability, checked, data_path_address, data_path_port, merge_over_defaults, replacing};

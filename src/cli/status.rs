@@ -45,6 +45,12 @@ pub(super) fn render(status: &Status) -> String {
     let _ = writeln!(out, "node:     {node}");
     let _ = writeln!(out, "leader:   {}", status.leader.as_deref().unwrap_or("unknown"));
     let _ = writeln!(out, "session:  {}", status.session);
+    if let Some(since) = &status.stale_since {
+        let _ = writeln!(out, "stale:    since {since}: no manager confirms the view, its addresses may be other tasks' by now");
+    }
+    for (name, reason) in &status.troubles {
+        let _ = writeln!(out, "degraded: {name}: {reason}");
+    }
     let applied: Vec<String> = status.applied.iter().map(|(name, r)| format!("{name} {}", r.index)).collect();
     if let Some(certificate) = &status.certificate {
         let _ = writeln!(out, "cert:     {}", certificate_text(certificate));

@@ -39,6 +39,6 @@ pub use occupancy::Occupancy;
 pub use sandbox::cookie;
 pub use skep_ebpf::Counter;
 pub use state::{EbpfState, VipReadiness};
-pub use step::{EbpfStep, SCTP, port_name};
+pub use step::{EbpfStep, SCTP, StepFailure, port_name};
 pub use tables::{Range, Slots, Sources, Tables};
 pub use watch::{RefusalWatch, Watched};

@@ -15,6 +15,7 @@ mod follower;
 #[cfg(test)]
 mod follower_tests;
 mod inputs;
+mod left;
 pub mod maglev;
 mod namespaces;
 mod plan;
@@ -29,6 +30,7 @@ pub use dirty::{Changed, Dirty};
 pub use eligibility::PortUnavailable;
 pub use follower::DesiredState;
 pub use inputs::Inputs;
+pub use left::LeftObjects;
 pub use plan::plan;
 pub use reconciler::run;
 pub use slots::SlotAllocator;
@@ -58,6 +60,9 @@ pub struct EbpfStatus {
     /// Published ports that it does not serve, with the reason; the userspace datapath serves them.
     #[serde(default)]
     pub unavailable_ports: BTreeMap<String, String>,
+    /// What the kernel did not take, with the reason; the rest is served without it.
+    #[serde(default)]
+    pub failed: BTreeMap<String, String>,
     /// Devices of the host with an address whose clients the userspace datapath serves, with the reason.
     #[serde(default)]
     pub unserved_devices: BTreeMap<String, String>,

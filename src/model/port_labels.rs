@@ -12,6 +12,12 @@ pub const AFFINITY: &str = "skep.affinity";
 /// always use the ports on that node; containers of the node have other addresses, which the list must contain.
 pub const ALLOW: &str = "skep.allow";
 
+/// Entries of the map of allowed sources that ports may use together, of its 65,536: each prefix of a list is one for each
+/// published port of its service. The rest is for networks and nodes.
+pub const MOST_SOURCES: usize = 61_440;
+/// Entries that one service may use.
+pub const MOST_SOURCES_OF_SERVICE: usize = 16_384;
+
 /// The parsed labels.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PortLabels {
@@ -48,6 +54,14 @@ impl PortLabels {
         allow.sort_unstable();
         allow.dedup();
         Ok(Self { affinity, allow })
+    }
+}
+
+impl PortLabels {
+    /// Entries of the map of allowed sources that a service with so many published ports uses.
+    #[must_use]
+    pub fn sources(&self, ports: usize) -> usize {
+        self.allow.len().saturating_mul(ports)
     }
 }
 

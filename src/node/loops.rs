@@ -47,7 +47,7 @@ impl Loop {
 }
 
 /// The revision that each running loop has applied.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct AppliedRevisions(BTreeMap<Loop, watch::Receiver<Revision>>);
 
 impl AppliedRevisions {

@@ -13,6 +13,7 @@ use super::recovery::RecoveryWindow;
 use super::renewal::{Renewal, RenewalState, StoreOrManagers};
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
+use super::troubles::{self, Troubles};
 use crate::agent;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
@@ -53,6 +54,7 @@ pub(super) struct Member {
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
     pub applied: AppliedRevisions,
+    pub troubles: watch::Receiver<Troubles>,
     pub session: RunningSession,
     context: LoopContext,
 }
@@ -72,14 +74,31 @@ impl Member {
         let context = LoopContext::new(env, &membership.node_id, &network);
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
         let RunningLoops { applied, ports, ebpf, statuses, listens } = loops::start(&context, &network)?;
-        let reports = LoopReports { applied: applied.receivers(), statuses, listens };
+        let (troubles_sender, troubles) = watch::channel(Troubles::new());
+        let following = (applied.clone(), context.view.subscribe(), ebpf.clone());
+        context.tasks.spawn(troubles::run(following.0, following.1, following.2, troubles_sender, context.stop.clone()));
+        let reports = LoopReports { applied: applied.receivers(), statuses, listens, troubles: troubles.clone() };
         let session = session::start(&context, &membership, identity.clone(), reports).await?;
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, &membership, identity.clone(), &network, recovery.clone(), manager);
         let store = start_manager_role(services, roles, &context).await?;
         let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
-        Ok(Self { membership, network, identity, renewal, recovery, role, store, ports, ebpf, applied, session, context })
+        Ok(Self {
+            membership,
+            network,
+            identity,
+            renewal,
+            recovery,
+            role,
+            store,
+            ports,
+            ebpf,
+            applied,
+            troubles,
+            session,
+            context,
+        })
     }
 
     /// The view that the node follows.

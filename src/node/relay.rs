@@ -1,6 +1,7 @@
 //! Moves data between the session and the node's loops: received views are published; observed
 //! statuses and listening ports are reported, and all of them again at the start of each session.
 
+use super::troubles::Troubles;
 use crate::model::ListeningPort;
 use crate::model::{NodeView, TaskId, TaskStatus};
 use crate::protocol::view_delta::{self, ViewDelta};
@@ -16,6 +17,7 @@ pub(super) struct SessionRelay {
     pub outgoing: mpsc::Sender<ToManager>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    pub troubles: watch::Receiver<Troubles>,
 }
 
 impl SessionRelay {
@@ -43,6 +45,7 @@ impl SessionRelay {
                     }
                     None => return,
                 },
+                Ok(()) = self.troubles.changed() => self.report_troubles().await,
                 Some(first) = self.listens.recv() => {
                     let batch = listens.record(first, &mut self.listens);
                     let _ = self.outgoing.send(ToManager::Listens(batch)).await;
@@ -63,6 +66,12 @@ impl SessionRelay {
         if let Some(all) = listens.all() {
             let _ = self.outgoing.send(ToManager::Listens(all)).await;
         }
+        self.report_troubles().await;
+    }
+
+    async fn report_troubles(&self) {
+        let troubles = self.troubles.borrow().clone();
+        let _ = self.outgoing.send(ToManager::Troubles(troubles)).await;
     }
 
     /// Applies a delta to the view and publishes it.
@@ -151,7 +160,8 @@ mod tests {
         let (outgoing, _outgoing) = mpsc::channel(4);
         let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
         seen.mark_unchanged();
-        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens }.run());
+        let (_troubles, troubles) = watch::channel(Troubles::new());
+        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles }.run());
         to_relay.send(ToNode::Removed("removed".to_owned())).await.unwrap();
         seen.changed().await.unwrap();
         let now = seen.borrow_and_update().clone().unwrap();

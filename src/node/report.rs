@@ -13,6 +13,7 @@ use crate::manager::allocator::overlap;
 use crate::model::Timestamp;
 use crate::model::view::Peer;
 use crate::overlay::PathMtus;
+use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
 use crate::trust::{Remaining, Validity};
 use async_trait::async_trait;
@@ -101,6 +102,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
         node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
     });
+    let stale_since = stale_since(daemon, &session);
     Status {
         state: if member.removed().is_some() { "error" } else { "active" }.to_owned(),
         error,
@@ -110,6 +112,8 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         session: session_text(daemon, session.leader, session.since, session.last_error),
         view_revision: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.by_name(),
+        troubles: member.troubles.borrow().clone(),
+        stale_since,
         datapaths: DatapathSummary {
             tunnel: tunnel.implementation.clone(),
             tunnel_port: tunnel.port,
@@ -207,6 +211,13 @@ fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
         (true, None) => "eBPF datapath; userspace datapath for the node's own processes".to_owned(),
         (true, Some((hook, why))) => format!("eBPF datapath; no virtual addresses: {} cannot run: {why}", hook.program()),
     }
+}
+
+/// Since when no manager has confirmed the node's view; `None` while there is a session, or it was lost only just.
+fn stale_since(daemon: &Daemon, session: &SessionState) -> Option<String> {
+    let limit = Duration::from_millis(daemon.env.settings.timeouts.node_down_ms);
+    let lost = session.leader.is_none() && daemon.env.clock.now().since(session.since) > limit;
+    lost.then(|| session.since.to_rfc3339())
 }
 
 fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: Timestamp, last_error: Option<String>) -> String {

@@ -5,6 +5,7 @@ use super::ledger_keeper;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
 use super::state_dir::MembershipFile;
+use super::troubles::Troubles;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
@@ -26,6 +27,7 @@ pub(super) struct LoopReports {
     pub applied: Vec<watch::Receiver<Revision>>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    pub troubles: watch::Receiver<Troubles>,
 }
 
 /// A session that is kept.
@@ -46,7 +48,7 @@ pub(super) async fn start(
     identity: watch::Receiver<Arc<Identity>>,
     reports: LoopReports,
 ) -> anyhow::Result<RunningSession> {
-    let LoopReports { applied, statuses, listens } = reports;
+    let LoopReports { applied, statuses, listens, troubles } = reports;
     let env = &context.env;
     let (lowest_sender, lowest) = watch::channel(Revision::default());
     context.tasks.spawn(AppliedRevisions::publish_lowest(applied, lowest_sender));
@@ -61,7 +63,7 @@ pub(super) async fn start(
     }
     context.tasks.spawn(ledger_keeper::run(ledger, context.view.subscribe(), context.stop.clone()));
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
-    context.tasks.spawn(SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens }.run());
+    context.tasks.spawn(SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles }.run());
 
     let mut config = SessionConfig::new(
         identity,

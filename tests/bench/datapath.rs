@@ -119,6 +119,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
             members: &members,
             unavailable: &unavailable,
             held: None,
+            left: None,
             udp_idle: Duration::from_mins(1),
         };
         let changed = desired.update(&next, &inputs);
@@ -156,6 +157,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
             members: &members,
             unavailable: &unavailable,
             held: None,
+            left: None,
             udp_idle: Duration::from_mins(1),
         };
         assert!(desired.recompute(view.as_ref().unwrap(), &inputs), "updates give what computing everything gives");

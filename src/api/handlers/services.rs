@@ -68,6 +68,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
+    validate::allow_lists_fit(&spec, store.services().map(|s| validate::sources_of(&s.spec)))?;
     if spec.wants_ingress() && !store.networks().any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
             GrpcCode::FailedPrecondition,
@@ -133,6 +134,8 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
+    let others = store.services().filter(|s| s.id != stored.id);
+    validate::allow_lists_fit(&spec, others.map(|s| validate::sources_of(&s.spec)))?;
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }

@@ -95,6 +95,12 @@ pub fn free_ports<'a>(spec: &ServiceSpec, own: Option<&ServiceId>, services: imp
     Ok(())
 }
 
+/// Number of ports that a service publishes on every node.
+pub(super) fn ingress_count(spec: &ServiceSpec) -> usize {
+    let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
+    ports.filter(|port| port.publish_mode == PublishMode::Ingress).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

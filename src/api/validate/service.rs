@@ -6,7 +6,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
-use crate::model::port_labels::PortLabels;
+use crate::model::port_labels::{ALLOW, MOST_SOURCES, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::task::{ContainerSpec, Healthcheck, ResourceAmounts, TaskSpec};
 use serde_json::{Value, json};
@@ -156,8 +156,42 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 pub fn service(spec: &ServiceSpec) -> Result<()> {
     object_name(&spec.name)?;
     check_task(&spec.task_template)?;
-    PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
+    let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
+    allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
+}
+
+/// Refuses an allow-list that one service may not have.
+fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {
+    let (prefixes, entries) = (labels.allow.len(), labels.sources(ports.max(1)));
+    if entries <= MOST_SOURCES_OF_SERVICE {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!(
+        "label {ALLOW}: {prefixes} prefixes for {ports} published ports are {entries} entries, and a service may have \
+         {MOST_SOURCES_OF_SERVICE}: list shorter prefixes that cover several of these, or publish fewer ports"
+    )))
+}
+
+/// Refuses a service whose allow-list does not fit beside those of the other services.
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn allow_lists_fit(spec: &ServiceSpec, others: impl Iterator<Item = usize>) -> Result<()> {
+    let own = sources_of(spec);
+    let others: usize = others.sum();
+    if own == 0 || own + others <= MOST_SOURCES {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!(
+        "label {ALLOW}: its {own} entries (prefixes times published ports) and the {others} of the other services are more than \
+         the {MOST_SOURCES} that all may have: list shorter prefixes here or there"
+    )))
+}
+
+/// Entries of the map of allowed sources that a service uses.
+pub fn sources_of(spec: &ServiceSpec) -> usize {
+    PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(ports::ingress_count(spec)))
 }
 
 fn check_task(task: &TaskSpec) -> Result<()> {

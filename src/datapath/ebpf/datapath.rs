@@ -8,7 +8,7 @@ use super::load::{self, Loaded};
 use super::occupancy::{self, Occupancy};
 use super::programs::{self, Programs};
 use super::state::EbpfState;
-use super::step::EbpfStep;
+use super::step::{EbpfStep, StepFailure};
 use super::tables::Tables;
 use super::watch::{RefusalWatch, Watchers};
 use crate::datapath::mesh::Mesh;
@@ -139,6 +139,13 @@ impl EbpfDatapath {
     /// # Errors
     /// Each failed step, and why.
     pub async fn apply(&self, steps: &[EbpfStep]) -> anyhow::Result<()> {
+        let failed: Vec<String> = self.apply_each(steps).await.iter().map(StepFailure::to_string).collect();
+        anyhow::ensure!(failed.is_empty(), "eBPF datapath: {}", failed.join("; "));
+        Ok(())
+    }
+
+    /// Carries the steps out, in order. Continues past a failed step; returns those that failed.
+    pub async fn apply_each(&self, steps: &[EbpfStep]) -> Vec<StepFailure> {
         let mut failed = Vec::new();
         for step in steps {
             let done = match step {
@@ -152,13 +159,12 @@ impl EbpfDatapath {
                 Ok(()) => tracing::debug!(%step, "eBPF datapath"),
                 Err(error) => {
                     tracing::warn!(%step, error = format!("{error:#}"), "eBPF datapath step failed");
-                    failed.push(format!("{step}: {error:#}"));
+                    failed.push(StepFailure { step: step.clone(), reason: format!("{error:#}") });
                 }
             }
             tokio::task::consume_budget().await;
         }
-        anyhow::ensure!(failed.is_empty(), "eBPF datapath: {}", failed.join("; "));
-        Ok(())
+        failed
     }
 
     /// Counters by name, summed over the processors.

@@ -44,6 +44,20 @@ pub enum EbpfStep {
     Unpin(String),
 }
 
+/// A step that was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StepFailure {
+    pub step: EbpfStep,
+    /// The kernel's answer.
+    pub reason: String,
+}
+
+impl fmt::Display for StepFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.reason)
+    }
+}
+
 impl Tables {
     /// Makes the change of a step that was carried out. Ranges that are no longer named stay listed until the maps are read
     /// again.

@@ -4,6 +4,7 @@
 
 use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
+use super::left::{LeftObjects, leave};
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
 use crate::datapath::mesh::TUNNEL;
@@ -41,6 +42,8 @@ pub struct DesiredDatapath {
     pub sources: Sources,
     /// Attached programs.
     pub links: BTreeSet<ProgramLink>,
+    /// What is not in the above because it does not fit, or the kernel did not take it.
+    pub left: LeftObjects,
 }
 
 /// A virtual address with its network and its backends, one slot each.
@@ -99,6 +102,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     }
     tables.drop_unused();
     desired.links = links(host_devices, unavailable);
+    leave(&mut desired, inputs.left.unwrap_or(&LeftObjects::default()));
     desired
 }
 

@@ -43,7 +43,8 @@ fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
     let held = held.as_ref();
     let me = "node1".into();
     let udp_idle = Duration::from_mins(1);
-    let inputs = Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, udp_idle };
+    let inputs =
+        Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, left: None, udp_idle };
     desired_datapath(&mut TableCache::default(), view, &inputs)
 }
 

@@ -5,6 +5,7 @@ use super::desired::{DesiredDatapath, NodesById, add_port, backend, desired_data
 use super::dirty::{Changed, Dirty};
 use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
+use super::left::LeftObjects;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
 use crate::ingress::HeldPorts;
@@ -51,7 +52,8 @@ impl DesiredState {
     /// Updates to a view; computes everything if the change affects more than single entries.
     pub fn update(&mut self, view: &NodeView, inputs: &Inputs) -> Changed {
         let dependencies = Dependencies::new(view, inputs);
-        if let Some((before, last_dependencies)) = self.last.take()
+        if inputs.left.is_none_or(LeftObjects::is_empty)
+            && let Some((before, last_dependencies)) = self.last.take()
             && last_dependencies == dependencies
             && let Some(dirty) = self.update_entries(&before, view, inputs)
         {
@@ -192,6 +194,7 @@ struct Dependencies {
     host_devices: HostDevices,
     members: BTreeSet<NetnsMembership>,
     unavailable: BTreeMap<Hook, String>,
+    left: LeftObjects,
 }
 
 #[derive(PartialEq)]
@@ -230,6 +233,7 @@ impl Dependencies {
             host_devices: inputs.host_devices.clone(),
             members: inputs.members.clone(),
             unavailable: inputs.unavailable.clone(),
+            left: inputs.left.cloned().unwrap_or_default(),
         }
     }
 }

@@ -175,6 +175,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
         members: &members,
         unavailable: &none,
         held: None,
+        left: None,
         udp_idle: Duration::from_mins(1),
     };
     let mut state = DesiredState::default();
@@ -206,7 +207,7 @@ proptest! {
             }
             let veths = scenario.devices.iter().map(|task| (address(*task), (format!("v{task}"), u32::from(*task) + 1)));
             let host_devices = HostDevices { veths: veths.collect(), ..HostDevices::default() };
-            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none, held: None, udp_idle: Duration::from_mins(1) };
+            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none, held: None, left: None, udp_idle: Duration::from_mins(1) };
             let changed = desired.update(&next, &inputs);
             let computed = desired_datapath(&mut TableCache::default(), &next, &inputs);
             prop_assert_eq!(desired.desired(), &computed);

@@ -1,5 +1,6 @@
 //! What the desired datapath depends on besides the node's view.
 
+use super::left::LeftObjects;
 use crate::datapath::ebpf::{Hook, HostDevices};
 use crate::ingress::HeldPorts;
 use crate::model::NodeId;
@@ -20,6 +21,8 @@ pub struct Inputs<'a> {
     pub unavailable: &'a BTreeMap<Hook, String>,
     /// Ports that this node's listeners hold; `None`: not known yet, all of them.
     pub held: Option<&'a Arc<HeldPorts>>,
+    /// What the kernel did not take; `None`: nothing.
+    pub left: Option<&'a LeftObjects>,
     /// A UDP flow ends after so long without a datagram of its client.
     pub udp_idle: Duration,
 }

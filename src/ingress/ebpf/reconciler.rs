@@ -3,13 +3,16 @@
 use super::dirty::{Changed, Dirty};
 use super::follower::DesiredState;
 use super::inputs::Inputs;
+use super::left::{LeftObjects, concerned};
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;
 use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
-use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
+use crate::datapath::ebpf::{
+    EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, StepFailure, Tables, VipReadiness,
+};
 use crate::datapath::{Sandbox, places};
 use crate::ingress::HeldPorts;
 use crate::model::view::TaskEndpoint;
@@ -26,6 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Pauses after a pass that failed.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+
+/// What the kernel did not take is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_mins(1);
 
 /// How long replies of a container may still be on their way after it was removed from a virtual address's backends.
 const LINGER: Duration = Duration::from_secs(1);
@@ -99,6 +105,9 @@ struct EbpfReconciler {
     translated: BTreeSet<Ipv4Addr>,
     /// Passes that failed, in a row.
     failures: u32,
+    /// What the kernel did not take, and when this was tried last.
+    left: LeftObjects,
+    left_at: Instant,
 }
 
 /// The maps' contents after the last pass, so that a change of the view costs what changes and not what the maps contain.
@@ -166,6 +175,8 @@ impl EbpfReconciler {
             drained: DrainedBackends::default(),
             translated: BTreeSet::new(),
             failures: 0,
+            left: LeftObjects::default(),
+            left_at: Instant::now(),
         }
     }
 
@@ -200,8 +211,29 @@ impl EbpfReconciler {
         }
     }
 
-    /// Observes, plans, applies, and publishes `status`. Returns where virtual addresses work, if that may have changed.
+    /// Reconciles, and again without the objects that the kernel did not take. Returns where virtual addresses work, if that may
+    /// have changed.
     async fn reconcile(
+        &mut self,
+        view: &NodeView,
+        sandboxes: &[Sandbox],
+        status: &watch::Sender<EbpfStatus>,
+    ) -> anyhow::Result<Option<VipReadiness>> {
+        if !self.left.is_empty() && self.left_at.elapsed() >= TRY_AGAIN {
+            self.left = LeftObjects::default();
+        }
+        loop {
+            let left = self.left.clone();
+            let ready = self.round(view, sandboxes, status).await?;
+            // Ends: each further round leaves more objects.
+            if self.left == left {
+                return Ok(ready);
+            }
+        }
+    }
+
+    /// Observes, plans, applies, and publishes `status`.
+    async fn round(
         &mut self,
         view: &NodeView,
         sandboxes: &[Sandbox],
@@ -212,21 +244,32 @@ impl EbpfReconciler {
         let (mut actual, allocator) = self.observe_with_pair(settled).await?;
         self.unavailable = self.ebpf.unavailable().clone();
         self.unavailable.extend(actual.blocked.clone());
+        self.unavailable.extend(self.left.hooks.clone());
         let (mut allocator, changed, unchanged) = self.update_desired(view, &actual, &members, allocator);
         let steps = plan(self.desired.desired(), &actual, &mut allocator, &changed);
         if settled && unchanged {
             self.drift.repair(&steps);
         }
-        self.apply(&steps, &mut actual.tables).await?;
+        let failed = self.apply(&steps, &mut actual.tables).await;
+        if !failed.is_empty() {
+            self.desired.invalidate();
+            let concerned =
+                concerned(self.desired.desired(), &steps, &failed).map_err(|held| anyhow::anyhow!("eBPF datapath: {held}"))?;
+            self.left_at = Instant::now();
+            if self.left.merge(concerned) {
+                return Ok(None);
+            }
+        }
         // A table that found no room is tried again with what this plan has freed.
         let exhausted = allocator.take_exhausted();
         if exhausted {
             self.desired.invalidate();
         }
-        self.drift.settled = !exhausted;
+        self.drift.settled = !exhausted && failed.is_empty();
         self.publish(status, view, &changed, &actual, steps.len());
         let ready = self.ready(&changed, &members, &actual.tables);
-        self.maps.contents = Some((actual.tables, allocator));
+        // After a failed step the maps are read again.
+        self.maps.contents = failed.is_empty().then_some((actual.tables, allocator));
         Ok(ready)
     }
 
@@ -283,6 +326,7 @@ impl EbpfReconciler {
             members: &members,
             unavailable: &self.unavailable,
             held: self.held.as_ref(),
+            left: Some(&self.left),
             udp_idle: self.timing.udp_idle,
         };
         match allocator {
@@ -298,16 +342,16 @@ impl EbpfReconciler {
         }
     }
 
-    async fn apply(&mut self, steps: &[EbpfStep], tables: &mut Tables) -> anyhow::Result<()> {
+    /// Returns the steps that failed.
+    async fn apply(&mut self, steps: &[EbpfStep], tables: &mut Tables) -> Vec<StepFailure> {
         let drained = drained_backends(self.desired.desired(), tables, steps);
-        let applied = self.ebpf.apply(steps).await;
+        let failed = self.ebpf.apply_each(steps).await;
         // Also after an error: the steps after one that failed are applied.
         self.drained.add(drained, Instant::now());
-        applied?;
-        for step in steps {
+        for step in steps.iter().filter(|step| failed.iter().all(|failure| failure.step != **step)) {
             tables.carry_out(step);
         }
-        Ok(())
+        failed
     }
 
     fn publish(&self, status: &watch::Sender<EbpfStatus>, view: &NodeView, changed: &Changed, actual: &EbpfState, steps: usize) {
@@ -335,8 +379,10 @@ impl EbpfReconciler {
 
     /// Where virtual addresses work; `None` if that is as last published.
     fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, NetnsMembership)], tables: &Tables) -> Option<VipReadiness> {
-        let translated =
-            if self.translates_calls() { members.iter().map(|(address, _)| *address).collect() } else { BTreeSet::new() };
+        let mut translated = BTreeSet::new();
+        if self.translates_calls() {
+            translated.extend(members.iter().filter(|(_, member)| tables.members.contains(member)).map(|(address, _)| *address));
+        }
         let ready = (*changed == Changed::All || translated != self.translated).then(|| VipReadiness {
             containers: translated.clone(),
             vips: tables.vips.keys().copied().map(convert::to_v4).collect(),

@@ -111,6 +111,7 @@ impl PassResult<'_> {
     pub(super) fn update(&self, status: &mut EbpfStatus) {
         status.up = true;
         status.reason.clear();
+        status.failed = self.desired.left.by_name();
         status.unavailable.clone_from(self.unavailable);
         status.unserved_devices.clone_from(self.unserved_devices);
         status.vips = self.desired.vips.len();
@@ -154,6 +155,10 @@ impl PassResult<'_> {
     fn add_port(&self, status: &mut EbpfStatus, eligibility: &PortEligibility, port: &PublishedPort, family: IpFamily) {
         let key = port_key(port, family);
         let name = port_name(&key);
+        if let Some(reason) = self.desired.left.ports.get(&key) {
+            status.unavailable_ports.insert(name, reason.clone());
+            return;
+        }
         let served = match eligibility.check(port, family) {
             Ok(()) if !self.tables.ports.contains_key(&key) => Err(PortUnavailable::NoSlots),
             checked => checked,
