@@ -14,9 +14,30 @@ pub(super) struct ListenAddresses {
     pub advertise: Option<IpAddr>,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
+    /// Interface of which `listen` has the address, if the user named one.
+    pub listen_interface: Option<String>,
+    /// Interface of which `advertise` is the address, if the user named one.
+    pub advertise_interface: Option<String>,
 }
 
 impl ListenAddresses {
+    /// Gives the interfaces that the user named their addresses of now: a DHCP lease may have changed while the daemon did not
+    /// run. Returns what cannot be resolved; that keeps its address.
+    pub(super) fn resolve_again(&mut self, host: &[HostAddress]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut current = |interface: &Option<String>| {
+            let resolved = resolve(interface.as_deref()?, host);
+            resolved.map_err(|problem| problems.push(problem)).ok()
+        };
+        if let Some(ip) = current(&self.listen_interface) {
+            self.listen.set_ip(ip);
+        }
+        if let Some(ip) = current(&self.advertise_interface) {
+            self.advertise = Some(ip);
+        }
+        problems
+    }
+
     /// The tunnel's listening address.
     pub(super) fn tunnel(&self) -> SocketAddr {
         SocketAddr::new(self.listen.ip(), self.data_path_port)
@@ -60,6 +81,8 @@ fn parse(listen: &str, advertise: &str, data_path_port: Option<u16>, host: &[Hos
     let (listen_host, port) = split(listen);
     let port = port.unwrap_or(DEFAULT_PORT);
     let listen = SocketAddr::new(resolve(listen_host, host)?, port);
+    let listen_interface = interface_name(listen_host);
+    let advertise_interface = if advertise.is_empty() { listen_interface.clone() } else { interface_name(split(advertise).0) };
     let advertised = if advertise.is_empty() {
         Some(listen.ip()).filter(|ip| !ip.is_unspecified())
     } else {
@@ -71,7 +94,8 @@ fn parse(listen: &str, advertise: &str, data_path_port: Option<u16>, host: &[Hos
         }
         Some(ip)
     };
-    Ok(ListenAddresses { listen, advertise: advertised, data_path_port: data_path_port.unwrap_or(port) })
+    let data_path_port = data_path_port.unwrap_or(port);
+    Ok(ListenAddresses { listen, advertise: advertised, data_path_port, listen_interface, advertise_interface })
 }
 
 /// Host (name or address) and port of a manager, as passed to join; the port is optional.
@@ -92,6 +116,11 @@ fn split(text: &str) -> (&str, Option<u16>) {
         },
         None => (text.trim_start_matches('[').trim_end_matches(']'), None),
     }
+}
+
+/// The text, if it is no address.
+fn interface_name(text: &str) -> Option<String> {
+    text.parse::<IpAddr>().is_err().then(|| text.to_owned())
 }
 
 fn resolve(text: &str, host: &[HostAddress]) -> Result<IpAddr, String> {
@@ -164,6 +193,32 @@ mod tests {
         let one = &host()[..2];
         assert_eq!(for_init("0.0.0.0:2377", "", None, one).expect("one").advertise, Some("192.0.2.1".parse().expect("ip")));
         assert!(for_init("0.0.0.0:2377", "", None, &host()).expect_err("several").contains("multiple addresses"));
+    }
+
+    #[test]
+    fn a_named_interface_is_resolved_again_and_an_address_stays() {
+        let moved =
+            |address: &str| [HostAddress { interface: "eth0".to_owned(), address: address.parse().expect("ip") }].to_vec();
+        for (first, second) in [("10.1.2.3", "10.1.2.77"), ("172.16.0.9", "172.16.4.1"), ("192.168.0.2", "2001:db8::7")] {
+            let second_ip: IpAddr = second.parse().expect("ip");
+            let mut named = for_join("eth0:2377", "", &moved(first)).expect("named");
+            assert_eq!(named.resolve_again(&moved(second)), Vec::<String>::new());
+            assert_eq!((named.listen, named.advertise), (SocketAddr::new(second_ip, 2377), Some(second_ip)));
+
+            let mut advertised = for_join("0.0.0.0", "eth0", &moved(first)).expect("named");
+            advertised.resolve_again(&moved(second));
+            assert_eq!((advertised.listen.ip(), advertised.advertise), (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(second_ip)));
+
+            let mut fixed = for_join(first, first, &moved(first)).expect("fixed");
+            let before = fixed.clone();
+            assert!(fixed.resolve_again(&moved(second)).is_empty() && fixed == before, "the user gave an address");
+
+            // The interface has no address yet.
+            let mut early = for_join("eth0", "", &moved(first)).expect("named");
+            let before = early.clone();
+            assert_eq!(early.resolve_again(&[]).len(), 2);
+            assert_eq!(early, before);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::network::MeshNetwork;
 use super::state_dir::{MembershipFile, StateDir};
 use crate::api::Api;
 use crate::clock::SystemClock;
+use crate::datapath::interfaces::host_addresses;
 use crate::http;
 use crate::manager::dispatcher::view_of;
 use crate::model::Role;
@@ -109,6 +110,7 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
 async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let env = &daemon.env;
     let Some(membership) = MembershipFile::load(&env.state_dir)? else { return Ok(()) };
+    let membership = with_current_addresses(membership).await?;
     let identity = env.state_dir.certificates().load(Some(&membership.cluster_id))?.with_context(|| {
         format!(
             "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
@@ -130,6 +132,18 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let member = Member::start(env, membership, identity, network, manager).await?;
     daemon.lifecycle.set(MembershipState::Active(Arc::new(member)));
     Ok(())
+}
+
+/// The membership with the addresses that the interfaces named by the user have now.
+async fn with_current_addresses(membership: MembershipFile) -> anyhow::Result<MembershipFile> {
+    let mut addresses = membership.addresses();
+    if addresses.listen_interface.is_none() && addresses.advertise_interface.is_none() {
+        return Ok(membership);
+    }
+    for problem in addresses.resolve_again(&host_addresses().await?) {
+        tracing::warn!(problem, "an interface that this node is to use has no single address now, its last one is used");
+    }
+    Ok(membership.with_addresses(&addresses))
 }
 
 fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {

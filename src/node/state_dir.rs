@@ -117,6 +117,11 @@ pub(super) struct MembershipFile {
     pub advertise: Option<IpAddr>,
     /// Id in the raft group; managers only.
     pub raft_id: Option<u64>,
+    /// Interfaces that the user named for `listen` and `advertise`: their addresses of the time of each start are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_interface: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise_interface: Option<String>,
 }
 
 impl MembershipFile {
@@ -134,11 +139,25 @@ impl MembershipFile {
             data_path_port: addresses.data_path_port,
             advertise: addresses.advertise,
             raft_id,
+            listen_interface: addresses.listen_interface.clone(),
+            advertise_interface: addresses.advertise_interface.clone(),
         }
     }
 
     pub(super) fn addresses(&self) -> ListenAddresses {
-        ListenAddresses { listen: self.listen, advertise: self.advertise, data_path_port: self.data_path_port }
+        ListenAddresses {
+            listen: self.listen,
+            advertise: self.advertise,
+            data_path_port: self.data_path_port,
+            listen_interface: self.listen_interface.clone(),
+            advertise_interface: self.advertise_interface.clone(),
+        }
+    }
+
+    /// With other addresses of the same interfaces.
+    pub(super) fn with_addresses(mut self, addresses: &ListenAddresses) -> Self {
+        (self.listen, self.advertise) = (addresses.listen, addresses.advertise);
+        self
     }
 
     /// Reads the file; `None` outside a swarm.
@@ -193,7 +212,10 @@ mod tests {
             raft_id: None,
         };
         let listen = "0.0.0.0:2377".parse().unwrap();
-        MembershipFile::new(assignment, &ListenAddresses { listen, advertise: None, data_path_port: 2377 })
+        MembershipFile::new(
+            assignment,
+            &ListenAddresses { listen, advertise: None, data_path_port: 2377, listen_interface: None, advertise_interface: None },
+        )
     }
 
     #[test]

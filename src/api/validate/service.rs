@@ -267,6 +267,33 @@ mod tests {
         json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container}})
     }
 
+    /// A service with so many allowed prefixes and so many published ports.
+    fn guarded(prefixes: u32, ports: u16) -> ServiceSpec {
+        let list: Vec<String> = (0..prefixes).map(|n| std::net::Ipv4Addr::from_bits(0xc0a8_0000 + n).to_string()).collect();
+        let ports: Vec<Value> = (0..ports).map(|n| json!({"TargetPort": 80, "PublishedPort": 8000 + n})).collect();
+        let container = json!({"Image": "lab:1"});
+        read(json!({"Name": "web", "Labels": {"skep.allow": list.join(",")}, "TaskTemplate": {"ContainerSpec": container},
+            "EndpointSpec": {"Ports": ports}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn allow_lists_are_bounded_by_service_and_in_all() {
+        let message = |result: Result<()>| result.expect_err("refused").message;
+        assert!(service(&guarded(8192, 2)).is_ok());
+        let why = message(service(&guarded(8193, 2)));
+        assert!(why.contains("skep.allow") && why.contains("16386 entries") && why.contains("16384"), "{why}");
+        // Without a port the list takes no room, but travels to every node.
+        assert!(service(&guarded(16_385, 0)).is_err());
+
+        let spec = guarded(8192, 2);
+        assert_eq!(sources_of(&spec), 16_384);
+        assert!(allow_lists_fit(&spec, [16_384, 16_384, 12_288].into_iter()).is_ok());
+        let why = message(allow_lists_fit(&spec, [16_384, 16_384, 12_289].into_iter()));
+        assert!(why.contains("45057 of the other services") && why.contains("61440"), "{why}");
+        assert!(allow_lists_fit(&guarded(1, 0), std::iter::once(70_000)).is_ok(), "a service that adds none is none's trouble");
+    }
+
     #[test]
     fn a_minimal_spec_gets_the_servers_defaults() {
         let spec = read(with_container(json!({"Image": "lab:1"}))).unwrap();
