@@ -7,3 +7,4 @@
 mod build;
 mod kernel;
 mod uplink;
+mod wire;
