@@ -1,16 +1,24 @@
-//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus) and `/dump` (sorted JSON, no secrets). Renders what a
-//! [`StatusSource`] returns; knows nothing of how the node collects it.
+//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
+//! live), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
+//! of how the node collects it.
 
+mod drops;
 pub mod metrics;
 
+pub use drops::{DropEvent, DropFilter, DropLine, LostEvents};
+
+use crate::ingress::ebpf::refusal_reasons;
 use crate::status::Status;
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream::BoxStream;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the admin socket reads from.
 #[async_trait]
@@ -19,6 +27,16 @@ pub trait StatusSource: Send + Sync {
     async fn status(&self) -> Status;
     /// Settings, status, view, peers and kernel state, as one document.
     async fn dump(&self) -> serde_json::Value;
+    /// Lets this manager renew certificates that have expired, for this long from now.
+    ///
+    /// # Errors
+    /// The node is not a manager, or the time is too long or none.
+    fn recover_certificates(&self, time: Duration) -> anyhow::Result<()>;
+    /// What the eBPF datapath drops or refuses, from now on; with `left` also what it leaves to the host.
+    ///
+    /// # Errors
+    /// Why there is nothing to watch.
+    async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String>;
 }
 
 type SharedSource = State<Arc<dyn StatusSource>>;
@@ -30,7 +48,11 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .route("/status", get(async |State(source): SharedSource| axum::Json(source.status().await)))
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
-        .fallback(async || (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics and /dump\n"))
+        .route("/recover-certificates", post(recover_certificates))
+        .route("/drops", get(drops))
+        .fallback(async || {
+            (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics, /dump, /drops and /recover-certificates\n")
+        })
         .with_state(source)
 }
 
@@ -38,6 +60,31 @@ async fn exposition(State(source): SharedSource) -> impl IntoResponse {
     ([("content-type", metrics::CONTENT_TYPE)], metrics::render(&source.status().await))
 }
 
+/// The time is `seconds` in the query.
+async fn recover_certificates(
+    State(source): SharedSource,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Result<(), (StatusCode, axum::Json<serde_json::Value>)> {
+    let refused = |why: String| (StatusCode::BAD_REQUEST, axum::Json(serde_json::json!({ "message": why })));
+    let seconds = query.get("seconds").and_then(|text| text.parse().ok());
+    let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number".to_owned()))?;
+    source.recover_certificates(Duration::from_secs(seconds)).map_err(|e| refused(format!("{e:#}")))
+}
+
 async fn dump(State(source): SharedSource) -> impl IntoResponse {
     ([("content-type", "application/json")], format!("{:#}\n", source.dump().await))
+}
+
+async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {
+    if let Some(reason) = &filter.reason
+        && !refusal_reasons().any(|known| known == reason)
+    {
+        let known: Vec<&str> = refusal_reasons().collect();
+        let text = format!("there is no reason {reason:?}; the reasons are {}\n", known.join(", "));
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    }
+    match source.watch_drops(filter.left).await {
+        Ok(lines) => ([("content-type", "application/x-ndjson")], drops::body(lines, filter)).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
 }

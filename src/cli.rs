@@ -2,7 +2,9 @@
 
 mod daemon;
 mod demo;
+mod drops;
 mod netns;
+mod recover;
 mod status;
 mod swarm;
 mod target;
@@ -32,6 +34,10 @@ enum CliVerb {
     Demo(demo::DemoArgs),
     /// Show the nodes, the paths to them, datapaths and published ports, as this node sees them
     Status(status::StatusArgs),
+    /// Let nodes whose certificate has expired renew it at this manager, for a limited time
+    RecoverCertificates(recover::RecoverArgs),
+    /// Follow live what the eBPF datapath of this node drops or refuses, and why
+    Drops(drops::DropsArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -49,6 +55,8 @@ pub fn main() -> ExitCode {
         CliVerb::Tunnel(args) => crate::datapath::tunnel::process_main(args),
         CliVerb::Demo(args) => blocking(demo::run(args)),
         CliVerb::Status(args) => blocking(status::run(args)),
+        CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
+        CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),

@@ -1,10 +1,16 @@
 //! The only file that reads the wall clock. All other code gets the time as an argument or from a [`Clock`].
 
 use crate::model::Timestamp;
+use futures_util::future::BoxFuture;
+use std::time::Duration;
 
 /// A source of the current time. Tests and simulations implement it with a virtual clock.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
+    /// Waits for so long, by a clock that cannot be set.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
+    }
 }
 
 /// The machine's real-time clock.
@@ -16,5 +22,19 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+}
+
+/// Longest wait of [`reached`] between two looks at the clock, which may be set meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Waits until the clock shows `time` or later.
+pub async fn reached(clock: &dyn Clock, time: Timestamp) {
+    loop {
+        let left = time.since(clock.now());
+        if left.is_zero() {
+            return;
+        }
+        clock.sleep(left.min(LOOK)).await;
     }
 }

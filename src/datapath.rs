@@ -11,11 +11,13 @@ use std::time::Duration;
 use crate::model::WgKey;
 
 pub mod ebpf;
+pub mod host_routes;
 pub mod interfaces;
 pub mod links;
 pub mod mesh;
 mod netlink;
 pub mod netns;
+mod path_mtu;
 mod sandbox;
 pub mod sockdiag;
 pub mod sockets;

@@ -103,6 +103,41 @@ impl HttpReply {
     }
 }
 
+/// A reply that is read line by line. Its connection ends when it is dropped.
+#[derive(Debug)]
+pub struct ReplyLines {
+    body: Incoming,
+    pending: Vec<u8>,
+    connection: tokio::task::AbortHandle,
+}
+
+impl ReplyLines {
+    /// The next line, without its end; `None` at the end of the reply.
+    ///
+    /// # Errors
+    /// The connection was lost, or a line is longer than [`UnixClient`] reads.
+    pub async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            anyhow::ensure!(self.pending.len() < MAX_REPLY, "a line of the reply is too long");
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|e| anyhow::anyhow!("the server has ended the connection: {e}"))?;
+            if let Ok(bytes) = frame.into_data() {
+                self.pending.extend_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+impl Drop for ReplyLines {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
 impl UnixClient {
     /// For the socket at this path.
     pub fn new(path: impl Into<std::path::PathBuf>) -> Self {
@@ -142,6 +177,27 @@ impl UnixClient {
             .to_bytes();
         connection.abort();
         Ok(HttpReply { status: parts.status, headers: parts.headers, body })
+    }
+
+    /// Sends a GET whose reply is lines of text without an end.
+    ///
+    /// # Errors
+    /// As [`UnixClient::request`], or the server refuses.
+    pub async fn lines(&self, target: &str) -> anyhow::Result<ReplyLines> {
+        use anyhow::Context as _;
+        let stream =
+            UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let request = Request::builder().method("GET").uri(target).header("Host", "localhost").body(Full::<Bytes>::default())?;
+        let (parts, body) = sender.send_request(request).await?.into_parts();
+        if parts.status.is_success() {
+            return Ok(ReplyLines { body, pending: Vec::new(), connection: connection.abort_handle() });
+        }
+        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|e| anyhow::anyhow!("no reply: {e}"))?.to_bytes();
+        let status = parts.status.as_u16();
+        HttpReply { status: parts.status, headers: parts.headers, body }.ok()?;
+        anyhow::bail!("HTTP {status}")
     }
 
     /// Sends a GET without a body.

@@ -15,6 +15,7 @@ pub mod dispatcher;
 pub mod invariants;
 pub mod leader;
 pub mod limits;
+pub mod lowest_applied;
 pub mod node_allocation;
 pub mod orchestrator;
 pub mod reaper;
@@ -26,6 +27,7 @@ pub mod settings;
 
 pub use dispatcher::SessionId;
 pub use leader::{Manager, start};
+pub use lowest_applied::LowestApplied;
 pub use node_allocation::{JoiningNode, NodeAllocation, NodeAllocationError, bootstrap, next_node_allocation};
 pub use sessions::Sessions;
 pub use settings::ManagerSettings;

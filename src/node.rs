@@ -2,18 +2,21 @@
 //! membership needs, and takes it down again. Decides nothing itself.
 //!
 //! From the bottom up: [`state_dir`] and [`address`] are data; [`environment`] is what every part uses; [`network`] is mesh
-//! namespace, tunnel and overlay; [`loops`] and [`session`] run on it; [`manager_part`] and [`manager_role`] are a manager's
+//! namespace, tunnel and overlay; [`loops`] and [`session`] run on it; [`renewal`] keeps the node's
+//! certificate valid; [`manager_part`] and [`manager_role`] are a manager's
 //! part; [`member`] is all of that for one membership; [`daemon`] has at most one member, that [`init`], [`join`] and
 //! [`control`] start and end; [`run`] builds the daemon and serves its sockets.
 
 mod address;
 mod admission;
+mod certificate_authority;
 mod control;
 mod daemon;
 mod environment;
 mod error_list;
 mod init;
 mod join;
+mod ledger_keeper;
 mod lifecycle;
 mod links;
 mod loops;
@@ -22,7 +25,10 @@ mod manager_role;
 mod manager_settings;
 mod member;
 mod network;
+mod recovery;
+mod refusals;
 mod relay;
+mod renewal;
 mod report;
 mod run;
 mod session;

@@ -9,6 +9,7 @@ pub mod connection_reset;
 mod desired;
 mod diff;
 pub mod driver;
+mod path_mtus;
 mod peers;
 mod plan;
 mod reconcile;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use desired::{DesiredMesh, desired_mesh};
 pub use diff::mesh_steps;
+pub use path_mtus::{NodePath, PathMtus};
 pub use peers::{KEEPALIVE, SESSION_LIFETIME, peer_steps};
 pub use plan::{OverlayState, OverlayStep, plan};
-pub use reconcile::Overlay;
+pub use reconcile::{MtuChannels, Overlay};

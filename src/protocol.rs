@@ -1,20 +1,26 @@
 //! What nodes send each other: messages, their limits, and the encoding of a view as a difference. No IO: `rpc` carries
 //! these.
 
+mod certificate;
 pub mod entries;
 mod join;
 mod session;
 pub mod view_delta;
+pub mod view_stream;
 
+pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, Proof, ToJoiner};
 pub use session::{ToManager, ToNode};
 
 /// Number of the protocol; both sides send theirs in the first message and refuse any other.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Largest frame between members, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
 /// Largest frame accepted from a joiner, in bytes.
 pub const MAX_JOINER_FRAME: usize = 1 << 20;
+
+/// Largest frame of a certificate renewal, in bytes.
+pub const MAX_RENEWAL_FRAME: usize = 64 << 10;
 
 /// The format that a first message names, whatever else it contains: a newer protocol is recognised without being
 /// understood.

@@ -1,6 +1,6 @@
-//! The node-to-node protocol over mutual TLS: join and sessions (later raft and logs). A frame is a length and one JSON
+//! The node-to-node protocol over mutual TLS: joins, sessions, renewals of certificates (later raft and logs). A frame is a length and one JSON
 //! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
-//! is behind the traits [`JoinAuthority`], [`SessionServer`] and [`JoinerSide`].
+//! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
 pub mod frame;
 mod join;
@@ -8,6 +8,7 @@ mod limiter;
 mod limits;
 mod listener;
 pub mod proof;
+mod renewal;
 pub mod search;
 mod session;
 mod tls;
@@ -15,4 +16,5 @@ mod tls;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
+pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
 pub use session::{SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

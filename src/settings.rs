@@ -28,7 +28,8 @@ pub struct Settings {
     /// Was `fast_plane` until 0.1; the old key is still read.
     #[serde(alias = "fast_plane")]
     pub ebpf_datapath: EbpfMode,
-    /// MTU of the path between nodes, in bytes; the tunnel's is [`crate::model::mesh::TUNNEL_OVERHEAD`] less.
+    /// MTU of the paths between nodes, in bytes; the tunnel's is [`crate::model::mesh::TUNNEL_OVERHEAD`] less. 0: each path's
+    /// is read from the host's routes and devices.
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
     pub replace_engine_socket: bool,
@@ -140,13 +141,26 @@ pub struct ManagerTimeouts {
     pub replace_wait_ms: u64,
     /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
     pub stop_hold_ms: u64,
+    /// A live node that has not applied a view for this long is waited for no longer, in milliseconds: addresses are
+    /// assigned again and tasks stopped without it, and it is shown as degraded.
+    pub node_lag_ms: u64,
     /// Tasks of a node are orphaned after it was down for this long, in seconds.
     pub orphan_after_s: u64,
+    /// Life of the certificates that this manager issues, in seconds; 0: the swarm's (`--cert-expiry`, an hour at least).
+    /// For tests, which cannot wait an hour for a renewal.
+    pub certificate_life_s: u64,
 }
 
 impl Default for ManagerTimeouts {
     fn default() -> Self {
-        Self { join_grace_ms: 20_000, replace_wait_ms: 60_000, stop_hold_ms: 5000, orphan_after_s: 86_400 }
+        Self {
+            join_grace_ms: 20_000,
+            replace_wait_ms: 60_000,
+            stop_hold_ms: 5000,
+            node_lag_ms: 30_000,
+            orphan_after_s: 86_400,
+            certificate_life_s: 0,
+        }
     }
 }
 
@@ -191,7 +205,7 @@ impl Default for Settings {
             log: "info".to_owned(),
             tunnel: TunnelMode::Auto,
             ebpf_datapath: EbpfMode::Auto,
-            path_mtu: 1500,
+            path_mtu: 0,
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
@@ -265,9 +279,13 @@ impl Settings {
     pub fn mesh_pin(&self) -> PathBuf {
         self.run_dir.join("mesh")
     }
-    /// MTU of the tunnel, in bytes.
+    /// The MTU that overrides those of the paths, in bytes.
+    pub fn path_mtu(&self) -> Option<u32> {
+        (self.path_mtu > 0).then_some(self.path_mtu)
+    }
+    /// MTU of the tunnel, in bytes, before the paths are read.
     pub fn tunnel_mtu(&self) -> u32 {
-        self.path_mtu.saturating_sub(crate::model::mesh::TUNNEL_OVERHEAD)
+        self.path_mtu().unwrap_or(1500).saturating_sub(crate::model::mesh::TUNNEL_OVERHEAD)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
-use crate::model::{NodeId, Revision, Role};
+use crate::model::{NodeId, Revision, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +16,9 @@ pub struct Status {
     pub state: String,
     /// Why the node is not active, or what fails while it is. Empty: nothing.
     pub error: String,
+    /// What works, but not as well as it could, and what to do about it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// `None` outside a swarm.
     pub node: Option<NodeId>,
     pub role: Option<Role>,
@@ -28,6 +31,9 @@ pub struct Status {
     /// Revision that each loop has applied, by the loop's name.
     pub applied: BTreeMap<String, Revision>,
     pub datapaths: DatapathSummary,
+    /// `None` outside a swarm.
+    #[serde(default)]
+    pub certificate: Option<CertificateSummary>,
     /// The nodes of the swarm, this one included.
     pub nodes: Vec<NodeSummary>,
     /// Published ports of the userspace datapath on this node.
@@ -35,6 +41,19 @@ pub struct Status {
     /// Published ports and virtual addresses of the eBPF datapath on this node.
     #[serde(default)]
     pub ebpf: EbpfStatus,
+}
+
+/// This node's certificate.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CertificateSummary {
+    /// End of its life.
+    pub expires: Timestamp,
+    /// Seconds until then; 0 once it has expired.
+    pub seconds_left: u64,
+    /// Attempts to renew it that have failed.
+    pub failures: u32,
+    /// What is wrong, and what to do. Empty: nothing.
+    pub warning: String,
 }
 
 /// What carries the mesh and the published ports on this node.
@@ -74,4 +93,7 @@ pub struct NodeSummary {
     pub tx_bytes: u64,
     /// Containers that it runs on overlay networks.
     pub containers: usize,
+    /// MTU of the path to it in bytes, as this host's routes say; `None` if there is no route.
+    #[serde(default)]
+    pub path_mtu: Option<u32>,
 }

@@ -13,7 +13,7 @@ pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
 pub use files::{CertificateFiles, FilesError};
 pub use identity::Identity;
 pub use name::NodeName;
-pub use renewal::Validity;
+pub use renewal::{Remaining, Validity};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 
 /// Why a key, a certificate or a request is not accepted.

@@ -8,6 +8,7 @@ use crate::maps::{
     lookup_lru,
 };
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::seen::left;
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -137,7 +138,7 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     let frontend = lookup(&PORTS, key)?;
     is_local(ctx, packet)?;
     if frontend.size == 0 {
-        count(Counter::PassNoBackend);
+        left(ctx, Counter::PassNoBackend);
         return None;
     }
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
@@ -146,11 +147,11 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
-        count(Counter::PassNoClient);
+        left(ctx, Counter::PassNoClient);
         return None;
     }
     if frontend.flags & GUARDED != 0 && !is_source(key.scope(), &packet.tuple.source) {
-        count(Counter::PassNotAllowed);
+        left(ctx, Counter::PassNotAllowed);
         return None;
     }
     let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);

@@ -2,11 +2,11 @@
 //! counter is one entry, at the end of the list: its position is its index in the pinned map `COUNTS`.
 
 macro_rules! counters {
-    ($($(#[$meta:meta])* $counter:ident = $name:literal $(, drop $reason:literal)?;)*) => {
+    ($($(#[doc = $meaning:literal])+ $counter:ident = $name:literal $(, drop $reason:literal)? $(, left $left:literal)?;)*) => {
         /// What is counted. The discriminant is the index in the map of counters.
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-        pub enum Counter { $($(#[$meta])* $counter,)* }
+        pub enum Counter { $($(#[doc = $meaning])+ $counter,)* }
 
         impl Counter {
             /// All of them, by index.
@@ -21,13 +21,25 @@ macro_rules! counters {
             /// Why a packet was dropped, as the value of a metric's label; `None` for a counter of events.
             #[must_use]
             pub const fn drop_reason(self) -> Option<&'static str> {
-                match self { $(Self::$counter => drop_reason!($($reason)?),)* }
+                match self { $(Self::$counter => reason!($($reason)?),)* }
+            }
+
+            /// Why a packet to a published port was left to the host, likewise.
+            #[must_use]
+            pub const fn left_reason(self) -> Option<&'static str> {
+                match self { $(Self::$counter => reason!($($left)?),)* }
+            }
+
+            /// What it counts, as a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$counter => concat!($($meaning),+).trim_start(),)* }
             }
         }
     };
 }
 
-macro_rules! drop_reason {
+macro_rules! reason {
     () => {
         None
     };
@@ -78,11 +90,11 @@ counters! {
     /// A datagram from a published port of another node to a published port of this one: the two would answer each other for ever.
     DropLoop = "drop_loop", drop "datagram_loop";
     /// Packets to a published port that were left to the host: the source may not use the port.
-    PassNotAllowed = "pass_not_allowed";
+    PassNotAllowed = "pass_not_allowed", left "source_not_allowed";
     /// Packets to a published port that were left to the host: the source is an address of a network of the cluster.
-    PassNoClient = "pass_no_client";
+    PassNoClient = "pass_no_client", left "source_on_cluster_network";
     /// Packets to a published port that were left to the host: no task is in its table.
-    PassNoBackend = "pass_no_backend";
+    PassNoBackend = "pass_no_backend", left "no_backend";
 }
 
 #[cfg(test)]
@@ -95,7 +107,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 23, "the size of a pinned map of LAYOUT 4");
+        assert_eq!(Counter::ALL.len(), 23, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]
@@ -107,6 +119,10 @@ mod tests {
         assert_eq!(reasons.len(), drops.len());
         for counter in Counter::ALL.iter().filter(|counter| counter.name().starts_with("drop_")) {
             assert!(counter.drop_reason().is_some(), "{}", counter.name());
+        }
+        for counter in Counter::ALL {
+            assert_eq!(counter.left_reason().is_some(), counter.name().starts_with("pass_"), "{}", counter.name());
+            assert!(counter.meaning().ends_with('.') && !counter.meaning().starts_with(' '), "{}", counter.meaning());
         }
     }
 }

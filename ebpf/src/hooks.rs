@@ -1,10 +1,12 @@
 //! Entry points: one per hook.
 
-use crate::vip::{Call, Outcome, SockaddrFamily, translate, untranslate};
-use crate::{clients, containers, mesh};
+use crate::vip::{Call, Outcome, SockaddrFamily, address, port, translate, untranslate};
+use crate::{clients, containers, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
+use skep_ebpf::packet::mapped;
+use skep_ebpf::{Counter, RefusalEvent, hook_number};
 
 /// With the feature `changed` every program has other instructions than without, and the same behaviour.
 #[inline(always)]
@@ -40,6 +42,22 @@ fn refuse() -> i32 {
     REFUSE
 }
 
+/// Whether a program at a socket call is one for IPv4 sockets.
+const fn is_inet4(program: &str) -> bool {
+    program.as_bytes()[program.len() - 1] == b'4'
+}
+
+/// What is known of a call that names a destination. (The local address may not be bound yet.)
+#[inline(always)]
+fn call_event(ctx: &SockAddrContext, inet4: bool) -> RefusalEvent {
+    let family = if inet4 { SockaddrFamily::Inet } else { SockaddrFamily::Inet6 };
+    let mut event = RefusalEvent { destination: mapped(address(ctx, family).unwrap_or(0)), ..RefusalEvent::default() };
+    event.destination_port = port(ctx);
+    // SAFETY: the kernel passes a valid context.
+    event.protocol = unsafe { (*ctx.sock_addr).protocol } as u8;
+    event
+}
+
 macro_rules! calls {
     ($($name:ident: $call:expr;)*) => {$(
         #[cgroup_sock_addr($name)]
@@ -47,7 +65,10 @@ macro_rules! calls {
             begin();
             let call: fn(&SockAddrContext) -> Option<Outcome> = $call;
             match call(&ctx) {
-                Some(Outcome::Refused) => refuse(),
+                Some(Outcome::Refused) => {
+                    seen::refused(const { hook_number(stringify!($name)) }, Counter::VipEmpty, &mut call_event(&ctx, const { is_inet4(stringify!($name)) }));
+                    refuse()
+                }
                 Some(Outcome::Translated) | None => ALLOW,
             }
         }
@@ -71,7 +92,7 @@ macro_rules! packets {
         pub fn $name(ctx: TcContext) -> i32 {
             begin();
             match $module::$name(&ctx) {
-                Ok(verdict) | Err(verdict) => verdict.into_action(),
+                Ok(verdict) | Err(verdict) => verdict.into_action(&ctx, const { hook_number(stringify!($name)) }),
             }
         }
     )*};

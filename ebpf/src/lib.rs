@@ -9,9 +9,10 @@ mod counter;
 pub mod packet;
 
 pub use counter::Counter;
+pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 /// Upper bound of the slots of all tables together; the loader allocates fewer on a machine with little memory.
 pub const SLOTS: u32 = 6 << 20;
 
@@ -36,6 +37,9 @@ macro_rules! shared {
     )*};
 }
 
+// Behind the macro that it uses.
+mod event;
+
 shared! {
     /// A virtual address of a service on one network. Its backends are in a range of slots.
     Vip {
@@ -46,6 +50,8 @@ shared! {
         base: u32,
         /// Number of slots; 0 without a backend.
         size: u32,
+        /// [`owner`] of the service.
+        owner: u32,
     }
     /// Key of the set of network namespaces whose socket calls to virtual addresses are translated, by network.
     NetnsMembership {
@@ -84,6 +90,8 @@ shared! {
         target: PortNumber,
         /// See [`AFFINITY`] and [`GUARDED`].
         flags: u16,
+        /// [`owner`] of the service.
+        owner: u32,
     }
     /// Key of a trie of client prefixes. The key length is 32 more than that of the prefix.
     Source {
@@ -277,11 +285,11 @@ mod tests {
 
     #[test]
     fn values_have_no_padding() {
-        assert_eq!(size_of::<Vip>(), 16);
+        assert_eq!(size_of::<Vip>(), 20);
         assert_eq!(size_of::<NetnsMembership>(), 16);
         assert_eq!(size_of::<SocketPeer>(), 16);
         assert_eq!(size_of::<Port>(), 4);
-        assert_eq!(size_of::<Frontend>(), 12);
+        assert_eq!(size_of::<Frontend>(), 16);
         assert_eq!(size_of::<Source>(), 20);
         assert_eq!(size_of::<Backend>(), 20);
         assert_eq!(size_of::<Tuple>(), 48);

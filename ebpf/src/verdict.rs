@@ -1,8 +1,9 @@
 //! The verdict of a program on a packet.
 
-use crate::maps::count;
+use crate::seen;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::programs::TcContext;
 use skep_ebpf::Counter;
 
 /// What happens to a packet. Devices are interface indexes.
@@ -20,9 +21,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Carries it out as far as a program can; the return value of the program (`TC_ACT_*`).
+    /// Carries it out as far as a program can; the return value of the program (`TC_ACT_*`). `hook`: the program's number.
     #[inline(always)]
-    pub fn into_action(self) -> i32 {
+    pub fn into_action(self, ctx: &TcContext, hook: u32) -> i32 {
         // SAFETY: these helpers take numbers only.
         unsafe {
             match self {
@@ -31,7 +32,7 @@ impl Verdict {
                 Self::Redirect(ifindex) => bpf_redirect(ifindex, 0) as i32,
                 Self::RedirectNeighbour(ifindex) => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32,
                 Self::Drop(reason) => {
-                    count(reason);
+                    seen::dropped(ctx, hook, reason);
                     TC_ACT_SHOT as i32
                 }
             }

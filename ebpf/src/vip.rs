@@ -38,7 +38,7 @@ pub enum Outcome {
 
 /// The IPv4 address in the call; `None` for an IPv6 address that is not a mapped one.
 #[inline(always)]
-fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
+pub fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
     // SAFETY: the kernel passes a valid context; the verifier checks every offset.
     unsafe {
         match family {
@@ -71,7 +71,7 @@ fn set_address(ctx: &SockAddrContext, family: SockaddrFamily, address: V4) {
 }
 
 #[inline(always)]
-fn port(ctx: &SockAddrContext) -> PortNumber {
+pub fn port(ctx: &SockAddrContext) -> PortNumber {
     // SAFETY: as above. The port is the lower half of the field, in network order.
     let field = unsafe { core::ptr::read_volatile(&(*ctx.sock_addr).user_port) };
     field as u16

@@ -6,7 +6,7 @@
 mod family;
 
 use crate::ingress::PortStatus;
-use crate::ingress::ebpf::drop_reason;
+use crate::ingress::ebpf::{EbpfStatus, drop_reason};
 use crate::model::Role;
 use crate::status::{NodeSummary, Status};
 use family::{Exposition, MetricFamily};
@@ -38,6 +38,18 @@ fn node(status: &Status, out: &mut Exposition) {
     out.add(&flag("skep_swarm_active", "1 while this node is in a swarm.", status.node.is_some()));
     out.add(&flag("skep_swarm_manager", "1 while this node is a manager.", status.role == Some(Role::Manager)));
     out.add(&flag("skep_session_established", "1 while this node has a session with the leader.", status.leader.is_some()));
+    if let Some(certificate) = &status.certificate {
+        let seconds = u64::try_from(certificate.expires.0 / 1_000_000_000).unwrap_or(0);
+        let gauge = |name, help, value| MetricFamily::gauge(name, help, []).value(value);
+        let ends = "End of this node's certificate, in seconds since 1970.";
+        out.add(&gauge("skep_certificate_expiry_timestamp_seconds", ends, seconds));
+        let left = "Time until this node's certificate ends; 0 once it has.";
+        out.add(&gauge("skep_certificate_remaining_seconds", left, certificate.seconds_left));
+        let failures = "Attempts to renew this node's certificate that have failed since the last one that succeeded.";
+        out.add(&gauge("skep_certificate_renewal_failures", failures, u64::from(certificate.failures)));
+        let warning = "1 while this node's certificate has expired, is near its end or cannot be renewed.";
+        out.add(&flag("skep_certificate_warning", warning, !certificate.warning.is_empty()));
+    }
     out.add(
         &MetricFamily::gauge("skep_view_revision", "Raft index of the newest view that a manager has sent.", [])
             .value(status.view_revision.index),
@@ -121,17 +133,50 @@ fn ebpf(status: &Status, out: &mut Exposition) {
         ["service", "frontend"],
     );
     out.add(&ebpf.connections.iter().fold(connections, |family, c| family.sample([&c.service, &c.frontend], c.connections)));
-    let mut drops = MetricFamily::counter("skep_ebpf_drops_total", "Packets that the eBPF datapath dropped.", ["reason"]);
     let mut events =
         MetricFamily::counter("skep_ebpf_events_total", "Packets and calls that the eBPF datapath handled, by event.", ["event"]);
-    for (name, count) in &ebpf.counters {
-        match drop_reason(name) {
-            Some(reason) => drops = drops.sample([reason], *count),
-            None => events = events.sample([name], *count),
-        }
+    // Drops have a family of their own, with hook and service.
+    for (name, count) in ebpf.counters.iter().filter(|(name, _)| drop_reason(name).is_none()) {
+        events = events.sample([name], *count);
+    }
+    out.add(&events);
+    refusals(ebpf, out);
+    maps(ebpf, out);
+}
+
+/// What the programs dropped, refused or left to the host.
+fn refusals(ebpf: &EbpfStatus, out: &mut Exposition) {
+    const LABELS: [&str; 3] = ["reason", "hook", "service"];
+    let mut drops = MetricFamily::counter(
+        "skep_ebpf_drops_total",
+        "Packets that the eBPF datapath dropped, and calls that it refused, by kernel program and service.",
+        LABELS,
+    );
+    let mut left = MetricFamily::counter(
+        "skep_ebpf_left_total",
+        "Packets to published ports that the eBPF datapath left to the host, by kernel program and service.",
+        LABELS,
+    );
+    for refusal in &ebpf.refusals {
+        let family = if refusal.left { &mut left } else { &mut drops };
+        family.add([&refusal.reason, &refusal.hook, &refusal.service], refusal.count);
     }
     out.add(&drops);
-    out.add(&events);
+    out.add(&left);
+}
+
+/// How full the maps of the programs are.
+fn maps(ebpf: &EbpfStatus, out: &mut Exposition) {
+    let mut entries =
+        MetricFamily::gauge("skep_ebpf_map_entries", "Entries of a map of the eBPF datapath, when it was last read.", ["map"]);
+    let mut room =
+        MetricFamily::gauge("skep_ebpf_map_max_entries", "Entries that a map of the eBPF datapath has room for.", ["map"]);
+    for (name, map) in &ebpf.maps {
+        entries.add([name.as_str()], map.entries);
+        room.add([name.as_str()], map.room);
+    }
+    out.add(&entries);
+    out.add(&room);
 }
 
 #[cfg(test)]

@@ -227,9 +227,11 @@ impl Core {
         self.view = Some(view.revision);
         self.tasks.clone_from(&view.tasks.by_id);
         self.networks.clone_from(&view.networks.by_id);
-        for (id, task) in &self.tasks {
+        for (id, task) in &mut self.tasks {
             let record = self.records.entry(id.clone()).or_default();
             record.assigned = true;
+            record.desired = record.desired.max(task.desired_state);
+            task.desired_state = record.desired;
             // Reported by an earlier run, or a final state set by the managers.
             if task.status.state > record.status.state && (record.reported.is_none() || task.status.state.is_final()) {
                 record.status = task.status.clone();
@@ -393,6 +395,9 @@ impl Core {
                     let record = self.records.entry(id.clone()).or_default();
                     record.status = status.clone();
                     record.reported = Some(now);
+                    if status.unhealthy {
+                        record.unhealthy_reported.get_or_insert(now);
+                    }
                     effects.push(Effect::Report(id, status));
                 }
                 TaskStep::Run(id, kind) => {

@@ -193,6 +193,59 @@ fn a_health_check_decides_between_starting_running_and_failed() {
     );
 }
 
+fn unhealthy(state: ContainerState) -> Container {
+    Container { health: Some(Health::Unhealthy), exit_code: 143, ..container("c1", "t1", state) }
+}
+
+/// The core with a running task on a network, whose container is then seen to be unhealthy.
+fn with_unhealthy_task() -> (Core, Task) {
+    let t = on_network(task("t1"), "n1", "172.16.1.5/24");
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, std::slice::from_ref(&t), &[network("n1", 1)])));
+    core.handle(at(0), Event::EngineBack);
+    let running = Container { health: Some(Health::Healthy), ..container("c1", "t1", ContainerState::Running) };
+    core.handle(at(20), Event::Listed(1, Ok((vec![running], vec![]))));
+    let effects = inspected(&mut core, 5, unhealthy(ContainerState::Running));
+    check(&effects, "report t1 running \"started\" unhealthy container c1 pid 77 exit 143\nwake 30\napplied 1");
+    (core, t)
+}
+
+#[test]
+fn an_unhealthy_container_is_stopped_when_the_leader_says_that_no_node_sends_to_it() {
+    let (mut core, mut t) = with_unhealthy_task();
+    check(&core.handle(at(22), Event::Tick), "wake 30\napplied 1");
+    t.desired_state = TaskState::Shutdown;
+    let stop = core.handle(at(23), Event::View(view(2, &[t], &[network("n1", 1)])));
+    assert!(text(&stop).contains("stop c1"), "{}", text(&stop));
+    let Some(Effect::Run(_, number, _)) = stop.iter().find(|e| matches!(e, Effect::Run(..))) else { panic!("{}", text(&stop)) };
+    core.handle(at(24), Event::Done("t1".into(), *number, Ok(None)));
+    let ended = inspected(&mut core, 90, unhealthy(ContainerState::Exited));
+    assert!(text(&ended).contains("report t1 failed") && text(&ended).contains("unhealthy container"), "{}", text(&ended));
+}
+
+#[test]
+fn an_unhealthy_container_is_stopped_after_a_bounded_time_without_a_leader() {
+    let (mut core, _) = with_unhealthy_task();
+    let stop = core.handle(at(30), Event::Tick);
+    assert!(text(&stop).contains("stop c1"), "{}", text(&stop));
+}
+
+#[test]
+fn an_order_to_stop_is_not_taken_back() {
+    let mut t = task("t1");
+    let mut core = settled(std::slice::from_ref(&t), &[container("c1", "t1", ContainerState::Running)]);
+    t.desired_state = TaskState::Shutdown;
+    let stop = core.handle(at(20), Event::View(view(2, std::slice::from_ref(&t), &[])));
+    assert!(text(&stop).contains("stop c1"), "{}", text(&stop));
+    let Some(Effect::Run(_, number, _)) = stop.iter().find(|e| matches!(e, Effect::Run(..))) else { panic!("{}", text(&stop)) };
+    // A new leader does not know yet which nodes still send to the task, and holds its stop back.
+    t.desired_state = TaskState::Running;
+    core.handle(at(21), Event::View(view(3, &[t], &[])));
+    core.handle(at(22), Event::Done("t1".into(), *number, Ok(None)));
+    let ended = inspected(&mut core, 90, container("c1", "t1", ContainerState::Exited));
+    assert!(text(&ended).contains("report t1 shutdown"), "{}", text(&ended));
+}
+
 #[test]
 fn a_stop_ends_with_shutdown_whatever_the_exit_code() {
     let mut t = task("t1");

@@ -6,6 +6,11 @@ use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, t
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
+
+/// The leader orders the stop of an unhealthy container when no node sends it new traffic. Without that order it is stopped
+/// this long after it was reported; longer than the leader may hold a stop back.
+pub(super) const UNHEALTHY_HOLD: Duration = Duration::from_secs(10);
 
 /// One decision.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +32,9 @@ impl fmt::Display for TaskStep {
                 write!(f, "report {task} {} {:?}", status.state.as_str(), status.message)?;
                 if !status.err.is_empty() {
                     write!(f, " err {:?}", status.err)?;
+                }
+                if status.unhealthy {
+                    write!(f, " unhealthy")?;
                 }
                 if let Some(c) = &status.container {
                     write!(f, " container {} pid {} exit {}", c.container_id, c.pid, c.exit_code)?;
@@ -142,7 +150,12 @@ impl TaskPlanner<'_> {
             self.run(StepKind::Stop);
             return;
         }
-        self.report(TaskState::Shutdown, "shutdown", "");
+        match self.container.filter(|_| self.record.unhealthy) {
+            // The order to stop came because of that.
+            Some(container) if self.record.busy.is_none() => self.ended(container),
+            Some(_) => return,
+            None => self.report(TaskState::Shutdown, "shutdown", ""),
+        }
         self.clean_up();
     }
 
@@ -198,10 +211,25 @@ impl TaskPlanner<'_> {
     /// The container runs.
     fn watch(&mut self, container: &Container) {
         match container.health {
-            Some(Health::Unhealthy) => self.run(StepKind::Stop),
+            _ if self.record.unhealthy => self.unhealthy(),
+            Some(Health::Unhealthy) => self.unhealthy(),
             Some(Health::Starting) => self.reach(TaskState::Starting, "starting"),
             None | Some(Health::Healthy) => self.reach(TaskState::Running, "started"),
         }
+    }
+
+    /// The container is unhealthy: it leaves the tables of all nodes before it is stopped. One that never got traffic is stopped
+    /// at once.
+    fn unhealthy(&mut self) {
+        if self.status.state < TaskState::Running || self.task.attachments.is_empty() {
+            return self.run(StepKind::Stop);
+        }
+        if self.record.unhealthy_reported.is_none() {
+            let message = self.status.message.clone();
+            self.report(TaskState::Running, &message, "");
+        }
+        let stop_at = self.record.unhealthy_reported.unwrap_or(self.now).plus(UNHEALTHY_HOLD);
+        if stop_at <= self.now { self.run(StepKind::Stop) } else { self.steps.push(TaskStep::Wake(stop_at)) }
     }
 
     /// The container's process has ended, or was stopped because it was unhealthy.
@@ -247,6 +275,7 @@ impl TaskPlanner<'_> {
             err: err.to_owned(),
             container: self.container_status(),
             ports: self.ports(),
+            unhealthy: self.record.unhealthy && state == TaskState::Running,
         };
         self.steps.push(TaskStep::Report(self.task.id.clone(), self.status.clone()));
     }

@@ -1,7 +1,7 @@
 //! What the agent remembers of a task between two events. Only data.
 
 use crate::backoff::Backoff;
-use crate::model::{TaskStatus, Timestamp};
+use crate::model::{TaskState, TaskStatus, Timestamp};
 use std::time::Duration;
 
 /// A step on a task's container; each is one call to the engine.
@@ -46,8 +46,12 @@ pub struct TaskRecord {
     pub connected: bool,
     /// This run has observed or created the container.
     pub created: bool,
-    /// The container is being stopped because it is unhealthy.
+    /// The container was seen to be unhealthy, and is stopped for that.
     pub unhealthy: bool,
+    /// When this run first reported that.
+    pub unhealthy_reported: Option<Timestamp>,
+    /// Highest desired state that a view had. A new leader holds back the stop of a task that may have its order already.
+    pub desired: TaskState,
     /// The engine refused a step; its error text.
     pub refused: Option<String>,
     /// No step before this time, after a failure that is retried.

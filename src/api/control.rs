@@ -10,13 +10,13 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Membership {
     Inactive,
-    /// It is joining, or its membership could not be started.
+    /// It is joining, its membership could not be started, or it is no longer a member and has not left yet.
     Pending {
         /// Address that it wants to advertise.
         node_addr: Option<IpAddr>,
         /// Managers that it asks to join, as `host:port`.
         remotes: Vec<String>,
-        /// Why it cannot join or start; empty while it still tries.
+        /// Why it cannot join or start, or is no member any more; empty while it still tries.
         error: String,
     },
     Worker(MembershipInfo),

@@ -9,8 +9,14 @@ mod wire;
 
 use crate::lab::{EngineRoot, Lab};
 use cluster::DemoCluster;
+use ipnet::Ipv4Net;
 use report::DemoReport;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+
+/// The hosts' network. It is in 10.0.0.0/8, as most offices and clouds are, and as the pool that networks of a swarm get their
+/// subnets from by default.
+const LAN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 123, 0, 0), 24);
 
 /// Flags of `skep demo`.
 #[derive(clap::Args, Debug)]
@@ -82,13 +88,13 @@ async fn perform(
     slot: &mut Option<DemoCluster>,
 ) -> anyhow::Result<()> {
     report.begin("three hosts and a client on this machine");
-    let lab = Lab::new(&args.dir).await?;
+    let lab = Lab::on(LAN, &args.dir).await?;
     let client = lab.host("client", 100).await?;
     let cluster = slot.insert(DemoCluster { lab, nodes: Vec::new(), client });
     for (name, number) in [("alpha", 1), ("beta", 2), ("gamma", 3)] {
         cluster.nodes.push(cluster.lab.host(name, number).await?);
     }
-    wire::start(&cluster.lab).await?;
+    wire::start(cluster).await?;
     report.done("namespaces, connected by one bridge only".to_owned());
     steps::all(cluster, root, report).await
 }

@@ -3,7 +3,7 @@
 use super::target::DaemonTarget;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::ingress::{PortState, PortStatus};
-use crate::status::{NodeSummary, Status};
+use crate::status::{CertificateSummary, NodeSummary, Status};
 use std::fmt::Write as _;
 
 /// Flags of `skep status`.
@@ -35,6 +35,9 @@ pub(super) fn render(status: &Status) -> String {
     if !status.error.is_empty() {
         let _ = writeln!(out, "error:    {}", status.error);
     }
+    for warning in &status.warnings {
+        let _ = writeln!(out, "warning:  {warning}");
+    }
     let Some(node) = &status.node else {
         let _ = writeln!(out, "start a swarm with `skep init`, or join one with `skep join`");
         return out;
@@ -43,10 +46,16 @@ pub(super) fn render(status: &Status) -> String {
     let _ = writeln!(out, "leader:   {}", status.leader.as_deref().unwrap_or("unknown"));
     let _ = writeln!(out, "session:  {}", status.session);
     let applied: Vec<String> = status.applied.iter().map(|(name, r)| format!("{name} {}", r.index)).collect();
+    if let Some(certificate) = &status.certificate {
+        let _ = writeln!(out, "cert:     {}", certificate_text(certificate));
+    }
     let _ = writeln!(out, "revision: received {}, applied {}", status.view_revision.index, applied.join(", "));
     let datapaths = &status.datapaths;
     let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", datapaths.tunnel, datapaths.tunnel_port, datapaths.mtu);
     let _ = writeln!(out, "ports:    {}", datapaths.ports);
+    for warning in warnings(&status.ebpf) {
+        let _ = writeln!(out, "{warning}");
+    }
     let _ = writeln!(out);
     out.push_str(&node_table(&status.nodes));
     if !status.ports.is_empty() {
@@ -57,14 +66,46 @@ pub(super) fn render(status: &Status) -> String {
     out
 }
 
+/// End of the certificate, and what is wrong with it.
+fn certificate_text(certificate: &CertificateSummary) -> String {
+    let left = match certificate.seconds_left {
+        0 => "expired".to_owned(),
+        seconds @ 1..7200 => format!("{seconds} s left"),
+        seconds @ 7200..172_800 => format!("{} h left", seconds / 3600),
+        seconds => format!("{} days left", seconds / 86_400),
+    };
+    let valid = format!("valid until {}, {left}", certificate.expires.to_rfc3339());
+    if certificate.warning.is_empty() { valid } else { format!("{valid}; WARNING: {}", certificate.warning) }
+}
+
+/// What an operator should look at: drops that rise, and maps that are nearly full.
+fn warnings(ebpf: &EbpfStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    let drops: Vec<_> = ebpf.rising.iter().filter(|refusal| !refusal.left).collect();
+    if let Some(most) = drops.first() {
+        let service = if most.service.is_empty() { String::new() } else { format!(" of {}", most.service) };
+        let all: u64 = drops.iter().map(|refusal| refusal.count).sum();
+        lines.push(format!(
+            "drops:    {all} more between the last two reads, most for {} at {}{service} ({}): `skep drops` shows them",
+            most.reason, most.hook, most.count
+        ));
+    }
+    for (name, map) in ebpf.maps.iter().filter(|(_, map)| map.is_nearly_full()) {
+        lines.push(format!("table:    {name} is nearly full, {} of {} entries", map.entries, map.room));
+    }
+    lines
+}
+
 fn node_table(nodes: &[NodeSummary]) -> String {
-    let mut rows = vec![["NODE", "ROLE", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
+    let mut rows =
+        vec![["NODE", "ROLE", "PATH", "ENDPOINT", "MTU", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
     for node in nodes {
         rows.push([
             format!("{}{}", node.hostname, if node.here { " *" } else { "" }),
             if node.manager { "manager" } else { "worker" }.to_owned(),
             node.path.clone(),
             node.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            node.path_mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
             node.handshake_seconds.map_or_else(|| "-".to_owned(), |s| format!("{s} s ago")),
             bytes(node.rx_bytes),
             bytes(node.tx_bytes),
@@ -137,4 +178,37 @@ fn datapath_of_port(ebpf: &EbpfStatus, name: &str) -> String {
     };
     let (v4, v6) = (datapath(name), datapath(&format!("{name}6")));
     if v4 == v6 { v4 } else { format!("{v4}; IPv6 {v6}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::ebpf::Occupancy;
+    use crate::ingress::ebpf::RefusalCount;
+
+    #[test]
+    fn rising_drops_and_full_tables_are_named_and_what_is_left_to_the_host_is_not() {
+        let refusal = |left, reason: &str, service: &str, count| RefusalCount {
+            left,
+            reason: reason.to_owned(),
+            hook: "from_container".to_owned(),
+            service: service.to_owned(),
+            count,
+        };
+        let map = |entries, forgets| Occupancy { entries, room: 100, forgets };
+        let rising = vec![
+            refusal(true, "no_backend", "web", 9),
+            refusal(false, "forged_source", "web", 5),
+            refusal(false, "unknown_flow", "", 2),
+        ];
+        let maps =
+            [("FLOWS".to_owned(), map(81, false)), ("PORTS".to_owned(), map(80, false)), ("PEERS".to_owned(), map(100, true))];
+        let ebpf = EbpfStatus { rising, maps: maps.into(), ..EbpfStatus::default() };
+        let expected = [
+            "drops:    7 more between the last two reads, most for forged_source at from_container of web (5): `skep drops` shows them",
+            "table:    FLOWS is nearly full, 81 of 100 entries",
+        ];
+        assert_eq!(warnings(&ebpf), expected);
+        assert_eq!(warnings(&EbpfStatus::default()), [""; 0]);
+    }
 }

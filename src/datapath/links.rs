@@ -34,13 +34,14 @@ pub fn rules(subnet: Ipv4Net) -> Vec<MeshRule> {
 /// The route in a network's table that makes an address of this namespace reachable from the network.
 #[must_use]
 pub fn own_route(subnet: Ipv4Net, address: Ipv4Addr) -> MeshRoute {
-    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local }
+    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local, mtu: None }
 }
 
 /// The route in a network's table to a member, by a device.
 #[must_use]
 pub fn member_route(subnet: Ipv4Net, address: Ipv4Addr, device: String) -> MeshRoute {
-    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Device(device) }
+    let to = IpNet::from(IpAddr::V4(address));
+    MeshRoute { table: mesh::table_of(subnet), to, target: RouteTarget::Device(device), mtu: None }
 }
 
 /// The configuration of a new veth, in order: gateway, up, then the routes, then the rules that refer to their table.

@@ -9,9 +9,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 mod client;
+mod datagrams;
 mod device;
 mod difference;
 mod holder;
+mod inner;
 mod kernel;
 mod key;
 mod link;
@@ -19,8 +21,11 @@ mod namespace;
 mod offload;
 mod open;
 mod paths;
+mod peers;
+mod prefixes;
 mod process;
 mod protocol;
+mod pump;
 mod tun;
 mod uapi;
 mod udp;
@@ -54,8 +59,10 @@ pub struct TunnelConfig {
     /// UDP address and port. An unspecified address of either family means both families. Kernel WireGuard always
     /// listens on every address and honours the port only.
     pub listen: SocketAddr,
-    /// Of the device, bytes.
+    /// Of a new device, bytes.
     pub mtu: u32,
+    /// An existing device keeps its MTU, which its user changes.
+    pub keep_mtu: bool,
     /// Name of the device, as `skep0`.
     pub device: String,
     pub kernel: KernelChoice,

@@ -32,11 +32,11 @@ pub use inputs::Inputs;
 pub use plan::plan;
 pub use reconciler::run;
 pub use slots::SlotAllocator;
-pub use status::drop_reason;
+pub use status::{drop_reason, refusal_reason, refusal_reasons, service_names};
 
 use super::HeldPorts;
 use crate::datapath::Sandbox;
-use crate::datapath::ebpf::{Hook, VipReadiness};
+use crate::datapath::ebpf::{Hook, Occupancy, VipReadiness};
 use crate::model::{NodeView, Revision};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +77,28 @@ pub struct EbpfStatus {
     pub changed: usize,
     /// The programs' counters, summed over the processors; read with the maps, at the slow tick.
     pub counters: BTreeMap<String, u64>,
+    /// What was dropped, refused or left to the host since the maps were created, largest first; read with the counters.
+    #[serde(default)]
+    pub refusals: Vec<RefusalCount>,
+    /// By how much these rose between the last two reads.
+    #[serde(default)]
+    pub rising: Vec<RefusalCount>,
+    /// How full the maps are, by name; read with the counters.
+    #[serde(default)]
+    pub maps: BTreeMap<String, Occupancy>,
+}
+
+/// Packets or calls that a program dropped or refused, or packets that it left to the host.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct RefusalCount {
+    /// Left to the host.
+    pub left: bool,
+    pub reason: String,
+    /// Name of the program.
+    pub hook: String,
+    /// Name of the service; empty if it was for none, `unknown` if it is gone.
+    pub service: String,
+    pub count: u64,
 }
 
 /// New connections of a service by one of its frontends.

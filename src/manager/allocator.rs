@@ -7,10 +7,12 @@
 mod addresses;
 mod endpoint;
 mod networks;
+mod pools;
 mod subnets;
 
-pub use addresses::{AddressBook, NetworkAddresses, QuarantinedAddresses};
+pub use addresses::{AddressBook, Freed, NetworkAddresses, QuarantinedAddresses};
 pub use networks::{ingress, networks_of_task};
+pub use pools::{PoolChoice, choose_pools};
 pub use subnets::{first_free, overlap};
 
 use super::limits::BATCH;
@@ -22,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Assignments to write now.
 pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses) -> Vec<Action> {
-    let new_subnets = subnets::allocate(store, |subnet| quarantine.has_subnet(subnet));
+    let new_subnets = subnets::allocate(store, |subnet| quarantine.freed_subnet(subnet));
     let mut subnets: BTreeMap<NetworkId, Ipv4Net> = store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect();
     let mut out = Vec::new();
     for (network, subnet) in &new_subnets {

@@ -7,6 +7,7 @@ mod drain_hold;
 mod event;
 mod registered_node;
 mod reports;
+mod unapplied_views;
 mod view;
 
 pub use self::core::Dispatcher;

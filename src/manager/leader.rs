@@ -185,7 +185,7 @@ impl Term {
         self.round_due = false;
         let (store, now) = (self.store.read(), self.clock.now());
         let reports = self.dispatcher.plan(&store, now);
-        let actions = self.planner.round(&store, reports, self.dispatcher.applied(now), now);
+        let actions = self.planner.round(&store, reports, self.dispatcher.lowest_applied(now), now);
         if !actions.is_empty() {
             let handle = self.store.clone();
             self.writing = Some(Box::pin(async move { handle.write(now, actions).await }));

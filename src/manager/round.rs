@@ -2,9 +2,10 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
+use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
 use super::{orchestrator, reaper, scheduler};
-use crate::model::{Revision, TaskState, Timestamp};
+use crate::model::{TaskState, Timestamp};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -32,8 +33,8 @@ impl RoundPlanner {
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
-    /// `applied` is the lowest revision that live nodes have applied.
-    pub fn round(&mut self, store: &Store, reports: Vec<Action>, applied: Revision, now: Timestamp) -> Vec<Action> {
+    /// `applied` are the lowest revisions that nodes have applied.
+    pub fn round(&mut self, store: &Store, reports: Vec<Action>, applied: LowestApplied, now: Timestamp) -> Vec<Action> {
         self.quarantine.observe(store, applied);
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);

@@ -23,6 +23,9 @@ pub struct Cluster {
     pub mesh: MeshPrefix,
     /// Pools that subnets of networks are taken from; 10.0.0.0/8 if empty.
     pub address_pools: Vec<Ipv4Net>,
+    /// Ranges of the pools that no network gets by itself: the first manager's host had routes to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved_subnets: Vec<Ipv4Net>,
     /// Prefix length of a subnet taken from a pool; 24 if 0.
     pub subnet_size: u8,
     /// UDP port of the tunnel.

@@ -113,7 +113,7 @@ impl Task {
     /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]
     pub fn is_backend(&self) -> bool {
-        self.status.state == TaskState::Running && self.desired_state <= TaskState::Running
+        self.status.state == TaskState::Running && self.desired_state <= TaskState::Running && !self.status.unhealthy
     }
     /// Families in which its container was observed to listen on a port.
     #[must_use]
@@ -160,6 +160,9 @@ pub struct TaskStatus {
     /// Ports of the node that the engine bound for the container: one entry per address family, as the engine reports them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortConfig>,
+    /// Its container's health check fails: it gets no new traffic, and is stopped when no node sends it any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unhealthy: bool,
 }
 
 /// A task's container.

@@ -1,5 +1,7 @@
 //! Admits nodes, on a manager: checks the token, issues the certificate, allocates addresses, stores the node object.
 
+use super::certificate_authority::CertificateLife;
+use super::environment::Environment;
 use super::network::send_probe;
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
@@ -25,11 +27,12 @@ pub(super) struct Admission {
     me: NodeId,
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
+    life: CertificateLife,
 }
 
 impl Admission {
-    pub(super) fn new(store: StoreHandle, clock: Arc<dyn Clock>, me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
-        Self { store, clock, me, mesh, tunnel }
+    pub(super) fn new(env: &Environment, store: StoreHandle, me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
+        Self { store, clock: env.clock.clone(), me, mesh, tunnel, life: CertificateLife::new(env) }
     }
 
     fn mesh_address(&self, node: &NodeId) -> Option<Ipv6Addr> {
@@ -70,7 +73,7 @@ impl JoinAuthority for Admission {
         let id = NodeId::draw(&mut rand::rng());
         let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;
         let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
-        let life = trust::node_life(&cluster.spec.ca_config);
+        let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
         let endpoints = endpoints(request, from);
         let node = JoiningNode {

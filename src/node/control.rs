@@ -27,7 +27,10 @@ impl NodeControl for DaemonControl {
         match self.0.lifecycle.state() {
             MembershipState::Inactive => Membership::Inactive,
             MembershipState::Pending { remotes, error } => Membership::Pending { node_addr: None, remotes, error },
-            MembershipState::Active(member) => active_membership(&member),
+            MembershipState::Active(member) => match member.removed() {
+                Some(error) => Membership::Pending { node_addr: member.advertised(), remotes: Vec::new(), error },
+                None => active_membership(&member),
+            },
         }
     }
 

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::datapath::{Sandbox, tunnel};
 use crate::model::WgKey;
 use crate::model::node::NodeDescription;
+use crate::overlay::MtuChannels;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ pub(super) struct Environment {
     pub sandboxes: Arc<CurrentSandboxes>,
     /// Network namespaces of containers on overlay networks, from the driver.
     pub joined: watch::Receiver<Vec<Sandbox>>,
-    /// MTU of the overlay in bytes.
-    pub mtu: watch::Receiver<u32>,
+    /// MTUs of the overlay, published by its loop.
+    pub mtus: MtuChannels,
     /// The eBPF datapath accepts packets of published ports from other nodes; set when the datapath is opened.
     pub takes_ports: AtomicBool,
 }

@@ -1,6 +1,7 @@
 //! Init: creates a cluster with this node as its first manager.
 
 use super::address::ListenAddresses;
+use super::certificate_authority::CertificateLife;
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
@@ -8,6 +9,8 @@ use super::member::Member;
 use super::network::MeshNetwork;
 use super::state_dir::{MembershipFile, NodeAssignment};
 use crate::api::control::SwarmInitRequest;
+use crate::datapath::host_routes;
+use crate::manager::allocator::{PoolChoice, choose_pools};
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
@@ -28,8 +31,10 @@ impl Daemon {
     pub(super) async fn create_cluster(&self, request: SwarmInitRequest, addresses: ListenAddresses) -> anyhow::Result<NodeId> {
         self.env.state_dir.forget()?;
         let listener = manager_part::bind(addresses.listen)?;
-        let (cluster, ca) = new_cluster(&request, &addresses, self.env.clock.now())?;
-        let (id, identity) = first_identity(&cluster, &ca, self.env.clock.now())?;
+        let routes = host_routes::ipv4_routes().await.context("cannot read the host's routes")?;
+        let pools = choose_pools(&request.address_pools, &routes);
+        let (cluster, ca) = new_cluster(&request, &addresses, pools, self.env.clock.now())?;
+        let (id, identity) = first_identity(&cluster, &ca, self.env.clock.now(), CertificateLife::new(&self.env))?;
         let addr = addresses.advertise.context("no address to advertise")?;
         let node = JoiningNode {
             id: id.clone(),
@@ -83,7 +88,12 @@ impl Daemon {
 }
 
 /// A new cluster object and its CA.
-fn new_cluster(request: &SwarmInitRequest, addresses: &ListenAddresses, now: Timestamp) -> anyhow::Result<(Cluster, RootCa)> {
+fn new_cluster(
+    request: &SwarmInitRequest,
+    addresses: &ListenAddresses,
+    pools: PoolChoice,
+    now: Timestamp,
+) -> anyhow::Result<(Cluster, RootCa)> {
     let mut rng = rand::rng();
     let ca = RootCa::generate(&mut rng, now)?;
     let cluster = Cluster {
@@ -95,7 +105,8 @@ fn new_cluster(request: &SwarmInitRequest, addresses: &ListenAddresses, now: Tim
         ca_key: ca.key().to_owned(),
         tokens: JoinToken::draw_both(ca.digest()?, &mut rng),
         mesh: MeshPrefix::draw(&mut rng),
-        address_pools: request.address_pools.clone(),
+        address_pools: pools.pools,
+        reserved_subnets: pools.reserved,
         subnet_size: request.subnet_size,
         data_path_port: addresses.data_path_port,
     };
@@ -103,12 +114,11 @@ fn new_cluster(request: &SwarmInitRequest, addresses: &ListenAddresses, now: Tim
 }
 
 /// Draws the first node's id and issues its certificate.
-fn first_identity(cluster: &Cluster, ca: &RootCa, now: Timestamp) -> anyhow::Result<(NodeId, Identity)> {
+fn first_identity(cluster: &Cluster, ca: &RootCa, now: Timestamp, life: CertificateLife) -> anyhow::Result<(NodeId, Identity)> {
     let mut rng = rand::rng();
     let id = NodeId::draw(&mut rng);
     let key = NodeKey::generate()?;
     let name = NodeName { node_id: id.clone(), role: Role::Manager, cluster_id: cluster.id.clone() };
-    let life = trust::node_life(&cluster.spec.ca_config);
-    let certificate = trust::issue(ca, &key.request()?, &name, now, life, &mut rng)?;
+    let certificate = trust::issue(ca, &key.request()?, &name, now, life.of(&cluster.spec.ca_config), &mut rng)?;
     Ok((id, Identity::new(&key.to_pem(), &certificate, ca.certificate())?))
 }

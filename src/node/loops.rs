@@ -156,7 +156,7 @@ fn start_ebpf(
         let channels = EbpfChannels {
             view: context.view(),
             sandboxes: context.env.joined.clone(),
-            mtu: context.env.mtu.clone(),
+            mtu: context.env.mtus.smallest.subscribe(),
             held,
             applied: applied.channel(Loop::Ebpf),
             ready: ready_sender,
@@ -199,7 +199,7 @@ fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow:
     let env = &context.env;
     let (status, statuses) = mpsc::channel(REPORT_QUEUE);
     let skep_socket = env.settings.replace_engine_socket.then(|| env.settings.docker_socket());
-    let config = AgentConfig::new(context.me.clone(), env.settings.engine_socket()?, skep_socket, env.mtu.clone());
+    let config = AgentConfig::new(context.me.clone(), env.settings.engine_socket()?, skep_socket, env.mtus.device.subscribe());
     let channels = AgentChannels { view: context.view(), status, applied: applied.channel(Loop::Agent) };
     context.tasks.spawn(agent::run(config, channels, env.engine.clone(), env.clock.clone(), context.stop.clone()));
     Ok(statuses)

@@ -2,10 +2,12 @@
 //! 2377: joins from outside, sessions from inside the mesh.
 
 use super::admission::Admission;
+use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
 use super::environment::Environment;
 use super::manager_role::ManagerPart;
 use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
+use super::recovery::RecoveryWindow;
 use super::state_dir::MembershipFile;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
@@ -124,6 +126,7 @@ pub(super) struct ManagerServices {
     identity: watch::Receiver<Arc<Identity>>,
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
+    recovery: Arc<RecoveryWindow>,
     /// For the first start, if the member starts as a manager.
     prepared: Option<PreparedManager>,
     running: Option<RunningManager>,
@@ -141,6 +144,7 @@ impl ManagerServices {
         membership: &MembershipFile,
         identity: watch::Receiver<Arc<Identity>>,
         network: &MeshNetwork,
+        recovery: Arc<RecoveryWindow>,
         prepared: Option<PreparedManager>,
     ) -> Self {
         Self {
@@ -149,6 +153,7 @@ impl ManagerServices {
             identity,
             mesh: network.mesh.clone(),
             tunnel: network.tunnel.clone(),
+            recovery,
             prepared,
             running: None,
         }
@@ -162,14 +167,15 @@ impl ManagerServices {
         let settings = manager_settings(&env.settings);
         let leads = watch_leadership(&store.raft, &tasks, &stop);
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
-        let admission =
-            Admission::new(store.store.clone(), env.clock.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
+        let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
+        let issuer = CertificateIssuer::new(env, store.store.clone());
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
         let server = Arc::new(Server::new(
             self.identity.clone(),
             env.clock.clone(),
             Arc::new(admission),
             Arc::new(DispatcherSessions(loops.sessions)),
+            Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
             limits,
         )?);
         let (outer, outer_stop) = (server.clone(), stop.clone());

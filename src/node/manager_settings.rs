@@ -13,6 +13,7 @@ pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
         join_grace: Duration::from_millis(manager.join_grace_ms),
         replace_wait: Duration::from_millis(manager.replace_wait_ms),
         stop_hold: Duration::from_millis(manager.stop_hold_ms),
+        node_lag: Duration::from_millis(manager.node_lag_ms),
         orphan_after: Duration::from_secs(manager.orphan_after_s),
     }
 }
@@ -30,7 +31,7 @@ mod tests {
     fn each_setting_of_the_file_reaches_the_manager() {
         let path = std::env::temp_dir().join(format!("skep-manager-settings-{}.toml", std::process::id()));
         let text = "[timeouts]\nheartbeat_ms = 400\nnode_down_ms = 3000\n\
-            [manager]\njoin_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\norphan_after_s = 60\n";
+            [manager]\njoin_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\nnode_lag_ms = 45000\norphan_after_s = 60\n";
         std::fs::write(&path, text).unwrap();
         let settings = Settings::read(Some(&path));
         std::fs::remove_file(&path).unwrap();
@@ -40,6 +41,7 @@ mod tests {
             join_grace: Duration::from_secs(30),
             replace_wait: Duration::from_secs(90),
             stop_hold: Duration::from_secs(7),
+            node_lag: Duration::from_secs(45),
             orphan_after: Duration::from_mins(1),
         };
         assert_eq!(manager_settings(&settings.unwrap()), expected);

@@ -1,6 +1,7 @@
 //! A running membership: the network, every loop of the node on one view, the session to the leader, and on managers the
 //! manager's part.
 
+use super::certificate_authority::CertificateIssuer;
 use super::environment::Environment;
 use super::error_list::ErrorList;
 use super::lifecycle::Leave;
@@ -8,13 +9,17 @@ use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
 use super::manager_part::{ManagerServices, PreparedManager};
 use super::manager_role::ManagerRole;
 use super::network::MeshNetwork;
+use super::recovery::RecoveryWindow;
+use super::renewal::{Renewal, RenewalState, StoreOrManagers};
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use crate::agent;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
+use crate::model::mesh::node_address;
 use crate::model::{NodeView, Role};
 use crate::protocol::ToManager;
+use crate::rpc::RenewalConfig;
 use crate::store::StoreHandle;
 use crate::sync::lock;
 use crate::trust::Identity;
@@ -28,12 +33,19 @@ use tokio::sync::watch;
 /// Time for the leader to record that this node leaves.
 const ANNOUNCE: Duration = Duration::from_secs(1);
 
+/// Time for one manager to answer a request for a certificate.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A running membership.
 pub(super) struct Member {
     pub membership: MembershipFile,
     pub network: MeshNetwork,
-    /// The node's identity; a new one is used by the next connection.
-    pub identity: watch::Sender<Arc<Identity>>,
+    /// The node's identity; each connection uses the one of that moment, and the session is opened again with a new one.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// How the renewal of its certificate goes.
+    pub renewal: watch::Receiver<RenewalState>,
+    /// When this node, as a manager, renews expired certificates.
+    pub recovery: Arc<RecoveryWindow>,
     /// The node's role; the manager's part starts and stops with it.
     role: watch::Sender<Role>,
     /// The store, while the manager's part runs.
@@ -58,14 +70,16 @@ impl Member {
         manager: Option<PreparedManager>,
     ) -> anyhow::Result<Self> {
         let context = LoopContext::new(env, &membership.node_id, &network);
-        let (identity, identities) = watch::channel(Arc::new(identity));
+        let (identity_sender, identity) = watch::channel(Arc::new(identity));
         let RunningLoops { applied, ports, ebpf, statuses, listens } = loops::start(&context, &network)?;
         let reports = LoopReports { applied: applied.receivers(), statuses, listens };
-        let session = session::start(&context, &membership, identities.clone(), reports).await?;
+        let session = session::start(&context, &membership, identity.clone(), reports).await?;
+        let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
-        let services = ManagerServices::new(env, &membership, identities, &network, manager);
+        let services = ManagerServices::new(env, &membership, identity.clone(), &network, recovery.clone(), manager);
         let store = start_manager_role(services, roles, &context).await?;
-        Ok(Self { membership, network, identity, role, store, ports, ebpf, applied, session, context })
+        let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
+        Ok(Self { membership, network, identity, renewal, recovery, role, store, ports, ebpf, applied, session, context })
     }
 
     /// The view that the node follows.
@@ -116,6 +130,28 @@ async fn start_manager_role(
     let store = manager.handle();
     context.tasks.spawn(manager.follow(roles, context.stop.clone()));
     Ok(store)
+}
+
+/// Keeps the node's certificate valid.
+fn start_renewal(
+    context: &LoopContext,
+    membership: &MembershipFile,
+    identity: watch::Sender<Arc<Identity>>,
+    store: watch::Receiver<Option<StoreHandle>>,
+) -> watch::Receiver<RenewalState> {
+    let env = context.env.clone();
+    let managers = RenewalConfig {
+        clock: env.clock.clone(),
+        candidates: session::candidates(context),
+        sockets: context.mesh.clone(),
+        source: IpAddr::V6(node_address(membership.subnet)),
+        timeout: RENEWAL_TIMEOUT,
+    };
+    let (clock, files) = (env.clock.clone(), env.state_dir.certificates());
+    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers };
+    let (state, renewal) = watch::channel(RenewalState::default());
+    context.tasks.spawn(Renewal { clock, identity, source, files, state }.run(context.stop.clone()));
+    renewal
 }
 
 #[async_trait]

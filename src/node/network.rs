@@ -50,6 +50,7 @@ impl MeshNetwork {
             private_key_file: env.state_dir.tunnel_key(),
             listen: addresses.tunnel(),
             mtu: settings.tunnel_mtu(),
+            keep_mtu: settings.path_mtu().is_none(),
             device: crate::datapath::mesh::TUNNEL.to_owned(),
             kernel: match settings.tunnel {
                 TunnelMode::Auto => KernelChoice::Auto,
@@ -88,7 +89,8 @@ impl MeshNetwork {
         self.view.send_replace(view.map(Arc::new));
         let (views, joined) = (self.view.subscribe(), env.joined.clone());
         self.tasks.spawn(connection_reset::run(me.clone(), self.mesh.clone(), views, joined, self.stop.clone()));
-        let overlay = Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone());
+        let overlay =
+            Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone()).with_mtus(env.mtus.clone(), env.settings.path_mtu());
         self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
     }
 

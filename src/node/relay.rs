@@ -1,7 +1,6 @@
-//! Moves data between the session and the node's loops: received views are stored in the ledger and published; observed
+//! Moves data between the session and the node's loops: received views are published; observed
 //! statuses and listening ports are reported, and all of them again at the start of each session.
 
-use crate::agent::ledger::Ledger;
 use crate::model::ListeningPort;
 use crate::model::{NodeView, TaskId, TaskStatus};
 use crate::protocol::view_delta::{self, ViewDelta};
@@ -12,7 +11,6 @@ use tokio::sync::{mpsc, watch};
 
 /// Relays messages until the session has ended.
 pub(super) struct SessionRelay {
-    pub ledger: Ledger,
     pub view: watch::Sender<Option<Arc<NodeView>>>,
     pub incoming: mpsc::Receiver<ToNode>,
     pub outgoing: mpsc::Sender<ToManager>,
@@ -28,8 +26,9 @@ impl SessionRelay {
             tokio::select! {
                 message = self.incoming.recv() => match message {
                     Some(ToNode::Welcome { .. }) => self.report_all(&statuses, &listens).await,
+                    Some(ToNode::Removed(_)) => self.fence(),
                     Some(message) => if let Some(delta) = ViewDelta::from_message(&message) {
-                        self.apply(delta).await;
+                        self.apply(delta);
                         let view = self.view.borrow().clone();
                         let assigned = |id: &TaskId| view.as_ref().is_some_and(|v| v.tasks.by_id.contains_key(id));
                         statuses.retain(assigned);
@@ -66,8 +65,8 @@ impl SessionRelay {
         }
     }
 
-    /// Applies a delta to the view, stores the result, then publishes it.
-    async fn apply(&self, delta: ViewDelta) {
+    /// Applies a delta to the view and publishes it.
+    fn apply(&self, delta: ViewDelta) {
         let current = self.view.borrow().clone();
         let next = match view_delta::apply(current.as_deref(), delta) {
             Ok(next) => next,
@@ -76,18 +75,30 @@ impl SessionRelay {
                 return;
             }
         };
-        let (ledger, next) = (self.ledger.clone(), Arc::new(next));
-        let copy = next.clone();
-        // On disk first: a view that a loop has acted on must survive a restart without managers.
-        let stored = tokio::task::spawn_blocking(move || ledger.store(&copy)).await;
-        if let Ok(Err(error)) = stored {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the ledger was not written: a restart without managers would start from an older one"
-            );
-        }
-        self.view.send_replace(Some(next));
+        self.view.send_replace(Some(Arc::new(next)));
     }
+
+    /// The node is no longer a member: it publishes a view without tasks and ports, so that every loop stops its part. Its tasks
+    /// run on other nodes by now, and no manager will correct what it sends to whom.
+    fn fence(&self) {
+        self.view.send_modify(|view| {
+            if let Some(view) = view {
+                *view = Arc::new(fenced(view));
+            }
+        });
+    }
+}
+
+/// The view of a node that is no longer a member.
+fn fenced(view: &NodeView) -> NodeView {
+    let mut fenced = view.clone();
+    fenced.tasks = Arc::default();
+    Arc::make_mut(&mut fenced.cluster).ports.clear();
+    for network in Arc::make_mut(&mut fenced.networks).by_id.values_mut() {
+        network.services.clear();
+        network.members.clear();
+    }
+    fenced
 }
 
 /// The last report of each assigned task.
@@ -115,5 +126,39 @@ impl<T: Clone> UnacknowledgedReports<T> {
     }
     fn retain(&mut self, assigned: impl Fn(&TaskId) -> bool) {
         self.0.retain(|id, _| assigned(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+
+    #[tokio::test]
+    async fn a_removed_node_is_fenced_no_task_no_port_no_name_is_left() {
+        let address = "10.0.1.2".parse().unwrap();
+        let network = fixture::network_part(
+            "back",
+            "10.0.1.0/24".parse().unwrap(),
+            vec![fixture::task_endpoint("web", 1, "node1", address)],
+        );
+        let mut full = fixture::node_view(7, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
+        Arc::make_mut(&mut full.cluster).ports.push(Arc::new(fixture::published_port(8080, 80, &[address])));
+        let task = fixture::task_with_resolvers("t1", "web", "node1", &[]);
+        Arc::make_mut(&mut full.tasks).by_id.insert(task.id.clone(), task);
+        let (view, mut seen) = watch::channel(Some(Arc::new(full)));
+        let (to_relay, incoming) = mpsc::channel(4);
+        let (outgoing, _outgoing) = mpsc::channel(4);
+        let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
+        seen.mark_unchanged();
+        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens }.run());
+        to_relay.send(ToNode::Removed("removed".to_owned())).await.unwrap();
+        seen.changed().await.unwrap();
+        let now = seen.borrow_and_update().clone().unwrap();
+        assert!(now.tasks.by_id.is_empty() && now.cluster.ports.is_empty());
+        let back = now.networks.by_id.values().next().unwrap();
+        assert!(back.members.is_empty() && back.services.is_empty());
+        drop(to_relay);
+        relay.await.unwrap();
     }
 }

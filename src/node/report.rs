@@ -3,14 +3,24 @@
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
-use crate::admin::StatusSource;
+use super::refusals;
+use super::renewal::RenewalState;
+use crate::admin::{DropLine, StatusSource};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
+use crate::datapath::host_routes;
+use crate::manager::allocator::overlap;
+use crate::model::Timestamp;
 use crate::model::view::Peer;
-use crate::status::{DatapathSummary, NodeSummary, Status};
+use crate::overlay::PathMtus;
+use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
+use crate::trust::{Remaining, Validity};
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 #[async_trait]
 impl StatusSource for Daemon {
@@ -38,6 +48,24 @@ impl StatusSource for Daemon {
         }
         document
     }
+
+    fn recover_certificates(&self, time: Duration) -> anyhow::Result<()> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not part of a swarm");
+        };
+        anyhow::ensure!(member.store().is_some(), "this node is not a manager: run this on one");
+        member.recovery.open(time)?;
+        tracing::warn!(seconds = time.as_secs(), "an operator allows members to renew certificates that have expired");
+        Ok(())
+    }
+
+    async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            return Err("this node is not in a swarm: it has no eBPF datapath".to_owned());
+        };
+        let ebpf = member.network.ebpf.as_ref().map_err(|why| format!("this node has no eBPF datapath: {why}"))?;
+        refusals::watch(ebpf, member.network.view.subscribe(), left).map_err(|e| format!("{e:#}"))
+    }
 }
 
 async fn status(daemon: &Daemon) -> Status {
@@ -64,9 +92,17 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     let me = &member.membership.node_id;
     let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
     let leader = nodes.clone().find(|n| session.leader.is_some_and(|l| l.ip() == n.address())).map(|n| n.hostname.clone());
-    let lines = nodes.map(|node| node_line(node, *me == node.node_id, tunnel.peers.get(&node.key)));
+    let mtus = daemon.env.mtus.paths.borrow().clone();
+    let mut warnings = mtu_warnings(daemon.env.settings.path_mtu(), &mtus, nodes.clone());
+    if let (Some(view), Ok(routes)) = (&view, host_routes::ipv4_routes().await) {
+        warnings.extend(overlap_warnings(&view.cluster.subnets, &routes));
+    }
+    let lines = nodes.map(|node| {
+        let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
+        node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
+    });
     Status {
-        state: "active".to_owned(),
+        state: if member.removed().is_some() { "error" } else { "active" }.to_owned(),
         error,
         node: Some(me.clone()),
         role: Some(member.role()),
@@ -80,15 +116,32 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
             mtu: tunnel.mtu,
             ports: ports_text(&ebpf),
         },
+        certificate: Some(certificate(member.identity.borrow().validity(), &member.renewal.borrow(), daemon.env.clock.now())),
         nodes: lines.collect(),
+        warnings,
         ports: member.ports.borrow().clone(),
         ebpf,
         ..base
     }
 }
 
-/// A node as this one sees it; `peer` is its state in the tunnel.
-fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeSummary {
+/// The node's certificate, with a warning long before it ends.
+fn certificate(validity: Validity, renewal: &RenewalState, now: Timestamp) -> CertificateSummary {
+    let seconds_left = validity.not_after.since(now).as_secs();
+    let state = match validity.remaining(now) {
+        Remaining::Enough if renewal.error.is_none() => None,
+        Remaining::Enough => Some("its renewal fails".to_owned()),
+        Remaining::Little => Some(format!("less than a fifth of its life is left ({seconds_left} s)")),
+        Remaining::Expired => Some("it has expired".to_owned()),
+    };
+    let why = renewal.error.as_deref().map_or_else(String::new, |error| format!(": {error}"));
+    let warning = state.map_or_else(String::new, |state| state + &why);
+    CertificateSummary { expires: validity.not_after, seconds_left, failures: renewal.failures, warning }
+}
+
+/// A node as this one sees it; `peer` is its state in the tunnel, `path_mtu` what the host's
+/// routes say.
+fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>, path_mtu: Option<u32>) -> NodeSummary {
     let handshake = peer.and_then(|p| p.handshake_age);
     let path = match handshake {
         _ if here => "self",
@@ -107,7 +160,42 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>) -> NodeSum
         rx_bytes: peer.map_or(0, |p| p.rx_bytes),
         tx_bytes: peer.map_or(0, |p| p.tx_bytes),
         containers: node.containers.len(),
+        path_mtu,
     }
+}
+
+/// Networks of the swarm that are networks of this host too: clients there are left to the userspace datapath, and containers
+/// cannot reach them.
+fn overlap_warnings(subnets: &[Ipv4Net], routes: &[Ipv4Net]) -> Vec<String> {
+    let pairs = subnets.iter().flat_map(|subnet| routes.iter().map(move |route| (subnet, route)));
+    let text = |(subnet, route)| {
+        format!(
+            "the swarm's network {subnet} overlaps {route}, to which this host has a route: its clients there keep no address of \
+             their own, containers cannot reach it; give the network another subnet (docker network create --subnet)"
+        )
+    };
+    pairs.filter(|(subnet, route)| overlap(subnet, route)).map(text).collect()
+}
+
+/// What does not fit together: paths that are smaller or larger than the setting, and paths too small for the tunnel.
+fn mtu_warnings<'a>(set: Option<u32>, mtus: &PathMtus, nodes: impl Iterator<Item = &'a Peer>) -> Vec<String> {
+    let warning = |node: &Peer| {
+        let path = mtus.nodes.get(&node.node_id)?.path?;
+        let name = &node.hostname;
+        match set {
+            Some(set) if path < set => Some(format!(
+                "path_mtu is set to {set}, but the route to {name} has {path}: full packets leave in fragments; set path_mtu = 0 to follow the routes"
+            )),
+            Some(set) if path > set => {
+                Some(format!("path_mtu is set to {set}, the route to {name} has {path}: packets are smaller than they could be"))
+            }
+            None if path < 1280 + crate::model::mesh::TUNNEL_OVERHEAD => {
+                Some(format!("the route to {name} has MTU {path}: full packets leave in fragments, the tunnel needs 1360"))
+            }
+            _ => None,
+        }
+    };
+    nodes.filter_map(warning).collect()
 }
 
 /// Which datapath serves published ports, and why not the eBPF datapath.
@@ -121,16 +209,30 @@ fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
     }
 }
 
-fn session_text(
-    daemon: &Daemon,
-    leader: Option<SocketAddr>,
-    since: crate::model::Timestamp,
-    last_error: Option<String>,
-) -> String {
+fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: Timestamp, last_error: Option<String>) -> String {
     let seconds = daemon.env.clock.now().since(since).as_secs();
     match (leader, last_error) {
         (Some(leader), _) => format!("with {leader} for {seconds} s"),
         (None, Some(error)) => format!("none for {seconds} s: {error}"),
         (None, None) => "none yet".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_warns_when_its_renewal_fails_when_little_is_left_and_when_it_has_expired() {
+        let day = Duration::from_hours(24);
+        let start = Timestamp(1_795_000_000_000_000_000);
+        let validity = Validity { not_before: start, not_after: start.plus(100 * day) };
+        let fails = RenewalState { failures: 3, error: Some("no manager is known".to_owned()) };
+        let warning = |days: u32, renewal: &RenewalState| certificate(validity, renewal, start.plus(days * day)).warning;
+        assert_eq!(warning(50, &RenewalState::default()), "");
+        assert_eq!(warning(60, &fails), "its renewal fails: no manager is known");
+        assert!(warning(81, &RenewalState::default()).contains("less than a fifth"));
+        assert_eq!(warning(100, &fails), "it has expired: no manager is known");
+        assert_eq!(certificate(validity, &fails, start.plus(101 * day)).seconds_left, 0);
     }
 }

@@ -14,6 +14,7 @@ use crate::clock::SystemClock;
 use crate::http;
 use crate::manager::dispatcher::view_of;
 use crate::model::Role;
+use crate::overlay::MtuChannels;
 use crate::overlay::driver::{self, Driver};
 use crate::runtime::DockerEngine;
 use crate::settings::Settings;
@@ -22,7 +23,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,8 +39,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     make_dir(&settings.run_dir, 0o755)?;
     let state_dir = StateDir::new(&settings.data_dir);
     let _lock = state_dir.lock()?;
-    let (_mtu, mtu) = watch::channel(settings.tunnel_mtu());
-    let (daemon, driver) = open(settings, state_dir, mtu)?;
+    let (daemon, driver) = open(settings, state_dir)?;
     let env = &daemon.env;
 
     // The driver first: an engine that starts without it waits many seconds per endpoint.
@@ -73,11 +72,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 }
 
 /// Builds the daemon and the network driver that it serves to the engine.
-fn open(settings: Settings, state_dir: StateDir, mtu: watch::Receiver<u32>) -> anyhow::Result<(Arc<Daemon>, Arc<Driver>)> {
+fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>, Arc<Driver>)> {
     let docker = Arc::new(DockerEngine::connect(&settings.engine)?);
+    let mtus = MtuChannels::new(settings.tunnel_mtu());
     let links = Arc::new(CurrentLinks::default());
     let sandboxes = Arc::new(CurrentSandboxes::default());
-    let driver = Arc::new(Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtu.clone())?);
+    let driver = Arc::new(Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe())?);
     let env = Arc::new(Environment {
         settings,
         state_dir,
@@ -87,7 +87,7 @@ fn open(settings: Settings, state_dir: StateDir, mtu: watch::Receiver<u32>) -> a
         links,
         sandboxes,
         joined: driver.joined(),
-        mtu,
+        mtus,
         takes_ports: AtomicBool::new(false),
     });
     Ok((Arc::new(Daemon { env, lifecycle: Lifecycle::new() }), driver))

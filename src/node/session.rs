@@ -1,6 +1,7 @@
 //! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
 use super::environment::Environment;
+use super::ledger_keeper;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
 use super::state_dir::MembershipFile;
@@ -58,8 +59,9 @@ pub(super) async fn start(
         // A node that is killed right after its join restarts from it.
         ledger.store(first)?;
     }
+    context.tasks.spawn(ledger_keeper::run(ledger, context.view.subscribe(), context.stop.clone()));
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
-    context.tasks.spawn(SessionRelay { ledger, view, incoming, outgoing: relay_outgoing, statuses, listens }.run());
+    context.tasks.spawn(SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens }.run());
 
     let mut config = SessionConfig::new(
         identity,
@@ -143,7 +145,7 @@ async fn watch_description(context: &LoopContext) -> watch::Receiver<NodeDescrip
 }
 
 /// The managers' mesh addresses, from the view.
-fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAddr>> {
+pub(super) fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAddr>> {
     let managers = |view: &Option<Arc<NodeView>>| -> Vec<SocketAddr> {
         let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
         nodes.filter(|n| n.manager).map(|n| SocketAddr::new(IpAddr::V6(n.address()), DEFAULT_PORT)).collect()

@@ -1,5 +1,6 @@
 //! The desired contents of a node's mesh namespace, from its view. Pure.
 
+use super::path_mtus::PathMtus;
 use crate::datapath::links::{member_route, own_route, rules};
 use crate::datapath::mesh::{
     LOCAL, MAIN, MeshRoute, MeshRule, MeshState, RouteTarget, RuleAction, TUNNEL, address_of, base, ipv6_switch, mesh_end,
@@ -32,36 +33,33 @@ struct RoutedAddresses {
     gateway: Ipv4Addr,
     /// This node's own address on it (`ingress` only).
     own: Option<Ipv4Addr>,
-    /// Of members on other nodes.
-    remote: BTreeSet<Ipv4Addr>,
+    /// Of members on other nodes, with the MTU of the route if it is smaller than the device's.
+    remote: BTreeMap<Ipv4Addr, Option<u32>>,
 }
 
-/// Computes it for node `me`. `actual` tells which devices exist: a route needs its device. `mtu` is the tunnel's, in bytes;
-/// with 0 (not known yet) MTUs are left out.
+/// Computes it for node `me`. `actual` tells which devices exist: a route needs its device. A veth keeps
+/// the MTU that it was made with, because its container's end does: with two MTUs, large packets would vanish between the ends.
 #[must_use]
-pub fn desired_mesh(view: &NodeView, me: &NodeId, actual: &MeshState, mtu: u32) -> DesiredMesh {
+pub fn desired_mesh(view: &NodeView, me: &NodeId, actual: &MeshState, mtus: &PathMtus) -> DesiredMesh {
     let mut desired = DesiredMesh { rules: base::rules(), ..DesiredMesh::default() };
     desired.sysctls.extend(base::SYSCTLS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     desired.up.insert("lo".to_owned());
-    add_node_addresses(view, me, actual, &mut desired);
+    add_node_addresses(view, me, actual, mtus, &mut desired);
 
     let veths: BTreeSet<Ipv4Addr> = actual.links.keys().filter_map(|link| address_of(link)).collect();
-    for (subnet, addresses) in networks(view, me, actual, &veths) {
+    for (subnet, addresses) in networks(view, me, actual, mtus, &veths) {
         add_network(subnet, &addresses, &veths, actual, &mut desired);
     }
     for address in veths {
         let end = mesh_end(address);
         desired.sysctls.insert(ipv6_switch(&end), "1".to_owned());
-        if mtu > 0 {
-            desired.mtu.insert(end.clone(), mtu);
-        }
         desired.up.insert(end);
     }
     desired
 }
 
-/// Adds the node's own mesh address and the route to those of the other nodes.
-fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, desired: &mut DesiredMesh) {
+/// Adds the node's own mesh address, the route to those of the other nodes, and one to each node with a smaller path.
+fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, mtus: &PathMtus, desired: &mut DesiredMesh) {
     let nodes = IpNet::V6(view.cluster.mesh.nodes());
     if let Some(own) = view.cluster.node(me) {
         desired.addresses.insert(("lo".to_owned(), own.address().into()));
@@ -76,20 +74,36 @@ fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, desired:
     });
     if actual.links.contains_key(TUNNEL) {
         desired.up.insert(TUNNEL.to_owned());
-        desired.routes.insert(MeshRoute { table: MAIN, to: nodes, target: RouteTarget::Device(TUNNEL.to_owned()) });
+        if mtus.device > 0 {
+            desired.mtu.insert(TUNNEL.to_owned(), mtus.device);
+        }
+        let route = |to, mtu| MeshRoute { table: MAIN, to, target: RouteTarget::Device(TUNNEL.to_owned()), mtu };
+        desired.routes.insert(route(nodes, None));
+        for node in view.cluster.nodes.iter().filter(|node| node.node_id != *me) {
+            let small = mtus.of_route(&node.node_id);
+            desired.routes.extend(small.map(|mtu| route(IpNet::from(IpAddr::V6(node.address())), Some(mtu))));
+        }
     }
 }
 
 /// The view's networks by subnet, and those that the view does not contain (yet, or any more) but that have a veth and rules
 /// in the namespace since an attach: their containers keep their connectivity until they are detached.
-fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<Ipv4Addr>) -> BTreeMap<Ipv4Net, RoutedAddresses> {
+fn networks(
+    view: &NodeView,
+    me: &NodeId,
+    actual: &MeshState,
+    mtus: &PathMtus,
+    veths: &BTreeSet<Ipv4Addr>,
+) -> BTreeMap<Ipv4Net, RoutedAddresses> {
     let mut all = BTreeMap::new();
     for part in view.networks.by_id.values() {
-        let mut addresses = RoutedAddresses { gateway: part.gateway, own: None, remote: BTreeSet::new() };
-        addresses.remote.extend(part.members.iter().filter(|m| m.node_id != *me).map(|m| m.address));
+        let mut addresses = RoutedAddresses { gateway: part.gateway, own: None, remote: BTreeMap::new() };
+        let elsewhere = part.members.iter().filter(|m| m.node_id != *me);
+        addresses.remote.extend(elsewhere.map(|m| (m.address, mtus.of_route(&m.node_id))));
         if part.ingress {
             addresses.own = view.cluster.node(me).map(|own| own.ingress_addr);
-            addresses.remote.extend(view.cluster.nodes.iter().filter(|n| n.node_id != *me).map(|n| n.ingress_addr));
+            let others = view.cluster.nodes.iter().filter(|n| n.node_id != *me);
+            addresses.remote.extend(others.map(|n| (n.ingress_addr, mtus.of_route(&n.node_id))));
         }
         // Own addresses are never routed to the tunnel, even if the view lists them for another node as well.
         for member in part.members.iter().filter(|m| m.node_id == *me) {
@@ -105,7 +119,7 @@ fn networks(view: &NodeView, me: &NodeId, actual: &MeshState, veths: &BTreeSet<I
             && veths.iter().any(|address| subnet.contains(address))
         {
             let gateway = gateway(subnet);
-            all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeSet::new() });
+            all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeMap::new() });
         }
     }
     all
@@ -128,11 +142,15 @@ fn add_network(
         desired.addresses.insert((mesh_end(*local), addresses.gateway.into()));
         // One route per destination: an address of the node itself, or one that the view has on another node, is not routed
         // to its veth.
-        if !addresses.remote.contains(local) && *local != addresses.gateway && Some(*local) != addresses.own {
+        if !addresses.remote.contains_key(local) && *local != addresses.gateway && Some(*local) != addresses.own {
             desired.routes.insert(member_route(subnet, *local, mesh_end(*local)));
         }
     }
     if actual.links.contains_key(TUNNEL) {
-        desired.routes.extend(addresses.remote.iter().map(|remote| member_route(subnet, *remote, TUNNEL.to_owned())));
+        let route = |(remote, mtu): (&Ipv4Addr, &Option<u32>)| MeshRoute {
+            mtu: *mtu,
+            ..member_route(subnet, *remote, TUNNEL.to_owned())
+        };
+        desired.routes.extend(addresses.remote.iter().map(route));
     }
 }

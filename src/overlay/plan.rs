@@ -2,6 +2,7 @@
 
 use super::desired::desired_mesh;
 use super::diff::mesh_steps;
+use super::path_mtus::PathMtus;
 use super::peers::peer_steps;
 use crate::datapath::mesh::{MeshState, MeshStep};
 use crate::datapath::{TunnelState, TunnelStep};
@@ -45,11 +46,11 @@ impl fmt::Display for OverlayStep {
     }
 }
 
-/// The steps from `actual` to what `view` asks of node `me`; none if nothing differs. `mtu` is the tunnel's, in bytes; with
-/// 0 (not known yet) MTUs are left as they are.
+/// The steps from `actual` to what `view` asks of node `me`; none if nothing differs. With a
+/// device MTU of 0 (not known yet) that of the tunnel device is left as it is.
 #[must_use]
-pub fn plan(view: &NodeView, me: &NodeId, actual: &OverlayState, mtu: u32) -> Vec<OverlayStep> {
+pub fn plan(view: &NodeView, me: &NodeId, actual: &OverlayState, mtus: &PathMtus) -> Vec<OverlayStep> {
     let peers = actual.tunnel.as_ref().map(|tunnel| peer_steps(&view.cluster, me, tunnel)).unwrap_or_default();
-    let mesh = mesh_steps(&desired_mesh(view, me, &actual.mesh, mtu), &actual.mesh);
+    let mesh = mesh_steps(&desired_mesh(view, me, &actual.mesh, mtus), &actual.mesh);
     peers.into_iter().map(OverlayStep::Tunnel).chain(mesh.into_iter().map(OverlayStep::Mesh)).collect()
 }

@@ -1,6 +1,7 @@
 //! The loop: wait for a change or the tick, observe, plan, apply, observe again; when a plan is empty, the revision counts
 //! as applied. The decisions are in `plan`.
 
+use super::path_mtus::{PathMtus, ReadPaths, endpoints};
 use super::plan::{OverlayState, OverlayStep, plan};
 use crate::backoff::Backoff;
 use crate::datapath::mesh::{Mesh, MeshStep};
@@ -8,6 +9,7 @@ use crate::datapath::{Tunnel, TunnelState, TunnelStep};
 use crate::model::{NodeId, NodeView, Revision};
 use crate::sync::replace_if_changed;
 use anyhow::Context;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -25,15 +27,61 @@ pub struct Overlay {
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
     tick: Duration,
-    /// The tunnel's MTU when it last answered, bytes; 0 before.
-    mtu: u32,
+    /// The setting `path_mtu`, bytes; `None` to read it.
+    path_mtu: Option<u32>,
+    paths: ReadPaths,
+    mtus: PathMtus,
+    channels: MtuChannels,
+}
+
+/// Where the loop publishes MTUs, in bytes, whenever they change.
+#[derive(Clone, Debug)]
+pub struct MtuChannels {
+    /// Of the tunnel device and of new containers.
+    pub device: watch::Sender<u32>,
+    /// Of the smallest path.
+    pub smallest: watch::Sender<u32>,
+    /// Of every path, for the status.
+    pub paths: watch::Sender<PathMtus>,
+}
+
+impl MtuChannels {
+    /// With the MTU of the device until the paths are read.
+    #[must_use]
+    pub fn new(device: u32) -> Self {
+        let channel = || watch::channel(device).0;
+        Self { device: channel(), smallest: channel(), paths: watch::channel(PathMtus::uniform(device)).0 }
+    }
+
+    fn publish(&self, mtus: &PathMtus) {
+        replace_if_changed(&self.device, mtus.device);
+        replace_if_changed(&self.smallest, mtus.smallest);
+        replace_if_changed(&self.paths, mtus.clone());
+    }
 }
 
 impl Overlay {
     /// The overlay of node `me` on these parts.
     #[must_use]
     pub fn new(me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
-        Self { me, mesh, tunnel, tick: TICK, mtu: 0 }
+        Self {
+            me,
+            mesh,
+            tunnel,
+            tick: TICK,
+            path_mtu: None,
+            paths: ReadPaths::default(),
+            mtus: PathMtus::default(),
+            channels: MtuChannels::new(0),
+        }
+    }
+
+    /// Publishes the MTUs there. `path_mtu` in bytes overrides what the paths have.
+    #[must_use]
+    pub fn with_mtus(mut self, channels: MtuChannels, path_mtu: Option<u32>) -> Self {
+        self.channels = channels;
+        self.path_mtu = path_mtu;
+        self
     }
 
     /// Sets the time between observations while nothing changes.
@@ -95,11 +143,12 @@ impl Overlay {
     /// Observes, plans and applies once. Returns whether nothing was to be done.
     async fn round(&mut self, view: &NodeView) -> anyhow::Result<bool> {
         let (tunnel, unanswered) = self.observe_tunnel().await;
+        self.read_paths(view, tunnel.as_ref()).await;
         // Held from the observation to the last step in the namespace, so that no attach in between is undone; no longer,
         // because a container that starts waits for it.
         let lock = self.mesh.lock().await;
         let actual = OverlayState { mesh: self.mesh.recent(self.tick).await?, tunnel };
-        let steps = plan(view, &self.me, &actual, self.mtu);
+        let steps = plan(view, &self.me, &actual, &self.mtus);
         let settled = steps.is_empty();
         let (mesh, peers) = split(steps);
         let mesh_applied = self.mesh.apply(&mesh).await;
@@ -108,13 +157,32 @@ impl Overlay {
         Ok(settled)
     }
 
+    /// Reads the MTUs of the paths to the other nodes. What cannot be read keeps its last value.
+    async fn read_paths(&mut self, view: &NodeView, tunnel: Option<&TunnelState>) {
+        let endpoints = endpoints(&view.cluster, &self.me, tunnel);
+        let wanted: BTreeSet<_> = endpoints.values().map(|to| to.ip().to_canonical()).collect();
+        match self.mesh.path_mtus(&self.paths.next(&wanted)).await {
+            Ok(read) => self.paths.known.extend(read),
+            Err(error) => tracing::warn!(%error, "cannot read the host's routes to the other nodes"),
+        }
+        let uplink = if endpoints.is_empty() {
+            let own = view.cluster.node(&self.me).and_then(|own| own.endpoints.first()).map(|own| own.ip());
+            self.mesh.uplink_mtu(own).await.ok().flatten()
+        } else {
+            None
+        };
+        let mtus = PathMtus::of(self.path_mtu, uplink, &endpoints, &self.paths.known);
+        if mtus != self.mtus {
+            tracing::info!(device = mtus.device, smallest = mtus.smallest, "MTU of the tunnel, from the paths to the nodes");
+            self.channels.publish(&mtus);
+            self.mtus = mtus;
+        }
+    }
+
     /// The tunnel's state, or the error with which it did not answer.
-    async fn observe_tunnel(&mut self) -> (Option<TunnelState>, anyhow::Result<()>) {
+    async fn observe_tunnel(&self) -> (Option<TunnelState>, anyhow::Result<()>) {
         match self.tunnel.observe().await.context("the tunnel does not answer") {
-            Ok(tunnel) => {
-                self.mtu = tunnel.mtu;
-                (Some(tunnel), Ok(()))
-            }
+            Ok(tunnel) => (Some(tunnel), Ok(())),
             Err(error) => (None, Err(error)),
         }
     }

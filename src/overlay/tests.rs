@@ -1,7 +1,9 @@
 //! The plan as text, and that nothing is left to do after a plan was applied.
 
 use super::peers::endpoint_to_set;
-use super::{DesiredMesh, OverlayState, OverlayStep, SESSION_LIFETIME, desired_mesh, mesh_steps, peer_steps, plan};
+use super::{
+    DesiredMesh, NodePath, OverlayState, OverlayStep, PathMtus, SESSION_LIFETIME, desired_mesh, mesh_steps, peer_steps, plan,
+};
 use crate::datapath::mesh::{MAIN, MeshLink, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, mesh_end};
 use crate::datapath::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use crate::model::fixture::{self, mesh, network_part};
@@ -91,11 +93,11 @@ fn a_fresh_namespace() {
         action: RuleAction::Table(MAIN),
     });
     state.rules.extend(kernel_rules);
-    let steps = mesh_steps(&desired_mesh(&some_view(), &me(), &state, 1380), &state);
+    let steps = mesh_steps(&desired_mesh(&some_view(), &me(), &state, &PathMtus::uniform(1380)), &state);
     assert_eq!(
         text(&steps),
         "\
-link set v0a00010b mtu 1380
+link set skep0 mtu 1380
 address add 10.0.0.1 dev lo
 address add 10.0.0.2 dev lo
 address add 10.0.1.1 dev lo
@@ -134,14 +136,14 @@ rule del -6 0: lookup main
         crate::datapath::mesh::base::SYSCTLS.len() + 1
     );
     apply(&mut state, &steps);
-    assert_eq!(mesh_steps(&desired_mesh(&some_view(), &me(), &state, 1380), &state), []);
+    assert_eq!(mesh_steps(&desired_mesh(&some_view(), &me(), &state, &PathMtus::uniform(1380)), &state), []);
 }
 
 #[test]
 fn changes_are_differences() {
     let mut state = with_links(&["lo", TUNNEL, "v0a00010b"]);
     let run = |state: &mut MeshState, view: &NodeView| {
-        let steps = mesh_steps(&desired_mesh(view, &me(), state, 1420), state);
+        let steps = mesh_steps(&desired_mesh(view, &me(), state, &PathMtus::uniform(1420)), state);
         apply(state, &steps);
         text(&steps)
     };
@@ -180,7 +182,35 @@ address del 10.0.1.1 dev lo
     // Without a tunnel device no route leads to it; without its MTU those of the links stay as they are.
     state.links.remove(TUNNEL);
     state.routes.retain(|route| route.target != RouteTarget::Device(TUNNEL.to_owned()));
-    assert_eq!(mesh_steps(&desired_mesh(&without, &me(), &state, 0), &state), []);
+    assert_eq!(mesh_steps(&desired_mesh(&without, &me(), &state, &PathMtus::default()), &state), []);
+}
+
+/// Only what leads to a node with a smaller path gets a smaller route, and loses it when the path grows.
+#[test]
+fn routes_to_a_node_have_the_mtu_of_its_path() {
+    let members = vec![member(2, Ipv4Addr::new(10, 0, 1, 12)), member(3, Ipv4Addr::new(10, 0, 1, 13))];
+    let cluster = fixture::cluster_part(vec![peer(1), peer(2), peer(3)]);
+    let view = fixture::node_view(1, vec![network(1, members)], cluster);
+    let mut state = with_links(&["lo", TUNNEL]);
+    let mut run = |mtus: &PathMtus| {
+        let steps = mesh_steps(&desired_mesh(&view, &me(), &state, mtus), &state);
+        apply(&mut state, &steps);
+        assert_eq!(mesh_steps(&desired_mesh(&view, &me(), &state, mtus), &state), []);
+        text(&steps)
+    };
+    run(&PathMtus::uniform(1440));
+    let small = NodePath { path: Some(1460), tunnel: 1392 };
+    let one = PathMtus { nodes: [(NodeId::from("node3"), small)].into(), smallest: 1392, ..PathMtus::uniform(1440) };
+    let address = peer(3).address();
+    let smaller = format!(
+        "route set {address}/128 dev skep0 table main mtu 1392\nroute set 10.0.1.13/32 dev skep0 table 167772416 mtu 1392\n"
+    );
+    assert_eq!(run(&one), smaller);
+    let larger = format!(
+        "link set skep0 mtu 8941\nroute set 10.0.1.13/32 dev skep0 table 167772416\n\
+         route del {address}/128 dev skep0 table main mtu 1392\n"
+    );
+    assert_eq!(run(&PathMtus::uniform(8941)), larger);
 }
 
 #[test]
@@ -219,7 +249,7 @@ fn peers_are_set_when_they_differ_and_unknown_ones_removed() {
     assert_eq!(peer_steps(&cluster, &me(), &tunnel), removals);
     // The peers of a tunnel that does not answer stay as they are.
     let unanswered = OverlayState { mesh: with_links(&["lo"]), tunnel: None };
-    assert!(plan(&some_view(), &me(), &unanswered, 0).iter().all(|step| matches!(step, OverlayStep::Mesh(_))));
+    assert!(plan(&some_view(), &me(), &unanswered, &PathMtus::default()).iter().all(|step| matches!(step, OverlayStep::Mesh(_))));
 }
 
 /// The endpoint policy: what is set when the peer is absent, has a live session, an expired one, or none.
@@ -277,10 +307,10 @@ proptest! {
     #[test]
     fn nothing_is_left_to_do_after_a_plan(first in any_view(), second in any_view(), mut state in any_links()) {
         for view in [first, second] {
-            let desired: DesiredMesh = desired_mesh(&view, &me(), &state, 1420);
+            let desired: DesiredMesh = desired_mesh(&view, &me(), &state, &PathMtus::uniform(1420));
             let steps = mesh_steps(&desired, &state);
             apply(&mut state, &steps);
-            prop_assert_eq!(mesh_steps(&desired_mesh(&view, &me(), &state, 1420), &state), []);
+            prop_assert_eq!(mesh_steps(&desired_mesh(&view, &me(), &state, &PathMtus::uniform(1420)), &state), []);
             prop_assert!(crate::datapath::mesh::base::rules().is_subset(&state.rules));
             let own: Vec<Ipv4Addr> = view.networks.by_id.values().flat_map(|n| &n.members).filter(|m| m.node_id == me()).map(|m| m.address).collect();
             for route in &state.routes {

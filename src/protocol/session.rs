@@ -1,11 +1,13 @@
 //! Messages of a session, between a node and the leader.
 
+use super::view_stream::ViewPiece;
 use crate::model::{
     ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
     view::{ClusterPart, Networks, Tasks},
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,6 +34,8 @@ pub enum ToManager {
     Status(Vec<(TaskId, TaskStatus)>),
     /// Published ports that containers of tasks listen on: all ports of a task, sorted.
     Listens(Vec<(TaskId, Vec<ListeningPort>)>),
+    /// What does not work on the node, by the name of its loop: all of it, again when it changes. Empty: nothing.
+    Troubles(BTreeMap<String, String>),
     /// The node leaves the cluster (`docker swarm leave`).
     Leave,
 }
@@ -46,7 +50,7 @@ pub enum ToNode {
         /// Time between heartbeats that the manager expects, in milliseconds; zero: the node's own setting.
         heartbeat_ms: u64,
     },
-    /// Parts of the view that changed.
+    /// Parts of the view that changed. Travels in pieces, see [`super::view_stream`].
     View {
         /// Revision of the whole view.
         revision: Revision,
@@ -56,6 +60,8 @@ pub enum ToNode {
         networks: Option<Arc<Networks>>,
         cluster: Option<Arc<ClusterPart>>,
     },
+    /// A piece of a view.
+    Piece(ViewPiece),
     /// Answer to a heartbeat.
     Alive,
     /// This manager does not lead.

@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// Bytes of the length field.
 const HEADER: usize = 4;
 
+/// Bytes written at once.
+const PART: usize = 8 << 10;
+
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
@@ -25,7 +28,7 @@ pub enum FrameError {
     /// No byte was received for this long.
     #[error("nothing was received for {} ms", .0.as_millis())]
     Silent(Duration),
-    /// The peer has stopped reading: a frame could not be written for this long.
+    /// The peer has stopped reading: no byte of a frame could be written for this long.
     #[error("the peer took nothing for {} ms", .0.as_millis())]
     Stuck(Duration),
     #[error("the connection broke: {0}")]
@@ -138,7 +141,7 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    /// Frames of up to `max` bytes; an error when one is not written within `idle_limit`.
+    /// Frames of up to `max` bytes; an error when no byte of one is taken for `idle_limit`. A slow peer has as long as it needs.
     pub fn new(stream: W, max: usize, idle_limit: Duration) -> Self {
         Self { stream, max, idle_limit }
     }
@@ -148,12 +151,18 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Errors
     /// Too long, stuck, or broken.
     pub async fn write(&mut self, message: &impl Serialize) -> Result<(), FrameError> {
-        let frame = encode(message, self.max)?;
-        let write = async {
-            self.stream.write_all(&frame).await?;
-            self.stream.flush().await
-        };
-        tokio::time::timeout(self.idle_limit, write).await.map_err(|_| FrameError::Stuck(self.idle_limit))??;
+        let mut frame = encode(message, self.max)?;
+        let stuck = |_| FrameError::Stuck(self.idle_limit);
+        while !frame.is_empty() {
+            // TLS buffers what it is given: in small parts, so that each shows progress.
+            let part = frame.len().min(PART);
+            let written = tokio::time::timeout(self.idle_limit, self.stream.write(&frame[..part])).await.map_err(stuck)??;
+            if written == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            frame.advance(written);
+        }
+        tokio::time::timeout(self.idle_limit, self.stream.flush()).await.map_err(stuck)??;
         Ok(())
     }
 
@@ -204,6 +213,25 @@ mod tests {
         assert!(matches!(reader.document().await, Err(FrameError::TooLong { len: 7, max: 3 })));
         let mut reader = FrameReader::new(&frame[..], 64, Duration::from_secs(1));
         assert!(matches!(reader.message::<u64>().await, Err(FrameError::Garbage(_))));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_slow_peer_that_reads_gets_a_whole_frame_however_long_it_takes() {
+        let limit = Duration::from_millis(200);
+        let (mut slow, far) = tokio::io::duplex(1024);
+        let text = "x".repeat(100_000);
+        let reading = tokio::spawn(async move {
+            let (mut all, mut buffer) = (0, [0; 2048]);
+            while all < 100_006 {
+                tokio::time::sleep(limit / 20).await;
+                all += slow.read(&mut buffer).await.expect("open");
+            }
+            all
+        });
+        let begin = std::time::Instant::now();
+        FrameWriter::new(far, 1 << 20, limit).write(&text).await.expect("progress is enough");
+        assert!(begin.elapsed() > limit, "longer than the limit of a pause");
+        assert_eq!(reading.await.expect("read"), 100_006);
     }
 
     #[tokio::test]

@@ -1,14 +1,15 @@
-//! Accepts connections on 2377: TLS handshake, then by ALPN to the join or the session. Unauthenticated connections are
+//! Accepts connections on 2377: TLS handshake, then by ALPN to the join, the session or the renewal. Unauthenticated connections are
 //! bounded in number, size and time; a connection that does not speak the protocol is logged and closed, and disturbs no
 //! other.
 
 use super::join::{JoinAuthority, server as join};
 use super::limiter::{ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
+use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
-use crate::clock::Clock;
-use crate::trust::Identity;
+use crate::clock::{self, Clock};
+use crate::trust::{Identity, NodeName, Validity};
 use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub enum ListenerKind {
     /// Faces the LAN: joins only.
     Outer,
-    /// Inside the mesh: sessions only.
+    /// Inside the mesh: sessions and renewals.
     Mesh,
 }
 
@@ -37,6 +38,8 @@ struct ConnectionContext {
     tls: ServerTls,
     join: Arc<dyn JoinAuthority>,
     sessions: Arc<dyn SessionServer>,
+    certificates: Arc<dyn CertificateAuthority>,
+    clock: Arc<dyn Clock>,
     limits: ServerLimits,
     limiter: ConnectionLimiter,
 }
@@ -52,11 +55,12 @@ impl Server {
         clock: Arc<dyn Clock>,
         join: Arc<dyn JoinAuthority>,
         sessions: Arc<dyn SessionServer>,
+        certificates: Arc<dyn CertificateAuthority>,
         limits: ServerLimits,
     ) -> anyhow::Result<Self> {
-        let tls = ServerTls::new(identity, clock)?;
+        let tls = ServerTls::new(identity, clock.clone())?;
         let limiter = ConnectionLimiter::new(limits.unauthenticated_per_source, limits.unauthenticated);
-        Ok(Self { context: Arc::new(ConnectionContext { tls, join, sessions, limits, limiter }) })
+        Ok(Self { context: Arc::new(ConnectionContext { tls, join, sessions, certificates, clock, limits, limiter }) })
     }
 
     /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
@@ -97,10 +101,10 @@ async fn connection(
         return;
     };
     let _ = stream.set_nodelay(true);
-    let (identity, acceptor) = context.tls.current();
+    let tls = context.tls.current();
     let handshake = tokio::select! {
         () = shutdown.cancelled() => return,
-        done = tokio::time::timeout(context.limits.handshake, acceptor.accept(stream)) => done,
+        done = tokio::time::timeout(context.limits.handshake, tls.accept(stream, kind == ListenerKind::Mesh)) => done,
     };
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
@@ -119,7 +123,12 @@ async fn connection(
             drop(permit);
             outcome
         }
-        (Some(tls::SESSION), ListenerKind::Mesh) => serve_session(context, &identity, stream, from, permit, &shutdown).await,
+        (Some(tls::SESSION), ListenerKind::Mesh) => serve_session(context, &tls.identity, stream, from, permit, &shutdown).await,
+        (Some(tls::CERTIFICATE), ListenerKind::Mesh) => {
+            let outcome = serve_renewal(context, &tls.identity, stream, from).await;
+            drop(permit);
+            outcome
+        }
         (Some(tls::JOIN), ListenerKind::Mesh) => {
             join::refuse(stream, "this address is for members; join at the manager's outer address").await;
             Err(anyhow::anyhow!("a join at the mesh address"))
@@ -144,8 +153,8 @@ async fn serve_session(
     permit: Permit,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let name = match tls::client_name(stream.get_ref().1.peer_certificates(), identity) {
-        Ok(Some(name)) => name,
+    let (name, validity) = match client(&stream, identity) {
+        Ok(Some(client)) => client,
         Ok(None) => {
             session::refuse(stream, "a session needs a certificate of this cluster").await;
             anyhow::bail!("a session without a certificate");
@@ -157,7 +166,29 @@ async fn serve_session(
     };
     drop(permit); // authenticated: no longer counted
     let node = name.node_id.clone();
-    session::serve(stream, name, context.sessions.as_ref(), &context.limits, shutdown)
-        .await
-        .with_context(|| format!("session of node {node} from {from}"))
+    let serving = session::serve(stream, name, context.sessions.as_ref(), &context.limits, shutdown, async {
+        let ends = validity.not_after.min(identity.expires());
+        clock::reached(context.clock.as_ref(), ends).await;
+    });
+    serving.await.with_context(|| format!("session of node {node} from {from}"))
+}
+
+/// Serves the renewal of the certificate that the client has shown.
+async fn serve_renewal(
+    context: &ConnectionContext,
+    identity: &Identity,
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+) -> anyhow::Result<()> {
+    let (name, validity) = client(&stream, identity)?.context("a renewal without a certificate")?;
+    let node = name.node_id.clone();
+    let holder = CertificateHolder { name, validity, from };
+    let served = renewal::serve(stream, holder, context.certificates.as_ref(), &context.limits).await;
+    served.with_context(|| format!("renewal of node {node} from {from}"))
+}
+
+/// The node and the life that a client's certificate names; `None` if the client has shown none.
+fn client(stream: &TlsStream<TcpStream>, identity: &Identity) -> Result<Option<(NodeName, Validity)>, tls::Distrust> {
+    let certificates = stream.get_ref().1.peer_certificates();
+    Ok(tls::client_name(certificates, identity)?.zip(tls::peer_validity(certificates)))
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub enum AttemptOutcome {
     /// A session was open and was closed.
     Lost,
+    /// The node itself closed the session, to open the next one with another certificate.
+    Renewed,
     /// A session was open, but nothing more was received from the leader.
     Silent,
     /// No session was opened.
@@ -48,14 +50,16 @@ impl LeaderSearch {
 
     /// An attempt has ended.
     pub fn ended(&mut self, outcome: AttemptOutcome) {
-        self.failures += 1;
         self.hint = None;
         match outcome {
+            // Nothing failed: the same manager again.
+            AttemptOutcome::Renewed => return,
             AttemptOutcome::Lost | AttemptOutcome::Failed => {}
             // Not a restart, which would have closed the session: continue with the next manager.
-            AttemptOutcome::Silent => self.failures = self.failures.max(2),
+            AttemptOutcome::Silent => self.failures = self.failures.max(1),
             AttemptOutcome::NotLeader(hint) => self.hint = hint.filter(|h| Some(*h) != self.last),
         }
+        self.failures += 1;
     }
 
     /// The manager to try next, and the pause before it; `None` while no manager is known.
@@ -93,6 +97,18 @@ mod tests {
 
     fn managers(n: u16) -> Vec<SocketAddr> {
         (1..=n).map(|i| SocketAddr::from(([10, 0, 0, 1], i))).collect()
+    }
+
+    #[test]
+    fn a_session_that_is_renewed_returns_to_the_same_manager_without_a_pause() {
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(3);
+        let mut search = LeaderSearch::new(Backoff::new(100 * MS, 2000 * MS));
+        let (_, leader) = search.next(&managers(3), rng).unwrap();
+        search.leader_answers();
+        for _ in 0..5 {
+            search.ended(AttemptOutcome::Renewed);
+            assert_eq!(search.next(&managers(3), rng), Some((Duration::ZERO, leader)));
+        }
     }
 
     #[test]

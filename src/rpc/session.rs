@@ -3,5 +3,6 @@
 mod client;
 pub(super) mod server;
 
+pub(super) use client::explain;
 pub use client::{SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 pub use server::SessionServer;

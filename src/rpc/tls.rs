@@ -3,15 +3,16 @@
 
 use super::frame::{FrameReader, FrameWriter};
 use crate::clock::Clock;
-use crate::model::Role;
+use crate::model::{Role, Timestamp};
 use crate::sync::lock;
-use crate::trust::{CaDigest, Identity, NodeName};
+use crate::trust::{CaDigest, Identity, NodeName, Validity};
 use anyhow::Context as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{Acceptor, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, ServerConfig,
     SignatureScheme, time_provider::TimeProvider, version::TLS13,
@@ -22,12 +23,14 @@ use std::time::Duration;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::{TlsAcceptor, client, server};
+use tokio_rustls::{LazyConfigAcceptor, client, server};
 
 /// ALPN of a join.
 pub const JOIN: &[u8] = b"skep-join/1";
 /// ALPN of a session.
 pub const SESSION: &[u8] = b"skep-session/1";
+/// ALPN of a renewal.
+pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
 /// The server name that clients send. It is not checked: a server proves itself by its CA and its role.
 const SERVER_NAME: &str = "swarm-manager";
 
@@ -59,8 +62,35 @@ pub type ClientWriter = FrameWriter<WriteHalf<client::TlsStream<TcpStream>>>;
 pub struct ServerTls {
     identity: watch::Receiver<Arc<Identity>>,
     clock: Arc<dyn Clock>,
-    /// The identity that the acceptor was built from.
-    current: Mutex<(Arc<Identity>, TlsAcceptor)>,
+    current: Mutex<ServerConfigs>,
+}
+
+/// What a server uses of one identity.
+#[derive(Clone)]
+pub struct ServerConfigs {
+    /// The identity that is presented.
+    pub identity: Arc<Identity>,
+    /// For joins and sessions.
+    usual: Arc<ServerConfig>,
+    /// For renewals alone: it names no other protocol, so nothing else can be spoken with an expired certificate.
+    renewal: Arc<ServerConfig>,
+}
+
+impl ServerConfigs {
+    fn new(identity: Arc<Identity>, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let usual = Arc::new(server_config(&identity, clock.clone())?);
+        let renewal = Arc::new(renewal_server_config(&identity, clock.clone())?);
+        Ok(Self { identity, usual, renewal })
+    }
+
+    /// The server's side of a handshake. With `renewals` a client that names [`CERTIFICATE`] may show a certificate that
+    /// has expired.
+    pub async fn accept(&self, stream: TcpStream, renewals: bool) -> std::io::Result<server::TlsStream<TcpStream>> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let renews = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == CERTIFICATE));
+        let config = if renewals && renews { &self.renewal } else { &self.usual };
+        start.into_stream(config.clone()).await
+    }
 }
 
 impl ServerTls {
@@ -68,18 +98,18 @@ impl ServerTls {
     /// The identity of this moment cannot be used for TLS.
     pub fn new(identity: watch::Receiver<Arc<Identity>>, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let first = identity.borrow().clone();
-        let acceptor = TlsAcceptor::from(Arc::new(server_config(&first, clock.clone())?));
-        Ok(Self { identity, clock, current: Mutex::new((first, acceptor)) })
+        let configs = ServerConfigs::new(first, &clock)?;
+        Ok(Self { identity, clock, current: Mutex::new(configs) })
     }
 
-    /// The identity of this moment and the acceptor that presents it. An identity that cannot be used for TLS is logged;
+    /// The configurations that present the identity of this moment. An identity that cannot be used for TLS is logged;
     /// the one before stays in use then.
-    pub fn current(&self) -> (Arc<Identity>, TlsAcceptor) {
+    pub fn current(&self) -> ServerConfigs {
         let latest = self.identity.borrow().clone();
         let mut current = lock(&self.current);
-        if !Arc::ptr_eq(&current.0, &latest) {
-            match server_config(&latest, self.clock.clone()) {
-                Ok(config) => *current = (latest, TlsAcceptor::from(Arc::new(config))),
+        if !Arc::ptr_eq(&current.identity, &latest) {
+            match ServerConfigs::new(latest, &self.clock) {
+                Ok(configs) => *current = configs,
                 Err(error) => tracing::warn!(
                     error = format!("{error:#}"),
                     "the renewed identity cannot be used for TLS: connections use the previous certificate until it expires"
@@ -92,15 +122,34 @@ impl ServerTls {
 
 /// The server's side: a client certificate is checked if the client has one; joiners have none.
 fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
-    let provider = Arc::new(ring::default_provider());
+    let verifier = client_verifier(identity)?.allow_unauthenticated().build()?;
+    server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec()])
+}
+
+/// The server's side of renewals: every client has a certificate, which may have expired.
+fn renewal_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
+    let verifier = Arc::new(ExpiredAllowed(client_verifier(identity)?.build()?));
+    server_config_with(identity, clock, verifier, vec![CERTIFICATE.to_vec()])
+}
+
+fn client_verifier(identity: &Identity) -> anyhow::Result<rustls::server::ClientCertVerifierBuilder> {
     let roots = Arc::new(roots(CertificateDer::from(identity.ca_der()?))?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).allow_unauthenticated().build()?;
+    Ok(WebPkiClientVerifier::builder_with_provider(roots, Arc::new(ring::default_provider())))
+}
+
+fn server_config_with(
+    identity: &Identity,
+    clock: Arc<dyn Clock>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    protocols: Vec<Vec<u8>>,
+) -> anyhow::Result<ServerConfig> {
+    let provider = Arc::new(ring::default_provider());
     let mut config = ServerConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain(identity)?, key(identity)?)
         .context("cannot use this node's certificate")?;
-    config.alpn_protocols = vec![JOIN.to_vec(), SESSION.to_vec()];
+    config.alpn_protocols = protocols;
     // A resumed session would skip the check of the certificate.
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -108,16 +157,31 @@ fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<S
 
 /// A joiner's side: it has no certificate and trusts the CA whose digest is in its token.
 pub fn join_config(digest: CaDigest, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
-    client_config(TrustAnchor::Digest(digest), clock, None)
+    client_config(TrustAnchor::Digest(digest), clock, None, JOIN)
 }
 
 /// A member's side: it presents its certificate and trusts managers of its cluster.
 pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
-    let ca = CertificateDer::from(identity.ca_der()?);
-    client_config(TrustAnchor::Cluster { ca, cluster: identity.cluster_id().as_str().to_owned() }, clock, Some(identity))
+    member_config(identity, clock, SESSION)
 }
 
-fn client_config(anchor: TrustAnchor, clock: Arc<dyn Clock>, identity: Option<&Identity>) -> anyhow::Result<ClientConfig> {
+/// As [`session_config`], for a renewal.
+pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, CERTIFICATE)
+}
+
+fn member_config(identity: &Identity, clock: Arc<dyn Clock>, protocol: &[u8]) -> anyhow::Result<ClientConfig> {
+    let ca = CertificateDer::from(identity.ca_der()?);
+    let cluster = identity.cluster_id().as_str().to_owned();
+    client_config(TrustAnchor::Cluster { ca, cluster }, clock, Some(identity), protocol)
+}
+
+fn client_config(
+    anchor: TrustAnchor,
+    clock: Arc<dyn Clock>,
+    identity: Option<&Identity>,
+    protocol: &[u8],
+) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Arc::new(ManagerVerifier { anchor, algorithms: algorithms(&provider) });
     let builder = ClientConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
@@ -130,7 +194,7 @@ fn client_config(anchor: TrustAnchor, clock: Arc<dyn Clock>, identity: Option<&I
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![if identity.is_some() { SESSION.to_vec() } else { JOIN.to_vec() }];
+    config.alpn_protocols = vec![protocol.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -150,6 +214,11 @@ pub fn client_name(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) 
     Ok(Some(name))
 }
 
+/// Life of the certificate that the other side has shown, which TLS has verified; `None` if it has shown none.
+pub fn peer_validity(certificates: Option<&[CertificateDer<'_>]>) -> Option<Validity> {
+    Validity::of_der(certificates?.first()?).ok()
+}
+
 /// Why a handshake failed, if the cause was the server's certificate.
 pub fn distrust(error: &std::io::Error) -> Option<&Distrust> {
     let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) = tls_error(error)? else { return None };
@@ -159,6 +228,55 @@ pub fn distrust(error: &std::io::Error) -> Option<&Distrust> {
 /// The TLS error that an IO error wraps.
 pub fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+/// Verifies a client's certificate as it was at its own end: issuer, key and purpose are checked as ever, and a certificate
+/// that is not valid yet is refused. What an expired one is good for is decided later.
+#[derive(Debug)]
+struct ExpiredAllowed(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ExpiredAllowed {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) =
+            verified
+        else {
+            return verified;
+        };
+        let end = Validity::of_der(end_entity).ok().and_then(|validity| unix_time(validity.not_after));
+        self.0.verify_client_cert(end_entity, intermediates, end.unwrap_or(now))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// The servers that a client accepts.
@@ -268,7 +386,11 @@ impl fmt::Debug for ClockTime {
 
 impl TimeProvider for ClockTime {
     fn current_time(&self) -> Option<UnixTime> {
-        let nanos = u64::try_from(self.0.now().0).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_nanos(nanos)))
+        unix_time(self.0.now())
     }
+}
+
+fn unix_time(time: Timestamp) -> Option<UnixTime> {
+    let nanos = u64::try_from(time.0).ok()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_nanos(nanos)))
 }

@@ -27,12 +27,12 @@ impl Settings {
     /// The first one that is not valid.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.paths()?;
-        if !PATH_MTU.contains(&self.path_mtu) {
+        if self.path_mtu().is_some_and(|mtu| !PATH_MTU.contains(&mtu)) {
             let (low, high) = PATH_MTU.into_inner();
             return Err(invalid(
                 "path_mtu",
                 self.path_mtu.to_string(),
-                format!("set the MTU between the nodes, {low} to {high} bytes"),
+                format!("set the MTU between the nodes, {low} to {high} bytes, or 0 to read it from the host's routes"),
             ));
         }
         self.bounds()?;
@@ -43,6 +43,14 @@ impl Settings {
                 timeouts.heartbeat_ms
             );
             return Err(invalid("timeouts.node_down_ms", timeouts.node_down_ms.to_string(), advice));
+        }
+        let manager = &self.manager;
+        if manager.node_lag_ms <= manager.stop_hold_ms {
+            let advice = format!(
+                "set more than manager.stop_hold_ms ({}), some six times as much: a node that is slow once is not degraded",
+                manager.stop_hold_ms
+            );
+            return Err(invalid("manager.node_lag_ms", manager.node_lag_ms.to_string(), advice));
         }
         self.elections()
     }
@@ -170,6 +178,7 @@ mod tests {
     #[test]
     fn the_limits_themselves_are_valid() {
         for text in [
+            "path_mtu = 0",
             "path_mtu = 1360",
             "path_mtu = 65535",
             "[timeouts]\nnode_down_ms = 501",

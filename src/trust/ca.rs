@@ -1,7 +1,7 @@
 //! The root CA and the certificates that it issues. ECDSA P-256 throughout; names and lifetimes as in Swarm, so that tools
 //! for Swarm's certificates read these.
 
-use super::{CaDigest, NodeName, TrustError, name};
+use super::{CaDigest, NodeName, TrustError, name, renewal::BACKDATED};
 use crate::model::{Timestamp, cluster::CaSettings};
 use rand::Rng;
 use rcgen::{
@@ -15,8 +15,6 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Life of a root CA: 20 years, as Swarm's.
 const ROOT_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
-/// Certificates are valid from this long before they are issued, for machines whose clock is behind.
-const SLACK: Duration = HOUR;
 /// Life of a node certificate unless the cluster spec sets one.
 const NODE_LIFE: Duration = Duration::from_hours(90 * 24);
 
@@ -152,7 +150,7 @@ impl NodeKey {
 }
 
 /// Issues a node certificate (PEM). Only the public key of the request is used; the request's signature proves that the
-/// requester has the private key. A lifetime of zero means 90 days, one below an hour means an hour.
+/// requester has the private key. A lifetime of zero means 90 days.
 ///
 /// # Errors
 /// The request is unreadable, its signature is wrong, or its key is not P-256.
@@ -172,7 +170,7 @@ pub fn issue(
     let issuer = Issuer::from_ca_cert_pem(&ca.certificate, key_pair("the CA key", &ca.key)?)
         .map_err(|e| TrustError::Unreadable { what: "the CA certificate", why: e.to_string() })?;
     let mut params = CertificateParams::default();
-    validity(&mut params, now, node_life_of(life));
+    validity(&mut params, now, if life.is_zero() { NODE_LIFE } else { life });
     params.serial_number = Some(serial(rng));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, printable(node.cluster_id.as_str())?);
@@ -188,12 +186,9 @@ pub fn issue(
     Ok(name::to_pem(certificate.der()))
 }
 
-/// Lifetime of node certificates by the cluster's settings.
+/// Lifetime of node certificates by the cluster's settings: 90 days without one, an hour at least.
 pub fn node_life(settings: &CaSettings) -> Duration {
-    node_life_of(settings.node_cert_expiry.map_or(Duration::ZERO, crate::model::Nanos::duration))
-}
-
-fn node_life_of(requested: Duration) -> Duration {
+    let requested = settings.node_cert_expiry.map_or(Duration::ZERO, crate::model::Nanos::duration);
     if requested.is_zero() { NODE_LIFE } else { requested.max(HOUR) }
 }
 
@@ -205,7 +200,7 @@ pub(super) fn key_pair(what: &'static str, pem: &str) -> Result<KeyPair, TrustEr
 
 fn validity(params: &mut CertificateParams, now: Timestamp, life: Duration) {
     let now = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(now.0)).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    params.not_before = now - SLACK;
+    params.not_before = now - BACKDATED;
     params.not_after = now + life.min(365 * 100 * DAY);
 }
 

@@ -38,17 +38,12 @@ impl Identity {
         if name::public_key(&der)? != pair.public_key_raw() {
             return Err(TrustError::KeyMismatch);
         }
-        let time = |seconds: i64| Timestamp(seconds.saturating_mul(1_000_000_000));
-        let validity = Validity {
-            not_before: time(node.validity().not_before.timestamp()),
-            not_after: time(node.validity().not_after.timestamp()),
-        };
         Ok(Self {
             name: NodeName::of_der(&der)?,
             key: key.to_owned(),
             certificate: name::to_pem(&der),
             ca_certificate: name::to_pem(&ca_der),
-            validity,
+            validity: name::validity(&der)?,
         })
     }
 

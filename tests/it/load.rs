@@ -150,6 +150,14 @@ impl Load {
         })
     }
 
+    /// One connection to each target, kept for all requests: idle but for one line per `pause`. See [`serve_lines`].
+    pub fn kept(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| {
+            let mut line = KeptConnection::new(to);
+            Box::new(move || line.ask())
+        })
+    }
+
     fn run(targets: impl IntoIterator<Item = Target>, pause: Duration, make: fn(SocketAddr) -> Request) -> Self {
         let stop = Stop::default();
         let (mut running, mut answers) = (Vec::new(), Vec::new());
@@ -171,7 +179,10 @@ impl Load {
                         Err(error) => tally.failed.push(Failed { from, to, why: format!("{error:#}") }),
                     }
                     tally.slowest = tally.slowest.max(to - from);
-                    std::thread::sleep(pause);
+                    let next = Instant::now() + pause;
+                    while Instant::now() < next && !stopped.load(Ordering::Relaxed) {
+                        std::thread::sleep(pause.min(Duration::from_millis(200)));
+                    }
                 }
                 tally
             })));
@@ -195,6 +206,42 @@ impl Load {
         }
         all
     }
+}
+
+/// A TCP connection that is never made a second time.
+struct KeptConnection {
+    stream: std::io::Result<TcpStream>,
+    next: u64,
+}
+
+impl KeptConnection {
+    fn new(to: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect_timeout(&to, Duration::from_secs(5)), next: 0 }
+    }
+
+    /// Sends one numbered line and expects it back.
+    fn ask(&mut self) -> anyhow::Result<String> {
+        let stream = self.stream.as_mut().map_err(|error| anyhow::anyhow!("connect: {error}"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        self.next += 1;
+        let line = format!("{}\n", self.next);
+        stream.write_all(line.as_bytes()).context("write")?;
+        let mut answer = vec![0; line.len()];
+        stream.read_exact(&mut answer).context("read")?;
+        ensure!(answer == line.as_bytes(), "{:?} instead of {line:?}", String::from_utf8_lossy(&answer));
+        Ok("kept".to_owned())
+    }
+}
+
+/// Sends back what arrives at a port of a namespace, until the process ends.
+pub async fn serve_lines(namespace: File, port: u16) {
+    let listener =
+        inside(namespace, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound in the container")).await;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
 }
 
 /// A UDP socket that sends numbered datagrams to one address and receives their answers.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod bytes;
 mod dispatcher;
 mod fixture;
 mod fuzz;

@@ -1,7 +1,8 @@
 //! `/metrics`, checked by Prometheus' promtool.
 
 use skep::admin::metrics::render;
-use skep::ingress::ebpf::{EbpfStatus, FrontendConnections};
+use skep::datapath::ebpf::Occupancy;
+use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{Protocol, Revision, Role};
 use skep::status::{NodeSummary, Status};
@@ -10,12 +11,15 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 23] = [
     "skep_build_info",
     "skep_ebpf_attached_programs",
     "skep_ebpf_connections_total",
     "skep_ebpf_drops_total",
     "skep_ebpf_events_total",
+    "skep_ebpf_left_total",
+    "skep_ebpf_map_entries",
+    "skep_ebpf_map_max_entries",
     "skep_ebpf_ports",
     "skep_ebpf_repairs_total",
     "skep_ebpf_up",
@@ -69,6 +73,7 @@ fn full_status() -> Status {
         rx_bytes: u64::MAX,
         tx_bytes: 1 << 53,
         containers: 3,
+        path_mtu: None,
     };
     let port = |protocol, port, service: &str| PortStatus {
         protocol,
@@ -85,6 +90,13 @@ fn full_status() -> Status {
         service: service.to_owned(),
         frontend: frontend.to_owned(),
         connections: 6,
+    };
+    let refusal = |left, reason: &str, hook: &str, service: &str, count| RefusalCount {
+        left,
+        reason: reason.to_owned(),
+        hook: hook.to_owned(),
+        service: service.to_owned(),
+        count,
     };
     Status {
         version: "0.1.0".to_owned(),
@@ -115,6 +127,17 @@ fn full_status() -> Status {
             counters: [("drop_flow", 1), ("drop_forged", 2), ("icmp_error", 3), ("port_new", 4)]
                 .map(|(name, n)| (name.to_owned(), n))
                 .into(),
+            refusals: vec![
+                refusal(false, "unknown_flow", "from_container", "web", 1),
+                refusal(false, "unknown_flow", "from_container", "", 1),
+                refusal(false, "vip_without_backend", "connect4", "x\"y\\", 2),
+                refusal(true, "no_backend", "from_uplink", "unknown", u64::MAX),
+            ],
+            maps: [
+                ("FLOWS".to_owned(), Occupancy { entries: 5, room: 131_072, forgets: false }),
+                ("PEERS".to_owned(), Occupancy { entries: 65_536, room: 65_536, forgets: true }),
+            ]
+            .into(),
             ..EbpfStatus::default()
         },
         ..Status::default()

@@ -5,4 +5,5 @@ mod devices;
 pub mod fixture;
 mod mesh;
 mod packet;
+mod path_mtu;
 mod reach;

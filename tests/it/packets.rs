@@ -6,5 +6,6 @@
 
 mod build;
 mod kernel;
+mod refusals;
 mod uplink;
 mod wire;

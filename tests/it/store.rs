@@ -75,6 +75,7 @@ fn object(op: Op, meta: Meta) -> Object {
             tokens: JoinTokens { worker: "w".to_owned(), manager: "m".to_owned() },
             mesh,
             address_pools: vec!["10.0.0.0/8".parse().expect("pool")],
+            reserved_subnets: Vec::new(),
             subnet_size: 24,
             data_path_port: number,
         }

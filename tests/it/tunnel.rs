@@ -58,6 +58,7 @@ impl TunnelHost {
             private_key_file,
             listen: "0.0.0.0:2377".parse()?,
             mtu: 1420,
+            keep_mtu: false,
             device: device.into(),
             kernel: KernelChoice::Never,
             program: program(),

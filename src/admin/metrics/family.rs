@@ -36,12 +36,17 @@ impl<const L: usize> MetricFamily<L> {
     /// rejects a whole scrape with such a pair), counts are added up, and of a gauge the later value stays.
     #[must_use]
     pub fn sample(mut self, values: [impl Into<String>; L], value: u64) -> Self {
+        self.add(values, value);
+        self
+    }
+
+    /// As [`MetricFamily::sample`].
+    pub fn add(&mut self, values: [impl Into<String>; L], value: u64) {
         let present = self.samples.entry(values.map(Into::into)).or_default();
         *present = match self.kind {
             MetricKind::Counter => present.saturating_add(value),
             MetricKind::Gauge => value,
         };
-        self
     }
 
     fn render(&self) -> String {

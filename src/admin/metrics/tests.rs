@@ -1,6 +1,6 @@
 use super::*;
 use crate::ingress::PortState;
-use crate::ingress::ebpf::{EbpfStatus, FrontendConnections};
+use crate::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use crate::model::Protocol;
 use std::collections::BTreeSet;
 
@@ -17,6 +17,7 @@ fn node_summary(id: &str, hostname: &str) -> NodeSummary {
         rx_bytes: 11,
         tx_bytes: 12,
         containers: 0,
+        path_mtu: None,
     }
 }
 
@@ -73,11 +74,25 @@ fn hostile_names_stay_inside_their_label() {
 #[test]
 fn counters_are_typed_and_drops_and_refusals_have_a_reason() {
     let counters = [("drop_forged", 7), ("port_new", 8)].map(|(name, n)| (name.to_owned(), n)).into();
-    let ebpf = EbpfStatus { counters, repaired: 9, ..EbpfStatus::default() };
+    let refusal = |left, reason: &str, service: &str, count| RefusalCount {
+        left,
+        reason: reason.to_owned(),
+        hook: "from_uplink".to_owned(),
+        service: service.to_owned(),
+        count,
+    };
+    let refusals = vec![
+        refusal(false, "forged_source", "web", 7),
+        refusal(false, "forged_source", "", 6),
+        refusal(true, "no_backend", "web", 3),
+    ];
+    let ebpf = EbpfStatus { counters, refusals, repaired: 9, ..EbpfStatus::default() };
     let text = render(&Status { ports: vec![port(80, "web")], ebpf, ..Status::default() });
     for line in [
         "# TYPE skep_ebpf_drops_total counter",
-        "skep_ebpf_drops_total{reason=\"forged_source\"} 7",
+        "skep_ebpf_drops_total{reason=\"forged_source\",hook=\"from_uplink\",service=\"web\"} 7",
+        "skep_ebpf_drops_total{reason=\"forged_source\",hook=\"from_uplink\",service=\"\"} 6",
+        "skep_ebpf_left_total{reason=\"no_backend\",hook=\"from_uplink\",service=\"web\"} 3",
         "skep_ebpf_events_total{event=\"port_new\"} 8",
         "# TYPE skep_ebpf_repairs_total counter",
         "skep_ebpf_repairs_total 9",

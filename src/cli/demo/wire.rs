@@ -1,6 +1,7 @@
 //! Counts the packets between the three hosts by protocol. nftables counts them in the kernel, on the bridge that connects
 //! the hosts, so that no packet is missed.
 
+use super::cluster::DemoCluster;
 use crate::lab::{Lab, output};
 use anyhow::Context as _;
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::Serialize;
 /// Neighbour discovery is ARP, IPv6 ND and the multicast reports that belong to it.
 const RULES: &str = r#"
 table bridge demo {
-  set hosts { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2, 192.0.2.3 } }
+  set hosts { type ipv4_addr; elements = { HOSTS } }
   counter tunnel {}
   counter join {}
   counter neighbours {}
@@ -38,10 +39,12 @@ pub(super) struct WirePackets {
     pub other: u64,
 }
 
-pub(super) async fn start(lab: &Lab) -> anyhow::Result<()> {
-    let rules = lab.dir().join("wire.nft");
-    std::fs::write(&rules, RULES)?;
-    output(lab.command("nft").arg("-f").arg(&rules)).await.context("cannot count packets on the bridge").map(drop)
+/// Starts counting.
+pub(super) async fn start(cluster: &DemoCluster) -> anyhow::Result<()> {
+    let rules = cluster.lab.dir().join("wire.nft");
+    let hosts: Vec<String> = cluster.nodes.iter().map(|node| node.address().to_string()).collect();
+    std::fs::write(&rules, RULES.replace("HOSTS", &hosts.join(", ")))?;
+    output(cluster.lab.command("nft").arg("-f").arg(&rules)).await.context("cannot count packets on the bridge").map(drop)
 }
 
 pub(super) async fn counts(lab: &Lab) -> anyhow::Result<WirePackets> {

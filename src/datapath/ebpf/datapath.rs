@@ -2,18 +2,20 @@
 
 use super::device_changes::DeviceChanges;
 use super::hook::{Hook, ports_unavailable};
-use super::host_devices;
+use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
+use super::occupancy::{self, Occupancy};
 use super::programs::{self, Programs};
 use super::state::EbpfState;
 use super::step::EbpfStep;
 use super::tables::Tables;
+use super::watch::{RefusalWatch, Watchers};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
-use skep_ebpf::{Port, V4, convert};
+use skep_ebpf::{Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,6 +30,7 @@ pub struct EbpfDatapath {
     unavailable: BTreeMap<Hook, String>,
     /// Set by the loop of `ingress::ebpf`; the namespaces of containers on this network need its routes.
     ingress: Mutex<Option<IngressNetwork>>,
+    watchers: Arc<Watchers>,
 }
 
 impl EbpfDatapath {
@@ -41,7 +44,7 @@ impl EbpfDatapath {
         let folder = dir.clone();
         let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None) };
+        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None), watchers: Arc::default() };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -66,6 +69,27 @@ impl EbpfDatapath {
 
     pub(super) fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.programs.loaded()
+    }
+
+    /// Folder of the pinned maps.
+    pub(super) fn maps_dir(&self) -> PathBuf {
+        load::maps_dir(&self.dir)
+    }
+
+    /// Reads the devices that programs are attached to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn host_devices(&self) -> anyhow::Result<HostDevices> {
+        host_devices::read(self.programs.mesh()).await
+    }
+
+    /// Watches what the programs drop or refuse, from now on; with `left` also what they leave to the host.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn watch_refusals(&self, left: bool) -> anyhow::Result<RefusalWatch> {
+        self.watchers.add(&self.maps_dir(), left)
     }
 
     /// Sets the network that published ports use.
@@ -143,6 +167,22 @@ impl EbpfDatapath {
     /// The kernel's.
     pub fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
         self.loaded().counters()
+    }
+
+    /// What was dropped, refused or left to the host since the maps were created.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn refusals(&self) -> anyhow::Result<BTreeMap<RefusalKey, u64>> {
+        self.loaded().sums("REFUSALS")
+    }
+
+    /// How full the maps are, by name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn occupancy(&self) -> anyhow::Result<BTreeMap<String, Occupancy>> {
+        occupancy::read(&self.maps_dir())
     }
 
     /// New connections since the maps were created, by port and by virtual address.

@@ -6,13 +6,14 @@ use super::migration::migrate_flows;
 use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::Map;
+use aya::maps::{Map, PerCpuHashMap, PerCpuValues};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sha2::{Digest as _, Sha256};
+use skep_ebpf::{Counter, RefusalKey};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +44,7 @@ pub(super) struct Loaded {
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
-fn maps_dir(dir: &Path) -> PathBuf {
+pub(super) fn maps_dir(dir: &Path) -> PathBuf {
     dir.join(format!("maps{}", skep_ebpf::LAYOUT))
 }
 
@@ -72,6 +73,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
+    make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);
     let mut unavailable = BTreeMap::new();
@@ -97,6 +99,21 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
     Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
+}
+
+/// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
+fn make_refusals(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+    let map = ebpf.map_mut("REFUSALS").context("the object has no map REFUSALS")?;
+    let mut map: PerCpuHashMap<_, RefusalKey, u64> = PerCpuHashMap::try_from(map)?;
+    let reasons = Counter::ALL.iter().filter(|counter| counter.drop_reason().or(counter.left_reason()).is_some());
+    for (reason, hook) in reasons.flat_map(|reason| (0..).zip(skep_ebpf::HOOKS).map(|(hook, _)| (*reason, hook))) {
+        let key = RefusalKey { owner: 0, reason: reason as u16, hook, zero: 0 };
+        if map.get(&key, 0).is_err() {
+            map.insert(key, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
+    }
+    Ok(())
 }
 
 fn map_slots(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {

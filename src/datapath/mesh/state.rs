@@ -95,6 +95,8 @@ pub struct MeshRoute {
     pub table: u32,
     pub to: IpNet,
     pub target: RouteTarget,
+    /// Largest packet in bytes, if it is smaller than the device's.
+    pub mtu: Option<u32>,
 }
 
 /// What the mesh namespace contains.
@@ -201,7 +203,8 @@ impl fmt::Display for MeshRoute {
             RouteTarget::Device(device) => write!(f, "{} dev {device}", self.to)?,
             RouteTarget::Other(what) => write!(f, "{} {what}", self.to)?,
         }
-        write!(f, " table {}", table_name(self.table))
+        write!(f, " table {}", table_name(self.table))?;
+        self.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
     }
 }
 

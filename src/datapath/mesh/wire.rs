@@ -6,7 +6,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction as NetlinkRuleAction, RuleAttribute, RuleMessage};
 use std::collections::BTreeMap;
@@ -206,6 +206,7 @@ pub(in crate::datapath) fn route(route: &MeshRoute, index: u32) -> RouteMessage 
         (_, IpNet::V6(_)) => (RouteType::Unicast, RouteScope::Universe),
     };
     message.attributes.push(RouteAttribute::Oif(index));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -243,13 +244,16 @@ pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u
         _ => return None,
     };
     let mut table = u32::from(header.table);
-    let (mut device, mut gateway) = (None, false);
+    let (mut device, mut gateway, mut mtu) = (None, false, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = (*v4).into(),
             RouteAttribute::Destination(RouteAddress::Inet6(v6)) => to = (*v6).into(),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Oif(index) => device = names.get(index).cloned(),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+            }
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => gateway = true,
             _ => {}
         }
@@ -261,5 +265,5 @@ pub(in crate::datapath) fn read_route(message: &RouteMessage, names: &BTreeMap<u
             format!("({kind:?}, {}{})", device.unwrap_or_default(), if gateway { ", by a gateway" } else { "" }).to_lowercase(),
         ),
     };
-    Some(MeshRoute { table, to: prefix(to, header.destination_prefix_length)?, target })
+    Some(MeshRoute { table, to: prefix(to, header.destination_prefix_length)?, target, mtu })
 }

@@ -91,6 +91,9 @@ impl ProcessTunnel {
 
     /// An adopted process may have been started with another MTU.
     async fn set_mtu(&self) -> anyhow::Result<()> {
+        if self.config.keep_mtu {
+            return Ok(());
+        }
         let (device, mtu) = (self.config.device.clone(), self.config.mtu);
         let mesh = Namespace::open(&self.config.mesh_pin)?;
         mesh.run_async(move || {
@@ -109,7 +112,7 @@ impl ProcessTunnel {
         let path = log_file(&control);
         let mut log = open_log(&path)?;
         let log_start = log.metadata()?.len();
-        let mut command = self.command(&control, &log)?;
+        let mut command = self.command(&control, &log, self.mtu().await?)?;
         let runtime = tokio::runtime::Handle::current();
         let mut child = self
             .host
@@ -141,7 +144,17 @@ impl ProcessTunnel {
         Ok(())
     }
 
-    fn command(&self, control: &Path, log: &File) -> anyhow::Result<tokio::process::Command> {
+    /// The MTU to start a process with: that of a device which an earlier process has left, or the configured one.
+    async fn mtu(&self) -> anyhow::Result<u32> {
+        let (device, mtu) = (self.config.device.clone(), self.config.mtu);
+        if !self.config.keep_mtu {
+            return Ok(mtu);
+        }
+        let mesh = Namespace::open(&self.config.mesh_pin)?;
+        mesh.run_async(move || Ok(IoctlSocket::new()?.mtu(&device).unwrap_or(mtu))).await
+    }
+
+    fn command(&self, control: &Path, log: &File, mtu: u32) -> anyhow::Result<tokio::process::Command> {
         let config = &self.config;
         let mut command = tokio::process::Command::new(&config.program);
         command
@@ -155,7 +168,7 @@ impl ProcessTunnel {
             .arg("--listen")
             .arg(config.listen.to_string())
             .arg("--mtu")
-            .arg(config.mtu.to_string())
+            .arg(mtu.to_string())
             .arg("--device")
             .arg(&config.device)
             .current_dir("/")

@@ -44,8 +44,8 @@ impl KernelTunnel {
             let (target, config) = (mesh.clone(), config.clone());
             here(move || create(&target, &config, private)).await?;
         }
-        let listen = config.listen;
-        if let Err(error) = mesh.run_async(move || bring_up(&config, private)).await {
+        let (listen, is_new) = (config.listen, created.is_some());
+        if let Err(error) = mesh.run_async(move || bring_up(&config, private, is_new)).await {
             let in_use = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
             // The process is found in the host's namespace only.
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
@@ -112,7 +112,7 @@ fn create(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow:
 }
 
 /// Configures the device in the mesh namespace: key, port and MTU, then up, which opens the socket.
-fn bring_up(config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
+fn bring_up(config: &TunnelConfig, private: [u8; 32], created: bool) -> anyhow::Result<()> {
     let name: InterfaceName = config.device.parse()?;
     let current = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
     let key = Key(private);
@@ -127,7 +127,11 @@ fn bring_up(config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
             .with_context(|| format!("cannot listen on UDP port {port}"))?;
     }
     let control = IoctlSocket::new()?;
-    control.set_mtu(&config.device, config.mtu).with_context(|| format!("cannot set MTU {} on {}", config.mtu, config.device))?;
+    if created || !config.keep_mtu {
+        control
+            .set_mtu(&config.device, config.mtu)
+            .with_context(|| format!("cannot set MTU {} on {}", config.mtu, config.device))?;
+    }
     control.up(&config.device).with_context(|| format!("cannot set {} up, on UDP port {port}", config.device))
 }
 

@@ -85,7 +85,7 @@ fn run(args: &TunnelArgs) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         let socket = TunnelSocket::bind(args.listen)?;
         let tun = Tun::open(&mesh, &args.device, args.mtu)?;
-        let wireguard = WireGuard::start(private, tun, socket, &args.device).await?;
+        let wireguard = WireGuard::start(private, tun, socket, &args.device)?;
         let listener = listen(&args.control)?;
         tracing::info!(pid = hello.pid, key = %hello.key.to_base64(), listen = %args.listen, device = args.device, "tunnel is up");
         serve(wireguard, listener, hello).await
@@ -145,14 +145,14 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHe
             },
             Some((request, reply_to)) = requests.recv() => {
                 if let TunnelRequest::Stop { keep_device } = request {
-                    wireguard.stop(keep_device).await;
+                    wireguard.stop(keep_device);
                     let _ = stopping.send(true);
                     drop(requests);
                     let _ = reply_to.send(TunnelReply::Stopping);
                     wait_for_connections(&sender).await;
                     return Ok(StopReason::Requested);
                 }
-                let _ = reply_to.send(carry_out(&wireguard, &hello, request).await);
+                let _ = reply_to.send(carry_out(&wireguard, &hello, request));
             }
             () = wireguard.wait() => return Err(anyhow!("the device {} is gone or its socket failed", hello.device)),
             _ = terminate.recv() => return Ok(StopReason::Signal),
@@ -163,12 +163,13 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHe
 }
 
 /// Carries out a request that the process survives.
-async fn carry_out(wireguard: &WireGuard, hello: &TunnelHello, request: TunnelRequest) -> TunnelReply {
+fn carry_out(wireguard: &WireGuard, hello: &TunnelHello, request: TunnelRequest) -> TunnelReply {
     match request {
         TunnelRequest::Hello => TunnelReply::Hello(hello.clone()),
-        TunnelRequest::Observe => wireguard.observe().await.map_or_else(|error| error_reply(&error), TunnelReply::State),
+        TunnelRequest::Observe => wireguard.observe().map_or_else(|error| error_reply(&error), TunnelReply::State),
         TunnelRequest::Apply { steps } => {
-            wireguard.apply(&steps).await.map_or_else(|error| error_reply(&error), |()| TunnelReply::Applied)
+            wireguard.apply(&steps);
+            TunnelReply::Applied
         }
         TunnelRequest::Watch | TunnelRequest::Stop { .. } => TunnelReply::Error("handled before it gets here".to_owned()),
     }

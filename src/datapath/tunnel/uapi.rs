@@ -1,8 +1,13 @@
 //! The UAPI socket for `wg show`, read-only: a write through it would drop sessions without the daemon's knowledge.
 
-use gotatun::device::uapi::command::{Get, Request};
-use gotatun::device::uapi::{UapiClient, UapiServer};
+use super::super::TunnelPeerState;
+use super::pump::Ends;
+use crate::model::WgKey;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -13,7 +18,7 @@ const DIRECTORY: &str = "/var/run/wireguard";
 const REFUSED: &[u8] = b"errno=95\n\n";
 
 /// Serves `device` for `wg show`; `None` if that is not possible, which is only logged: the tunnel works without it.
-pub(super) fn serve(device: &str) -> Option<(UapiServer, UapiSocketFile)> {
+pub(super) fn serve(device: &str, private: [u8; 32], port: u16, ends: &Arc<Ends>) -> Option<UapiSocketFile> {
     let path = Path::new(DIRECTORY).join(format!("{device}.sock"));
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         tracing::info!(path = %path.display(), "another process answers `wg show` for a device of this name");
@@ -27,13 +32,13 @@ pub(super) fn serve(device: &str) -> Option<(UapiServer, UapiSocketFile)> {
             return None;
         }
     };
-    let (client, server) = UapiServer::new();
+    let ends = Arc::downgrade(ends);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(answer(stream, client.clone()));
+            tokio::spawn(answer(stream, private, port, Weak::clone(&ends)));
         }
     });
-    Some((server, UapiSocketFile(path)))
+    Some(UapiSocketFile(path))
 }
 
 /// The file of the socket, removed when dropped.
@@ -45,7 +50,7 @@ impl Drop for UapiSocketFile {
     }
 }
 
-async fn answer(stream: UnixStream, client: UapiClient) {
+async fn answer(stream: UnixStream, private: [u8; 32], port: u16, ends: Weak<Ends>) {
     let (reader, mut writer) = stream.into_split();
     // `wg` sends one line and an empty one.
     let mut lines = BufReader::new(reader.take(4096)).lines();
@@ -56,14 +61,67 @@ async fn answer(stream: UnixStream, client: UapiClient) {
             continue;
         }
         let reply = match is_get.take() {
-            Some(true) => match client.send(Request::Get(Get::default())).await {
-                Ok(response) => format!("{response}\n").into_bytes(),
-                Err(_) => return,
-            },
+            Some(true) => {
+                let Some(peers) = ends.upgrade().map(|ends| ends.peers.observe()) else { return };
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                document(private, port, &peers, now).into_bytes()
+            }
             _ => REFUSED.to_vec(),
         };
         if writer.write_all(&reply).await.is_err() {
             return;
         }
+    }
+}
+
+/// The device in the form of WireGuard's cross-platform interface.
+fn document(private: [u8; 32], port: u16, peers: &BTreeMap<WgKey, TunnelPeerState>, now: Duration) -> String {
+    let mut out = format!("private_key={}\nlisten_port={port}\n", hex(private));
+    for (key, state) in peers {
+        let _ = writeln!(out, "public_key={}\nprotocol_version=1", hex(key.0));
+        if let Some(endpoint) = state.peer.endpoint {
+            let _ = writeln!(out, "endpoint={endpoint}");
+        }
+        if let Some(seconds) = state.peer.keepalive {
+            let _ = writeln!(out, "persistent_keepalive_interval={seconds}");
+        }
+        if let Some(at) = state.handshake_age.map(|age| now.saturating_sub(age)) {
+            let _ = writeln!(out, "last_handshake_time_sec={}\nlast_handshake_time_nsec={}", at.as_secs(), at.subsec_nanos());
+        }
+        let _ = writeln!(out, "rx_bytes={}\ntx_bytes={}", state.rx_bytes, state.tx_bytes);
+        for net in &state.peer.allowed_ips {
+            let _ = writeln!(out, "allowed_ip={net}");
+        }
+    }
+    out + "errno=0\n\n"
+}
+
+fn hex(key: [u8; 32]) -> String {
+    key.iter().fold(String::with_capacity(64), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::TunnelPeer;
+
+    #[test]
+    fn a_device_with_a_peer_is_written_as_wg_reads_it() {
+        let peer = TunnelPeer {
+            endpoint: Some("192.0.2.1:2377".parse().unwrap()),
+            allowed_ips: vec!["10.0.0.1/32".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            keepalive: Some(25),
+        };
+        let state = TunnelPeerState { peer, handshake_age: Some(Duration::from_secs(2)), rx_bytes: 3, tx_bytes: 4 };
+        let text = document([1; 32], 2377, &BTreeMap::from([(WgKey([0xab; 32]), state)]), Duration::new(100, 5));
+        let (own, other) = ("01".repeat(32), "ab".repeat(32));
+        assert_eq!(
+            text,
+            format!(
+                "private_key={own}\nlisten_port=2377\npublic_key={other}\nprotocol_version=1\nendpoint=192.0.2.1:2377\n\
+                 persistent_keepalive_interval=25\nlast_handshake_time_sec=98\nlast_handshake_time_nsec=5\n\
+                 rx_bytes=3\ntx_bytes=4\nallowed_ip=10.0.0.1/32\nallowed_ip=fd00::/64\nerrno=0\n\n"
+            )
+        );
     }
 }

@@ -49,6 +49,8 @@ pub struct DesiredVip {
     pub network: V4,
     pub mask: V4,
     pub slots: Slots,
+    /// [`owner`] of the service.
+    pub owner: u32,
 }
 
 /// A published port with the Maglev table of its backends.
@@ -59,6 +61,8 @@ pub struct DesiredPort {
     /// [`AFFINITY`], [`GUARDED`].
     pub flags: u16,
     pub slots: Slots,
+    /// [`owner`] of the service.
+    pub owner: u32,
 }
 
 /// Computes the desired datapath; takes Maglev tables that did not change from `tables`.
@@ -139,7 +143,10 @@ fn add_vips(network: &NetworkPart, desired: &mut DesiredDatapath) {
     for service in &network.services {
         let own = backends.get(&service.service_id).into_iter().flatten();
         let slots = own.copied().map(convert::v4).collect();
-        desired.vips.insert(convert::v4(service.vip), DesiredVip { network: net, mask, slots });
+        desired.vips.insert(
+            convert::v4(service.vip),
+            DesiredVip { network: net, mask, slots, owner: owner(service.service_id.as_str().as_bytes()) },
+        );
     }
 }
 
@@ -195,7 +202,8 @@ pub(super) fn add_port(
     } else {
         Slots::default()
     };
-    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots });
+    let owner = owner(port.service_id.as_str().as_bytes());
+    desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots, owner });
 }
 
 pub(super) fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {

@@ -96,7 +96,7 @@ fn plan_frontends(
         };
         let Some(placement) = allocator.place(&wanted.slots, current_range) else { continue };
         let (base, size) = write_table(placement, &wanted.slots);
-        let vip = Vip { network: wanted.network, mask: wanted.mask, base, size };
+        let vip = Vip { network: wanted.network, mask: wanted.mask, base, size, owner: wanted.owner };
         if current != Some(&vip) {
             allocator.repoint(current_range, Some((base, size)));
             set.push(EbpfStep::SetVip(*address, vip));
@@ -117,7 +117,7 @@ fn plan_frontends(
             continue;
         };
         let (base, size) = write_table(placement, &wanted.slots);
-        let frontend = Frontend { base, size, target: wanted.target, flags: wanted.flags };
+        let frontend = Frontend { base, size, target: wanted.target, flags: wanted.flags, owner: wanted.owner };
         if current != Some(&frontend) {
             allocator.repoint(current_range, Some((base, size)));
             set.push(EbpfStep::SetPort(*port, frontend));

@@ -34,9 +34,11 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
         let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
         let slots = all.iter().copied().map(convert::v4).collect();
-        desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots });
+        desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots, owner: 7 });
         let slots = maglev::table(&all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
-        desired.ports.insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots });
+        desired
+            .ports
+            .insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots, owner: 7 });
         desired.sources.insert((120, Source { scope: service.into(), address: [0; 4] }));
     }
     desired.backends = backends(replicas)

@@ -6,7 +6,7 @@ use super::inputs::Inputs;
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;
-use super::status::{DatapathCounts, PassResult};
+use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, Tables, VipReadiness};
@@ -109,6 +109,8 @@ struct MapsCache {
     read_took: Duration,
     /// As of `read_at`.
     counts: DatapathCounts,
+    /// `counts` were read at least once.
+    counted: bool,
 }
 
 /// Changes to the kernel's state that something other than this loop made.
@@ -159,7 +161,7 @@ impl EbpfReconciler {
             namespaces: Namespaces::default(),
             unavailable: BTreeMap::new(),
             desired: DesiredState::default(),
-            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts },
+            maps: MapsCache { contents: None, read_at: Instant::now(), read_took: Duration::ZERO, counts, counted: false },
             drift: Drift { settled: false, repaired: 0 },
             drained: DrainedBackends::default(),
             translated: BTreeSet::new(),
@@ -252,7 +254,11 @@ impl EbpfReconciler {
         let begin = Instant::now();
         if reads_maps {
             let (port_connections, vip_connections) = self.ebpf.connections()?;
-            self.maps.counts = DatapathCounts { counters: self.ebpf.counters()?, port_connections, vip_connections };
+            let refusals = self.ebpf.refusals()?;
+            let known = std::mem::replace(&mut self.maps.counted, true);
+            let rising = if known { rise(&self.maps.counts.refusals, &refusals) } else { BTreeMap::new() };
+            let (counters, occupancy) = (self.ebpf.counters()?, self.ebpf.occupancy()?);
+            self.maps.counts = DatapathCounts { counters, port_connections, vip_connections, refusals, rising, occupancy };
         }
         let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
         if reads_maps {

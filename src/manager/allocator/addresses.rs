@@ -2,8 +2,9 @@
 
 use super::networks::ingress;
 use super::subnets::overlap;
+use crate::manager::lowest_applied::LowestApplied;
 use crate::model::mesh::gateway;
-use crate::model::{NetworkId, Revision, Timestamp};
+use crate::model::{NetworkId, Timestamp};
 use crate::store::Store;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,8 +76,9 @@ pub struct NetworkAddresses {
 
 impl NetworkAddresses {
     /// Takes the next free address after the one assigned last, from the start again after the last one; `None` if all
-    /// are in use. An address that became free is thereby assigned again as late as possible. Never the gateway (the first
-    /// address) or the broadcast address (the last one).
+    /// are in use. An address that became free is thereby assigned again as late as possible; one that a node without the
+    /// newest view may still send to, only if there is no other. Never the gateway (the first address) or the broadcast
+    /// address (the last one).
     pub fn take(&mut self, network: &NetworkId, quarantine: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
         let low = self.subnet.network().to_bits().checked_add(2)?;
         let high = self.subnet.broadcast().to_bits().checked_sub(1)?;
@@ -85,10 +87,17 @@ impl NetworkAddresses {
         }
         let last = quarantine.last_assigned.get(network).copied().unwrap_or(self.last_assigned).to_bits();
         let start = if (low..high).contains(&last) { last + 1 } else { low };
-        let address = (start..=high)
-            .chain(low..start)
-            .map(Ipv4Addr::from_bits)
-            .find(|a| !self.used.contains(a) && !quarantine.has_address(network, *a))?;
+        let mut free = (start..=high).chain(low..start).map(Ipv4Addr::from_bits).filter(|a| !self.used.contains(a));
+        let mut last_resort = None;
+        let clean = free.find(|address| match quarantine.freed(network, *address) {
+            Freed::Known => true,
+            Freed::Awaited => false,
+            Freed::Suspect => {
+                last_resort = last_resort.or(Some(*address));
+                false
+            }
+        });
+        let address = clean.or(last_resort)?;
         self.used.insert(address);
         quarantine.last_assigned.insert(network.clone(), address);
         Some(address)
@@ -102,6 +111,17 @@ impl NetworkAddresses {
     }
 }
 
+/// What nodes know of an address that no object has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Freed {
+    /// No node sends to the task that had it.
+    Known,
+    /// A node that is waited for may still send to the task that had it.
+    Awaited,
+    /// Only nodes that are down, or have not applied a view for too long, may still send to the task that had it.
+    Suspect,
+}
+
 /// Addresses and subnets that became free while a live node may still send to them, and the address of each network that
 /// was assigned last. Lost with the leader; the order of [`NetworkAddresses::take`] makes up for that.
 #[derive(Default, Debug)]
@@ -110,6 +130,8 @@ pub struct QuarantinedAddresses {
     /// With the raft index from which on they are free.
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
+    /// See [`LowestApplied`].
+    awaited: u64,
     /// In use at the raft index `observed`.
     used: AddressesByNetwork,
     used_subnets: BTreeSet<Ipv4Net>,
@@ -117,10 +139,11 @@ pub struct QuarantinedAddresses {
 }
 
 impl QuarantinedAddresses {
-    /// Adds what became free up to this state, and releases what every live node has applied.
-    pub fn observe(&mut self, store: &Store, applied: Revision) {
-        self.freed.retain(|_, index| applied.index < *index);
-        self.freed_subnets.retain(|_, index| applied.index < *index);
+    /// Adds what became free up to this state, and forgets what every node has applied.
+    pub fn observe(&mut self, store: &Store, applied: LowestApplied) {
+        self.freed.retain(|_, index| applied.all.index < *index);
+        self.freed_subnets.retain(|_, index| applied.all.index < *index);
+        self.awaited = applied.awaited.index;
         if self.observed == store.index() {
             return;
         }
@@ -138,18 +161,26 @@ impl QuarantinedAddresses {
         (self.used, self.used_subnets, self.observed) = (used, used_subnets, store.index());
     }
 
-    /// True while a live node may still send to the address.
-    pub fn has_address(&self, network: &NetworkId, address: Ipv4Addr) -> bool {
-        !self.freed.is_empty() && self.freed.contains_key(&(network.clone(), address))
+    /// What nodes know of an address that no object has.
+    pub fn freed(&self, network: &NetworkId, address: Ipv4Addr) -> Freed {
+        if self.freed.is_empty() {
+            return Freed::Known;
+        }
+        self.freed.get(&(network.clone(), address)).map_or(Freed::Known, |index| self.state_of(*index))
     }
 
-    /// True while a live node may still have routes for an address of the subnet.
-    pub fn has_subnet(&self, subnet: &Ipv4Net) -> bool {
-        self.freed_subnets.keys().any(|s| overlap(s, subnet))
+    /// What nodes know of a subnet that no network has: whether they still have routes for an address of it.
+    pub fn freed_subnet(&self, subnet: &Ipv4Net) -> Freed {
+        let overlapping = self.freed_subnets.iter().filter(|(freed, _)| overlap(freed, subnet));
+        overlapping.map(|(_, index)| *index).max().map_or(Freed::Known, |index| self.state_of(index))
     }
 
-    /// True if something is quarantined.
+    fn state_of(&self, freed_at: u64) -> Freed {
+        if self.awaited < freed_at { Freed::Awaited } else { Freed::Suspect }
+    }
+
+    /// True if a node is waited for.
     pub fn is_waiting(&self) -> bool {
-        !self.freed.is_empty() || !self.freed_subnets.is_empty()
+        self.freed.values().chain(self.freed_subnets.values()).any(|index| self.awaited < *index)
     }
 }

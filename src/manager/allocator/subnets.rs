@@ -1,5 +1,6 @@
 //! Subnets of networks: the one that the user asked for, or the first free one of the cluster's pools.
 
+use super::addresses::Freed;
 use crate::model::mesh::DEFAULT_POOL;
 use crate::model::{Cluster, Network};
 use crate::store::Store;
@@ -8,8 +9,9 @@ use ipnet::Ipv4Net;
 const DEFAULT_SUBNET_SIZE: u8 = 24;
 
 /// Subnets for the networks that have none. A network is left out if its subnet overlaps another one, or none is free.
-/// Subnets in quarantine are not taken from the pools; a user who asks for one gets it.
-pub(super) fn allocate(store: &Store, in_quarantine: impl Fn(&Ipv4Net) -> bool) -> Vec<(&Network, Ipv4Net)> {
+/// Subnets in quarantine are not taken from the pools, those that only nodes without the newest view know are taken last; a
+/// user who asks for one gets it.
+pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed) -> Vec<(&Network, Ipv4Net)> {
     let mut allocated: Vec<(&Network, Ipv4Net)> = Vec::new();
     let Some(cluster) = store.cluster() else { return allocated };
     let mut in_use: Vec<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
@@ -21,7 +23,11 @@ pub(super) fn allocate(store: &Store, in_quarantine: impl Fn(&Ipv4Net) -> bool) 
         let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
         let subnet = match network.spec.subnets.first() {
             Some(subnet) => Some(subnet.trunc()).filter(|net| !is_used(net)),
-            None => first_free(cluster, |net| is_used(net) || is_requested(net) || in_quarantine(net)),
+            None => {
+                let is_taken = |net: &Ipv4Net| is_used(net) || is_requested(net);
+                first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
+                    .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited))
+            }
         };
         if let Some(subnet) = subnet {
             in_use.push(subnet);
@@ -31,12 +37,13 @@ pub(super) fn allocate(store: &Store, in_quarantine: impl Fn(&Ipv4Net) -> bool) 
     allocated
 }
 
-/// The first subnet of the cluster's pools that is not in use.
+/// The first subnet of the cluster's pools that is neither reserved nor in use.
 pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Option<Ipv4Net> {
     let default = [DEFAULT_POOL];
     let pools = if cluster.address_pools.is_empty() { &default[..] } else { &cluster.address_pools };
     let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
-    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !in_use(net))
+    let reserved = |net: &Ipv4Net| cluster.reserved_subnets.iter().any(|other| overlap(net, other));
+    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !reserved(net) && !in_use(net))
 }
 
 /// True if an address is in both.

@@ -4,9 +4,10 @@ use super::drain_hold::DrainHolds;
 use super::event::{Effect, Event, SessionId};
 use super::registered_node::{RegisteredNode, SentView};
 use super::view::{TaskListChange, ViewIndex};
+use crate::manager::lowest_applied::LowestApplied;
 use crate::manager::settings::ManagerSettings;
-use crate::model::view::ClusterPart;
-use crate::model::{ListeningPort, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
+use crate::model::view::{ClusterPart, NetworkPart};
+use crate::model::{ListeningPort, NetworkId, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
 use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::store::Store;
 use std::collections::BTreeMap;
@@ -32,11 +33,13 @@ pub struct Dispatcher {
     pub(super) listening: BTreeMap<TaskId, (NodeId, Vec<ListeningPort>)>,
     drain_holds: DrainHolds,
     cluster: Option<Arc<ClusterPart>>,
+    networks: BTreeMap<NetworkId, NetworkPart>,
 }
 
 impl Dispatcher {
     /// For a manager that has just become the leader: no node has a session yet.
     pub fn new(settings: ManagerSettings, store: Arc<Store>, now: Timestamp) -> Self {
+        let drain_holds = DrainHolds::of_new_leader(&store, now);
         Self {
             settings,
             store,
@@ -46,8 +49,9 @@ impl Dispatcher {
             sessions: BTreeMap::new(),
             statuses: BTreeMap::new(),
             listening: BTreeMap::new(),
-            drain_holds: DrainHolds::default(),
+            drain_holds,
             cluster: None,
+            networks: BTreeMap::new(),
         }
     }
 
@@ -64,8 +68,8 @@ impl Dispatcher {
         out
     }
 
-    /// Lowest revision that every live node has applied. A node counts until it was silent for the node-down timeout; so
-    /// does a node that has no session with this leader yet.
+    /// Lowest revision that every live node has applied. A node counts until it was silent for the node-down timeout, or has
+    /// applied nothing for [`ManagerSettings::node_lag`]; a node that has no session with this leader yet counts too.
     pub fn applied(&self, now: Timestamp) -> Revision {
         let revision_of = |node: &Node| {
             let Some(registered) = self.nodes.get(&node.id) else {
@@ -74,10 +78,22 @@ impl Dispatcher {
                 return may_be_alive.then(Revision::default);
             };
             let is_alive = registered.session.is_some() || now.since(registered.last_heard) <= self.settings.down_after;
-            (is_alive && !registered.has_left).then(|| registered.effective_revision())
+            let counts = is_alive && !registered.has_left && !registered.is_behind(now, self.settings.node_lag);
+            counts.then(|| registered.effective_revision())
         };
         let live = self.store.nodes().filter_map(revision_of);
         live.min().unwrap_or_else(|| self.store.revision())
+    }
+
+    /// [`Self::applied`], and the lowest revision of all nodes that may still follow an older view.
+    pub fn lowest_applied(&self, now: Timestamp) -> LowestApplied {
+        let awaited = self.applied(now);
+        let revision_of = |node: &Node| match self.nodes.get(&node.id) {
+            Some(registered) => (!registered.has_left).then(|| registered.effective_revision()),
+            None => (node.status.state != NodeState::Disconnected && !self.is_joining(node)).then(Revision::default),
+        };
+        let all = self.store.nodes().filter_map(revision_of).min().unwrap_or(awaited);
+        LowestApplied { awaited, all: all.min(awaited) }
     }
 
     /// True while a node without a session is not yet considered down.
@@ -112,7 +128,13 @@ impl Dispatcher {
             out.push(Effect::Close { session: old });
         }
         self.sessions.insert(session, node.clone());
-        self.nodes.insert(node.clone(), RegisteredNode::new(session, now, description, endpoints));
+        let mut registered = RegisteredNode::new(session, now, description, endpoints);
+        if let Some(old) = self.nodes.remove(node) {
+            // A node that is behind does not catch up by opening another session.
+            registered.unapplied = old.unapplied;
+            registered.troubles = old.troubles;
+        }
+        self.nodes.insert(node.clone(), registered);
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
         out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
         self.sync(now, Some(node), out);
@@ -131,11 +153,13 @@ impl Dispatcher {
             }
             ToManager::Heartbeat { applied } => {
                 node.applied = applied;
+                node.unapplied.applied(applied);
                 out.push(Effect::Send { session, message: ToNode::Alive });
                 self.release_drained(now, out);
             }
             ToManager::Status(statuses) => self.report_statuses(&id, statuses),
             ToManager::Listens(ports) => self.report_listening(&id, ports),
+            ToManager::Troubles(troubles) => node.troubles = bounded(troubles),
             ToManager::Leave => {
                 node.has_left = true;
                 node.session = None;
@@ -190,7 +214,10 @@ impl Dispatcher {
         let stall = now.since(self.last_tick);
         if stall > self.settings.heartbeat {
             self.since = self.since.plus(stall);
-            self.nodes.values_mut().for_each(|n| n.last_heard = n.last_heard.plus(stall).min(now));
+            for node in self.nodes.values_mut() {
+                node.last_heard = node.last_heard.plus(stall).min(now);
+                node.unapplied.adjust(|at| at.plus(stall).min(now));
+            }
         }
         // The clock was set back: times in the future would hide silence.
         if now < self.last_tick {
@@ -198,6 +225,7 @@ impl Dispatcher {
             for node in self.nodes.values_mut() {
                 node.last_heard = node.last_heard.min(now);
                 node.tasks_sent_at = node.tasks_sent_at.min(now);
+                node.unapplied.adjust(|at| at.min(now));
             }
         }
         self.last_tick = now;
@@ -219,7 +247,8 @@ impl Dispatcher {
         if self.sessions.is_empty() {
             return;
         }
-        let Some(index) = ViewIndex::from_store(&self.store, self.cluster.as_ref()) else { return };
+        let Some(mut index) = ViewIndex::from_store(&self.store, self.cluster.as_ref()) else { return };
+        index.share(&self.networks);
         self.cluster = Some(index.cluster());
         let revision = self.store.revision();
         for (id, node) in &mut self.nodes {
@@ -246,6 +275,7 @@ impl Dispatcher {
             }
             let message = ToNode::View { revision, tasks: tasks.clone(), networks: networks.clone(), cluster: cluster.clone() };
             out.push(Effect::Send { session, message });
+            node.unapplied.sent(now, revision);
             let before = node.sent.take();
             node.sent = Some(SentView {
                 revision,
@@ -254,12 +284,27 @@ impl Dispatcher {
                 cluster: cluster.unwrap_or_else(|| before.map_or_else(|| index.cluster(), |s| s.cluster)),
             });
         }
+        self.networks = index.into_networks();
     }
 }
 
 fn refuse(session: SessionId, message: ToNode, out: &mut Vec<Effect>) {
     out.push(Effect::Send { session, message });
     out.push(Effect::Close { session });
+}
+
+/// A node's report, cut to what a node may make the store keep.
+fn bounded(mut troubles: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    const MOST: usize = 8;
+    const LONGEST: usize = 400;
+    while troubles.len() > MOST {
+        troubles.pop_last();
+    }
+    for text in troubles.values_mut() {
+        let end = (0..=LONGEST.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
+    }
+    troubles
 }
 
 fn removed(node: &NodeId) -> ToNode {

@@ -20,7 +20,16 @@ pub(super) struct DrainHolds {
 }
 
 impl DrainHolds {
-    /// Adds tasks that stopped being backends because their desired state changed.
+    /// Of a manager that has just become the leader: what the one before it held back, and which nodes have applied what, is
+    /// not known. Every task on its way out is held until the nodes have applied the state of this moment. A node that has the
+    /// order already ignores that.
+    pub(super) fn of_new_leader(store: &Store, now: Timestamp) -> Self {
+        let stopping = store.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty());
+        let hold = |task: &Task| (task.id.clone(), DrainHold { index: store.index(), since: now });
+        Self { tasks: stopping.map(hold).collect() }
+    }
+
+    /// Adds tasks that stopped being backends because their desired state changed or they became unhealthy.
     pub(super) fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
         for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
             if before.task(&task.id).is_some_and(Task::is_backend) {
@@ -53,6 +62,7 @@ impl DrainHolds {
     }
 }
 
+/// True if the task runs and is to stop, or is unhealthy.
 fn is_stopping(task: &Task) -> bool {
-    task.status.state == TaskState::Running && task.desired_state > TaskState::Running
+    task.status.state == TaskState::Running && (task.desired_state > TaskState::Running || task.status.unhealthy)
 }

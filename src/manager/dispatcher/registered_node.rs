@@ -1,11 +1,14 @@
 //! What the leader remembers of a node that has opened a session with it.
 
 use super::event::SessionId;
+use super::unapplied_views::UnappliedViews;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Tasks};
 use crate::model::{Revision, Timestamp};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The view that a node was sent last.
 pub(super) struct SentView {
@@ -24,6 +27,9 @@ pub(super) struct RegisteredNode {
     /// State of the store that the node's view was last compared with.
     pub synced: Revision,
     pub sent: Option<SentView>,
+    pub unapplied: UnappliedViews,
+    /// What the node itself reports to be wrong, by the name of the loop.
+    pub troubles: BTreeMap<String, String>,
     pub tasks_sent_at: Timestamp,
     /// The node reported something since then that the tasks it was sent do not show.
     pub echo_due: bool,
@@ -42,12 +48,19 @@ impl RegisteredNode {
             applied: Revision::default(),
             synced: Revision::default(),
             sent: None,
+            unapplied: UnappliedViews::default(),
+            troubles: BTreeMap::new(),
             tasks_sent_at: now,
             echo_due: false,
             description,
             endpoints,
             has_left: false,
         }
+    }
+
+    /// True if the node has not applied a view for longer than this.
+    pub(super) fn is_behind(&self, now: Timestamp, lag: Duration) -> bool {
+        self.unapplied.since().is_some_and(|since| now.since(since) > lag)
     }
 
     /// The revision that the node has applied in effect: once it has applied all that it was sent, everything up to

@@ -9,6 +9,8 @@ use crate::store::{Action, Store};
 use std::collections::BTreeSet;
 
 /// Swarm's text.
+const HEARTBEAT_FAILURE: &str = "heartbeat failure";
+/// Swarm's text.
 const LEADER_CHANGED: &str = "Node moved to \"unknown\" state due to leadership change in cluster";
 
 impl Dispatcher {
@@ -41,30 +43,43 @@ impl Dispatcher {
         let mut next = node.clone();
         let before = node.status.state;
         let (state, message) = match self.nodes.get(&node.id) {
-            Some(RegisteredNode { has_left: true, .. }) => (NodeState::Disconnected, "the node left the swarm"),
+            Some(RegisteredNode { has_left: true, .. }) => (NodeState::Disconnected, "the node left the swarm".to_owned()),
             Some(registered) if registered.session.is_some() => {
                 next.description = registered.description.clone();
                 if !registered.endpoints.is_empty() {
                     next.mesh.endpoints.clone_from(&registered.endpoints);
                 }
-                (NodeState::Ready, "")
+                (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
             }
             _ if matches!(before, NodeState::Down | NodeState::Disconnected) => return next,
             Some(registered) if now.since(registered.last_heard) > self.settings.down_after => {
-                (NodeState::Down, "heartbeat failure")
+                (NodeState::Down, HEARTBEAT_FAILURE.to_owned())
             }
-            None if !self.in_grace(node, now) => (NodeState::Down, "heartbeat failure"),
+            None if !self.in_grace(node, now) => (NodeState::Down, HEARTBEAT_FAILURE.to_owned()),
             // The node has one heartbeat interval to open a session with the new leader before its state changes.
             None if before == NodeState::Ready && now.since(self.since) > self.settings.heartbeat => {
-                (NodeState::Unknown, LEADER_CHANGED)
+                (NodeState::Unknown, LEADER_CHANGED.to_owned())
             }
             _ => return next,
         };
-        if state != before {
+        // A node that is ready may become degraded, and recover.
+        if state != before || state == NodeState::Ready {
             next.status.state = state;
-            message.clone_into(&mut next.status.message);
+            next.status.message = message;
         }
         next
+    }
+
+    /// What is wrong with a node that is live; the text changes only when that does.
+    fn degradation(&self, node: &RegisteredNode, now: Timestamp) -> Option<String> {
+        let lag = self.settings.node_lag;
+        let behind = node.is_behind(now, lag).then(|| {
+            let seconds = lag.as_secs();
+            format!("a change was not applied within {seconds} s: tasks are stopped and addresses assigned without this node")
+        });
+        let troubles = node.troubles.iter().map(|(name, reason)| format!("{name}: {reason}"));
+        let all: Vec<String> = behind.into_iter().chain(troubles).collect();
+        (!all.is_empty()).then(|| format!("degraded: {}", all.join("; ")))
     }
 
     /// Keeps the newest status of each task. States that an agent may not write are dropped.

@@ -6,6 +6,7 @@ use crate::model::mesh::{DEFAULT_POOL, gateway};
 use crate::model::port_labels::PortLabels;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
 use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Task, TaskState};
+use crate::protocol::entries::share;
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -53,9 +54,27 @@ impl<'a> ViewIndex<'a> {
             }
         }
         let ingress = ingress(store).map(|n| n.id.clone());
-        let cluster = cluster_part(store, &tasks, ingress.as_ref())?;
+        let mut cluster = cluster_part(store, &tasks, ingress.as_ref())?;
+        if let Some(before) = before {
+            share(&before.ports, &mut cluster.ports);
+        }
         let cluster = before.filter(|b| ***b == cluster).cloned().unwrap_or_else(|| Arc::new(cluster));
         Some(Self { networks: network_parts(store), ingress, tasks, cluster })
+    }
+
+    /// Shares entries with those of the state before that are equal, so that what changed is found by comparing pointers.
+    pub(super) fn share(&mut self, before: &BTreeMap<NetworkId, NetworkPart>) {
+        for (id, part) in &mut self.networks {
+            if let Some(before) = before.get(id) {
+                share(&before.members, &mut part.members);
+                share(&before.services, &mut part.services);
+            }
+        }
+    }
+
+    /// All networks, for [`Self::share`] with the next state.
+    pub(super) fn into_networks(self) -> BTreeMap<NetworkId, NetworkPart> {
+        self.networks
     }
 
     /// The part that is the same for all nodes.
@@ -63,10 +82,18 @@ impl<'a> ViewIndex<'a> {
         self.cluster.clone()
     }
 
-    /// The node's tasks, compared with the list that it has. A task whose stop is held back has the desired state Running.
+    /// The node's tasks, compared with the list that it has. A task whose stop is held back has the desired state Running; one
+    /// that is unhealthy and not held back is to be shut down.
     pub(super) fn tasks(&self, node: &NodeId, held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> TaskListChange {
         let tasks = self.tasks.get(node).map_or(&[][..], Vec::as_slice);
-        let shown = |task: &Task| if held(task) { task.desired_state.min(TaskState::Running) } else { task.desired_state };
+        let shown = |task: &Task| {
+            let unhealthy = task.status.state == TaskState::Running && task.status.unhealthy;
+            match held(task) {
+                true => task.desired_state.min(TaskState::Running),
+                false if unhealthy => task.desired_state.max(TaskState::Shutdown),
+                false => task.desired_state,
+            }
+        };
         let has_task = |t: &Task| has.and_then(|has| has.by_id.get(&t.id));
         let has_orders = |t: &&Task| has_task(t).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t));
         let same_list = has.is_some_and(|has| has.by_id.len() == tasks.len()) && tasks.iter().all(has_orders);

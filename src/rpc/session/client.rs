@@ -5,10 +5,11 @@ use super::super::frame::{FrameError, FrameReader, FrameWriter};
 use super::super::search::{AttemptOutcome, LeaderSearch};
 use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::backoff::Backoff;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::datapath::Sockets;
 use crate::model::{Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
+use crate::protocol::view_stream::ViewDecoder;
 use crate::protocol::{FORMAT, ToManager, ToNode};
 use crate::trust::Identity;
 use rand::SeedableRng as _;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How to keep a session.
 pub struct SessionConfig {
-    /// The node's identity; each new session uses the one of that moment.
+    /// The node's identity. When it changes, the session is opened again with it.
     pub identity: watch::Receiver<Arc<Identity>>,
     /// The time that certificates are checked against.
     pub clock: Arc<dyn Clock>,
@@ -113,6 +114,9 @@ impl AttemptEnd {
     fn failed(why: impl Into<String>) -> Self {
         Self::Search(AttemptOutcome::Failed, why.into())
     }
+    fn renewed(why: impl Into<String>) -> Self {
+        Self::Search(AttemptOutcome::Renewed, why.into())
+    }
     fn lost(why: impl Into<String>) -> Self {
         Self::Search(AttemptOutcome::Lost, why.into())
     }
@@ -123,6 +127,8 @@ struct Opened {
     reader: ClientReader,
     writer: ClientWriter,
     first: ToNode,
+    /// End of the manager's certificate.
+    ends: Option<Timestamp>,
 }
 
 /// Keeps a session to the leader until shut down, removed or left. `hello` makes the first message of each attempt.
@@ -159,8 +165,12 @@ async fn search(
             return end;
         }
         let Some((_, address)) = next else { continue };
-        match attempt(&config, hello(), channels, &mut search, &shutdown, address).await {
+        match attempt(&mut config, hello(), channels, &mut search, &shutdown, address).await {
             AttemptEnd::End(end) => return end,
+            AttemptEnd::Search(outcome @ AttemptOutcome::Renewed, why) => {
+                tracing::info!(%address, why, "the session is opened again");
+                search.ended(outcome);
+            }
             AttemptEnd::Search(outcome, error) => {
                 record_failure(&config, channels, address, &error);
                 search.ended(outcome);
@@ -209,20 +219,23 @@ async fn wait(
 
 /// One attempt, and the session if it succeeds.
 async fn attempt(
-    config: &SessionConfig,
+    config: &mut SessionConfig,
     hello: ToManager,
     channels: &mut SessionChannels,
     search: &mut LeaderSearch,
     shutdown: &CancellationToken,
     address: SocketAddr,
 ) -> AttemptEnd {
-    let opening = tokio::time::timeout(config.connect, open(config, hello, address));
-    tokio::pin!(opening);
-    let opened = loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return AttemptEnd::End(SessionEnd::Shutdown),
-            opened = &mut opening => break opened,
-            dropped = channels.outgoing.recv() => if dropped.is_none() { return AttemptEnd::End(SessionEnd::Shutdown) },
+    let identity = config.identity.borrow_and_update().clone();
+    let opened = {
+        let opening = tokio::time::timeout(config.connect, open(config, &identity, hello, address));
+        tokio::pin!(opening);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return AttemptEnd::End(SessionEnd::Shutdown),
+                opened = &mut opening => break opened,
+                dropped = channels.outgoing.recv() => if dropped.is_none() { return AttemptEnd::End(SessionEnd::Shutdown) },
+            }
         }
     };
     let opened = match opened {
@@ -244,7 +257,24 @@ async fn attempt(
     tracing::info!(%address, "session open");
     // At least two heartbeats: the leader answers each one, so silence means that it is lost.
     let silence = config.dead_after.max(heartbeat * 2);
-    run_session(opened, channels, search, heartbeat, silence, shutdown).await
+    let outdated = outdated(&mut config.identity, config.clock.as_ref(), opened.ends);
+    run_session(opened, channels, search, heartbeat, silence, shutdown, outdated).await
+}
+
+/// Waits until a session is to be opened again because of a certificate; returns why. `ends` is the end of the manager's.
+async fn outdated(identity: &mut watch::Receiver<Arc<Identity>>, clock: &dyn Clock, ends: Option<Timestamp>) -> &'static str {
+    let expired = async {
+        match ends {
+            Some(end) => clock::reached(clock, end).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Ok(()) = identity.changed() => "this node has a new certificate",
+        // The manager has a newer one, or the next handshake fails. The end of this node's own is the manager's to watch:
+        // by a clock that is ahead, this would open one session after the other.
+        () = expired => "the manager's certificate of this session has expired",
+    }
 }
 
 /// Judges the leader's first message; returns the time between heartbeats.
@@ -260,7 +290,7 @@ fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<Duration, Attem
         }
         ToNode::Refused(why) => Err(AttemptEnd::failed(format!("it refuses: {why}"))),
         ToNode::Removed(why) => Err(AttemptEnd::End(SessionEnd::Removed(why.clone()))),
-        ToNode::View { .. } | ToNode::Alive => Err(AttemptEnd::failed("it does not begin with a welcome")),
+        ToNode::View { .. } | ToNode::Piece(_) | ToNode::Alive => Err(AttemptEnd::failed("it does not begin with a welcome")),
     }
 }
 
@@ -272,8 +302,9 @@ async fn run_session(
     heartbeat: Duration,
     silence: Duration,
     shutdown: &CancellationToken,
+    outdated: impl Future<Output = &'static str>,
 ) -> AttemptEnd {
-    let Opened { mut reader, mut writer, first } = opened;
+    let Opened { mut reader, mut writer, first, .. } = opened;
     let SessionChannels { incoming, outgoing, applied, .. } = channels;
     let passed = tokio::select! {
         () = shutdown.cancelled() => false,
@@ -288,6 +319,7 @@ async fn run_session(
     let end = tokio::select! {
         end = receive(&mut reader, incoming, search) => end,
         end = send(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => end,
+        why = outdated => AttemptEnd::renewed(why),
     };
     match end {
         // The leader closes the session of a node that leaves; a new session would make the node a member again.
@@ -297,33 +329,44 @@ async fn run_session(
 }
 
 /// Connects, sends the hello, reads the first answer.
-async fn open(config: &SessionConfig, hello: ToManager, address: SocketAddr) -> anyhow::Result<Opened> {
+async fn open(config: &SessionConfig, identity: &Identity, hello: ToManager, address: SocketAddr) -> anyhow::Result<Opened> {
     use anyhow::Context as _;
     let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
     let stream = socket.connect(address).await.context("cannot connect")?;
     let _ = stream.set_nodelay(true);
-    let identity = config.identity.borrow().clone();
-    let tls = TlsConnector::from(Arc::new(tls::session_config(&identity, config.clock.clone())?));
-    let stream = tls.connect(tls::server_name()?, stream).await.map_err(explain)?;
+    let tls = TlsConnector::from(Arc::new(tls::session_config(identity, config.clock.clone())?));
+    let now = config.clock.now();
+    let stream = tls.connect(tls::server_name()?, stream).await.map_err(|e| explain(e, identity, now))?;
+    let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.not_after);
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, config.connect);
     let mut writer = FrameWriter::new(write, MAX_FRAME, config.dead_after);
     let written = writer.write(&hello).await;
     match reader.message().await {
-        Ok(Some(first)) => Ok(Opened { reader, writer, first }),
+        Ok(Some(first)) => Ok(Opened { reader, writer, first, ends }),
         Ok(None) => anyhow::bail!("it closed the connection"),
-        Err(FrameError::Io(error)) => Err(explain(error)),
+        Err(FrameError::Io(error)) => Err(explain(error, identity, now)),
         Err(error) => Err(written.err().unwrap_or(error).into()),
     }
 }
 
-/// A TLS error for people; an alert is the server's verdict on this node's certificate.
-fn explain(error: std::io::Error) -> anyhow::Error {
+/// A TLS error for people; an alert is the server's verdict on this node's certificate, or on what it speaks.
+pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now: Timestamp) -> anyhow::Error {
+    use rustls::AlertDescription::{CertificateExpired, NoApplicationProtocol};
     match tls::tls_error(&error) {
+        Some(rustls::Error::AlertReceived(CertificateExpired)) if identity.validity().is_over(now) => {
+            anyhow::anyhow!("this node's certificate has expired at {}", identity.expires().to_rfc3339())
+        }
+        Some(rustls::Error::AlertReceived(CertificateExpired)) => anyhow::anyhow!(
+            "its clock differs: this node's certificate is not expired here, but is there (it is valid from {} to {})",
+            identity.validity().not_before.to_rfc3339(),
+            identity.expires().to_rfc3339()
+        ),
+        Some(rustls::Error::AlertReceived(NoApplicationProtocol)) => {
+            anyhow::anyhow!("it does not speak this protocol: install the same version of skep on both")
+        }
         Some(rustls::Error::AlertReceived(alert)) => {
-            anyhow::anyhow!(
-                "it does not accept this node's certificate ({alert:?}): another cluster's, expired, or the clocks differ"
-            )
+            anyhow::anyhow!("it does not accept this node's certificate ({alert:?}): another cluster's")
         }
         Some(rustls::Error::InvalidCertificate(why)) => match tls::distrust(&error) {
             Some(distrust) => anyhow::anyhow!("it cannot be trusted: {distrust}"),
@@ -335,6 +378,7 @@ fn explain(error: std::io::Error) -> anyhow::Error {
 
 /// Passes the leader's messages on.
 async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, search: &mut LeaderSearch) -> AttemptEnd {
+    let mut decoder = ViewDecoder::default();
     loop {
         let message = match reader.message::<ToNode>().await {
             Ok(Some(message)) => message,
@@ -352,6 +396,15 @@ async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, sea
                 let _ = incoming.send(ToNode::Removed(why.clone())).await;
                 return AttemptEnd::End(SessionEnd::Removed(why));
             }
+            ToNode::Piece(piece) => match decoder.take(piece) {
+                Ok(None) => {}
+                Ok(Some(view)) => {
+                    if incoming.send(view).await.is_err() {
+                        return AttemptEnd::End(SessionEnd::Shutdown);
+                    }
+                }
+                Err(error) => return AttemptEnd::lost(format!("a view that is not understood: {error}")),
+            },
             message @ (ToNode::Welcome { .. } | ToNode::View { .. }) => {
                 if incoming.send(message).await.is_err() {
                     return AttemptEnd::End(SessionEnd::Shutdown);

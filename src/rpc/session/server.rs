@@ -5,6 +5,7 @@ use super::super::limits::ServerLimits;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
+use crate::protocol::view_stream::{ViewEncoder, merge};
 use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
 use crate::trust::NodeName;
 use anyhow::bail;
@@ -31,13 +32,33 @@ pub trait SessionServer: Send + Sync {
     async fn closed(&self, session: u64);
 }
 
-/// Serves one session until it is closed.
+/// Why an open session ends.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a certificate of the two has expired")]
+    Expired,
+}
+
+impl SessionError {
+    /// The text to answer the node with; `None` when it would not receive an answer.
+    fn answer(&self) -> Option<String> {
+        match self {
+            Self::Frame(error) => error.answer(),
+            Self::Expired => Some(self.to_string()),
+        }
+    }
+}
+
+/// Serves one session until it is closed, or until `expired` ends: then a certificate of the two is no longer valid.
 pub(in super::super) async fn serve(
     stream: TlsStream<TcpStream>,
     name: NodeName,
     server: &dyn SessionServer,
     limits: &ServerLimits,
     shutdown: &CancellationToken,
+    expired: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, limits.first_message);
@@ -60,8 +81,9 @@ pub(in super::super) async fn serve(
     reader.set_idle_limit(limits.session_silence);
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = receive(&mut reader, server, session) => ended,
-        ended = send(&mut writer, &mut queue) => ended,
+        () = expired => Err(SessionError::Expired),
+        ended = receive(&mut reader, server, session) => ended.map_err(SessionError::from),
+        ended = send(&mut writer, &mut queue) => ended.map_err(SessionError::from),
     };
     server.closed(session).await;
     if let Err(error) = &ended
@@ -125,11 +147,37 @@ async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session:
 }
 
 /// Sends the queued messages until the dispatcher has dropped the session's sender.
+/// Views that wait behind one that a slow node still takes are sent as one.
 async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> Result<(), FrameError> {
-    while let Some(message) = queue.recv().await {
-        writer.write(&message).await?;
+    let mut encoder = ViewEncoder::default();
+    let mut next = None;
+    loop {
+        let message = match next.take() {
+            Some(message) => message,
+            None => match queue.recv().await {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        let mut message = message;
+        let mut answers = false;
+        while matches!(message, ToNode::View { .. })
+            && next.is_none()
+            && let Ok(waiting) = queue.try_recv()
+        {
+            match merge(&mut message, waiting) {
+                Ok(()) => {}
+                Err(ToNode::Alive) => answers = true,
+                Err(other) => next = Some(other),
+            }
+        }
+        for piece in encoder.encode(message) {
+            writer.write(&piece).await?;
+        }
+        if answers {
+            writer.write(&ToNode::Alive).await?;
+        }
     }
-    Ok(())
 }
 
 async fn close_with(writer: &mut ServerWriter, message: ToNode) {

@@ -27,6 +27,7 @@ pub fn cluster() -> Cluster {
         tokens: JoinTokens { worker: "SWMTKN-1-a-b".to_owned(), manager: "SWMTKN-1-a-c".to_owned() },
         mesh: mesh(),
         address_pools: Vec::new(),
+        reserved_subnets: Vec::new(),
         subnet_size: 24,
         data_path_port: 4789,
     }
@@ -421,6 +422,7 @@ fn task(id: &str, object: &Value) -> Option<Task> {
             err: status["Err"].as_str().unwrap_or_default().to_owned(),
             container: serde_json::from_value(status["ContainerStatus"].clone()).ok(),
             ports: serde_json::from_value(status["PortStatus"]["Ports"].clone()).unwrap_or_default(),
+            unhealthy: false,
         },
         attachments,
         not_before: None,

@@ -25,6 +25,9 @@ const ODD: [&str; 3] = ["odd0", "odd1", "odd2"];
 const STEADY: &str = "steady";
 /// UDP port of the steady service.
 const DATAGRAMS: u16 = 5300;
+/// TCP port of the steady service for connections that are kept, and the time between two lines of one.
+const KEPT: u16 = 7007;
+const IDLE: Duration = Duration::from_secs(60);
 
 fn port_of(service: &str) -> u16 {
     let at = SCALED.iter().chain(&ODD).position(|name| *name == service).map_or(0, |at| at + 1);
@@ -214,11 +217,26 @@ async fn wait_for_node(swarm: &Swarm, host: &Host) {
     .await;
 }
 
+/// A client in 10.0.0.0/8, the range of the swarm's own networks, beside that in 192.0.2.0/24.
+async fn office(swarm: &Swarm) -> Host {
+    let office = swarm.lab.host("office", 10).await.expect("client");
+    for line in
+        ["ip addr flush dev eth0 scope global", "ip addr add 10.200.0.10/24 dev eth0", "ip route add 192.0.2.0/24 dev eth0"]
+    {
+        office.run(line).await.expect("an address");
+    }
+    for host in &swarm.hosts {
+        host.run("ip route add 10.200.0.0/24 dev eth0").await.expect("a route");
+    }
+    office
+}
+
 #[ignore = "ten minutes: `make soak`"]
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     let swarm = swarm("ks", 3, "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 1000\n").await;
     let client = client(&swarm).await;
+    let office = office(&swarm).await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
     let networks = json!([{ "Target": "back" }]);
     // The steady tasks and the callers must not run on the host that will be disconnected.
@@ -226,6 +244,7 @@ async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     let ports = json!([
         { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port_of(STEADY) },
         { "Protocol": "udp", "TargetPort": DATAGRAMS, "PublishedPort": DATAGRAMS },
+        { "Protocol": "tcp", "TargetPort": KEPT, "PublishedPort": KEPT },
     ]);
     let mut template = good_server(&networks);
     template["ContainerSpec"]["Image"] = json!(skep::lab::WHOAMI_IMAGE);
@@ -238,6 +257,7 @@ async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     let callers = swarm.running("caller", 2).await;
     for task in &swarm.running(STEADY, 4).await {
         echo(&swarm, task, DATAGRAMS).await;
+        serve_lines(of_task(&swarm, task).await, KEPT).await;
     }
     availability(&swarm, "n3", "active").await;
     // With a health check a task is running only once its server answers.
@@ -252,14 +272,15 @@ async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     }
     let services: Vec<&str> = SCALED.into_iter().chain([STEADY]).collect();
     let mut ports: Vec<String> = services.iter().map(|name| format!("{}/tcp", port_of(name))).collect();
-    ports.push(format!("{DATAGRAMS}/udp"));
+    ports.extend([format!("{DATAGRAMS}/udp"), format!("{KEPT}/tcp")]);
     serves(&swarm.hosts, &ports.iter().map(String::as_str).collect::<Vec<_>>()).await;
 
-    let outside = of_host(&client);
+    let clients = [(of_host(&client), "192.0.2.0/24"), (of_host(&office), "10.0.0.0/8")];
     let mut targets = Vec::new();
     for name in &services {
-        for host in &swarm.hosts {
-            targets.push(Target::new(&outside, (host.address(), port_of(name)).into(), format!("{name} by {}", host.name())));
+        for ((outside, range), host) in clients.iter().flat_map(|client| swarm.hosts.iter().map(move |host| (client, host))) {
+            let label = format!("{name} from {range} by {}", host.name());
+            targets.push(Target::new(outside, (host.address(), port_of(name)).into(), label));
         }
         let vip = vip(&swarm, name).await;
         for task in &callers {
@@ -272,16 +293,23 @@ async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
         }
     }
     let mut flows = Vec::new();
-    for host in &swarm.hosts {
-        let label = |at| format!("{STEADY}, flow {at} by {}", host.name());
-        flows.extend((0..4).map(|at| Target::new(&outside, (host.address(), DATAGRAMS).into(), label(at))));
+    let mut kept = Vec::new();
+    for ((outside, range), host) in clients.iter().flat_map(|client| swarm.hosts.iter().map(move |host| (client, host))) {
+        let label = |what, at| format!("{STEADY}, {what} {at} from {range} by {}", host.name());
+        flows.extend((0..2).map(|at| Target::new(outside, (host.address(), DATAGRAMS).into(), label("flow", at))));
+        // A connection by the host that will be disconnected may end.
+        if host.name() != "n3" {
+            let to = (host.address(), KEPT).into();
+            kept.extend((0..12).map(|at| Target::new(outside, to, label("idle connection", at))));
+        }
     }
     let vip = vip(&swarm, STEADY).await;
     for task in &callers {
         let label = format!("{STEADY}, flow by address on {}", host_of(&swarm, task).await.name());
         flows.push(Target::new(&of_task(&swarm, task).await, (vip, DATAGRAMS).into(), label));
     }
-    let loads = [Load::start(targets, PAUSE), Load::flows(flows, PAUSE)];
+    eprintln!("{} clients that ask, {} connections that are idle", targets.len() + flows.len(), kept.len());
+    let loads = [Load::start(targets, PAUSE), Load::flows(flows, PAUSE), Load::kept(kept, IDLE)];
 
     let seed = rand::random();
     let (begun, length) = (Instant::now(), length());
@@ -338,6 +366,7 @@ async fn no_request_is_lost_while_tasks_change_and_a_host_is_disconnected() {
     assert!(lost.is_empty(), "requests on healthy paths were lost");
     drop(churn);
     client.stop().await;
+    office.stop().await;
     swarm.stop().await;
 }
 

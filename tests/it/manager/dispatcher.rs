@@ -57,7 +57,7 @@ impl DispatcherFixture {
         let mut effects = Vec::new();
         loop {
             let reports = self.core.plan(&self.store, self.now);
-            let actions = self.planner.round(&self.store, reports, self.core.applied(self.now), self.now);
+            let actions = self.planner.round(&self.store, reports, self.core.lowest_applied(self.now), self.now);
             if actions.is_empty() {
                 return effects;
             }
@@ -308,6 +308,113 @@ fn a_task_is_stopped_after_no_node_sends_to_it() {
     assert!(tasks(&fixture.send(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
     let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
     assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Remove);
+}
+
+#[test]
+fn a_live_node_that_applies_nothing_is_waited_for_for_a_bounded_time_and_shown_as_degraded() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    let beat = |fixture: &mut DispatcherFixture, session, applied| fixture.send(session, ToManager::Heartbeat { applied });
+    let stuck = fixture.store.revision();
+    for session in [ONE, SessionId(2)] {
+        beat(&mut fixture, session, stuck);
+    }
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let message = |fixture: &DispatcherFixture, n| fixture.store.node(&node(n)).unwrap().status.message.clone();
+    let run = |fixture: &mut DispatcherFixture, second: SessionId, seconds: u64| {
+        for _ in 0..seconds {
+            fixture.wait(1000);
+            let newest = fixture.store.revision();
+            beat(fixture, ONE, newest);
+            beat(fixture, second, stuck);
+            fixture.settle();
+        }
+    };
+    run(&mut fixture, SessionId(2), 28);
+    assert_eq!(fixture.core.applied(fixture.now), stuck, "it is waited for at first");
+    assert_eq!(message(&fixture, 2), "");
+    // Another session makes it no younger.
+    fixture.open(2, SessionId(3));
+    fixture.send(SessionId(3), ToManager::Troubles([("ebpf".to_owned(), "map SOURCES is full".to_owned())].into()));
+    run(&mut fixture, SessionId(3), 4);
+    let lowest = fixture.core.lowest_applied(fixture.now);
+    assert!(lowest.awaited > stuck && lowest.all <= stuck, "{lowest:?}");
+    let why = message(&fixture, 2);
+    assert!(why.contains("degraded") && why.contains("30 s") && why.contains("ebpf: map SOURCES is full"), "{why}");
+    assert_eq!((fixture.state(2), message(&fixture, 1)), (NodeState::Ready, String::new()));
+    // It recovers.
+    let newest = fixture.store.revision();
+    beat(&mut fixture, SessionId(3), newest);
+    fixture.send(SessionId(3), ToManager::Troubles([].into()));
+    fixture.settle();
+    assert_eq!(message(&fixture, 2), "");
+}
+
+#[test]
+fn a_nodes_report_of_troubles_is_bounded() {
+    let mut fixture = DispatcherFixture::new(1);
+    fixture.open(1, ONE);
+    let many = (0..10_000).map(|n| (format!("loop {n}"), "\u{e4}".repeat(5000))).collect();
+    fixture.send(ONE, ToManager::Troubles(many));
+    fixture.settle();
+    let length = fixture.store.node(&node(1)).unwrap().status.message.len();
+    assert!((1..4000).contains(&length), "{length}");
+}
+
+#[test]
+fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let task = fixture.store.tasks().next().unwrap().clone();
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
+    fixture.settle();
+    let mut next = fixture.store.service(&"web".into()).unwrap().clone();
+    next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
+    fixture.write(vec![Action::update(next)]);
+    fixture.settle();
+    // The manager restarts before a node has applied that.
+    fixture.core = Dispatcher::new(ManagerSettings::default(), Arc::new(fixture.store.clone()), fixture.now);
+    let first = fixture.open(1, SessionId(11));
+    assert_eq!(tasks(&first)[0].by_id[&task.id].desired_state, TaskState::Running, "node 2 may still send to it");
+    fixture.open(2, SessionId(12));
+    let revision = fixture.store.revision();
+    assert!(tasks(&fixture.send(SessionId(11), ToManager::Heartbeat { applied: revision })).is_empty());
+    let stopped = tasks(&fixture.send(SessionId(12), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Remove);
+}
+
+#[test]
+fn an_unhealthy_task_leaves_the_tables_of_all_nodes_before_it_is_stopped() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.open(2, SessionId(2));
+    fixture.settle();
+    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+    fixture.settle();
+    let task = fixture.store.tasks().next().unwrap().clone();
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
+    fixture.settle();
+    let unhealthy = TaskStatus { unhealthy: true, ..status(TaskState::Running, fixture.now) };
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), unhealthy)]));
+    let effects = fixture.settle();
+    assert!(tasks(&effects).iter().all(|m| m.by_id[&task.id].desired_state == TaskState::Running), "{effects:?}");
+    assert_eq!(view_of(&fixture.store, &node(2)).unwrap().cluster.ports[0].backends.len(), 0);
+    let revision = fixture.store.revision();
+    fixture.send(ONE, ToManager::Heartbeat { applied: revision });
+    let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Shutdown);
+    // The store waits for the agent's report; then the task is replaced as after any failure.
+    assert_eq!(fixture.store.task(&task.id).unwrap().desired_state, TaskState::Running);
+    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Failed, fixture.now))]));
+    fixture.settle();
+    assert!(fixture.store.tasks().any(|t| t.id != task.id && t.desired_state <= TaskState::Running), "replaced");
 }
 
 #[test]

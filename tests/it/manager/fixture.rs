@@ -29,6 +29,7 @@ pub fn cluster() -> Cluster {
         tokens: JoinTokens::default(),
         mesh: MeshPrefix("fd00:1:2::/48".parse::<Ipv6Net>().unwrap()),
         address_pools: Vec::new(),
+        reserved_subnets: Vec::new(),
         subnet_size: 24,
         data_path_port: 2377,
     }

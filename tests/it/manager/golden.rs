@@ -2,11 +2,13 @@
 //! behaviour run with `SKEP_BLESS=1` and read the difference.
 
 use super::fixture::{self, after, apply, joining_node, node, restarting, service};
+use skep::manager::allocator::Freed;
 use skep::manager::round::RoundPlanner;
-use skep::manager::{ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
-use skep::model::service::Replicated;
+use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
+use skep::model::service::{EndpointMode, EndpointSpec, Replicated};
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
 use skep::store::{Action, Kind, Object, Store};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -45,7 +47,7 @@ impl Script {
             apply(&mut self.store, self.now, actions);
         }
         loop {
-            let applied = Revision { incarnation: 1, index: self.store.index() };
+            let applied = LowestApplied::by_all(Revision { incarnation: 1, index: self.store.index() });
             let actions = self.planner.round(&self.store, Vec::new(), applied, self.now);
             if actions.is_empty() {
                 break;
@@ -248,13 +250,63 @@ fn a_freed_address_is_assigned_again_as_late_as_possible() {
     let mut quarantine = allocator::QuarantinedAddresses::default();
     let plan = allocator::plan(&store, fixture::START, &mut quarantine);
     apply(&mut store, fixture::START, plan);
-    quarantine.observe(&store, Revision::default());
+    quarantine.observe(&store, LowestApplied::default());
     let vip = store.services().next().unwrap().endpoint.vips[0].addr.addr();
     apply(&mut store, fixture::START, vec![Action::Remove(Kind::Service, "web".to_owned())]);
-    quarantine.observe(&store, Revision { incarnation: 1, index: store.index() - 1 });
-    assert!(quarantine.has_address(&net, vip));
-    quarantine.observe(&store, Revision { incarnation: 1, index: store.index() });
-    assert!(!quarantine.has_address(&net, vip));
+    let (now, before) = (store.revision(), Revision { incarnation: 1, index: store.index() - 1 });
+    quarantine.observe(&store, LowestApplied::by_all(before));
+    assert_eq!((quarantine.freed(&net, vip), quarantine.is_waiting()), (Freed::Awaited, true));
+    // A node that is too far behind is not waited for, but remembered.
+    quarantine.observe(&store, LowestApplied { awaited: now, all: before });
+    assert_eq!((quarantine.freed(&net, vip), quarantine.is_waiting()), (Freed::Suspect, false));
+    quarantine.observe(&store, LowestApplied::by_all(now));
+    assert_eq!(quarantine.freed(&net, vip), Freed::Known);
+}
+
+#[test]
+fn an_address_that_a_degraded_node_may_know_is_assigned_only_if_no_other_is_free() {
+    for subnet in ["10.64.0.0/29", "172.16.5.0/29", "192.168.7.8/29"] {
+        let mut store = fixture::store(1);
+        apply(&mut store, fixture::START, vec![Action::create(fixture::network("small", Some(subnet)))]);
+        let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+        let behind = store.revision();
+        let newest = Revision { incarnation: 1, index: 1_000_000 };
+        let applied = LowestApplied { awaited: newest, all: behind };
+        let mut settle = |store: &mut Store| {
+            loop {
+                let actions = planner.round(store, Vec::new(), applied, fixture::START);
+                if actions.is_empty() {
+                    return;
+                }
+                apply(store, fixture::START, actions);
+            }
+        };
+        // Without virtual addresses: a task each.
+        let create = |name: &str, replicas| {
+            let mut made = service(name, replicas, &[], &["small"]);
+            made.spec.endpoint_spec = Some(EndpointSpec { mode: Some(EndpointMode::Dnsrr), ..EndpointSpec::default() });
+            vec![Action::create(made)]
+        };
+        let addresses = |store: &Store, service: &str| -> BTreeSet<std::net::Ipv4Addr> {
+            let tasks = store.tasks().filter(|t| t.service_name == service);
+            tasks.flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect()
+        };
+        apply(&mut store, fixture::START, create("old", 2));
+        settle(&mut store);
+        let old = addresses(&store, "old");
+        assert_eq!(old.len(), 2);
+        // Two of the five addresses become free: the three others are taken first.
+        let remove = store.tasks().map(|t| Action::Remove(Kind::Task, t.id.to_string()));
+        let actions = remove.chain([Action::Remove(Kind::Service, "old".to_owned())]).collect();
+        apply(&mut store, fixture::START, actions);
+        settle(&mut store);
+        apply(&mut store, fixture::START, create("first", 3));
+        settle(&mut store);
+        assert!(addresses(&store, "first").len() == 3 && addresses(&store, "first").is_disjoint(&old), "{subnet}: {old:?}");
+        apply(&mut store, fixture::START, create("last", 2));
+        settle(&mut store);
+        assert_eq!(addresses(&store, "last"), old, "{subnet}: no other is free");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::fixture::{self, apply, service};
 use skep::manager::limits::BATCH;
 use skep::manager::round::RoundPlanner;
-use skep::manager::{ManagerSettings, invariants};
+use skep::manager::{LowestApplied, ManagerSettings, invariants};
 use skep::model::{NodeState, Revision, TaskState};
 use skep::store::{Action, Kind};
 
@@ -25,7 +25,7 @@ fn a_thousand_tasks_on_thirty_nodes_need_bounded_transactions() {
     let mut rounds = 0;
     let mut run = |store: &mut skep::store::Store| {
         loop {
-            let applied = Revision { incarnation: 1, index: store.index() };
+            let applied = LowestApplied::by_all(Revision { incarnation: 1, index: store.index() });
             let actions = planner.round(store, Vec::new(), applied, fixture::START);
             if actions.is_empty() {
                 return;

@@ -90,6 +90,7 @@ impl SimulatedAgent {
             }
             ToNode::Removed(_) => self.removed = true,
             ToNode::Welcome { .. } | ToNode::Alive | ToNode::NotLeader { .. } => {}
+            ToNode::Piece(_) => panic!("pieces are made by the transport"),
             ToNode::Refused(why) => panic!("{} was refused: {why}", self.id),
         }
         None
@@ -121,7 +122,7 @@ impl SimulatedAgent {
                     message: next.as_str().to_owned(),
                     err: String::new(),
                     container: Some(ContainerStatus { container_id: format!("c-{id}"), pid: 1, exit_code: 0 }),
-                    ports: Vec::new(),
+                    ..TaskStatus::default()
                 };
                 unsent.insert(id.clone(), container.status.clone());
             }

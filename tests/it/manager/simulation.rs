@@ -42,7 +42,7 @@ pub struct Simulation {
     /// Each is written between a plan and its commit.
     pub concurrent_writes: Vec<Action>,
     pub commits: u64,
-    /// When a connection or the leader changed last.
+    /// When a connection changed last.
     stable_since: Timestamp,
 }
 
@@ -209,7 +209,7 @@ impl Simulation {
         for round in 0.. {
             assert!(round < 500, "the planners do not settle\n{}", self.dump());
             let reports = self.core.plan(&self.store, self.now);
-            let applied = self.core.applied(self.now);
+            let applied = self.core.lowest_applied(self.now);
             let actions = self.planner.round(&self.store, reports, applied, self.now);
             if actions.is_empty() {
                 return;
@@ -272,7 +272,6 @@ impl Simulation {
     /// Another manager takes over: no node has a session with it.
     pub fn change_leader(&mut self) {
         let seed = self.rng.random();
-        self.stable_since = self.now;
         self.core = Dispatcher::new(self.settings.clone(), self.store.clone(), self.now);
         self.planner = RoundPlanner::new(self.settings.clone(), seed);
         self.queue.retain(|_, due| {
@@ -306,7 +305,7 @@ impl Simulation {
     }
 
     /// A container is stopped only when no ready node sends to it any more. Only checked in stable times: the wait for
-    /// other nodes is bounded, and a new leader does not know what nodes were sent.
+    /// other nodes is bounded.
     fn check_ordered_stop(&self, task: &TaskId) {
         if self.now.since(self.stable_since) < Duration::from_secs(3) {
             return;

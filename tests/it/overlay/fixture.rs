@@ -166,9 +166,14 @@ impl Fixture {
 
     /// A container as the driver attaches it: veth from `attach`, /32, gateway on-link, network through the gateway.
     pub async fn container(&mut self, host: usize, network: &'static str, address: &str) -> Namespace {
+        self.container_with(host, network, address, MTU).await
+    }
+
+    /// A container whose link has this MTU.
+    pub async fn container_with(&mut self, host: usize, network: &'static str, address: &str, mtu: u32) -> Namespace {
         let (subnet, address) = (net(network), ip(address));
         let node = &self.nodes[host];
-        let end = node.mesh.attach(subnet, address, MTU).await.expect("attach");
+        let end = node.mesh.attach(subnet, address, mtu).await.expect("attach");
         let container = Namespace::create(self.lab.dir(), &format!("c{address}"));
         plug(&node.namespace, &end, &container, "eth0", subnet, address).await;
         self.members.entry(network).or_default().push((host, address));
@@ -241,6 +246,7 @@ async fn node(lab: &Lab, number: u8) -> Node {
         private_key_file: key_file,
         listen: "0.0.0.0:2377".parse().expect("address"),
         mtu: MTU,
+        keep_mtu: true,
         device: "skep0".to_owned(),
         kernel: KernelChoice::Never,
         program: env!("CARGO_BIN_EXE_skep").into(),

@@ -3,12 +3,15 @@
 
 use super::build::Frame;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, Source, Tuple, V4};
+use skep_ebpf::{
+    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, RefusalEvent, RefusalKey, Source, Tuple, V4, Watch,
+    WatchedSecond,
+};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,6 +29,9 @@ pub const TUNNEL_PORT: u16 = 2377;
 
 /// Seconds without a datagram of the client after which its flow is over, in these tests.
 pub const UDP_IDLE: u32 = 60;
+
+/// Owner of every published port in these tests.
+pub const PORT_OWNER: u32 = 99;
 
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,7 +203,7 @@ impl Kernel {
         for (at, backend) in (self.next_slot..).zip(backends) {
             slots.set(at, v4(backend), 0).unwrap();
         }
-        let frontend = Frontend { base: self.next_slot, size, target: 80_u16.to_be(), flags };
+        let frontend = Frontend { base: self.next_slot, size, target: 80_u16.to_be(), flags, owner: PORT_OWNER };
         self.next_slot += size;
         for family in [4, 6] {
             self.set("PORTS", Port { protocol, family, port: port.to_be() }, frontend);
@@ -232,6 +238,36 @@ impl Kernel {
     pub fn attach(&mut self, hook: &str, device: &str) {
         let program: &mut SchedClassifier = self.ebpf.program_mut(hook).unwrap().try_into().unwrap();
         program.attach(device, aya::programs::TcAttachType::Ingress).unwrap();
+    }
+
+    /// Counters of drops and refusals, of all CPUs.
+    pub fn refusals(&mut self) -> Vec<(RefusalKey, u64)> {
+        let counts: PerCpuHashMap<_, RefusalKey, u64> = self.ebpf.map("REFUSALS").unwrap().try_into().unwrap();
+        counts.iter().map(|entry| entry.map(|(key, values)| (key, values.iter().sum())).unwrap()).collect()
+    }
+
+    /// Lets the programs write events until a second of the monotonic clock.
+    pub fn watch(&mut self, until: u32, most: u32, left: bool) {
+        let mut watch: Array<_, Watch> = self.ebpf.map_mut("WATCH").unwrap().try_into().unwrap();
+        watch.set(0, Watch { until, most, left: left.into() }, 0).unwrap();
+    }
+
+    /// Takes the events that were written.
+    pub fn events(&mut self) -> Vec<RefusalEvent> {
+        let mut ring = RingBuf::try_from(self.ebpf.map_mut("EVENTS").unwrap()).unwrap();
+        let mut events = Vec::new();
+        while let Some(bytes) = ring.next() {
+            assert_eq!(bytes.len(), size_of::<RefusalEvent>());
+            // SAFETY: plain numbers, and as many bytes as they have.
+            events.push(unsafe { bytes.as_ptr().cast::<RefusalEvent>().read_unaligned() });
+        }
+        events
+    }
+
+    /// Events that were not written.
+    pub fn lost(&mut self) -> u64 {
+        let lost: PerCpuArray<_, WatchedSecond> = self.ebpf.map("WATCHED").unwrap().try_into().unwrap();
+        lost.get(&0, 0).unwrap().iter().map(|cpu| cpu.lost).sum()
     }
 
     /// Runs a program on a frame that arrives at, or leaves by, a device.

@@ -10,9 +10,12 @@ use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Availability, ClusterId, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
-use skep::protocol::{FORMAT, JoinRefused, JoinReply, JoinRequest, ToManager, ToNode};
+use skep::protocol::{
+    FORMAT, JoinRefused, JoinReply, JoinRequest, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode,
+};
 use skep::rpc::{
-    JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind, Server, ServerLimits, SessionServer,
+    CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
+    Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use std::collections::BTreeMap;
@@ -272,6 +275,28 @@ impl SessionServer for Dispatcher {
     }
 }
 
+/// Renews every certificate for three days, of expired ones only when allowed.
+pub struct Renewals {
+    pub trust: Arc<Trust>,
+    pub journal: Journal,
+    pub recovers: AtomicBool,
+}
+
+#[async_trait]
+impl CertificateAuthority for Renewals {
+    async fn renew(&self, holder: &CertificateHolder, request: &RenewalRequest) -> Result<RenewedCertificate, RenewalRefused> {
+        let now = SystemClock.now();
+        self.journal.note(format!("renew {}", holder.name.node_id));
+        if holder.validity.is_over(now) && !self.recovers.load(SeqCst) {
+            return Err(RenewalRefused::Expired);
+        }
+        let life = Duration::from_secs(3 * 86_400);
+        let certificate = trust::issue(&self.trust.ca, &request.csr, &holder.name, now, life, &mut rand::rng())
+            .map_err(|e| RenewalRefused::Other(e.to_string()))?;
+        Ok(RenewedCertificate { certificate, ca_certificate: self.trust.ca.certificate().to_owned() })
+    }
+}
+
 /// A server that runs until dropped.
 pub struct Manager {
     pub identity: watch::Sender<Arc<Identity>>,
@@ -279,6 +304,7 @@ pub struct Manager {
     pub wire: Arc<Wire>,
     pub journal: Journal,
     pub dispatcher: Arc<Dispatcher>,
+    pub renewals: Arc<Renewals>,
     pub shutdown: CancellationToken,
     pub served: Option<tokio::task::JoinHandle<()>>,
 }
@@ -297,6 +323,7 @@ pub struct Setup {
     pub sends_probes: bool,
     pub change_reply: ReplyChange,
     pub address: SocketAddr,
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Setup {
@@ -309,10 +336,13 @@ impl Setup {
             sends_probes: false,
             change_reply: |_| {},
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            clock: Arc::new(SystemClock),
         }
     }
     pub fn start(self) -> Manager {
         let (wire, journal, dispatcher) = (Arc::new(Wire::default()), Journal::default(), Arc::new(Dispatcher::default()));
+        let renewals =
+            Arc::new(Renewals { trust: self.trust.clone(), journal: journal.clone(), recovers: AtomicBool::new(false) });
         let authority = Authority {
             trust: self.trust,
             wire: wire.clone(),
@@ -322,13 +352,13 @@ impl Setup {
         };
         let (identity, identities) = watch::channel(Arc::new(self.identity));
         let server =
-            Server::new(identities, Arc::new(SystemClock), Arc::new(authority), dispatcher.clone(), self.limits).unwrap();
+            Server::new(identities, self.clock, Arc::new(authority), dispatcher.clone(), renewals.clone(), self.limits).unwrap();
         let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, kind) = (CancellationToken::new(), self.kind);
         let token = shutdown.clone();
         let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
-        Manager { identity, address, wire, journal, dispatcher, shutdown, served }
+        Manager { identity, address, wire, journal, dispatcher, renewals, shutdown, served }
     }
 }
 

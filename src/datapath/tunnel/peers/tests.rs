@@ -1,0 +1,148 @@
+use super::*;
+
+const A: [u8; 4] = [10, 9, 0, 1];
+const B: [u8; 4] = [172, 16, 0, 2];
+
+/// Two devices that have each other as peers, and where each one's datagrams come from.
+struct Pair {
+    a: Peers,
+    b: Peers,
+}
+
+fn public(secret: [u8; 32]) -> WgKey {
+    WgKey(PublicKey::from(&StaticSecret::from(secret)).to_bytes())
+}
+
+fn at_a() -> SocketAddr {
+    "192.0.2.1:2377".parse().unwrap()
+}
+
+fn at_b() -> SocketAddr {
+    "[2001:db8::2]:2377".parse().unwrap()
+}
+
+fn peer(endpoint: Option<SocketAddr>, nets: &[&str]) -> TunnelPeer {
+    TunnelPeer { endpoint, allowed_ips: nets.iter().map(|net| net.parse().unwrap()).collect(), keepalive: None }
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (a, b) = (Peers::new([1; 32]), Peers::new([2; 32]));
+        a.set(public([2; 32]), &peer(Some(at_b()), &["172.16.0.2/32"]), None);
+        b.set(public([1; 32]), &peer(None, &["10.9.0.1/32"]), None);
+        Self { a, b }
+    }
+
+    /// Carries datagrams from A to B and the answers back and forth; the result is what arrived inside B.
+    fn carry(&self, from_a: Vec<Packet>) -> Vec<Packet> {
+        let mut to_b = from_a;
+        let mut arrived = Vec::new();
+        while !to_b.is_empty() {
+            let mut to_a = Vec::new();
+            for datagram in to_b.drain(..) {
+                match self.b.open(datagram, at_a(), 0) {
+                    Received::Nothing => {}
+                    Received::Packet(packet) => arrived.push(packet),
+                    Received::Answers(answers) => to_a.extend(answers.into_iter().map(|(answer, _)| answer)),
+                }
+            }
+            for datagram in to_a {
+                if let Received::Answers(answers) = self.a.open(datagram, at_b(), 0) {
+                    to_b.extend(answers.into_iter().map(|(answer, _)| answer));
+                }
+            }
+        }
+        arrived
+    }
+
+    /// Sends packets from A.
+    fn send(&self, packets: Vec<Packet>) -> Vec<Packet> {
+        let mut packets = packets;
+        let mut sealed = Vec::new();
+        let towards = self.a.towards(B.into()).expect("a peer");
+        assert_eq!(self.a.seal(&towards, &mut packets, &mut sealed), Some(at_b()));
+        self.carry(sealed)
+    }
+}
+
+fn packet(source: [u8; 4], options: usize, payload: usize) -> Packet {
+    let length = u16::try_from(20 + options + payload).unwrap().to_be_bytes();
+    let first = 0x45 + u8::try_from(options / 4).unwrap();
+    let mut bytes = vec![first, 0, length[0], length[1], 0, 0, 0, 0, 64, 17, 0, 0];
+    bytes.extend(source);
+    bytes.extend(B);
+    bytes.extend(vec![1; options]);
+    bytes.extend(vec![7; payload]);
+    Packet::copy_from(bytes.as_slice())
+}
+
+#[test]
+fn packets_wait_for_the_handshake_and_arrive_without_padding_with_options_and_of_any_size() {
+    let pair = Pair::new();
+    let sizes = [(0, 8), (4, 100), (40, 1300), (0, 8000), (0, 60_000)];
+    let first = pair.send(sizes.iter().map(|(options, payload)| packet(A, *options, *payload)).collect());
+    let again = pair.send(sizes.iter().map(|(options, payload)| packet(A, *options, *payload)).collect());
+    for arrived in [first, again] {
+        let seen: Vec<Vec<u8>> = arrived.iter().map(|packet| packet.to_vec()).collect();
+        let wanted: Vec<Vec<u8>> = sizes.iter().map(|(options, payload)| packet(A, *options, *payload).to_vec()).collect();
+        assert_eq!(seen, wanted);
+    }
+    let at_b = pair.b.observe();
+    assert_eq!(at_b[&public([1; 32])].peer.endpoint, Some(at_a()), "learned");
+    assert!(at_b[&public([1; 32])].handshake_age.is_some());
+}
+
+#[test]
+fn a_source_that_is_not_the_peers_is_dropped() {
+    let pair = Pair::new();
+    pair.send(vec![packet(A, 0, 8)]);
+    assert_eq!(pair.send(vec![packet([10, 9, 0, 2], 0, 8), packet(A, 0, 9)]).len(), 1);
+    // The address moves to another peer of B: nobody's packets may carry it under A's key any more.
+    pair.b.set(public([3; 32]), &peer(None, &["10.9.0.1/32"]), None);
+    assert_eq!(pair.send(vec![packet(A, 0, 8)]).len(), 0);
+    assert_eq!(pair.b.observe()[&public([1; 32])].peer.allowed_ips, []);
+    pair.b.set(public([1; 32]), &peer(None, &["10.9.0.1/32"]), None);
+    assert_eq!(pair.send(vec![packet(A, 0, 8)]).len(), 1, "the session has stayed");
+    pair.b.remove(public([1; 32]));
+    assert_eq!(pair.send(vec![packet(A, 0, 8)]).len(), 0);
+}
+
+/// A restarted peer whose clock was set back initiates with an older timestamp than before, and would be ignored until its clock has
+/// caught up or this side has something to send. Anyone may have recorded that initiation: it moves no endpoint, and is answered once.
+#[test]
+fn an_initiation_with_an_old_timestamp_is_answered_by_an_own_one() {
+    let pair = Pair::new();
+    let towards = pair.a.towards(B.into()).expect("a peer");
+    let old = Peer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+    std::thread::sleep(Duration::from_millis(1));
+    let new = Peer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+    let new = pair.a.registered(&towards, new.into());
+    pair.carry(vec![new]);
+    assert_eq!(pair.b.observe()[&public([1; 32])].peer.endpoint, Some(at_a()));
+
+    let old: Packet = old.into();
+    let repeated = Packet::copy_from(&old[..]);
+    let elsewhere = "203.0.113.9:9".parse().unwrap();
+    let Received::Answers(answers) = pair.b.open(old, elsewhere, 0) else { panic!("no answer") };
+    let [(initiation, to)] = &answers[..] else { panic!("{} answers", answers.len()) };
+    assert_eq!((initiation.len(), initiation[0], *to), (148, 1, at_a()), "an initiation, to the known endpoint");
+    assert!(matches!(pair.b.open(repeated, elsewhere, 0), Received::Nothing), "not again at once");
+
+    // The peer, which knows nothing of the sessions before, answers it.
+    let restarted = Pair { a: Peers::new([1; 32]), b: pair.b };
+    restarted.a.set(public([2; 32]), &peer(Some(at_b()), &["172.16.0.2/32"]), None);
+    let Received::Answers(response) = restarted.a.open(Packet::copy_from(&initiation[..]), at_b(), 0) else {
+        panic!("no response")
+    };
+    assert_eq!(response[0].0[0], 2, "a response");
+    assert!(matches!(restarted.b.open(Packet::copy_from(&response[0].0[..]), at_a(), 0), Received::Answers(_)));
+}
+
+#[test]
+fn padding_stays_below_the_mtu() {
+    let peers = Peers::new([1; 32]);
+    peers.set_mtu(1400);
+    for (length, padded) in [(0, 0), (1, 16), (1392, 1392), (1393, 1400), (1400, 1400), (1401, 1401)] {
+        assert_eq!(peers.padded(length), padded);
+    }
+}

@@ -1,0 +1,146 @@
+//! Keeps a node's certificate valid: when it is due, makes a new key, gets a certificate for it, writes both, and hands them
+//! to all that use the node's identity. Where certificates come from is behind [`CertificateSource`].
+
+use super::certificate_authority::CertificateIssuer;
+use crate::backoff::Backoff;
+use crate::clock::{Clock, reached};
+use crate::protocol::{RenewalRequest, RenewedCertificate};
+use crate::rpc::{RenewalConfig, request_certificate};
+use crate::store::StoreHandle;
+use crate::trust::{CertificateFiles, Identity, NodeKey, Remaining};
+use anyhow::Context as _;
+use async_trait::async_trait;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Pause after the first attempt that failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause while much of the life is left.
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
+/// Longest pause once little is left, or nothing: an operator who allows expired certificates waits for this.
+const URGENT_PAUSE: Duration = Duration::from_secs(5);
+
+/// Where a node's next certificate comes from.
+#[async_trait]
+pub(super) trait CertificateSource: Send + Sync {
+    /// A certificate for the key of the request. `current` is the identity that is to be replaced.
+    async fn certificate(&self, current: &Identity, request: RenewalRequest) -> anyhow::Result<RenewedCertificate>;
+}
+
+/// A manager's own store, or a manager on a worker.
+pub(super) struct StoreOrManagers<F> {
+    /// The store, while the manager's part runs.
+    pub store: watch::Receiver<Option<StoreHandle>>,
+    /// Makes an issuer of a store.
+    pub issuer: F,
+    pub managers: RenewalConfig,
+}
+
+#[async_trait]
+impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource for StoreOrManagers<F> {
+    async fn certificate(&self, current: &Identity, request: RenewalRequest) -> anyhow::Result<RenewedCertificate> {
+        let store = self.store.borrow().clone();
+        match store {
+            Some(store) => Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?),
+            None => Ok(request_certificate(&self.managers, current, &request).await?),
+        }
+    }
+}
+
+/// How renewals go.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct RenewalState {
+    /// Attempts that have failed since the last certificate.
+    pub failures: u32,
+    /// Why the last of them failed.
+    pub error: Option<String>,
+}
+
+/// The loop's parts.
+pub(super) struct Renewal<S> {
+    pub clock: Arc<dyn Clock>,
+    pub identity: watch::Sender<Arc<Identity>>,
+    pub source: S,
+    pub files: CertificateFiles,
+    pub state: watch::Sender<RenewalState>,
+}
+
+impl<S: CertificateSource> Renewal<S> {
+    /// Renews until stopped.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let mut rng = StdRng::from_os_rng();
+        while let Some(renewed) = self.next(&mut rng, &stop).await {
+            let life = renewed.validity().life();
+            tracing::info!(until = renewed.expires().to_rfc3339(), "this node has a new certificate");
+            self.state.send_replace(RenewalState::default());
+            self.identity.send_replace(Arc::new(renewed));
+            // No certificate is due before half of its life. By a clock that is ahead of the managers' it may look due, or
+            // even over, as soon as it is issued.
+            let _ = stop.run_until_cancelled(self.clock.sleep(life / 4)).await;
+        }
+    }
+
+    /// Waits until the certificate is due, then tries until an attempt succeeds. `None` once stopped.
+    async fn next(&self, rng: &mut StdRng, stop: &CancellationToken) -> Option<Identity> {
+        let current = self.identity.borrow().clone();
+        let due = current.validity().renewal_time(rng);
+        stop.run_until_cancelled(reached(self.clock.as_ref(), due)).await?;
+        let mut failures = 0_u32;
+        loop {
+            let error = match stop.run_until_cancelled(self.request(&current)).await? {
+                // Not cancelled: the files must not be written after those of the membership were removed.
+                Ok(renewed) => match self.store(&renewed).await {
+                    Ok(()) => return Some(renewed),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            failures = failures.saturating_add(1);
+            let error = format!("{error:#}");
+            if failures.is_power_of_two() {
+                let until = current.expires().to_rfc3339();
+                tracing::warn!(error, failures, until, "this node's certificate could not be renewed; it is tried again");
+            }
+            self.state.send_replace(RenewalState { failures, error: Some(error) });
+            let pause = pauses(&current, self.clock.as_ref()).jittered(failures, rng);
+            stop.run_until_cancelled(self.clock.sleep(pause)).await?;
+        }
+    }
+
+    /// A certificate for a new key: serial numbers and keys are never used twice.
+    async fn request(&self, current: &Identity) -> anyhow::Result<Identity> {
+        let key = NodeKey::generate()?;
+        let request = RenewalRequest { csr: key.request()? };
+        let RenewedCertificate { certificate, ca_certificate } = self.source.certificate(current, request).await?;
+        let renewed = Identity::new(&key.to_pem(), &certificate, &ca_certificate)?;
+        let same = renewed.node_id() == current.node_id() && renewed.cluster_id() == current.cluster_id();
+        anyhow::ensure!(
+            same && renewed.ca_certificate() == current.ca_certificate(),
+            "the certificate that was issued is not this node's, or not of this cluster's CA"
+        );
+        Ok(renewed)
+    }
+
+    /// Writes key and certificate; those before stay complete until these are on disk.
+    async fn store(&self, renewed: &Identity) -> anyhow::Result<()> {
+        let (files, renewed) = (self.files.clone(), renewed.clone());
+        tokio::task::spawn_blocking(move || files.store(&renewed)).await?.context("the new certificate was not written")
+    }
+}
+
+/// Pauses between attempts: the less is left of the certificate, the shorter.
+fn pauses(current: &Identity, clock: &dyn Clock) -> Backoff {
+    let validity = current.validity();
+    let longest = match validity.remaining(clock.now()) {
+        Remaining::Enough => LONGEST_PAUSE,
+        Remaining::Little | Remaining::Expired => URGENT_PAUSE,
+    };
+    Backoff::new(FIRST_PAUSE, longest.min(validity.life() / 20).max(FIRST_PAUSE))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,451 @@
+//! A node's views as they travel in a session: entry by entry, in pieces. A change costs what changed, and a view has no largest
+//! size. Both ends begin each session with nothing, so the first view is a difference to that. Pure.
+
+use super::ToNode;
+use super::entries::{KeyedEntry, differing};
+use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
+use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+/// A piece ends with the entry that reaches this size, in bytes.
+pub const PIECE: usize = 64 << 10;
+
+/// One entry of a view that is added, changed or removed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ViewChange {
+    Task(Box<Task>),
+    NoTask(TaskId),
+    /// A network without its lists, which have changes of their own.
+    Network(NetworkId, NetworkPart),
+    NoNetwork(NetworkId),
+    Member(NetworkId, Arc<TaskEndpoint>),
+    NoMember(NetworkId, TaskId),
+    Vip(NetworkId, Arc<ServiceVip>),
+    NoVip(NetworkId, ServiceId),
+    /// The cluster without its lists, which have changes of their own.
+    Cluster(ClusterPart),
+    Node(Peer),
+    NoNode(NodeId),
+    Port(Arc<PublishedPort>),
+    NoPort(Protocol, u16),
+}
+
+/// Some changes of a view.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ViewPiece {
+    pub changes: Vec<ViewChange>,
+    /// The view is complete with these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<ViewEnd>,
+}
+
+/// What a view is, once all of its changes are made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ViewEnd {
+    pub revision: Revision,
+    /// Which parts it has; the others are as before.
+    pub tasks: bool,
+    pub networks: bool,
+    pub cluster: bool,
+}
+
+/// A piece that does not fit what was received before: the session cannot go on.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a change of {0}, which this session did not name before")]
+pub struct UnknownBase(String);
+
+/// The parts of a view at one end of a session; `None`: none was sent yet.
+#[derive(Default, Debug)]
+struct Parts {
+    tasks: Option<Arc<Tasks>>,
+    networks: Option<Arc<Networks>>,
+    cluster: Option<Arc<ClusterPart>>,
+}
+
+/// The sending end.
+#[derive(Default, Debug)]
+pub struct ViewEncoder(Parts);
+
+/// The receiving end.
+#[derive(Default, Debug)]
+pub struct ViewDecoder(Parts);
+
+/// Merges a view into one that was not sent yet; another message is returned.
+///
+/// # Errors
+/// The message, if it is no view.
+pub fn merge(waiting: &mut ToNode, next: ToNode) -> Result<(), ToNode> {
+    let ToNode::View { revision, tasks, networks, cluster } = waiting else { return Err(next) };
+    match next {
+        ToNode::View { revision: newer, tasks: t, networks: n, cluster: c } => {
+            *revision = newer;
+            *tasks = t.or(tasks.take());
+            *networks = n.or(networks.take());
+            *cluster = c.or(cluster.take());
+            Ok(())
+        }
+        other => Err(other),
+    }
+}
+
+impl ViewEncoder {
+    /// The message as it travels: a view in pieces, any other as it is.
+    pub fn encode(&mut self, message: ToNode) -> Vec<ToNode> {
+        let ToNode::View { revision, tasks, networks, cluster } = message else { return vec![message] };
+        let mut changes = Vec::new();
+        let end = ViewEnd { revision, tasks: tasks.is_some(), networks: networks.is_some(), cluster: cluster.is_some() };
+        if let Some(tasks) = tasks {
+            task_changes(self.0.tasks.as_deref(), &tasks, &mut changes);
+            self.0.tasks = Some(tasks);
+        }
+        if let Some(networks) = networks {
+            network_changes(self.0.networks.as_deref(), &networks, &mut changes);
+            self.0.networks = Some(networks);
+        }
+        if let Some(cluster) = cluster {
+            cluster_changes(self.0.cluster.as_deref(), &cluster, &mut changes);
+            self.0.cluster = Some(cluster);
+        }
+        pieces(changes, end)
+    }
+}
+
+fn task_changes(before: Option<&Tasks>, now: &Tasks, out: &mut Vec<ViewChange>) {
+    let none = Tasks::default();
+    let (before, now) = (&before.unwrap_or(&none).by_id, &now.by_id);
+    out.extend(before.keys().filter(|id| !now.contains_key(*id)).cloned().map(ViewChange::NoTask));
+    let changed = now.iter().filter(|(id, task)| before.get(*id) != Some(task));
+    out.extend(changed.map(|(_, task)| ViewChange::Task(Box::new(task.clone()))));
+}
+
+fn network_changes(before: Option<&Networks>, now: &Networks, out: &mut Vec<ViewChange>) {
+    let none = Networks::default();
+    let (before, now) = (&before.unwrap_or(&none).by_id, &now.by_id);
+    out.extend(before.keys().filter(|id| !now.contains_key(*id)).cloned().map(ViewChange::NoNetwork));
+    for (id, part) in now {
+        let was = before.get(id);
+        let head = NetworkPart { members: Vec::new(), services: Vec::new(), ..shallow_network(part) };
+        if was.is_none_or(|was| shallow_network(was) != head) {
+            out.push(ViewChange::Network(id.clone(), head));
+        }
+        let (members, services) = was.map_or((&[][..], &[][..]), |was| (&was.members[..], &was.services[..]));
+        list(
+            members,
+            &part.members,
+            out,
+            |m| ViewChange::Member(id.clone(), m),
+            |m| ViewChange::NoMember(id.clone(), m.task_id.clone()),
+        );
+        list(
+            services,
+            &part.services,
+            out,
+            |s| ViewChange::Vip(id.clone(), s),
+            |s| ViewChange::NoVip(id.clone(), s.service_id.clone()),
+        );
+    }
+}
+
+fn cluster_changes(before: Option<&ClusterPart>, now: &ClusterPart, out: &mut Vec<ViewChange>) {
+    let head = shallow_cluster(now);
+    if before.is_none_or(|before| shallow_cluster(before) != head) {
+        out.push(ViewChange::Cluster(head));
+    }
+    let nodes: BTreeMap<&NodeId, &Peer> = before.iter().flat_map(|b| &b.nodes).map(|n| (&n.node_id, n)).collect();
+    let gone = nodes.keys().filter(|id| now.nodes.binary_search_by(|n| n.node_id.cmp(id)).is_err());
+    out.extend(gone.map(|id| ViewChange::NoNode((*id).clone())));
+    let changed = now.nodes.iter().filter(|node| nodes.get(&node.node_id).is_none_or(|was| was != node));
+    out.extend(changed.cloned().map(ViewChange::Node));
+    let ports = before.map_or(&[][..], |before| &before.ports[..]);
+    list(ports, &now.ports, out, ViewChange::Port, |p| ViewChange::NoPort(p.protocol, p.published));
+}
+
+/// A network without its lists.
+fn shallow_network(part: &NetworkPart) -> NetworkPart {
+    NetworkPart {
+        name: part.name.clone(),
+        subnet: part.subnet,
+        gateway: part.gateway,
+        internal: part.internal,
+        ingress: part.ingress,
+        members: Vec::new(),
+        services: Vec::new(),
+    }
+}
+
+/// A cluster part without its lists of nodes and ports.
+fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
+    ClusterPart {
+        mesh: part.mesh,
+        pools: part.pools.clone(),
+        subnets: part.subnets.clone(),
+        nodes: Vec::new(),
+        ports: Vec::new(),
+    }
+}
+
+fn list<T: KeyedEntry>(
+    before: &[Arc<T>],
+    now: &[Arc<T>],
+    out: &mut Vec<ViewChange>,
+    is: impl Fn(Arc<T>) -> ViewChange,
+    was: impl Fn(&T) -> ViewChange,
+) {
+    for pair in differing(before, now) {
+        match pair {
+            (_, Some(now)) => out.push(is(now.clone())),
+            (Some(before), None) => out.push(was(before)),
+            (None, None) => {}
+        }
+    }
+}
+
+fn pieces(changes: Vec<ViewChange>, end: ViewEnd) -> Vec<ToNode> {
+    let (mut all, mut piece, mut size) = (Vec::new(), ViewPiece::default(), 0);
+    for change in changes {
+        size += encoded_size(&change);
+        piece.changes.push(change);
+        if size >= PIECE {
+            all.push(ToNode::Piece(std::mem::take(&mut piece)));
+            size = 0;
+        }
+    }
+    piece.end = Some(end);
+    all.push(ToNode::Piece(piece));
+    all
+}
+
+/// Bytes of the entry's document.
+fn encoded_size(change: &ViewChange) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Writing to a counter cannot fail; what cannot be encoded fails when it is sent.
+    let _ = serde_json::to_writer(&mut count, change);
+    count.0
+}
+
+impl ViewDecoder {
+    /// Makes the changes of a piece. Returns the view that it completes, if it does.
+    ///
+    /// # Errors
+    /// The piece changes an entry of something that was not received.
+    pub fn take(&mut self, piece: ViewPiece) -> Result<Option<ToNode>, UnknownBase> {
+        for change in piece.changes {
+            self.0.change(change)?;
+        }
+        let Some(end) = piece.end else { return Ok(None) };
+        if end.cluster && self.0.cluster.is_none() {
+            return Err(UnknownBase("the cluster".to_owned()));
+        }
+        let tasks = end.tasks.then(|| self.0.tasks.get_or_insert_default().clone());
+        let networks = end.networks.then(|| self.0.networks.get_or_insert_default().clone());
+        let cluster = self.0.cluster.clone().filter(|_| end.cluster);
+        Ok(Some(ToNode::View { revision: end.revision, tasks, networks, cluster }))
+    }
+}
+
+impl Parts {
+    fn change(&mut self, change: ViewChange) -> Result<(), UnknownBase> {
+        match change {
+            ViewChange::Task(task) => drop(self.tasks().by_id.insert(task.id.clone(), *task)),
+            ViewChange::NoTask(id) => drop(self.tasks().by_id.remove(&id)),
+            ViewChange::Network(id, head) => {
+                let networks = &mut self.networks().by_id;
+                let (members, services) = networks.remove(&id).map(|was| (was.members, was.services)).unwrap_or_default();
+                networks.insert(id, NetworkPart { members, services, ..head });
+            }
+            ViewChange::NoNetwork(id) => drop(self.networks().by_id.remove(&id)),
+            ViewChange::Member(id, member) => set(&mut self.network(&id)?.members, member),
+            ViewChange::NoMember(id, task) => self.network(&id)?.members.retain(|m| m.task_id != task),
+            ViewChange::Vip(id, vip) => set(&mut self.network(&id)?.services, vip),
+            ViewChange::NoVip(id, service) => self.network(&id)?.services.retain(|s| s.service_id != service),
+            ViewChange::Cluster(head) => match &mut self.cluster {
+                Some(cluster) => {
+                    let cluster = Arc::make_mut(cluster);
+                    let (nodes, ports) = (std::mem::take(&mut cluster.nodes), std::mem::take(&mut cluster.ports));
+                    *cluster = ClusterPart { nodes, ports, ..head };
+                }
+                None => self.cluster = Some(Arc::new(head)),
+            },
+            ViewChange::Node(node) => {
+                let nodes = &mut self.cluster()?.nodes;
+                match nodes.binary_search_by(|n| n.node_id.cmp(&node.node_id)) {
+                    Ok(at) => nodes[at] = node,
+                    Err(at) => nodes.insert(at, node),
+                }
+            }
+            ViewChange::NoNode(id) => self.cluster()?.nodes.retain(|n| n.node_id != id),
+            ViewChange::Port(port) => set(&mut self.cluster()?.ports, port),
+            ViewChange::NoPort(protocol, published) => {
+                self.cluster()?.ports.retain(|p| (p.protocol, p.published) != (protocol, published));
+            }
+        }
+        Ok(())
+    }
+
+    fn tasks(&mut self) -> &mut Tasks {
+        Arc::make_mut(self.tasks.get_or_insert_default())
+    }
+    fn networks(&mut self) -> &mut Networks {
+        Arc::make_mut(self.networks.get_or_insert_default())
+    }
+    fn network(&mut self, id: &NetworkId) -> Result<&mut NetworkPart, UnknownBase> {
+        self.networks().by_id.get_mut(id).ok_or_else(|| UnknownBase(format!("network {id}")))
+    }
+    fn cluster(&mut self) -> Result<&mut ClusterPart, UnknownBase> {
+        self.cluster.as_mut().map(Arc::make_mut).ok_or_else(|| UnknownBase("the cluster".to_owned()))
+    }
+}
+
+/// Adds or replaces an entry of a sorted list.
+fn set<T: KeyedEntry>(list: &mut Vec<Arc<T>>, entry: Arc<T>) {
+    match list.binary_search_by(|other| other.order(&entry)) {
+        Ok(at) => list[at] = entry,
+        Err(at) => list.insert(at, entry),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NodeView, fixture};
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    fn message(view: &NodeView) -> ToNode {
+        let (tasks, networks, cluster) = (view.tasks.clone(), view.networks.clone(), view.cluster.clone());
+        ToNode::View { revision: view.revision, tasks: Some(tasks), networks: Some(networks), cluster: Some(cluster) }
+    }
+
+    /// Sends a message through JSON; returns what arrives and the size of the largest piece.
+    fn travel(encoder: &mut ViewEncoder, decoder: &mut ViewDecoder, message: ToNode) -> (Option<ToNode>, usize, usize) {
+        let (mut arrived, mut largest, mut total) = (None, 0, 0);
+        for piece in encoder.encode(message) {
+            assert!(arrived.is_none(), "nothing follows the end of a view");
+            let document = serde_json::to_vec(&piece).unwrap();
+            largest = largest.max(document.len());
+            total += document.len();
+            let Ok(ToNode::Piece(piece)) = serde_json::from_slice(&document) else { panic!("no piece") };
+            arrived = decoder.take(piece).unwrap();
+        }
+        (arrived, largest, total)
+    }
+
+    fn debug(message: Option<&ToNode>) -> String {
+        format!("{message:?}")
+    }
+
+    fn address(n: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(0x0a01_0000 + n)
+    }
+
+    /// A view made of small numbers, so that views have much in common.
+    fn view(index: u64, members: &[(u8, u8)], ports: &[(u8, u8)], nodes: &[u8], networks: u8) -> NodeView {
+        let mut parts = Vec::new();
+        for n in 0..networks {
+            let mine = members.iter().filter(|(m, _)| m % networks == n);
+            let mut list: Vec<TaskEndpoint> =
+                mine.map(|(m, to)| fixture::task_endpoint("web", u64::from(*m), "node1", address(u32::from(*to)))).collect();
+            list.sort_by(|a, b| a.task_id.cmp(&b.task_id));
+            list.dedup_by(|a, b| a.task_id == b.task_id);
+            parts.push(fixture::network_part(&format!("net{n}"), format!("172.16.{n}.0/24").parse().unwrap(), list));
+        }
+        let mut cluster = fixture::cluster_part(nodes.iter().map(|n| fixture::peer(*n)).collect());
+        cluster.nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        cluster.nodes.dedup_by(|a, b| a.node_id == b.node_id);
+        let port = |(p, to): &(u8, u8)| Arc::new(fixture::published_port(u16::from(*p), 80, &[address(u32::from(*to))]));
+        cluster.ports = ports.iter().map(port).collect();
+        cluster.ports.sort_by(|a, b| a.order(b));
+        cluster.ports.dedup_by(|a, b| a.published == b.published);
+        let mut view = fixture::node_view(index, parts, cluster);
+        let tasks =
+            members.iter().map(|(m, to)| fixture::task_with_resolvers(&format!("t{m}"), "web", &format!("node{to}"), &[]));
+        Arc::make_mut(&mut view.tasks).by_id = tasks.map(|t| (t.id.clone(), t)).collect();
+        view
+    }
+
+    proptest! {
+        #[test]
+        fn what_arrives_is_what_was_sent(views in prop::collection::vec((
+            prop::collection::vec((0_u8..12, 0_u8..3), 0..12),
+            prop::collection::vec((1_u8..9, 0_u8..3), 0..8),
+            prop::collection::vec(1_u8..5, 0..5),
+            1_u8..4,
+        ), 1..6)) {
+            let (mut encoder, mut decoder) = (ViewEncoder::default(), ViewDecoder::default());
+            for (index, (members, ports, nodes, networks)) in views.iter().enumerate() {
+                let sent = message(&view(index as u64, members, ports, nodes, *networks));
+                let (arrived, ..) = travel(&mut encoder, &mut decoder, sent.clone());
+                prop_assert_eq!(debug(arrived.as_ref()), debug(Some(&sent)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_not_sent_does_not_arrive_and_an_empty_one_does() {
+        let (mut encoder, mut decoder) = (ViewEncoder::default(), ViewDecoder::default());
+        let revision = Revision { incarnation: 1, index: 3 };
+        let sent = ToNode::View { revision, tasks: Some(Arc::default()), networks: None, cluster: None };
+        assert_eq!(debug(travel(&mut encoder, &mut decoder, sent.clone()).0.as_ref()), debug(Some(&sent)));
+    }
+
+    #[test]
+    fn a_view_larger_than_a_frame_travels_in_small_pieces_and_a_change_of_it_costs_what_changed() {
+        let members: Vec<TaskEndpoint> = (0..40_000)
+            .map(|n| fixture::task_endpoint("web", 100_000 + n, "node1", address(u32::try_from(n).unwrap())))
+            .collect();
+        let network = fixture::network_part("ingress", "10.1.0.0/16".parse().unwrap(), members);
+        let mut whole = fixture::node_view(1, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
+        let (mut encoder, mut decoder) = (ViewEncoder::default(), ViewDecoder::default());
+        let begin = std::time::Instant::now();
+        let (arrived, largest, total) = travel(&mut encoder, &mut decoder, message(&whole));
+        assert!(begin.elapsed().as_secs() < 60, "linear in the entries");
+        assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
+        assert!(total > 10 << 20 && largest < PIECE + 4096, "{total} bytes, the largest piece {largest}");
+
+        whole.revision.index += 1;
+        let part = Arc::make_mut(&mut whole.networks).by_id.values_mut().next().unwrap();
+        Arc::make_mut(&mut part.members[20_000]).backend = false;
+        let (arrived, _, total) = travel(&mut encoder, &mut decoder, message(&whole));
+        assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
+        assert!(total < 1024, "{total} bytes for one entry");
+    }
+
+    #[test]
+    fn a_piece_without_its_base_is_an_error() {
+        for change in [
+            ViewChange::NoMember("n1".into(), "t1".into()),
+            ViewChange::NoVip("n1".into(), "s1".into()),
+            ViewChange::NoNode("node1".into()),
+            ViewChange::NoPort(Protocol::Tcp, 80),
+        ] {
+            let piece = ViewPiece { changes: vec![change.clone()], end: None };
+            assert!(ViewDecoder::default().take(piece).is_err(), "{change:?}");
+        }
+        let end = Some(ViewEnd { cluster: true, ..ViewEnd::default() });
+        assert!(ViewDecoder::default().take(ViewPiece { changes: Vec::new(), end }).is_err());
+    }
+
+    #[test]
+    fn views_that_wait_are_merged() {
+        let (first, second) = (view(1, &[(1, 1)], &[], &[1], 1), view(2, &[(2, 1)], &[(8, 1)], &[1], 1));
+        let mut waiting = message(&first);
+        let next = ToNode::View { revision: second.revision, tasks: Some(second.tasks.clone()), networks: None, cluster: None };
+        merge(&mut waiting, next).unwrap();
+        let merged = NodeView { tasks: second.tasks.clone(), revision: second.revision, ..first };
+        assert_eq!(debug(Some(&waiting)), debug(Some(&message(&merged))));
+        assert!(matches!(merge(&mut waiting, ToNode::Alive), Err(ToNode::Alive)));
+    }
+}
