@@ -187,7 +187,6 @@ async fn created_adopted_repaired_removed() {
         (format!("ip route add blackhole 10.0.1.98/32 table {table}"), "route del 10.0.1.98/32 (blackhole, ) table 167772416"),
         ("ip addr del 10.0.1.1/32 dev lo".to_owned(), "address add 10.0.1.1 dev lo"),
         ("ip addr add 10.9.9.9/32 dev lo".to_owned(), "address del 10.9.9.9 dev lo"),
-        ("ip link set v0a00010b mtu 1300".to_owned(), "link set v0a00010b mtu 1420"),
         ("sysctl -qw net.ipv4.conf.all.rp_filter=2".to_owned(), "sysctl net/ipv4/conf/all/rp_filter = 1"),
         ("sysctl -qw net.ipv6.conf.v0a00010b.disable_ipv6=0".to_owned(), "sysctl net/ipv6/conf/v0a00010b/disable_ipv6 = 1"),
     ] {
