@@ -179,6 +179,7 @@ mod tests {
         assert_eq!(shares.add(port(80), client(0)), Err(NoRoom::Source));
         assert_eq!(shares.add(port(81), client(0)), Err(NoRoom::Source), "on no port");
         assert_eq!(shares.add(port(80), client(1)), Ok(()), "others may");
+        shares.remove(port(80), client(1));
         shares.remove(port(80), client(0));
         assert_eq!(shares.add(port(80), client(0)), Ok(()));
     }
