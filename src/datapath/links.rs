@@ -68,9 +68,9 @@ impl Links for Mesh {
         anyhow::ensure!(address != gateway(subnet), "address {address} is the gateway of the network {subnet}");
         let _lock = self.lock().await;
         let (mesh_end, container_end) = (mesh::mesh_end(address), mesh::container_end(address));
-        self.create_pair(&mesh_end, &container_end, mtu)
-            .await
-            .with_context(|| format!("cannot create the veth of {address} ({mesh_end} in {})", self.pin().display()))?;
+        let created = self.create_pair(&mesh_end, &container_end, mtu).await;
+        self.note_veth(&mesh_end).await;
+        created.with_context(|| format!("cannot create the veth of {address} ({mesh_end} in {})", self.pin().display()))?;
         self.apply(&steps(subnet, address)).await?;
         tracing::info!(%address, %subnet, mtu, link = mesh_end, "attached");
         self.notify_changed();
@@ -83,6 +83,7 @@ impl Links for Mesh {
         self.delete(&end)
             .await
             .with_context(|| format!("cannot remove the veth of {address} ({end} in {})", self.pin().display()))?;
+        self.note_no_veth(&end);
         tracing::info!(%address, link = end, "detached");
         self.notify_changed();
         Ok(())
@@ -102,7 +103,7 @@ impl Mesh {
             self.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await?;
         }
         // Before it is up: the mesh end never has an IPv6 address, so that IPv6 from a container is not processed.
-        netns::run(self.fd(), || sysctl::write(&mesh::ipv6_switch(mesh_end), "1"))?
+        netns::briefly(self.fd(), || sysctl::write(&mesh::ipv6_switch(mesh_end), "1"))
     }
 
     async fn delete(&self, mesh_end: &str) -> io::Result<()> {

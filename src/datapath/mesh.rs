@@ -23,9 +23,11 @@ use super::{Sockets, netns, sockets, sysctl};
 use crate::model::mesh::DEFAULT_PORT;
 
 pub mod base;
+mod known;
 mod state;
 pub(super) mod wire;
 
+use known::KnownState;
 pub use state::{
     LOCAL, MAIN, MeshLink, MeshRoute, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, address_of, container_end,
     mesh_end, table_of,
@@ -40,6 +42,7 @@ pub struct Mesh {
     pub(super) netlink: Netlink,
     /// A socket in the host's namespace.
     pub(super) host_netlink: Netlink,
+    known: KnownState,
     lock: Mutex<()>,
     changed: Notify,
 }
@@ -61,8 +64,16 @@ impl Mesh {
         })
         .and_then(|opened| opened)
         .with_context(|| format!("cannot open a netlink socket in the mesh namespace {}", pin.display()))?;
-        let mesh =
-            Self { pin: pin.to_owned(), namespace, host, netlink, host_netlink, lock: Mutex::new(()), changed: Notify::new() };
+        let mesh = Self {
+            pin: pin.to_owned(),
+            namespace,
+            host,
+            netlink,
+            host_netlink,
+            known: KnownState::default(),
+            lock: Mutex::new(()),
+            changed: Notify::new(),
+        };
         let steps = base::steps(&mesh.observe().await?);
         tracing::info!(pin = %pin.display(), adopted, steps = steps.len(), "mesh namespace open");
         mesh.apply(&steps).await?;
@@ -108,7 +119,31 @@ impl Mesh {
     /// # Errors
     /// The kernel's.
     pub async fn observe(&self) -> anyhow::Result<MeshState> {
-        self.dump().await.with_context(|| format!("cannot read the contents of the mesh namespace {}", self.pin.display()))
+        let read = self.dump().await;
+        let state = read.with_context(|| format!("cannot read the contents of the mesh namespace {}", self.pin.display()))?;
+        self.known.set(state.clone());
+        Ok(state)
+    }
+
+    /// The contents as read at most `age` ago, with all changes that were made through this value since then. Reading takes
+    /// the longer the more containers and networks there are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn recent(&self, age: Duration) -> anyhow::Result<MeshState> {
+        if let Some(state) = self.known.recent(age)
+            // The tunnel's device is made and removed by another process.
+            && self.link(TUNNEL).await.ok().as_ref() == state.links.get(TUNNEL)
+        {
+            return Ok(state);
+        }
+        self.observe().await
+    }
+
+    /// How many times the contents were read.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.known.reads()
     }
 
     async fn dump(&self) -> anyhow::Result<MeshState> {
@@ -138,7 +173,9 @@ impl Mesh {
             .map(|(key, _)| (*key).to_owned())
             .chain(state.links.keys().filter(|l| address_of(l).is_some()).map(|l| ipv6_switch(l)))
             .collect();
-        let read = self.run(|| keys.into_iter().map(|key| Ok((sysctl::read(&key)?, key))).collect::<io::Result<Vec<_>>>())?;
+        let read = netns::briefly(self.fd(), || {
+            keys.into_iter().map(|key| Ok((sysctl::read(&key)?, key))).collect::<io::Result<Vec<_>>>()
+        });
         state.sysctls = read.context("sysctls")?.into_iter().filter_map(|(value, key)| Some((key, value?))).collect();
         Ok(state)
     }
@@ -175,8 +212,12 @@ impl Mesh {
         let mut failed = Vec::new();
         for step in steps {
             match self.apply_step(step).await {
-                Ok(()) => tracing::info!(%step, "mesh"),
+                Ok(()) => {
+                    self.known.change(|state| state.carry_out(step));
+                    tracing::info!(%step, "mesh");
+                }
                 Err(error) => {
+                    self.known.forget();
                     tracing::warn!(%step, %error, "mesh step failed");
                     failed.push(format!("{step}: {error}"));
                 }
@@ -190,7 +231,7 @@ impl Mesh {
         use RouteNetlinkMessage as Message;
         let netlink = &self.netlink;
         match step {
-            MeshStep::Sysctl(key, value) => netns::run(self.fd(), || sysctl::write(key, value))?,
+            MeshStep::Sysctl(key, value) => netns::briefly(self.fd(), || sysctl::write(key, value)),
             MeshStep::Mtu(link, mtu) => netlink.change(Message::SetLink(wire::link_mtu(link, *mtu)), 0).await.map(drop),
             MeshStep::Up(link) => netlink.change(Message::SetLink(wire::link_up(link)), 0).await.map(drop),
             MeshStep::AddAddress(link, address) => {
@@ -232,12 +273,37 @@ impl Mesh {
 
     /// The interface index of the device with this name.
     async fn index(&self, link: &str) -> io::Result<u32> {
-        let replies = self.netlink.change(RouteNetlinkMessage::GetLink(wire::link_named(link)), 0).await?;
+        Ok(self.link(link).await?.index)
+    }
+
+    /// The device with this name.
+    async fn link(&self, name: &str) -> io::Result<MeshLink> {
+        let replies = self.netlink.change(RouteNetlinkMessage::GetLink(wire::link_named(name)), 0).await?;
         let found = replies.into_iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(message.header.index),
+            RouteNetlinkMessage::NewLink(message) => wire::read_link(&message),
             _ => None,
         });
-        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+        found.map(|(_, link)| link).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// A container's veth was made, or made again.
+    pub(super) async fn note_veth(&self, end: &str) {
+        match self.link(end).await {
+            Ok(link) => self.known.change(|state| {
+                state.remove_link(end);
+                state.links.insert(end.to_owned(), link);
+                state.sysctls.insert(ipv6_switch(end), "1".to_owned());
+            }),
+            Err(_) => self.known.forget(),
+        }
+    }
+
+    /// A container's veth was removed.
+    pub(super) fn note_no_veth(&self, end: &str) {
+        self.known.change(|state| {
+            state.remove_link(end);
+            state.sysctls.remove(&ipv6_switch(end));
+        });
     }
 
     /// Removes the namespace: its devices (containers lose their ends at once, also if an open socket keeps the namespace

@@ -147,7 +147,7 @@ impl Overlay {
         // Held from the observation to the last step in the namespace, so that no attach in between is undone; no longer,
         // because a container that starts waits for it.
         let lock = self.mesh.lock().await;
-        let actual = OverlayState { mesh: self.mesh.observe().await?, tunnel };
+        let actual = OverlayState { mesh: self.mesh.recent(self.tick).await?, tunnel };
         let steps = plan(view, &self.me, &actual, &self.mtus);
         let settled = steps.is_empty();
         let (mesh, peers) = split(steps);

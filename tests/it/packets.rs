@@ -8,3 +8,4 @@ mod build;
 mod kernel;
 mod refusals;
 mod uplink;
+mod wire;

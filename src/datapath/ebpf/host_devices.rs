@@ -54,8 +54,8 @@ pub(super) async fn make_pair(mesh: &Mesh, owner: &str) -> anyhow::Result<()> {
     }
     mesh.host_netlink.change(Message::SetLink(wire::link_note(HOST_END, owner)), 0).await?;
     // No IPv6 on either end: the kernel would send neighbour discovery over the pair.
-    netns::run(mesh.fd(), || sysctl::write(&ipv6_switch(MESH_END), "1"))??;
-    netns::run(mesh.host.as_fd(), || sysctl::write(&ipv6_switch(HOST_END), "1"))??;
+    netns::briefly(mesh.fd(), || sysctl::write(&ipv6_switch(MESH_END), "1"))?;
+    netns::briefly(mesh.host.as_fd(), || sysctl::write(&ipv6_switch(HOST_END), "1"))?;
     mesh.netlink.change(Message::SetLink(wire::link_up(MESH_END)), 0).await?;
     mesh.host_netlink.change(Message::SetLink(wire::link_up(HOST_END)), 0).await?;
     Ok(())

@@ -153,7 +153,7 @@ mod tests {
         assert!(found.unserved["tailscale0"].contains("no Ethernet header"), "{found:?}");
         assert!(found.unserved["eth0"].contains("ingress qdisc") && found.unserved["eth0"].contains("clsact"), "{found:?}");
         assert_eq!(found.locals, ["10.9.0.5".parse().unwrap()].into());
-        assert_eq!(select(&[(2, tun)], &[]), Uplinks::default(), "without an address nobody is reached by it");
+        assert_eq!(select(&[(2, tun)], &[]), Uplinks::default(), "without an address no client is reached by it");
     }
 
     #[test]

@@ -113,6 +113,41 @@ pub struct MeshState {
     pub sysctls: BTreeMap<String, String>,
 }
 
+impl MeshState {
+    /// Changes the contents as the kernel does when it carries the step out.
+    pub(super) fn carry_out(&mut self, step: &MeshStep) {
+        match step {
+            MeshStep::Sysctl(key, value) => drop(self.sysctls.insert(key.clone(), value.clone())),
+            MeshStep::Mtu(link, mtu) => {
+                if let Some(link) = self.links.get_mut(link) {
+                    link.mtu = *mtu;
+                }
+            }
+            MeshStep::Up(link) => {
+                if let Some(link) = self.links.get_mut(link) {
+                    link.up = true;
+                }
+            }
+            MeshStep::AddAddress(link, address) => drop(self.addresses.insert((link.clone(), *address))),
+            MeshStep::RemoveAddress(link, address) => drop(self.addresses.remove(&(link.clone(), *address))),
+            MeshStep::SetRoute(route) => {
+                self.routes.retain(|other| (other.table, other.to) != (route.table, route.to));
+                self.routes.insert(route.clone());
+            }
+            MeshStep::RemoveRoute(route) => drop(self.routes.remove(route)),
+            MeshStep::AddRule(rule) => drop(self.rules.insert(rule.clone())),
+            MeshStep::RemoveRule(rule) => drop(self.rules.remove(rule)),
+        }
+    }
+
+    /// Changes the contents as the kernel does when a device is removed.
+    pub(super) fn remove_link(&mut self, name: &str) {
+        self.links.remove(name);
+        self.addresses.retain(|(link, _)| link != name);
+        self.routes.retain(|route| !matches!(&route.target, RouteTarget::Device(device) if device == name));
+    }
+}
+
 /// One change. Each may be repeated without harm.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub enum MeshStep {

@@ -210,7 +210,7 @@ pub(super) fn add_port(
     desired.ports.insert(key, DesiredPort { target: convert::port(port.target), flags, slots, owner });
 }
 
-fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
+pub(super) fn links(host_devices: &HostDevices, unavailable: &BTreeMap<Hook, String>) -> BTreeSet<ProgramLink> {
     let mut links = BTreeSet::new();
     let serves_ports = ports_unavailable(unavailable).is_none();
     for hook in Hook::ALL.into_iter().filter(|hook| !unavailable.contains_key(hook)) {

@@ -103,3 +103,29 @@ fn a_port_that_another_program_of_the_node_has_is_not_served() {
     let v6 = HeldPorts::from([(Protocol::Tcp, 8080, IpFamily::V6)]);
     assert_eq!(both(Some(&v6)), [false, true]);
 }
+
+#[test]
+fn a_task_on_a_node_without_the_datapath_is_left_out_and_does_not_turn_the_port_to_user_space() {
+    let other = Ipv4Addr::new(10, 0, 0, 12);
+    let mut view = view();
+    let cluster = Arc::make_mut(&mut view.cluster);
+    cluster.nodes.push(Peer { ebpf: false, ..peer(3) });
+    let port = Arc::make_mut(&mut cluster.ports[0]);
+    port.backends.push(crate::model::view::Backend { address: other, node_id: "node3".into(), ..port.backends[0].clone() });
+    let slots = |view: &NodeView| {
+        let port = &view.cluster.ports[0];
+        IpFamily::ALL.map(|family| {
+            let desired = desired(view, None);
+            desired.ports[&port_key(port, family)].slots.iter().copied().map(convert::to_v4).collect::<BTreeSet<_>>()
+        })
+    };
+    assert_eq!(slots(&view), [BTreeSet::from([TASK]), BTreeSet::from([TASK])]);
+    // It alone listens over IPv6: there the userspace datapath serves, and says why.
+    let port = Arc::make_mut(&mut Arc::make_mut(&mut view.cluster).ports[0]);
+    port.backends[0].listens.v6 = false;
+    assert_eq!(slots(&view), [BTreeSet::from([TASK]), BTreeSet::new()]);
+    let none = BTreeMap::new();
+    let eligibility = super::eligibility::PortEligibility::new(&view, &none, None);
+    let why = eligibility.check(&view.cluster.ports[0], IpFamily::V6).map_err(|why| why.to_string());
+    assert_eq!(why, Err(format!("node {} has no eBPF datapath", peer(3).hostname)));
+}

@@ -1,7 +1,7 @@
 //! The desired datapath, updated from one view to the next: only entries that a change affects are computed again. The result
 //! equals that of [`desired_datapath`], which the loop computes anyway whenever it reads the maps. Pure.
 
-use super::desired::{DesiredDatapath, NodesById, add_port, backend, desired_datapath, is_vip_backend, nodes, port_key};
+use super::desired::{DesiredDatapath, NodesById, add_port, backend, desired_datapath, is_vip_backend, links, nodes, port_key};
 use super::dirty::{Changed, Dirty};
 use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
@@ -24,7 +24,7 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct DesiredState {
     desired: DesiredDatapath,
-    last: Option<(NodeView, Dependencies)>,
+    last: Option<(NodeView, Dependencies, OwnContainers)>,
     /// [`Inputs::held`] of the last call.
     held: Option<Arc<HeldPorts>>,
     tables: TableCache,
@@ -39,7 +39,7 @@ impl DesiredState {
     /// Computes everything. Returns whether the result is what it was before.
     pub fn recompute(&mut self, view: &NodeView, inputs: &Inputs) -> bool {
         let desired = desired_datapath(&mut self.tables, view, inputs);
-        let (before, now) = (self.last.take(), (view.clone(), Dependencies::new(view, inputs)));
+        let (before, now) = (self.last.take(), (view.clone(), Dependencies::new(view, inputs), OwnContainers::new(inputs)));
         let same = self.desired == desired;
         let held_same = self.held.as_ref() == inputs.held;
         debug_assert!(same || !held_same || before.as_ref() != Some(&now), "updates and a full computation of one view differ");
@@ -53,12 +53,14 @@ impl DesiredState {
     pub fn update(&mut self, view: &NodeView, inputs: &Inputs) -> Changed {
         let dependencies = Dependencies::new(view, inputs);
         if inputs.left.is_none_or(LeftObjects::is_empty)
-            && let Some((before, last_dependencies)) = self.last.take()
+            && let Some((before, last_dependencies, last_containers)) = self.last.take()
             && last_dependencies == dependencies
-            && let Some(dirty) = self.update_entries(&before, view, inputs)
+            && let Some(mut dirty) = self.update_entries(&before, view, inputs)
         {
+            let containers = OwnContainers::new(inputs);
+            self.update_containers(&last_containers, &containers, view, inputs, &mut dirty);
             self.held = inputs.held.cloned();
-            self.last = Some((view.clone(), dependencies));
+            self.last = Some((view.clone(), dependencies, containers));
             return Changed::Only(dirty);
         }
         self.recompute(view, inputs);
@@ -79,6 +81,29 @@ impl DesiredState {
         }
         self.update_ports(before, view, inputs, &mut dirty)?;
         Some(dirty)
+    }
+
+    /// A container of this node that starts or ends has a device and a membership more or less.
+    fn update_containers(
+        &mut self,
+        before: &OwnContainers,
+        now: &OwnContainers,
+        view: &NodeView,
+        inputs: &Inputs,
+        dirty: &mut Dirty,
+    ) {
+        if before == now {
+            return;
+        }
+        self.desired.members.clone_from(&now.members);
+        self.desired.links = links(inputs.host_devices, inputs.unavailable);
+        let changed = |address: &Ipv4Addr| before.veths.get(address) != now.veths.get(address);
+        let nodes = nodes(view);
+        for task in view.networks.by_id.values().flat_map(|network| &network.members).filter(|task| changed(&task.address)) {
+            dirty.backends.insert(convert::v4(task.address));
+            self.desired.backends.remove(&convert::v4(task.address));
+            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, task));
+        }
     }
 
     fn update_network(
@@ -182,6 +207,19 @@ impl DesiredState {
     }
 }
 
+/// Devices and network memberships of this node's containers.
+#[derive(PartialEq)]
+struct OwnContainers {
+    veths: BTreeMap<Ipv4Addr, (String, u32)>,
+    members: BTreeSet<NetnsMembership>,
+}
+
+impl OwnContainers {
+    fn new(inputs: &Inputs) -> Self {
+        Self { veths: inputs.host_devices.veths.clone(), members: inputs.members.clone() }
+    }
+}
+
 /// What every entry depends on besides its own task, service or port in the view.
 #[derive(PartialEq)]
 struct Dependencies {
@@ -191,8 +229,8 @@ struct Dependencies {
     nodes: Vec<NodeDependencies>,
     udp_idle: Duration,
     networks: Vec<(NetworkId, Ipv4Net)>,
+    /// Without the devices of containers.
     host_devices: HostDevices,
-    members: BTreeSet<NetnsMembership>,
     unavailable: BTreeMap<Hook, String>,
     left: LeftObjects,
 }
@@ -230,8 +268,7 @@ impl Dependencies {
             nodes: cluster.nodes.iter().map(NodeDependencies::new).collect(),
             udp_idle: inputs.udp_idle,
             networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet)).collect(),
-            host_devices: inputs.host_devices.clone(),
-            members: inputs.members.clone(),
+            host_devices: HostDevices { veths: BTreeMap::new(), ..inputs.host_devices.clone() },
             unavailable: inputs.unavailable.clone(),
             left: inputs.left.cloned().unwrap_or_default(),
         }

@@ -191,6 +191,41 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     assert_eq!(state.desired(), &desired_datapath(&mut TableCache::default(), &view(&after), &inputs));
 }
 
+/// A container that starts here changes its own entry, however many others there are.
+#[test]
+fn a_container_that_starts_here_changes_its_own_entry_only() {
+    let task = |node: u8| ScenarioTask { service: 0, node, backend: true, listens: false };
+    let scenario = Scenario {
+        tasks: (0..6).map(|number| (number, task(number % 2))).collect(),
+        services: [(0, ScenarioService { published: true, udp: false, guarded: false })].into(),
+        ebpf: [true; 2],
+        devices: BTreeSet::new(),
+    };
+    let (me, none, view) = (node_id(0), BTreeMap::new(), view(&scenario));
+    let devices = |tasks: &[u8]| HostDevices {
+        veths: tasks.iter().map(|task| (address(*task), (format!("v{task}"), u32::from(*task) + 1))).collect(),
+        ..HostDevices::default()
+    };
+    let (first, second) = (devices(&[0]), devices(&[0, 2]));
+    let members = [BTreeSet::new(), BTreeSet::from([skep_ebpf::NetnsMembership { cookie: 7, network: 1, zero: 0 }])];
+    let inputs = |host_devices, members| Inputs {
+        me: &me,
+        host_devices,
+        members,
+        unavailable: &none,
+        held: None,
+        udp_idle: Duration::from_mins(1),
+    };
+    let mut state = DesiredState::default();
+    state.update(&view, &inputs(&first, &members[0]));
+    for (devices, members) in [(&second, &members[0]), (&second, &members[1]), (&first, &members[0])] {
+        let inputs = inputs(devices, members);
+        let changed = state.update(&view, &inputs);
+        assert!(matches!(&changed, Changed::Only(dirty) if dirty.backends.len() <= 1 && dirty.vips.is_empty()), "{changed:?}");
+        assert_eq!(state.desired(), &desired_datapath(&mut TableCache::default(), &view, &inputs));
+    }
+}
+
 proptest! {
     #[test]
     fn updating_gives_what_computing_everything_gives(history in histories(), shared in any::<bool>()) {

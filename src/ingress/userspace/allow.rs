@@ -1,5 +1,5 @@
 //! Which sources may use a published port. The host's firewall cannot decide that: packets that the eBPF datapath redirects
-//! never reach its INPUT rules. [`AllowList`] is pure; [`SharedAllowList`] hands it to the loops that receive.
+//! never reach its INPUT rules. [`AllowList`] is pure; [`SharedAllowList`] gives it to the loops that receive.
 
 use crate::sync::lock;
 use ipnet::IpNet;

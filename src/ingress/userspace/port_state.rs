@@ -3,7 +3,7 @@
 use super::UserspaceSettings;
 use super::allow::{AllowList, AllowReader, SharedAllowList};
 use super::plan::PortKey;
-use super::room::{ConnectionRoom, Permit};
+use super::room::{ConnectionPermit, ConnectionRoom};
 use super::rotation::Rotation;
 use crate::datapath::Sockets;
 use crate::model::view::PublishedPort;
@@ -108,7 +108,7 @@ impl PortShared {
     }
 
     /// Waits for room for one connection. `None`: this client has its share, which is counted.
-    pub async fn permit(&self, client: IpAddr) -> Option<Permit> {
+    pub async fn permit(&self, client: IpAddr) -> Option<ConnectionPermit> {
         let permit = self.room.permit(self.key, client).await.ok();
         if permit.is_none() {
             self.counters.over_share.fetch_add(1, Ordering::Relaxed);

@@ -97,7 +97,7 @@ pub(super) struct ConnectionRoom {
 }
 
 /// Room for one connection, given back when dropped.
-pub(super) struct Permit {
+pub(super) struct ConnectionPermit {
     room: Arc<ConnectionRoom>,
     port: PortKey,
     client: IpAddr,
@@ -114,13 +114,13 @@ impl ConnectionRoom {
 
     /// Waits until the port has room. At most one client of a port and family waits here, further ones in the backlog; a
     /// client that has its share does not wait, so that others do not wait for it.
-    pub async fn permit(self: &Arc<Self>, port: PortKey, client: IpAddr) -> Result<Permit, SourceIsFull> {
+    pub async fn permit(self: &Arc<Self>, port: PortKey, client: IpAddr) -> Result<ConnectionPermit, SourceIsFull> {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
             released.as_mut().enable();
             let added = lock(&self.shares).add(port, client);
             match added {
-                Ok(()) => return Ok(Permit { room: Arc::clone(self), port, client }),
+                Ok(()) => return Ok(ConnectionPermit { room: Arc::clone(self), port, client }),
                 Err(NoRoom::Source) => return Err(SourceIsFull),
                 Err(NoRoom::Port) => released.await,
             }
@@ -128,7 +128,7 @@ impl ConnectionRoom {
     }
 }
 
-impl Drop for Permit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         lock(&self.room.shares).remove(self.port, self.client);
         self.room.released.notify_waiters();
@@ -179,6 +179,7 @@ mod tests {
         assert_eq!(shares.add(port(80), client(0)), Err(NoRoom::Source));
         assert_eq!(shares.add(port(81), client(0)), Err(NoRoom::Source), "on no port");
         assert_eq!(shares.add(port(80), client(1)), Ok(()), "others may");
+        shares.remove(port(80), client(1));
         shares.remove(port(80), client(0));
         assert_eq!(shares.add(port(80), client(0)), Ok(()));
     }

@@ -187,7 +187,6 @@ async fn created_adopted_repaired_removed() {
         (format!("ip route add blackhole 10.0.1.98/32 table {table}"), "route del 10.0.1.98/32 (blackhole, ) table 167772416"),
         ("ip addr del 10.0.1.1/32 dev lo".to_owned(), "address add 10.0.1.1 dev lo"),
         ("ip addr add 10.9.9.9/32 dev lo".to_owned(), "address del 10.9.9.9 dev lo"),
-        ("ip link set v0a00010b mtu 1300".to_owned(), "link set v0a00010b mtu 1420"),
         ("sysctl -qw net.ipv4.conf.all.rp_filter=2".to_owned(), "sysctl net/ipv4/conf/all/rp_filter = 1"),
         ("sysctl -qw net.ipv6.conf.v0a00010b.disable_ipv6=0".to_owned(), "sysctl net/ipv6/conf/v0a00010b/disable_ipv6 = 1"),
     ] {
@@ -233,4 +232,51 @@ async fn created_adopted_repaired_removed() {
     assert!(skep::datapath::mesh::enter(&pin).is_err());
     drop((host, mesh_namespace));
     std::fs::remove_dir_all(dir).expect("nothing remains");
+}
+
+/// What a change costs does not grow with the number of containers and networks: the namespace is not read for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_do_not_read_the_namespace_and_what_is_known_of_it_is_right() {
+    let dir = test_dir();
+    let host = Namespace::create(&dir.0, "host");
+    let mesh = host.block_on(Mesh::open(&dir.0.join("mesh"))).expect("open");
+    let tunnel = Arc::new(FakeTunnel::default());
+    tunnel.answers.store(true, std::sync::atomic::Ordering::Relaxed);
+    let view = view();
+    let me = view.cluster.nodes[0].node_id.clone();
+    let hour = std::time::Duration::from_hours(1);
+    let mut overlay = Overlay::new(me.clone(), Arc::clone(&mesh), tunnel).with_tick(hour);
+    let with_members = |network: &str, subnet: &str, members: &[&str]| {
+        let members = members.iter().map(|address| member(&NodeId::from("node2"), ip(address))).collect();
+        let part = fixture::network_part(network, net(subnet), members);
+        let mut view = view.clone();
+        let mut all = Networks::clone(&view.networks);
+        all.by_id.insert(network.into(), part);
+        view.networks = Arc::new(all);
+        view
+    };
+    overlay.reconcile(&view).await.expect("reconciled");
+    let reads = mesh.reads();
+    mesh.attach(net(A), ip("10.0.1.11"), 1400).await.expect("attach");
+    overlay.reconcile(&view).await.expect("a container that starts");
+    overlay.reconcile(&with_members("b", B, &["10.0.2.12"])).await.expect("a further network");
+    overlay.reconcile(&with_members("b", "172.20.0.0/16", &["172.20.3.4", "172.20.3.5"])).await.expect("another one");
+    mesh.attach(net("192.168.7.0/28"), ip("192.168.7.9"), MTU).await.expect("a network that the view does not have");
+    mesh.attach(net("192.168.7.0/28"), ip("192.168.7.9"), MTU).await.expect("made again");
+    overlay.reconcile(&view).await.expect("the view of before");
+    mesh.detach(ip("10.0.1.11")).await.expect("detach");
+    overlay.reconcile(&view).await.expect("a container that ended");
+    mesh.detach(ip("192.168.7.9")).await.expect("detach");
+    overlay.reconcile(&view).await.expect("all of them");
+    let known = mesh.recent(hour).await.expect("known");
+    assert_eq!(mesh.reads(), reads, "nothing of this read the namespace");
+    let read = mesh.observe().await.expect("observe");
+    assert_eq!(known, read);
+    // Another program's change is found by the next reading.
+    Namespace::open("mesh", dir.0.join("mesh")).run("ip rule del priority 100").await;
+    assert!(overlay.reconcile(&view).await.is_ok() && mesh.recent(hour).await.expect("known") == read);
+    let mut overlay = Overlay::new(me, Arc::clone(&mesh), Arc::new(FakeTunnel::default())).with_tick(std::time::Duration::ZERO);
+    let _ = overlay.reconcile(&view).await;
+    assert_eq!(mesh.observe().await.expect("observe"), read, "repaired");
+    mesh.remove().expect("removed");
 }

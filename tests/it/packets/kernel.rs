@@ -81,13 +81,14 @@ pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
     }
 }
 
-fn run(line: &str) {
+/// Runs a command, words split at blanks.
+pub fn run(line: &str) {
     let mut words = line.split(' ');
     let done = Command::new(words.next().unwrap()).args(words).status().expect(line);
     assert!(done.success(), "{line}");
 }
 
-fn ifindex(name: &str) -> u32 {
+pub fn ifindex(name: &str) -> u32 {
     std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).expect("a device").trim().parse().unwrap()
 }
 
@@ -231,6 +232,12 @@ impl Kernel {
     pub fn counted(&mut self, counter: Counter) -> u64 {
         let counts: PerCpuArray<_, u64> = self.ebpf.map("COUNTS").unwrap().try_into().unwrap();
         counts.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// Attaches a program to the ingress of a device.
+    pub fn attach(&mut self, hook: &str, device: &str) {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(hook).unwrap().try_into().unwrap();
+        program.attach(device, aya::programs::TcAttachType::Ingress).unwrap();
     }
 
     /// Counters of drops and refusals, of all CPUs.

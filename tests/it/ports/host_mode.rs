@@ -80,3 +80,42 @@ async fn a_host_mode_port_reaches_the_nodes_own_task_and_each_node_has_one() {
     client.stop().await;
     swarm.stop().await;
 }
+
+/// moby#45295: a mesh port and a host-mode port of one service; the address of a client is seen on both, whichever private
+/// network it is in. The default pool of the swarm is 10.0.0.0/8.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_keeps_its_address_on_a_mesh_port_and_a_host_mode_port_of_one_service() {
+    let swarm = swarm("pm", 2, "ebpf_datapath = \"auto\"\n").await;
+    let client = client(&swarm).await;
+    let networks = [("10.77.0", 16), ("172.20.5", 16), ("192.168.77", 24)];
+    for (number, host) in (1..).zip(&swarm.hosts).chain([(9, &client)]) {
+        for (network, length) in networks {
+            host.run(&format!("ip addr add {network}.{number}/{length} dev eth0")).await.expect("an address");
+        }
+    }
+    let ports = json!([
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8086, "PublishMode": "ingress" },
+        { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8087, "PublishMode": "host" },
+    ]);
+    create(&swarm, "both", 2, ports).await;
+    swarm.running("both", 2).await;
+    for host in &swarm.hosts {
+        within(30, "the mesh port on the eBPF datapath", || async {
+            let ebpf = status(host).await["ebpf"].take();
+            anyhow::ensure!(ebpf["ports"].as_array().is_some_and(|all| all.contains(&json!("8086/tcp"))), "{ebpf:#}");
+            Ok(())
+        })
+        .await;
+    }
+    for (network, _) in networks {
+        for number in 1..=2 {
+            for port in [8086, 8087] {
+                let to: SocketAddr = format!("{network}.{number}:{port}").parse().expect("address");
+                let answer = ask(&client, to).await.expect("an answer");
+                assert!(answer.contains(&format!("{network}.9")), "{to}: {answer}");
+            }
+        }
+    }
+    client.stop().await;
+    swarm.stop().await;
+}
