@@ -336,7 +336,7 @@ async fn open(config: &SessionConfig, identity: &Identity, hello: ToManager, add
     let tls = TlsConnector::from(Arc::new(tls::session_config(identity, config.clock.clone())?));
     let now = config.clock.now();
     let stream = tls.connect(tls::server_name()?, stream).await.map_err(|e| explain(e, identity, now))?;
-    let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.not_after);
+    let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.end());
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, config.connect);
     let mut writer = FrameWriter::new(write, MAX_FRAME, config.dead_after);
