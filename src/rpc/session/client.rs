@@ -320,6 +320,9 @@ async fn run_session(
         end = send(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => end,
         why = outdated => AttemptEnd::renewed(why),
     };
+    if matches!(end, AttemptEnd::Search(AttemptOutcome::Renewed, _)) {
+        writer.close().await;
+    }
     match end {
         // The leader closes the session of a node that leaves; a new session would make the node a member again.
         AttemptEnd::Search(..) if left => AttemptEnd::End(SessionEnd::Shutdown),

@@ -294,7 +294,7 @@ impl CertificateAuthority for Renewals {
         if holder.validity.is_over(now) && !self.recovers.load(SeqCst) {
             return Err(RenewalRefused::Expired);
         }
-        let life = Duration::from_secs(3 * 86_400);
+        let life = Duration::from_hours(72);
         let certificate = trust::issue(&self.trust.ca, &request.csr, &holder.name, now, life, &mut rand::rng())
             .map_err(|e| RenewalRefused::Other(e.to_string()))?;
         Ok(RenewedCertificate { certificate, ca_certificate: self.trust.ca.certificate().to_owned() })

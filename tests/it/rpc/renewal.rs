@@ -124,7 +124,7 @@ async fn an_expired_certificate_renews_when_allowed_and_opens_no_session() {
     let trust = Trust::new();
     let manager = Setup::new(&trust, ListenerKind::Mesh).start();
     let name = trust.identity(Role::Worker).name().clone();
-    let old = trust.issue(&name, OffBy(-3600).now(), Duration::from_secs(60));
+    let old = trust.issue(&name, OffBy(-3600).now(), Duration::from_mins(1));
     let refused = renew(&manager, &old, Arc::new(SystemClock)).await.expect_err("not allowed");
     assert!(matches!(&refused, RenewalError::Refused { why: RenewalRefused::Expired, .. }), "{refused}");
     manager.renewals.recovers.store(true, SeqCst);
@@ -150,7 +150,7 @@ async fn an_expired_certificate_of_another_ca_or_none_renews_nothing() {
     manager.renewals.recovers.store(true, SeqCst);
     let name = trust.identity(Role::Worker).name().clone();
     let long_ago = OffBy(-3600).now();
-    let foreign = other.issue(&name, long_ago, Duration::from_secs(60));
+    let foreign = other.issue(&name, long_ago, Duration::from_mins(1));
     for identity in [Some(&foreign), None] {
         match tls(manager.address, "skep-certificate/1", identity).await {
             Ok(mut stream) => drop(stream.read_u8().await.expect_err("refused by TLS")),
@@ -158,7 +158,7 @@ async fn an_expired_certificate_of_another_ca_or_none_renews_nothing() {
         }
     }
     // The right CA, and another cluster's name.
-    let mistaken = trust.issue(&NodeName { cluster_id: "another".into(), ..name }, long_ago, Duration::from_secs(60));
+    let mistaken = trust.issue(&NodeName { cluster_id: "another".into(), ..name }, long_ago, Duration::from_mins(1));
     if let Ok(mut stream) = tls(manager.address, "skep-certificate/1", Some(&mistaken)).await {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
