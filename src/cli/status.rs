@@ -72,7 +72,7 @@ pub(super) fn render(status: &Status) -> String {
     out
 }
 
-/// End of the certificate, and what is wrong with it.
+/// The certificate's end, and what is wrong with it.
 fn certificate_text(certificate: &CertificateSummary) -> String {
     let left = match certificate.seconds_left {
         0 => "expired".to_owned(),
@@ -191,6 +191,7 @@ mod tests {
     use super::*;
     use crate::datapath::ebpf::Occupancy;
     use crate::ingress::ebpf::RefusalCount;
+    use crate::model::Timestamp;
 
     #[test]
     fn rising_drops_and_full_tables_are_named_and_what_is_left_to_the_host_is_not() {
@@ -216,5 +217,17 @@ mod tests {
         ];
         assert_eq!(warnings(&ebpf), expected);
         assert_eq!(warnings(&EbpfStatus::default()), [""; 0]);
+    }
+
+    #[test]
+    fn a_certificate_is_one_line_with_its_end_and_a_warning() {
+        let end = Timestamp(1_795_000_000_000_000_000);
+        let text = |seconds_left, warning: &str| {
+            certificate_text(&CertificateSummary { expires: end, seconds_left, failures: 0, warning: warning.to_owned() })
+        };
+        assert_eq!(text(89 * 86_400, ""), "valid until 2026-11-18T11:06:40Z, 89 days left");
+        assert_eq!(text(5 * 3600, ""), "valid until 2026-11-18T11:06:40Z, 5 h left");
+        assert_eq!(text(90, "its renewal fails"), "valid until 2026-11-18T11:06:40Z, 90 s left; WARNING: its renewal fails");
+        assert!(text(0, "it has expired").contains(", expired; WARNING: it has expired"));
     }
 }

@@ -152,6 +152,7 @@ mod tests {
     use crate::trust::Validity;
 
     const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
+    const OVER: Timestamp = Timestamp(NOW.0 - 1_000_000_000);
     const HOUR: Duration = Duration::from_hours(1);
 
     fn holder(from: &str, not_after: Timestamp) -> CertificateHolder {
@@ -174,13 +175,13 @@ mod tests {
             recovers,
             now: NOW,
         };
-        let (member, expired) = (holder(own, NOW.plus(HOUR)), holder(own, NOW));
+        let (member, expired) = (holder(own, NOW.plus(HOUR)), holder(own, OVER));
         assert_eq!(decide(&member, &facts(false, None)), Ok(()));
         assert_eq!(decide(&member, &RenewalFacts { address: None, ..facts(false, None) }), Err(NotAMember));
         assert_eq!(decide(&member, &RenewalFacts { cluster: &other, ..facts(false, None) }), Err(NotAMember));
         for from in ["[fd00:1:2:4::1]:4000", "10.0.0.1:4000", "192.168.1.7:4000"] {
             assert_eq!(decide(&holder(from, NOW.plus(HOUR)), &facts(false, None)), Err(ForeignAddress), "{from}");
-            assert_eq!(decide(&holder(from, NOW), &facts(true, None)), Err(ForeignAddress), "{from}, expired");
+            assert_eq!(decide(&holder(from, OVER), &facts(true, None)), Err(ForeignAddress), "{from}, expired");
         }
         assert_eq!(decide(&expired, &facts(false, None)), Err(Expired));
         assert_eq!(decide(&expired, &facts(true, None)), Ok(()));

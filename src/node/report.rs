@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(warning(50, &RenewalState::default()), "");
         assert_eq!(warning(60, &fails), "its renewal fails: no manager is known");
         assert!(warning(81, &RenewalState::default()).contains("less than a fifth"));
-        assert_eq!(warning(100, &fails), "it has expired: no manager is known");
+        assert_eq!(warning(101, &fails), "it has expired: no manager is known");
         assert_eq!(certificate(validity, &fails, start.plus(101 * day)).seconds_left, 0);
     }
 }

@@ -167,7 +167,7 @@ async fn serve_session(
     drop(permit); // authenticated: no longer counted
     let node = name.node_id.clone();
     let serving = session::serve(stream, name, context.sessions.as_ref(), &context.limits, shutdown, async {
-        let ends = validity.not_after.min(identity.expires());
+        let ends = validity.end().min(identity.validity().end());
         clock::reached(context.clock.as_ref(), ends).await;
     });
     serving.await.with_context(|| format!("session of node {node} from {from}"))

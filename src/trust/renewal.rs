@@ -10,6 +10,8 @@ use std::time::Duration;
 /// certificate of an hour or less due as soon as it is issued.
 pub(super) const BACKDATED: Duration = Duration::from_hours(1);
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// Below this part of its life a certificate's end is near: renewals, which begin at half of it, have failed since.
 const NEAR: f64 = 0.2;
 
@@ -59,10 +61,15 @@ impl Validity {
         self.issued().plus(self.life().mul_f64(rng.random_range(0.5..0.8)))
     }
 
-    /// The end is not part of the life, so that a node stops using a certificate before another refuses it.
+    /// The first moment at which it is no longer valid: `not_after` is a whole second, which is the last one.
+    #[must_use]
+    pub fn end(&self) -> Timestamp {
+        self.not_after.plus(SECOND)
+    }
+
     #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
-        now >= self.not_after
+        now >= self.end()
     }
 
     /// What is left at `now`.
@@ -110,7 +117,9 @@ mod tests {
         let after = |days: u32| validity.remaining(START.plus(days * DAY));
         assert_eq!([0, 45, 71].map(after), [Remaining::Enough; 3]);
         assert_eq!([72, 89].map(after), [Remaining::Little; 2]);
-        assert_eq!([90, 400].map(after), [Remaining::Expired; 2]);
+        assert_eq!([91, 400].map(after), [Remaining::Expired; 2]);
+        assert_eq!(after(90), Remaining::Little, "the last second is part of it, as TLS has it");
+        assert!(validity.is_over(validity.not_after.plus(SECOND)));
         assert_eq!(validity.remaining(Timestamp(0)), Remaining::Enough, "a clock that is behind the manager's");
     }
 
@@ -119,7 +128,7 @@ mod tests {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(7);
         let reversed = Validity { not_before: START, not_after: START };
         assert_eq!(reversed.renewal_time(rng), START);
-        assert_eq!(reversed.remaining(START), Remaining::Expired);
+        assert_eq!(reversed.remaining(START.plus(SECOND)), Remaining::Expired);
     }
 
     #[test]

@@ -4,15 +4,19 @@ use skep::admin::metrics::render;
 use skep::datapath::ebpf::Occupancy;
 use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use skep::ingress::{PortState, PortStatus};
-use skep::model::{Protocol, Revision, Role};
-use skep::status::{NodeSummary, Status};
+use skep::model::{Protocol, Revision, Role, Timestamp};
+use skep::status::{CertificateSummary, NodeSummary, Status};
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 23] = [
+const FAMILIES: [&str; 27] = [
     "skep_build_info",
+    "skep_certificate_expiry_timestamp_seconds",
+    "skep_certificate_remaining_seconds",
+    "skep_certificate_renewal_failures",
+    "skep_certificate_warning",
     "skep_ebpf_attached_programs",
     "skep_ebpf_connections_total",
     "skep_ebpf_drops_total",
@@ -100,6 +104,12 @@ fn full_status() -> Status {
     };
     Status {
         version: "0.1.0".to_owned(),
+        certificate: Some(CertificateSummary {
+            expires: Timestamp(1_795_000_000_000_000_000),
+            seconds_left: 86_400,
+            failures: 0,
+            warning: String::new(),
+        }),
         state: "active".to_owned(),
         node: Some("id1".into()),
         role: Some(Role::Manager),

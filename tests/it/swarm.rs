@@ -4,5 +4,6 @@
 pub mod kit;
 
 mod bad_input;
+mod certificates;
 mod life;
 mod network;

@@ -112,3 +112,25 @@ fn a_port_that_is_listed_twice_is_one_series() {
     let text = render(&Status { ports: vec![port(80, "web"), port(80, "web")], ..Status::default() });
     assert!(series(&text).contains("skep_port_backends{port=\"80\",protocol=\"tcp\",service=\"web\"}"), "{text}");
 }
+
+#[test]
+fn a_certificate_near_its_end_is_a_warning_and_outside_a_swarm_there_is_none() {
+    use crate::model::Timestamp;
+    use crate::status::CertificateSummary;
+    let certificate = CertificateSummary {
+        expires: Timestamp(1_795_000_000_000_000_000),
+        seconds_left: 90,
+        failures: 2,
+        warning: "its renewal fails: no manager is known".to_owned(),
+    };
+    let text = render(&Status { certificate: Some(certificate), ..Status::default() });
+    for line in [
+        "skep_certificate_expiry_timestamp_seconds 1795000000",
+        "skep_certificate_remaining_seconds 90",
+        "skep_certificate_renewal_failures 2",
+        "skep_certificate_warning 1",
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
+    }
+    assert!(!render(&Status::default()).contains("skep_certificate"));
+}

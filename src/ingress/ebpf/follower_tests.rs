@@ -209,6 +209,7 @@ fn a_container_that_starts_here_changes_its_own_entry_only() {
     let (first, second) = (devices(&[0]), devices(&[0, 2]));
     let members = [BTreeSet::new(), BTreeSet::from([skep_ebpf::NetnsMembership { cookie: 7, network: 1, zero: 0 }])];
     let inputs = |host_devices, members| Inputs {
+        left: None,
         me: &me,
         host_devices,
         members,

@@ -321,6 +321,9 @@ async fn run_session(
         end = send(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => end,
         why = outdated => AttemptEnd::renewed(why),
     };
+    if matches!(end, AttemptEnd::Search(AttemptOutcome::Renewed, _)) {
+        writer.close().await;
+    }
     match end {
         // The leader closes the session of a node that leaves; a new session would make the node a member again.
         AttemptEnd::Search(..) if left => AttemptEnd::End(SessionEnd::Shutdown),
@@ -337,7 +340,7 @@ async fn open(config: &SessionConfig, identity: &Identity, hello: ToManager, add
     let tls = TlsConnector::from(Arc::new(tls::session_config(identity, config.clock.clone())?));
     let now = config.clock.now();
     let stream = tls.connect(tls::server_name()?, stream).await.map_err(|e| explain(e, identity, now))?;
-    let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.not_after);
+    let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.end());
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, config.connect);
     let mut writer = FrameWriter::new(write, MAX_FRAME, config.dead_after);

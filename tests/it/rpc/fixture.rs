@@ -54,10 +54,14 @@ impl Trust {
         self.identity_in(role, &self.cluster, SystemClock.now())
     }
     pub fn identity_in(&self, role: Role, cluster: &ClusterId, now: Timestamp) -> Identity {
+        let name = NodeName { node_id: NodeId::draw(&mut rand::rng()), role, cluster_id: cluster.clone() };
+        self.issue(&name, now, Duration::ZERO)
+    }
+    /// A node's identity that is valid for this long from `now`; zero: 90 days.
+    pub fn issue(&self, name: &NodeName, now: Timestamp, life: Duration) -> Identity {
         let rng = &mut rand::rng();
         let key = NodeKey::generate().unwrap();
-        let name = NodeName { node_id: NodeId::draw(rng), role, cluster_id: cluster.clone() };
-        let certificate = trust::issue(&self.ca, &key.request().unwrap(), &name, now, Duration::ZERO, rng).unwrap();
+        let certificate = trust::issue(&self.ca, &key.request().unwrap(), name, now, life, rng).unwrap();
         Identity::new(&key.to_pem(), &certificate, self.ca.certificate()).unwrap()
     }
 }
@@ -290,7 +294,7 @@ impl CertificateAuthority for Renewals {
         if holder.validity.is_over(now) && !self.recovers.load(SeqCst) {
             return Err(RenewalRefused::Expired);
         }
-        let life = Duration::from_secs(3 * 86_400);
+        let life = Duration::from_hours(72);
         let certificate = trust::issue(&self.trust.ca, &request.csr, &holder.name, now, life, &mut rand::rng())
             .map_err(|e| RenewalRefused::Other(e.to_string()))?;
         Ok(RenewedCertificate { certificate, ca_certificate: self.trust.ca.certificate().to_owned() })
@@ -384,7 +388,7 @@ pub async fn join(at: SocketAddr, token: &str, side: &FakeTunnel, options: &Join
     skep::rpc::join(at, parts, side, options).await
 }
 
-/// Opens a TLS connection without checking the server, as an attacker does.
+/// Opens a TLS connection without checking the server, as an attacker does. `alpn` has names, separated by blanks.
 pub async fn tls(
     at: SocketAddr,
     alpn: &str,
@@ -405,7 +409,7 @@ pub async fn tls(
         None => builder.with_no_client_auth(),
     };
     if !alpn.is_empty() {
-        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        config.alpn_protocols = alpn.split(' ').map(|name| name.as_bytes().to_vec()).collect();
     }
     let stream = TcpStream::connect(at).await?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("x").unwrap(), stream).await
