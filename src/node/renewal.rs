@@ -1,5 +1,5 @@
-//! Keeps a node's certificate valid: when it is due, makes a new key, gets a certificate for it, writes both, and hands them
-//! to all that use the node's identity. Where certificates come from is behind [`CertificateSource`].
+//! Keeps a node's certificate valid: when it is due, makes a new key, gets a certificate for it, writes both, and
+//! publishes them to all that use the node's identity. Where certificates come from is behind [`CertificateSource`].
 
 use super::certificate_authority::CertificateIssuer;
 use crate::backoff::Backoff;

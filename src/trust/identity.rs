@@ -43,7 +43,7 @@ impl Identity {
             key: key.to_owned(),
             certificate: name::to_pem(&der),
             ca_certificate: name::to_pem(&ca_der),
-            validity: name::validity(&der)?,
+            validity: Validity::of_der(&der)?,
         })
     }
 

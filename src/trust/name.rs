@@ -1,8 +1,7 @@
 //! Parsing certificates: PEM, names, keys. Decides nothing about validity.
 
 use super::TrustError;
-use super::renewal::Validity;
-use crate::model::{ClusterId, NodeId, Role, Timestamp};
+use crate::model::{ClusterId, NodeId, Role};
 use base64::Engine as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -77,14 +76,6 @@ pub(super) fn to_pem(der: &[u8]) -> String {
     }
     text.push_str("-----END CERTIFICATE-----\n");
     text
-}
-
-/// Life of a certificate, DER. Does not check its signature.
-pub(super) fn validity(der: &[u8]) -> Result<Validity, TrustError> {
-    let certificate = parse(der)?;
-    let time = |seconds: i64| Timestamp(seconds.saturating_mul(1_000_000_000));
-    let validity = certificate.validity();
-    Ok(Validity { not_before: time(validity.not_before.timestamp()), not_after: time(validity.not_after.timestamp()) })
 }
 
 /// The public key's bits (an uncompressed point).

@@ -39,7 +39,10 @@ impl Validity {
     /// # Errors
     /// It is unreadable.
     pub fn of_der(der: &[u8]) -> Result<Self, TrustError> {
-        name::validity(der)
+        let certificate = name::parse(der)?;
+        let time = |seconds: i64| Timestamp(seconds.saturating_mul(1_000_000_000));
+        let validity = certificate.validity();
+        Ok(Self { not_before: time(validity.not_before.timestamp()), not_after: time(validity.not_after.timestamp()) })
     }
 
     /// When it was issued, by the issuer's clock.
