@@ -1,7 +1,8 @@
 //! The peers with their sessions: which one a packet belongs to, and what the protocol makes of it. gotatun does the protocol;
 //! this file knows no socket. Any thread may call it; a peer is locked while it is used.
 
-use super::super::{TunnelPeer, TunnelPeerState};
+use super::super::{Redirect, TunnelPeer, TunnelPeerState};
+use super::difference::redirects;
 use super::inner::{Inner, carry_mark};
 use super::prefixes::Prefixes;
 use crate::model::WgKey;
@@ -129,6 +130,24 @@ impl Peers {
             }
         }
         wanted.into_iter().for_each(|net| table.by_prefix.insert(net, Arc::clone(&peer)));
+    }
+
+    /// Sets the endpoint unless the peer's own is newer. Returns whether it did.
+    pub(super) fn redirect(&self, key: WgKey, redirect: &Redirect) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(peer) = table.by_key.get(&key) else { return false };
+        let mut state = peer.lock();
+        let actual = TunnelPeerState {
+            peer: state.configured.clone(),
+            handshake_age: state.tunnel.time_since_last_handshake(),
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let applies = redirects(redirect, Some(&actual));
+        if applies {
+            state.configured.endpoint = Some(redirect.to);
+        }
+        applies
     }
 
     pub(super) fn remove(&self, key: WgKey) {
