@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod checksum;
 mod client;
 mod datagrams;
 mod device;

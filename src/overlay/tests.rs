@@ -309,7 +309,11 @@ fn the_advertised_endpoints_are_tried_in_turn() {
     assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[2], None)), after(36)), Some(all[0]));
     let live = Some(Duration::from_secs(1));
     assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[0], live)), after(200)), None);
-    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[0], Some(SESSION_LIFETIME))), after(400)), None, "tried anew");
+    assert_eq!(
+        attempts.endpoint_to_set(key, &all, Some(&state(all[0], Some(SESSION_LIFETIME))), after(400)),
+        None,
+        "tried from the start"
+    );
     assert_eq!(attempts.endpoint_to_set(key, &all[..1], Some(&state(all[0], None)), after(500)), None, "there is no other");
 }
 
