@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use gotatun::packet::Packet;
 use socket2::{SockAddr, SockAddrStorage, Socket};
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 
 /// Most datagrams that the kernel segments in one call, and most bytes.
@@ -183,7 +183,10 @@ fn fresh() -> BytesMut {
 fn sender(name: SockAddrStorage, length: libc::socklen_t) -> Option<SocketAddr> {
     // SAFETY: the kernel wrote an address of this length, or none, in which case the family is 0.
     let address = unsafe { SockAddr::new(name, length) }.as_socket()?;
-    Some(SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port()))
+    Some(match address {
+        SocketAddr::V6(v6) => v6.ip().to_ipv4_mapped().map_or(address, |v4| SocketAddr::new(v4.into(), v6.port())),
+        SocketAddr::V4(_) => address,
+    })
 }
 
 /// Size of the joined datagrams (0: there is one) and the ECN bits, from the control messages.
