@@ -169,7 +169,7 @@ impl Overlay {
             Err(error) => tracing::warn!(%error, "cannot read the host's routes to the other nodes"),
         }
         let uplink = if endpoints.is_empty() {
-            let own = view.cluster.node(&self.me).and_then(|own| own.endpoints.first()).map(|own| own.ip());
+            let own = view.cluster.node(&self.me).and_then(|own| own.endpoints.first()).map(std::net::SocketAddr::ip);
             self.mesh.uplink_mtu(own).await.ok().flatten()
         } else {
             None

@@ -129,7 +129,9 @@ impl Peers {
                 table.by_prefix.remove(*net);
             }
         }
-        wanted.into_iter().for_each(|net| table.by_prefix.insert(net, Arc::clone(&peer)));
+        for net in wanted {
+            table.by_prefix.insert(net, Arc::clone(&peer));
+        }
     }
 
     /// Sets the endpoint unless the peer's own is newer. Returns whether it did.
@@ -220,9 +222,8 @@ impl Peers {
         let Some(peer) = peer else { return Received::Nothing };
         let mut state = peer.lock();
         match state.tunnel.handle_incoming_packet(message) {
-            TunnResult::Done => Received::Nothing,
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => self.ask(&peer, &mut state),
-            TunnResult::Err(_) => Received::Nothing,
+            TunnResult::Done | TunnResult::Err(_) => Received::Nothing,
             TunnResult::WriteToNetwork(answer) => {
                 state.configured.endpoint = Some(from);
                 let mut mtu = MtuWatcher::new(self.mtu.load(Ordering::Relaxed));
