@@ -94,11 +94,21 @@ pub struct TunnelState {
     pub peers: BTreeMap<WgKey, TunnelPeerState>,
 }
 
+/// Another endpoint for a peer without a session.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Redirect {
+    /// The endpoint when the tunnel was observed.
+    pub observed: Option<SocketAddr>,
+    pub to: SocketAddr,
+}
+
 /// One change to the tunnel's peers.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub enum TunnelStep {
     /// Adds the peer, or changes an existing one in place: its session continues.
     Set(WgKey, TunnelPeer),
+    /// Sets the endpoint of an existing peer, unless the tunnel has learned another one, or made a session, since it was observed.
+    Redirect(WgKey, Redirect),
     Remove(WgKey),
 }
 
@@ -106,7 +116,7 @@ pub enum TunnelStep {
 #[async_trait]
 pub trait Tunnel: Send + Sync {
     async fn observe(&self) -> anyhow::Result<TunnelState>;
-    /// Applies the steps in order. An endpoint in a step is always set: whether to set one is decided by `overlay`.
+    /// Applies the steps in order. The endpoint in a [`TunnelStep::Set`] is always set: whether to set one is decided by `overlay`.
     async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()>;
 }
 

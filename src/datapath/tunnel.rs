@@ -8,10 +8,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod checksum;
 mod client;
 mod datagrams;
 mod device;
 mod difference;
+mod handshake_age;
 mod holder;
 mod inner;
 mod kernel;
@@ -24,6 +26,7 @@ mod paths;
 mod peers;
 mod prefixes;
 mod process;
+mod program;
 mod protocol;
 mod pump;
 mod tun;

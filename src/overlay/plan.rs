@@ -3,11 +3,12 @@
 use super::desired::desired_mesh;
 use super::diff::mesh_steps;
 use super::path_mtus::PathMtus;
-use super::peers::peer_steps;
+use super::peers::{Attempts, peer_steps};
 use crate::datapath::mesh::{MeshState, MeshStep};
 use crate::datapath::{TunnelState, TunnelStep};
 use crate::model::{NodeId, NodeView};
 use std::fmt;
+use std::time::Instant;
 
 /// What is configured on this node, as observed.
 #[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize)]
@@ -31,6 +32,9 @@ impl fmt::Display for OverlayStep {
         match self {
             Self::Mesh(step) => step.fmt(f),
             Self::Tunnel(TunnelStep::Remove(key)) => write!(f, "peer del {}", key.to_base64()),
+            Self::Tunnel(TunnelStep::Redirect(key, redirect)) => {
+                write!(f, "peer redirect {} endpoint {}", key.to_base64(), redirect.to)
+            }
             Self::Tunnel(TunnelStep::Set(key, peer)) => {
                 write!(f, "peer set {}", key.to_base64())?;
                 if let Some(endpoint) = peer.endpoint {
@@ -49,8 +53,15 @@ impl fmt::Display for OverlayStep {
 /// The steps from `actual` to what `view` asks of node `me`; none if nothing differs. With a
 /// device MTU of 0 (not known yet) that of the tunnel device is left as it is.
 #[must_use]
-pub fn plan(view: &NodeView, me: &NodeId, actual: &OverlayState, mtus: &PathMtus) -> Vec<OverlayStep> {
-    let peers = actual.tunnel.as_ref().map(|tunnel| peer_steps(&view.cluster, me, tunnel)).unwrap_or_default();
+pub fn plan(
+    view: &NodeView,
+    me: &NodeId,
+    actual: &OverlayState,
+    mtus: &PathMtus,
+    attempts: &mut Attempts,
+    now: Instant,
+) -> Vec<OverlayStep> {
+    let peers = actual.tunnel.as_ref().map(|tunnel| peer_steps(&view.cluster, me, tunnel, attempts, now)).unwrap_or_default();
     let mesh = mesh_steps(&desired_mesh(view, me, &actual.mesh, mtus), &actual.mesh);
     peers.into_iter().map(OverlayStep::Tunnel).chain(mesh.into_iter().map(OverlayStep::Mesh)).collect()
 }

@@ -2,6 +2,7 @@
 //! as applied. The decisions are in `plan`.
 
 use super::path_mtus::{PathMtus, ReadPaths, endpoints};
+use super::peers::Attempts;
 use super::plan::{OverlayState, OverlayStep, plan};
 use crate::backoff::Backoff;
 use crate::datapath::mesh::{Mesh, MeshStep};
@@ -29,6 +30,7 @@ pub struct Overlay {
     tick: Duration,
     /// The setting `path_mtu`, bytes; `None` to read it.
     path_mtu: Option<u32>,
+    attempts: Attempts,
     paths: ReadPaths,
     mtus: PathMtus,
     channels: MtuChannels,
@@ -70,6 +72,7 @@ impl Overlay {
             tunnel,
             tick: TICK,
             path_mtu: None,
+            attempts: Attempts::default(),
             paths: ReadPaths::default(),
             mtus: PathMtus::default(),
             channels: MtuChannels::new(0),
@@ -148,7 +151,7 @@ impl Overlay {
         // because a container that starts waits for it.
         let lock = self.mesh.lock().await;
         let actual = OverlayState { mesh: self.mesh.recent(self.tick).await?, tunnel };
-        let steps = plan(view, &self.me, &actual, &self.mtus);
+        let steps = plan(view, &self.me, &actual, &self.mtus, &mut self.attempts, std::time::Instant::now());
         let settled = steps.is_empty();
         let (mesh, peers) = split(steps);
         let mesh_applied = self.mesh.apply(&mesh).await;
@@ -166,7 +169,7 @@ impl Overlay {
             Err(error) => tracing::warn!(%error, "cannot read the host's routes to the other nodes"),
         }
         let uplink = if endpoints.is_empty() {
-            let own = view.cluster.node(&self.me).and_then(|own| own.endpoints.first()).map(|own| own.ip());
+            let own = view.cluster.node(&self.me).and_then(|own| own.endpoints.first()).map(std::net::SocketAddr::ip);
             self.mesh.uplink_mtu(own).await.ok().flatten()
         } else {
             None

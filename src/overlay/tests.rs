@@ -1,17 +1,17 @@
 //! The plan as text, and that nothing is left to do after a plan was applied.
 
-use super::peers::endpoint_to_set;
+use super::peers::Attempts;
 use super::{
     DesiredMesh, NodePath, OverlayState, OverlayStep, PathMtus, SESSION_LIFETIME, desired_mesh, mesh_steps, peer_steps, plan,
 };
 use crate::datapath::mesh::{MAIN, MeshLink, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, mesh_end};
-use crate::datapath::{TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
+use crate::datapath::{Redirect, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use crate::model::fixture::{self, mesh, network_part};
 use crate::model::view::{NetworkPart, Peer, TaskEndpoint};
 use crate::model::{NodeId, NodeView, WgKey};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn peer(number: u8) -> Peer {
     Peer {
@@ -213,43 +213,48 @@ fn routes_to_a_node_have_the_mtu_of_its_path() {
     assert_eq!(run(&PathMtus::uniform(8941)), larger);
 }
 
+fn steps_of(cluster: &crate::model::view::ClusterPart, tunnel: &TunnelState) -> Vec<TunnelStep> {
+    peer_steps(cluster, &me(), tunnel, &mut Attempts::default(), Instant::now())
+}
+
 #[test]
 fn peers_are_set_when_they_differ_and_unknown_ones_removed() {
     let cluster = some_view().cluster;
     let mut tunnel = TunnelState::default();
     let first = peer(2).endpoints[0];
     let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh()), keepalive: Some(25) };
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())]);
+    assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())]);
 
     let state = |peer: TunnelPeer, age| TunnelPeerState { peer, handshake_age: age, rx_bytes: 0, tx_bytes: 0 };
     tunnel.peers.insert(peer(2).key, state(wanted.clone(), None));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "just added");
+    assert_eq!(steps_of(&cluster, &tunnel), [], "just added");
     let learned = TunnelPeer { endpoint: Some("198.51.100.7:4000".parse().expect("endpoint")), ..wanted.clone() };
     tunnel.peers.insert(peer(2).key, state(learned.clone(), Some(Duration::from_secs(100))));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "the endpoint of a live session stays");
+    assert_eq!(steps_of(&cluster, &tunnel), [], "the endpoint of a live session stays");
     let fewer = TunnelPeer { allowed_ips: vec![], ..learned.clone() };
     tunnel.peers.insert(peer(2).key, state(fewer, Some(Duration::from_secs(100))));
     let kept = TunnelPeer { endpoint: None, ..wanted.clone() };
-    assert_eq!(
-        peer_steps(&cluster, &me(), &tunnel),
-        [TunnelStep::Set(peer(2).key, kept)],
-        "addresses change, the endpoint does not"
-    );
-    tunnel.peers.insert(peer(2).key, state(learned, Some(SESSION_LIFETIME)));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())], "no session any more");
+    assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Set(peer(2).key, kept)], "addresses change, the endpoint does not");
+    tunnel.peers.insert(peer(2).key, state(learned.clone(), Some(SESSION_LIFETIME)));
+    let redirect = Redirect { observed: learned.endpoint, to: first };
+    assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Redirect(peer(2).key, redirect)], "no session any more");
     let mapped = TunnelPeer { endpoint: Some("[::ffff:192.0.2.2]:2377".parse().expect("endpoint")), ..wanted.clone() };
     tunnel.peers.insert(peer(2).key, state(mapped, None));
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), [], "the same address in its other form");
+    assert_eq!(steps_of(&cluster, &tunnel), [], "the same address in its other form");
 
     // Unknown peers are removed, and so is the node's own key.
     for unknown in [9, 1] {
         tunnel.peers.insert(WgKey([unknown; 32]), state(wanted.clone(), None));
     }
     let removals = [TunnelStep::Remove(WgKey([1; 32])), TunnelStep::Remove(WgKey([9; 32]))];
-    assert_eq!(peer_steps(&cluster, &me(), &tunnel), removals);
+    assert_eq!(steps_of(&cluster, &tunnel), removals);
     // The peers of a tunnel that does not answer stay as they are.
     let unanswered = OverlayState { mesh: with_links(&["lo"]), tunnel: None };
-    assert!(plan(&some_view(), &me(), &unanswered, &PathMtus::default()).iter().all(|step| matches!(step, OverlayStep::Mesh(_))));
+    assert!(
+        plan(&some_view(), &me(), &unanswered, &PathMtus::default(), &mut Attempts::default(), Instant::now())
+            .iter()
+            .all(|step| matches!(step, OverlayStep::Mesh(_)))
+    );
 }
 
 /// The endpoint policy: what is set when the peer is absent, has a live session, an expired one, or none.
@@ -278,8 +283,40 @@ fn an_advertised_endpoint_is_set_unless_a_live_session_has_learned_one() {
         (Some(advertised), Some(state(Some(mapped), None)), None),
         (None, Some(state(Some(learned), None)), None),
     ] {
-        assert_eq!(endpoint_to_set(advertised, actual.as_ref()), expected, "{advertised:?} over {actual:?}");
+        let all: Vec<SocketAddr> = advertised.into_iter().collect();
+        let seen = Attempts::default().endpoint_to_set(peer(2).key, &all, actual.as_ref(), Instant::now());
+        assert_eq!(seen, expected, "{advertised:?} over {actual:?}");
     }
+}
+
+/// A peer that does not answer at one endpoint is tried at its others, and again at the first; one that answers is left alone.
+#[test]
+fn the_advertised_endpoints_are_tried_in_turn() {
+    let all: Vec<SocketAddr> =
+        ["192.0.2.1:1", "[2001:db8::1]:1", "10.0.0.1:1"].map(|text| text.parse().expect("endpoint")).into();
+    let state = |endpoint, handshake_age| TunnelPeerState {
+        peer: TunnelPeer { endpoint: Some(endpoint), allowed_ips: vec![], keepalive: None },
+        handshake_age,
+        rx_bytes: 0,
+        tx_bytes: 0,
+    };
+    let (key, start) = (peer(2).key, Instant::now());
+    let after = |seconds| start + Duration::from_secs(seconds);
+    let mut attempts = Attempts::default();
+    assert_eq!(attempts.endpoint_to_set(key, &all, None, start), Some(all[0]));
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[0], None)), after(10)), None, "two initiations first");
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[0], None)), after(12)), Some(all[1]));
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[1], None)), after(14)), None);
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[1], None)), after(24)), Some(all[2]));
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[2], None)), after(36)), Some(all[0]));
+    let live = Some(Duration::from_secs(1));
+    assert_eq!(attempts.endpoint_to_set(key, &all, Some(&state(all[0], live)), after(200)), None);
+    assert_eq!(
+        attempts.endpoint_to_set(key, &all, Some(&state(all[0], Some(SESSION_LIFETIME))), after(400)),
+        None,
+        "tried from the start"
+    );
+    assert_eq!(attempts.endpoint_to_set(key, &all[..1], Some(&state(all[0], None)), after(500)), None, "there is no other");
 }
 
 fn any_view() -> impl Strategy<Value = NodeView> {

@@ -1,5 +1,5 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,traffic` selects
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,tunnel,traffic` selects
 //! parts.
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,7 @@ mod stats;
 mod swarm;
 mod tables;
 mod traffic;
+mod tunnel;
 mod work;
 
 mod lab {
@@ -31,17 +32,18 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,traffic".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,tunnel,traffic".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
             "tables" => tables::run(&mut report),
             "datapath" => datapath::run(&mut report),
+            "tunnel" => tunnel::run(&mut report),
             "traffic" => {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
                 runtime.block_on(traffic::run(&mut report));
             }
-            other => panic!("no part {other}: tables, datapath, traffic"),
+            other => panic!("no part {other}: tables, datapath, tunnel, traffic"),
         }
     }
     report.write();

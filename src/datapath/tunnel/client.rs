@@ -7,6 +7,7 @@ use super::link::IoctlSocket;
 use super::namespace::Namespace;
 use super::paths::{log_file, pid_file};
 use super::process::FAILED;
+use super::program::is_run_by;
 use super::protocol::{PROTOCOL, TunnelHello, TunnelReply, TunnelRequest, read_line, write_line};
 use crate::backoff::Backoff;
 use crate::model::WgKey;
@@ -64,7 +65,7 @@ impl ProcessTunnel {
 
     /// Adopts or starts a process that fits the configuration; a new one gets the peers.
     async fn ensure_running(&self) -> anyhow::Result<()> {
-        let peers = self.peers.lock().await;
+        let mut peers = self.peers.lock().await;
         if self.closed.load(Ordering::Acquire) {
             bail!("the tunnel was closed");
         }
@@ -77,6 +78,13 @@ impl ProcessTunnel {
             tracing::info!(pid = hello.pid, reason, "tunnel process is replaced");
             // If device and namespace are the same, the next process attaches to the device, which keeps addresses and routes.
             let keep = hello.device == self.config.device && hello.mesh == Namespace::open(&self.config.mesh_pin)?.id;
+            // At its start this daemon knows no peers: the new process gets those of the old one, with the endpoints learned.
+            if peers.is_empty()
+                && hello.key == self.key
+                && let Ok(TunnelReply::State(state)) = request(&socket, &TunnelRequest::Observe).await
+            {
+                *peers = state.peers.into_iter().map(|(key, state)| (key, state.peer)).collect();
+            }
             stop(&socket, keep).await?;
         }
         kill_unresponsive(&socket).await?;
@@ -307,6 +315,8 @@ pub(super) fn misfit(hello: &TunnelHello, config: &TunnelConfig, key: WgKey) -> 
         format!("its device is {}, configured is {}", hello.device, config.device)
     } else if hello.mesh != mesh {
         "its device is in an earlier mesh namespace".into()
+    } else if !is_run_by(&config.program, hello.pid) {
+        format!("it runs another build (version {}) than {}", hello.version, config.program.display())
     } else {
         return Ok(None);
     };

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use gotatun::packet::Packet;
 use socket2::{SockAddr, SockAddrStorage, Socket};
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 
 /// Most datagrams that the kernel segments in one call, and most bytes.
@@ -96,7 +96,7 @@ fn as_seen_by(dual_stack: bool, to: SocketAddr) -> SocketAddr {
 }
 
 /// A received datagram.
-pub(super) struct Datagram {
+pub(super) struct ReceivedDatagram {
     pub packet: Packet,
     /// IPv4 addresses in their own form.
     pub from: SocketAddr,
@@ -121,7 +121,7 @@ impl Receiver {
     }
 
     /// Waits for datagrams and appends those that are there.
-    pub(super) fn receive(&mut self, socket: &Socket, datagrams: &mut Vec<Datagram>) -> io::Result<()> {
+    pub(super) fn receive(&mut self, socket: &Socket, datagrams: &mut Vec<ReceivedDatagram>) -> io::Result<()> {
         // SAFETY: all zeros is a valid `mmsghdr`.
         let mut messages: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
         let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MESSAGES];
@@ -166,9 +166,9 @@ impl Receiver {
             let used = message.msg_hdr.msg_controllen.min(CONTROL);
             let (size, ecn) = marks(&self.controls[number].0[..used]);
             while bytes.len() > size && size > 0 {
-                datagrams.push(Datagram { packet: Packet::from_bytes(bytes.split_to(size)), from, ecn });
+                datagrams.push(ReceivedDatagram { packet: Packet::from_bytes(bytes.split_to(size)), from, ecn });
             }
-            datagrams.push(Datagram { packet: Packet::from_bytes(bytes), from, ecn });
+            datagrams.push(ReceivedDatagram { packet: Packet::from_bytes(bytes), from, ecn });
         }
         if count == 0 { Err(error) } else { Ok(()) }
     }
@@ -183,7 +183,10 @@ fn fresh() -> BytesMut {
 fn sender(name: SockAddrStorage, length: libc::socklen_t) -> Option<SocketAddr> {
     // SAFETY: the kernel wrote an address of this length, or none, in which case the family is 0.
     let address = unsafe { SockAddr::new(name, length) }.as_socket()?;
-    Some(SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port()))
+    Some(match address {
+        SocketAddr::V6(v6) => v6.ip().to_ipv4_mapped().map_or(address, |v4| SocketAddr::new(v4.into(), v6.port())),
+        SocketAddr::V4(_) => address,
+    })
 }
 
 /// Size of the joined datagrams (0: there is one) and the ECN bits, from the control messages.

@@ -66,6 +66,11 @@ impl WireGuard {
                     self.ends.peers.set(*key, peer, endpoint);
                     with_new_endpoint.extend(endpoint.map(|_| *key));
                 }
+                TunnelStep::Redirect(key, redirect) => {
+                    if self.ends.peers.redirect(*key, redirect) {
+                        with_new_endpoint.push(*key);
+                    }
+                }
                 TunnelStep::Remove(key) => self.ends.peers.remove(*key),
             }
         }

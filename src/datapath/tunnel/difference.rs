@@ -1,6 +1,6 @@
 //! The difference between the configuration of a peer and its state. Pure.
 
-use super::super::{TunnelPeer, TunnelPeerState, TunnelStep};
+use super::super::{Redirect, TunnelPeer, TunnelPeerState, TunnelStep};
 use crate::model::WgKey;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,12 +22,27 @@ pub(super) fn endpoint_change(wanted: &TunnelPeer, actual: Option<&TunnelPeerSta
     wanted.endpoint.filter(|endpoint| Some(*endpoint) != current)
 }
 
+/// How long a session lives after its handshake (WireGuard's reject-after-time).
+const SESSION_LIFETIME: Duration = Duration::from_mins(3);
+
+/// Whether a redirect still applies to the peer as it is now: neither its endpoint nor its session are newer than the observation.
+pub(super) fn redirects(redirect: &Redirect, actual: Option<&TunnelPeerState>) -> bool {
+    actual.is_some_and(|actual| {
+        actual.peer.endpoint == redirect.observed && actual.handshake_age.is_none_or(|age| age >= SESSION_LIFETIME)
+    })
+}
+
 /// The configuration that peers have after the step; what a new process has to get to continue.
 pub(super) fn apply_step(peers: &mut BTreeMap<WgKey, TunnelPeer>, step: &TunnelStep) {
     match step {
         TunnelStep::Set(key, peer) => {
             let current = peers.get(key).and_then(|peer| peer.endpoint);
             peers.insert(*key, TunnelPeer { endpoint: peer.endpoint.or(current), ..peer.clone() });
+        }
+        TunnelStep::Redirect(key, redirect) => {
+            if let Some(peer) = peers.get_mut(key).filter(|peer| peer.endpoint == redirect.observed) {
+                peer.endpoint = Some(redirect.to);
+            }
         }
         TunnelStep::Remove(key) => drop(peers.remove(key)),
     }
@@ -96,6 +111,34 @@ mod tests {
         assert_eq!(peers[&key], peer(Some("192.0.2.2:2"), &[]));
         apply_step(&mut peers, &TunnelStep::Remove(key));
         assert!(peers.is_empty());
+    }
+
+    /// What the tunnel learned between the observation and the step is newer than the step.
+    #[test]
+    fn a_redirect_yields_to_what_was_learned_since_the_observation() {
+        let (old, new, other): (SocketAddr, SocketAddr, SocketAddr) =
+            ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), "192.0.2.3:3".parse().unwrap());
+        let redirect = Redirect { observed: Some(old), to: new };
+        for (endpoint, age, applies) in [
+            ("192.0.2.1:1", None, true),
+            ("192.0.2.1:1", Some(180), true),
+            ("192.0.2.1:1", Some(1), false),
+            ("192.0.2.3:3", None, false),
+            ("192.0.2.3:3", Some(0), false),
+        ] {
+            let actual = state(peer(Some(endpoint), &[]), age);
+            assert_eq!(redirects(&redirect, Some(&actual)), applies, "{endpoint} {age:?}");
+        }
+        assert!(!redirects(&redirect, None), "removed since");
+
+        let key = WgKey([1; 32]);
+        let step = TunnelStep::Redirect(key, redirect);
+        let mut peers = BTreeMap::from([(key, peer(Some("192.0.2.1:1"), &[]))]);
+        apply_step(&mut peers, &step);
+        assert_eq!(peers[&key].endpoint, Some(new));
+        peers.insert(key, peer(Some("192.0.2.3:3"), &[]));
+        apply_step(&mut peers, &step);
+        assert_eq!(peers[&key].endpoint, Some(other));
     }
 
     #[test]

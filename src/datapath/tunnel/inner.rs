@@ -1,7 +1,7 @@
 //! The IP header of a packet inside the tunnel: what the tunnel needs of it, and the congestion mark that it carries over
 //! (RFC 6040). Pure.
 
-use gotatun::packet::checksum;
+use super::checksum::checksum;
 use std::net::IpAddr;
 
 /// Congestion experienced.

@@ -3,7 +3,8 @@
 
 use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
-use super::difference::{INITIATE_PERIOD, peer_change};
+use super::difference::{INITIATE_PERIOD, peer_change, redirects};
+use super::handshake_age::HandshakeAges;
 use super::key::private_key;
 use super::link::{self, IoctlSocket};
 use super::namespace::{Namespace, here};
@@ -14,6 +15,7 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
@@ -24,6 +26,7 @@ pub(super) struct KernelTunnel {
     device: String,
     /// `None` if it was adopted.
     created: Option<Instant>,
+    ages: Arc<Mutex<HandshakeAges>>,
 }
 
 impl KernelTunnel {
@@ -51,7 +54,7 @@ impl KernelTunnel {
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
             return Err(if in_use { named.await? } else { error });
         }
-        Ok(Self { mesh, device, created })
+        Ok(Self { mesh, device, created, ages: Arc::default() })
     }
 }
 
@@ -138,10 +141,10 @@ fn bring_up(config: &TunnelConfig, private: [u8; 32], created: bool) -> anyhow::
 #[async_trait::async_trait]
 impl Tunnel for KernelTunnel {
     async fn observe(&self) -> anyhow::Result<TunnelState> {
-        let device = self.device.clone();
+        let (device, ages) = (self.device.clone(), Arc::clone(&self.ages));
         self.mesh
             .run_async(move || {
-                let (port, peers) = dump(&device)?;
+                let (port, peers) = dump(&device, &ages)?;
                 let mtu = IoctlSocket::new()?.mtu(&device).context("cannot read its MTU")?;
                 Ok(TunnelState { implementation: "kernel".into(), port, mtu, peers })
             })
@@ -153,12 +156,12 @@ impl Tunnel for KernelTunnel {
         if steps.is_empty() {
             return Ok(());
         }
-        let (device, steps) = (self.device.clone(), steps.to_vec());
+        let (device, ages, steps) = (self.device.clone(), Arc::clone(&self.ages), steps.to_vec());
         let initiate = self.created.is_some_and(|created| created.elapsed() < INITIATE_PERIOD);
         self.mesh
             .run_async(move || {
                 let name: InterfaceName = device.parse()?;
-                let (_, mut actual) = dump(&device)?;
+                let (_, mut actual) = dump(&device, &ages)?;
                 for step in steps {
                     let update = match step {
                         TunnelStep::Remove(key) => {
@@ -166,6 +169,13 @@ impl Tunnel for KernelTunnel {
                             DeviceUpdate::new().remove_peer_by_key(&Key(key.0))
                         }
                         TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), initiate),
+                        TunnelStep::Redirect(key, redirect) => {
+                            let Some(state) = actual.get(&key).filter(|state| redirects(&redirect, Some(state))) else {
+                                continue;
+                            };
+                            let peer = TunnelPeer { endpoint: Some(redirect.to), ..state.peer.clone() };
+                            set(key, &peer, Some(state), initiate)
+                        }
                     };
                     update.apply(&name, Backend::Kernel)?;
                 }
@@ -214,14 +224,15 @@ fn entries(nets: &[IpNet]) -> Vec<AllowedIp> {
 }
 
 /// Port and peers of a device in the calling thread's namespace.
-fn dump(device: &str) -> anyhow::Result<(u16, BTreeMap<WgKey, TunnelPeerState>)> {
+fn dump(device: &str, ages: &Mutex<HandshakeAges>) -> anyhow::Result<(u16, BTreeMap<WgKey, TunnelPeerState>)> {
     let now = Duration::from_nanos(u64::try_from(SystemClock.now().0).unwrap_or(0));
     let state = Device::get(&device.parse()?, Backend::Kernel)?;
-    Ok((state.listen_port.unwrap_or(0), merge(state.peers, now)))
+    let mut ages = ages.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((state.listen_port.unwrap_or(0), merge(state.peers, |key, at| ages.age(key, at, now, Instant::now().into_std()))))
 }
 
 /// Merges the parts of each peer: the kernel splits one with many allowed-ips, and only its first part has the other fields.
-fn merge(parts: Vec<PeerInfo>, now: Duration) -> BTreeMap<WgKey, TunnelPeerState> {
+fn merge(parts: Vec<PeerInfo>, mut age: impl FnMut(WgKey, Duration) -> Duration) -> BTreeMap<WgKey, TunnelPeerState> {
     let mut peers: BTreeMap<WgKey, TunnelPeerState> = BTreeMap::new();
     for part in parts {
         let state = peers.entry(WgKey(part.config.public_key.0)).or_insert_with(|| TunnelPeerState {
@@ -234,7 +245,7 @@ fn merge(parts: Vec<PeerInfo>, now: Duration) -> BTreeMap<WgKey, TunnelPeerState
         state.peer.keepalive = state.peer.keepalive.or(part.config.persistent_keepalive_interval.filter(|seconds| *seconds > 0));
         state.handshake_age = state.handshake_age.or_else(|| {
             let at = part.stats.last_handshake_time?.duration_since(UNIX_EPOCH).ok()?;
-            Some(now.saturating_sub(at))
+            Some(age(WgKey(part.config.public_key.0), at))
         });
         state.rx_bytes = state.rx_bytes.max(part.stats.rx_bytes);
         state.tx_bytes = state.tx_bytes.max(part.stats.tx_bytes);

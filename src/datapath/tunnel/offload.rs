@@ -2,7 +2,7 @@
 //! segmented; consecutive received packets are joined before they are written to the kernel. Pure: bytes in, bytes out.
 //! The header is that of `linux/virtio_net.h`, in the machine's byte order.
 
-use gotatun::packet::checksum;
+use super::checksum::checksum;
 use std::io::IoSlice;
 use std::ops::{Deref, DerefMut};
 

@@ -1,7 +1,8 @@
 //! The peers with their sessions: which one a packet belongs to, and what the protocol makes of it. gotatun does the protocol;
 //! this file knows no socket. Any thread may call it; a peer is locked while it is used.
 
-use super::super::{TunnelPeer, TunnelPeerState};
+use super::super::{Redirect, TunnelPeer, TunnelPeerState};
+use super::difference::redirects;
 use super::inner::{Inner, carry_mark};
 use super::prefixes::Prefixes;
 use crate::model::WgKey;
@@ -30,7 +31,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 pub(super) type Outgoing = (Packet, SocketAddr);
 
 /// A peer and its sessions.
-pub(super) struct Peer {
+pub(super) struct LivePeer {
     key: WgKey,
     state: Mutex<PeerState>,
 }
@@ -42,7 +43,7 @@ struct PeerState {
     asked: Option<Instant>,
 }
 
-impl Peer {
+impl LivePeer {
     fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,15 +56,15 @@ pub(super) struct Peers {
     limiter: Arc<RateLimiter>,
     indices: IndexTable,
     table: RwLock<PeerTable>,
-    by_index: RwLock<HashMap<u32, Arc<Peer>>>,
+    by_index: RwLock<HashMap<u32, Arc<LivePeer>>>,
     /// Of the device, bytes: bounds the padding.
     mtu: AtomicU16,
 }
 
 #[derive(Default)]
 struct PeerTable {
-    by_key: BTreeMap<WgKey, Arc<Peer>>,
-    by_prefix: Prefixes<Arc<Peer>>,
+    by_key: BTreeMap<WgKey, Arc<LivePeer>>,
+    by_prefix: Prefixes<Arc<LivePeer>>,
 }
 
 /// What a datagram meant.
@@ -113,7 +114,7 @@ impl Peers {
                 Arc::clone(&self.limiter),
             );
             let configured = TunnelPeer { endpoint: wanted.endpoint, ..wanted.clone() };
-            Arc::new(Peer { key, state: Mutex::new(PeerState { tunnel, configured, asked: None }) })
+            Arc::new(LivePeer { key, state: Mutex::new(PeerState { tunnel, configured, asked: None }) })
         }));
         let mut state = peer.lock();
         if state.configured.keepalive != wanted.keepalive {
@@ -128,7 +129,27 @@ impl Peers {
                 table.by_prefix.remove(*net);
             }
         }
-        wanted.into_iter().for_each(|net| table.by_prefix.insert(net, Arc::clone(&peer)));
+        for net in wanted {
+            table.by_prefix.insert(net, Arc::clone(&peer));
+        }
+    }
+
+    /// Sets the endpoint unless the peer's own is newer. Returns whether it did.
+    pub(super) fn redirect(&self, key: WgKey, redirect: &Redirect) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(peer) = table.by_key.get(&key) else { return false };
+        let mut state = peer.lock();
+        let actual = TunnelPeerState {
+            peer: state.configured.clone(),
+            handshake_age: state.tunnel.time_since_last_handshake(),
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let applies = redirects(redirect, Some(&actual));
+        if applies {
+            state.configured.endpoint = Some(redirect.to);
+        }
+        applies
     }
 
     pub(super) fn remove(&self, key: WgKey) {
@@ -141,7 +162,7 @@ impl Peers {
     /// The state of all peers. An address that moved to another peer is only at that one.
     pub(super) fn observe(&self) -> BTreeMap<WgKey, TunnelPeerState> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let state = |peer: &Arc<Peer>| {
+        let state = |peer: &Arc<LivePeer>| {
             let state = peer.lock();
             let (handshake_age, tx, rx, _, _) = state.tunnel.stats();
             let mut configured = state.configured.clone();
@@ -155,13 +176,13 @@ impl Peers {
     }
 
     /// The peer that packets to this address go to.
-    pub(super) fn towards(&self, destination: IpAddr) -> Option<Arc<Peer>> {
+    pub(super) fn towards(&self, destination: IpAddr) -> Option<Arc<LivePeer>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).by_prefix.find(destination).cloned()
     }
 
     /// Encrypts padded packets to a peer into `sealed` and empties `packets`. Without a session they wait for one, and `sealed` gets the
     /// initiation of a handshake. Returns where to send what is in `sealed`; without an endpoint the packets are lost.
-    pub(super) fn seal(&self, peer: &Arc<Peer>, packets: &mut Vec<Packet>, sealed: &mut Vec<Packet>) -> Option<SocketAddr> {
+    pub(super) fn seal(&self, peer: &Arc<LivePeer>, packets: &mut Vec<Packet>, sealed: &mut Vec<Packet>) -> Option<SocketAddr> {
         let mut state = peer.lock();
         let Some(endpoint) = state.configured.endpoint else {
             packets.clear();
@@ -201,9 +222,8 @@ impl Peers {
         let Some(peer) = peer else { return Received::Nothing };
         let mut state = peer.lock();
         match state.tunnel.handle_incoming_packet(message) {
-            TunnResult::Done => Received::Nothing,
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => self.ask(&peer, &mut state),
-            TunnResult::Err(_) => Received::Nothing,
+            TunnResult::Done | TunnResult::Err(_) => Received::Nothing,
             TunnResult::WriteToNetwork(answer) => {
                 state.configured.endpoint = Some(from);
                 let mut mtu = MtuWatcher::new(self.mtu.load(Ordering::Relaxed));
@@ -219,7 +239,7 @@ impl Peers {
     }
 
     /// The packet, if the peer may send it.
-    fn admit(&self, peer: &Arc<Peer>, mut packet: Packet, ecn: u8) -> Received {
+    fn admit(&self, peer: &Arc<LivePeer>, mut packet: Packet, ecn: u8) -> Received {
         // An empty one is a keepalive.
         let Some(inner) = Inner::read(&packet) else { return Received::Nothing };
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
@@ -233,7 +253,7 @@ impl Peers {
 
     /// The peer's clock was set back and it was restarted since: it would be ignored until this side begins. The initiation goes to the
     /// endpoint that is known, because the one that came in may be a repetition by anyone.
-    fn ask(&self, peer: &Arc<Peer>, state: &mut PeerState) -> Received {
+    fn ask(&self, peer: &Arc<LivePeer>, state: &mut PeerState) -> Received {
         let Some(endpoint) = state.configured.endpoint else { return Received::Nothing };
         if state.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
             return Received::Nothing;
@@ -247,7 +267,7 @@ impl Peers {
     /// Initiates a handshake with each of these peers that has no session.
     pub(super) fn initiate(&self, keys: &[WgKey]) -> Vec<Outgoing> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let initiation = |peer: &Arc<Peer>| {
+        let initiation = |peer: &Arc<LivePeer>| {
             let mut state = peer.lock();
             let endpoint = state.configured.endpoint?;
             let initiation =
@@ -261,8 +281,9 @@ impl Peers {
     pub(super) fn tick(&self) -> Vec<Outgoing> {
         self.limiter.try_reset_count();
         self.by_index.write().unwrap_or_else(PoisonError::into_inner).retain(|index, _| self.indices.in_use(*index));
-        let peers: Vec<Arc<Peer>> = self.table.read().unwrap_or_else(PoisonError::into_inner).by_key.values().cloned().collect();
-        let due = |peer: Arc<Peer>| {
+        let peers: Vec<Arc<LivePeer>> =
+            self.table.read().unwrap_or_else(PoisonError::into_inner).by_key.values().cloned().collect();
+        let due = |peer: Arc<LivePeer>| {
             let mut state = peer.lock();
             let endpoint = state.configured.endpoint?;
             let message = state.tunnel.update_timers().ok()??;
@@ -272,7 +293,7 @@ impl Peers {
     }
 
     /// The bytes of a message. The index in a handshake will lead to its peer.
-    fn registered(&self, peer: &Arc<Peer>, message: WgKind) -> Packet {
+    fn registered(&self, peer: &Arc<LivePeer>, message: WgKind) -> Packet {
         let index = match &message {
             WgKind::HandshakeInit(message) => Some(message.sender_idx.get()),
             WgKind::HandshakeResp(message) => Some(message.sender_idx.get()),

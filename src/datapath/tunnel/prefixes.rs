@@ -42,10 +42,9 @@ impl<T> Prefixes<T> {
 
     /// Keeps the prefixes for which `keep` returns true.
     pub(super) fn retain(&mut self, keep: impl Fn(&IpNet, &T) -> bool) {
-        self.values.retain(|net, value| keep(net, value));
-        self.lengths.clear();
-        for net in self.values.keys() {
-            *self.lengths.entry((net.addr().is_ipv6(), net.prefix_len())).or_default() += 1;
+        let gone: Vec<IpNet> = self.values.iter().filter(|(net, value)| !keep(net, value)).map(|(net, _)| *net).collect();
+        for net in gone {
+            self.remove(net);
         }
     }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Incremented when a request or a reply changes its meaning: a process with another number is replaced, not adopted.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Bytes; enough for some 100,000 allowed-ips.
 const MAX_LINE: u64 = 8 << 20;

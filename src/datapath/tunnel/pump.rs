@@ -1,10 +1,10 @@
 //! The two directions of the tunnel, each on a thread of its own that takes a batch of packets from its source to its
 //! destination: one look-up, one lock and one system call for many packets, and no hand-over in between.
 
-use super::datagrams::{Datagram, Receiver};
+use super::datagrams::{ReceivedDatagram, Receiver};
 use super::inner::Inner;
 use super::offload::{LARGEST, VNET_HEADER, VnetHeader, group, join, segment};
-use super::peers::{Peer, Peers, Received};
+use super::peers::{LivePeer, Peers, Received};
 use super::tun::{Tun, device_gone};
 use super::udp::TunnelSocket;
 use bytes::BytesMut;
@@ -28,7 +28,7 @@ pub(super) struct Ends {
 /// Packets for one peer that are sent together.
 #[derive(Default)]
 struct Batch {
-    peer: Option<Arc<Peer>>,
+    peer: Option<Arc<LivePeer>>,
     ecn: u8,
     packets: Vec<Packet>,
     sealed: Vec<Packet>,
@@ -99,7 +99,7 @@ fn take(ends: &Ends, read: &mut [u8], block: &mut BytesMut, batch: &mut Batch) {
 /// From the peers to the device; returns when the device or the socket is gone.
 pub(super) fn incoming(ends: &Ends) -> io::Error {
     let mut receiver = Receiver::new();
-    let mut datagrams: Vec<Datagram> = Vec::new();
+    let mut datagrams: Vec<ReceivedDatagram> = Vec::new();
     let mut packets: Vec<Packet> = Vec::new();
     loop {
         if let Err(error) = ends.socket.receive(&mut receiver, &mut datagrams) {
@@ -112,7 +112,7 @@ pub(super) fn incoming(ends: &Ends) -> io::Error {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        for Datagram { packet, from, ecn } in datagrams.drain(..) {
+        for ReceivedDatagram { packet, from, ecn } in datagrams.drain(..) {
             match ends.peers.open(packet, from, ecn) {
                 Received::Nothing => {}
                 Received::Packet(packet) => packets.push(packet),

@@ -2,12 +2,13 @@
 
 use super::super::TunnelPeerState;
 use super::pump::Ends;
+use crate::clock::{Clock as _, SystemClock};
 use crate::model::WgKey;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -63,7 +64,7 @@ async fn answer(stream: UnixStream, private: [u8; 32], port: u16, ends: Weak<End
         let reply = match is_get.take() {
             Some(true) => {
                 let Some(peers) = ends.upgrade().map(|ends| ends.peers.observe()) else { return };
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let now = Duration::from_nanos(u64::try_from(SystemClock.now().0).unwrap_or(0));
                 document(private, port, &peers, now).into_bytes()
             }
             _ => REFUSED.to_vec(),

@@ -2,7 +2,7 @@
 //! that names the process.
 #![allow(unsafe_code, reason = "some socket options have no safe wrapper")]
 
-use super::datagrams::{Datagram, Receiver, run_length, send_run};
+use super::datagrams::{ReceivedDatagram, Receiver, run_length, send_run};
 use super::holder;
 use anyhow::{Context as _, anyhow};
 use gotatun::packet::Packet;
@@ -76,7 +76,7 @@ impl TunnelSocket {
     }
 
     /// Waits for datagrams and appends those that are there.
-    pub(super) fn receive(&self, receiver: &mut Receiver, datagrams: &mut Vec<Datagram>) -> io::Result<()> {
+    pub(super) fn receive(&self, receiver: &mut Receiver, datagrams: &mut Vec<ReceivedDatagram>) -> io::Result<()> {
         receiver.receive(&self.socket, datagrams)
     }
 }

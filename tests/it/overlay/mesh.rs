@@ -6,7 +6,7 @@ use skep::datapath::{Links, Sockets, Tunnel, TunnelPeerState, TunnelState, Tunne
 use skep::lab::eventually;
 use skep::model::view::{ClusterPart, NetworkPart, Networks};
 use skep::model::{NodeId, NodeView, Revision, WgKey, fixture};
-use skep::overlay::{Overlay, OverlayState, OverlayStep, PathMtus, plan};
+use skep::overlay::{Attempts, Overlay, OverlayState, OverlayStep, PathMtus, plan};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,7 @@ impl Tunnel for FakeTunnel {
                 TunnelStep::Set(key, peer) => {
                     state.peers.insert(key, TunnelPeerState { peer, handshake_age: None, rx_bytes: 0, tx_bytes: 0 });
                 }
+                TunnelStep::Redirect(..) => {}
                 TunnelStep::Remove(key) => drop(state.peers.remove(&key)),
             }
         }
@@ -110,14 +111,28 @@ async fn many_networks_settle() {
 
 async fn settle(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
     let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
-    let steps = mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, &PathMtus::uniform(MTU)));
+    let steps = mesh_only(plan(
+        view,
+        &view.cluster.nodes[0].node_id,
+        &actual,
+        &PathMtus::uniform(MTU),
+        &mut Attempts::default(),
+        std::time::Instant::now(),
+    ));
     mesh.apply(&steps).await.expect("apply");
     steps
 }
 
 async fn plan_of(mesh: &Mesh, view: &NodeView) -> Vec<MeshStep> {
     let actual = OverlayState { mesh: mesh.observe().await.expect("observe"), tunnel: Some(TunnelState::default()) };
-    mesh_only(plan(view, &view.cluster.nodes[0].node_id, &actual, &PathMtus::uniform(MTU)))
+    mesh_only(plan(
+        view,
+        &view.cluster.nodes[0].node_id,
+        &actual,
+        &PathMtus::uniform(MTU),
+        &mut Attempts::default(),
+        std::time::Instant::now(),
+    ))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

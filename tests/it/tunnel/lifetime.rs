@@ -67,6 +67,40 @@ async fn a_running_process_is_adopted_unless_it_does_not_fit() -> anyhow::Result
     fixture.end().await
 }
 
+/// An upgrade replaces the program file: the daemon of the new build replaces the process of the old one on the same device. The same
+/// build installed again changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_another_build_is_replaced_and_connections_continue() -> anyhow::Result<()> {
+    let mut fixture = Fixture::new("build").await?;
+    let installed = fixture.a.config.run_dir.join("skep");
+    let install = |more: &[u8]| -> anyhow::Result<()> {
+        let new = installed.with_extension("new");
+        std::fs::copy(program(), &new)?;
+        std::io::Write::write_all(&mut File::options().append(true).open(&new)?, more)?;
+        Ok(std::fs::rename(new, &installed)?)
+    };
+    install(b"")?;
+    fixture.ping().await?;
+    fixture.a.config.program = installed.clone();
+    fixture.tunnel_a = fixture.a.open().await?;
+    let first = fixture.a.pid();
+    install(b"")?;
+    fixture.tunnel_a = fixture.a.open().await?;
+    assert_eq!(fixture.a.pid(), first, "the same content in another file");
+
+    let index = fixture.a.mesh(&format!("ip -o link show {}", fixture.a.config.device)).await?;
+    let (a, b) = (&fixture.a, &fixture.b);
+    let transfer = transfer(a, (b, b.v6()), 60 << 20, Arc::default()).await?;
+    install(b"another build")?;
+    fixture.tunnel_a = a.open().await?;
+    assert_ne!(a.pid(), first);
+    assert_eq!(transfer.await??, 60 << 20);
+    let number = |link: &str| link.split(':').next().map(str::to_owned);
+    let now = a.mesh(&format!("ip -o link show {}", a.config.device)).await?;
+    assert_eq!(number(&now), number(&index), "the device is kept");
+    fixture.end().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn it_listens_without_peers_and_answers_a_peer_without_an_endpoint() -> anyhow::Result<()> {
     let (lab, a, b) = hosts("first").await?;

@@ -144,3 +144,40 @@ async fn it_works_over_ipv6_and_over_a_path_with_a_smaller_mtu() -> anyhow::Resu
     whole_transfer(b, (a, a.v4()), 4 << 20).await?;
     fixture.end().await
 }
+
+/// The outer header carries the ECN bits of the inner one, and a mark that a router sets on the way arrives inside (RFC 6040).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_congestion_mark_on_the_way_arrives_inside() -> anyhow::Result<()> {
+    let fixture = Fixture::new("ecn").await?;
+    fixture.ping().await?;
+    // A router that is congested marks what can be marked.
+    for line in [
+        "nft add table ip router",
+        "nft add chain ip router in { type filter hook prerouting priority -300 ; }",
+        "nft add rule ip router in udp dport 2377 ip ecn ect0 ip ecn set ce",
+    ] {
+        fixture.b.host.run(line).await?;
+    }
+    for line in [
+        "nft add table ip seen",
+        "nft add chain ip seen in { type filter hook input priority 0 ; }",
+        "nft add rule ip seen in udp dport 7 ip ecn ce counter",
+    ] {
+        fixture.b.mesh(line).await?;
+    }
+    let to = fixture.b.v4();
+    eventually("a marked packet", SOON, || async {
+        let send = inside(&fixture.a.config.mesh_pin, move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket2::SockRef::from(&socket).set_tos_v4(2)?;
+            Ok(socket.send_to(b"mark", (to, 7))?)
+        });
+        send.await??;
+        let seen = fixture.b.mesh("nft list table ip seen").await?;
+        ensure!(seen.contains("counter packets") && !seen.contains("counter packets 0 "), "{seen}");
+        Ok(())
+    })
+    .await?;
+    fixture.ping().await?;
+    fixture.end().await
+}

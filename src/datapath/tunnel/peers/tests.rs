@@ -97,7 +97,7 @@ fn a_source_that_is_not_the_peers_is_dropped() {
     let pair = Pair::new();
     pair.send(vec![packet(A, 0, 8)]);
     assert_eq!(pair.send(vec![packet([10, 9, 0, 2], 0, 8), packet(A, 0, 9)]).len(), 1);
-    // The address moves to another peer of B: nobody's packets may carry it under A's key any more.
+    // The address moves to another peer of B: no packet may carry it under A's key any more.
     pair.b.set(public([3; 32]), &peer(None, &["10.9.0.1/32"]), None);
     assert_eq!(pair.send(vec![packet(A, 0, 8)]).len(), 0);
     assert_eq!(pair.b.observe()[&public([1; 32])].peer.allowed_ips, []);
@@ -113,9 +113,9 @@ fn a_source_that_is_not_the_peers_is_dropped() {
 fn an_initiation_with_an_old_timestamp_is_answered_by_an_own_one() {
     let pair = Pair::new();
     let towards = pair.a.towards(B.into()).expect("a peer");
-    let old = Peer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+    let old = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
     std::thread::sleep(Duration::from_millis(1));
-    let new = Peer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+    let new = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
     let new = pair.a.registered(&towards, new.into());
     pair.carry(vec![new]);
     assert_eq!(pair.b.observe()[&public([1; 32])].peer.endpoint, Some(at_a()));
