@@ -16,7 +16,7 @@ mod environment;
 mod error_list;
 mod init;
 mod join;
-mod ledger_keeper;
+mod ledger_writer;
 mod lifecycle;
 mod links;
 mod loops;

@@ -6,6 +6,7 @@ pub mod entries;
 mod join;
 mod session;
 pub mod view_delta;
+pub mod view_piece;
 pub mod view_stream;
 
 pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};

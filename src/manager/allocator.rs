@@ -6,11 +6,13 @@
 
 mod addresses;
 mod endpoint;
+mod freed;
 mod networks;
 mod pools;
 mod subnets;
 
-pub use addresses::{AddressBook, Freed, NetworkAddresses, QuarantinedAddresses};
+pub use addresses::{AddressBook, NetworkAddresses, QuarantinedAddresses};
+pub use freed::Freed;
 pub use networks::{ingress, networks_of_task};
 pub use pools::{PoolChoice, choose_pools};
 pub use subnets::{first_free, overlap};

@@ -88,7 +88,7 @@ impl SessionRelay {
     }
 
     /// The node is no longer a member: it publishes a view without tasks and ports, so that every loop stops its part. Its tasks
-    /// run on other nodes by now, and no manager will correct what it sends to whom.
+    /// run on other nodes by now, and no manager will correct its tables.
     fn fence(&self) {
         self.view.send_modify(|view| {
             if let Some(view) = view {

@@ -1,7 +1,7 @@
 //! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
 use super::environment::Environment;
-use super::ledger_keeper;
+use super::ledger_writer;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
 use super::state_dir::MembershipFile;
@@ -61,7 +61,7 @@ pub(super) async fn start(
         // A node that is killed right after its join restarts from it.
         ledger.store(first)?;
     }
-    context.tasks.spawn(ledger_keeper::run(ledger, context.view.subscribe(), context.stop.clone()));
+    context.tasks.spawn(ledger_writer::run(ledger, context.view.subscribe(), context.stop.clone()));
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     context.tasks.spawn(SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles }.run());
 

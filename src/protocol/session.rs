@@ -1,6 +1,6 @@
 //! Messages of a session, between a node and the leader.
 
-use super::view_stream::ViewPiece;
+use super::view_piece::ViewPiece;
 use crate::model::{
     ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,

@@ -3,54 +3,15 @@
 
 use super::ToNode;
 use super::entries::{KeyedEntry, differing};
-use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
-use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
-use serde::{Deserialize, Serialize};
+use super::view_piece::{ViewChange, ViewEnd, ViewPiece};
+use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, Tasks};
+use crate::model::{NetworkId, NodeId};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 /// A piece ends with the entry that reaches this size, in bytes.
 pub const PIECE: usize = 64 << 10;
-
-/// One entry of a view that is added, changed or removed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum ViewChange {
-    Task(Box<Task>),
-    NoTask(TaskId),
-    /// A network without its lists, which have changes of their own.
-    Network(NetworkId, NetworkPart),
-    NoNetwork(NetworkId),
-    Member(NetworkId, Arc<TaskEndpoint>),
-    NoMember(NetworkId, TaskId),
-    Vip(NetworkId, Arc<ServiceVip>),
-    NoVip(NetworkId, ServiceId),
-    /// The cluster without its lists, which have changes of their own.
-    Cluster(ClusterPart),
-    Node(Peer),
-    NoNode(NodeId),
-    Port(Arc<PublishedPort>),
-    NoPort(Protocol, u16),
-}
-
-/// Some changes of a view.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct ViewPiece {
-    pub changes: Vec<ViewChange>,
-    /// The view is complete with these.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end: Option<ViewEnd>,
-}
-
-/// What a view is, once all of its changes are made.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct ViewEnd {
-    pub revision: Revision,
-    /// Which parts it has; the others are as before.
-    pub tasks: bool,
-    pub networks: bool,
-    pub cluster: bool,
-}
 
 /// A piece that does not fit what was received before: the session cannot go on.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -320,7 +281,8 @@ fn set<T: KeyedEntry>(list: &mut Vec<Arc<T>>, entry: Arc<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NodeView, fixture};
+    use crate::model::view::TaskEndpoint;
+    use crate::model::{NodeView, Protocol, Revision, fixture};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 

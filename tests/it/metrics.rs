@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 27] = [
+const FAMILIES: [&str; 28] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -28,6 +28,7 @@ const FAMILIES: [&str; 27] = [
     "skep_ebpf_repairs_total",
     "skep_ebpf_up",
     "skep_ebpf_vips",
+    "skep_loop_degraded",
     "skep_node_info",
     "skep_peer_handshake_age_seconds",
     "skep_peer_receive_bytes_total",
@@ -45,7 +46,7 @@ const FAMILIES: [&str; 27] = [
 fn promtool_accepts_a_status_with_every_series() {
     let text = render(&full_status());
     let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
-    let expected: Vec<&str> = FAMILIES.into_iter().chain(["skep_view_revision"]).collect();
+    let expected: Vec<&str> = FAMILIES.into_iter().chain(["skep_view_revision", "skep_view_stale"]).collect();
     assert_eq!(families, expected);
     let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     let labelled: BTreeSet<&str> = series.iter().filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();

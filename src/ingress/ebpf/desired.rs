@@ -4,7 +4,7 @@
 
 use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
-use super::left::{LeftObjects, leave};
+use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
 use crate::datapath::mesh::TUNNEL;
@@ -102,7 +102,6 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     }
     tables.drop_unused();
     desired.links = links(host_devices, unavailable);
-    leave(&mut desired, inputs.left.unwrap_or(&LeftObjects::default()));
     desired
 }
 

@@ -5,7 +5,8 @@ use super::desired::{DesiredDatapath, NodesById, add_port, backend, desired_data
 use super::dirty::{Changed, Dirty};
 use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
-use super::left::LeftObjects;
+use super::left::leave;
+use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
 use crate::ingress::HeldPorts;
@@ -38,7 +39,8 @@ impl DesiredState {
 
     /// Computes everything. Returns whether the result is what it was before.
     pub fn recompute(&mut self, view: &NodeView, inputs: &Inputs) -> bool {
-        let desired = desired_datapath(&mut self.tables, view, inputs);
+        let mut desired = desired_datapath(&mut self.tables, view, inputs);
+        leave(&mut desired, inputs.left.unwrap_or(&LeftObjects::default()));
         let (before, now) = (self.last.take(), (view.clone(), Dependencies::new(view, inputs), OwnContainers::new(inputs)));
         let same = self.desired == desired;
         let held_same = self.held.as_ref() == inputs.held;

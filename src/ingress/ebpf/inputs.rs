@@ -1,6 +1,6 @@
 //! What the desired datapath depends on besides the node's view.
 
-use super::left::LeftObjects;
+use super::left_objects::LeftObjects;
 use crate::datapath::ebpf::{Hook, HostDevices};
 use crate::ingress::HeldPorts;
 use crate::model::NodeId;

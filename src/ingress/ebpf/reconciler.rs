@@ -3,7 +3,8 @@
 use super::dirty::{Changed, Dirty};
 use super::follower::DesiredState;
 use super::inputs::Inputs;
-use super::left::{LeftObjects, concerned};
+use super::left::concerned;
+use super::left_objects::LeftObjects;
 use super::namespaces::Namespaces;
 use super::plan::{drained_backends, plan};
 use super::slots::SlotAllocator;

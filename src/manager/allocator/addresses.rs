@@ -1,5 +1,6 @@
 //! Which addresses of a network are in use, and which one is assigned next.
 
+use super::freed::Freed;
 use super::networks::ingress;
 use super::subnets::overlap;
 use crate::manager::lowest_applied::LowestApplied;
@@ -109,17 +110,6 @@ impl NetworkAddresses {
         let high = u64::from(self.subnet.broadcast().to_bits());
         self.used.len() as u64 >= high.saturating_sub(low)
     }
-}
-
-/// What nodes know of an address that no object has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Freed {
-    /// No node sends to the task that had it.
-    Known,
-    /// A node that is waited for may still send to the task that had it.
-    Awaited,
-    /// Only nodes that are down, or have not applied a view for too long, may still send to the task that had it.
-    Suspect,
 }
 
 /// Addresses and subnets that became free while a live node may still send to them, and the address of each network that

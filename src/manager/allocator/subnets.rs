@@ -1,6 +1,6 @@
 //! Subnets of networks: the one that the user asked for, or the first free one of the cluster's pools.
 
-use super::addresses::Freed;
+use super::freed::Freed;
 use crate::model::mesh::DEFAULT_POOL;
 use crate::model::{Cluster, Network};
 use crate::store::Store;

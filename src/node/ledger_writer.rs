@@ -49,18 +49,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_burst_of_views_is_written_together_and_the_last_one_is_on_disk_at_the_end() {
-        let path = std::env::temp_dir().join(format!("skep-ledger-keeper-{}.json", std::process::id()));
+        let path = std::env::temp_dir().join(format!("skep-ledger-writer-{}.json", std::process::id()));
         let ledger = Ledger::new(&path);
         let view = |index| Some(Arc::new(fixture::node_view(index, Vec::new(), fixture::cluster_part(Vec::new()))));
         let (sender, receiver) = watch::channel(view(1));
         let stop = CancellationToken::new();
-        let keeper = tokio::spawn(run(ledger.clone(), receiver, stop.clone()));
+        let writing = tokio::spawn(run(ledger.clone(), receiver, stop.clone()));
         for index in 2..1000 {
             sender.send_replace(view(index));
             tokio::task::yield_now().await;
         }
         stop.cancel();
-        keeper.await.unwrap();
+        writing.await.unwrap();
         let last = ledger.load().unwrap().map(|view| view.revision.index);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(last, Some(999));

@@ -1,0 +1,45 @@
+//! A piece of a view as it travels in a session. Only data; [`super::view_stream`] makes and takes pieces.
+
+use crate::model::view::{ClusterPart, NetworkPart, Peer, PublishedPort, ServiceVip, TaskEndpoint};
+use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One entry of a view that is added, changed or removed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ViewChange {
+    Task(Box<Task>),
+    NoTask(TaskId),
+    /// A network without its lists, which have changes of their own.
+    Network(NetworkId, NetworkPart),
+    NoNetwork(NetworkId),
+    Member(NetworkId, Arc<TaskEndpoint>),
+    NoMember(NetworkId, TaskId),
+    Vip(NetworkId, Arc<ServiceVip>),
+    NoVip(NetworkId, ServiceId),
+    /// The cluster without its lists, which have changes of their own.
+    Cluster(ClusterPart),
+    Node(Peer),
+    NoNode(NodeId),
+    Port(Arc<PublishedPort>),
+    NoPort(Protocol, u16),
+}
+
+/// Some changes of a view.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ViewPiece {
+    pub changes: Vec<ViewChange>,
+    /// The view is complete with these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<ViewEnd>,
+}
+
+/// What a view is, once all of its changes are made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ViewEnd {
+    pub revision: Revision,
+    /// Which parts it has; the others are as before.
+    pub tasks: bool,
+    pub networks: bool,
+    pub cluster: bool,
+}
