@@ -172,7 +172,11 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// Devices whose clients only the userspace datapath serves: a line each.
 fn unserved_devices(ebpf: &EbpfStatus) -> String {
-    ebpf.unserved_devices.iter().map(|(device, why)| format!("device {device}: userspace datapath: {why}\n")).collect()
+    let mut out = String::new();
+    for (device, why) in &ebpf.unserved_devices {
+        let _ = writeln!(out, "device {device}: userspace datapath: {why}");
+    }
+    out
 }
 
 /// The datapath that serves a port, and why it is not the eBPF datapath; of both address families if they differ.

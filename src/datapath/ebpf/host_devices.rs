@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 
 use super::filters;
 use super::programs::has_tcx;
-use super::uplinks::{HostDevice, Uplinks, uplinks};
+use super::uplinks::{Attaching, HostDevice, Uplinks, uplinks};
 use crate::datapath::mesh::{Mesh, TUNNEL, address_of, ipv6_switch, wire};
 use crate::datapath::netlink::{ignore_existing, ignore_missing};
 use crate::datapath::{netns, sysctl};
@@ -112,13 +112,17 @@ fn host_device(name: String, message: &LinkMessage, up: bool, foreign_ingress: b
     let master =
         message.attributes.iter().find_map(|a| if let LinkAttribute::Controller(index) = a { Some(*index) } else { None });
     let is_vrf = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(all) if all.contains(&LinkInfo::Kind(InfoKind::Vrf)));
+    let attaching = match message.header.link_layer_type {
+        LinkLayerType::Ether if foreign_ingress => Attaching::ForeignIngress,
+        LinkLayerType::Ether => Attaching::Possible,
+        _ => Attaching::NoEthernet,
+    };
     HostDevice {
         name,
-        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        attaching,
         up,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: master.filter(|index| *index != 0),
         vrf: message.attributes.iter().any(is_vrf),
-        foreign_ingress,
     }
 }

@@ -6,20 +6,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+/// Whether programs can be attached to a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attaching {
+    Possible,
+    /// Its packets have no Ethernet header.
+    NoEthernet,
+    /// The queueing discipline at its ingress is another program's, beside which this kernel has no place.
+    ForeignIngress,
+}
+
 /// A device of the host, other than the pair's end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostDevice {
     pub name: String,
-    /// Frames have an Ethernet header.
-    pub ethernet: bool,
+    pub attaching: Attaching,
     pub up: bool,
     pub loopback: bool,
     /// The device that it is a port of.
     pub master: Option<u32>,
     /// It is a VRF: its ports keep their addresses and receive their packets themselves.
     pub vrf: bool,
-    /// The queueing discipline at its ingress is one that programs cannot be attached to without changing what it does.
-    pub foreign_ingress: bool,
 }
 
 /// The devices that clients are reached by.
@@ -66,13 +73,16 @@ fn uppermost(devices: &BTreeMap<u32, HostDevice>, index: u32) -> Option<(u32, &H
 }
 
 fn cannot_attach(device: &HostDevice) -> Option<&'static str> {
-    if !device.ethernet {
-        return Some("its packets have no Ethernet header (ppp, tun, WireGuard): the eBPF datapath does not read them");
+    match device.attaching {
+        Attaching::Possible => None,
+        Attaching::NoEthernet => {
+            Some("its packets have no Ethernet header (ppp, tun, WireGuard): the eBPF datapath does not read them")
+        }
+        Attaching::ForeignIngress => Some(
+            "another program's ingress qdisc is attached (`tc qdisc show`), and this kernel (before 6.6) has no other place for \
+             programs: replace it by clsact",
+        ),
     }
-    device.foreign_ingress.then_some(
-        "another program's ingress qdisc is attached (`tc qdisc show`), and this kernel (before 6.6) has no other place for \
-         programs: replace it by clsact",
-    )
 }
 
 /// Whether it is a bridge or veth of the engine: the addresses behind it are not known outside this node, so clients behind
@@ -88,15 +98,7 @@ mod tests {
     use super::*;
 
     fn device(name: &str) -> HostDevice {
-        HostDevice {
-            name: name.to_owned(),
-            ethernet: true,
-            up: true,
-            loopback: false,
-            master: None,
-            vrf: false,
-            foreign_ingress: false,
-        }
+        HostDevice { name: name.to_owned(), attaching: Attaching::Possible, up: true, loopback: false, master: None, vrf: false }
     }
 
     fn select(devices: &[(u32, HostDevice)], addresses: &[(u32, &str)]) -> Uplinks {
@@ -145,8 +147,8 @@ mod tests {
 
     #[test]
     fn devices_that_cannot_be_served_are_named_with_the_reason() {
-        let tun = HostDevice { ethernet: false, ..device("tailscale0") };
-        let shaped = HostDevice { foreign_ingress: true, ..device("eth0") };
+        let tun = HostDevice { attaching: Attaching::NoEthernet, ..device("tailscale0") };
+        let shaped = HostDevice { attaching: Attaching::ForeignIngress, ..device("eth0") };
         let found =
             select(&[(2, tun.clone()), (3, shaped), (4, device("eth1"))], &[(2, "100.64.0.1"), (3, "10.0.0.5"), (4, "10.9.0.5")]);
         assert_eq!(names(&found), [("eth1", 4)]);

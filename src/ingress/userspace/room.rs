@@ -63,17 +63,17 @@ impl Shares {
     /// Gives the room of a connection back.
     pub fn remove(&mut self, port: PortKey, client: IpAddr) {
         self.used = self.used.saturating_sub(1);
-        subtract(&mut self.ports, port);
+        subtract(&mut self.ports, &port);
         if let Some(source) = source(client) {
-            subtract(&mut self.sources, source);
+            subtract(&mut self.sources, &source);
         }
     }
 }
 
-fn subtract<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
-    match counts.get_mut(&key) {
+fn subtract<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    match counts.get_mut(key) {
         Some(count) if *count > 1 => *count -= 1,
-        _ => drop(counts.remove(&key)),
+        _ => drop(counts.remove(key)),
     }
 }
 

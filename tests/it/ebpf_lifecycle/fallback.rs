@@ -119,7 +119,11 @@ async fn userspace_serves_where_the_kernel_refuses_programs() {
         servers.insert(server(&client, with).await.expect("an answer"));
     }
     assert_eq!(servers.len(), 1, "{servers:?}");
-    assert!(count(with, "port_in").await > 0, "by the eBPF datapath");
+    within(10, "the packets of the eBPF datapath to be counted", || async {
+        anyhow::ensure!(count(with, "port_in").await > 0, "none");
+        Ok(())
+    })
+    .await;
     name_resolves_to_tasks(&swarm, without).await;
     stop(swarm, client).await;
 }
