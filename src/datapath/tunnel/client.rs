@@ -373,10 +373,11 @@ async fn kill_unresponsive(socket: &Path) -> anyhow::Result<()> {
     timeout(START_TIMEOUT, ended).await.map_err(|_| anyhow!("the tunnel process {pid:?} did not end within {START_TIMEOUT:?}"))
 }
 
-/// Whether the process has ended and was not reaped yet.
+/// Whether only its parent's wait is left of a process. While other threads than the first are ending, they have its sockets open.
 fn is_zombie(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    status.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    threads <= 1 && status.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Opens the log to append, and truncates a long one.

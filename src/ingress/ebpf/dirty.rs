@@ -12,6 +12,8 @@ pub struct Dirty {
     pub ports: BTreeSet<Port>,
     /// Addresses of containers.
     pub backends: BTreeSet<V4>,
+    /// Devices or namespaces of this node's containers, which are compared whole.
+    pub own_containers: bool,
 }
 
 /// Extent of a change.

@@ -97,6 +97,7 @@ impl DesiredState {
         if before == now {
             return;
         }
+        dirty.own_containers = true;
         self.desired.members.clone_from(&now.members);
         self.desired.links = links(inputs.host_devices, inputs.unavailable);
         let changed = |address: &Ipv4Addr| before.veths.get(address) != now.veths.get(address);

@@ -72,7 +72,7 @@ async fn a_veth_pair_whose_mesh_namespace_was_lost_is_replaced() {
     // The containers' veth ends were lost with the old namespace: this test is about the port's path, not about tasks.
     within(30, "the eBPF datapath to be up", || async {
         let status = status(host).await;
-        anyhow::ensure!(status["ebpf"]["up"] == true && status["ebpf"]["reason"] == "", "{:#}", status["ebpf"]);
+        anyhow::ensure!(status["ebpf"]["up"] == true && status["ebpf"]["reason"] == "", "{:#}\n{}", status, host.log_tail());
         Ok(())
     })
     .await;
