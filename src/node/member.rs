@@ -11,6 +11,7 @@ use super::network::MeshNetwork;
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use crate::agent;
+use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::model::{NodeView, Role};
@@ -40,6 +41,7 @@ pub(super) struct Member {
     store: watch::Receiver<Option<StoreHandle>>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    pub names: Arc<DnsCounts>,
     pub applied: AppliedRevisions,
     pub session: RunningSession,
     context: LoopContext,
@@ -59,13 +61,13 @@ impl Member {
     ) -> anyhow::Result<Self> {
         let context = LoopContext::new(env, &membership.node_id, &network);
         let (identity, identities) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, statuses, listens } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, names, statuses, listens } = loops::start(&context, &network)?;
         let reports = LoopReports { applied: applied.receivers(), statuses, listens };
         let session = session::start(&context, &membership, identities.clone(), reports).await?;
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, &membership, identities, &network, manager);
         let store = start_manager_role(services, roles, &context).await?;
-        Ok(Self { membership, network, identity, role, store, ports, ebpf, applied, session, context })
+        Ok(Self { membership, network, identity, role, store, ports, ebpf, names, applied, session, context })
     }
 
     /// The view that the node follows.

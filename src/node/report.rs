@@ -83,6 +83,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         nodes: lines.collect(),
         ports: member.ports.borrow().clone(),
         ebpf,
+        names: member.names.status(),
         ..base
     }
 }
