@@ -88,9 +88,10 @@ fn edns(counts: &[u8], rest: &[u8], packet: &[u8]) -> Result<Option<ClientEdns>,
     match (counts, rest) {
         ([0, 0, 0, 0, 0, 0], []) => Ok(None),
         ([0, 0, 0, 0, 0, 1], [0, 0, 41, high, low, _, _, _, _, length_high, length_low, options @ ..])
-            if options.len() == usize::from(u16::from_be_bytes([*length_high, *length_low])) && well_formed(options) =>
+            if options.len() == usize::from(u16::from_be_bytes([*length_high, *length_low])) =>
         {
-            Ok(Some(ClientEdns { payload: u16::from_be_bytes([*high, *low]), record: rest.to_vec() }))
+            let edns = || ClientEdns { payload: u16::from_be_bytes([*high, *low]), record: rest.to_vec() };
+            well_formed(options).then(|| Some(edns())).ok_or(())
         }
         _ => {
             let message = Message::from_vec(packet).map_err(|_| ())?;

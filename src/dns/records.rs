@@ -197,7 +197,7 @@ impl Records {
     }
 
     fn lookup_pointer(&self, access: &ClientAccess, name: &str, kind: RecordType) -> Option<RecordAnswer> {
-        match Name::from_ascii(name).ok()?.parse_arpa_name().ok()? {
+        match Name::from_ascii(format!("{name}.")).ok()?.parse_arpa_name().ok()? {
             IpNet::V4(net) if net.prefix_len() == 32 => {
                 let address = net.addr();
                 let index = self.zones.iter().position(|zone| zone.subnet.contains(&address))?;

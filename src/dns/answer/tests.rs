@@ -65,10 +65,9 @@ fn negative_answers_have_a_soa_record_with_our_ttl() {
 #[test]
 fn records_that_do_not_fit_are_omitted_with_the_truncation_flag() {
     for (count, bytes, sent, truncated) in
-        [(29, 512, 29, false), (30, 512, 30, true), (200, 512, 29, true), (73, 1232, 73, false), (200, 4096, 200, false)]
+        [(29, 512, 29, false), (30, 512, 29, true), (200, 512, 29, true), (73, 1232, 73, false), (200, 4096, 200, false)]
     {
         // 512 − 12 − 15 (question) − 11 (EDNS) leaves room for 29 records of 16 bytes.
-        let count = if count == 30 { 31 } else { count };
         let (_, message) = encoded(&RecordAnswer::Addresses(addresses(count)), true, AnswerLimit { bytes, subset: None });
         assert_eq!(message.metadata.truncation, truncated, "{count} in {bytes}");
         assert_eq!(received(&message), addresses(sent.min(count)), "{count} in {bytes}");

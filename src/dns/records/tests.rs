@@ -250,14 +250,15 @@ fn services() -> NodeView {
     };
     let vip =
         |name: &str, last| Arc::new(ServiceVip { service_id: name.into(), name: name.to_owned(), vip: [10, 0, 1, last].into() });
+    let shop = |member: TaskEndpoint| TaskEndpoint { aliases: vec!["Shop".to_owned()], ..member };
     let mut front = network(
         "Front",
         1,
         vec![
             member("web", 1, ME, [10, 0, 1, 11], true),
-            member("app", 1, ME, [10, 0, 1, 21], true),
-            member("app", 2, OTHER, [10, 0, 1, 22], true),
-            member("app", 3, OTHER, [10, 0, 1, 23], false),
+            shop(member("app", 1, ME, [10, 0, 1, 21], true)),
+            shop(member("app", 2, OTHER, [10, 0, 1, 22], true)),
+            shop(member("app", 3, OTHER, [10, 0, 1, 23], false)),
         ],
     );
     front.names = vec![
