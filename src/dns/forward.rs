@@ -84,6 +84,15 @@ impl UpstreamQueries {
         let mut next_start = began;
         let mut negative: Option<(usize, Vec<u8>)> = None;
         loop {
+            if let Some((index, answer)) = negative.take() {
+                let earlier = open.iter().any(|(other, _)| *other < index && *other < healthy);
+                let silent = began.elapsed() >= self.timeout;
+                if !earlier || silent {
+                    self.passed_over(&open, index, silent);
+                    return Some(answer);
+                }
+                negative = Some((index, answer));
+            }
             if Instant::now() >= next_start
                 && let Some((index, upstream)) = waiting.next()
             {
@@ -97,13 +106,6 @@ impl UpstreamQueries {
                 }
                 continue;
             }
-            if let Some((index, answer)) = negative.take() {
-                let earlier = open.iter().any(|(other, _)| *other < index && *other < healthy);
-                if !earlier || began.elapsed() >= self.timeout {
-                    return Some(answer);
-                }
-                negative = Some((index, answer));
-            }
             let wake = if negative.is_some() { next_start.min(began + self.timeout) } else { next_start };
             tokio::select! {
                 Some((index, upstream, result)) = running.next() => {
@@ -116,7 +118,7 @@ impl UpstreamQueries {
                                 }
                                 continue;
                             }
-                            self.passed_over(&open, index);
+                            self.passed_over(&open, index, false);
                             return Some(answer);
                         }
                         Ok(answer) => {
@@ -141,12 +143,17 @@ impl UpstreamQueries {
         }
     }
 
-    /// Resolvers that were asked before the one at `index` and have not answered yet.
-    fn passed_over(&self, open: &[(usize, IpAddr)], index: usize) {
+    /// Remembers the resolvers that were asked before the one at `index` and have not answered yet: as `silent` after the
+    /// time-out, else as slow.
+    fn passed_over(&self, open: &[(usize, IpAddr)], index: usize, silent: bool) {
         let mut health = lock(&self.health);
         for (_, upstream) in open.iter().filter(|(other, _)| *other < index) {
             self.counts.resolver_failed(*upstream, ResolverFailure::Slow);
-            health.slow(*upstream, Instant::now());
+            if silent {
+                health.failed(*upstream, Instant::now());
+            } else {
+                health.slow(*upstream, Instant::now());
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which resolvers are asked first: those that answer, in the order of resolv.conf. Pure; the clock is passed in.
 //!
 //! A resolver that does not answer is *demoted*: it is asked after the others, and now and then tested with a copy of a query
-//! that nobody waits for. Demotion ends with its first answer. All resolvers keep their order otherwise: a slower first one is
+//! whose answer is not used. Demotion ends with its first answer. All resolvers keep their order otherwise: a slower first one is
 //! still the first, because it may know names that the others do not (a company's resolver before a public one).
 
 use std::collections::BTreeMap;
