@@ -1,6 +1,7 @@
 //! Names: a name server at the gateway address of each network. `zone` and `records` turn the node's view into answers (pure),
-//! `message` parses and `answer` encodes the wire format, `server` owns the sockets, `forward` queries the host's resolvers for
-//! names outside the cluster in the order of `upstreams`, `reconcile` is the loop that keeps sockets and records at the view.
+//! `message` parses queries, `answer` encodes answers, `response` reads those of resolvers, `server` owns the sockets, `forward`
+//! queries the host's resolvers for names outside the cluster in the order of `upstreams`, `reconcile` is the loop that keeps
+//! sockets and records at the view.
 //!
 //! Knows nothing of containers beyond their addresses: a client is identified by its source address, which the mesh
 //! namespace verifies.
@@ -13,6 +14,7 @@ pub mod quota;
 pub mod reconcile;
 pub mod records;
 pub mod resolv;
+pub mod response;
 pub mod server;
 pub mod service_port;
 pub mod upstreams;

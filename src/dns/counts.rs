@@ -1,7 +1,7 @@
 //! What the name server counts, since the daemon joined. Each count is one atomic; resolvers are few and behind a lock that only
 //! their failures take.
 
-use super::message;
+use super::response;
 use crate::sync::lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -111,10 +111,10 @@ impl DnsCounts {
 
     /// Counts an answer that is sent.
     pub fn answer(&self, reply: &[u8]) {
-        if let Some(code) = message::code(reply) {
+        if let Some(code) = response::code(reply) {
             self.answers[usize::from(code)].fetch_add(1, Ordering::Relaxed);
         }
-        if message::truncated(reply) {
+        if response::truncated(reply) {
             self.truncated.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -148,7 +148,7 @@ impl DnsCounts {
         });
         DnsStatus {
             questions: named(&self.questions, &KINDS.map(|(_, name)| name)),
-            answers: codes.map(|(code, count)| (message::code_text(code).into_owned(), count)).collect(),
+            answers: codes.map(|(code, count)| (response::code_text(code).into_owned(), count)).collect(),
             truncated: self.truncated.load(Ordering::Relaxed),
             refusals: named(&self.refusals, &BOUNDS.map(|(_, name)| name)),
             resolvers: failures.collect(),

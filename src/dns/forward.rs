@@ -3,8 +3,9 @@
 //! how many run concurrently. Has no cache: resolvers do.
 
 use super::counts::{DnsCounts, ResolverFailure};
-use super::message::{self, DnsQuery};
+use super::message::DnsQuery;
 use super::resolv::Resolv;
+use super::response;
 use super::upstreams::UpstreamHealth;
 use crate::datapath::Sockets;
 use crate::sync::lock;
@@ -112,7 +113,7 @@ impl UpstreamQueries {
                     open.retain(|(other, _)| *other != index);
                     match result {
                         Ok(answer) if !query.is_failure(&answer) => {
-                            if message::is_negative(&answer) {
+                            if response::is_negative(&answer) {
                                 if negative.as_ref().is_none_or(|(best, _)| index < *best) {
                                     negative = Some((index, answer));
                                 }
@@ -122,7 +123,7 @@ impl UpstreamQueries {
                             return Some(answer);
                         }
                         Ok(answer) => {
-                            let code = message::code(&answer).map(message::code_text).unwrap_or_default();
+                            let code = response::code(&answer).map(response::code_text).unwrap_or_default();
                             debug!(%upstream, %code, name = query.name(), "resolver cannot answer");
                         }
                         Err(error) => debug!(%upstream, %error, name = query.name(), "resolver did not answer"),
@@ -162,17 +163,16 @@ impl UpstreamQueries {
         let address = SocketAddr::new(upstream, super::PORT);
         let mut exchange = std::pin::pin!(self.exchange(address, packet, deadline));
         let due = Instant::now() + self.timeout;
-        let result = match timeout_at(due.min(deadline), &mut exchange).await {
-            Ok(result) => result,
-            Err(_) => {
-                self.failed(upstream, ResolverFailure::Timeout);
-                timeout_at(deadline, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            }
+        let result = if let Ok(result) = timeout_at(due.min(deadline), &mut exchange).await {
+            result
+        } else {
+            self.failed(upstream, ResolverFailure::Timeout);
+            timeout_at(deadline, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         };
         match &result {
             Ok(answer) => {
                 lock(&self.health).answered(upstream);
-                match message::code(answer) {
+                match response::code(answer) {
                     Some(2) => self.counts.resolver_failed(upstream, ResolverFailure::ServFail),
                     Some(5) => self.counts.resolver_failed(upstream, ResolverFailure::Refused),
                     _ => {}
@@ -192,13 +192,13 @@ impl UpstreamQueries {
     }
 
     async fn exchange(&self, upstream: SocketAddr, packet: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
-        let response = self.over_udp(upstream, packet).await?;
-        if !message::truncated(&response) {
-            return Ok(response);
+        let received = self.over_udp(upstream, packet).await?;
+        if !response::truncated(&received) {
+            return Ok(received);
         }
         // If the resolver does not serve TCP, the truncated answer is better than none.
         let limit = deadline.min(Instant::now() + self.timeout);
-        Ok(timeout_at(limit, self.over_tcp(upstream, packet)).await.ok().and_then(Result::ok).unwrap_or(response))
+        Ok(timeout_at(limit, self.over_tcp(upstream, packet)).await.ok().and_then(Result::ok).unwrap_or(received))
     }
 
     async fn over_udp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
@@ -209,7 +209,7 @@ impl UpstreamQueries {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         loop {
             let length = socket.recv(&mut buffer).await?;
-            if !message::answers(&buffer[..length], query) {
+            if !response::answers(&buffer[..length], query) {
                 continue;
             }
             if length > MAX_DATAGRAM {
@@ -225,9 +225,9 @@ impl UpstreamQueries {
         let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
         let length = stream.read_u16().await?;
-        let mut response = vec![0; usize::from(length)];
-        stream.read_exact(&mut response).await?;
-        if message::answers(&response, query) { Ok(response) } else { Err(io::ErrorKind::InvalidData.into()) }
+        let mut received = vec![0; usize::from(length)];
+        stream.read_exact(&mut received).await?;
+        if response::answers(&received, query) { Ok(received) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 }
 

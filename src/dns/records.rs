@@ -132,7 +132,7 @@ impl Records {
     }
 
     fn own_answer(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
-        if name.ends_with(".arpa")
+        if name.rsplit('.').next() == Some("arpa")
             && let Some(answer) = self.lookup_pointer(access, name, kind)
         {
             return Some(answer);

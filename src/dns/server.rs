@@ -130,7 +130,7 @@ impl ServerContext {
         let outside = self.forwarder.query(&query, &name.resolvers, |address| records.is_gateway(address)).await;
         let own = || name.otherwise.and_then(|answer| query.answer(&answer, self.settings.ttl, limit));
         let reply = match outside {
-            Some(response) if message::is_negative(&response) => {
+            Some(response) if super::response::is_negative(&response) => {
                 own().unwrap_or_else(|| query.client_answer(response, limit.bytes))
             }
             Some(response) => query.client_answer(response, limit.bytes),

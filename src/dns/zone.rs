@@ -67,6 +67,7 @@ impl Zone {
             zone.add_task(member, ports.get(&member.service_id));
         }
         zone.add_vips(network, &services, ready);
+        #[expect(clippy::iter_over_hash_type, reason = "each entry is sorted by itself")]
         for entry in zone.names.values_mut() {
             entry.addresses.sort_unstable();
             entry.addresses.dedup();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::dns::response::{answers, code, is_negative, truncated};
 use hickory_proto::op::{Edns, MessageType, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata};
 use proptest::prelude::*;
