@@ -1,19 +1,27 @@
-//! Names: a name server at the gateway address of each network. `records` turns the node's view into answers (pure),
-//! `message` parses and encodes the wire format, `server` owns the sockets, `forward` queries the host's resolvers for names
-//! outside the cluster, `reconcile` is the loop that keeps sockets and records at the view.
+//! Names: a name server at the gateway address of each network. `zone` and `records` turn the node's view into answers (pure),
+//! `message` parses queries, `answer` encodes answers, `response` reads those of resolvers, `server` owns the sockets, `forward`
+//! queries the host's resolvers for names outside the cluster in the order of `upstreams`, `reconcile` is the loop that keeps
+//! sockets and records at the view.
 //!
 //! Knows nothing of containers beyond their addresses: a client is identified by its source address, which the mesh
 //! namespace verifies.
 
+pub mod answer;
+pub mod counts;
 pub mod forward;
 pub mod message;
 pub mod quota;
 pub mod reconcile;
 pub mod records;
 pub mod resolv;
+pub mod response;
 pub mod server;
+pub mod service_port;
+pub mod upstreams;
+pub mod zone;
 
-pub use reconcile::run;
+pub use counts::{DnsCounts, DnsStatus};
+pub use reconcile::{DnsChannels, run};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,14 +31,17 @@ use std::time::Duration;
 pub struct DnsSettings {
     /// File that lists the host's resolvers; read again when it changes.
     pub resolv_conf: PathBuf,
-    /// Time-out of one upstream resolver. Three of them fit into the 5 s after which stub resolvers retry.
+    /// Time after which an upstream resolver counts as failed. An answer is waited for three times as long, which fits into the
+    /// 5 s after which stub resolvers retry.
     pub timeout: Duration,
     /// Concurrent forwarded queries; further ones are answered SERVFAIL at once.
     pub max_in_flight: usize,
     /// Concurrent forwarded queries of one container, so that no container can use up all of them.
     pub max_per_client: usize,
-    /// Concurrent TCP connections; a quarter of them for one container.
+    /// Concurrent TCP connections.
     pub max_connections: usize,
+    /// Concurrent TCP connections of one container. Stub resolvers need one per question, for its duration.
+    pub max_connections_per_client: usize,
     /// A TCP connection is closed after so long without a byte.
     pub idle: Duration,
     /// TTL of our own records, in seconds. Swarm's is 600, which lets clients use tasks that have ended. A task is stopped as
@@ -49,6 +60,7 @@ impl Default for DnsSettings {
             max_in_flight: 1024,
             max_per_client: 128,
             max_connections: 256,
+            max_connections_per_client: 8,
             idle: Duration::from_secs(10),
             ttl: 0,
             retry: Duration::from_millis(100),

@@ -14,6 +14,7 @@ pub mod network;
 pub mod node;
 pub mod port;
 pub mod port_labels;
+pub mod resolv_options;
 pub mod serde_helpers;
 pub mod service;
 pub mod task;

@@ -1,5 +1,8 @@
 //! A node's own status, for `skep status`, `/dump` and `/metrics`: plain data, filled in by the node, shown by the CLI.
 
+pub use crate::dns::counts::ResolverFailures;
+
+use crate::dns::DnsStatus;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::model::{NodeId, Revision, Role, Timestamp};
@@ -47,6 +50,9 @@ pub struct Status {
     /// Published ports and virtual addresses of the eBPF datapath on this node.
     #[serde(default)]
     pub ebpf: EbpfStatus,
+    /// What the name server of this node has counted.
+    #[serde(default)]
+    pub names: DnsStatus,
 }
 
 /// This node's certificate.

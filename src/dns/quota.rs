@@ -19,6 +19,13 @@ struct QuotaCounts {
     by_client: BTreeMap<IpAddr, usize>,
 }
 
+/// The bound that is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QuotaBound {
+    Client,
+    Total,
+}
+
 /// Permission for one unit of work, released when dropped.
 #[derive(Debug)]
 pub struct QuotaPermit {
@@ -33,17 +40,22 @@ impl Quota {
         Arc::new(Self { most, most_per_client, counts: Mutex::default() })
     }
 
-    /// Takes a permit for this client, unless a bound is reached.
-    #[must_use]
-    pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<QuotaPermit> {
+    /// Takes a permit for this client.
+    ///
+    /// # Errors
+    /// The bound that is reached.
+    pub fn take(self: &Arc<Self>, client: IpAddr) -> Result<QuotaPermit, QuotaBound> {
         let mut counts = lock(&self.counts);
         let own = counts.by_client.get(&client).copied().unwrap_or(0);
-        if counts.total >= self.most || own >= self.most_per_client {
-            return None;
+        if own >= self.most_per_client {
+            return Err(QuotaBound::Client);
+        }
+        if counts.total >= self.most {
+            return Err(QuotaBound::Total);
         }
         counts.total += 1;
         counts.by_client.insert(client, own + 1);
-        Some(QuotaPermit { quota: Arc::clone(self), client })
+        Ok(QuotaPermit { quota: Arc::clone(self), client })
     }
 }
 
@@ -69,13 +81,13 @@ mod tests {
         let quota = Quota::new(3, 2);
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let held = [quota.take(a), quota.take(a)];
-        assert!(held.iter().all(Option::is_some));
-        assert!(quota.take(a).is_none());
+        assert!(held.iter().all(Result::is_ok));
+        assert_eq!(quota.take(a).err(), Some(QuotaBound::Client));
         let other = quota.take(b);
-        assert!(other.is_some());
-        assert!(quota.take(b).is_none(), "the total is reached");
+        assert!(other.is_ok());
+        assert_eq!(quota.take(b).err(), Some(QuotaBound::Total));
         drop((held, other));
         assert!(quota.counts.lock().unwrap().by_client.is_empty());
-        assert!(quota.take(a).is_some());
+        assert!(quota.take(a).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! The loop: rebuilds the records and opens or closes gateway servers at every change of the node's view.
 
+use super::counts::DnsCounts;
 use super::records::Records;
 use super::server::{GatewayServer, ServerContext};
 use super::{DnsSettings, PORT};
@@ -30,20 +31,28 @@ pub fn plan(desired: &BTreeSet<Ipv4Addr>, actual: &BTreeSet<Ipv4Addr>) -> Vec<Dn
     close.chain(open).collect()
 }
 
+/// What the loop reads and reports.
+pub struct DnsChannels {
+    pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    /// The containers in which virtual addresses work.
+    pub ready: watch::Receiver<VipReadiness>,
+    /// Receives the revision of the view that answers follow, once every gateway has a server.
+    pub applied: watch::Sender<Revision>,
+    pub counts: Arc<DnsCounts>,
+}
+
 /// Serves names until `shutdown`. `sockets` makes the servers' sockets (in the mesh namespace); sockets to the host's
-/// resolvers are made in the namespace of this process. `ready` names the containers in which virtual addresses work.
-/// `applied` receives the revision of the view that answers follow, once every gateway has a server.
+/// resolvers are made in the namespace of this process.
 pub async fn run(
     me: NodeId,
-    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    channels: DnsChannels,
     sockets: Arc<dyn Sockets>,
-    mut ready: watch::Receiver<VipReadiness>,
-    applied: watch::Sender<Revision>,
     settings: DnsSettings,
     shutdown: CancellationToken,
 ) {
+    let DnsChannels { mut view, mut ready, applied, counts } = channels;
     let (records, reader) = watch::channel(Arc::new(Records::default()));
-    let context = Arc::new(ServerContext::new(reader, Arc::new(HereSockets), settings.clone()));
+    let context = Arc::new(ServerContext::new(reader, Arc::new(HereSockets), counts, settings.clone()));
     let mut servers = GatewayServers { sockets, context, open: BTreeMap::new(), errors: BTreeMap::new() };
     let mut built_view: Option<Arc<NodeView>> = None;
     let mut built_ready = ready.borrow_and_update().clone();

@@ -1,18 +1,22 @@
 //! Clients and answers: an index of names, built from the node's view. Pure; knows neither sockets nor time nor resolvers.
 //!
-//! A name is ours as long as a task of the network has it, and its records are the addresses of those tasks that are backends.
-//! So the name of a service without a running task has no records (NODATA); it is neither unknown nor forwarded.
+//! A name is ours as long as a service or a task of the network has it, and its records are the addresses of those tasks that
+//! are backends. So the name of a service without a running task is neither unknown nor forwarded: it has the service's
+//! virtual address, or no records (NODATA).
 
+use super::service_port;
+use super::zone::{NameEntry, ServiceTarget, Zone};
 use crate::datapath::ebpf::VipReadiness;
-use crate::model::service::EndpointMode;
-use crate::model::view::{NetworkPart, TaskEndpoint};
-use crate::model::{NodeId, NodeView, ServiceId, TaskId};
+use crate::model::task::DnsConfig;
+use crate::model::view::NetworkPart;
+use crate::model::{NodeId, NodeView, TaskId};
 use hickory_proto::rr::{Name, RecordType};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use rand::Rng;
 use rand::seq::SliceRandom;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 /// Names of the networks of this node.
 #[derive(Default, Debug)]
@@ -21,25 +25,11 @@ pub struct Records {
     zones: Vec<Zone>,
     /// The gateway of each network.
     gateways: BTreeSet<Ipv4Addr>,
-    /// Containers of this node, by (gateway that they query, their address).
-    clients: BTreeMap<(Ipv4Addr, Ipv4Addr), TaskId>,
-    access: BTreeMap<TaskId, ClientAccess>,
+    /// Containers of this node, by (gateway that they query, their address): index of `access`.
+    clients: HashMap<(Ipv4Addr, Ipv4Addr), usize>,
+    access: Vec<ClientAccess>,
     /// Addresses of nodes and containers inside the mesh, whose names are not forwarded either.
     mesh: Option<Ipv6Net>,
-}
-
-/// The names of one network.
-#[derive(Debug)]
-struct Zone {
-    name: String,
-    lower: String,
-    subnet: Ipv4Net,
-    /// Lower-case name → addresses of the backends with that name; empty if no task of that name is a backend.
-    names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    /// Lower-case name of a service with a backend → its virtual address, if the eBPF datapath serves it.
-    vips: BTreeMap<String, Ipv4Addr>,
-    /// Address → container name.
-    reverse: BTreeMap<Ipv4Addr, String>,
 }
 
 /// What the answers to a container depend on.
@@ -52,7 +42,9 @@ struct ClientAccess {
     /// One of its networks is not internal.
     external: bool,
     /// Resolvers of its task's spec.
-    nameservers: Vec<IpAddr>,
+    nameservers: Arc<[IpAddr]>,
+    /// Lower-case search domains after which its names are ours, too; see [`searched`].
+    search: Vec<String>,
 }
 
 /// The answer to a query.
@@ -60,16 +52,27 @@ struct ClientAccess {
 pub enum RecordAnswer {
     /// A records, in this order.
     Addresses(Vec<Ipv4Addr>),
+    /// SRV records, in this order, and the A records of their targets.
+    Services(Vec<ServiceTarget>),
     /// A PTR record with this name.
     Pointer(String),
     /// The name is ours and has no record of that type (NODATA).
     Empty,
-    /// The name would be ours and does not exist (NXDOMAIN).
+    /// The name would be ours and does not exist, or there is no other network to ask on (NXDOMAIN).
     NoSuchName,
-    /// The client is no container of this node, or may not query this name.
+    /// The client is no container of this node.
     Refused,
-    /// Not ours: to be forwarded to these resolvers, or to the host's if there are none.
-    Forward(Vec<IpAddr>),
+    /// Not ours.
+    Forward(OutsideName),
+}
+
+/// How a name outside the cluster is resolved.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct OutsideName {
+    /// The client's own resolvers; empty: the host's.
+    pub resolvers: Arc<[IpAddr]>,
+    /// The answer if the name does not exist outside or no resolver answers.
+    pub otherwise: Option<Box<RecordAnswer>>,
 }
 
 impl Records {
@@ -79,35 +82,47 @@ impl Records {
         let mut networks: Vec<&NetworkPart> = view.networks.by_id.values().collect();
         networks.sort_by_key(|n| (n.ingress, &n.name));
         let mut records = Self { mesh: Some(view.cluster.mesh.0), ..Self::default() };
+        let mut by_task: BTreeMap<&TaskId, usize> = BTreeMap::new();
         for network in networks {
-            let index = records.zones.len();
+            let zone = records.zones.len();
             records.zones.push(Zone::build(network, ready));
             records.gateways.insert(network.gateway);
             for member in network.members.iter().filter(|m| m.node_id == *me) {
-                records.clients.insert((network.gateway, member.address), member.task_id.clone());
-                let access = records.access.entry(member.task_id.clone()).or_default();
-                access.zones.push(index);
+                let index = *by_task.entry(&member.task_id).or_insert_with(|| {
+                    records.access.push(ClientAccess::of_task(view, &member.task_id));
+                    records.access.len() - 1
+                });
+                records.clients.insert((network.gateway, member.address), index);
+                let access = &mut records.access[index];
+                access.zones.push(zone);
                 access.vips |= ready.containers.contains(&member.address);
                 access.external |= !network.internal;
-                access.nameservers = spec_nameservers(view, &member.task_id);
             }
         }
         records
     }
 
-    /// Answers a query of the container with address `source` on the network of `gateway`. Addresses are shuffled.
-    pub fn answer(&self, gateway: Ipv4Addr, source: IpAddr, name: &Name, kind: RecordType, rng: &mut impl Rng) -> RecordAnswer {
+    /// Answers a query of the container with address `source` on the network of `gateway`, for a name as
+    /// [`super::message::DnsQuery::name`] spells it. Records are shuffled.
+    pub fn answer(&self, gateway: Ipv4Addr, source: IpAddr, name: &str, kind: RecordType, rng: &mut impl Rng) -> RecordAnswer {
         let IpAddr::V4(source) = source else { return RecordAnswer::Refused };
-        let Some(access) = self.clients.get(&(gateway, source)).and_then(|task| self.access.get(task)) else {
+        let Some(access) = self.clients.get(&(gateway, source)).and_then(|index| self.access.get(*index)) else {
             return RecordAnswer::Refused;
         };
-        let own = self.lookup_pointer(access, name, kind).or_else(|| self.lookup_name(access, &text(name), kind, rng));
-        match own {
-            Some(answer) => answer,
-            // An internal network must not leak data through forwarded queries.
-            None if !access.external => RecordAnswer::Refused,
-            None => RecordAnswer::Forward(access.nameservers.clone()),
+        if let Some(answer) = self.own_answer(access, name, kind, rng) {
+            return answer;
         }
+        let searched = access.search.iter().find_map(|domain| name.strip_suffix(domain.as_str())?.strip_suffix('.'));
+        let otherwise = searched.and_then(|rest| self.own_answer(access, rest, kind, rng));
+        if access.external {
+            return RecordAnswer::Forward(OutsideName {
+                resolvers: Arc::clone(&access.nameservers),
+                otherwise: otherwise.map(Box::new),
+            });
+        }
+        // An internal network must not leak data through forwarded queries. An error instead of NXDOMAIN would make clients
+        // ask again: musl waits 5 s after REFUSED.
+        otherwise.unwrap_or(RecordAnswer::NoSuchName)
     }
 
     /// Whether the address is one of our name servers: a query must not be forwarded to this server.
@@ -116,50 +131,78 @@ impl Records {
         matches!(address, IpAddr::V4(address) if self.gateways.contains(&address))
     }
 
-    fn lookup_name(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
-        let visible = || access.zones.iter().filter_map(|index| self.zones.get(*index));
-        let whole = visible().filter_map(|zone| zone.names.get(name));
-        let within = visible().filter_map(|zone| {
-            let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
-            zone.names.get(rest)
-        });
-        // Of a service on several networks, its virtual address on the first of them.
-        if access.vips {
-            let whole = visible().find_map(|zone| zone.vips.get(name));
-            let within = || {
-                visible().find_map(|zone| {
-                    let rest = name.strip_suffix(zone.lower.as_str())?.strip_suffix('.')?;
-                    zone.vips.get(rest)
-                })
-            };
-            if let Some(address) = whole.or_else(within) {
-                let fits = matches!(kind, RecordType::A | RecordType::ANY);
-                return Some(if fits { RecordAnswer::Addresses(vec![*address]) } else { RecordAnswer::Empty });
-            }
+    fn own_answer(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
+        if name.rsplit('.').next() == Some("arpa")
+            && let Some(answer) = self.lookup_pointer(access, name, kind)
+        {
+            return Some(answer);
         }
-        let mut ours = false;
-        for addresses in whole.chain(within) {
-            ours = true;
-            if addresses.is_empty() {
-                continue;
-            }
-            if !matches!(kind, RecordType::A | RecordType::ANY) {
-                return Some(RecordAnswer::Empty);
-            }
-            let mut addresses: Vec<Ipv4Addr> = addresses.iter().copied().collect();
-            addresses.shuffle(rng);
-            return Some(RecordAnswer::Addresses(addresses));
-        }
-        ours.then_some(RecordAnswer::Empty)
+        self.lookup_name(access, name, kind, rng).or_else(|| self.lookup_service(access, name, kind, rng))
     }
 
-    fn lookup_pointer(&self, access: &ClientAccess, name: &Name, kind: RecordType) -> Option<RecordAnswer> {
-        match name.parse_arpa_name().ok()? {
+    /// The entries of a name: as it is in each of the client's networks, then with the network's name at its end.
+    fn entries<'a>(&'a self, access: &'a ClientAccess, name: &'a str) -> impl Iterator<Item = (&'a Zone, &'a NameEntry)> {
+        let visible = || access.zones.iter().filter_map(|index| self.zones.get(*index));
+        let whole = visible().filter_map(move |zone| Some((zone, zone.entry(name)?)));
+        let within = visible().filter_map(move |zone| Some((zone, zone.entry_within(name)?)));
+        whole.chain(within)
+    }
+
+    fn lookup_name(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
+        let (mut ours, mut vip, mut addresses) = (false, None, None);
+        for (_, entry) in self.entries(access, name) {
+            ours = true;
+            let served = !entry.addresses.is_empty();
+            if let Some(address) = entry.vip.filter(|_| access.vips) {
+                // Of a service on several networks, its virtual address on the first of them.
+                if served {
+                    vip = Some((address, true));
+                    break;
+                }
+                vip = vip.or(Some((address, false)));
+            }
+            if served && addresses.is_none() {
+                addresses = Some(&entry.addresses);
+            }
+        }
+        if !ours || !matches!(kind, RecordType::A | RecordType::ANY) {
+            return ours.then_some(RecordAnswer::Empty);
+        }
+        Some(match (vip, addresses) {
+            (Some((vip, true)), _) | (Some((vip, false)), None) => RecordAnswer::Addresses(vec![vip]),
+            (_, Some(addresses)) => {
+                let mut addresses = addresses.clone();
+                addresses.shuffle(rng);
+                RecordAnswer::Addresses(addresses)
+            }
+            (None, None) => RecordAnswer::Empty,
+        })
+    }
+
+    /// `_PORT._PROTOCOL.NAME`, where NAME is ours: its tasks, also of a service with a virtual address, because a client that
+    /// asks for SRV records balances by itself.
+    fn lookup_service(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
+        let (label, protocol, service) = service_port::parse(name)?;
+        let (mut ours, mut published) = (false, false);
+        for (zone, entry) in self.entries(access, service) {
+            ours = true;
+            published |= entry.ports.iter().any(|port| port.matches(label, protocol));
+            let mut targets = zone.targets(entry, label, protocol);
+            if !targets.is_empty() && matches!(kind, RecordType::SRV | RecordType::ANY) {
+                targets.shuffle(rng);
+                return Some(RecordAnswer::Services(targets));
+            }
+        }
+        ours.then_some(if published { RecordAnswer::Empty } else { RecordAnswer::NoSuchName })
+    }
+
+    fn lookup_pointer(&self, access: &ClientAccess, name: &str, kind: RecordType) -> Option<RecordAnswer> {
+        match Name::from_ascii(format!("{name}.")).ok()?.parse_arpa_name().ok()? {
             IpNet::V4(net) if net.prefix_len() == 32 => {
                 let address = net.addr();
                 let index = self.zones.iter().position(|zone| zone.subnet.contains(&address))?;
                 let zone = &self.zones[index];
-                let container = zone.reverse.get(&address).filter(|_| access.zones.contains(&index));
+                let container = zone.name_of(address).filter(|_| access.zones.contains(&index));
                 Some(match container {
                     None => RecordAnswer::NoSuchName,
                     Some(_) if !matches!(kind, RecordType::PTR | RecordType::ANY) => RecordAnswer::Empty,
@@ -172,67 +215,23 @@ impl Records {
     }
 }
 
-impl Zone {
-    fn build(network: &NetworkPart, ready: &VipReadiness) -> Self {
-        let mut zone = Self {
-            name: network.name.clone(),
-            lower: network.name.to_ascii_lowercase(),
-            subnet: network.subnet,
-            names: BTreeMap::new(),
-            vips: BTreeMap::new(),
-            reverse: BTreeMap::new(),
-        };
-        for member in &network.members {
-            for name in names_of(member) {
-                let addresses = zone.names.entry(name.to_ascii_lowercase()).or_default();
-                if member.backend {
-                    addresses.insert(member.address);
-                }
-            }
-            zone.reverse.insert(member.address, member.container_name.clone());
-        }
-        let mut tasks: BTreeMap<&ServiceId, Vec<&TaskEndpoint>> = BTreeMap::new();
-        for member in &network.members {
-            tasks.entry(&member.service_id).or_default().push(member);
-        }
-        for service in network.services.iter().filter(|service| ready.vips.contains(&service.vip)) {
-            zone.reverse.insert(service.vip, service.name.clone());
-            let own = tasks.get(&service.service_id).map_or(&[][..], Vec::as_slice);
-            if own.iter().any(|m| m.backend && m.endpoint_mode == EndpointMode::Vip) {
-                for name in own.iter().flat_map(|m| std::iter::once(&m.service_name).chain(&m.aliases)) {
-                    zone.vips.insert(name.to_ascii_lowercase(), service.vip);
-                }
-            }
-        }
-        zone
+impl ClientAccess {
+    fn of_task(view: &NodeView, task: &TaskId) -> Self {
+        let config = view.tasks.by_id.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
+        // The API refuses what is no address, so that none is omitted here.
+        let nameservers = config.iter().flat_map(|config| &config.nameservers).filter_map(|text| text.parse().ok()).collect();
+        Self { nameservers, search: config.map(searched).unwrap_or_default(), ..Self::default() }
     }
 }
 
-/// The names of a task. On the userspace datapath `service` and `tasks.service` have the same records; on the eBPF datapath
-/// `service` is the virtual address, see [`Zone::vips`].
-fn names_of(member: &TaskEndpoint) -> Vec<String> {
-    let mut names = vec![member.container_name.clone()];
-    for name in std::iter::once(&member.service_name).chain(&member.aliases) {
-        names.push(name.clone());
-        names.push(format!("tasks.{name}"));
+/// The search domains of a task whose resolv.conf has `ndots`. The engine's resolver keeps such a task's names of one label to
+/// itself (it expects the client to ask `NAME.DOMAIN` next), so our names exist within these domains as well, after those that
+/// the domain itself has.
+fn searched(config: &DnsConfig) -> Vec<String> {
+    if !crate::model::resolv_options::keeps_ndots(config) {
+        return Vec::new();
     }
-    if member.slot > 0 {
-        names.push(format!("{}.{}", member.service_name, member.slot));
-    }
-    names
-}
-
-/// Resolvers of the task's spec. The API refuses what is no address, so that none is omitted here.
-fn spec_nameservers(view: &NodeView, task: &TaskId) -> Vec<IpAddr> {
-    let config = view.tasks.by_id.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
-    config.map(|config| config.nameservers.iter().filter_map(|text| text.parse().ok()).collect()).unwrap_or_default()
-}
-
-/// A name's lower-case text without the final dot. A dot inside a label is escaped, unlike those between labels.
-fn text(name: &Name) -> String {
-    let labels: Vec<String> =
-        name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase().replace('.', "\\.")).collect();
-    labels.join(".")
+    config.search.iter().map(|domain| domain.trim_matches('.').to_ascii_lowercase()).filter(|d| !d.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The UDP and TCP sockets of one gateway address, and the handling of a packet. Names of the cluster are answered at once
 //! in the receiving loop; a query for another name is forwarded in a spawned future, within the bounds of `quota`.
 
+use super::answer::AnswerLimit;
+use super::counts::{DnsCounts, QuestionBound, QuestionKind};
 use super::forward::Forwarder;
 use super::message::{self, DnsQuery, MAX_QUERY, ParsedPacket};
-use super::quota::{Quota, QuotaPermit};
-use super::records::{RecordAnswer, Records};
+use super::quota::{Quota, QuotaBound, QuotaPermit};
+use super::records::{OutsideName, RecordAnswer, Records};
 use super::{DnsSettings, PORT};
 use crate::datapath::Sockets;
 use std::io;
@@ -21,8 +23,6 @@ use tracing::{debug, trace};
 
 /// Concurrent queries on one TCP connection.
 const PIPELINE: usize = 8;
-/// Longest message over TCP, in bytes.
-const MAX_TCP: usize = u16::MAX as usize;
 /// Pause after the kernel refused to receive or accept (no descriptors or memory left).
 const KERNEL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,6 +32,7 @@ pub struct ServerContext {
     forwarder: Forwarder,
     forwarded: Arc<Quota>,
     connections: Arc<Quota>,
+    counts: Arc<DnsCounts>,
     settings: DnsSettings,
 }
 
@@ -44,16 +45,15 @@ enum DnsTransport {
 enum PacketAction {
     Drop,
     Reply(Vec<u8>),
-    Forward(ForwardedQuery),
+    Forward(Box<ForwardedQuery>),
 }
 
 /// A query for a name outside the cluster, until it is answered.
 struct ForwardedQuery {
-    query: Box<DnsQuery>,
-    /// The client's own resolvers; empty: the host's.
-    upstreams: Vec<IpAddr>,
-    /// Longest answer that the client accepts, in bytes.
-    limit: usize,
+    query: DnsQuery,
+    name: OutsideName,
+    /// What the client accepts.
+    limit: AnswerLimit,
     /// The records at its arrival, which know the gateways that must not be queried.
     records: Arc<Records>,
     _permit: QuotaPermit,
@@ -61,12 +61,18 @@ struct ForwardedQuery {
 
 impl ServerContext {
     /// `outside` makes the sockets to the host's resolvers.
-    pub fn new(records: watch::Receiver<Arc<Records>>, outside: Arc<dyn Sockets>, settings: DnsSettings) -> Self {
+    pub fn new(
+        records: watch::Receiver<Arc<Records>>,
+        outside: Arc<dyn Sockets>,
+        counts: Arc<DnsCounts>,
+        settings: DnsSettings,
+    ) -> Self {
         Self {
             records,
-            forwarder: Forwarder::new(outside, settings.resolv_conf.clone(), settings.timeout),
+            forwarder: Forwarder::new(outside, settings.resolv_conf.clone(), settings.timeout, Arc::clone(&counts)),
             forwarded: Quota::new(settings.max_in_flight, settings.max_per_client),
-            connections: Quota::new(settings.max_connections, settings.max_connections.div_ceil(4)),
+            connections: Quota::new(settings.max_connections, settings.max_connections_per_client),
+            counts,
             settings,
         }
     }
@@ -75,29 +81,63 @@ impl ServerContext {
     fn handle(&self, gateway: Ipv4Addr, source: IpAddr, packet: &[u8], transport: DnsTransport) -> PacketAction {
         let query = match message::parse(packet) {
             ParsedPacket::Query(query) => query,
-            ParsedPacket::Reply(reply) => return PacketAction::Reply(reply),
-            ParsedPacket::Ignore => return PacketAction::Drop,
+            ParsedPacket::Reply(reply) => {
+                self.counts.question(QuestionKind::Malformed);
+                return self.reply(reply);
+            }
+            ParsedPacket::Ignore => {
+                self.counts.question(QuestionKind::Malformed);
+                return PacketAction::Drop;
+            }
         };
-        let limit = if transport == DnsTransport::Udp { query.udp_limit() } else { MAX_TCP };
+        let limit = match (transport, source) {
+            (DnsTransport::Udp, IpAddr::V4(source)) => query.udp_limit(u64::from(u32::from(source))),
+            (DnsTransport::Udp, IpAddr::V6(_)) => query.udp_limit(0),
+            (DnsTransport::Tcp, _) => DnsQuery::tcp_limit(),
+        };
         let records = Arc::clone(&self.records.borrow());
-        let question = query.question();
-        let answer = records.answer(gateway, source, question.name(), question.query_type(), &mut rand::rng());
-        trace!(%gateway, %source, name = %question.name(), kind = %question.query_type(), ?answer, "query");
+        let answer = records.answer(gateway, source, query.name(), query.kind(), &mut rand::rng());
+        trace!(%gateway, %source, name = query.name(), kind = %query.kind(), ?answer, "query");
         if let Some(reply) = query.answer(&answer, self.settings.ttl, limit) {
-            return PacketAction::Reply(reply);
+            let stranger = answer == RecordAnswer::Refused;
+            self.counts.question(if stranger { QuestionKind::Stranger } else { QuestionKind::Internal });
+            return self.reply(reply);
         }
-        let Some(permit) = self.forwarded.take(source) else {
-            debug!(%source, "too many forwarded queries, answered SERVFAIL");
-            return PacketAction::Reply(query.servfail());
+        self.counts.question(QuestionKind::Forwarded);
+        let permit = match self.forwarded.take(source) {
+            Ok(permit) => permit,
+            Err(bound) => {
+                debug!(%source, ?bound, "too many forwarded queries, answered SERVFAIL");
+                self.counts.refused(match bound {
+                    QuotaBound::Client => QuestionBound::ClientQuestions,
+                    QuotaBound::Total => QuestionBound::AllQuestions,
+                });
+                return self.reply(query.servfail());
+            }
         };
-        let upstreams = if let RecordAnswer::Forward(upstreams) = answer { upstreams } else { Vec::new() };
-        PacketAction::Forward(ForwardedQuery { query, upstreams, limit, records, _permit: permit })
+        let name = if let RecordAnswer::Forward(name) = answer { name } else { OutsideName::default() };
+        PacketAction::Forward(Box::new(ForwardedQuery { query, name, limit, records, _permit: permit }))
+    }
+
+    fn reply(&self, reply: Vec<u8>) -> PacketAction {
+        self.counts.answer(&reply);
+        PacketAction::Reply(reply)
     }
 
     /// Queries the resolvers and returns the answer for the client.
     async fn forward(&self, forwarded: ForwardedQuery) -> Vec<u8> {
-        let excluded = |address| forwarded.records.is_gateway(address);
-        self.forwarder.query(&forwarded.query, &forwarded.upstreams, excluded, forwarded.limit).await
+        let ForwardedQuery { query, name, limit, records, _permit } = forwarded;
+        let outside = self.forwarder.query(&query, &name.resolvers, |address| records.is_gateway(address)).await;
+        let own = || name.otherwise.and_then(|answer| query.answer(&answer, self.settings.ttl, limit));
+        let reply = match outside {
+            Some(response) if super::response::is_negative(&response) => {
+                own().unwrap_or_else(|| query.client_answer(response, limit.bytes))
+            }
+            Some(response) => query.client_answer(response, limit.bytes),
+            None => own().unwrap_or_else(|| query.servfail()),
+        };
+        self.counts.answer(&reply);
+        reply
     }
 }
 
@@ -147,7 +187,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, gateway: Ipv4Addr, context: Arc<Serve
             PacketAction::Forward(forwarded) => {
                 let (socket, context) = (Arc::clone(&socket), Arc::clone(&context));
                 forwarded_queries.spawn(async move {
-                    let reply = context.forward(forwarded).await;
+                    let reply = context.forward(*forwarded).await;
                     send(&socket, &reply, source).await;
                 });
             }
@@ -168,7 +208,7 @@ async fn serve_tcp(listener: TcpListener, gateway: Ipv4Addr, context: Arc<Server
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, peer)) => match context.connections.take(peer.ip()) {
-                Some(permit) => {
+                Ok(permit) => {
                     let context = Arc::clone(&context);
                     connections.spawn(async move {
                         if let Err(error) = serve_connection(stream, peer.ip(), gateway, context).await {
@@ -177,7 +217,13 @@ async fn serve_tcp(listener: TcpListener, gateway: Ipv4Addr, context: Arc<Server
                         drop(permit);
                     });
                 }
-                None => drop(stream),
+                Err(bound) => {
+                    context.counts.refused(match bound {
+                        QuotaBound::Client => QuestionBound::ClientConnections,
+                        QuotaBound::Total => QuestionBound::AllConnections,
+                    });
+                    drop(stream);
+                }
             },
             Err(error) => {
                 debug!(%gateway, %error, "accept failed");
@@ -228,7 +274,7 @@ async fn read_queries(
             PacketAction::Forward(forwarded) => {
                 let (context, replies) = (Arc::clone(&context), replies.clone());
                 forwarded_queries.spawn(async move {
-                    let reply = context.forward(forwarded).await;
+                    let reply = context.forward(*forwarded).await;
                     // An error means that the writer has ended, because the client has closed the connection.
                     let _ = replies.send(reply).await;
                     drop(permit);

@@ -65,6 +65,7 @@ pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> 
         ingress: name == "ingress",
         members: members.into_iter().map(Arc::new).collect(),
         services: Vec::new(),
+        names: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
-    port::{Listens, Protocol},
+    port::{Listens, PortConfig, Protocol},
     service::EndpointMode,
     task::Task,
     wg_key::WgKey,
@@ -64,6 +64,22 @@ pub struct NetworkPart {
     /// Services with a virtual address on the network, sorted by service id. Absent in views of older managers.
     #[serde(default)]
     pub services: Vec<Arc<ServiceVip>>,
+    /// Every service attached to the network, with tasks or without, sorted by service id. Absent in views of older managers.
+    #[serde(default)]
+    pub names: Vec<Arc<ServiceNames>>,
+}
+
+/// The names and ports of a service on a network. They are known to the name servers while it has no task, too.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceNames {
+    pub service_id: ServiceId,
+    pub name: String,
+    /// Further names on this network.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Published ports, in either publish mode, as in the service.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
 }
 
 /// A service's virtual address on a network. Its backends are the members of that service.

@@ -6,7 +6,7 @@ use crate::agent::{self, AgentChannels, AgentConfig};
 use crate::datapath::ebpf::VipReadiness;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
-use crate::dns::{self, DnsSettings};
+use crate::dns::{self, DnsChannels, DnsCounts, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
 use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings};
@@ -120,6 +120,8 @@ pub(super) struct RunningLoops {
     pub applied: AppliedRevisions,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    /// What the name server has counted.
+    pub names: Arc<DnsCounts>,
     /// Statuses of this node's tasks.
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     /// Published ports that tasks of this node listen on.
@@ -135,11 +137,11 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     applied.insert(Loop::Overlay, network.overlay_applied.clone());
     let (held_sender, held) = watch::channel(None);
     let (ready, ebpf) = start_ebpf(context, network, held, &mut applied);
-    start_dns(context, ready, &mut applied);
+    let names = start_dns(context, ready, &mut applied);
     let ports = start_userspace(context, held_sender, &mut applied);
     let statuses = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
-    Ok(RunningLoops { applied, ports, ebpf, statuses, listens })
+    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens })
 }
 
 /// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
@@ -169,17 +171,12 @@ fn start_ebpf(
     (ready, status)
 }
 
-fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) {
+fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) -> Arc<DnsCounts> {
     let settings = dns_settings(&context.env.settings);
-    context.tasks.spawn(dns::run(
-        context.me.clone(),
-        context.view(),
-        context.mesh.clone(),
-        ready,
-        applied.channel(Loop::Dns),
-        settings,
-        context.stop.clone(),
-    ));
+    let counts = Arc::<DnsCounts>::default();
+    let channels = DnsChannels { view: context.view(), ready, applied: applied.channel(Loop::Dns), counts: Arc::clone(&counts) };
+    context.tasks.spawn(dns::run(context.me.clone(), channels, context.mesh.clone(), settings, context.stop.clone()));
+    counts
 }
 
 fn start_userspace(

@@ -15,6 +15,7 @@ use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use super::troubles::{self, Troubles};
 use crate::agent;
+use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::model::mesh::node_address;
@@ -53,6 +54,7 @@ pub(super) struct Member {
     store: watch::Receiver<Option<StoreHandle>>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    pub names: Arc<DnsCounts>,
     pub applied: AppliedRevisions,
     pub troubles: watch::Receiver<Troubles>,
     pub session: RunningSession,
@@ -73,7 +75,7 @@ impl Member {
     ) -> anyhow::Result<Self> {
         let context = LoopContext::new(env, &membership.node_id, &network);
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, statuses, listens } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, names, statuses, listens } = loops::start(&context, &network)?;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());
         let following = (applied.clone(), context.view.subscribe(), ebpf.clone());
         context.tasks.spawn(troubles::run(following.0, following.1, following.2, troubles_sender, context.stop.clone()));
@@ -94,6 +96,7 @@ impl Member {
             store,
             ports,
             ebpf,
+            names,
             applied,
             troubles,
             session,

@@ -125,6 +125,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         warnings,
         ports: member.ports.borrow().clone(),
         ebpf,
+        names: member.names.status(),
         ..base
     }
 }

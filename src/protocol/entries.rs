@@ -1,7 +1,7 @@
 //! Sorted lists of shared entries: equal entries of two lists are the same allocation, so that a reader compares pointers
 //! to find what changed.
 
-use crate::model::view::{PublishedPort, ServiceVip, TaskEndpoint};
+use crate::model::view::{PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -58,6 +58,12 @@ impl KeyedEntry for TaskEndpoint {
 }
 
 impl KeyedEntry for ServiceVip {
+    fn order(&self, other: &Self) -> Ordering {
+        self.service_id.cmp(&other.service_id)
+    }
+}
+
+impl KeyedEntry for ServiceNames {
     fn order(&self, other: &Self) -> Ordering {
         self.service_id.cmp(&other.service_id)
     }

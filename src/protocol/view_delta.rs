@@ -73,6 +73,7 @@ pub fn share_entries(before: &NodeView, next: &mut NodeView) {
             if let Some(before) = before.networks.by_id.get(id) {
                 share(&before.members, &mut part.members);
                 share(&before.services, &mut part.services);
+                share(&before.names, &mut part.names);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A piece of a view as it travels in a session. Only data; [`super::view_stream`] makes and takes pieces.
 
-use crate::model::view::{ClusterPart, NetworkPart, Peer, PublishedPort, ServiceVip, TaskEndpoint};
+use crate::model::view::{ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub enum ViewChange {
     NoMember(NetworkId, TaskId),
     Vip(NetworkId, Arc<ServiceVip>),
     NoVip(NetworkId, ServiceId),
+    Names(NetworkId, Arc<ServiceNames>),
+    NoNames(NetworkId, ServiceId),
     /// The cluster without its lists, which have changes of their own.
     Cluster(ClusterPart),
     Node(Peer),

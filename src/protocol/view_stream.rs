@@ -88,11 +88,12 @@ fn network_changes(before: Option<&Networks>, now: &Networks, out: &mut Vec<View
     out.extend(before.keys().filter(|id| !now.contains_key(*id)).cloned().map(ViewChange::NoNetwork));
     for (id, part) in now {
         let was = before.get(id);
-        let head = NetworkPart { members: Vec::new(), services: Vec::new(), ..shallow_network(part) };
+        let head = shallow_network(part);
         if was.is_none_or(|was| shallow_network(was) != head) {
             out.push(ViewChange::Network(id.clone(), head));
         }
-        let (members, services) = was.map_or((&[][..], &[][..]), |was| (&was.members[..], &was.services[..]));
+        let (members, services, names) =
+            was.map_or((&[][..], &[][..], &[][..]), |was| (&was.members[..], &was.services[..], &was.names[..]));
         list(
             members,
             &part.members,
@@ -106,6 +107,13 @@ fn network_changes(before: Option<&Networks>, now: &Networks, out: &mut Vec<View
             out,
             |s| ViewChange::Vip(id.clone(), s),
             |s| ViewChange::NoVip(id.clone(), s.service_id.clone()),
+        );
+        list(
+            names,
+            &part.names,
+            out,
+            |s| ViewChange::Names(id.clone(), s),
+            |s| ViewChange::NoNames(id.clone(), s.service_id.clone()),
         );
     }
 }
@@ -134,6 +142,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
         ingress: part.ingress,
         members: Vec::new(),
         services: Vec::new(),
+        names: Vec::new(),
     }
 }
 
@@ -224,14 +233,17 @@ impl Parts {
             ViewChange::NoTask(id) => drop(self.tasks().by_id.remove(&id)),
             ViewChange::Network(id, head) => {
                 let networks = &mut self.networks().by_id;
-                let (members, services) = networks.remove(&id).map(|was| (was.members, was.services)).unwrap_or_default();
-                networks.insert(id, NetworkPart { members, services, ..head });
+                let lists = networks.remove(&id).map(|was| (was.members, was.services, was.names));
+                let (members, services, names) = lists.unwrap_or_default();
+                networks.insert(id, NetworkPart { members, services, names, ..head });
             }
             ViewChange::NoNetwork(id) => drop(self.networks().by_id.remove(&id)),
             ViewChange::Member(id, member) => set(&mut self.network(&id)?.members, member),
             ViewChange::NoMember(id, task) => self.network(&id)?.members.retain(|m| m.task_id != task),
             ViewChange::Vip(id, vip) => set(&mut self.network(&id)?.services, vip),
             ViewChange::NoVip(id, service) => self.network(&id)?.services.retain(|s| s.service_id != service),
+            ViewChange::Names(id, names) => set(&mut self.network(&id)?.names, names),
+            ViewChange::NoNames(id, service) => self.network(&id)?.names.retain(|s| s.service_id != service),
             ViewChange::Cluster(head) => match &mut self.cluster {
                 Some(cluster) => {
                     let cluster = Arc::make_mut(cluster);
@@ -390,6 +402,7 @@ mod tests {
         for change in [
             ViewChange::NoMember("n1".into(), "t1".into()),
             ViewChange::NoVip("n1".into(), "s1".into()),
+            ViewChange::NoNames("n1".into(), "s1".into()),
             ViewChange::NoNode("node1".into()),
             ViewChange::NoPort(Protocol::Tcp, 80),
         ] {

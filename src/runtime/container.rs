@@ -5,7 +5,7 @@ use super::{
 };
 use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, Mount};
-use crate::model::{PortConfig, Protocol, PublishMode};
+use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Ipam, IpamConfig, MountType,
     NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
@@ -87,9 +87,9 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     let limits = plan.task.spec.resources.as_ref().and_then(|r| r.limits).unwrap_or_default();
     let dns = spec.dns_config.clone().unwrap_or_default();
     // skep's name server forwards to the spec's; without an overlay network it cannot be reached, so the spec's are used.
-    let servers = match name_server(plan) {
-        Some(gateway) => vec![gateway.to_string()],
-        None => dns.nameservers,
+    let (servers, options) = match name_server(plan) {
+        Some(gateway) => (vec![gateway.to_string()], resolv_options::of_task(&dns)),
+        None => (dns.nameservers, dns.options),
     };
     HostConfig {
         network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
@@ -102,7 +102,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         init: spec.init,
         dns: list(&servers),
         dns_search: list(&dns.search),
-        dns_options: list(&dns.options),
+        dns_options: list(&options),
         sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
         cap_add: list(&spec.capability_add),
         cap_drop: list(&spec.capability_drop),

@@ -147,6 +147,7 @@ fn networks_determine_address_and_name_server() {
     assert_eq!(both["HostConfig"]["NetworkMode"], "ingress");
     assert_eq!(both["HostConfig"]["Dns"], json!(["10.0.1.1"]), "skep's, on the first user network; it forwards to the spec's");
     assert_eq!(both["HostConfig"]["DnsSearch"], json!(["a"]));
+    assert_eq!(both["HostConfig"]["DnsOptions"], json!(["edns0"]), "not the host's, which may be ndots");
     assert_eq!(body_with(vec![network("ingress", 0, true)])["HostConfig"]["Dns"], json!(["10.0.0.1"]));
 }
 

@@ -4,14 +4,16 @@
 mod cluster_names;
 mod flood;
 mod forwarding;
+mod replicas;
 mod upstream;
+mod upstreams;
 
 use crate::fixture::LoopbackNet;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use ipnet::Ipv4Net;
 use skep::datapath::{Sockets, sockets::HereSockets};
-use skep::dns::{DnsSettings, run};
+use skep::dns::{DnsChannels, DnsCounts, DnsSettings, run};
 use skep::model::view::{NetworkPart, TaskEndpoint, Tasks};
 use skep::model::{NodeView, Revision, fixture};
 use std::collections::BTreeMap;
@@ -44,6 +46,7 @@ fn view(index: u64, networks: Vec<NetworkPart>) -> NodeView {
 struct Server {
     view: watch::Sender<Option<Arc<NodeView>>>,
     applied: watch::Receiver<Revision>,
+    counts: Arc<DnsCounts>,
     resolv_conf: PathBuf,
     shutdown: CancellationToken,
     done: tokio::task::JoinHandle<()>,
@@ -63,8 +66,10 @@ impl Server {
         let (applying, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
         let (_, ready) = watch::channel(skep::datapath::ebpf::VipReadiness::default());
-        let done = tokio::spawn(run(ME.into(), views, sockets, ready, applying, settings, shutdown.clone()));
-        Self { view, applied, resolv_conf, shutdown, done }
+        let counts = Arc::<DnsCounts>::default();
+        let channels = DnsChannels { view: views, ready, applied: applying, counts: Arc::clone(&counts) };
+        let done = tokio::spawn(run(ME.into(), channels, sockets, settings, shutdown.clone()));
+        Self { view, applied, counts, resolv_conf, shutdown, done }
     }
     /// Sends the view and waits until it is applied.
     async fn show(&mut self, view: NodeView) {

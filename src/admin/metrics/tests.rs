@@ -2,6 +2,7 @@ use super::*;
 use crate::ingress::PortState;
 use crate::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use crate::model::Protocol;
+use crate::status::ResolverFailures;
 use std::collections::BTreeSet;
 
 fn node_summary(id: &str, hostname: &str) -> NodeSummary {
@@ -133,4 +134,27 @@ fn a_certificate_near_its_end_is_a_warning_and_outside_a_swarm_there_is_none() {
         assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
     }
     assert!(!render(&Status::default()).contains("skep_certificate"));
+}
+
+#[test]
+fn the_name_server_s_counts_are_series_and_what_was_not_counted_is_none() {
+    assert!(!render(&Status::default()).contains("skep_dns"));
+    let one = |name: &str, count| [(name.to_owned(), count)].into();
+    let failure = ResolverFailures { resolver: "2001:db8::53".to_owned(), reason: "timeout".to_owned(), count: 6 };
+    let mut status = Status::default();
+    status.names.questions = one("forwarded", 2);
+    status.names.answers = one("nxdomain", 3);
+    status.names.truncated = 4;
+    status.names.refusals = one("client_connections", 5);
+    status.names.resolvers = vec![failure];
+    let text = render(&status);
+    for line in [
+        "skep_dns_questions_total{kind=\"forwarded\"} 2",
+        "skep_dns_answers_total{code=\"nxdomain\"} 3",
+        "skep_dns_truncated_answers_total 4",
+        "skep_dns_refusals_total{bound=\"client_connections\"} 5",
+        "skep_dns_resolver_failures_total{resolver=\"2001:db8::53\",reason=\"timeout\"} 6",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }

@@ -1,5 +1,7 @@
 use super::*;
-use hickory_proto::rr::RecordType;
+use crate::dns::response::{answers, code, is_negative, truncated};
+use hickory_proto::op::{Edns, MessageType, Query};
+use hickory_proto::rr::{Name, RData, Record, RecordType, rdata};
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
 
@@ -15,7 +17,7 @@ fn query(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
-fn parsed(packet: &[u8]) -> Box<DnsQuery> {
+fn parsed(packet: &[u8]) -> DnsQuery {
     match parse(packet) {
         ParsedPacket::Query(query) => query,
         other => panic!("{other:?}"),
@@ -34,49 +36,62 @@ fn addresses(count: u16) -> RecordAnswer {
 }
 
 #[test]
-fn an_answer_repeats_id_question_and_case() {
-    let request = parsed(&query("WhoAmI.", RecordType::A, None));
-    let message = Message::from_vec(&request.answer(&addresses(2), 2, 512).unwrap()).unwrap();
-    assert_eq!(message.metadata.id, 0x1234);
-    assert!(message.metadata.recursion_desired && message.metadata.recursion_available && !message.metadata.truncation);
-    assert_eq!(message.queries[0].name().to_ascii(), "WhoAmI.");
-    assert_eq!(message.answers.len(), 2);
-    assert!(message.answers.iter().all(|r| r.ttl == 2));
-    assert!(message.edns.is_none(), "no EDNS for a client that sent none");
-}
-
-#[test]
-fn codes_of_answers() {
-    let request = parsed(&query("a.", RecordType::A, None));
-    let code = |answer: &RecordAnswer| {
-        let message = Message::from_vec(&request.answer(answer, 2, 512).unwrap()).unwrap();
-        (message.metadata.response_code, message.answers.len())
-    };
-    assert_eq!(code(&RecordAnswer::Empty), (ResponseCode::NoError, 0));
-    assert_eq!(code(&RecordAnswer::NoSuchName), (ResponseCode::NXDomain, 0));
-    assert_eq!(code(&RecordAnswer::Refused), (ResponseCode::Refused, 0));
-    assert_eq!(code(&RecordAnswer::Pointer("web.1.id.My_Net".to_owned())), (ResponseCode::NoError, 1));
-    assert_eq!(code(&RecordAnswer::Pointer("x".repeat(300))), (ResponseCode::NoError, 0));
-    assert_eq!(request.answer(&RecordAnswer::Forward(Vec::new()), 2, 512), None);
-}
-
-#[test]
-fn answers_that_do_not_fit_are_omitted_and_the_rest_is_sent_truncated() {
-    for (payload, limit) in [(None, 512), (Some(100), 512), (Some(1000), 1000), (Some(65_535), 1232)] {
+fn name_type_and_limits_of_a_query() {
+    let request = parsed(&query("WhoAmI.Front.", RecordType::HTTPS, None));
+    assert_eq!((request.name(), request.kind()), ("whoami.front", RecordType::HTTPS));
+    assert_eq!(parsed(&query(".", RecordType::NS, None)).name(), "");
+    for (payload, bytes, subset) in [
+        (None, 512, None),
+        (Some(0), 512, Some(9)),
+        (Some(100), 512, Some(9)),
+        (Some(512), 512, Some(9)),
+        (Some(513), 513, None),
+        (Some(1232), 1232, None),
+        (Some(4096), 4096, None),
+        (Some(65_535), 4096, None),
+    ] {
         let request = parsed(&query("whoami.", RecordType::A, payload));
-        assert_eq!(request.udp_limit(), limit, "{payload:?}");
-        let bytes = request.answer(&addresses(500), 2, limit).unwrap();
-        assert!(bytes.len() <= limit && bytes.len() > limit - 32, "{} of {limit}", bytes.len());
-        let message = Message::from_vec(&bytes).unwrap();
-        assert!(message.metadata.truncation);
-        assert!(message.answers.len() >= 25);
-        assert_eq!(message.edns.is_some(), payload.is_some());
+        assert_eq!(request.udp_limit(9), AnswerLimit { bytes, subset }, "{payload:?}");
     }
-    let request = parsed(&query("whoami.", RecordType::A, None));
-    let whole = Message::from_vec(&request.answer(&addresses(2000), 2, 65_535).unwrap()).unwrap();
-    assert_eq!((whole.answers.len(), whole.metadata.truncation), (2000, false));
-    let most = request.answer(&addresses(6000), 2, 65_535).unwrap();
-    assert!(most.len() <= 65_535, "more than fits even into TCP");
+}
+
+#[test]
+fn labels_with_dots_or_strange_bytes_are_no_other_name() {
+    let name = |labels: &[&[u8]]| {
+        let mut packet = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in labels {
+            packet.push(u8::try_from(label.len()).unwrap());
+            packet.extend_from_slice(label);
+        }
+        packet.extend_from_slice(&[0, 0, 1, 0, 1]);
+        parsed(&packet).name().to_owned()
+    };
+    assert_eq!(name(&[b"app", b"2"]), "app.2");
+    assert_eq!(name(&[b"app.2"]), r"app\.2");
+    assert_eq!(name(&[br"app\", b"2"]), r"app\\.2");
+    assert_ne!(name(&[b"a\0b"]), name(&[b"ab"]));
+    assert!(name(&[b"\xff\xfe"]).chars().all(|c| c == char::REPLACEMENT_CHARACTER));
+}
+
+#[test]
+fn edns_is_read_alone_or_among_other_records() {
+    let plain = query("a.", RecordType::A, Some(1400));
+    let alone = parsed(&plain);
+    let mut with_option = plain.clone();
+    let length = with_option.len();
+    with_option[length - 1] = 8;
+    with_option.extend_from_slice(&[0, 10, 0, 4, 1, 2, 3, 4]);
+    assert_eq!(parsed(&with_option).upstream_query(1)[HEADER + 7..], with_option[HEADER + 7..], "options are forwarded");
+    with_option[length + 3] = 5;
+    assert_eq!(reply_code(&with_option), ResponseCode::FormErr, "an option beyond the record");
+    // A record before it: A of the root.
+    let mut among = plain[..HEADER + 7].to_vec();
+    among[11] = 2;
+    among.extend_from_slice(&[0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 192, 0, 2, 1]);
+    among.extend_from_slice(&plain[HEADER + 7..]);
+    let among = parsed(&among);
+    assert_eq!(among.udp_limit(0), alone.udp_limit(0));
+    assert_eq!(among.upstream_query(1), alone.upstream_query(1), "nothing else is forwarded");
 }
 
 #[test]
@@ -116,7 +131,7 @@ fn bad_packets() {
 
 #[test]
 fn only_an_answer_with_our_id_and_question_is_accepted() {
-    let sent = parsed(&query("Example.com.", RecordType::A, None)).upstream_query(7).unwrap();
+    let sent = parsed(&query("Example.com.", RecordType::A, None)).upstream_query(7);
     let reply = |id: u16, name: &str, kind| {
         let mut message = Message::new(id, MessageType::Response, OpCode::Query);
         message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
@@ -138,7 +153,7 @@ fn only_an_answer_with_our_id_and_question_is_accepted() {
 #[test]
 fn a_query_is_forwarded_with_another_id_and_its_edns() {
     let request = parsed(&query("example.com.", RecordType::TXT, Some(3000)));
-    let message = Message::from_vec(&request.upstream_query(99).unwrap()).unwrap();
+    let message = Message::from_vec(&request.upstream_query(99)).unwrap();
     assert_eq!(message.metadata.id, 99);
     assert!(message.metadata.recursion_desired);
     assert_eq!(message.edns.as_ref().map(Edns::max_payload), Some(3000));
@@ -150,10 +165,11 @@ fn a_query_is_forwarded_with_another_id_and_its_edns() {
 fn a_long_answer_of_a_resolver_is_truncated_for_the_client() {
     let request = parsed(&query("example.com.", RecordType::TXT, None));
     let mut long = Message::new(1, MessageType::Response, OpCode::Query);
-    long.add_query(request.question().clone());
+    let name = Name::from_ascii("example.com.").unwrap();
+    long.add_query(Query::query(name.clone(), RecordType::TXT));
     for n in 0..20 {
         let text = rdata::TXT::new(vec![format!("{n:060}")]);
-        long.add_answer(Record::from_rdata(request.question().name().clone(), 60, RData::TXT(text)));
+        long.add_answer(Record::from_rdata(name.clone(), 60, RData::TXT(text)));
     }
     let bytes = request.client_answer(long.to_vec().unwrap(), 512);
     assert!(bytes.len() <= 512);
@@ -169,7 +185,7 @@ proptest! {
         if let ParsedPacket::Reply(reply) = parse(&bytes) {
             prop_assert!(reply.len() <= bytes.len().max(512));
         }
-        let _ = (answers(&bytes, &bytes), truncated(&bytes), is_server_failure(&bytes));
+        let _ = (answers(&bytes, &bytes), truncated(&bytes), is_negative(&bytes), code(&bytes));
     }
 
     #[test]
@@ -178,8 +194,25 @@ proptest! {
         let at = at % packet.len();
         packet[at] ^= 1 << bit;
         if let ParsedPacket::Query(request) = parse(&packet) {
-            prop_assert!(request.answer(&addresses(100), 1, request.udp_limit()).unwrap().len() <= request.udp_limit());
-            prop_assert!(request.upstream_query(1).is_some());
+            let limit = request.udp_limit(1);
+            prop_assert!(request.answer(&addresses(100), 1, limit).unwrap().len() <= limit.bytes);
+            prop_assert!(matches!(parse(&request.upstream_query(1)), ParsedPacket::Query(again) if again.name() == request.name()));
         }
     }
+}
+
+#[test]
+fn failures_of_one_resolver_and_negative_answers() {
+    let (plain, edns) = (parsed(&query("a.", RecordType::A, None)), parsed(&query("a.", RecordType::A, Some(1232))));
+    let response = |code: u8, flags: u8, answers: u8| [0, 0, 0x80 | flags, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0];
+    for code in [2, 4, 5] {
+        assert!(plain.is_failure(&response(code, 0, 0)) && edns.is_failure(&response(code, 0, 0)), "{code}");
+    }
+    for code in [0, 3] {
+        assert!(!plain.is_failure(&response(code, 0, 0)), "{code}");
+    }
+    assert!(plain.is_failure(&response(1, 0, 0)));
+    assert!(!edns.is_failure(&response(1, 0, 0)), "the client asks again without EDNS");
+    assert!(is_negative(&response(3, 0, 0)) && is_negative(&response(0, 0, 0)));
+    assert!(!is_negative(&response(0, 0, 1)) && !is_negative(&response(0, 2, 0)), "records, or too many records for UDP");
 }

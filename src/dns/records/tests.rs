@@ -3,6 +3,9 @@
 use super::*;
 use crate::model::fixture;
 use crate::model::view::{Networks, Tasks};
+use crate::model::view::{ServiceNames, ServiceVip, TaskEndpoint};
+use crate::model::{PortConfig, Protocol};
+use ipnet::Ipv4Net;
 use rand::{SeedableRng, rngs::StdRng};
 use std::sync::Arc;
 
@@ -79,13 +82,29 @@ fn client(name: &str) -> ([u8; 4], [u8; 4]) {
 
 fn query(from: &str, name: &str, kind: RecordType) -> RecordAnswer {
     let (gateway, source) = client(from);
-    let name = Name::from_ascii(format!("{name}.")).unwrap();
-    let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
-    let mut answer = records.answer(gateway.into(), IpAddr::from(source), &name, kind, &mut StdRng::seed_from_u64(1));
-    if let RecordAnswer::Addresses(addresses) = &mut answer {
-        addresses.sort();
+    sorted(view_records().answer(gateway.into(), IpAddr::from(source), &name.to_ascii_lowercase(), kind, &mut rng()))
+}
+
+fn view_records() -> Records {
+    Records::build(&ME.into(), &view(), &VipReadiness::default())
+}
+
+fn rng() -> StdRng {
+    StdRng::seed_from_u64(1)
+}
+
+fn sorted(mut answer: RecordAnswer) -> RecordAnswer {
+    match &mut answer {
+        RecordAnswer::Addresses(addresses) => addresses.sort(),
+        RecordAnswer::Services(targets) => targets.sort(),
+        _ => {}
     }
     answer
+}
+
+fn forward_to(resolvers: &[&str]) -> RecordAnswer {
+    let resolvers = resolvers.iter().map(|text| text.parse().unwrap()).collect();
+    RecordAnswer::Forward(OutsideName { resolvers, otherwise: None })
 }
 
 fn records_at(addresses: &[[u8; 4]]) -> RecordAnswer {
@@ -94,7 +113,7 @@ fn records_at(addresses: &[[u8; 4]]) -> RecordAnswer {
 
 #[test]
 fn addresses() {
-    let forward = || RecordAnswer::Forward(Vec::new());
+    let forward = || forward_to(&[]);
     let app = || records_at(&[[10, 0, 1, 21], [10, 0, 1, 22]]);
     let cases: Vec<(&str, &str, RecordAnswer)> = vec![
         // A service: its backends on the shared network, on all nodes.
@@ -111,7 +130,7 @@ fn addresses() {
         ("web", "app.2.app2id", records_at(&[[10, 0, 1, 22]])),
         ("web", "app.3", RecordAnswer::Empty),
         ("web", "app.3.app3id", RecordAnswer::Empty),
-        ("web", "app.4", RecordAnswer::Forward(vec![[192, 0, 2, 53].into(), "2001:db8::53".parse().unwrap()])),
+        ("web", "app.4", forward_to(&["192.0.2.53", "2001:db8::53"])),
         // With the network's name.
         ("web", "app.front", app()),
         ("web", "tasks.app.FRONT", app()),
@@ -144,10 +163,11 @@ fn addresses() {
         ("app", "xapp", forward()),
         ("app", "appfront", forward()),
         // Resolvers of the task's spec.
-        ("web", "example.com", RecordAnswer::Forward(vec![[192, 0, 2, 53].into(), "2001:db8::53".parse().unwrap()])),
+        ("web", "example.com", forward_to(&["192.0.2.53", "2001:db8::53"])),
         // An internal network: nothing is forwarded.
         ("safe", "safe", records_at(&[[10, 0, 3, 11], [10, 0, 3, 12]])),
-        ("safe", "example.com", RecordAnswer::Refused),
+        ("safe", "example.com", RecordAnswer::NoSuchName),
+        ("safe", "nosuch", RecordAnswer::NoSuchName),
         // No container of this node.
         ("unknown", "app", RecordAnswer::Refused),
         ("unknown", "example.com", RecordAnswer::Refused),
@@ -180,8 +200,8 @@ fn pointers() {
         ("web", "200.1.0.10.in-addr.arpa", RecordAnswer::NoSuchName),
         ("web", "31.2.0.10.in-addr.arpa", RecordAnswer::NoSuchName),
         ("app", "31.2.0.10.in-addr.arpa", pointer("db.1.db1id.back")),
-        ("app", "9.9.9.9.in-addr.arpa", RecordAnswer::Forward(Vec::new())),
-        ("app", "1.0.10.in-addr.arpa", RecordAnswer::Forward(Vec::new())),
+        ("app", "9.9.9.9.in-addr.arpa", forward_to(&[])),
+        ("app", "1.0.10.in-addr.arpa", forward_to(&[])),
         ("unknown", "22.1.0.10.in-addr.arpa", RecordAnswer::Refused),
     ];
     for (from, name, expected) in cases {
@@ -198,10 +218,9 @@ fn addresses_are_shuffled_by_the_random_number_generator() {
     let many = (2..250).map(|n| member("app", u64::from(n), ME, [10, 0, 1, n], true)).collect();
     view.networks = Arc::new(Networks { by_id: BTreeMap::from([("front".into(), network("front", 1, many))]) });
     let records = Records::build(&ME.into(), &view, &VipReadiness::default());
-    let name = Name::from_ascii("app.").unwrap();
     let answer = |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
-        records.answer([10, 0, 1, 1].into(), IpAddr::from([10, 0, 1, 2]), &name, RecordType::A, &mut rng)
+        records.answer([10, 0, 1, 1].into(), IpAddr::from([10, 0, 1, 2]), "app", RecordType::A, &mut rng)
     };
     assert_eq!(answer(1), answer(1));
     assert_ne!(answer(1), answer(2));
@@ -210,24 +229,157 @@ fn addresses_are_shuffled_by_the_random_number_generator() {
 }
 
 #[test]
-fn labels_with_dots_or_invalid_bytes_are_no_name_of_ours() {
-    let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
-    for labels in [vec![b"app.2".as_slice()], vec![b"\xff\xfe".as_slice()], vec![b"app".as_slice(), b"".as_slice()], vec![]] {
-        let Ok(name) = Name::from_labels(labels) else { continue };
-        let answer = records.answer(
-            [10, 0, 1, 1].into(),
-            IpAddr::from([10, 0, 1, 21]),
-            &name,
-            RecordType::A,
-            &mut StdRng::seed_from_u64(1),
-        );
-        assert_eq!(answer, RecordAnswer::Forward(Vec::new()), "{name:?}");
-    }
-}
-
-#[test]
 fn gateways_are_recognised() {
     let records = Records::build(&ME.into(), &view(), &VipReadiness::default());
     assert!(records.is_gateway([10, 0, 2, 1].into()));
     assert!(!records.is_gateway([10, 0, 2, 2].into()));
+}
+
+/// `web` of this node and `app`, `gone`, `lean` on one network; `app` has ports, `gone` no task, `lean` neither ports nor tasks.
+fn services() -> NodeView {
+    let port = |name: &str, protocol, target_port| PortConfig {
+        name: name.to_owned(),
+        protocol,
+        target_port,
+        published_port: 30_000 + target_port,
+        ..PortConfig::default()
+    };
+    let names = |name: &str, aliases: &[&str], ports: Vec<PortConfig>| {
+        let aliases = aliases.iter().map(ToString::to_string).collect();
+        Arc::new(ServiceNames { service_id: name.into(), name: name.to_owned(), aliases, ports })
+    };
+    let vip =
+        |name: &str, last| Arc::new(ServiceVip { service_id: name.into(), name: name.to_owned(), vip: [10, 0, 1, last].into() });
+    let shop = |member: TaskEndpoint| TaskEndpoint { aliases: vec!["Shop".to_owned()], ..member };
+    let mut front = network(
+        "Front",
+        1,
+        vec![
+            member("web", 1, ME, [10, 0, 1, 11], true),
+            shop(member("app", 1, ME, [10, 0, 1, 21], true)),
+            shop(member("app", 2, OTHER, [10, 0, 1, 22], true)),
+            shop(member("app", 3, OTHER, [10, 0, 1, 23], false)),
+        ],
+    );
+    front.names = vec![
+        names(
+            "app",
+            &["Shop"],
+            vec![port("Metrics", Protocol::Tcp, 9100), port("", Protocol::Udp, 53), port("", Protocol::Tcp, 80)],
+        ),
+        names("gone", &["left"], vec![port("", Protocol::Tcp, 80)]),
+        names("lean", &[], Vec::new()),
+    ];
+    front.services = vec![vip("app", 201), vip("gone", 202)];
+    let mut inner = network("vault", 3, vec![member("safe", 1, ME, [10, 0, 3, 11], true)]);
+    inner.names = vec![names("shut", &[], Vec::new())];
+    let mut task = fixture::task_with_resolvers("web1id", "web", ME, &[]);
+    let config = task.spec.container_spec.dns_config.as_mut().unwrap();
+    config.search = vec!["Corp.Test.".to_owned()];
+    config.options = vec!["ndots:2".to_owned()];
+    let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
+    NodeView { tasks, ..fixture::node_view(0, vec![front, inner], fixture::cluster_part(Vec::new())) }
+}
+
+/// With virtual addresses in every container of this node, or in none.
+fn answer_in(view: &NodeView, vips: bool, from: &str, name: &str, kind: RecordType) -> RecordAnswer {
+    let (gateway, source) = client(from);
+    let ready = VipReadiness {
+        containers: BTreeSet::from([[10, 0, 1, 11].into(), [10, 0, 1, 21].into()]),
+        vips: BTreeSet::from([[10, 0, 1, 201].into(), [10, 0, 1, 202].into()]),
+    };
+    let records = Records::build(&ME.into(), view, &if vips { ready } else { VipReadiness::default() });
+    sorted(records.answer(gateway.into(), IpAddr::from(source), name, kind, &mut rng()))
+}
+
+#[test]
+fn a_service_without_a_task_is_known_with_its_virtual_address_or_without_records() {
+    let view = services();
+    for name in ["gone", "left", "gone.front"] {
+        assert_eq!(answer_in(&view, true, "app", name, RecordType::A), records_at(&[[10, 0, 1, 202]]), "{name}");
+        assert_eq!(answer_in(&view, true, "app", name, RecordType::AAAA), RecordAnswer::Empty, "{name}");
+        assert_eq!(answer_in(&view, false, "app", name, RecordType::A), RecordAnswer::Empty, "{name}");
+    }
+    for vips in [false, true] {
+        for name in ["tasks.gone", "lean", "tasks.lean", "lean.front"] {
+            for kind in [RecordType::A, RecordType::AAAA, RecordType::HTTPS] {
+                assert_eq!(answer_in(&view, vips, "app", name, kind), RecordAnswer::Empty, "{name}");
+            }
+        }
+        assert_eq!(answer_in(&view, vips, "app", "unheard", RecordType::A), forward_to(&[]));
+    }
+    assert_eq!(answer_in(&view, true, "app", "app", RecordType::A), records_at(&[[10, 0, 1, 201]]));
+    assert_eq!(answer_in(&view, true, "app", "tasks.app", RecordType::A), records_at(&[[10, 0, 1, 21], [10, 0, 1, 22]]));
+    assert_eq!(answer_in(&view, false, "safe", "shut", RecordType::A), RecordAnswer::Empty);
+}
+
+#[test]
+fn a_name_without_a_task_on_one_network_does_not_hide_tasks_on_another() {
+    let mut view = services();
+    let mut back =
+        network("back", 2, vec![member("gone", 7, OTHER, [10, 0, 2, 77], true), member("app", 1, ME, [10, 0, 2, 21], true)]);
+    Arc::make_mut(&mut back.members[0]).service_id = "another".into();
+    Arc::make_mut(&mut view.networks).by_id.insert("zback".into(), back);
+    for vips in [false, true] {
+        assert_eq!(answer_in(&view, vips, "app", "gone", RecordType::A), records_at(&[[10, 0, 2, 77]]));
+    }
+}
+
+#[test]
+fn ports_of_services_are_answered_inside_or_do_not_exist() {
+    let view = services();
+    let target = |slot: u8, port| ServiceTarget {
+        host: format!("app.{slot}.app{slot}id.Front"),
+        address: [10, 0, 1, 20 + slot].into(),
+        port,
+    };
+    let both = |port| RecordAnswer::Services(vec![target(1, port), target(2, port)]);
+    for vips in [false, true] {
+        for (name, expected) in [
+            ("_80._tcp.app", both(80)),
+            ("_http._tcp.app", both(80)),
+            ("_http._tcp.tasks.app", both(80)),
+            ("_http._tcp.shop", both(80)),
+            ("_http._tcp.app.front", both(80)),
+            ("_metrics._tcp.app", both(9100)),
+            ("_9100._tcp.app", both(9100)),
+            ("_domain._udp.app", both(53)),
+            ("_http._tcp.app.2", RecordAnswer::Services(vec![target(2, 80)])),
+            ("_http._tcp.app.3", RecordAnswer::Empty),
+            // No task, but a port.
+            ("_http._tcp.gone", RecordAnswer::Empty),
+            // No such port.
+            ("_https._tcp.app", RecordAnswer::NoSuchName),
+            ("_http._udp.app", RecordAnswer::NoSuchName),
+            ("_http._tcp.lean", RecordAnswer::NoSuchName),
+            ("_8443._https.app", RecordAnswer::NoSuchName),
+            // Not ours.
+            ("_http._tcp.example.com", forward_to(&[])),
+            ("_dmarc.example.com", forward_to(&[])),
+        ] {
+            assert_eq!(answer_in(&view, vips, "app", name, RecordType::SRV), expected, "{name}");
+        }
+        for kind in [RecordType::A, RecordType::AAAA, RecordType::TXT] {
+            assert_eq!(answer_in(&view, vips, "app", "_http._tcp.app", kind), RecordAnswer::Empty, "{kind}");
+            assert_eq!(answer_in(&view, vips, "app", "_https._tcp.app", kind), RecordAnswer::NoSuchName, "{kind}");
+        }
+    }
+    assert_eq!(answer_in(&view, false, "safe", "_http._tcp.example.com", RecordType::SRV), RecordAnswer::NoSuchName);
+}
+
+#[test]
+fn names_in_a_search_domain_are_ours_if_the_domain_does_not_have_them() {
+    let view = services();
+    let otherwise = |name: &str| match answer_in(&view, false, "web", name, RecordType::A) {
+        RecordAnswer::Forward(outside) => outside.otherwise.map(|answer| *answer),
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!(otherwise("lean.corp.test"), Some(RecordAnswer::Empty));
+    assert_eq!(otherwise("web.corp.test"), Some(records_at(&[[10, 0, 1, 11]])));
+    assert_eq!(otherwise("web.front.corp.test"), Some(records_at(&[[10, 0, 1, 11]])));
+    for other in ["unheard.corp.test", "webcorp.test", "corp.test", "web.other.test", "unheard"] {
+        assert_eq!(otherwise(other), None, "{other}");
+    }
+    // A task without `ndots` asks for the name itself first.
+    assert_eq!(answer_in(&view, false, "app", "web.corp.test", RecordType::A), forward_to(&[]));
 }

@@ -183,6 +183,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     assert_eq!(state.update(&view(&before), &inputs), Changed::Only(Dirty::default()));
     let port = |family| Port { protocol: packet::TCP, family, port: convert::port(8001) };
     let dirty = Dirty {
+        own_containers: false,
         vips: [convert::v4(Ipv4Addr::new(10, 0, 0, 101))].into(),
         ports: [port(4), port(6)].into(),
         backends: [convert::v4(address(3))].into(),

@@ -4,8 +4,10 @@
 use crate::manager::allocator::ingress;
 use crate::model::mesh::{DEFAULT_POOL, gateway};
 use crate::model::port_labels::PortLabels;
-use crate::model::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
-use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Task, TaskState};
+use crate::model::view::{
+    Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint, Tasks,
+};
+use crate::model::{NetworkId, NodeId, NodeState, NodeView, PortConfig, Service, Task, TaskState};
 use crate::protocol::entries::share;
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -143,6 +145,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
                 ingress: n.spec.ingress,
                 members: Vec::new(),
                 services: Vec::new(),
+                names: Vec::new(),
             };
             Some((n.id.clone(), part))
         })
@@ -169,6 +172,7 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
         }
     }
     for service in store.services() {
+        add_names(service, &mut parts);
         for vip in &service.endpoint.vips {
             if let Some(part) = parts.get_mut(&vip.network_id) {
                 let (service_id, name) = (service.id.clone(), service.spec.name.clone());
@@ -177,6 +181,22 @@ fn network_parts(store: &Store) -> BTreeMap<NetworkId, NetworkPart> {
         }
     }
     parts
+}
+
+/// The service's names on each network that its spec names, and on `ingress` if it publishes a port there.
+fn add_names(service: &Service, parts: &mut BTreeMap<NetworkId, NetworkPart>) {
+    let networks = &service.spec.task_template.networks;
+    for (id, part) in parts {
+        let config = networks.iter().find(|n| n.target == id.as_str());
+        if config.is_some() || (part.ingress && service.ingress_ports().next().is_some()) {
+            part.names.push(Arc::new(ServiceNames {
+                service_id: service.id.clone(),
+                name: service.spec.name.clone(),
+                aliases: config.map(|c| c.aliases.clone()).unwrap_or_default(),
+                ports: service.endpoint.ports.clone(),
+            }));
+        }
+    }
 }
 
 fn cluster_part(store: &Store, tasks: &BTreeMap<&NodeId, Vec<&Task>>, ingress: Option<&NetworkId>) -> Option<ClusterPart> {

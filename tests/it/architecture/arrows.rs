@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("manager", "store raft trust protocol"),
     ("rpc", "trust protocol datapath"),
     ("api", "store raft http trust"),
-    ("status", "ingress datapath"),
+    ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
     ("cli", "*"),
     ("lab", "*"),

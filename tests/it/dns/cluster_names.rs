@@ -33,23 +33,6 @@ async fn a_service_is_resolved_over_udp_and_tcp_and_an_unknown_client_is_refused
 }
 
 #[tokio::test]
-async fn a_big_service_is_truncated_over_udp_and_whole_over_tcp() {
-    let net = LoopbackNet::new();
-    let mut server = Server::start(net, |_| {});
-    let members = (2..=201).map(|n| member(net, "app", u64::from(n), n)).collect();
-    server.show(view(1, vec![network(net, "front", members)])).await;
-    let client = Client { from: net.host(2), gateway: net.gateway() };
-    for (payload, limit) in [(None, 512), (Some(4096), 1232)] {
-        let bytes = client.udp_bytes(&query_bytes(1, "app", RecordType::A, payload)).await.unwrap();
-        let message = Message::from_vec(&bytes).unwrap();
-        assert!(bytes.len() <= limit && message.metadata.truncation && message.answers.len() > limit / 20, "{}", bytes.len());
-    }
-    let whole = client.ask_tcp(&query_bytes(1, "app", RecordType::A, None)).await;
-    assert_eq!((whole.answers.len(), whole.metadata.truncation), (200, false));
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn answers_and_sockets_follow_the_view() {
     let (one, two) = (LoopbackNet::new(), LoopbackNet::new());
     let mut server = Server::start(one, |_| {});

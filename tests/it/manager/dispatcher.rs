@@ -483,6 +483,28 @@ fn every_node_is_sent_the_port_labels_of_a_service() {
 }
 
 #[test]
+fn a_service_without_a_task_keeps_its_names_and_ports_in_the_view() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(2, ONE);
+    let mut idle = service("idle", 0, &[(8080, 80)], &[]);
+    idle.spec.endpoint_spec.as_mut().unwrap().ports[0].name = "web".to_owned();
+    fixture.write(vec![Action::create(idle)]);
+    fixture.settle();
+    let view = view_of(&fixture.store, &node(2)).unwrap();
+    let ingress = view.networks.by_id.values().find(|network| network.ingress).unwrap();
+    assert!(ingress.members.is_empty());
+    let [names] = ingress.names.as_slice() else { panic!("{:?}", ingress.names) };
+    assert_eq!((names.name.as_str(), names.ports[0].name.as_str(), names.ports[0].target_port), ("idle", "web", 80));
+    // A view of an older manager has none.
+    let mut json = serde_json::to_value(&*view.networks).unwrap();
+    for part in json["by_id"].as_object_mut().unwrap().values_mut() {
+        part.as_object_mut().unwrap().remove("names").expect("sent");
+    }
+    let older: skep::model::view::Networks = serde_json::from_value(json).unwrap();
+    assert!(older.by_id.values().all(|network| network.names.is_empty()));
+}
+
+#[test]
 fn the_view_of_a_joining_node_is_complete() {
     let fixture = DispatcherFixture::new(3);
     let view = view_of(&fixture.store, &node(3)).unwrap();

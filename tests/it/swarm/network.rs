@@ -83,6 +83,43 @@ async fn containers_of_a_network_resolve_and_reach_each_other_only() {
     swarm.stop().await;
 }
 
+/// The engine's resolver keeps names of one label to itself in a container whose resolv.conf has `ndots`.
+#[tokio::test]
+async fn names_resolve_whatever_resolver_options_a_task_has() {
+    let swarm = swarm("opt", 1, "").await;
+    let host = &swarm.hosts[0];
+    ok(&post(host, "/networks/create", &json!({ "Name": "red", "Driver": "overlay" })).await);
+    let red = json!([{ "Target": "red" }]);
+    swarm.service("web", 1, None, json!({ "Networks": red })).await;
+    swarm.service("idle", 0, None, json!({ "Networks": red })).await;
+    let cases = [
+        ("plain", json!({}), "web"),
+        ("dots", json!({ "Options": ["ndots:2"] }), "web"),
+        ("domain", json!({ "Options": ["ndots:2"], "Search": ["corp.test"] }), "web.corp.test"),
+    ];
+    for (service, config, _) in &cases {
+        swarm.service(service, 1, None, json!({ "Networks": red, "ContainerSpec": { "DNSConfig": config } })).await;
+    }
+    swarm.running("web", 1).await;
+    for (service, _, name) in &cases {
+        swarm.running(service, 1).await;
+        let container = container_of(host, service).await;
+        let file = exec(host, &container, &["cat", "/etc/resolv.conf"]).await.expect("resolv.conf");
+        assert_eq!(file.contains("ndots:2"), *service == "domain", "{service}: {file}");
+        within(20, "the name to resolve", || async {
+            let found = addresses(&exec(host, &container, &["nslookup", "-type=a", name]).await?);
+            anyhow::ensure!(found.len() == 1, "{service}, {name}: {found:?}");
+            Ok(())
+        })
+        .await;
+    }
+    // Known, although it has no task: nothing outside is asked, so that there is an answer where nothing outside answers.
+    let plain = container_of(host, "plain").await;
+    let idle = exec(host, &plain, &["nslookup", "-type=aaaa", "idle"]).await.expect("no error for a type that it does not have");
+    assert!(!idle.contains("NXDOMAIN") && addresses(&idle).is_empty(), "{idle}");
+    swarm.stop().await;
+}
+
 async fn ask_quick(host: &Host, target: std::net::SocketAddr) -> anyhow::Result<String> {
     super::kit::ask(host, target).await
 }
