@@ -36,6 +36,7 @@ pub struct Settings {
     /// File that lists the host's resolvers.
     pub resolv_conf: PathBuf,
     pub ports: PortSettings,
+    pub ebpf: EbpfSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
     pub manager: ManagerTimeouts,
@@ -81,6 +82,23 @@ pub struct PortSettings {
 impl Default for PortSettings {
     fn default() -> Self {
         Self { max_connections: 16_384, max_flows: 16_384, udp_idle_ms: 60_000 }
+    }
+}
+
+/// Bounds of the eBPF datapath.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EbpfSettings {
+    /// Established TCP connections by published ports that no other flow can push out. 0: by the machine's memory, 16,384 to
+    /// 1,048,576. Further ones work, until newer flows push them out.
+    pub max_tcp_flows: u32,
+    /// An established TCP connection is forgotten after so many seconds without a packet.
+    pub tcp_idle_s: u64,
+}
+
+impl Default for EbpfSettings {
+    fn default() -> Self {
+        Self { max_tcp_flows: 0, tcp_idle_s: 432_000 }
     }
 }
 
@@ -209,6 +227,7 @@ impl Default for Settings {
             replace_engine_socket: true,
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
+            ebpf: EbpfSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
             manager: ManagerTimeouts::default(),

@@ -3,9 +3,9 @@
 
 use crate::change::{End, nat_rewrite};
 use crate::ctx::{ethertype, ifindex, is_for_host, raw, seconds};
+use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, remove_established, replace_reply};
 use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, UPLINKS, add, config, count, is_source, lookup,
-    lookup_lru,
+    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, SLOTS, UPLINKS, add, config, count, is_source, lookup, lookup_lru,
 };
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::seen::left;
@@ -14,7 +14,7 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
+use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
     AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
     Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
@@ -79,28 +79,32 @@ fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) 
             return Err(Verdict::Drop(Counter::DropLoop));
         }
     }
-    let known = FLOWS.get_ptr_mut(&packet.tuple);
-    if let Some(entry) = known {
-        // SAFETY: the entry is replaced whole; a torn one is an address that no container has.
-        let flow = unsafe { *entry };
+    let known = find_flow(&packet.tuple);
+    if let Some(found) = &known {
+        let flow = *found.get();
         if flow.backend == 0 {
             if !packet.is_syn() && (packet.tuple.protocol == TCP || elapsed(now, flow.seen) <= config.udp_idle) {
                 return Ok(None);
             }
         } else if is_current(packet, &flow, config, now) && is_allowed(packet, &key) {
-            // SAFETY: as above. Written only when it changes: the entry is shared by all CPUs.
-            unsafe {
-                if flow.seen != now {
-                    (*entry).seen = now;
-                }
-                if flow.ifindex != packet.device {
-                    (*entry).ifindex = packet.device;
-                }
+            found.touch(now, packet.device);
+            if packet.flags & (FIN | RST) != 0 || packet.flags != 0 && !found.established {
+                fill_container(packet, config, &flow);
+                follow_client(ctx, packet, found.established);
             }
             return Ok(Some(flow));
         }
     }
-    Ok(new_flow(ctx, packet, config, &key, known.is_some(), now))
+    Ok(new_flow(ctx, packet, config, &key, known, now))
+}
+
+/// Writes the tuple of the container's replies to `packet.reverse`.
+#[inline(always)]
+fn fill_container(packet: &mut Packet, config: &Config, flow: &Flow) {
+    packet.fill_reverse();
+    packet.reverse.source = container_address(config, packet.family, flow.backend);
+    packet.reverse.source_port = flow.target;
+    packet.reverse.destination_port = flow.client_port;
 }
 
 /// Whether a packet stays with the backend of its flow entry. A new connection never does: it asks the table.
@@ -131,7 +135,7 @@ fn is_allowed(packet: &Packet, key: &Port) -> bool {
 /// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
 /// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
 #[inline(always)]
-fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, known: bool, now: u32) -> Option<Flow> {
+fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, known: Option<Found<Flow>>, now: u32) -> Option<Flow> {
     if packet.is(PacketKind::IcmpError) {
         return None;
     }
@@ -143,7 +147,7 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     }
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
     // Replies to connections of the host, and packets of a connection that a socket of the host has.
-    if established && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
+    if established && known.is_none() && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
@@ -157,31 +161,46 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
     let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
     let owner = lookup(&BACKENDS, &backend)?.owner;
-    packet.fill_reverse();
-    packet.reverse.source = container_address(config, packet.family, backend);
-    packet.reverse.source_port = frontend.target;
-    if let Some(other) = lookup_lru(&REPLIES, &packet.reverse) {
+    if let Some(found) = known.filter(|found| found.established) {
+        let flow = *found.get();
+        if !established && flow.backend == backend && flow.target == frontend.target && flow.owner == owner {
+            // The container knows whether the connection is over.
+            return Some(flow);
+        }
+        fill_container(packet, config, &flow);
+        remove_established(&packet.tuple, &packet.reverse);
+    }
+    let mut flow =
+        Flow { backend, target: frontend.target, client_port: packet.tuple.source_port, ifindex: packet.device, owner, seen: now };
+    fill_container(packet, config, &flow);
+    let reply = Reply {
+        address: packet.tuple.destination,
+        port: packet.tuple.destination_port,
+        client_port: packet.tuple.source_port,
+        ..Reply::default()
+    };
+    let mut recorded = false;
+    if let Some(found) = find_reply(&packet.reverse) {
+        let other = found.get();
         let same = is_zero(&other.entry)
             && same_address(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
+        recorded = same && (established || other.is_handshake());
         // An established connection that arrived by another entry node before is the same one to the container. A new one is a
         // different one.
-        if !same && (!established || is_zero(&other.entry)) {
+        if !same && established && !is_zero(&other.entry) {
+            replace_reply(&found, &packet.reverse, &reply)?;
+            recorded = true;
+        } else if !same {
             replace_client_port(&mut packet.reverse);
+            flow.client_port = packet.reverse.destination_port;
         }
     }
-    let reply = Reply {
-        address: packet.tuple.destination,
-        entry: [0; 2],
-        port: packet.tuple.destination_port,
-        client_port: packet.tuple.source_port,
-        device: 0,
-    };
-    REPLIES.insert(&packet.reverse, reply, 0).ok()?;
-    let client_port = packet.reverse.destination_port;
-    let flow = Flow { backend, target: frontend.target, client_port, ifindex: packet.device, owner, seen: now };
-    FLOWS.insert(&packet.tuple, flow, 0).ok()?;
+    if !recorded {
+        add_reply(&packet.reverse, &reply)?;
+    }
+    add_flow(&packet.tuple, &flow)?;
     count(if established { Counter::PortReselected } else { Counter::PortNew });
     add(PORT_COUNTS.get_ptr_mut(key));
     Some(flow)
@@ -225,7 +244,7 @@ pub fn replace_client_port(replies: &mut Tuple) {
         // SAFETY: takes no argument.
         let random = unsafe { bpf_get_prandom_u32() };
         replies.destination_port = (1024 + (random >> 8) as u16 % 64_000).to_be();
-        if lookup_lru(&REPLIES, replies).is_none() {
+        if find_reply(replies).is_none() {
             return;
         }
         tries += 1;
@@ -283,7 +302,7 @@ fn client_device(ctx: &TcContext) -> Option<u32> {
         return Some(lookup_lru(&FRAGMENTS, &packet.fragment_key())?.device);
     }
     packet.fill_reverse();
-    let device = lookup_lru(&FLOWS, &packet.reverse)?.ifindex;
+    let device = find_flow(&packet.reverse)?.get().ifindex;
     if packet.is(PacketKind::FirstFragment) {
         let state = FragmentState { address: packet.source, entry: [0; 2], device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
@@ -328,17 +347,14 @@ pub fn out_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
         return Ok(Verdict::Pass);
     }
     let now = seconds();
-    if let Some(entry) = FLOWS.get_ptr_mut(&packet.reverse) {
-        // SAFETY: as in `select_flow`.
-        unsafe {
-            if (*entry).backend == 0 && (*entry).seen != now {
-                (*entry).seen = now;
-            }
+    if let Some(found) = find_flow(&packet.reverse) {
+        if found.get().backend == 0 {
+            found.touch(now, ifindex(ctx));
         }
         return Ok(Verdict::Pass);
     }
-    let flow = Flow { seen: now, ifindex: ifindex(ctx), backend: 0, target: 0, client_port: 0, owner: 0 };
-    let _ = FLOWS.insert(&packet.reverse, flow, 0);
+    let flow = Flow { seen: now, ifindex: ifindex(ctx), ..Flow::default() };
+    add_flow(&packet.reverse, &flow);
     count(Counter::HostFlow);
     Ok(Verdict::Pass)
 }

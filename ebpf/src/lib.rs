@@ -7,9 +7,11 @@
 pub mod convert;
 mod counter;
 pub mod packet;
+mod state;
 
 pub use counter::Counter;
 pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
+pub use state::{ANSWERED, CLIENT_FIN, CONTAINER_FIN, NO_ROOM, SYN_ACKED, TAKEOVER_SILENCE};
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
 pub const LAYOUT: u32 = 5;
@@ -150,6 +152,13 @@ shared! {
         client_port: PortNumber,
         /// Index of the client container's device, if a container asked for a virtual address; else 0.
         device: u32,
+        /// When the client's last packet arrived from another node, as [`Flow::seen`]. Of a client that entered by this node
+        /// the flow has it.
+        seen: u32,
+        /// The number that the client's ACK of the container's SYN acknowledges, as packets hold it.
+        expected: u32,
+        /// State of a TCP connection: [`SYN_ACKED`], [`ANSWERED`], [`CLIENT_FIN`], [`CONTAINER_FIN`], [`NO_ROOM`].
+        flags: u32,
     }
     /// Key of a fragmented datagram: only its first fragment has ports.
     FragmentKey {
@@ -294,7 +303,7 @@ mod tests {
         assert_eq!(size_of::<Backend>(), 20);
         assert_eq!(size_of::<Tuple>(), 48);
         assert_eq!(size_of::<Flow>(), 20);
-        assert_eq!(size_of::<Reply>(), 32);
+        assert_eq!(size_of::<Reply>(), 44);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
         assert_eq!(size_of::<Config>(), 40);

@@ -37,10 +37,21 @@ pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);
 /// Indexes of the uplinks: a forwarded packet that arrived by one is of a machine outside, not of a container.
 #[map]
 pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(1_024, 1);
+/// Established TCP connections by the client's tuple, and by the container's. They forget nothing, and use memory only for
+/// what is in them.
 #[map]
-pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(131_072, 0);
+pub static TCP_FLOWS: HashMap<Tuple, Flow> = HashMap::pinned(1_048_576, 1);
 #[map]
-pub static REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(131_072, 0);
+pub static TCP_REPLIES: HashMap<Tuple, Reply> = HashMap::pinned(1_048_576, 1);
+/// TCP connections that are not established, are over, or found no room among the established ones; and those of the host.
+#[map]
+pub static SYN_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static SYN_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static UDP_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static UDP_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinned(8_192, 0);
 /// 1 once a packet to a virtual address arrived that no socket call had translated: only then replies to such packets are

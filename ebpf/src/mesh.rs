@@ -5,7 +5,8 @@
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
 use crate::ctx::{ethertype, seconds};
-use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
+use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, replace_reply};
+use crate::maps::{BACKENDS, FRAGMENTS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
@@ -82,32 +83,56 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Resul
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     packet.fill_reverse();
-    let known = lookup_lru(&REPLIES, &packet.reverse);
-    if known.is_some_and(|known| same_node(&known.entry, &entry) && known.client_port == packet.tuple.source_port) {
+    packet.tuple.via = entry;
+    let known = find_reply(&packet.reverse);
+    if let Some(known) = &known
+        && same_node(&known.get().entry, &entry)
+        && known.get().client_port == packet.tuple.source_port
+    {
+        if packet.flags != 0 {
+            known.touch(seconds());
+            follow_client(ctx, packet, known.established);
+        }
         return Ok(Verdict::RedirectPeer(ifindex));
     }
-    packet.tuple.via = entry;
-    if let Some(flow) = lookup_lru(&FLOWS, &packet.tuple) {
-        let port = flow.client_port;
+    if let Some(flow) = find_flow(&packet.tuple) {
+        let port = flow.get().client_port;
+        if packet.flags != 0 {
+            let now = seconds();
+            flow.touch(now, ifindex);
+            packet.reverse.destination_port = port;
+            if let Some(reply) = find_reply(&packet.reverse) {
+                reply.touch(now);
+                follow_client(ctx, packet, reply.established);
+            }
+        }
         set_port(ctx, packet, End::Source, port)?;
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     if packet.is(PacketKind::IcmpError) {
         return Ok(Verdict::RedirectPeer(ifindex));
     }
+    let now = seconds();
     let client_port = packet.tuple.source_port;
+    let reply = Reply { entry, client_port, seen: now, ..Reply::default() };
+    let failed = Verdict::Drop(Counter::DropChange);
     // An established connection that arrives by another entry node is the same connection. A new one is a different one.
-    let established = packet.tuple.protocol == TCP && !packet.is_syn();
-    if known.is_some() && !established {
+    if packet.tuple.protocol == TCP
+        && !packet.is_syn()
+        && let Some(known) = &known
+    {
+        replace_reply(known, &packet.reverse, &reply).ok_or(failed)?;
+        return Ok(Verdict::RedirectPeer(ifindex));
+    }
+    if known.is_some() {
         replace_client_port(&mut packet.reverse);
         let port = packet.reverse.destination_port;
         let (backend, target) = (packet.destination[3], packet.tuple.destination_port);
-        let flow = Flow { backend, target, client_port: port, ifindex, owner, seen: seconds() };
-        FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+        let flow = Flow { backend, target, client_port: port, ifindex, owner, seen: now };
+        add_flow(&packet.tuple, &flow).ok_or(Verdict::Drop(Counter::DropChange))?;
         set_port(ctx, packet, End::Source, port)?;
     }
-    let reply = Reply { address: [0; 4], entry, port: 0, client_port, device: 0 };
-    REPLIES.insert(&packet.reverse, reply, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+    add_reply(&packet.reverse, &reply).ok_or(failed)?;
     Ok(Verdict::RedirectPeer(ifindex))
 }
 
@@ -130,11 +155,17 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
         let state = lookup_lru(&FRAGMENTS, &packet.fragment_key()).ok_or(Verdict::Drop(Counter::DropFlow))?;
         return Ok(nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?);
     }
-    let known = lookup_lru(&REPLIES, &packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
-    if !is_zero(&known.entry) {
+    let found = find_reply(&packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
+    if !is_zero(&found.get().entry) {
         return Err(Verdict::Drop(Counter::DropFlow));
     }
-    let reply = *known;
+    translate_known_reply(ctx, packet, &found)
+}
+
+/// The same for a reply whose entry is known.
+#[inline(always)]
+pub fn translate_known_reply(ctx: &TcContext, packet: &mut Packet, found: &Found<Reply>) -> Result<(), Verdict> {
+    let reply = found.get();
     if packet.is(PacketKind::FirstFragment) {
         let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
@@ -142,6 +173,7 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
     if packet.is(PacketKind::IcmpError) {
         count(Counter::IcmpError);
     }
+    follow_container(ctx, packet, found);
     Ok(nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
 }
 
@@ -152,8 +184,9 @@ fn translate_vip_reply(ctx: &TcContext) -> Result<Verdict, Verdict> {
         return Ok(Verdict::Pass);
     }
     let Some(packet) = parse(ctx, 0) else { return Ok(Verdict::Pass) };
-    let Some(reply) = lookup_lru(&REPLIES, &packet.tuple).filter(|reply| reply.device != 0) else { return Ok(Verdict::Pass) };
-    let reply = *reply;
+    let Some(found) = find_reply(&packet.tuple).filter(|found| found.get().device != 0) else { return Ok(Verdict::Pass) };
+    let reply = found.get();
+    follow_container(ctx, packet, &found);
     add_ethernet_header(ctx)?;
     packet.shift_by_ethernet_header();
     nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?;

@@ -28,6 +28,8 @@ pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 /// TCP flag.
+pub const FIN: u8 = 1;
+/// TCP flag.
 pub const SYN: u8 = 2;
 /// TCP flag.
 pub const RST: u8 = 4;

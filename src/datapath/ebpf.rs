@@ -4,7 +4,9 @@
 //! Everything is pinned below `<run-dir>/bpf`, so it outlives the daemon: a new daemon opens the same maps, attaches its
 //! programs beside the old ones, and then detaches those.
 
+mod aging;
 mod attachment;
+mod batch;
 mod datapath;
 mod device_changes;
 mod dump;

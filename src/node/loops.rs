@@ -165,7 +165,8 @@ fn start_ebpf(
             status: status_sender,
         };
         let udp_idle = Duration::from_millis(context.env.settings.ports.udp_idle_ms);
-        let timing = EbpfTiming { tick: context.env.reconcile_tick(), udp_idle };
+        let tcp_idle = Duration::from_secs(context.env.settings.ebpf.tcp_idle_s);
+        let timing = EbpfTiming { tick: context.env.reconcile_tick(), udp_idle, tcp_idle };
         context.tasks.spawn(ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), timing, context.stop.clone()));
     }
     (ready, status)

@@ -130,7 +130,10 @@ async fn open_ebpf(env: &Environment, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapa
     let run_dir = &env.settings.run_dir;
     let opened = match env.settings.ebpf_datapath {
         EbpfMode::Off => Err("disabled by the setting ebpf_datapath = \"off\"".to_owned()),
-        EbpfMode::Auto => EbpfDatapath::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
+        EbpfMode::Auto => {
+            let opened = EbpfDatapath::open(run_dir, mesh.clone(), env.settings.ebpf.max_tcp_flows).await;
+            opened.map_err(|e| format!("{e:#}"))
+        }
     };
     match &opened {
         Ok(ebpf) => {

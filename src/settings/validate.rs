@@ -20,6 +20,9 @@ pub struct InvalidSetting {
     pub advice: String,
 }
 
+/// Most connections that a table is made for.
+const MAX_TCP_FLOWS: u32 = 1 << 24;
+
 impl Settings {
     /// Checks all values.
     ///
@@ -87,6 +90,7 @@ impl Settings {
             ("ports.max_connections", ports.max_connections as u64),
             ("ports.max_flows", ports.max_flows as u64),
             ("ports.udp_idle_ms", ports.udp_idle_ms),
+            ("ebpf.tcp_idle_s", self.ebpf.tcp_idle_s),
             ("dns.timeout_ms", dns.timeout_ms),
             ("dns.max_in_flight", dns.max_in_flight as u64),
             ("timeouts.heartbeat_ms", timeouts.heartbeat_ms),
@@ -100,6 +104,10 @@ impl Settings {
         ];
         match bounds.into_iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(invalid(key, "0".to_owned(), "set 1 or more, or remove the key for its default".to_owned())),
+            None if self.ebpf.max_tcp_flows > MAX_TCP_FLOWS => {
+                let advice = format!("set {MAX_TCP_FLOWS} or less, or 0 for a number by the machine's memory");
+                Err(invalid("ebpf.max_tcp_flows", self.ebpf.max_tcp_flows.to_string(), advice))
+            }
             None => Ok(()),
         }
     }
@@ -153,6 +161,8 @@ mod tests {
             ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 or more"),
             ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 or more"),
             ("[ports]\nudp_idle_ms = 0", "ports.udp_idle_ms", "0", "1 or more"),
+            ("[ebpf]\ntcp_idle_s = 0", "ebpf.tcp_idle_s", "0", "1 or more"),
+            ("[ebpf]\nmax_tcp_flows = 16777217", "ebpf.max_tcp_flows", "16777217", "16777216 or less"),
             ("[dns]\ntimeout_ms = 0", "dns.timeout_ms", "0", "1 or more"),
             ("[dns]\nmax_in_flight = 0", "dns.max_in_flight", "0", "1 or more"),
             ("[timeouts]\nheartbeat_ms = 0", "timeouts.heartbeat_ms", "0", "1 or more"),

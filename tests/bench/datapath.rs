@@ -97,7 +97,7 @@ struct Measured {
 
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
     let (members, unavailable) = (BTreeSet::new(), BTreeMap::new());
     let me = tables::me();
     let (mut measured, mut desired) = (Measured::default(), DesiredState::default());
@@ -180,7 +180,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
 
 async fn unrelated(dir: &std::path::Path, namespace: &Namespace) -> Vec<String> {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
     let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == HookSide::Cgroup);
     let links: Vec<ProgramLink> = hooks.map(|hook| ProgramLink { hook, device: String::new(), index: 0 }).collect();
     let on: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();

@@ -84,7 +84,13 @@ impl EbpfDatapath {
         }
         let (flows, replies) = {
             let loaded = self.loaded();
-            (loaded.dump::<Tuple, Flow>("FLOWS")?, loaded.dump::<Tuple, Reply>("REPLIES")?)
+            let mut flows = loaded.dump::<Tuple, Flow>("SYN_FLOWS")?;
+            flows.extend(loaded.dump::<Tuple, Flow>("UDP_FLOWS")?);
+            flows.extend(loaded.dump::<Tuple, Flow>("TCP_FLOWS")?);
+            let mut replies = loaded.dump::<Tuple, Reply>("SYN_REPLIES")?;
+            replies.extend(loaded.dump::<Tuple, Reply>("UDP_REPLIES")?);
+            replies.extend(loaded.dump::<Tuple, Reply>("TCP_REPLIES")?);
+            (flows, replies)
         };
         let ports = tables.ports.iter().map(|(port, to)| {
             let mut backends = BTreeMap::new();

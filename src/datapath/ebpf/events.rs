@@ -71,7 +71,8 @@ pub(super) struct EventRing {
     lost_before: u64,
 }
 
-fn monotonic() -> Duration {
+/// The clock of the programs.
+pub(super) fn monotonic() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }

@@ -2,12 +2,12 @@
 //! reported with the reason; the others are used.
 
 use super::hook::{Hook, HookSide, ProgramLink};
-use super::migration::migrate_flows;
+use super::migration::{RESIZED, migrate_flows};
 use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::{Map, PerCpuHashMap, PerCpuValues};
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
@@ -25,6 +25,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 #[cfg(feature = "changed-programs")]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
+/// How often a program is loaded again after an interruption.
+const LOAD_TRIES: u32 = 16;
 /// `statfs` type of a bpf file system.
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
 /// Oldest kernel that has every helper of the programs.
@@ -32,6 +34,9 @@ const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 
 /// First kernel with `bpf_set_retval`: a program at a socket call can choose the error.
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
+
+/// Tables of established TCP connections.
+const ESTABLISHED: [&str; 2] = ["TCP_FLOWS", "TCP_REPLIES"];
 
 /// The object in the kernel.
 pub(super) struct Loaded {
@@ -53,8 +58,9 @@ pub(super) fn links_dir(dir: &Path) -> PathBuf {
     dir.join("links")
 }
 
-/// Loads everything. Also returns the unavailable hooks, with the reason.
-pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+/// Loads everything. `tcp_flows`: room for established TCP connections, 0: by the machine's memory. Also returns the unavailable
+/// hooks, with the reason.
+pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
     let kernel = KernelVersion::current().context("cannot read the kernel's version")?;
     check_version(kernel)?;
     mount_bpffs(dir)?;
@@ -62,14 +68,20 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Maps that an earlier run pinned are opened with the size that they have.
-    let (slots, connections) = sizes(memory());
+    let sizes = Sizes::new(memory(), tcp_flows);
+    set_resized_aside(dir, sizes.tcp_flows)?;
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
-    let mut ebpf = EbpfLoader::new()
-        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+    let mut loader = EbpfLoader::new();
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.map_max_entries("SLOTS", sizes.slots);
+    for map in ESTABLISHED {
+        loader.map_max_entries(map, sizes.tcp_flows);
+    }
+    for map in ["SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"] {
+        loader.map_max_entries(map, sizes.short_flows);
+    }
+    let mut ebpf = loader
         .default_map_pin_directory(maps_dir(dir))
-        .map_max_entries("SLOTS", slots)
-        .map_max_entries("FLOWS", connections)
-        .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
@@ -154,21 +166,65 @@ fn memory() -> u64 {
     total.unwrap_or_default() * 1024
 }
 
-/// Capacities of the maps for slots and connections: less than 1/32 of a small machine's memory, never more than 10,000
-/// services and 131,072 connections need.
-fn sizes(memory: u64) -> (u32, u32) {
-    let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
-    // A slot takes 8 bytes; a connection takes an entry of some 150 bytes in each of two maps.
-    (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
+/// Capacities of maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sizes {
+    slots: u32,
+    /// Established TCP connections.
+    tcp_flows: u32,
+    /// Connections that are not established, and as many UDP flows.
+    short_flows: u32,
+}
+
+impl Sizes {
+    /// Less than 1/32 of the memory (in bytes) if `tcp_flows` is 0, never more than 10,000 services and a million connections
+    /// need. Only established connections use memory as they come; the other maps have theirs from the beginning.
+    fn new(memory: u64, tcp_flows: u32) -> Self {
+        let share = |part: u64, bytes: u64, least: u32, most: u32| {
+            u32::try_from(memory / part / bytes).unwrap_or(most).clamp(least, most)
+        };
+        // A slot takes 8 bytes; a flow takes an entry of some 150 bytes in each of two maps.
+        Self {
+            slots: share(64, 8, 1 << 18, skep_ebpf::SLOTS),
+            tcp_flows: if tcp_flows == 0 { share(128, 300, 1 << 14, 1 << 20) } else { tcp_flows },
+            short_flows: share(256, 300, 1 << 13, 1 << 16),
+        }
+    }
+}
+
+/// Moves the pins of tables of established connections that have another size than wanted: tables of the right size are created,
+/// and the flows carried over.
+fn set_resized_aside(dir: &Path, wanted: u32) -> anyhow::Result<()> {
+    let resized = |map: &str| {
+        let found = MapData::from_pin(maps_dir(dir).join(map)).and_then(|map| map.info().map(|info| info.max_entries()));
+        found.is_ok_and(|size| size != wanted)
+    };
+    if !ESTABLISHED.into_iter().any(resized) {
+        return Ok(());
+    }
+    let aside = dir.join(RESIZED);
+    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
+    for map in ESTABLISHED {
+        let pin = maps_dir(dir).join(map);
+        ignore_missing(fs::rename(&pin, aside.join(map))).with_context(|| format!("cannot move {}", pin.display()))?;
+    }
+    Ok(())
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
     let program = ebpf.program_mut(hook.program()).context("the object has no such program")?;
-    let loaded = match hook.side() {
-        HookSide::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
-        HookSide::Host | HookSide::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
-    };
-    loaded.map_err(|e| anyhow::anyhow!("{}", chain(&e)))
+    // The kernel gives up with EAGAIN where a signal arrives while it verifies the program.
+    for _ in 0..LOAD_TRIES {
+        let loaded = match hook.side() {
+            HookSide::Cgroup => <&mut CgroupSockAddr>::try_from(&mut *program)?.load(),
+            HookSide::Host | HookSide::Mesh => <&mut SchedClassifier>::try_from(&mut *program)?.load(),
+        };
+        match loaded {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done.map_err(|e| anyhow::anyhow!("{}", chain(&e))),
+        }
+    }
+    anyhow::bail!("the kernel was interrupted {LOAD_TRIES} times while it verified the program")
 }
 
 /// An error with its sources. The verifier's log is shortened to its last lines.
@@ -251,18 +307,20 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KernelVersion, check_version, sizes};
+    use super::{KernelVersion, Sizes, check_version};
 
     #[test]
     fn small_machines_keep_most_of_their_memory() {
         let gigabyte = 1 << 30;
         for gigabytes in [1, 2, 4, 64] {
-            let (slots, connections) = sizes(gigabytes * gigabyte);
-            let bytes = u64::from(slots) * 8 + u64::from(connections) * 300;
-            assert!(bytes <= gigabytes * gigabyte / 32, "{gigabytes} GB: {bytes}");
+            let sizes = Sizes::new(gigabytes * gigabyte, 0);
+            let flows = u64::from(sizes.tcp_flows) + 2 * u64::from(sizes.short_flows);
+            assert!(u64::from(sizes.slots) * 8 + flows * 300 <= gigabytes * gigabyte / 32, "{gigabytes} GB: {sizes:?}");
         }
-        assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
-        assert_eq!(sizes(0), (1 << 18, 1 << 14));
+        let sizes = |slots, tcp_flows, short_flows| Sizes { slots, tcp_flows, short_flows };
+        assert_eq!(Sizes::new(256 * gigabyte, 0), sizes(skep_ebpf::SLOTS, 1 << 20, 1 << 16));
+        assert_eq!(Sizes::new(0, 0), sizes(1 << 18, 1 << 14, 1 << 13));
+        assert_eq!(Sizes::new(0, 5_000).tcp_flows, 5_000, "as the setting says");
     }
 
     #[test]

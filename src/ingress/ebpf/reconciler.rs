@@ -306,6 +306,12 @@ impl EbpfReconciler {
         }
         let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
         if reads_maps {
+            let aged = self.ebpf.age_flows(&state.tables.backends, self.timing.tcp_idle);
+            match aged.context("connections that are over cannot be removed") {
+                Ok(0) => {}
+                Ok(removed) => tracing::debug!(removed, "entries of connections that are over"),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the tables of connections grow"),
+            }
             (self.maps.read_at, self.maps.read_took) = (begin, begin.elapsed());
         }
         Ok((state, allocator))

@@ -11,7 +11,7 @@ pub static DATAPATH: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// A mesh namespace and an eBPF datapath in this run directory.
 pub async fn open(dir: &Path) -> (Arc<Mesh>, Arc<EbpfDatapath>) {
     let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.expect("loads");
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.expect("loads");
     (mesh, ebpf)
 }
 
@@ -66,7 +66,7 @@ async fn a_second_run_takes_over_what_the_first_left() {
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
     drop(first);
 
-    let second = EbpfDatapath::open(&dir, mesh.clone()).await.expect("loads beside");
+    let second = EbpfDatapath::open(&dir, mesh.clone(), 0).await.expect("loads beside");
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
     assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");

@@ -4,15 +4,15 @@
 use super::build::Frame;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, RefusalEvent, RefusalKey, Source, Tuple, V4, Watch,
+    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, RefusalEvent, RefusalKey, Reply, Source, Tuple, V4, Watch,
     WatchedSecond,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -32,6 +32,11 @@ pub const UDP_IDLE: u32 = 60;
 
 /// Owner of every published port in these tests.
 pub const PORT_OWNER: u32 = 99;
+
+/// Tables of flows and reply entries.
+const FLOW_MAPS: [&str; 6] = ["TCP_FLOWS", "TCP_REPLIES", "SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"];
+/// Room of each of them in these tests.
+pub const FLOWS: u32 = 4096;
 
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +109,29 @@ pub fn address(text: &str) -> Address {
     mapped(v4(text))
 }
 
+/// Loads a program. The kernel gives up with EAGAIN where a signal arrives meanwhile.
+fn load(program: &mut SchedClassifier) {
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+            done => return done.expect("the kernel takes the program"),
+        }
+    }
+}
+
+/// The tuple of a packet.
+pub fn tuple(from: &str, to: &str, protocol: u8) -> Tuple {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    Tuple {
+        source: address(&from.ip().to_string()),
+        destination: address(&to.ip().to_string()),
+        source_port: from.port().to_be(),
+        destination_port: to.port().to_be(),
+        protocol,
+        ..Tuple::default()
+    }
+}
+
 impl Kernel {
     fn load() -> Self {
         for line in [
@@ -127,16 +155,18 @@ impl Kernel {
         ] {
             run(line);
         }
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for map in FLOW_MAPS {
+            loader.map_max_entries(map, FLOWS);
+        }
+        let mut ebpf = loader
             .default_map_pin_directory(PathBuf::from("/tmp/bpf"))
             .map_max_entries("SLOTS", 4096)
-            .map_max_entries("FLOWS", 4096)
-            .map_max_entries("REPLIES", 4096)
             .load(OBJECT)
             .expect("the object loads");
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
-            program.load().expect(hook);
+            load(program);
         }
         let mut kernel = Self { ebpf, uplink: ifindex("uplink"), other_uplink: ifindex("uplink2"), next_slot: 0 };
         let prefix = [0xfd01, 7];
@@ -174,20 +204,37 @@ impl Kernel {
         self.map::<K, V>(map).remove(&key).unwrap();
     }
 
-    /// The flow entry of a client's frame, changed by `change`: lets time pass for it.
+    /// The flow entry of a client's packets and the table that it is in.
+    pub fn flow(&mut self, from: &str, to: &str, protocol: u8) -> Option<(&'static str, Flow)> {
+        let tuple = tuple(from, to, protocol);
+        let tables: &[&str] = if protocol == TCP { &["TCP_FLOWS", "SYN_FLOWS"] } else { &["UDP_FLOWS"] };
+        tables.iter().find_map(|table| Some((*table, self.get(table, tuple)?)))
+    }
+
+    /// The same, changed by `change`: lets time pass for it.
     pub fn change_flow(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Flow)) {
-        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-        let tuple = Tuple {
-            source: address(&from.ip().to_string()),
-            destination: address(&to.ip().to_string()),
-            source_port: from.port().to_be(),
-            destination_port: to.port().to_be(),
-            protocol,
-            ..Tuple::default()
-        };
-        let mut flow: Flow = self.get("FLOWS", tuple).expect("a flow");
+        let (table, mut flow) = self.flow(from, to, protocol).expect("a flow");
         change(&mut flow);
-        self.set("FLOWS", tuple, flow);
+        self.set(table, tuple(from, to, protocol), flow);
+    }
+
+    /// The reply entry of a container's packets and the table that it is in.
+    pub fn reply(&mut self, from: &str, to: &str, protocol: u8) -> Option<(&'static str, Reply)> {
+        let tuple = tuple(from, to, protocol);
+        let tables: &[&str] = if protocol == TCP { &["TCP_REPLIES", "SYN_REPLIES"] } else { &["UDP_REPLIES"] };
+        tables.iter().find_map(|table| Some((*table, self.get(table, tuple)?)))
+    }
+
+    /// The same, changed by `change`.
+    pub fn change_reply(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Reply)) {
+        let (table, mut reply) = self.reply(from, to, protocol).expect("a reply entry");
+        change(&mut reply);
+        self.set(table, tuple(from, to, protocol), reply);
+    }
+
+    /// Number of entries.
+    pub fn entries<K: Pod, V: Pod>(&mut self, map: &str) -> usize {
+        self.map::<K, V>(map).keys().filter(Result::is_ok).count()
     }
 
     /// A backend of this node that belongs to the service `owner`.

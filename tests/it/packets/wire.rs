@@ -3,7 +3,6 @@
 
 use super::build::*;
 use super::kernel::*;
-use skep_ebpf::{Flow, Tuple};
 use std::time::{Duration, Instant};
 
 /// Puts a frame on a device.
@@ -36,24 +35,11 @@ fn tagged(frame: &Frame, tags: &[(u16, u16)]) -> Vec<u8> {
     bytes
 }
 
-fn flow(kernel: &mut Kernel, client: &str, to: &str) -> Option<Flow> {
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (client.parse().unwrap(), to.parse().unwrap());
-    let tuple = Tuple {
-        source: address(&from.ip().to_string()),
-        destination: address(&to.ip().to_string()),
-        source_port: from.port().to_be(),
-        destination_port: to.port().to_be(),
-        protocol: TCP,
-        ..Tuple::default()
-    };
-    kernel.get("FLOWS", tuple)
-}
-
 /// Waits until a client's flow exists, and returns its device. Frames sent before on the same wire were handled before.
 fn taken(kernel: &mut Kernel, client: &str, to: &str) -> u32 {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        if let Some(flow) = flow(kernel, client, to) {
+        if let Some((_, flow)) = kernel.flow(client, to, TCP) {
             return flow.ifindex;
         }
         assert!(Instant::now() < deadline, "{client} to {to} is not taken");
@@ -82,7 +68,7 @@ fn a_tagged_frame_is_left_to_the_device_of_its_vlan() {
             send(wire, &Frame::tcp(&plain, to, SYN).bytes());
             assert_eq!(taken(kernel, &plain, to), kernel.uplink);
             for (n, tags) in (port..).zip(stacks) {
-                assert!(flow(kernel, &client(n), to).is_none(), "{tags:x?} was taken from its VLAN");
+                assert!(kernel.flow(&client(n), to, TCP).is_none(), "{tags:x?} was taken from its VLAN");
             }
         }
     });
