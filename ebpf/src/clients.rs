@@ -17,7 +17,7 @@ use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
     AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
-    Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
+    TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
@@ -190,6 +190,10 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
         // An established connection that arrived by another entry node before is the same one to the container. A new one is a
         // different one.
         if !same && established && !is_zero(&other.entry) {
+            if elapsed(now, other.seen) < TAKEOVER_SILENCE {
+                // Delivered, but the replies stay with the entry node that spoke just now: this segment's source may be forged.
+                return Some(flow);
+            }
             replace_reply(&found, &packet.reverse, &reply)?;
             recorded = true;
         } else if !same {

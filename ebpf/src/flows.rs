@@ -90,10 +90,18 @@ pub fn add_reply(tuple: &Tuple, reply: &Reply) -> Option<()> {
     if tuple.protocol == TCP { SYN_REPLIES.insert(tuple, reply, 0) } else { UDP_REPLIES.insert(tuple, reply, 0) }.ok()
 }
 
-/// Replaces a reply entry by one with another entry node, in the table that it is in.
+/// Replaces a reply entry by one with another entry node, in the table that it is in. The state of the connection stays.
 #[inline(always)]
 pub fn replace_reply(found: &Found<Reply>, tuple: &Tuple, reply: &Reply) -> Option<()> {
+    let reply = &Reply { expected: found.get().expected, flags: found.get().flags, ..*reply };
     if found.established { TCP_REPLIES.insert(tuple, reply, 0).ok() } else { add_reply(tuple, reply) }
+}
+
+/// Removes the flow of a TCP connection whose client enters by another node now.
+#[inline(always)]
+pub fn remove_flow(tuple: &Tuple) {
+    let _ = TCP_FLOWS.remove(tuple);
+    let _ = SYN_FLOWS.remove(tuple);
 }
 
 /// Removes an established connection: its tuple is another one's now. `client` and `container` are the tuples of its packets.

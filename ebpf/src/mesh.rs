@@ -5,13 +5,13 @@
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
 use crate::ctx::{ethertype, seconds};
-use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, replace_reply};
+use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply};
 use crate::maps::{BACKENDS, FRAGMENTS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, Prefix, Reply, is_zero, same_node};
+use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, Prefix, Reply, TAKEOVER_SILENCE, elapsed, is_zero, same_node};
 
 /// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
 #[inline(always)]
@@ -121,7 +121,7 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Resul
         && !packet.is_syn()
         && let Some(known) = &known
     {
-        replace_reply(known, &packet.reverse, &reply).ok_or(failed)?;
+        take_over(known, packet, &reply).ok_or(failed)?;
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     if known.is_some() {
@@ -134,6 +134,33 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Resul
     }
     add_reply(&packet.reverse, &reply).ok_or(failed)?;
     Ok(Verdict::RedirectPeer(ifindex))
+}
+
+/// Makes another node the entry node of an established connection, unless the one that it has spoke just now: a segment with
+/// a forged source, which the container does not accept, must not turn the replies away from the client. `packet.reverse` is the
+/// tuple of the replies; overwritten.
+#[inline(always)]
+fn take_over(known: &Found<Reply>, packet: &mut Packet, reply: &Reply) -> Option<()> {
+    let old = *known.get();
+    let mut spoke = old.seen;
+    if is_zero(&old.entry) {
+        // The client entered by this node: the flow knows.
+        let container = packet.reverse;
+        packet.reverse.source = container.destination;
+        packet.reverse.source_port = old.client_port;
+        packet.reverse.destination = old.address;
+        packet.reverse.destination_port = old.port;
+        let flow = find_flow(&packet.reverse);
+        spoke = flow.as_ref().map_or(reply.seen.wrapping_sub(TAKEOVER_SILENCE), |flow| flow.get().seen);
+        if elapsed(reply.seen, spoke) >= TAKEOVER_SILENCE {
+            remove_flow(&packet.reverse);
+        }
+        packet.reverse = container;
+    }
+    if elapsed(reply.seen, spoke) < TAKEOVER_SILENCE {
+        return Some(());
+    }
+    replace_reply(known, &packet.reverse, reply)
 }
 
 /// Translates a container's reply from the node `from`, for a client that entered by this node, and passes it to the host.

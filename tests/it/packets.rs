@@ -7,6 +7,7 @@
 mod build;
 mod flows;
 mod kernel;
+mod mesh;
 mod refusals;
 mod uplink;
 mod wire;

@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, RefusalEvent, RefusalKey, Reply, Source, Tuple, V4, Watch,
+    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source, Tuple, V4, Watch,
     WatchedSecond,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -68,6 +68,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     pub uplink: u32,
     pub other_uplink: u32,
+    /// /64 of this node.
+    pub prefix: Prefix,
     next_slot: u32,
 }
 
@@ -168,9 +170,9 @@ impl Kernel {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
             load(program);
         }
-        let mut kernel = Self { ebpf, uplink: ifindex("uplink"), other_uplink: ifindex("uplink2"), next_slot: 0 };
         let prefix = [0xfd01, 7];
-        let uplink = kernel.uplink;
+        let (uplink, other_uplink) = (ifindex("uplink"), ifindex("uplink2"));
+        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0 };
         let config = Config {
             host_end: uplink,
             mesh_end: uplink,
@@ -324,13 +326,21 @@ impl Kernel {
 
     /// Runs a program on a frame in a context.
     pub fn run_with(&mut self, hook: &str, frame: &Frame, at: Context) -> Run {
+        self.run_in(hook, &frame.bytes(), at)
+    }
+
+    /// Runs a program on a packet as its device has it, with or without a link header.
+    pub fn run_bytes(&mut self, hook: &str, packet: &[u8], device: u32) -> Run {
+        self.run_in(hook, packet, Context { device, arrived_by: 0 })
+    }
+
+    fn run_in(&mut self, hook: &str, input: &[u8], at: Context) -> Run {
         let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
-        let input = frame.bytes();
         let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&at.arrived_by.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.device.to_ne_bytes());
         let options = TestRunOptions {
-            data_in: Some(&input),
+            data_in: Some(input),
             data_out: Some(&mut output),
             ctx_in: Some(&context),
             ..TestRunOptions::default()
