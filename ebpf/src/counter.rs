@@ -101,6 +101,8 @@ counters! {
     Ended = "ended";
     /// Established TCP connections for which the table had no room: they work until newer flows push them out.
     FlowsFull = "flows_full";
+    /// Packets of clients for a container that this node no longer has, answered with RST or "port unreachable".
+    Refused = "refused";
 }
 
 #[cfg(test)]
@@ -113,7 +115,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 26, "the size of a pinned map of LAYOUT 5");
+        assert_eq!(Counter::ALL.len(), 27, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod mesh;
 #[cfg(target_arch = "bpf")]
 mod parse;
 #[cfg(target_arch = "bpf")]
+mod refuse;
+#[cfg(target_arch = "bpf")]
 mod seen;
 #[cfg(target_arch = "bpf")]
 mod verdict;

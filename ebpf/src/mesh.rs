@@ -4,10 +4,11 @@
 
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
-use crate::ctx::{ethertype, seconds};
+use crate::ctx::{ethertype, raw, seconds};
 use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply};
 use crate::maps::{BACKENDS, FRAGMENTS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::refuse::refuse;
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
@@ -69,14 +70,19 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
         _ => return Err(Verdict::Drop(Counter::DropForeign)),
     }
     let Some(packet) = parse(ctx, ETHERNET) else { return Err(Verdict::Drop(Counter::DropForeign)) };
-    if direction == REQUEST { deliver_request(ctx, packet, sender) } else { forward_reply(ctx, packet, config, sender) }
+    if direction == REQUEST { deliver_request(ctx, packet, config, sender) } else { forward_reply(ctx, packet, config, sender) }
 }
 
 /// Delivers a client's packet from the entry node `entry` to a container of this node, and records where its reply goes.
 #[inline(always)]
-fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Result<Verdict, Verdict> {
+fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry: Prefix) -> Result<Verdict, Verdict> {
     let Some(Backend { ifindex, owner, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
-        return Err(Verdict::Drop(Counter::DropBackend));
+        // It has ended. The client must not wait in silence.
+        if !packet.is(PacketKind::Unfragmented) || refuse(raw(ctx), packet) != 0 {
+            return Err(Verdict::Drop(Counter::DropBackend));
+        }
+        count(Counter::Refused);
+        return send_to_node(ctx, config, REPLY, entry);
     };
     count(Counter::Delivered);
     if packet.is(PacketKind::LaterFragment) {

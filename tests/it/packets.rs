@@ -9,5 +9,6 @@ mod flows;
 mod kernel;
 mod mesh;
 mod refusals;
+mod refused;
 mod uplink;
 mod wire;

@@ -239,6 +239,14 @@ impl Kernel {
         self.map::<K, V>(map).keys().filter(Result::is_ok).count()
     }
 
+    /// Changes what the programs know of this node.
+    pub fn change_config(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut map: Array<_, Config> = self.ebpf.map_mut("CONFIG").unwrap().try_into().unwrap();
+        let mut config = map.get(&0, 0).unwrap();
+        change(&mut config);
+        map.set(0, config, 0).unwrap();
+    }
+
     /// A backend of this node that belongs to the service `owner`.
     pub fn backend(&mut self, task: &str, owner: u32) {
         let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner };
