@@ -17,7 +17,7 @@ use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
 use skep_ebpf::{
     AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
-    TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
+    TAKEOVER_SILENCE, Tuple, USERSPACE_MARK, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
@@ -218,25 +218,31 @@ fn is_local(ctx: &TcContext, packet: &Packet) -> Option<()> {
     if lookup(&LOCALS, destination).is_some() {
         return Some(());
     }
+    if packet.family == 4 && byte(destination[3], 0) == 127 {
+        return None;
+    }
+    let (result, _) = route(ctx, packet.family, &packet.tuple.source, destination, packet.device);
+    // `BPF_FIB_LKUP_RET_NOT_FWDED` (a local address), `BPF_FIB_LKUP_RET_FWD_DISABLED` (this host does not forward).
+    (result == 4 || result == 5).then_some(())
+}
+
+/// Looks the route up of a packet that arrives by a device: `BPF_FIB_LKUP_RET_*`, and the device that it would leave by.
+#[inline(always)]
+fn route(ctx: &TcContext, family: u8, source: &Address, destination: &Address, device: u32) -> (i64, u32) {
     // `struct bpf_fib_lookup`: family, ports and length, device, …, source, destination, MAC addresses.
     let mut route = [0_u32; 16];
-    route[2] = packet.device;
-    if packet.family == 4 {
-        if byte(destination[3], 0) == 127 {
-            return None;
-        }
+    route[2] = device;
+    if family == 4 {
         route[0] = u32::from_ne_bytes([2, 0, 0, 0]);
-        (route[4], route[8]) = (packet.tuple.source[3], destination[3]);
+        (route[4], route[8]) = (source[3], destination[3]);
     } else {
         route[0] = u32::from_ne_bytes([10, 0, 0, 0]);
-        (route[4], route[5], route[6], route[7]) =
-            (packet.tuple.source[0], packet.tuple.source[1], packet.tuple.source[2], packet.tuple.source[3]);
+        (route[4], route[5], route[6], route[7]) = (source[0], source[1], source[2], source[3]);
         (route[8], route[9], route[10], route[11]) = (destination[0], destination[1], destination[2], destination[3]);
     }
     // SAFETY: the context is a valid one; the helper reads and writes the 64 bytes.
     let result = unsafe { bpf_fib_lookup(raw(ctx).cast(), route.as_mut_ptr().cast(), 64, 0) };
-    // `BPF_FIB_LKUP_RET_NOT_FWDED` (a local address), `BPF_FIB_LKUP_RET_FWD_DISABLED` (this host does not forward).
-    (result == 4 || result == 5).then_some(())
+    (result, route[2])
 }
 
 /// Replaces the client's port in the tuple of a container's replies by one that no other connection to the container uses.
@@ -298,7 +304,8 @@ pub fn to_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     Ok(Verdict::RedirectNeighbour(device))
 }
 
-/// Index of the uplink that the client is reached by.
+/// Index of the uplink that the client is reached by: the one that the host's routes name, if it is an uplink; else the one that
+/// the client's packets arrive by. (Where the host forwards no packets of the family there is no route to ask for.)
 #[inline(always)]
 fn client_device(ctx: &TcContext) -> Option<u32> {
     let packet = parse(ctx, ETHERNET)?;
@@ -306,7 +313,12 @@ fn client_device(ctx: &TcContext) -> Option<u32> {
         return Some(lookup_lru(&FRAGMENTS, &packet.fragment_key())?.device);
     }
     packet.fill_reverse();
-    let device = find_flow(&packet.reverse)?.get().ifindex;
+    let mut device = find_flow(&packet.reverse)?.get().ifindex;
+    let (result, routed) = route(ctx, packet.family, &packet.source, &packet.destination, device);
+    // `BPF_FIB_LKUP_RET_SUCCESS`, `_NO_NEIGH`, `_FRAG_NEEDED`: there is a route.
+    if routed != device && matches!(result, 0 | 7 | 8) && lookup(&UPLINKS, &routed).is_some() {
+        device = routed;
+    }
     if packet.is(PacketKind::FirstFragment) {
         let state = FragmentState { address: packet.source, entry: [0; 2], device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
@@ -338,7 +350,10 @@ pub fn out_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
         ETH_V6 => (ctx.load(ETHERNET + 6).map_err(|_| Verdict::Pass)?, 6, ETHERNET + V6),
         _ => return Ok(Verdict::Pass),
     };
-    if protocol != TCP && protocol != UDP {
+    // SAFETY: the context is a valid one.
+    let is_userspace = protocol == UDP && unsafe { (*raw(ctx)).mark } == USERSPACE_MARK;
+    // A datagram of the userspace datapath belongs to a client: its next one may be the eBPF datapath's.
+    if protocol != TCP && protocol != UDP || is_userspace {
         return Ok(Verdict::Pass);
     }
     let port: PortNumber = ctx.load(l4).map_err(|_| Verdict::Pass)?;

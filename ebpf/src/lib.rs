@@ -112,6 +112,17 @@ shared! {
         prefix: Prefix,
         /// [`owner`] of the service that the address belongs to now: a flow of another owner is over.
         owner: u32,
+        /// [`INGRESS`].
+        flags: u32,
+    }
+    /// Key of the set of ports in containers that a service publishes.
+    Target {
+        /// [`owner`] of the service.
+        owner: u32,
+        port: PortNumber,
+        /// IP protocol number.
+        protocol: u8,
+        zero: u8,
     }
     /// A connection in one direction.
     Tuple {
@@ -217,6 +228,9 @@ pub const NO_CLIENT: u32 = 0;
 /// Scope of the addresses at which other nodes of the cluster are reached.
 pub const NODE: u32 = 1;
 
+/// Mark (`SO_MARK`) of the datagrams that the userspace datapath sends from published ports.
+pub const USERSPACE_MARK: u32 = 0x5e7e_0001;
+
 /// Seconds that later fragments may arrive after the first one.
 pub const FRAGMENT_TIMEOUT: u32 = 30;
 
@@ -238,6 +252,9 @@ pub const fn owner(service_id: &[u8]) -> u32 {
     }
     if hash == 0 { 1 } else { hash }
 }
+
+/// Flag of a backend: the address is on the network `ingress`.
+pub const INGRESS: u32 = 1;
 
 /// Flag of a frontend: the backend is selected by the client address alone.
 pub const AFFINITY: u16 = 1;
@@ -300,7 +317,8 @@ mod tests {
         assert_eq!(size_of::<Port>(), 4);
         assert_eq!(size_of::<Frontend>(), 16);
         assert_eq!(size_of::<Source>(), 20);
-        assert_eq!(size_of::<Backend>(), 20);
+        assert_eq!(size_of::<Backend>(), 24);
+        assert_eq!(size_of::<Target>(), 8);
         assert_eq!(size_of::<Tuple>(), 48);
         assert_eq!(size_of::<Flow>(), 20);
         assert_eq!(size_of::<Reply>(), 44);

@@ -5,7 +5,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
     Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SocketPeer,
-    Source, Tuple, V4, Vip,
+    Source, Target, Tuple, V4, Vip,
 };
 
 #[map]
@@ -31,6 +31,9 @@ pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(32_768, 1);
 pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(65_536, 0);
 #[map]
 pub static BACKENDS: HashMap<V4, Backend> = HashMap::pinned(65_536, 1);
+/// Ports in containers that packets of clients may come to from other nodes.
+#[map]
+pub static TARGETS: HashMap<Target, u32> = HashMap::pinned(32_768, 1);
 /// Addresses of the host.
 #[map]
 pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);

@@ -6,13 +6,13 @@ use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewr
 use crate::clients::replace_client_port;
 use crate::ctx::{ethertype, raw, seconds};
 use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply};
-use crate::maps::{BACKENDS, FRAGMENTS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
+use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::refuse::refuse;
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, Prefix, Reply, TAKEOVER_SILENCE, elapsed, is_zero, same_node};
+use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero, same_node};
 
 /// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
 #[inline(always)]
@@ -76,7 +76,7 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
 /// Delivers a client's packet from the entry node `entry` to a container of this node, and records where its reply goes.
 #[inline(always)]
 fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry: Prefix) -> Result<Verdict, Verdict> {
-    let Some(Backend { ifindex, owner, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
+    let Some(Backend { ifindex, owner, flags, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
         // It has ended. The client must not wait in silence.
         if !packet.is(PacketKind::Unfragmented) || refuse(raw(ctx), packet) != 0 {
             return Err(Verdict::Drop(Counter::DropBackend));
@@ -84,13 +84,22 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry:
         count(Counter::Refused);
         return send_to_node(ctx, config, REPLY, entry);
     };
-    count(Counter::Delivered);
+    if flags & INGRESS == 0 {
+        return Err(Verdict::Drop(Counter::DropForged));
+    }
     if packet.is(PacketKind::LaterFragment) {
+        count(Counter::Delivered);
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     packet.fill_reverse();
     packet.tuple.via = entry;
     let known = find_reply(&packet.reverse);
+    // A node may send to published ports only. What it has sent before needs no look at them.
+    let target = Target { owner, port: packet.tuple.destination_port, protocol: packet.tuple.protocol, zero: 0 };
+    if known.is_none() && lookup(&TARGETS, &target).is_none() {
+        return Err(Verdict::Drop(Counter::DropForged));
+    }
+    count(Counter::Delivered);
     if let Some(known) = &known
         && same_node(&known.get().entry, &entry)
         && known.get().client_port == packet.tuple.source_port

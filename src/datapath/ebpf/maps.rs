@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use skep_ebpf::{Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, V4, Vip, convert};
+use skep_ebpf::{Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, Target, V4, Vip, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 
@@ -118,6 +118,7 @@ impl Loaded {
             members: self.dump::<NetnsMembership, u32>("MEMBERS")?.into_keys().collect(),
             ports: self.dump::<Port, Frontend>("PORTS")?,
             backends: self.dump::<V4, Backend>("BACKENDS")?,
+            targets: self.dump::<Target, u32>("TARGETS")?.into_keys().collect(),
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
             uplinks: self.dump::<u32, u32>("UPLINKS")?.into_keys().collect(),
             sources: self.sources()?,
@@ -160,6 +161,8 @@ impl Loaded {
             }
             EbpfStep::SetBackend(address, backend) => self.set("BACKENDS", *address, *backend),
             EbpfStep::RemoveBackend(address) => self.unset::<_, Backend>("BACKENDS", *address),
+            EbpfStep::AddTarget(target) => self.set("TARGETS", *target, 1_u32),
+            EbpfStep::RemoveTarget(target) => self.unset::<_, u32>("TARGETS", *target),
             EbpfStep::AddLocal(address) => self.set("LOCALS", *address, 1_u32),
             EbpfStep::RemoveLocal(address) => self.unset::<_, u32>("LOCALS", *address),
             EbpfStep::AddUplink(index) => self.set("UPLINKS", *index, 1_u32),

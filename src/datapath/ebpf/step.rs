@@ -3,7 +3,7 @@
 use super::hook::ProgramLink;
 use super::host_devices::{HOST_END, MESH_END};
 use super::tables::{Slots, Tables};
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip, convert, packet};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip, convert, packet};
 use std::fmt;
 
 /// One change. Each is idempotent.
@@ -22,6 +22,9 @@ pub enum EbpfStep {
     /// Adds or changes a container.
     SetBackend(V4, Backend),
     RemoveBackend(V4),
+    /// Lets clients come from other nodes to a port in the containers of a service.
+    AddTarget(Target),
+    RemoveTarget(Target),
     /// Adds an address of the host.
     AddLocal(Address),
     RemoveLocal(Address),
@@ -75,6 +78,8 @@ impl Tables {
             EbpfStep::RemovePort(port) => drop(self.ports.remove(port)),
             EbpfStep::SetBackend(address, backend) => drop(self.backends.insert(*address, *backend)),
             EbpfStep::RemoveBackend(address) => drop(self.backends.remove(address)),
+            EbpfStep::AddTarget(target) => drop(self.targets.insert(*target)),
+            EbpfStep::RemoveTarget(target) => drop(self.targets.remove(target)),
             EbpfStep::AddLocal(address) => drop(self.locals.insert(*address)),
             EbpfStep::RemoveLocal(address) => drop(self.locals.remove(address)),
             EbpfStep::AddUplink(index) => drop(self.uplinks.insert(*index)),
@@ -102,6 +107,8 @@ impl fmt::Display for EbpfStep {
             Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
             Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
+            Self::AddTarget(target) => write!(f, "target {}", target_name(target)),
+            Self::RemoveTarget(target) => write!(f, "no target {}", target_name(target)),
             Self::AddLocal(address) => write!(f, "local {}", local(address)),
             Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
             Self::AddUplink(index) => write!(f, "uplink {index}"),
@@ -129,6 +136,10 @@ pub(super) fn protocol_name(number: u8) -> String {
         SCTP => "sctp".to_owned(),
         other => other.to_string(),
     }
+}
+
+fn target_name(target: &Target) -> String {
+    format!("{}/{} of {:x}", convert::to_port(target.port), protocol_name(target.protocol), target.owner)
 }
 
 /// Name of a published port in status and logs: `8080/tcp`, for IPv6 clients `8080/tcp6`.

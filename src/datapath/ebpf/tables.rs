@@ -1,6 +1,6 @@
 //! The contents of the maps as plain values.
 
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub struct Tables {
     pub ports: BTreeMap<Port, Frontend>,
     /// Containers of all nodes.
     pub backends: BTreeMap<V4, Backend>,
+    /// Ports in containers that services publish.
+    pub targets: BTreeSet<Target>,
     /// The host's addresses on its uplinks.
     pub locals: BTreeSet<Address>,
     /// Indexes of the host's uplinks.

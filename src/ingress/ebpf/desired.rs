@@ -14,7 +14,7 @@ use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
-    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NODE, NetnsMembership, Port, PortNumber, Source, V4, convert, owner,
+    AFFINITY, Address, Backend, Config, GUARDED, INGRESS, NO_CLIENT, NODE, NetnsMembership, Port, PortNumber, Source, V4, convert, owner,
     packet,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +78,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     desired.uplinks = host_devices.uplinks.values().copied().collect();
     for network in view.networks.by_id.values() {
         add_vips(network, &mut desired);
-        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, task));
+        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, network.ingress, task));
         desired.backends.extend(backends);
         desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
     }
@@ -158,13 +158,20 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }
 
-/// The entry of a task's container; `None` if its node is unknown or down or the container has ended, so that its flows are
+/// The entry of a task's container on a network, which may be `ingress`; `None` if its node is unknown or down or the container has ended, so that its flows are
 /// selected again and answered, or if it is this node's and has no device yet.
-pub(super) fn backend(nodes: &NodesById, me: &NodeId, host_devices: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
+pub(super) fn backend(
+    nodes: &NodesById,
+    me: &NodeId,
+    host_devices: &HostDevices,
+    ingress: bool,
+    task: &TaskEndpoint,
+) -> Option<(V4, Backend)> {
     let node = nodes.get(&task.node_id).filter(|node| !node.down && !task.gone)?;
     let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
     let owner = owner(task.service_id.as_str().as_bytes());
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()), owner };
+    let (serving, prefix) = (task.backend.into(), convert::prefix(node.subnet.addr()));
+    let backend = Backend { ifindex, serving, prefix, owner, flags: if ingress { INGRESS } else { 0 } };
     Some((convert::v4(task.address), backend))
 }
 

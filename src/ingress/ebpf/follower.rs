@@ -102,10 +102,11 @@ impl DesiredState {
         self.desired.links = links(inputs.host_devices, inputs.unavailable);
         let changed = |address: &Ipv4Addr| before.veths.get(address) != now.veths.get(address);
         let nodes = nodes(view);
-        for task in view.networks.by_id.values().flat_map(|network| &network.members).filter(|task| changed(&task.address)) {
+        let members = view.networks.by_id.values().flat_map(|network| network.members.iter().map(|task| (network.ingress, task)));
+        for (ingress, task) in members.filter(|(_, task)| changed(&task.address)) {
             dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.remove(&convert::v4(task.address));
-            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, task));
+            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, ingress, task));
         }
     }
 
@@ -132,7 +133,7 @@ impl DesiredState {
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
             dirty.backends.insert(convert::v4(task.address));
-            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, task));
+            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, now.ingress, task));
             if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
                 backends.insert(task.address);
             }

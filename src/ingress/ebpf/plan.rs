@@ -1,10 +1,10 @@
 //! The steps from the current contents of the maps and attachments to the desired ones. Pure.
 
-use super::desired::DesiredDatapath;
+use super::desired::{DesiredDatapath, DesiredPort};
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
-use skep_ebpf::{Frontend, Vip, convert};
+use skep_ebpf::{Frontend, Port, Target, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -30,6 +30,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
     steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
+    let targets = targets(desired, dirty);
+    steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
     steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
     let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
@@ -47,9 +49,27 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
+    if dirty.is_none() {
+        // Whether another port has the same target shows only when all are looked at.
+        steps.extend(tables.targets.difference(&targets).map(|target| EbpfStep::RemoveTarget(*target)));
+    }
     let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
     steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));
     steps
+}
+
+/// The ports in containers that the ports which changed lead to, or all.
+fn targets(desired: &DesiredDatapath, dirty: Option<&Dirty>) -> BTreeSet<Target> {
+    let target = |(key, port): (&Port, &DesiredPort)| Target {
+        owner: port.owner,
+        port: port.target,
+        protocol: key.protocol,
+        zero: 0,
+    };
+    match dirty {
+        None => desired.ports.iter().map(target).collect(),
+        Some(dirty) => dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(target).collect(),
+    }
 }
 
 /// Containers that these steps remove from the backends of a virtual address.

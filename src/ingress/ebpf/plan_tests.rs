@@ -43,7 +43,7 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
     }
     desired.backends = backends(replicas)
         .into_iter()
-        .map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2], owner: 1 }))
+        .map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2], owner: 1, flags: 0 }))
         .collect();
     desired.links.insert(ProgramLink { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
@@ -68,6 +68,8 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemovePort(port) => drop(tables.ports.remove(&port)),
             EbpfStep::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
             EbpfStep::RemoveBackend(address) => drop(tables.backends.remove(&address)),
+            EbpfStep::AddTarget(target) => assert!(tables.targets.insert(target)),
+            EbpfStep::RemoveTarget(target) => assert!(tables.targets.remove(&target)),
             EbpfStep::AddLocal(address) => assert!(tables.locals.insert(address)),
             EbpfStep::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
             EbpfStep::AddUplink(index) => assert!(tables.uplinks.insert(index)),

@@ -59,7 +59,7 @@ async fn a_second_run_takes_over_what_the_first_left() {
         link(Hook::FromHost, MESH_END, devices.mesh_end),
     ];
     let attach: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
-    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2], owner: 1 };
+    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2], owner: 1, flags: 0 };
     let address = skep_ebpf::convert::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
     first.apply(&[EbpfStep::SetBackend(address, backend)]).await.expect("sets");

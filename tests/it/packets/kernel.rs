@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source, Tuple, V4, Watch,
+    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source, Target, Tuple, V4, Watch,
     WatchedSecond,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,7 @@ use std::process::Command;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 /// Offsets of fields of `struct __sk_buff`, and its size.
+const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const SK_BUFF: usize = 192;
@@ -53,6 +54,14 @@ pub struct Context {
     pub device: u32,
     /// Of a forwarded packet the device that it arrived by; else 0.
     pub arrived_by: u32,
+    /// Of the socket that sent it.
+    pub mark: u32,
+}
+
+impl Context {
+    pub fn at(device: u32) -> Self {
+        Self { device, arrived_by: 0, mark: 0 }
+    }
 }
 
 /// A run of a program.
@@ -247,10 +256,13 @@ impl Kernel {
         map.set(0, config, 0).unwrap();
     }
 
-    /// A backend of this node that belongs to the service `owner`.
+    /// A backend of this node that belongs to the service `owner`, which publishes the container's port 80.
     pub fn backend(&mut self, task: &str, owner: u32) {
-        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner };
+        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner, flags: INGRESS };
         self.set("BACKENDS", v4(task), backend);
+        for protocol in [TCP, UDP] {
+            self.set("TARGETS", Target { owner, port: 80_u16.to_be(), protocol, zero: 0 }, 1_u32);
+        }
     }
 
     /// Publishes a port for both families, with a table of these backends; publishing it again replaces the table.
@@ -329,7 +341,7 @@ impl Kernel {
 
     /// Runs a program on a frame that arrives at, or leaves by, a device.
     pub fn run(&mut self, hook: &str, frame: &Frame, device: u32) -> Run {
-        self.run_with(hook, frame, Context { device, arrived_by: 0 })
+        self.run_with(hook, frame, Context::at(device))
     }
 
     /// Runs a program on a frame in a context.
@@ -339,12 +351,13 @@ impl Kernel {
 
     /// Runs a program on a packet as its device has it, with or without a link header.
     pub fn run_bytes(&mut self, hook: &str, packet: &[u8], device: u32) -> Run {
-        self.run_in(hook, packet, Context { device, arrived_by: 0 })
+        self.run_in(hook, packet, Context::at(device))
     }
 
     fn run_in(&mut self, hook: &str, input: &[u8], at: Context) -> Run {
         let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
         let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
+        context[MARK..MARK + 4].copy_from_slice(&at.mark.to_ne_bytes());
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&at.arrived_by.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.device.to_ne_bytes());
         let options = TestRunOptions {

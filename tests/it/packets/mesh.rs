@@ -3,7 +3,7 @@
 use super::build::*;
 use super::kernel::*;
 use skep_ebpf::packet::{REPLY, REQUEST, TCP_CHECKSUM, V6};
-use skep_ebpf::{Backend, Counter, Prefix, TAKEOVER_SILENCE};
+use skep_ebpf::{Backend, Counter, INGRESS, Prefix, TAKEOVER_SILENCE, Target};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Two other nodes. The tunnel has no link header, the kernel's test runs take the first bytes for one: its type is bytes 4 and
@@ -175,10 +175,37 @@ fn a_connection_moves_between_this_node_and_another_one_only_after_silence() {
     });
 }
 
+/// Review, section B: a node that is taken over reaches published ports, as every client does, and nothing else.
+#[test]
+fn a_request_reaches_published_ports_of_containers_on_ingress_only() {
+    in_namespaces(|kernel| {
+        kernel.backend("10.0.0.11", 7);
+        let to = |kernel: &mut Kernel, container: &str, flags| {
+            let segment = Frame::segment(CLIENT, container, flags, (1, 1), b"");
+            let packet = translated(kernel, REQUEST, ENTRY, &segment);
+            kernel.run_bytes("from_mesh", &packet, kernel.uplink).decision
+        };
+        for flags in [SYN, ACK] {
+            assert_eq!(to(kernel, "10.0.0.11:9200", flags), Decision::Drop, "not published");
+        }
+        assert_eq!(to(kernel, CONTAINER, SYN), Decision::Redirect);
+        kernel.remove::<_, u32>("TARGETS", Target { owner: 7, port: 80_u16.to_be(), protocol: TCP, zero: 0 });
+        assert_eq!(to(kernel, CONTAINER, ACK), Decision::Redirect, "a connection goes on when its port is not published any more");
+        let internal = Backend { ifindex: kernel.uplink, serving: 1, prefix: [0; 2], owner: 7, flags: 0 };
+        kernel.backend("10.0.0.12", 7);
+        assert_eq!(to(kernel, "10.0.0.12:80", SYN), Decision::Redirect);
+        kernel.set("BACKENDS", v4("10.0.0.12"), internal);
+        for flags in [SYN, ACK] {
+            assert_eq!(to(kernel, "10.0.0.12:80", flags), Decision::Drop, "on another network");
+        }
+        assert_eq!(kernel.counted(Counter::DropForged), 4);
+    });
+}
+
 #[test]
 fn only_the_node_of_a_container_answers_for_it() {
     in_namespaces(|kernel| {
-        let remote = Backend { ifindex: 0, serving: 1, prefix: ENTRY, owner: 7 };
+        let remote = Backend { ifindex: 0, serving: 1, prefix: ENTRY, owner: 7, flags: INGRESS };
         kernel.set("BACKENDS", v4("10.0.0.11"), remote);
         kernel.publish(TCP, 8080, &["10.0.0.11"], 0);
         let syn = Frame::tcp(CLIENT, "192.0.2.1:8080", SYN);
