@@ -3,7 +3,9 @@
 
 use crate::change::{End, nat_rewrite};
 use crate::ctx::{ethertype, ifindex, is_for_host, raw, seconds};
-use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, remove_established, replace_reply};
+use crate::flows::{
+    Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
+};
 use crate::maps::{
     BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, SLOTS, UPLINKS, add, config, count, is_source, lookup, lookup_lru,
 };
@@ -135,7 +137,14 @@ fn is_allowed(packet: &Packet, key: &Port) -> bool {
 /// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
 /// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
 #[inline(always)]
-fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, known: Option<Found<Flow>>, now: u32) -> Option<Flow> {
+fn new_flow(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    config: &Config,
+    key: &Port,
+    known: Option<Found<Flow>>,
+    now: u32,
+) -> Option<Flow> {
     if packet.is(PacketKind::IcmpError) {
         return None;
     }
@@ -147,7 +156,10 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     }
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
     // Replies to connections of the host, and packets of a connection that a socket of the host has.
-    if established && known.is_none() && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
+    if established
+        && known.is_none()
+        && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet))
+    {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
@@ -163,15 +175,25 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     let owner = lookup(&BACKENDS, &backend)?.owner;
     if let Some(found) = known.filter(|found| found.established) {
         let flow = *found.get();
+        fill_container(packet, config, &flow);
         if !established && flow.backend == backend && flow.target == frontend.target && flow.owner == owner {
-            // The container knows whether the connection is over.
+            // The container knows whether the earlier connection is over.
+            found.touch(now, packet.device);
+            begin_again(&packet.reverse);
+            count(Counter::PortNew);
+            add(PORT_COUNTS.get_ptr_mut(key));
             return Some(flow);
         }
-        fill_container(packet, config, &flow);
         remove_established(&packet.tuple, &packet.reverse);
     }
-    let mut flow =
-        Flow { backend, target: frontend.target, client_port: packet.tuple.source_port, ifindex: packet.device, owner, seen: now };
+    let mut flow = Flow {
+        backend,
+        target: frontend.target,
+        client_port: packet.tuple.source_port,
+        ifindex: packet.device,
+        owner,
+        seen: now,
+    };
     fill_container(packet, config, &flow);
     let reply = Reply {
         address: packet.tuple.destination,

@@ -111,6 +111,15 @@ pub fn remove_established(client: &Tuple, container: &Tuple) {
     let _ = TCP_FLOWS.remove(client);
 }
 
+/// Forgets the FINs of an earlier connection of the same tuple, by the container's.
+#[inline(always)]
+pub fn begin_again(container: &Tuple) {
+    if let Some(value) = TCP_REPLIES.get_ptr_mut(container) {
+        // SAFETY: as in `Found::get`.
+        unsafe { (*value).flags &= !(CLIENT_FIN | CONTAINER_FIN) };
+    }
+}
+
 /// Follows the state of a connection by a packet of the client: `packet.tuple` is that of its flow, `packet.reverse` that of the
 /// reply entry.
 #[inline(always)]

@@ -5,14 +5,19 @@
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
 use crate::ctx::{ethertype, raw, seconds};
-use crate::flows::{Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply};
+use crate::flows::{
+    Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply,
+};
 use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::refuse::refuse;
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero, same_node};
+use skep_ebpf::{
+    Address, Backend, Config, Counter, Flow, FragmentState, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero,
+    same_node,
+};
 
 /// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
 #[inline(always)]

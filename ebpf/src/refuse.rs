@@ -6,9 +6,7 @@ use crate::parse::{ETH_V4, Packet};
 use aya_ebpf::bindings::{__sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
 use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{
-    self, ACK, ETHERNET, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, V4, V6, byte, fold, header_checksum, sum,
-};
+use skep_ebpf::packet::{self, ACK, ETHERNET, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, V4, V6, byte, fold, header_checksum, sum};
 
 /// Length of a TCP header without options.
 const TCP_HEADER: usize = 20;

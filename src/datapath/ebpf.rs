@@ -7,6 +7,7 @@
 mod aging;
 mod attachment;
 mod batch;
+mod clock;
 mod datapath;
 mod device_changes;
 mod dump;

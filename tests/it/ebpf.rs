@@ -4,6 +4,7 @@
 mod foreign_program;
 mod kernel;
 mod load;
+mod migration;
 mod namespace;
 mod packet;
 mod published_ports;

@@ -167,9 +167,11 @@ mod tests {
     fn a_reply_entry_ends_with_its_flow_or_by_its_own_age() {
         let backends = backends();
         let ages = Ages { backends: &backends, now: 1_000_000, idle: 432_000 };
-        let container = Tuple { source: mapped(11), destination: mapped(99), source_port: 80, destination_port: 5, ..Tuple::default() };
+        let container =
+            Tuple { source: mapped(11), destination: mapped(99), source_port: 80, destination_port: 5, ..Tuple::default() };
         let own = Reply { address: mapped(1), port: 8080, client_port: 6, ..Reply::default() };
-        let expected = Tuple { source: mapped(99), destination: mapped(1), source_port: 6, destination_port: 8080, ..Tuple::default() };
+        let expected =
+            Tuple { source: mapped(99), destination: mapped(1), source_port: 6, destination_port: 8080, ..Tuple::default() };
         assert!(!ages.is_reply_over(&container, &own, |client| *client == expected));
         assert!(ages.is_reply_over(&container, &own, |_| false));
         let of = |silent| Reply { entry: [1, 2], seen: ages.now - silent, ..Reply::default() };

@@ -35,7 +35,7 @@ pub(super) struct Batches {
 }
 
 /// What a read found.
-pub(super) struct Batch {
+pub(super) struct BatchRead {
     pub(super) entries: usize,
     /// The end was reached; the next read begins again.
     pub(super) last: bool,
@@ -59,7 +59,7 @@ impl Batches {
     ///
     /// # Errors
     /// The kernel's; the next read begins again then.
-    pub(super) fn read(&mut self, map: BorrowedFd<'_>) -> io::Result<Batch> {
+    pub(super) fn read(&mut self, map: BorrowedFd<'_>) -> io::Result<BatchRead> {
         let mut attr = BatchAttr {
             in_batch: if self.begun { self.position.as_ptr() as u64 } else { 0 },
             out_batch: self.position.as_mut_ptr() as u64,
@@ -74,14 +74,16 @@ impl Batches {
         let error = (done < 0).then(io::Error::last_os_error);
         self.begun = error.is_none();
         match error {
-            None => Ok(Batch { entries: attr.count as usize, last: false }),
-            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Batch { entries: attr.count as usize, last: true }),
+            None => Ok(BatchRead { entries: attr.count as usize, last: false }),
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(BatchRead { entries: attr.count as usize, last: true })
+            }
             Some(error) => Err(error),
         }
     }
 
     /// The entries of the last batch that was read, as bytes.
-    pub(super) fn entries(&self, batch: &Batch) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub(super) fn entries(&self, batch: &BatchRead) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.keys.chunks_exact(self.key_size).zip(self.values.chunks_exact(self.value_size)).take(batch.entries)
     }
 }

@@ -1,8 +1,8 @@
 //! The loaded eBPF datapath: observes it, carries out steps, removes it.
 
 use super::aging::Aging;
+use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::events::monotonic;
 use super::hook::{Hook, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;

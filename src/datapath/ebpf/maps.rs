@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use skep_ebpf::{Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, Target, V4, Vip, convert};
+use skep_ebpf::{
+    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, Target, V4, Vip, convert,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 

@@ -1,7 +1,7 @@
 //! Carries the flows of a running build of an earlier layout, or of maps of another size, over to this one's maps, so that an
 //! upgrade loses none. Everything else in the maps is written again from the view.
 
-use super::events::monotonic;
+use super::clock::monotonic;
 use anyhow::Context as _;
 use aya::maps::{HashMap, Map, MapData};
 use aya::{Ebpf, Pod};
@@ -113,7 +113,8 @@ fn copy<Old: Pod, New: Pod>(
 ) -> anyhow::Result<usize> {
     let old = MapData::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
     let old = Map::from_map_data(old).context("not a map of a known type")?;
-    let old: HashMap<MapData, Tuple, Old> = HashMap::try_from(old).with_context(|| format!("{} has other entries", pin.display()))?;
+    let old: HashMap<MapData, Tuple, Old> =
+        HashMap::try_from(old).with_context(|| format!("{} has other entries", pin.display()))?;
     let mut copied = 0;
     // An entry may end while the map is read: what cannot be read is not copied.
     for (tuple, value) in old.iter().flatten() {

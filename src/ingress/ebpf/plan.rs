@@ -60,12 +60,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
 
 /// The ports in containers that the ports which changed lead to, or all.
 fn targets(desired: &DesiredDatapath, dirty: Option<&Dirty>) -> BTreeSet<Target> {
-    let target = |(key, port): (&Port, &DesiredPort)| Target {
-        owner: port.owner,
-        port: port.target,
-        protocol: key.protocol,
-        zero: 0,
-    };
+    let target =
+        |(key, port): (&Port, &DesiredPort)| Target { owner: port.owner, port: port.target, protocol: key.protocol, zero: 0 };
     match dirty {
         None => desired.ports.iter().map(target).collect(),
         Some(dirty) => dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(target).collect(),

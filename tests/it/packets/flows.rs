@@ -222,6 +222,10 @@ fn a_new_connection_of_an_established_tuple_asks_the_table() {
         one.handshake(kernel);
         assert_eq!(one.asks(kernel, SYN, 0), Decision::Redirect);
         assert!(one.is_established(kernel), "the same task: it knows whether the connection is over");
+        one.asks(kernel, FIN | ACK, ISN.wrapping_add(1));
+        one.asks(kernel, SYN, 0);
+        one.answers(kernel, FIN | ACK);
+        assert!(one.is_established(kernel), "the first FIN was that of the earlier connection");
         kernel.publish(TCP, 8080, &["10.0.0.12"], 0);
         assert_eq!(one.asks(kernel, SYN, 0), Decision::Redirect);
         let other = Connection { container: "10.0.0.12:80", ..one.clone() };

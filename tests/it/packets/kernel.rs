@@ -9,8 +9,8 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source, Target, Tuple, V4, Watch,
-    WatchedSecond,
+    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source,
+    Target, Tuple, V4, Watch, WatchedSecond,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

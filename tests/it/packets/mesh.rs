@@ -20,14 +20,23 @@ fn bytes(prefix: Prefix, direction: u32, address: Ipv4Addr) -> Vec<u8> {
 
 /// A TCP segment over IPv4, translated as another node sends it.
 fn translated(kernel: &Kernel, direction: u32, node: Prefix, segment: &Frame) -> Vec<u8> {
+    translated_between(node, kernel.prefix, direction, segment)
+}
+
+/// A client's segment, translated as this node sends it to the other one.
+fn translated_out(kernel: &Kernel, segment: &Frame) -> Vec<u8> {
+    translated_between(kernel.prefix, ENTRY, REQUEST, segment)
+}
+
+fn translated_between(from: Prefix, to: Prefix, direction: u32, segment: &Frame) -> Vec<u8> {
     let v4 = &segment.packet;
     let addresses: Vec<Ipv4Addr> = [12, 16].map(|at| <[u8; 4]>::try_from(&v4[at..at + 4]).unwrap().into()).into();
     let tcp = &v4[20..];
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend(u16::try_from(tcp.len()).unwrap().to_be_bytes());
     packet.extend([6, 64]);
-    packet.extend(bytes(node, direction, addresses[0]));
-    packet.extend(bytes(kernel.prefix, direction, addresses[1]));
+    packet.extend(bytes(from, direction, addresses[0]));
+    packet.extend(bytes(to, direction, addresses[1]));
     let mut summed = packet[8..V6].to_vec();
     summed.extend(u32::try_from(tcp.len()).unwrap().to_be_bytes());
     summed.extend([0, 0, 0, 6]);
@@ -190,7 +199,11 @@ fn a_request_reaches_published_ports_of_containers_on_ingress_only() {
         }
         assert_eq!(to(kernel, CONTAINER, SYN), Decision::Redirect);
         kernel.remove::<_, u32>("TARGETS", Target { owner: 7, port: 80_u16.to_be(), protocol: TCP, zero: 0 });
-        assert_eq!(to(kernel, CONTAINER, ACK), Decision::Redirect, "a connection goes on when its port is not published any more");
+        assert_eq!(
+            to(kernel, CONTAINER, ACK),
+            Decision::Redirect,
+            "a connection goes on when its port is not published any more"
+        );
         let internal = Backend { ifindex: kernel.uplink, serving: 1, prefix: [0; 2], owner: 7, flags: 0 };
         kernel.backend("10.0.0.12", 7);
         assert_eq!(to(kernel, "10.0.0.12:80", SYN), Decision::Redirect);
@@ -222,5 +235,40 @@ fn only_the_node_of_a_container_answers_for_it() {
         let expected = Frame::segment("192.0.2.1:8080", CLIENT, SYN | ACK, (ISN, 2), b"");
         assert_eq!(run.bytes[34..], expected.packet[20..]);
         assert_eq!(run.bytes[26..34], expected.packet[12..20]);
+    });
+}
+
+/// What `from_host` makes of a client's packet: the container's device, or the node that has it.
+#[test]
+fn a_client_s_packet_from_the_host_is_delivered_or_sent_to_the_container_s_node() {
+    in_namespaces(|kernel| {
+        kernel.backend("10.0.0.11", 7);
+        let frames = [
+            Frame::tcp(CLIENT, CONTAINER, SYN),
+            Frame::udp(CLIENT, CONTAINER),
+            Frame::tcp("[2001:db8:1::9]:40000", "[2fd:0:900::a00:b]:80", SYN),
+        ];
+        for frame in &frames {
+            let run = kernel.run("from_host", frame, kernel.uplink);
+            assert_eq!((run.decision, &run.bytes), (Decision::Redirect, &frame.bytes()), "here: unchanged");
+        }
+        let remote = Backend { ifindex: 0, serving: 1, prefix: ENTRY, owner: 7, flags: INGRESS };
+        kernel.set("BACKENDS", v4("10.0.0.11"), remote);
+        for (frame, next) in frames.iter().zip([4, 4, 41]) {
+            let run = kernel.run("from_host", frame, kernel.uplink);
+            assert_eq!(run.decision, Decision::Redirect);
+            let (header, inner) = run.bytes[14..].split_at(V6);
+            assert_eq!(header[24..32], bytes(ENTRY, REQUEST, Ipv4Addr::UNSPECIFIED)[..8], "to its node");
+            if header[6] == next {
+                assert_eq!(inner, frame.packet, "encapsulated, unchanged");
+            } else {
+                assert_eq!(run.bytes[14..], translated_out(kernel, frame), "translated");
+            }
+        }
+        kernel.remove::<_, Backend>("BACKENDS", v4("10.0.0.11"));
+        for frame in &frames {
+            assert_eq!(kernel.run("from_host", frame, kernel.uplink).decision, Decision::Drop, "of no container");
+        }
+        assert_eq!(kernel.counted(Counter::DropBackend), 3);
     });
 }

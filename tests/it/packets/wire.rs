@@ -129,7 +129,7 @@ fn a_reply_leaves_by_the_uplink_that_the_routes_name() {
         // All arrive by the second uplink.
         let to = "192.0.2.1:8080";
         for client in ["203.0.113.9:4001", "203.0.113.200:4002", "198.18.0.9:4003"] {
-            let syn = Frame::tcp(client, to, SYN);
+            let syn = Frame::tcp(client, to, SYN).for_mac(OTHER_UPLINK_MAC);
             assert_eq!(kernel.run("from_uplink", &syn, kernel.other_uplink).decision, Decision::Redirect);
             send(ifindex("meshend"), &Frame::tcp(to, client, SYN | ACK).bytes());
         }
