@@ -1,7 +1,7 @@
 //! Entry points: one per hook.
 
 use crate::vip::{Call, Outcome, SockaddrFamily, address, port, translate, untranslate};
-use crate::{clients, containers, mesh, seen};
+use crate::{clients, containers, leaving, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
@@ -100,8 +100,8 @@ macro_rules! packets {
 
 packets! {
     from_uplink in clients;
-    to_uplink in clients;
-    out_uplink in clients;
+    to_uplink in leaving;
+    out_uplink in leaving;
     from_host in mesh;
     from_mesh in mesh;
     from_container in containers;

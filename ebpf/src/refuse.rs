@@ -1,5 +1,5 @@
-//! Answers a packet of a client for a container that this node does not have, as a host answers one to a port that nobody
-//! listens on: the packet becomes RST or "port unreachable", in place.
+//! Answers a packet of a client for a container that this node does not have, as a host answers one to a port without
+//! a socket: the packet becomes RST or "port unreachable", in place.
 
 use crate::ctx::{ethertype, raw};
 use crate::parse::{ETH_V4, Packet};

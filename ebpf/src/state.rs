@@ -13,8 +13,9 @@ pub const CONTAINER_FIN: u32 = 8;
 /// Flag of a reply entry: the connection found no room among the established ones, and was counted.
 pub const NO_ROOM: u32 = 16;
 
-/// Seconds of silence of an established connection's entry node from which a packet that comes by another one moves the connection
-/// there. The clock counts whole seconds, so this is at least one second. A client that did move repeats what it says until then.
+/// Seconds of silence of an established connection's entry node from which a packet that comes by another one moves the
+/// connection there. The clock counts whole seconds, so this is at least one second. A client that did move repeats what it
+/// says until then.
 pub const TAKEOVER_SILENCE: u32 = 2;
 
 impl Reply {

@@ -23,6 +23,7 @@ mod occupancy;
 mod programs;
 mod return_routes;
 mod sandbox;
+mod sizes;
 mod slots;
 mod state;
 mod step;

@@ -3,6 +3,7 @@
 
 use super::hook::{Hook, HookSide, ProgramLink};
 use super::migration::{RESIZED, migrate_flows};
+use super::sizes::Sizes;
 use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
@@ -68,7 +69,7 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Maps that an earlier run pinned are opened with the size that they have.
-    let sizes = Sizes::new(memory(), tcp_flows);
+    let sizes = Sizes::of_machine(tcp_flows);
     set_resized_aside(dir, sizes.tcp_flows)?;
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut loader = EbpfLoader::new();
@@ -154,40 +155,6 @@ fn remove_other_maps(dir: &Path) {
             && let Err(error) = fs::remove_dir_all(&path)
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove the maps of another layout");
-        }
-    }
-}
-
-/// Memory of this machine in bytes; 0 if it cannot be read.
-fn memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    total.unwrap_or_default() * 1024
-}
-
-/// Capacities of maps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Sizes {
-    slots: u32,
-    /// Established TCP connections.
-    tcp_flows: u32,
-    /// Connections that are not established, and as many UDP flows.
-    short_flows: u32,
-}
-
-impl Sizes {
-    /// Less than 1/32 of the memory (in bytes) if `tcp_flows` is 0, never more than 10,000 services and a million connections
-    /// need. Only established connections use memory as they come; the other maps have theirs from the beginning.
-    fn new(memory: u64, tcp_flows: u32) -> Self {
-        let share = |part: u64, bytes: u64, least: u32, most: u32| {
-            u32::try_from(memory / part / bytes).unwrap_or(most).clamp(least, most)
-        };
-        // A slot takes 8 bytes; a flow takes an entry of some 150 bytes in each of two maps.
-        Self {
-            slots: share(64, 8, 1 << 18, skep_ebpf::SLOTS),
-            tcp_flows: if tcp_flows == 0 { share(128, 300, 1 << 14, 1 << 20) } else { tcp_flows },
-            short_flows: share(256, 300, 1 << 13, 1 << 16),
         }
     }
 }
@@ -307,21 +274,7 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KernelVersion, Sizes, check_version};
-
-    #[test]
-    fn small_machines_keep_most_of_their_memory() {
-        let gigabyte = 1 << 30;
-        for gigabytes in [1, 2, 4, 64] {
-            let sizes = Sizes::new(gigabytes * gigabyte, 0);
-            let flows = u64::from(sizes.tcp_flows) + 2 * u64::from(sizes.short_flows);
-            assert!(u64::from(sizes.slots) * 8 + flows * 300 <= gigabytes * gigabyte / 32, "{gigabytes} GB: {sizes:?}");
-        }
-        let sizes = |slots, tcp_flows, short_flows| Sizes { slots, tcp_flows, short_flows };
-        assert_eq!(Sizes::new(256 * gigabyte, 0), sizes(skep_ebpf::SLOTS, 1 << 20, 1 << 16));
-        assert_eq!(Sizes::new(0, 0), sizes(1 << 18, 1 << 14, 1 << 13));
-        assert_eq!(Sizes::new(0, 5_000).tcp_flows, 5_000, "as the setting says");
-    }
+    use super::{KernelVersion, check_version};
 
     #[test]
     fn an_old_kernel_is_refused_by_name() {

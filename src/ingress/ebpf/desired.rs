@@ -158,8 +158,8 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }
 
-/// The entry of a task's container on a network, which may be `ingress`; `None` if its node is unknown or down or the container has ended, so that its flows are
-/// selected again and answered, or if it is this node's and has no device yet.
+/// The entry of a task's container on a network; `ingress`: it is the one of that name. `None` if its node is unknown or down or
+/// the container has ended, so that its flows are selected again and answered, or if it is this node's and has no device yet.
 pub(super) fn backend(
     nodes: &NodesById,
     me: &NodeId,

@@ -4,7 +4,7 @@ use super::desired::{DesiredDatapath, DesiredPort};
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
-use skep_ebpf::{Frontend, Port, Target, Vip, convert};
+use skep_ebpf::{Frontend, Port, PortNumber, Target, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -30,7 +30,7 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
     steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
-    let targets = targets(desired, dirty);
+    let (targets, left) = targets(desired, tables, dirty);
     steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
     steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
@@ -49,23 +49,35 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
-    if dirty.is_none() {
-        // Whether another port has the same target shows only when all are looked at.
-        steps.extend(tables.targets.difference(&targets).map(|target| EbpfStep::RemoveTarget(*target)));
-    }
+    steps.extend(left.into_iter().map(EbpfStep::RemoveTarget));
     let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
     steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));
     steps
 }
 
-/// The ports in containers that the ports which changed lead to, or all.
-fn targets(desired: &DesiredDatapath, dirty: Option<&Dirty>) -> BTreeSet<Target> {
-    let target =
-        |(key, port): (&Port, &DesiredPort)| Target { owner: port.owner, port: port.target, protocol: key.protocol, zero: 0 };
-    match dirty {
-        None => desired.ports.iter().map(target).collect(),
-        Some(dirty) => dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(target).collect(),
+/// The ports in containers that the published ports which changed, or all, lead to; and those that none leads to any more.
+fn targets(desired: &DesiredDatapath, tables: &Tables, dirty: Option<&Dirty>) -> (BTreeSet<Target>, BTreeSet<Target>) {
+    let wanted = |(key, port): (&Port, &DesiredPort)| target(key, port.owner, port.target);
+    let Some(dirty) = dirty else {
+        let all: BTreeSet<Target> = desired.ports.iter().map(wanted).collect();
+        let left = tables.targets.difference(&all).copied().collect();
+        return (all, left);
+    };
+    let changed = dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(wanted).collect();
+    let before =
+        dirty.ports.iter().filter_map(|key| Some(target(key, tables.ports.get(key)?.owner, tables.ports.get(key)?.target)));
+    let mut left: BTreeSet<Target> = before.filter(|target| tables.targets.contains(target)).collect();
+    if !left.is_empty() {
+        // Another port may have the same target.
+        for still in desired.ports.iter().map(wanted) {
+            left.remove(&still);
+        }
     }
+    (changed, left)
+}
+
+fn target(key: &Port, owner: u32, port: PortNumber) -> Target {
+    Target { owner, port, protocol: key.protocol, zero: 0 }
 }
 
 /// Containers that these steps remove from the backends of a virtual address.

@@ -3,7 +3,7 @@
 use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Range, Slots, Tables};
-use skep_ebpf::{Backend, Port, Source, V4, Vip, convert, packet};
+use skep_ebpf::{Backend, Port, Source, Target, V4, Vip, convert, packet};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -216,4 +216,24 @@ fn a_table_that_found_no_room_is_placed_in_freed_slots_later() {
     assert_eq!(pass(&desired(1, 4)), (true, false), "no room for both tables");
     assert_eq!(pass(&desired(1, 4)), (false, true), "in the slots of the old table");
     assert_eq!(plan(&desired(1, 4), &state), []);
+}
+
+#[test]
+fn a_target_is_removed_when_no_port_leads_to_it_any_more() {
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
+    let mut desired = DesiredDatapath::default();
+    let to = |target| DesiredPort { target: convert::port(target), owner: 7, ..DesiredPort::default() };
+    desired.ports = [(port(80), to(8080)), (port(81), to(8080)), (port(82), to(9090))].into();
+    apply(&mut state, &mut memory, &plan(&desired, &state));
+    let target = |number| Target { owner: 7, port: convert::port(number), protocol: packet::TCP, zero: 0 };
+    assert_eq!(state.tables.targets, [target(8080), target(9090)].into());
+    desired.ports.remove(&port(80));
+    desired.ports.remove(&port(82));
+    desired.ports.insert(port(83), to(7070));
+    let ports = [port(80), port(82), port(83)].into();
+    let changed = Changed::Only(super::dirty::Dirty { ports, ..Default::default() });
+    let steps = super::plan(&desired, &state, &mut SlotAllocator::from_tables(&state.tables), &changed);
+    apply(&mut state, &mut memory, &steps);
+    assert_eq!(state.tables.targets, [target(7070), target(8080)].into(), "port 81 still leads to 8080");
+    assert_eq!(plan(&desired, &state), []);
 }
