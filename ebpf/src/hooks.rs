@@ -1,12 +1,15 @@
 //! Entry points: one per hook.
 
-use crate::vip::{Call, Outcome, SockaddrFamily, address, port, translate, untranslate};
+use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol};
+use crate::client_flow::{choose_source, mark_socket};
+use crate::maps::{MEMBERS, lookup};
+use crate::vip::{Call, Outcome, translate, untranslate};
 use crate::{clients, containers, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use skep_ebpf::packet::mapped;
-use skep_ebpf::{Counter, RefusalEvent, hook_number};
+use skep_ebpf::{Counter, NetnsMembership, RefusalEvent, hook_number};
 
 /// With the feature `changed` every program has other instructions than without, and the same behaviour.
 #[inline(always)]
@@ -53,9 +56,43 @@ fn call_event(ctx: &SockAddrContext, inet4: bool) -> RefusalEvent {
     let family = if inet4 { SockaddrFamily::Inet } else { SockaddrFamily::Inet6 };
     let mut event = RefusalEvent { destination: mapped(address(ctx, family).unwrap_or(0)), ..RefusalEvent::default() };
     event.destination_port = port(ctx);
-    // SAFETY: the kernel passes a valid context.
-    event.protocol = unsafe { (*ctx.sock_addr).protocol } as u8;
+    event.protocol = protocol(ctx) as u8;
     event
+}
+
+/// Cookie of the socket's network namespace, if that is a container's on a network of the swarm. These programs run for every
+/// process of the machine: all others leave here.
+#[inline(always)]
+fn container(ctx: &SockAddrContext) -> Option<u64> {
+    let cookie = netns_cookie(ctx);
+    lookup(&MEMBERS, &NetnsMembership::any(cookie))?;
+    Some(cookie)
+}
+
+/// `connect`.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    let cookie = container(ctx)?;
+    let outcome = translate(ctx, family, Call::Connect, cookie);
+    if outcome.is_none() {
+        mark_socket(ctx, family, cookie);
+    }
+    outcome
+}
+
+/// `sendmsg` and `sendto`.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    // A connected socket that sends with control data: the call names no destination.
+    if port(ctx) == 0 {
+        return None;
+    }
+    let cookie = container(ctx)?;
+    let outcome = translate(ctx, family, Call::SendMsg, cookie);
+    if outcome.is_none() {
+        choose_source(ctx, family, cookie);
+    }
+    outcome
 }
 
 macro_rules! calls {
@@ -76,10 +113,10 @@ macro_rules! calls {
 }
 
 calls! {
-    connect4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::Connect);
-    connect6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::Connect);
-    sendmsg4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::SendMsg);
-    sendmsg6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::SendMsg);
+    connect4: |ctx| connect(ctx, SockaddrFamily::Inet);
+    connect6: |ctx| connect(ctx, SockaddrFamily::Inet6);
+    sendmsg4: |ctx| send(ctx, SockaddrFamily::Inet);
+    sendmsg6: |ctx| send(ctx, SockaddrFamily::Inet6);
     recvmsg4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
     recvmsg6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
     getpeername4: |ctx| untranslate(ctx, SockaddrFamily::Inet);

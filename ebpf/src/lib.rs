@@ -53,11 +53,11 @@ shared! {
         /// [`owner`] of the service.
         owner: u32,
     }
-    /// Key of the set of network namespaces whose socket calls to virtual addresses are translated, by network.
+    /// Key of the container network namespaces whose socket calls are translated, by network.
     NetnsMembership {
         /// Cookie of the network namespace.
         cookie: u64,
-        /// Network address of the network.
+        /// Network address of the network; 0 in the entry that says that the namespace is on a network at all.
         network: V4,
         zero: u32,
     }
@@ -186,6 +186,8 @@ shared! {
         prefix: Prefix,
         /// First half of every container's IPv6 address.
         containers: Prefix,
+        /// Network address of the network `ingress`; 0 if this node has no container on it.
+        ingress: V4,
         /// Seconds without a datagram of the client after which a UDP flow is over.
         udp_idle: u32,
         /// UDP port of the tunnel on this node: never a published port.
@@ -201,6 +203,18 @@ impl Port {
         u32::from(self.protocol) | u32::from(self.family) << 8 | u32::from(self.port) << 16
     }
 }
+
+impl NetnsMembership {
+    /// The key of a namespace that is on a network, whichever that is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any(cookie: u64) -> Self {
+        Self { cookie, network: 0, zero: 0 }
+    }
+}
+
+/// Mark (`SO_MARK`) of connected UDP sockets to clients of a published port.
+pub const CLIENT_MARK: u32 = 0x5e7e_2377;
 
 /// Scope of the sources whose packets to published ports are not translated.
 pub const NO_CLIENT: u32 = 0;
@@ -297,7 +311,7 @@ mod tests {
         assert_eq!(size_of::<Reply>(), 32);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
-        assert_eq!(size_of::<Config>(), 40);
+        assert_eq!(size_of::<Config>(), 44);
     }
 
     #[test]

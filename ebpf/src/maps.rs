@@ -12,8 +12,9 @@ use skep_ebpf::{
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map]
 pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
+/// The container's address on the network.
 #[map]
-pub static MEMBERS: HashMap<NetnsMembership, u32> = HashMap::pinned(8_192, 1);
+pub static MEMBERS: HashMap<NetnsMembership, V4> = HashMap::pinned(8_192, 1);
 /// The virtual address that a socket asked for.
 #[map]
 pub static PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(65_536, 0);

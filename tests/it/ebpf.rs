@@ -5,6 +5,7 @@ mod foreign_program;
 mod kernel;
 mod load;
 mod namespace;
+mod own_port;
 mod packet;
 mod published_ports;
 mod servers;

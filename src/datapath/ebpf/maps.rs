@@ -115,7 +115,7 @@ impl Loaded {
         let mut tables = Tables {
             config: config.get(&0, 0).map_err(|e| named("CONFIG", &e))?,
             vips: self.dump::<V4, Vip>("VIPS")?,
-            members: self.dump::<NetnsMembership, u32>("MEMBERS")?.into_keys().collect(),
+            members: self.dump::<NetnsMembership, V4>("MEMBERS")?,
             ports: self.dump::<Port, Frontend>("PORTS")?,
             backends: self.dump::<V4, Backend>("BACKENDS")?,
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
@@ -166,8 +166,8 @@ impl Loaded {
             EbpfStep::RemoveUplink(index) => self.unset::<_, u32>("UPLINKS", *index),
             EbpfStep::AddSource(length, source) => self.add_source(*length, *source),
             EbpfStep::RemoveSource(length, source) => self.remove_source(*length, *source),
-            EbpfStep::AddMember(member) => self.set("MEMBERS", *member, 1_u32),
-            EbpfStep::RemoveMember(member) => self.unset::<_, u32>("MEMBERS", *member),
+            EbpfStep::AddMember(member, address) => self.set("MEMBERS", *member, *address),
+            EbpfStep::RemoveMember(member) => self.unset::<_, V4>("MEMBERS", *member),
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => Ok(()),
         }
     }

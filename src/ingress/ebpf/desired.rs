@@ -6,7 +6,9 @@ use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
 use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
+use crate::datapath::ebpf::{
+    HOST_END, Hook, HostDevices, MESH_END, Members, ProgramLink, SCTP, Slots, Sources, ports_unavailable,
+};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::EndpointMode;
@@ -14,8 +16,7 @@ use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
-    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NODE, NetnsMembership, Port, PortNumber, Source, V4, convert, owner,
-    packet,
+    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Source, V4, convert, owner, packet,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,7 +29,7 @@ pub struct DesiredDatapath {
     /// By virtual address.
     pub vips: BTreeMap<V4, DesiredVip>,
     /// Container namespaces on networks.
-    pub members: BTreeSet<NetnsMembership>,
+    pub members: Members,
     /// Published ports. Those that the eBPF datapath does not serve are included without backends: the programs must still
     /// recognise packets that leave from these port numbers.
     pub ports: BTreeMap<Port, DesiredPort>,
@@ -123,6 +124,7 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
         prefix: convert::prefix(own.subnet.addr()),
         containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        ingress: view.networks.by_id.values().find(|network| network.ingress).map_or(0, |n| convert::v4(n.subnet.network())),
         udp_idle: u32::try_from(inputs.udp_idle.as_secs()).unwrap_or(u32::MAX).max(1),
         tunnel_port: convert::port(own.endpoints.first().map_or(DEFAULT_PORT, SocketAddr::port)),
         zero: 0,

@@ -31,7 +31,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
-    steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
+    let new_members = desired.members.iter().filter(|(member, address)| tables.members.get(*member) != Some(*address));
+    steps.extend(new_members.map(|(member, address)| EbpfStep::AddMember(*member, *address)));
     let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
     let mut missing: Vec<&ProgramLink> = desired.links.difference(&actual.links).collect();
     missing.sort_by_key(order);
@@ -43,7 +44,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     // An attachment that this plan replaces in place keeps its pin.
     let replaced: BTreeSet<String> = desired.links.iter().map(ProgramLink::pin).collect();
     steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
-    steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
+    let old_members = tables.members.keys().filter(|member| !desired.members.contains_key(*member));
+    steps.extend(old_members.map(|member| EbpfStep::RemoveMember(*member)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));

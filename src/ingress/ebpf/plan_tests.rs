@@ -74,8 +74,8 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemoveUplink(index) => assert!(tables.uplinks.remove(&index)),
             EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
             EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
-            EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),
-            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            EbpfStep::AddMember(member, address) => assert_ne!(tables.members.insert(member, address), Some(address)),
+            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member).is_some()),
             EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);

@@ -9,7 +9,7 @@ type Bytes = Vec<u8>;
 type Tables = BTreeMap<String, BTreeMap<Bytes, Bytes>>;
 
 /// Maps that are sets of keys: their values mean nothing.
-const SETS: [&str; 4] = ["LOCALS", "MEMBERS", "SOURCES", "UPLINKS"];
+const SETS: [&str; 3] = ["LOCALS", "SOURCES", "UPLINKS"];
 
 /// Settings with a reconciliation so often that a test does not wait long.
 const OFTEN: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 200\n";
