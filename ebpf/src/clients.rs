@@ -4,7 +4,7 @@
 use crate::change::{End, nat_rewrite};
 use crate::ctx::{ethertype, ifindex, is_for_host, raw, seconds};
 use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, UPLINKS, add, config, count, is_source, lookup,
+    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, UPLINKS, add, backend_at, config, count, is_source, lookup,
     lookup_lru,
 };
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
@@ -154,8 +154,8 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
         left(ctx, Counter::PassNotAllowed);
         return None;
     }
-    let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
-    let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
+    let hash = client_hash(config.hash_key, &packet.tuple, frontend.flags & AFFINITY != 0);
+    let backend = backend_at(slot(frontend.base, frontend.size, hash))?;
     let owner = lookup(&BACKENDS, &backend)?.owner;
     packet.fill_reverse();
     packet.reverse.source = container_address(config, packet.family, backend);

@@ -4,7 +4,7 @@
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, REPLIES, SLOTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, config, count, lookup, lookup_lru,
+    BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru,
 };
 use crate::mesh::{send_to_node, translate_reply};
 use crate::parse::{ETH_V4, Packet, PacketKind, parse};
@@ -93,8 +93,9 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     if vip.size == 0 {
         return Err(Verdict::Drop(Counter::VipEmpty));
     }
-    let index = slot(vip.base, vip.size, client_hash(&packet.tuple, false));
-    let backend = *SLOTS.get(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
+    let key = config().map_or([0; 2], |config| config.hash_key);
+    let index = slot(vip.base, vip.size, client_hash(key, &packet.tuple, false));
+    let backend = backend_at(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
     let owner = lookup(&BACKENDS, &backend).ok_or(Verdict::Drop(Counter::VipEmpty))?.owner;
     packet.fill_reverse();
     packet.reverse.source = mapped(backend);

@@ -95,6 +95,8 @@ counters! {
     PassNoClient = "pass_no_client", left "source_on_cluster_network";
     /// Packets to a published port that were left to the host: no task is in its table.
     PassNoBackend = "pass_no_backend", left "no_backend";
+    /// Calls to virtual addresses by sockets that are bound to another address than the container's on that network: refused.
+    VipForeignSource = "vip_foreign_source", drop "vip_from_foreign_address";
 }
 
 #[cfg(test)]
@@ -107,7 +109,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 23, "the size of a pinned map of LAYOUT 5");
+        assert_eq!(Counter::ALL.len(), 24, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Entry points: one per hook.
 
-use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol};
+use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol, socket};
 use crate::client_flow::{choose_source, mark_socket};
 use crate::maps::{MEMBERS, lookup};
 use crate::vip::{Call, Outcome, translate, untranslate};
@@ -27,19 +27,20 @@ const ALLOW: i32 = 1;
 /// Return value of a program at a socket call: the call fails, with EPERM if no other error was set.
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EADDRNOTAVAIL: i32 = 99;
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Set by the loader; a constant to the verifier, which never sees the helper
 /// where it is 0.
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u32 = 0;
 
-/// Lets the call fail with ECONNREFUSED where the kernel can, else with EPERM.
+/// Lets the call fail with an error where the kernel can, else with EPERM.
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(error: i32) -> i32 {
     // SAFETY: reads a constant; the helper takes a number.
     unsafe {
         if core::ptr::read_volatile(&HAS_SET_RETVAL) != 0 {
-            bpf_set_retval(-ECONNREFUSED);
+            bpf_set_retval(-error);
         }
     }
     REFUSE
@@ -69,6 +70,22 @@ fn container(ctx: &SockAddrContext) -> Option<u64> {
     Some(cookie)
 }
 
+/// Whether a datagram is for the peer that its socket is connected to, whose address `connect` has translated. The kernel runs
+/// these programs for such a datagram if it has control data, and then names no destination, or if the socket is an IPv6 one
+/// and its peer a mapped address.
+#[inline(always)]
+fn is_to_peer(ctx: &SockAddrContext, family: SockaddrFamily) -> bool {
+    let to = port(ctx);
+    if to == 0 {
+        return true;
+    }
+    // SAFETY: the verifier checks that these are fields of the socket that a program may read.
+    let Some(socket) = socket(ctx) else { return false };
+    family == SockaddrFamily::Inet
+        && unsafe { (*socket).dst_port } == to
+        && address(ctx, family) == Some(unsafe { (*socket).dst_ip4 })
+}
+
 /// `connect`.
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
@@ -83,8 +100,7 @@ fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
 /// `sendmsg` and `sendto`.
 #[inline(always)]
 fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
-    // A connected socket that sends with control data: the call names no destination.
-    if port(ctx) == 0 {
+    if is_to_peer(ctx, family) {
         return None;
     }
     let cookie = container(ctx)?;
@@ -95,19 +111,27 @@ fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
     outcome
 }
 
+/// `recvmsg`, `getpeername`, and `accept` with an address.
+#[inline(always)]
+fn name(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    container(ctx)?;
+    untranslate(ctx, family)
+}
+
 macro_rules! calls {
     ($($name:ident: $call:expr;)*) => {$(
         #[cgroup_sock_addr($name)]
         pub fn $name(ctx: SockAddrContext) -> i32 {
             begin();
             let call: fn(&SockAddrContext) -> Option<Outcome> = $call;
-            match call(&ctx) {
-                Some(Outcome::Refused) => {
-                    seen::refused(const { hook_number(stringify!($name)) }, Counter::VipEmpty, &mut call_event(&ctx, const { is_inet4(stringify!($name)) }));
-                    refuse()
-                }
-                Some(Outcome::Translated) | None => ALLOW,
-            }
+            let (reason, error) = match call(&ctx) {
+                Some(Outcome::Refused) => (Counter::VipEmpty, ECONNREFUSED),
+                Some(Outcome::ForeignSource) => (Counter::VipForeignSource, EADDRNOTAVAIL),
+                Some(Outcome::Translated) | None => return ALLOW,
+            };
+            let mut event = call_event(&ctx, const { is_inet4(stringify!($name)) });
+            seen::refused(const { hook_number(stringify!($name)) }, reason, &mut event);
+            refuse(error)
         }
     )*};
 }
@@ -117,10 +141,10 @@ calls! {
     connect6: |ctx| connect(ctx, SockaddrFamily::Inet6);
     sendmsg4: |ctx| send(ctx, SockaddrFamily::Inet);
     sendmsg6: |ctx| send(ctx, SockaddrFamily::Inet6);
-    recvmsg4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
-    recvmsg6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
-    getpeername4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
-    getpeername6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
+    recvmsg4: |ctx| name(ctx, SockaddrFamily::Inet);
+    recvmsg6: |ctx| name(ctx, SockaddrFamily::Inet6);
+    getpeername4: |ctx| name(ctx, SockaddrFamily::Inet);
+    getpeername6: |ctx| name(ctx, SockaddrFamily::Inet6);
 }
 
 macro_rules! packets {

@@ -45,7 +45,7 @@ pub struct Dump {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VipLine {
     pub network: Ipv4Addr,
-    pub backends: Vec<Ipv4Addr>,
+    pub backends: BTreeSet<Ipv4Addr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

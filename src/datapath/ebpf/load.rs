@@ -3,10 +3,9 @@
 
 use super::hook::{Hook, HookSide, ProgramLink};
 use super::migration::migrate_flows;
-use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::{Map, PerCpuHashMap, PerCpuValues};
+use aya::maps::{PerCpuHashMap, PerCpuValues};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -17,7 +16,6 @@ use skep_ebpf::{Counter, RefusalKey};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
@@ -40,7 +38,6 @@ pub(super) struct Loaded {
     pub(super) cgroup: Option<File>,
     /// Links that this run has created, with the program's id.
     pub(super) attached: BTreeMap<ProgramLink, u32>,
-    pub(super) slots: SlotMemory,
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
@@ -62,17 +59,16 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Maps that an earlier run pinned are opened with the size that they have.
-    let (slots, connections) = sizes(memory());
+    let (blocks, connections) = sizes(memory());
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut ebpf = EbpfLoader::new()
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .default_map_pin_directory(maps_dir(dir))
-        .map_max_entries("SLOTS", slots)
+        .map_max_entries("SLOTS", blocks)
         .map_max_entries("FLOWS", connections)
         .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
-    let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);
@@ -98,7 +94,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, unavailable))
 }
 
 /// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
@@ -114,12 +110,6 @@ fn make_refusals(ebpf: &mut Ebpf) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn map_slots(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
-    let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
-    let length = map.info()?.max_entries();
-    Ok(SlotMemory::map(map.fd().as_fd(), length)?)
 }
 
 /// Version guard: whether a kernel has what the eBPF datapath needs.
@@ -154,12 +144,12 @@ fn memory() -> u64 {
     total.unwrap_or_default() * 1024
 }
 
-/// Capacities of the maps for slots and connections: less than 1/32 of a small machine's memory, never more than 10,000
-/// services and 131,072 connections need.
+/// Capacities of the maps for blocks of slots and for connections: less than 1/32 of a small machine's memory, never more than
+/// 10,000 services and 131,072 connections need.
 fn sizes(memory: u64) -> (u32, u32) {
     let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
-    // A slot takes 8 bytes; a connection takes an entry of some 150 bytes in each of two maps.
-    (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
+    // A block takes a page once it is used; a connection takes an entry of some 150 bytes in each of two maps.
+    (share(4096, 512, skep_ebpf::SLOTS / skep_ebpf::SLOTS_PER_BLOCK), share(300, 1 << 14, 1 << 17))
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
@@ -257,12 +247,12 @@ mod tests {
     fn small_machines_keep_most_of_their_memory() {
         let gigabyte = 1 << 30;
         for gigabytes in [1, 2, 4, 64] {
-            let (slots, connections) = sizes(gigabytes * gigabyte);
-            let bytes = u64::from(slots) * 8 + u64::from(connections) * 300;
+            let (blocks, connections) = sizes(gigabytes * gigabyte);
+            let bytes = u64::from(blocks) * 4096 + u64::from(connections) * 300;
             assert!(bytes <= gigabytes * gigabyte / 32, "{gigabytes} GB: {bytes}");
         }
-        assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
-        assert_eq!(sizes(0), (1 << 18, 1 << 14));
+        assert_eq!(sizes(64 * gigabyte), (12_000, 1 << 17));
+        assert_eq!(sizes(0), (512, 1 << 14));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Reads and changes the maps: whole reads, changes entry by entry.
 
 use super::load::{Loaded, chain};
+use super::slots::{self, SlotReader};
 use super::step::EbpfStep;
 use super::tables::{Range, Sources, Tables};
-use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
@@ -104,7 +104,7 @@ impl Loaded {
 
     /// Whether a UDP socket that is connected to this backend asked for a virtual address.
     pub(super) fn asked_for_vip(&self, cookie: u64, to: SocketAddrV4) -> bool {
-        let peer = SocketPeer { cookie, address: convert::v4(*to.ip()), port: convert::port(to.port()), zero: 0 };
+        let peer = SocketPeer { cookie, address: convert::v4(*to.ip()), port: convert::port(to.port()), flags: 0 };
         let map = self.map("DATAGRAM_PEERS").ok().and_then(|map| HashMap::<&MapData, SocketPeer, V4>::try_from(map).ok());
         map.is_some_and(|map| map.get(&peer, 0).is_ok())
     }
@@ -125,10 +125,11 @@ impl Loaded {
             room: 0,
         };
         let ranges: BTreeSet<Range> = tables.ranges().collect();
-        tables.room = self.slots.length();
+        tables.room = slots::room(&self.ebpf)?;
+        let mut reader = SlotReader::new(&self.ebpf)?;
         for (base, size) in ranges {
             // A damaged entry may name slots beyond the end of the map: such a range is read as empty.
-            tables.slots.insert((base, size), self.slots.read(base, size).unwrap_or_default().into());
+            tables.slots.insert((base, size), reader.range(base, size).unwrap_or_default().into());
         }
         Ok(tables)
     }
@@ -141,7 +142,7 @@ impl Loaded {
                 let mut map: Array<&mut MapData, Config> = Array::try_from(map).map_err(|e| named("CONFIG", &e))?;
                 map.set(0, config, 0).map_err(|e| named("CONFIG", &e))
             }
-            EbpfStep::Slots(first, addresses) => self.slots.write(*first, addresses).context("map SLOTS has no such slots"),
+            EbpfStep::Slots(first, addresses) => slots::write(&mut self.ebpf, *first, addresses),
             EbpfStep::SetVip(address, vip) => {
                 self.make_count("VIP_COUNTS", *address)?;
                 self.set("VIPS", *address, *vip)

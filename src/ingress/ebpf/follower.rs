@@ -138,7 +138,7 @@ impl DesiredState {
             }
         }
         for (vip, backends) in vip_backends {
-            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(convert::v4).collect();
+            self.desired.vips.get_mut(&vip)?.slots = self.tables.slots(&backends);
             dirty.vips.insert(vip);
         }
         Some(())

@@ -4,7 +4,7 @@ use super::desired::DesiredDatapath;
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
-use skep_ebpf::{Frontend, Vip, convert};
+use skep_ebpf::{Frontend, V4, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -64,7 +64,7 @@ pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps
     let mut drained = BTreeSet::new();
     for address in changed_vips {
         let before = tables.vips.get(address).and_then(|vip| tables.slots.get(&(vip.base, vip.size)));
-        let now = desired.vips.get(address).map(|vip| &vip.slots[..]).unwrap_or_default();
+        let now: BTreeSet<V4> = desired.vips.get(address).into_iter().flat_map(|vip| vip.slots.iter().copied()).collect();
         drained.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
     drained.into_iter().map(convert::to_v4).collect()
