@@ -6,7 +6,7 @@ use crate::ctx::{is_for_host, raw, seconds};
 use crate::flows::{
     Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
 };
-use crate::maps::{BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, SLOTS, add, config, count, is_source, lookup, lookup_lru};
+use crate::maps::{BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, lookup, lookup_lru};
 use crate::parse::{Packet, PacketKind, parse};
 use crate::seen::left;
 use crate::verdict::Verdict;
@@ -166,8 +166,8 @@ fn new_flow(
         left(ctx, Counter::PassNotAllowed);
         return None;
     }
-    let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
-    let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
+    let hash = client_hash(config.hash_key, &packet.tuple, frontend.flags & AFFINITY != 0);
+    let backend = backend_at(slot(frontend.base, frontend.size, hash))?;
     let owner = lookup(&BACKENDS, &backend)?.owner;
     if let Some(found) = known.filter(|found| found.established) {
         let flow = *found.get();

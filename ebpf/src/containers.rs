@@ -4,7 +4,7 @@
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
-use crate::maps::{BACKENDS, FRAGMENTS, SLOTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, config, count, lookup, lookup_lru};
+use crate::maps::{BACKENDS, FRAGMENTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru};
 use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
@@ -112,8 +112,9 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     if vip.size == 0 {
         return Err(Verdict::Drop(Counter::VipEmpty));
     }
-    let index = slot(vip.base, vip.size, client_hash(&packet.tuple, false));
-    let backend = *SLOTS.get(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
+    let key = config().map_or([0; 2], |config| config.hash_key);
+    let index = slot(vip.base, vip.size, client_hash(key, &packet.tuple, false));
+    let backend = backend_at(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
     let owner = lookup(&BACKENDS, &backend).ok_or(Verdict::Drop(Counter::VipEmpty))?.owner;
     packet.fill_reverse();
     packet.reverse.source = mapped(backend);

@@ -103,6 +103,8 @@ counters! {
     FlowsFull = "flows_full";
     /// Packets of clients for a container that this node no longer has, answered with RST or "port unreachable".
     Refused = "refused";
+    /// Calls to virtual addresses by sockets that are bound to another address than the container's on that network: refused.
+    VipForeignSource = "vip_foreign_source", drop "vip_from_foreign_address";
 }
 
 #[cfg(test)]
@@ -115,7 +117,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 27, "the size of a pinned map of LAYOUT 5");
+        assert_eq!(Counter::ALL.len(), 28, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]

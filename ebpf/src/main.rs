@@ -2,7 +2,11 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod call;
+#[cfg(target_arch = "bpf")]
 mod change;
+#[cfg(target_arch = "bpf")]
+mod client_flow;
 #[cfg(target_arch = "bpf")]
 mod clients;
 #[cfg(target_arch = "bpf")]

@@ -6,6 +6,7 @@ mod kernel;
 mod load;
 mod migration;
 mod namespace;
+mod own_port;
 mod packet;
 mod published_ports;
 mod servers;

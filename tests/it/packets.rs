@@ -5,6 +5,7 @@
 //! frame's MAC address decides, as on a wire, which machine it is for.
 
 mod build;
+mod calls;
 mod flows;
 mod kernel;
 mod mesh;

@@ -3,7 +3,7 @@
 use super::aging::Aging;
 use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, ports_unavailable};
+use super::hook::{Hook, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -70,6 +70,12 @@ impl EbpfDatapath {
     #[must_use]
     pub fn carries_ports(&self) -> bool {
         ports_unavailable(&self.unavailable).is_none()
+    }
+
+    /// Whether the programs at socket calls can run now: this kernel has them, and no other program occupies their hooks.
+    #[must_use]
+    pub fn translates_calls(&self) -> bool {
+        has_socket_hooks(&self.unavailable) && self.programs.blocked_hooks().is_empty()
     }
 
     pub(super) fn loaded(&self) -> MutexGuard<'_, Loaded> {

@@ -45,7 +45,7 @@ pub struct Dump {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VipLine {
     pub network: Ipv4Addr,
-    pub backends: Vec<Ipv4Addr>,
+    pub backends: BTreeSet<Ipv4Addr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -79,7 +79,7 @@ impl EbpfDatapath {
             scoped.map(|(length, source)| prefix(length - 32, convert::to_address(source.address))).collect()
         };
         let mut members: BTreeMap<Ipv4Addr, BTreeSet<u64>> = BTreeMap::new();
-        for member in &tables.members {
+        for member in tables.members.keys().filter(|member| member.network != 0) {
             members.entry(convert::to_v4(member.network)).or_default().insert(member.cookie);
         }
         let (flows, replies) = {

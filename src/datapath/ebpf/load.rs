@@ -4,10 +4,9 @@
 use super::hook::{Hook, HookSide, ProgramLink};
 use super::migration::{RESIZED, migrate_flows};
 use super::sizes::Sizes;
-use super::slots::SlotMemory;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -18,7 +17,6 @@ use skep_ebpf::{Counter, RefusalKey};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
@@ -46,7 +44,6 @@ pub(super) struct Loaded {
     pub(super) cgroup: Option<File>,
     /// Links that this run has created, with the program's id.
     pub(super) attached: BTreeMap<ProgramLink, u32>,
-    pub(super) slots: SlotMemory,
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
@@ -74,7 +71,7 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut loader = EbpfLoader::new();
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    loader.map_max_entries("SLOTS", sizes.slots);
+    loader.map_max_entries("SLOTS", sizes.blocks);
     for map in ESTABLISHED {
         loader.map_max_entries(map, sizes.tcp_flows);
     }
@@ -85,7 +82,6 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         .default_map_pin_directory(maps_dir(dir))
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
-    let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);
@@ -111,7 +107,7 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, unavailable))
 }
 
 /// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
@@ -127,12 +123,6 @@ fn make_refusals(ebpf: &mut Ebpf) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn map_slots(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
-    let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
-    let length = map.info()?.max_entries();
-    Ok(SlotMemory::map(map.fd().as_fd(), length)?)
 }
 
 /// Version guard: whether a kernel has what the eBPF datapath needs.

@@ -34,8 +34,8 @@ pub enum EbpfStep {
     /// Adds a client prefix to a scope; the number is the length of the key.
     AddSource(u32, Source),
     RemoveSource(u32, Source),
-    /// Translates the socket calls of a namespace to virtual addresses of a network.
-    AddMember(NetnsMembership),
+    /// Translates the socket calls of a namespace to virtual addresses of a network, on which it has this address.
+    AddMember(NetnsMembership, V4),
     RemoveMember(NetnsMembership),
     /// Creates the veth pair between host and mesh again. Its ends get new interface indexes, so the state must be observed
     /// again.
@@ -86,7 +86,7 @@ impl Tables {
             EbpfStep::RemoveUplink(index) => drop(self.uplinks.remove(index)),
             EbpfStep::AddSource(length, source) => drop(self.sources.insert((*length, *source))),
             EbpfStep::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
-            EbpfStep::AddMember(member) => drop(self.members.insert(*member)),
+            EbpfStep::AddMember(member, address) => drop(self.members.insert(*member, *address)),
             EbpfStep::RemoveMember(member) => drop(self.members.remove(member)),
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => {}
         }
@@ -115,7 +115,7 @@ impl fmt::Display for EbpfStep {
             Self::RemoveUplink(index) => write!(f, "no uplink {index}"),
             Self::AddSource(length, s) => write!(f, "source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
-            Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
+            Self::AddMember(m, address) => write!(f, "member {} of {} as {}", m.cookie, ip(&m.network), ip(address)),
             Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
             Self::Pair => write!(f, "pair {HOST_END} {MESH_END}"),
             Self::Attach(link) => write!(f, "attach {}", link.pin()),

@@ -8,14 +8,14 @@ use super::inputs::Inputs;
 use super::left::leave;
 use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
+use crate::datapath::ebpf::{Hook, HostDevices, Members, ports_unavailable};
 use crate::ingress::HeldPorts;
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
-use skep_ebpf::{NetnsMembership, V4, convert};
+use skep_ebpf::{V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl DesiredState {
             }
         }
         for (vip, backends) in vip_backends {
-            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(convert::v4).collect();
+            self.desired.vips.get_mut(&vip)?.slots = self.tables.slots(&backends);
             dirty.vips.insert(vip);
         }
         Some(())
@@ -215,7 +215,7 @@ impl DesiredState {
 #[derive(PartialEq)]
 struct OwnContainers {
     veths: BTreeMap<Ipv4Addr, (String, u32)>,
-    members: BTreeSet<NetnsMembership>,
+    members: Members,
 }
 
 impl OwnContainers {

@@ -4,7 +4,7 @@ use super::desired::{DesiredDatapath, DesiredPort};
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
-use skep_ebpf::{Frontend, Port, PortNumber, Target, Vip, convert};
+use skep_ebpf::{Frontend, Port, PortNumber, Target, V4, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -33,7 +33,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     let (targets, left) = targets(desired, tables, dirty);
     steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
-    steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
+    let new_members = desired.members.iter().filter(|(member, address)| tables.members.get(*member) != Some(*address));
+    steps.extend(new_members.map(|(member, address)| EbpfStep::AddMember(*member, *address)));
     let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
     let mut missing: Vec<&ProgramLink> = desired.links.difference(&actual.links).collect();
     missing.sort_by_key(order);
@@ -45,7 +46,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     // An attachment that this plan replaces in place keeps its pin.
     let replaced: BTreeSet<String> = desired.links.iter().map(ProgramLink::pin).collect();
     steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
-    steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
+    let old_members = tables.members.keys().filter(|member| !desired.members.contains_key(*member));
+    steps.extend(old_members.map(|member| EbpfStep::RemoveMember(*member)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
@@ -90,7 +92,7 @@ pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps
     let mut drained = BTreeSet::new();
     for address in changed_vips {
         let before = tables.vips.get(address).and_then(|vip| tables.slots.get(&(vip.base, vip.size)));
-        let now = desired.vips.get(address).map(|vip| &vip.slots[..]).unwrap_or_default();
+        let now: BTreeSet<V4> = desired.vips.get(address).into_iter().flat_map(|vip| vip.slots.iter().copied()).collect();
         drained.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
     drained.into_iter().map(convert::to_v4).collect()

@@ -4,7 +4,7 @@ use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Range, Slots, Tables};
 use skep_ebpf::{Backend, Port, Source, Target, V4, Vip, convert, packet};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// A plan from maps that were read.
@@ -35,7 +35,7 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
         let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
         let slots = all.iter().copied().map(convert::v4).collect();
         desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots, owner: 7 });
-        let slots = maglev::table(&all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
+        let slots = maglev::table(7, &all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
         desired
             .ports
             .insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots, owner: 7 });
@@ -76,8 +76,8 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemoveUplink(index) => assert!(tables.uplinks.remove(&index)),
             EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
             EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
-            EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),
-            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            EbpfStep::AddMember(member, address) => assert_ne!(tables.members.insert(member, address), Some(address)),
+            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member).is_some()),
             EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);
@@ -168,19 +168,21 @@ fn plans_from_remembered_contents_equal_plans_from_read_maps() {
 #[test]
 fn tables_are_computed_once_and_dropped_when_unused() {
     let mut cache = maglev::TableCache::default();
-    let (three, two) = (backends(3), backends(2));
+    let (three, two): (BTreeSet<_>, BTreeSet<_>) = (backends(3).into_iter().collect(), backends(2).into_iter().collect());
     let first = cache.slots(&three);
     assert_eq!(first.len(), 521);
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
-    cache.start_generation();
+    cache.start_generation(0);
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)), "used since");
     cache.drop_unused();
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
-    cache.start_generation();
+    cache.start_generation(0);
     assert_ne!(first, cache.slots(&two));
     cache.drop_unused();
     assert!(!Slots::ptr_eq(&first, &cache.slots(&three)), "computed again");
     assert_eq!(first, cache.slots(&three));
+    cache.start_generation(1);
+    assert_ne!(first, cache.slots(&three), "of another cluster");
 }
 
 #[test]

@@ -9,7 +9,7 @@ type Bytes = Vec<u8>;
 type Tables = BTreeMap<String, BTreeMap<Bytes, Bytes>>;
 
 /// Maps that are sets of keys: their values mean nothing.
-const SETS: [&str; 4] = ["LOCALS", "MEMBERS", "SOURCES", "UPLINKS"];
+const SETS: [&str; 3] = ["LOCALS", "SOURCES", "UPLINKS"];
 
 /// Settings with a reconciliation so often that a test does not wait long.
 const OFTEN: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 200\n";
@@ -35,8 +35,11 @@ fn tables(host: &Host) -> Tables {
             for value in entries.values_mut() {
                 let (first, length) = (word(value, base), word(value, size));
                 value[base..base + 4].fill(0);
+                let mut blocks = BTreeMap::new();
                 for slot in first..first.saturating_add(length.min(65_537)) {
-                    value.extend(slots.get(&slot.to_ne_bytes()).unwrap_or_default());
+                    let (key, at) = block_of(slot);
+                    let block = blocks.entry(key).or_insert_with(|| slots.get(&key).unwrap_or_default());
+                    value.extend(block.get(at..at + 4).unwrap_or_default());
                 }
             }
         }
@@ -52,6 +55,12 @@ fn range_of(map: &str) -> Option<(usize, usize)> {
         "PORTS" => Some((offset_of!(skep_ebpf::Frontend, base), offset_of!(skep_ebpf::Frontend, size))),
         _ => None,
     }
+}
+
+/// The block that a slot is in, and the position of its four bytes there.
+fn block_of(slot: u32) -> ([u8; 4], usize) {
+    let size = skep_ebpf::SLOTS_PER_BLOCK;
+    ((slot / size).to_ne_bytes(), (slot % size) as usize * 4)
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -184,9 +193,11 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
             let map = map.entries();
             let full = map.values().find(|value| word(value, size) > 0).expect("one with backends");
             let slots = bpf::Map::open(host, "SLOTS");
-            let at = word(full, base).to_ne_bytes();
-            let flipped: Bytes = slots.get(&at).expect("a slot").iter().map(|byte| !byte).collect();
-            expect_repair(&fixture, &baseline, &format!("a slot of {name} changed"), || slots.set(&at, &flipped)).await;
+            let (key, at) = block_of(word(full, base));
+            let mut flipped = slots.get(&key).expect("a block");
+            flipped[at..at + 4].iter_mut().for_each(|byte| *byte = !*byte);
+            expect_repair(&fixture, &baseline, &format!("a slot of {name} changed"), || slots.set(&key, &flipped)).await;
+            expect_repair(&fixture, &baseline, &format!("the block of a slot of {name} deleted"), || slots.delete(&key)).await;
         }
         fixture.expect_answers().await;
     }

@@ -4,17 +4,21 @@
 use super::build::Frame;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::links::CgroupAttachMode;
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, Source,
-    Target, Tuple, V4, Watch, WatchedSecond,
+    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, SlotBlock,
+    Source, Target, Tuple, V4, Watch, WatchedSecond,
 };
+use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 /// Offsets of fields of `struct __sk_buff`, and its size.
@@ -80,15 +84,47 @@ pub struct Kernel {
     /// /64 of this node.
     pub prefix: Prefix,
     next_slot: u32,
+    /// The machine's cgroup2 tree, which the test's own mounts hide.
+    cgroups: File,
+    cgroup: Option<ThreadCgroup>,
+}
+
+/// A cgroup of one thread, below that of the process.
+struct ThreadCgroup {
+    path: PathBuf,
+    parent: PathBuf,
+}
+
+impl ThreadCgroup {
+    fn enter(root: &File) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let own = std::fs::read_to_string("/proc/thread-self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup of the thread");
+        let parent = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())).join(own);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("skep-calls-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).expect("a cgroup (root needed)");
+        std::fs::write(path.join("cgroup.type"), "threaded").expect("a cgroup of threads");
+        std::fs::write(path.join("cgroup.threads"), gettid().as_raw_nonzero().to_string()).expect("enters");
+        Self { path, parent }
+    }
+}
+
+impl Drop for ThreadCgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.parent.join("cgroup.threads"), gettid().as_raw_nonzero().to_string());
+        let _ = std::fs::remove_dir(&self.path);
+    }
 }
 
 /// Runs a test in network and mount namespaces of its own, which end with it.
 pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
     let outcome = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
+            let cgroups = super::super::bpf::cgroup();
             // SAFETY: file descriptors stay shared; only this thread's namespaces change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
-            test(&mut Kernel::load());
+            test(&mut Kernel::load(cgroups));
         });
         inside.join()
     });
@@ -144,7 +180,7 @@ pub fn tuple(from: &str, to: &str, protocol: u8) -> Tuple {
 }
 
 impl Kernel {
-    fn load() -> Self {
+    fn load(cgroups: File) -> Self {
         for line in [
             "mount --make-rprivate /",
             "mount -t sysfs sysfs /sys",
@@ -167,12 +203,12 @@ impl Kernel {
             run(line);
         }
         let mut loader = EbpfLoader::new();
+        loader.override_global("HAS_SET_RETVAL", &1_u32, true);
         for map in FLOW_MAPS {
             loader.map_max_entries(map, FLOWS);
         }
         let mut ebpf = loader
             .default_map_pin_directory(PathBuf::from("/tmp/bpf"))
-            .map_max_entries("SLOTS", 4096)
             .load(OBJECT)
             .expect("the object loads");
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
@@ -181,7 +217,7 @@ impl Kernel {
         }
         let prefix = [0xfd01, 7];
         let (uplink, other_uplink) = (ifindex("uplink"), ifindex("uplink2"));
-        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0 };
+        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0, cgroups, cgroup: None };
         let config = Config {
             host_end: uplink,
             mesh_end: uplink,
@@ -268,15 +304,23 @@ impl Kernel {
     /// Publishes a port for both families, with a table of these backends; publishing it again replaces the table.
     pub fn publish(&mut self, protocol: u8, port: u16, backends: &[&str], flags: u16) {
         let size = u32::try_from(backends.len()).unwrap();
-        let mut slots: aya::maps::Array<_, V4> = self.ebpf.map_mut("SLOTS").unwrap().try_into().unwrap();
-        for (at, backend) in (self.next_slot..).zip(backends) {
-            slots.set(at, v4(backend), 0).unwrap();
-        }
-        let frontend = Frontend { base: self.next_slot, size, target: 80_u16.to_be(), flags, owner: PORT_OWNER };
-        self.next_slot += size;
+        let base = self.add_slots(backends);
+        let frontend = Frontend { base, size, target: 80_u16.to_be(), flags, owner: PORT_OWNER };
         for family in [4, 6] {
             self.set("PORTS", Port { protocol, family, port: port.to_be() }, frontend);
         }
+    }
+
+    /// Adds a table of one slot for each backend; its first slot.
+    pub fn add_slots(&mut self, backends: &[&str]) -> u32 {
+        let base = self.next_slot;
+        let mut block: SlotBlock = self.get("SLOTS", 0_u32).unwrap_or([0; _]);
+        for backend in backends {
+            block[self.next_slot as usize] = v4(backend);
+            self.next_slot += 1;
+        }
+        self.set("SLOTS", 0_u32, block);
+        base
     }
 
     /// Lets a prefix of sources use a guarded port.
@@ -301,6 +345,37 @@ impl Kernel {
     pub fn counted(&mut self, counter: Counter) -> u64 {
         let counts: PerCpuArray<_, u64> = self.ebpf.map("COUNTS").unwrap().try_into().unwrap();
         counts.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// Attaches the programs at socket calls to a cgroup of this thread. Returns the cookie of its network namespace.
+    pub fn attach_calls(&mut self) -> u64 {
+        let cgroup = ThreadCgroup::enter(&self.cgroups);
+        for hook in
+            ["connect", "sendmsg", "recvmsg", "getpeername"].iter().flat_map(|call| ["4", "6"].map(|f| format!("{call}{f}")))
+        {
+            let program: &mut CgroupSockAddr = self.ebpf.program_mut(&hook).unwrap().try_into().unwrap();
+            program.load().unwrap_or_else(|error| panic!("{hook}: {error:?}"));
+            program.attach(std::fs::File::open(&cgroup.path).unwrap(), CgroupAttachMode::Single).expect(&hook);
+        }
+        self.cgroup = Some(cgroup);
+        self.netns_cookie()
+    }
+
+    /// The cookie of this thread's network namespace.
+    pub fn netns_cookie(&self) -> u64 {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (mut cookie, mut size) = (0_u64, 8_u32);
+        // SAFETY: the option (`SO_NETNS_COOKIE`) writes eight bytes.
+        let done = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, 71, (&raw mut cookie).cast(), &raw mut size) };
+        assert_eq!(done, 0);
+        cookie
+    }
+
+    pub fn change_config(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut configs: Array<_, Config> = self.ebpf.map_mut("CONFIG").unwrap().try_into().unwrap();
+        let mut config = configs.get(&0, 0).unwrap();
+        change(&mut config);
+        configs.set(0, config, 0).unwrap();
     }
 
     /// Attaches a program to the ingress of a device.
