@@ -7,9 +7,11 @@
 pub mod convert;
 mod counter;
 pub mod packet;
+mod test_run;
 
 pub use counter::Counter;
 pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
+pub use test_run::VerdictKind;
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
 pub const LAYOUT: u32 = 5;

@@ -4,7 +4,7 @@
 
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
-use crate::ctx::{ethertype, seconds};
+use crate::ctx::{ethertype, is_test_run, no_link_header, seconds};
 use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
@@ -52,7 +52,7 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
         ETH_V4 => return translate_vip_reply(ctx),
         _ => return Ok(Verdict::Pass),
     }
-    let v6: [u32; 10] = ctx.load(0).map_err(|_| Verdict::Pass)?;
+    let v6: [u32; 10] = ctx.load(no_link_header()).map_err(|_| Verdict::Pass)?;
     let Some(config) = config() else { return Ok(Verdict::Pass) };
     let (sender, direction) = ([v6[2], v6[3]], v6[8]);
     if !same_node(&[v6[6], v6[7]], &config.prefix) || (direction != REQUEST && direction != REPLY) {
@@ -151,11 +151,13 @@ fn translate_vip_reply(ctx: &TcContext) -> Result<Verdict, Verdict> {
     if VIP_PACKETS_SEEN.get(0).is_none_or(|seen| *seen == 0) {
         return Ok(Verdict::Pass);
     }
-    let Some(packet) = parse(ctx, 0) else { return Ok(Verdict::Pass) };
+    let Some(packet) = parse(ctx, no_link_header()) else { return Ok(Verdict::Pass) };
     let Some(reply) = lookup_lru(&REPLIES, &packet.tuple).filter(|reply| reply.device != 0) else { return Ok(Verdict::Pass) };
     let reply = *reply;
     add_ethernet_header(ctx)?;
-    packet.shift_by_ethernet_header();
+    if !is_test_run() {
+        packet.shift_by_ethernet_header();
+    }
     nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?;
     Ok(Verdict::RedirectPeer(reply.device))
 }

@@ -7,5 +7,7 @@
 mod build;
 mod kernel;
 mod refusals;
+mod trace;
+mod trace_maps;
 mod uplink;
 mod wire;

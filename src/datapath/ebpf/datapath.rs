@@ -1,7 +1,7 @@
 //! The loaded eBPF datapath: observes it, carries out steps, removes it.
 
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, ports_unavailable};
+use super::hook::{Hook, HookSide, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -19,7 +19,7 @@ use skep_ebpf::{Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -31,6 +31,8 @@ pub struct EbpfDatapath {
     /// Set by the loop of `ingress::ebpf`; the namespaces of containers on this network need its routes.
     ingress: Mutex<Option<IngressNetwork>>,
     watchers: Arc<Watchers>,
+    /// Locked during a trace.
+    tracing: tokio::sync::Mutex<()>,
 }
 
 impl EbpfDatapath {
@@ -44,7 +46,8 @@ impl EbpfDatapath {
         let folder = dir.clone();
         let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None), watchers: Arc::default() };
+        let (ingress, watchers, tracing) = (Mutex::new(None), Arc::default(), tokio::sync::Mutex::new(()));
+        let ebpf = Self { dir, programs, unavailable, ingress, watchers, tracing };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -74,6 +77,25 @@ impl EbpfDatapath {
     /// Folder of the pinned maps.
     pub(super) fn maps_dir(&self) -> PathBuf {
         load::maps_dir(&self.dir)
+    }
+
+    /// Folder of the bpf file system.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn mesh(&self) -> &Mesh {
+        self.programs.mesh()
+    }
+
+    /// The network namespace of the hooks of a side.
+    pub(super) fn namespace(&self, side: HookSide) -> BorrowedFd<'_> {
+        self.programs.namespace(side)
+    }
+
+    /// Held during a trace: one runs at a time.
+    pub(super) async fn tracing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.tracing.lock().await
     }
 
     /// Reads the devices that programs are attached to.

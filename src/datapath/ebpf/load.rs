@@ -21,9 +21,9 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 #[cfg(feature = "changed-programs")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
 /// `statfs` type of a bpf file system.
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
@@ -53,6 +53,17 @@ pub(super) fn links_dir(dir: &Path) -> PathBuf {
     dir.join("links")
 }
 
+/// Folder of the pins of a trace's own maps, while they are created.
+pub(super) fn trace_dir(dir: &Path) -> PathBuf {
+    dir.join("trace")
+}
+
+/// Removes the pins of a trace's own maps. The maps live as long as its programs.
+pub(super) fn remove_trace_pins(dir: &Path) -> anyhow::Result<()> {
+    let pins = trace_dir(dir);
+    ignore_missing(fs::remove_dir_all(&pins)).with_context(|| format!("cannot remove {}", pins.display()))
+}
+
 /// Loads everything. Also returns the unavailable hooks, with the reason.
 pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
     let kernel = KernelVersion::current().context("cannot read the kernel's version")?;
@@ -72,6 +83,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
+    remove_trace_pins(dir)?;
     let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);

@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 /// Offsets of fields of `struct __sk_buff`, and its size.
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
@@ -160,6 +160,11 @@ impl Kernel {
 
     fn map<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    /// Names of the object's maps.
+    pub fn map_names(&self) -> Vec<String> {
+        self.ebpf.maps().map(|(name, _)| name.to_owned()).collect()
     }
 
     pub fn set<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) {
