@@ -8,6 +8,7 @@ mod recover;
 mod status;
 mod swarm;
 mod target;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum CliVerb {
     RecoverCertificates(recover::RecoverArgs),
     /// Follow live what the eBPF datapath of this node drops or refuses, and why
     Drops(drops::DropsArgs),
+    /// Show what the eBPF hooks of this node would do with a packet, and why
+    Trace(trace::TraceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         CliVerb::Status(args) => blocking(status::run(args)),
         CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
         CliVerb::Drops(args) => blocking(drops::run(args)),
+        CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),

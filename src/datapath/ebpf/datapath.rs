@@ -32,7 +32,7 @@ pub struct EbpfDatapath {
     ingress: Mutex<Option<IngressNetwork>>,
     watchers: Arc<Watchers>,
     /// Locked during a trace.
-    tracing: tokio::sync::Mutex<()>,
+    tracing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl EbpfDatapath {
@@ -46,7 +46,7 @@ impl EbpfDatapath {
         let folder = dir.clone();
         let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let (ingress, watchers, tracing) = (Mutex::new(None), Arc::default(), tokio::sync::Mutex::new(()));
+        let (ingress, watchers, tracing) = (Mutex::new(None), Arc::default(), Arc::default());
         let ebpf = Self { dir, programs, unavailable, ingress, watchers, tracing };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
@@ -94,8 +94,8 @@ impl EbpfDatapath {
     }
 
     /// Held during a trace: one runs at a time.
-    pub(super) async fn tracing(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.tracing.lock().await
+    pub(super) async fn tracing(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.tracing).lock_owned().await
     }
 
     /// Reads the devices that programs are attached to.

@@ -1,6 +1,6 @@
 //! Follows a packet from hook to hook, and its answer back.
 
-use super::frame::{self, Direction, FrameHeaders, TracedFrame, carried};
+use super::frame::{self, FrameHeaders, MeshDirection, TracedFrame, carried};
 use super::instance::{AtHook, HookRun, TraceInstance};
 use super::path::{TraceNext, after};
 use super::start::{Containers, TraceRequest, container_of, start};
@@ -67,11 +67,13 @@ impl EbpfDatapath {
     /// # Errors
     /// The request does not fit this node, or the kernel's.
     pub async fn trace(self: &Arc<Self>, request: TraceRequest) -> anyhow::Result<PacketTrace> {
-        let _one = self.tracing().await;
+        let one = self.tracing().await;
         let devices = self.host_devices().await?;
         let macs = host_devices::hardware_addresses(self.mesh()).await?;
         let ebpf = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
+            // Also where the caller no longer waits.
+            let _one = one;
             let instance = TraceInstance::load(ebpf.dir())?;
             Follower { ebpf: &ebpf, instance, devices, macs }.follow(&request)
         })
@@ -137,15 +139,15 @@ impl Follower<'_> {
                 let inside = last.before.headers;
                 let Some(address) = container_of(inside.destination, &self.instance.config) else { return Ok(None) };
                 let Some(node) = self.node_of(address)? else { return Ok(None) };
-                let frame = carried(&inside.answer(), request.length, Direction::Reply, node, own);
-                return Ok(self.from_tunnel(frame, node));
+                let frame = carried(&inside.answer(), request.length, MeshDirection::Reply, node, own);
+                return Ok(self.out_of_tunnel(frame, node));
             }
             TraceNext::MeshRoutes => {
                 let Some(address) = container_of(packet.destination, &self.instance.config) else { return Ok(None) };
                 match self.node_of(address)? {
                     Some(node) if skep_ebpf::is_zero(&node) => (address, packet.answer()),
                     Some(node) => {
-                        return Ok(self.from_tunnel(frame::frame(&packet.answer(), request.length, [2; 6]), node));
+                        return Ok(self.out_of_tunnel(frame::frame(&packet.answer(), request.length, [2; 6]), node));
                     }
                     None => return Ok(None),
                 }
@@ -157,7 +159,7 @@ impl Follower<'_> {
         Ok(Some(AtHook { hook: Hook::FromContainer, device: *device, frame, via: None }))
     }
 
-    fn from_tunnel(&self, frame: Vec<u8>, node: Prefix) -> Option<AtHook> {
+    fn out_of_tunnel(&self, frame: Vec<u8>, node: Prefix) -> Option<AtHook> {
         Some(AtHook { hook: Hook::FromMesh, device: self.devices.tunnel?, frame, via: Some(node) })
     }
 

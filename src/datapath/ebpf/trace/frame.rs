@@ -181,7 +181,7 @@ pub(super) fn frame(headers: &FrameHeaders, length: usize, to: [u8; 6]) -> Vec<u
 
 /// Which packets a node sends to another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Direction {
+pub(super) enum MeshDirection {
     /// Of a client that entered by the sending node.
     Request,
     /// The answer of a container of the sending node.
@@ -189,8 +189,8 @@ pub(super) enum Direction {
 }
 
 /// A packet as the node `from` sends it to the node `to`: TCP over IPv4 translated to IPv6, all else encapsulated.
-pub(super) fn carried(headers: &FrameHeaders, length: usize, direction: Direction, from: Prefix, to: Prefix) -> Vec<u8> {
-    let kind = if direction == Direction::Request { REQUEST } else { REPLY };
+pub(super) fn carried(headers: &FrameHeaders, length: usize, direction: MeshDirection, from: Prefix, to: Prefix) -> Vec<u8> {
+    let kind = if direction == MeshDirection::Request { REQUEST } else { REPLY };
     let packet = ip_packet(headers, length);
     let outer = |prefix, inner| convert::to_address(translated(prefix, kind, inner));
     if let (TCP, IpAddr::V4(source), IpAddr::V4(destination)) = (headers.protocol, headers.source, headers.destination) {
@@ -277,14 +277,14 @@ mod tests {
     fn a_packet_between_nodes_holds_the_addresses_and_valid_checksums() {
         let (from, to) = ([0x0100_00fd, 0x0200_0000], [0x0100_00fd, 0x0300_0000]);
         let tcp = headers("203.0.113.9:40000", "10.0.0.11:80", TCP, SYN);
-        let bytes = carried(&tcp, 0, Direction::Request, from, to);
+        let bytes = carried(&tcp, 0, MeshDirection::Request, from, to);
         let seen = read(&bytes).unwrap();
         assert_eq!(seen.headers.source, convert::to_address(translated(from, REQUEST, convert::v4([203, 0, 113, 9].into()))));
         assert_eq!((seen.headers.source_port, seen.headers.protocol, seen.inner), (40_000, TCP, None));
         assert!(valid(&bytes[ETHERNET + 40..], seen.headers.source, seen.headers.destination, TCP));
 
         let udp = headers("[2001:db8::9]:40000", "[fd02::1]:80", UDP, 0);
-        let seen = read(&carried(&udp, 0, Direction::Reply, from, to)).unwrap();
+        let seen = read(&carried(&udp, 0, MeshDirection::Reply, from, to)).unwrap();
         assert_eq!((seen.headers.protocol, seen.inner), (IN_V6, Some(udp)));
         assert_eq!(seen.headers.destination, convert::to_address(translated(to, REPLY, 0)));
     }

@@ -13,6 +13,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use skep_ebpf::packet::{REPLY, REQUEST, TCP, UDP, mapped};
 use skep_ebpf::{Config, Counter, Prefix, Tuple, VerdictKind, convert};
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -123,9 +124,9 @@ impl TraceInstance {
     fn seed(&mut self, seeds: &Entries) -> anyhow::Result<Entries> {
         let mut entries = tables::read(&self.ebpf)?;
         for ((name, key), value) in seeds {
-            if !entries.contains_key(&(name, *key)) {
+            if let Entry::Vacant(vacant) = entries.entry((name, *key)) {
                 tables::write(&mut self.ebpf, name, key, Some(*value))?;
-                entries.insert((name, *key), *value);
+                vacant.insert(*value);
             }
         }
         Ok(entries)

@@ -54,6 +54,7 @@ pub(super) fn after(hook: Hook, verdict: VerdictKind, to: u32, devices: &HostDev
 #[cfg(test)]
 mod tests {
     use super::*;
+    use VerdictKind as V;
 
     #[test]
     fn a_verdict_leads_to_the_device_of_its_namespace() {
@@ -67,7 +68,6 @@ mod tests {
             veths: [(task, ("v0a000105".to_owned(), 7))].into(),
             ..HostDevices::default()
         };
-        use VerdictKind as V;
         for (hook, verdict, to, expected) in [
             (Hook::FromUplink, V::RedirectPeer, 3, TraceNext::Hook(Hook::FromHost, 2)),
             (Hook::FromUplink, V::Pass, 0, TraceNext::HostStack),

@@ -1,6 +1,6 @@
 //! Where the packet of a trace comes in. Pure.
 
-use super::frame::{Direction, FrameHeaders, carried, frame};
+use super::frame::{FrameHeaders, MeshDirection, carried, frame};
 use super::instance::AtHook;
 use crate::datapath::ebpf::hook::Hook;
 use crate::datapath::ebpf::host_devices::HostDevices;
@@ -115,8 +115,8 @@ fn from_node(
     let ours = place(headers.destination).is_some_and(skep_ebpf::is_zero);
     let frame = match (theirs, ours) {
         (true, true) => frame(headers, *length, [2; 6]),
-        (true, false) => carried(headers, *length, Direction::Reply, via, config.prefix),
-        (false, true) => carried(headers, *length, Direction::Request, via, config.prefix),
+        (true, false) => carried(headers, *length, MeshDirection::Reply, via, config.prefix),
+        (false, true) => carried(headers, *length, MeshDirection::Request, via, config.prefix),
         (false, false) => {
             return Err("with --from-node the source is a container of that node, or the destination is a container of this \
                         one: an entry node replaces the published port before it sends a client's packet on"
