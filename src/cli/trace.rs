@@ -28,8 +28,8 @@ use std::fmt::Write as _;
 pub(super) struct TraceArgs {
     #[command(flatten)]
     target: DaemonTarget,
-    /// Node (may be left out), protocol, source and destination of the packet
-    #[arg(required = true, num_args = 3..=4, value_name = "[NODE] PROTO SRC[:PORT] DST[:PORT]")]
+    /// Protocol, source and destination of the packet, with the node in front if it is named
+    #[arg(required = true, num_args = 3..=4, value_name = "PACKET")]
     packet: Vec<String>,
     /// TCP flags: syn (if none is given), ack, fin or rst, several with commas
     #[arg(long, value_name = "FLAGS", default_value = "", hide_default_value = true)]

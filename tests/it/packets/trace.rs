@@ -49,7 +49,7 @@ fn on_a_node(test: impl AsyncFnOnce(&TracedNode) + Send) {
             // SAFETY: file descriptors stay shared; only this thread's namespaces change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
             // Its threads are made by this one, in the same namespaces.
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let node = TracedNode::make().await;
                 test(&node).await;
@@ -416,46 +416,5 @@ fn what_does_not_fit_this_node_is_an_error_that_says_so() {
         let error = node.ebpf.trace(device).await.expect_err("no hook of a trace");
         assert_eq!(error.to_string(), "no program is attached to a device skeph: the uplinks are eth0");
         assert!(node.ebpf.trace(request(TCP, &format!("{THERE}:80"), CLIENT)).await.is_err());
-    });
-}
-
-#[test]
-fn zz_measure() {
-    on_a_node(async |node| {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let most = std::sync::atomic::AtomicU64::new(0);
-        let sum = || {
-            let mut total = 0_u64;
-            let mut n = 0;
-            for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
-                let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-                if text.contains("map_type:") || text.contains("prog_type:") {
-                    n += 1;
-                    total += text.lines().find_map(|l| l.strip_prefix("memlock:")?.trim().parse::<u64>().ok()).unwrap_or(0);
-                }
-            }
-            (total, n)
-        };
-        let base = sum();
-        eprintln!("live: {base:?}");
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    most.fetch_max(sum().0, std::sync::atomic::Ordering::Relaxed);
-                }
-            });
-            let handle = tokio::runtime::Handle::current();
-            tokio::task::block_in_place(|| {
-                handle.block_on(async {
-                    for reply in [false, true, true, true] {
-                        let start = std::time::Instant::now();
-                        node.trace(TraceRequest { reply, ..request(TCP, CLIENT, &port(4, LOCAL_PORT)) }).await;
-                        eprintln!("trace reply={reply}: {:?}", start.elapsed());
-                    }
-                })
-            });
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        eprintln!("most: {} after: {:?}", most.load(std::sync::atomic::Ordering::Relaxed), sum());
     });
 }
