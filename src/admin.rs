@@ -1,11 +1,15 @@
 //! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
-//! live), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
+//! live), `/trace` (what the programs would do with a packet), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
 //! of how the node collects it.
 
 mod drops;
 pub mod metrics;
+mod trace;
 
 pub use drops::{DropEvent, DropFilter, DropLine, LostEvents};
+pub use trace::{
+    TraceOutcome, TraceQuery, TraceReport, TraceResult, TracedBackend, TracedCounter, TracedEntry, TracedHook, TracedTable,
+};
 
 use crate::ingress::ebpf::refusal_reasons;
 use crate::status::Status;
@@ -37,6 +41,11 @@ pub trait StatusSource: Send + Sync {
     /// # Errors
     /// Why there is nothing to watch.
     async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String>;
+    /// What the eBPF hooks of this node would do with a packet. Changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the query, or why there is nothing to trace.
+    async fn trace(&self, query: TraceQuery) -> anyhow::Result<TraceReport>;
 }
 
 type SharedSource = State<Arc<dyn StatusSource>>;
@@ -50,8 +59,12 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .route("/dump", get(dump))
         .route("/recover-certificates", post(recover_certificates))
         .route("/drops", get(drops))
+        .route("/trace", get(trace_packet))
         .fallback(async || {
-            (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics, /dump, /drops and /recover-certificates\n")
+            (
+                StatusCode::NOT_FOUND,
+                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace and /recover-certificates\n",
+            )
         })
         .with_state(source)
 }
@@ -65,10 +78,20 @@ async fn recover_certificates(
     State(source): SharedSource,
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<(), (StatusCode, axum::Json<serde_json::Value>)> {
-    let refused = |why: String| (StatusCode::BAD_REQUEST, axum::Json(serde_json::json!({ "message": why })));
     let seconds = query.get("seconds").and_then(|text| text.parse().ok());
-    let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number".to_owned()))?;
+    let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number"))?;
     source.recover_certificates(Duration::from_secs(seconds)).map_err(|e| refused(format!("{e:#}")))
+}
+
+fn refused(why: impl std::fmt::Display) -> (StatusCode, axum::Json<serde_json::Value>) {
+    (StatusCode::BAD_REQUEST, axum::Json(serde_json::json!({ "message": why.to_string() })))
+}
+
+async fn trace_packet(
+    State(source): SharedSource,
+    Query(query): Query<TraceQuery>,
+) -> Result<axum::Json<TraceReport>, (StatusCode, axum::Json<serde_json::Value>)> {
+    source.trace(query).await.map(axum::Json).map_err(|e| refused(format!("{e:#}")))
 }
 
 async fn dump(State(source): SharedSource) -> impl IntoResponse {

@@ -33,6 +33,7 @@ mod report;
 mod run;
 mod session;
 mod state_dir;
+mod trace;
 mod troubles;
 
 pub use run::run;

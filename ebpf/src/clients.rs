@@ -6,7 +6,9 @@ use crate::ctx::{is_for_host, raw, seconds};
 use crate::flows::{
     Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
 };
-use crate::maps::{BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, lookup, lookup_lru};
+use crate::maps::{
+    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, lookup, lookup_lru,
+};
 use crate::parse::{Packet, PacketKind, parse};
 use crate::seen::left;
 use crate::verdict::Verdict;

@@ -8,10 +8,12 @@ pub mod convert;
 mod counter;
 pub mod packet;
 mod state;
+mod test_run;
 
 pub use counter::Counter;
 pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
 pub use state::{ANSWERED, CLIENT_FIN, CONTAINER_FIN, NO_ROOM, SYN_ACKED, TAKEOVER_SILENCE};
+pub use test_run::VerdictKind;
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
 pub const LAYOUT: u32 = 5;

@@ -28,6 +28,7 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod trace;
 mod uplinks;
 mod watch;
 
@@ -45,4 +46,8 @@ pub use skep_ebpf::Counter;
 pub use state::{EbpfState, VipReadiness};
 pub use step::{EbpfStep, SCTP, StepFailure, port_name};
 pub use tables::{Members, Range, Slots, Sources, Tables};
+pub use trace::{
+    FrameHeaders, MAP_CLASSES, PacketTrace, TraceEntry, TraceMapClass, TraceNext, TraceRequest, TraceStep, TracedFrame,
+    VerdictKind, VipTable,
+};
 pub use watch::{RefusalWatch, Watched};

@@ -5,7 +5,8 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::refusals;
 use super::renewal::RenewalState;
-use crate::admin::{DropLine, StatusSource};
+use super::trace;
+use crate::admin::{DropLine, StatusSource, TraceQuery, TraceReport};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
@@ -16,6 +17,7 @@ use crate::overlay::PathMtus;
 use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
 use crate::trust::{Remaining, Validity};
+use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
@@ -66,6 +68,14 @@ impl StatusSource for Daemon {
         };
         let ebpf = member.network.ebpf.as_ref().map_err(|why| format!("this node has no eBPF datapath: {why}"))?;
         refusals::watch(ebpf, member.network.view.subscribe(), left).map_err(|e| format!("{e:#}"))
+    }
+
+    async fn trace(&self, query: TraceQuery) -> anyhow::Result<TraceReport> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not in a swarm: it has no eBPF datapath");
+        };
+        let view = member.view().context("this node has not received its view of the swarm yet")?;
+        trace::trace(&member.network.ebpf, &view, &member.membership.node_id, &query).await
     }
 }
 

@@ -11,5 +11,7 @@ mod kernel;
 mod mesh;
 mod refusals;
 mod refused;
+mod trace;
+mod trace_maps;
 mod uplink;
 mod wire;

@@ -3,7 +3,7 @@
 use super::aging::Aging;
 use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, has_socket_hooks, ports_unavailable};
+use super::hook::{Hook, HookSide, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -21,7 +21,7 @@ use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub struct EbpfDatapath {
     ingress: Mutex<Option<IngressNetwork>>,
     watchers: Arc<Watchers>,
     aging: Mutex<Aging>,
+    /// Locked during a trace.
+    tracing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl EbpfDatapath {
@@ -48,8 +50,8 @@ impl EbpfDatapath {
         let folder = dir.clone();
         let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder, tcp_flows)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let (ingress, watchers, aging) = (Mutex::default(), Arc::default(), Mutex::default());
-        let ebpf = Self { dir, programs, unavailable, ingress, watchers, aging };
+        let (ingress, watchers, aging, tracing) = (Mutex::default(), Arc::default(), Mutex::default(), Arc::default());
+        let ebpf = Self { dir, programs, unavailable, ingress, watchers, aging, tracing };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -85,6 +87,25 @@ impl EbpfDatapath {
     /// Folder of the pinned maps.
     pub(super) fn maps_dir(&self) -> PathBuf {
         load::maps_dir(&self.dir)
+    }
+
+    /// Folder of the bpf file system.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn mesh(&self) -> &Mesh {
+        self.programs.mesh()
+    }
+
+    /// The network namespace of the hooks of a side.
+    pub(super) fn namespace(&self, side: HookSide) -> BorrowedFd<'_> {
+        self.programs.namespace(side)
+    }
+
+    /// Held during a trace: one runs at a time.
+    pub(super) async fn tracing(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.tracing).lock_owned().await
     }
 
     /// Reads the devices that programs are attached to.

@@ -156,7 +156,7 @@ fn node(prefix: skep_ebpf::Prefix) -> IpAddr {
     convert::to_address([prefix[0], prefix[1], 0, 0])
 }
 
-fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
+pub(super) fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     if flow.backend == 0 {
         return format!("{}: the host's", tuple_text(tuple));
     }
@@ -168,7 +168,7 @@ fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     format!("{}: {}:{}{replaced_port}", tuple_text(tuple), convert::to_v4(flow.backend), convert::to_port(flow.target))
 }
 
-fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
+pub(super) fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
     let to = if skep_ebpf::is_zero(&reply.entry) {
         format!("as {}", endpoint(convert::to_address(reply.address), convert::to_port(reply.port)))
     } else {

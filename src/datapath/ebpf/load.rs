@@ -20,9 +20,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 #[cfg(feature = "changed-programs")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
 /// How often a program is loaded again after an interruption.
 const LOAD_TRIES: u32 = 16;
@@ -56,6 +56,17 @@ pub(super) fn links_dir(dir: &Path) -> PathBuf {
     dir.join("links")
 }
 
+/// Folder of the pins of a trace's own maps, while they are created.
+pub(super) fn trace_dir(dir: &Path) -> PathBuf {
+    dir.join("trace")
+}
+
+/// Removes the pins of a trace's own maps. The maps live as long as its programs.
+pub(super) fn remove_trace_pins(dir: &Path) -> anyhow::Result<()> {
+    let pins = trace_dir(dir);
+    ignore_missing(fs::remove_dir_all(&pins)).with_context(|| format!("cannot remove {}", pins.display()))
+}
+
 /// Loads everything. `tcp_flows`: room for established TCP connections, 0: by the machine's memory. Also returns the unavailable
 /// hooks, with the reason.
 pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
@@ -82,6 +93,7 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         .default_map_pin_directory(maps_dir(dir))
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
+    remove_trace_pins(dir)?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);

@@ -16,8 +16,8 @@ use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
-    AFFINITY, Address, Backend, Config, GUARDED, INGRESS, NO_CLIENT, NODE, Port, PortNumber, Source, V4, convert, hash_key, owner,
-    packet,
+    AFFINITY, Address, Backend, Config, GUARDED, INGRESS, NO_CLIENT, NODE, Port, PortNumber, Source, V4, convert, hash_key,
+    owner, packet,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};

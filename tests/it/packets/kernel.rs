@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 /// Offsets of fields of `struct __sk_buff`, and its size.
 const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
@@ -207,10 +207,7 @@ impl Kernel {
         for map in FLOW_MAPS {
             loader.map_max_entries(map, FLOWS);
         }
-        let mut ebpf = loader
-            .default_map_pin_directory(PathBuf::from("/tmp/bpf"))
-            .load(OBJECT)
-            .expect("the object loads");
+        let mut ebpf = loader.default_map_pin_directory(PathBuf::from("/tmp/bpf")).load(OBJECT).expect("the object loads");
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
             load(program);
@@ -237,6 +234,11 @@ impl Kernel {
 
     fn map<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    /// Names of the object's maps.
+    pub fn map_names(&self) -> Vec<String> {
+        self.ebpf.maps().map(|(name, _)| name.to_owned()).collect()
     }
 
     pub fn set<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) {
