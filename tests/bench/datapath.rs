@@ -10,7 +10,7 @@ use skep::ingress::ebpf::{Changed, DesiredDatapath, DesiredState, Inputs, SlotAl
 use skep::lab::Lab;
 use skep::model::NodeView;
 use skep::protocol::view_delta::share_entries;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ struct Measured {
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
     let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
-    let (members, unavailable) = (BTreeSet::new(), BTreeMap::new());
+    let (members, unavailable) = (BTreeMap::new(), BTreeMap::new());
     let me = tables::me();
     let (mut measured, mut desired) = (Measured::default(), DesiredState::default());
     let mut state = ebpf.observe().await.unwrap();

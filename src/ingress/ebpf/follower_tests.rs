@@ -168,7 +168,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     };
     let mut after = before.clone();
     after.tasks.insert(3, ScenarioTask { backend: false, ..task(3) });
-    let (me, host_devices, none, members) = (node_id(0), HostDevices::default(), BTreeMap::new(), BTreeSet::new());
+    let (me, host_devices, none, members) = (node_id(0), HostDevices::default(), BTreeMap::new(), BTreeMap::new());
     let inputs = Inputs {
         me: &me,
         host_devices: &host_devices,

@@ -1,7 +1,7 @@
 //! Socket calls of a process in a container, with the programs attached to a cgroup of the test's own. The virtual address and
 //! the containers' addresses are those of the loopback device.
 
-use super::kernel::{Kernel, UDP, address, in_namespaces, run, v4};
+use super::kernel::{Kernel, UDP, address, in_namespaces, netns_cookie, run, v4};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{Backend, Config, Counter, NetnsMembership, Reply, Tuple, Vip};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -79,7 +79,7 @@ fn receiver(servers: &BTreeMap<&'static str, UdpSocket>) -> &'static str {
             return task;
         }
     }
-    panic!("nobody received it");
+    panic!("no server received it");
 }
 
 /// Review finding 18: sessions of tasks that go on are not cut by a change of the number of tasks.
@@ -135,7 +135,7 @@ fn receive_from(servers: &BTreeMap<&'static str, UdpSocket>) -> (&'static str, S
             return (task, from);
         }
     }
-    panic!("nobody received it");
+    panic!("no server received it");
 }
 
 /// The sockets of an MPTCP connection are others than that of the process.
@@ -268,7 +268,7 @@ fn udp_lite_reaches_a_task_without_connecting() {
 fn a_server_that_binds_no_address_answers_a_client_from_ingress() {
     in_container(&[], |kernel| {
         run("ip address add 10.0.0.7/32 dev lo");
-        let cookie = kernel.netns_cookie();
+        let cookie = netns_cookie();
         kernel.set("MEMBERS", NetnsMembership { cookie, network: v4("10.0.0.0"), zero: 0 }, v4("10.0.0.7"));
         kernel.change_config(|config: &mut Config| config.ingress = v4("10.0.0.0"));
         let server = bound(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));

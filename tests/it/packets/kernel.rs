@@ -84,9 +84,10 @@ pub struct Kernel {
     /// /64 of this node.
     pub prefix: Prefix,
     next_slot: u32,
+    /// Before `cgroups`, through which it is removed.
+    cgroup: Option<ThreadCgroup>,
     /// The machine's cgroup2 tree, which the test's own mounts hide.
     cgroups: File,
-    cgroup: Option<ThreadCgroup>,
 }
 
 /// A cgroup of one thread, below that of the process.
@@ -179,6 +180,16 @@ pub fn tuple(from: &str, to: &str, protocol: u8) -> Tuple {
     }
 }
 
+/// The cookie of this thread's network namespace.
+pub fn netns_cookie() -> u64 {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (mut cookie, mut size) = (0_u64, 8_u32);
+    // SAFETY: the option (`SO_NETNS_COOKIE`) writes eight bytes.
+    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, 71, (&raw mut cookie).cast(), &raw mut size) };
+    assert_eq!(done, 0);
+    cookie
+}
+
 impl Kernel {
     fn load(cgroups: File) -> Self {
         for line in [
@@ -214,7 +225,7 @@ impl Kernel {
         }
         let prefix = [0xfd01, 7];
         let (uplink, other_uplink) = (ifindex("uplink"), ifindex("uplink2"));
-        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0, cgroups, cgroup: None };
+        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0, cgroup: None, cgroups };
         let config = Config {
             host_end: uplink,
             mesh_end: uplink,
@@ -360,24 +371,7 @@ impl Kernel {
             program.attach(std::fs::File::open(&cgroup.path).unwrap(), CgroupAttachMode::Single).expect(&hook);
         }
         self.cgroup = Some(cgroup);
-        self.netns_cookie()
-    }
-
-    /// The cookie of this thread's network namespace.
-    pub fn netns_cookie(&self) -> u64 {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (mut cookie, mut size) = (0_u64, 8_u32);
-        // SAFETY: the option (`SO_NETNS_COOKIE`) writes eight bytes.
-        let done = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, 71, (&raw mut cookie).cast(), &raw mut size) };
-        assert_eq!(done, 0);
-        cookie
-    }
-
-    pub fn change_config(&mut self, change: impl FnOnce(&mut Config)) {
-        let mut configs: Array<_, Config> = self.ebpf.map_mut("CONFIG").unwrap().try_into().unwrap();
-        let mut config = configs.get(&0, 0).unwrap();
-        change(&mut config);
-        configs.set(0, config, 0).unwrap();
+        netns_cookie()
     }
 
     /// Attaches a program to the ingress of a device.

@@ -11,7 +11,9 @@ use skep::datapath::ebpf::{
 };
 use skep::datapath::mesh::{Mesh, TUNNEL, mesh_end};
 use skep_ebpf::packet::{ICMP, SYN};
-use skep_ebpf::{Backend, Config, Flow, Frontend, GUARDED, NO_CLIENT, NODE, Port, Prefix, Reply, Source, Tuple, Vip, convert};
+use skep_ebpf::{
+    Backend, Config, Flow, Frontend, GUARDED, INGRESS, NO_CLIENT, NODE, Port, Prefix, Reply, Source, Target, Tuple, Vip, convert,
+};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,7 +127,7 @@ impl TracedNode {
             }
         })
         .expect("devices in the mesh namespace");
-        let ebpf = EbpfDatapath::open(&folder, mesh.clone()).await.expect("loads");
+        let ebpf = EbpfDatapath::open(&folder, mesh.clone(), 0).await.expect("loads");
         let node = Self { ebpf, mesh, folder, other: of_node("fd01:0:0:2::") };
         node.fill().await;
         node
@@ -145,7 +147,7 @@ impl TracedNode {
             ..Config::default()
         };
         let index = |container: Ipv4Addr| devices.veths[&container].1;
-        let backend = |ifindex, prefix| Backend { ifindex, serving: 1, prefix, owner: WEB };
+        let backend = |ifindex, prefix| Backend { ifindex, serving: 1, prefix, owner: WEB, flags: INGRESS };
         let mut steps = vec![
             EbpfStep::Config(config),
             EbpfStep::Slots(0, vec![convert::v4(HERE), convert::v4(THERE)].into()),
@@ -157,6 +159,9 @@ impl TracedNode {
             EbpfStep::AddSource(128 + 24, Source { scope: NO_CLIENT, address: address("10.0.0.0") }),
             EbpfStep::AddSource(32 + 128, Source { scope: NODE, address: address("192.168.9.2") }),
         ];
+        for protocol in [TCP, UDP] {
+            steps.push(EbpfStep::AddTarget(Target { owner: WEB, port: 80_u16.to_be(), protocol, zero: 0 }));
+        }
         let ports = [(LOCAL_PORT, 0, 1, 0), (REMOTE_PORT, 1, 1, 0), (GUARDED_PORT, 0, 1, GUARDED), (EMPTY_PORT, 0, 0, 0)];
         for (number, base, size, flags) in ports {
             let frontend = Frontend { base, size, target: 80_u16.to_be(), flags, owner: WEB };
@@ -385,7 +390,7 @@ fn live_flows_of_the_packet_s_connection_are_followed_and_stay_as_they_are() {
             entry: [0; 2],
             port: 9_u16.to_be(),
             client_port: 41_000_u16.to_be(),
-            device: 0,
+            ..Reply::default()
         };
         let from = "203.0.113.9:41000";
         node.live("SYN_REPLIES").insert(tuple(TCP, "10.0.0.11:80", from), other, 0).expect("a reverse entry");
@@ -402,7 +407,7 @@ fn live_flows_of_the_packet_s_connection_are_followed_and_stay_as_they_are() {
 #[test]
 fn a_device_that_was_made_again_is_seen_as_a_lost_packet() {
     on_a_node(async |node| {
-        let gone = Backend { ifindex: 4_000, serving: 1, prefix: [0; 2], owner: WEB };
+        let gone = Backend { ifindex: 4_000, serving: 1, prefix: [0; 2], owner: WEB, flags: INGRESS };
         node.ebpf.apply(&[EbpfStep::SetBackend(convert::v4(HERE), gone)]).await.expect("sets");
         let trace = node.trace(request(TCP, CLIENT, &port(4, LOCAL_PORT))).await;
         assert_eq!(last(&trace).next, TraceNext::Lost(4_000));
