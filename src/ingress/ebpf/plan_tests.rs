@@ -224,7 +224,8 @@ fn a_target_is_removed_when_no_port_leads_to_it_any_more() {
     let mut desired = DesiredDatapath::default();
     let to = |target| DesiredPort { target: convert::port(target), owner: 7, ..DesiredPort::default() };
     desired.ports = [(port(80), to(8080)), (port(81), to(8080)), (port(82), to(9090))].into();
-    apply(&mut state, &mut memory, &plan(&desired, &state));
+    let steps = plan(&desired, &state);
+    apply(&mut state, &mut memory, &steps);
     let target = |number| Target { owner: 7, port: convert::port(number), protocol: packet::TCP, zero: 0 };
     assert_eq!(state.tables.targets, [target(8080), target(9090)].into());
     desired.ports.remove(&port(80));
