@@ -26,7 +26,7 @@ pub(super) struct Aging {
 
 impl Default for Aging {
     fn default() -> Self {
-        let sizes = |value: usize| Batches::new(size_of::<Tuple>() as u32, value as u32);
+        let sizes = |value: usize| Batches::new(size_of::<Tuple>(), value);
         Self { flows: sizes(size_of::<Flow>()), replies: sizes(size_of::<Reply>()) }
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 /// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Entries per batch: more than a bucket of a hash table has.
-const BATCH: usize = 4_096;
+const BATCH: u32 = 4_096;
 
 /// The part of `union bpf_attr` for batches.
 #[repr(C)]
@@ -43,13 +43,12 @@ pub(super) struct BatchRead {
 
 impl Batches {
     /// Sizes in bytes, as the map has them.
-    pub(super) fn new(key_size: u32, value_size: u32) -> Self {
-        let (key_size, value_size) = (key_size as usize, value_size as usize);
+    pub(super) fn new(key_size: usize, value_size: usize) -> Self {
         Self {
             key_size,
             value_size,
-            keys: vec![0; BATCH * key_size],
-            values: vec![0; BATCH * value_size.next_multiple_of(8)],
+            keys: vec![0; BATCH as usize * key_size],
+            values: vec![0; BATCH as usize * value_size.next_multiple_of(8)],
             position: vec![0; key_size.max(8)],
             begun: false,
         }
@@ -65,7 +64,7 @@ impl Batches {
             out_batch: self.position.as_mut_ptr() as u64,
             keys: self.keys.as_mut_ptr() as u64,
             values: self.values.as_mut_ptr() as u64,
-            count: BATCH as u32,
+            count: BATCH,
             map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
             ..BatchAttr::default()
         };

@@ -69,7 +69,7 @@ fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// Entries of a hash table.
 fn count_batches(fd: BorrowedFd<'_>, key_size: u32, value_size: u32) -> io::Result<u64> {
-    let mut batches = Batches::new(key_size, value_size);
+    let mut batches = Batches::new(key_size as usize, value_size as usize);
     let mut entries = 0;
     loop {
         let batch = batches.read(fd)?;

@@ -107,8 +107,8 @@ impl fmt::Display for EbpfStep {
             Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
             Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
-            Self::AddTarget(target) => write!(f, "target {}", target_name(target)),
-            Self::RemoveTarget(target) => write!(f, "no target {}", target_name(target)),
+            Self::AddTarget(target) => write!(f, "target {}", target_name(*target)),
+            Self::RemoveTarget(target) => write!(f, "no target {}", target_name(*target)),
             Self::AddLocal(address) => write!(f, "local {}", local(address)),
             Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
             Self::AddUplink(index) => write!(f, "uplink {index}"),
@@ -138,7 +138,7 @@ pub(super) fn protocol_name(number: u8) -> String {
     }
 }
 
-fn target_name(target: &Target) -> String {
+fn target_name(target: Target) -> String {
     format!("{}/{} of {:x}", convert::to_port(target.port), protocol_name(target.protocol), target.owner)
 }
 

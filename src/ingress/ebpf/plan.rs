@@ -59,7 +59,7 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
 
 /// The ports in containers that the published ports which changed, or all, lead to; and those that none leads to any more.
 fn targets(desired: &DesiredDatapath, tables: &Tables, dirty: Option<&Dirty>) -> (BTreeSet<Target>, BTreeSet<Target>) {
-    let wanted = |(key, port): (&Port, &DesiredPort)| target(key, port.owner, port.target);
+    let wanted = |(key, port): (&Port, &DesiredPort)| target(*key, port.owner, port.target);
     let Some(dirty) = dirty else {
         let all: BTreeSet<Target> = desired.ports.iter().map(wanted).collect();
         let left = tables.targets.difference(&all).copied().collect();
@@ -67,7 +67,7 @@ fn targets(desired: &DesiredDatapath, tables: &Tables, dirty: Option<&Dirty>) ->
     };
     let changed = dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(wanted).collect();
     let before =
-        dirty.ports.iter().filter_map(|key| Some(target(key, tables.ports.get(key)?.owner, tables.ports.get(key)?.target)));
+        dirty.ports.iter().filter_map(|key| Some(target(*key, tables.ports.get(key)?.owner, tables.ports.get(key)?.target)));
     let mut left: BTreeSet<Target> = before.filter(|target| tables.targets.contains(target)).collect();
     if !left.is_empty() {
         // Another port may have the same target.
@@ -78,7 +78,7 @@ fn targets(desired: &DesiredDatapath, tables: &Tables, dirty: Option<&Dirty>) ->
     (changed, left)
 }
 
-fn target(key: &Port, owner: u32, port: PortNumber) -> Target {
+fn target(key: Port, owner: u32, port: PortNumber) -> Target {
     Target { owner, port, protocol: key.protocol, zero: 0 }
 }
 

@@ -9,7 +9,7 @@ type Bytes = Vec<u8>;
 type Tables = BTreeMap<String, BTreeMap<Bytes, Bytes>>;
 
 /// Maps that are sets of keys: their values mean nothing.
-const SETS: [&str; 3] = ["LOCALS", "SOURCES", "UPLINKS"];
+const SETS: [&str; 4] = ["LOCALS", "SOURCES", "TARGETS", "UPLINKS"];
 
 /// Settings with a reconciliation so often that a test does not wait long.
 const OFTEN: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 200\n";
@@ -21,8 +21,11 @@ fn tables(host: &Host) -> Tables {
     for entry in std::fs::read_dir(bpf::maps(host)).expect("maps") {
         let name = entry.expect("entry").file_name().into_string().expect("text");
         let map = bpf::Map::open(host, &name);
-        // A program sets the flag in GATE, watchers write WATCH (a wrong value of it makes events, which are bounded).
-        if ["SLOTS", "GATE", "WATCH"].contains(&name.as_str()) || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind) {
+        // A program sets the flag in GATE, watchers write WATCH (a wrong value of it makes events, which are bounded), programs
+        // write the tables of connections.
+        if ["SLOTS", "GATE", "WATCH", "TCP_FLOWS", "TCP_REPLIES"].contains(&name.as_str())
+            || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind)
+        {
             continue;
         }
         let mut entries = map.entries();
@@ -167,7 +170,7 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
     let fixture = RepairFixture::set_up("km").await;
     let host = &fixture.swarm.hosts[0];
     let baseline = Baseline::of(host);
-    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "LOCALS", "UPLINKS", "SOURCES", "CONFIG"] {
+    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "TARGETS", "LOCALS", "UPLINKS", "SOURCES", "CONFIG"] {
         assert!(baseline.tables.get(name).is_some_and(|entries| !entries.is_empty()), "{name} has something to damage");
     }
     for (name, entries) in &baseline.tables {

@@ -294,7 +294,7 @@ impl Kernel {
 
     /// Number of entries.
     pub fn entries<K: Pod, V: Pod>(&mut self, map: &str) -> usize {
-        self.map::<K, V>(map).keys().filter(Result::is_ok).count()
+        self.map::<K, V>(map).keys().flatten().count()
     }
 
     /// Changes what the programs know of this node.

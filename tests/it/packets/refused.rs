@@ -100,11 +100,11 @@ fn a_segment_for_a_container_that_is_gone_is_answered_with_rst() {
         kernel.backend("10.0.0.11", 7);
         for (client, container, l4) in [(CLIENT, GONE, 20), (CLIENT6, GONE6, 40)] {
             let payload = [7; 999];
-            let cases: [(u8, &[u8], (u32, u32, u8)); 4] = [
-                (ACK, b"", (1000, 0, RST)),
+            let cases = [
+                (ACK, &b""[..], (1000, 0, RST)),
                 (ACK, &payload, (1000, 0, RST)),
-                (SYN, b"", (0, 6, RST | ACK)),
-                (FIN, b"abc", (0, 9, RST | ACK)),
+                (SYN, &b""[..], (0, 6, RST | ACK)),
+                (FIN, &b"abc"[..], (0, 9, RST | ACK)),
             ];
             for (flags, payload, (sequence, acknowledges, expected)) in cases {
                 let frame = Frame::segment(client, container, flags, (5, 1000), payload);

@@ -81,7 +81,7 @@ fn a_tagged_frame_is_left_to_the_device_of_its_vlan() {
 
 /// Receives what leaves by the other end of a device.
 fn receive(device: u32) -> socket2::Socket {
-    let kind = socket2::Protocol::from(i32::from(u16::to_be(libc::ETH_P_ALL as u16)));
+    let kind = socket2::Protocol::from(i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be()));
     let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, Some(kind)).expect("root");
     socket.bind(&packet_address(device)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
