@@ -127,8 +127,11 @@ pub struct NodeDescription {
     pub nano_cpus: i64,
     /// Memory in bytes.
     pub memory_bytes: i64,
-    /// Version of its Docker Engine; empty if the engine does not answer.
+    /// Version of its Docker Engine; empty if the engine does not answer, so that no task can be assigned to the node.
     pub engine_version: String,
+    /// Its engine has not answered for so long that its tasks are to run elsewhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub engine_lost: bool,
     pub engine_labels: BTreeMap<String, String>,
     /// Engine plugins as (type, name), sorted.
     pub plugins: Vec<(String, String)>,

@@ -107,6 +107,67 @@ pub struct Task {
     /// Published ports of its service on which its container was observed to listen, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
+    /// What its predecessors in the slot failed at. Written once, by the orchestrator.
+    #[serde(default, skip_serializing_if = "EarlierFailures::is_none")]
+    pub failures: EarlierFailures,
+}
+
+/// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EarlierFailures {
+    pub count: u32,
+    /// How much speaks against each node, see [`EarlierFailures::add`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<NodeId, u32>,
+}
+
+impl EarlierFailures {
+    /// From this weight on a node is chosen only if no better one is suitable: five failures, or one task that the node could
+    /// not even prepare.
+    pub const AVOID: u32 = 5;
+    /// So many failures in a row are followed by the delay of the restart policy, each; further ones by growing delays.
+    pub const PATIENCE: u32 = 3;
+    /// Nodes that are remembered; beyond them all are forgotten, and tried again.
+    const NODES: usize = 32;
+
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Weight of one failure against the node on which it happened.
+    #[must_use]
+    pub fn weight(state: TaskState) -> u32 {
+        match state {
+            TaskState::Failed => 1,
+            TaskState::Rejected => Self::AVOID,
+            _ => 0,
+        }
+    }
+
+    /// Adds a task that failed on a node.
+    pub fn add(&mut self, node: Option<&NodeId>, state: TaskState) {
+        self.count = self.count.saturating_add(1);
+        let Some(node) = node else { return };
+        if self.nodes.len() >= Self::NODES && !self.nodes.contains_key(node) {
+            self.nodes.clear();
+        }
+        let weight = self.nodes.entry(node.clone()).or_default();
+        *weight = weight.saturating_add(Self::weight(state));
+    }
+
+    /// The task is in a crash loop, in which delays grow.
+    #[must_use]
+    pub fn delays_grow(&self) -> bool {
+        self.count > Self::PATIENCE
+    }
+
+    /// What speaks against a node.
+    #[must_use]
+    pub fn on(&self, node: &NodeId) -> u32 {
+        self.nodes.get(node).copied().unwrap_or(0)
+    }
 }
 
 impl Task {

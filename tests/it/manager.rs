@@ -4,10 +4,12 @@
 
 mod bytes;
 mod dispatcher;
+mod engine;
 mod fixture;
 mod fuzz;
 mod golden;
 mod leader;
+mod restarts;
 mod scale;
 mod scenarios;
 mod simulated_agent;

@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 
 /// Swarm's text.
 const HEARTBEAT_FAILURE: &str = "heartbeat failure";
+/// The node is connected, but can neither start nor stop tasks.
+const ENGINE_LOST: &str = "the node's Docker Engine does not answer";
 /// Swarm's text.
 const LEADER_CHANGED: &str = "Node moved to \"unknown\" state due to leadership change in cluster";
 
@@ -49,7 +51,11 @@ impl Dispatcher {
                 if !registered.endpoints.is_empty() {
                     next.mesh.endpoints.clone_from(&registered.endpoints);
                 }
-                (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
+                if next.description.engine_lost {
+                    (NodeState::Down, ENGINE_LOST.to_owned())
+                } else {
+                    (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
+                }
             }
             _ if matches!(before, NodeState::Down | NodeState::Disconnected) => return next,
             Some(registered) if now.since(registered.last_heard) > self.settings.down_after => {

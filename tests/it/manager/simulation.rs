@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use skep::manager::dispatcher::{Dispatcher, Effect, Event};
 use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, SessionId, invariants};
+use skep::model::node::NodeDescription;
 use skep::model::service::Replicated;
 use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
 use skep::protocol::{ToManager, ToNode};
@@ -267,6 +268,14 @@ impl Simulation {
         if let Some(session) = agent.session.take() {
             self.deliver(Occurrence::Closed(session));
         }
+    }
+
+    /// The node describes itself again within its session.
+    pub fn describe(&mut self, node: &NodeId, change: impl FnOnce(&mut NodeDescription)) {
+        let agent = self.agents.get_mut(node).unwrap();
+        change(&mut agent.description);
+        let (session, hello) = (agent.session.unwrap(), agent.hello());
+        self.deliver(Occurrence::ToManager(session, hello));
     }
 
     /// Another manager takes over: no node has a session with it.
