@@ -25,6 +25,8 @@ use std::time::Duration;
 pub trait StatusSource: Send + Sync {
     /// The node's current status.
     async fn status(&self) -> Status;
+    /// What of the daemon does not run, by name, with the reason.
+    fn blockers(&self) -> BTreeMap<String, String>;
     /// Settings, status, view, peers and kernel state, as one document.
     async fn dump(&self) -> serde_json::Value;
     /// Lets this manager renew certificates that have expired, for this long from now.
@@ -44,7 +46,7 @@ type SharedSource = State<Arc<dyn StatusSource>>;
 /// The admin socket's routes.
 pub fn router(source: Arc<dyn StatusSource>) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/status", get(async |State(source): SharedSource| axum::Json(source.status().await)))
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
@@ -54,6 +56,12 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
             (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics, /dump, /drops and /recover-certificates\n")
         })
         .with_state(source)
+}
+
+/// `ok`, or 503 with what of the daemon does not run: a line `NAME: REASON` each.
+async fn healthz(State(source): SharedSource) -> (StatusCode, String) {
+    let lines: Vec<String> = source.blockers().iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
+    if lines.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, lines.concat()) }
 }
 
 async fn exposition(State(source): SharedSource) -> impl IntoResponse {

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
 
+/// Pause after a connection that could not be accepted.
+const ACCEPT_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Binds a unix socket, replacing the file of an earlier run; only root and its group may connect.
 ///
 /// # Errors
@@ -38,7 +41,15 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
         tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of file descriptors, mostly: the connection stays in the backlog, so another attempt fails at once.
+                        tracing::warn!(%error, "a connection cannot be accepted; trying again");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                };
                 let (router, shutdown) = (router.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {

@@ -77,7 +77,7 @@ impl Daemon {
             ingress_addr: node.mesh.ingress_addr,
             raft_id: Some(FIRST_RAFT_ID),
         };
-        let membership = MembershipFile::new(assignment, addresses);
+        let membership = MembershipFile::new(assignment, addresses).described(&node.description);
         let view = view_of(&store, id).context("the store has no view for the first node")?;
         let network = MeshNetwork::open(env, addresses).await?;
         network.start_overlay(env, id, Some(view));

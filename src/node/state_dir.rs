@@ -13,7 +13,8 @@
 use super::address::ListenAddresses;
 use crate::agent::ledger::Ledger;
 use crate::durable::{DocumentFile, ignore_missing};
-use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix};
+use crate::model::view::Peer;
+use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix, node::NodeDescription};
 use crate::trust::CertificateFiles;
 use anyhow::Context as _;
 use ipnet::Ipv6Net;
@@ -37,6 +38,9 @@ impl StateDir {
     }
     fn membership(&self) -> PathBuf {
         self.path.join("node.json")
+    }
+    pub(super) fn has_membership(&self) -> bool {
+        self.membership().exists()
     }
     pub(super) fn tunnel_key(&self) -> PathBuf {
         self.path.join("tunnel.key")
@@ -122,6 +126,12 @@ pub(super) struct MembershipFile {
     pub listen_interface: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_interface: Option<String>,
+    /// The managers of the last view, for a node whose ledger is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub managers: Vec<Peer>,
+    /// The host as its engine described it last: a session opens before the engine answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<NodeDescription>,
 }
 
 impl MembershipFile {
@@ -141,7 +151,15 @@ impl MembershipFile {
             raft_id,
             listen_interface: addresses.listen_interface.clone(),
             advertise_interface: addresses.advertise_interface.clone(),
+            managers: Vec::new(),
+            description: None,
         }
+    }
+
+    /// With the host's description of now.
+    pub(super) fn described(mut self, description: &NodeDescription) -> Self {
+        self.description = Some(description.clone()).filter(|d| !d.engine_version.is_empty());
+        self
     }
 
     pub(super) fn addresses(&self) -> ListenAddresses {

@@ -7,3 +7,5 @@ mod bad_input;
 mod certificates;
 mod life;
 mod network;
+mod socket;
+mod start;
