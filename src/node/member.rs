@@ -102,7 +102,9 @@ impl Member {
         let store = start_manager_role(services, roles, &context).await?;
         let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
         let (loops, overlay) = unless_started;
-        (loops.disarm(), overlay.disarm());
+        for started in [loops, overlay] {
+            started.disarm();
+        }
         Ok(Self {
             membership,
             network,

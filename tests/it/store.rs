@@ -127,7 +127,7 @@ fn object(op: Op, meta: Meta) -> Object {
             not_before: Some(Timestamp(i64::from(number))),
             ports: Vec::new(),
             listens: Vec::new(),
-            failures: Default::default(),
+            failures: skep::model::task::EarlierFailures::default(),
         }
         .into(),
     }

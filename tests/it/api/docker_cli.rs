@@ -224,7 +224,7 @@ fn running_task(service: &skep::model::Service, slot: u64) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
-        failures: Default::default(),
+        failures: skep::model::task::EarlierFailures::default(),
     }
 }
 

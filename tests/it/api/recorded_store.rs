@@ -428,6 +428,6 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
-        failures: Default::default(),
+        failures: skep::model::task::EarlierFailures::default(),
     })
 }
