@@ -151,7 +151,10 @@ async fn keep_membership(daemon: Arc<Daemon>, mut started: bool) {
         }
         let _lock = daemon.lifecycle.lock().await;
         match daemon.lifecycle.state() {
-            MembershipState::Active(member) => member.pause().await,
+            MembershipState::Active(member) => {
+                member.pause().await;
+                daemon.env.blockers.clear_all();
+            }
             MembershipState::Pending { .. } => {}
             // The user left meanwhile.
             MembershipState::Inactive => {

@@ -30,6 +30,11 @@ impl Blockers {
         self.0.send_if_modified(|all| all.remove(name).is_some());
     }
 
+    /// For a membership that starts again as a whole.
+    pub(super) fn clear_all(&self) {
+        self.0.send_if_modified(|all| !std::mem::take(all).is_empty());
+    }
+
     pub(super) fn now(&self) -> BTreeMap<String, String> {
         self.0.borrow().clone()
     }
