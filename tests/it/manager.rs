@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bytes;
+mod cost;
 mod dispatcher;
 mod fixture;
 mod fuzz;
 mod golden;
 mod leader;
+mod leader_cores;
+mod limits;
+mod liveness;
 mod scale;
 mod scenarios;
 mod simulated_agent;
