@@ -5,6 +5,7 @@ mod certificate;
 pub mod entries;
 mod join;
 mod session;
+pub mod shared_documents;
 pub mod view_delta;
 pub mod view_piece;
 pub mod view_stream;

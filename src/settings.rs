@@ -135,6 +135,13 @@ impl Timeouts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManagerTimeouts {
+    /// Time that a node has to open a session with a manager that has just become the leader, in milliseconds.
+    pub takeover_grace_ms: u64,
+    /// Nodes that fall silent together, most of all and at least two, are unknown for so many milliseconds before they are
+    /// down: the fault may be the manager's.
+    pub disruption_hold_ms: u64,
+    /// The tasks of a node that is down are kept for so many milliseconds where no replacement runs.
+    pub return_window_ms: u64,
     /// Time that a node has from its admission to its first session, in milliseconds. Longer than a join may take.
     pub join_grace_ms: u64,
     /// Longest time that a replacement waits for its predecessor to stop, in milliseconds.
@@ -154,6 +161,9 @@ pub struct ManagerTimeouts {
 impl Default for ManagerTimeouts {
     fn default() -> Self {
         Self {
+            takeover_grace_ms: 12_000,
+            disruption_hold_ms: 30_000,
+            return_window_ms: 60_000,
             join_grace_ms: 20_000,
             replace_wait_ms: 60_000,
             stop_hold_ms: 5000,

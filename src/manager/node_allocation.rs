@@ -74,7 +74,7 @@ impl JoiningNode {
             meta: Meta::default(),
             spec: NodeSpec { role: self.role, availability: self.availability, ..NodeSpec::default() },
             description: self.description,
-            status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: self.addr },
+            status: NodeStatus { state: NodeState::Unknown, addr: self.addr, ..NodeStatus::default() },
             mesh: NodeMesh { key: self.key, subnet, ingress_addr, endpoints: self.endpoints },
             manager: self.manager,
         }

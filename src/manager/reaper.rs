@@ -74,7 +74,7 @@ fn is_node_gone(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSe
     let Some(id) = &task.node_id else { return false };
     store.node(id).is_none_or(|node| match node.status.state {
         NodeState::Disconnected => true,
-        NodeState::Down => now.since(node.meta.updated_at) >= settings.orphan_after,
+        NodeState::Down => now.since(node.status.down_since.unwrap_or(node.meta.updated_at)) >= settings.orphan_after,
         NodeState::Ready | NodeState::Unknown => false,
     })
 }

@@ -1,6 +1,6 @@
 //! Nodes: what the user configures, what they report about themselves, what the leader observes of them.
 
-use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, wg_key::WgKey};
+use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, time::Timestamp, wg_key::WgKey};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,10 +57,10 @@ impl Availability {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// Has not opened a session since this leader took over.
+    /// Has not opened a session since this leader took over, or is silent together with most other nodes.
     #[default]
     Unknown,
-    /// Sent no heartbeat within the node-down timeout.
+    /// Sent no heartbeat within the node-down timeout, while most other nodes did.
     Down,
     /// Has a session.
     Ready,
@@ -149,6 +149,10 @@ pub struct NodeStatus {
     pub message: String,
     /// Address that the node advertises.
     pub addr: Option<IpAddr>,
+    /// Since when the node is down, by the leader's clock; `None` while it is not. (Builds before it was stored do not write
+    /// it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_since: Option<Timestamp>,
 }
 
 /// A node's identity (its key) and addresses in the mesh. Assigned when the node joins.

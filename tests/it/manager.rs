@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bytes;
+mod cost;
 mod dispatcher;
 mod engine;
 mod fixture;
 mod fuzz;
 mod golden;
 mod leader;
+mod leader_cores;
+mod limits;
+mod liveness;
 mod restarts;
 mod scale;
 mod scenarios;

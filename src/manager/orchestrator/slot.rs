@@ -4,7 +4,7 @@
 use super::restart::{delay, failures_after, should_restart};
 use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
-use crate::model::{Availability, Meta, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
+use crate::model::{Availability, Meta, NodeState, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
 use rand::Rng;
 use std::cmp::Ordering;
@@ -49,9 +49,11 @@ pub(super) fn desire(task: &Task, state: TaskState) -> Action {
 
 /// State of a slot.
 pub(super) enum SlotState<'a> {
-    /// `task` is the live task; `surplus` are further live tasks, which are shut down.
+    /// `task` is the live task; `surplus` are further live tasks, which are shut down. Until it runs, tasks of nodes that may
+    /// return are no surplus.
     Filled { task: &'a Task, surplus: Vec<&'a Task> },
-    /// All live tasks ended or lost their node: they are shut down, and a new task starts, not before that time.
+    /// All live tasks ended or lost their node: they are shut down, those excepted whose node may return, and a new task
+    /// starts, not before that time.
     Replace { not_before: Option<Timestamp>, ended: Vec<&'a Task> },
     /// The newest task failed before it was to start: it keeps the slot until then, so that a task which cannot be prepared
     /// is not replaced more often than one which fails. `surplus` are further live tasks, which are shut down.
@@ -74,14 +76,19 @@ impl ServiceSlots<'_> {
     /// State of the slot that has these tasks, oldest first.
     pub(super) fn state<'t>(&self, tasks: &[&'t Task]) -> SlotState<'t> {
         let live: Vec<&Task> = tasks.iter().copied().filter(|t| t.desired_state <= TaskState::Running).collect();
-        let (usable, ended): (Vec<&Task>, Vec<&Task>) =
+        let (usable, lost): (Vec<&Task>, Vec<&Task>) =
             live.iter().partition(|t| !t.status.state.is_final() && !self.lost_its_node(t));
-        // Of several live tasks (two leaders may each have created one) the furthest stays, of equals the oldest.
+        // Of several live tasks (two leaders may each have created one, or a node has returned) the furthest stays, of equals
+        // the oldest.
         if let Some(task) = usable.iter().copied().reduce(|a, b| if b.status.state > a.status.state { b } else { a }) {
-            return SlotState::Filled { task, surplus: live.into_iter().filter(|t| t.id != task.id).collect() };
+            let is_replaced = task.status.state == TaskState::Running;
+            let is_surplus = |t: &&Task| t.id != task.id && (is_replaced || !self.may_return(t));
+            return SlotState::Filled { task, surplus: live.into_iter().filter(is_surplus).collect() };
         }
-        let Some(newest) = ended.last().or(tasks.last()).copied() else { return SlotState::Empty };
-        match (should_restart(newest, tasks, self.now), ended.is_empty()) {
+        let is_lost = !lost.is_empty();
+        let Some(newest) = lost.last().or(tasks.last()).copied() else { return SlotState::Empty };
+        let ended: Vec<&Task> = lost.into_iter().filter(|t| !self.may_return(t)).collect();
+        match (should_restart(newest, tasks, self.now), !is_lost) {
             (true, true) => SlotState::Empty,
             (true, false) if self.is_held(newest) => {
                 SlotState::Held { surplus: ended.into_iter().filter(|t| t.id != newest.id).collect() }
@@ -169,6 +176,17 @@ impl ServiceSlots<'_> {
         let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
         let reachable = node.is_some_and(|n| n.status.state.may_be_up());
         reachable && task.status.state >= TaskState::Assigned && !task.status.state.is_final()
+    }
+
+    /// The task's node is down, and was not for long: if it returns its tasks are kept where no replacement runs.
+    fn may_return(&self, task: &Task) -> bool {
+        let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
+        !task.status.state.is_final()
+            && node.is_some_and(|n| {
+                let down = n.status.down_since.filter(|_| n.status.state == NodeState::Down);
+                let is_recent = down.is_some_and(|since| self.now.since(since) < self.settings.return_window);
+                is_recent && n.spec.availability != Availability::Drain
+            })
     }
 
     /// The task's node is removed, down or drained.

@@ -5,11 +5,13 @@ use super::super::limits::ServerLimits;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
+use crate::protocol::shared_documents::SharedDocuments;
 use crate::protocol::view_stream::{ViewEncoder, merge};
 use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
 use crate::trust::NodeName;
 use anyhow::bail;
 use async_trait::async_trait;
+use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
@@ -57,6 +59,7 @@ pub(in super::super) async fn serve(
     name: NodeName,
     server: &dyn SessionServer,
     limits: &ServerLimits,
+    documents: &Arc<SharedDocuments>,
     shutdown: &CancellationToken,
     expired: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
@@ -83,7 +86,7 @@ pub(in super::super) async fn serve(
         () = shutdown.cancelled() => Ok(()),
         () = expired => Err(SessionError::Expired),
         ended = receive(&mut reader, server, session) => ended.map_err(SessionError::from),
-        ended = send(&mut writer, &mut queue) => ended.map_err(SessionError::from),
+        ended = send(&mut writer, &mut queue, documents.clone()) => ended.map_err(SessionError::from),
     };
     server.closed(session).await;
     if let Err(error) = &ended
@@ -148,8 +151,12 @@ async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session:
 
 /// Sends the queued messages until the dispatcher has dropped the session's sender.
 /// Views that wait behind one that a slow node still takes are sent as one.
-async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> Result<(), FrameError> {
-    let mut encoder = ViewEncoder::default();
+async fn send(
+    writer: &mut ServerWriter,
+    queue: &mut mpsc::Receiver<ToNode>,
+    documents: Arc<SharedDocuments>,
+) -> Result<(), FrameError> {
+    let mut encoder = ViewEncoder::new(documents);
     let mut next = None;
     loop {
         let message = match next.take() {
@@ -171,8 +178,8 @@ async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> 
                 Err(other) => next = Some(other),
             }
         }
-        for piece in encoder.encode(message) {
-            writer.write(&piece).await?;
+        for document in encoder.encode(message) {
+            writer.write_document(&document).await?;
         }
         if answers {
             writer.write(&ToNode::Alive).await?;

@@ -56,7 +56,7 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
             plugins: plugins.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
             ..NodeDescription::default()
         },
-        status: NodeStatus { state: NodeState::Ready, message: String::new(), addr: Some(addr) },
+        status: NodeStatus { state: NodeState::Ready, addr: Some(addr), ..NodeStatus::default() },
         mesh: NodeMesh {
             key: WgKey([u8::try_from(last).unwrap(); 32]),
             subnet: format!("fd12:3456:789a:{last}::/64").parse().unwrap(),

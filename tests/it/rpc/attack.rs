@@ -105,6 +105,45 @@ async fn unauthenticated_connections_are_bounded() {
 }
 
 #[tokio::test]
+async fn unauthenticated_connections_from_outside_do_not_keep_members_out() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
+    setup.limits.unauthenticated = 3;
+    setup.limits.handshake = Duration::from_mins(1);
+    let manager = setup.start();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(TcpStream::connect(manager.address).await.unwrap());
+    }
+    let mut fourth = TcpStream::connect(manager.address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(10), fourth.read(&mut [0])).await.expect("closed at once");
+    assert!(matches!(read, Ok(0) | Err(_)), "the outer listener is full");
+    let member = trust.identity(Role::Worker);
+    let mut session = tls(manager.other_address, "skep-session/1", Some(&member)).await.expect("a member is accepted");
+    session.write_all(&frame(b"{}")).await.unwrap();
+    session.flush().await.unwrap();
+    let answer = read_all(&mut session).await;
+    assert!(answer.contains("a hello that is not understood"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_address_whose_joins_fail_again_and_again_has_to_wait() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
+    setup.limits.failed_joins = 3;
+    setup.limits.join_forgiven_after = Duration::from_hours(1);
+    let manager = setup.start();
+    for _ in 0..3 {
+        let text = answer(&manager, "skep-join/1", &frame(b"hello"), false).await;
+        assert!(text.contains("not understood"), "{text}");
+    }
+    let (side, options) = (side(&manager), options(Duration::from_secs(15)));
+    let refused = join(manager.address, &trust.tokens.worker, &side, &options).await.expect_err("has to wait");
+    assert!(refused.to_string().contains("try again"), "{refused}");
+    assert!(!manager.journal.has("admit"));
+}
+
+#[tokio::test]
 async fn a_session_needs_a_certificate_of_this_cluster() {
     let (trust, other) = (Trust::new(), Trust::new());
     let manager = Setup::new(&trust, ListenerKind::Mesh).start();

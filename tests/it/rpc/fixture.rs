@@ -305,6 +305,8 @@ impl CertificateAuthority for Renewals {
 pub struct Manager {
     pub identity: watch::Sender<Arc<Identity>>,
     pub address: SocketAddr,
+    /// The same server's listener of the other kind.
+    pub other_address: SocketAddr,
     pub wire: Arc<Wire>,
     pub journal: Journal,
     pub dispatcher: Arc<Dispatcher>,
@@ -357,12 +359,18 @@ impl Setup {
         let (identity, identities) = watch::channel(Arc::new(self.identity));
         let server =
             Server::new(identities, self.clock, Arc::new(authority), dispatcher.clone(), renewals.clone(), self.limits).unwrap();
-        let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
+        let server = Arc::new(server);
+        let listen = |address| TcpListener::from_std(HereSockets.listen(address).unwrap()).unwrap();
+        let listener = listen(self.address);
         let address = listener.local_addr().unwrap();
+        let other = listen(SocketAddr::new(self.address.ip(), 0));
+        let other_address = other.local_addr().unwrap();
         let (shutdown, kind) = (CancellationToken::new(), self.kind);
-        let token = shutdown.clone();
+        let other_kind = if kind == ListenerKind::Outer { ListenerKind::Mesh } else { ListenerKind::Outer };
+        let (token, second, other_token) = (shutdown.clone(), server.clone(), shutdown.clone());
         let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
-        Manager { identity, address, wire, journal, dispatcher, renewals, shutdown, served }
+        tokio::spawn(async move { second.serve(other, other_kind, other_token).await });
+        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, shutdown, served }
     }
 }
 
