@@ -16,6 +16,7 @@ pub mod fake;
 #[cfg(test)]
 mod container_tests;
 
+pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
 
 /// Label with the id of the node that a container belongs to.
@@ -26,8 +27,6 @@ pub const LABEL_SERVICE: &str = "com.docker.swarm.service.id";
 pub const LABEL_SERVICE_NAME: &str = "com.docker.swarm.service.name";
 /// Label that marks a container as a task's; its value is empty.
 pub const LABEL_TASK: &str = "com.docker.swarm.task";
-/// Label with the id of a container's task.
-pub const LABEL_TASK_ID: &str = "com.docker.swarm.task.id";
 /// Label with the name of a container's task, which is also the container's name.
 pub const LABEL_TASK_NAME: &str = "com.docker.swarm.task.name";
 

@@ -3,6 +3,7 @@
 
 mod containers;
 mod local_networks;
+mod network_reference;
 mod networks;
 mod nodes;
 mod prune;
@@ -12,6 +13,7 @@ mod router;
 mod services;
 mod swarm;
 mod system;
+mod task_containers;
 mod tasks;
 mod unsupported;
 

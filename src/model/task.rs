@@ -230,6 +230,9 @@ pub struct ContainerSpec {
     /// Additional groups.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub groups: Vec<String>,
+    /// Shown only: the API refuses all but the zero values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privileges: Option<Privileges>,
     /// Allocate a terminal.
     #[serde(rename = "TTY", skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
@@ -269,6 +272,16 @@ pub struct ContainerSpec {
     /// Capabilities dropped.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub capability_drop: Vec<String>,
+}
+
+/// Security options of a container. None is implemented: all are zero.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Privileges {
+    pub credential_spec: (),
+    #[serde(rename = "SELinuxContext")]
+    pub selinux_context: (),
+    pub no_new_privileges: bool,
 }
 
 /// Time between the stop signal and SIGKILL if the spec sets none.

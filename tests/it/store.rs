@@ -100,6 +100,7 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
             subnet: None,
+            removing: false,
         }
         .into(),
         Kind::Service => Service {

@@ -1,6 +1,6 @@
 //! Services.
 
-use crate::api::wire::{self, ShownSpec, UpdateConfig};
+use crate::api::wire;
 use crate::model::ServiceId;
 use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
-    let spec = if defaults { with_defaults(service.spec.clone()) } else { plain(service.spec.clone()) };
+    let spec = if defaults { with_defaults(service.spec.clone()) } else { service.spec.clone() };
     wire::Service {
         id: service.id.to_string(),
         meta: service.meta.into(),
@@ -41,11 +41,8 @@ pub fn status(service: &Service, running: &BTreeMap<&ServiceId, u64>) -> wire::S
     }
 }
 
-fn plain(spec: ServiceSpec) -> ShownSpec {
-    ShownSpec { spec, update_config: None, rollback_config: None }
-}
-
-fn with_defaults(mut spec: ServiceSpec) -> ShownSpec {
+/// The spec with the defaults of everything that it leaves out.
+pub fn with_defaults(mut spec: ServiceSpec) -> ServiceSpec {
     let task = &mut spec.task_template;
     task.container_spec.stop_grace_period.get_or_insert(DEFAULT_STOP_GRACE.into());
     task.container_spec.dns_config.get_or_insert_default();
@@ -57,5 +54,7 @@ fn with_defaults(mut spec: ServiceSpec) -> ShownSpec {
         ..RestartPolicy::default()
     });
     restart.delay.get_or_insert(DEFAULT_RESTART_DELAY.into());
-    ShownSpec { spec, update_config: Some(UpdateConfig::default()), rollback_config: Some(UpdateConfig::default()) }
+    spec.update_config.get_or_insert_default();
+    spec.rollback_config.get_or_insert_default();
+    spec
 }

@@ -16,7 +16,7 @@ use crate::store::{Action, Kind, Store};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// GET /services
 pub fn list(request: &ApiRequest) -> Result<Response> {
@@ -69,7 +69,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     validate::allow_lists_fit(&spec, store.services().map(|s| validate::sources_of(&s.spec)))?;
-    if spec.wants_ingress() && !store.networks().any(|n| n.spec.ingress) {
+    if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
             GrpcCode::FailedPrecondition,
             "service needs ingress network, but no ingress network is present",
@@ -115,17 +115,25 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let handle = request.store()?;
     let store = handle.read();
     let stored = lookup::service(&store, reference)?;
+    let is_stale = stored.meta.version != version;
     let spec = match request.query.get("rollback") {
         "" | "none" => {
             refuse_mode_change(&posted)?;
             refuse_credentials(request)?;
-            let mut spec = validate::service_spec(posted)?;
+            // Old news comes before what skep cannot do.
+            let mut spec = validate::service_spec(posted).map_err(|error| {
+                if error.status == StatusCode::NOT_IMPLEMENTED && is_stale { ApiError::out_of_sequence() } else { error }
+            })?;
             resolve_networks(request, &mut spec, &store).await?;
             spec
         }
-        "previous" => stored.previous_spec.clone().ok_or_else(|| {
-            ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
-        })?,
+        "previous" => {
+            let mut spec = stored.previous_spec.clone().ok_or_else(|| {
+                ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
+            })?;
+            resolve_networks(request, &mut spec, &store).await?;
+            spec
+        }
         other => return Err(ApiError::failed(format!("unrecognized rollback option {other}"))),
     };
     if !["", "spec", "previous-spec"].contains(&request.query.get("registryAuthFrom")) {
@@ -139,7 +147,10 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }
-    if let Some(path) = first_unsupported_change(&stored.spec, &spec) {
+    if is_stale {
+        return Err(ApiError::out_of_sequence());
+    }
+    if let Some(path) = validate::first_change_of_tasks(&stored.spec, &spec) {
         return Err(ApiError::not_implemented(format!(
             "{path} of service {} cannot be changed: rolling updates are not implemented in skep yet, only the number of replicas \
              and the service's labels can be updated (nothing was changed)",
@@ -148,7 +159,6 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     }
     let mut service = stored.clone();
     service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
-    service.meta.version = version;
     handle.write(request.api.clock.now(), vec![Action::update(service)]).await?;
     ok(&json!({ "Warnings": Value::Null }))
 }
@@ -176,28 +186,6 @@ fn refuse_mode_change(posted: &Value) -> Result<()> {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "service mode change is not allowed"));
     }
     Ok(())
-}
-
-/// The path of the first difference besides labels and replicas.
-fn first_unsupported_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
-    let comparable = |spec: &ServiceSpec| {
-        let spec = ServiceSpec { labels: BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
-        serde_json::to_value(spec).unwrap_or_default()
-    };
-    first_difference(&comparable(old), &comparable(new), String::new())
-}
-
-/// The path of the first difference between two values, keys in alphabetical order.
-fn first_difference(old: &Value, new: &Value, path: String) -> Option<String> {
-    if old == new {
-        return None;
-    }
-    let (Value::Object(a), Value::Object(b)) = (old, new) else { return Some(path) };
-    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        first_difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)
-    })
 }
 
 /// DELETE /services/{id}

@@ -60,7 +60,7 @@ pub static INIT: Struct = Struct {
         // Only the advertised address: `validate::data_path_address`.
         supported("DataPathAddr", FieldType::Str),
         supported("DataPathPort", FieldType::U32),
-        unsupported("ForceNewCluster", FieldType::Bool),
+        supported("ForceNewCluster", FieldType::Bool),
         supported("Spec", FieldType::Object("swarm.Spec", CLUSTER)),
         unsupported("AutoLockManagers", FieldType::Bool),
         supported("Availability", FieldType::Str),

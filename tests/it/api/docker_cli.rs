@@ -6,6 +6,7 @@ use crate::lab::lab_dir;
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, whoami_image};
+use skep::model::task::Attachment;
 use skep::model::{NodeId, Role, Task, TaskId, TaskState};
 use skep::store::{Action, StoreHandle};
 use std::process::Stdio;
@@ -173,7 +174,7 @@ async fn the_engines_networks_and_information_pass_through() {
     engine.stop().await;
 }
 
-/// A minimal orchestrator: keeps one running task per slot on lab1.
+/// A minimal orchestrator: keeps one running task per slot on lab1. Tasks that are to go never stop.
 async fn run_tasks(handle: StoreHandle) {
     let mut changes = handle.watch();
     loop {
@@ -188,8 +189,8 @@ async fn run_tasks(handle: StoreHandle) {
         }
         for task in store.tasks() {
             let wanted = store.service(&task.service_id).is_some_and(|s| task.slot <= s.spec.mode.replicas());
-            if !wanted {
-                actions.push(Action::Remove(skep::store::Kind::Task, task.id.to_string()));
+            if !wanted && task.desired_state != TaskState::Remove {
+                actions.push(Action::update(Task { desired_state: TaskState::Remove, ..task.clone() }));
             }
         }
         if actions.is_empty() {
@@ -220,7 +221,13 @@ fn running_task(service: &skep::model::Service, slot: u64) -> Task {
             message: "started".to_owned(),
             ..Default::default()
         },
-        attachments: Vec::new(),
+        attachments: service
+            .spec
+            .task_template
+            .networks
+            .iter()
+            .map(|n| Attachment { network_id: n.target.as_str().into(), address: "10.0.9.2/24".parse().unwrap() })
+            .collect(),
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),

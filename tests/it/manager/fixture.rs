@@ -78,6 +78,7 @@ pub fn network(id: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() },
         subnet: None,
+        removing: false,
     }
 }
 
