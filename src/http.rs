@@ -67,7 +67,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
                 tokio::spawn(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
-                        () = serve_connection(stream, router, true) => {}
+                        () = serve_connection(stream, router, true, true) => {}
                     }
                 });
             }
@@ -75,12 +75,18 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
     }
 }
 
-/// Serves a router on one connection: one request, or with `keep_alive` until the client closes it.
-pub async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, keep_alive: bool) {
+/// Serves a router on one connection: one request, or with `keep_alive` until the client closes it. With `half_close` a
+/// client may close its side before it has read the reply; without, that ends the reply.
+pub async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    keep_alive: bool,
+    half_close: bool,
+) {
     let service = TowerToHyperService::new(router);
     let served = hyper::server::conn::http1::Builder::new()
         .keep_alive(keep_alive)
-        .half_close(true)
+        .half_close(half_close)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
@@ -136,7 +142,7 @@ pub struct ReplyLines {
 }
 
 impl ReplyLines {
-    /// The next line, without its end; `None` at the end of the reply.
+    /// The next line, without its end; `None` at the end of the reply. May be cancelled.
     ///
     /// # Errors
     /// The connection was lost, or a line is longer than [`UnixClient`] reads.
@@ -147,7 +153,10 @@ impl ReplyLines {
                 return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
             anyhow::ensure!(self.pending.len() < MAX_REPLY, "a line of the reply is too long");
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let Some(frame) = self.body.frame().await else {
+                let rest = std::mem::take(&mut self.pending);
+                return Ok((!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned()));
+            };
             let frame = frame.map_err(|e| anyhow::anyhow!("the server has ended the connection: {e}"))?;
             if let Ok(bytes) = frame.into_data() {
                 self.pending.extend_from_slice(&bytes);

@@ -34,6 +34,7 @@ pub fn task(id: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        pull_auth: None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::error::{ApiError, Result};
 use crate::clock::Clock;
-use crate::http::{HttpReply, UnixClient};
+use crate::http::{HttpReply, ReplyLines, UnixClient};
 use crate::model::Timestamp;
 use crate::model::docker::{API_NEWEST, API_OLDEST, ApiVersion};
 use crate::sync::lock;
@@ -115,6 +115,14 @@ impl EngineHttp {
     /// As [`Self::send`].
     pub async fn get(&self, target: &str) -> Result<HttpReply> {
         self.send("GET", target, &[], Bytes::new()).await
+    }
+
+    /// Sends a GET whose reply is lines without an end.
+    ///
+    /// # Errors
+    /// The engine does not answer, or refuses.
+    pub async fn lines(&self, target: &str) -> anyhow::Result<ReplyLines> {
+        self.client.lines(target).await
     }
 
     /// The engine's identity, cached; while it does not answer, the last one fetched or the default.

@@ -2,6 +2,7 @@
 //! and query decoded, body read up to a bound, version checked) and calls the handler.
 
 mod containers;
+mod events;
 mod local_networks;
 mod network_reference;
 mod networks;

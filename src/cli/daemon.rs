@@ -120,12 +120,12 @@ mod tests {
     #[test]
     fn the_help_of_every_flag_names_the_default_of_its_setting() {
         use clap::CommandFactory as _;
-        let defaults = toml::Table::try_from(Settings::default()).unwrap();
+        let defaults = serde_json::to_value(Settings::default()).unwrap();
         for arg in DaemonCommand::command().get_arguments().filter(|arg| !arg.is_hide_set()) {
             let (key, help) = (arg.get_id().as_str(), arg.get_help().unwrap().to_string());
             let shown = help.split_once("[default: ").and_then(|(_, rest)| rest.split([']', ',']).next());
             let expected = match defaults.get(key) {
-                Some(toml::Value::String(text)) => text.clone(),
+                Some(serde_json::Value::String(text)) => text.clone(),
                 Some(other) => other.to_string(),
                 None => crate::settings::DEFAULT_FILE.to_owned(),
             };

@@ -129,5 +129,6 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        pull_auth: None,
     }
 }

@@ -5,6 +5,7 @@ use super::{
     id::{NetworkId, ServiceId},
     meta::Meta,
     port::{PortConfig, PublishMode},
+    pull_auth::PullAuth,
     serde_helpers::null_as_default,
     task::TaskSpec,
     time::Nanos,
@@ -20,6 +21,12 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// Spec before the last update; `None` before the first one.
     pub previous_spec: Option<ServiceSpec>,
+    /// What nodes pull the image with; of the update or creation that last sent some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_auth: Option<PullAuth>,
+    /// Those before the last update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_pull_auth: Option<PullAuth>,
     /// Changes only with the task template: a task with the same number runs the current template.
     pub spec_version: u64,
     /// Written by the allocator.

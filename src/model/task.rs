@@ -5,6 +5,7 @@ use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
+    pull_auth::PullAuth,
     serde_helpers::null_as_default,
     time::{Nanos, Timestamp},
 };
@@ -107,6 +108,9 @@ pub struct Task {
     /// Published ports of its service on which its container was observed to listen, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
+    /// Its service's, when the task was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_auth: Option<PullAuth>,
 }
 
 impl Task {
@@ -379,7 +383,7 @@ fn is_zero(value: &i64) -> bool {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
-    /// As the CLI sets them; shown only.
+    /// Platforms that the image was made for, as the client found them; any if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub platforms: Vec<Platform>,
 }

@@ -41,6 +41,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             not_before: None,
             ports: Vec::new(),
             listens: Vec::new(),
+            pull_auth: None,
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -1,7 +1,7 @@
 //! An engine in memory, for tests: containers start at once, the test controls everything else.
 
 use super::{Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LocalNetwork, NetworkPlan};
-use crate::model::{NodeId, node::NodeDescription};
+use crate::model::{NodeId, PullAuth, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -19,6 +19,8 @@ pub struct FakeEngineState {
     pub images: BTreeSet<String>,
     /// Images that can be pulled.
     pub registry: BTreeSet<String>,
+    /// Of these, images that need credentials.
+    pub private: BTreeMap<String, PullAuth>,
     /// Containers by id, with the plan that they were created from.
     pub containers: BTreeMap<String, (ContainerPlan, Container)>,
     /// Networks of skep's driver by id.
@@ -123,11 +125,11 @@ impl Engine for FakeEngine {
         Ok(self.up()?.images.contains(reference))
     }
 
-    async fn pull(&self, reference: &str) -> Result<(), EngineError> {
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let time = self.up()?.pull_time;
         tokio::time::sleep(time).await;
         let mut state = self.up()?;
-        if !state.registry.contains(reference) {
+        if !state.registry.contains(reference) || state.private.get(reference).is_some_and(|needed| Some(needed) != auth) {
             return Err(EngineError::Refused(format!("pull access denied for {reference}")));
         }
         state.calls.push(format!("pull {reference}"));

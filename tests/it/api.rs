@@ -5,6 +5,7 @@
 mod deviations;
 mod docker_cli;
 mod engine_versions;
+mod events;
 mod fixture;
 mod membership;
 mod networks;

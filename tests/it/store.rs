@@ -108,6 +108,8 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: ServiceSpec { name: name.to_owned(), labels, ..ServiceSpec::default() },
             previous_spec: Some(ServiceSpec::default()),
+            pull_auth: None,
+            previous_pull_auth: None,
             spec_version: u64::from(number),
             endpoint: Endpoint::default(),
         }
@@ -128,6 +130,7 @@ fn object(op: Op, meta: Meta) -> Object {
             not_before: Some(Timestamp(i64::from(number))),
             ports: Vec::new(),
             listens: Vec::new(),
+            pull_auth: None,
         }
         .into(),
     }

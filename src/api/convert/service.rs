@@ -1,9 +1,10 @@
 //! Services.
 
 use crate::api::wire;
-use crate::model::ServiceId;
+use crate::model::{NodeId, ServiceId};
 use crate::model::service::{Service, ServiceSpec};
-use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
+use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
+use crate::store::Store;
 use std::collections::BTreeMap;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
@@ -23,10 +24,11 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
     }
 }
 
-/// Number of running tasks by service.
-pub fn running<'a>(tasks: impl Iterator<Item = &'a Task>) -> BTreeMap<&'a ServiceId, u64> {
+/// Number of running tasks by service. What a task on a node that is down or gone reported last says nothing of it.
+pub fn running(store: &Store) -> BTreeMap<&ServiceId, u64> {
+    let may_run = |id: &NodeId| store.node(id).is_some_and(|node| node.status.state.may_be_up());
     let mut counts = BTreeMap::new();
-    for task in tasks.filter(|t| t.status.state == TaskState::Running) {
+    for task in store.tasks().filter(|t| t.status.state == TaskState::Running && t.node_id.as_ref().is_none_or(may_run)) {
         *counts.entry(&task.service_id).or_default() += 1;
     }
     counts

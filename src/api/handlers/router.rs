@@ -1,7 +1,7 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, networks, nodes, prune, services, swarm, system, task_containers, tasks, unsupported};
+use super::{containers, events, networks, nodes, prune, services, swarm, system, task_containers, tasks, unsupported};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
@@ -159,6 +159,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
 
         ("GET", [kind @ ("secrets" | "configs")]) => unsupported::list(request, kind),
         (method, [kind @ ("secrets" | "configs"), rest @ ..]) => unsupported::other(request, kind, method, rest),
+
+        ("GET", ["events"]) => events::stream(request).await,
 
         ("GET", ["networks"]) => networks::list(request).await,
         ("POST", ["networks", "create"]) => networks::create(request).await,

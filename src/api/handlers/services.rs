@@ -27,7 +27,7 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
-    let running = if status { convert::service::running(store.tasks()) } else { BTreeMap::new() };
+    let running = if status { convert::service::running(&store) } else { BTreeMap::new() };
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
@@ -59,7 +59,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&SERVICE_SPEC)?;
     let handle = request.store()?;
     let store = handle.read();
-    refuse_credentials(request)?;
+    let pull_auth = validate::pull_auth(&request.headers)?;
     let mut spec = validate::service_spec(posted)?;
     if spec.name.is_empty() {
         spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
@@ -81,6 +81,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         meta: Meta::default(),
         spec,
         previous_spec: None,
+        pull_auth,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: Endpoint::default(),
     };
@@ -119,7 +121,6 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let spec = match request.query.get("rollback") {
         "" | "none" => {
             refuse_mode_change(&posted)?;
-            refuse_credentials(request)?;
             // Old news comes before what skep cannot do.
             let mut spec = validate::service_spec(posted).map_err(|error| {
                 if error.status == StatusCode::NOT_IMPLEMENTED && is_stale { ApiError::out_of_sequence() } else { error }
@@ -136,9 +137,13 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         }
         other => return Err(ApiError::failed(format!("unrecognized rollback option {other}"))),
     };
-    if !["", "spec", "previous-spec"].contains(&request.query.get("registryAuthFrom")) {
-        return Err(ApiError::failed("unsupported registryAuthFrom value"));
-    }
+    let kept_auth = match request.query.get("registryAuthFrom") {
+        "previous-spec" => &stored.previous_pull_auth,
+        "" | "spec" if request.query.get("rollback") == "previous" => &stored.previous_pull_auth,
+        "" | "spec" => &stored.pull_auth,
+        _ => return Err(ApiError::failed("unsupported registryAuthFrom value")),
+    };
+    let pull_auth = validate::pull_auth(&request.headers)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
@@ -159,24 +164,9 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     }
     let mut service = stored.clone();
     service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
+    service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth);
     handle.write(request.api.clock.now(), vec![Action::update(service)]).await?;
     ok(&json!({ "Warnings": Value::Null }))
-}
-
-/// Refuses credentials for a registry: skep does not distribute them to the nodes yet. Empty or malformed ones count as
-/// none.
-fn refuse_credentials(request: &ApiRequest) -> Result<()> {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-    let field = request.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let decoded = URL_SAFE_NO_PAD.decode(field.trim_end_matches('=')).unwrap_or_default();
-    let auth: Value = serde_json::from_slice(&decoded).unwrap_or_default();
-    let is_set = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
-    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| is_set(k)) {
-        Some(key) => Err(ApiError::not_implemented(format!(
-            "X-Registry-Auth ({key}) is not supported by skep yet: log in on every node, or use images that need no login"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// Every stored service is replicated, so any other mode is a change.

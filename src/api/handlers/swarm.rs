@@ -49,8 +49,12 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         availability: validate::availability(&text(&posted, "Availability"))?,
         spec: validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?,
     };
-    let id = request.api.control.init(init).await?;
-    ok(&id)
+    request.api.events.set_begins(true);
+    let created = request.api.control.init(init).await;
+    if created.is_err() {
+        request.api.events.set_begins(false);
+    }
+    ok(&created?)
 }
 
 /// `ForceNewCluster` on a node of a swarm: its only manager is such a cluster already. Nothing advises to leave, which
@@ -167,7 +171,9 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     if cluster.meta.version != version {
         return Err(ApiError::out_of_sequence());
     }
-    refuse_unsupported(&posted, &CLUSTER_SPEC)?;
+    // What the swarm has already is no change: clients post all of it back.
+    let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
+    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)?;
     let cluster = Cluster { spec, ..cluster.clone() };
     handle.write(request.api.clock.now(), vec![Action::update(cluster)]).await?;
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
@@ -198,6 +204,13 @@ fn refuse_if_in_swarm(request: &ApiRequest) -> Result<()> {
         Membership::Inactive => Ok(()),
         _ => Err(ApiError::unavailable(ALREADY_PART)),
     }
+}
+
+/// What of a posted object differs from the stored one.
+fn changes(posted: Value, stored: &Value) -> Value {
+    let Value::Object(map) = posted else { return posted };
+    let differing = map.into_iter().filter(|(key, value)| stored.get(key) != Some(value));
+    Value::Object(differing.map(|(key, value)| (key.clone(), changes(value, &stored[key.as_str()]))).collect())
 }
 
 /// Refuses fields that skep does not support.

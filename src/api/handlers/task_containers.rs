@@ -1,4 +1,4 @@
-//! Containers of tasks told apart from others: the filter `is-task`, and a prune that leaves prepared tasks alone. The engine
+//! Containers of tasks separated from others: the filter `is-task`, and a prune that leaves prepared tasks alone. The engine
 //! itself knows no tasks; their containers have a label.
 
 use super::reply::ok;

@@ -80,7 +80,7 @@ mod tests {
             ("192.0.2.1:99999", "\"99999\" is not a port"),
             ("192.0.2.1:0", "port 0"),
             ("0.0.0.0:2377", "the address of no host"),
-            ("[2001:db8::1", "neither an address nor a host name"),
+            ("[2001:db8::1", "is not a port"),
             ("http://a/b", "not a port"),
             ("a b", "neither an address nor a host name"),
         ] {

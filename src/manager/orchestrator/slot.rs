@@ -131,6 +131,7 @@ impl ServiceSlots<'_> {
             not_before,
             ports: spec.host_ports(),
             listens: Vec::new(),
+            pull_auth: self.service.pull_auth.clone(),
         })
     }
 

@@ -276,6 +276,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        pull_auth: None,
     }
 }
 

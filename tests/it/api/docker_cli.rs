@@ -6,8 +6,7 @@ use crate::lab::lab_dir;
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, whoami_image};
-use skep::model::task::Attachment;
-use skep::model::{NodeId, Role, Task, TaskId, TaskState};
+use skep::model::{Role, Task, TaskState};
 use skep::store::{Action, StoreHandle};
 use std::process::Stdio;
 use std::time::Duration;
@@ -183,7 +182,7 @@ async fn run_tasks(handle: StoreHandle) {
         for service in store.services() {
             for slot in 1..=service.spec.mode.replicas() {
                 if !store.tasks().any(|t| t.service_id == service.id && t.slot == slot) {
-                    actions.push(Action::create(running_task(service, slot)));
+                    actions.push(Action::create(recorded_store::running_task(service, slot, "ej9fe8a4i12wa7r06tdh2hha7")));
                 }
             }
         }
@@ -200,37 +199,6 @@ async fn run_tasks(handle: StoreHandle) {
         } else {
             handle.write(SystemClock.now(), actions).await.unwrap();
         }
-    }
-}
-
-fn running_task(service: &skep::model::Service, slot: u64) -> Task {
-    Task {
-        id: TaskId::draw(&mut rand::rng()),
-        meta: skep::model::Meta::default(),
-        spec: service.spec.task_template.clone(),
-        spec_version: service.spec_version,
-        service_id: service.id.clone(),
-        service_name: service.spec.name.clone(),
-        service_labels: service.spec.labels.clone(),
-        slot,
-        node_id: Some(NodeId::from("ej9fe8a4i12wa7r06tdh2hha7")),
-        desired_state: TaskState::Running,
-        status: skep::model::TaskStatus {
-            timestamp: SystemClock.now(),
-            state: TaskState::Running,
-            message: "started".to_owned(),
-            ..Default::default()
-        },
-        attachments: service
-            .spec
-            .task_template
-            .networks
-            .iter()
-            .map(|n| Attachment { network_id: n.target.as_str().into(), address: "10.0.9.2/24".parse().unwrap() })
-            .collect(),
-        not_before: None,
-        ports: Vec::new(),
-        listens: Vec::new(),
     }
 }
 

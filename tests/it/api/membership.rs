@@ -90,3 +90,38 @@ async fn a_leave_answers_when_the_membership_has_ended_and_on_request_when_every
     node.taken_down.add_permits(2);
     assert_eq!(tokio::time::timeout(bound, waiting).await.expect("an answer").0, 200);
 }
+
+/// The daemon's settings decide these: a value that has no effect is refused by its name.
+#[tokio::test]
+async fn settings_without_an_effect_are_refused_by_name_and_what_is_stored_is_accepted_back() {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    let mut cluster = super::recorded_store::cluster();
+    cluster.spec.raft.snapshot_interval = Some(9000);
+    store.write(SystemClock.now(), vec![Action::create(cluster)]).await.unwrap();
+    let fixture = ApiFixture::serve(node, None);
+    let version = || store.read().cluster().unwrap().meta.version;
+    for (spec, path) in [
+        (json!({"Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64}}), "Dispatcher.HeartbeatPeriod"),
+        (json!({"Raft": {"SnapshotInterval": 5000}}), "Raft.SnapshotInterval"),
+        (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
+        (json!({"Raft": {"HeartbeatTick": 2}}), "Raft.HeartbeatTick"),
+        (json!({"Raft": {"KeepOldSnapshots": 2}}), "Raft.KeepOldSnapshots"),
+        (json!({"Raft": {"LogEntriesForSlowFollowers": 9}}), "Raft.LogEntriesForSlowFollowers"),
+    ] {
+        let (status, message) = post(&fixture, &format!("/swarm/update?version={}", version()), &spec).await;
+        assert_eq!(status, 501, "{message}");
+        assert!(message.as_str().unwrap().contains(path), "{path}: {message}");
+        let init = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.123.0.1", "Spec": spec});
+        let (status, message) = post(&ApiFixture::serve(FakeNode::new(Membership::Inactive), None), "/swarm/init", &init).await;
+        assert_eq!(status, 501, "{message}");
+    }
+    let mut shown: Value = fixture.client.get("/swarm").await.unwrap().json().unwrap();
+    shown["Spec"]["Labels"] = json!({"a": "b"});
+    let target = format!("/swarm/update?version={}", version());
+    assert_eq!(post(&fixture, &target, &shown["Spec"]).await.0, 200, "what was stored before, with other labels");
+    // As Ansible posts it: all that the playbook does not name is zero.
+    let target = format!("/swarm/update?version={}", version());
+    assert_eq!(post(&fixture, &target, &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
+    assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
+}

@@ -34,7 +34,9 @@ fn with_local(networks: &'static [(&'static str, &'static str)]) -> impl Fn(&str
                 let reference = target.trim_start_matches("/networks/");
                 networks.iter().find(|(id, name)| reference == *id || reference == *name).map(|n| (200, shown(n)))
             }
-            ["DELETE", target] if target.starts_with("/networks/") => Some((204, Value::Null)),
+            ["DELETE", target] => {
+                networks.iter().any(|(id, _)| target.trim_start_matches("/networks/") == *id).then_some((204, Value::Null))
+            }
             ["POST", "/networks/create"] => Some((201, json!({"Id": "5555", "Warning": ""}))),
             _ => None,
         }
@@ -59,6 +61,7 @@ fn task(id: &str, service: &str, network: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        pull_auth: None,
     }
 }
 

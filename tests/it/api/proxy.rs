@@ -171,7 +171,7 @@ async fn a_query_with_braces_and_quotes_is_served() {
     for target in [
         "/v1.51/services?filters={\"name\":[\"x\"]}",
         "/tasks?filters={\"desired-state\":{\"running\":true}}",
-        "/networks?filters={\"driver\":[\"overlay\"]}",
+        "/networks?filters={\"scope\":[\"swarm\"]}",
     ] {
         let reply = send_raw(&fixture, format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
         assert!(reply.starts_with("HTTP/1.1 200 ") && reply.ends_with("[]"), "{target}: {reply}");

@@ -104,6 +104,8 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
             ..ServiceSpec::default()
         },
         previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: skep::model::service::Endpoint::default(),
     }
