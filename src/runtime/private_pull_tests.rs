@@ -9,7 +9,13 @@ use axum::extract::Request;
 use tokio_util::sync::CancellationToken;
 
 /// What the engine replies to the pull; the target and the header that it was sent.
-async fn pulled(name: &str, image: &str, tag: Option<&str>, status: u16, reply: &'static str) -> (Result<(), EngineError>, String) {
+async fn pulled(
+    name: &str,
+    image: &str,
+    tag: Option<&str>,
+    status: u16,
+    reply: &'static str,
+) -> (Result<(), EngineError>, String) {
     let socket = std::env::temp_dir().join(format!("skep-pull-{}-{name}.sock", std::process::id()));
     let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
     let router = Router::new().fallback(async move |request: Request| {

@@ -1,9 +1,9 @@
 //! Services.
 
 use crate::api::wire;
-use crate::model::{NodeId, ServiceId};
 use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
+use crate::model::{NodeId, ServiceId};
 use crate::store::Store;
 use std::collections::BTreeMap;
 

@@ -171,8 +171,10 @@ mod tests {
         assert_eq!(created, expected);
         assert_eq!(
             log.write(vec![Action::update(service("web", 3, "lab:2"))]),
-            ["service update web {\"image.new\": \"lab:2\", \"image.old\": \"lab:1\", \"name\": \"web\", \"replicas.new\": \"3\", \
-              \"replicas.old\": \"2\"} at 2"]
+            [
+                "service update web {\"image.new\": \"lab:2\", \"image.old\": \"lab:1\", \"name\": \"web\", \"replicas.new\": \"3\", \
+              \"replicas.old\": \"2\"} at 2"
+            ]
         );
         let subnet = Network { subnet: Some("10.0.1.0/24".parse().expect("subnet")), ..network("back") };
         assert_eq!(log.write(vec![Action::update(subnet.clone())]), ["network update back {\"name\": \"back\"} at 3"]);

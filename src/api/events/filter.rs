@@ -5,8 +5,7 @@ use crate::api::query::{Filters, RequestQuery};
 use crate::model::Timestamp;
 
 /// Filters that name objects of one kind, by id or name or a beginning of one.
-const KINDS: [&str; 10] =
-    ["config", "container", "daemon", "image", "network", "node", "plugin", "secret", "service", "volume"];
+const KINDS: [&str; 10] = ["config", "container", "daemon", "image", "network", "node", "plugin", "secret", "service", "volume"];
 
 /// What a client wants to see.
 #[derive(Debug)]

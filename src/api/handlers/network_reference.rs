@@ -32,9 +32,9 @@ pub async fn find<'a>(request: &ApiRequest, store: &'a Store, reference: &str) -
     match local_names(request).await {
         Ok(local) => resolve(reference, store, &local),
         // The swarm's networks are found without an engine too.
-        Err(down) => lookup::network(store, reference).map(ReferencedNetwork::Swarm).map_err(|error| {
-            if error.status == hyper::StatusCode::NOT_FOUND { down } else { error }
-        }),
+        Err(down) => lookup::network(store, reference)
+            .map(ReferencedNetwork::Swarm)
+            .map_err(|error| if error.status == hyper::StatusCode::NOT_FOUND { down } else { error }),
     }
 }
 

@@ -57,7 +57,8 @@ fn passes(network: &Network, store: &Store, filters: &Filters) -> bool {
         && filters.any("name", |v| network.spec.name.contains(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| (v == "builtin") == network.spec.ingress)
-        && filters.any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || store.network_user(network).is_some()))
+        && filters
+            .any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || store.network_user(network).is_some()))
         && filters.labels("label", &network.spec.labels)
 }
 

@@ -21,14 +21,13 @@ pub async fn list(request: &ApiRequest) -> Result<Response> {
     let mut parameters: Vec<(&str, String)> =
         request.query.pairs().filter(|(name, _)| *name != "filters").map(|(name, value)| (name, value.to_owned())).collect();
     match wanted {
-        None => {}
         Some(true) => others["label"][LABEL_TASK_ID] = json!(true),
         // The engine has no filter for containers without a label: it lists all, and they are left out and counted here.
         Some(false) if limit > 0 => {
             parameters.retain(|(name, _)| *name != "limit" && *name != "all");
             parameters.push(("all", "1".to_owned()));
         }
-        Some(false) => {}
+        None | Some(false) => {}
     }
     parameters.push(("filters", others.to_string()));
     let reply = request.api.engine.get(&request.engine_target(&target("/containers/json", &parameters))).await?;

@@ -173,9 +173,17 @@ mod tests {
                 "{line} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQ\r\n\r\n"
             );
             let forwarded = parse(sent.as_bytes()).unwrap().unwrap().for_engine(sent.as_bytes());
-            assert_eq!(String::from_utf8(forwarded).unwrap(), format!("{line} HTTP/1.1\r\nConnection: close\r\nHost: docker\r\n\r\n"));
+            assert_eq!(
+                String::from_utf8(forwarded).unwrap(),
+                format!("{line} HTTP/1.1\r\nConnection: close\r\nHost: docker\r\n\r\n")
+            );
         }
-        for line in ["POST /v1.50/exec/e1/start", "POST /containers/c1/attach?stream=1", "GET /v1.41/containers/c1/attach/ws", "POST /grpc"] {
+        for line in [
+            "POST /v1.50/exec/e1/start",
+            "POST /containers/c1/attach?stream=1",
+            "GET /v1.41/containers/c1/attach/ws",
+            "POST /grpc",
+        ] {
             let sent = format!("{line} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
             assert_eq!(parse(sent.as_bytes()).unwrap().unwrap().for_engine(sent.as_bytes()), sent.as_bytes(), "{line}");
         }
@@ -192,7 +200,10 @@ mod tests {
         for (target, encoded) in [
             ("/services?filters={\"name\":[\"x\"]}", "/services?filters=%7B%22name%22:[%22x%22]%7D"),
             ("/services/a|b", "/services/a%7Cb"),
-            ("/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D", "/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D"),
+            (
+                "/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D",
+                "/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D",
+            ),
             ("/services?a=#b", "/services?a=%23b"),
         ] {
             assert_eq!(handled(target), Ok(format!("GET {encoded} HTTP/1.1\r\nHost: x\r\n\r\nrest")));
@@ -202,7 +213,9 @@ mod tests {
 
     #[test]
     fn a_head_that_contradicts_itself_is_refused() {
-        for fields in ["Content-Length: 1\r\nContent-Length: 2", "Content-Length: x", "Content-Length: -1", "Transfer-Encoding: gzip"] {
+        for fields in
+            ["Content-Length: 1\r\nContent-Length: 2", "Content-Length: x", "Content-Length: -1", "Transfer-Encoding: gzip"]
+        {
             let sent = format!("POST /services/create HTTP/1.1\r\n{fields}\r\n\r\n");
             assert_eq!(parse(sent.as_bytes()).unwrap_err().status, StatusCode::BAD_REQUEST, "{fields}");
         }

@@ -143,7 +143,7 @@ fn base() -> Value {
 }
 
 /// What a task's container is created from.
-fn body(spec: &ServiceSpec) -> impl PartialEq {
+fn body(spec: &ServiceSpec) -> impl PartialEq + use<> {
     let mut task = task_with_resolvers("t1", &spec.name, "n1", &[]);
     task.spec = spec.task_template.clone();
     task.ports = spec.host_ports();

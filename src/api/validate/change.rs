@@ -84,7 +84,8 @@ mod tests {
             "Placement": {"Constraints": [], "Preferences": [], "MaxReplicas": 0},
             "Resources": {"Limits": {"NanoCPUs": 0, "MemoryBytes": 0}, "Reservations": {"NanoCPUs": 0, "MemoryBytes": 0}},
             "RestartPolicy": {"Condition": "", "Delay": 5_000_000_000_u64, "MaxAttempts": 0, "Window": 0}});
-        posted["UpdateConfig"] = json!({"Parallelism": 1, "Delay": 0, "FailureAction": "pause", "Monitor": 0, "MaxFailureRatio": 0.0});
+        posted["UpdateConfig"] =
+            json!({"Parallelism": 1, "Delay": 0, "FailureAction": "pause", "Monitor": 0, "MaxFailureRatio": 0.0});
         posted["EndpointSpec"] = json!({"Mode": "", "Ports": []});
         assert_eq!(first_change_of_tasks(&spec(minimal()), &spec(posted)), None);
     }
@@ -96,7 +97,9 @@ mod tests {
             posted["TaskTemplate"]["ContainerSpec"][key] = value;
             first_change_of_tasks(&spec(minimal()), &spec(posted))
         };
-        for (key, value) in [("Image", json!("lab:2")), ("StopGracePeriod", json!(1)), ("Env", json!(["A=c"])), ("Init", json!(false))] {
+        for (key, value) in
+            [("Image", json!("lab:2")), ("StopGracePeriod", json!(1)), ("Env", json!(["A=c"])), ("Init", json!(false))]
+        {
             assert_eq!(change(key, value), Some(format!("TaskTemplate.ContainerSpec.{key}")));
         }
         assert_eq!(change("StopGracePeriod", json!(10_000_000_000_u64)), None);

@@ -99,7 +99,8 @@ mod tests {
             ("aarch64", &[("linux", "")], true),
             ("", &[("linux", "amd64")], true),
         ] {
-            let node = NodeDescription { architecture: architecture.to_owned(), os: "linux".to_owned(), ..NodeDescription::default() };
+            let node =
+                NodeDescription { architecture: architecture.to_owned(), os: "linux".to_owned(), ..NodeDescription::default() };
             let platform = |(os, arch): &(&str, &str)| Platform { architecture: (*arch).to_owned(), os: (*os).to_owned() };
             let placement = Some(Placement { platforms: platforms.iter().map(platform).collect() });
             let spec = TaskSpec { placement, ..TaskSpec::default() };

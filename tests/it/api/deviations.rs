@@ -7,7 +7,8 @@ const UPDATES: &str = "rolling updates are not implemented yet: 501";
 const MODES: &str = "global services and jobs are not implemented yet: 501";
 const FIELD: &str = "a field of the spec that is not supported yet: 501 with its path";
 const MANAGERS: &str = "several managers, locking and rotation of the root are not implemented yet: 501";
-const SETTINGS: &str = "raft's and the heartbeat's timing are settings of the daemon, other values than the defaults are refused: 501";
+const SETTINGS: &str =
+    "raft's and the heartbeat's timing are settings of the daemon, other values than the defaults are refused: 501";
 const ATTACHING: &str = "plain containers cannot attach to a swarm network yet: refused at creation";
 const LOGS: &str = "logs of services are not implemented yet: 501";
 const NO_MANAGER_LOOPS: &str = "the test has a store without allocator and orchestrator";

@@ -100,7 +100,8 @@ fn short(event: &Value) -> String {
 /// The next event of an open stream that is the swarm's.
 async fn next(lines: &mut ReplyLines) -> Value {
     loop {
-        let line = tokio::time::timeout(TIMEOUT, lines.next()).await.expect("an event in time").unwrap().expect("the stream goes on");
+        let line =
+            tokio::time::timeout(TIMEOUT, lines.next()).await.expect("an event in time").unwrap().expect("the stream goes on");
         let event: Value = serde_json::from_str(&line).unwrap();
         if event["scope"] == "swarm" {
             return event;
@@ -116,7 +117,8 @@ async fn the_swarms_events_are_replayed_in_order_among_the_engines_and_hidden_ne
     let swarm: Vec<&str> = all.iter().map(String::as_str).filter(|e| e.starts_with("service") || e.ends_with("back")).collect();
     assert_eq!(swarm, ["network create back", "service create web", "service update web"]);
     assert_eq!(all[..2], ["container create x", "network create x"], "older ones first, hidden ones never: {all:?}");
-    let filtered = fixture.past("since=0&filters=%7B%22type%22%3A%5B%22network%22%5D%2C%22scope%22%3A%5B%22swarm%22%5D%7D", &[]).await;
+    let filtered =
+        fixture.past("since=0&filters=%7B%22type%22%3A%5B%22network%22%5D%2C%22scope%22%3A%5B%22swarm%22%5D%7D", &[]).await;
     assert_eq!(filtered, ["network create back"]);
     let reply = fixture.api.client.get("/v1.51/events?since=bad").await.unwrap();
     assert_eq!((reply.status.as_u16(), reply.ok().unwrap_err().to_string().contains("bad time")), (400, true));
@@ -132,7 +134,9 @@ async fn changes_are_followed_with_their_old_and_new_values() {
     assert_eq!(short(&event), "service update web");
     let attributes = json!({"name": "web", "replicas.old": "1", "replicas.new": "3"});
     assert_eq!((&event["Actor"]["Attributes"], &event["scope"]), (&attributes, &json!("swarm")));
-    assert!(event["timeNano"].as_i64().unwrap() / 1_000_000_000 == event["time"].as_i64().unwrap() && event.get("status").is_none());
+    assert!(
+        event["timeNano"].as_i64().unwrap() / 1_000_000_000 == event["time"].as_i64().unwrap() && event.get("status").is_none()
+    );
     fixture.api.client.request("DELETE", "/services/web", None).await.unwrap().ok().unwrap();
     assert_eq!(short(&next(&mut lines).await), "service remove web");
 }

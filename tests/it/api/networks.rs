@@ -68,7 +68,8 @@ fn task(id: &str, service: &str, network: &str) -> Task {
 #[tokio::test]
 async fn a_network_is_removed_right_after_its_service_while_its_tasks_still_stop() {
     let (node, store) = manager(&[(SWARM_ID, "back")]).await;
-    let mut spec = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}, "Networks": [{"Target": SWARM_ID}]}});
+    let mut spec =
+        json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}, "Networks": [{"Target": SWARM_ID}]}});
     spec["Mode"] = json!({"Replicated": {"Replicas": 1}});
     let service = recorded_store::service("svcaaaaaaaaaaaaaaaaaaaaaa", spec.clone()).unwrap();
     let actions = vec![Action::create(service), Action::create(task("t1", "svcaaaaaaaaaaaaaaaaaaaaaa", SWARM_ID))];

@@ -448,12 +448,7 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
         slot,
         node_id: Some(NodeId::from(node)),
         desired_state: TaskState::Running,
-        status: TaskStatus {
-            timestamp: AT,
-            state: TaskState::Running,
-            message: "started".to_owned(),
-            ..Default::default()
-        },
+        status: TaskStatus { timestamp: AT, state: TaskState::Running, message: "started".to_owned(), ..Default::default() },
         attachments: service
             .spec
             .task_template

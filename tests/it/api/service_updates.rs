@@ -25,7 +25,8 @@ async fn send(fixture: &ApiFixture, method: &str, target: &str, body: Option<&Va
 #[tokio::test]
 async fn what_is_shown_with_defaults_is_accepted_back_and_touches_no_task() {
     let (fixture, store) = swarm().await;
-    let posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Args": null, "Command": ["sleep", "9"]}}});
+    let posted =
+        json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Args": null, "Command": ["sleep", "9"]}}});
     assert_eq!(send(&fixture, "POST", "/v1.41/services/create", Some(&posted)).await.0, 201);
     for replicas in [3, 3] {
         let (_, shown) = send(&fixture, "GET", "/v1.41/services/web?insertDefaults=True", None).await;
@@ -44,8 +45,11 @@ async fn what_is_shown_with_defaults_is_accepted_back_and_touches_no_task() {
 #[tokio::test]
 async fn an_update_with_another_way_of_updating_is_refused_by_name() {
     let (fixture, _) = swarm().await;
-    for (key, value) in [("Parallelism", json!(2)), ("FailureAction", json!("rollback")), ("Delay", json!(1)), ("Order", json!("start-first"))] {
-        let posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "RollbackConfig": { key: value }});
+    for (key, value) in
+        [("Parallelism", json!(2)), ("FailureAction", json!("rollback")), ("Delay", json!(1)), ("Order", json!("start-first"))]
+    {
+        let posted =
+            json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "RollbackConfig": { key: value }});
         let (status, reply) = send(&fixture, "POST", "/services/create", Some(&posted)).await;
         let message = reply["message"].as_str().unwrap();
         assert!(status == 501 && message.contains(&format!("RollbackConfig.{key}")), "{message}");
@@ -121,7 +125,10 @@ async fn credentials_are_stored_kept_exchanged_and_never_shown() {
     }
     for target in ["/services", "/services/web", "/services/web?insertDefaults=1", "/tasks"] {
         let shown = send(&fixture, "GET", target, None).await.1.to_string();
-        assert!(!shown.contains(&first) && !shown.contains(&second) && !shown.to_lowercase().contains("pull"), "{target}: {shown}");
+        assert!(
+            !shown.contains(&first) && !shown.contains(&second) && !shown.to_lowercase().contains("pull"),
+            "{target}: {shown}"
+        );
     }
     assert!(!format!("{:?}", store.read()).contains(&first), "not in a log either");
     let long = URL_SAFE.encode(json!({"username": "ann", "password": "x".repeat(20_000)}).to_string());
@@ -133,7 +140,8 @@ async fn credentials_are_stored_kept_exchanged_and_never_shown() {
 async fn tasks_on_nodes_that_are_down_do_not_count_as_running() {
     use skep::model::NodeState;
     let (fixture, store) = swarm().await;
-    let posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "Mode": {"Replicated": {"Replicas": 3}}});
+    let posted =
+        json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "Mode": {"Replicated": {"Replicas": 3}}});
     send(&fixture, "POST", "/services/create", Some(&posted)).await;
     let service = store.read().services().next().unwrap().clone();
     let mut down = recorded_store::node("drwr0n2tcmgjuamlus2eyenpw", "lab2", Role::Worker);
