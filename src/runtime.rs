@@ -1,7 +1,7 @@
 //! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
-use crate::model::{NetworkId, NodeId, PortConfig, Task, TaskId, node::NodeDescription};
+use crate::model::{NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
@@ -13,10 +13,14 @@ pub mod container;
 pub mod deadlines;
 pub mod docker;
 pub mod fake;
+mod private_pull;
 
 #[cfg(test)]
 mod container_tests;
+#[cfg(test)]
+mod private_pull_tests;
 
+pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
 
 /// Label with the id of the node that a container belongs to.
@@ -27,8 +31,6 @@ pub const LABEL_SERVICE: &str = "com.docker.swarm.service.id";
 pub const LABEL_SERVICE_NAME: &str = "com.docker.swarm.service.name";
 /// Label that marks a container as a task's; its value is empty.
 pub const LABEL_TASK: &str = "com.docker.swarm.task";
-/// Label with the id of a container's task.
-pub const LABEL_TASK_ID: &str = "com.docker.swarm.task.id";
 /// Label with the name of a container's task, which is also the container's name.
 pub const LABEL_TASK_NAME: &str = "com.docker.swarm.task.name";
 
@@ -232,8 +234,8 @@ pub trait Engine: Send + Sync {
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError>;
     /// Whether the engine has an image.
     async fn has_image(&self, reference: &str) -> Result<bool, EngineError>;
-    /// Pulls an image. May take minutes.
-    async fn pull(&self, reference: &str) -> Result<(), EngineError>;
+    /// Pulls an image, with these credentials if there are any. May take minutes.
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError>;
     /// Creates the network, unless it exists. A network of another driver with that name is an error; one of skep's driver
     /// for an earlier swarm network is replaced ([`EngineError::Busy`] while containers are attached to it).
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError>;

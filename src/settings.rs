@@ -33,6 +33,8 @@ pub struct Settings {
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
     pub replace_engine_socket: bool,
+    /// Group, by name or number, whose members may use the Docker API's socket besides root; empty for root's.
+    pub socket_group: String,
     /// File that lists the host's resolvers.
     pub resolv_conf: PathBuf,
     pub ports: PortSettings,
@@ -217,6 +219,7 @@ impl Default for Settings {
             ebpf_datapath: EbpfMode::Auto,
             path_mtu: 0,
             replace_engine_socket: true,
+            socket_group: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
             dns: ForwardSettings::default(),

@@ -6,9 +6,11 @@
 
 mod document;
 mod handle;
+mod network_use;
 mod object;
 mod table;
 
 pub use document::decode_document;
 pub use handle::{LocalProposer, Propose, ProposeError, StoreHandle};
+pub use network_use::NetworkUser;
 pub use object::{Action, Kind, Object, Store, StoreError, StoreObject, Table, Transaction, Uniqueness};

@@ -4,7 +4,9 @@
 
 use super::plan::{self, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
-use crate::model::{NetworkId, NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart};
+use crate::model::{
+    NetworkId, NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart,
+};
 use crate::runtime::{Container, ContainerPlan, ContainerState, EngineError, Health, LocalNetwork, NetworkPlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -72,8 +74,8 @@ pub enum Effect {
 /// A call to the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Job {
-    /// Pull this image unless the engine has it.
-    Fetch(String),
+    /// Pull this image unless the engine has it, with these credentials.
+    Fetch(String, Option<PullAuth>),
     /// Create these networks.
     Connect(Vec<NetworkPlan>),
     Create(Box<ContainerPlan>),
@@ -500,7 +502,7 @@ impl Core {
         let container = || self.containers.get(id).map(|c| c.id.clone());
         let task = self.tasks.get(id);
         Some(match kind {
-            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone()),
+            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone(), task?.pull_auth.clone()),
             StepKind::Connect => {
                 let networks: Vec<NetworkPlan> = self.attachments(task?)?.into_iter().map(|(network, _)| network).collect();
                 // Waits while a network of that name is being removed.

@@ -21,7 +21,7 @@ fn text(effects: &[Effect]) -> String {
     let line = |effect: &Effect| match effect {
         Effect::Report(task, status) => TaskStep::Report(task.clone(), status.clone()).to_string(),
         Effect::Run(task, number, job) => match job {
-            Job::Fetch(image) => format!("{number}: fetch {image} for {task}"),
+            Job::Fetch(image, _) => format!("{number}: fetch {image} for {task}"),
             Job::Connect(networks) => {
                 format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
             }

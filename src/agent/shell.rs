@@ -212,7 +212,7 @@ impl EngineWorker {
         let bound = match &job {
             Job::Stop(..) => &self.stops,
             // An image that the engine has needs no permit.
-            Job::Fetch(image) => {
+            Job::Fetch(image, _) => {
                 if self.engine.has_image(image).await? {
                     return Ok(None);
                 }
@@ -222,10 +222,10 @@ impl EngineWorker {
         };
         let _permit = bound.acquire().await;
         match job {
-            Job::Fetch(image) => {
+            Job::Fetch(image, auth) => {
                 // Another task may have pulled it meanwhile.
                 if !self.engine.has_image(&image).await? {
-                    self.engine.pull(&image).await?;
+                    self.engine.pull(&image, auth.as_ref()).await?;
                 }
             }
             Job::Connect(networks) => {
@@ -269,7 +269,7 @@ impl EngineWorker {
 impl Job {
     fn name(&self) -> &'static str {
         match self {
-            Self::Fetch(_) => "fetch",
+            Self::Fetch(..) => "fetch",
             Self::Connect(_) => "connect",
             Self::Create(_) => "create",
             Self::Start(..) => "start",

@@ -3,7 +3,7 @@
 use super::testing::{ME, network, on_network, task, view};
 use super::{AgentChannels, AgentConfig, remove_all, run};
 use crate::clock::SystemClock;
-use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus};
+use crate::model::{NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus};
 use crate::runtime::Health;
 use crate::runtime::fake::FakeEngine;
 use std::collections::BTreeMap;
@@ -183,6 +183,26 @@ async fn health_and_failures_are_reported() {
     agent.until("sick", TaskState::Running).await;
     agent.engine.set_health(&id, Health::Unhealthy);
     assert!(agent.until("sick", TaskState::Failed).await.err.contains("unhealthy container"));
+}
+
+#[tokio::test]
+async fn a_private_image_is_pulled_with_the_credentials_of_its_task() {
+    let mut agent = AgentFixture::new(engine());
+    let auth = PullAuth::new("eyJ1c2VybmFtZSI6ImEifQ==".to_owned());
+    {
+        let mut state = agent.engine.state();
+        state.registry.insert("private:1".to_owned());
+        state.private.insert("private:1".to_owned(), auth.clone());
+    }
+    let with = |id: &str, auth: Option<PullAuth>| {
+        let mut t = task(id);
+        t.spec.container_spec.image = "private:1".to_owned();
+        Task { pull_auth: auth, ..t }
+    };
+    agent.want(&[with("without", None)]);
+    agent.until("without", TaskState::Rejected).await;
+    agent.want(&[with("with", Some(auth))]);
+    agent.until("with", TaskState::Running).await;
 }
 
 #[tokio::test]

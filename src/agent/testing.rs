@@ -35,6 +35,7 @@ pub fn task(id: &str) -> Task {
         ports: Vec::new(),
         listens: Vec::new(),
         failures: EarlierFailures::default(),
+        pull_auth: None,
     }
 }
 

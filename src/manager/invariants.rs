@@ -60,7 +60,7 @@ fn networks(store: &Store, wrong: &mut Vec<String>) {
             }
         }
     }
-    if store.networks().filter(|n| n.spec.ingress).count() > 1 {
+    if store.networks().filter(|n| n.spec.ingress && !n.removing).count() > 1 {
         wrong.push("more than one ingress network".to_owned());
     }
 }

@@ -123,6 +123,7 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
         meta: Meta::default(),
         spec: NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() },
         subnet: Some(subnet),
+        removing: false,
     };
     let ingress_addr = AddressBook::from_store(&Store::default())
         .network(&network.id, subnet)

@@ -130,5 +130,6 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         ports: Vec::new(),
         listens: Vec::new(),
         failures: EarlierFailures::default(),
+        pull_auth: None,
     }
 }

@@ -5,6 +5,7 @@ use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
+    pull_auth::PullAuth,
     serde_helpers::null_as_default,
     time::{Nanos, Timestamp},
 };
@@ -110,6 +111,9 @@ pub struct Task {
     /// What its predecessors in the slot failed at. Written once, by the orchestrator.
     #[serde(default, skip_serializing_if = "EarlierFailures::is_none")]
     pub failures: EarlierFailures,
+    /// Its service's, when the task was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_auth: Option<PullAuth>,
 }
 
 /// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
@@ -291,6 +295,9 @@ pub struct ContainerSpec {
     /// Additional groups.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub groups: Vec<String>,
+    /// Shown only: the API refuses all but the zero values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privileges: Option<Privileges>,
     /// Allocate a terminal.
     #[serde(rename = "TTY", skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
@@ -330,6 +337,16 @@ pub struct ContainerSpec {
     /// Capabilities dropped.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub capability_drop: Vec<String>,
+}
+
+/// Security options of a container. None is implemented: all are zero.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Privileges {
+    pub credential_spec: (),
+    #[serde(rename = "SELinuxContext")]
+    pub selinux_context: (),
+    pub no_new_privileges: bool,
 }
 
 /// Time between the stop signal and SIGKILL if the spec sets none.
@@ -427,7 +444,7 @@ fn is_zero(value: &i64) -> bool {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
-    /// As the CLI sets them; shown only.
+    /// Platforms that the image was made for, as the client found them; any if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub platforms: Vec<Platform>,
 }

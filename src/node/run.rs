@@ -117,6 +117,9 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
     let control = Arc::new(DaemonControl(daemon.clone()));
     let api = Api::new(control, settings.engine_socket()?, daemon.env.clock.clone());
     let socket = inherited_socket::listen(DOCKER_SOCKET, &settings.docker_socket())?;
+    if !settings.socket_group.is_empty() {
+        http::give_to_group(&settings.docker_socket(), &settings.socket_group)?;
+    }
     servers.spawn(api.serve(socket, shutdown.clone()));
     Ok(())
 }

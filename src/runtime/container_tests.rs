@@ -44,6 +44,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             ports: Vec::new(),
             listens: Vec::new(),
             failures: EarlierFailures::default(),
+            pull_auth: None,
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -4,11 +4,11 @@
 use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    ListedContainer, LocalNetwork, NetworkPlan, container,
+    ListedContainer, LocalNetwork, NetworkPlan, container, private_pull,
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
-use crate::model::{NetworkId, NodeId, TaskId, node::NodeDescription};
+use crate::model::{NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
@@ -183,8 +183,11 @@ impl Engine for DockerEngine {
         .await
     }
 
-    async fn pull(&self, reference: &str) -> Result<(), EngineError> {
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let (image, tag) = split_reference(reference);
+        if let Some(auth) = auth {
+            return private_pull::pull(&UnixClient::new(&self.socket), &self.url, &image, tag.as_deref(), auth).await;
+        }
         let options = CreateImageOptions { from_image: Some(image), tag, ..Default::default() };
         let mut progress = self.client().await?.create_image(Some(options), None, None);
         loop {

@@ -4,7 +4,7 @@ use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Deadlines, Engine, EngineError, Health, ListedContainer,
     LocalNetwork, NetworkPlan,
 };
-use crate::model::{NodeId, node::NodeDescription};
+use crate::model::{NodeId, PullAuth, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -22,6 +22,8 @@ pub struct FakeEngineState {
     pub images: BTreeSet<String>,
     /// Images that can be pulled.
     pub registry: BTreeSet<String>,
+    /// Of these, images that need credentials.
+    pub private: BTreeMap<String, PullAuth>,
     /// Containers by id, with the plan that they were created from.
     pub containers: BTreeMap<String, (ContainerPlan, Container)>,
     /// Networks of skep's driver by id.
@@ -148,11 +150,11 @@ impl Engine for FakeEngine {
         Ok(self.up()?.images.contains(reference))
     }
 
-    async fn pull(&self, reference: &str) -> Result<(), EngineError> {
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let time = self.up()?.pull_time;
         tokio::time::sleep(time).await;
         let mut state = self.up()?;
-        if !state.registry.contains(reference) {
+        if !state.registry.contains(reference) || state.private.get(reference).is_some_and(|needed| Some(needed) != auth) {
             return Err(EngineError::Refused(format!("pull access denied for {reference}")));
         }
         state.calls.push(format!("pull {reference}"));

@@ -141,8 +141,8 @@ impl Store {
 /// Refuses an object whose name one of the others has, if names are unique among objects of its kind.
 fn check_name<'a, T: StoreObject>(object: &T, mut others: impl Iterator<Item = &'a T>) -> Result<(), StoreError> {
     let Uniqueness::Name(name_of) = T::UNIQUE else { return Ok(()) };
-    let name = name_of(object);
-    if others.any(|other| name_of(other).eq_ignore_ascii_case(name)) {
+    let Some(name) = name_of(object) else { return Ok(()) };
+    if others.any(|other| name_of(other).is_some_and(|other| other.eq_ignore_ascii_case(name))) {
         return Err(StoreError::NameConflict { kind: T::KIND, name: name.to_owned() });
     }
     Ok(())

@@ -100,6 +100,7 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
             subnet: None,
+            removing: false,
         }
         .into(),
         Kind::Service => Service {
@@ -107,6 +108,8 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: ServiceSpec { name: name.to_owned(), labels, ..ServiceSpec::default() },
             previous_spec: Some(ServiceSpec::default()),
+            pull_auth: None,
+            previous_pull_auth: None,
             spec_version: u64::from(number),
             endpoint: Endpoint::default(),
         }
@@ -128,6 +131,7 @@ fn object(op: Op, meta: Meta) -> Object {
             ports: Vec::new(),
             listens: Vec::new(),
             failures: skep::model::task::EarlierFailures::default(),
+            pull_auth: None,
         }
         .into(),
     }

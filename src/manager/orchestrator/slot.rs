@@ -161,6 +161,7 @@ impl ServiceSlots<'_> {
             ports: spec.host_ports(),
             listens: Vec::new(),
             failures,
+            pull_auth: self.service.pull_auth.clone(),
         })
     }
 

@@ -277,6 +277,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         ports: Vec::new(),
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
     }
 }
 

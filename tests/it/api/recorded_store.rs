@@ -8,7 +8,7 @@ use skep::model::service::{Endpoint, EndpointSpec};
 use skep::model::task::{Attachment, TaskStatus};
 use skep::model::{
     Cluster, ClusterId, ClusterSpec, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec, NodeState, Role,
-    Service, ServiceId, ServiceSpec, Task, TaskId, TaskSpec, Timestamp,
+    Service, ServiceId, ServiceSpec, Task, TaskId, TaskSpec, TaskState, Timestamp,
 };
 use skep::store::{Action, StoreHandle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +74,7 @@ pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: name.to_owned(), ingress: name == "ingress", ..NetworkSpec::default() },
         subnet: subnet.map(|s| s.parse().unwrap()),
+        removing: false,
     }
 }
 
@@ -84,6 +85,8 @@ pub fn service(id: &str, spec: Value) -> Option<Service> {
         meta: Meta::default(),
         spec: serde_json::from_value(spec).ok()?,
         previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: Endpoint::default(),
     })
@@ -429,5 +432,35 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         ports: Vec::new(),
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
     })
+}
+
+/// A running task of a service on a node, with an address on each of its networks.
+pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
+    Task {
+        id: TaskId::draw(&mut rand::rng()),
+        meta: Meta::default(),
+        spec: service.spec.task_template.clone(),
+        spec_version: service.spec_version,
+        service_id: service.id.clone(),
+        service_name: service.spec.name.clone(),
+        service_labels: service.spec.labels.clone(),
+        slot,
+        node_id: Some(NodeId::from(node)),
+        desired_state: TaskState::Running,
+        status: TaskStatus { timestamp: AT, state: TaskState::Running, message: "started".to_owned(), ..Default::default() },
+        attachments: service
+            .spec
+            .task_template
+            .networks
+            .iter()
+            .map(|n| Attachment { network_id: n.target.as_str().into(), address: "10.0.9.2/24".parse().unwrap() })
+            .collect(),
+        not_before: None,
+        ports: Vec::new(),
+        listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
+    }
 }

@@ -78,6 +78,7 @@ pub fn network(id: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() },
         subnet: None,
+        removing: false,
     }
 }
 
@@ -103,6 +104,8 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
             ..ServiceSpec::default()
         },
         previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: skep::model::service::Endpoint::default(),
     }

@@ -24,7 +24,7 @@ async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {
 
 fn network(id: &str, name: &str) -> Action {
     let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None })
+    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None, removing: false })
 }
 
 #[tokio::test]
