@@ -12,6 +12,7 @@
 
 pub mod allocator;
 pub mod dispatcher;
+mod feature_level;
 pub mod invariants;
 pub mod leader;
 pub mod limits;

@@ -2,6 +2,7 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
+use super::feature_level::FeatureLevelPlanner;
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
 use super::{orchestrator, reaper, scheduler};
@@ -21,6 +22,7 @@ pub struct RoundPlanner {
     settings: ManagerSettings,
     rng: StdRng,
     quarantine: QuarantinedAddresses,
+    feature_level: FeatureLevelPlanner,
     /// Before this time no round has anything to do unless the store changes.
     wake: Timestamp,
 }
@@ -29,7 +31,8 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        Self { settings, rng, quarantine, wake: Timestamp::default() }
+        let feature_level = FeatureLevelPlanner::new(settings.rollback_window);
+        Self { settings, rng, quarantine, feature_level, wake: Timestamp::default() }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -38,6 +41,7 @@ impl RoundPlanner {
         self.quarantine.observe(store, applied);
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
+        draft.add("feature level", self.feature_level.plan(&draft.scratch, now));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));

@@ -10,6 +10,7 @@ use crate::model::node::NodeDescription;
 use crate::overlay::MtuChannels;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
+use crate::store::FEATURE_LEVELS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -38,8 +39,9 @@ impl Environment {
     /// The host's description for the managers; without an engine that answers, only what the kernel reports.
     pub(super) async fn description(&self) -> NodeDescription {
         let ebpf_datapath = self.takes_ports.load(Ordering::Relaxed);
+        let feature_levels = Some(FEATURE_LEVELS);
         if let Ok(Ok(description)) = tokio::time::timeout(DESCRIBE, self.engine.describe()).await {
-            return NodeDescription { ebpf_datapath, ..description };
+            return NodeDescription { ebpf_datapath, feature_levels, ..description };
         }
         let uname = rustix::system::uname();
         NodeDescription {
@@ -47,6 +49,7 @@ impl Environment {
             architecture: uname.machine().to_string_lossy().into_owned(),
             os: "linux".to_owned(),
             ebpf_datapath,
+            feature_levels,
             ..NodeDescription::default()
         }
     }

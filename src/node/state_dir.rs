@@ -12,7 +12,7 @@
 
 use super::address::ListenAddresses;
 use crate::agent::ledger::Ledger;
-use crate::durable::{DocumentFile, ignore_missing};
+use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
 use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix};
 use crate::trust::CertificateFiles;
 use anyhow::Context as _;
@@ -84,6 +84,7 @@ impl StateDir {
 const FILE: DocumentFile = DocumentFile {
     name: "the membership",
     format: 1,
+    unknown_fields: UnknownFields::Refused,
     if_damaged: "restore it from a backup, or run `skep leave --force` and join again",
 };
 

@@ -383,6 +383,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
-        ebpf_datapath: false,
+        ..NodeDescription::default()
     }
 }

@@ -4,6 +4,7 @@
 
 mod bytes;
 mod dispatcher;
+mod feature_level;
 mod fixture;
 mod fuzz;
 mod golden;

@@ -8,7 +8,7 @@ use crate::manager::lowest_applied::LowestApplied;
 use crate::manager::settings::ManagerSettings;
 use crate::model::view::{ClusterPart, NetworkPart};
 use crate::model::{ListeningPort, NetworkId, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
-use crate::protocol::{FORMAT, ToManager, ToNode};
+use crate::protocol::{FORMATS, ToManager, ToNode, agree, formats_of_peer};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -111,15 +111,13 @@ impl Dispatcher {
     }
 
     fn open(&mut self, now: Timestamp, node: &NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
-        let ToManager::Hello { format, description, endpoints, have: _ } = hello else {
+        let ToManager::Hello { format, formats, description, endpoints, have: _ } = hello else {
             return refuse(session, ToNode::Refused("the first message of a session is Hello".to_owned()), out);
         };
-        if format != FORMAT {
-            let text = format!(
-                "node {node} speaks format {format} of the node protocol, this manager {FORMAT}: install the same version of skep on both"
-            );
-            return refuse(session, ToNode::Refused(text), out);
-        }
+        let format = match agree(FORMATS, formats_of_peer(format, formats)) {
+            Ok(format) => format,
+            Err(error) => return refuse(session, ToNode::Refused(error.to_string()), out),
+        };
         if self.store.node(node).is_none() {
             return refuse(session, removed(node), out);
         }
@@ -136,7 +134,7 @@ impl Dispatcher {
         }
         self.nodes.insert(node.clone(), registered);
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
-        out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
+        out.push(Effect::Send { session, message: ToNode::Welcome { format, heartbeat_ms } });
         self.sync(now, Some(node), out);
     }
 

@@ -77,7 +77,13 @@ impl DispatcherFixture {
 }
 
 fn hello(format: u32) -> ToManager {
-    ToManager::Hello { format, description: fixture::description("n"), endpoints: Vec::new(), have: Revision::default() }
+    ToManager::Hello {
+        format,
+        formats: None,
+        description: fixture::description("n"),
+        endpoints: Vec::new(),
+        have: Revision::default(),
+    }
 }
 
 fn status(state: TaskState, at: Timestamp) -> TaskStatus {
@@ -103,7 +109,7 @@ fn another_format_is_refused_with_the_reason() {
     let [Effect::Send { message: ToNode::Refused(why), .. }, Effect::Close { session: ONE }] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert!(why.contains("install the same version"), "{why}");
+    assert!(why.contains("upgrade skep on the manager"), "{why}");
 }
 
 #[test]

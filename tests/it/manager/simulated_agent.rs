@@ -66,6 +66,7 @@ impl SimulatedAgent {
         self.unsent_ports = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
         ToManager::Hello {
             format: FORMAT,
+            formats: None,
             description: super::fixture::description(self.id.as_str()),
             endpoints: Vec::new(),
             have: self.revision,
