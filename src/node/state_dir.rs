@@ -261,6 +261,20 @@ mod tests {
     }
 
     #[test]
+    fn the_memberships_of_the_release_before_are_read_and_written_with_all_fields() {
+        for role in ["manager", "worker"] {
+            let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/b71afbd").join(role).join("node.json");
+            let dir = TempDir::new(&format!("recorded-{role}"));
+            std::fs::copy(&recorded, dir.0.membership()).expect("recorded");
+            let read = MembershipFile::load(&dir.0).unwrap().expect("a membership");
+            assert_eq!((read.role.as_str(), read.raft_id), (role, (role == "manager").then_some(1)));
+            read.store(&dir.0).unwrap();
+            let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+            assert_eq!(value(&dir.0.membership()), value(&recorded), "the release before can read it again");
+        }
+    }
+
+    #[test]
     fn a_second_daemon_on_the_directory_is_refused() {
         let dir = TempDir::new("lock");
         let _lock = dir.0.lock().unwrap();

@@ -7,3 +7,4 @@ mod bad_input;
 mod certificates;
 mod life;
 mod network;
+mod upgrade;

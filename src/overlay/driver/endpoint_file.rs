@@ -124,3 +124,22 @@ impl EndpointFile {
         (update(&mut current.objects), current.updates)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn the_endpoints_of_the_release_before_are_read_and_written_with_all_fields() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/b71afbd/worker/endpoints.json");
+        let copy = std::env::temp_dir().join(format!("skep-endpoints-{}.json", std::process::id()));
+        std::fs::copy(&recorded, &copy).expect("recorded");
+        let file = EndpointFile::open(copy.clone()).unwrap();
+        file.read(|objects| assert!(!objects.networks.is_empty() && !objects.endpoints.is_empty(), "{objects:?}"));
+        file.update(|_| ()).await.unwrap();
+        let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(value(&copy), value(&recorded), "the release before can read it again");
+        std::fs::remove_file(&copy).unwrap();
+    }
+}
