@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_document_of_another_build_is_distinguished_from_a_damaged_one() {
-        let read = |bytes| decode::<Document>(bytes, FormatRange::new(2, 3), UnknownFields::Refused);
+        let read = |bytes: &[u8]| decode::<Document>(bytes, FormatRange::new(2, 3), UnknownFields::Refused);
         for (other, number) in [(&br#"{"names": {"a": 1}, "format": 4}"#[..], 4), (br#"{"format": 1}"#, 1)] {
             let error = read(other).unwrap_err();
             assert!(matches!(error, FormatError::Unsupported { found, .. } if found == number), "{error}");

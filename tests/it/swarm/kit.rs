@@ -23,7 +23,7 @@ pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
 }
 
 /// Hosts with daemons of another build.
-async fn hosts_of(name: &str, count: u8, settings: &str, program: &Path) -> Swarm {
+pub async fn hosts_of(name: &str, count: u8, settings: &str, program: &Path) -> Swarm {
     let lab = Lab::new(super::super::lab::lab_dir(name)).await.expect("lab");
     let mut hosts = Vec::new();
     for number in 1..=count {

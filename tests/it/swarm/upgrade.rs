@@ -95,6 +95,65 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
     swarm.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a build of the release before: make test-upgrade"]
+async fn a_node_joins_a_manager_of_the_other_build() {
+    let previous = previous();
+    let current = Path::new(SKEP);
+    for (name, manager, worker) in [("jo", current, previous.as_path()), ("jn", previous.as_path(), current)] {
+        let mut swarm = hosts_of(name, 2, SETTINGS, manager).await;
+        swarm.hosts[1].stop_daemon(false).await.expect("stopped");
+        start_as(&mut swarm.hosts[1], worker).await;
+        init(&swarm.hosts[0]).await;
+        let token = worker_token(&swarm.hosts[0]).await;
+        ok(&join(&swarm.hosts[1], swarm.hosts[0].address(), &token).await);
+        swarm.ready(2).await;
+        swarm.service("web", 2, Some(8080), json!({})).await;
+        swarm.running("web", 2).await;
+        let (from, to) = (&swarm.hosts[0], (swarm.hosts[1].address(), 8080).into());
+        within(30, "the port to answer", || ask(from, to)).await;
+        swarm.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a build of the release before: make test-upgrade"]
+async fn after_the_rollback_window_the_release_before_refuses_the_log_and_says_what_to_do() {
+    let previous = previous();
+    let mut swarm = swarm_of("win", 1, SETTINGS, &previous).await;
+    swarm.service("web", 1, Some(8080), json!({})).await;
+    let before = places(&swarm, "web", 1).await;
+    let host = &mut swarm.hosts[0];
+    host.stop_daemon(false).await.expect("stopped");
+    let at_once = format!("{SETTINGS}[manager]\nrollback_window_s = 0\n");
+    std::fs::write(host.dir().join("skep.toml"), &at_once).expect("settings");
+    start(host).await;
+    within(20, "the feature level to rise", || async {
+        ensure!(host.log_tail().contains("every manager has the feature level: raised"), "{}", host.log_tail());
+        Ok(())
+    })
+    .await;
+    swarm.service("later", 1, None, json!({})).await;
+    swarm.running("later", 1).await;
+
+    let host = &mut swarm.hosts[0];
+    host.stop_daemon(false).await.expect("stopped");
+    std::fs::write(host.dir().join("skep.toml"), SETTINGS).expect("settings");
+    start_as(host, &previous).await;
+    within(20, "the release before to refuse the log", || async {
+        let log = host.log_tail();
+        ensure!(log.contains("format 2") && log.contains("install the newer skep again"), "{log}");
+        Ok(())
+    })
+    .await;
+
+    host.stop_daemon(false).await.expect("stopped");
+    start(host).await;
+    swarm.ready(1).await;
+    assert_eq!(places(&swarm, "web", 1).await, before, "the newer one goes on");
+    swarm.stop().await;
+}
+
 /// Records what the release before leaves on disk, for `tests/it/formats`: `SKEP_RECORD=dir make test-upgrade`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "records files"]
