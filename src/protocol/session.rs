@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 /// From a node to the leader, in a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a session has one hello, and few messages wait at a time")]
 pub enum ToManager {
     /// First message.
     Hello {

@@ -15,7 +15,6 @@ const SETTINGS: &str = "[timeouts]\nnode_down_ms = 20000\n";
 /// Nodes with this build beside nodes with the other one: a worker first, then the manager, then the other worker.
 const ORDER: [usize; 3] = [1, 0, 2];
 
-#[expect(clippy::disallowed_methods, reason = "a test has no settings file")]
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
 }
