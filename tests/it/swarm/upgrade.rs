@@ -40,11 +40,12 @@ async fn in_session(host: &Host) {
     .await;
 }
 
-/// Sends requests from a host without skep to the port on every node, without a pause between two of one node.
+/// Sends requests from a host without skep to the port on every node, one after the other to each. The two releases have other
+/// tunnel processes: one replaces the other, and what is under way then is sent again by TCP.
 fn load(client: &Host, swarm: &Swarm) -> Load {
     let from = of_host(client);
     let targets = swarm.hosts.iter().map(|host| Target::new(&from, (host.address(), 8080).into(), host.name()));
-    Load::start(targets, Duration::from_millis(20))
+    Load::patient(targets, Duration::from_millis(20))
 }
 
 #[tokio::test(flavor = "multi_thread")]
