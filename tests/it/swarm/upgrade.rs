@@ -75,7 +75,7 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
         assert_eq!(places(&swarm, "web", 3).await, before, "no task moved, no container was started again");
         // Requests during and after the step: each node answers again and again.
         let answered = load.answers();
-        within(20, "every node to answer", || async {
+        within(60, "every node to answer", || async {
             let now = load.answers();
             ensure!(now.iter().zip(&answered).all(|(now, then)| now > &(then + 20)), "{answered:?}, now {now:?}");
             Ok(())
