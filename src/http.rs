@@ -20,9 +20,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
 
-/// Pause after a connection that could not be accepted.
-const ACCEPT_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
-
 /// Binds a unix socket, replacing the file of an earlier run; only root and its group may connect.
 ///
 /// # Errors

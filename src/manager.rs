@@ -15,6 +15,7 @@
 pub mod allocator;
 pub mod bounds;
 pub mod dispatcher;
+mod feature_level;
 pub mod inbox;
 pub mod invariants;
 pub mod leader;

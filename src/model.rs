@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod docker;
 pub mod fixture;
+pub mod format_range;
 pub mod id;
 pub mod mesh;
 pub mod meta;
@@ -24,6 +25,7 @@ pub mod view;
 pub mod wg_key;
 
 pub use cluster::{Cluster, ClusterSpec, JoinTokens};
+pub use format_range::FormatRange;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use meta::Meta;
 pub use network::{Network, NetworkSpec};

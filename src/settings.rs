@@ -155,6 +155,9 @@ pub struct ManagerTimeouts {
     pub node_lag_ms: u64,
     /// Tasks of a node are orphaned after it was down for this long, in seconds.
     pub orphan_after_s: u64,
+    /// After the last manager was upgraded, an older skep can be installed again for this long, in seconds. Then the managers
+    /// write what the older one cannot read. 0: at once.
+    pub rollback_window_s: u64,
     /// Life of the certificates that this manager issues, in seconds; 0: the swarm's (`--cert-expiry`, an hour at least).
     /// For tests, which cannot wait an hour for a renewal.
     pub certificate_life_s: u64,
@@ -171,6 +174,7 @@ impl Default for ManagerTimeouts {
             stop_hold_ms: 5000,
             node_lag_ms: 30_000,
             orphan_after_s: 86_400,
+            rollback_window_s: 600,
             certificate_life_s: 0,
         }
     }

@@ -101,7 +101,7 @@ mod tests {
 
     fn hello(name: &str) -> ToManager {
         let description = NodeDescription { hostname: name.to_owned(), ..NodeDescription::default() };
-        ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() }
+        ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() }
     }
 
     #[test]

@@ -116,7 +116,7 @@ mod tests {
 
     fn hello() -> ToManager {
         let (description, endpoints, have) = (NodeDescription::default(), Vec::new(), Revision::default());
-        ToManager::Hello { format: FORMAT, description, endpoints, have }
+        ToManager::Hello { format: FORMAT, formats: None, description, endpoints, have }
     }
 
     fn heartbeat() -> ToManager {

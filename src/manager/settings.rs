@@ -27,6 +27,8 @@ pub struct ManagerSettings {
     pub node_lag: Duration,
     /// Tasks of a node are orphaned after it was down for this long.
     pub orphan_after: Duration,
+    /// The feature level rises when every manager has had the next one for this long.
+    pub rollback_window: Duration,
 }
 
 impl Default for ManagerSettings {
@@ -42,6 +44,7 @@ impl Default for ManagerSettings {
             stop_hold: Duration::from_secs(5),
             node_lag: Duration::from_secs(30),
             orphan_after: Duration::from_hours(24),
+            rollback_window: Duration::from_mins(10),
         }
     }
 }

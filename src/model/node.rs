@@ -1,6 +1,6 @@
 //! Nodes: what the user configures, what they report about themselves, what the leader observes of them.
 
-use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, time::Timestamp, wg_key::WgKey};
+use super::{format_range::FormatRange, id::NodeId, meta::Meta, serde_helpers::null_as_default, time::Timestamp, wg_key::WgKey};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -139,6 +139,17 @@ pub struct NodeDescription {
     #[serde(default)]
     #[serde(rename = "FastPlane")]
     pub ebpf_datapath: bool,
+    /// Feature levels of its build, see [`super::Cluster::feature_level`]. Builds that have the first one only report none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_levels: Option<FormatRange>,
+}
+
+impl NodeDescription {
+    /// Feature levels of the node's build.
+    #[must_use]
+    pub fn feature_levels(&self) -> FormatRange {
+        self.feature_levels.unwrap_or(FormatRange::only(1))
+    }
 }
 
 /// What the leader observes of a node.

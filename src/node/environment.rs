@@ -11,6 +11,7 @@ use crate::model::node::NodeDescription;
 use crate::overlay::MtuChannels;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
+use crate::store::FEATURE_LEVELS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,7 +52,8 @@ impl Environment {
     /// What the engine says of the host; `None` if it does not answer within [`DESCRIBE`].
     pub(super) async fn describe(&self) -> Option<NodeDescription> {
         let described = tokio::time::timeout(DESCRIBE, self.engine.describe()).await.ok()?.ok()?;
-        Some(NodeDescription { ebpf_datapath: self.takes_ports.load(Ordering::Relaxed), ..described })
+        let ebpf_datapath = self.takes_ports.load(Ordering::Relaxed);
+        Some(NodeDescription { ebpf_datapath, feature_levels: Some(FEATURE_LEVELS), ..described })
     }
 
     /// What the kernel says of the host.
@@ -62,6 +64,7 @@ impl Environment {
             architecture: uname.machine().to_string_lossy().into_owned(),
             os: "linux".to_owned(),
             ebpf_datapath: self.takes_ports.load(Ordering::Relaxed),
+            feature_levels: Some(FEATURE_LEVELS),
             ..NodeDescription::default()
         }
     }

@@ -16,7 +16,7 @@ use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
 use crate::model::node::ManagerStatus;
 use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
-use crate::store::Action;
+use crate::store::{Action, FEATURE_LEVELS};
 use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
 use std::net::SocketAddr;
@@ -109,6 +109,7 @@ fn new_cluster(
         reserved_subnets: pools.reserved,
         subnet_size: request.subnet_size,
         data_path_port: addresses.data_path_port,
+        feature_level: FEATURE_LEVELS.newest,
     };
     Ok((cluster, ca))
 }

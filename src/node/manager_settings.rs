@@ -18,6 +18,7 @@ pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
         stop_hold: Duration::from_millis(manager.stop_hold_ms),
         node_lag: Duration::from_millis(manager.node_lag_ms),
         orphan_after: Duration::from_secs(manager.orphan_after_s),
+        rollback_window: Duration::from_secs(manager.rollback_window_s),
     }
 }
 
@@ -35,7 +36,8 @@ mod tests {
         let path = std::env::temp_dir().join(format!("skep-manager-settings-{}.toml", std::process::id()));
         let text = "[timeouts]\nheartbeat_ms = 400\nnode_down_ms = 3000\n\
             [manager]\ntakeover_grace_ms = 9000\ndisruption_hold_ms = 8000\nreturn_window_ms = 7000\n\
-            join_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\nnode_lag_ms = 45000\norphan_after_s = 60\n";
+            join_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\nnode_lag_ms = 45000\norphan_after_s = 60\n\
+            rollback_window_s = 5\n";
         std::fs::write(&path, text).unwrap();
         let settings = Settings::read(Some(&path));
         std::fs::remove_file(&path).unwrap();
@@ -50,6 +52,7 @@ mod tests {
             stop_hold: Duration::from_secs(7),
             node_lag: Duration::from_secs(45),
             orphan_after: Duration::from_mins(1),
+            rollback_window: Duration::from_secs(5),
         };
         assert_eq!(manager_settings(&settings.unwrap()), expected);
     }

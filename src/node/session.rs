@@ -8,7 +8,7 @@ use super::troubles::Troubles;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
-use crate::protocol::{FORMAT, ToManager};
+use crate::protocol::{FORMATS, ToManager};
 use crate::rpc::{SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::{lock, replace_if_changed};
 use crate::trust::Identity;
@@ -96,7 +96,8 @@ fn hello(
 ) -> impl Fn() -> ToManager + Send + Sync + 'static {
     let (view, endpoints) = (context.view.subscribe(), membership.addresses().endpoints());
     move || ToManager::Hello {
-        format: FORMAT,
+        format: FORMATS.oldest,
+        formats: Some(FORMATS),
         description: description.borrow().clone(),
         endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
         have: view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),

@@ -410,7 +410,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
-        engine_lost: false,
-        ebpf_datapath: false,
+        ..NodeDescription::default()
     }
 }

@@ -94,6 +94,9 @@ pub enum StoreError {
     /// There is no object with that id.
     #[error("{kind} {id} not found")]
     NotFound { kind: Kind, id: String },
+    /// A manager of an older build could not read it.
+    #[error("a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first")]
+    NeedsLevel { kind: Kind, needed: u32, level: u32 },
 }
 
 /// A table of one object at most, written as that object or `null`.

@@ -6,6 +6,7 @@ mod bytes;
 mod cost;
 mod dispatcher;
 mod engine;
+mod feature_level;
 mod fixture;
 mod fuzz;
 mod golden;

@@ -9,3 +9,4 @@ mod life;
 mod network;
 mod socket;
 mod start;
+mod upgrade;

@@ -5,7 +5,7 @@ use super::verdict::{LivenessSnapshot, NodeLiveness, Verdict};
 use crate::manager::session::{Effect, SessionId};
 use crate::manager::settings::ManagerSettings;
 use crate::model::{Node, NodeId, NodeState, Revision, Timestamp};
-use crate::protocol::{FORMAT, ToManager, ToNode};
+use crate::protocol::{FORMATS, ToManager, ToNode, agree, formats_of_peer};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -76,16 +76,14 @@ impl Liveness {
     }
 
     fn open(&mut self, now: Timestamp, node: NodeId, session: SessionId, hello: ToManager, out: &mut Handled) {
-        let ToManager::Hello { format, .. } = hello else {
+        let ToManager::Hello { format, formats, .. } = hello else {
             let why = "the first message of a session is Hello".to_owned();
             return out.effects.extend(Effect::refuse(session, ToNode::Refused(why)));
         };
-        if format != FORMAT {
-            let why = format!(
-                "node {node} speaks format {format} of the node protocol, this manager {FORMAT}: install the same version of skep on both"
-            );
-            return out.effects.extend(Effect::refuse(session, ToNode::Refused(why)));
-        }
+        let format = match agree(FORMATS, formats_of_peer(format, formats)) {
+            Ok(format) => format,
+            Err(error) => return out.effects.extend(Effect::refuse(session, ToNode::Refused(error.to_string()))),
+        };
         if self.store.node(&node).is_none() {
             return out.effects.extend(Effect::refuse(session, removed(&node)));
         }
@@ -101,7 +99,7 @@ impl Liveness {
             tracing::info!(%node, "the node is back");
         }
         let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
-        out.send(session, ToNode::Welcome { format: FORMAT, heartbeat_ms });
+        out.send(session, ToNode::Welcome { format, heartbeat_ms });
         out.notices.push(Notice::Opened { node, session, hello });
     }
 

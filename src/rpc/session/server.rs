@@ -7,7 +7,7 @@ use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
 use crate::protocol::shared_documents::SharedDocuments;
 use crate::protocol::view_stream::{ViewEncoder, merge};
-use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
+use crate::protocol::{FORMATS, PIECES, ToManager, ToNode, agree, formats_in};
 use crate::trust::NodeName;
 use anyhow::bail;
 use async_trait::async_trait;
@@ -66,7 +66,7 @@ pub(in super::super) async fn serve(
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, limits.first_message);
     let mut writer = FrameWriter::new(write, MAX_FRAME, limits.session_silence);
-    let hello = match read_hello(&mut reader, limits).await? {
+    let (hello, format) = match read_hello(&mut reader, limits).await? {
         Ok(hello) => hello,
         Err(why) => {
             close_with(&mut writer, ToNode::Refused(why.clone())).await;
@@ -86,7 +86,7 @@ pub(in super::super) async fn serve(
         () = shutdown.cancelled() => Ok(()),
         () = expired => Err(SessionError::Expired),
         ended = receive(&mut reader, server, session) => ended.map_err(SessionError::from),
-        ended = send(&mut writer, &mut queue, documents.clone()) => ended.map_err(SessionError::from),
+        ended = send(&mut writer, &mut queue, format, documents.clone()) => ended.map_err(SessionError::from),
     };
     server.closed(session).await;
     if let Err(error) = &ended
@@ -100,8 +100,8 @@ pub(in super::super) async fn serve(
     ended.map_err(Into::into)
 }
 
-/// Reads the first message. The inner error is the text that refuses the session.
-async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow::Result<Result<ToManager, String>> {
+/// Reads the first message; returns it and the format of the session. The inner error is the text that refuses the session.
+async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow::Result<Result<(ToManager, u32), String>> {
     Ok(match tokio::time::timeout(limits.first_message, reader.document()).await {
         Ok(Ok(Some(document))) => parse_hello(&document),
         Ok(Ok(None)) => bail!("the node closed the connection without a hello"),
@@ -110,17 +110,14 @@ async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow:
     })
 }
 
-fn parse_hello(document: &[u8]) -> Result<ToManager, String> {
-    match format_of(document) {
-        Some(node) if node != FORMAT => {
-            return Err(format!(
-                "the manager speaks protocol {FORMAT}, this node {node}: install the same version of skep on both"
-            ));
-        }
-        _ => {}
-    }
+fn parse_hello(document: &[u8]) -> Result<(ToManager, u32), String> {
+    let format = match formats_in(document) {
+        Some(node) => agree(FORMATS, node).map_err(|error| error.to_string())?,
+        // Not a hello; parsing it gives the reason.
+        None => FORMATS.newest,
+    };
     match serde_json::from_slice::<ToManager>(document) {
-        Ok(hello @ ToManager::Hello { .. }) => Ok(hello),
+        Ok(hello @ ToManager::Hello { .. }) => Ok((hello, format)),
         Ok(_) => Err("a session begins with a hello".to_owned()),
         Err(error) => Err(format!("a hello that is not understood: {error}")),
     }
@@ -150,10 +147,11 @@ async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session:
 }
 
 /// Sends the queued messages until the dispatcher has dropped the session's sender.
-/// Views that wait behind one that a slow node still takes are sent as one.
+/// Views that wait behind one that a slow node still takes are sent as one. Before format [`PIECES`] a view is one message.
 async fn send(
     writer: &mut ServerWriter,
     queue: &mut mpsc::Receiver<ToNode>,
+    format: u32,
     documents: Arc<SharedDocuments>,
 ) -> Result<(), FrameError> {
     let mut encoder = ViewEncoder::new(documents);
@@ -178,8 +176,12 @@ async fn send(
                 Err(other) => next = Some(other),
             }
         }
-        for document in encoder.encode(message) {
-            writer.write_document(&document).await?;
+        if format >= PIECES {
+            for document in encoder.encode(message) {
+                writer.write_document(&document).await?;
+            }
+        } else {
+            writer.write(&message).await?;
         }
         if answers {
             writer.write(&ToNode::Alive).await?;

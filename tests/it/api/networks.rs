@@ -61,6 +61,7 @@ fn task(id: &str, service: &str, network: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
     }
 }

@@ -29,6 +29,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
+        feature_level: 1,
         data_path_port: 4789,
     }
 }

@@ -49,7 +49,8 @@ impl Cluster {
             let session = SessionId(n as u64);
             cluster.receivers.insert(session, Receiver::default());
             let description = fixture::description(node(n).as_str());
-            let hello = ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() };
+            let hello =
+                ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() };
             cluster.event(Event::Opened { node: node(n), session, hello });
         }
         cluster.settle();

@@ -57,7 +57,7 @@ fn running() -> Store {
 
 fn hello(n: usize) -> Event {
     let description = fixture::description(node(n).as_str());
-    let hello = ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() };
+    let hello = ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() };
     Event::Opened { node: node(n), session: SessionId(n as u64), hello }
 }
 

@@ -79,7 +79,13 @@ impl DispatcherFixture {
 }
 
 fn hello(format: u32) -> ToManager {
-    ToManager::Hello { format, description: fixture::description("n"), endpoints: Vec::new(), have: Revision::default() }
+    ToManager::Hello {
+        format,
+        formats: None,
+        description: fixture::description("n"),
+        endpoints: Vec::new(),
+        have: Revision::default(),
+    }
 }
 
 fn status(state: TaskState, at: Timestamp) -> TaskStatus {
@@ -105,7 +111,7 @@ fn another_format_is_refused_with_the_reason() {
     let [Effect::Send { message: ToNode::Refused(why), .. }, Effect::Close { session: ONE }] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert!(why.contains("install the same version"), "{why}");
+    assert!(why.contains("upgrade skep on the manager"), "{why}");
 }
 
 #[test]
@@ -525,7 +531,8 @@ fn a_node_that_follows_a_later_state_than_the_managers_have_is_sent_a_whole_view
     fixture.settle();
     let (revision, later) = (fixture.store.revision(), 500);
     let have = Revision { index: later, ..revision };
-    let hello = ToManager::Hello { format: FORMAT, description: fixture::description("n"), endpoints: Vec::new(), have };
+    let hello =
+        ToManager::Hello { format: FORMAT, formats: None, description: fixture::description("n"), endpoints: Vec::new(), have };
     fixture.handle(Event::Opened { node: node(2), session: SessionId(2), hello });
     fixture.settle();
     assert_eq!(fixture.store.revision().incarnation, revision.incarnation, "a new leader may have entries to apply");

@@ -31,6 +31,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
+        feature_level: 1,
         data_path_port: 2377,
     }
 }

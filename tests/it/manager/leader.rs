@@ -43,6 +43,7 @@ impl ManagerFixture {
         let (out, incoming) = mpsc::channel(4);
         let hello = ToManager::Hello {
             format: FORMAT,
+            formats: None,
             description: fixture::description("n1"),
             endpoints: vec!["192.0.2.1:2377".parse().unwrap()],
             have: Revision::default(),
@@ -149,6 +150,7 @@ async fn an_unknown_node_is_refused_as_not_a_member() {
         let (out, mut incoming) = mpsc::channel(4);
         let hello = ToManager::Hello {
             format: FORMAT,
+            formats: None,
             description: fixture::description("x"),
             endpoints: Vec::new(),
             have: Revision::default(),

@@ -120,7 +120,7 @@ fn what_a_node_says_is_bounded_before_it_is_written() {
     let mut description = fixture::description("n1");
     description.engine_labels.insert("big".to_owned(), "x".repeat(9 << 20));
     let endpoints = (1..100).map(|port| ([192, 0, 2, 1], port).into()).collect();
-    let hello = ToManager::Hello { format: FORMAT, description, endpoints, have: Revision::default() };
+    let hello = ToManager::Hello { format: FORMAT, formats: None, description, endpoints, have: Revision::default() };
     cores.handle(fixture::START, Event::Opened { node: here.clone(), session: SessionId(1), hello });
     let status = TaskStatus { state: TaskState::Failed, err: "e".repeat(9 << 20), ..TaskStatus::default() };
     cores.handle(

@@ -37,7 +37,8 @@ impl LivenessFixture {
     /// The node's session number grows with `attempt`.
     fn hello(&mut self, n: usize, attempt: u64) {
         let description = fixture::description("n");
-        let hello = ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() };
+        let hello =
+            ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() };
         let session = SessionId(n as u64 + 1000 * attempt);
         self.core.handle(self.now, Event::Opened { node: node(n), session, hello });
     }
@@ -144,7 +145,8 @@ fn heartbeats_are_answered_and_no_node_is_silent_while_planning_stands_still() {
     let mut now = fixture::START;
     for n in 1..=3 {
         let description = fixture::description("n");
-        let hello = ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() };
+        let hello =
+            ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() };
         let effects = cores.hear(now, Event::Opened { node: node(n), session: SessionId(n as u64), hello });
         assert!(matches!(&effects[..], [Effect::Send { message: ToNode::Welcome { .. }, .. }]), "{effects:?}");
     }

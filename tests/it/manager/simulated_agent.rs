@@ -67,7 +67,13 @@ impl SimulatedAgent {
         // A new session starts with reports of everything.
         self.unsent_statuses = self.containers.iter().map(|(id, c)| (id.clone(), c.status.clone())).collect();
         self.unsent_ports = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
-        ToManager::Hello { format: FORMAT, description: self.description.clone(), endpoints: Vec::new(), have: self.revision }
+        ToManager::Hello {
+            format: FORMAT,
+            formats: None,
+            description: self.description.clone(),
+            endpoints: Vec::new(),
+            have: self.revision,
+        }
     }
 
     /// Processes a message and returns the answer.

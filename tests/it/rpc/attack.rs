@@ -2,7 +2,7 @@
 
 use super::fixture::{Manager, Setup, Trust, eventually, join, options, side, tls};
 use skep::model::{ClusterId, Role};
-use skep::protocol::FORMAT;
+use skep::protocol::{FORMAT, FORMATS};
 use skep::rpc::ListenerKind;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -63,7 +63,7 @@ async fn an_invalid_frame_is_answered_with_the_reason() {
         (frame(b""), false, "not understood"),
         (frame(&[0xff; 64]), false, "not understood"),
         (frame(format!(r#"{{"Request":{{"format":{FORMAT}}}}}"#).as_bytes()), false, "not understood"),
-        (future, false, &format!(r#"{{"Refused":{{"Format":{{"manager":{FORMAT},"joiner":99}}}}}}"#)),
+        (future, false, &format!(r#"{{"Refused":{{"Format":{{"manager":{FORMAT},"joiner":99,"#)),
         (whole.clone(), false, "begins with a request"),
         (whole[..9].to_vec(), true, "in the middle of a frame"),
         ((2_u32 << 20).to_be_bytes().to_vec(), false, "a frame of 2097152 bytes; 1048576 are allowed"),
@@ -183,7 +183,10 @@ async fn garbage_from_a_member_ends_its_session_only() {
     let hello = hello.as_bytes();
     for (bytes, expected) in [
         (frame(b"?"), "a hello that is not understood"),
-        (frame(br#"{"Hello":{"format":99}}"#), &format!("the manager speaks protocol {FORMAT}, this node 99")),
+        (
+            frame(br#"{"Hello":{"format":99}}"#),
+            &format!("the manager speaks protocol {FORMATS}, this node 99: upgrade skep on the manager"),
+        ),
         (frame(br#""Leave""#), "begins with a hello"),
         ([frame(hello), frame(b"?")].concat(), "not understood"),
         ([frame(hello), vec![0xff; 8]].concat(), "are allowed"),
