@@ -29,6 +29,8 @@ use std::time::Duration;
 pub trait StatusSource: Send + Sync {
     /// The node's current status.
     async fn status(&self) -> Status;
+    /// What of the daemon does not run, by name, with the reason.
+    fn blockers(&self) -> BTreeMap<String, String>;
     /// Settings, status, view, peers and kernel state, as one document.
     async fn dump(&self) -> serde_json::Value;
     /// Lets this manager renew certificates that have expired, for this long from now.
@@ -53,7 +55,7 @@ type SharedSource = State<Arc<dyn StatusSource>>;
 /// The admin socket's routes.
 pub fn router(source: Arc<dyn StatusSource>) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/status", get(async |State(source): SharedSource| axum::Json(source.status().await)))
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
@@ -67,6 +69,12 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
             )
         })
         .with_state(source)
+}
+
+/// `ok`, or 503 with what of the daemon does not run: a line `NAME: REASON` each.
+async fn healthz(State(source): SharedSource) -> (StatusCode, String) {
+    let lines: Vec<String> = source.blockers().iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
+    if lines.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, lines.concat()) }
 }
 
 async fn exposition(State(source): SharedSource) -> impl IntoResponse {
@@ -95,7 +103,44 @@ async fn trace_packet(
 }
 
 async fn dump(State(source): SharedSource) -> impl IntoResponse {
-    ([("content-type", "application/json")], format!("{:#}\n", source.dump().await))
+    let mut document = source.dump().await;
+    hide_secrets(&mut document);
+    ([("content-type", "application/json")], format!("{document:#}\n"))
+}
+
+/// Keys of stored objects that are never shown.
+const SECRETS: [&str; 3] = ["pull_auth", "previous_pull_auth", "ca_key"];
+
+fn hide_secrets(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                if SECRETS.contains(&key.as_str()) && !value.is_null() {
+                    *value = "hidden".into();
+                }
+                hide_secrets(value);
+            }
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(hide_secrets),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::{PullAuth, fixture};
+
+    #[test]
+    fn credentials_of_tasks_are_neither_dumped_nor_printed() {
+        let mut task = fixture::task_with_resolvers("t1", "web", "n1", &[]);
+        task.pull_auth = Some(PullAuth::new("c2VjcmV0".to_owned()));
+        assert!(!format!("{task:?}").contains("c2VjcmV0"));
+        let mut document = serde_json::json!({ "view": { "tasks": [task] } });
+        assert!(document.to_string().contains("c2VjcmV0"), "it is stored");
+        super::hide_secrets(&mut document);
+        assert_eq!(document["view"]["tasks"][0]["pull_auth"], "hidden");
+        assert!(!document.to_string().contains("c2VjcmV0"));
+    }
 }
 
 async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {

@@ -71,8 +71,8 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         // The verifier does refuse a writer: the flow tables are written by these programs.
         run("mkdir /tmp/bpf/written");
         let folder = PathBuf::from("/tmp/bpf/written");
-        let flows = HashMap::<_, skep_ebpf::Tuple, skep_ebpf::Flow>::create(ROOM, flags).expect("FLOWS");
-        flows.pin(folder.join("FLOWS")).expect("FLOWS");
+        let flows = HashMap::<_, skep_ebpf::Tuple, skep_ebpf::Flow>::create(ROOM, flags).expect("TCP_FLOWS");
+        flows.pin(folder.join("TCP_FLOWS")).expect("TCP_FLOWS");
         let mut ebpf = EbpfLoader::new().default_map_pin_directory(&folder).load(OBJECT).expect("the object");
         let program: &mut SchedClassifier = ebpf.program_mut("from_uplink").expect("a program").try_into().expect("tc");
         assert!(program.load().is_err(), "a program that writes a read-only map was loaded");
