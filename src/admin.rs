@@ -1,11 +1,15 @@
 //! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
-//! live), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
+//! live), `/trace` (what the programs would do with a packet), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
 //! of how the node collects it.
 
 mod drops;
 pub mod metrics;
+mod trace;
 
 pub use drops::{DropEvent, DropFilter, DropLine, LostEvents};
+pub use trace::{
+    TraceOutcome, TraceQuery, TraceReport, TraceResult, TracedBackend, TracedCounter, TracedEntry, TracedHook, TracedTable,
+};
 
 use crate::ingress::ebpf::refusal_reasons;
 use crate::status::Status;
@@ -25,6 +29,8 @@ use std::time::Duration;
 pub trait StatusSource: Send + Sync {
     /// The node's current status.
     async fn status(&self) -> Status;
+    /// What of the daemon does not run, by name, with the reason.
+    fn blockers(&self) -> BTreeMap<String, String>;
     /// Settings, status, view, peers and kernel state, as one document.
     async fn dump(&self) -> serde_json::Value;
     /// Lets this manager renew certificates that have expired, for this long from now.
@@ -37,6 +43,11 @@ pub trait StatusSource: Send + Sync {
     /// # Errors
     /// Why there is nothing to watch.
     async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String>;
+    /// What the eBPF hooks of this node would do with a packet. Changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the query, or why there is nothing to trace.
+    async fn trace(&self, query: TraceQuery) -> anyhow::Result<TraceReport>;
 }
 
 type SharedSource = State<Arc<dyn StatusSource>>;
@@ -44,16 +55,26 @@ type SharedSource = State<Arc<dyn StatusSource>>;
 /// The admin socket's routes.
 pub fn router(source: Arc<dyn StatusSource>) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/status", get(async |State(source): SharedSource| axum::Json(source.status().await)))
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
         .route("/recover-certificates", post(recover_certificates))
         .route("/drops", get(drops))
+        .route("/trace", get(trace_packet))
         .fallback(async || {
-            (StatusCode::NOT_FOUND, "the paths are /healthz, /status, /metrics, /dump, /drops and /recover-certificates\n")
+            (
+                StatusCode::NOT_FOUND,
+                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace and /recover-certificates\n",
+            )
         })
         .with_state(source)
+}
+
+/// `ok`, or 503 with what of the daemon does not run: a line `NAME: REASON` each.
+async fn healthz(State(source): SharedSource) -> (StatusCode, String) {
+    let lines: Vec<String> = source.blockers().iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
+    if lines.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, lines.concat()) }
 }
 
 async fn exposition(State(source): SharedSource) -> impl IntoResponse {
@@ -65,14 +86,61 @@ async fn recover_certificates(
     State(source): SharedSource,
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<(), (StatusCode, axum::Json<serde_json::Value>)> {
-    let refused = |why: String| (StatusCode::BAD_REQUEST, axum::Json(serde_json::json!({ "message": why })));
     let seconds = query.get("seconds").and_then(|text| text.parse().ok());
-    let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number".to_owned()))?;
+    let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number"))?;
     source.recover_certificates(Duration::from_secs(seconds)).map_err(|e| refused(format!("{e:#}")))
 }
 
+fn refused(why: impl std::fmt::Display) -> (StatusCode, axum::Json<serde_json::Value>) {
+    (StatusCode::BAD_REQUEST, axum::Json(serde_json::json!({ "message": why.to_string() })))
+}
+
+async fn trace_packet(
+    State(source): SharedSource,
+    Query(query): Query<TraceQuery>,
+) -> Result<axum::Json<TraceReport>, (StatusCode, axum::Json<serde_json::Value>)> {
+    source.trace(query).await.map(axum::Json).map_err(|e| refused(format!("{e:#}")))
+}
+
 async fn dump(State(source): SharedSource) -> impl IntoResponse {
-    ([("content-type", "application/json")], format!("{:#}\n", source.dump().await))
+    let mut document = source.dump().await;
+    hide_secrets(&mut document);
+    ([("content-type", "application/json")], format!("{document:#}\n"))
+}
+
+/// Keys of stored objects that are never shown.
+const SECRETS: [&str; 3] = ["pull_auth", "previous_pull_auth", "ca_key"];
+
+fn hide_secrets(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                if SECRETS.contains(&key.as_str()) && !value.is_null() {
+                    *value = "hidden".into();
+                }
+                hide_secrets(value);
+            }
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(hide_secrets),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::{PullAuth, fixture};
+
+    #[test]
+    fn credentials_of_tasks_are_neither_dumped_nor_printed() {
+        let mut task = fixture::task_with_resolvers("t1", "web", "n1", &[]);
+        task.pull_auth = Some(PullAuth::new("c2VjcmV0".to_owned()));
+        assert!(!format!("{task:?}").contains("c2VjcmV0"));
+        let mut document = serde_json::json!({ "view": { "tasks": [task] } });
+        assert!(document.to_string().contains("c2VjcmV0"), "it is stored");
+        super::hide_secrets(&mut document);
+        assert_eq!(document["view"]["tasks"][0]["pull_auth"], "hidden");
+        assert!(!document.to_string().contains("c2VjcmV0"));
+    }
 }
 
 async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {

@@ -13,6 +13,7 @@ pub mod control;
 mod convert;
 mod engine_http;
 mod error;
+mod events;
 mod handlers;
 mod lookup;
 mod proxy;

@@ -8,6 +8,7 @@ mod recover;
 mod status;
 mod swarm;
 mod target;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -36,8 +37,9 @@ enum CliVerb {
     Status(status::StatusArgs),
     /// Let nodes whose certificate has expired renew it at this manager, for a limited time
     RecoverCertificates(recover::RecoverArgs),
-    /// Follow live what the eBPF datapath of this node drops or refuses, and why
+    // Without a comment of their own, which would replace the longer help of their flags.
     Drops(drops::DropsArgs),
+    Trace(trace::TraceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         CliVerb::Status(args) => blocking(status::run(args)),
         CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
         CliVerb::Drops(args) => blocking(drops::run(args)),
+        CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),
@@ -75,4 +78,29 @@ pub fn main() -> ExitCode {
 /// it ends.
 fn blocking(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SkepCommand;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_help_of_verbs_that_need_it_has_examples() {
+        for verb in ["drops", "trace"] {
+            let mut command = SkepCommand::command();
+            let verb = command.find_subcommand_mut(verb).expect("a verb");
+            let help = verb.render_long_help().to_string();
+            assert!(help.matches(&format!("\n  skep {}", verb.get_name())).count() >= 2, "{help}");
+            assert!(
+                verb.get_about().is_some_and(|about| about.to_string().lines().count() == 1),
+                "one line in the list of verbs"
+            );
+        }
+    }
+
+    #[test]
+    fn the_flags_of_every_verb_are_consistent() {
+        SkepCommand::command().debug_assert();
+    }
 }

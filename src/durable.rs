@@ -1,5 +1,8 @@
 //! Small files that must outlive a power cut: each is replaced whole or not at all, and carries the number of its format.
 
+mod strict;
+
+use crate::model::FormatRange;
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,9 +52,12 @@ pub enum FormatError {
     Unsupported {
         /// The format that the document names.
         found: u32,
-        /// The format that this build reads.
-        supported: u32,
+        /// The formats that this build reads.
+        supported: FormatRange,
     },
+    /// A newer build of skep wrote it: this one would drop what it does not know.
+    #[error("written by a newer version of skep ({0}): start the skep that wrote it")]
+    Unknown(String),
 }
 
 #[derive(Deserialize)]
@@ -59,17 +65,32 @@ struct FormatOnly {
     format: u32,
 }
 
+/// What becomes of fields that this build does not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnknownFields {
+    /// The document is not read: this build would write it again without them.
+    Refused,
+    /// They are skipped: the document is a copy, and its source still has them.
+    Skipped,
+}
+
 /// Reads a JSON document that has a `format` number among its fields. The number is read first, so that the document of
 /// another build is distinguished from a damaged one.
 ///
 /// # Errors
 /// See [`FormatError`].
-pub fn decode<T: DeserializeOwned>(bytes: &[u8], format: u32) -> Result<T, FormatError> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], supported: FormatRange, unknown: UnknownFields) -> Result<T, FormatError> {
     let FormatOnly { format: found } = serde_json::from_slice(bytes).map_err(FormatError::Damaged)?;
-    if found != format {
-        return Err(FormatError::Unsupported { found, supported: format });
+    if !supported.contains(found) {
+        return Err(FormatError::Unsupported { found, supported });
     }
-    serde_json::from_slice(bytes).map_err(FormatError::Damaged)
+    match unknown {
+        UnknownFields::Skipped => serde_json::from_slice(bytes).map_err(FormatError::Damaged),
+        UnknownFields::Refused => strict::from_slice(bytes).map_err(|error| match error {
+            strict::StrictError::Unknown(what) => FormatError::Unknown(what),
+            strict::StrictError::Json(error) => FormatError::Damaged(error),
+        }),
+    }
 }
 
 /// A kind of file with one JSON document that has a `format` number among its fields.
@@ -77,8 +98,10 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], format: u32) -> Result<T, Forma
 pub struct DocumentFile {
     /// What the file is, for errors: `the ledger`.
     pub name: &'static str,
-    /// Format that this build reads and writes.
+    /// Format that this build writes. It reads all formats from 1 to this one.
     pub format: u32,
+    /// What becomes of fields of a newer build.
+    pub unknown_fields: UnknownFields,
     /// What the user can do about a damaged file; `{path}` stands for its path.
     pub if_damaged: &'static str,
 }
@@ -95,12 +118,12 @@ impl DocumentFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {name} {at}")),
         };
-        decode(&bytes, self.format).map(Some).map_err(|error| match error {
+        decode(&bytes, FormatRange::new(1, self.format), self.unknown_fields).map(Some).map_err(|error| match error {
             FormatError::Damaged(source) => {
                 let advice = self.if_damaged.replace("{path}", &at.to_string());
                 anyhow::Error::new(source).context(format!("{name} {at} is damaged: {advice}"))
             }
-            FormatError::Unsupported { .. } => anyhow::anyhow!("cannot read {name} {at}: {error}"),
+            FormatError::Unsupported { .. } | FormatError::Unknown(_) => anyhow::anyhow!("cannot read {name} {at}: {error}"),
         })
     }
 
@@ -125,12 +148,29 @@ mod tests {
     }
 
     #[test]
-    fn the_document_of_a_newer_build_is_distinguished_from_a_damaged_one() {
-        let newer = br#"{"names": {"a": 1}, "format": 3}"#;
-        assert!(matches!(decode::<Document>(newer, 2), Err(FormatError::Unsupported { found: 3, supported: 2 })));
-        for damaged in [&b""[..], b"{", b"[]", b"{}", br#"{"format": "2"}"#, br#"{"format": 2}"#] {
-            assert!(matches!(decode::<Document>(damaged, 2), Err(FormatError::Damaged(_))), "{damaged:?}");
+    fn the_document_of_another_build_is_distinguished_from_a_damaged_one() {
+        let read = |bytes: &[u8]| decode::<Document>(bytes, FormatRange::new(2, 3), UnknownFields::Refused);
+        for (other, number) in [(&br#"{"names": {"a": 1}, "format": 4}"#[..], 4), (br#"{"format": 1}"#, 1)] {
+            let error = read(other).unwrap_err();
+            assert!(matches!(error, FormatError::Unsupported { found, .. } if found == number), "{error}");
+            assert!(error.to_string().contains("this skep reads format 2 to 3"), "{error}");
         }
+        for damaged in [&b""[..], b"{", b"[]", b"{}", br#"{"format": "2"}"#, br#"{"format": 2}"#] {
+            assert!(matches!(read(damaged), Err(FormatError::Damaged(_))), "{damaged:?}");
+        }
+        for format in [2, 3] {
+            let document = Document { format, names: vec!["a".to_owned()] };
+            assert_eq!(read(&serde_json::to_vec(&document).unwrap()).unwrap(), document, "each format of the range is read");
+        }
+    }
+
+    #[test]
+    fn a_field_of_a_newer_build_is_refused_by_name_or_skipped() {
+        let newer = br#"{"format": 2, "names": [], "colours": []}"#;
+        let read = |unknown| decode::<Document>(newer, FormatRange::only(2), unknown);
+        let error = read(UnknownFields::Refused).unwrap_err().to_string();
+        assert!(error.contains("`colours`") && error.contains("written by a newer version of skep"), "{error}");
+        assert_eq!(read(UnknownFields::Skipped).unwrap(), Document { format: 2, names: vec![] });
     }
 
     #[test]
@@ -138,7 +178,12 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("skep-durable-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("names.json");
-        let file = DocumentFile { name: "the list of names", format: 2, if_damaged: "remove {path}" };
+        let file = DocumentFile {
+            name: "the list of names",
+            format: 2,
+            unknown_fields: UnknownFields::Refused,
+            if_damaged: "remove {path}",
+        };
         assert_eq!(file.load::<Document>(&path).unwrap(), None);
         let document = Document { format: 2, names: vec!["a".to_owned()] };
         file.store(&path, &document).unwrap();

@@ -9,9 +9,13 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
+
+/// Pause after a failed `accept`, which fails again at once while the process is out of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -32,18 +36,43 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Gives a file to a group, by name or number, so that its members may connect to the socket.
+///
+/// # Errors
+/// There is no such group on this host, or the file cannot be given to it.
+pub fn give_to_group(path: &Path, group: &str) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    let id = group.parse().ok().or_else(|| group_id(&std::fs::read_to_string("/etc/group").unwrap_or_default(), group));
+    let id = id.with_context(|| format!("there is no group {group} in /etc/group: create it, or set socket_group to another"))?;
+    std::os::unix::fs::chown(path, None, Some(id)).with_context(|| format!("cannot give {} to group {group}", path.display()))
+}
+
+/// The number of a group in the text of `/etc/group`.
+fn group_id(text: &str, name: &str) -> Option<u32> {
+    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+}
+
 /// Serves a router on a unix socket until shut down. Open connections are cut then.
 pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of file descriptors, mostly: the connection stays in the backlog, so another attempt fails at once.
+                        tracing::warn!(%error, "a connection cannot be accepted; trying again");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                };
                 let (router, shutdown) = (router.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
-                        () = serve_connection(stream, router, true) => {}
+                        () = serve_connection(stream, router, true, true) => {}
                     }
                 });
             }
@@ -51,12 +80,18 @@ pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: Cancel
     }
 }
 
-/// Serves a router on one connection: one request, or with `keep_alive` until the client closes it.
-pub async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, keep_alive: bool) {
+/// Serves a router on one connection: one request, or with `keep_alive` until the client closes it. With `half_close` a
+/// client may close its side before it has read the reply; without, that ends the reply.
+pub async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    keep_alive: bool,
+    half_close: bool,
+) {
     let service = TowerToHyperService::new(router);
     let served = hyper::server::conn::http1::Builder::new()
         .keep_alive(keep_alive)
-        .half_close(true)
+        .half_close(half_close)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
@@ -112,7 +147,7 @@ pub struct ReplyLines {
 }
 
 impl ReplyLines {
-    /// The next line, without its end; `None` at the end of the reply.
+    /// The next line, without its end; `None` at the end of the reply. May be cancelled.
     ///
     /// # Errors
     /// The connection was lost, or a line is longer than [`UnixClient`] reads.
@@ -123,7 +158,10 @@ impl ReplyLines {
                 return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
             anyhow::ensure!(self.pending.len() < MAX_REPLY, "a line of the reply is too long");
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let Some(frame) = self.body.frame().await else {
+                let rest = std::mem::take(&mut self.pending);
+                return Ok((!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned()));
+            };
             let frame = frame.map_err(|e| anyhow::anyhow!("the server has ended the connection: {e}"))?;
             if let Ok(bytes) = frame.into_data() {
                 self.pending.extend_from_slice(&bytes);
@@ -206,5 +244,30 @@ impl UnixClient {
     /// As [`UnixClient::request`].
     pub async fn get(&self, target: &str) -> anyhow::Result<HttpReply> {
         self.request("GET", target, None).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let text = "root:x:0:\ndocker2:x:7:\ndocker:x:998:ann,bob\nbroken\n";
+        assert_eq!((group_id(text, "docker"), group_id(text, "dock"), group_id(text, "broken")), (Some(998), None, None));
+    }
+
+    #[tokio::test]
+    async fn a_socket_belongs_to_the_group_that_is_set_and_an_unknown_one_is_named() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let dir = std::env::temp_dir().join(format!("skep-group-{}", std::process::id()));
+        let path = dir.join("docker.sock");
+        let _listener = bind_unix(&path).unwrap();
+        give_to_group(&path, "4242").unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (4242, 0o660));
+        let error = give_to_group(&path, "no-such-group").unwrap_err().to_string();
+        assert!(error.contains("no-such-group") && error.contains("socket_group"), "{error}");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

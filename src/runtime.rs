@@ -1,7 +1,7 @@
 //! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
-use crate::model::{NetworkId, NodeId, PortConfig, Task, TaskId, node::NodeDescription};
+use crate::model::{NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
@@ -10,12 +10,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub mod container;
+pub mod deadlines;
 pub mod docker;
 pub mod fake;
+mod private_pull;
 
 #[cfg(test)]
 mod container_tests;
+#[cfg(test)]
+mod private_pull_tests;
 
+pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
 
 /// Label with the id of the node that a container belongs to.
@@ -26,8 +31,6 @@ pub const LABEL_SERVICE: &str = "com.docker.swarm.service.id";
 pub const LABEL_SERVICE_NAME: &str = "com.docker.swarm.service.name";
 /// Label that marks a container as a task's; its value is empty.
 pub const LABEL_TASK: &str = "com.docker.swarm.task";
-/// Label with the id of a container's task.
-pub const LABEL_TASK_ID: &str = "com.docker.swarm.task.id";
 /// Label with the name of a container's task, which is also the container's name.
 pub const LABEL_TASK_NAME: &str = "com.docker.swarm.task.name";
 
@@ -41,6 +44,9 @@ pub enum EngineError {
         engine: String,
         reason: String,
     },
+    /// One call was not answered in time; others may be. The same call may succeed later.
+    #[error("{0}")]
+    TimedOut(String),
     /// The object is in use, or another operation on it is running. The same call may succeed later.
     #[error("{0}")]
     Busy(String),
@@ -56,7 +62,7 @@ impl EngineError {
     /// Whether the same call may succeed later without a change of the spec.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Busy(_))
+        matches!(self, Self::Unavailable { .. } | Self::TimedOut(_) | Self::Busy(_))
     }
 }
 
@@ -71,6 +77,16 @@ pub enum ContainerState {
     Exited,
     /// The engine is removing it, or failed to.
     Removing,
+    /// The engine has it, and does not answer when it is inspected.
+    Unknown,
+}
+
+impl ContainerState {
+    /// Its process may run, so it is stopped before it is removed.
+    #[must_use]
+    pub fn may_run(self) -> bool {
+        matches!(self, Self::Running | Self::Unknown)
+    }
 }
 
 /// Result of a container's health check.
@@ -103,6 +119,33 @@ pub struct Container {
     pub error: String,
     /// Ports of the host that it is published on, sorted; one entry per address of the host.
     pub ports: Vec<PortConfig>,
+}
+
+/// A container as listed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListedContainer {
+    /// The engine's id of the container.
+    pub id: String,
+    /// From its label.
+    pub task_id: Option<TaskId>,
+}
+
+impl ListedContainer {
+    /// The container, of which no more is known.
+    #[must_use]
+    pub fn unknown(self) -> Container {
+        Container {
+            id: self.id,
+            task_id: self.task_id,
+            state: ContainerState::Unknown,
+            health: None,
+            pid: 0,
+            exit_code: 0,
+            oom_killed: false,
+            error: String::new(),
+            ports: Vec::new(),
+        }
+    }
 }
 
 /// Desired state of an overlay network on the engine.
@@ -156,6 +199,25 @@ pub struct ContainerEvent {
     pub action: String,
 }
 
+/// How long the calls of an engine may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deadlines {
+    /// Of a call that reads one object.
+    pub inspect: Duration,
+    /// Of a call that lists objects.
+    pub list: Duration,
+}
+
+impl Deadlines {
+    pub const DEFAULT: Self = Self { inspect: Duration::from_secs(10), list: Duration::from_secs(30) };
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// What the agent needs of a Docker Engine. Every method is idempotent: it adopts what exists already, and removing what
 /// is missing succeeds.
 #[async_trait]
@@ -163,13 +225,17 @@ pub trait Engine: Send + Sync {
     /// Description of the node; its plugins include the overlay driver.
     async fn describe(&self) -> Result<NodeDescription, EngineError>;
     /// Every container with the label of this node, running or not, sorted by id.
-    async fn list(&self, me: &NodeId) -> Result<Vec<Container>, EngineError>;
+    async fn containers(&self, me: &NodeId) -> Result<Vec<ListedContainer>, EngineError>;
+    /// How long its calls may take.
+    fn deadlines(&self) -> Deadlines {
+        Deadlines::default()
+    }
     /// One container; `None` if it does not exist.
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError>;
     /// Whether the engine has an image.
     async fn has_image(&self, reference: &str) -> Result<bool, EngineError>;
-    /// Pulls an image. May take minutes.
-    async fn pull(&self, reference: &str) -> Result<(), EngineError>;
+    /// Pulls an image, with these credentials if there are any. May take minutes.
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError>;
     /// Creates the network, unless it exists. A network of another driver with that name is an error; one of skep's driver
     /// for an earlier swarm network is replaced ([`EngineError::Busy`] while containers are attached to it).
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError>;

@@ -33,9 +33,12 @@ pub struct Settings {
     pub path_mtu: u32,
     /// A task that mounts the engine's socket gets skep's in its place.
     pub replace_engine_socket: bool,
+    /// Group, by name or number, whose members may use the Docker API's socket besides root; empty for root's.
+    pub socket_group: String,
     /// File that lists the host's resolvers.
     pub resolv_conf: PathBuf,
     pub ports: PortSettings,
+    pub ebpf: EbpfSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
     pub manager: ManagerTimeouts,
@@ -81,6 +84,23 @@ pub struct PortSettings {
 impl Default for PortSettings {
     fn default() -> Self {
         Self { max_connections: 16_384, max_flows: 16_384, udp_idle_ms: 60_000 }
+    }
+}
+
+/// Bounds of the eBPF datapath.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EbpfSettings {
+    /// Established TCP connections by published ports that no other flow can push out. 0: by the machine's memory, 16,384 to
+    /// 1,048,576. Further ones work, until newer flows push them out.
+    pub max_tcp_flows: u32,
+    /// An established TCP connection is forgotten after so many seconds without a packet.
+    pub tcp_idle_s: u64,
+}
+
+impl Default for EbpfSettings {
+    fn default() -> Self {
+        Self { max_tcp_flows: 0, tcp_idle_s: 432_000 }
     }
 }
 
@@ -135,6 +155,13 @@ impl Timeouts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManagerTimeouts {
+    /// Time that a node has to open a session with a manager that has just become the leader, in milliseconds.
+    pub takeover_grace_ms: u64,
+    /// Nodes that fall silent together, most of all and at least two, are unknown for so many milliseconds before they are
+    /// down: the fault may be the manager's.
+    pub disruption_hold_ms: u64,
+    /// The tasks of a node that is down are kept for so many milliseconds where no replacement runs.
+    pub return_window_ms: u64,
     /// Time that a node has from its admission to its first session, in milliseconds. Longer than a join may take.
     pub join_grace_ms: u64,
     /// Longest time that a replacement waits for its predecessor to stop, in milliseconds.
@@ -146,6 +173,9 @@ pub struct ManagerTimeouts {
     pub node_lag_ms: u64,
     /// Tasks of a node are orphaned after it was down for this long, in seconds.
     pub orphan_after_s: u64,
+    /// After the last manager was upgraded, an older skep can be installed again for this long, in seconds. Then the managers
+    /// write what the older one cannot read. 0: at once.
+    pub rollback_window_s: u64,
     /// Life of the certificates that this manager issues, in seconds; 0: the swarm's (`--cert-expiry`, an hour at least).
     /// For tests, which cannot wait an hour for a renewal.
     pub certificate_life_s: u64,
@@ -154,11 +184,15 @@ pub struct ManagerTimeouts {
 impl Default for ManagerTimeouts {
     fn default() -> Self {
         Self {
+            takeover_grace_ms: 12_000,
+            disruption_hold_ms: 30_000,
+            return_window_ms: 60_000,
             join_grace_ms: 20_000,
             replace_wait_ms: 60_000,
             stop_hold_ms: 5000,
             node_lag_ms: 30_000,
             orphan_after_s: 86_400,
+            rollback_window_s: 600,
             certificate_life_s: 0,
         }
     }
@@ -207,8 +241,10 @@ impl Default for Settings {
             ebpf_datapath: EbpfMode::Auto,
             path_mtu: 0,
             replace_engine_socket: true,
+            socket_group: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
+            ebpf: EbpfSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
             manager: ManagerTimeouts::default(),

@@ -36,6 +36,9 @@ pub struct Status {
     /// What does not work on this node, by the name of the loop; the managers show the node as degraded.
     #[serde(default)]
     pub troubles: BTreeMap<String, String>,
+    /// What of the daemon does not run, by its name.
+    #[serde(default)]
+    pub blockers: BTreeMap<String, String>,
     /// Time since which no manager has confirmed the view: its addresses may be other tasks' by now. `None`: it is current.
     #[serde(default)]
     pub stale_since: Option<String>,

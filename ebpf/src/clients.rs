@@ -1,27 +1,27 @@
-//! Published ports in the host's namespace: packets of clients arrive by uplinks, replies leave by them. Packets that belong
-//! to no client pass unchanged.
+//! Published ports in the host's namespace: packets of clients arrive by uplinks. Packets that belong to no client pass
+//! unchanged.
 
 use crate::change::{End, nat_rewrite};
-use crate::ctx::{ethertype, ifindex, is_for_host, raw, seconds};
-use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, REPLIES, SLOTS, UPLINKS, add, config, count, is_source, lookup,
-    lookup_lru,
+use crate::ctx::{is_for_host, raw, seconds};
+use crate::flows::{
+    Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
 };
-use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::maps::{
+    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, lookup, lookup_lru,
+};
+use crate::parse::{Packet, PacketKind, parse};
 use crate::seen::left;
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{ACK, ETHERNET, RST, SYN, TCP, UDP, V4, V6, byte, container6, is_plain, mapped};
+use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, byte, container6, mapped};
 use skep_ebpf::{
-    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, PortNumber, Reply,
-    Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
+    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, Reply,
+    TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
-/// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
-const REPLY_MARK: u16 = 0x5e7e;
 /// State of a listening socket.
 const TCP_LISTEN: u32 = 10;
 
@@ -79,28 +79,32 @@ fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) 
             return Err(Verdict::Drop(Counter::DropLoop));
         }
     }
-    let known = FLOWS.get_ptr_mut(&packet.tuple);
-    if let Some(entry) = known {
-        // SAFETY: the entry is replaced whole; a torn one is an address that no container has.
-        let flow = unsafe { *entry };
+    let known = find_flow(&packet.tuple);
+    if let Some(found) = &known {
+        let flow = *found.get();
         if flow.backend == 0 {
             if !packet.is_syn() && (packet.tuple.protocol == TCP || elapsed(now, flow.seen) <= config.udp_idle) {
                 return Ok(None);
             }
         } else if is_current(packet, &flow, config, now) && is_allowed(packet, &key) {
-            // SAFETY: as above. Written only when it changes: the entry is shared by all CPUs.
-            unsafe {
-                if flow.seen != now {
-                    (*entry).seen = now;
-                }
-                if flow.ifindex != packet.device {
-                    (*entry).ifindex = packet.device;
-                }
+            found.touch(now, packet.device);
+            if packet.flags & (FIN | RST) != 0 || packet.flags != 0 && !found.established {
+                fill_container(packet, config, &flow);
+                follow_client(ctx, packet, found.established);
             }
             return Ok(Some(flow));
         }
     }
-    Ok(new_flow(ctx, packet, config, &key, known.is_some(), now))
+    Ok(new_flow(ctx, packet, config, &key, known, now))
+}
+
+/// Writes the tuple of the container's replies to `packet.reverse`.
+#[inline(always)]
+fn fill_container(packet: &mut Packet, config: &Config, flow: &Flow) {
+    packet.fill_reverse();
+    packet.reverse.source = container_address(config, packet.family, flow.backend);
+    packet.reverse.source_port = flow.target;
+    packet.reverse.destination_port = flow.client_port;
 }
 
 /// Whether a packet stays with the backend of its flow entry. A new connection never does: it asks the table.
@@ -131,7 +135,14 @@ fn is_allowed(packet: &Packet, key: &Port) -> bool {
 /// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
 /// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
 #[inline(always)]
-fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, known: bool, now: u32) -> Option<Flow> {
+fn new_flow(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    config: &Config,
+    key: &Port,
+    known: Option<Found<Flow>>,
+    now: u32,
+) -> Option<Flow> {
     if packet.is(PacketKind::IcmpError) {
         return None;
     }
@@ -143,7 +154,10 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
     }
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
     // Replies to connections of the host, and packets of a connection that a socket of the host has.
-    if established && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
+    if established
+        && known.is_none()
+        && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet))
+    {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
@@ -154,34 +168,63 @@ fn new_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, key: &Port, k
         left(ctx, Counter::PassNotAllowed);
         return None;
     }
-    let hash = client_hash(&packet.tuple, frontend.flags & AFFINITY != 0);
-    let backend = *SLOTS.get(slot(frontend.base, frontend.size, hash))?;
+    let hash = client_hash(config.hash_key, &packet.tuple, frontend.flags & AFFINITY != 0);
+    let backend = backend_at(slot(frontend.base, frontend.size, hash))?;
     let owner = lookup(&BACKENDS, &backend)?.owner;
-    packet.fill_reverse();
-    packet.reverse.source = container_address(config, packet.family, backend);
-    packet.reverse.source_port = frontend.target;
-    if let Some(other) = lookup_lru(&REPLIES, &packet.reverse) {
+    if let Some(found) = known.filter(|found| found.established) {
+        let flow = *found.get();
+        fill_container(packet, config, &flow);
+        if !established && flow.backend == backend && flow.target == frontend.target && flow.owner == owner {
+            // The container knows whether the earlier connection is over.
+            found.touch(now, packet.device);
+            begin_again(&packet.reverse);
+            count(Counter::PortNew);
+            add(PORT_COUNTS.get_ptr_mut(key));
+            return Some(flow);
+        }
+        remove_established(&packet.tuple, &packet.reverse);
+    }
+    let mut flow = Flow {
+        backend,
+        target: frontend.target,
+        client_port: packet.tuple.source_port,
+        ifindex: packet.device,
+        owner,
+        seen: now,
+    };
+    fill_container(packet, config, &flow);
+    let reply = Reply {
+        address: packet.tuple.destination,
+        port: packet.tuple.destination_port,
+        client_port: packet.tuple.source_port,
+        ..Reply::default()
+    };
+    let mut recorded = false;
+    if let Some(found) = find_reply(&packet.reverse) {
+        let other = found.get();
         let same = is_zero(&other.entry)
             && same_address(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
+        recorded = same && (established || other.is_handshake());
         // An established connection that arrived by another entry node before is the same one to the container. A new one is a
         // different one.
-        if !same && (!established || is_zero(&other.entry)) {
+        if !same && established && !is_zero(&other.entry) {
+            if elapsed(now, other.seen) < TAKEOVER_SILENCE {
+                // Delivered, but the replies stay with the entry node that spoke just now: this segment's source may be forged.
+                return Some(flow);
+            }
+            replace_reply(&found, &packet.reverse, &reply)?;
+            recorded = true;
+        } else if !same {
             replace_client_port(&mut packet.reverse);
+            flow.client_port = packet.reverse.destination_port;
         }
     }
-    let reply = Reply {
-        address: packet.tuple.destination,
-        entry: [0; 2],
-        port: packet.tuple.destination_port,
-        client_port: packet.tuple.source_port,
-        device: 0,
-    };
-    REPLIES.insert(&packet.reverse, reply, 0).ok()?;
-    let client_port = packet.reverse.destination_port;
-    let flow = Flow { backend, target: frontend.target, client_port, ifindex: packet.device, owner, seen: now };
-    FLOWS.insert(&packet.tuple, flow, 0).ok()?;
+    if !recorded {
+        add_reply(&packet.reverse, &reply)?;
+    }
+    add_flow(&packet.tuple, &flow)?;
     count(if established { Counter::PortReselected } else { Counter::PortNew });
     add(PORT_COUNTS.get_ptr_mut(key));
     Some(flow)
@@ -195,25 +238,31 @@ fn is_local(ctx: &TcContext, packet: &Packet) -> Option<()> {
     if lookup(&LOCALS, destination).is_some() {
         return Some(());
     }
+    if packet.family == 4 && byte(destination[3], 0) == 127 {
+        return None;
+    }
+    let (result, _) = route(ctx, packet.family, &packet.tuple.source, destination, packet.device);
+    // `BPF_FIB_LKUP_RET_NOT_FWDED` (a local address), `BPF_FIB_LKUP_RET_FWD_DISABLED` (this host does not forward).
+    (result == 4 || result == 5).then_some(())
+}
+
+/// Looks the route up of a packet that arrives by a device: `BPF_FIB_LKUP_RET_*`, and the device that it would leave by.
+#[inline(always)]
+pub fn route(ctx: &TcContext, family: u8, source: &Address, destination: &Address, device: u32) -> (i64, u32) {
     // `struct bpf_fib_lookup`: family, ports and length, device, …, source, destination, MAC addresses.
     let mut route = [0_u32; 16];
-    route[2] = packet.device;
-    if packet.family == 4 {
-        if byte(destination[3], 0) == 127 {
-            return None;
-        }
+    route[2] = device;
+    if family == 4 {
         route[0] = u32::from_ne_bytes([2, 0, 0, 0]);
-        (route[4], route[8]) = (packet.tuple.source[3], destination[3]);
+        (route[4], route[8]) = (source[3], destination[3]);
     } else {
         route[0] = u32::from_ne_bytes([10, 0, 0, 0]);
-        (route[4], route[5], route[6], route[7]) =
-            (packet.tuple.source[0], packet.tuple.source[1], packet.tuple.source[2], packet.tuple.source[3]);
+        (route[4], route[5], route[6], route[7]) = (source[0], source[1], source[2], source[3]);
         (route[8], route[9], route[10], route[11]) = (destination[0], destination[1], destination[2], destination[3]);
     }
     // SAFETY: the context is a valid one; the helper reads and writes the 64 bytes.
     let result = unsafe { bpf_fib_lookup(raw(ctx).cast(), route.as_mut_ptr().cast(), 64, 0) };
-    // `BPF_FIB_LKUP_RET_NOT_FWDED` (a local address), `BPF_FIB_LKUP_RET_FWD_DISABLED` (this host does not forward).
-    (result == 4 || result == 5).then_some(())
+    (result, route[2])
 }
 
 /// Replaces the client's port in the tuple of a container's replies by one that no other connection to the container uses.
@@ -225,7 +274,7 @@ pub fn replace_client_port(replies: &mut Tuple) {
         // SAFETY: takes no argument.
         let random = unsafe { bpf_get_prandom_u32() };
         replies.destination_port = (1024 + (random >> 8) as u16 % 64_000).to_be();
-        if lookup_lru(&REPLIES, replies).is_none() {
+        if find_reply(replies).is_none() {
             return;
         }
         tries += 1;
@@ -262,103 +311,4 @@ fn is_host_connection(ctx: &TcContext, packet: &Packet) -> bool {
         bpf_sk_release(socket.cast());
         state != TCP_LISTEN
     }
-}
-
-/// Replies to clients, from the mesh namespace.
-#[inline(always)]
-pub fn to_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
-    let Some(config) = config() else { return Err(Verdict::Drop(Counter::DropForeign)) };
-    let device = if config.uplink != 0 { config.uplink } else { client_device(ctx).ok_or(Verdict::Drop(Counter::DropFlow))? };
-    // SAFETY: the context is a valid one, and the field may be written.
-    unsafe { (*raw(ctx)).tc_index = u32::from(REPLY_MARK) };
-    count(Counter::PortOut);
-    Ok(Verdict::RedirectNeighbour(device))
-}
-
-/// Index of the uplink that the client is reached by.
-#[inline(always)]
-fn client_device(ctx: &TcContext) -> Option<u32> {
-    let packet = parse(ctx, ETHERNET)?;
-    if packet.is(PacketKind::LaterFragment) {
-        return Some(lookup_lru(&FRAGMENTS, &packet.fragment_key())?.device);
-    }
-    packet.fill_reverse();
-    let device = lookup_lru(&FLOWS, &packet.reverse)?.ifindex;
-    if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: packet.source, entry: [0; 2], device, seen: seconds() };
-        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
-    }
-    Some(device)
-}
-
-/// Every packet that leaves by an uplink. The local port of a connection of the host or of a masqueraded container may be a
-/// published one: such flows are recorded, so that replies to them are not taken for packets of clients.
-#[inline(always)]
-pub fn out_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
-    // SAFETY: the context is a valid one, and the field may be written.
-    unsafe {
-        if (*raw(ctx)).tc_index == u32::from(REPLY_MARK) {
-            (*raw(ctx)).tc_index = 0;
-            return Ok(Verdict::Pass);
-        }
-    }
-    verify_forwarded_source(ctx)?;
-    // The cheap check first, since every packet of the machine passes here: is the source port a published one?
-    let (protocol, family, l4) = match ethertype(ctx) {
-        ETH_V4 => {
-            let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Verdict::Pass)?;
-            if !is_plain(&v4) {
-                return Ok(Verdict::Pass);
-            }
-            (byte(v4[2], 1), 4, ETHERNET + V4)
-        }
-        ETH_V6 => (ctx.load(ETHERNET + 6).map_err(|_| Verdict::Pass)?, 6, ETHERNET + V6),
-        _ => return Ok(Verdict::Pass),
-    };
-    if protocol != TCP && protocol != UDP {
-        return Ok(Verdict::Pass);
-    }
-    let port: PortNumber = ctx.load(l4).map_err(|_| Verdict::Pass)?;
-    if lookup(&PORTS, &Port { protocol, family, port }).is_none() {
-        return Ok(Verdict::Pass);
-    }
-    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
-    packet.fill_reverse();
-    if packet.is(PacketKind::IcmpError) || lookup(&LOCALS, &packet.tuple.source).is_none() {
-        return Ok(Verdict::Pass);
-    }
-    let now = seconds();
-    if let Some(entry) = FLOWS.get_ptr_mut(&packet.reverse) {
-        // SAFETY: as in `select_flow`.
-        unsafe {
-            if (*entry).backend == 0 && (*entry).seen != now {
-                (*entry).seen = now;
-            }
-        }
-        return Ok(Verdict::Pass);
-    }
-    let flow = Flow { seen: now, ifindex: ifindex(ctx), backend: 0, target: 0, client_port: 0, owner: 0 };
-    let _ = FLOWS.insert(&packet.reverse, flow, 0);
-    count(Counter::HostFlow);
-    Ok(Verdict::Pass)
-}
-
-/// Drops forwarded packets of this node's containers with the address of a container as their source: a container could send
-/// them by the engine's bridge with the address of another one. Packets that arrived by an uplink are of machines outside,
-/// whose network may have the same addresses.
-#[inline(always)]
-fn verify_forwarded_source(ctx: &TcContext) -> Result<(), Verdict> {
-    // SAFETY: the context is a valid one.
-    let arrived_by = unsafe { (*raw(ctx)).ingress_ifindex };
-    if arrived_by == 0 || ethertype(ctx) != ETH_V4 {
-        return Ok(());
-    }
-    let source: Ipv4 = ctx.load(ETHERNET + 12).map_err(|_| Verdict::Pass)?;
-    if lookup(&BACKENDS, &source).is_some()
-        && lookup(&LOCALS, &mapped(source)).is_none()
-        && lookup(&UPLINKS, &arrived_by).is_none()
-    {
-        return Err(Verdict::Drop(Counter::DropForged));
-    }
-    Ok(())
 }

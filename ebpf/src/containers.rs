@@ -3,10 +3,9 @@
 
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
-use crate::maps::{
-    BACKENDS, FLOWS, FRAGMENTS, REPLIES, SLOTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, config, count, lookup, lookup_lru,
-};
-use crate::mesh::{send_to_node, translate_reply};
+use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
+use crate::maps::{BACKENDS, FRAGMENTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru};
+use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
@@ -29,19 +28,21 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
         nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?;
         return Ok(Verdict::RedirectPeer(if state.device != 0 { state.device } else { config.mesh_end }));
     }
-    let Some(reply) = lookup_lru(&REPLIES, &packet.tuple) else { return to_virtual(ctx, packet) };
-    let reply = *reply;
+    let Some(found) = find_reply(&packet.tuple) else { return to_virtual(ctx, packet) };
+    let reply = found.get();
     verify_source(packet)?;
     if is_zero(&reply.entry) {
-        translate_reply(ctx, packet)?;
+        translate_known_reply(ctx, packet, &found)?;
         return Ok(Verdict::RedirectPeer(if reply.device != 0 { reply.device } else { config.mesh_end }));
     }
+    let entry = reply.entry;
     if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: [0; 4], entry: reply.entry, device: 0, seen: seconds() };
+        let state = FragmentState { address: [0; 4], entry, device: 0, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
+    follow_container(ctx, packet, &found);
     set_port(ctx, packet, End::Destination, reply.client_port)?;
-    send_to_node(ctx, config, REPLY, reply.entry)
+    send_to_node(ctx, config, REPLY, entry)
 }
 
 /// Checks that the source address belongs to the container that sent the packet; of an ICMP error, that it is about a packet
@@ -72,13 +73,31 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
     let target = packet.tuple.destination[3];
     let Some(vip) = lookup_vip(packet.tuple.source[3], &target) else { return Ok(Verdict::Pass) };
     verify_source(packet)?;
-    let known = lookup_lru(&FLOWS, &packet.tuple).filter(|flow| {
+    let known = find_flow(&packet.tuple);
+    let current = known.as_ref().filter(|found| {
+        let flow = found.get();
         let keeps = |b: Backend| flow.owner == b.owner && (b.serving != 0 || packet.tuple.protocol == TCP);
         !packet.is_syn() && lookup(&BACKENDS, &flow.backend).is_some_and(keeps)
     });
-    let backend = match known {
-        Some(flow) => flow.backend,
-        None => select_backend(packet, &vip, target)?,
+    let backend = match current {
+        Some(found) => {
+            let backend = found.get().backend;
+            if packet.flags != 0 {
+                found.touch(seconds(), packet.device);
+                packet.fill_reverse();
+                packet.reverse.source = mapped(backend);
+                follow_client(ctx, packet, found.established);
+            }
+            backend
+        }
+        None => {
+            if let Some(found) = known.filter(|found| found.established) {
+                packet.fill_reverse();
+                packet.reverse.source = mapped(found.get().backend);
+                remove_established(&packet.tuple, &packet.reverse);
+            }
+            select_backend(packet, &vip, target)?
+        }
     };
     count(Counter::VipPacket);
     let (port, client_port) = (packet.tuple.destination_port, packet.tuple.source_port);
@@ -93,8 +112,9 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     if vip.size == 0 {
         return Err(Verdict::Drop(Counter::VipEmpty));
     }
-    let index = slot(vip.base, vip.size, client_hash(&packet.tuple, false));
-    let backend = *SLOTS.get(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
+    let key = config().map_or([0; 2], |config| config.hash_key);
+    let index = slot(vip.base, vip.size, client_hash(key, &packet.tuple, false));
+    let backend = backend_at(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
     let owner = lookup(&BACKENDS, &backend).ok_or(Verdict::Drop(Counter::VipEmpty))?.owner;
     packet.fill_reverse();
     packet.reverse.source = mapped(backend);
@@ -104,11 +124,12 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
         port: packet.tuple.destination_port,
         client_port: packet.tuple.source_port,
         device: packet.device,
+        ..Reply::default()
     };
-    REPLIES.insert(&packet.reverse, reply, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+    add_reply(&packet.reverse, &reply).ok_or(Verdict::Drop(Counter::DropChange))?;
     let (client_port, ifindex) = (reply.client_port, packet.device);
     let flow = Flow { backend, target: reply.port, client_port, ifindex, owner, seen: seconds() };
-    FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+    add_flow(&packet.tuple, &flow).ok_or(Verdict::Drop(Counter::DropChange))?;
     let _ = VIP_PACKETS_SEEN.set(0, 1, 0);
     add(VIP_COUNTS.get_ptr_mut(target));
     Ok(backend)

@@ -16,6 +16,12 @@ pub const fn to_v4(word: V4) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
 }
 
+/// A [`crate::hash_key`] in halves, as the programs read it.
+#[must_use]
+pub const fn hash_key(key: u64) -> [u32; 2] {
+    [(key >> 32) as u32, key as u32]
+}
+
 /// An address of either family; IPv4 in its mapped form.
 #[must_use]
 pub fn address(address: IpAddr) -> Address {

@@ -95,6 +95,16 @@ counters! {
     PassNoClient = "pass_no_client", left "source_on_cluster_network";
     /// Packets to a published port that were left to the host: no task is in its table.
     PassNoBackend = "pass_no_backend", left "no_backend";
+    /// TCP connections that both ends have, and that no other flow can push out from now on.
+    Established = "established";
+    /// Established TCP connections that ended, by RST or by both FINs.
+    Ended = "ended";
+    /// Established TCP connections for which the table had no room: they work until newer flows push them out.
+    FlowsFull = "flows_full";
+    /// Packets of clients for a container that this node no longer has, answered with RST or "port unreachable".
+    Refused = "refused";
+    /// Calls to virtual addresses by sockets that are bound to another address than the container's on that network: refused.
+    VipForeignSource = "vip_foreign_source", drop "vip_from_foreign_address";
 }
 
 #[cfg(test)]
@@ -107,7 +117,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 23, "the size of a pinned map of LAYOUT 5");
+        assert_eq!(Counter::ALL.len(), 28, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]

@@ -3,6 +3,26 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
+use skep_ebpf::packet::ETHERNET;
+
+/// 1 in the programs that are loaded for a trace. Set by the loader; a constant to the verifier, which removes what depends on
+/// it from all others.
+#[unsafe(no_mangle)]
+static IS_TEST_RUN: u32 = 0;
+
+/// Whether the program is one that a trace runs by `BPF_PROG_TEST_RUN`.
+#[inline(always)]
+pub fn is_test_run() -> bool {
+    // SAFETY: reads a constant.
+    unsafe { core::ptr::read_volatile(&IS_TEST_RUN) != 0 }
+}
+
+/// Bytes in front of the IP header of a packet on a device without link header. In a test run every packet has an Ethernet
+/// header: the kernel makes no others.
+#[inline(always)]
+pub fn no_link_header() -> usize {
+    if is_test_run() { ETHERNET } else { 0 }
+}
 
 /// The context as the helpers take it.
 #[inline(always)]

@@ -1,12 +1,15 @@
 //! Entry points: one per hook.
 
-use crate::vip::{Call, Outcome, SockaddrFamily, address, port, translate, untranslate};
-use crate::{clients, containers, mesh, seen};
+use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol, socket};
+use crate::client_flow::{choose_source, mark_socket};
+use crate::maps::{MEMBERS, lookup};
+use crate::vip::{Call, Outcome, translate, untranslate};
+use crate::{clients, containers, leaving, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use skep_ebpf::packet::mapped;
-use skep_ebpf::{Counter, RefusalEvent, hook_number};
+use skep_ebpf::{Counter, NetnsMembership, RefusalEvent, hook_number};
 
 /// With the feature `changed` every program has other instructions than without, and the same behaviour.
 #[inline(always)]
@@ -24,19 +27,20 @@ const ALLOW: i32 = 1;
 /// Return value of a program at a socket call: the call fails, with EPERM if no other error was set.
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EADDRNOTAVAIL: i32 = 99;
 
 /// 1 where the kernel has `bpf_set_retval` (5.18). Set by the loader; a constant to the verifier, which never sees the helper
 /// where it is 0.
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u32 = 0;
 
-/// Lets the call fail with ECONNREFUSED where the kernel can, else with EPERM.
+/// Lets the call fail with an error where the kernel can, else with EPERM.
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(error: i32) -> i32 {
     // SAFETY: reads a constant; the helper takes a number.
     unsafe {
         if core::ptr::read_volatile(&HAS_SET_RETVAL) != 0 {
-            bpf_set_retval(-ECONNREFUSED);
+            bpf_set_retval(-error);
         }
     }
     REFUSE
@@ -53,9 +57,65 @@ fn call_event(ctx: &SockAddrContext, inet4: bool) -> RefusalEvent {
     let family = if inet4 { SockaddrFamily::Inet } else { SockaddrFamily::Inet6 };
     let mut event = RefusalEvent { destination: mapped(address(ctx, family).unwrap_or(0)), ..RefusalEvent::default() };
     event.destination_port = port(ctx);
-    // SAFETY: the kernel passes a valid context.
-    event.protocol = unsafe { (*ctx.sock_addr).protocol } as u8;
+    event.protocol = protocol(ctx) as u8;
     event
+}
+
+/// Cookie of the socket's network namespace, if that is a container's on a network of the swarm. These programs run for every
+/// process of the machine: all others leave here.
+#[inline(always)]
+fn container(ctx: &SockAddrContext) -> Option<u64> {
+    let cookie = netns_cookie(ctx);
+    lookup(&MEMBERS, &NetnsMembership::any(cookie))?;
+    Some(cookie)
+}
+
+/// Whether a datagram is for the peer that its socket is connected to, whose address `connect` has translated. The kernel runs
+/// these programs for such a datagram if it has control data, and then names no destination, or if the socket is an IPv6 one
+/// and its peer a mapped address.
+#[inline(always)]
+fn is_to_peer(ctx: &SockAddrContext, family: SockaddrFamily) -> bool {
+    let to = port(ctx);
+    if to == 0 {
+        return true;
+    }
+    // SAFETY: the verifier checks that these are fields of the socket that a program may read.
+    let Some(socket) = socket(ctx) else { return false };
+    family == SockaddrFamily::Inet
+        && unsafe { (*socket).dst_port } == to
+        && address(ctx, family) == Some(unsafe { (*socket).dst_ip4 })
+}
+
+/// `connect`.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    let cookie = container(ctx)?;
+    let outcome = translate(ctx, family, Call::Connect, cookie);
+    if outcome.is_none() {
+        mark_socket(ctx, family, cookie);
+    }
+    outcome
+}
+
+/// `sendmsg` and `sendto`.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    if is_to_peer(ctx, family) {
+        return None;
+    }
+    let cookie = container(ctx)?;
+    let outcome = translate(ctx, family, Call::SendMsg, cookie);
+    if outcome.is_none() {
+        choose_source(ctx, family, cookie);
+    }
+    outcome
+}
+
+/// `recvmsg`, `getpeername`, and `accept` with an address.
+#[inline(always)]
+fn name(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
+    container(ctx)?;
+    untranslate(ctx, family)
 }
 
 macro_rules! calls {
@@ -64,26 +124,27 @@ macro_rules! calls {
         pub fn $name(ctx: SockAddrContext) -> i32 {
             begin();
             let call: fn(&SockAddrContext) -> Option<Outcome> = $call;
-            match call(&ctx) {
-                Some(Outcome::Refused) => {
-                    seen::refused(const { hook_number(stringify!($name)) }, Counter::VipEmpty, &mut call_event(&ctx, const { is_inet4(stringify!($name)) }));
-                    refuse()
-                }
-                Some(Outcome::Translated) | None => ALLOW,
-            }
+            let (reason, error) = match call(&ctx) {
+                Some(Outcome::Refused) => (Counter::VipEmpty, ECONNREFUSED),
+                Some(Outcome::ForeignSource) => (Counter::VipForeignSource, EADDRNOTAVAIL),
+                Some(Outcome::Translated) | None => return ALLOW,
+            };
+            let mut event = call_event(&ctx, const { is_inet4(stringify!($name)) });
+            seen::refused(const { hook_number(stringify!($name)) }, reason, &mut event);
+            refuse(error)
         }
     )*};
 }
 
 calls! {
-    connect4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::Connect);
-    connect6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::Connect);
-    sendmsg4: |ctx| translate(ctx, SockaddrFamily::Inet, Call::SendMsg);
-    sendmsg6: |ctx| translate(ctx, SockaddrFamily::Inet6, Call::SendMsg);
-    recvmsg4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
-    recvmsg6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
-    getpeername4: |ctx| untranslate(ctx, SockaddrFamily::Inet);
-    getpeername6: |ctx| untranslate(ctx, SockaddrFamily::Inet6);
+    connect4: |ctx| connect(ctx, SockaddrFamily::Inet);
+    connect6: |ctx| connect(ctx, SockaddrFamily::Inet6);
+    sendmsg4: |ctx| send(ctx, SockaddrFamily::Inet);
+    sendmsg6: |ctx| send(ctx, SockaddrFamily::Inet6);
+    recvmsg4: |ctx| name(ctx, SockaddrFamily::Inet);
+    recvmsg6: |ctx| name(ctx, SockaddrFamily::Inet6);
+    getpeername4: |ctx| name(ctx, SockaddrFamily::Inet);
+    getpeername6: |ctx| name(ctx, SockaddrFamily::Inet6);
 }
 
 macro_rules! packets {
@@ -100,8 +161,8 @@ macro_rules! packets {
 
 packets! {
     from_uplink in clients;
-    to_uplink in clients;
-    out_uplink in clients;
+    to_uplink in leaving;
+    out_uplink in leaving;
     from_host in mesh;
     from_mesh in mesh;
     from_container in containers;

@@ -7,14 +7,23 @@
 pub mod convert;
 mod counter;
 pub mod packet;
+mod state;
+mod test_run;
 
 pub use counter::Counter;
 pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
+pub use state::{ANSWERED, CLIENT_FIN, CONTAINER_FIN, NO_ROOM, SYN_ACKED, TAKEOVER_SILENCE};
+pub use test_run::VerdictKind;
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
 pub const LAYOUT: u32 = 5;
-/// Upper bound of the slots of all tables together; the loader allocates fewer on a machine with little memory.
-pub const SLOTS: u32 = 6 << 20;
+/// Upper bound of the slots of all tables together, for 10,000 services with a port and a virtual address; the loader allows
+/// fewer on a machine with little memory.
+pub const SLOTS: u32 = SLOTS_PER_BLOCK * 12_000;
+/// Slots of a block, which the kernel allocates when a table needs it. With it, an entry has the size of a page.
+pub const SLOTS_PER_BLOCK: u32 = 1_008;
+/// The backends of consecutive slots.
+pub type SlotBlock = [V4; SLOTS_PER_BLOCK as usize];
 
 /// An IPv4 address as packets hold it.
 pub type V4 = u32;
@@ -53,23 +62,25 @@ shared! {
         /// [`owner`] of the service.
         owner: u32,
     }
-    /// Key of the set of network namespaces whose socket calls to virtual addresses are translated, by network.
+    /// Key of the container network namespaces whose socket calls are translated, by network.
     NetnsMembership {
         /// Cookie of the network namespace.
         cookie: u64,
-        /// Network address of the network.
+        /// Network address of the network; 0 in the entry that says that the namespace is on a network at all.
         network: V4,
         zero: u32,
     }
-    /// Key of the virtual address that a socket asked for: the socket and the backend that it is connected to instead.
+    /// A socket and a peer of it: key of the virtual address that it asked for (the peer is the backend), and of the backend
+    /// that was selected for it (the peer is the virtual address).
     SocketPeer {
-        /// Cookie of the socket.
+        /// Cookie of the socket; of its network namespace with [`OF_NAMESPACE`].
         cookie: u64,
-        /// Address of the backend.
+        /// Address of the peer.
         address: V4,
-        /// Port of the backend.
+        /// Port of the peer.
         port: PortNumber,
-        zero: u16,
+        /// 0 or [`OF_NAMESPACE`].
+        flags: u16,
     }
     /// A published port for clients of one address family.
     Port {
@@ -110,6 +121,17 @@ shared! {
         prefix: Prefix,
         /// [`owner`] of the service that the address belongs to now: a flow of another owner is over.
         owner: u32,
+        /// [`INGRESS`].
+        flags: u32,
+    }
+    /// Key of the set of ports in containers that a service publishes.
+    Target {
+        /// [`owner`] of the service.
+        owner: u32,
+        port: PortNumber,
+        /// IP protocol number.
+        protocol: u8,
+        zero: u8,
     }
     /// A connection in one direction.
     Tuple {
@@ -150,6 +172,13 @@ shared! {
         client_port: PortNumber,
         /// Index of the client container's device, if a container asked for a virtual address; else 0.
         device: u32,
+        /// When the client's last packet arrived from another node, as [`Flow::seen`]. Of a client that entered by this node
+        /// the flow has it.
+        seen: u32,
+        /// The number that the client's ACK of the container's SYN acknowledges, as packets hold it.
+        expected: u32,
+        /// State of a TCP connection: [`SYN_ACKED`], [`ANSWERED`], [`CLIENT_FIN`], [`CONTAINER_FIN`], [`NO_ROOM`].
+        flags: u32,
     }
     /// Key of a fragmented datagram: only its first fragment has ports.
     FragmentKey {
@@ -186,11 +215,15 @@ shared! {
         prefix: Prefix,
         /// First half of every container's IPv6 address.
         containers: Prefix,
+        /// Network address of the network `ingress`; 0 if this node has no container on it.
+        ingress: V4,
         /// Seconds without a datagram of the client after which a UDP flow is over.
         udp_idle: u32,
         /// UDP port of the tunnel on this node: never a published port.
         tunnel_port: PortNumber,
         zero: u16,
+        /// [`hash_key`] of the cluster: the same on every node, so that they select the same backends, and unknown to clients.
+        hash_key: [u32; 2],
     }
 }
 
@@ -202,11 +235,30 @@ impl Port {
     }
 }
 
+impl NetnsMembership {
+    /// The key of a namespace that is on a network, whichever that is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any(cookie: u64) -> Self {
+        Self { cookie, network: 0, zero: 0 }
+    }
+}
+
+/// Flag of a [`SocketPeer`]: of any socket of a namespace. The sockets that the kernel opens for an MPTCP connection are others
+/// than that of the process.
+pub const OF_NAMESPACE: u16 = 1;
+
+/// Mark (`SO_MARK`) of connected UDP sockets to clients of a published port.
+pub const CLIENT_MARK: u32 = 0x5e7e_2377;
+
 /// Scope of the sources whose packets to published ports are not translated.
 pub const NO_CLIENT: u32 = 0;
 
 /// Scope of the addresses at which other nodes of the cluster are reached.
 pub const NODE: u32 = 1;
+
+/// Mark (`SO_MARK`) of the datagrams that the userspace datapath sends from published ports.
+pub const USERSPACE_MARK: u32 = 0x5e7e_0001;
 
 /// Seconds that later fragments may arrive after the first one.
 pub const FRAGMENT_TIMEOUT: u32 = 30;
@@ -230,6 +282,9 @@ pub const fn owner(service_id: &[u8]) -> u32 {
     if hash == 0 { 1 } else { hash }
 }
 
+/// Flag of a backend: the address is on the network `ingress`.
+pub const INGRESS: u32 = 1;
+
 /// Flag of a frontend: the backend is selected by the client address alone.
 pub const AFFINITY: u16 = 1;
 /// Flag of a frontend: only the sources in its scope may connect.
@@ -249,11 +304,24 @@ pub fn mix(mut value: u64) -> u32 {
     ((value ^ (value >> 33)) >> 32) as u32
 }
 
-/// Hash of a client: of its connection, or of its address alone. The same on every node.
+/// The key of the hashes of a cluster, from what its nodes know (FNV-1a).
+#[must_use]
+pub const fn hash_key(cluster: &[u8]) -> u64 {
+    let (mut hash, mut at) = (0xcbf2_9ce4_8422_2325_u64, 0);
+    while at < cluster.len() {
+        hash = (hash ^ cluster[at] as u64).wrapping_mul(0x0100_0000_01b3);
+        at += 1;
+    }
+    hash
+}
+
+/// Hash of a client: of its connection, or of its address alone. The same on every node of a cluster, whose [`hash_key`] it
+/// depends on: with a known hash a client could choose ports that all lead to one backend.
 #[inline(always)]
-pub fn client_hash(tuple: &Tuple, affinity: bool) -> u32 {
+pub fn client_hash(key: [u32; 2], tuple: &Tuple, affinity: bool) -> u32 {
     let word = |i: usize| u64::from(u32::from_be(tuple.source[i]));
-    let address = u64::from(mix(word(0) << 32 | word(1))) << 32 ^ word(2) << 32 ^ word(3);
+    let key = u64::from(key[0]) << 32 | u64::from(key[1]);
+    let address = key ^ u64::from(mix(key ^ (word(0) << 32 | word(1)))) << 32 ^ word(2) << 32 ^ word(3);
     if affinity {
         return mix(address);
     }
@@ -291,13 +359,14 @@ mod tests {
         assert_eq!(size_of::<Port>(), 4);
         assert_eq!(size_of::<Frontend>(), 16);
         assert_eq!(size_of::<Source>(), 20);
-        assert_eq!(size_of::<Backend>(), 20);
+        assert_eq!(size_of::<Backend>(), 24);
+        assert_eq!(size_of::<Target>(), 8);
         assert_eq!(size_of::<Tuple>(), 48);
         assert_eq!(size_of::<Flow>(), 20);
-        assert_eq!(size_of::<Reply>(), 32);
+        assert_eq!(size_of::<Reply>(), 44);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
-        assert_eq!(size_of::<Config>(), 40);
+        assert_eq!(size_of::<Config>(), 52);
     }
 
     #[test]
@@ -329,7 +398,18 @@ mod tests {
     fn affinity_hashes_the_address_only() {
         let one = Tuple { source: packet::mapped(0x0700_02c0), source_port: 1, ..Tuple::default() };
         let other = Tuple { source_port: 2, ..one };
-        assert_eq!(client_hash(&one, true), client_hash(&other, true));
-        assert_ne!(client_hash(&one, false), client_hash(&other, false));
+        let key = [1, 2];
+        assert_eq!(client_hash(key, &one, true), client_hash(key, &other, true));
+        assert_ne!(client_hash(key, &one, false), client_hash(key, &other, false));
+    }
+
+    #[test]
+    fn clients_of_one_backend_are_spread_in_another_cluster() {
+        let keys = [&b"one"[..], b"other"].map(hash_key).map(convert::hash_key);
+        let client = |port: u16| Tuple { source: packet::mapped(0x0700_02c0), source_port: port, ..Tuple::default() };
+        let same = |key, port: &u16| slot(0, 8, client_hash(key, &client(*port), false)) == 0;
+        let chosen: Vec<u16> = (0..u16::MAX).filter(|port| same(keys[0], port)).collect();
+        let still = chosen.iter().filter(|port| same(keys[1], port)).count();
+        assert!(still * 6 < chosen.len(), "{still} of {} ports, an eighth by chance", chosen.len());
     }
 }

@@ -2,7 +2,11 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod call;
+#[cfg(target_arch = "bpf")]
 mod change;
+#[cfg(target_arch = "bpf")]
+mod client_flow;
 #[cfg(target_arch = "bpf")]
 mod clients;
 #[cfg(target_arch = "bpf")]
@@ -10,13 +14,19 @@ mod containers;
 #[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
 mod hooks;
+#[cfg(target_arch = "bpf")]
+mod leaving;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod mesh;
 #[cfg(target_arch = "bpf")]
 mod parse;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 #[cfg(target_arch = "bpf")]
 mod seen;
 #[cfg(target_arch = "bpf")]

@@ -4,43 +4,60 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SocketPeer,
-    Source, Tuple, V4, Vip,
+    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SLOTS_PER_BLOCK,
+    SlotBlock, SocketPeer, Source, Target, Tuple, V4, Vip,
 };
 
 #[map]
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map]
 pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
+/// The container's address on the network.
 #[map]
-pub static MEMBERS: HashMap<NetnsMembership, u32> = HashMap::pinned(8_192, 1);
+pub static MEMBERS: HashMap<NetnsMembership, V4> = HashMap::pinned(8_192, 1);
 /// The virtual address that a socket asked for.
 #[map]
 pub static PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(65_536, 0);
 /// The same for connected UDP sockets, which may be silent for long: entries of other sockets do not evict theirs.
 #[map]
 pub static DATAGRAM_PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(16_384, 0);
-/// Flag of a map: the loader maps its memory.
-const BPF_F_MMAPABLE: u32 = 1 << 10;
-/// Backends of all tables; virtual addresses and published ports name ranges of it.
+/// The backend that was selected for a socket's datagrams to a virtual address.
 #[map]
-pub static SLOTS: Array<V4> = Array::pinned(skep_ebpf::SLOTS, BPF_F_MMAPABLE);
+pub static CHOICES: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(16_384, 0);
+/// Backends of all tables, in blocks that the kernel allocates as they are needed; virtual addresses and published ports name
+/// ranges of slots.
+#[map]
+pub static SLOTS: HashMap<u32, SlotBlock> = HashMap::pinned(skep_ebpf::SLOTS / SLOTS_PER_BLOCK, 1);
 #[map]
 pub static PORTS: HashMap<Port, Frontend> = HashMap::pinned(32_768, 1);
 #[map]
 pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(65_536, 0);
 #[map]
 pub static BACKENDS: HashMap<V4, Backend> = HashMap::pinned(65_536, 1);
+/// Ports in containers that packets of clients may come to from other nodes.
+#[map]
+pub static TARGETS: HashMap<Target, u32> = HashMap::pinned(32_768, 1);
 /// Addresses of the host.
 #[map]
 pub static LOCALS: HashMap<Address, u32> = HashMap::pinned(1_024, 1);
 /// Indexes of the uplinks: a forwarded packet that arrived by one is of a machine outside, not of a container.
 #[map]
 pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(1_024, 1);
+/// Established TCP connections by the client's tuple, and by the container's. They forget nothing, and use memory only for
+/// what is in them.
 #[map]
-pub static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(131_072, 0);
+pub static TCP_FLOWS: HashMap<Tuple, Flow> = HashMap::pinned(1_048_576, 1);
 #[map]
-pub static REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(131_072, 0);
+pub static TCP_REPLIES: HashMap<Tuple, Reply> = HashMap::pinned(1_048_576, 1);
+/// TCP connections that are not established, are over, or found no room among the established ones; and those of the host.
+#[map]
+pub static SYN_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static SYN_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static UDP_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static UDP_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinned(8_192, 0);
 /// 1 once a packet to a virtual address arrived that no socket call had translated: only then replies to such packets are
@@ -87,6 +104,16 @@ pub fn lookup<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
 pub fn lookup_lru<K, V>(map: &'static LruHashMap<K, V>, key: &K) -> Option<&'static V> {
     // SAFETY: as above.
     unsafe { map.get(key) }
+}
+
+/// The backend of a slot.
+#[inline(always)]
+pub fn backend_at(slot: u32) -> Option<V4> {
+    // SAFETY: blocks are replaced whole.
+    let block = unsafe { SLOTS.get(slot / SLOTS_PER_BLOCK) }?;
+    // The compiler knows that the index is within the block and would leave the check out; the verifier does not know.
+    let index = core::hint::black_box(slot % SLOTS_PER_BLOCK);
+    block.get(index as usize).copied()
 }
 
 /// Whether a prefix of the scope contains the address.

@@ -4,13 +4,20 @@
 
 use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewrite, set_port, to_v4, to_v6};
 use crate::clients::replace_client_port;
-use crate::ctx::{ethertype, seconds};
-use crate::maps::{BACKENDS, FLOWS, FRAGMENTS, REPLIES, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
+use crate::ctx::{ethertype, is_test_run, no_link_header, raw, seconds};
+use crate::flows::{
+    Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply,
+};
+use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::refuse::refuse;
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
-use skep_ebpf::{Address, Backend, Config, Counter, Flow, FragmentState, Prefix, Reply, is_zero, same_node};
+use skep_ebpf::{
+    Address, Backend, Config, Counter, Flow, FragmentState, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero,
+    same_node,
+};
 
 /// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
 #[inline(always)]
@@ -52,7 +59,7 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
         ETH_V4 => return translate_vip_reply(ctx),
         _ => return Ok(Verdict::Pass),
     }
-    let v6: [u32; 10] = ctx.load(0).map_err(|_| Verdict::Pass)?;
+    let v6: [u32; 10] = ctx.load(no_link_header()).map_err(|_| Verdict::Pass)?;
     let Some(config) = config() else { return Ok(Verdict::Pass) };
     let (sender, direction) = ([v6[2], v6[3]], v6[8]);
     if !same_node(&[v6[6], v6[7]], &config.prefix) || (direction != REQUEST && direction != REPLY) {
@@ -68,47 +75,112 @@ pub fn from_mesh(ctx: &TcContext) -> Result<Verdict, Verdict> {
         _ => return Err(Verdict::Drop(Counter::DropForeign)),
     }
     let Some(packet) = parse(ctx, ETHERNET) else { return Err(Verdict::Drop(Counter::DropForeign)) };
-    if direction == REQUEST { deliver_request(ctx, packet, sender) } else { forward_reply(ctx, packet, config, sender) }
+    if direction == REQUEST { deliver_request(ctx, packet, config, sender) } else { forward_reply(ctx, packet, config, sender) }
 }
 
 /// Delivers a client's packet from the entry node `entry` to a container of this node, and records where its reply goes.
 #[inline(always)]
-fn deliver_request(ctx: &TcContext, packet: &mut Packet, entry: Prefix) -> Result<Verdict, Verdict> {
-    let Some(Backend { ifindex, owner, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
-        return Err(Verdict::Drop(Counter::DropBackend));
+fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry: Prefix) -> Result<Verdict, Verdict> {
+    let Some(Backend { ifindex, owner, flags, .. }) = lookup(&BACKENDS, &packet.destination[3]).filter(|b| b.ifindex != 0) else {
+        // It has ended. The client must not wait in silence.
+        if !packet.is(PacketKind::Unfragmented) || refuse(raw(ctx), packet) != 0 {
+            return Err(Verdict::Drop(Counter::DropBackend));
+        }
+        count(Counter::Refused);
+        return send_to_node(ctx, config, REPLY, entry);
     };
-    count(Counter::Delivered);
+    if flags & INGRESS == 0 {
+        return Err(Verdict::Drop(Counter::DropForged));
+    }
     if packet.is(PacketKind::LaterFragment) {
+        count(Counter::Delivered);
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     packet.fill_reverse();
-    let known = lookup_lru(&REPLIES, &packet.reverse);
-    if known.is_some_and(|known| same_node(&known.entry, &entry) && known.client_port == packet.tuple.source_port) {
+    packet.tuple.via = entry;
+    let known = find_reply(&packet.reverse);
+    // A node may send to published ports only. What it has sent before needs no look at them.
+    let target = Target { owner, port: packet.tuple.destination_port, protocol: packet.tuple.protocol, zero: 0 };
+    if known.is_none() && lookup(&TARGETS, &target).is_none() {
+        return Err(Verdict::Drop(Counter::DropForged));
+    }
+    count(Counter::Delivered);
+    if let Some(known) = &known
+        && same_node(&known.get().entry, &entry)
+        && known.get().client_port == packet.tuple.source_port
+    {
+        if packet.flags != 0 {
+            known.touch(seconds());
+            follow_client(ctx, packet, known.established);
+        }
         return Ok(Verdict::RedirectPeer(ifindex));
     }
-    packet.tuple.via = entry;
-    if let Some(flow) = lookup_lru(&FLOWS, &packet.tuple) {
-        let port = flow.client_port;
+    if let Some(flow) = find_flow(&packet.tuple) {
+        let port = flow.get().client_port;
+        if packet.flags != 0 {
+            let now = seconds();
+            flow.touch(now, ifindex);
+            packet.reverse.destination_port = port;
+            if let Some(reply) = find_reply(&packet.reverse) {
+                reply.touch(now);
+                follow_client(ctx, packet, reply.established);
+            }
+        }
         set_port(ctx, packet, End::Source, port)?;
         return Ok(Verdict::RedirectPeer(ifindex));
     }
     if packet.is(PacketKind::IcmpError) {
         return Ok(Verdict::RedirectPeer(ifindex));
     }
+    let now = seconds();
     let client_port = packet.tuple.source_port;
+    let reply = Reply { entry, client_port, seen: now, ..Reply::default() };
+    let failed = Verdict::Drop(Counter::DropChange);
     // An established connection that arrives by another entry node is the same connection. A new one is a different one.
-    let established = packet.tuple.protocol == TCP && !packet.is_syn();
-    if known.is_some() && !established {
+    if packet.tuple.protocol == TCP
+        && !packet.is_syn()
+        && let Some(known) = &known
+    {
+        take_over(known, packet, &reply).ok_or(failed)?;
+        return Ok(Verdict::RedirectPeer(ifindex));
+    }
+    if known.is_some() {
         replace_client_port(&mut packet.reverse);
         let port = packet.reverse.destination_port;
         let (backend, target) = (packet.destination[3], packet.tuple.destination_port);
-        let flow = Flow { backend, target, client_port: port, ifindex, owner, seen: seconds() };
-        FLOWS.insert(&packet.tuple, flow, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+        let flow = Flow { backend, target, client_port: port, ifindex, owner, seen: now };
+        add_flow(&packet.tuple, &flow).ok_or(Verdict::Drop(Counter::DropChange))?;
         set_port(ctx, packet, End::Source, port)?;
     }
-    let reply = Reply { address: [0; 4], entry, port: 0, client_port, device: 0 };
-    REPLIES.insert(&packet.reverse, reply, 0).map_err(|_| Verdict::Drop(Counter::DropChange))?;
+    add_reply(&packet.reverse, &reply).ok_or(failed)?;
     Ok(Verdict::RedirectPeer(ifindex))
+}
+
+/// Makes another node the entry node of an established connection, unless the one that it has spoke just now: a segment with
+/// a forged source, which the container does not accept, must not turn the replies away from the client. `packet.reverse` is the
+/// tuple of the replies; overwritten.
+#[inline(always)]
+fn take_over(known: &Found<Reply>, packet: &mut Packet, reply: &Reply) -> Option<()> {
+    let old = *known.get();
+    let mut spoke = old.seen;
+    if is_zero(&old.entry) {
+        // The client entered by this node: the flow knows.
+        let container = packet.reverse;
+        packet.reverse.source = container.destination;
+        packet.reverse.source_port = old.client_port;
+        packet.reverse.destination = old.address;
+        packet.reverse.destination_port = old.port;
+        let flow = find_flow(&packet.reverse);
+        spoke = flow.as_ref().map_or(reply.seen.wrapping_sub(TAKEOVER_SILENCE), |flow| flow.get().seen);
+        if elapsed(reply.seen, spoke) >= TAKEOVER_SILENCE {
+            remove_flow(&packet.reverse);
+        }
+        packet.reverse = container;
+    }
+    if elapsed(reply.seen, spoke) < TAKEOVER_SILENCE {
+        return Some(());
+    }
+    replace_reply(known, &packet.reverse, reply)
 }
 
 /// Translates a container's reply from the node `from`, for a client that entered by this node, and passes it to the host.
@@ -130,11 +202,17 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
         let state = lookup_lru(&FRAGMENTS, &packet.fragment_key()).ok_or(Verdict::Drop(Counter::DropFlow))?;
         return Ok(nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?);
     }
-    let known = lookup_lru(&REPLIES, &packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
-    if !is_zero(&known.entry) {
+    let found = find_reply(&packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
+    if !is_zero(&found.get().entry) {
         return Err(Verdict::Drop(Counter::DropFlow));
     }
-    let reply = *known;
+    translate_known_reply(ctx, packet, &found)
+}
+
+/// The same for a reply whose entry is known.
+#[inline(always)]
+pub fn translate_known_reply(ctx: &TcContext, packet: &mut Packet, found: &Found<Reply>) -> Result<(), Verdict> {
+    let reply = found.get();
     if packet.is(PacketKind::FirstFragment) {
         let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
@@ -142,6 +220,7 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
     if packet.is(PacketKind::IcmpError) {
         count(Counter::IcmpError);
     }
+    follow_container(ctx, packet, found);
     Ok(nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
 }
 
@@ -151,11 +230,14 @@ fn translate_vip_reply(ctx: &TcContext) -> Result<Verdict, Verdict> {
     if VIP_PACKETS_SEEN.get(0).is_none_or(|seen| *seen == 0) {
         return Ok(Verdict::Pass);
     }
-    let Some(packet) = parse(ctx, 0) else { return Ok(Verdict::Pass) };
-    let Some(reply) = lookup_lru(&REPLIES, &packet.tuple).filter(|reply| reply.device != 0) else { return Ok(Verdict::Pass) };
-    let reply = *reply;
+    let Some(packet) = parse(ctx, no_link_header()) else { return Ok(Verdict::Pass) };
+    let Some(found) = find_reply(&packet.tuple).filter(|found| found.get().device != 0) else { return Ok(Verdict::Pass) };
+    let reply = found.get();
+    follow_container(ctx, packet, &found);
     add_ethernet_header(ctx)?;
-    packet.shift_by_ethernet_header();
+    if !is_test_run() {
+        packet.shift_by_ethernet_header();
+    }
     nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?;
     Ok(Verdict::RedirectPeer(reply.device))
 }

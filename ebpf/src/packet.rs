@@ -28,6 +28,8 @@ pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 /// TCP flag.
+pub const FIN: u8 = 1;
+/// TCP flag.
 pub const SYN: u8 = 2;
 /// TCP flag.
 pub const RST: u8 = 4;
@@ -86,8 +88,9 @@ pub const fn encapsulation_header(length: u16, next: u8, source: &Address, desti
     header6(0x6000_0000_u32.to_be(), second, source, destination)
 }
 
+/// An IPv6 header: its first two words, and the addresses.
 #[inline(always)]
-const fn header6(first: u32, second: u32, source: &Address, destination: &Address) -> [u32; 10] {
+pub const fn header6(first: u32, second: u32, source: &Address, destination: &Address) -> [u32; 10] {
     let (s, d) = (source, destination);
     [first, second, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]]
 }
@@ -120,15 +123,30 @@ pub const fn to_v4(v6: &[u32; 10], source: Ipv4, destination: Ipv4) -> [u32; 5] 
     v4
 }
 
-/// Checksum, in memory order, of an IPv4 header whose checksum field is zero.
+/// Sum of words for a checksum. (One's complement sums do not depend on the byte order.)
 #[inline(always)]
-pub const fn header_checksum(v4: &[u32; 5]) -> u16 {
-    // One's complement sums do not depend on the byte order.
-    let sum = v4[0] as u64 + v4[1] as u64 + v4[2] as u64 + v4[3] as u64 + v4[4] as u64;
+pub fn sum<const N: usize>(words: &[u32; N]) -> u64 {
+    let (mut sum, mut at) = (0, 0);
+    while at < N {
+        sum += words[at] as u64;
+        at += 1;
+    }
+    sum
+}
+
+/// The sum as 16 bits, in memory order; a checksum is its complement.
+#[inline(always)]
+pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
+    sum as u16
+}
+
+/// Checksum, in memory order, of an IPv4 header whose checksum field is zero.
+#[inline(always)]
+pub const fn header_checksum(v4: &[u32; 5]) -> u16 {
+    !fold(v4[0] as u64 + v4[1] as u64 + v4[2] as u64 + v4[3] as u64 + v4[4] as u64)
 }
 
 #[cfg(test)]

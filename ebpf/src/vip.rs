@@ -1,29 +1,25 @@
 //! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only in network namespaces
 //! that are on the address's network; the calls of every other process pass unchanged.
 
-use crate::maps::{DATAGRAM_PEERS, MEMBERS, PEERS, SLOTS, VIP_COUNTS, VIPS, add, count, lookup, lookup_lru};
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
+use crate::call::{SockaddrFamily, address, is_udp, netns_cookie, port, protocol, set_address, socket, socket_cookie};
+use crate::maps::{
+    BACKENDS, CHOICES, DATAGRAM_PEERS, MEMBERS, PEERS, VIP_COUNTS, VIPS, add, backend_at, count, lookup, lookup_lru,
+};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
-use skep_ebpf::{Counter, NetnsMembership, PortNumber, SocketPeer, V4, mix, slot};
+use skep_ebpf::packet::{ICMP, TCP};
+use skep_ebpf::{Counter, NetnsMembership, OF_NAMESPACE, SocketPeer, V4, Vip, mix, slot};
 
-/// Upper part of an IPv4-mapped address, as the context holds it.
-const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
-
-/// Address family of the call: selects the fields of the context that are valid.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum SockaddrFamily {
-    Inet,
-    Inet6,
-}
+/// Number of the protocol of MPTCP sockets, at the calls of their processes.
+const MPTCP: u32 = 262;
 
 /// The call that names a destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// `connect`: each one selects a backend at random.
     Connect,
-    /// `sendmsg` and `sendto`: all datagrams of one socket go to one backend.
+    /// `sendmsg` and `sendto`: all datagrams of one socket go to one backend, as long as that serves.
     SendMsg,
 }
 
@@ -34,82 +30,46 @@ pub enum Outcome {
     Translated,
     /// It fails at once, as a connection to a port without a listener: the service has no task.
     Refused,
-}
-
-/// The IPv4 address in the call; `None` for an IPv6 address that is not a mapped one.
-#[inline(always)]
-pub fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
-    // SAFETY: the kernel passes a valid context; the verifier checks every offset.
-    unsafe {
-        match family {
-            SockaddrFamily::Inet => Some((*ctx.sock_addr).user_ip4),
-            SockaddrFamily::Inet6 => {
-                let whole = &(*ctx.sock_addr).user_ip6;
-                let upper = [
-                    core::ptr::read_volatile(&whole[0]),
-                    core::ptr::read_volatile(&whole[1]),
-                    core::ptr::read_volatile(&whole[2]),
-                ];
-                if upper[0] != MAPPED[0] || upper[1] != MAPPED[1] || upper[2] != MAPPED[2] {
-                    return None;
-                }
-                Some(core::ptr::read_volatile(&whole[3]))
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn set_address(ctx: &SockAddrContext, family: SockaddrFamily, address: V4) {
-    // SAFETY: as above; both fields are writable.
-    unsafe {
-        match family {
-            SockaddrFamily::Inet => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip4, address),
-            SockaddrFamily::Inet6 => core::ptr::write_volatile(&mut (*ctx.sock_addr).user_ip6[3], address),
-        }
-    }
-}
-
-#[inline(always)]
-pub fn port(ctx: &SockAddrContext) -> PortNumber {
-    // SAFETY: as above. The port is the lower half of the field, in network order.
-    let field = unsafe { core::ptr::read_volatile(&(*ctx.sock_addr).user_port) };
-    field as u16
+    /// It fails at once, as a call of a socket whose address this host does not have: the socket is bound to an address that is
+    /// not the container's on the network.
+    ForeignSource,
 }
 
 #[inline(always)]
 fn peer(ctx: &SockAddrContext, address: V4) -> SocketPeer {
-    // SAFETY: the context is a valid one.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    SocketPeer { cookie, address, port: port(ctx), zero: 0 }
+    SocketPeer { cookie: socket_cookie(ctx), address, port: port(ctx), flags: 0 }
 }
 
+/// As [`peer`], of any socket of the namespace.
 #[inline(always)]
-fn is_udp(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context is a valid one.
-    unsafe { (*ctx.sock_addr).protocol == u32::from(skep_ebpf::packet::UDP) }
+fn namespace_peer(ctx: &SockAddrContext, address: V4) -> SocketPeer {
+    SocketPeer { cookie: netns_cookie(ctx), address, port: port(ctx), flags: OF_NAMESPACE }
 }
 
 /// Replaces a virtual address as the destination of a call by a backend, and records which virtual address it was.
-/// `None`: the call continues unchanged.
+/// `cookie`: that of the network namespace. `None`: the call continues unchanged.
 #[inline(always)]
-pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> Option<Outcome> {
+pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call, cookie: u64) -> Option<Outcome> {
     let virtual_address = address(ctx, family)?;
     let vip = lookup(&VIPS, &virtual_address)?;
-    // SAFETY: the context is a valid one.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    lookup(&MEMBERS, &NetnsMembership { cookie, network: vip.network, zero: 0 })?;
+    // An echo request is answered at the virtual address itself, also one of a socket that is not connected.
+    if protocol(ctx) == u32::from(ICMP) {
+        return None;
+    }
+    let own = lookup(&MEMBERS, &NetnsMembership { cookie, network: vip.network, zero: 0 })?;
     if vip.size == 0 {
         count(Counter::VipEmpty);
         return Some(Outcome::Refused);
     }
-    let hash = match call {
+    if has_foreign_source(ctx, call, family, own)? {
+        count(Counter::VipForeignSource);
+        return Some(Outcome::ForeignSource);
+    }
+    let backend = match call {
         // SAFETY: takes no argument.
-        Call::Connect => unsafe { bpf_get_prandom_u32() },
-        // SAFETY: the context is a valid one.
-        Call::SendMsg => mix(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } << 16 ^ u64::from(u32::from_be(virtual_address))),
+        Call::Connect => backend_at(slot(vip.base, vip.size, unsafe { bpf_get_prandom_u32() }))?,
+        Call::SendMsg => datagram_backend(ctx, virtual_address, &vip)?,
     };
-    let backend = *SLOTS.get(slot(vip.base, vip.size, hash))?;
     if backend == 0 {
         return None;
     }
@@ -121,18 +81,60 @@ pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call) -> O
     Some(Outcome::Translated)
 }
 
+/// The backend of an unconnected socket's datagrams to a virtual address: the one that was selected before, while it serves.
+/// When tasks start or end, only the sockets of those that ended select again.
+#[inline(always)]
+fn datagram_backend(ctx: &SockAddrContext, virtual_address: V4, vip: &Vip) -> Option<V4> {
+    let key = peer(ctx, virtual_address);
+    if let Some(before) = lookup_lru(&CHOICES, &key)
+        && lookup(&BACKENDS, before).is_some_and(|backend| backend.serving != 0 && backend.owner == vip.owner)
+    {
+        return Some(*before);
+    }
+    let hash = mix(key.cookie << 16 ^ u64::from(u32::from_be(virtual_address)));
+    let backend = backend_at(slot(vip.base, vip.size, hash))?;
+    let _ = CHOICES.insert(&key, &backend, 0);
+    Some(backend)
+}
+
+/// Whether a call names another source than `own`, the container's address on the network: no reply would find it.
+#[inline(always)]
+fn has_foreign_source(ctx: &SockAddrContext, call: Call, family: SockaddrFamily, own: V4) -> Option<bool> {
+    // SAFETY: the kernel passes a valid context; the verifier checks that the fields are those of the call and of the socket.
+    let source = unsafe {
+        match (call, family) {
+            // Also that of control data.
+            (Call::SendMsg, SockaddrFamily::Inet) => core::ptr::read_volatile(&(*ctx.sock_addr).msg_src_ip4),
+            _ => (*socket(ctx)?).src_ip4,
+        }
+    };
+    Some(source != 0 && source != own)
+}
+
 /// Records the virtual address that a socket asked for, for [`untranslate`]. `false`: it was recorded before.
 #[inline(always)]
 fn record_peer(ctx: &SockAddrContext, call: Call, peer: &SocketPeer, virtual_address: V4) -> Option<bool> {
-    if call == Call::Connect && is_udp(ctx) {
-        DATAGRAM_PEERS.insert(peer, &virtual_address, 0).ok()?;
-        return Some(true);
+    if call == Call::Connect {
+        if is_udp(ctx) {
+            DATAGRAM_PEERS.insert(peer, &virtual_address, 0).ok()?;
+            return Some(true);
+        }
+        // The first socket of an MPTCP connection looks as any other one.
+        if protocol(ctx) == u32::from(TCP) {
+            record(&PEERS, &namespace_peer(ctx, peer.address), virtual_address)?;
+        }
     }
-    // A lookup costs less than an update, and each datagram of an unconnected socket passes here.
-    if lookup_lru(&PEERS, peer).is_some_and(|before| *before == virtual_address) {
+    record(&PEERS, peer, virtual_address)
+}
+
+/// Updates an entry if it is not there. (A lookup costs less than an update, and each datagram of an unconnected socket passes
+/// here.)
+#[inline(always)]
+fn record(map: &'static LruHashMap<SocketPeer, V4>, peer: &SocketPeer, virtual_address: V4) -> Option<bool> {
+    if lookup_lru(map, peer).is_some_and(|before| *before == virtual_address) {
         return Some(false);
     }
-    PEERS.insert(peer, &virtual_address, 0).ok()?;
+    map.insert(peer, &virtual_address, 0).ok()?;
     Some(true)
 }
 
@@ -141,9 +143,13 @@ fn record_peer(ctx: &SockAddrContext, call: Call, peer: &SocketPeer, virtual_add
 #[inline(always)]
 pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
     let backend = address(ctx, family)?;
-    let peer = peer(ctx, backend);
-    let connected = if is_udp(ctx) { lookup_lru(&DATAGRAM_PEERS, &peer) } else { None };
-    let virtual_address = connected.or_else(|| lookup_lru(&PEERS, &peer))?;
+    let virtual_address = if protocol(ctx) == MPTCP {
+        lookup_lru(&PEERS, &namespace_peer(ctx, backend))?
+    } else {
+        let peer = peer(ctx, backend);
+        let connected = if is_udp(ctx) { lookup_lru(&DATAGRAM_PEERS, &peer) } else { None };
+        connected.or_else(|| lookup_lru(&PEERS, &peer))?
+    };
     set_address(ctx, family, *virtual_address);
     Some(Outcome::Translated)
 }

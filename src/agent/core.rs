@@ -4,7 +4,9 @@
 
 use super::plan::{self, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
-use crate::model::{NetworkId, NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart};
+use crate::model::{
+    NetworkId, NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart,
+};
 use crate::runtime::{Container, ContainerPlan, ContainerState, EngineError, Health, LocalNetwork, NetworkPlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ pub enum Effect {
     LogEngineLost(String),
     /// Log that the engine answers again.
     LogEngineBack,
+    /// Log why an image cannot be pulled.
+    LogPullFailed(TaskId, String),
     /// Log that a call failed and will be retried.
     LogRetry(TaskId, StepKind, String),
 }
@@ -70,8 +74,8 @@ pub enum Effect {
 /// A call to the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Job {
-    /// Pull this image unless the engine has it.
-    Fetch(String),
+    /// Pull this image unless the engine has it, with these credentials.
+    Fetch(String, Option<PullAuth>),
     /// Create these networks.
     Connect(Vec<NetworkPlan>),
     Create(Box<ContainerPlan>),
@@ -118,6 +122,10 @@ pub struct Core {
     local: BTreeMap<String, TrackedNetwork>,
     /// The engine answers, and its containers were listed since.
     up: bool,
+    /// Number of the list that is being made.
+    listing: Option<u64>,
+    /// Another one is wanted after it.
+    list_once_more: bool,
     /// When to list again after a list that failed.
     list_again: TaskRecord,
     /// The loss of the engine is logged.
@@ -141,6 +149,8 @@ impl Core {
             as_of: BTreeMap::new(),
             local: BTreeMap::new(),
             up: false,
+            listing: None,
+            list_once_more: false,
             list_again: TaskRecord::default(),
             loss_logged: false,
             number: 0,
@@ -168,12 +178,10 @@ impl Core {
     fn take(&mut self, now: Timestamp, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::View(view) => self.take_view(now, &view),
-            Event::EngineBack => {
-                let number = self.next();
-                effects.push(Effect::List(number));
-            }
+            Event::EngineBack => self.list(effects),
             Event::EngineLost(reason) => self.lose(reason, effects),
             Event::Listed(number, Ok((containers, networks))) => {
+                self.listed(number, effects);
                 self.take_list(number, containers);
                 self.take_networks(networks);
                 self.up = true;
@@ -184,8 +192,15 @@ impl Core {
             }
             Event::NetworksListed(_, Ok(networks)) => self.take_networks(networks),
             Event::Inspected(number, id, Ok(found)) => self.take_inspected(number, &id, found),
-            Event::Inspected(number, id, Err(e)) if !e.is_retryable() => self.inspect_refused(now, number, &id, &e, effects),
-            Event::Listed(_, Err(e)) | Event::NetworksListed(_, Err(e)) | Event::Inspected(_, _, Err(e)) => {
+            Event::Inspected(number, id, Err(e)) if !matches!(e, EngineError::Unavailable { .. }) => {
+                self.inspect_refused(now, number, &id, &e, effects);
+            }
+            Event::Listed(number, Err(e)) => {
+                self.listed(number, effects);
+                self.lose(e.to_string(), effects);
+                self.list_again.failed(now);
+            }
+            Event::NetworksListed(_, Err(e)) | Event::Inspected(_, _, Err(e)) => {
                 self.lose(e.to_string(), effects);
                 self.list_again.failed(now);
             }
@@ -206,9 +221,29 @@ impl Core {
                 self.repeat(now, effects);
                 if !self.up && self.list_again.retry_at.is_some_and(|at| at <= now) {
                     self.list_again.retry_at = None;
-                    let number = self.next();
-                    effects.push(Effect::List(number));
+                    self.list(effects);
                 }
+            }
+        }
+    }
+
+    /// Lists everything, once the list that is being made is there: that one may not have what has changed since.
+    fn list(&mut self, effects: &mut Vec<Effect>) {
+        if self.listing.is_some() {
+            self.list_once_more = true;
+            return;
+        }
+        let number = self.next();
+        self.listing = Some(number);
+        effects.push(Effect::List(number));
+    }
+
+    /// The list of this number has been answered.
+    fn listed(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        if self.listing == Some(number) {
+            self.listing = None;
+            if std::mem::take(&mut self.list_once_more) {
+                self.list(effects);
             }
         }
     }
@@ -256,8 +291,11 @@ impl Core {
         for id in gone.into_iter().filter(|id| outdated(&self.as_of, id)).collect::<Vec<_>>() {
             self.take_inspected(number, &id, None);
         }
+        let seen: BTreeSet<String> = self.containers.values().map(|c| c.id.clone()).collect();
         for container in containers {
-            if outdated(&self.as_of, &container.id) {
+            // What was seen of a container holds until it answers again.
+            let holds = container.state == ContainerState::Unknown && seen.contains(&container.id);
+            if !holds && outdated(&self.as_of, &container.id) {
                 let id = container.id.clone();
                 self.take_inspected(number, &id, Some(container));
             }
@@ -347,8 +385,14 @@ impl Core {
                 if error.is_retryable() || teardown {
                     effects.push(Effect::LogRetry(id.clone(), kind, error.to_string()));
                 } else {
+                    let image = || self.tasks.get(id).map(|t| t.spec.container_spec.image.clone()).unwrap_or_default();
                     record.refused = Some(match kind {
                         StepKind::Start => format!("starting container failed: {error}"),
+                        // Docker's text: it begins with what is missing, where that of a registry ends with it.
+                        StepKind::Fetch => {
+                            effects.push(Effect::LogPullFailed(id.clone(), error.to_string()));
+                            format!("No such image: {}", image())
+                        }
                         _ => error.to_string(),
                     });
                 }
@@ -444,7 +488,7 @@ impl Core {
     /// Networks of tasks that run or are to run, and of containers that still run.
     fn needed_networks(&self) -> BTreeSet<NetworkId> {
         let live = self.tasks.iter().filter(|(id, task)| {
-            let running = self.containers.get(*id).is_some_and(|c| c.state == ContainerState::Running);
+            let running = self.containers.get(*id).is_some_and(|c| c.state.may_run());
             let finished =
                 self.records.get(*id).is_some_and(|m| m.status.state.is_final()) || task.desired_state > TaskState::Running;
             let busy = self.records.get(*id).is_some_and(|m| m.busy.is_some());
@@ -458,7 +502,7 @@ impl Core {
         let container = || self.containers.get(id).map(|c| c.id.clone());
         let task = self.tasks.get(id);
         Some(match kind {
-            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone()),
+            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone(), task?.pull_auth.clone()),
             StepKind::Connect => {
                 let networks: Vec<NetworkPlan> = self.attachments(task?)?.into_iter().map(|(network, _)| network).collect();
                 // Waits while a network of that name is being removed.

@@ -3,6 +3,7 @@
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::plan::TaskStep;
 use super::testing::{ME, at, network, on_network, task, view};
+use crate::model::task::Mount;
 use crate::model::{NetworkId, NodeId, Task, TaskId, TaskState};
 use crate::runtime::{Container, ContainerState, EngineError, Health, LocalNetwork};
 use std::time::Duration;
@@ -20,7 +21,7 @@ fn text(effects: &[Effect]) -> String {
     let line = |effect: &Effect| match effect {
         Effect::Report(task, status) => TaskStep::Report(task.clone(), status.clone()).to_string(),
         Effect::Run(task, number, job) => match job {
-            Job::Fetch(image) => format!("{number}: fetch {image} for {task}"),
+            Job::Fetch(image, _) => format!("{number}: fetch {image} for {task}"),
             Job::Connect(networks) => {
                 format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
             }
@@ -123,17 +124,58 @@ fn a_task_that_ends_with_0_is_complete() {
 }
 
 #[test]
-fn a_refused_image_rejects_the_task_with_the_engines_error() {
+fn an_image_that_cannot_be_pulled_rejects_the_task_with_dockers_error() {
     let mut core = settled(&[task("t1")], &[]);
     check(
         &core.handle(at(20), Event::Done("t1".into(), 2, Err(EngineError::Refused("pull access denied".into())))),
-        "report t1 rejected \"preparing\" err \"pull access denied\"\napplied 1",
+        "LogPullFailed(t1, \"pull access denied\")
+report t1 rejected \"preparing\" err \"No such image: web:1\" container  pid 0 exit 0\napplied 1",
     );
     // Not in the view: reported again.
     check(
         &core.handle(at(60), Event::Tick),
-        "report t1 rejected \"preparing\" err \"pull access denied\"
+        "report t1 rejected \"preparing\" err \"No such image: web:1\" container  pid 0 exit 0
 applied 1",
+    );
+}
+
+#[test]
+fn mounts_that_cannot_be_are_refused_before_anything_is_pulled() {
+    let cases = [
+        ("bind", "data", "/d", "invalid bind mount source, must be an absolute path: data"),
+        ("bind", "./data", "/d", "invalid bind mount source, must be an absolute path: ./data"),
+        ("volume", "/data", "/d", "invalid volume mount source, must not be an absolute path: /data"),
+        ("volume", "data", "d", "invalid mount target, must be an absolute path: d"),
+    ];
+    for (kind, source, target, error) in cases {
+        let mut t = task("t1");
+        t.spec.container_spec.mounts =
+            vec![Mount { kind: kind.into(), source: source.into(), target: target.into(), read_only: false }];
+        let mut core = core();
+        core.handle(at(0), Event::View(view(1, &[t], &[])));
+        core.handle(at(0), Event::EngineBack);
+        check(
+            &core.handle(at(11), Event::Listed(1, Ok((Vec::new(), Vec::new())))),
+            &format!(
+                "report t1 accepted \"accepted\"
+                 report t1 preparing \"preparing\"
+                 report t1 rejected \"preparing\" err {error:?} container  pid 0 exit 0
+                 applied 1"
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_task_in_a_crash_loop_says_when_it_starts() {
+    let mut t = task("t1");
+    (t.desired_state, t.not_before, t.failures.count) = (TaskState::Ready, Some(at(60)), 5);
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, &[t], &[])));
+    core.handle(at(0), Event::EngineBack);
+    check(
+        &core.handle(at(11), Event::Listed(1, Ok((vec![container("c1", "t1", ContainerState::Created)], Vec::new())))),
+        "report t1 ready \"prepared\" err \"failed 5 times in a row: starts at 1970-01-01T00:01:00Z\" container c1 pid 0 exit 0\napplied 1",
     );
 }
 
@@ -325,6 +367,34 @@ fn a_lost_engine_changes_nothing_and_is_logged_once() {
         &core.handle(at(30), Event::Listed(2, Ok((vec![container("c1", "t1", ContainerState::Running)], vec![])))),
         "LogEngineBack\n3: stop c1 None\napplied 2",
     );
+}
+
+#[test]
+fn there_is_one_list_at_a_time_and_what_was_asked_for_meanwhile_follows() {
+    let mut core = core();
+    core.handle(at(0), Event::View(view(1, &[], &[])));
+    check(&core.handle(at(0), Event::EngineBack), "List(1)");
+    for _ in 0..3 {
+        check(&core.handle(at(15), Event::EngineBack), "");
+    }
+    check(&core.handle(at(16), Event::Listed(1, Ok((Vec::new(), Vec::new())))), "List(2)\napplied 1");
+    check(&core.handle(at(17), Event::Listed(2, Ok((Vec::new(), Vec::new())))), "applied 1");
+    check(&core.handle(at(30), Event::EngineBack), "List(3)\napplied 1");
+}
+
+#[test]
+fn a_container_that_does_not_answer_keeps_its_task_and_is_stopped_on_order() {
+    let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
+    core.handle(at(20), Event::EngineBack);
+    let unknown = container("c1", "t1", ContainerState::Unknown);
+    let list = |number| Event::Listed(number, Ok((vec![unknown.clone()], Vec::new())));
+    check(&core.handle(at(20), list(2)), "applied 1");
+    let late = EngineError::TimedOut("no answer".to_owned());
+    check(&core.handle(at(30), Event::Inspected(3, "c1".into(), Err(late))), "applied 1");
+    let mut stop = task("t1");
+    stop.desired_state = TaskState::Shutdown;
+    let stopping = text(&core.handle(at(31), Event::View(view(2, &[stop], &[]))));
+    assert!(stopping.contains("stop c1"), "{stopping}");
 }
 
 #[test]

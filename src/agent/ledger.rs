@@ -1,12 +1,18 @@
 //! The last view on disk, so that a restarted node starts its tasks and its tunnel without any manager.
 
-use crate::durable::DocumentFile;
+use crate::durable::{DocumentFile, UnknownFields};
 use crate::model::NodeView;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-const FILE: DocumentFile = DocumentFile { name: "the ledger", format: 1, if_damaged: "restore it from a backup" };
+const FILE: DocumentFile = DocumentFile {
+    name: "the ledger",
+    format: 1,
+    // A copy of what the managers have: each session sends the whole view again.
+    unknown_fields: UnknownFields::Skipped,
+    if_damaged: "restore it from a backup",
+};
 
 /// The document in the file.
 #[derive(Serialize, Deserialize)]

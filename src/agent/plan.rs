@@ -3,6 +3,7 @@
 
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
+use crate::runtime::container::mount_error;
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -89,10 +90,7 @@ fn leftover(
     if earliest > now {
         return steps.push(TaskStep::Wake(earliest));
     }
-    steps.push(TaskStep::Run(
-        id.clone(),
-        if container.state == ContainerState::Running { StepKind::Stop } else { StepKind::Remove },
-    ));
+    steps.push(TaskStep::Run(id.clone(), if container.state.may_run() { StepKind::Stop } else { StepKind::Remove }));
 }
 
 /// Plans for one task.
@@ -125,6 +123,8 @@ impl TaskPlanner<'_> {
         match self.container.map(|c| (c, c.state)) {
             None => self.prepare(),
             Some((_, ContainerState::Created)) => self.start(),
+            // It is inspected again with the next list.
+            Some((_, ContainerState::Unknown)) => {}
             Some((container, ContainerState::Running)) => self.watch(container),
             Some((container, ContainerState::Exited | ContainerState::Removing)) => self.ended(container),
         }
@@ -133,7 +133,7 @@ impl TaskPlanner<'_> {
     /// The task is in a final state: a container that still runs is stopped; it is removed once the task is to be removed.
     fn clean_up(&mut self) {
         let Some(container) = self.container else { return };
-        if container.state == ContainerState::Running {
+        if container.state.may_run() {
             self.run(StepKind::Stop);
         } else if self.task.desired_state == TaskState::Remove {
             self.run(StepKind::Remove);
@@ -146,7 +146,7 @@ impl TaskPlanner<'_> {
             Some(_) => return,
             None => {}
         }
-        if self.container.is_some_and(|c| c.state == ContainerState::Running) {
+        if self.container.is_some_and(|c| c.state.may_run()) {
             self.run(StepKind::Stop);
             return;
         }
@@ -171,6 +171,9 @@ impl TaskPlanner<'_> {
         }
         self.reach(TaskState::Accepted, "accepted");
         self.reach(TaskState::Preparing, "preparing");
+        if let Some(error) = mount_error(&self.task.spec.container_spec) {
+            return self.report(TaskState::Rejected, "preparing", &error);
+        }
         self.run(if !self.record.fetched {
             StepKind::Fetch
         } else if self.wants_networks() {
@@ -189,7 +192,12 @@ impl TaskPlanner<'_> {
             // The task has run, so this is another container under its labels.
             return self.report(TaskState::Failed, "started", "task: container was replaced, but not by skep");
         }
-        self.reach(TaskState::Ready, "prepared");
+        if self.status.state < TaskState::Ready {
+            let wait = self.crash_loop();
+            self.report(TaskState::Ready, "prepared", &wait);
+        } else {
+            self.reach(TaskState::Ready, "prepared");
+        }
         if self.task.desired_state < TaskState::Running {
             return;
         }
@@ -202,6 +210,15 @@ impl TaskPlanner<'_> {
         }
         self.reach(TaskState::Starting, "starting");
         self.run(StepKind::Start);
+    }
+
+    /// Why the task waits longer than its restart policy says; empty if it does not.
+    fn crash_loop(&self) -> String {
+        let count = self.task.failures.count;
+        match self.task.not_before.filter(|at| *at > self.now && self.task.failures.delays_grow()) {
+            Some(at) => format!("failed {count} times in a row: starts at {}", at.to_rfc3339()),
+            None => String::new(),
+        }
     }
 
     fn wants_networks(&self) -> bool {
@@ -273,7 +290,8 @@ impl TaskPlanner<'_> {
             state,
             message: message.to_owned(),
             err: err.to_owned(),
-            container: self.container_status(),
+            // Clients read the container's status of every task that ended.
+            container: self.container_status().or_else(|| (state == TaskState::Rejected).then(ContainerStatus::default)),
             ports: self.ports(),
             unhealthy: self.record.unhealthy && state == TaskState::Running,
         };

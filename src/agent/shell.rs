@@ -6,7 +6,7 @@ use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::task_record::RETRY;
 use crate::clock::Clock;
 use crate::model::{NodeId, NodeView, Revision, TaskId, TaskState, TaskStatus, Timestamp};
-use crate::runtime::{ContainerEvent, Engine, EngineError};
+use crate::runtime::{ContainerEvent, Engine, EngineError, deadlines};
 use crate::sync::replace_if_changed;
 use futures_util::{Stream, StreamExt as _};
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +35,8 @@ pub struct AgentChannels {
     pub status: mpsc::Sender<(TaskId, TaskStatus)>,
     /// Set to a view's revision once the agent acts on it, which is before every container runs.
     pub applied: watch::Sender<Revision>,
+    /// Whether the engine answers.
+    pub engine_answers: watch::Sender<bool>,
 }
 
 /// Runs the node's tasks until shut down; containers keep running then. Never fails: it waits for an engine that does not
@@ -46,10 +48,10 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let AgentChannels { mut view, status, applied } = channels;
+    let AgentChannels { mut view, status, applied, engine_answers } = channels;
     let (events, mut queue) = mpsc::channel(QUEUE);
     let watcher = tokio::spawn(watch_engine(config.me.clone(), engine.clone(), clock.clone(), events.clone()));
-    let mut shell = AgentShell::new(config, engine, events, applied);
+    let mut shell = AgentShell::new(config, engine, events, applied, engine_answers);
     let mut reports_open = true;
     let mut view_open = true;
     view.mark_changed();
@@ -89,6 +91,7 @@ struct AgentShell {
     core: Core,
     worker: EngineWorker,
     applied: watch::Sender<Revision>,
+    engine_answers: watch::Sender<bool>,
     /// Calls that may be cancelled or aborted, by task and number.
     running: BTreeMap<(TaskId, u64), AbortHandle>,
     /// Reports that the receiver has not taken yet; at most one per task.
@@ -98,7 +101,13 @@ struct AgentShell {
 }
 
 impl AgentShell {
-    fn new(config: AgentConfig, engine: Arc<dyn Engine>, events: mpsc::Sender<Event>, applied: watch::Sender<Revision>) -> Self {
+    fn new(
+        config: AgentConfig,
+        engine: Arc<dyn Engine>,
+        events: mpsc::Sender<Event>,
+        applied: watch::Sender<Revision>,
+        engine_answers: watch::Sender<bool>,
+    ) -> Self {
         let core = Core::new(CoreConfig {
             me: config.me.clone(),
             engine_socket: config.engine_socket.clone(),
@@ -112,7 +121,7 @@ impl AgentShell {
             steps: Arc::new(Semaphore::new(config.steps.max(1))),
             stops: Arc::new(Semaphore::new(STOPS)),
         };
-        Self { config, core, worker, applied, running: BTreeMap::new(), outbox: VecDeque::new(), wake: None }
+        Self { config, core, worker, applied, engine_answers, running: BTreeMap::new(), outbox: VecDeque::new(), wake: None }
     }
 
     /// Passes an event to the core and carries out the effects.
@@ -148,8 +157,13 @@ impl AgentShell {
             Effect::Applied(revision) => drop(replace_if_changed(&self.applied, revision)),
             Effect::LogEngineLost(reason) => {
                 tracing::warn!(%reason, "engine lost; tasks keep their last state, trying again");
+                replace_if_changed(&self.engine_answers, false);
             }
-            Effect::LogEngineBack => tracing::info!("engine is back"),
+            Effect::LogEngineBack => {
+                tracing::info!("engine is back");
+                replace_if_changed(&self.engine_answers, true);
+            }
+            Effect::LogPullFailed(task, error) => tracing::info!(%task, %error, "the image cannot be pulled"),
             Effect::LogRetry(task, kind, error) => tracing::info!(%task, ?kind, %error, "step failed, will be retried"),
         }
     }
@@ -198,7 +212,7 @@ impl EngineWorker {
         let bound = match &job {
             Job::Stop(..) => &self.stops,
             // An image that the engine has needs no permit.
-            Job::Fetch(image) => {
+            Job::Fetch(image, _) => {
                 if self.engine.has_image(image).await? {
                     return Ok(None);
                 }
@@ -208,10 +222,10 @@ impl EngineWorker {
         };
         let _permit = bound.acquire().await;
         match job {
-            Job::Fetch(image) => {
+            Job::Fetch(image, auth) => {
                 // Another task may have pulled it meanwhile.
                 if !self.engine.has_image(&image).await? {
-                    self.engine.pull(&image).await?;
+                    self.engine.pull(&image, auth.as_ref()).await?;
                 }
             }
             Job::Connect(networks) => {
@@ -229,7 +243,7 @@ impl EngineWorker {
 
     async fn list(self, me: NodeId, number: u64) {
         let found = async {
-            let containers = self.engine.list(&me).await?;
+            let containers = deadlines::list(&*self.engine, &me).await?;
             Ok((containers, self.engine.networks().await?))
         };
         let event = Event::Listed(number, found.await);
@@ -255,7 +269,7 @@ impl EngineWorker {
 impl Job {
     fn name(&self) -> &'static str {
         match self {
-            Self::Fetch(_) => "fetch",
+            Self::Fetch(..) => "fetch",
             Self::Connect(_) => "connect",
             Self::Create(_) => "create",
             Self::Start(..) => "start",

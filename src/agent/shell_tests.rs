@@ -3,7 +3,7 @@
 use super::testing::{ME, network, on_network, task, view};
 use super::{AgentChannels, AgentConfig, remove_all, run};
 use crate::clock::SystemClock;
-use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus};
+use crate::model::{NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus};
 use crate::runtime::Health;
 use crate::runtime::fake::FakeEngine;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ impl AgentFixture {
         let mtu = watch::channel(1420).1;
         let mut config = AgentConfig::new(NodeId::from(ME), "/run/docker.sock".into(), None, mtu);
         config.unassigned_grace = Duration::from_millis(300);
-        let channels = AgentChannels { view: views, status, applied: set_applied };
+        let channels = AgentChannels { view: views, status, applied: set_applied, engine_answers: watch::channel(true).0 };
         tokio::spawn(run(config, channels, engine.clone(), Arc::new(SystemClock), shutdown.clone()));
         Self { engine, view, statuses, applied, last: BTreeMap::new(), shutdown, index: 0 }
     }
@@ -175,7 +175,7 @@ async fn health_and_failures_are_reported() {
         t
     };
     agent.want(&[image("sick", "sick:1"), image("broken", "broken:1"), image("absent", "absent:1")]);
-    assert_eq!(agent.until("absent", TaskState::Rejected).await.err, "pull access denied for absent:1");
+    assert_eq!(agent.until("absent", TaskState::Rejected).await.err, "No such image: absent:1");
     assert_eq!(agent.until("broken", TaskState::Failed).await.err, "starting container failed: exec: \"nope\": not found");
     let id = agent.until("sick", TaskState::Starting).await.container.expect("made").container_id;
     agent.eventually("it runs", |e| e.state().calls.contains(&format!("start {id}"))).await;
@@ -183,6 +183,26 @@ async fn health_and_failures_are_reported() {
     agent.until("sick", TaskState::Running).await;
     agent.engine.set_health(&id, Health::Unhealthy);
     assert!(agent.until("sick", TaskState::Failed).await.err.contains("unhealthy container"));
+}
+
+#[tokio::test]
+async fn a_private_image_is_pulled_with_the_credentials_of_its_task() {
+    let mut agent = AgentFixture::new(engine());
+    let auth = PullAuth::new("eyJ1c2VybmFtZSI6ImEifQ==".to_owned());
+    {
+        let mut state = agent.engine.state();
+        state.registry.insert("private:1".to_owned());
+        state.private.insert("private:1".to_owned(), auth.clone());
+    }
+    let with = |id: &str, auth: Option<PullAuth>| {
+        let mut t = task(id);
+        t.spec.container_spec.image = "private:1".to_owned();
+        Task { pull_auth: auth, ..t }
+    };
+    agent.want(&[with("without", None)]);
+    agent.until("without", TaskState::Rejected).await;
+    agent.want(&[with("with", Some(auth))]);
+    agent.until("with", TaskState::Running).await;
 }
 
 #[tokio::test]
@@ -194,4 +214,44 @@ async fn leaving_removes_all_containers_and_networks_of_skep() {
     agent.shutdown.cancel();
     remove_all(&NodeId::from(ME), &*engine).await.expect("removes");
     assert!(engine.state().containers.is_empty() && engine.state().networks.is_empty());
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_answer_does_not_stop_the_agent() {
+    let mut agent = AgentFixture::new(engine());
+    let (silent, other) = (task("silent"), task("other"));
+    agent.want(&[silent.clone(), other.clone()]);
+    let container = agent.until("silent", TaskState::Running).await.container.expect("a container").container_id;
+    agent.until("other", TaskState::Running).await;
+    // The daemon restarts while inspections of one container hang.
+    agent.shutdown.cancel();
+    {
+        let mut state = agent.engine.state();
+        state.hung.insert(container.clone());
+        state.deadlines.inspect = Duration::from_millis(50);
+    }
+    let mut agent = AgentFixture::new(agent.engine.clone());
+    agent.want(&[silent.clone(), other.clone(), task("new")]);
+    agent.until("other", TaskState::Running).await;
+    agent.until("new", TaskState::Running).await;
+    assert!(!agent.last.contains_key(&TaskId::from("silent")), "nothing is known of it: {:?}", agent.last);
+    // It answers again, and was not taken for another one or for gone.
+    agent.engine.state().hung.clear();
+    agent.engine.set_health(&container, Health::Healthy);
+    let again = agent.until("silent", TaskState::Running).await;
+    assert_eq!(again.container.expect("a container").container_id, container);
+}
+
+#[tokio::test]
+async fn a_list_that_is_not_answered_is_made_again() {
+    let engine = engine();
+    {
+        let mut state = engine.state();
+        (state.lists_hang, state.deadlines.list) = (true, Duration::from_millis(50));
+    }
+    let mut agent = AgentFixture::new(engine.clone());
+    agent.want(&[task("t1")]);
+    agent.eventually("several lists", |e| e.state().lists >= 3).await;
+    engine.state().lists_hang = false;
+    agent.until("t1", TaskState::Running).await;
 }

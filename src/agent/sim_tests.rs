@@ -118,7 +118,7 @@ impl Simulation {
 
     fn job(&mut self, task: &TaskId, job: Job) -> Result<Option<String>, EngineError> {
         match job {
-            Job::Fetch(_) => {}
+            Job::Fetch(..) => {}
             Job::Connect(plans) => {
                 for plan in plans {
                     let id = format!("e-{}", plan.id);

@@ -1,7 +1,7 @@
 //! Removes this node's containers and networks from the engine, for a node that leaves its cluster.
 
 use crate::model::NodeId;
-use crate::runtime::{Engine, EngineError};
+use crate::runtime::{Engine, EngineError, deadlines};
 use anyhow::Context as _;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// # Errors
 /// The engine does not answer or refuses; the error names the object.
 pub async fn remove_all(me: &NodeId, engine: &dyn Engine) -> anyhow::Result<()> {
-    let containers = engine.list(me).await.context("cannot list this node's containers")?;
+    let containers = deadlines::list(engine, me).await.context("cannot list this node's containers")?;
     futures_util::stream::iter(containers)
         .map(|container| async move {
             // With the task's own grace period; a container that cannot be stopped is removed by force.

@@ -2,7 +2,7 @@
 
 use crate::model::{
     Meta, NetworkId, NodeId, NodeView, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, fixture,
-    task::{Attachment, ContainerSpec, TaskSpec},
+    task::{Attachment, ContainerSpec, EarlierFailures, TaskSpec},
     view::{NetworkPart, Networks, Tasks},
 };
 use std::collections::BTreeMap;
@@ -34,6 +34,8 @@ pub fn task(id: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        failures: EarlierFailures::default(),
+        pull_auth: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::control::NodeControl;
 use super::engine_http::EngineHttp;
+use super::events::EventFeed;
 use crate::clock::Clock;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 pub struct ApiContext {
     pub control: Arc<dyn NodeControl>,
     pub engine: EngineHttp,
+    pub events: Arc<EventFeed>,
     /// Stamps what is written to the store.
     pub clock: Arc<dyn Clock>,
 }

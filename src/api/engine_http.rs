@@ -3,7 +3,7 @@
 
 use super::error::{ApiError, Result};
 use crate::clock::Clock;
-use crate::http::{HttpReply, UnixClient};
+use crate::http::{HttpReply, ReplyLines, UnixClient};
 use crate::model::Timestamp;
 use crate::model::docker::{API_NEWEST, API_OLDEST, ApiVersion};
 use crate::sync::lock;
@@ -19,7 +19,7 @@ const IDENTITY_TTL: Duration = Duration::from_secs(10);
 const UNAVAILABLE_TTL: Duration = Duration::from_secs(1);
 /// Bound on fetching the identity: every reply of skep waits for it.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bound on a reply to what is forwarded for a client (the removal of a network is the slowest).
+/// Bound on a reply to what skep itself asks.
 const REPLY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What the engine reports about itself in `/version` and in the header fields of `/_ping`.
@@ -29,6 +29,8 @@ pub struct EngineIdentity {
     pub api: ApiVersion,
     /// Oldest API version that skep's own paths serve.
     pub min_api: ApiVersion,
+    /// Oldest API version that the engine serves.
+    pub engine_min: ApiVersion,
     /// Header `Server`.
     pub server: String,
     /// Header `Docker-Experimental`.
@@ -45,6 +47,7 @@ impl Default for EngineIdentity {
         Self {
             api: API_NEWEST,
             min_api: API_OLDEST,
+            engine_min: API_OLDEST,
             server: concat!("skep/", env!("CARGO_PKG_VERSION"), " (linux)").to_owned(),
             experimental: "false".to_owned(),
             ostype: "linux".to_owned(),
@@ -87,13 +90,21 @@ impl EngineHttp {
         ))
     }
 
-    /// Sends a request. An error status is a reply, not an error.
+    /// Sends a request and waits for its reply, however long that takes. An error status is a reply, not an error.
     ///
     /// # Errors
-    /// 503 if the engine does not answer.
+    /// 503 if the engine cannot be reached, or closes the connection.
+    pub async fn send_unbounded(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> Result<HttpReply> {
+        self.client.send(method, target, fields, body).await.map_err(|e| self.unavailable(&format!("{e:#}")))
+    }
+
+    /// As [`Self::send_unbounded`], for what skep itself asks.
+    ///
+    /// # Errors
+    /// 503 if the engine does not answer in time.
     pub async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)], body: Bytes) -> Result<HttpReply> {
-        match tokio::time::timeout(REPLY_TIMEOUT, self.client.send(method, target, fields, body)).await {
-            Ok(reply) => reply.map_err(|e| self.unavailable(&format!("{e:#}"))),
+        match tokio::time::timeout(REPLY_TIMEOUT, self.send_unbounded(method, target, fields, body)).await {
+            Ok(reply) => reply,
             Err(_) => Err(self.unavailable(&format!("no reply to {method} {target} within {} s", REPLY_TIMEOUT.as_secs()))),
         }
     }
@@ -104,6 +115,14 @@ impl EngineHttp {
     /// As [`Self::send`].
     pub async fn get(&self, target: &str) -> Result<HttpReply> {
         self.send("GET", target, &[], Bytes::new()).await
+    }
+
+    /// Sends a GET whose reply is lines without an end.
+    ///
+    /// # Errors
+    /// The engine does not answer, or refuses.
+    pub async fn lines(&self, target: &str) -> anyhow::Result<ReplyLines> {
+        self.client.lines(target).await
     }
 
     /// The engine's identity, cached; while it does not answer, the last one fetched or the default.
@@ -128,9 +147,11 @@ impl EngineHttp {
         let api = |key: &str| body.get(key).and_then(Value::as_str).and_then(ApiVersion::parse);
         let header = |name: &str| ping.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let default = EngineIdentity::default();
+        let engine_min = api("MinAPIVersion").unwrap_or(API_OLDEST);
         Some(EngineIdentity {
             api: api("ApiVersion")?.negotiate(),
-            min_api: api("MinAPIVersion").map_or(API_OLDEST, |min| min.min(API_OLDEST)),
+            min_api: engine_min.min(API_OLDEST),
+            engine_min,
             server: header("server").unwrap_or(default.server),
             experimental: header("docker-experimental").unwrap_or(default.experimental),
             ostype: header("ostype").unwrap_or(default.ostype),

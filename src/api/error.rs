@@ -72,6 +72,10 @@ impl ApiError {
         };
         Self::new(status, format!("rpc error: code = {code:?} desc = {description}"))
     }
+    /// 500 as SwarmKit answers: the client has not read the newest state of the object.
+    pub fn out_of_sequence() -> Self {
+        ProposeError::Refused(StoreError::OutOfSequence).into()
+    }
     /// 404 for an unknown path, or a method that the path does not have.
     pub fn page_not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "page not found")
@@ -102,6 +106,7 @@ impl From<ProposeError> for ApiError {
             ProposeError::Refused(error @ (StoreError::NameConflict { .. } | StoreError::Exists { .. })) => {
                 Self::rpc(GrpcCode::AlreadyExists, error)
             }
+            ProposeError::Refused(error @ StoreError::NeedsLevel { .. }) => Self::rpc(GrpcCode::FailedPrecondition, error),
             ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(GrpcCode::NotFound, error),
             ProposeError::NotLeader => Self::rpc(
                 GrpcCode::Unknown,

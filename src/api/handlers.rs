@@ -2,7 +2,9 @@
 //! and query decoded, body read up to a bound, version checked) and calls the handler.
 
 mod containers;
+mod events;
 mod local_networks;
+mod network_reference;
 mod networks;
 mod nodes;
 mod prune;
@@ -12,6 +14,7 @@ mod router;
 mod services;
 mod swarm;
 mod system;
+mod task_containers;
 mod tasks;
 mod unsupported;
 

@@ -61,5 +61,10 @@ pub fn task<'a>(store: &'a Store, reference: &str) -> Result<&'a Task> {
 /// # Errors
 /// 404, or 400 if several match.
 pub fn network<'a>(store: &'a Store, reference: &str) -> Result<&'a Network> {
-    find("network", reference, store.networks(), |n| n.id.as_str(), |n| Some(&n.spec.name))
+    find("network", reference, networks(store), |n| n.id.as_str(), |n| Some(&n.spec.name))
+}
+
+/// The networks that users see: not those that are removed and only wait for their last address to be free.
+pub fn networks(store: &Store) -> impl Iterator<Item = &Network> {
+    store.networks().filter(|network| !network.removing)
 }

@@ -37,10 +37,13 @@ pub(super) async fn serve_connection(api: Arc<ApiContext>, mut client: UnixStrea
     }
     match tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut client)).await {
         Ok(Ok(Some((head, read)))) => match route::destination(&head.method, &head.target) {
-            Destination::Skep => {
-                let router = handlers::router(api);
-                http::serve_connection(Rewind::new(read, client), router, false).await;
-            }
+            Destination::Skep => match head.for_handlers(read) {
+                Ok(read) => {
+                    let half_close = !route::is_endless(&head.target);
+                    http::serve_connection(Rewind::new(read, client), handlers::router(api), false, half_close).await;
+                }
+                Err(refusal) => refuse(client, refusal).await,
+            },
             Destination::Engine => pass_through(&api, client, &head, &read).await,
         },
         Ok(Ok(None)) => {}

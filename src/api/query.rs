@@ -71,6 +71,19 @@ impl RequestQuery {
         })
     }
 
+    /// All names and values.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// The parameter `filters`, with whatever names it has.
+    ///
+    /// # Errors
+    /// 400 if it cannot be parsed.
+    pub fn any_filters(&self) -> Result<Filters> {
+        Filters::parse(self.get("filters"))
+    }
+
     /// The parameter `filters`.
     ///
     /// # Errors
@@ -157,6 +170,11 @@ impl Filters {
         Ok(Self(all))
     }
 
+    /// As a client sends them: `{"name":{"value":true}}`.
+    pub fn to_json(&self) -> Value {
+        let values = |values: &BTreeSet<String>| values.iter().map(|v| (v.clone(), Value::Bool(true))).collect::<Value>();
+        self.0.iter().map(|(name, all)| (name.clone(), values(all))).collect()
+    }
     /// The values of a filter; none if the request does not have it.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.get(name).into_iter().flatten().map(String::as_str)

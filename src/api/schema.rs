@@ -2,6 +2,8 @@
 //! what skep cannot do yet. The tables hold all fields of Docker's API.
 
 mod decode;
+#[cfg(test)]
+mod effects_tests;
 mod network;
 mod service;
 mod support;

@@ -3,6 +3,7 @@
 use super::context::ApiContext;
 use super::control::NodeControl;
 use super::engine_http::EngineHttp;
+use super::events::EventFeed;
 use super::proxy;
 use crate::clock::Clock;
 use std::path::PathBuf;
@@ -23,11 +24,13 @@ impl Api {
     /// For this node, in front of the engine that listens on `engine_socket`.
     pub fn new(control: Arc<dyn NodeControl>, engine_socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let engine = EngineHttp::new(engine_socket, clock.clone());
-        Self { context: Arc::new(ApiContext { control, engine, clock }) }
+        Self { context: Arc::new(ApiContext { control, engine, events: Arc::new(EventFeed::new()), clock }) }
     }
 
     /// Serves until shut down. Open connections are cut then, the passed-through ones too.
     pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
+        let ApiContext { control, events, clock, .. } = &*self.context;
+        tokio::spawn(events.clone().follow(control.clone(), clock.clone(), shutdown.clone()));
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,

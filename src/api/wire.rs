@@ -46,40 +46,12 @@ pub struct Service {
     pub id: String,
     #[serde(flatten)]
     pub meta: ObjectMeta,
-    pub spec: ShownSpec,
+    pub spec: ServiceSpec,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_spec: Option<ServiceSpec>,
     pub endpoint: Endpoint,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_status: Option<ServiceStatus>,
-}
-
-/// A spec, with the defaults that are only shown on request (`insertDefaults`).
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct ShownSpec {
-    #[serde(flatten)]
-    pub spec: ServiceSpec,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub update_config: Option<UpdateConfig>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rollback_config: Option<UpdateConfig>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct UpdateConfig {
-    pub parallelism: u64,
-    pub failure_action: &'static str,
-    pub monitor: i64,
-    pub max_failure_ratio: u64,
-    pub order: &'static str,
-}
-
-impl Default for UpdateConfig {
-    fn default() -> Self {
-        Self { parallelism: 1, failure_action: "pause", monitor: 5_000_000_000, max_failure_ratio: 0, order: "stop-first" }
-    }
 }
 
 #[derive(Serialize)]

@@ -34,7 +34,7 @@ pub(super) struct DaemonArgs {
     /// Old name of --ebpf-datapath
     #[arg(long, env = "SKEP_FAST_PLANE", value_name = "MODE", value_parser = ebpf_mode, hide = true, conflicts_with = "ebpf_datapath")]
     fast_plane: Option<EbpfMode>,
-    /// MTU of the path between nodes [default: 1500]
+    /// MTU of the paths between nodes; 0 for what each route says [default: 0]
     #[arg(long, env = "SKEP_PATH_MTU", value_name = "BYTES")]
     path_mtu: Option<u32>,
 }
@@ -114,6 +114,23 @@ mod tests {
         }
         let error = settings(&["--ebpf-datapath", "off", "--fast-plane", "off"]).unwrap_err().to_string();
         assert!(error.contains("--ebpf-datapath") && error.contains("--fast-plane"), "{error}");
+    }
+
+    /// Help that names another default than the daemon has is worse than none.
+    #[test]
+    fn the_help_of_every_flag_names_the_default_of_its_setting() {
+        use clap::CommandFactory as _;
+        let defaults = serde_json::to_value(Settings::default()).unwrap();
+        for arg in DaemonCommand::command().get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let (key, help) = (arg.get_id().as_str(), arg.get_help().unwrap().to_string());
+            let shown = help.split_once("[default: ").and_then(|(_, rest)| rest.split([']', ',']).next());
+            let expected = match defaults.get(key) {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(other) => other.to_string(),
+                None => crate::settings::DEFAULT_FILE.to_owned(),
+            };
+            assert_eq!(shown, Some(expected.as_str()), "--{key}: {help}");
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub(super) fn render(status: &Status) -> String {
     if !status.error.is_empty() {
         let _ = writeln!(out, "error:    {}", status.error);
     }
+    for (name, reason) in &status.blockers {
+        let _ = writeln!(out, "blocked:  {name}: {reason}");
+    }
     for warning in &status.warnings {
         let _ = writeln!(out, "warning:  {warning}");
     }

@@ -111,7 +111,7 @@ pub(super) async fn join(args: JoinArgs) -> anyhow::Result<()> {
 }
 
 pub(super) async fn leave(args: LeaveArgs) -> anyhow::Result<()> {
-    let target = format!("/swarm/leave?force={}", u8::from(args.force));
+    let target = format!("/swarm/leave?wait=1&force={}", u8::from(args.force));
     post(&args.target.docker(), &target, &json!({})).await?;
     if args.json {
         println!("{}", json!({ "left": true }));

@@ -4,7 +4,10 @@
 //! Everything is pinned below `<run-dir>/bpf`, so it outlives the daemon: a new daemon opens the same maps, attaches its
 //! programs beside the old ones, and then detaches those.
 
+mod aging;
 mod attachment;
+mod batch;
+mod clock;
 mod datapath;
 mod device_changes;
 mod dump;
@@ -20,10 +23,12 @@ mod occupancy;
 mod programs;
 mod return_routes;
 mod sandbox;
+mod sizes;
 mod slots;
 mod state;
 mod step;
 mod tables;
+mod trace;
 mod uplinks;
 mod watch;
 
@@ -31,14 +36,18 @@ pub use datapath::{EbpfDatapath, remove_leftovers};
 pub use device_changes::DeviceChanges;
 pub use dump::Dump;
 pub use events::{Refusal, hook_side, protocol_text};
-pub use hook::{Hook, HookSide, ProgramLink, ports_unavailable};
+pub use hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 pub use host_devices::{HOST_END, HostDevices, MESH_END};
 pub use ingress_network::IngressNetwork;
 pub use load::object_is_current;
 pub use occupancy::Occupancy;
-pub use sandbox::cookie;
+pub use sandbox::{cookie, memberships};
 pub use skep_ebpf::Counter;
 pub use state::{EbpfState, VipReadiness};
 pub use step::{EbpfStep, SCTP, StepFailure, port_name};
-pub use tables::{Range, Slots, Sources, Tables};
+pub use tables::{Members, Range, Slots, Sources, Tables};
+pub use trace::{
+    FrameHeaders, MAP_CLASSES, PacketTrace, TraceEntry, TraceMapClass, TraceNext, TraceRequest, TraceStep, TracedFrame,
+    VerdictKind, VipTable,
+};
 pub use watch::{RefusalWatch, Watched};

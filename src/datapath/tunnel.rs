@@ -29,6 +29,7 @@ mod process;
 mod program;
 mod protocol;
 mod pump;
+mod stop;
 mod tun;
 mod uapi;
 mod udp;

@@ -60,6 +60,11 @@ impl UdpPort {
         } else {
             set(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
+        // Else the eBPF datapath takes these clients for the host's own peers, and leaves them here.
+        match set(fd, libc::SOL_SOCKET, libc::SO_MARK, skep_ebpf::USERSPACE_MARK.cast_signed()) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
         for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
             // Only root may exceed the system's limit.
             set(fd, libc::SOL_SOCKET, force, BUFFER).or_else(|_| set(fd, libc::SOL_SOCKET, plain, BUFFER))?;
@@ -250,6 +255,16 @@ mod tests {
         port.try_send(&buffer[..got.len], got.path).expect("replied");
         let len = client.recv(&mut buffer).expect("the reply arrives from the address that was sent to");
         assert_eq!(buffer[..len], sent);
+    }
+
+    /// Needs `CAP_NET_ADMIN`, which the daemon has.
+    #[tokio::test]
+    async fn datagrams_have_the_mark_by_which_the_programs_know_them() {
+        for bind in ["0.0.0.0:0", "[::]:0"] {
+            let port = UdpPort::new(HereSockets.udp(bind.parse().expect("address")).expect("bound")).expect("port");
+            let mark = socket2::SockRef::from(&port.socket).mark().expect("readable");
+            assert_eq!(mark, skep_ebpf::USERSPACE_MARK, "{bind}");
+        }
     }
 
     #[tokio::test]

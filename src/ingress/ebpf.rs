@@ -125,6 +125,8 @@ pub struct EbpfTiming {
     pub tick: Duration,
     /// A UDP flow ends after so long without a datagram of its client.
     pub udp_idle: Duration,
+    /// An established TCP connection is forgotten after so long without a packet.
+    pub tcp_idle: Duration,
 }
 
 /// What the loop reads and publishes.

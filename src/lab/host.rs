@@ -141,7 +141,8 @@ impl Host {
         self.daemon = Some(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
         let client = UnixClient::new(self.run_dir().join("admin.sock"));
         let up =
-            eventually("skep daemon to answer", Duration::from_secs(15), || async { client.get("/healthz").await?.ok() }).await;
+            eventually("skep daemon to answer", Duration::from_secs(15), || async { client.get("/healthz").await.map(drop) })
+                .await;
         up.with_context(|| format!("skep daemon of {} does not answer: {}", self.name, tail(&log)))
     }
 

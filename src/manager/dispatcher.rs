@@ -1,15 +1,19 @@
-//! Sessions with the nodes, as a sans-IO core: events in, effects out. Knows which nodes are alive, sends every node its view
-//! when a part of it changed, and plans what the store needs to know of nodes and tasks. Knows no sockets and no raft;
-//! heartbeats and applied revisions exist only here, in the leader's memory.
+//! What the nodes are sent and what they report, as a sans-IO core: events in, effects out. Sends every node its view when a
+//! part of it changed, holds stops back until no node sends traffic, and plans what the store needs to know of nodes and
+//! tasks. Knows no sockets and no raft, and does not judge which nodes are alive: [`super::liveness`] does.
 
 mod core;
 mod drain_hold;
 mod event;
 mod registered_node;
 mod reports;
+mod store_diff;
+mod task_list;
 mod unapplied_views;
 mod view;
+mod view_index;
 
 pub use self::core::Dispatcher;
-pub use event::{Effect, Event, SessionId};
-pub use view::{ViewIndex, view_of};
+pub use super::session::{Effect, SessionId};
+pub use event::{Event, NodeHello, NodeReports};
+pub use view_index::{ViewIndex, view_of};

@@ -3,7 +3,7 @@
 
 use super::allocator::{ingress, overlap};
 use crate::model::mesh::gateway;
-use crate::model::{NetworkId, Node, Service, Task, TaskState};
+use crate::model::{NetworkId, Node, NodeState, Service, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -60,7 +60,7 @@ fn networks(store: &Store, wrong: &mut Vec<String>) {
             }
         }
     }
-    if store.networks().filter(|n| n.spec.ingress).count() > 1 {
+    if store.networks().filter(|n| n.spec.ingress && !n.removing).count() > 1 {
         wrong.push("more than one ingress network".to_owned());
     }
 }
@@ -142,13 +142,19 @@ fn tasks(store: &Store, wrong: &mut Vec<String>) {
         if task.slot == 0 {
             wrong.push(format!("task {} has slot 0", task.id));
         }
-        if task.desired_state <= TaskState::Running {
+        if task.desired_state <= TaskState::Running && !is_lost(store, task) {
             live.entry((&task.service_id, task.slot)).or_default().push(task);
         }
     }
     for ((_, slot), tasks) in live.iter().filter(|(_, tasks)| tasks.len() > 1) {
         wrong.push(format!("slot {}.{slot} has {} live tasks", tasks[0].service_name, tasks.len()));
     }
+}
+
+/// The task's node is down, or removed since: the task may be kept beside its replacement until that runs.
+fn is_lost(store: &Store, task: &Task) -> bool {
+    let is_up = |id| store.node(id).is_some_and(|node| node.status.state != NodeState::Down);
+    task.node_id.as_ref().is_some_and(|id| !is_up(id))
 }
 
 /// Violations in a state in which nothing is left to plan and every agent has carried out its tasks; empty if there are
@@ -166,7 +172,8 @@ pub fn check_settled(store: &Store) -> Vec<String> {
         }
     }
     for service in store.services() {
-        let live = store.tasks().filter(|t| t.service_id == service.id && t.desired_state <= TaskState::Running).count() as u64;
+        let is_live = |t: &&Task| t.service_id == service.id && t.desired_state <= TaskState::Running && !is_lost(store, t);
+        let live = store.tasks().filter(is_live).count() as u64;
         if live > service.spec.mode.replicas() {
             wrong.push(format!(
                 "service {} has {live} live tasks, desired are {}",

@@ -1,23 +1,32 @@
-//! The shell around the planners and the dispatcher: one loop, at most one write in flight. Waits for a change of the store,
-//! an event of a session or a tick, lets the cores decide, and carries out their decisions. Decides nothing itself.
+//! Starts and supervises the loops that run while this manager leads: liveness, which answers the nodes, and planning, which
+//! waits for a change of the store, a report of a node or a tick, and has at most one write in flight. Decides nothing itself.
 
-use super::dispatcher::{Dispatcher, Effect, Event, SessionId};
-use super::round::RoundPlanner;
+use super::liveness::Event;
+use super::liveness_loop::{Handover, LivenessLoop};
+use super::outboxes::Outboxes;
 use super::sessions::{self, SessionEvent, Sessions};
 use super::settings::ManagerSettings;
+use super::term::{StepInput, StepOutput, Term};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::model::Revision;
-use crate::protocol::{ToManager, ToNode};
+use crate::protocol::ToNode;
 use crate::store::{ProposeError, Store, StoreHandle};
-use crate::sync::replace_if_changed;
+use crate::sync::{lock, replace_if_changed};
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Messages that may wait for a slow node before its session is ended. In its next session the node gets its whole view.
-const BACKLOG: usize = 1024;
+/// Pauses before the loops are started again after a panic.
+const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+/// Loops that ran for this long have recovered.
+const RECOVERED: Duration = Duration::from_mins(1);
 
 type PendingWrite = BoxFuture<'static, Result<u64, ProposeError>>;
 
@@ -27,11 +36,23 @@ pub struct Manager {
     pub sessions: Sessions,
     /// Lowest revision that every live node has applied; the default while this manager does not lead.
     pub applied: watch::Receiver<Revision>,
+    pub health: watch::Receiver<LeaderHealth>,
     /// Ends when the shutdown token is cancelled or the store is dropped.
     pub finished: tokio::task::JoinHandle<()>,
 }
 
-/// Starts the loop. It does nothing until `is_leader` is true, and starts without state each time that it becomes true.
+/// What does not work in the leader's loops.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct LeaderHealth {
+    /// Times that the loops were started again after a panic.
+    pub restarts: u64,
+    /// The last panic; `None` once the loops have run for a minute since.
+    pub panic: Option<String>,
+    /// Objects whose planned change cannot be written, with the reason.
+    pub left_out: Vec<String>,
+}
+
+/// Starts the loops. They do nothing until `is_leader` is true, and start without state each time that it becomes true.
 pub fn start(
     store: StoreHandle,
     is_leader: watch::Receiver<bool>,
@@ -42,14 +63,17 @@ pub fn start(
 ) -> Manager {
     let (sessions, queue) = sessions::channel();
     let (applied_sender, applied) = watch::channel(Revision::default());
-    let shell = Shell { store, is_leader, settings, clock, seed, queue, applied: applied_sender };
+    let (health_sender, health) = watch::channel(LeaderHealth::default());
+    let outboxes = Outboxes::default();
+    let shell =
+        Shell { store, is_leader, settings, clock, seed, queue, outboxes, applied: applied_sender, health: health_sender };
     let run = async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = shell.run() => tracing::debug!("the store was dropped, the manager's loops end"),
         }
     };
-    Manager { sessions, applied, finished: tokio::spawn(run) }
+    Manager { sessions, applied, health, finished: tokio::spawn(run) }
 }
 
 struct Shell {
@@ -59,7 +83,9 @@ struct Shell {
     clock: Arc<dyn Clock>,
     seed: u64,
     queue: mpsc::UnboundedReceiver<SessionEvent>,
+    outboxes: Outboxes,
     applied: watch::Sender<Revision>,
+    health: watch::Sender<LeaderHealth>,
 }
 
 /// Why leading or following ended.
@@ -71,16 +97,26 @@ enum Ended {
 
 impl Shell {
     async fn run(mut self) {
-        let mut term = 0_u64;
+        let (mut term, mut failures) = (0_u64, 0);
         loop {
             let leads = *self.is_leader.borrow_and_update();
             let ended = if leads {
                 term += 1;
                 tracing::info!(term, "this manager leads: loops start");
-                let ended = self.lead(self.seed.wrapping_add(term)).await;
+                let started = Instant::now();
+                let ended = AssertUnwindSafe(self.lead(self.seed.wrapping_add(term))).catch_unwind().await;
                 self.applied.send_replace(Revision::default());
-                tracing::info!(term, "this manager does not lead any more: loops stopped");
-                ended
+                match ended {
+                    Ok(ended) => {
+                        self.outboxes.close_all(Some(&ToNode::NotLeader { leader: None }));
+                        tracing::info!(term, "this manager does not lead any more: loops stopped");
+                        ended
+                    }
+                    Err(panic) => {
+                        failures = if started.elapsed() >= RECOVERED { 1 } else { failures + 1 };
+                        self.restart_after(text_of(panic.as_ref()), failures).await
+                    }
+                }
             } else {
                 self.follow().await
             };
@@ -88,6 +124,19 @@ impl Shell {
                 return;
             }
         }
+    }
+
+    /// After a panic: the nodes open new sessions once the loops run again.
+    async fn restart_after(&mut self, text: String, failures: u32) -> Ended {
+        let pause = RESTART.pause(failures);
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::error!(panic = text, pause_ms, "the leader's loops have failed: they are started again");
+        self.health.send_modify(|health| {
+            health.restarts += 1;
+            health.panic = Some(text);
+        });
+        self.outboxes.close_all(None);
+        tokio::time::timeout(pause, self.follow()).await.unwrap_or(Ended::LeadershipChanged)
     }
 
     /// Refuses sessions until this manager leads.
@@ -99,7 +148,7 @@ impl Shell {
                 }
                 event = self.queue.recv() => match event {
                     None => return Ended::NothingToDo,
-                    Some(SessionEvent { outgoing: Some(outgoing), .. }) => {
+                    Some(SessionEvent { event: Event::Opened { .. }, outgoing: Some(outgoing), .. }) => {
                         drop(outgoing.try_send(ToNode::NotLeader { leader: None }));
                     }
                     Some(_) => {}
@@ -109,35 +158,41 @@ impl Shell {
     }
 
     async fn lead(&mut self, seed: u64) -> Ended {
-        let mut term = Term::new(self, seed);
-        let mut ticks = tokio::time::interval(self.settings.heartbeat / 5);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            term.start_write();
-            let effects = tokio::select! {
-                changed = self.is_leader.changed() => {
-                    let leads = changed.is_ok() && *self.is_leader.borrow();
-                    if leads { continue }
-                    term.outboxes.close_all();
-                    return if changed.is_ok() { Ended::LeadershipChanged } else { Ended::NothingToDo };
+        let handover = Arc::new(Handover::new());
+        let liveness =
+            LivenessLoop::new(&self.settings, self.store.watch(), self.clock.clone(), self.outboxes.clone(), handover.clone());
+        let planning = PlanningLoop {
+            store: self.store.clone(),
+            view: self.store.watch(),
+            settings: self.settings.clone(),
+            clock: self.clock.clone(),
+            outboxes: self.outboxes.clone(),
+            handover,
+            applied: self.applied.clone(),
+            health: self.health.clone(),
+        };
+        let is_leader = &mut self.is_leader;
+        let led = async move {
+            loop {
+                if is_leader.changed().await.is_err() {
+                    return Ended::NothingToDo;
                 }
-                changed = term.view.changed() => {
-                    if changed.is_err() {
-                        return Ended::NothingToDo;
-                    }
-                    term.store_changed()
+                if !*is_leader.borrow() {
+                    return Ended::LeadershipChanged;
                 }
-                outcome = outcome_of(&mut term.writing) => term.write_finished(outcome),
-                event = self.queue.recv() => match event {
-                    None => return Ended::NothingToDo,
-                    Some(event) => term.session_event(event),
-                },
-                _ = ticks.tick() => term.tick(),
-            };
-            term.carry_out(effects);
-            replace_if_changed(&self.applied, term.applied());
+            }
+        };
+        tokio::select! {
+            ended = led => ended,
+            () = liveness.run(self.settings.heartbeat, &mut self.queue) => Ended::NothingToDo,
+            () = planning.run(seed) => Ended::NothingToDo,
         }
     }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a text").to_owned()
 }
 
 /// The outcome of a write; never if there is none in flight.
@@ -148,153 +203,80 @@ async fn outcome_of(writing: &mut Option<PendingWrite>) -> Result<u64, ProposeEr
     }
 }
 
-/// What exists while this manager leads.
-struct Term {
+/// Runs on a thread for work that takes long.
+///
+/// # Panics
+/// The work has.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime shuts down, and this loop with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+struct PlanningLoop {
     store: StoreHandle,
     view: watch::Receiver<Arc<Store>>,
+    settings: ManagerSettings,
     clock: Arc<dyn Clock>,
-    dispatcher: Dispatcher,
-    planner: RoundPlanner,
     outboxes: Outboxes,
-    writing: Option<PendingWrite>,
-    /// A round may have something to do.
-    round_due: bool,
+    handover: Arc<Handover>,
+    applied: watch::Sender<Revision>,
+    health: watch::Sender<LeaderHealth>,
 }
 
-impl Term {
-    fn new(shell: &Shell, seed: u64) -> Self {
-        let (store, mut view, settings) = (shell.store.clone(), shell.store.watch(), &shell.settings);
-        let first = view.borrow_and_update().clone();
-        Self {
-            dispatcher: Dispatcher::new(settings.clone(), first, shell.clock.now()),
-            planner: RoundPlanner::new(settings.clone(), seed),
-            store,
-            view,
-            clock: shell.clock.clone(),
-            outboxes: Outboxes::default(),
-            writing: None,
-            round_due: true,
-        }
-    }
-
-    /// Runs a round if one is due and no write is in flight, and starts to write its result.
-    fn start_write(&mut self) {
-        if !self.round_due || self.writing.is_some() {
-            return;
-        }
-        self.round_due = false;
-        let (store, now) = (self.store.read(), self.clock.now());
-        let reports = self.dispatcher.plan(&store, now);
-        let actions = self.planner.round(&store, reports, self.dispatcher.lowest_applied(now), now);
-        if !actions.is_empty() {
-            let handle = self.store.clone();
-            self.writing = Some(Box::pin(async move { handle.write(now, actions).await }));
-        }
-    }
-
-    /// After a failure that is not a refusal the next change or tick plans again.
-    fn write_finished(&mut self, outcome: Result<u64, ProposeError>) -> Vec<Effect> {
-        self.writing = None;
-        match outcome {
-            Ok(_) => self.round_due = true,
-            Err(ProposeError::Refused(error)) => {
-                tracing::debug!(%error, "another writer was first, planning again");
-                self.round_due = true;
-            }
-            Err(error) => tracing::warn!(%error, "the plan could not be written, trying again"),
-        }
-        Vec::new()
-    }
-
-    fn store_changed(&mut self) -> Vec<Effect> {
-        self.round_due = true;
-        let store = self.view.borrow_and_update().clone();
-        self.dispatcher.handle(self.clock.now(), Event::StoreChanged(store))
-    }
-
-    fn session_event(&mut self, event: SessionEvent) -> Vec<Effect> {
-        // A session must not be judged by a state of the store older than the admission of its node.
-        let mut effects = if self.view.has_changed().unwrap_or(false) { self.store_changed() } else { Vec::new() };
-        let SessionEvent { event, outgoing, permit } = event;
-        self.outboxes.observe(&event, outgoing);
-        // Heartbeats alone give the planners nothing to do.
-        self.round_due |= !matches!(event, Event::Message { message: ToManager::Heartbeat { .. }, .. });
-        effects.extend(self.dispatcher.handle(self.clock.now(), event));
-        drop(permit);
-        effects
-    }
-
-    fn tick(&mut self) -> Vec<Effect> {
-        let now = self.clock.now();
-        let effects = self.dispatcher.handle(now, Event::Tick);
-        self.round_due |= self.planner.is_due(now) || !self.dispatcher.plan(&self.store.read(), now).is_empty();
-        effects
-    }
-
-    fn carry_out(&mut self, effects: Vec<Effect>) {
-        for session in self.outboxes.carry_out(effects) {
-            self.dispatcher.handle(self.clock.now(), Event::Closed { session });
-            self.round_due = true;
-        }
-    }
-
-    fn applied(&self) -> Revision {
-        self.dispatcher.applied(self.clock.now())
-    }
-}
-
-/// Queues of messages to the nodes, by session.
-#[derive(Default)]
-struct Outboxes {
-    open: BTreeMap<SessionId, mpsc::Sender<ToNode>>,
-}
-
-impl Outboxes {
-    /// Adds the outbox of a session that was opened, removes that of one that has ended.
-    fn observe(&mut self, event: &Event, outgoing: Option<mpsc::Sender<ToNode>>) {
-        match (event, outgoing) {
-            (Event::Opened { session, .. }, Some(outgoing)) => drop(self.open.insert(*session, forward(outgoing))),
-            (Event::Closed { session }, _) => drop(self.open.remove(session)),
-            _ => {}
-        }
-    }
-
-    /// Sends and closes; returns the sessions that could not keep up.
-    fn carry_out(&mut self, effects: Vec<Effect>) -> Vec<SessionId> {
-        let mut lost = Vec::new();
-        for effect in effects {
-            match effect {
-                Effect::Send { session, message } => {
-                    let Some(outbox) = self.open.get(&session) else { continue };
-                    if outbox.try_send(message).is_err() {
-                        tracing::debug!(session = session.0, "the session has ended or does not keep up");
-                        self.open.remove(&session);
-                        lost.push(session);
-                    }
+impl PlanningLoop {
+    /// Runs until the store is dropped.
+    async fn run(mut self, seed: u64) {
+        let mut ticks = tokio::time::interval(self.settings.heartbeat / 5);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (settings, first, now) = (self.settings.clone(), self.view.borrow().clone(), self.clock.now());
+        let mut term = in_background(move || Box::new(Term::new(&settings, first, now, seed))).await;
+        let started = Instant::now();
+        let mut writing: Option<PendingWrite> = None;
+        loop {
+            let (mut outcome, mut is_tick) = (None, false);
+            tokio::select! {
+                changed = self.view.changed() => if changed.is_err() { return },
+                () = self.handover.changed.notified() => {}
+                ended = outcome_of(&mut writing) => {
+                    writing = None;
+                    outcome = Some(ended);
                 }
-                Effect::Close { session } => drop(self.open.remove(&session)),
+                _ = ticks.tick() => is_tick = true,
+            }
+            let input = self.input(outcome, is_tick, writing.is_none());
+            let now = input.now;
+            let (next, output) = in_background(move || {
+                let output = term.step(input);
+                (term, output)
+            })
+            .await;
+            term = next;
+            let StepOutput { effects, write, applied, left_out } = output;
+            self.outboxes.carry_out(effects);
+            replace_if_changed(&self.applied, applied);
+            let recovered = started.elapsed() >= RECOVERED;
+            self.health.send_if_modified(|health| {
+                let before = health.clone();
+                health.panic.take_if(|_| recovered);
+                health.left_out = left_out;
+                *health != before
+            });
+            if !write.is_empty() {
+                let handle = self.store.clone();
+                writing = Some(Box::pin(async move { handle.write(now, write).await }));
             }
         }
-        lost
     }
 
-    /// Ends all sessions: this manager does not lead any more.
-    fn close_all(&mut self) {
-        for (_, outbox) in std::mem::take(&mut self.open) {
-            drop(outbox.try_send(ToNode::NotLeader { leader: None }));
-        }
+    /// The inbox before the snapshot, which is never older than what is in the inbox; the store last, for the same reason.
+    fn input(&mut self, outcome: Option<Result<u64, ProposeError>>, is_tick: bool, may_write: bool) -> StepInput {
+        let events = lock(&self.handover.inbox).take();
+        let liveness = self.handover.snapshot.borrow().clone();
+        let store = self.view.borrow_and_update().clone();
+        StepInput { now: self.clock.now(), store, events, liveness, is_tick, outcome, may_write }
     }
-}
-
-/// A queue in front of a session, so that the leader's loop never waits for a node.
-fn forward(outgoing: mpsc::Sender<ToNode>) -> mpsc::Sender<ToNode> {
-    let (sender, mut queue) = mpsc::channel(BACKLOG);
-    tokio::spawn(async move {
-        while let Some(message) = queue.recv().await {
-            if outgoing.send(message).await.is_err() {
-                return;
-            }
-        }
-    });
-    sender
 }

@@ -74,7 +74,7 @@ impl JoiningNode {
             meta: Meta::default(),
             spec: NodeSpec { role: self.role, availability: self.availability, ..NodeSpec::default() },
             description: self.description,
-            status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: self.addr },
+            status: NodeStatus { state: NodeState::Unknown, addr: self.addr, ..NodeStatus::default() },
             mesh: NodeMesh { key: self.key, subnet, ingress_addr, endpoints: self.endpoints },
             manager: self.manager,
         }
@@ -123,6 +123,7 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
         meta: Meta::default(),
         spec: NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() },
         subnet: Some(subnet),
+        removing: false,
     };
     let ingress_addr = AddressBook::from_store(&Store::default())
         .network(&network.id, subnet)

@@ -1,5 +1,5 @@
 //! Deletes tasks: those whose removal is desired, once they have stopped, and history beyond the limit. Orphans the tasks
-//! of nodes that were removed, have left or are down for long.
+//! of nodes that were removed, have left or are down for long. Deletes networks that were removed, with their last address.
 //!
 //! A task on a node that is down stays, whatever its desired state, until the node is back, has left, is removed or has
 //! been down for `orphan_after`: its container may still run, and while the object exists no other task gets its address.
@@ -9,7 +9,7 @@ use super::limits::BATCH;
 use super::orchestrator::restart::history_needed;
 use super::orchestrator::slot::by_age;
 use super::settings::ManagerSettings;
-use crate::model::{NetworkId, NodeState, ServiceId, Task, TaskState, Timestamp};
+use crate::model::{Network, NetworkId, NodeState, ServiceId, Task, TaskState, Timestamp};
 use crate::store::{Action, Kind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ const DEFAULT_HISTORY: i64 = 5;
 /// Finished tasks deleted per round to free addresses of a full network.
 const ADDRESS_RELIEF: usize = 16;
 
-/// Tasks to delete or to orphan now.
+/// Tasks to delete or to orphan, and networks to delete now.
 pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Action> {
     let mut out = Vec::new();
     let mut slots = BTreeMap::<(&ServiceId, u64), Vec<&Task>>::new();
@@ -36,6 +36,8 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Ac
         }
     }
     remove_history(store, slots, &mut out);
+    let unused = |n: &&Network| n.removing && store.network_user(n).is_none() && !store.has_addresses_on(n);
+    out.extend(store.networks().filter(unused).map(|n| Action::Remove(Kind::Network, n.id.to_string())));
     out
 }
 
@@ -74,7 +76,7 @@ fn is_node_gone(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSe
     let Some(id) = &task.node_id else { return false };
     store.node(id).is_none_or(|node| match node.status.state {
         NodeState::Disconnected => true,
-        NodeState::Down => now.since(node.meta.updated_at) >= settings.orphan_after,
+        NodeState::Down => now.since(node.status.down_since.unwrap_or(node.meta.updated_at)) >= settings.orphan_after,
         NodeState::Ready | NodeState::Unknown => false,
     })
 }

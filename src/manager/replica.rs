@@ -2,17 +2,14 @@
 //! proposer, and the newest state is published on a watch. The only file that knows both raft and the store.
 
 use crate::raft::{self, Raft, RaftConfig, RaftError, StateMachine, Transport};
-use crate::store::{Propose, ProposeError, Store, StoreError, StoreHandle, Transaction, decode_document};
+use crate::store::{Propose, ProposeError, Store, StoreError, StoreHandle, Transaction, check_level, decode_document};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Format of an entry; goes up when an older build could not read it.
-const FORMAT: u32 = 1;
-
-/// A transaction as an entry of the log.
+/// A transaction as an entry of the log. The format is the feature level that it was written at.
 #[derive(Serialize, Deserialize)]
 struct TransactionEntry {
     format: u32,
@@ -43,7 +40,8 @@ impl Replica {
     ) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>)> {
         let (view, watched) = watch::channel(Arc::new(Store::default()));
         let raft = raft::start(config, bootstrap, Self { store: Store::default(), view }, transport, shutdown).await?;
-        Ok((StoreHandle::new(watched, Arc::new(Proposer(raft.clone()))), raft))
+        let proposer = Proposer { raft: raft.clone(), view: watched.clone() };
+        Ok((StoreHandle::new(watched, Arc::new(proposer)), raft))
     }
 
     /// Publishes the state if it is newer than the published one: after a disk failure the log is applied again from its
@@ -63,7 +61,7 @@ impl StateMachine for Replica {
     type Outcome = ApplyOutcome;
 
     fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<ApplyOutcome> {
-        let entry: TransactionEntry = decode_document(data, FORMAT)?;
+        let entry: TransactionEntry = decode_document(data)?;
         let outcome = self.store.apply(index, &entry.transaction);
         self.publish();
         Ok(outcome)
@@ -80,14 +78,19 @@ impl StateMachine for Replica {
     }
 }
 
-struct Proposer(Raft<ApplyOutcome>);
+struct Proposer {
+    raft: Raft<ApplyOutcome>,
+    view: watch::Receiver<Arc<Store>>,
+}
 
 #[async_trait]
 impl Propose for Proposer {
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
-        let data = serde_json::to_vec(&TransactionEntry { format: FORMAT, transaction })
+        let level = self.view.borrow().feature_level();
+        check_level(&transaction, level)?;
+        let data = serde_json::to_vec(&TransactionEntry { format: level, transaction })
             .map_err(|e| ProposeError::Stopped(format!("the transaction cannot be written: {e}")))?;
-        let (index, outcome) = self.0.propose(data).await.map_err(|error| match error {
+        let (index, outcome) = self.raft.propose(data).await.map_err(|error| match error {
             RaftError::NotLeader { .. } | RaftError::Superseded => ProposeError::NotLeader,
             RaftError::TimedOut => ProposeError::TimedOut,
             other => ProposeError::Stopped(other.to_string()),
@@ -109,7 +112,7 @@ mod tests {
         replica.apply(5, recorded).expect("readable").expect("applied");
         let snapshot = include_bytes!("../../tests/it/store/recorded/snapshot.json");
         assert_eq!(watched.borrow().snapshot(), snapshot);
-        let entry: TransactionEntry = decode_document(recorded, FORMAT).expect("readable");
+        let entry: TransactionEntry = decode_document(recorded).expect("readable");
         assert_eq!(serde_json::to_vec(&entry).expect("plain data"), recorded);
     }
 }

@@ -2,8 +2,10 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
+use super::feature_level::FeatureLevelPlanner;
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
+use super::transaction_limits::{ObjectKey, TransactionLimits};
 use super::{orchestrator, reaper, scheduler};
 use crate::model::{TaskState, Timestamp};
 use crate::store::{Action, Kind, Store, Transaction};
@@ -21,6 +23,8 @@ pub struct RoundPlanner {
     settings: ManagerSettings,
     rng: StdRng,
     quarantine: QuarantinedAddresses,
+    limits: TransactionLimits,
+    feature_level: FeatureLevelPlanner,
     /// Before this time no round has anything to do unless the store changes.
     wake: Timestamp,
 }
@@ -29,7 +33,8 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        Self { settings, rng, quarantine, wake: Timestamp::default() }
+        let feature_level = FeatureLevelPlanner::new(settings.rollback_window);
+        Self { settings, rng, quarantine, limits: TransactionLimits::default(), feature_level, wake: Timestamp::default() }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -38,15 +43,31 @@ impl RoundPlanner {
         self.quarantine.observe(store, applied);
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
+        draft.add("feature level", self.feature_level.plan(&draft.scratch, now));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));
         draft.add("reaper", reaper::plan(&draft.scratch, now, &self.settings));
-        let actions = draft.finish(store);
+        let actions = self.limits.fit(store, draft.finish(store), now);
         if actions.is_empty() {
             self.wake = next_start(store, now).map_or(now.plus(IDLE), |start| start.min(now.plus(IDLE)));
         }
         actions
+    }
+
+    /// The actions of the last round were written.
+    pub fn written(&mut self) {
+        self.limits.written();
+    }
+
+    /// The store refused the actions of the last round.
+    pub fn refused(&mut self, store: &Store, reason: &str, now: Timestamp) {
+        self.limits.refused(store, reason, now);
+    }
+
+    /// Objects that cannot be written and are left out: kind, id and reason.
+    pub fn left_out(&self) -> Vec<String> {
+        self.limits.left_out().iter().map(|((kind, id), object)| format!("{kind} {id}: {}", object.reason)).collect()
     }
 
     /// True if a round may have something to do although the store did not change: a restart delay has passed, addresses
@@ -60,8 +81,6 @@ impl RoundPlanner {
 fn next_start(store: &Store, now: Timestamp) -> Option<Timestamp> {
     store.tasks().filter(|t| t.desired_state <= TaskState::Running).filter_map(|t| t.not_before).filter(|t| *t > now).min()
 }
-
-type ObjectKey = (Kind, String);
 
 /// The actions so far, and the state that results from them.
 struct TransactionDraft<'a> {
@@ -81,12 +100,20 @@ impl TransactionDraft<'_> {
         let transaction = Transaction { at: self.now, actions };
         let index = self.scratch.index() + 1;
         if let Err(error) = self.scratch.to_mut().apply(index, &transaction) {
-            // A planner contradicts its own snapshot: a bug, which must not stop the other planners.
-            tracing::error!(planner, %error, "plan does not fit its snapshot, dropped");
-            return;
+            // A planner contradicts its own snapshot: a bug, which must stop neither the other planners nor the rest of this plan.
+            tracing::error!(planner, %error, "plan does not fit its snapshot: only the part of it that does is carried out");
+            return self.add_one_by_one(transaction.actions);
         }
         for action in transaction.actions {
             self.merge(action);
+        }
+    }
+
+    fn add_one_by_one(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            let (index, one) = (self.scratch.index() + 1, Transaction { at: self.now, actions: vec![action] });
+            let applied = self.scratch.to_mut().apply(index, &one).is_ok();
+            one.actions.into_iter().filter(|_| applied).for_each(|action| self.merge(action));
         }
     }
 

@@ -56,7 +56,7 @@ fn select_node(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String
         if !exclusions.passes(node, task, load) {
             continue;
         }
-        let rank = spread::rank(load, &task.service_id, &node.id);
+        let rank = spread::rank(load, task, &node.id);
         if best.as_ref().is_none_or(|(lowest, _)| rank < *lowest) {
             best = Some((rank, node));
         }

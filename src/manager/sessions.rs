@@ -1,11 +1,12 @@
-//! The manager's side of the nodes' sessions: queues what nodes send for the leader's loop. Knows no sockets; mutual TLS has
+//! The manager's side of the nodes' sessions: queues what nodes send for the liveness loop. Knows no sockets; mutual TLS has
 //! authenticated a node before its session is opened.
 //!
 //! A node's rate is not trusted: at most [`NODE_QUEUE`] events of each node are queued. A session that has to wait for that
 //! reads no further message, so that further messages wait in its socket. The queue is shared and first in, first out: a
 //! flooding node delays another node's heartbeat by that many events at most.
 
-use super::dispatcher::{Event, SessionId};
+use super::liveness::Event;
+use super::session::SessionId;
 use crate::model::NodeId;
 use crate::protocol::{ToManager, ToNode};
 use crate::sync::lock;
@@ -13,10 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Events of one node that may wait for the leader's loop, over all sessions of the node.
+/// Events of one node that may wait for the liveness loop, over all sessions of the node.
 pub const NODE_QUEUE: usize = 16;
 
-/// An event for the leader's loop.
+/// An event for the liveness loop.
 pub(super) struct SessionEvent {
     pub event: Event,
     /// Where a session that was opened is answered.
@@ -115,7 +116,7 @@ mod tests {
 
     fn hello() -> ToManager {
         let (description, endpoints, have) = (NodeDescription::default(), Vec::new(), Revision::default());
-        ToManager::Hello { format: FORMAT, description, endpoints, have }
+        ToManager::Hello { format: FORMAT, formats: None, description, endpoints, have }
     }
 
     fn heartbeat() -> ToManager {

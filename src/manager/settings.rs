@@ -9,6 +9,13 @@ pub struct ManagerSettings {
     pub heartbeat: Duration,
     /// A node is down after this long without a heartbeat.
     pub down_after: Duration,
+    /// Time that a node has to open a session with a manager that has just become the leader: three attempts, each with its
+    /// longest pause and its longest time to connect.
+    pub takeover_grace: Duration,
+    /// Nodes that fall silent together, most of all and at least two, are unknown for this long before they are down.
+    pub disruption_hold: Duration,
+    /// The tasks of a node that is down are kept for this long where no replacement runs: the node may return.
+    pub return_window: Duration,
     /// Time that a node has from its admission to its first session: the join and its proof that UDP reaches the node.
     pub join_grace: Duration,
     /// A replacement starts when its predecessor has stopped, and at the latest after this time.
@@ -20,6 +27,8 @@ pub struct ManagerSettings {
     pub node_lag: Duration,
     /// Tasks of a node are orphaned after it was down for this long.
     pub orphan_after: Duration,
+    /// The feature level rises when every manager has had the next one for this long.
+    pub rollback_window: Duration,
 }
 
 impl Default for ManagerSettings {
@@ -27,11 +36,15 @@ impl Default for ManagerSettings {
         Self {
             heartbeat: Duration::from_millis(500),
             down_after: Duration::from_secs(2),
+            takeover_grace: Duration::from_secs(12),
+            disruption_hold: Duration::from_secs(30),
+            return_window: Duration::from_mins(1),
             join_grace: Duration::from_secs(20),
             replace_wait: Duration::from_mins(1),
             stop_hold: Duration::from_secs(5),
             node_lag: Duration::from_secs(30),
             orphan_after: Duration::from_hours(24),
+            rollback_window: Duration::from_mins(10),
         }
     }
 }

@@ -30,6 +30,18 @@ pub struct Cluster {
     pub subnet_size: u8,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
+    /// What may be written to the log: every manager reads it. Absent: 1. Raised by the leader, never lowered.
+    #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
+    pub feature_level: u32,
+}
+
+fn first_level() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
+fn is_first_level(level: &u32) -> bool {
+    *level == first_level()
 }
 
 /// Join tokens, `SWMTKN-1-<digest of the root CA>-<secret>`.

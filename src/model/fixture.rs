@@ -3,7 +3,7 @@
 
 use super::mesh::{MeshPrefix, gateway};
 use super::service::EndpointMode;
-use super::task::{ContainerSpec, DnsConfig};
+use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -129,5 +129,7 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        failures: EarlierFailures::default(),
+        pull_auth: None,
     }
 }

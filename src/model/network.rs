@@ -16,6 +16,10 @@ pub struct Network {
     pub spec: NetworkSpec,
     /// Assigned by the allocator, from the user's choice or the cluster's pools; `None` until then.
     pub subnet: Option<Ipv4Net>,
+    /// The user has removed it while tasks that are to stop still have addresses on it: it is shown no more and its name is
+    /// free; the reaper deletes it with the last address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removing: bool,
 }
 
 /// What `docker network create` posts (the fields that are implemented).

@@ -1,6 +1,6 @@
 //! Nodes: what the user configures, what they report about themselves, what the leader observes of them.
 
-use super::{id::NodeId, meta::Meta, serde_helpers::null_as_default, wg_key::WgKey};
+use super::{format_range::FormatRange, id::NodeId, meta::Meta, serde_helpers::null_as_default, time::Timestamp, wg_key::WgKey};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,10 +57,10 @@ impl Availability {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// Has not opened a session since this leader took over.
+    /// Has not opened a session since this leader took over, or is silent together with most other nodes.
     #[default]
     Unknown,
-    /// Sent no heartbeat within the node-down timeout.
+    /// Sent no heartbeat within the node-down timeout, while most other nodes did.
     Down,
     /// Has a session.
     Ready,
@@ -127,8 +127,11 @@ pub struct NodeDescription {
     pub nano_cpus: i64,
     /// Memory in bytes.
     pub memory_bytes: i64,
-    /// Version of its Docker Engine; empty if the engine does not answer.
+    /// Version of its Docker Engine; empty if the engine does not answer, so that no task can be assigned to the node.
     pub engine_version: String,
+    /// Its engine has not answered for so long that its tasks are to run elsewhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub engine_lost: bool,
     pub engine_labels: BTreeMap<String, String>,
     /// Engine plugins as (type, name), sorted.
     pub plugins: Vec<(String, String)>,
@@ -136,6 +139,17 @@ pub struct NodeDescription {
     #[serde(default)]
     #[serde(rename = "FastPlane")]
     pub ebpf_datapath: bool,
+    /// Feature levels of its build, see [`super::Cluster::feature_level`]. Builds that have the first one only report none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_levels: Option<FormatRange>,
+}
+
+impl NodeDescription {
+    /// Feature levels of the node's build.
+    #[must_use]
+    pub fn feature_levels(&self) -> FormatRange {
+        self.feature_levels.unwrap_or(FormatRange::only(1))
+    }
 }
 
 /// What the leader observes of a node.
@@ -146,6 +160,10 @@ pub struct NodeStatus {
     pub message: String,
     /// Address that the node advertises.
     pub addr: Option<IpAddr>,
+    /// Since when the node is down, by the leader's clock; `None` while it is not. (Builds before it was stored do not write
+    /// it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_since: Option<Timestamp>,
 }
 
 /// A node's identity (its key) and addresses in the mesh. Assigned when the node joins.

@@ -5,8 +5,10 @@ use super::{
     id::{NetworkId, ServiceId},
     meta::Meta,
     port::{PortConfig, PublishMode},
+    pull_auth::PullAuth,
     serde_helpers::null_as_default,
     task::TaskSpec,
+    time::Nanos,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,12 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// Spec before the last update; `None` before the first one.
     pub previous_spec: Option<ServiceSpec>,
+    /// What nodes pull the image with; of the update or creation that last sent some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_auth: Option<PullAuth>,
+    /// Those before the last update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_pull_auth: Option<PullAuth>,
     /// Changes only with the task template: a task with the same number runs the current template.
     pub spec_version: u64,
     /// Written by the allocator.
@@ -57,8 +65,49 @@ pub struct ServiceSpec {
     pub labels: BTreeMap<String, String>,
     pub task_template: TaskSpec,
     pub mode: ServiceMode,
+    /// How the tasks are replaced when the template changes. Only the defaults are implemented; the API refuses others by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_config: Option<UpdateConfig>,
+    /// As `update_config`, for a rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_config: Option<UpdateConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_spec: Option<EndpointSpec>,
+}
+
+/// How the tasks of a service are replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UpdateConfig {
+    /// Tasks replaced at the same time; 0 for all.
+    pub parallelism: u64,
+    /// Time between two replacements.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Nanos>,
+    /// `pause`, `continue` or `rollback`.
+    pub failure_action: String,
+    /// Time after its start in which the end of a task is a failure of the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<Nanos>,
+    /// Share of failed tasks, 0 to 1, from which on the update has failed. A number as JSON writes it, because it is shown
+    /// as it was posted.
+    pub max_failure_ratio: serde_json::Number,
+    /// `stop-first` or `start-first`.
+    pub order: String,
+}
+
+impl Default for UpdateConfig {
+    /// What a service without the object is updated by.
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay: None,
+            failure_action: "pause".to_owned(),
+            monitor: Some(Nanos(5_000_000_000)),
+            max_failure_ratio: 0.into(),
+            order: "stop-first".to_owned(),
+        }
+    }
 }
 
 /// How many tasks a service has. Exactly one field is set; only `replicated` is implemented.

@@ -5,6 +5,7 @@ use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
+    pull_auth::PullAuth,
     serde_helpers::null_as_default,
     time::{Nanos, Timestamp},
 };
@@ -107,6 +108,70 @@ pub struct Task {
     /// Published ports of its service on which its container was observed to listen, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
+    /// What its predecessors in the slot failed at. Written once, by the orchestrator.
+    #[serde(default, skip_serializing_if = "EarlierFailures::is_none")]
+    pub failures: EarlierFailures,
+    /// Its service's, when the task was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_auth: Option<PullAuth>,
+}
+
+/// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EarlierFailures {
+    pub count: u32,
+    /// How much speaks against each node, see [`EarlierFailures::add`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<NodeId, u32>,
+}
+
+impl EarlierFailures {
+    /// From this weight on a node is chosen only if no better one is suitable: five failures, or one task that the node could
+    /// not even prepare.
+    pub const AVOID: u32 = 5;
+    /// So many failures in a row are followed by the delay of the restart policy, each; further ones by growing delays.
+    pub const PATIENCE: u32 = 3;
+    /// Nodes that are remembered; beyond them all are forgotten, and tried again.
+    const NODES: usize = 32;
+
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Weight of one failure against the node on which it happened.
+    #[must_use]
+    pub fn weight(state: TaskState) -> u32 {
+        match state {
+            TaskState::Failed => 1,
+            TaskState::Rejected => Self::AVOID,
+            _ => 0,
+        }
+    }
+
+    /// Adds a task that failed on a node.
+    pub fn add(&mut self, node: Option<&NodeId>, state: TaskState) {
+        self.count = self.count.saturating_add(1);
+        let Some(node) = node else { return };
+        if self.nodes.len() >= Self::NODES && !self.nodes.contains_key(node) {
+            self.nodes.clear();
+        }
+        let weight = self.nodes.entry(node.clone()).or_default();
+        *weight = weight.saturating_add(Self::weight(state));
+    }
+
+    /// The task is in a crash loop, in which delays grow.
+    #[must_use]
+    pub fn delays_grow(&self) -> bool {
+        self.count > Self::PATIENCE
+    }
+
+    /// What speaks against a node.
+    #[must_use]
+    pub fn on(&self, node: &NodeId) -> u32 {
+        self.nodes.get(node).copied().unwrap_or(0)
+    }
 }
 
 impl Task {
@@ -230,6 +295,9 @@ pub struct ContainerSpec {
     /// Additional groups.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub groups: Vec<String>,
+    /// Shown only: the API refuses all but the zero values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privileges: Option<Privileges>,
     /// Allocate a terminal.
     #[serde(rename = "TTY", skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
@@ -269,6 +337,16 @@ pub struct ContainerSpec {
     /// Capabilities dropped.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub capability_drop: Vec<String>,
+}
+
+/// Security options of a container. None is implemented: all are zero.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Privileges {
+    pub credential_spec: (),
+    #[serde(rename = "SELinuxContext")]
+    pub selinux_context: (),
+    pub no_new_privileges: bool,
 }
 
 /// Time between the stop signal and SIGKILL if the spec sets none.
@@ -366,7 +444,7 @@ fn is_zero(value: &i64) -> bool {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
-    /// As the CLI sets them; shown only.
+    /// Platforms that the image was made for, as the client found them; any if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub platforms: Vec<Platform>,
 }

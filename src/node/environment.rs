@@ -3,6 +3,7 @@
 
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::state_dir::StateDir;
+use super::supervisor::{Blockers, Supervisor};
 use crate::clock::Clock;
 use crate::datapath::{Sandbox, tunnel};
 use crate::model::WgKey;
@@ -10,10 +11,11 @@ use crate::model::node::NodeDescription;
 use crate::overlay::MtuChannels;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
+use crate::store::FEATURE_LEVELS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Time for the engine to describe the host.
 const DESCRIBE: Duration = Duration::from_secs(5);
@@ -28,6 +30,10 @@ pub(super) struct Environment {
     pub sandboxes: Arc<CurrentSandboxes>,
     /// Network namespaces of containers on overlay networks, from the driver.
     pub joined: watch::Receiver<Vec<Sandbox>>,
+    /// What of the daemon does not run.
+    pub blockers: Blockers,
+    /// Notified when the membership must be started again.
+    pub failed: Arc<Notify>,
     /// MTUs of the overlay, published by its loop.
     pub mtus: MtuChannels,
     /// The eBPF datapath accepts packets of published ports from other nodes; set when the datapath is opened.
@@ -37,16 +43,28 @@ pub(super) struct Environment {
 impl Environment {
     /// The host's description for the managers; without an engine that answers, only what the kernel reports.
     pub(super) async fn description(&self) -> NodeDescription {
-        let ebpf_datapath = self.takes_ports.load(Ordering::Relaxed);
-        if let Ok(Ok(description)) = tokio::time::timeout(DESCRIBE, self.engine.describe()).await {
-            return NodeDescription { ebpf_datapath, ..description };
+        match self.describe().await {
+            Some(description) => description,
+            None => self.without_engine(),
         }
+    }
+
+    /// What the engine says of the host; `None` if it does not answer within [`DESCRIBE`].
+    pub(super) async fn describe(&self) -> Option<NodeDescription> {
+        let described = tokio::time::timeout(DESCRIBE, self.engine.describe()).await.ok()?.ok()?;
+        let ebpf_datapath = self.takes_ports.load(Ordering::Relaxed);
+        Some(NodeDescription { ebpf_datapath, feature_levels: Some(FEATURE_LEVELS), ..described })
+    }
+
+    /// What the kernel says of the host.
+    pub(super) fn without_engine(&self) -> NodeDescription {
         let uname = rustix::system::uname();
         NodeDescription {
             hostname: uname.nodename().to_string_lossy().into_owned(),
             architecture: uname.machine().to_string_lossy().into_owned(),
             os: "linux".to_owned(),
-            ebpf_datapath,
+            ebpf_datapath: self.takes_ports.load(Ordering::Relaxed),
+            feature_levels: Some(FEATURE_LEVELS),
             ..NodeDescription::default()
         }
     }
@@ -55,6 +73,11 @@ impl Environment {
     pub(super) fn tunnel_key(&self) -> anyhow::Result<WgKey> {
         let path = self.state_dir.tunnel_key();
         if path.exists() { tunnel::public_key(&path) } else { tunnel::generate_key(&path) }
+    }
+
+    /// For the loops of one membership.
+    pub(super) fn supervisor(&self) -> Supervisor {
+        Supervisor::new(self.blockers.clone(), self.failed.clone())
     }
 
     /// Time between reconciliations without a change.

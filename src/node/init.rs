@@ -16,7 +16,7 @@ use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
 use crate::model::node::ManagerStatus;
 use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
-use crate::store::Action;
+use crate::store::{Action, FEATURE_LEVELS};
 use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
 use std::net::SocketAddr;
@@ -77,7 +77,7 @@ impl Daemon {
             ingress_addr: node.mesh.ingress_addr,
             raft_id: Some(FIRST_RAFT_ID),
         };
-        let membership = MembershipFile::new(assignment, addresses);
+        let membership = MembershipFile::new(assignment, addresses).described(&node.description);
         let view = view_of(&store, id).context("the store has no view for the first node")?;
         let network = MeshNetwork::open(env, addresses).await?;
         network.start_overlay(env, id, Some(view));
@@ -109,6 +109,7 @@ fn new_cluster(
         reserved_subnets: pools.reserved,
         subnet_size: request.subnet_size,
         data_path_port: addresses.data_path_port,
+        feature_level: FEATURE_LEVELS.newest,
     };
     Ok((cluster, ca))
 }

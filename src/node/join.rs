@@ -11,6 +11,7 @@ use super::state_dir::{MembershipFile, NodeAssignment};
 use crate::api::control::{ControlError, SwarmJoinRequest};
 use crate::model::WgKey;
 use crate::model::mesh::node_address;
+use crate::model::node::NodeDescription;
 use crate::protocol::{JoinRefused, JoinReply};
 use crate::rpc::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 use crate::trust::NodeKey;
@@ -28,12 +29,13 @@ impl Daemon {
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         let tunnel_key = env.tunnel_key().map_err(|e| failed(&e))?;
         let tunnel = JoinerTunnel::open(env, addresses.clone()).await.map_err(|e| failed(&e))?;
+        let description = env.description().await;
         let parts = JoinParts {
             token: &request.token,
             node_key: &node_key,
             tunnel_key,
             endpoints: addresses.endpoints(),
-            description: env.description().await,
+            description: description.clone(),
             availability: request.availability,
         };
         let options = JoinOptions { timeout: env.settings.timeouts.join(), ..JoinOptions::new(env.clock.clone()) };
@@ -47,7 +49,7 @@ impl Daemon {
         };
         let JoiningNetwork { network, addresses, .. } =
             tunnel.state.lock().await.take().ok_or_else(|| ControlError::failed("the tunnel is closed"))?;
-        let member = start_member(env, joined, network, &addresses).await.map_err(|e| failed(&e))?;
+        let member = start_member(env, joined, network, &addresses, &description).await.map_err(|e| failed(&e))?;
         self.lifecycle.set(MembershipState::Active(Arc::new(member)));
         Ok(())
     }
@@ -67,6 +69,7 @@ async fn start_member(
     joined: Joined,
     network: MeshNetwork,
     addresses: &ListenAddresses,
+    description: &NodeDescription,
 ) -> anyhow::Result<Member> {
     let Joined { reply, identity } = joined;
     let assignment = NodeAssignment {
@@ -78,7 +81,7 @@ async fn start_member(
         ingress_addr: reply.ingress_addr,
         raft_id: None,
     };
-    let membership = MembershipFile::new(assignment, addresses);
+    let membership = MembershipFile::new(assignment, addresses).described(description);
     let stored = env.state_dir.certificates().store(&identity).map_err(anyhow::Error::from);
     if let Err(error) = stored.and_then(|()| membership.store(&env.state_dir)) {
         let _ = network.take_down(env).await;

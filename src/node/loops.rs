@@ -2,6 +2,7 @@
 
 use super::environment::Environment;
 use super::network::MeshNetwork;
+use super::supervisor::Supervisor;
 use crate::agent::{self, AgentChannels, AgentConfig};
 use crate::datapath::ebpf::VipReadiness;
 use crate::datapath::mesh::Mesh;
@@ -18,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Reports that may wait for the session.
 const REPORT_QUEUE: usize = 256;
@@ -92,10 +92,10 @@ pub(super) struct LoopContext {
     pub me: NodeId,
     /// The view that the session publishes and every loop follows; `None` until there is a first one.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
+    /// The view that names the managers, see [`MeshNetwork::peers`].
+    pub peers: watch::Receiver<Option<Arc<NodeView>>>,
     pub mesh: Arc<Mesh>,
-    /// Ends every loop.
-    pub stop: CancellationToken,
-    pub tasks: TaskTracker,
+    pub supervisor: Supervisor,
 }
 
 impl LoopContext {
@@ -104,14 +104,19 @@ impl LoopContext {
             env: env.clone(),
             me: me.clone(),
             view: network.view.clone(),
+            peers: network.peers.subscribe(),
             mesh: network.mesh.clone(),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            supervisor: env.supervisor(),
         }
     }
 
     fn view(&self) -> watch::Receiver<Option<Arc<NodeView>>> {
         self.view.subscribe()
+    }
+
+    /// Ends every loop.
+    pub(super) fn stop(&self) -> CancellationToken {
+        self.supervisor.stop.clone()
     }
 }
 
@@ -126,6 +131,8 @@ pub(super) struct RunningLoops {
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     /// Published ports that tasks of this node listen on.
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    /// Whether the engine answers the agent.
+    pub engine_answers: watch::Receiver<bool>,
 }
 
 /// Starts every loop on a network that is up.
@@ -139,9 +146,9 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let (ready, ebpf) = start_ebpf(context, network, held, &mut applied);
     let names = start_dns(context, ready, &mut applied);
     let ports = start_userspace(context, held_sender, &mut applied);
-    let statuses = start_agent(context, &mut applied)?;
+    let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
-    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens })
+    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers })
 }
 
 /// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
@@ -155,27 +162,35 @@ fn start_ebpf(
     let reason = network.ebpf.as_ref().err().cloned().unwrap_or_default();
     let (status_sender, status) = watch::channel(EbpfStatus { reason, ..EbpfStatus::default() });
     if let Ok(datapath) = &network.ebpf {
-        let channels = EbpfChannels {
-            view: context.view(),
-            sandboxes: context.env.joined.clone(),
-            mtu: context.env.mtus.smallest.subscribe(),
-            held,
-            applied: applied.channel(Loop::Ebpf),
-            ready: ready_sender,
-            status: status_sender,
-        };
+        let (context, datapath, applied) = (context.clone(), datapath.clone(), applied.channel(Loop::Ebpf));
         let udp_idle = Duration::from_millis(context.env.settings.ports.udp_idle_ms);
-        let timing = EbpfTiming { tick: context.env.reconcile_tick(), udp_idle };
-        context.tasks.spawn(ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), timing, context.stop.clone()));
+        let tcp_idle = Duration::from_secs(context.env.settings.ebpf.tcp_idle_s);
+        context.supervisor.clone().keep(Loop::Ebpf.name(), move || {
+            let channels = EbpfChannels {
+                view: context.view(),
+                sandboxes: context.env.joined.clone(),
+                mtu: context.env.mtus.smallest.subscribe(),
+                held: held.clone(),
+                applied: applied.clone(),
+                ready: ready_sender.clone(),
+                status: status_sender.clone(),
+            };
+            let timing = EbpfTiming { tick: context.env.reconcile_tick(), udp_idle, tcp_idle };
+            ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), timing, context.stop())
+        });
     }
     (ready, status)
 }
 
 fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) -> Arc<DnsCounts> {
-    let settings = dns_settings(&context.env.settings);
     let counts = Arc::<DnsCounts>::default();
-    let channels = DnsChannels { view: context.view(), ready, applied: applied.channel(Loop::Dns), counts: Arc::clone(&counts) };
-    context.tasks.spawn(dns::run(context.me.clone(), channels, context.mesh.clone(), settings, context.stop.clone()));
+    let (context, counted, applied) = (context.clone(), Arc::clone(&counts), applied.channel(Loop::Dns));
+    context.supervisor.clone().keep(Loop::Dns.name(), move || {
+        let (ready, applied, counts) = (ready.clone(), applied.clone(), Arc::clone(&counted));
+        let channels = DnsChannels { view: context.view(), ready, applied, counts };
+        let settings = dns_settings(&context.env.settings);
+        dns::run(context.me.clone(), channels, context.mesh.clone(), settings, context.stop())
+    });
     counts
 }
 
@@ -185,27 +200,46 @@ fn start_userspace(
     applied: &mut AppliedRevisions,
 ) -> watch::Receiver<Vec<PortStatus>> {
     let (status, ports) = watch::channel(Vec::new());
-    let channels = UserspaceChannels { view: context.view(), applied: applied.channel(Loop::Ports), status, held };
-    let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
-    let settings = userspace_settings(&context.env.settings);
-    context.tasks.spawn(ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop.clone()));
+    let (context, applied) = (context.clone(), applied.channel(Loop::Ports));
+    context.supervisor.clone().keep(Loop::Ports.name(), move || {
+        let (applied, status, held) = (applied.clone(), status.clone(), held.clone());
+        let channels = UserspaceChannels { view: context.view(), applied, status, held };
+        let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
+        let settings = userspace_settings(&context.env.settings);
+        ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop())
+    });
     ports
 }
 
-fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow::Result<mpsc::Receiver<(TaskId, TaskStatus)>> {
+/// What the agent reports.
+struct AgentReports {
+    statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    engine_answers: watch::Receiver<bool>,
+}
+
+fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow::Result<AgentReports> {
     let env = &context.env;
     let (status, statuses) = mpsc::channel(REPORT_QUEUE);
+    let (answers, engine_answers) = watch::channel(true);
     let skep_socket = env.settings.replace_engine_socket.then(|| env.settings.docker_socket());
     let config = AgentConfig::new(context.me.clone(), env.settings.engine_socket()?, skep_socket, env.mtus.device.subscribe());
-    let channels = AgentChannels { view: context.view(), status, applied: applied.channel(Loop::Agent) };
-    context.tasks.spawn(agent::run(config, channels, env.engine.clone(), env.clock.clone(), context.stop.clone()));
-    Ok(statuses)
+    let (context, applied) = (context.clone(), applied.channel(Loop::Agent));
+    context.supervisor.clone().keep(Loop::Agent.name(), move || {
+        let (status, applied, engine_answers) = (status.clone(), applied.clone(), answers.clone());
+        let channels = AgentChannels { view: context.view(), status, applied, engine_answers };
+        let env = &context.env;
+        agent::run(config.clone(), channels, env.engine.clone(), env.clock.clone(), context.stop())
+    });
+    Ok(AgentReports { statuses, engine_answers })
 }
 
 fn start_readiness(context: &LoopContext) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
     let (reports, listens) = mpsc::channel(REPORT_QUEUE);
-    let (sandboxes, tick) = (context.env.joined.clone(), context.env.reconcile_tick());
-    context.tasks.spawn(ingress::readiness::run(context.view(), sandboxes, reports, tick, context.stop.clone()));
+    let context = context.clone();
+    context.supervisor.clone().keep("readiness", move || {
+        let (sandboxes, tick) = (context.env.joined.clone(), context.env.reconcile_tick());
+        ingress::readiness::run(context.view(), sandboxes, reports.clone(), tick, context.stop())
+    });
     listens
 }
 

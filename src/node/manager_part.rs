@@ -9,6 +9,7 @@ use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
 use super::recovery::RecoveryWindow;
 use super::state_dir::MembershipFile;
+use super::supervisor::Blockers;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
@@ -134,6 +135,8 @@ pub(super) struct ManagerServices {
 
 struct RunningManager {
     store: ManagerStore,
+    /// The leader's loops.
+    loops: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -159,13 +162,18 @@ impl ManagerServices {
         }
     }
 
+    /// Its log and its listener are open.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.prepared.is_some()
+    }
+
     /// Starts the leader's loops and both listeners.
     fn start_services(&self, store: ManagerStore, listener: TcpListener) -> anyhow::Result<RunningManager> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_started = stop.clone().drop_guard();
         let (env, me) = (&self.env, &self.membership.node_id);
         let settings = manager_settings(&env.settings);
-        let leads = watch_leadership(&store.raft, &tasks, &stop);
+        let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
@@ -183,7 +191,7 @@ impl ManagerServices {
         let address = SocketAddr::new(IpAddr::V6(node_address(self.membership.subnet)), DEFAULT_PORT);
         tasks.spawn(serve_mesh(server, self.mesh.clone(), address, stop.clone()));
         unless_started.disarm();
-        Ok(RunningManager { store, stop, tasks })
+        Ok(RunningManager { store, loops: loops.finished, stop, tasks })
     }
 }
 
@@ -201,8 +209,19 @@ impl ManagerPart for ManagerServices {
         Ok(handle)
     }
 
+    async fn ended(&mut self) -> String {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        tokio::select! {
+            () = running.store.raft.closed() => "raft has stopped: the log of skep has the reason".to_owned(),
+            ended = &mut running.loops => match ended {
+                Err(error) => format!("the leader's loops have ended: {error}"),
+                Ok(()) => "the leader's loops have ended".to_owned(),
+            },
+        }
+    }
+
     async fn stop(&mut self) {
-        let Some(RunningManager { store, stop, tasks }) = self.running.take() else { return };
+        let Some(RunningManager { store, stop, tasks, .. }) = self.running.take() else { return };
         stop.cancel();
         store.stop().await;
         tasks.close();
@@ -232,20 +251,33 @@ async fn retry_until_stopped<T>(stop: &CancellationToken, mut attempt: impl FnMu
     }
 }
 
-/// Whether this manager leads.
-fn watch_leadership(raft: &Raft<ApplyOutcome>, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
+/// Whether this manager leads. What prevents raft from writing is among the blockers.
+fn watch_leadership(
+    raft: &Raft<ApplyOutcome>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    blockers: Blockers,
+) -> watch::Receiver<bool> {
     let mut status = raft.status();
     let (sender, receiver) = watch::channel(status.borrow().is_leader);
     let stop = stop.clone();
     tasks.spawn(async move {
         loop {
-            let now = status.borrow_and_update().is_leader;
+            let (now, problem) = {
+                let status = status.borrow_and_update();
+                (status.is_leader, status.problem.clone())
+            };
             replace_if_changed(&sender, now);
+            match problem {
+                Some(problem) => blockers.set("raft", problem),
+                None => blockers.clear("raft"),
+            }
             tokio::select! {
-                () = stop.cancelled() => return,
-                changed = status.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => break,
+                changed = status.changed() => if changed.is_err() { break },
             }
         }
+        blockers.clear("raft");
     });
     receiver
 }

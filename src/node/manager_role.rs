@@ -1,7 +1,10 @@
 //! Runs the manager's part of a member while its role is manager. Knows roles, not what the part is made of.
 
+use super::supervisor::Blockers;
+use crate::backoff::Backoff;
 use crate::model::Role;
 use async_trait::async_trait;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -12,20 +15,28 @@ pub(super) trait ManagerPart: Send + 'static {
     type Handle: Clone + Send + Sync + 'static;
 
     async fn start(&mut self) -> anyhow::Result<Self::Handle>;
+    /// Returns the reason when the running part has ended by itself; never while it is stopped.
+    async fn ended(&mut self) -> String;
     /// Ends the part; once it returns the part can be started again.
     async fn stop(&mut self);
 }
 
-/// Starts and stops a [`ManagerPart`] according to the node's role.
+/// Name of the part among the blockers.
+pub(super) const NAME: &str = "manager";
+/// Pauses between attempts to start the part.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+
+/// Starts and stops a [`ManagerPart`] according to the node's role; one that cannot be started or has ended is tried again.
 pub(super) struct ManagerRole<P: ManagerPart> {
     part: P,
+    blockers: Blockers,
     /// `Some` while the part runs.
     handle: watch::Sender<Option<P::Handle>>,
 }
 
 impl<P: ManagerPart> ManagerRole<P> {
-    pub(super) fn new(part: P) -> Self {
-        Self { part, handle: watch::channel(None).0 }
+    pub(super) fn new(part: P, blockers: Blockers) -> Self {
+        Self { part, blockers, handle: watch::channel(None).0 }
     }
 
     /// The running part's handle; `None` while the node is a worker.
@@ -55,18 +66,39 @@ impl<P: ManagerPart> ManagerRole<P> {
 
     /// Applies the role and each change of it until `stop` is cancelled or the role's sender is dropped; then ends the part.
     pub(super) async fn follow(mut self, mut role: watch::Receiver<Role>, stop: CancellationToken) {
+        let mut failures = 0_u32;
         loop {
             let wanted = *role.borrow_and_update();
-            if let Err(error) = self.apply(wanted).await {
-                tracing::error!(error = format!("{error:#}"), "the manager part of this node cannot be started");
+            let mut failure = match self.apply(wanted).await {
+                Ok(()) => {
+                    self.blockers.clear(NAME);
+                    None
+                }
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if failure.is_none() {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    changed = role.changed() => if changed.is_err() { break },
+                    reason = self.part.ended() => failure = Some(reason),
+                }
+            }
+            let Some(reason) = failure else { continue };
+            failures = failures.saturating_add(1);
+            tracing::error!(reason, failures, "the manager part of this node does not run, it is tried again");
+            self.blockers.set(NAME, reason);
+            if self.handle.send_replace(None).is_some() {
+                self.part.stop().await;
             }
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = role.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(RETRY.pause(failures)) => {}
             }
         }
         // Without its part a node is a worker: stopping cannot fail.
         let _ = self.apply(Role::Worker).await;
+        self.blockers.clear(NAME);
     }
 }
 
@@ -80,16 +112,27 @@ mod tests {
         calls: Arc<Mutex<Vec<&'static str>>>,
         starts: u32,
         fails: bool,
+        /// Starts that fail, one after the other.
+        failing: u32,
+        /// Ends the running part.
+        end: Arc<tokio::sync::Notify>,
     }
 
     #[async_trait]
     impl ManagerPart for FakePart {
         type Handle = u32;
         async fn start(&mut self) -> anyhow::Result<u32> {
-            anyhow::ensure!(!self.fails, "the port is in use");
+            anyhow::ensure!(!self.fails && self.failing == 0, "the port is in use{}", {
+                self.failing = self.failing.saturating_sub(1);
+                ""
+            });
             self.calls.lock().unwrap().push("start");
             self.starts += 1;
             Ok(self.starts)
+        }
+        async fn ended(&mut self) -> String {
+            self.end.notified().await;
+            "raft has stopped".to_owned()
         }
         async fn stop(&mut self) {
             self.calls.lock().unwrap().push("stop");
@@ -98,13 +141,13 @@ mod tests {
 
     fn part() -> (FakePart, Arc<Mutex<Vec<&'static str>>>) {
         let calls = Arc::default();
-        (FakePart { calls: Arc::clone(&calls), starts: 0, fails: false }, calls)
+        (FakePart { calls: Arc::clone(&calls), starts: 0, fails: false, failing: 0, end: Arc::default() }, calls)
     }
 
     #[tokio::test]
     async fn the_part_runs_while_the_role_is_manager() {
         let (part, calls) = part();
-        let manager = ManagerRole::new(part);
+        let manager = ManagerRole::new(part, Blockers::default());
         let mut handle = manager.handle();
         let (role, roles) = watch::channel(Role::Worker);
         let stop = CancellationToken::new();
@@ -124,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn a_role_that_is_applied_already_changes_nothing() {
         let (part, calls) = part();
-        let mut manager = ManagerRole::new(part);
+        let mut manager = ManagerRole::new(part, Blockers::default());
         manager.apply(Role::Worker).await.unwrap();
         manager.apply(Role::Manager).await.unwrap();
         manager.apply(Role::Manager).await.unwrap();
@@ -139,11 +182,35 @@ mod tests {
     #[tokio::test]
     async fn a_part_that_cannot_start_is_reported_and_not_stopped() {
         let (part, calls) = part();
-        let mut manager = ManagerRole::new(FakePart { fails: true, ..part });
+        let mut manager = ManagerRole::new(FakePart { fails: true, ..part }, Blockers::default());
         let error = manager.apply(Role::Manager).await.expect_err("fails");
         assert_eq!(error.to_string(), "the port is in use");
         assert_eq!(*manager.handle().borrow(), None);
         manager.apply(Role::Worker).await.unwrap();
         assert!(calls.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_part_that_cannot_start_or_that_ends_is_named_and_tried_again() {
+        let (part, calls) = part();
+        let (end, blockers) = (part.end.clone(), Blockers::default());
+        let manager = ManagerRole::new(FakePart { failing: 2, ..part }, blockers.clone());
+        let mut handle = manager.handle();
+        let (_role, roles) = watch::channel(Role::Manager);
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(manager.follow(roles, stop.clone()));
+        while blockers.now().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(blockers.now()["manager"], "the port is in use");
+        handle.wait_for(|h| *h == Some(1)).await.expect("started");
+        end.notify_one();
+        handle.wait_for(|h| *h == Some(2)).await.expect("started again");
+        while !blockers.now().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        following.await.expect("ends");
+        assert_eq!(*calls.lock().unwrap(), ["start", "stop", "start", "stop"]);
     }
 }

@@ -10,11 +10,15 @@ pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
     ManagerSettings {
         heartbeat: Duration::from_millis(timeouts.heartbeat_ms),
         down_after: Duration::from_millis(timeouts.node_down_ms),
+        takeover_grace: Duration::from_millis(manager.takeover_grace_ms),
+        disruption_hold: Duration::from_millis(manager.disruption_hold_ms),
+        return_window: Duration::from_millis(manager.return_window_ms),
         join_grace: Duration::from_millis(manager.join_grace_ms),
         replace_wait: Duration::from_millis(manager.replace_wait_ms),
         stop_hold: Duration::from_millis(manager.stop_hold_ms),
         node_lag: Duration::from_millis(manager.node_lag_ms),
         orphan_after: Duration::from_secs(manager.orphan_after_s),
+        rollback_window: Duration::from_secs(manager.rollback_window_s),
     }
 }
 
@@ -31,18 +35,24 @@ mod tests {
     fn each_setting_of_the_file_reaches_the_manager() {
         let path = std::env::temp_dir().join(format!("skep-manager-settings-{}.toml", std::process::id()));
         let text = "[timeouts]\nheartbeat_ms = 400\nnode_down_ms = 3000\n\
-            [manager]\njoin_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\nnode_lag_ms = 45000\norphan_after_s = 60\n";
+            [manager]\ntakeover_grace_ms = 9000\ndisruption_hold_ms = 8000\nreturn_window_ms = 7000\n\
+            join_grace_ms = 30000\nreplace_wait_ms = 90000\nstop_hold_ms = 7000\nnode_lag_ms = 45000\norphan_after_s = 60\n\
+            rollback_window_s = 5\n";
         std::fs::write(&path, text).unwrap();
         let settings = Settings::read(Some(&path));
         std::fs::remove_file(&path).unwrap();
         let expected = ManagerSettings {
             heartbeat: Duration::from_millis(400),
             down_after: Duration::from_secs(3),
+            takeover_grace: Duration::from_secs(9),
+            disruption_hold: Duration::from_secs(8),
+            return_window: Duration::from_secs(7),
             join_grace: Duration::from_secs(30),
             replace_wait: Duration::from_secs(90),
             stop_hold: Duration::from_secs(7),
             node_lag: Duration::from_secs(45),
             orphan_after: Duration::from_mins(1),
+            rollback_window: Duration::from_secs(5),
         };
         assert_eq!(manager_settings(&settings.unwrap()), expected);
     }

@@ -2,23 +2,26 @@
 //! manager's part.
 
 use super::certificate_authority::CertificateIssuer;
+use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
 use super::error_list::ErrorList;
 use super::lifecycle::Leave;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
 use super::manager_part::{ManagerServices, PreparedManager};
 use super::manager_role::ManagerRole;
+use super::membership_writer;
 use super::network::MeshNetwork;
 use super::recovery::RecoveryWindow;
 use super::renewal::{Renewal, RenewalState, StoreOrManagers};
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
-use super::troubles::{self, Troubles};
+use super::troubles::{self, TroubleSources, Troubles};
 use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::model::mesh::node_address;
+use crate::model::node::NodeDescription;
 use crate::model::{NodeView, Role};
 use crate::protocol::ToManager;
 use crate::rpc::RenewalConfig;
@@ -29,6 +32,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -74,18 +78,33 @@ impl Member {
         manager: Option<PreparedManager>,
     ) -> anyhow::Result<Self> {
         let context = LoopContext::new(env, &membership.node_id, &network);
+        // Ends what was started before a failure.
+        let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, names, statuses, listens } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
+        let engine = start_engine_watch(&context, &membership, engine_answers).await;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());
-        let following = (applied.clone(), context.view.subscribe(), ebpf.clone());
-        context.tasks.spawn(troubles::run(following.0, following.1, following.2, troubles_sender, context.stop.clone()));
-        let reports = LoopReports { applied: applied.receivers(), statuses, listens, troubles: troubles.clone() };
-        let session = session::start(&context, &membership, identity.clone(), reports).await?;
+        let sources = TroubleSources {
+            loops: applied.clone(),
+            view: context.view.subscribe(),
+            ebpf: ebpf.clone(),
+            engine: engine.trouble,
+            blockers: env.blockers.clone(),
+        };
+        let stop = context.stop();
+        context.supervisor.keep("troubles", move || troubles::run(sources.clone(), troubles_sender.clone(), stop.clone()));
+        let (description, troubles_now) = (engine.description, troubles.clone());
+        let reports = LoopReports { applied: applied.receivers(), statuses, listens, troubles: troubles_now, description };
+        let session = session::start(&context, &membership, identity.clone(), reports)?;
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, &membership, identity.clone(), &network, recovery.clone(), manager);
         let store = start_manager_role(services, roles, &context).await?;
         let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
+        let (loops, overlay) = unless_started;
+        for started in [loops, overlay] {
+            started.disarm();
+        }
         Ok(Self {
             membership,
             network,
@@ -133,11 +152,42 @@ impl Member {
 
     /// Stops the loops; containers, tunnel and routes stay.
     pub(super) async fn pause(&self) {
-        self.context.stop.cancel();
+        self.context.supervisor.stop.cancel();
         self.network.pause().await;
-        self.context.tasks.close();
-        self.context.tasks.wait().await;
+        self.context.supervisor.end().await;
     }
+}
+
+/// What the node's parts follow of the engine.
+struct EngineFacts {
+    description: watch::Receiver<NodeDescription>,
+    trouble: watch::Receiver<String>,
+}
+
+/// Follows the engine, and keeps `node.json` current. Returns at once if an earlier run has described the host: a session
+/// must not wait for a slow engine.
+async fn start_engine_watch(context: &LoopContext, membership: &MembershipFile, answers: watch::Receiver<bool>) -> EngineFacts {
+    let env = &context.env;
+    let first = match membership.description.clone() {
+        Some(known) => NodeDescription { ebpf_datapath: env.takes_ports.load(Ordering::Relaxed), ..known },
+        None => env.description().await,
+    };
+    let down_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
+    let known_first = first.clone();
+    let (description_sender, description) = watch::channel(first);
+    let (trouble_sender, trouble) = watch::channel(String::new());
+    let (known_sender, known) = watch::channel(membership.description.clone());
+    let reports = EngineReports { description: description_sender, trouble: trouble_sender, known: known_sender };
+    let (looked_at, stop) = (env.clone(), context.stop());
+    context.supervisor.keep("engine", move || {
+        let watch = EngineWatch::new(known_first.clone(), down_after);
+        engine_watch::run(looked_at.clone(), watch, answers.clone(), reports.clone(), stop.clone())
+    });
+    let (dir, file, view, stop) = (env.state_dir.clone(), membership.clone(), context.view.clone(), context.stop());
+    context.supervisor.keep("membership", move || {
+        membership_writer::run(dir.clone(), file.clone(), view.subscribe(), known.clone(), stop.clone())
+    });
+    EngineFacts { description, trouble }
 }
 
 /// Starts the manager's part if the role requires it, and follows the role from then on.
@@ -146,11 +196,15 @@ async fn start_manager_role(
     roles: watch::Receiver<Role>,
     context: &LoopContext,
 ) -> anyhow::Result<watch::Receiver<Option<StoreHandle>>> {
-    let mut manager = ManagerRole::new(services);
+    let prepared = services.is_prepared();
+    let mut manager = ManagerRole::new(services, context.env.blockers.clone());
     let first = *roles.borrow();
-    manager.apply(first).await?;
+    // What could not be prepared is tried again beside the node's own loops.
+    if prepared || first == Role::Worker {
+        manager.apply(first).await?;
+    }
     let store = manager.handle();
-    context.tasks.spawn(manager.follow(roles, context.stop.clone()));
+    context.supervisor.once("manager", manager.follow(roles, context.stop()));
     Ok(store)
 }
 
@@ -172,7 +226,7 @@ fn start_renewal(
     let (clock, files) = (env.clock.clone(), env.state_dir.certificates());
     let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers };
     let (state, renewal) = watch::channel(RenewalState::default());
-    context.tasks.spawn(Renewal { clock, identity, source, files, state }.run(context.stop.clone()));
+    context.supervisor.once("renewal", Renewal { clock, identity, source, files, state }.run(context.stop()));
     renewal
 }
 

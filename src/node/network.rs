@@ -5,6 +5,7 @@
 use super::address::ListenAddresses;
 use super::environment::Environment;
 use super::error_list::ErrorList;
+use super::supervisor::Supervisor;
 use crate::datapath::Tunnel;
 use crate::datapath::ebpf::{self, EbpfDatapath};
 use crate::datapath::mesh::Mesh;
@@ -18,8 +19,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The running network of a member.
 pub(super) struct MeshNetwork {
@@ -30,17 +30,19 @@ pub(super) struct MeshNetwork {
     tunnel_config: TunnelConfig,
     /// The view that every loop of the node follows.
     pub view: watch::Sender<Option<Arc<NodeView>>>,
+    /// The view that the overlay loop follows, and that names the managers: that of the others, or before there is one a view
+    /// that names only managers.
+    pub peers: watch::Sender<Option<Arc<NodeView>>>,
     applied: watch::Sender<Revision>,
     pub overlay_applied: watch::Receiver<Revision>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    supervisor: Supervisor,
 }
 
 impl MeshNetwork {
     /// Brings namespace and tunnel up, or adopts those of an earlier run. The tunnel has no peers yet.
     ///
     /// # Errors
-    /// The namespace or the tunnel cannot be made; neither is left then.
+    /// The namespace or the tunnel cannot be made; without a membership neither is left then.
     pub(super) async fn open(env: &Environment, addresses: &ListenAddresses) -> anyhow::Result<Self> {
         let settings = &env.settings;
         let mesh = Mesh::open(&settings.mesh_pin()).await?;
@@ -62,8 +64,10 @@ impl MeshNetwork {
         let tunnel = match tunnel::open(tunnel_config.clone()).await {
             Ok(tunnel) => tunnel,
             Err(error) => {
-                // This may be a join that is tried again: the namespace must not stay.
-                let _ = mesh.remove();
+                // Of a join that fails nothing stays. A node that starts again keeps the links of its containers.
+                if !env.state_dir.has_membership() {
+                    let _ = mesh.remove();
+                }
                 return Err(error);
             }
         };
@@ -77,21 +81,48 @@ impl MeshNetwork {
             ebpf,
             tunnel_config,
             view: watch::channel(None).0,
+            peers: watch::channel(None).0,
             applied,
             overlay_applied,
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            supervisor: env.supervisor(),
         })
     }
 
     /// Starts the overlay loop on this view and the views after it.
     pub(super) fn start_overlay(&self, env: &Environment, me: &NodeId, view: Option<NodeView>) {
         self.view.send_replace(view.map(Arc::new));
-        let (views, joined) = (self.view.subscribe(), env.joined.clone());
-        self.tasks.spawn(connection_reset::run(me.clone(), self.mesh.clone(), views, joined, self.stop.clone()));
-        let overlay =
-            Overlay::new(me.clone(), self.mesh.clone(), self.tunnel.clone()).with_mtus(env.mtus.clone(), env.settings.path_mtu());
-        self.tasks.spawn(overlay.run(self.view.subscribe(), self.applied.clone(), self.stop.clone()));
+        self.peers.send_replace(self.view.borrow().clone());
+        let (stop, mesh) = (&self.supervisor.stop, &self.mesh);
+        let (view, peers, ended) = (self.view.clone(), self.peers.clone(), stop.clone());
+        self.supervisor.keep("managers", move || follow(view.subscribe(), peers.clone(), ended.clone()));
+        let (view, joined, ended) = (self.view.clone(), env.joined.clone(), stop.clone());
+        let (node, namespace) = (me.clone(), mesh.clone());
+        self.supervisor.keep("resets", move || {
+            connection_reset::run(node.clone(), namespace.clone(), view.subscribe(), joined.clone(), ended.clone())
+        });
+        let (peers, applied, ended) = (self.peers.clone(), self.applied.clone(), stop.clone());
+        let (node, namespace, tunnel) = (me.clone(), mesh.clone(), self.tunnel.clone());
+        let (mtus, path_mtu) = (env.mtus.clone(), env.settings.path_mtu());
+        self.supervisor.keep("overlay", move || {
+            let overlay = Overlay::new(node.clone(), namespace.clone(), tunnel.clone()).with_mtus(mtus.clone(), path_mtu);
+            overlay.run(peers.subscribe(), applied.clone(), ended.clone())
+        });
+    }
+
+    /// Lets the overlay loop reach the managers of this view until there is one of theirs.
+    pub(super) fn reach_managers(&self, managers: NodeView) {
+        self.peers.send_if_modified(|peers| {
+            let missing = peers.is_none();
+            if missing {
+                *peers = Some(Arc::new(managers));
+            }
+            missing
+        });
+    }
+
+    /// Ends the overlay loop when it is dropped.
+    pub(super) fn stop_unless_started(&self) -> DropGuard {
+        self.supervisor.stop.clone().drop_guard()
     }
 
     /// Bytes received from a peer through the tunnel; 0 while the tunnel does not know it.
@@ -101,9 +132,7 @@ impl MeshNetwork {
 
     /// Stops the overlay loop; everything that it has configured stays, and so does the tunnel.
     pub(super) async fn pause(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.supervisor.end().await;
     }
 
     /// Takes everything down. A step that fails does not prevent the next one.
@@ -125,12 +154,29 @@ impl MeshNetwork {
     }
 }
 
+/// Passes each view on.
+async fn follow(
+    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    peers: watch::Sender<Option<Arc<NodeView>>>,
+    stop: CancellationToken,
+) {
+    while let Some(Ok(())) = stop.run_until_cancelled(view.changed()).await {
+        let next = view.borrow_and_update().clone();
+        if next.is_some() {
+            peers.send_replace(next);
+        }
+    }
+}
+
 /// Loads the eBPF datapath. If it cannot run, the userspace datapath serves published ports.
 async fn open_ebpf(env: &Environment, mesh: &Arc<Mesh>) -> Result<Arc<EbpfDatapath>, String> {
     let run_dir = &env.settings.run_dir;
     let opened = match env.settings.ebpf_datapath {
         EbpfMode::Off => Err("disabled by the setting ebpf_datapath = \"off\"".to_owned()),
-        EbpfMode::Auto => EbpfDatapath::open(run_dir, mesh.clone()).await.map_err(|e| format!("{e:#}")),
+        EbpfMode::Auto => {
+            let opened = EbpfDatapath::open(run_dir, mesh.clone(), env.settings.ebpf.max_tcp_flows).await;
+            opened.map_err(|e| format!("{e:#}"))
+        }
     };
     match &opened {
         Ok(ebpf) => {

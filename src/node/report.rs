@@ -5,7 +5,9 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::refusals;
 use super::renewal::RenewalState;
-use crate::admin::{DropLine, StatusSource};
+use super::trace;
+use super::troubles::Troubles;
+use crate::admin::{DropLine, StatusSource, TraceQuery, TraceReport};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
@@ -16,10 +18,12 @@ use crate::overlay::PathMtus;
 use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
 use crate::trust::{Remaining, Validity};
+use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -27,6 +31,10 @@ use std::time::Duration;
 impl StatusSource for Daemon {
     async fn status(&self) -> Status {
         status(self).await
+    }
+
+    fn blockers(&self) -> BTreeMap<String, String> {
+        self.env.blockers.now()
     }
 
     async fn dump(&self) -> Value {
@@ -67,10 +75,19 @@ impl StatusSource for Daemon {
         let ebpf = member.network.ebpf.as_ref().map_err(|why| format!("this node has no eBPF datapath: {why}"))?;
         refusals::watch(ebpf, member.network.view.subscribe(), left).map_err(|e| format!("{e:#}"))
     }
+
+    async fn trace(&self, query: TraceQuery) -> anyhow::Result<TraceReport> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not in a swarm: it has no eBPF datapath");
+        };
+        let view = member.view().context("this node has not received its view of the swarm yet")?;
+        trace::trace(&member.network.ebpf, &view, &member.membership.node_id, &query).await
+    }
 }
 
 async fn status(daemon: &Daemon) -> Status {
-    let base = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
+    let blockers = daemon.env.blockers.now();
+    let base = Status { version: env!("CARGO_PKG_VERSION").to_owned(), blockers, ..Status::default() };
     match daemon.lifecycle.state() {
         MembershipState::Inactive => Status { state: "inactive".to_owned(), ..base },
         MembershipState::Pending { error, .. } => {
@@ -112,7 +129,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         session: session_text(daemon, session.leader, session.since, session.last_error),
         view_revision: view.as_ref().map(|v| v.revision).unwrap_or_default(),
         applied: member.applied.by_name(),
-        troubles: member.troubles.borrow().clone(),
+        troubles: troubles(&member.troubles.borrow(), &base.blockers),
         stale_since,
         datapaths: DatapathSummary {
             tunnel: tunnel.implementation.clone(),
@@ -128,6 +145,11 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         names: member.names.status(),
         ..base
     }
+}
+
+/// What is not among the blockers already.
+fn troubles(all: &Troubles, blockers: &BTreeMap<String, String>) -> Troubles {
+    all.iter().filter(|(name, _)| !blockers.contains_key(*name)).map(|(name, reason)| (name.clone(), reason.clone())).collect()
 }
 
 /// The node's certificate, with a warning long before it ends.

@@ -3,13 +3,18 @@
 use super::control::DaemonControl;
 use super::daemon::Daemon;
 use super::environment::Environment;
+use super::inherited_socket;
 use super::lifecycle::{Lifecycle, MembershipState};
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::manager_part::PreparedManager;
+use super::manager_role;
 use super::member::Member;
+use super::membership_writer::view_of_managers;
 use super::network::MeshNetwork;
 use super::state_dir::{MembershipFile, StateDir};
+use super::supervisor::Blockers;
 use crate::api::Api;
+use crate::backoff::Backoff;
 use crate::clock::SystemClock;
 use crate::datapath::interfaces::host_addresses;
 use crate::http;
@@ -26,6 +31,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Name of the API's socket in `skep.socket`.
+const DOCKER_SOCKET: &str = "docker.sock";
+/// Name of the membership among the blockers.
+const NODE: &str = "node";
+/// Pauses between attempts to start a membership.
+const START_AGAIN: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// Runs the daemon until shut down. Containers, tunnel, routes and rules keep running then.
 ///
@@ -47,12 +59,13 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let plugin = http::bind_unix(&env.settings.driver_socket())?;
     let servers = TaskTracker::new();
     servers.spawn(http::serve_unix(plugin, driver::router(driver), shutdown.clone()));
+    let ended = shutdown.clone();
 
-    if let Err(error) = resume(&daemon).await {
-        let text = format!("{error:#}");
-        tracing::error!(error = text, "the membership on disk could not be started");
-        daemon.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: text });
-    }
+    let started = start_again(&daemon, 1).await;
+    let keeping = keep_membership(daemon.clone(), started);
+    servers.spawn(async move {
+        let _ = ended.run_until_cancelled(keeping).await;
+    });
     serve(&daemon, &servers, &shutdown)?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -89,6 +102,8 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
         sandboxes,
         joined: driver.joined(),
         mtus,
+        blockers: Blockers::default(),
+        failed: Arc::default(),
         takes_ports: AtomicBool::new(false),
     });
     Ok((Arc::new(Daemon { env, lifecycle: Lifecycle::new() }), driver))
@@ -101,12 +116,63 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
     servers.spawn(http::serve_unix(admin, crate::admin::router(daemon.clone()), shutdown.clone()));
     let control = Arc::new(DaemonControl(daemon.clone()));
     let api = Api::new(control, settings.engine_socket()?, daemon.env.clock.clone());
-    let socket = http::bind_unix(&settings.docker_socket())?;
+    let socket = inherited_socket::listen(DOCKER_SOCKET, &settings.docker_socket())?;
+    if !settings.socket_group.is_empty() {
+        http::give_to_group(&settings.docker_socket(), &settings.socket_group)?;
+    }
     servers.spawn(api.serve(socket, shutdown.clone()));
     Ok(())
 }
 
-/// Starts the membership on disk, if there is one: from the ledger, without any manager.
+/// Starts the membership on disk, and names what prevents that. Returns whether it runs, or there is none.
+async fn start_again(daemon: &Arc<Daemon>, attempt: u32) -> bool {
+    match resume(daemon).await {
+        Ok(()) => {
+            daemon.env.blockers.clear(NODE);
+            true
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            if attempt.is_power_of_two() {
+                tracing::error!(error = text, attempt, "the membership on disk could not be started, it is tried again");
+            }
+            daemon.env.blockers.set(NODE, text.clone());
+            daemon.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: text });
+            false
+        }
+    }
+}
+
+/// Starts a membership that could not be started again and again, and one of which a part has failed.
+async fn keep_membership(daemon: Arc<Daemon>, mut started: bool) {
+    let mut attempt = 1_u32;
+    loop {
+        if started {
+            daemon.env.failed.notified().await;
+        } else {
+            tokio::time::sleep(START_AGAIN.pause(attempt)).await;
+        }
+        let _lock = daemon.lifecycle.lock().await;
+        match daemon.lifecycle.state() {
+            MembershipState::Active(member) => {
+                member.pause().await;
+                daemon.env.blockers.clear_all();
+            }
+            MembershipState::Pending { .. } => {}
+            // The user left meanwhile.
+            MembershipState::Inactive => {
+                daemon.env.blockers.clear(NODE);
+                started = true;
+                continue;
+            }
+        }
+        attempt = if started { 1 } else { attempt.saturating_add(1) };
+        started = start_again(&daemon, attempt).await;
+    }
+}
+
+/// Starts the membership on disk, if there is one: from the ledger, without any manager. What belongs to the manager part
+/// alone is left to be tried again beside the node.
 async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let env = &daemon.env;
     let Some(membership) = MembershipFile::load(&env.state_dir)? else { return Ok(()) };
@@ -117,9 +183,17 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
             env.state_dir.path().display()
         )
     })?;
-    let ledger = env.state_dir.ledger().load()?;
+    let managers = view_of_managers(&membership, env.tunnel_key()?);
+    let ledger = match env.state_dir.ledger().load() {
+        Ok(ledger) => ledger,
+        Err(error) if managers.is_some() => {
+            tracing::warn!(error = format!("{error:#}"), "the ledger cannot be read: the managers send its content again");
+            None
+        }
+        Err(error) => return Err(error),
+    };
     let manager = match membership.role {
-        Role::Manager => Some(PreparedManager::open(env, &membership).await?),
+        Role::Manager => prepare_manager(env, &membership).await,
         Role::Worker => None,
     };
     // A manager's store is newer than its ledger.
@@ -129,9 +203,23 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     };
     let network = MeshNetwork::open(env, &membership.addresses()).await?;
     network.start_overlay(env, &membership.node_id, view);
+    if let Some(managers) = managers {
+        network.reach_managers(managers);
+    }
     let member = Member::start(env, membership, identity, network, manager).await?;
     daemon.lifecycle.set(MembershipState::Active(Arc::new(member)));
     Ok(())
+}
+
+/// The manager's log and listener; `None` if they cannot be opened, which is tried again once the node runs.
+async fn prepare_manager(env: &Environment, membership: &MembershipFile) -> Option<PreparedManager> {
+    let prepared = PreparedManager::open(env, membership).await;
+    if let Err(error) = &prepared {
+        let error = format!("{error:#}");
+        tracing::warn!(error, "the node starts without its manager part");
+        env.blockers.set(manager_role::NAME, error);
+    }
+    prepared.ok()
 }
 
 /// The membership with the addresses that the interfaces named by the user have now.

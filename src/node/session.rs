@@ -1,6 +1,5 @@
 //! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
-use super::environment::Environment;
 use super::ledger_writer;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
@@ -9,7 +8,7 @@ use super::troubles::Troubles;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
-use crate::protocol::{FORMAT, ToManager};
+use crate::protocol::{FORMATS, ToManager};
 use crate::rpc::{SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::{lock, replace_if_changed};
 use crate::trust::Identity;
@@ -18,9 +17,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Time between attempts to describe a host whose engine does not answer yet.
-const DESCRIBE_AGAIN: Duration = Duration::from_secs(2);
-
 /// What the loops report.
 pub(super) struct LoopReports {
     /// Applied revision of each loop.
@@ -28,6 +24,7 @@ pub(super) struct LoopReports {
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
     pub troubles: watch::Receiver<Troubles>,
+    pub description: watch::Receiver<NodeDescription>,
 }
 
 /// A session that is kept.
@@ -42,16 +39,16 @@ pub(super) struct RunningSession {
 ///
 /// # Errors
 /// The ledger cannot be written.
-pub(super) async fn start(
+pub(super) fn start(
     context: &LoopContext,
     membership: &MembershipFile,
     identity: watch::Receiver<Arc<Identity>>,
     reports: LoopReports,
 ) -> anyhow::Result<RunningSession> {
-    let LoopReports { applied, statuses, listens, troubles } = reports;
+    let LoopReports { applied, statuses, listens, troubles, description } = reports;
     let env = &context.env;
     let (lowest_sender, lowest) = watch::channel(Revision::default());
-    context.tasks.spawn(AppliedRevisions::publish_lowest(applied, lowest_sender));
+    context.supervisor.once("revisions", AppliedRevisions::publish_lowest(applied, lowest_sender));
     let (incoming_sender, incoming) = mpsc::channel(64);
     let (outgoing, outgoing_receiver) = mpsc::channel(256);
     let (state_sender, state) = watch::channel(SessionState::default());
@@ -61,9 +58,11 @@ pub(super) async fn start(
         // A node that is killed right after its join restarts from it.
         ledger.store(first)?;
     }
-    context.tasks.spawn(ledger_writer::run(ledger, context.view.subscribe(), context.stop.clone()));
+    let (view, stop) = (context.view.clone(), context.stop());
+    context.supervisor.keep("ledger", move || ledger_writer::run(ledger.clone(), view.subscribe(), stop.clone()));
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
-    context.tasks.spawn(SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles }.run());
+    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles };
+    context.supervisor.once("relay", relay.run());
 
     let mut config = SessionConfig::new(
         identity,
@@ -74,14 +73,13 @@ pub(super) async fn start(
     );
     config.heartbeat = Duration::from_millis(env.settings.timeouts.heartbeat_ms);
     config.dead_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
-    let description = watch_description(context).await;
     let hello = Arc::new(hello(context, membership, description.clone()));
     resend_hello(context, description, hello.clone(), outgoing.clone());
     let channels =
         SessionChannels { incoming: incoming_sender, outgoing: outgoing_receiver, applied: lowest, state: state_sender };
     let removed = Arc::new(Mutex::new(None));
-    let (reason, stop) = (removed.clone(), context.stop.clone());
-    context.tasks.spawn(async move {
+    let (reason, stop) = (removed.clone(), context.stop());
+    context.supervisor.once("session", async move {
         if let SessionEnd::Removed(why) = keep_session(config, move || hello(), channels, stop).await {
             tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
             *lock(&reason) = Some(why);
@@ -98,52 +96,26 @@ fn hello(
 ) -> impl Fn() -> ToManager + Send + Sync + 'static {
     let (view, endpoints) = (context.view.subscribe(), membership.addresses().endpoints());
     move || ToManager::Hello {
-        format: FORMAT,
+        format: FORMATS.oldest,
+        formats: Some(FORMATS),
         description: description.borrow().clone(),
         endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
         have: view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),
     }
 }
 
-/// Sends the hello again within a session when the description changes: a node whose engine did not answer at first gets no
-/// tasks before that.
+/// Sends the hello again within a session when the description changes: a node whose engine does not answer gets no tasks.
 fn resend_hello(
     context: &LoopContext,
     mut description: watch::Receiver<NodeDescription>,
     hello: Arc<impl Fn() -> ToManager + Send + Sync + 'static>,
     outgoing: mpsc::Sender<ToManager>,
 ) {
-    context.tasks.spawn(async move {
-        // The sender is dropped once the description is complete.
+    context.supervisor.once("description", async move {
         while description.changed().await.is_ok() {
             let _ = outgoing.send(hello()).await;
         }
     });
-}
-
-/// The host's description; completed in the background if the engine does not answer yet.
-async fn watch_description(context: &LoopContext) -> watch::Receiver<NodeDescription> {
-    let complete = |description: &NodeDescription| !description.engine_version.is_empty();
-    let first = context.env.description().await;
-    let done = complete(&first);
-    let (sender, receiver) = watch::channel(first);
-    if !done {
-        let (env, stop): (Arc<Environment>, _) = (context.env.clone(), context.stop.clone());
-        context.tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(DESCRIBE_AGAIN) => {}
-                }
-                let now = env.description().await;
-                if complete(&now) {
-                    sender.send_replace(now);
-                    return;
-                }
-            }
-        });
-    }
-    receiver
 }
 
 /// The managers' mesh addresses, from the view.
@@ -152,10 +124,10 @@ pub(super) fn candidates(context: &LoopContext) -> watch::Receiver<Vec<SocketAdd
         let nodes = view.iter().flat_map(|v| v.cluster.nodes.iter());
         nodes.filter(|n| n.manager).map(|n| SocketAddr::new(IpAddr::V6(n.address()), DEFAULT_PORT)).collect()
     };
-    let mut view = context.view.subscribe();
+    let mut view = context.peers.clone();
     let (sender, receiver) = watch::channel(managers(&view.borrow_and_update()));
-    let stop = context.stop.clone();
-    context.tasks.spawn(async move {
+    let stop = context.stop();
+    context.supervisor.once("candidates", async move {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -12,8 +12,9 @@
 
 use super::address::ListenAddresses;
 use crate::agent::ledger::Ledger;
-use crate::durable::{DocumentFile, ignore_missing};
-use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix};
+use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
+use crate::model::view::Peer;
+use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix, node::NodeDescription};
 use crate::trust::CertificateFiles;
 use anyhow::Context as _;
 use ipnet::Ipv6Net;
@@ -37,6 +38,9 @@ impl StateDir {
     }
     fn membership(&self) -> PathBuf {
         self.path.join("node.json")
+    }
+    pub(super) fn has_membership(&self) -> bool {
+        self.membership().exists()
     }
     pub(super) fn tunnel_key(&self) -> PathBuf {
         self.path.join("tunnel.key")
@@ -84,6 +88,7 @@ impl StateDir {
 const FILE: DocumentFile = DocumentFile {
     name: "the membership",
     format: 1,
+    unknown_fields: UnknownFields::Refused,
     if_damaged: "restore it from a backup, or run `skep leave --force` and join again",
 };
 
@@ -122,6 +127,12 @@ pub(super) struct MembershipFile {
     pub listen_interface: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_interface: Option<String>,
+    /// The managers of the last view, for a node whose ledger is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub managers: Vec<Peer>,
+    /// The host as its engine described it last: a session opens before the engine answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<NodeDescription>,
 }
 
 impl MembershipFile {
@@ -141,7 +152,15 @@ impl MembershipFile {
             raft_id,
             listen_interface: addresses.listen_interface.clone(),
             advertise_interface: addresses.advertise_interface.clone(),
+            managers: Vec::new(),
+            description: None,
         }
+    }
+
+    /// With the host's description of now.
+    pub(super) fn described(mut self, description: &NodeDescription) -> Self {
+        self.description = Some(description.clone()).filter(|d| !d.engine_version.is_empty());
+        self
     }
 
     pub(super) fn addresses(&self) -> ListenAddresses {
@@ -257,6 +276,20 @@ mod tests {
         let names: BTreeSet<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
         let expected = "advertise cluster_id data_path_port format ingress_addr listen mesh node_id raft_id role subnet";
         assert_eq!(names, expected.split(' ').collect());
+    }
+
+    #[test]
+    fn the_memberships_of_the_release_before_are_read_and_written_with_all_fields() {
+        for role in ["manager", "worker"] {
+            let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/b71afbd").join(role).join("node.json");
+            let dir = TempDir::new(&format!("recorded-{role}"));
+            std::fs::copy(&recorded, dir.0.membership()).expect("recorded");
+            let read = MembershipFile::load(&dir.0).unwrap().expect("a membership");
+            assert_eq!((read.role.as_str(), read.raft_id), (role, (role == "manager").then_some(1)));
+            read.store(&dir.0).unwrap();
+            let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+            assert_eq!(value(&dir.0.membership()), value(&recorded), "the release before can read it again");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! objects that the kernel did not take.
 
 use super::loops::AppliedRevisions;
+use super::supervisor::Blockers;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::model::{NodeView, Revision};
 use crate::sync::replace_if_changed;
@@ -22,19 +23,26 @@ const TICK: Duration = Duration::from_secs(1);
 /// Objects that are named; of the others the number.
 const NAMED: usize = 3;
 
+/// Where troubles are read from.
+#[derive(Clone)]
+pub(super) struct TroubleSources {
+    pub loops: AppliedRevisions,
+    pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    pub ebpf: watch::Receiver<EbpfStatus>,
+    /// Empty while the engine answers.
+    pub engine: watch::Receiver<String>,
+    pub blockers: Blockers,
+}
+
 /// Publishes the troubles until `stop`.
-pub(super) async fn run(
-    loops: AppliedRevisions,
-    view: watch::Receiver<Option<Arc<NodeView>>>,
-    ebpf: watch::Receiver<EbpfStatus>,
-    troubles: watch::Sender<Troubles>,
-    stop: CancellationToken,
-) {
+pub(super) async fn run(sources: TroubleSources, troubles: watch::Sender<Troubles>, stop: CancellationToken) {
+    let TroubleSources { loops, view, ebpf, engine, blockers } = sources;
     let mut behind = BehindSince::default();
     loop {
         let newest = view.borrow().as_ref().map(|view| view.revision).unwrap_or_default();
         let late = behind.update(&loops.by_name(), newest, Instant::now());
-        let now = collect(&late, &ebpf.borrow());
+        let mut now = collect(&late, &ebpf.borrow(), &engine.borrow());
+        now.extend(blockers.now());
         replace_if_changed(&troubles, now);
         tokio::select! {
             () = stop.cancelled() => return,
@@ -61,9 +69,13 @@ impl BehindSince {
     }
 }
 
-fn collect(late: &[String], ebpf: &EbpfStatus) -> Troubles {
+fn collect(late: &[String], ebpf: &EbpfStatus, engine: &str) -> Troubles {
     let mut troubles = Troubles::new();
-    for name in late {
+    if !engine.is_empty() {
+        troubles.insert("engine".to_owned(), engine.to_owned());
+    }
+    // The agent applies nothing without an engine.
+    for name in late.iter().filter(|name| engine.is_empty() || *name != "agent") {
         let reason = match name.as_str() {
             "ebpf" if !ebpf.reason.is_empty() => ebpf.reason.clone(),
             _ => "does not apply the newest view; the log of skep has the reason".to_owned(),
@@ -108,11 +120,13 @@ mod tests {
     #[test]
     fn troubles_name_the_reason_and_a_few_objects() {
         let mut status = EbpfStatus::default();
-        assert_eq!(collect(&[], &status), Troubles::new());
+        assert_eq!(collect(&[], &status, ""), Troubles::new());
+        let lost = collect(&["agent".to_owned()], &status, "it does not answer");
+        assert_eq!(lost, [("engine".to_owned(), "it does not answer".to_owned())].into());
         for number in 0..5 {
             status.failed.insert(format!("port 808{number}/tcp"), "map SOURCES: no space".to_owned());
         }
-        let text = collect(&["dns".to_owned()], &status);
+        let text = collect(&["dns".to_owned()], &status, "");
         assert!(text["ebpf"].contains("port 8080/tcp: map SOURCES: no space") && text["ebpf"].contains("2 more"), "{text:?}");
         assert!(text["dns"].contains("newest view"), "{text:?}");
     }

@@ -1,6 +1,7 @@
 //! Messages of the join connection, between a node that wants to become a member and a manager.
 
-use crate::model::{ClusterId, NodeId, NodeView, Role, WgKey, mesh::MeshPrefix, node::NodeDescription};
+use super::agreement::NoCommonFormat;
+use crate::model::{ClusterId, FormatRange, NodeId, NodeView, Role, WgKey, mesh::MeshPrefix, node::NodeDescription};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,8 +9,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 /// The request of a node that wants to become a member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// [`super::FORMAT`] of the joiner.
+    /// One of the joiner's formats, for a manager that knows no ranges.
     pub format: u32,
+    /// [`super::FORMATS`] of the joiner; absent in requests of builds that have the one format only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formats: Option<FormatRange>,
     /// `SWMTKN-1-…`.
     pub token: String,
     /// Certificate signing request, PEM; the private key stays on the node.
@@ -83,15 +87,33 @@ pub enum ToJoiner {
     GaveUp(String),
 }
 
+fn no_common_format(manager: u32, joiner: u32, formats: Option<NoCommonFormat>) -> NoCommonFormat {
+    formats.unwrap_or(NoCommonFormat { manager: FormatRange::only(manager), node: FormatRange::only(joiner) })
+}
+
+impl From<NoCommonFormat> for JoinRefused {
+    fn from(formats: NoCommonFormat) -> Self {
+        Self::Format { manager: formats.manager.newest, joiner: formats.node.newest, formats: Some(formats) }
+    }
+}
+
 /// Why a manager does not admit a node.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum JoinRefused {
     /// No token, an old one, or a wrong secret.
     #[error("A valid join token is necessary to join this cluster")]
     Token,
-    /// The two speak different protocols.
-    #[error("the manager speaks protocol {manager}, this node {joiner}: install the same version of skep on both and join again")]
-    Format { manager: u32, joiner: u32 },
+    /// The two have no format of the protocol in common.
+    #[error("{}, then join again", no_common_format(*.manager, *.joiner, *.formats))]
+    Format {
+        /// The manager's newest.
+        manager: u32,
+        /// The joiner's newest.
+        joiner: u32,
+        /// Absent in answers of managers that have the one format only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        formats: Option<NoCommonFormat>,
+    },
     /// The manager cannot answer now (no leader, shutting down): a later attempt may succeed.
     #[error("{0}")]
     Unavailable(String),

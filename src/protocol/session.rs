@@ -1,8 +1,9 @@
 //! Messages of a session, between a node and the leader.
 
+use super::PIECES;
 use super::view_piece::ViewPiece;
 use crate::model::{
-    ListeningPort, Revision, TaskId, TaskStatus,
+    FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
     view::{ClusterPart, Networks, Tasks},
 };
@@ -13,11 +14,15 @@ use std::sync::Arc;
 
 /// From a node to the leader, in a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a session has one hello, and few messages wait at a time")]
 pub enum ToManager {
     /// First message.
     Hello {
-        /// [`super::FORMAT`] of the node.
+        /// One of the node's formats, for a manager that knows no ranges.
         format: u32,
+        /// [`super::FORMATS`] of the node; absent in hellos of builds that have the one format only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        formats: Option<FormatRange>,
         description: NodeDescription,
         /// Endpoints of the node's tunnel.
         endpoints: Vec<SocketAddr>,
@@ -40,12 +45,20 @@ pub enum ToManager {
     Leave,
 }
 
+impl ToManager {
+    /// True if a manager that speaks this format understands the message.
+    #[must_use]
+    pub fn is_in(&self, format: u32) -> bool {
+        !matches!(self, Self::Troubles(_)) || format >= PIECES
+    }
+}
+
 /// From the leader to a node, in a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToNode {
     /// The session is open.
     Welcome {
-        /// [`super::FORMAT`] of the manager.
+        /// The format of this session: the newest that both have.
         format: u32,
         /// Time between heartbeats that the manager expects, in milliseconds; zero: the node's own setting.
         heartbeat_ms: u64,

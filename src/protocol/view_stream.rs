@@ -3,6 +3,7 @@
 
 use super::ToNode;
 use super::entries::{KeyedEntry, differing};
+use super::shared_documents::{Document, SharedDocuments};
 use super::view_piece::{ViewChange, ViewEnd, ViewPiece};
 use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, Tasks};
 use crate::model::{NetworkId, NodeId};
@@ -28,7 +29,10 @@ struct Parts {
 
 /// The sending end.
 #[derive(Default, Debug)]
-pub struct ViewEncoder(Parts);
+pub struct ViewEncoder {
+    parts: Parts,
+    shared: Arc<SharedDocuments>,
+}
 
 /// The receiving end.
 #[derive(Default, Debug)]
@@ -53,25 +57,39 @@ pub fn merge(waiting: &mut ToNode, next: ToNode) -> Result<(), ToNode> {
 }
 
 impl ViewEncoder {
-    /// The message as it travels: a view in pieces, any other as it is.
-    pub fn encode(&mut self, message: ToNode) -> Vec<ToNode> {
-        let ToNode::View { revision, tasks, networks, cluster } = message else { return vec![message] };
-        let mut changes = Vec::new();
-        let end = ViewEnd { revision, tasks: tasks.is_some(), networks: networks.is_some(), cluster: cluster.is_some() };
-        if let Some(tasks) = tasks {
-            task_changes(self.0.tasks.as_deref(), &tasks, &mut changes);
-            self.0.tasks = Some(tasks);
-        }
-        if let Some(networks) = networks {
-            network_changes(self.0.networks.as_deref(), &networks, &mut changes);
-            self.0.networks = Some(networks);
-        }
-        if let Some(cluster) = cluster {
-            cluster_changes(self.0.cluster.as_deref(), &cluster, &mut changes);
-            self.0.cluster = Some(cluster);
-        }
-        pieces(changes, end)
+    /// Of a session that shares its documents with others.
+    pub fn new(shared: Arc<SharedDocuments>) -> Self {
+        Self { parts: Parts::default(), shared }
     }
+
+    /// The message as it travels: a view in pieces, any other in one document.
+    pub fn encode(&mut self, message: ToNode) -> Vec<Document> {
+        let ToNode::View { revision, tasks, networks, cluster } = message else { return vec![document(&message)] };
+        let end = ViewEnd { revision, tasks: tasks.is_some(), networks: networks.is_some(), cluster: cluster.is_some() };
+        let mut out = Vec::new();
+        if let Some(tasks) = tasks {
+            out.extend(pieces(|out| task_changes(self.parts.tasks.as_deref(), &tasks, out)));
+            self.parts.tasks = Some(tasks);
+        }
+        if let Some(now) = networks {
+            let before = self.parts.networks.replace(now.clone());
+            let encode = |before: Option<&Networks>, now: &Networks| pieces(|out| network_changes(before, now, out));
+            out.extend(self.shared.networks.documents(before.as_ref(), &now, encode));
+        }
+        if let Some(now) = cluster {
+            let before = self.parts.cluster.replace(now.clone());
+            let encode = |before: Option<&ClusterPart>, now: &ClusterPart| pieces(|out| cluster_changes(before, now, out));
+            out.extend(self.shared.cluster.documents(before.as_ref(), &now, encode));
+        }
+        out.push(document(&ToNode::Piece(ViewPiece { changes: Vec::new(), end: Some(end) })));
+        out
+    }
+}
+
+/// # Panics
+/// Never: messages are plain data.
+fn document(message: &ToNode) -> Document {
+    serde_json::to_vec(message).expect("messages are plain data").into()
 }
 
 fn task_changes(before: Option<&Tasks>, now: &Tasks, out: &mut Vec<ViewChange>) {
@@ -173,18 +191,22 @@ fn list<T: KeyedEntry>(
     }
 }
 
-fn pieces(changes: Vec<ViewChange>, end: ViewEnd) -> Vec<ToNode> {
+/// The changes, in documents of about [`PIECE`] bytes.
+fn pieces(make: impl FnOnce(&mut Vec<ViewChange>)) -> Vec<Document> {
+    let mut changes = Vec::new();
+    make(&mut changes);
     let (mut all, mut piece, mut size) = (Vec::new(), ViewPiece::default(), 0);
     for change in changes {
         size += encoded_size(&change);
         piece.changes.push(change);
         if size >= PIECE {
-            all.push(ToNode::Piece(std::mem::take(&mut piece)));
+            all.push(document(&ToNode::Piece(std::mem::take(&mut piece))));
             size = 0;
         }
     }
-    piece.end = Some(end);
-    all.push(ToNode::Piece(piece));
+    if !piece.changes.is_empty() {
+        all.push(document(&ToNode::Piece(piece)));
+    }
     all
 }
 
@@ -306,9 +328,8 @@ mod tests {
     /// Sends a message through JSON; returns what arrives and the size of the largest piece.
     fn travel(encoder: &mut ViewEncoder, decoder: &mut ViewDecoder, message: ToNode) -> (Option<ToNode>, usize, usize) {
         let (mut arrived, mut largest, mut total) = (None, 0, 0);
-        for piece in encoder.encode(message) {
+        for document in encoder.encode(message) {
             assert!(arrived.is_none(), "nothing follows the end of a view");
-            let document = serde_json::to_vec(&piece).unwrap();
             largest = largest.max(document.len());
             total += document.len();
             let Ok(ToNode::Piece(piece)) = serde_json::from_slice(&document) else { panic!("no piece") };

@@ -67,6 +67,14 @@ pub enum DiskError {
         doing: &'static str,
         why: String,
     },
+    /// A write failed, and not for lack of space: the kernel may have dropped what was written before, so nothing that
+    /// follows can be trusted.
+    #[error(
+        "{} cannot be written ({why}), and what was written before may be lost: this manager takes part no longer; replace the \
+         disk and restore the data directory from a backup, or, if other managers are up, make this node leave and join again",
+        .path.display()
+    )]
+    Broken { path: PathBuf, why: String },
 }
 
 /// An open log file.
@@ -207,7 +215,7 @@ impl Disk {
         let path = self.path.clone();
         match fault {
             StorageFault::Content(why) => DiskError::Damaged { path, why },
-            StorageFault::Database(redb::Error::Io(e)) => DiskError::Io { path, doing, why: e.to_string() },
+            StorageFault::Database(redb::Error::Io(e)) => io_error(path, doing, &e),
             StorageFault::Database(redb::Error::PreviousIo) => {
                 DiskError::Io { path, doing, why: "an earlier write failed".to_owned() }
             }
@@ -299,6 +307,14 @@ fn open_error(path: &Path, error: redb::DatabaseError) -> DiskError {
         },
         other => DiskError::Damaged { path, why: other.to_string() },
     }
+}
+
+/// An error of an open log. A full disk may be tried again; a write that failed otherwise may not: after a failed `fsync` the
+/// kernel marks pages as written that are not, and a log that is opened again reads well until the power is cut.
+fn io_error(path: PathBuf, doing: &'static str, error: &std::io::Error) -> DiskError {
+    let is_full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    let why = error.to_string();
+    if doing == "written" && !is_full { DiskError::Broken { path, why } } else { DiskError::Io { path, doing, why } }
 }
 
 fn create_dir(dir: &Path) -> std::io::Result<()> {

@@ -119,6 +119,7 @@ impl<S: StateMachine> Shell<S> {
             });
             let (error, retry) = match end {
                 LogSessionEnd::Shutdown => return,
+                LogSessionEnd::Disk(error @ DiskError::Broken { .. }) => (error.into(), false),
                 LogSessionEnd::Disk(error) => (error.into(), true),
                 LogSessionEnd::Fatal(error) => (error, false),
             };

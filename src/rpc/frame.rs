@@ -68,11 +68,15 @@ pub fn decode(buffer: &mut BytesMut, max: usize) -> Result<Option<Bytes>, FrameE
 /// It is longer than `max`.
 pub fn encode(message: &impl Serialize, max: usize) -> Result<Bytes, FrameError> {
     let document = serde_json::to_vec(message).map_err(FrameError::Garbage)?;
+    frame_of(&document, max)
+}
+
+fn frame_of(document: &[u8], max: usize) -> Result<Bytes, FrameError> {
     let len = u32::try_from(document.len()).ok().filter(|_| document.len() <= max);
     let Some(len) = len else { return Err(FrameError::TooLong { len: document.len(), max }) };
     let mut frame = BytesMut::with_capacity(HEADER + document.len());
     frame.put_u32(len);
-    frame.put_slice(&document);
+    frame.put_slice(document);
     Ok(frame.freeze())
 }
 
@@ -151,7 +155,18 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Errors
     /// Too long, stuck, or broken.
     pub async fn write(&mut self, message: &impl Serialize) -> Result<(), FrameError> {
-        let mut frame = encode(message, self.max)?;
+        self.write_frame(encode(message, self.max)?).await
+    }
+
+    /// Writes a message that is encoded already.
+    ///
+    /// # Errors
+    /// As [`FrameWriter::write`].
+    pub async fn write_document(&mut self, document: &[u8]) -> Result<(), FrameError> {
+        self.write_frame(frame_of(document, self.max)?).await
+    }
+
+    async fn write_frame(&mut self, mut frame: Bytes) -> Result<(), FrameError> {
         let stuck = |_| FrameError::Stuck(self.idle_limit);
         while !frame.is_empty() {
             // TLS buffers what it is given: in small parts, so that each shows progress.

@@ -17,10 +17,14 @@ pub struct ServerLimits {
     pub session_silence: Duration,
     /// Messages queued for a node; the dispatcher waits when the queue is full.
     pub session_queue: usize,
-    /// Open connections that have not shown a certificate, per source address.
+    /// Open connections to a listener that have not shown a certificate, per source address.
     pub unauthenticated_per_source: usize,
-    /// Open connections that have not shown a certificate, in all.
+    /// Open connections to a listener that have not shown a certificate, in all. Each listener has its own: nothing from
+    /// outside keeps a member from opening its session.
     pub unauthenticated: usize,
+    /// Failed joins of one source address; one more is allowed in each [`Self::join_forgiven_after`].
+    pub failed_joins: u32,
+    pub join_forgiven_after: Duration,
 }
 
 impl Default for ServerLimits {
@@ -34,6 +38,8 @@ impl Default for ServerLimits {
             session_queue: 64,
             unauthenticated_per_source: 16,
             unauthenticated: 256,
+            failed_joins: 32,
+            join_forgiven_after: Duration::from_secs(2),
         }
     }
 }

@@ -2,17 +2,20 @@
 //! bounded in number, size and time; a connection that does not speak the protocol is logged and closed, and disturbs no
 //! other.
 
+use super::failed_joins::FailedJoins;
 use super::join::{JoinAuthority, server as join};
-use super::limiter::{ConnectionLimiter, Permit};
+use super::limiter::{self, ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
 use crate::clock::{self, Clock};
+use crate::protocol::shared_documents::SharedDocuments;
+use crate::sync::lock;
 use crate::trust::{Identity, NodeName, Validity};
 use anyhow::Context as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -41,7 +44,11 @@ struct ConnectionContext {
     certificates: Arc<dyn CertificateAuthority>,
     clock: Arc<dyn Clock>,
     limits: ServerLimits,
-    limiter: ConnectionLimiter,
+    outer: ConnectionLimiter,
+    mesh: ConnectionLimiter,
+    failed_joins: Mutex<FailedJoins>,
+    /// Of all sessions.
+    documents: Arc<SharedDocuments>,
 }
 
 impl Server {
@@ -59,8 +66,22 @@ impl Server {
         limits: ServerLimits,
     ) -> anyhow::Result<Self> {
         let tls = ServerTls::new(identity, clock.clone())?;
-        let limiter = ConnectionLimiter::new(limits.unauthenticated_per_source, limits.unauthenticated);
-        Ok(Self { context: Arc::new(ConnectionContext { tls, join, sessions, certificates, clock, limits, limiter }) })
+        let limiter = || ConnectionLimiter::new(limits.unauthenticated_per_source, limits.unauthenticated);
+        let (outer, mesh) = (limiter(), limiter());
+        let failed_joins = Mutex::new(FailedJoins::new(limits.failed_joins, limits.join_forgiven_after));
+        let context = ConnectionContext {
+            tls,
+            join,
+            sessions,
+            certificates,
+            clock,
+            limits,
+            outer,
+            mesh,
+            failed_joins,
+            documents: Arc::default(),
+        };
+        Ok(Self { context: Arc::new(context) })
     }
 
     /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
@@ -96,7 +117,8 @@ async fn connection(
     kind: ListenerKind,
     shutdown: CancellationToken,
 ) {
-    let Some(permit) = context.limiter.acquire(from.ip()) else {
+    let limiter = if kind == ListenerKind::Outer { &context.outer } else { &context.mesh };
+    let Some(permit) = limiter.acquire(from.ip()) else {
         tracing::info!(%from, "closed a connection: too many unauthenticated connections");
         return;
     };
@@ -119,7 +141,7 @@ async fn connection(
     };
     let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
         (Some(tls::JOIN), ListenerKind::Outer) => {
-            let outcome = join::serve(stream, from, context.join.as_ref(), &context.limits, &shutdown).await;
+            let outcome = serve_join(context, stream, from, &shutdown).await;
             drop(permit);
             outcome
         }
@@ -144,6 +166,25 @@ async fn connection(
     }
 }
 
+/// Serves a join, unless too many of the source have failed.
+async fn serve_join(
+    context: &ConnectionContext,
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let source = limiter::source(from.ip());
+    if !lock(&context.failed_joins).may_join(source, context.clock.now()) {
+        join::refuse(stream, "too many joins from this address have failed: check the token, and try again in a minute").await;
+        anyhow::bail!("too many joins from this address have failed");
+    }
+    let outcome = join::serve(stream, from, context.join.as_ref(), &context.limits, shutdown).await;
+    if outcome.is_err() {
+        lock(&context.failed_joins).failed(source, context.clock.now());
+    }
+    outcome
+}
+
 /// Serves a session of the node that the client certificate names; refuses a client without a certificate.
 async fn serve_session(
     context: &ConnectionContext,
@@ -166,7 +207,8 @@ async fn serve_session(
     };
     drop(permit); // authenticated: no longer counted
     let node = name.node_id.clone();
-    let serving = session::serve(stream, name, context.sessions.as_ref(), &context.limits, shutdown, async {
+    let (sessions, documents) = (context.sessions.as_ref(), &context.documents);
+    let serving = session::serve(stream, name, sessions, &context.limits, documents, shutdown, async {
         let ends = validity.end().min(identity.validity().end());
         clock::reached(context.clock.as_ref(), ends).await;
     });

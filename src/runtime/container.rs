@@ -42,6 +42,23 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
     }
 }
 
+/// Why the mounts of a container are refused, with Docker's text; `None` if they are not. The engine is not asked: it would
+/// take the name of a volume for a path, or the other way round.
+#[must_use]
+pub fn mount_error(spec: &ContainerSpec) -> Option<String> {
+    let absolute = |path: &str| path.starts_with('/');
+    spec.mounts.iter().find_map(|mount| match mount.kind.as_str() {
+        _ if !absolute(&mount.target) => Some(format!("invalid mount target, must be an absolute path: {}", mount.target)),
+        "bind" if !absolute(&mount.source) => {
+            Some(format!("invalid bind mount source, must be an absolute path: {}", mount.source))
+        }
+        "volume" if absolute(&mount.source) => {
+            Some(format!("invalid volume mount source, must not be an absolute path: {}", mount.source))
+        }
+        _ => None,
+    })
+}
+
 /// An endpoint with a fixed address.
 #[must_use]
 pub fn endpoint(address: Ipv4Addr) -> EndpointSettings {

@@ -3,7 +3,9 @@
 use super::container::{bound_ports, create_body, grace_seconds, network_body};
 use super::{ContainerPlan, NetworkPlan};
 use crate::model::service::ServiceSpec;
-use crate::model::{Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::TaskSpec};
+use crate::model::{
+    Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::EarlierFailures, task::TaskSpec,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -41,6 +43,8 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             not_before: None,
             ports: Vec::new(),
             listens: Vec::new(),
+            failures: EarlierFailures::default(),
+            pull_auth: None,
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -1,26 +1,27 @@
 //! The Docker Engine through bollard. The API version is negotiated at first use and again whenever the engine did not
 //! answer, because it may have been replaced by another version.
 
+use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    LocalNetwork, NetworkPlan, container,
+    ListedContainer, LocalNetwork, NetworkPlan, container, private_pull,
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
-use crate::model::{NetworkId, NodeId, TaskId, node::NodeDescription};
+use crate::model::{NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, LocalNodeState, Network, NetworkConnectRequest,
-    SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, HealthStatusEnum, LocalNodeState, Network,
+    NetworkConnectRequest, SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions, ListContainersOptions,
     ListNetworksOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bollard::{ClientVersion, Docker};
-use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::{BoxStream, StreamExt as _};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -30,8 +31,6 @@ use std::time::Duration;
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bound on the first byte of a reply. Long, because a start waits for network plugins and a pull for registries.
 const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
-/// How many containers are inspected concurrently.
-const INSPECTIONS: usize = 8;
 
 /// A Docker Engine on a unix socket, which need not exist yet.
 pub struct DockerEngine {
@@ -72,7 +71,8 @@ impl DockerEngine {
     }
 
     async fn info(&self) -> Result<SystemInfo, EngineError> {
-        self.client().await?.info().await.map_err(|e| self.error(e))
+        let client = self.client().await?;
+        within(INSPECT, "describe its host", async { client.info().await.map_err(|e| self.error(e)) }).await
     }
 
     /// The client; negotiates the API version if there is none.
@@ -122,17 +122,28 @@ impl DockerEngine {
     }
 
     async fn inspect_raw(&self, container: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
-        match self.client().await?.inspect_container(container, None::<InspectContainerOptions>).await {
-            Ok(found) => Ok(Some(found)),
-            Err(e) => ignore_missing(self.error(e)).map(|()| None),
-        }
+        let client = self.client().await?;
+        within(INSPECT, "inspect a container", async {
+            match client.inspect_container(container, None::<InspectContainerOptions>).await {
+                Ok(found) => Ok(Some(found)),
+                Err(e) => ignore_missing(self.error(e)).map(|()| None),
+            }
+        })
+        .await
     }
 
     async fn network_named(&self, name: &str) -> Result<Option<Network>, EngineError> {
-        let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
-        let found = self.client().await?.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
+        let found = self.networks_that("name", name).await?;
         // The filter also matches parts of names.
-        Ok(found.map_err(|e| self.error(e))?.into_iter().find(|n| n.name.as_deref() == Some(name)))
+        Ok(found.into_iter().find(|n| n.name.as_deref() == Some(name)))
+    }
+
+    /// The networks that a filter of the engine selects.
+    async fn networks_that(&self, filter: &str, value: &str) -> Result<Vec<Network>, EngineError> {
+        let filters = HashMap::from([(filter.to_owned(), vec![value.to_owned()])]);
+        let client = self.client().await?;
+        let options = ListNetworksOptions { filters: Some(filters) };
+        within(LIST, "list the networks", async { client.list_networks(Some(options)).await.map_err(|e| self.error(e)) }).await
     }
 }
 
@@ -142,16 +153,19 @@ impl Engine for DockerEngine {
         Ok(description(self.info().await?))
     }
 
-    async fn list(&self, me: &NodeId) -> Result<Vec<Container>, EngineError> {
+    async fn containers(&self, me: &NodeId) -> Result<Vec<ListedContainer>, EngineError> {
         let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_NODE}={me}")])]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
-        let found = self.client().await?.list_containers(Some(options)).await.map_err(|e| self.error(e))?;
-        let mut ids: Vec<String> = found.into_iter().filter_map(|c| c.id).collect();
-        ids.sort();
-        // On older engines the list has neither exit codes nor health.
-        let inspections = futures_util::stream::iter(ids).map(|id| async move { self.inspect(&id).await }).buffered(INSPECTIONS);
-        let containers: Vec<Option<Container>> = inspections.try_collect().await?;
-        Ok(containers.into_iter().flatten().collect())
+        let client = self.client().await?;
+        let found =
+            within(LIST, "list the containers", async { client.list_containers(Some(options)).await.map_err(|e| self.error(e)) });
+        let listed = |found: ContainerSummary| {
+            let task_id = found.labels.and_then(|labels| labels.get(LABEL_TASK_ID).map(|id| TaskId::from(id.as_str())));
+            Some(ListedContainer { id: found.id?, task_id })
+        };
+        let mut all: Vec<ListedContainer> = found.await?.into_iter().filter_map(listed).collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(all)
     }
 
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError> {
@@ -159,23 +173,31 @@ impl Engine for DockerEngine {
     }
 
     async fn has_image(&self, reference: &str) -> Result<bool, EngineError> {
-        match self.client().await?.inspect_image(reference).await {
-            Ok(_) => Ok(true),
-            Err(e) => ignore_missing(self.error(e)).map(|()| false),
-        }
+        let client = self.client().await?;
+        within(INSPECT, "inspect an image", async {
+            match client.inspect_image(reference).await {
+                Ok(_) => Ok(true),
+                Err(e) => ignore_missing(self.error(e)).map(|()| false),
+            }
+        })
+        .await
     }
 
-    async fn pull(&self, reference: &str) -> Result<(), EngineError> {
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let (image, tag) = split_reference(reference);
+        if let Some(auth) = auth {
+            return private_pull::pull(&UnixClient::new(&self.socket), &self.url, &image, tag.as_deref(), auth).await;
+        }
         let options = CreateImageOptions { from_image: Some(image), tag, ..Default::default() };
         let mut progress = self.client().await?.create_image(Some(options), None, None);
-        while let Some(line) = progress.next().await {
+        loop {
+            let idle = |_| EngineError::Refused(format!("the pull made no progress for {} s", PULL_IDLE.as_secs()));
+            let Some(line) = tokio::time::timeout(PULL_IDLE, progress.next()).await.map_err(idle)? else { return Ok(()) };
             line.map_err(|e| match self.error(e) {
                 EngineError::NotFound(message) => EngineError::Refused(message),
                 other => other,
             })?;
         }
-        Ok(())
     }
 
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError> {
@@ -195,15 +217,16 @@ impl Engine for DockerEngine {
             tracing::info!(network = %network.name, "replacing the engine's network: it belongs to an earlier swarm network of that name");
             self.remove_network(&found.id.unwrap_or_default()).await?;
         }
-        let created = self.client().await?.create_network(container::network_body(network)).await;
-        created.map(|_| ()).map_err(|e| self.error(e))
+        let client = self.client().await?;
+        within(NETWORK, "create a network", async {
+            client.create_network(container::network_body(network)).await.map(|_| ()).map_err(|e| self.error(e))
+        })
+        .await
     }
 
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError> {
-        let filters = HashMap::from([("driver".to_owned(), vec![DRIVER.to_owned()])]);
-        let found = self.client().await?.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
+        let found = self.networks_that("driver", DRIVER).await?;
         let mut networks: Vec<LocalNetwork> = found
-            .map_err(|e| self.error(e))?
             .into_iter()
             .map(|n| LocalNetwork { network_id: swarm_id(&n), id: n.id.unwrap_or_default(), name: n.name.unwrap_or_default() })
             .collect();
@@ -212,10 +235,14 @@ impl Engine for DockerEngine {
     }
 
     async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
-        match self.client().await?.remove_network(id).await {
-            Err(Error::DockerResponseServerError { status_code: 403 | 409, message }) => Err(EngineError::Busy(message)),
-            other => other.or_else(|e| ignore_missing(self.error(e))),
-        }
+        let client = self.client().await?;
+        within(NETWORK, "remove a network", async {
+            match client.remove_network(id).await {
+                Err(Error::DockerResponseServerError { status_code: 403 | 409, message }) => Err(EngineError::Busy(message)),
+                other => other.or_else(|e| ignore_missing(self.error(e))),
+            }
+        })
+        .await
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<String, EngineError> {
@@ -383,6 +410,6 @@ fn description(info: SystemInfo) -> NodeDescription {
             })
             .collect(),
         plugins,
-        ebpf_datapath: false,
+        ..NodeDescription::default()
     }
 }

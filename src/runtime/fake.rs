@@ -1,7 +1,10 @@
 //! An engine in memory, for tests: containers start at once, the test controls everything else.
 
-use super::{Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LocalNetwork, NetworkPlan};
-use crate::model::{NodeId, node::NodeDescription};
+use super::{
+    Container, ContainerEvent, ContainerPlan, ContainerState, Deadlines, Engine, EngineError, Health, ListedContainer,
+    LocalNetwork, NetworkPlan,
+};
+use crate::model::{NodeId, PullAuth, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -19,6 +22,8 @@ pub struct FakeEngineState {
     pub images: BTreeSet<String>,
     /// Images that can be pulled.
     pub registry: BTreeSet<String>,
+    /// Of these, images that need credentials.
+    pub private: BTreeMap<String, PullAuth>,
     /// Containers by id, with the plan that they were created from.
     pub containers: BTreeMap<String, (ContainerPlan, Container)>,
     /// Networks of skep's driver by id.
@@ -31,6 +36,13 @@ pub struct FakeEngineState {
     pub checked: BTreeSet<String>,
     /// Every call that changed the state, in order.
     pub calls: Vec<String>,
+    /// Containers whose inspection is never answered.
+    pub hung: BTreeSet<String>,
+    /// Lists are never answered.
+    pub lists_hang: bool,
+    pub deadlines: Deadlines,
+    /// Lists so far.
+    pub lists: usize,
     /// Duration of a pull.
     pub pull_time: Duration,
     /// Duration of a stop.
@@ -111,11 +123,26 @@ impl Engine for FakeEngine {
         self.up().map(|_| NodeDescription { hostname: "fake".to_owned(), ..Default::default() })
     }
 
-    async fn list(&self, me: &NodeId) -> Result<Vec<Container>, EngineError> {
-        Ok(self.up()?.containers.values().filter(|(plan, _)| plan.node_id == *me).map(|(_, c)| c.clone()).collect())
+    fn deadlines(&self) -> Deadlines {
+        self.state().deadlines
+    }
+
+    async fn containers(&self, me: &NodeId) -> Result<Vec<ListedContainer>, EngineError> {
+        self.state().lists += 1;
+        let mine = |(plan, c): &(ContainerPlan, Container)| {
+            (plan.node_id == *me).then(|| ListedContainer { id: c.id.clone(), task_id: c.task_id.clone() })
+        };
+        let listed = self.up()?.containers.values().filter_map(mine).collect();
+        if self.state().lists_hang {
+            std::future::pending::<()>().await;
+        }
+        Ok(listed)
     }
 
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError> {
+        if self.state().hung.contains(container_id) {
+            std::future::pending::<()>().await;
+        }
         Ok(self.up()?.containers.get(container_id).map(|(_, c)| c.clone()))
     }
 
@@ -123,11 +150,11 @@ impl Engine for FakeEngine {
         Ok(self.up()?.images.contains(reference))
     }
 
-    async fn pull(&self, reference: &str) -> Result<(), EngineError> {
+    async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let time = self.up()?.pull_time;
         tokio::time::sleep(time).await;
         let mut state = self.up()?;
-        if !state.registry.contains(reference) {
+        if !state.registry.contains(reference) || state.private.get(reference).is_some_and(|needed| Some(needed) != auth) {
             return Err(EngineError::Refused(format!("pull access denied for {reference}")));
         }
         state.calls.push(format!("pull {reference}"));

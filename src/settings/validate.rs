@@ -20,6 +20,9 @@ pub struct InvalidSetting {
     pub advice: String,
 }
 
+/// Most connections that a table is made for.
+const MAX_TCP_FLOWS: u64 = 1 << 24;
+
 impl Settings {
     /// Checks all values.
     ///
@@ -80,26 +83,39 @@ impl Settings {
         }
     }
 
-    /// Bounds and intervals that have no meaning at 0.
+    /// Bounds and intervals: the smallest and the largest value with which the daemon is of use.
     fn bounds(&self) -> Result<(), InvalidSetting> {
-        let (ports, dns, timeouts, raft) = (&self.ports, &self.dns, &self.timeouts, &self.raft);
-        let bounds = [
-            ("ports.max_connections", ports.max_connections as u64),
-            ("ports.max_flows", ports.max_flows as u64),
-            ("ports.udp_idle_ms", ports.udp_idle_ms),
-            ("dns.timeout_ms", dns.timeout_ms),
-            ("dns.max_in_flight", dns.max_in_flight as u64),
-            ("timeouts.heartbeat_ms", timeouts.heartbeat_ms),
-            ("timeouts.join_ms", timeouts.join_ms),
-            ("timeouts.propose_ms", timeouts.propose_ms),
-            ("timeouts.shutdown_ms", timeouts.shutdown_ms),
-            ("timeouts.reconcile_ms", timeouts.reconcile_ms),
-            ("raft.tick_ms", raft.tick_ms),
-            ("raft.heartbeat_ticks", raft.heartbeat_ticks as u64),
-            ("raft.snapshot_every", raft.snapshot_every),
+        let (ports, dns, timeouts, manager, raft) = (&self.ports, &self.dns, &self.timeouts, &self.manager, &self.raft);
+        let (minute, hour, day) = (60_000, 3_600_000, 86_400_000);
+        let bounds: [(&'static str, u64, u64, u64); 22] = [
+            ("ports.max_connections", ports.max_connections as u64, 1, 1 << 24),
+            ("ports.max_flows", ports.max_flows as u64, 1, 1 << 24),
+            ("ports.udp_idle_ms", ports.udp_idle_ms, 1, day),
+            ("ebpf.max_tcp_flows", u64::from(self.ebpf.max_tcp_flows), 0, MAX_TCP_FLOWS),
+            ("ebpf.tcp_idle_s", self.ebpf.tcp_idle_s, 1, 315_360_000),
+            ("dns.timeout_ms", dns.timeout_ms, 1, minute),
+            ("dns.max_in_flight", dns.max_in_flight as u64, 1, 1 << 20),
+            ("timeouts.heartbeat_ms", timeouts.heartbeat_ms, 10, minute),
+            ("timeouts.node_down_ms", timeouts.node_down_ms, 11, hour),
+            ("timeouts.join_ms", timeouts.join_ms, 100, hour),
+            ("timeouts.propose_ms", timeouts.propose_ms, 100, hour),
+            ("timeouts.shutdown_ms", timeouts.shutdown_ms, 1, hour),
+            ("timeouts.reconcile_ms", timeouts.reconcile_ms, 50, hour),
+            ("manager.join_grace_ms", manager.join_grace_ms, 100, day),
+            ("manager.replace_wait_ms", manager.replace_wait_ms, 0, day),
+            ("manager.stop_hold_ms", manager.stop_hold_ms, 0, hour),
+            ("manager.node_lag_ms", manager.node_lag_ms, 1, day),
+            ("raft.tick_ms", raft.tick_ms, 1, minute),
+            ("raft.heartbeat_ticks", raft.heartbeat_ticks as u64, 1, 1000),
+            ("raft.election_ticks_max", raft.election_ticks_max as u64, 3, 10_000),
+            ("raft.snapshot_every", raft.snapshot_every, 1, 1 << 24),
+            ("raft.keep_entries", raft.keep_entries, 0, 1 << 24),
         ];
-        match bounds.into_iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(invalid(key, "0".to_owned(), "set 1 or more, or remove the key for its default".to_owned())),
+        match bounds.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+            Some((key, value, low, high)) => {
+                let advice = format!("set {low} to {high}, or remove the key for its default");
+                Err(invalid(key, value.to_string(), advice))
+            }
             None => Ok(()),
         }
     }
@@ -150,20 +166,25 @@ mod tests {
             ("engine = \"unix://docker.sock\"", "engine", "\"unix://docker.sock\"", "unix:///var/run/docker.sock"),
             ("path_mtu = 1359", "path_mtu", "1359", "1360 to 65535"),
             ("path_mtu = 65536", "path_mtu", "65536", "1360 to 65535"),
-            ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 or more"),
-            ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 or more"),
-            ("[ports]\nudp_idle_ms = 0", "ports.udp_idle_ms", "0", "1 or more"),
-            ("[dns]\ntimeout_ms = 0", "dns.timeout_ms", "0", "1 or more"),
-            ("[dns]\nmax_in_flight = 0", "dns.max_in_flight", "0", "1 or more"),
-            ("[timeouts]\nheartbeat_ms = 0", "timeouts.heartbeat_ms", "0", "1 or more"),
-            ("[timeouts]\njoin_ms = 0", "timeouts.join_ms", "0", "1 or more"),
-            ("[timeouts]\npropose_ms = 0", "timeouts.propose_ms", "0", "1 or more"),
-            ("[timeouts]\nshutdown_ms = 0", "timeouts.shutdown_ms", "0", "1 or more"),
-            ("[timeouts]\nreconcile_ms = 0", "timeouts.reconcile_ms", "0", "1 or more"),
+            ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 to"),
+            ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 to"),
+            ("[ports]\nudp_idle_ms = 0", "ports.udp_idle_ms", "0", "1 to"),
+            ("[ebpf]\ntcp_idle_s = 0", "ebpf.tcp_idle_s", "0", "1 to"),
+            ("[ebpf]\nmax_tcp_flows = 16777217", "ebpf.max_tcp_flows", "16777217", "0 to 16777216"),
+            ("[dns]\ntimeout_ms = 0", "dns.timeout_ms", "0", "1 to"),
+            ("[dns]\nmax_in_flight = 0", "dns.max_in_flight", "0", "1 to"),
+            ("[timeouts]\nheartbeat_ms = 0", "timeouts.heartbeat_ms", "0", "10 to 60000"),
+            ("[timeouts]\njoin_ms = 0", "timeouts.join_ms", "0", "100 to"),
+            ("[timeouts]\npropose_ms = 0", "timeouts.propose_ms", "0", "100 to"),
+            ("[timeouts]\nshutdown_ms = 0", "timeouts.shutdown_ms", "0", "1 to"),
+            ("[timeouts]\nreconcile_ms = 0", "timeouts.reconcile_ms", "0", "50 to"),
             ("[timeouts]\nnode_down_ms = 500", "timeouts.node_down_ms", "500", "more than timeouts.heartbeat_ms (500)"),
-            ("[raft]\ntick_ms = 0", "raft.tick_ms", "0", "1 or more"),
-            ("[raft]\nheartbeat_ticks = 0", "raft.heartbeat_ticks", "0", "1 or more"),
-            ("[raft]\nsnapshot_every = 0", "raft.snapshot_every", "0", "1 or more"),
+            ("[timeouts]\nheartbeat_ms = 100000\nnode_down_ms = 200000", "timeouts.heartbeat_ms", "100000", "10 to 60000"),
+            ("[timeouts]\nreconcile_ms = 86400000", "timeouts.reconcile_ms", "86400000", "50 to 3600000"),
+            ("[manager]\njoin_grace_ms = 0", "manager.join_grace_ms", "0", "100 to 86400000"),
+            ("[raft]\ntick_ms = 0", "raft.tick_ms", "0", "1 to"),
+            ("[raft]\nheartbeat_ticks = 0", "raft.heartbeat_ticks", "0", "1 to"),
+            ("[raft]\nsnapshot_every = 0", "raft.snapshot_every", "0", "1 to"),
             ("[raft]\nelection_ticks_min = 2", "raft.election_ticks_min", "2", "more than raft.heartbeat_ticks (2)"),
             ("[raft]\nelection_ticks_max = 10", "raft.election_ticks_max", "10", "more than raft.election_ticks_min (10)"),
         ];

@@ -51,6 +51,10 @@ impl StoreHandle {
     pub fn watch(&self) -> watch::Receiver<Arc<Store>> {
         self.view.clone()
     }
+    /// True if both are handles of one store.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.view.same_channel(&other.view)
+    }
     /// Proposes the actions and waits until they are applied on this manager; returns the index.
     ///
     /// # Errors

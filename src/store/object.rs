@@ -35,8 +35,8 @@ pub trait StoreObject: Clone + PartialEq + 'static {
 pub enum Uniqueness<T> {
     /// The id.
     Id,
-    /// The id, and the name without regard to case.
-    Name(fn(&T) -> &str),
+    /// The id, and the name without regard to case; of an object without one only the id.
+    Name(fn(&T) -> Option<&str>),
     /// The object: there is one of its kind at most.
     Kind,
 }
@@ -94,6 +94,9 @@ pub enum StoreError {
     /// There is no object with that id.
     #[error("{kind} {id} not found")]
     NotFound { kind: Kind, id: String },
+    /// A manager of an older build could not read it.
+    #[error("a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first")]
+    NeedsLevel { kind: Kind, needed: u32, level: u32 },
 }
 
 /// A table of one object at most, written as that object or `null`.
@@ -240,7 +243,7 @@ macro_rules! store_objects {
 store_objects! {
     #[serde(with = "single")] Cluster, ClusterId, cluster, "cluster", Uniqueness::Kind;
     Node, NodeId, nodes, "node", Uniqueness::Id;
-    Network, NetworkId, networks, "network", Uniqueness::Name(|network| &network.spec.name);
-    Service, ServiceId, services, "service", Uniqueness::Name(|service| &service.spec.name);
+    Network, NetworkId, networks, "network", Uniqueness::Name(|network| (!network.removing).then_some(&network.spec.name));
+    Service, ServiceId, services, "service", Uniqueness::Name(|service| Some(&service.spec.name));
     Task, TaskId, tasks, "task", Uniqueness::Id;
 }

@@ -6,9 +6,7 @@ use crate::model::{Cluster, Meta, Network, NetworkId, Node, NodeId, Revision, Se
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Format of a snapshot; goes up when an older build could not read it.
-const FORMAT: u32 = 1;
-
+/// The format is the feature level that the snapshot was written at.
 #[derive(Serialize, Deserialize)]
 struct SnapshotDocument<T> {
     format: u32,
@@ -88,7 +86,7 @@ impl Store {
     /// # Panics
     /// Never: every type in the store can be written as JSON.
     pub fn snapshot(&self) -> Vec<u8> {
-        serde_json::to_vec(&SnapshotDocument { format: FORMAT, store: self }).expect("the store is plain data")
+        serde_json::to_vec(&SnapshotDocument { format: self.feature_level(), store: self }).expect("the store is plain data")
     }
 
     /// Reads what [`Store::snapshot`] wrote.
@@ -96,7 +94,7 @@ impl Store {
     /// # Errors
     /// The bytes are damaged, or of another format than this build reads.
     pub fn restore(bytes: &[u8]) -> anyhow::Result<Self> {
-        let document: SnapshotDocument<Self> = decode_document(bytes, FORMAT)?;
+        let document: SnapshotDocument<Self> = decode_document(bytes)?;
         Ok(document.store)
     }
 
@@ -141,8 +139,8 @@ impl Store {
 /// Refuses an object whose name one of the others has, if names are unique among objects of its kind.
 fn check_name<'a, T: StoreObject>(object: &T, mut others: impl Iterator<Item = &'a T>) -> Result<(), StoreError> {
     let Uniqueness::Name(name_of) = T::UNIQUE else { return Ok(()) };
-    let name = name_of(object);
-    if others.any(|other| name_of(other).eq_ignore_ascii_case(name)) {
+    let Some(name) = name_of(object) else { return Ok(()) };
+    if others.any(|other| name_of(other).is_some_and(|other| other.eq_ignore_ascii_case(name))) {
         return Err(StoreError::NameConflict { kind: T::KIND, name: name.to_owned() });
     }
     Ok(())

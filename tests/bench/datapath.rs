@@ -10,7 +10,7 @@ use skep::ingress::ebpf::{Changed, DesiredDatapath, DesiredState, Inputs, SlotAl
 use skep::lab::Lab;
 use skep::model::NodeView;
 use skep::protocol::view_delta::share_entries;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -97,8 +97,8 @@ struct Measured {
 
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
-    let (members, unavailable) = (BTreeSet::new(), BTreeMap::new());
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
+    let (members, unavailable) = (BTreeMap::new(), BTreeMap::new());
     let me = tables::me();
     let (mut measured, mut desired) = (Measured::default(), DesiredState::default());
     let mut state = ebpf.observe().await.unwrap();
@@ -180,7 +180,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
 
 async fn unrelated(dir: &std::path::Path, namespace: &Namespace) -> Vec<String> {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.unwrap();
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
     let hooks = Hook::ALL.into_iter().filter(|hook| hook.side() == HookSide::Cgroup);
     let links: Vec<ProgramLink> = hooks.map(|hook| ProgramLink { hook, device: String::new(), index: 0 }).collect();
     let on: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();

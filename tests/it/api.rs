@@ -4,8 +4,14 @@
 
 mod deviations;
 mod docker_cli;
+mod engine_versions;
+mod events;
 mod fixture;
+mod membership;
+mod networks;
 mod proxy;
 mod recorded_store;
+mod recording_engine;
 mod replay;
+mod service_updates;
 mod unsupported;

@@ -4,7 +4,9 @@
 mod foreign_program;
 mod kernel;
 mod load;
+mod migration;
 mod namespace;
+mod own_port;
 mod packet;
 mod published_ports;
 mod servers;

@@ -142,6 +142,11 @@ impl Load {
         Self::run(targets, pause, |to| Box::new(move || request(to)))
     }
 
+    /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of up to a minute lost.
+    pub fn patient(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| Box::new(move || request_within(to, Duration::from_mins(1))))
+    }
+
     /// All datagrams to a target come from one socket: one flow.
     pub fn flows(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
         Self::run(targets, pause, |to| {
@@ -287,8 +292,12 @@ impl Flow {
 
 /// Makes one HTTP request and returns the name of the server that answered.
 pub fn request(to: SocketAddr) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).context("connect")?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    request_within(to, Duration::from_secs(5))
+}
+
+fn request_within(to: SocketAddr, limit: Duration) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, limit).context("connect")?;
+    stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET / HTTP/1.0\r\n\r\n").context("write")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("read")?;

@@ -10,6 +10,7 @@ mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
 mod fixture;
+mod formats;
 mod lab;
 
 mod load;

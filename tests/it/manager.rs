@@ -3,11 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bytes;
+mod cost;
 mod dispatcher;
+mod engine;
+mod feature_level;
 mod fixture;
 mod fuzz;
 mod golden;
 mod leader;
+mod leader_cores;
+mod limits;
+mod liveness;
+mod restarts;
 mod scale;
 mod scenarios;
 mod simulated_agent;

@@ -5,7 +5,13 @@
 //! frame's MAC address decides, as on a wire, which machine it is for.
 
 mod build;
+mod calls;
+mod flows;
 mod kernel;
+mod mesh;
 mod refusals;
+mod refused;
+mod trace;
+mod trace_maps;
 mod uplink;
 mod wire;

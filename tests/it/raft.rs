@@ -1,7 +1,7 @@
 //! Raft: a simulated network of cores from a seed, the log on disk, and the running thread.
 
 mod disk;
-mod fixture;
+pub mod fixture;
 mod replica;
 mod running;
 mod simulation;

@@ -3,6 +3,7 @@
 
 mod attack;
 mod fixture;
+mod formats;
 mod join;
 mod renewal;
 mod session;

@@ -10,7 +10,7 @@ use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus};
 use skep::model::service::{Endpoint, Service, ServiceSpec};
 use skep::model::task::{Task, TaskSpec, TaskState, TaskStatus};
 use skep::model::{ClusterId, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
-use skep::store::{Action, Kind, Object, Store, StoreError, Transaction};
+use skep::store::{Action, FEATURE_LEVELS, Kind, Object, Store, StoreError, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Few ids and names, so that they collide.
@@ -77,6 +77,7 @@ fn object(op: Op, meta: Meta) -> Object {
             address_pools: vec!["10.0.0.0/8".parse().expect("pool")],
             reserved_subnets: Vec::new(),
             subnet_size: 24,
+            feature_level: 1,
             data_path_port: number,
         }
         .into(),
@@ -100,6 +101,7 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
             subnet: None,
+            removing: false,
         }
         .into(),
         Kind::Service => Service {
@@ -107,6 +109,8 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: ServiceSpec { name: name.to_owned(), labels, ..ServiceSpec::default() },
             previous_spec: Some(ServiceSpec::default()),
+            pull_auth: None,
+            previous_pull_auth: None,
             spec_version: u64::from(number),
             endpoint: Endpoint::default(),
         }
@@ -127,6 +131,8 @@ fn object(op: Op, meta: Meta) -> Object {
             not_before: Some(Timestamp(i64::from(number))),
             ports: Vec::new(),
             listens: Vec::new(),
+            failures: skep::model::task::EarlierFailures::default(),
+            pull_auth: None,
         }
         .into(),
     }
@@ -241,9 +247,10 @@ proptest! {
 #[test]
 fn a_newer_snapshot_and_a_damaged_one_are_refused_with_the_reason() {
     let mut value: serde_json::Value = serde_json::from_slice(&Store::default().snapshot()).expect("JSON");
-    value["format"] = 2.into();
+    let newer = FEATURE_LEVELS.newest + 1;
+    value["format"] = newer.into();
     let error = Store::restore(&serde_json::to_vec(&value).expect("JSON")).expect_err("refused").to_string();
-    assert!(error.contains("format 2") && error.contains("newer skep"), "{error}");
+    assert!(error.contains(&format!("format {newer}")) && error.contains("newer skep"), "{error}");
     assert!(Store::restore(b"{").is_err());
     assert!(Store::restore(b"").is_err());
 }

@@ -7,3 +7,6 @@ mod bad_input;
 mod certificates;
 mod life;
 mod network;
+mod socket;
+mod start;
+mod upgrade;

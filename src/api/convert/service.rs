@@ -1,14 +1,15 @@
 //! Services.
 
-use crate::api::wire::{self, ShownSpec, UpdateConfig};
-use crate::model::ServiceId;
+use crate::api::wire;
 use crate::model::service::{Service, ServiceSpec};
-use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, Task, TaskState};
+use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
+use crate::model::{NodeId, ServiceId};
+use crate::store::Store;
 use std::collections::BTreeMap;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
-    let spec = if defaults { with_defaults(service.spec.clone()) } else { plain(service.spec.clone()) };
+    let spec = if defaults { with_defaults(service.spec.clone()) } else { service.spec.clone() };
     wire::Service {
         id: service.id.to_string(),
         meta: service.meta.into(),
@@ -23,10 +24,11 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
     }
 }
 
-/// Number of running tasks by service.
-pub fn running<'a>(tasks: impl Iterator<Item = &'a Task>) -> BTreeMap<&'a ServiceId, u64> {
+/// Number of running tasks by service. What a task on a node that is down or gone reported last says nothing of it.
+pub fn running(store: &Store) -> BTreeMap<&ServiceId, u64> {
+    let may_run = |id: &NodeId| store.node(id).is_some_and(|node| node.status.state.may_be_up());
     let mut counts = BTreeMap::new();
-    for task in tasks.filter(|t| t.status.state == TaskState::Running) {
+    for task in store.tasks().filter(|t| t.status.state == TaskState::Running && t.node_id.as_ref().is_none_or(may_run)) {
         *counts.entry(&task.service_id).or_default() += 1;
     }
     counts
@@ -41,11 +43,8 @@ pub fn status(service: &Service, running: &BTreeMap<&ServiceId, u64>) -> wire::S
     }
 }
 
-fn plain(spec: ServiceSpec) -> ShownSpec {
-    ShownSpec { spec, update_config: None, rollback_config: None }
-}
-
-fn with_defaults(mut spec: ServiceSpec) -> ShownSpec {
+/// The spec with the defaults of everything that it leaves out.
+pub fn with_defaults(mut spec: ServiceSpec) -> ServiceSpec {
     let task = &mut spec.task_template;
     task.container_spec.stop_grace_period.get_or_insert(DEFAULT_STOP_GRACE.into());
     task.container_spec.dns_config.get_or_insert_default();
@@ -57,5 +56,7 @@ fn with_defaults(mut spec: ServiceSpec) -> ShownSpec {
         ..RestartPolicy::default()
     });
     restart.delay.get_or_insert(DEFAULT_RESTART_DELAY.into());
-    ShownSpec { spec, update_config: Some(UpdateConfig::default()), rollback_config: Some(UpdateConfig::default()) }
+    spec.update_config.get_or_insert_default();
+    spec.rollback_config.get_or_insert_default();
+    spec
 }

@@ -2,6 +2,7 @@
 //! part of a swarm network; it is shown as that swarm network, once.
 
 use super::local_networks::{engine_list, engine_part, engine_part_named, parse_list};
+use super::network_reference::{self, ReferencedNetwork, local_names};
 use super::reply::{json, ok};
 use super::request::{ApiRequest, NOT_IN_SWARM, NOT_MANAGER};
 use crate::api::convert::network as convert;
@@ -11,12 +12,14 @@ use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::{ApiVersion, DRIVER};
 use crate::model::{Meta, Network, NetworkId};
-use crate::store::{Action, Kind, Store};
+use crate::store::{Action, Kind, NetworkUser, ProposeError, Store, StoreError, StoreHandle};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// Attempts to remove a network while the allocator assigns addresses on it.
+const REMOVE_ATTEMPTS: usize = 5;
 const FILTERS: [&str; 7] = ["driver", "id", "label", "name", "scope", "type", "dangling"];
 
 /// The newest state of the store; `None` on workers and outside a swarm.
@@ -30,13 +33,13 @@ pub async fn list(request: &ApiRequest) -> Result<Response> {
     let store = store(request);
     let mut all: Vec<Value> = Vec::new();
     if let Some(store) = &store {
-        let passing = store.networks().filter(|n| passes(n, store, &filters));
+        let passing = lookup::networks(store).filter(|n| passes(n, store, &filters));
         all.extend(passing.map(|n| serde_json::to_value(convert::network(n, request.version)).unwrap_or_default()));
     }
     if filters.has("scope") && !filters.values("scope").any(|v| v != "swarm") && store.is_some() {
         return ok(&all);
     }
-    let reply = request.api.engine.get(&request.target).await?;
+    let reply = request.api.engine.get(&request.lifted_target()).await?;
     if !reply.status.is_success() {
         return request.forward().await;
     }
@@ -54,7 +57,8 @@ fn passes(network: &Network, store: &Store, filters: &Filters) -> bool {
         && filters.any("name", |v| network.spec.name.contains(v))
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| (v == "builtin") == network.spec.ingress)
-        && filters.any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || user(network, store).is_some()))
+        && filters
+            .any("dangling", |v| matches!(v, "1" | "true") != (network.spec.ingress || store.network_user(network).is_some()))
         && filters.labels("label", &network.spec.labels)
 }
 
@@ -71,20 +75,6 @@ fn engine_part_passes(network: &Value, filters: &Filters) -> bool {
         && filters.labels("label", &labels)
 }
 
-/// What uses a network, as `service ID` or `task ID`: a service attached to it, or else a task of a removed service that
-/// has not ended yet.
-pub fn user(network: &Network, store: &Store) -> Option<String> {
-    let id = network.id.as_str();
-    let service = store.services().find(|s| s.spec.task_template.networks.iter().any(|n| n.target == id));
-    let task = || {
-        store
-            .tasks()
-            .find(|t| !t.status.state.is_final() && t.attachments.iter().any(|a| a.network_id == network.id))
-            .map(|t| format!("task {}", t.id))
-    };
-    service.map(|s| format!("service {}", s.id)).or_else(task)
-}
-
 /// GET /networks/{id}
 pub async fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let scope = request.query.get("scope");
@@ -98,16 +88,18 @@ pub async fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> 
 }
 
 async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, store: &Store) -> Result<Response> {
-    match lookup::network(store, reference) {
-        Ok(network) => {
-            let shown = convert::network(network, request.version);
-            match engine_part(request, network.id.as_str()).await {
-                Some(part) => ok(&convert::with_engine_part(shown, &part)),
-                None => ok(&shown),
-            }
+    let network = if scope == "swarm" {
+        lookup::network(store, reference)?
+    } else {
+        match network_reference::find(request, store, reference).await? {
+            ReferencedNetwork::Swarm(network) => network,
+            ReferencedNetwork::Local(_) | ReferencedNetwork::Unknown => return inspect_local(request, reference).await,
         }
-        Err(error) if error.status != StatusCode::NOT_FOUND || scope == "swarm" => Err(error),
-        Err(_) => inspect_local(request, reference).await,
+    };
+    let shown = convert::network(network, request.version);
+    match engine_part(request, network.id.as_str()).await {
+        Some(part) => ok(&convert::with_engine_part(shown, &part)),
+        None => ok(&shown),
     }
 }
 
@@ -129,7 +121,7 @@ async fn inspect_on_worker(request: &ApiRequest, reference: &str, scope: &str) -
 
 /// Inspects one of the engine's own networks; networks of skep's driver are not shown.
 async fn inspect_local(request: &ApiRequest, reference: &str) -> Result<Response> {
-    let reply = request.api.engine.get(&request.target).await?;
+    let reply = request.api.engine.get(&request.lifted_target()).await?;
     let network: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     if convert::swarm_network_of(&network).is_some() {
         return Err(ApiError::not_found("network", reference));
@@ -152,6 +144,9 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         )));
     }
     if driver != convert::OVERLAY && scope != "swarm" {
+        if let Some(name) = swarm_network_named(request, text("Name")).await {
+            return Err(exists(&name));
+        }
         return request.forward().await;
     }
     let Some(handle) = request.api.control.store() else {
@@ -162,15 +157,32 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let store = handle.read();
     let spec = validate::network_spec(&posted)?;
-    if store.networks().any(|n| n.spec.name == spec.name) {
-        return Err(ApiError::new(StatusCode::CONFLICT, format!("network with name {} already exists", spec.name)));
+    // An engine that does not answer has no say: its networks are of this node only.
+    let local = local_names(request).await.unwrap_or_default();
+    if lookup::networks(&store).any(|n| n.spec.name == spec.name) || local.iter().any(|(_, name)| *name == spec.name) {
+        return Err(exists(&spec.name));
     }
     validate::network_name(&spec.name)?;
-    validate::ingress_network(&spec, store.networks())?;
+    validate::ingress_network(&spec, lookup::networks(&store))?;
     let id = NetworkId::draw(&mut rand::rng());
-    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None };
+    let warning = validate::network_warning(&spec);
+    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, removing: false };
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
-    json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" }))
+    json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
+}
+
+fn exists(name: &str) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, format!("network with name {name} already exists"))
+}
+
+/// The name, if a network of the swarm has it: on a worker as far as its engine has a part of that network.
+async fn swarm_network_named(request: &ApiRequest, name: &str) -> Option<String> {
+    let taken = match store(request) {
+        Some(store) => lookup::networks(&store).any(|n| n.spec.name == name),
+        None if request.api.control.membership().local_state() == "inactive" => false,
+        None => engine_list(request).await.is_ok_and(|parts| parts.iter().any(|n| n["Name"].as_str() == Some(name))),
+    };
+    taken.then(|| name.to_owned())
 }
 
 /// DELETE /networks/{id}
@@ -182,40 +194,77 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
         return request.forward().await;
     };
     let store = handle.read();
-    let network = match lookup::network(&store, reference) {
-        Ok(network) => network,
-        Err(error) if error.status == StatusCode::NOT_FOUND => {
-            // The agent removes the engine's part of a swarm network, users do not.
-            if engine_part_named(request, reference).await.is_some() {
-                return Err(error);
-            }
-            return request.forward().await;
+    match network_reference::find(request, &store, reference).await? {
+        ReferencedNetwork::Swarm(network) => {
+            remove_from_swarm(request, &handle, &network.id).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
         }
-        Err(error) => return Err(error),
-    };
-    if network.spec.ingress {
-        if let Some(service) = store.services().find(|s| s.spec.wants_ingress()) {
-            return Err(ApiError::rpc(
-                GrpcCode::FailedPrecondition,
-                format!("ingress network cannot be removed because service {} depends on it", service.id),
-            ));
+        ReferencedNetwork::Local(id) => request.forward_to(&request.engine_target(&format!("/networks/{id}"))).await,
+        // The agent removes the engine's part of a swarm network, users do not.
+        ReferencedNetwork::Unknown if engine_part_named(request, reference).await.is_some() => {
+            Err(ApiError::not_found("network", reference))
         }
-    } else if let Some(user) = user(network, &store) {
-        return Err(ApiError::rpc(GrpcCode::FailedPrecondition, format!("network {} is in use by {user}", network.id)));
+        ReferencedNetwork::Unknown => request.forward().await,
     }
-    handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Removes a network that nothing is wanted to run on. While tasks that are to stop still have addresses on it, its name is
+/// free and it is shown no more; the reaper deletes it with the last address.
+///
+/// # Errors
+/// 400 while it is in use.
+pub async fn remove_from_swarm(request: &ApiRequest, handle: &StoreHandle, id: &NetworkId) -> Result<()> {
+    for _ in 0..REMOVE_ATTEMPTS {
+        let store = handle.read();
+        let Some(network) = store.network(id).filter(|n| !n.removing) else { return Ok(()) };
+        if let Some(user) = store.network_user(network) {
+            return Err(in_use(network, &user));
+        }
+        // The update is the condition: the allocator writes the network with each address that it assigns there.
+        let mut actions = vec![Action::update(Network { removing: true, ..network.clone() })];
+        if !store.has_addresses_on(network) {
+            actions.push(Action::Remove(Kind::Network, id.to_string()));
+        }
+        match handle.write(request.api.clock.now(), actions).await {
+            Ok(_) => return Ok(()),
+            Err(ProposeError::Refused(StoreError::OutOfSequence)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ProposeError::Refused(StoreError::OutOfSequence).into())
+}
+
+fn in_use(network: &Network, user: &NetworkUser) -> ApiError {
+    let description = match user {
+        NetworkUser::Service(id) if network.spec.ingress => {
+            format!("ingress network cannot be removed because service {id} depends on it")
+        }
+        user => format!("network {} is in use by {user}", network.id),
+    };
+    ApiError::rpc(GrpcCode::FailedPrecondition, description)
 }
 
 /// POST /networks/{id}/connect and /disconnect
 pub async fn attach(request: &ApiRequest, reference: &str, verb: &str) -> Result<Response> {
     match attachment_refusal(request, reference).await? {
-        Some(_) if verb == "disconnect" => Err(ApiError::not_implemented(format!(
-            "{reference} is a network of the swarm: disconnecting a container from it is not implemented in skep yet"
-        ))),
+        // What is forced: clients disconnect all containers of a network before they remove it.
+        Some(_) if verb == "disconnect" => match engine_part_of(request, reference).await {
+            Some(id) => request.forward_to(&request.engine_target(&format!("/networks/{id}/disconnect"))).await,
+            None => Err(ApiError::not_found("network", reference)),
+        },
         Some(error) => Err(error),
         None => request.forward().await,
     }
+}
+
+/// The engine's id of its part of a swarm network.
+async fn engine_part_of(request: &ApiRequest, reference: &str) -> Option<String> {
+    let known = store(request).and_then(|s| Some(lookup::network(&s, reference).ok()?.id.to_string()));
+    let part = match known {
+        Some(id) => engine_part(request, &id).await,
+        None => engine_part_named(request, reference).await,
+    };
+    Some(part?["Id"].as_str()?.to_owned())
 }
 
 /// Why a plain container cannot be attached to this network; `None` if the network is one of the engine's own.
@@ -223,10 +272,15 @@ pub async fn attach(request: &ApiRequest, reference: &str, verb: &str) -> Result
 /// # Errors
 /// 400 if several networks match.
 pub async fn attachment_refusal(request: &ApiRequest, reference: &str) -> Result<Option<ApiError>> {
-    let attachable = match store(request).as_deref().map(|s| lookup::network(s, reference)) {
-        Some(Ok(network)) => network.spec.attachable,
-        Some(Err(error)) if error.status != StatusCode::NOT_FOUND => return Err(error),
-        _ => match engine_part_named(request, reference).await {
+    let store = store(request);
+    let found = match &store {
+        Some(store) => network_reference::find(request, store, reference).await?,
+        None => ReferencedNetwork::Unknown,
+    };
+    let attachable = match found {
+        ReferencedNetwork::Swarm(network) => network.spec.attachable,
+        ReferencedNetwork::Local(_) => return Ok(None),
+        ReferencedNetwork::Unknown => match engine_part_named(request, reference).await {
             Some(part) => part["Attachable"].as_bool().unwrap_or(false),
             None => return Ok(None),
         },

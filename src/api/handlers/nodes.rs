@@ -79,6 +79,9 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         other => validate::availability(&other.to_ascii_lowercase())?,
     };
     let mut node = lookup::node(&store, reference)?.clone();
+    if node.meta.version != version {
+        return Err(ApiError::out_of_sequence());
+    }
     if role != node.spec.role {
         return Err(role_change_refusal(role, store.nodes().filter(|n| n.spec.role == Role::Manager).count()));
     }
@@ -88,7 +91,6 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         role,
         availability,
     };
-    node.meta.version = version;
     handle.write(request.api.clock.now(), vec![Action::update(node)]).await?;
     empty()
 }

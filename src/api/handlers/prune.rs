@@ -2,13 +2,14 @@
 //! would remove its parts of swarm networks that have no container on this node.
 
 use super::local_networks::{parse_list, remove_local};
-use super::networks::{store, user};
+use super::networks::{remove_from_swarm, store};
 use super::reply::ok;
 use super::request::ApiRequest;
 use crate::api::convert::network::swarm_network_of;
 use crate::api::error::{ApiError, Result};
+use crate::api::lookup;
 use crate::api::query::{Filters, encode};
-use crate::store::{Action, Kind};
+use crate::model::Network;
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -34,10 +35,9 @@ pub async fn networks(request: &ApiRequest) -> Result<Response> {
         }
     }
     if let (Some(store), Some(handle)) = (store(request), request.api.control.store()) {
-        let unused =
-            store.networks().filter(|n| !n.spec.ingress && filters.labels("label", &n.spec.labels) && user(n, &store).is_none());
-        for network in unused {
-            handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
+        let is_unused = |n: &&Network| store.network_user(n).is_none() && filters.labels("label", &n.spec.labels);
+        for network in lookup::networks(&store).filter(|n| !n.spec.ingress).filter(is_unused) {
+            remove_from_swarm(request, &handle, &network.id).await?;
             deleted.push(network.spec.name.clone());
         }
     }

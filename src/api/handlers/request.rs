@@ -59,14 +59,23 @@ impl ApiRequest {
         body::decode(&self.headers, &self.body, schema)
     }
 
-    /// Sends the request to the engine unchanged and returns its reply.
+    /// Sends the request to the engine unchanged and returns its reply. Without a bound on its time, as without skep: a
+    /// client waits as long as it likes.
     ///
     /// # Errors
     /// 503 if the engine does not answer.
     pub async fn forward(&self) -> Result<Response> {
+        self.forward_to(&self.target).await
+    }
+
+    /// As [`Self::forward`], to another path.
+    ///
+    /// # Errors
+    /// 503 if the engine does not answer.
+    pub async fn forward_to(&self, target: &str) -> Result<Response> {
         let fields: Vec<(&str, &str)> =
             FORWARDED_HEADERS.into_iter().filter_map(|name| Some((name, self.headers.get(name)?.to_str().ok()?))).collect();
-        let reply = self.api.engine.send(self.method.as_str(), &self.target, &fields, self.body.clone()).await?;
+        let reply = self.api.engine.send_unbounded(self.method.as_str(), target, &fields, self.body.clone()).await?;
         let mut response = Response::new(Body::from(reply.body));
         *response.status_mut() = reply.status;
         if let Some(kind) = reply.headers.get(CONTENT_TYPE) {
@@ -75,9 +84,16 @@ impl ApiRequest {
         Ok(response)
     }
 
-    /// Target of another path on the engine, in the API version of this request.
+    /// Target of another path on the engine, in the API version of this request or the oldest one that the engine serves:
+    /// skep serves older clients than newer engines do.
     pub fn engine_target(&self, path: &str) -> String {
         let (version, _) = split_version(&self.target);
-        version.map_or_else(|| path.to_owned(), |v| format!("/v{v}{path}"))
+        version.map_or_else(|| path.to_owned(), |v| format!("/v{}{path}", v.max(self.identity.engine_min)))
+    }
+
+    /// The target of this request, with the version of [`Self::engine_target`].
+    pub fn lifted_target(&self) -> String {
+        let (_, path) = split_version(&self.target);
+        self.engine_target(path)
     }
 }

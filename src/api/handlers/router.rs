@@ -1,7 +1,7 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, networks, nodes, prune, services, swarm, system, tasks, unsupported};
+use super::{containers, events, networks, nodes, prune, services, swarm, system, task_containers, tasks, unsupported};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
@@ -160,6 +160,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("GET", [kind @ ("secrets" | "configs")]) => unsupported::list(request, kind),
         (method, [kind @ ("secrets" | "configs"), rest @ ..]) => unsupported::other(request, kind, method, rest),
 
+        ("GET", ["events"]) => events::stream(request).await,
+
         ("GET", ["networks"]) => networks::list(request).await,
         ("POST", ["networks", "create"]) => networks::create(request).await,
         ("POST", ["networks", "prune"]) => prune::networks(request).await,
@@ -168,6 +170,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("POST", ["networks", network, verb @ ("connect" | "disconnect")]) => networks::attach(request, network, verb).await,
 
         ("POST", ["containers", "create"]) => containers::create(request).await,
+        ("GET", ["containers", "json"]) => task_containers::list(request).await,
+        ("POST", ["containers", "prune"]) => task_containers::prune(request).await,
         _ => Err(ApiError::page_not_found()),
     }
 }

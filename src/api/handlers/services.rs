@@ -16,7 +16,7 @@ use crate::store::{Action, Kind, Store};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// GET /services
 pub fn list(request: &ApiRequest) -> Result<Response> {
@@ -27,7 +27,7 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
-    let running = if status { convert::service::running(store.tasks()) } else { BTreeMap::new() };
+    let running = if status { convert::service::running(&store) } else { BTreeMap::new() };
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
@@ -59,7 +59,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&SERVICE_SPEC)?;
     let handle = request.store()?;
     let store = handle.read();
-    refuse_credentials(request)?;
+    let pull_auth = validate::pull_auth(&request.headers)?;
     let mut spec = validate::service_spec(posted)?;
     if spec.name.is_empty() {
         spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
@@ -69,7 +69,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     validate::allow_lists_fit(&spec, store.services().map(|s| validate::sources_of(&s.spec)))?;
-    if spec.wants_ingress() && !store.networks().any(|n| n.spec.ingress) {
+    if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
             GrpcCode::FailedPrecondition,
             "service needs ingress network, but no ingress network is present",
@@ -81,6 +81,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         meta: Meta::default(),
         spec,
         previous_spec: None,
+        pull_auth,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: Endpoint::default(),
     };
@@ -115,22 +117,33 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let handle = request.store()?;
     let store = handle.read();
     let stored = lookup::service(&store, reference)?;
+    let is_stale = stored.meta.version != version;
     let spec = match request.query.get("rollback") {
         "" | "none" => {
             refuse_mode_change(&posted)?;
-            refuse_credentials(request)?;
-            let mut spec = validate::service_spec(posted)?;
+            // Old news comes before what skep cannot do.
+            let mut spec = validate::service_spec(posted).map_err(|error| {
+                if error.status == StatusCode::NOT_IMPLEMENTED && is_stale { ApiError::out_of_sequence() } else { error }
+            })?;
             resolve_networks(request, &mut spec, &store).await?;
             spec
         }
-        "previous" => stored.previous_spec.clone().ok_or_else(|| {
-            ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
-        })?,
+        "previous" => {
+            let mut spec = stored.previous_spec.clone().ok_or_else(|| {
+                ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
+            })?;
+            resolve_networks(request, &mut spec, &store).await?;
+            spec
+        }
         other => return Err(ApiError::failed(format!("unrecognized rollback option {other}"))),
     };
-    if !["", "spec", "previous-spec"].contains(&request.query.get("registryAuthFrom")) {
-        return Err(ApiError::failed("unsupported registryAuthFrom value"));
-    }
+    let kept_auth = match request.query.get("registryAuthFrom") {
+        "previous-spec" => &stored.previous_pull_auth,
+        "" | "spec" if request.query.get("rollback") == "previous" => &stored.previous_pull_auth,
+        "" | "spec" => &stored.pull_auth,
+        _ => return Err(ApiError::failed("unsupported registryAuthFrom value")),
+    };
+    let pull_auth = validate::pull_auth(&request.headers)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
@@ -139,7 +152,10 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }
-    if let Some(path) = first_unsupported_change(&stored.spec, &spec) {
+    if is_stale {
+        return Err(ApiError::out_of_sequence());
+    }
+    if let Some(path) = validate::first_change_of_tasks(&stored.spec, &spec) {
         return Err(ApiError::not_implemented(format!(
             "{path} of service {} cannot be changed: rolling updates are not implemented in skep yet, only the number of replicas \
              and the service's labels can be updated (nothing was changed)",
@@ -148,25 +164,9 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     }
     let mut service = stored.clone();
     service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
-    service.meta.version = version;
+    service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth);
     handle.write(request.api.clock.now(), vec![Action::update(service)]).await?;
     ok(&json!({ "Warnings": Value::Null }))
-}
-
-/// Refuses credentials for a registry: skep does not distribute them to the nodes yet. Empty or malformed ones count as
-/// none.
-fn refuse_credentials(request: &ApiRequest) -> Result<()> {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-    let field = request.headers.get("x-registry-auth").and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let decoded = URL_SAFE_NO_PAD.decode(field.trim_end_matches('=')).unwrap_or_default();
-    let auth: Value = serde_json::from_slice(&decoded).unwrap_or_default();
-    let is_set = |key: &&str| auth[key].as_str().is_some_and(|text| !text.is_empty());
-    match ["username", "password", "auth", "identitytoken", "registrytoken"].iter().find(|k| is_set(k)) {
-        Some(key) => Err(ApiError::not_implemented(format!(
-            "X-Registry-Auth ({key}) is not supported by skep yet: log in on every node, or use images that need no login"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// Every stored service is replicated, so any other mode is a change.
@@ -176,28 +176,6 @@ fn refuse_mode_change(posted: &Value) -> Result<()> {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "service mode change is not allowed"));
     }
     Ok(())
-}
-
-/// The path of the first difference besides labels and replicas.
-fn first_unsupported_change(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
-    let comparable = |spec: &ServiceSpec| {
-        let spec = ServiceSpec { labels: BTreeMap::new(), mode: new.mode.clone(), ..spec.clone() };
-        serde_json::to_value(spec).unwrap_or_default()
-    };
-    first_difference(&comparable(old), &comparable(new), String::new())
-}
-
-/// The path of the first difference between two values, keys in alphabetical order.
-fn first_difference(old: &Value, new: &Value, path: String) -> Option<String> {
-    if old == new {
-        return None;
-    }
-    let (Value::Object(a), Value::Object(b)) = (old, new) else { return Some(path) };
-    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        first_difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)
-    })
 }
 
 /// DELETE /services/{id}

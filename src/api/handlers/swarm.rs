@@ -1,19 +1,22 @@
 //! `/swarm`.
 
 use super::reply::{empty, ok};
-use super::request::{ApiRequest, NOT_YET};
-use crate::api::control::{Membership, SwarmInitRequest, SwarmJoinRequest};
+use super::request::{ApiRequest, NOT_MANAGER, NOT_YET};
+use crate::api::control::{Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
-use crate::model::Role;
+use crate::model::{Cluster, Role};
 use crate::store::{Action, Store};
 use axum::response::Response;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const ALREADY_PART: &str =
     "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
+/// How often a leave looks whether the membership has ended.
+const LEAVE_POLL: Duration = Duration::from_millis(20);
 const LEAVING_MANAGER: &str = "You are attempting to leave the swarm on a node that is participating as a manager. ";
 
 /// GET /swarm
@@ -26,6 +29,9 @@ pub fn inspect(request: &ApiRequest) -> Result<Response> {
 /// POST /swarm/init
 pub async fn init(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&INIT)?;
+    if posted["ForceNewCluster"] == json!(true) && request.api.control.membership() != Membership::Inactive {
+        return force_new_cluster(request);
+    }
     refuse_if_in_swarm(request)?;
     refuse_unsupported(&posted, &INIT)?;
     validate::data_path_address(&posted)?;
@@ -43,8 +49,32 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         availability: validate::availability(&text(&posted, "Availability"))?,
         spec: validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?,
     };
-    let id = request.api.control.init(init).await?;
-    ok(&id)
+    request.api.events.set_begins(true);
+    let created = request.api.control.init(init).await;
+    if created.is_err() {
+        request.api.events.set_begins(false);
+    }
+    ok(&created?)
+}
+
+/// `ForceNewCluster` on a node of a swarm: its only manager is such a cluster already. Nothing advises to leave, which
+/// would erase what the request is to keep.
+fn force_new_cluster(request: &ApiRequest) -> Result<Response> {
+    let membership = request.api.control.membership();
+    let Membership::Manager(info) = &membership else {
+        return Err(ApiError::unavailable(match membership {
+            Membership::Worker(_) => NOT_MANAGER.to_owned(),
+            _ => format!("{NOT_YET} Nothing was changed; docker info shows what it waits for."),
+        }));
+    };
+    let store = request.store()?.read();
+    let managers = store.nodes().filter(|n| n.manager.is_some()).count();
+    if managers > 1 {
+        return Err(ApiError::not_implemented(format!(
+            "ForceNewCluster with {managers} managers is not implemented in skep yet (nothing was changed)"
+        )));
+    }
+    ok(&info.node_id)
 }
 
 /// POST /swarm/join
@@ -52,11 +82,7 @@ pub async fn join(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&JOIN)?;
     refuse_if_in_swarm(request)?;
     validate::data_path_address(&posted)?;
-    let remote_addrs: Vec<String> =
-        posted["RemoteAddrs"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-    if remote_addrs.is_empty() {
-        return Err(ApiError::bad("at least 1 RemoteAddr is required to join"));
-    }
+    let remote_addrs = validate::remote_addresses(&posted)?;
     let listen_addr = text(&posted, "ListenAddr");
     let join = SwarmJoinRequest {
         listen_addr: if listen_addr.is_empty() { "0.0.0.0:2377".to_owned() } else { listen_addr },
@@ -69,7 +95,8 @@ pub async fn join(request: &ApiRequest) -> Result<Response> {
     empty()
 }
 
-/// POST /swarm/leave
+/// POST /swarm/leave: answers when the node is in no swarm any more; with `wait`, which is skep's own, when its tasks have
+/// stopped and everything of the swarm is taken down.
 pub async fn leave(request: &ApiRequest) -> Result<Response> {
     let force = request.query.loose_bool("force");
     match request.api.control.membership() {
@@ -80,8 +107,30 @@ pub async fn leave(request: &ApiRequest) -> Result<Response> {
         }
         Membership::Manager(_) | Membership::Worker(_) | Membership::Pending { .. } => {}
     }
-    request.api.control.leave(force).await?;
+    let wait = request.query.loose_bool("wait");
+    let control = request.api.control.clone();
+    // Not cut off when the client goes away: half a removal would stay.
+    let leaving = tokio::spawn(async move {
+        let left = control.leave(force).await;
+        if let Err(error) = &left {
+            tracing::error!(%error, "leaving the swarm");
+        }
+        left
+    });
+    let control = &request.api.control;
+    tokio::select! {
+        left = leaving => left.map_err(|e| ApiError::failed(format!("leaving the swarm failed: {e}")))??,
+        // The membership has ended: what is left is to stop the tasks, each within its grace period.
+        () = until_outside(&**control), if !wait => {}
+    }
     empty()
+}
+
+/// Waits until this node is in no swarm.
+async fn until_outside(control: &dyn NodeControl) {
+    while control.membership() != Membership::Inactive {
+        tokio::time::sleep(LEAVE_POLL).await;
+    }
 }
 
 /// What the swarm loses if this manager leaves.
@@ -118,11 +167,14 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     if !name.is_empty() && name != "default" {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
-    refuse_unsupported(&posted, &CLUSTER_SPEC)?;
     let spec = validate::checked(validate::replacing(&posted)?)?;
-    let mut cluster = cluster.clone();
-    cluster.spec = spec;
-    cluster.meta.version = version;
+    if cluster.meta.version != version {
+        return Err(ApiError::out_of_sequence());
+    }
+    // What the swarm has already is no change: clients post all of it back.
+    let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
+    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)?;
+    let cluster = Cluster { spec, ..cluster.clone() };
     handle.write(request.api.clock.now(), vec![Action::update(cluster)]).await?;
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
         if rotate {
@@ -152,6 +204,13 @@ fn refuse_if_in_swarm(request: &ApiRequest) -> Result<()> {
         Membership::Inactive => Ok(()),
         _ => Err(ApiError::unavailable(ALREADY_PART)),
     }
+}
+
+/// What of a posted object differs from the stored one.
+fn changes(posted: Value, stored: &Value) -> Value {
+    let Value::Object(map) = posted else { return posted };
+    let differing = map.into_iter().filter(|(key, value)| stored.get(key) != Some(value));
+    Value::Object(differing.map(|(key, value)| (key.clone(), changes(value, &stored[key.as_str()]))).collect())
 }
 
 /// Refuses fields that skep does not support.

@@ -36,7 +36,7 @@ fn parse_object(body: &[u8]) -> Value {
 
 /// GET /version: the engine's, with skep as a component and the API version that skep announces.
 pub async fn version(request: &ApiRequest) -> Result<Response> {
-    let mut body = match request.api.engine.get(&request.target).await {
+    let mut body = match request.api.engine.get(&request.lifted_target()).await {
         Ok(reply) if reply.status.is_success() => parse_object(&reply.body),
         // The CLI needs a version without the engine too.
         _ => json!({
@@ -60,7 +60,7 @@ pub async fn version(request: &ApiRequest) -> Result<Response> {
 /// GET /info: the engine's, with skep's `Swarm` block. If the engine does not answer, that block alone and a warning:
 /// `docker node ls` reads it.
 pub async fn info(request: &ApiRequest) -> Result<Response> {
-    let mut body = match request.api.engine.get(&request.target).await {
+    let mut body = match request.api.engine.get(&request.lifted_target()).await {
         Ok(reply) if reply.status.is_success() => parse_object(&reply.body),
         Ok(_) => return request.forward().await,
         Err(down) => json!({ "ID": "", "Name": "", "ServerVersion": "", "Warnings": [format!("WARNING: {}", down.message)] }),

@@ -1,10 +1,13 @@
 //! The head of a request, parsed as far as routing and forwarding need it.
 
 use crate::api::error::ApiError;
+use crate::api::query::split_version;
+use bytes::Bytes;
 use hyper::StatusCode;
+use std::fmt::Write as _;
 
-/// Most header fields that a head may have.
-const MAX_FIELDS: usize = 128;
+/// Most header fields that a head may have: as many as the HTTP server behind takes.
+const MAX_FIELDS: usize = 100;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestHead {
@@ -13,35 +16,78 @@ pub struct RequestHead {
     pub target: String,
     /// In bytes, the empty line included.
     len: usize,
-    /// Whether it has the header `Upgrade`.
+    /// Whether the connection may become a stream of another protocol: it is forwarded as it is.
     upgrade: bool,
 }
 
 /// Parses a head; `None` while it is incomplete.
 ///
 /// # Errors
-/// It is not HTTP/1, or has too many fields.
+/// It is not HTTP/1, has too many fields, or one that contradicts itself. Checked here, because the HTTP server behind
+/// refuses such a head without a word.
 pub fn parse(bytes: &[u8]) -> Result<Option<RequestHead>, ApiError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
-    match request.parse(bytes) {
-        Ok(httparse::Status::Partial) => Ok(None),
-        Ok(httparse::Status::Complete(len)) => Ok(Some(RequestHead {
-            method: request.method.unwrap_or_default().to_owned(),
-            target: request.path.unwrap_or_default().to_owned(),
-            len,
-            upgrade: request.headers.iter().any(|h| h.name.eq_ignore_ascii_case("upgrade")),
-        })),
+    let len = match request.parse(bytes) {
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Ok(httparse::Status::Complete(len)) => len,
         Err(httparse::Error::TooManyHeaders) => {
             let message = format!("the request has more than {MAX_FIELDS} header fields");
-            Err(ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message))
+            return Err(ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message));
         }
-        Err(error) => Err(ApiError::bad(format!("this is not an HTTP/1.1 request: {error}"))),
+        Err(error) => return Err(not_http(&error)),
+    };
+    let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    hyper::Method::from_bytes(method.as_bytes()).map_err(|e| not_http(&e))?;
+    check_length(request.headers, request.version == Some(1))?;
+    Ok(Some(RequestHead {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        len,
+        upgrade: values(request.headers, "upgrade").next().is_some() && may_upgrade(method, target),
+    }))
+}
+
+fn not_http(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::bad(format!("this is not an HTTP/1.1 request: {error}"))
+}
+
+fn values<'a>(fields: &'a [httparse::Header], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    fields.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value)
+}
+
+/// Refuses a head that does not say how long its body is, or says it twice in different ways.
+fn check_length(fields: &[httparse::Header], http_1_1: bool) -> Result<(), ApiError> {
+    let mut lengths = values(fields, "content-length").flat_map(|v| v.split(|b| *b == b',')).map(<[u8]>::trim_ascii);
+    if let Some(first) = lengths.next() {
+        let is_number = !first.is_empty() && first.len() < 19 && first.iter().all(u8::is_ascii_digit);
+        if !is_number || lengths.any(|other| other != first) {
+            return Err(not_http(&"its Content-Length is not one number"));
+        }
     }
+    if let Some(last) = values(fields, "transfer-encoding").last() {
+        let coding = last.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii();
+        if !http_1_1 || !coding.eq_ignore_ascii_case(b"chunked") {
+            return Err(not_http(&"its Transfer-Encoding does not end in chunked"));
+        }
+    }
+    Ok(())
+}
+
+/// Requests whose connection the engine may take over for another protocol. Any other `Upgrade` is an offer that the engine
+/// ignores (HTTP/2 of Java's and curl's clients), after which it would serve further requests on the connection.
+fn may_upgrade(method: &str, target: &str) -> bool {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let path: Vec<&str> = split_version(path).1.trim_start_matches('/').split('/').collect();
+    matches!(
+        (method, path.as_slice()),
+        ("POST", ["session" | "grpc"] | ["containers", _, "attach"] | ["exec", _, "start"])
+            | ("GET", ["containers", _, "attach", "ws"])
+    )
 }
 
 impl RequestHead {
-    /// What the engine is sent for `read`, which begins with this head. Without `Upgrade`, the header `Connection: close`
+    /// What the engine is sent for `read`, which begins with this head. Without an upgrade, the header `Connection: close`
     /// makes the engine close after its reply: the next request may not be the engine's. (A hijack without `Upgrade`
     /// still takes over the connection.)
     pub fn for_engine(&self, read: &[u8]) -> Vec<u8> {
@@ -51,7 +97,8 @@ impl RequestHead {
         let (head, rest) = read.split_at(self.len);
         let mut out = Vec::with_capacity(read.len() + 32);
         for (i, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
-            if is_field(line, b"connection:") || line == b"\r\n" || line == b"\n" {
+            let dropped = [&b"connection:"[..], b"upgrade:", b"http2-settings:"];
+            if dropped.iter().any(|name| is_field(line, name)) || line == b"\r\n" || line == b"\n" {
                 continue;
             }
             out.extend_from_slice(line);
@@ -63,6 +110,35 @@ impl RequestHead {
         out.extend_from_slice(rest);
         out
     }
+
+    /// What the handlers are sent for `read`, which begins with this head: characters that a URI has only percent-encoded
+    /// are encoded now. Clients send them as they are (JSON in the query), and Go's server takes them.
+    ///
+    /// # Errors
+    /// The target is no path all the same.
+    pub fn for_handlers(&self, read: Bytes) -> Result<Bytes, ApiError> {
+        let encoded = encode_target(&self.target);
+        if !encoded.starts_with('/') || encoded.parse::<hyper::Uri>().is_err() {
+            return Err(not_http(&format!("{:?} is not a path", self.target)));
+        }
+        let start = read.iter().position(|b| *b == b' ').map_or(0, |blank| blank + 1);
+        let end = start + self.target.len();
+        if encoded == self.target || read.get(start..end) != Some(self.target.as_bytes()) {
+            return Ok(read);
+        }
+        Ok([&read[..start], encoded.as_bytes(), &read[end..]].concat().into())
+    }
+}
+
+fn encode_target(target: &str) -> String {
+    target.bytes().fold(String::with_capacity(target.len()), |mut out, byte| {
+        if byte.is_ascii_graphic() && !br#""<>\^`{|}#"#.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
 }
 
 fn is_field(line: &[u8], name: &[u8]) -> bool {
@@ -88,6 +164,62 @@ mod tests {
     fn a_head_with_upgrade_is_forwarded_unchanged() {
         let sent = b"POST /session HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI";
         assert_eq!(parse(sent).unwrap().unwrap().for_engine(sent), sent);
+    }
+
+    #[test]
+    fn an_offer_of_another_protocol_is_not_forwarded() {
+        for (line, protocol) in [("GET /v1.50/containers/json", "h2c"), ("POST /build", "h2c"), ("GET /version", "tcp")] {
+            let sent = format!(
+                "{line} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQ\r\n\r\n"
+            );
+            let forwarded = parse(sent.as_bytes()).unwrap().unwrap().for_engine(sent.as_bytes());
+            assert_eq!(
+                String::from_utf8(forwarded).unwrap(),
+                format!("{line} HTTP/1.1\r\nConnection: close\r\nHost: docker\r\n\r\n")
+            );
+        }
+        for line in [
+            "POST /v1.50/exec/e1/start",
+            "POST /containers/c1/attach?stream=1",
+            "GET /v1.41/containers/c1/attach/ws",
+            "POST /grpc",
+        ] {
+            let sent = format!("{line} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+            assert_eq!(parse(sent.as_bytes()).unwrap().unwrap().for_engine(sent.as_bytes()), sent.as_bytes(), "{line}");
+        }
+    }
+
+    #[test]
+    fn characters_that_a_uri_lacks_are_encoded_for_the_handlers() {
+        let handled = |target: &str| {
+            let sent = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\nrest");
+            let head = parse(sent.as_bytes()).unwrap().unwrap();
+            let sent = head.for_handlers(Bytes::from(sent)).map_err(|refusal| refusal.status)?;
+            Ok::<_, StatusCode>(String::from_utf8(sent.to_vec()).unwrap())
+        };
+        for (target, encoded) in [
+            ("/services?filters={\"name\":[\"x\"]}", "/services?filters=%7B%22name%22:[%22x%22]%7D"),
+            ("/services/a|b", "/services/a%7Cb"),
+            (
+                "/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D",
+                "/services?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D",
+            ),
+            ("/services?a=#b", "/services?a=%23b"),
+        ] {
+            assert_eq!(handled(target), Ok(format!("GET {encoded} HTTP/1.1\r\nHost: x\r\n\r\nrest")));
+        }
+        assert_eq!(handled("services"), Err(StatusCode::BAD_REQUEST));
+    }
+
+    #[test]
+    fn a_head_that_contradicts_itself_is_refused() {
+        for fields in
+            ["Content-Length: 1\r\nContent-Length: 2", "Content-Length: x", "Content-Length: -1", "Transfer-Encoding: gzip"]
+        {
+            let sent = format!("POST /services/create HTTP/1.1\r\n{fields}\r\n\r\n");
+            assert_eq!(parse(sent.as_bytes()).unwrap_err().status, StatusCode::BAD_REQUEST, "{fields}");
+        }
+        assert!(parse(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n").unwrap().is_some());
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub enum Destination {
 /// First segments of paths that skep answers for any method: an unknown path below them is skep's "page not found".
 const SWARM_PATHS: [&str; 7] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks"];
 
+/// Filter of containers that only skep can apply; its name is the same in an encoded query.
+const IS_TASK: &str = "is-task";
+
 /// Routes a request. Unknown paths are the engine's to refuse.
 pub fn destination(method: &str, target: &str) -> Destination {
     let path = target.split(['?', '#']).next().unwrap_or_default();
@@ -25,10 +28,17 @@ pub fn destination(method: &str, target: &str) -> Destination {
     }
     match (method, first, segments.next(), segments.next()) {
         ("GET" | "HEAD", "_ping", None, None)
-        | ("GET", "version" | "info", None, None)
-        | ("POST", "containers", Some("create"), None) => Destination::Skep,
+        | ("GET", "version" | "info" | "events", None, None)
+        | ("POST", "containers", Some("create" | "prune"), None) => Destination::Skep,
+        // The engine knows no tasks. Plain lists are not delayed.
+        ("GET", "containers", Some("json"), None) if target.contains(IS_TASK) => Destination::Skep,
         _ => Destination::Engine,
     }
+}
+
+/// Whether skep's reply goes on until the client closes the connection.
+pub fn is_endless(target: &str) -> bool {
+    split_version(target.split(['?', '#']).next().unwrap_or_default()).1 == "/events"
 }
 
 #[cfg(test)]
@@ -46,6 +56,9 @@ mod tests {
             ("HEAD", "/_ping"),
             ("GET", "/v1.24/info"),
             ("POST", "/v1.50/containers/create?name=c1"),
+            ("POST", "/v1.50/containers/prune"),
+            ("GET", "/v1.50/events?filters=swarm"),
+            ("GET", "/v1.50/containers/json?filters=%7B%22is-task%22%3A%7B%22true%22%3Atrue%7D%7D"),
         ] {
             assert_eq!(destination(method, target), Destination::Skep, "{method} {target}");
         }
@@ -55,7 +68,7 @@ mod tests {
             ("POST", "/session"),
             ("GET", "/vx/services"),
             ("POST", "/_ping"),
-            ("GET", "/v1.50/events?filters=swarm"),
+            ("GET", "/v1.50/events/x"),
             ("GET", "/v1.50/distribution/lab:1/json"),
             ("GET", "*"),
             ("GET", ""),

@@ -1,6 +1,6 @@
 //! Docker's service spec.
 
-use super::types::{Field, FieldType, Struct, refused, supported, unsupported};
+use super::types::{Field, FieldType, Struct, only, refused, supported, unsupported};
 
 /// `POST /services/create` and `POST /services/{id}/update`.
 pub static SERVICE_SPEC: Struct = Struct { name: "ServiceSpec", package: "swarm.ServiceSpec", fields: SPEC };
@@ -10,8 +10,8 @@ const SPEC: &[Field] = &[
     supported("Labels", FieldType::Labels),
     supported("TaskTemplate", FieldType::Object("swarm.TaskSpec", TASK)),
     supported("Mode", FieldType::Object("swarm.ServiceMode", MODE)),
-    unsupported("UpdateConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
-    unsupported("RollbackConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
+    supported("UpdateConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
+    supported("RollbackConfig", FieldType::Object("swarm.UpdateConfig", UPDATE)),
     supported("Networks", FieldType::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
     supported("EndpointSpec", FieldType::Object("swarm.EndpointSpec", ENDPOINT)),
 ];
@@ -135,13 +135,14 @@ const MODE: &[Field] = &[
     refused("GlobalJob", FieldType::Any),
 ];
 
+/// The defaults, which `insertDefaults` shows and clients post back.
 const UPDATE: &[Field] = &[
-    unsupported("Parallelism", FieldType::U64),
+    only("Parallelism", FieldType::U64, &["1"]),
     unsupported("Delay", FieldType::DURATION),
-    unsupported("FailureAction", FieldType::Str),
-    unsupported("Monitor", FieldType::DURATION),
+    only("FailureAction", FieldType::Str, &["pause"]),
+    only("Monitor", FieldType::DURATION, &["5000000000"]),
     unsupported("MaxFailureRatio", FieldType::Float),
-    unsupported("Order", FieldType::Str),
+    only("Order", FieldType::Str, &["stop-first"]),
 ];
 
 const ENDPOINT: &[Field] = &[supported("Mode", FieldType::Str), supported("Ports", FieldType::Objects("swarm.PortConfig", PORT))];

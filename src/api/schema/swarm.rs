@@ -1,6 +1,6 @@
 //! Bodies of requests to `/swarm` and `/nodes`.
 
-use super::types::{Field, FieldType, Struct, supported, unsupported};
+use super::types::{Field, FieldType, Struct, only, supported, unsupported};
 
 /// `POST /nodes/{id}/update`.
 pub static NODE_SPEC: Struct = Struct {
@@ -25,7 +25,10 @@ const CLUSTER: &[Field] = &[
         FieldType::Object("swarm.OrchestrationConfig", &[supported("TaskHistoryRetentionLimit", FieldType::I64)]),
     ),
     supported("Raft", FieldType::Object("swarm.RaftConfig", RAFT)),
-    supported("Dispatcher", FieldType::Object("swarm.DispatcherConfig", &[supported("HeartbeatPeriod", FieldType::DURATION)])),
+    supported(
+        "Dispatcher",
+        FieldType::Object("swarm.DispatcherConfig", &[only("HeartbeatPeriod", FieldType::DURATION, &["5000000000"])]),
+    ),
     supported("CAConfig", FieldType::Object("swarm.CAConfig", CA)),
     supported("TaskDefaults", FieldType::Object("swarm.TaskDefaults", &[unsupported("LogDriver", FieldType::Any)])),
     supported(
@@ -34,12 +37,13 @@ const CLUSTER: &[Field] = &[
     ),
 ];
 
+/// Swarm's defaults: skep's own are the daemon's settings.
 const RAFT: &[Field] = &[
-    supported("SnapshotInterval", FieldType::U64),
-    supported("KeepOldSnapshots", FieldType::U64),
-    supported("LogEntriesForSlowFollowers", FieldType::U64),
-    supported("ElectionTick", FieldType::INT),
-    supported("HeartbeatTick", FieldType::INT),
+    only("SnapshotInterval", FieldType::U64, &["10000"]),
+    unsupported("KeepOldSnapshots", FieldType::U64),
+    only("LogEntriesForSlowFollowers", FieldType::U64, &["500"]),
+    only("ElectionTick", FieldType::INT, &["10"]),
+    only("HeartbeatTick", FieldType::INT, &["1"]),
 ];
 
 const CA: &[Field] = &[
@@ -60,7 +64,7 @@ pub static INIT: Struct = Struct {
         // Only the advertised address: `validate::data_path_address`.
         supported("DataPathAddr", FieldType::Str),
         supported("DataPathPort", FieldType::U32),
-        unsupported("ForceNewCluster", FieldType::Bool),
+        supported("ForceNewCluster", FieldType::Bool),
         supported("Spec", FieldType::Object("swarm.Spec", CLUSTER)),
         unsupported("AutoLockManagers", FieldType::Bool),
         supported("Availability", FieldType::Str),

@@ -8,6 +8,18 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Option that chooses the VXLAN ids of a network's subnets.
+const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
+/// What the user should know of a network that is created as asked; empty if nothing.
+pub fn network_warning(spec: &NetworkSpec) -> String {
+    if spec.options.contains_key(VXLAN_IDS) {
+        format!("option {VXLAN_IDS} has no effect: nodes are connected by WireGuard, without VXLAN")
+    } else {
+        String::new()
+    }
+}
+
 /// The spec of a posted overlay network (already decoded by its schema).
 ///
 /// # Errors
@@ -18,19 +30,19 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
         return Err(ApiError::bad("invalid name: name is empty"));
     }
     let subnets = subnets(posted)?;
+    if posted["EnableIPv4"] == json!(false) {
+        return Err(ApiError::bad("IPv4 cannot be disabled in a Swarm scoped network"));
+    }
     if let Some(path) = schema::unsupported_field(posted, &NETWORK) {
         return Err(ApiError::unsupported_field(&path, ""));
-    }
-    if posted["EnableIPv4"] == json!(false) {
-        return Err(ApiError::unsupported_field("EnableIPv4", "false"));
     }
     let ipam = posted["IPAM"]["Driver"].as_str().unwrap_or_default();
     if !["", "default"].contains(&ipam) {
         return Err(ApiError::unsupported_field("IPAM.Driver", ipam));
     }
     let options: BTreeMap<String, String> = serde_json::from_value(posted["Options"].clone()).unwrap_or_default();
-    // Accepted, because traffic between nodes is always encrypted.
-    if let Some(option) = options.keys().find(|o| *o != "encrypted") {
+    // `encrypted`: traffic between nodes always is.
+    if let Some(option) = options.keys().find(|o| !["encrypted", VXLAN_IDS].contains(&o.as_str())) {
         return Err(ApiError::unsupported_field("Options", option));
     }
     let flag = |key: &str| posted[key].as_bool().unwrap_or(false);

@@ -86,6 +86,11 @@ fn normalize(posted: &mut Value) -> Result<()> {
             ports::normalize(i, port)?;
         }
     }
+    for config in ["UpdateConfig", "RollbackConfig"] {
+        if let Some(config) = posted.get_mut(config) {
+            complete_update_config(config);
+        }
+    }
     let networks = posted.as_object_mut().and_then(|spec| spec.remove("Networks"));
     let Some(task) = posted.get_mut("TaskTemplate") else { return Ok(()) };
     // Old clients post the networks beside the template.
@@ -102,6 +107,10 @@ fn normalize(posted: &mut Value) -> Result<()> {
     if isolation == "process" || isolation == "hyperv" {
         return Err(ApiError::unsupported_field("TaskTemplate.ContainerSpec.Isolation", &isolation));
     }
+    // Nothing but zero values, which clients spell in several ways.
+    if let Some(privileges) = container.get_mut("Privileges") {
+        *privileges = json!({});
+    }
     for (i, mount) in items(container, "Mounts").enumerate() {
         lowercase(mount, "Type");
         match mount["Type"].as_str() {
@@ -112,6 +121,23 @@ fn normalize(posted: &mut Value) -> Result<()> {
         }
     }
     refuse_templates(container)
+}
+
+/// Fills in the zero values of the real server's enums and number; what is left out of its durations stays so.
+fn complete_update_config(config: &mut Value) {
+    for (key, default) in [("FailureAction", "pause"), ("Order", "stop-first")] {
+        lowercase(config, key);
+        if config[key].is_null() {
+            config[key] = json!(default);
+        }
+    }
+    for key in ["Parallelism", "MaxFailureRatio"] {
+        if config[key].is_null() {
+            config[key] = json!(0);
+        }
+    }
+    let Some(map) = config.as_object_mut() else { return };
+    map.retain(|key, value| !(["Delay", "Monitor"].contains(&key.as_str()) && (value.is_null() || *value == json!(0))));
 }
 
 fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {

@@ -29,11 +29,17 @@ pub fn availability(text: &str) -> Result<Availability> {
 /// address if that is left open): the tunnel uses no other.
 ///
 /// # Errors
-/// 501 with the field's name.
+/// 400 for what is no address of a host, 501 with the field's name for another one.
 pub fn data_path_address(posted: &Value) -> Result<()> {
     let text = |key: &str| posted[key].as_str().unwrap_or_default();
     let data_path = text("DataPathAddr");
     let advertised = if text("AdvertiseAddr").is_empty() { text("ListenAddr") } else { text("AdvertiseAddr") };
+    let has_port = data_path.parse::<SocketAddr>().is_ok() || (data_path.parse::<IpAddr>().is_err() && data_path.contains(':'));
+    if has_port || data_path.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(ApiError::bad(
+            "data path address must be a non-zero IP address or network interface (without a port number)",
+        ));
+    }
     if data_path.is_empty() || host(data_path) == host(advertised) {
         return Ok(());
     }
@@ -101,7 +107,12 @@ pub fn address_pools(posted: &Value) -> Result<(Vec<Ipv4Net>, u8)> {
 pub fn merge_over_defaults(posted: &Value) -> Result<ClusterSpec> {
     let mut spec = serde_json::to_value(ClusterSpec::default()).unwrap_or_default();
     override_with(&mut spec, posted);
-    parse_spec(spec)
+    let mut spec = parse_spec(spec)?;
+    // Its zero, which clients leave out unless it is meant, is a value: no ended task is kept.
+    if let Some(limit) = posted["Orchestration"]["TaskHistoryRetentionLimit"].as_i64() {
+        spec.orchestration.task_history_retention_limit = Some(limit);
+    }
+    Ok(spec)
 }
 
 /// Overrides values of `base`, key by key; posted zero values, empty texts and nulls override nothing.

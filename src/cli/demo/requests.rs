@@ -33,7 +33,7 @@ pub(super) async fn get(node: &Host, target: &str) -> anyhow::Result<Value> {
 
 /// Lets the node leave the swarm: skep removes what it has set up.
 pub(super) async fn leave(node: &Host) -> anyhow::Result<()> {
-    post(node, "/swarm/leave?force=1", &json!({})).await.map(drop)
+    post(node, "/swarm/leave?wait=1&force=1", &json!({})).await.map(drop)
 }
 
 /// The node object with this host name.

@@ -1,7 +1,9 @@
 //! The loaded eBPF datapath: observes it, carries out steps, removes it.
 
+use super::aging::Aging;
+use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, ports_unavailable};
+use super::hook::{Hook, HookSide, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -15,13 +17,14 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
-use skep_ebpf::{Port, RefusalKey, V4, convert};
+use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// The loaded eBPF datapath.
 pub struct EbpfDatapath {
@@ -31,20 +34,24 @@ pub struct EbpfDatapath {
     /// Set by the loop of `ingress::ebpf`; the namespaces of containers on this network need its routes.
     ingress: Mutex<Option<IngressNetwork>>,
     watchers: Arc<Watchers>,
+    aging: Mutex<Aging>,
+    /// Locked during a trace.
+    tracing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl EbpfDatapath {
     /// Loads the programs, adopts the maps that an earlier run pinned below `run_dir`, creates the veth pair between host and
-    /// mesh.
+    /// mesh. `tcp_flows`: room for established TCP connections; 0: by the machine's memory.
     ///
     /// # Errors
     /// The kernel is too old, or refuses. The userspace datapath is not affected.
-    pub async fn open(run_dir: &Path, mesh: Arc<Mesh>) -> anyhow::Result<Arc<Self>> {
+    pub async fn open(run_dir: &Path, mesh: Arc<Mesh>, tcp_flows: u32) -> anyhow::Result<Arc<Self>> {
         let dir = bpf_dir(run_dir);
         let folder = dir.clone();
-        let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder)).await??;
+        let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder, tcp_flows)).await??;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
-        let ebpf = Self { dir, programs, unavailable, ingress: Mutex::new(None), watchers: Arc::default() };
+        let (ingress, watchers, aging, tracing) = (Mutex::default(), Arc::default(), Mutex::default(), Arc::default());
+        let ebpf = Self { dir, programs, unavailable, ingress, watchers, aging, tracing };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -67,6 +74,12 @@ impl EbpfDatapath {
         ports_unavailable(&self.unavailable).is_none()
     }
 
+    /// Whether the programs at socket calls can run now: this kernel has them, and no other program occupies their hooks.
+    #[must_use]
+    pub fn translates_calls(&self) -> bool {
+        has_socket_hooks(&self.unavailable) && self.programs.blocked_hooks().is_empty()
+    }
+
     pub(super) fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.programs.loaded()
     }
@@ -74,6 +87,25 @@ impl EbpfDatapath {
     /// Folder of the pinned maps.
     pub(super) fn maps_dir(&self) -> PathBuf {
         load::maps_dir(&self.dir)
+    }
+
+    /// Folder of the bpf file system.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn mesh(&self) -> &Mesh {
+        self.programs.mesh()
+    }
+
+    /// The network namespace of the hooks of a side.
+    pub(super) fn namespace(&self, side: HookSide) -> BorrowedFd<'_> {
+        self.programs.namespace(side)
+    }
+
+    /// Held during a trace: one runs at a time.
+    pub(super) async fn tracing(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.tracing).lock_owned().await
     }
 
     /// Reads the devices that programs are attached to.
@@ -189,6 +221,15 @@ impl EbpfDatapath {
     /// The kernel's.
     pub fn occupancy(&self) -> anyhow::Result<BTreeMap<String, Occupancy>> {
         occupancy::read(&self.maps_dir())
+    }
+
+    /// Removes established connections that are over, among the next ones of the tables: those that were silent for `idle`, and
+    /// after two minutes those to containers that are gone. Returns how many entries were removed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn age_flows(&self, backends: &BTreeMap<V4, Backend>, idle: Duration) -> anyhow::Result<usize> {
+        self.loaded().age(&mut lock(&self.aging), backends, monotonic(), idle)
     }
 
     /// New connections since the maps were created, by port and by virtual address.

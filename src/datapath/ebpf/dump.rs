@@ -45,7 +45,7 @@ pub struct Dump {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct VipLine {
     pub network: Ipv4Addr,
-    pub backends: Vec<Ipv4Addr>,
+    pub backends: BTreeSet<Ipv4Addr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -79,12 +79,18 @@ impl EbpfDatapath {
             scoped.map(|(length, source)| prefix(length - 32, convert::to_address(source.address))).collect()
         };
         let mut members: BTreeMap<Ipv4Addr, BTreeSet<u64>> = BTreeMap::new();
-        for member in &tables.members {
+        for member in tables.members.keys().filter(|member| member.network != 0) {
             members.entry(convert::to_v4(member.network)).or_default().insert(member.cookie);
         }
         let (flows, replies) = {
             let loaded = self.loaded();
-            (loaded.dump::<Tuple, Flow>("FLOWS")?, loaded.dump::<Tuple, Reply>("REPLIES")?)
+            let mut flows = loaded.dump::<Tuple, Flow>("SYN_FLOWS")?;
+            flows.extend(loaded.dump::<Tuple, Flow>("UDP_FLOWS")?);
+            flows.extend(loaded.dump::<Tuple, Flow>("TCP_FLOWS")?);
+            let mut replies = loaded.dump::<Tuple, Reply>("SYN_REPLIES")?;
+            replies.extend(loaded.dump::<Tuple, Reply>("UDP_REPLIES")?);
+            replies.extend(loaded.dump::<Tuple, Reply>("TCP_REPLIES")?);
+            (flows, replies)
         };
         let ports = tables.ports.iter().map(|(port, to)| {
             let mut backends = BTreeMap::new();
@@ -150,7 +156,7 @@ fn node(prefix: skep_ebpf::Prefix) -> IpAddr {
     convert::to_address([prefix[0], prefix[1], 0, 0])
 }
 
-fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
+pub(super) fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     if flow.backend == 0 {
         return format!("{}: the host's", tuple_text(tuple));
     }
@@ -162,7 +168,7 @@ fn flow_line(tuple: &Tuple, flow: &Flow) -> String {
     format!("{}: {}:{}{replaced_port}", tuple_text(tuple), convert::to_v4(flow.backend), convert::to_port(flow.target))
 }
 
-fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
+pub(super) fn reply_line(tuple: &Tuple, reply: &Reply) -> String {
     let to = if skep_ebpf::is_zero(&reply.entry) {
         format!("as {}", endpoint(convert::to_address(reply.address), convert::to_port(reply.port)))
     } else {

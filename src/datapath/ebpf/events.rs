@@ -1,11 +1,11 @@
 //! Events of what the programs drop, refuse or leave to the host: the ring that they write them to, and the switch that they
 //! look at. The switch holds a time and is renewed while somebody watches, so that it ends with the daemon.
 
+use super::clock::monotonic;
 use super::hook::HookSide;
 use super::load::chain;
 use anyhow::Context as _;
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
-use rustix::time::{ClockId, clock_gettime};
 use skep_ebpf::{Counter, HOOKS, RefusalEvent, Watch, WatchedSecond, convert};
 use std::net::IpAddr;
 use std::path::Path;
@@ -69,11 +69,6 @@ pub(super) struct EventRing {
     /// Clocks at the same moment: the kernel's monotonic one in nanoseconds, and that of the day.
     opened: (u64, SystemTime),
     lost_before: u64,
-}
-
-fn monotonic() -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 fn open_map(folder: &Path, name: &str) -> anyhow::Result<Map> {

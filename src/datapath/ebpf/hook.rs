@@ -99,6 +99,12 @@ pub fn ports_unavailable(unavailable: &BTreeMap<Hook, String>) -> Option<(Hook, 
     path.find_map(|hook| Some((hook, unavailable.get(&hook)?.as_str())))
 }
 
+/// Whether every hook at socket calls is available.
+#[must_use]
+pub fn has_socket_hooks(unavailable: &BTreeMap<Hook, String>) -> bool {
+    !unavailable.keys().any(|hook| hook.side() == HookSide::Cgroup)
+}
+
 /// A program attached to a hook.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 pub struct ProgramLink {

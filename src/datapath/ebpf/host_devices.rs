@@ -108,6 +108,18 @@ pub(super) async fn read(mesh: &Mesh) -> anyhow::Result<HostDevices> {
     Ok(all)
 }
 
+/// Hardware addresses of the host's Ethernet devices, by index.
+pub(super) async fn hardware_addresses(mesh: &Mesh) -> anyhow::Result<BTreeMap<u32, [u8; 6]>> {
+    let mut all = BTreeMap::new();
+    for message in mesh.host_netlink.dump(Message::GetLink(LinkMessage::default())).await? {
+        let Message::NewLink(message) = message else { continue };
+        let address = message.attributes.iter().find_map(|a| if let LinkAttribute::Address(mac) = a { Some(mac) } else { None });
+        let address = address.and_then(|mac| <[u8; 6]>::try_from(mac.as_slice()).ok());
+        all.extend(address.map(|mac| (message.header.index, mac)));
+    }
+    Ok(all)
+}
+
 fn host_device(name: String, message: &LinkMessage, up: bool, foreign_ingress: bool) -> HostDevice {
     let master =
         message.attributes.iter().find_map(|a| if let LinkAttribute::Controller(index) = a { Some(*index) } else { None });

@@ -13,7 +13,8 @@ pub struct IngressNetwork {
     pub mtu: u32,
     /// Prefix of the cluster, from which a container's IPv6 address is derived.
     pub mesh: MeshPrefix,
-    /// Published UDP ports inside the containers, by the container's address: without a rule for them, a server that binds
-    /// the wildcard address would reply from an address on the engine's bridge.
+    /// Published UDP ports inside the containers, by the container's address, where the socket hooks cannot run: without a rule
+    /// for them, a server that binds the wildcard address would reply from an address on the engine's bridge. (With it, it
+    /// cannot send from the port to anybody but clients.)
     pub datagrams: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
 }

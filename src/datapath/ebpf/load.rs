@@ -2,12 +2,12 @@
 //! reported with the reason; the others are used.
 
 use super::hook::{Hook, HookSide, ProgramLink};
-use super::migration::migrate_flows;
-use super::slots::SlotMemory;
+use super::migration::{RESIZED, migrate_flows};
+use super::sizes::Sizes;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::{Map, PerCpuHashMap, PerCpuValues};
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
@@ -17,14 +17,15 @@ use skep_ebpf::{Counter, RefusalKey};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 #[cfg(feature = "changed-programs")]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep-changed.o");
 const LOCK: &str = include_str!("../../../ebpf/skep.lock");
+/// How often a program is loaded again after an interruption.
+const LOAD_TRIES: u32 = 16;
 /// `statfs` type of a bpf file system.
 const BPF_FS_MAGIC: i128 = 0xcafe_4a11;
 /// Oldest kernel that has every helper of the programs.
@@ -33,6 +34,9 @@ const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 /// First kernel with `bpf_set_retval`: a program at a socket call can choose the error.
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 
+/// Tables of established TCP connections.
+const ESTABLISHED: [&str; 2] = ["TCP_FLOWS", "TCP_REPLIES"];
+
 /// The object in the kernel.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
@@ -40,7 +44,6 @@ pub(super) struct Loaded {
     pub(super) cgroup: Option<File>,
     /// Links that this run has created, with the program's id.
     pub(super) attached: BTreeMap<ProgramLink, u32>,
-    pub(super) slots: SlotMemory,
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
@@ -53,8 +56,20 @@ pub(super) fn links_dir(dir: &Path) -> PathBuf {
     dir.join("links")
 }
 
-/// Loads everything. Also returns the unavailable hooks, with the reason.
-pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+/// Folder of the pins of a trace's own maps, while they are created.
+pub(super) fn trace_dir(dir: &Path) -> PathBuf {
+    dir.join("trace")
+}
+
+/// Removes the pins of a trace's own maps. The maps live as long as its programs.
+pub(super) fn remove_trace_pins(dir: &Path) -> anyhow::Result<()> {
+    let pins = trace_dir(dir);
+    ignore_missing(fs::remove_dir_all(&pins)).with_context(|| format!("cannot remove {}", pins.display()))
+}
+
+/// Loads everything. `tcp_flows`: room for established TCP connections, 0: by the machine's memory. Also returns the unavailable
+/// hooks, with the reason.
+pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
     let kernel = KernelVersion::current().context("cannot read the kernel's version")?;
     check_version(kernel)?;
     mount_bpffs(dir)?;
@@ -62,17 +77,23 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Maps that an earlier run pinned are opened with the size that they have.
-    let (slots, connections) = sizes(memory());
+    let sizes = Sizes::of_machine(tcp_flows);
+    set_resized_aside(dir, sizes.tcp_flows)?;
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
-    let mut ebpf = EbpfLoader::new()
-        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+    let mut loader = EbpfLoader::new();
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.map_max_entries("SLOTS", sizes.blocks);
+    for map in ESTABLISHED {
+        loader.map_max_entries(map, sizes.tcp_flows);
+    }
+    for map in ["SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"] {
+        loader.map_max_entries(map, sizes.short_flows);
+    }
+    let mut ebpf = loader
         .default_map_pin_directory(maps_dir(dir))
-        .map_max_entries("SLOTS", slots)
-        .map_max_entries("FLOWS", connections)
-        .map_max_entries("REPLIES", connections)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
-    let slots = map_slots(&ebpf).context("cannot map the slots of all tables")?;
+    remove_trace_pins(dir)?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     migrate_flows(dir, &mut ebpf);
     remove_other_maps(dir);
@@ -98,7 +119,7 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>
         "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), slots }, unavailable))
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, unavailable))
 }
 
 /// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
@@ -114,12 +135,6 @@ fn make_refusals(ebpf: &mut Ebpf) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn map_slots(ebpf: &Ebpf) -> anyhow::Result<SlotMemory> {
-    let Some(Map::Array(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no array SLOTS") };
-    let length = map.info()?.max_entries();
-    Ok(SlotMemory::map(map.fd().as_fd(), length)?)
 }
 
 /// Version guard: whether a kernel has what the eBPF datapath needs.
@@ -146,29 +161,39 @@ fn remove_other_maps(dir: &Path) {
     }
 }
 
-/// Memory of this machine in bytes; 0 if it cannot be read.
-fn memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    total.unwrap_or_default() * 1024
-}
-
-/// Capacities of the maps for slots and connections: less than 1/32 of a small machine's memory, never more than 10,000
-/// services and 131,072 connections need.
-fn sizes(memory: u64) -> (u32, u32) {
-    let share = |bytes: u64, least: u32, most: u32| u32::try_from(memory / 64 / bytes).unwrap_or(most).clamp(least, most);
-    // A slot takes 8 bytes; a connection takes an entry of some 150 bytes in each of two maps.
-    (share(8, 1 << 18, skep_ebpf::SLOTS), share(300, 1 << 14, 1 << 17))
+/// Moves the pins of tables of established connections that have another size than wanted: tables of the right size are created,
+/// and the flows carried over.
+fn set_resized_aside(dir: &Path, wanted: u32) -> anyhow::Result<()> {
+    let resized = |map: &str| {
+        let found = MapData::from_pin(maps_dir(dir).join(map)).and_then(|map| map.info().map(|info| info.max_entries()));
+        found.is_ok_and(|size| size != wanted)
+    };
+    if !ESTABLISHED.into_iter().any(resized) {
+        return Ok(());
+    }
+    let aside = dir.join(RESIZED);
+    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
+    for map in ESTABLISHED {
+        let pin = maps_dir(dir).join(map);
+        ignore_missing(fs::rename(&pin, aside.join(map))).with_context(|| format!("cannot move {}", pin.display()))?;
+    }
+    Ok(())
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
     let program = ebpf.program_mut(hook.program()).context("the object has no such program")?;
-    let loaded = match hook.side() {
-        HookSide::Cgroup => <&mut CgroupSockAddr>::try_from(program)?.load(),
-        HookSide::Host | HookSide::Mesh => <&mut SchedClassifier>::try_from(program)?.load(),
-    };
-    loaded.map_err(|e| anyhow::anyhow!("{}", chain(&e)))
+    // The kernel gives up with EAGAIN where a signal arrives while it verifies the program.
+    for _ in 0..LOAD_TRIES {
+        let loaded = match hook.side() {
+            HookSide::Cgroup => <&mut CgroupSockAddr>::try_from(&mut *program)?.load(),
+            HookSide::Host | HookSide::Mesh => <&mut SchedClassifier>::try_from(&mut *program)?.load(),
+        };
+        match loaded {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done.map_err(|e| anyhow::anyhow!("{}", chain(&e))),
+        }
+    }
+    anyhow::bail!("the kernel was interrupted {LOAD_TRIES} times while it verified the program")
 }
 
 /// An error with its sources. The verifier's log is shortened to its last lines.
@@ -251,19 +276,7 @@ pub fn object_is_current(folder: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KernelVersion, check_version, sizes};
-
-    #[test]
-    fn small_machines_keep_most_of_their_memory() {
-        let gigabyte = 1 << 30;
-        for gigabytes in [1, 2, 4, 64] {
-            let (slots, connections) = sizes(gigabytes * gigabyte);
-            let bytes = u64::from(slots) * 8 + u64::from(connections) * 300;
-            assert!(bytes <= gigabytes * gigabyte / 32, "{gigabytes} GB: {bytes}");
-        }
-        assert_eq!(sizes(64 * gigabyte), (skep_ebpf::SLOTS, 1 << 17));
-        assert_eq!(sizes(0), (1 << 18, 1 << 14));
-    }
+    use super::{KernelVersion, check_version};
 
     #[test]
     fn an_old_kernel_is_refused_by_name() {

@@ -1,13 +1,15 @@
 //! Reads and changes the maps: whole reads, changes entry by entry.
 
 use super::load::{Loaded, chain};
+use super::slots::{self, SlotReader};
 use super::step::EbpfStep;
 use super::tables::{Range, Sources, Tables};
-use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use skep_ebpf::{Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, V4, Vip, convert};
+use skep_ebpf::{
+    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, Target, V4, Vip, convert,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 
@@ -104,7 +106,7 @@ impl Loaded {
 
     /// Whether a UDP socket that is connected to this backend asked for a virtual address.
     pub(super) fn asked_for_vip(&self, cookie: u64, to: SocketAddrV4) -> bool {
-        let peer = SocketPeer { cookie, address: convert::v4(*to.ip()), port: convert::port(to.port()), zero: 0 };
+        let peer = SocketPeer { cookie, address: convert::v4(*to.ip()), port: convert::port(to.port()), flags: 0 };
         let map = self.map("DATAGRAM_PEERS").ok().and_then(|map| HashMap::<&MapData, SocketPeer, V4>::try_from(map).ok());
         map.is_some_and(|map| map.get(&peer, 0).is_ok())
     }
@@ -115,9 +117,10 @@ impl Loaded {
         let mut tables = Tables {
             config: config.get(&0, 0).map_err(|e| named("CONFIG", &e))?,
             vips: self.dump::<V4, Vip>("VIPS")?,
-            members: self.dump::<NetnsMembership, u32>("MEMBERS")?.into_keys().collect(),
+            members: self.dump::<NetnsMembership, V4>("MEMBERS")?,
             ports: self.dump::<Port, Frontend>("PORTS")?,
             backends: self.dump::<V4, Backend>("BACKENDS")?,
+            targets: self.dump::<Target, u32>("TARGETS")?.into_keys().collect(),
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
             uplinks: self.dump::<u32, u32>("UPLINKS")?.into_keys().collect(),
             sources: self.sources()?,
@@ -125,10 +128,11 @@ impl Loaded {
             room: 0,
         };
         let ranges: BTreeSet<Range> = tables.ranges().collect();
-        tables.room = self.slots.length();
+        tables.room = slots::room(&self.ebpf)?;
+        let mut reader = SlotReader::new(&self.ebpf)?;
         for (base, size) in ranges {
             // A damaged entry may name slots beyond the end of the map: such a range is read as empty.
-            tables.slots.insert((base, size), self.slots.read(base, size).unwrap_or_default().into());
+            tables.slots.insert((base, size), reader.range(base, size).unwrap_or_default().into());
         }
         Ok(tables)
     }
@@ -141,7 +145,7 @@ impl Loaded {
                 let mut map: Array<&mut MapData, Config> = Array::try_from(map).map_err(|e| named("CONFIG", &e))?;
                 map.set(0, config, 0).map_err(|e| named("CONFIG", &e))
             }
-            EbpfStep::Slots(first, addresses) => self.slots.write(*first, addresses).context("map SLOTS has no such slots"),
+            EbpfStep::Slots(first, addresses) => slots::write(&mut self.ebpf, *first, addresses),
             EbpfStep::SetVip(address, vip) => {
                 self.make_count("VIP_COUNTS", *address)?;
                 self.set("VIPS", *address, *vip)
@@ -160,14 +164,16 @@ impl Loaded {
             }
             EbpfStep::SetBackend(address, backend) => self.set("BACKENDS", *address, *backend),
             EbpfStep::RemoveBackend(address) => self.unset::<_, Backend>("BACKENDS", *address),
+            EbpfStep::AddTarget(target) => self.set("TARGETS", *target, 1_u32),
+            EbpfStep::RemoveTarget(target) => self.unset::<_, u32>("TARGETS", *target),
             EbpfStep::AddLocal(address) => self.set("LOCALS", *address, 1_u32),
             EbpfStep::RemoveLocal(address) => self.unset::<_, u32>("LOCALS", *address),
             EbpfStep::AddUplink(index) => self.set("UPLINKS", *index, 1_u32),
             EbpfStep::RemoveUplink(index) => self.unset::<_, u32>("UPLINKS", *index),
             EbpfStep::AddSource(length, source) => self.add_source(*length, *source),
             EbpfStep::RemoveSource(length, source) => self.remove_source(*length, *source),
-            EbpfStep::AddMember(member) => self.set("MEMBERS", *member, 1_u32),
-            EbpfStep::RemoveMember(member) => self.unset::<_, u32>("MEMBERS", *member),
+            EbpfStep::AddMember(member, address) => self.set("MEMBERS", *member, *address),
+            EbpfStep::RemoveMember(member) => self.unset::<_, V4>("MEMBERS", *member),
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! How full the maps are. The kernel has no count of a map's entries, so they are read in batches.
-#![allow(unsafe_code, reason = "aya has no batch lookup")]
+#![allow(unsafe_code, reason = "aya has no way to count")]
 
+use super::batch::Batches;
 use super::load::chain;
 use anyhow::Context as _;
 use aya::maps::{MapData, MapType};
@@ -11,12 +12,8 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
-/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// `BPF_MAP_GET_NEXT_KEY`: prefix trees have no batches.
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
-/// Entries per batch: more than a bucket of a hash table has.
-const BATCH: u32 = 4_096;
 
 /// Entries of a map, and how many it has room for.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -33,20 +30,6 @@ impl Occupancy {
     pub fn is_nearly_full(&self) -> bool {
         !self.forgets && self.entries * 5 > self.room * 4
     }
-}
-
-/// The part of `union bpf_attr` for batches.
-#[repr(C)]
-#[derive(Default)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
 }
 
 /// The part of `union bpf_attr` for a single key.
@@ -86,32 +69,14 @@ fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// Entries of a hash table.
 fn count_batches(fd: BorrowedFd<'_>, key_size: u32, value_size: u32) -> io::Result<u64> {
-    let values_of = value_size.next_multiple_of(8);
-    let mut keys = vec![0_u8; (BATCH * key_size) as usize];
-    let mut values = vec![0_u8; (BATCH * values_of) as usize];
-    // A position: the number of a bucket; the kernel copies no more than that or a key.
-    let mut position = vec![0_u8; (key_size as usize).max(8)];
-    let (mut entries, mut first) = (0, true);
+    let mut batches = Batches::new(key_size as usize, value_size as usize);
+    let mut entries = 0;
     loop {
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { position.as_ptr() as u64 },
-            out_batch: position.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: BATCH,
-            map_fd: raw(fd)?,
-            ..BatchAttr::default()
-        };
-        // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, and one position.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
-        let error = (done < 0).then(io::Error::last_os_error);
-        match error {
-            None => entries += u64::from(attr.count),
-            // The last batch.
-            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries + u64::from(attr.count)),
-            Some(error) => return Err(error),
+        let batch = batches.read(fd)?;
+        entries += batch.entries as u64;
+        if batch.last {
+            return Ok(entries);
         }
-        first = false;
     }
 }
 

@@ -47,7 +47,7 @@ impl Programs {
         lock(&self.loaded)
     }
 
-    fn namespace(&self, side: HookSide) -> BorrowedFd<'_> {
+    pub(super) fn namespace(&self, side: HookSide) -> BorrowedFd<'_> {
         if side == HookSide::Mesh { self.mesh.fd() } else { self.mesh.host.as_fd() }
     }
 

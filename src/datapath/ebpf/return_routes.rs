@@ -17,14 +17,16 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage as Message};
+use skep_ebpf::CLIENT_MARK;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
 /// Routing table of the return routes.
 const TABLE: u32 = 2377;
-/// Priorities of the rules: by source address; then the engine's routes except its default route (a client may be a container
-/// on a network that both are attached to); then by source port.
+/// Priorities of the rules: by the mark of a socket; by source address; then the engine's routes except its default route
+/// (a client may be a container on a network that both are attached to); then by source port.
+const BY_MARK: u32 = 2376;
 const BY_ADDRESS: u32 = 2377;
 const BY_ROUTE: u32 = 2378;
 const BY_PORT: u32 = 2379;
@@ -39,6 +41,8 @@ const GATEWAY_MAC: [u8; 6] = [2, 0, 0x5e, 0x7e, 0, 1];
 enum PolicyRule {
     /// Packets from this address: the return routes.
     FromAddress(IpAddr),
+    /// Packets of connected UDP sockets to clients, which a socket hook has marked: the return routes.
+    Marked(IpFamily),
     /// All packets: the engine's routes, without its default route.
     EngineRoutes(IpFamily),
     /// UDP datagrams from this port, whose source address is not selected yet: the return routes.
@@ -54,7 +58,7 @@ pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> an
         Netlink::open()
     })??;
     let (index, name) = device_of(&netlink, IpAddr::V4(sandbox.address)).await?;
-    let mut rules = BTreeSet::from([PolicyRule::FromAddress(IpAddr::V4(sandbox.address))]);
+    let mut rules = BTreeSet::from([PolicyRule::FromAddress(IpAddr::V4(sandbox.address)), PolicyRule::Marked(IpFamily::V4)]);
     let ports = ingress.datagrams.get(&sandbox.address).into_iter().flatten();
     rules.extend(port_rules(ports.clone(), IpFamily::V4));
     let v4 = (IpAddr::V4(sandbox.address), IpAddr::V4(sandbox.gateway));
@@ -66,7 +70,7 @@ pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> an
         netlink.change(Message::NewNeighbour(gateway_neighbour(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
         netlink.change(Message::NewRoute(default_route(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
-        rules.insert(PolicyRule::FromAddress(own.into()));
+        rules.extend([PolicyRule::FromAddress(own.into()), PolicyRule::Marked(IpFamily::V6)]);
         rules.extend(port_rules(ports, IpFamily::V6));
     }
     replace_rules(&netlink, &rules).await
@@ -167,9 +171,11 @@ fn rule_message(rule: PolicyRule) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.family = match rule {
         PolicyRule::FromAddress(IpAddr::V4(_))
+        | PolicyRule::Marked(IpFamily::V4)
         | PolicyRule::FromUdpPort(_, IpFamily::V4)
         | PolicyRule::EngineRoutes(IpFamily::V4) => AddressFamily::Inet,
         PolicyRule::FromAddress(IpAddr::V6(_))
+        | PolicyRule::Marked(IpFamily::V6)
         | PolicyRule::FromUdpPort(_, IpFamily::V6)
         | PolicyRule::EngineRoutes(IpFamily::V6) => AddressFamily::Inet6,
     };
@@ -177,6 +183,9 @@ fn rule_message(rule: PolicyRule) -> RuleMessage {
         PolicyRule::FromAddress(address) => {
             message.header.src_len = if address.is_ipv4() { 32 } else { 128 };
             vec![RuleAttribute::Priority(BY_ADDRESS), RuleAttribute::Table(TABLE), RuleAttribute::Source(address)]
+        }
+        PolicyRule::Marked(_) => {
+            vec![RuleAttribute::Priority(BY_MARK), RuleAttribute::Table(TABLE), RuleAttribute::FwMark(CLIENT_MARK)]
         }
         PolicyRule::EngineRoutes(_) => {
             vec![RuleAttribute::Priority(BY_ROUTE), RuleAttribute::Table(MAIN), RuleAttribute::SuppressPrefixLen(0)]
@@ -205,6 +214,7 @@ fn read_rule(message: &RuleMessage) -> Option<PolicyRule> {
     }
     match priority? {
         BY_ADDRESS => source.map(PolicyRule::FromAddress),
+        BY_MARK => Some(PolicyRule::Marked(family)),
         BY_ROUTE => Some(PolicyRule::EngineRoutes(family)),
         BY_PORT => port.map(|port| PolicyRule::FromUdpPort(port, family)),
         _ => None,

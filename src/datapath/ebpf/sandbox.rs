@@ -7,7 +7,7 @@ use super::step::EbpfStep;
 use crate::datapath::{Sandbox, Sandboxes, netns};
 use anyhow::Context as _;
 use async_trait::async_trait;
-use skep_ebpf::{NetnsMembership, convert};
+use skep_ebpf::{NetnsMembership, V4, convert};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
@@ -33,14 +33,23 @@ pub fn cookie(path: &Path) -> io::Result<u64> {
     })
 }
 
+/// The entries of a container's namespace for one of its networks, with the value of each.
+#[must_use]
+pub fn memberships(sandbox: &Sandbox, cookie: u64) -> [(NetnsMembership, V4); 2] {
+    let network = NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 };
+    // First the one that says what the other one is for.
+    [(network, convert::v4(sandbox.address)), (NetnsMembership::any(cookie), 0)]
+}
+
 #[async_trait]
 impl Sandboxes for EbpfDatapath {
     async fn enter(&self, sandbox: &Sandbox) -> anyhow::Result<()> {
         let shown = sandbox.path.display();
         let cookie =
             cookie(&sandbox.path).with_context(|| format!("cannot read the cookie of the container's namespace {shown}"))?;
-        let member = NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 };
-        self.loaded().change(&EbpfStep::AddMember(member))?;
+        for (member, address) in memberships(sandbox, cookie) {
+            self.loaded().change(&EbpfStep::AddMember(member, address))?;
+        }
         if let Some(ingress) = self.ingress().filter(|ingress| ingress.subnet == sandbox.subnet.trunc()) {
             let routed = return_routes::configure(sandbox, &ingress).await;
             routed.with_context(|| format!("cannot configure the return routes in {shown}"))?;

@@ -3,7 +3,7 @@
 use super::hook::ProgramLink;
 use super::host_devices::{HOST_END, MESH_END};
 use super::tables::{Slots, Tables};
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip, convert, packet};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip, convert, packet};
 use std::fmt;
 
 /// One change. Each is idempotent.
@@ -22,6 +22,9 @@ pub enum EbpfStep {
     /// Adds or changes a container.
     SetBackend(V4, Backend),
     RemoveBackend(V4),
+    /// Lets clients come from other nodes to a port in the containers of a service.
+    AddTarget(Target),
+    RemoveTarget(Target),
     /// Adds an address of the host.
     AddLocal(Address),
     RemoveLocal(Address),
@@ -31,8 +34,8 @@ pub enum EbpfStep {
     /// Adds a client prefix to a scope; the number is the length of the key.
     AddSource(u32, Source),
     RemoveSource(u32, Source),
-    /// Translates the socket calls of a namespace to virtual addresses of a network.
-    AddMember(NetnsMembership),
+    /// Translates the socket calls of a namespace to virtual addresses of a network, on which it has this address.
+    AddMember(NetnsMembership, V4),
     RemoveMember(NetnsMembership),
     /// Creates the veth pair between host and mesh again. Its ends get new interface indexes, so the state must be observed
     /// again.
@@ -75,13 +78,15 @@ impl Tables {
             EbpfStep::RemovePort(port) => drop(self.ports.remove(port)),
             EbpfStep::SetBackend(address, backend) => drop(self.backends.insert(*address, *backend)),
             EbpfStep::RemoveBackend(address) => drop(self.backends.remove(address)),
+            EbpfStep::AddTarget(target) => drop(self.targets.insert(*target)),
+            EbpfStep::RemoveTarget(target) => drop(self.targets.remove(target)),
             EbpfStep::AddLocal(address) => drop(self.locals.insert(*address)),
             EbpfStep::RemoveLocal(address) => drop(self.locals.remove(address)),
             EbpfStep::AddUplink(index) => drop(self.uplinks.insert(*index)),
             EbpfStep::RemoveUplink(index) => drop(self.uplinks.remove(index)),
             EbpfStep::AddSource(length, source) => drop(self.sources.insert((*length, *source))),
             EbpfStep::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
-            EbpfStep::AddMember(member) => drop(self.members.insert(*member)),
+            EbpfStep::AddMember(member, address) => drop(self.members.insert(*member, *address)),
             EbpfStep::RemoveMember(member) => drop(self.members.remove(member)),
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => {}
         }
@@ -102,13 +107,15 @@ impl fmt::Display for EbpfStep {
             Self::SetBackend(address, to) if to.ifindex != 0 => write!(f, "backend {} device {}", ip(address), to.ifindex),
             Self::SetBackend(address, _) => write!(f, "backend {} remote", ip(address)),
             Self::RemoveBackend(address) => write!(f, "no backend {}", ip(address)),
+            Self::AddTarget(target) => write!(f, "target {}", target_name(*target)),
+            Self::RemoveTarget(target) => write!(f, "no target {}", target_name(*target)),
             Self::AddLocal(address) => write!(f, "local {}", local(address)),
             Self::RemoveLocal(address) => write!(f, "no local {}", local(address)),
             Self::AddUplink(index) => write!(f, "uplink {index}"),
             Self::RemoveUplink(index) => write!(f, "no uplink {index}"),
             Self::AddSource(length, s) => write!(f, "source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
-            Self::AddMember(m) => write!(f, "member {} of {}", m.cookie, ip(&m.network)),
+            Self::AddMember(m, address) => write!(f, "member {} of {} as {}", m.cookie, ip(&m.network), ip(address)),
             Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
             Self::Pair => write!(f, "pair {HOST_END} {MESH_END}"),
             Self::Attach(link) => write!(f, "attach {}", link.pin()),
@@ -129,6 +136,10 @@ pub(super) fn protocol_name(number: u8) -> String {
         SCTP => "sctp".to_owned(),
         other => other.to_string(),
     }
+}
+
+fn target_name(target: Target) -> String {
+    format!("{}/{} of {:x}", convert::to_port(target.port), protocol_name(target.protocol), target.owner)
 }
 
 /// Name of a published port in status and logs: `8080/tcp`, for IPv6 clients `8080/tcp6`.

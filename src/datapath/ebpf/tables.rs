@@ -1,6 +1,6 @@
 //! The contents of the maps as plain values.
 
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, V4, Vip};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,16 +13,21 @@ pub type Slots = Arc<[V4]>;
 /// Client prefixes: length of the key, and the key.
 pub type Sources = BTreeSet<(u32, Source)>;
 
+/// Network namespaces whose socket calls are translated, by network, with the container's address on it. A namespace also has
+/// an entry without network, [`NetnsMembership::any`].
+pub type Members = BTreeMap<NetnsMembership, V4>;
+
 /// The contents of the maps.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Tables {
     pub config: Config,
     pub vips: BTreeMap<V4, Vip>,
-    /// Network namespaces whose socket calls are translated, by network.
-    pub members: BTreeSet<NetnsMembership>,
+    pub members: Members,
     pub ports: BTreeMap<Port, Frontend>,
     /// Containers of all nodes.
     pub backends: BTreeMap<V4, Backend>,
+    /// Ports in containers that services publish.
+    pub targets: BTreeSet<Target>,
     /// The host's addresses on its uplinks.
     pub locals: BTreeSet<Address>,
     /// Indexes of the host's uplinks.

@@ -5,12 +5,14 @@ use super::super::{TunnelState, TunnelStep};
 use super::difference::{INITIATE_PERIOD, endpoint_change};
 use super::peers::{Outgoing, Peers};
 use super::pump::{Ends, incoming, outgoing};
+use super::stop::StopSignal;
 use super::tun::Tun;
 use super::uapi;
 use super::udp::TunnelSocket;
 use anyhow::Context as _;
 use std::io;
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,6 +27,7 @@ pub(super) struct WireGuard {
     started: Instant,
     /// Gets the error with which a thread ended.
     ended: mpsc::Receiver<io::Error>,
+    threads: Vec<JoinHandle<()>>,
     uapi: Option<uapi::UapiSocketFile>,
 }
 
@@ -32,7 +35,8 @@ impl WireGuard {
     /// Starts the device without peers; the UDP socket receives at once.
     pub(super) fn start(private: [u8; 32], tun: Tun, socket: TunnelSocket, name: &str) -> anyhow::Result<Self> {
         let port = socket.local_address()?.port();
-        let ends = Arc::new(Ends { tun, socket, peers: Peers::new(private) });
+        let stop = StopSignal::new().context("cannot create an eventfd")?;
+        let ends = Arc::new(Ends { tun, socket, peers: Peers::new(private), stop });
         ends.peers.set_mtu(ends.tun.mtu().context("cannot read the MTU of the TUN device")?);
         let (sender, ended) = mpsc::channel(2);
         let run = |name: &str, direction: fn(&Ends) -> io::Error| {
@@ -42,11 +46,10 @@ impl WireGuard {
                 let _ = sender.blocking_send(direction(&ends));
             })
         };
-        run("outgoing", outgoing)?;
-        run("incoming", incoming)?;
+        let threads = vec![run("outgoing", outgoing)?, run("incoming", incoming)?];
         tokio::spawn(tick(Arc::downgrade(&ends), sender));
         let uapi = uapi::serve(name, private, port, &ends);
-        Ok(Self { ends, port, started: Instant::now(), ended, uapi })
+        Ok(Self { ends, port, started: Instant::now(), ended, threads, uapi })
     }
 
     /// The current state.
@@ -86,12 +89,20 @@ impl WireGuard {
         }
     }
 
-    /// Stops with the process, which has to end next; the TUN device is deleted then unless `keep_device`.
+    /// Ends the threads and closes the socket and the TUN device, which is deleted unless `keep_device`. The next process can
+    /// bind and attach at once.
     pub(super) fn stop(self, keep_device: bool) {
         if !keep_device && let Err(error) = self.ends.tun.clear_persistent() {
             tracing::warn!(%error, "the TUN device is not deleted");
         }
         drop(self.uapi);
+        // Nothing waits for the errors of the threads any more.
+        drop(self.ended);
+        self.ends.stop.set();
+        self.ends.socket.end_receiving();
+        for thread in self.threads {
+            let _ = thread.join();
+        }
     }
 }
 

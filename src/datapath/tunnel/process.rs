@@ -155,11 +155,13 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHe
                 let _ = reply_to.send(carry_out(&wireguard, &hello, request));
             }
             () = wireguard.wait() => return Err(anyhow!("the device {} is gone or its socket failed", hello.device)),
-            _ = terminate.recv() => return Ok(StopReason::Signal),
-            _ = interrupt.recv() => return Ok(StopReason::Signal),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
             _ = hangup.recv() => {}
         }
     }
+    wireguard.stop(true);
+    Ok(StopReason::Signal)
 }
 
 /// Carries out a request that the process survives.

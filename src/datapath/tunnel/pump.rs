@@ -5,6 +5,7 @@ use super::datagrams::{ReceivedDatagram, Receiver};
 use super::inner::Inner;
 use super::offload::{LARGEST, VNET_HEADER, VnetHeader, group, join, segment};
 use super::peers::{LivePeer, Peers, Received};
+use super::stop::StopSignal;
 use super::tun::{Tun, device_gone};
 use super::udp::TunnelSocket;
 use bytes::BytesMut;
@@ -23,6 +24,7 @@ pub(super) struct Ends {
     pub tun: Tun,
     pub socket: TunnelSocket,
     pub peers: Peers,
+    pub stop: StopSignal,
 }
 
 /// Packets for one peer that are sent together.
@@ -44,12 +46,15 @@ impl Batch {
     }
 }
 
-/// From the device to the peers; returns when the device is gone.
+/// From the device to the peers; returns when the device is gone, or the tunnel stops.
 pub(super) fn outgoing(ends: &Ends) -> io::Error {
     let mut buffer = vec![0; VNET_HEADER + LARGEST];
     let mut block = BytesMut::new();
     let mut batch = Batch::default();
     loop {
+        if ends.stop.is_set() {
+            return StopSignal::error();
+        }
         match ends.tun.read(&mut buffer) {
             Ok(length) => {
                 take(ends, &mut buffer[..length], &mut block, &mut batch);
@@ -59,7 +64,7 @@ pub(super) fn outgoing(ends: &Ends) -> io::Error {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 batch.flush(ends);
-                if let Err(error) = ends.tun.wait() {
+                if let Err(error) = ends.tun.wait(&ends.stop) {
                     tracing::debug!(%error, "waiting for the TUN device");
                 }
             }
@@ -96,12 +101,15 @@ fn take(ends: &Ends, read: &mut [u8], block: &mut BytesMut, batch: &mut Batch) {
     });
 }
 
-/// From the peers to the device; returns when the device or the socket is gone.
+/// From the peers to the device; returns when the device or the socket is gone, or the tunnel stops.
 pub(super) fn incoming(ends: &Ends) -> io::Error {
     let mut receiver = Receiver::new();
     let mut datagrams: Vec<ReceivedDatagram> = Vec::new();
     let mut packets: Vec<Packet> = Vec::new();
     loop {
+        if ends.stop.is_set() {
+            return StopSignal::error();
+        }
         if let Err(error) = ends.socket.receive(&mut receiver, &mut datagrams) {
             if error.raw_os_error() == Some(libc::EBADF) {
                 return error;

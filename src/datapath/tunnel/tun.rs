@@ -4,6 +4,7 @@
 use super::link::{IoctlSocket, request_for};
 use super::namespace::Namespace;
 use super::offload::VNET_HEADER;
+use super::stop::StopSignal;
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
@@ -49,9 +50,10 @@ impl Tun {
         (&self.file).read(buffer)
     }
 
-    /// Waits until there is a packet.
-    pub(super) fn wait(&self) -> io::Result<()> {
-        poll(&mut [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)], None)?;
+    /// Waits until there is a packet, or the signal is set.
+    pub(super) fn wait(&self, stop: &StopSignal) -> io::Result<()> {
+        let one = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        poll(&mut [one(self.file.as_fd()), one(stop.as_fd())], None)?;
         Ok(())
     }
 

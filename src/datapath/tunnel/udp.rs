@@ -75,6 +75,12 @@ impl TunnelSocket {
         }
     }
 
+    /// Ends the wait of a thread in [`Self::receive`], and every later one.
+    pub(super) fn end_receiving(&self) {
+        // A UDP socket without a peer answers ENOTCONN, and wakes those that wait all the same.
+        let _ = self.socket.shutdown(std::net::Shutdown::Read);
+    }
+
     /// Waits for datagrams and appends those that are there.
     pub(super) fn receive(&self, receiver: &mut Receiver, datagrams: &mut Vec<ReceivedDatagram>) -> io::Result<()> {
         receiver.receive(&self.socket, datagrams)
@@ -128,4 +134,32 @@ pub(super) fn bind_error(listen: SocketAddr, error: io::Error) -> anyhow::Error 
 
 fn is_without_v6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, mpsc};
+
+    #[test]
+    fn the_port_is_free_once_the_thread_that_waits_for_datagrams_has_ended() {
+        for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let socket = Arc::new(TunnelSocket::bind(listen.parse().unwrap()).unwrap());
+            let bound = SocketAddr::new(listen.parse::<SocketAddr>().unwrap().ip(), socket.local_address().unwrap().port());
+            let (waiting, is_waiting) = mpsc::channel();
+            let ended = std::thread::spawn({
+                let socket = Arc::clone(&socket);
+                move || {
+                    let (mut receiver, mut datagrams) = (Receiver::new(), Vec::new());
+                    waiting.send(()).unwrap();
+                    let _ = socket.receive(&mut receiver, &mut datagrams);
+                }
+            });
+            is_waiting.recv().unwrap();
+            socket.end_receiving();
+            ended.join().unwrap();
+            drop(socket);
+            TunnelSocket::bind(bound).expect("free again");
+        }
+    }
 }

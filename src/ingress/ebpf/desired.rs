@@ -6,7 +6,9 @@ use super::eligibility::PortEligibility;
 use super::inputs::Inputs;
 use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{HOST_END, Hook, HostDevices, MESH_END, ProgramLink, SCTP, Slots, Sources, ports_unavailable};
+use crate::datapath::ebpf::{
+    HOST_END, Hook, HostDevices, MESH_END, Members, ProgramLink, SCTP, Slots, Sources, ports_unavailable,
+};
 use crate::datapath::mesh::TUNNEL;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::EndpointMode;
@@ -14,8 +16,8 @@ use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NodeId, NodeView, Protocol, ServiceId};
 use ipnet::IpNet;
 use skep_ebpf::{
-    AFFINITY, Address, Backend, Config, GUARDED, NO_CLIENT, NODE, NetnsMembership, Port, PortNumber, Source, V4, convert, owner,
-    packet,
+    AFFINITY, Address, Backend, Config, GUARDED, INGRESS, NO_CLIENT, NODE, Port, PortNumber, Source, V4, convert, hash_key,
+    owner, packet,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,7 +30,7 @@ pub struct DesiredDatapath {
     /// By virtual address.
     pub vips: BTreeMap<V4, DesiredVip>,
     /// Container namespaces on networks.
-    pub members: BTreeSet<NetnsMembership>,
+    pub members: Members,
     /// Published ports. Those that the eBPF datapath does not serve are included without backends: the programs must still
     /// recognise packets that leave from these port numbers.
     pub ports: BTreeMap<Port, DesiredPort>,
@@ -46,7 +48,7 @@ pub struct DesiredDatapath {
     pub left: LeftObjects,
 }
 
-/// A virtual address with its network and its backends, one slot each.
+/// A virtual address with its network and the Maglev table of its backends.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct DesiredVip {
     pub network: V4,
@@ -70,15 +72,15 @@ pub struct DesiredPort {
 
 /// Computes the desired datapath; takes Maglev tables that did not change from `tables`.
 pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs: &Inputs) -> DesiredDatapath {
-    tables.start_generation();
+    tables.start_generation(cluster_key(view));
     let Inputs { me, host_devices, members, unavailable, .. } = *inputs;
     let nodes = nodes(view);
     let mut desired = DesiredDatapath { members: members.clone(), config: config(view, inputs), ..DesiredDatapath::default() };
     desired.locals = host_devices.locals.iter().copied().map(convert::address).collect();
     desired.uplinks = host_devices.uplinks.values().copied().collect();
     for network in view.networks.by_id.values() {
-        add_vips(network, &mut desired);
-        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, task));
+        add_vips(tables, network, &mut desired);
+        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, network.ingress, task));
         desired.backends.extend(backends);
         desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
     }
@@ -123,10 +125,18 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
         prefix: convert::prefix(own.subnet.addr()),
         containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
+        ingress: view.networks.by_id.values().find(|network| network.ingress).map_or(0, |n| convert::v4(n.subnet.network())),
         udp_idle: u32::try_from(inputs.udp_idle.as_secs()).unwrap_or(u32::MAX).max(1),
         tunnel_port: convert::port(own.endpoints.first().map_or(DEFAULT_PORT, SocketAddr::port)),
         zero: 0,
+        hash_key: convert::hash_key(cluster_key(view)),
     }
+}
+
+/// The key of the cluster's hashes. The prefix of its mesh is drawn at random and is the same on all nodes; no address that
+/// clients see has a part of it.
+fn cluster_key(view: &NodeView) -> u64 {
+    hash_key(&view.cluster.mesh.0.addr().octets())
 }
 
 fn source(scope: u32, net: IpNet) -> (u32, Source) {
@@ -137,15 +147,14 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
     (32 + length, Source { scope, address: convert::address(net.network()) })
 }
 
-fn add_vips(network: &NetworkPart, desired: &mut DesiredDatapath) {
+fn add_vips(tables: &mut TableCache, network: &NetworkPart, desired: &mut DesiredDatapath) {
     let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
     let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for task in network.members.iter().filter(|task| is_vip_backend(task)) {
         backends.entry(&task.service_id).or_default().insert(task.address);
     }
     for service in &network.services {
-        let own = backends.get(&service.service_id).into_iter().flatten();
-        let slots = own.copied().map(convert::v4).collect();
+        let slots = tables.slots(backends.get(&service.service_id).unwrap_or(&BTreeSet::new()));
         desired.vips.insert(
             convert::v4(service.vip),
             DesiredVip { network: net, mask, slots, owner: owner(service.service_id.as_str().as_bytes()) },
@@ -158,13 +167,20 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }
 
-/// The entry of a task's container; `None` if its node is unknown or down or the container has ended, so that its flows are
-/// selected again and answered, or if it is this node's and has no device yet.
-pub(super) fn backend(nodes: &NodesById, me: &NodeId, host_devices: &HostDevices, task: &TaskEndpoint) -> Option<(V4, Backend)> {
+/// The entry of a task's container on a network; `ingress`: it is the one of that name. `None` if its node is unknown or down or
+/// the container has ended, so that its flows are selected again and answered, or if it is this node's and has no device yet.
+pub(super) fn backend(
+    nodes: &NodesById,
+    me: &NodeId,
+    host_devices: &HostDevices,
+    ingress: bool,
+    task: &TaskEndpoint,
+) -> Option<(V4, Backend)> {
     let node = nodes.get(&task.node_id).filter(|node| !node.down && !task.gone)?;
     let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
     let owner = owner(task.service_id.as_str().as_bytes());
-    let backend = Backend { ifindex, serving: task.backend.into(), prefix: convert::prefix(node.subnet.addr()), owner };
+    let (serving, prefix) = (task.backend.into(), convert::prefix(node.subnet.addr()));
+    let backend = Backend { ifindex, serving, prefix, owner, flags: if ingress { INGRESS } else { 0 } };
     Some((convert::v4(task.address), backend))
 }
 
@@ -198,10 +214,7 @@ pub(super) fn add_port(
         desired.sources.extend(nets.map(|net| source(key.scope(), *net)));
     }
     let slots = if eligibility.check(port, family).is_ok() {
-        // Sorted, so that every node computes the same table.
-        let backends: BTreeSet<Ipv4Addr> = eligibility.backends(port, family).collect();
-        let backends: Vec<Ipv4Addr> = backends.into_iter().collect();
-        tables.slots(&backends)
+        tables.slots(&eligibility.backends(port, family).collect())
     } else {
         Slots::default()
     };

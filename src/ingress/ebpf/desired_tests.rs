@@ -38,7 +38,7 @@ fn view() -> NodeView {
 }
 
 fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
-    let (devices, members, unavailable) = (HostDevices::default(), BTreeSet::new(), BTreeMap::new());
+    let (devices, members, unavailable) = (HostDevices::default(), BTreeMap::new(), BTreeMap::new());
     let held = held.map(|held| Arc::new(held.clone()));
     let held = held.as_ref();
     let me = "node1".into();

@@ -8,14 +8,14 @@ use super::inputs::Inputs;
 use super::left::leave;
 use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
-use crate::datapath::ebpf::{Hook, HostDevices, ports_unavailable};
+use crate::datapath::ebpf::{Hook, HostDevices, Members, ports_unavailable};
 use crate::ingress::HeldPorts;
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
 use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
-use skep_ebpf::{NetnsMembership, V4, convert};
+use skep_ebpf::{V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -102,10 +102,11 @@ impl DesiredState {
         self.desired.links = links(inputs.host_devices, inputs.unavailable);
         let changed = |address: &Ipv4Addr| before.veths.get(address) != now.veths.get(address);
         let nodes = nodes(view);
-        for task in view.networks.by_id.values().flat_map(|network| &network.members).filter(|task| changed(&task.address)) {
+        let members = view.networks.by_id.values().flat_map(|network| network.members.iter().map(|task| (network.ingress, task)));
+        for (ingress, task) in members.filter(|(_, task)| changed(&task.address)) {
             dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.remove(&convert::v4(task.address));
-            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, task));
+            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, ingress, task));
         }
     }
 
@@ -132,13 +133,13 @@ impl DesiredState {
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
             dirty.backends.insert(convert::v4(task.address));
-            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, task));
+            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, now.ingress, task));
             if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
                 backends.insert(task.address);
             }
         }
         for (vip, backends) in vip_backends {
-            self.desired.vips.get_mut(&vip)?.slots = backends.into_iter().map(convert::v4).collect();
+            self.desired.vips.get_mut(&vip)?.slots = self.tables.slots(&backends);
             dirty.vips.insert(vip);
         }
         Some(())
@@ -214,7 +215,7 @@ impl DesiredState {
 #[derive(PartialEq)]
 struct OwnContainers {
     veths: BTreeMap<Ipv4Addr, (String, u32)>,
-    members: BTreeSet<NetnsMembership>,
+    members: Members,
 }
 
 impl OwnContainers {

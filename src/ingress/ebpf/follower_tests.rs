@@ -168,7 +168,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
     };
     let mut after = before.clone();
     after.tasks.insert(3, ScenarioTask { backend: false, ..task(3) });
-    let (me, host_devices, none, members) = (node_id(0), HostDevices::default(), BTreeMap::new(), BTreeSet::new());
+    let (me, host_devices, none, members) = (node_id(0), HostDevices::default(), BTreeMap::new(), BTreeMap::new());
     let inputs = Inputs {
         me: &me,
         host_devices: &host_devices,
@@ -208,7 +208,7 @@ fn a_container_that_starts_here_changes_its_own_entry_only() {
         ..HostDevices::default()
     };
     let (first, second) = (devices(&[0]), devices(&[0, 2]));
-    let members = [BTreeSet::new(), BTreeSet::from([skep_ebpf::NetnsMembership { cookie: 7, network: 1, zero: 0 }])];
+    let members = [BTreeMap::new(), BTreeMap::from([(skep_ebpf::NetnsMembership { cookie: 7, network: 1, zero: 0 }, 1)])];
     let inputs = |host_devices, members| Inputs {
         left: None,
         me: &me,
@@ -231,7 +231,7 @@ fn a_container_that_starts_here_changes_its_own_entry_only() {
 proptest! {
     #[test]
     fn updating_gives_what_computing_everything_gives(history in histories(), shared in any::<bool>()) {
-        let (me, none, members) = (node_id(0), BTreeMap::new(), BTreeSet::new());
+        let (me, none, members) = (node_id(0), BTreeMap::new(), BTreeMap::new());
         let mut desired = DesiredState::default();
         let mut state = EbpfState { tables: Tables { room: 1 << 16, ..Tables::default() }, ..EbpfState::default() };
         let (mut allocator, mut memory) = (SlotAllocator::from_tables(&state.tables), BTreeMap::new());

@@ -1,11 +1,10 @@
 //! What the desired datapath depends on besides the node's view.
 
 use super::left_objects::LeftObjects;
-use crate::datapath::ebpf::{Hook, HostDevices};
+use crate::datapath::ebpf::{Hook, HostDevices, Members};
 use crate::ingress::HeldPorts;
 use crate::model::NodeId;
-use skep_ebpf::NetnsMembership;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ pub struct Inputs<'a> {
     pub me: &'a NodeId,
     pub host_devices: &'a HostDevices,
     /// Container namespaces on networks.
-    pub members: &'a BTreeSet<NetnsMembership>,
+    pub members: &'a Members,
     /// Hooks that cannot be attached, with the reason.
     pub unavailable: &'a BTreeMap<Hook, String>,
     /// Ports that this node's listeners hold; `None`: not known yet, all of them.

@@ -43,7 +43,7 @@ pub(super) fn concerned(desired: &DesiredDatapath, steps: &[EbpfStep], failed: &
                 left.vips.extend(vips.filter(|(_, vip)| has(&vip.slots)).map(|(vip, _)| (*vip, why())));
                 left.entries.insert(failure.step.to_string(), why());
             }
-            EbpfStep::AddMember(_) | EbpfStep::AddLocal(_) | EbpfStep::AddUplink(_) => {
+            EbpfStep::AddMember(..) | EbpfStep::AddTarget(_) | EbpfStep::AddLocal(_) | EbpfStep::AddUplink(_) => {
                 left.entries.insert(failure.step.to_string(), why());
             }
             // With some of the programs of a path only, packets would be translated one way.
@@ -55,6 +55,7 @@ pub(super) fn concerned(desired: &DesiredDatapath, steps: &[EbpfStep], failed: &
             | EbpfStep::RemoveVip(_)
             | EbpfStep::RemovePort(_)
             | EbpfStep::RemoveBackend(_)
+            | EbpfStep::RemoveTarget(_)
             | EbpfStep::RemoveLocal(_)
             | EbpfStep::RemoveUplink(_)
             | EbpfStep::RemoveSource(..)
@@ -151,7 +152,7 @@ mod tests {
     fn a_failed_step_concerns_its_object() {
         let desired = desired(&[(80, 2), (81, 2)]);
         let (first, second) = (port(80, 4), port(81, 4));
-        let backend = Backend { ifindex: 0, serving: 1, prefix: convert::prefix("fd00::".parse().unwrap()), owner: 1 };
+        let backend = Backend { ifindex: 0, serving: 1, prefix: convert::prefix("fd00::".parse().unwrap()), owner: 1, flags: 0 };
         let frontend = Frontend { base: 40, size: 1, target: convert::port(8080), flags: 0, owner: 1 };
         let slots = EbpfStep::Slots(40, vec![1].into());
         let set = EbpfStep::SetPort(second, frontend);

@@ -1,9 +1,9 @@
 //! Containers' network namespaces: prepares new ones for the eBPF datapath and reads their cookies, by which the socket hooks
 //! recognise a container.
 
-use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, cookie};
+use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, cookie, memberships};
 use crate::datapath::{Sandbox, Sandboxes as _};
-use skep_ebpf::{NetnsMembership, convert};
+use skep_ebpf::{NetnsMembership, V4};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
@@ -74,14 +74,13 @@ impl Namespaces {
         retry
     }
 
-    /// Containers' addresses with the map keys of their namespaces, as far as the namespaces can be opened.
-    pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, NetnsMembership)> {
+    /// Containers' addresses with the entries of their namespaces, as far as the namespaces can be opened.
+    pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, [(NetnsMembership, V4); 2])> {
         self.cookies.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
         let mut members = Vec::new();
         for sandbox in sandboxes {
             if let Some(cookie) = self.cookie(&sandbox.path) {
-                members
-                    .push((sandbox.address, NetnsMembership { cookie, network: convert::v4(sandbox.subnet.network()), zero: 0 }));
+                members.push((sandbox.address, memberships(sandbox, cookie)));
             }
         }
         members

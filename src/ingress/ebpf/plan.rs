@@ -1,10 +1,10 @@
 //! The steps from the current contents of the maps and attachments to the desired ones. Pure.
 
-use super::desired::DesiredDatapath;
+use super::desired::{DesiredDatapath, DesiredPort};
 use super::dirty::{Changed, Dirty};
 use super::slots::{SlotAllocator, TablePlacement};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Slots, Tables};
-use skep_ebpf::{Frontend, Vip, convert};
+use skep_ebpf::{Frontend, Port, PortNumber, Target, V4, Vip, convert};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -30,8 +30,11 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
     steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
+    let (targets, left) = targets(desired, tables, dirty);
+    steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
-    steps.extend(desired.members.difference(&tables.members).map(|m| EbpfStep::AddMember(*m)));
+    let new_members = desired.members.iter().filter(|(member, address)| tables.members.get(*member) != Some(*address));
+    steps.extend(new_members.map(|(member, address)| EbpfStep::AddMember(*member, *address)));
     let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);
     let mut missing: Vec<&ProgramLink> = desired.links.difference(&actual.links).collect();
     missing.sort_by_key(order);
@@ -43,13 +46,40 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     // An attachment that this plan replaces in place keeps its pin.
     let replaced: BTreeSet<String> = desired.links.iter().map(ProgramLink::pin).collect();
     steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
-    steps.extend(tables.members.difference(&desired.members).map(|m| EbpfStep::RemoveMember(*m)));
+    let old_members = tables.members.keys().filter(|member| !desired.members.contains_key(*member));
+    steps.extend(old_members.map(|member| EbpfStep::RemoveMember(*member)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));
+    steps.extend(left.into_iter().map(EbpfStep::RemoveTarget));
     let removed = backends.iter().filter(|a| tables.backends.contains_key(*a) && !desired.backends.contains_key(*a));
     steps.extend(removed.map(|a| EbpfStep::RemoveBackend(*a)));
     steps
+}
+
+/// The ports in containers that the published ports which changed, or all, lead to; and those that none leads to any more.
+fn targets(desired: &DesiredDatapath, tables: &Tables, dirty: Option<&Dirty>) -> (BTreeSet<Target>, BTreeSet<Target>) {
+    let wanted = |(key, port): (&Port, &DesiredPort)| target(*key, port.owner, port.target);
+    let Some(dirty) = dirty else {
+        let all: BTreeSet<Target> = desired.ports.iter().map(wanted).collect();
+        let left = tables.targets.difference(&all).copied().collect();
+        return (all, left);
+    };
+    let changed = dirty.ports.iter().filter_map(|key| desired.ports.get_key_value(key)).map(wanted).collect();
+    let before =
+        dirty.ports.iter().filter_map(|key| Some(target(*key, tables.ports.get(key)?.owner, tables.ports.get(key)?.target)));
+    let mut left: BTreeSet<Target> = before.filter(|target| tables.targets.contains(target)).collect();
+    if !left.is_empty() {
+        // Another port may have the same target.
+        for still in desired.ports.iter().map(wanted) {
+            left.remove(&still);
+        }
+    }
+    (changed, left)
+}
+
+fn target(key: Port, owner: u32, port: PortNumber) -> Target {
+    Target { owner, port, protocol: key.protocol, zero: 0 }
 }
 
 /// Containers that these steps remove from the backends of a virtual address.
@@ -62,7 +92,7 @@ pub(super) fn drained_backends(desired: &DesiredDatapath, tables: &Tables, steps
     let mut drained = BTreeSet::new();
     for address in changed_vips {
         let before = tables.vips.get(address).and_then(|vip| tables.slots.get(&(vip.base, vip.size)));
-        let now = desired.vips.get(address).map(|vip| &vip.slots[..]).unwrap_or_default();
+        let now: BTreeSet<V4> = desired.vips.get(address).into_iter().flat_map(|vip| vip.slots.iter().copied()).collect();
         drained.extend(before.into_iter().flat_map(|slots| slots.iter()).filter(|slot| !now.contains(slot)));
     }
     drained.into_iter().map(convert::to_v4).collect()

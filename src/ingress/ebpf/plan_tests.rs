@@ -3,8 +3,8 @@
 use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Range, Slots, Tables};
-use skep_ebpf::{Backend, Port, Source, V4, Vip, convert, packet};
-use std::collections::BTreeMap;
+use skep_ebpf::{Backend, Port, Source, Target, V4, Vip, convert, packet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// A plan from maps that were read.
@@ -35,7 +35,7 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
         let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
         let slots = all.iter().copied().map(convert::v4).collect();
         desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots, owner: 7 });
-        let slots = maglev::table(&all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
+        let slots = maglev::table(7, &all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
         desired
             .ports
             .insert(port(8000 + u16::from(service)), DesiredPort { target: convert::port(80), flags: 0, slots, owner: 7 });
@@ -43,7 +43,7 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
     }
     desired.backends = backends(replicas)
         .into_iter()
-        .map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2], owner: 1 }))
+        .map(|a| (convert::v4(a), Backend { ifindex: 7, serving: 1, prefix: [1; 2], owner: 1, flags: 0 }))
         .collect();
     desired.links.insert(ProgramLink { hook: Hook::Connect4, device: String::new(), index: 0 });
     desired
@@ -68,14 +68,16 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemovePort(port) => drop(tables.ports.remove(&port)),
             EbpfStep::SetBackend(address, backend) => drop(tables.backends.insert(address, backend)),
             EbpfStep::RemoveBackend(address) => drop(tables.backends.remove(&address)),
+            EbpfStep::AddTarget(target) => assert!(tables.targets.insert(target)),
+            EbpfStep::RemoveTarget(target) => assert!(tables.targets.remove(&target)),
             EbpfStep::AddLocal(address) => assert!(tables.locals.insert(address)),
             EbpfStep::RemoveLocal(address) => assert!(tables.locals.remove(&address)),
             EbpfStep::AddUplink(index) => assert!(tables.uplinks.insert(index)),
             EbpfStep::RemoveUplink(index) => assert!(tables.uplinks.remove(&index)),
             EbpfStep::AddSource(length, source) => assert!(tables.sources.insert((length, source))),
             EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
-            EbpfStep::AddMember(member) => assert!(tables.members.insert(member)),
-            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member)),
+            EbpfStep::AddMember(member, address) => assert_ne!(tables.members.insert(member, address), Some(address)),
+            EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member).is_some()),
             EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);
@@ -166,19 +168,21 @@ fn plans_from_remembered_contents_equal_plans_from_read_maps() {
 #[test]
 fn tables_are_computed_once_and_dropped_when_unused() {
     let mut cache = maglev::TableCache::default();
-    let (three, two) = (backends(3), backends(2));
+    let (three, two): (BTreeSet<_>, BTreeSet<_>) = (backends(3).into_iter().collect(), backends(2).into_iter().collect());
     let first = cache.slots(&three);
     assert_eq!(first.len(), 521);
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
-    cache.start_generation();
+    cache.start_generation(0);
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)), "used since");
     cache.drop_unused();
     assert!(Slots::ptr_eq(&first, &cache.slots(&three)));
-    cache.start_generation();
+    cache.start_generation(0);
     assert_ne!(first, cache.slots(&two));
     cache.drop_unused();
     assert!(!Slots::ptr_eq(&first, &cache.slots(&three)), "computed again");
     assert_eq!(first, cache.slots(&three));
+    cache.start_generation(1);
+    assert_ne!(first, cache.slots(&three), "of another cluster");
 }
 
 #[test]
@@ -214,4 +218,25 @@ fn a_table_that_found_no_room_is_placed_in_freed_slots_later() {
     assert_eq!(pass(&desired(1, 4)), (true, false), "no room for both tables");
     assert_eq!(pass(&desired(1, 4)), (false, true), "in the slots of the old table");
     assert_eq!(plan(&desired(1, 4), &state), []);
+}
+
+#[test]
+fn a_target_is_removed_when_no_port_leads_to_it_any_more() {
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
+    let mut desired = DesiredDatapath::default();
+    let to = |target| DesiredPort { target: convert::port(target), owner: 7, ..DesiredPort::default() };
+    desired.ports = [(port(80), to(8080)), (port(81), to(8080)), (port(82), to(9090))].into();
+    let steps = plan(&desired, &state);
+    apply(&mut state, &mut memory, &steps);
+    let target = |number| Target { owner: 7, port: convert::port(number), protocol: packet::TCP, zero: 0 };
+    assert_eq!(state.tables.targets, [target(8080), target(9090)].into());
+    desired.ports.remove(&port(80));
+    desired.ports.remove(&port(82));
+    desired.ports.insert(port(83), to(7070));
+    let ports = [port(80), port(82), port(83)].into();
+    let changed = Changed::Only(super::dirty::Dirty { ports, ..Default::default() });
+    let steps = super::plan(&desired, &state, &mut SlotAllocator::from_tables(&state.tables), &changed);
+    apply(&mut state, &mut memory, &steps);
+    assert_eq!(state.tables.targets, [target(7070), target(8080)].into(), "port 81 still leads to 8080");
+    assert_eq!(plan(&desired, &state), []);
 }

@@ -12,7 +12,7 @@ use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{
-    EbpfDatapath, EbpfState, EbpfStep, Hook, HookSide, IngressNetwork, StepFailure, Tables, VipReadiness,
+    EbpfDatapath, EbpfState, EbpfStep, Hook, IngressNetwork, Members, StepFailure, Tables, VipReadiness, has_socket_hooks,
 };
 use crate::datapath::{Sandbox, places};
 use crate::ingress::HeldPorts;
@@ -20,7 +20,7 @@ use crate::model::view::TaskEndpoint;
 use crate::model::{NodeId, NodeView, Protocol, ServiceId};
 use crate::sync::replace_if_changed;
 use anyhow::Context as _;
-use skep_ebpf::{NetnsMembership, convert};
+use skep_ebpf::{NetnsMembership, V4, convert};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -68,11 +68,12 @@ pub async fn run(
     }
 }
 
-/// What containers' namespaces need to know of the network `ingress`.
-fn ingress(view: &NodeView, tunnel_mtu: u32) -> Option<IngressNetwork> {
+/// What containers' namespaces need to know of the network `ingress`. `at_sockets`: the socket hooks choose the source of
+/// datagrams to clients.
+fn ingress(view: &NodeView, tunnel_mtu: u32, at_sockets: bool) -> Option<IngressNetwork> {
     let network = view.networks.by_id.values().find(|network| network.ingress)?;
     let mut targets: BTreeMap<&ServiceId, BTreeSet<u16>> = BTreeMap::new();
-    for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+    for port in view.cluster.ports.iter().filter(|port| port.protocol == Protocol::Udp && !at_sockets) {
         targets.entry(&port.service_id).or_default().insert(port.target);
     }
     let mut datagrams = BTreeMap::new();
@@ -184,7 +185,7 @@ impl EbpfReconciler {
     /// One pass. Returns the time until the next one if nothing changes.
     async fn pass(&mut self, view: &NodeView, sandboxes: &[Sandbox], channels: &EbpfChannels) -> Duration {
         let mut pause = self.timing.tick;
-        let ingress = ingress(view, *channels.mtu.borrow());
+        let ingress = ingress(view, *channels.mtu.borrow(), self.ebpf.translates_calls());
         self.ebpf.set_ingress(ingress.clone());
         if let Some(retry) = self.namespaces.prepare(&self.ebpf, sandboxes, ingress.as_ref()).await {
             pause = pause.min(retry);
@@ -306,6 +307,12 @@ impl EbpfReconciler {
         }
         let state = self.ebpf.observe_around(known).await.context("the eBPF datapath cannot be read")?;
         if reads_maps {
+            let aged = self.ebpf.age_flows(&state.tables.backends, self.timing.tcp_idle);
+            match aged.context("connections that are over cannot be removed") {
+                Ok(0) => {}
+                Ok(removed) => tracing::debug!(removed, "entries of connections that are over"),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the tables of connections grow"),
+            }
             (self.maps.read_at, self.maps.read_took) = (begin, begin.elapsed());
         }
         Ok((state, allocator))
@@ -317,10 +324,10 @@ impl EbpfReconciler {
         &mut self,
         view: &NodeView,
         actual: &EbpfState,
-        members: &[(Ipv4Addr, NetnsMembership)],
+        members: &[(Ipv4Addr, [(NetnsMembership, V4); 2])],
         allocator: Option<SlotAllocator>,
     ) -> (SlotAllocator, Changed, bool) {
-        let members: BTreeSet<NetnsMembership> = members.iter().map(|(_, member)| *member).collect();
+        let members: Members = members.iter().flat_map(|(_, entries)| *entries).collect();
         let inputs = Inputs {
             me: &self.me,
             host_devices: &actual.host_devices,
@@ -379,10 +386,16 @@ impl EbpfReconciler {
     }
 
     /// Where virtual addresses work; `None` if that is as last published.
-    fn ready(&mut self, changed: &Changed, members: &[(Ipv4Addr, NetnsMembership)], tables: &Tables) -> Option<VipReadiness> {
+    fn ready(
+        &mut self,
+        changed: &Changed,
+        members: &[(Ipv4Addr, [(NetnsMembership, V4); 2])],
+        tables: &Tables,
+    ) -> Option<VipReadiness> {
         let mut translated = BTreeSet::new();
         if self.translates_calls() {
-            translated.extend(members.iter().filter(|(_, member)| tables.members.contains(member)).map(|(address, _)| *address));
+            let present = |(member, address): &(NetnsMembership, V4)| tables.members.get(member) == Some(address);
+            translated.extend(members.iter().filter(|(_, entries)| entries.iter().all(present)).map(|(address, _)| *address));
         }
         let ready = (*changed == Changed::All || translated != self.translated).then(|| VipReadiness {
             containers: translated.clone(),
@@ -394,7 +407,7 @@ impl EbpfReconciler {
 
     /// Whether every socket hook is attached: with some of them only, a process would see addresses that it did not use.
     fn translates_calls(&self) -> bool {
-        !self.unavailable.keys().any(|hook| hook.side() == HookSide::Cgroup)
+        has_socket_hooks(&self.unavailable)
     }
 
     /// Closes connected UDP sockets to containers that were drained [`LINGER`] ago and did not become backends again: nothing

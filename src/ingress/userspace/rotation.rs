@@ -91,7 +91,7 @@ impl Rotation {
 
 /// The pseudorandom score of a backend for a client.
 fn score(client: IpAddr, backend: Ipv4Addr) -> u32 {
-    let client = client_hash(&Tuple { source: convert::address(client), ..Tuple::default() }, true);
+    let client = client_hash([0; 2], &Tuple { source: convert::address(client), ..Tuple::default() }, true);
     mix(u64::from(client) << 32 | u64::from(backend.to_bits()))
 }
 

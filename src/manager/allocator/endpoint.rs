@@ -78,11 +78,10 @@ pub(super) fn allocate(
             }
         }
     }
-    endpoint.spec = service
-        .spec
-        .endpoint_spec
-        .clone()
-        .or_else(|| (!endpoint.vips.is_empty()).then(|| EndpointSpec { mode: Some(EndpointMode::Vip), ports: Vec::new() }));
+    let default = || EndpointSpec { mode: Some(EndpointMode::Vip), ports: Vec::new() };
+    // As in Swarm, none where there was nothing to allocate, whatever mode the spec names.
+    let has_any = !endpoint.vips.is_empty() || !endpoint.ports.is_empty();
+    endpoint.spec = has_any.then(|| service.spec.endpoint_spec.clone().unwrap_or_else(default));
     EndpointAllocation { endpoint, problem }
 }
 

@@ -5,7 +5,7 @@ use crate::store::Store;
 
 /// The network that carries traffic of published ports.
 pub fn ingress(store: &Store) -> Option<&Network> {
-    store.networks().find(|n| n.spec.ingress)
+    store.networks().find(|n| n.spec.ingress && !n.removing)
 }
 
 /// Networks that a task is attached to, `ingress` first. The task's template counts, which may be older than the service's.

@@ -1,14 +1,16 @@
 //! The dispatcher's state, and what each event does to it.
 
 use super::drain_hold::DrainHolds;
-use super::event::{Effect, Event, SessionId};
+use super::event::{Event, NodeHello, NodeReports};
 use super::registered_node::{RegisteredNode, SentView};
-use super::view::{TaskListChange, ViewIndex};
+use super::task_list::{self, TaskListChange};
+use super::view_index::{DirtyViews, ViewIndex};
+use crate::manager::liveness::{LivenessSnapshot, NodeLiveness, Verdict};
 use crate::manager::lowest_applied::LowestApplied;
+use crate::manager::session::{Effect, SessionId};
 use crate::manager::settings::ManagerSettings;
-use crate::model::view::{ClusterPart, NetworkPart};
-use crate::model::{ListeningPort, NetworkId, Node, NodeId, NodeState, Revision, TaskId, TaskStatus, Timestamp};
-use crate::protocol::{FORMAT, ToManager, ToNode};
+use crate::model::{ListeningPort, Node, NodeId, NodeState, Revision, Task, TaskId, TaskStatus, Timestamp};
+use crate::protocol::ToNode;
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +27,18 @@ pub struct Dispatcher {
     /// When this leader took over.
     pub(super) since: Timestamp,
     last_tick: Timestamp,
+    pub(super) liveness: Arc<LivenessSnapshot>,
     pub(super) nodes: BTreeMap<NodeId, RegisteredNode>,
     sessions: BTreeMap<SessionId, NodeId>,
     /// Reported by the node and not in the store yet.
     pub(super) statuses: BTreeMap<TaskId, (NodeId, TaskStatus)>,
     /// Reported by the node and not in the store yet.
     pub(super) listening: BTreeMap<TaskId, (NodeId, Vec<ListeningPort>)>,
+    /// Nodes that opened a session with a view of a later state than this leader's.
+    pub(super) ahead: BTreeMap<NodeId, Revision>,
     drain_holds: DrainHolds,
-    cluster: Option<Arc<ClusterPart>>,
-    networks: BTreeMap<NetworkId, NetworkPart>,
+    index: ViewIndex,
+    dirty: DirtyViews,
 }
 
 impl Dispatcher {
@@ -42,44 +47,44 @@ impl Dispatcher {
         let drain_holds = DrainHolds::of_new_leader(&store, now);
         Self {
             settings,
+            index: ViewIndex::new(&store),
             store,
             since: now,
             last_tick: now,
+            liveness: Arc::default(),
             nodes: BTreeMap::new(),
             sessions: BTreeMap::new(),
             statuses: BTreeMap::new(),
             listening: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             drain_holds,
-            cluster: None,
-            networks: BTreeMap::new(),
+            dirty: DirtyViews::default(),
         }
     }
 
-    /// Processes an event.
-    pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
-        let mut out = Vec::new();
+    /// Processes an event. What nodes are to be sent because of it, [`Self::views`] returns.
+    pub fn handle(&mut self, now: Timestamp, event: Event) {
         match event {
-            Event::Opened { node, session, hello } => self.open(now, &node, session, hello, &mut out),
-            Event::Message { session, message } => self.message(now, session, message, &mut out),
+            Event::Opened { node, session, hello } => self.open(now, node, session, hello),
+            Event::Reports { node, reports } => self.report(&node, reports),
             Event::Closed { session } => self.close(session),
-            Event::StoreChanged(store) => self.store_changed(now, store, &mut out),
-            Event::Tick => self.tick(now, &mut out),
+            Event::StoreChanged(store) => self.store_changed(now, store),
+            Event::Liveness(snapshot) => self.liveness_changed(now, snapshot),
+            Event::Tick => self.tick(now),
         }
-        out
     }
 
-    /// Lowest revision that every live node has applied. A node counts until it was silent for the node-down timeout, or has
-    /// applied nothing for [`ManagerSettings::node_lag`]; a node that has no session with this leader yet counts too.
+    /// Lowest revision that every live node has applied. A node counts while it may be alive, unless it has applied nothing
+    /// for [`ManagerSettings::node_lag`]; a node that has no session with this leader yet counts too.
     pub fn applied(&self, now: Timestamp) -> Revision {
         let revision_of = |node: &Node| {
-            let Some(registered) = self.nodes.get(&node.id) else {
-                // A node that is still joining sends no traffic yet.
-                let may_be_alive = self.in_grace(node, now) && !self.is_joining(node) && node.status.state.may_be_up();
-                return may_be_alive.then(Revision::default);
-            };
-            let is_alive = registered.session.is_some() || now.since(registered.last_heard) <= self.settings.down_after;
-            let counts = is_alive && !registered.has_left && !registered.is_behind(now, self.settings.node_lag);
-            counts.then(|| registered.effective_revision())
+            let liveness = self.liveness.nodes.get(&node.id);
+            if let Some(registered) = self.nodes.get(&node.id) {
+                let counts = liveness.is_none_or(|l| l.may_be_alive) && !registered.is_behind(now, self.settings.node_lag);
+                return counts.then(|| self.revision_of(registered));
+            }
+            let may_be_alive = liveness.map_or(node.status.state.may_be_up(), |l| l.may_be_alive);
+            may_be_alive.then(Revision::default)
         };
         let live = self.store.nodes().filter_map(revision_of);
         live.min().unwrap_or_else(|| self.store.revision())
@@ -89,20 +94,22 @@ impl Dispatcher {
     pub fn lowest_applied(&self, now: Timestamp) -> LowestApplied {
         let awaited = self.applied(now);
         let revision_of = |node: &Node| match self.nodes.get(&node.id) {
-            Some(registered) => (!registered.has_left).then(|| registered.effective_revision()),
+            Some(registered) => (!self.has_left(&node.id)).then(|| self.revision_of(registered)),
+            // A node that is still joining sends no traffic yet.
             None => (node.status.state != NodeState::Disconnected && !self.is_joining(node)).then(Revision::default),
         };
         let all = self.store.nodes().filter_map(revision_of).min().unwrap_or(awaited);
         LowestApplied { awaited, all: all.min(awaited) }
     }
 
-    /// True while a node without a session is not yet considered down.
-    pub(super) fn in_grace(&self, node: &Node, now: Timestamp) -> bool {
-        if self.is_joining(node) {
-            now.since(node.meta.created_at) <= self.settings.join_grace
-        } else {
-            now.since(self.since) <= self.settings.down_after
-        }
+    /// What the node has applied of this cluster's history: nothing of it, while the node follows another incarnation.
+    fn revision_of(&self, node: &RegisteredNode) -> Revision {
+        let applied = node.effective_revision();
+        if applied.incarnation == self.store.revision().incarnation { applied } else { Revision::default() }
+    }
+
+    fn has_left(&self, node: &NodeId) -> bool {
+        self.liveness.nodes.get(node).is_some_and(|l| l.verdict == Verdict::Left)
     }
 
     /// Admitted under this leader, and without a first session.
@@ -110,62 +117,35 @@ impl Dispatcher {
         node.status.state == NodeState::Unknown && node.meta.created_at >= self.since
     }
 
-    fn open(&mut self, now: Timestamp, node: &NodeId, session: SessionId, hello: ToManager, out: &mut Vec<Effect>) {
-        let ToManager::Hello { format, description, endpoints, have: _ } = hello else {
-            return refuse(session, ToNode::Refused("the first message of a session is Hello".to_owned()), out);
-        };
-        if format != FORMAT {
-            let text = format!(
-                "node {node} speaks format {format} of the node protocol, this manager {FORMAT}: install the same version of skep on both"
-            );
-            return refuse(session, ToNode::Refused(text), out);
+    fn open(&mut self, now: Timestamp, node: NodeId, session: SessionId, hello: NodeHello) {
+        if self.store.node(&node).is_none() {
+            return; // Removed since; the liveness core has ended the session.
         }
-        if self.store.node(node).is_none() {
-            return refuse(session, removed(node), out);
-        }
-        if let Some(old) = self.nodes.get(node).and_then(|n| n.session) {
-            self.sessions.remove(&old);
-            out.push(Effect::Close { session: old });
-        }
-        self.sessions.insert(session, node.clone());
-        let mut registered = RegisteredNode::new(session, now, description, endpoints);
-        if let Some(old) = self.nodes.remove(node) {
+        let mut registered = RegisteredNode::new(session, now, hello);
+        if let Some(old) = self.nodes.remove(&node) {
+            old.session.map(|old| self.sessions.remove(&old));
             // A node that is behind does not catch up by opening another session.
             registered.unapplied = old.unapplied;
             registered.troubles = old.troubles;
         }
-        self.nodes.insert(node.clone(), registered);
-        let heartbeat_ms = u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX);
-        out.push(Effect::Send { session, message: ToNode::Welcome { format: FORMAT, heartbeat_ms } });
-        self.sync(now, Some(node), out);
+        if registered.hello.have > self.store.revision() {
+            self.ahead.insert(node.clone(), registered.hello.have);
+        }
+        self.sessions.insert(session, node.clone());
+        self.dirty.nodes.insert(node.clone());
+        self.nodes.insert(node, registered);
     }
 
-    fn message(&mut self, now: Timestamp, session: SessionId, message: ToManager, out: &mut Vec<Effect>) {
-        let Some(id) = self.sessions.get(&session).cloned() else {
-            return out.push(Effect::Close { session });
-        };
-        let Some(node) = self.nodes.get_mut(&id) else { return };
-        node.last_heard = now;
-        match message {
-            ToManager::Hello { description, endpoints, .. } => {
-                node.description = description;
-                node.endpoints = endpoints;
-            }
-            ToManager::Heartbeat { applied } => {
-                node.applied = applied;
-                node.unapplied.applied(applied);
-                out.push(Effect::Send { session, message: ToNode::Alive });
-                self.release_drained(now, out);
-            }
-            ToManager::Status(statuses) => self.report_statuses(&id, statuses),
-            ToManager::Listens(ports) => self.report_listening(&id, ports),
-            ToManager::Troubles(troubles) => node.troubles = bounded(troubles),
-            ToManager::Leave => {
-                node.has_left = true;
-                node.session = None;
-                self.sessions.remove(&session);
-                out.push(Effect::Close { session });
-            }
+    fn report(&mut self, id: &NodeId, reports: NodeReports) {
+        let NodeReports { statuses, listens, troubles, hello } = reports;
+        self.report_statuses(id, statuses);
+        self.report_listening(id, listens);
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if let Some(troubles) = troubles {
+            node.troubles = troubles;
+        }
+        if let Some(hello) = hello {
+            node.hello = hello;
         }
     }
 
@@ -176,54 +156,64 @@ impl Dispatcher {
         }
     }
 
-    fn store_changed(&mut self, now: Timestamp, store: Arc<Store>, out: &mut Vec<Effect>) {
+    fn liveness_changed(&mut self, now: Timestamp, snapshot: Arc<LivenessSnapshot>) {
+        for (id, NodeLiveness { session, applied, .. }) in &snapshot.nodes {
+            let Some(node) = self.nodes.get_mut(id).filter(|node| node.session.is_some() && node.session == *session) else {
+                continue;
+            };
+            if node.applied != *applied {
+                node.applied = *applied;
+                node.unapplied.applied(*applied);
+            }
+        }
+        self.liveness = snapshot;
+        self.release_drained(now);
+    }
+
+    fn store_changed(&mut self, now: Timestamp, store: Arc<Store>) {
+        if Arc::ptr_eq(&self.store, &store) {
+            return;
+        }
         self.drain_holds.observe(&self.store, &store, now);
+        self.index.update(&self.store, &store, &mut self.dirty);
+        if self.store.revision().incarnation != store.revision().incarnation {
+            // A view of a new incarnation has no base.
+            for node in self.nodes.values_mut() {
+                node.sent = None;
+            }
+        }
         self.store = store;
         self.prune_reports();
         let gone: Vec<NodeId> = self.nodes.keys().filter(|id| self.store.node(id).is_none()).cloned().collect();
         for node in gone {
             let session = self.nodes.remove(&node).and_then(|n| n.session);
-            if let Some(session) = session {
-                self.sessions.remove(&session);
-                refuse(session, removed(&node), out);
-            }
+            session.map(|session| self.sessions.remove(&session));
+            self.ahead.remove(&node);
         }
-        self.sync(now, None, out);
-        self.release_drained(now, out);
+        self.release_drained(now);
     }
 
-    fn tick(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
+    fn tick(&mut self, now: Timestamp) {
         self.adjust_clock(now);
-        for node in self.nodes.values_mut().filter(|n| now.since(n.last_heard) > self.settings.down_after) {
-            if let Some(session) = node.session.take() {
-                self.sessions.remove(&session);
-                out.push(Effect::Close { session });
-            }
-        }
-        self.release_drained(now, out);
+        self.release_drained(now);
         let is_due = |n: &RegisteredNode| n.echo_due && n.session.is_some() && now.since(n.tasks_sent_at) >= ECHO_INTERVAL;
-        let due: Vec<NodeId> = self.nodes.iter().filter(|(_, n)| is_due(n)).map(|(id, _)| id.clone()).collect();
-        for node in due {
-            self.sync(now, Some(&node), out);
-        }
+        self.dirty.nodes.extend(self.nodes.iter().filter(|(_, n)| is_due(n)).map(|(id, _)| id.clone()));
     }
 
-    /// Corrects the times that nodes were last heard from, where the clock does not tell how long a node was silent.
+    /// Corrects times, where the clock does not tell how long a node had to apply a view.
     fn adjust_clock(&mut self, now: Timestamp) {
-        // This process itself was stopped: no node could be heard in that time.
+        // This loop stood still: no node's progress could be seen in that time.
         let stall = now.since(self.last_tick);
         if stall > self.settings.heartbeat {
             self.since = self.since.plus(stall);
             for node in self.nodes.values_mut() {
-                node.last_heard = node.last_heard.plus(stall).min(now);
                 node.unapplied.adjust(|at| at.plus(stall).min(now));
             }
         }
-        // The clock was set back: times in the future would hide silence.
+        // The clock was set back.
         if now < self.last_tick {
             self.since = self.since.min(now);
             for node in self.nodes.values_mut() {
-                node.last_heard = node.last_heard.min(now);
                 node.tasks_sent_at = node.tasks_sent_at.min(now);
                 node.unapplied.adjust(|at| at.min(now));
             }
@@ -232,48 +222,59 @@ impl Dispatcher {
     }
 
     /// Sends the desired state of tasks that no node sends new traffic to any more.
-    fn release_drained(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
+    fn release_drained(&mut self, now: Timestamp) {
         if self.drain_holds.is_empty() {
             return;
         }
         let applied = self.applied(now);
-        for node in self.drain_holds.release(&self.store, applied, now, self.settings.stop_hold) {
-            self.sync(now, Some(&node), out);
-        }
+        let nodes = self.drain_holds.release(&self.store, applied, now, self.settings.stop_hold);
+        self.dirty.nodes.extend(nodes);
     }
 
-    /// Sends the changed parts of the view to one node, or to all.
-    fn sync(&mut self, now: Timestamp, only: Option<&NodeId>, out: &mut Vec<Effect>) {
-        if self.sessions.is_empty() {
-            return;
-        }
-        let Some(mut index) = ViewIndex::from_store(&self.store, self.cluster.as_ref()) else { return };
-        index.share(&self.networks);
-        self.cluster = Some(index.cluster());
+    /// The changed parts of the views, for each node that has a session. One view per node for all events since the last
+    /// call.
+    pub fn views(&mut self, now: Timestamp) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let dirty = std::mem::take(&mut self.dirty);
+        let Some(cluster) = self.index.cluster() else { return out };
         let revision = self.store.revision();
         for (id, node) in &mut self.nodes {
-            let Some(session) = node.session.filter(|_| only.is_none_or(|o| o == id)) else { continue };
+            let Some(session) = node.session else { continue };
             node.synced = revision;
-            let sent = node.sent.as_ref();
-            let change = index.tasks(id, |task| self.drain_holds.contains(&task.id), sent.map(|s| &s.tasks));
-            let tasks = match change {
-                TaskListChange::Echo(_) if now.since(node.tasks_sent_at) < ECHO_INTERVAL => {
-                    node.echo_due = true;
-                    None
+            let is_first = node.sent.is_none();
+            let is_dirty = is_first || dirty.nodes.contains(id);
+            let tasks = if is_dirty {
+                let tasks: Vec<&Task> = self.index.tasks(&self.store, id).collect();
+                let has = node.sent.as_ref().map(|s| &s.tasks);
+                match task_list::compare(&tasks, |task| self.drain_holds.contains(&task.id), has) {
+                    TaskListChange::Echo(_) if now.since(node.tasks_sent_at) < ECHO_INTERVAL => {
+                        node.echo_due = true;
+                        None
+                    }
+                    TaskListChange::Echo(tasks) | TaskListChange::Orders(tasks) => Some(tasks),
+                    TaskListChange::None => None,
                 }
-                TaskListChange::Echo(tasks) | TaskListChange::Orders(tasks) => Some(tasks),
-                TaskListChange::None => None,
+            } else {
+                None
             };
             if tasks.is_some() {
                 node.tasks_sent_at = now;
                 node.echo_due = false;
             }
-            let networks = index.networks(id, sent.map(|s| &s.networks));
-            let cluster = Some(index.cluster()).filter(|c| sent.is_none_or(|s| !Arc::ptr_eq(&s.cluster, c) && s.cluster != *c));
-            if tasks.is_none() && networks.is_none() && cluster.is_none() {
+            if is_dirty {
+                node.network_ids = self.index.network_ids(&self.store, id);
+            }
+            let may_differ = is_dirty || !node.network_ids.is_disjoint(&dirty.networks);
+            let versions = may_differ.then(|| self.index.versions_of(&node.network_ids));
+            let networks = versions
+                .filter(|now| node.sent.as_ref().is_none_or(|s| s.networks.versions != *now))
+                .map(|_| self.index.networks(&node.network_ids));
+            let cluster_part = Some(&cluster).filter(|now| node.sent.as_ref().is_none_or(|s| !Arc::ptr_eq(&s.cluster, now)));
+            if tasks.is_none() && networks.is_none() && cluster_part.is_none() {
                 continue;
             }
-            let message = ToNode::View { revision, tasks: tasks.clone(), networks: networks.clone(), cluster: cluster.clone() };
+            let part = networks.as_ref().map(|n| n.part.clone());
+            let message = ToNode::View { revision, tasks: tasks.clone(), networks: part, cluster: cluster_part.cloned() };
             out.push(Effect::Send { session, message });
             node.unapplied.sent(now, revision);
             let before = node.sent.take();
@@ -281,34 +282,9 @@ impl Dispatcher {
                 revision,
                 tasks: tasks.or_else(|| before.as_ref().map(|s| s.tasks.clone())).unwrap_or_default(),
                 networks: networks.or_else(|| before.as_ref().map(|s| s.networks.clone())).unwrap_or_default(),
-                cluster: cluster.unwrap_or_else(|| before.map_or_else(|| index.cluster(), |s| s.cluster)),
+                cluster: cluster.clone(),
             });
         }
-        self.networks = index.into_networks();
+        out
     }
-}
-
-fn refuse(session: SessionId, message: ToNode, out: &mut Vec<Effect>) {
-    out.push(Effect::Send { session, message });
-    out.push(Effect::Close { session });
-}
-
-/// A node's report, cut to what a node may make the store keep.
-fn bounded(mut troubles: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    const MOST: usize = 8;
-    const LONGEST: usize = 400;
-    while troubles.len() > MOST {
-        troubles.pop_last();
-    }
-    for text in troubles.values_mut() {
-        let end = (0..=LONGEST.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-        text.truncate(end);
-    }
-    troubles
-}
-
-fn removed(node: &NodeId) -> ToNode {
-    ToNode::Removed(format!(
-        "node {node} is not a member of the cluster (any more): it was removed, or never joined; leave and join again"
-    ))
 }

@@ -1,34 +1,63 @@
-//! Input and output of the dispatcher.
+//! Input of the dispatcher.
 
-use crate::model::NodeId;
-use crate::protocol::{ToManager, ToNode};
+use crate::manager::liveness::LivenessSnapshot;
+use crate::manager::session::SessionId;
+use crate::model::node::NodeDescription;
+use crate::model::{ListeningPort, NodeId, Revision, TaskId, TaskStatus};
 use crate::store::Store;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// Number of a session on this manager. Never used again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SessionId(pub u64);
 
 /// Input of the dispatcher.
 #[derive(Debug)]
 pub enum Event {
-    /// A node opened a session. `node` is the name in its certificate, `hello` its first message.
-    Opened { node: NodeId, session: SessionId, hello: ToManager },
-    /// A further message of a session.
-    Message { session: SessionId, message: ToManager },
-    /// The session's connection has ended.
+    /// A member opened a session.
+    Opened { node: NodeId, session: SessionId, hello: NodeHello },
+    /// What a node observed since its last reports.
+    Reports { node: NodeId, reports: NodeReports },
+    /// The session has ended.
     Closed { session: SessionId },
     /// The newest state of the store.
     StoreChanged(Arc<Store>),
+    /// Which nodes are alive, and what they have applied.
+    Liveness(Arc<LivenessSnapshot>),
     /// Time has passed. Expected every fifth of a heartbeat interval.
     Tick,
 }
 
-/// Output of the dispatcher, to be carried out in order.
+/// What a node says of itself.
 #[derive(Debug)]
-pub enum Effect {
-    /// Sends a message in a session.
-    Send { session: SessionId, message: ToNode },
-    /// Ends a session after the messages before this.
-    Close { session: SessionId },
+pub struct NodeHello {
+    pub description: NodeDescription,
+    /// Endpoints of the node's tunnel.
+    pub endpoints: Vec<SocketAddr>,
+    /// Revision of the view that the node has.
+    pub have: Revision,
+}
+
+/// What a node observed: the newest of each.
+#[derive(Default, Debug)]
+pub struct NodeReports {
+    pub statuses: BTreeMap<TaskId, TaskStatus>,
+    pub listens: BTreeMap<TaskId, Vec<ListeningPort>>,
+    /// What does not work on the node, by the name of the loop; all of it.
+    pub troubles: Option<BTreeMap<String, String>>,
+    /// The description has changed within the session.
+    pub hello: Option<NodeHello>,
+}
+
+impl NodeReports {
+    /// Adds a status; of two of one task the state that is further counts, of equal ones the newer.
+    pub fn add_status(&mut self, id: TaskId, status: TaskStatus) {
+        match self.statuses.get(&id) {
+            Some(kept) if kept.state > status.state => {}
+            _ => drop(self.statuses.insert(id, status)),
+        }
+    }
+
+    /// True if there is nothing to report.
+    pub fn is_empty(&self) -> bool {
+        self.statuses.is_empty() && self.listens.is_empty() && self.troubles.is_none() && self.hello.is_none()
+    }
 }

@@ -1,12 +1,12 @@
-//! What the leader remembers of a node that has opened a session with it.
+//! What the dispatcher remembers of a node that has opened a session with this leader.
 
-use super::event::SessionId;
+use super::event::NodeHello;
 use super::unapplied_views::UnappliedViews;
-use crate::model::node::NodeDescription;
-use crate::model::view::{ClusterPart, Networks, Tasks};
-use crate::model::{Revision, Timestamp};
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use super::view_index::VersionedNetworks;
+use crate::manager::session::SessionId;
+use crate::model::view::{ClusterPart, Tasks};
+use crate::model::{NetworkId, Revision, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,47 +14,43 @@ use std::time::Duration;
 pub(super) struct SentView {
     pub revision: Revision,
     pub tasks: Arc<Tasks>,
-    pub networks: Arc<Networks>,
+    pub networks: VersionedNetworks,
     pub cluster: Arc<ClusterPart>,
 }
 
 /// A node that has, or had, a session with this leader.
 pub(super) struct RegisteredNode {
     pub session: Option<SessionId>,
-    pub last_heard: Timestamp,
     /// As the node reports it.
     pub applied: Revision,
     /// State of the store that the node's view was last compared with.
     pub synced: Revision,
     pub sent: Option<SentView>,
+    /// Networks of its view.
+    pub network_ids: BTreeSet<NetworkId>,
     pub unapplied: UnappliedViews,
     /// What the node itself reports to be wrong, by the name of the loop.
     pub troubles: BTreeMap<String, String>,
     pub tasks_sent_at: Timestamp,
     /// The node reported something since then that the tasks it was sent do not show.
     pub echo_due: bool,
-    pub description: NodeDescription,
-    pub endpoints: Vec<SocketAddr>,
-    /// The node announced that it leaves the swarm.
-    pub has_left: bool,
+    pub hello: NodeHello,
 }
 
 impl RegisteredNode {
     /// A node whose session just opened.
-    pub(super) fn new(session: SessionId, now: Timestamp, description: NodeDescription, endpoints: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(session: SessionId, now: Timestamp, hello: NodeHello) -> Self {
         Self {
             session: Some(session),
-            last_heard: now,
             applied: Revision::default(),
             synced: Revision::default(),
             sent: None,
+            network_ids: BTreeSet::new(),
             unapplied: UnappliedViews::default(),
             troubles: BTreeMap::new(),
             tasks_sent_at: now,
             echo_due: false,
-            description,
-            endpoints,
-            has_left: false,
+            hello,
         }
     }
 

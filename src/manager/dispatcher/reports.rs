@@ -4,14 +4,15 @@
 use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
 use crate::manager::limits::BATCH;
-use crate::model::{ListeningPort, Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::manager::liveness::Verdict;
+use crate::model::{Cluster, ListeningPort, Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Swarm's text.
 const HEARTBEAT_FAILURE: &str = "heartbeat failure";
-/// Swarm's text.
-const LEADER_CHANGED: &str = "Node moved to \"unknown\" state due to leadership change in cluster";
+/// The node is connected, but can neither start nor stop tasks.
+const ENGINE_LOST: &str = "the node's Docker Engine does not answer";
 
 impl Dispatcher {
     /// Updates of nodes and tasks that the store does not have yet.
@@ -35,39 +36,60 @@ impl Dispatcher {
                 ..task.clone()
             }))
         });
-        nodes.chain(tasks).take(BATCH).collect()
+        let cluster = self.new_incarnation(store, now);
+        cluster.into_iter().chain(nodes).chain(tasks).take(BATCH).collect()
     }
 
     /// The node object as the leader observes the node now.
     fn observed_node(&self, node: &Node, now: Timestamp) -> Node {
         let mut next = node.clone();
-        let before = node.status.state;
-        let (state, message) = match self.nodes.get(&node.id) {
-            Some(RegisteredNode { has_left: true, .. }) => (NodeState::Disconnected, "the node left the swarm".to_owned()),
-            Some(registered) if registered.session.is_some() => {
-                next.description = registered.description.clone();
-                if !registered.endpoints.is_empty() {
-                    next.mesh.endpoints.clone_from(&registered.endpoints);
+        let Some(liveness) = self.liveness.nodes.get(&node.id) else { return next };
+        let (state, message) = match &liveness.verdict {
+            Verdict::Left => (NodeState::Disconnected, "the node left the swarm".to_owned()),
+            Verdict::Ready => {
+                // Until the session is known here too, its description is not.
+                let registered = self.nodes.get(&node.id).filter(|r| r.session.is_some() && r.session == liveness.session);
+                let Some(registered) = registered else { return next };
+                next.description = registered.hello.description.clone();
+                if !registered.hello.endpoints.is_empty() {
+                    next.mesh.endpoints.clone_from(&registered.hello.endpoints);
                 }
-                (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
+                if next.description.engine_lost {
+                    (NodeState::Down, ENGINE_LOST.to_owned())
+                } else {
+                    (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
+                }
             }
-            _ if matches!(before, NodeState::Down | NodeState::Disconnected) => return next,
-            Some(registered) if now.since(registered.last_heard) > self.settings.down_after => {
-                (NodeState::Down, HEARTBEAT_FAILURE.to_owned())
-            }
-            None if !self.in_grace(node, now) => (NodeState::Down, HEARTBEAT_FAILURE.to_owned()),
-            // The node has one heartbeat interval to open a session with the new leader before its state changes.
-            None if before == NodeState::Ready && now.since(self.since) > self.settings.heartbeat => {
-                (NodeState::Unknown, LEADER_CHANGED.to_owned())
-            }
-            _ => return next,
+            Verdict::Down => (NodeState::Down, HEARTBEAT_FAILURE.to_owned()),
+            Verdict::Unknown(why) if node.status.state.may_be_up() => (NodeState::Unknown, why.clone()),
+            Verdict::Unknown(_) | Verdict::Awaited | Verdict::Absent => return next,
         };
-        // A node that is ready may become degraded, and recover.
-        if state != before || state == NodeState::Ready {
+        next.status.down_since = match state {
+            NodeState::Down if node.status.state == NodeState::Down => node.status.down_since,
+            NodeState::Down => Some(now),
+            _ => None,
+        };
+        // A node that is ready may become degraded, and recover; one that is unknown may be so for another reason.
+        if state != node.status.state || matches!(state, NodeState::Ready | NodeState::Unknown) {
             next.status.state = state;
             next.status.message = message;
         }
         next
+    }
+
+    /// A new incarnation, if a node has a view of a later state than this leader's: the managers were restored to an older
+    /// state, and the node would refuse every view until their index has passed its own. By its own number, a new incarnation
+    /// is later than any view.
+    fn new_incarnation(&self, store: &Store, now: Timestamp) -> Option<Action> {
+        let cluster = store.cluster()?;
+        // A new leader may have entries to apply that are committed already.
+        if now.since(self.since) <= self.settings.down_after {
+            return None;
+        }
+        let (node, have) = self.ahead.iter().find(|(_, have)| **have > store.revision())?;
+        tracing::warn!(%node, have = have.index, index = store.index(), "the node follows a later state than the managers have: \
+            they were restored to an older one. All nodes follow the managers again, as a new incarnation");
+        Some(Action::update(Cluster { incarnation: have.incarnation.max(cluster.incarnation) + 1, ..cluster.clone() }))
     }
 
     /// What is wrong with a node that is live; the text changes only when that does.
@@ -83,7 +105,7 @@ impl Dispatcher {
     }
 
     /// Keeps the newest status of each task. States that an agent may not write are dropped.
-    pub(super) fn report_statuses(&mut self, node: &NodeId, statuses: Vec<(TaskId, TaskStatus)>) {
+    pub(super) fn report_statuses(&mut self, node: &NodeId, statuses: BTreeMap<TaskId, TaskStatus>) {
         for (id, status) in statuses {
             let is_agents_state = (TaskState::Accepted..=TaskState::Rejected).contains(&status.state);
             if !is_agents_state || !self.store.task(&id).is_some_and(|t| is_new_status(t, node, &status)) {
@@ -97,7 +119,7 @@ impl Dispatcher {
     }
 
     /// Keeps the newest list of listening ports of each task.
-    pub(super) fn report_listening(&mut self, node: &NodeId, reported: Vec<(TaskId, Vec<ListeningPort>)>) {
+    pub(super) fn report_listening(&mut self, node: &NodeId, reported: BTreeMap<TaskId, Vec<ListeningPort>>) {
         for (id, ports) in reported {
             match self.store.task(&id) {
                 Some(task) if is_new_listening(task, node, &ports) => drop(self.listening.insert(id, (node.clone(), ports))),

@@ -1,7 +1,8 @@
 //! Whether and when a new task follows one that ended. Decided from the task objects alone, so that a new leader decides
 //! the same; the reaper keeps as many of them as that takes.
 
-use crate::model::task::{DEFAULT_RESTART_DELAY, RestartCondition};
+use crate::backoff::Backoff;
+use crate::model::task::{DEFAULT_RESTART_DELAY, EarlierFailures, RestartCondition};
 use crate::model::{Nanos, Task, TaskState, Timestamp};
 use std::time::Duration;
 
@@ -43,10 +44,39 @@ fn attempts(task: &Task, slot: &[&Task], window: Option<(Timestamp, Duration)>) 
     restarts.count() as u64
 }
 
-/// Time between the end of a task and the start of the next one.
-pub(super) fn delay(task: &Task) -> Duration {
+/// A task that ran for so long before it failed ran well: it is not part of a crash loop.
+const RAN_WELL: Duration = Duration::from_mins(1);
+/// Longest delay in a crash loop, unless the policy's own is longer.
+const LONGEST_DELAY: Duration = Duration::from_mins(1);
+/// A shorter delay of the policy grows from this one.
+const SHORTEST_GROWN: Duration = Duration::from_secs(1);
+
+/// Failures in a row up to this task, which has ended or lost its node: what its successor of this version of the spec is
+/// created with.
+pub(super) fn failures_after(task: &Task, spec_version: u64, now: Timestamp) -> EarlierFailures {
+    if task.spec_version != spec_version {
+        return EarlierFailures::default();
+    }
+    match task.status.state {
+        TaskState::Failed | TaskState::Rejected => {
+            let waited = if task.failures.is_none() { Duration::ZERO } else { delay(task, &task.failures) };
+            let ran_well = task.status.state == TaskState::Failed && now.since(task.meta.created_at.plus(waited)) >= RAN_WELL;
+            let mut failures = if ran_well { EarlierFailures::default() } else { task.failures.clone() };
+            failures.add(task.node_id.as_ref(), task.status.state);
+            failures
+        }
+        TaskState::Complete => EarlierFailures::default(),
+        // It lost its node, or was stopped: nothing is known of it.
+        _ => task.failures.clone(),
+    }
+}
+
+/// Time between the end of a task and the start of the next one. It grows in a crash loop.
+pub(super) fn delay(task: &Task, failures: &EarlierFailures) -> Duration {
     let policy = task.spec.restart_policy.as_ref();
-    policy.and_then(|p| p.delay).map_or(DEFAULT_RESTART_DELAY, Nanos::duration)
+    let configured = policy.and_then(|p| p.delay).map_or(DEFAULT_RESTART_DELAY, Nanos::duration);
+    let growth = Backoff::new(configured.max(SHORTEST_GROWN) * 2, configured.max(LONGEST_DELAY));
+    growth.pause(failures.count.saturating_sub(EarlierFailures::PATIENCE)).max(configured)
 }
 
 /// Number of tasks of a slot that must be kept to count attempts, the live one included; `None` if attempts are not

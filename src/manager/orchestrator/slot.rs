@@ -1,10 +1,10 @@
 //! Slots: the numbered places of a service, each with one live task and the history of its predecessors. Decides what
 //! state a slot is in and what happens to its tasks; how many slots a service has, its mode decides.
 
-use super::restart::{delay, should_restart};
+use super::restart::{delay, failures_after, should_restart};
 use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
-use crate::model::{Availability, Meta, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
+use crate::model::{Availability, Meta, NodeState, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, Store};
 use rand::Rng;
 use std::cmp::Ordering;
@@ -49,10 +49,15 @@ pub(super) fn desire(task: &Task, state: TaskState) -> Action {
 
 /// State of a slot.
 pub(super) enum SlotState<'a> {
-    /// `task` is the live task; `surplus` are further live tasks, which are shut down.
+    /// `task` is the live task; `surplus` are further live tasks, which are shut down. Until it runs, tasks of nodes that may
+    /// return are no surplus.
     Filled { task: &'a Task, surplus: Vec<&'a Task> },
-    /// All live tasks ended or lost their node: they are shut down, and a new task starts, not before that time.
+    /// All live tasks ended or lost their node: they are shut down, those excepted whose node may return, and a new task
+    /// starts, not before that time.
     Replace { not_before: Option<Timestamp>, ended: Vec<&'a Task> },
+    /// The newest task failed before it was to start: it keeps the slot until then, so that a task which cannot be prepared
+    /// is not replaced more often than one which fails. `surplus` are further live tasks, which are shut down.
+    Held { surplus: Vec<&'a Task> },
     /// The restart policy allows no new task; what is still live is shut down.
     Completed { ended: Vec<&'a Task> },
     /// Only history: free for a new task.
@@ -71,23 +76,45 @@ impl ServiceSlots<'_> {
     /// State of the slot that has these tasks, oldest first.
     pub(super) fn state<'t>(&self, tasks: &[&'t Task]) -> SlotState<'t> {
         let live: Vec<&Task> = tasks.iter().copied().filter(|t| t.desired_state <= TaskState::Running).collect();
-        let (usable, ended): (Vec<&Task>, Vec<&Task>) =
+        let (usable, lost): (Vec<&Task>, Vec<&Task>) =
             live.iter().partition(|t| !t.status.state.is_final() && !self.lost_its_node(t));
-        // Of several live tasks (two leaders may each have created one) the furthest stays, of equals the oldest.
+        // Of several live tasks (two leaders may each have created one, or a node has returned) the furthest stays, of equals
+        // the oldest.
         if let Some(task) = usable.iter().copied().reduce(|a, b| if b.status.state > a.status.state { b } else { a }) {
-            return SlotState::Filled { task, surplus: live.into_iter().filter(|t| t.id != task.id).collect() };
+            let is_replaced = task.status.state == TaskState::Running;
+            let is_surplus = |t: &&Task| t.id != task.id && (is_replaced || !self.may_return(t));
+            return SlotState::Filled { task, surplus: live.into_iter().filter(is_surplus).collect() };
         }
-        let Some(newest) = ended.last().or(tasks.last()).copied() else { return SlotState::Empty };
-        match (should_restart(newest, tasks, self.now), ended.is_empty()) {
+        let is_lost = !lost.is_empty();
+        let Some(newest) = lost.last().or(tasks.last()).copied() else { return SlotState::Empty };
+        let ended: Vec<&Task> = lost.into_iter().filter(|t| !self.may_return(t)).collect();
+        match (should_restart(newest, tasks, self.now), !is_lost) {
             (true, true) => SlotState::Empty,
-            (true, false) => {
-                // The delay is for tasks that ended; one that lost its node is replaced immediately.
-                let task_ended = newest.status.state.is_final() && !self.lost_its_node(newest);
-                let not_before = if task_ended { Some(self.now.plus(delay(newest))) } else { newest.not_before };
-                SlotState::Replace { not_before: not_before.filter(|t| *t > self.now), ended }
+            (true, false) if self.is_held(newest) => {
+                SlotState::Held { surplus: ended.into_iter().filter(|t| t.id != newest.id).collect() }
             }
+            (true, false) => SlotState::Replace { not_before: self.start_of_successor(newest), ended },
             (false, _) => SlotState::Completed { ended },
         }
+    }
+
+    /// The task failed before it was to start, and that time has not come.
+    fn is_held(&self, task: &Task) -> bool {
+        let waits = task.desired_state < TaskState::Running && task.not_before.is_some_and(|start| start > self.now);
+        waits && task.status.state.is_final() && task.spec_version == self.service.spec_version
+    }
+
+    /// When the successor of a task that ended may start; `None`: now.
+    fn start_of_successor(&self, task: &Task) -> Option<Timestamp> {
+        // The delay is for tasks that ended; one that lost its node is replaced immediately, and so is one of an older spec.
+        let start = if task.spec_version != self.service.spec_version {
+            None
+        } else if task.status.state.is_final() && !self.lost_its_node(task) {
+            Some(self.now.plus(delay(task, &failures_after(task, self.service.spec_version, self.now))))
+        } else {
+            task.not_before
+        };
+        start.filter(|start| *start > self.now)
     }
 
     /// Actions for a slot in this state that the service keeps.
@@ -106,6 +133,7 @@ impl ServiceSlots<'_> {
                 shut_down(ended, out);
                 out.push(self.create_task(number, tasks, *not_before, rng));
             }
+            SlotState::Held { surplus } => shut_down(surplus, out),
             SlotState::Completed { ended } => shut_down(ended, out),
             SlotState::Empty => {}
         }
@@ -115,6 +143,7 @@ impl ServiceSlots<'_> {
     pub(super) fn create_task(&self, slot: u64, others: &[&Task], not_before: Option<Timestamp>, rng: &mut impl Rng) -> Action {
         let waits = not_before.is_some() || others.iter().any(|t| self.may_still_run(t));
         let spec = &self.service.spec;
+        let failures = others.last().map(|t| failures_after(t, self.service.spec_version, self.now)).unwrap_or_default();
         Action::create(Task {
             id: TaskId::draw(rng),
             meta: Meta::default(),
@@ -131,6 +160,8 @@ impl ServiceSlots<'_> {
             not_before,
             ports: spec.host_ports(),
             listens: Vec::new(),
+            failures,
+            pull_auth: self.service.pull_auth.clone(),
         })
     }
 
@@ -146,6 +177,17 @@ impl ServiceSlots<'_> {
         let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
         let reachable = node.is_some_and(|n| n.status.state.may_be_up());
         reachable && task.status.state >= TaskState::Assigned && !task.status.state.is_final()
+    }
+
+    /// The task's node is down, and was not for long: if it returns its tasks are kept where no replacement runs.
+    fn may_return(&self, task: &Task) -> bool {
+        let node = task.node_id.as_ref().and_then(|id| self.store.node(id));
+        !task.status.state.is_final()
+            && node.is_some_and(|n| {
+                let down = n.status.down_since.filter(|_| n.status.state == NodeState::Down);
+                let is_recent = down.is_some_and(|since| self.now.since(since) < self.settings.return_window);
+                is_recent && n.spec.availability != Availability::Drain
+            })
     }
 
     /// The task's node is removed, down or drained.
@@ -167,7 +209,7 @@ pub(super) fn keep_order(states: &BTreeMap<u64, SlotState>) -> Vec<u64> {
         match state {
             SlotState::Filled { task, .. } if task.node_id.is_some() => scheduled.push((*number, task)),
             SlotState::Filled { .. } => others.push((0, *number)),
-            SlotState::Replace { .. } => others.push((1, *number)),
+            SlotState::Replace { .. } | SlotState::Held { .. } => others.push((1, *number)),
             SlotState::Completed { .. } => others.push((2, *number)),
             SlotState::Empty => {}
         }

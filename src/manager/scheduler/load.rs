@@ -1,5 +1,6 @@
 //! What runs where: tasks, recent failures and host-mode ports per node.
 
+use crate::model::task::EarlierFailures;
 use crate::model::{NodeId, Protocol, ServiceId, Task, TaskState, Timestamp};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,8 @@ pub(super) fn fixed_host_ports(task: &Task) -> impl Iterator<Item = HostPort> {
 pub(super) struct Load {
     tasks: BTreeMap<NodeId, usize>,
     tasks_of_service: BTreeMap<(ServiceId, NodeId), usize>,
-    failures: BTreeMap<(ServiceId, NodeId), usize>,
+    /// Weight of the failures of a service and version of its spec on a node.
+    failures: BTreeMap<(ServiceId, u64, NodeId), u32>,
     host_ports: BTreeSet<(NodeId, HostPort)>,
 }
 
@@ -30,9 +32,9 @@ impl Load {
         let mut load = Self::default();
         for task in store.tasks() {
             let Some(node) = &task.node_id else { continue };
-            let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
-            if failed && now.since(task.status.timestamp) < FAILURE_WINDOW {
-                *load.failures.entry((task.service_id.clone(), node.clone())).or_default() += 1;
+            let weight = EarlierFailures::weight(task.status.state);
+            if weight > 0 && now.since(task.status.timestamp) < FAILURE_WINDOW {
+                *load.failures.entry((task.service_id.clone(), task.spec_version, node.clone())).or_default() += weight;
             }
             if task.status.state.is_final() {
                 continue;
@@ -64,10 +66,16 @@ impl Load {
         self.tasks.get(node).copied().unwrap_or(0)
     }
 
-    /// Tasks of the service on the node, and how many of its tasks failed on the node recently.
-    pub(super) fn of_service(&self, service: &ServiceId, node: &NodeId) -> (usize, usize) {
-        let key = (service.clone(), node.clone());
-        let count = |map: &BTreeMap<(ServiceId, NodeId), usize>| map.get(&key).copied().unwrap_or(0);
-        (count(&self.tasks_of_service), count(&self.failures))
+    /// Tasks of the service on the node.
+    pub(super) fn tasks_of_service(&self, service: &ServiceId, node: &NodeId) -> usize {
+        self.tasks_of_service.get(&(service.clone(), node.clone())).copied().unwrap_or(0)
+    }
+
+    /// What the recent failures of the task's slot, and of other slots of its service with the same spec, say against a node:
+    /// [`EarlierFailures::AVOID`] and more if it is better avoided.
+    pub(super) fn failures(&self, task: &Task, node: &NodeId) -> u32 {
+        let key = (task.service_id.clone(), task.spec_version, node.clone());
+        let of_service = self.failures.get(&key).copied().unwrap_or(0);
+        of_service.max(task.failures.on(node))
     }
 }

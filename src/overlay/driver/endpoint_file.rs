@@ -1,7 +1,7 @@
 //! The networks and endpoints that the engine has created with this driver, in memory and in a file. The engine does not
 //! repeat them after a restart.
 
-use crate::durable::DocumentFile;
+use crate::durable::{DocumentFile, UnknownFields};
 use crate::sync::lock;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -13,12 +13,13 @@ use std::sync::Mutex;
 const FILE: DocumentFile = DocumentFile {
     name: "the file of the driver's endpoints",
     format: 1,
+    unknown_fields: UnknownFields::Refused,
     if_damaged: "move it away (mv {path} {path}.bad) and start again: running containers keep their links, and the engine's \
                  overlay networks are to be removed by hand (docker network rm) once they are unused",
 };
 
 /// Everything that the engine has created, by its ids.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct EngineObjects {
     pub networks: BTreeMap<String, EngineNetwork>,
     pub endpoints: BTreeMap<String, EngineEndpoint>,
@@ -52,8 +53,8 @@ pub struct EngineEndpoint {
 #[derive(Serialize, Deserialize)]
 struct EndpointDocument {
     format: u32,
-    #[serde(flatten)]
-    objects: EngineObjects,
+    networks: BTreeMap<String, EngineNetwork>,
+    endpoints: BTreeMap<String, EngineEndpoint>,
 }
 
 #[derive(Debug)]
@@ -78,7 +79,10 @@ impl EndpointFile {
     /// # Errors
     /// It cannot be read, is damaged or of another format.
     pub fn open(path: PathBuf) -> anyhow::Result<Self> {
-        let objects = FILE.load::<EndpointDocument>(&path)?.map(|document| document.objects).unwrap_or_default();
+        let objects = FILE
+            .load::<EndpointDocument>(&path)?
+            .map(|EndpointDocument { networks, endpoints, .. }| EngineObjects { networks, endpoints });
+        let objects = objects.unwrap_or_default();
         Ok(Self { path, current: Mutex::new(Numbered { objects, updates: 0 }), written: tokio::sync::Mutex::new(0) })
     }
 
@@ -106,7 +110,8 @@ impl EndpointFile {
                 (current.objects.clone(), current.updates)
             };
             let path = self.path.clone();
-            let document = EndpointDocument { format: FILE.format, objects };
+            let EngineObjects { networks, endpoints } = objects;
+            let document = EndpointDocument { format: FILE.format, networks, endpoints };
             tokio::task::spawn_blocking(move || FILE.store(&path, &document)).await??;
             *written = updates;
         }
@@ -117,5 +122,24 @@ impl EndpointFile {
         let mut current = lock(&self.current);
         current.updates += 1;
         (update(&mut current.objects), current.updates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn the_endpoints_of_the_release_before_are_read_and_written_with_all_fields() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/b71afbd/worker/endpoints.json");
+        let copy = std::env::temp_dir().join(format!("skep-endpoints-{}.json", std::process::id()));
+        std::fs::copy(&recorded, &copy).expect("recorded");
+        let file = EndpointFile::open(copy.clone()).unwrap();
+        file.read(|objects| assert!(!objects.networks.is_empty() && !objects.endpoints.is_empty(), "{objects:?}"));
+        file.update(|_| ()).await.unwrap();
+        let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(value(&copy), value(&recorded), "the release before can read it again");
+        std::fs::remove_file(&copy).unwrap();
     }
 }

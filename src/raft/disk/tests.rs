@@ -112,3 +112,19 @@ fn a_newer_file_and_an_inconsistent_one_are_refused() {
     let error = Disk::open(&gap.0, 1).expect_err("refused");
     assert!(error.to_string().contains("entry 4 follows entry 2"), "{error}");
 }
+
+#[test]
+fn a_write_is_tried_again_only_for_lack_of_space() {
+    let error = |number: i32, doing| io_error("/data/raft.redb".into(), doing, &std::io::Error::from_raw_os_error(number));
+    // ENOSPC, EDQUOT.
+    for full in [28, 122] {
+        assert!(matches!(error(full, "written"), DiskError::Io { .. }), "{full}");
+    }
+    // EIO, EROFS.
+    for broken in [5, 30] {
+        let text = error(broken, "written").to_string();
+        assert!(matches!(error(broken, "written"), DiskError::Broken { .. }), "{text}");
+        assert!(text.contains("/data/raft.redb") && text.contains("replace the disk"), "{text}");
+        assert!(matches!(error(broken, "read"), DiskError::Io { .. }), "{broken}");
+    }
+}

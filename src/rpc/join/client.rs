@@ -9,7 +9,7 @@ use crate::model::Availability;
 use crate::model::WgKey;
 use crate::model::node::NodeDescription;
 use crate::protocol::MAX_FRAME;
-use crate::protocol::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
+use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
 use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
 use async_trait::async_trait;
 use std::io;
@@ -148,8 +148,7 @@ pub async fn join(
     }
     let token: JoinToken = parts.token.parse().map_err(|_| JoinError::MalformedToken)?;
     let node_key = parts.node_key;
-    let mut connection = JoinConnection::connect(remote, &token, options).await?;
-    let reply = connection.request(parts).await?;
+    let (mut connection, reply) = request(remote, &parts, &token, options).await?;
     let identity = match check(&reply, node_key, &token) {
         Ok(identity) => identity,
         Err(why) => {
@@ -164,6 +163,29 @@ pub async fn join(
             connection.give_up(&error).await;
             side.tear_down().await;
             Err(error)
+        }
+    }
+}
+
+/// Connects and sends the request. A manager that knows no ranges and refuses the number in it gets another request, with
+/// its own number, if this build has that.
+async fn request(
+    remote: SocketAddr,
+    parts: &JoinParts<'_>,
+    token: &JoinToken,
+    options: &JoinOptions,
+) -> Result<(JoinConnection, JoinReply), JoinError> {
+    let mut named = FORMATS.oldest;
+    loop {
+        let mut connection = JoinConnection::connect(remote, token, options).await?;
+        match connection.request(parts, named).await {
+            Ok(reply) => return Ok((connection, reply)),
+            Err(JoinError::Refused(JoinRefused::Format { manager, formats: None, .. }))
+                if manager > named && FORMATS.contains(manager) =>
+            {
+                named = manager;
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -256,15 +278,17 @@ impl JoinConnection {
         written.map_err(|error: FrameError| self.broken(error))
     }
 
-    async fn request(&mut self, parts: JoinParts<'_>) -> Result<JoinReply, JoinError> {
+    /// `named`: the format that a manager without ranges compares with its own.
+    async fn request(&mut self, parts: &JoinParts<'_>, named: u32) -> Result<JoinReply, JoinError> {
         let csr = parts.node_key.request().map_err(|e| JoinError::Local(e.into()))?;
         let request = JoinRequest {
-            format: FORMAT,
+            format: named,
+            formats: Some(FORMATS),
             token: parts.token.to_owned(),
             csr,
             key: parts.tunnel_key,
-            endpoints: parts.endpoints,
-            description: parts.description,
+            endpoints: parts.endpoints.clone(),
+            description: parts.description.clone(),
             availability: parts.availability,
         };
         let (deadline, address, after) = (self.deadline, self.remote, self.deadline - self.begin);

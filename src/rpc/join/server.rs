@@ -6,7 +6,7 @@ use super::super::limits::ServerLimits;
 use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
-use crate::protocol::{FORMAT, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner, format_of};
+use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner, agree, formats_in};
 use crate::protocol::{MAX_FRAME, MAX_JOINER_FRAME};
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
@@ -115,12 +115,8 @@ async fn read_request(reader: &mut ServerReader) -> Result<JoinRequest, (Option<
         Ok(None) => return Err((None, anyhow::anyhow!("a joiner closed the connection without a request"))),
         Err(error) => return Err((error.answer().map(JoinRefused::Other), error.into())),
     };
-    match format_of(&document) {
-        Some(joiner) if joiner != FORMAT => {
-            let refused = JoinRefused::Format { manager: FORMAT, joiner };
-            return Err((Some(refused.clone()), refused.into()));
-        }
-        _ => {}
+    if let Some(Err(error)) = formats_in(&document).map(|joiner| agree(FORMATS, joiner)) {
+        return Err((Some(error.into()), error.into()));
     }
     match serde_json::from_slice::<FromJoiner>(&document) {
         Ok(FromJoiner::Request(request)) => Ok(*request),

@@ -7,10 +7,10 @@ use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::datapath::Sockets;
-use crate::model::{Revision, Timestamp};
+use crate::model::{FormatRange, Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
 use crate::protocol::view_stream::ViewDecoder;
-use crate::protocol::{FORMAT, ToManager, ToNode};
+use crate::protocol::{FORMATS, NoCommonFormat, ToManager, ToNode, format_in_refusal};
 use crate::trust::Identity;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -228,7 +228,7 @@ async fn attempt(
 ) -> AttemptEnd {
     let identity = config.identity.borrow_and_update().clone();
     let opened = {
-        let opening = tokio::time::timeout(config.connect, open(config, &identity, hello, address));
+        let opening = tokio::time::timeout(config.connect, open_in_common(config, &identity, hello, address));
         tokio::pin!(opening);
         loop {
             tokio::select! {
@@ -243,8 +243,8 @@ async fn attempt(
         Ok(Err(error)) => return AttemptEnd::failed(format!("{error:#}")),
         Err(_) => return AttemptEnd::failed(format!("no answer within {} ms", config.connect.as_millis())),
     };
-    let heartbeat = match accept(&opened.first, config.heartbeat) {
-        Ok(heartbeat) => heartbeat,
+    let (heartbeat, format) = match accept(&opened.first, config.heartbeat) {
+        Ok(accepted) => accepted,
         Err(end) => {
             if matches!(end, AttemptEnd::End(SessionEnd::Removed(_))) {
                 let _ = channels.incoming.send(opened.first).await;
@@ -258,7 +258,8 @@ async fn attempt(
     // At least two heartbeats: the leader answers each one, so silence means that it is lost.
     let silence = config.dead_after.max(heartbeat * 2);
     let outdated = outdated(&mut config.identity, config.clock.as_ref(), opened.ends);
-    run_session(opened, channels, search, heartbeat, silence, shutdown, outdated).await
+    let bounds = SessionBounds { heartbeat, silence, format };
+    run_session(opened, channels, search, bounds, shutdown, outdated).await
 }
 
 /// Waits until a session is to be opened again because of a certificate; returns why. `ends` is the end of the manager's.
@@ -277,14 +278,15 @@ async fn outdated(identity: &mut watch::Receiver<Arc<Identity>>, clock: &dyn Clo
     }
 }
 
-/// Judges the leader's first message; returns the time between heartbeats.
-fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<Duration, AttemptEnd> {
+/// Judges the leader's first message; returns the time between heartbeats and the format of the session.
+fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<(Duration, u32), AttemptEnd> {
     match first {
-        ToNode::Welcome { format, .. } if *format != FORMAT => Err(AttemptEnd::failed(format!(
-            "it speaks protocol {format}, this node {FORMAT}: install the same version of skep on both"
-        ))),
-        ToNode::Welcome { heartbeat_ms: 0, .. } => Ok(default_heartbeat),
-        ToNode::Welcome { heartbeat_ms, .. } => Ok(Duration::from_millis(*heartbeat_ms)),
+        ToNode::Welcome { format, .. } if !FORMATS.contains(*format) => {
+            let error = NoCommonFormat { manager: FormatRange::only(*format), node: FORMATS };
+            Err(AttemptEnd::failed(error.to_string()))
+        }
+        ToNode::Welcome { format, heartbeat_ms: 0 } => Ok((default_heartbeat, *format)),
+        ToNode::Welcome { format, heartbeat_ms } => Ok((Duration::from_millis(*heartbeat_ms), *format)),
         ToNode::NotLeader { leader } => {
             Err(AttemptEnd::Search(AttemptOutcome::NotLeader(*leader), "it does not lead".to_owned()))
         }
@@ -294,13 +296,22 @@ fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<Duration, Attem
     }
 }
 
+/// What holds for one session.
+struct SessionBounds {
+    /// Time between heartbeats.
+    heartbeat: Duration,
+    /// The leader counts as lost after this long without a message.
+    silence: Duration,
+    /// Of the protocol.
+    format: u32,
+}
+
 /// Exchanges messages until the session ends.
 async fn run_session(
     opened: Opened,
     channels: &mut SessionChannels,
     search: &mut LeaderSearch,
-    heartbeat: Duration,
-    silence: Duration,
+    bounds: SessionBounds,
     shutdown: &CancellationToken,
     outdated: impl Future<Output = &'static str>,
 ) -> AttemptEnd {
@@ -313,12 +324,12 @@ async fn run_session(
     if !passed {
         return AttemptEnd::End(SessionEnd::Shutdown);
     }
-    reader.set_idle_limit(silence);
+    reader.set_idle_limit(bounds.silence);
     let mut left = false;
     // Concurrently: neither direction waits for the other.
     let end = tokio::select! {
         end = receive(&mut reader, incoming, search) => end,
-        end = send(&mut writer, outgoing, applied, heartbeat, shutdown, &mut left) => end,
+        end = send(&mut writer, outgoing, applied, &bounds, shutdown, &mut left) => end,
         why = outdated => AttemptEnd::renewed(why),
     };
     if matches!(end, AttemptEnd::Search(AttemptOutcome::Renewed, _)) {
@@ -331,8 +342,28 @@ async fn run_session(
     }
 }
 
+/// [`open`]; a manager that knows no ranges and refuses the number in the hello gets another hello, with its own number, if
+/// this build has that.
+async fn open_in_common(
+    config: &SessionConfig,
+    identity: &Identity,
+    mut hello: ToManager,
+    address: SocketAddr,
+) -> anyhow::Result<Opened> {
+    let opened = open(config, identity, &hello, address).await?;
+    let ToManager::Hello { format: named, .. } = &mut hello else { return Ok(opened) };
+    let ToNode::Refused(why) = &opened.first else { return Ok(opened) };
+    match format_in_refusal(why, *named) {
+        Some(format) => {
+            *named = format;
+            open(config, identity, &hello, address).await
+        }
+        None => Ok(opened),
+    }
+}
+
 /// Connects, sends the hello, reads the first answer.
-async fn open(config: &SessionConfig, identity: &Identity, hello: ToManager, address: SocketAddr) -> anyhow::Result<Opened> {
+async fn open(config: &SessionConfig, identity: &Identity, hello: &ToManager, address: SocketAddr) -> anyhow::Result<Opened> {
     use anyhow::Context as _;
     let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
     let stream = socket.connect(address).await.context("cannot connect")?;
@@ -344,7 +375,7 @@ async fn open(config: &SessionConfig, identity: &Identity, hello: ToManager, add
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, config.connect);
     let mut writer = FrameWriter::new(write, MAX_FRAME, config.dead_after);
-    let written = writer.write(&hello).await;
+    let written = writer.write(hello).await;
     match reader.message().await {
         Ok(Some(first)) => Ok(Opened { reader, writer, first, ends }),
         Ok(None) => anyhow::bail!("it closed the connection"),
@@ -422,17 +453,17 @@ async fn send(
     writer: &mut ClientWriter,
     outgoing: &mut mpsc::Receiver<ToManager>,
     applied: &mut watch::Receiver<Revision>,
-    heartbeat: Duration,
+    bounds: &SessionBounds,
     shutdown: &CancellationToken,
     left: &mut bool,
 ) -> AttemptEnd {
-    let mut tick = tokio::time::interval(heartbeat);
+    let mut tick = tokio::time::interval(bounds.heartbeat);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut watching = true;
     loop {
         let message = tokio::select! {
             () = shutdown.cancelled() => {
-                flush(writer, outgoing).await;
+                flush(writer, outgoing, bounds.format).await;
                 return AttemptEnd::End(SessionEnd::Shutdown);
             }
             _ = tick.tick() => ToManager::Heartbeat { applied: *applied.borrow_and_update() },
@@ -445,6 +476,9 @@ async fn send(
                 None => return AttemptEnd::End(SessionEnd::Shutdown),
             },
         };
+        if !message.is_in(bounds.format) {
+            continue;
+        }
         *left |= matches!(message, ToManager::Leave);
         if let Err(error) = writer.write(&message).await {
             return AttemptEnd::lost(error.to_string());
@@ -453,9 +487,9 @@ async fn send(
 }
 
 /// Sends what is queued and closes the connection.
-async fn flush(writer: &mut ClientWriter, outgoing: &mut mpsc::Receiver<ToManager>) {
+async fn flush(writer: &mut ClientWriter, outgoing: &mut mpsc::Receiver<ToManager>, format: u32) {
     while let Ok(message) = outgoing.try_recv() {
-        if writer.write(&message).await.is_err() {
+        if message.is_in(format) && writer.write(&message).await.is_err() {
             break;
         }
     }

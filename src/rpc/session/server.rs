@@ -5,11 +5,13 @@ use super::super::limits::ServerLimits;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
+use crate::protocol::shared_documents::SharedDocuments;
 use crate::protocol::view_stream::{ViewEncoder, merge};
-use crate::protocol::{FORMAT, ToManager, ToNode, format_of};
+use crate::protocol::{FORMATS, PIECES, ToManager, ToNode, agree, formats_in};
 use crate::trust::NodeName;
 use anyhow::bail;
 use async_trait::async_trait;
+use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
@@ -57,13 +59,14 @@ pub(in super::super) async fn serve(
     name: NodeName,
     server: &dyn SessionServer,
     limits: &ServerLimits,
+    documents: &Arc<SharedDocuments>,
     shutdown: &CancellationToken,
     expired: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, MAX_FRAME, limits.first_message);
     let mut writer = FrameWriter::new(write, MAX_FRAME, limits.session_silence);
-    let hello = match read_hello(&mut reader, limits).await? {
+    let (hello, format) = match read_hello(&mut reader, limits).await? {
         Ok(hello) => hello,
         Err(why) => {
             close_with(&mut writer, ToNode::Refused(why.clone())).await;
@@ -83,7 +86,7 @@ pub(in super::super) async fn serve(
         () = shutdown.cancelled() => Ok(()),
         () = expired => Err(SessionError::Expired),
         ended = receive(&mut reader, server, session) => ended.map_err(SessionError::from),
-        ended = send(&mut writer, &mut queue) => ended.map_err(SessionError::from),
+        ended = send(&mut writer, &mut queue, format, documents.clone()) => ended.map_err(SessionError::from),
     };
     server.closed(session).await;
     if let Err(error) = &ended
@@ -97,8 +100,8 @@ pub(in super::super) async fn serve(
     ended.map_err(Into::into)
 }
 
-/// Reads the first message. The inner error is the text that refuses the session.
-async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow::Result<Result<ToManager, String>> {
+/// Reads the first message; returns it and the format of the session. The inner error is the text that refuses the session.
+async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow::Result<Result<(ToManager, u32), String>> {
     Ok(match tokio::time::timeout(limits.first_message, reader.document()).await {
         Ok(Ok(Some(document))) => parse_hello(&document),
         Ok(Ok(None)) => bail!("the node closed the connection without a hello"),
@@ -107,17 +110,14 @@ async fn read_hello(reader: &mut ServerReader, limits: &ServerLimits) -> anyhow:
     })
 }
 
-fn parse_hello(document: &[u8]) -> Result<ToManager, String> {
-    match format_of(document) {
-        Some(node) if node != FORMAT => {
-            return Err(format!(
-                "the manager speaks protocol {FORMAT}, this node {node}: install the same version of skep on both"
-            ));
-        }
-        _ => {}
-    }
+fn parse_hello(document: &[u8]) -> Result<(ToManager, u32), String> {
+    let format = match formats_in(document) {
+        Some(node) => agree(FORMATS, node).map_err(|error| error.to_string())?,
+        // Not a hello; parsing it gives the reason.
+        None => FORMATS.newest,
+    };
     match serde_json::from_slice::<ToManager>(document) {
-        Ok(hello @ ToManager::Hello { .. }) => Ok(hello),
+        Ok(hello @ ToManager::Hello { .. }) => Ok((hello, format)),
         Ok(_) => Err("a session begins with a hello".to_owned()),
         Err(error) => Err(format!("a hello that is not understood: {error}")),
     }
@@ -147,9 +147,14 @@ async fn receive(reader: &mut ServerReader, server: &dyn SessionServer, session:
 }
 
 /// Sends the queued messages until the dispatcher has dropped the session's sender.
-/// Views that wait behind one that a slow node still takes are sent as one.
-async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> Result<(), FrameError> {
-    let mut encoder = ViewEncoder::default();
+/// Views that wait behind one that a slow node still takes are sent as one. Before format [`PIECES`] a view is one message.
+async fn send(
+    writer: &mut ServerWriter,
+    queue: &mut mpsc::Receiver<ToNode>,
+    format: u32,
+    documents: Arc<SharedDocuments>,
+) -> Result<(), FrameError> {
+    let mut encoder = ViewEncoder::new(documents);
     let mut next = None;
     loop {
         let message = match next.take() {
@@ -171,8 +176,12 @@ async fn send(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>) -> 
                 Err(other) => next = Some(other),
             }
         }
-        for piece in encoder.encode(message) {
-            writer.write(&piece).await?;
+        if format >= PIECES {
+            for document in encoder.encode(message) {
+                writer.write_document(&document).await?;
+            }
+        } else {
+            writer.write(&message).await?;
         }
         if answers {
             writer.write(&ToNode::Alive).await?;

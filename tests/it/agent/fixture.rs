@@ -171,7 +171,7 @@ impl AgentFixture {
         let mut config = AgentConfig::new(NodeId::from(ME), self.host.engine_socket(), skep, self.mtu.subscribe());
         config.unassigned_grace = Duration::from_millis(500);
         let applied = watch::channel(Revision::default()).0;
-        let channels = AgentChannels { view: self.view.subscribe(), status, applied };
+        let channels = AgentChannels { view: self.view.subscribe(), status, applied, engine_answers: watch::channel(true).0 };
         tokio::spawn(run(config, channels, self.engine.clone(), Arc::new(SystemClock), self.agent.clone()));
     }
 
@@ -276,6 +276,8 @@ pub fn task(slot: u64, line: &str) -> Task {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tasks without networks: from image to removal, and their failures.
 
 use super::fixture::{AgentFixture, ME, POLITE, STUBBORN, task, wanting};
-use skep::model::task::{Healthcheck, Mount};
+use skep::model::task::{ContainerStatus, Healthcheck, Mount};
 use skep::model::{NodeId, Task, TaskState};
 use std::time::Duration;
 
@@ -112,7 +112,11 @@ async fn failures_are_reported_with_the_engines_error() {
     assert_eq!(failed.container.expect("a container").exit_code, 3);
     assert_eq!(agent.until(ends, TaskState::Complete).await.message, "finished");
     let rejected = agent.until(absent, TaskState::Rejected).await;
-    assert!(rejected.err.contains("no.such.registry.invalid") && rejected.message == "preparing", "{rejected:?}");
+    assert_eq!(
+        (rejected.message.as_str(), rejected.err.as_str()),
+        ("preparing", "No such image: no.such.registry.invalid/nothing:1")
+    );
+    assert_eq!(rejected.container, Some(ContainerStatus::default()), "clients read it of every task that ended");
     let unstarted = agent.until(no_command, TaskState::Failed).await;
     assert!(unstarted.err.contains("starting container failed") && unstarted.err.contains("/no/such/program"), "{unstarted:?}");
     let unmade = agent.until(no_source, TaskState::Rejected).await;

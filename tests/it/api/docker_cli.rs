@@ -6,7 +6,7 @@ use crate::lab::lab_dir;
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, whoami_image};
-use skep::model::{NodeId, Role, Task, TaskId, TaskState};
+use skep::model::{Role, Task, TaskState};
 use skep::store::{Action, StoreHandle};
 use std::process::Stdio;
 use std::time::Duration;
@@ -173,7 +173,7 @@ async fn the_engines_networks_and_information_pass_through() {
     engine.stop().await;
 }
 
-/// A minimal orchestrator: keeps one running task per slot on lab1.
+/// A minimal orchestrator: keeps one running task per slot on lab1. Tasks that are to go never stop.
 async fn run_tasks(handle: StoreHandle) {
     let mut changes = handle.watch();
     loop {
@@ -182,14 +182,14 @@ async fn run_tasks(handle: StoreHandle) {
         for service in store.services() {
             for slot in 1..=service.spec.mode.replicas() {
                 if !store.tasks().any(|t| t.service_id == service.id && t.slot == slot) {
-                    actions.push(Action::create(running_task(service, slot)));
+                    actions.push(Action::create(recorded_store::running_task(service, slot, "ej9fe8a4i12wa7r06tdh2hha7")));
                 }
             }
         }
         for task in store.tasks() {
             let wanted = store.service(&task.service_id).is_some_and(|s| task.slot <= s.spec.mode.replicas());
-            if !wanted {
-                actions.push(Action::Remove(skep::store::Kind::Task, task.id.to_string()));
+            if !wanted && task.desired_state != TaskState::Remove {
+                actions.push(Action::update(Task { desired_state: TaskState::Remove, ..task.clone() }));
             }
         }
         if actions.is_empty() {
@@ -199,31 +199,6 @@ async fn run_tasks(handle: StoreHandle) {
         } else {
             handle.write(SystemClock.now(), actions).await.unwrap();
         }
-    }
-}
-
-fn running_task(service: &skep::model::Service, slot: u64) -> Task {
-    Task {
-        id: TaskId::draw(&mut rand::rng()),
-        meta: skep::model::Meta::default(),
-        spec: service.spec.task_template.clone(),
-        spec_version: service.spec_version,
-        service_id: service.id.clone(),
-        service_name: service.spec.name.clone(),
-        service_labels: service.spec.labels.clone(),
-        slot,
-        node_id: Some(NodeId::from("ej9fe8a4i12wa7r06tdh2hha7")),
-        desired_state: TaskState::Running,
-        status: skep::model::TaskStatus {
-            timestamp: SystemClock.now(),
-            state: TaskState::Running,
-            message: "started".to_owned(),
-            ..Default::default()
-        },
-        attachments: Vec::new(),
-        not_before: None,
-        ports: Vec::new(),
-        listens: Vec::new(),
     }
 }
 

@@ -14,6 +14,7 @@ use skep::store::{Action, LocalProposer, StoreHandle};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A directory that is removed when dropped. Its path is short because paths of sockets are limited to 108 bytes.
@@ -45,6 +46,9 @@ pub struct FakeNode {
     pub join: Mutex<Result<(), ControlError>>,
     /// The last request that was accepted.
     pub last_init: Mutex<Option<SwarmInitRequest>>,
+    pub last_join: Mutex<Option<SwarmJoinRequest>>,
+    /// A leave has taken everything down when a permit is added.
+    pub taken_down: Semaphore,
 }
 
 impl FakeNode {
@@ -55,6 +59,8 @@ impl FakeNode {
             store: Mutex::new(store),
             join: Mutex::new(Ok(())),
             last_init: Mutex::new(None),
+            last_join: Mutex::new(None),
+            taken_down: Semaphore::new(1),
         })
     }
     /// lab1 of the recordings, as the leader.
@@ -111,12 +117,14 @@ impl NodeControl for FakeNode {
         *self.last_init.lock().unwrap() = Some(request);
         Ok(Self::lab1().node_id)
     }
-    async fn join(&self, _: SwarmJoinRequest) -> Result<(), ControlError> {
+    async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {
+        *self.last_join.lock().unwrap() = Some(request);
         self.join.lock().unwrap().clone()
     }
     async fn leave(&self, _: bool) -> Result<(), ControlError> {
         *self.store.lock().unwrap() = None;
         *self.membership.lock().unwrap() = Membership::Inactive;
+        self.taken_down.acquire().await.unwrap().forget();
         Ok(())
     }
     async fn rotate_token(&self, role: Role) -> Result<(), ControlError> {

@@ -143,14 +143,41 @@ async fn malformed_requests_are_refused_and_do_not_disturb_the_server() {
         (many.as_bytes(), "431"),
         (truncated, "400"),
         (bad_chunk, "400"),
+        (b"POST /services/create HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", "400"),
+        (b"POST /services/create HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n{}", "400"),
+        (b"POST /services/create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n{}", "400"),
+        (b"GET services HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
+        (b"GET /services/\x00 HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
+        (b"GET /services HTTP/1.1\r\nHo st: x\r\n\r\n", "400"),
+        (b"GET /services HTTP/1.1\r\nHost: x\r\nA: \x01\r\n\r\n", "400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400"),
     ] {
         let reply = send_raw(&fixture, sent).await;
         let shown = String::from_utf8_lossy(&sent[..sent.len().min(60)]).into_owned();
         assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{shown:?} got {reply:?}");
+        let body = reply.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{shown:?} got {reply:?}: {e}"));
+        assert!(body["message"].as_str().is_some_and(|m| !m.is_empty()), "{shown:?} got {body}");
     }
     assert_eq!(send_raw(&fixture, b"").await, "", "a client that sends nothing gets no reply");
     assert!(fixture.client.get("/_ping").await.unwrap().status.is_success(), "it still serves");
     assert_eq!(fixture.client.get("/services").await.unwrap().body, "[]", "nothing was created");
+}
+
+/// `curl -g` sends them so, and Go's server takes them.
+#[tokio::test]
+async fn a_query_with_braces_and_quotes_is_served() {
+    let fixture = ApiFixture::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), None);
+    for target in [
+        "/v1.51/services?filters={\"name\":[\"x\"]}",
+        "/tasks?filters={\"desired-state\":{\"running\":true}}",
+        "/networks?filters={\"scope\":[\"swarm\"]}",
+    ] {
+        let reply = send_raw(&fixture, format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+        assert!(reply.starts_with("HTTP/1.1 200 ") && reply.ends_with("[]"), "{target}: {reply}");
+    }
+    let reply = send_raw(&fixture, "GET /services/{a}\u{fc} HTTP/1.1\r\nHost: x\r\n\r\n".as_bytes()).await;
+    assert!(reply.starts_with("HTTP/1.1 404 ") && reply.contains("service {a}\u{fc} not found"), "{reply}");
 }
 
 #[tokio::test]

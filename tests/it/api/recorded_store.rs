@@ -8,7 +8,7 @@ use skep::model::service::{Endpoint, EndpointSpec};
 use skep::model::task::{Attachment, TaskStatus};
 use skep::model::{
     Cluster, ClusterId, ClusterSpec, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec, NodeState, Role,
-    Service, ServiceId, ServiceSpec, Task, TaskId, TaskSpec, Timestamp,
+    Service, ServiceId, ServiceSpec, Task, TaskId, TaskSpec, TaskState, Timestamp,
 };
 use skep::store::{Action, StoreHandle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
+        feature_level: 1,
         data_path_port: 4789,
     }
 }
@@ -56,7 +57,7 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
             plugins: plugins.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
             ..NodeDescription::default()
         },
-        status: NodeStatus { state: NodeState::Ready, message: String::new(), addr: Some(addr) },
+        status: NodeStatus { state: NodeState::Ready, addr: Some(addr), ..NodeStatus::default() },
         mesh: NodeMesh {
             key: WgKey([u8::try_from(last).unwrap(); 32]),
             subnet: format!("fd12:3456:789a:{last}::/64").parse().unwrap(),
@@ -74,6 +75,7 @@ pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: name.to_owned(), ingress: name == "ingress", ..NetworkSpec::default() },
         subnet: subnet.map(|s| s.parse().unwrap()),
+        removing: false,
     }
 }
 
@@ -84,6 +86,8 @@ pub fn service(id: &str, spec: Value) -> Option<Service> {
         meta: Meta::default(),
         spec: serde_json::from_value(spec).ok()?,
         previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: Endpoint::default(),
     })
@@ -428,5 +432,36 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         not_before: None,
         ports: Vec::new(),
         listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
     })
+}
+
+/// A running task of a service on a node, with an address on each of its networks.
+pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
+    Task {
+        id: TaskId::draw(&mut rand::rng()),
+        meta: Meta::default(),
+        spec: service.spec.task_template.clone(),
+        spec_version: service.spec_version,
+        service_id: service.id.clone(),
+        service_name: service.spec.name.clone(),
+        service_labels: service.spec.labels.clone(),
+        slot,
+        node_id: Some(NodeId::from(node)),
+        desired_state: TaskState::Running,
+        status: TaskStatus { timestamp: AT, state: TaskState::Running, message: "started".to_owned(), ..Default::default() },
+        attachments: service
+            .spec
+            .task_template
+            .networks
+            .iter()
+            .map(|n| Attachment { network_id: n.target.as_str().into(), address: "10.0.9.2/24".parse().unwrap() })
+            .collect(),
+        not_before: None,
+        ports: Vec::new(),
+        listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
+    }
 }

@@ -115,7 +115,7 @@ async fn replies_while_joining() {
 
 #[tokio::test]
 async fn replies_of_a_new_swarm() {
-    replay_group("fresh", 13, |_| FakeNode::new(Membership::Inactive)).await;
+    replay_group("fresh", 8, |_| FakeNode::new(Membership::Inactive)).await;
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ async fn filters_are_replaced_by_the_next_run_repaired_and_removed() {
     assert_eq!(numbers, [(1, 1), (1, 1), (2, 3)], "one of skep's in each direction, beside the foreign one: {before:#?}");
     drop(first);
 
-    let second = EbpfDatapath::open(&dir, mesh.clone()).await.expect("loads beside");
+    let second = EbpfDatapath::open(&dir, mesh.clone(), 0).await.expect("loads beside");
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 5), "{left:?}");
     second.apply(&attach).await.expect("replaces them");

@@ -11,7 +11,7 @@ pub static DATAPATH: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// A mesh namespace and an eBPF datapath in this run directory.
 pub async fn open(dir: &Path) -> (Arc<Mesh>, Arc<EbpfDatapath>) {
     let mesh = Mesh::open(&dir.join("mesh")).await.expect("a mesh namespace (root needed)");
-    let ebpf = EbpfDatapath::open(dir, mesh.clone()).await.expect("loads");
+    let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.expect("loads");
     (mesh, ebpf)
 }
 
@@ -59,14 +59,14 @@ async fn a_second_run_takes_over_what_the_first_left() {
         link(Hook::FromHost, MESH_END, devices.mesh_end),
     ];
     let attach: Vec<EbpfStep> = links.iter().cloned().map(EbpfStep::Attach).collect();
-    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2], owner: 1 };
+    let backend = skep_ebpf::Backend { ifindex: 7, serving: 1, prefix: [1, 2], owner: 1, flags: 0 };
     let address = skep_ebpf::convert::v4([10, 0, 0, 7].into());
     first.apply(&attach).await.expect("attaches");
     first.apply(&[EbpfStep::SetBackend(address, backend)]).await.expect("sets");
     assert_eq!(first.observe().await.expect("observes").links, links.iter().cloned().collect());
     drop(first);
 
-    let second = EbpfDatapath::open(&dir, mesh.clone()).await.expect("loads beside");
+    let second = EbpfDatapath::open(&dir, mesh.clone(), 0).await.expect("loads beside");
     let left = second.observe().await.expect("observes");
     assert_eq!((left.links.len(), left.stale.len()), (0, 3), "{left:?}");
     assert_eq!(left.tables.backends.get(&address), Some(&backend), "maps are shared");

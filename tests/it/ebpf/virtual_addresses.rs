@@ -4,6 +4,7 @@
 mod isolation;
 mod packets;
 mod socket_calls;
+mod trace;
 
 use super::servers::{self, Answer, Connection, exchange, parse_answer};
 use super::*;

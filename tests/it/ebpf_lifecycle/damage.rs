@@ -9,7 +9,7 @@ type Bytes = Vec<u8>;
 type Tables = BTreeMap<String, BTreeMap<Bytes, Bytes>>;
 
 /// Maps that are sets of keys: their values mean nothing.
-const SETS: [&str; 4] = ["LOCALS", "MEMBERS", "SOURCES", "UPLINKS"];
+const SETS: [&str; 4] = ["LOCALS", "SOURCES", "TARGETS", "UPLINKS"];
 
 /// Settings with a reconciliation so often that a test does not wait long.
 const OFTEN: &str = "ebpf_datapath = \"auto\"\n[timeouts]\nreconcile_ms = 200\n";
@@ -21,8 +21,11 @@ fn tables(host: &Host) -> Tables {
     for entry in std::fs::read_dir(bpf::maps(host)).expect("maps") {
         let name = entry.expect("entry").file_name().into_string().expect("text");
         let map = bpf::Map::open(host, &name);
-        // A program sets the flag in GATE, watchers write WATCH (a wrong value of it makes events, which are bounded).
-        if ["SLOTS", "GATE", "WATCH"].contains(&name.as_str()) || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind) {
+        // A program sets the flag in GATE, watchers write WATCH (a wrong value of it makes events, which are bounded), programs
+        // write the tables of connections.
+        if ["SLOTS", "GATE", "WATCH", "TCP_FLOWS", "TCP_REPLIES"].contains(&name.as_str())
+            || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind)
+        {
             continue;
         }
         let mut entries = map.entries();
@@ -35,8 +38,11 @@ fn tables(host: &Host) -> Tables {
             for value in entries.values_mut() {
                 let (first, length) = (word(value, base), word(value, size));
                 value[base..base + 4].fill(0);
+                let mut blocks = BTreeMap::new();
                 for slot in first..first.saturating_add(length.min(65_537)) {
-                    value.extend(slots.get(&slot.to_ne_bytes()).unwrap_or_default());
+                    let (key, at) = block_of(slot);
+                    let block = blocks.entry(key).or_insert_with(|| slots.get(&key).unwrap_or_default());
+                    value.extend(block.get(at..at + 4).unwrap_or_default());
                 }
             }
         }
@@ -52,6 +58,12 @@ fn range_of(map: &str) -> Option<(usize, usize)> {
         "PORTS" => Some((offset_of!(skep_ebpf::Frontend, base), offset_of!(skep_ebpf::Frontend, size))),
         _ => None,
     }
+}
+
+/// The block that a slot is in, and the position of its four bytes there.
+fn block_of(slot: u32) -> ([u8; 4], usize) {
+    let size = skep_ebpf::SLOTS_PER_BLOCK;
+    ((slot / size).to_ne_bytes(), (slot % size) as usize * 4)
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -158,7 +170,7 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
     let fixture = RepairFixture::set_up("km").await;
     let host = &fixture.swarm.hosts[0];
     let baseline = Baseline::of(host);
-    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "LOCALS", "UPLINKS", "SOURCES", "CONFIG"] {
+    for name in ["VIPS", "MEMBERS", "PORTS", "BACKENDS", "TARGETS", "LOCALS", "UPLINKS", "SOURCES", "CONFIG"] {
         assert!(baseline.tables.get(name).is_some_and(|entries| !entries.is_empty()), "{name} has something to damage");
     }
     for (name, entries) in &baseline.tables {
@@ -181,12 +193,18 @@ async fn every_damaged_entry_of_every_map_is_repaired_and_counted() {
             expect_repair(&fixture, &baseline, &format!("garbage in {name}"), || map.set(&key, &value)).await;
         }
         if let Some((base, size)) = range_of(name) {
-            let map = map.entries();
-            let full = map.values().find(|value| word(value, size) > 0).expect("one with backends");
+            let position = || {
+                let entries = map.entries();
+                block_of(word(entries.values().find(|value| word(value, size) > 0).expect("one with backends"), base))
+            };
             let slots = bpf::Map::open(host, "SLOTS");
-            let at = word(full, base).to_ne_bytes();
-            let flipped: Bytes = slots.get(&at).expect("a slot").iter().map(|byte| !byte).collect();
-            expect_repair(&fixture, &baseline, &format!("a slot of {name} changed"), || slots.set(&at, &flipped)).await;
+            let (key, at) = position();
+            let mut flipped = slots.get(&key).expect("a block");
+            flipped[at..at + 4].iter_mut().for_each(|byte| *byte = !*byte);
+            expect_repair(&fixture, &baseline, &format!("a slot of {name} changed"), || slots.set(&key, &flipped)).await;
+            // The repair has written the table elsewhere.
+            let (key, _) = position();
+            expect_repair(&fixture, &baseline, &format!("the block of a slot of {name} deleted"), || slots.delete(&key)).await;
         }
         fixture.expect_answers().await;
     }

@@ -88,7 +88,7 @@ async fn leave_removes_programs_the_veth_pair_and_mounts() {
     for host in [&swarm.hosts[1], &swarm.hosts[0]] {
         let programs = programs(host);
         assert_eq!(programs.len(), skep::datapath::ebpf::Hook::ALL.len());
-        skep::lab::output(host.docker().args(["swarm", "leave", "--force"])).await.expect("leaves");
+        ok(&post(host, "/swarm/leave?wait=1&force=1", &serde_json::json!({})).await);
         let mounts = host.run("cat /proc/self/mounts").await.expect("mounts");
         assert!(!mounts.lines().any(|line| line.split(' ').nth(2) == Some("bpf")), "{mounts}");
         let links = host.run("ip -o link").await.expect("links");

@@ -1,7 +1,9 @@
 //! What a change costs on the wire, with a hundred nodes: in bytes, never in time.
 
 use super::fixture::{self, apply, node, service};
-use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
+use super::leader_cores::LeaderCores;
+use skep::manager::dispatcher::{Effect, view_of};
+use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
 use skep::manager::{LowestApplied, ManagerSettings, SessionId};
 use skep::model::service::Replicated;
@@ -30,7 +32,7 @@ struct Receiver {
 
 struct Cluster {
     store: Store,
-    core: Dispatcher,
+    core: LeaderCores,
     planner: RoundPlanner,
     receivers: BTreeMap<SessionId, Receiver>,
     largest: usize,
@@ -40,14 +42,15 @@ impl Cluster {
     fn new() -> Self {
         let store = fixture::store(NODES);
         let settings = ManagerSettings::default();
-        let core = Dispatcher::new(settings.clone(), Arc::new(store.clone()), fixture::START);
+        let core = LeaderCores::new(settings.clone(), Arc::new(store.clone()), fixture::START);
         let planner = RoundPlanner::new(settings, 1);
         let mut cluster = Self { store, core, planner, receivers: BTreeMap::new(), largest: 0 };
         for n in 1..=NODES {
             let session = SessionId(n as u64);
             cluster.receivers.insert(session, Receiver::default());
             let description = fixture::description(node(n).as_str());
-            let hello = ToManager::Hello { format: FORMAT, description, endpoints: Vec::new(), have: Revision::default() };
+            let hello =
+                ToManager::Hello { format: FORMAT, formats: None, description, endpoints: Vec::new(), have: Revision::default() };
             cluster.event(Event::Opened { node: node(n), session, hello });
         }
         cluster.settle();
@@ -58,8 +61,7 @@ impl Cluster {
         for effect in self.core.handle(fixture::START, event) {
             let Effect::Send { session, message } = effect else { continue };
             let receiver = self.receivers.get_mut(&session).unwrap();
-            for piece in receiver.encoder.encode(message) {
-                let document = serde_json::to_vec(&piece).unwrap();
+            for document in receiver.encoder.encode(message) {
                 receiver.bytes += document.len();
                 self.largest = self.largest.max(document.len());
                 let ToNode::Piece(piece) = serde_json::from_slice(&document).unwrap() else { continue };

@@ -1,7 +1,9 @@
 //! The dispatcher's core: events and their effects.
 
 use super::fixture::{self, apply, node, service};
-use skep::manager::dispatcher::{Dispatcher, Effect, Event, view_of};
+use super::leader_cores::LeaderCores;
+use skep::manager::dispatcher::{Effect, view_of};
+use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, SessionId};
 use skep::model::ListeningPort;
@@ -17,7 +19,7 @@ const ONE: SessionId = SessionId(1);
 
 struct DispatcherFixture {
     store: Store,
-    core: Dispatcher,
+    core: LeaderCores,
     planner: RoundPlanner,
     now: Timestamp,
 }
@@ -26,7 +28,7 @@ impl DispatcherFixture {
     fn new(nodes: usize) -> Self {
         let store = fixture::store(nodes);
         let settings = ManagerSettings::default();
-        let core = Dispatcher::new(settings.clone(), Arc::new(store.clone()), fixture::START);
+        let core = LeaderCores::new(settings.clone(), Arc::new(store.clone()), fixture::START);
         Self { store, core, planner: RoundPlanner::new(settings, 1), now: fixture::START }
     }
 
@@ -77,7 +79,13 @@ impl DispatcherFixture {
 }
 
 fn hello(format: u32) -> ToManager {
-    ToManager::Hello { format, description: fixture::description("n"), endpoints: Vec::new(), have: Revision::default() }
+    ToManager::Hello {
+        format,
+        formats: None,
+        description: fixture::description("n"),
+        endpoints: Vec::new(),
+        have: Revision::default(),
+    }
 }
 
 fn status(state: TaskState, at: Timestamp) -> TaskStatus {
@@ -103,7 +111,7 @@ fn another_format_is_refused_with_the_reason() {
     let [Effect::Send { message: ToNode::Refused(why), .. }, Effect::Close { session: ONE }] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert!(why.contains("install the same version"), "{why}");
+    assert!(why.contains("upgrade skep on the manager"), "{why}");
 }
 
 #[test]
@@ -186,8 +194,11 @@ fn a_silent_node_is_down_and_a_stalled_manager_declares_no_node_down() {
     let effects = fixture.wait(2500);
     assert_eq!(closed(&effects), [ONE]);
     fixture.settle();
-    assert_eq!((fixture.state(1), fixture.state(2)), (NodeState::Down, NodeState::Down));
+    assert_eq!((fixture.state(1), fixture.state(2)), (NodeState::Down, NodeState::Unknown));
     assert_eq!(fixture.store.node(&node(1)).unwrap().status.message, "heartbeat failure");
+    fixture.wait(10_000);
+    fixture.settle();
+    assert_eq!(fixture.state(2), NodeState::Down, "it has never opened a session with this leader");
     fixture.open(1, SessionId(5));
     fixture.settle();
     assert_eq!(fixture.state(1), NodeState::Ready);
@@ -380,7 +391,7 @@ fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
     fixture.write(vec![Action::update(next)]);
     fixture.settle();
     // The manager restarts before a node has applied that.
-    fixture.core = Dispatcher::new(ManagerSettings::default(), Arc::new(fixture.store.clone()), fixture.now);
+    fixture.core = LeaderCores::new(ManagerSettings::default(), Arc::new(fixture.store.clone()), fixture.now);
     let first = fixture.open(1, SessionId(11));
     assert_eq!(tasks(&first)[0].by_id[&task.id].desired_state, TaskState::Running, "node 2 may still send to it");
     fixture.open(2, SessionId(12));
@@ -511,4 +522,34 @@ fn the_view_of_a_joining_node_is_complete() {
     assert_eq!(view.cluster.nodes.len(), 3);
     assert_eq!(view.networks.by_id.len(), 1);
     assert_eq!(view.revision, fixture.store.revision());
+}
+
+#[test]
+fn a_node_that_follows_a_later_state_than_the_managers_have_is_sent_a_whole_view_of_a_new_incarnation() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.settle();
+    let (revision, later) = (fixture.store.revision(), 500);
+    let have = Revision { index: later, ..revision };
+    let hello =
+        ToManager::Hello { format: FORMAT, formats: None, description: fixture::description("n"), endpoints: Vec::new(), have };
+    fixture.handle(Event::Opened { node: node(2), session: SessionId(2), hello });
+    fixture.settle();
+    assert_eq!(fixture.store.revision().incarnation, revision.incarnation, "a new leader may have entries to apply");
+    for _ in 0..5 {
+        fixture.wait(500);
+        for session in [ONE, SessionId(2)] {
+            fixture.send(session, ToManager::Heartbeat { applied: have });
+        }
+    }
+    let effects = fixture.settle();
+    assert_eq!(fixture.store.revision().incarnation, revision.incarnation + 1);
+    let whole = |e: &&Effect| {
+        let Effect::Send { message: ToNode::View { revision, tasks, networks, cluster }, .. } = e else { return false };
+        *revision > have && tasks.is_some() && networks.is_some() && cluster.is_some()
+    };
+    assert_eq!(effects.iter().filter(whole).count(), 2, "for each node: {effects:?}");
+    assert!(fixture.core.applied(fixture.now).index < fixture.store.index(), "what they applied of the lost history is nothing");
+    fixture.settle();
+    assert_eq!(fixture.store.revision().incarnation, revision.incarnation + 1, "once");
 }

@@ -31,6 +31,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
+        feature_level: 1,
         data_path_port: 2377,
     }
 }
@@ -78,6 +79,7 @@ pub fn network(id: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() },
         subnet: None,
+        removing: false,
     }
 }
 
@@ -103,6 +105,8 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
             ..ServiceSpec::default()
         },
         previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
         spec_version: 1,
         endpoint: skep::model::service::Endpoint::default(),
     }

@@ -22,6 +22,10 @@ struct ManagerFixture {
 }
 
 async fn manager_fixture() -> ManagerFixture {
+    manager_with_clock(Arc::new(SystemClock)).await
+}
+
+async fn manager_with_clock(clock: Arc<dyn Clock>) -> ManagerFixture {
     let store = LocalProposer::handle();
     store
         .write(SystemClock.now(), bootstrap(fixture::cluster(), "ingress-id".into(), joining_node("n1")).unwrap())
@@ -30,7 +34,7 @@ async fn manager_fixture() -> ManagerFixture {
     let (leads, is_leader) = watch::channel(false);
     let shutdown = CancellationToken::new();
     let settings = ManagerSettings::default();
-    let manager = start(store.clone(), is_leader, settings, Arc::new(SystemClock), 1, shutdown.clone());
+    let manager = start(store.clone(), is_leader, settings, clock, 1, shutdown.clone());
     ManagerFixture { store, manager, leads, shutdown }
 }
 
@@ -39,6 +43,7 @@ impl ManagerFixture {
         let (out, incoming) = mpsc::channel(4);
         let hello = ToManager::Hello {
             format: FORMAT,
+            formats: None,
             description: fixture::description("n1"),
             endpoints: vec!["192.0.2.1:2377".parse().unwrap()],
             have: Revision::default(),
@@ -145,6 +150,7 @@ async fn an_unknown_node_is_refused_as_not_a_member() {
         let (out, mut incoming) = mpsc::channel(4);
         let hello = ToManager::Hello {
             format: FORMAT,
+            formats: None,
             description: fixture::description("x"),
             endpoints: Vec::new(),
             have: Revision::default(),
@@ -161,4 +167,37 @@ async fn an_unknown_node_is_refused_as_not_a_member() {
         }
     }
     panic!("the manager never led");
+}
+
+/// Panics once when it is asked to.
+#[derive(Default)]
+struct FailingClock(std::sync::atomic::AtomicBool);
+
+impl Clock for FailingClock {
+    fn now(&self) -> skep::model::Timestamp {
+        assert!(!self.0.swap(false, std::sync::atomic::Ordering::SeqCst), "the clock has failed");
+        SystemClock.now()
+    }
+}
+
+#[tokio::test]
+async fn the_loops_are_started_again_after_a_panic_and_the_failure_is_shown() {
+    let clock = Arc::new(FailingClock::default());
+    let mut fixture = manager_with_clock(clock.clone()).await;
+    fixture.leads.send_replace(true);
+    let open = async |fixture: &ManagerFixture| loop {
+        let (_, mut incoming) = fixture.hello().await;
+        if matches!(next(&mut incoming).await, Some(ToNode::Welcome { .. })) {
+            return incoming;
+        }
+    };
+    let mut incoming = open(&fixture).await;
+    clock.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    timeout(TIMEOUT, fixture.manager.health.wait_for(|health| health.restarts == 1)).await.expect("in time").expect("runs");
+    assert_eq!(fixture.manager.health.borrow().panic.as_deref(), Some("the clock has failed"));
+    while next(&mut incoming).await.is_some() {}
+    // The node's next session is as any other.
+    let mut incoming = open(&fixture).await;
+    assert!(matches!(next(&mut incoming).await, Some(ToNode::View { .. })));
+    fixture.shutdown.cancel();
 }

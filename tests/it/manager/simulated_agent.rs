@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 use skep::manager::SessionId;
 use skep::model::Listens;
 use skep::model::Protocol;
+use skep::model::node::NodeDescription;
 use skep::model::view::{ClusterPart, Networks, Tasks};
 use skep::model::{ListeningPort, NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
 use skep::protocol::{FORMAT, ToManager, ToNode};
@@ -30,6 +31,7 @@ impl SimulatedContainer {
 
 pub struct SimulatedAgent {
     pub id: NodeId,
+    pub description: NodeDescription,
     pub session: Option<SessionId>,
     /// Messages are delivered.
     pub connected: bool,
@@ -46,6 +48,7 @@ pub struct SimulatedAgent {
 impl SimulatedAgent {
     pub fn new(id: NodeId) -> Self {
         Self {
+            description: super::fixture::description(id.as_str()),
             id,
             session: None,
             connected: true,
@@ -66,7 +69,8 @@ impl SimulatedAgent {
         self.unsent_ports = self.containers.iter().map(|(id, c)| (id.clone(), c.listens.clone())).collect();
         ToManager::Hello {
             format: FORMAT,
-            description: super::fixture::description(self.id.as_str()),
+            formats: None,
+            description: self.description.clone(),
             endpoints: Vec::new(),
             have: self.revision,
         }
@@ -155,6 +159,12 @@ impl SimulatedContainer {
         flips.then(|| if self.listens.is_empty() { vec![port] } else { Vec::new() })
     }
 
+    /// Tasks of services named `reject…` cannot be prepared; those of `only-NODE` only on that node.
+    fn is_rejected(&self) -> bool {
+        let (name, node) = (self.task.service_name.as_str(), self.task.node_id.as_ref().map_or("", |id| id.as_str()));
+        name.starts_with("reject") || name.strip_prefix("only-").is_some_and(|only| only != node)
+    }
+
     fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, stop_began: &mut Vec<TaskId>) -> TaskState {
         let state = self.status.state;
         if state.is_final() {
@@ -174,6 +184,7 @@ impl SimulatedContainer {
         match state {
             TaskState::Assigned => TaskState::Accepted,
             TaskState::Accepted => TaskState::Preparing,
+            TaskState::Preparing if self.is_rejected() => TaskState::Rejected,
             TaskState::Preparing => TaskState::Ready,
             TaskState::Ready if desired == TaskState::Running && due => TaskState::Starting,
             TaskState::Starting => TaskState::Running,
@@ -191,11 +202,14 @@ impl SimulatedContainer {
     }
 }
 
-/// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too.
+/// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
+/// minutes or more.
 fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
     let short = rng.random_range(0..5);
     match task.service_name.as_str() {
         name if name.starts_with("crash") || name.starts_with("once") => Some(short),
+        // A step takes 10 ms to 80 ms.
+        name if name.starts_with("minutes") => Some(12_000),
         name if name.starts_with("flaky") && rng.random_bool(0.5) => Some(short * 10),
         _ => None,
     }

@@ -2,12 +2,15 @@
 //! Every state of the store and every step is checked, and so are the running containers.
 
 use super::fixture;
+use super::leader_cores::LeaderCores;
 use super::simulated_agent::SimulatedAgent;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use skep::manager::dispatcher::{Dispatcher, Effect, Event};
+use skep::manager::dispatcher::Effect;
+use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
 use skep::manager::{ManagerSettings, SessionId, invariants};
+use skep::model::node::NodeDescription;
 use skep::model::service::Replicated;
 use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
 use skep::protocol::{ToManager, ToNode};
@@ -34,7 +37,7 @@ pub struct Simulation {
     pub store: Arc<Store>,
     pub agents: BTreeMap<NodeId, SimulatedAgent>,
     pub settings: ManagerSettings,
-    core: Dispatcher,
+    core: LeaderCores,
     planner: RoundPlanner,
     queue: BTreeMap<(Timestamp, u64), Occurrence>,
     number: u64,
@@ -54,7 +57,7 @@ impl Simulation {
         let mut simulation = Self {
             now,
             rng: StdRng::seed_from_u64(seed),
-            core: Dispatcher::new(settings.clone(), store.clone(), now),
+            core: LeaderCores::new(settings.clone(), store.clone(), now),
             planner: RoundPlanner::new(settings.clone(), seed),
             store,
             settings,
@@ -269,10 +272,18 @@ impl Simulation {
         }
     }
 
+    /// The node describes itself again within its session.
+    pub fn describe(&mut self, node: &NodeId, change: impl FnOnce(&mut NodeDescription)) {
+        let agent = self.agents.get_mut(node).unwrap();
+        change(&mut agent.description);
+        let (session, hello) = (agent.session.unwrap(), agent.hello());
+        self.deliver(Occurrence::ToManager(session, hello));
+    }
+
     /// Another manager takes over: no node has a session with it.
     pub fn change_leader(&mut self) {
         let seed = self.rng.random();
-        self.core = Dispatcher::new(self.settings.clone(), self.store.clone(), self.now);
+        self.core = LeaderCores::new(self.settings.clone(), self.store.clone(), self.now);
         self.planner = RoundPlanner::new(self.settings.clone(), seed);
         self.queue.retain(|_, due| {
             !matches!(due, Occurrence::ToManager(..) | Occurrence::ToNode(..) | Occurrence::Opened(..) | Occurrence::Closed(_))
@@ -289,7 +300,8 @@ impl Simulation {
     }
 
     pub fn running(&self, service: &str) -> Vec<&Task> {
-        self.tasks(service).into_iter().filter(|t| t.is_backend()).collect()
+        let is_up = |task: &Task| task.node_id.as_ref().is_some_and(|id| self.state_of(id) != NodeState::Down);
+        self.tasks(service).into_iter().filter(|t| t.is_backend() && is_up(t)).collect()
     }
 
     pub fn per_node(&self, service: &str) -> BTreeMap<String, usize> {

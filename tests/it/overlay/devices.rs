@@ -34,7 +34,7 @@ async fn new_cards_and_addresses_are_served_without_waiting_for_the_tick() {
     let host = Namespace::create(&dir.0, "host");
     host.run("ip link set lo up").await;
     let mesh = host.block_on(Mesh::open(&dir.0.join("mesh"))).expect("open");
-    let ebpf = host.block_on(EbpfDatapath::open(&dir.0.join("run"), Arc::clone(&mesh))).expect("open (kernel 5.15 or newer)");
+    let ebpf = host.block_on(EbpfDatapath::open(&dir.0.join("run"), Arc::clone(&mesh), 0)).expect("open (kernel 5.15 or newer)");
     let me = NodeId::from("node1");
     let part = fixture::network_part("ingress", net("10.0.0.0/24"), Vec::new());
     let cluster = fixture::cluster_part(vec![fixture::peer(1)]);
@@ -53,7 +53,7 @@ async fn new_cards_and_addresses_are_served_without_waiting_for_the_tick() {
         status,
     };
     let stop = CancellationToken::new();
-    let timing = EbpfTiming { tick: Duration::from_hours(1), udp_idle: Duration::from_mins(1) };
+    let timing = EbpfTiming { tick: Duration::from_hours(1), udp_idle: Duration::from_mins(1), tcp_idle: Duration::MAX };
     let looped = tokio::spawn(run(channels, me, Arc::clone(&ebpf), timing, stop.clone()));
     eventually("a first pass", PATIENCE, || async {
         anyhow::ensure!(seen.borrow().up, "{:?}", *seen.borrow());

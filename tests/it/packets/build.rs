@@ -8,7 +8,9 @@ pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const OTHER_UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 254];
 
+pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
 /// A frame as it arrives at the uplink.
@@ -20,11 +22,19 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A TCP segment for the host's MAC address.
+    /// A TCP segment for the host's MAC address, with sequence and acknowledgement number 1.
     pub fn tcp(from: &str, to: &str, flags: u8) -> Self {
+        Self::segment(from, to, flags, (1, 1), b"")
+    }
+
+    /// A TCP segment with these sequence and acknowledgement numbers.
+    pub fn segment(from: &str, to: &str, flags: u8, (sequence, acknowledges): (u32, u32), payload: &[u8]) -> Self {
         Self::with(from, to, 6, |from, to| {
             let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
-            segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            segment.extend(sequence.to_be_bytes());
+            segment.extend(acknowledges.to_be_bytes());
+            segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            segment.extend(payload);
             (segment, 16)
         })
     }

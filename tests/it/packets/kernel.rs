@@ -4,20 +4,25 @@
 use super::build::Frame;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::links::CgroupAttachMode;
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, NODE, Port, RefusalEvent, RefusalKey, Source, Tuple, V4, Watch,
-    WatchedSecond,
+    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, SlotBlock,
+    Source, Target, Tuple, V4, Watch, WatchedSecond,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/skep.o");
 /// Offsets of fields of `struct __sk_buff`, and its size.
+const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const SK_BUFF: usize = 192;
@@ -32,6 +37,11 @@ pub const UDP_IDLE: u32 = 60;
 
 /// Owner of every published port in these tests.
 pub const PORT_OWNER: u32 = 99;
+
+/// Tables of flows and reply entries.
+const FLOW_MAPS: [&str; 6] = ["TCP_FLOWS", "TCP_REPLIES", "SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"];
+/// Room of each of them in these tests.
+pub const FLOWS: u32 = 4096;
 
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +58,14 @@ pub struct Context {
     pub device: u32,
     /// Of a forwarded packet the device that it arrived by; else 0.
     pub arrived_by: u32,
+    /// Of the socket that sent it.
+    pub mark: u32,
+}
+
+impl Context {
+    pub fn at(device: u32) -> Self {
+        Self { device, arrived_by: 0, mark: 0 }
+    }
 }
 
 /// A run of a program.
@@ -63,16 +81,51 @@ pub struct Kernel {
     ebpf: Ebpf,
     pub uplink: u32,
     pub other_uplink: u32,
+    /// /64 of this node.
+    pub prefix: Prefix,
     next_slot: u32,
+    /// Before `cgroups`, through which it is removed.
+    cgroup: Option<ThreadCgroup>,
+    /// The machine's cgroup2 tree, which the test's own mounts hide.
+    cgroups: File,
+}
+
+/// A cgroup of one thread, below that of the process.
+struct ThreadCgroup {
+    path: PathBuf,
+    parent: PathBuf,
+}
+
+impl ThreadCgroup {
+    fn enter(root: &File) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let own = std::fs::read_to_string("/proc/thread-self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup of the thread");
+        let parent = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())).join(own);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("skep-calls-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).expect("a cgroup (root needed)");
+        std::fs::write(path.join("cgroup.type"), "threaded").expect("a cgroup of threads");
+        std::fs::write(path.join("cgroup.threads"), gettid().as_raw_nonzero().to_string()).expect("enters");
+        Self { path, parent }
+    }
+}
+
+impl Drop for ThreadCgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.parent.join("cgroup.threads"), gettid().as_raw_nonzero().to_string());
+        let _ = std::fs::remove_dir(&self.path);
+    }
 }
 
 /// Runs a test in network and mount namespaces of its own, which end with it.
 pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
     let outcome = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
+            let cgroups = super::super::bpf::cgroup();
             // SAFETY: file descriptors stay shared; only this thread's namespaces change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
-            test(&mut Kernel::load());
+            test(&mut Kernel::load(cgroups));
         });
         inside.join()
     });
@@ -104,8 +157,41 @@ pub fn address(text: &str) -> Address {
     mapped(v4(text))
 }
 
+/// Loads a program. The kernel gives up with EAGAIN where a signal arrives meanwhile.
+fn load(program: &mut SchedClassifier) {
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+            done => return done.expect("the kernel takes the program"),
+        }
+    }
+}
+
+/// The tuple of a packet.
+pub fn tuple(from: &str, to: &str, protocol: u8) -> Tuple {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    Tuple {
+        source: address(&from.ip().to_string()),
+        destination: address(&to.ip().to_string()),
+        source_port: from.port().to_be(),
+        destination_port: to.port().to_be(),
+        protocol,
+        ..Tuple::default()
+    }
+}
+
+/// The cookie of this thread's network namespace.
+pub fn netns_cookie() -> u64 {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (mut cookie, mut size) = (0_u64, 8_u32);
+    // SAFETY: the option (`SO_NETNS_COOKIE`) writes eight bytes.
+    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, 71, (&raw mut cookie).cast(), &raw mut size) };
+    assert_eq!(done, 0);
+    cookie
+}
+
 impl Kernel {
-    fn load() -> Self {
+    fn load(cgroups: File) -> Self {
         for line in [
             "mount --make-rprivate /",
             "mount -t sysfs sysfs /sys",
@@ -127,20 +213,19 @@ impl Kernel {
         ] {
             run(line);
         }
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(PathBuf::from("/tmp/bpf"))
-            .map_max_entries("SLOTS", 4096)
-            .map_max_entries("FLOWS", 4096)
-            .map_max_entries("REPLIES", 4096)
-            .load(OBJECT)
-            .expect("the object loads");
+        let mut loader = EbpfLoader::new();
+        loader.override_global("HAS_SET_RETVAL", &1_u32, true);
+        for map in FLOW_MAPS {
+            loader.map_max_entries(map, FLOWS);
+        }
+        let mut ebpf = loader.default_map_pin_directory(PathBuf::from("/tmp/bpf")).load(OBJECT).expect("the object loads");
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
-            program.load().expect(hook);
+            load(program);
         }
-        let mut kernel = Self { ebpf, uplink: ifindex("uplink"), other_uplink: ifindex("uplink2"), next_slot: 0 };
         let prefix = [0xfd01, 7];
-        let uplink = kernel.uplink;
+        let (uplink, other_uplink) = (ifindex("uplink"), ifindex("uplink2"));
+        let mut kernel = Self { ebpf, uplink, other_uplink, prefix, next_slot: 0, cgroup: None, cgroups };
         let config = Config {
             host_end: uplink,
             mesh_end: uplink,
@@ -162,6 +247,11 @@ impl Kernel {
         self.ebpf.map_mut(name).unwrap().try_into().unwrap()
     }
 
+    /// Names of the object's maps.
+    pub fn map_names(&self) -> Vec<String> {
+        self.ebpf.maps().map(|(name, _)| name.to_owned()).collect()
+    }
+
     pub fn set<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) {
         self.map(map).insert(key, value, 0).unwrap();
     }
@@ -174,40 +264,76 @@ impl Kernel {
         self.map::<K, V>(map).remove(&key).unwrap();
     }
 
-    /// The flow entry of a client's frame, changed by `change`: lets time pass for it.
-    pub fn change_flow(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Flow)) {
-        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-        let tuple = Tuple {
-            source: address(&from.ip().to_string()),
-            destination: address(&to.ip().to_string()),
-            source_port: from.port().to_be(),
-            destination_port: to.port().to_be(),
-            protocol,
-            ..Tuple::default()
-        };
-        let mut flow: Flow = self.get("FLOWS", tuple).expect("a flow");
-        change(&mut flow);
-        self.set("FLOWS", tuple, flow);
+    /// The flow entry of a client's packets and the table that it is in.
+    pub fn flow(&mut self, from: &str, to: &str, protocol: u8) -> Option<(&'static str, Flow)> {
+        let tuple = tuple(from, to, protocol);
+        let tables: &[&str] = if protocol == TCP { &["TCP_FLOWS", "SYN_FLOWS"] } else { &["UDP_FLOWS"] };
+        tables.iter().find_map(|table| Some((*table, self.get(table, tuple)?)))
     }
 
-    /// A backend of this node that belongs to the service `owner`.
+    /// The same, changed by `change`: lets time pass for it.
+    pub fn change_flow(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Flow)) {
+        let (table, mut flow) = self.flow(from, to, protocol).expect("a flow");
+        change(&mut flow);
+        self.set(table, tuple(from, to, protocol), flow);
+    }
+
+    /// The reply entry of a container's packets and the table that it is in.
+    pub fn reply(&mut self, from: &str, to: &str, protocol: u8) -> Option<(&'static str, Reply)> {
+        let tuple = tuple(from, to, protocol);
+        let tables: &[&str] = if protocol == TCP { &["TCP_REPLIES", "SYN_REPLIES"] } else { &["UDP_REPLIES"] };
+        tables.iter().find_map(|table| Some((*table, self.get(table, tuple)?)))
+    }
+
+    /// The same, changed by `change`.
+    pub fn change_reply(&mut self, from: &str, to: &str, protocol: u8, change: impl FnOnce(&mut Reply)) {
+        let (table, mut reply) = self.reply(from, to, protocol).expect("a reply entry");
+        change(&mut reply);
+        self.set(table, tuple(from, to, protocol), reply);
+    }
+
+    /// Number of entries.
+    pub fn entries<K: Pod, V: Pod>(&mut self, map: &str) -> usize {
+        self.map::<K, V>(map).keys().flatten().count()
+    }
+
+    /// Changes what the programs know of this node.
+    pub fn change_config(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut map: Array<_, Config> = self.ebpf.map_mut("CONFIG").unwrap().try_into().unwrap();
+        let mut config = map.get(&0, 0).unwrap();
+        change(&mut config);
+        map.set(0, config, 0).unwrap();
+    }
+
+    /// A backend of this node that belongs to the service `owner`, which publishes the container's port 80.
     pub fn backend(&mut self, task: &str, owner: u32) {
-        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner };
+        let backend = Backend { ifindex: self.uplink, serving: 1, prefix: [0; 2], owner, flags: INGRESS };
         self.set("BACKENDS", v4(task), backend);
+        for protocol in [TCP, UDP] {
+            self.set("TARGETS", Target { owner, port: 80_u16.to_be(), protocol, zero: 0 }, 1_u32);
+        }
     }
 
     /// Publishes a port for both families, with a table of these backends; publishing it again replaces the table.
     pub fn publish(&mut self, protocol: u8, port: u16, backends: &[&str], flags: u16) {
         let size = u32::try_from(backends.len()).unwrap();
-        let mut slots: aya::maps::Array<_, V4> = self.ebpf.map_mut("SLOTS").unwrap().try_into().unwrap();
-        for (at, backend) in (self.next_slot..).zip(backends) {
-            slots.set(at, v4(backend), 0).unwrap();
-        }
-        let frontend = Frontend { base: self.next_slot, size, target: 80_u16.to_be(), flags, owner: PORT_OWNER };
-        self.next_slot += size;
+        let base = self.add_slots(backends);
+        let frontend = Frontend { base, size, target: 80_u16.to_be(), flags, owner: PORT_OWNER };
         for family in [4, 6] {
             self.set("PORTS", Port { protocol, family, port: port.to_be() }, frontend);
         }
+    }
+
+    /// Adds a table of one slot for each backend; its first slot.
+    pub fn add_slots(&mut self, backends: &[&str]) -> u32 {
+        let base = self.next_slot;
+        let mut block: SlotBlock = self.get("SLOTS", 0_u32).unwrap_or([0; _]);
+        for backend in backends {
+            block[self.next_slot as usize] = v4(backend);
+            self.next_slot += 1;
+        }
+        self.set("SLOTS", 0_u32, block);
+        base
     }
 
     /// Lets a prefix of sources use a guarded port.
@@ -232,6 +358,20 @@ impl Kernel {
     pub fn counted(&mut self, counter: Counter) -> u64 {
         let counts: PerCpuArray<_, u64> = self.ebpf.map("COUNTS").unwrap().try_into().unwrap();
         counts.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// Attaches the programs at socket calls to a cgroup of this thread. Returns the cookie of its network namespace.
+    pub fn attach_calls(&mut self) -> u64 {
+        let cgroup = ThreadCgroup::enter(&self.cgroups);
+        for hook in
+            ["connect", "sendmsg", "recvmsg", "getpeername"].iter().flat_map(|call| ["4", "6"].map(|f| format!("{call}{f}")))
+        {
+            let program: &mut CgroupSockAddr = self.ebpf.program_mut(&hook).unwrap().try_into().unwrap();
+            program.load().unwrap_or_else(|error| panic!("{hook}: {error:?}"));
+            program.attach(std::fs::File::open(&cgroup.path).unwrap(), CgroupAttachMode::Single).expect(&hook);
+        }
+        self.cgroup = Some(cgroup);
+        netns_cookie()
     }
 
     /// Attaches a program to the ingress of a device.
@@ -272,18 +412,27 @@ impl Kernel {
 
     /// Runs a program on a frame that arrives at, or leaves by, a device.
     pub fn run(&mut self, hook: &str, frame: &Frame, device: u32) -> Run {
-        self.run_with(hook, frame, Context { device, arrived_by: 0 })
+        self.run_with(hook, frame, Context::at(device))
     }
 
     /// Runs a program on a frame in a context.
     pub fn run_with(&mut self, hook: &str, frame: &Frame, at: Context) -> Run {
+        self.run_in(hook, &frame.bytes(), at)
+    }
+
+    /// Runs a program on a packet as its device has it, with or without a link header.
+    pub fn run_bytes(&mut self, hook: &str, packet: &[u8], device: u32) -> Run {
+        self.run_in(hook, packet, Context::at(device))
+    }
+
+    fn run_in(&mut self, hook: &str, input: &[u8], at: Context) -> Run {
         let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
-        let input = frame.bytes();
         let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
+        context[MARK..MARK + 4].copy_from_slice(&at.mark.to_ne_bytes());
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&at.arrived_by.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.device.to_ne_bytes());
         let options = TestRunOptions {
-            data_in: Some(&input),
+            data_in: Some(input),
             data_out: Some(&mut output),
             ctx_in: Some(&context),
             ..TestRunOptions::default()

@@ -50,7 +50,7 @@ fn drops_and_refusals_are_counted_by_hook_reason_and_service() {
         assert_eq!(counts(kernel, "from_host", Counter::DropBackend), [(0, 1)], "of an unknown container");
 
         let forged = Frame::udp("10.0.0.11:5000", "203.0.113.9:53");
-        kernel.run_with("out_uplink", &forged, Context { device: kernel.uplink, arrived_by: kernel.uplink });
+        kernel.run_with("out_uplink", &forged, Context { arrived_by: kernel.uplink, ..Context::at(kernel.uplink) });
         assert_eq!(counts(kernel, "out_uplink", Counter::DropForged), [(WEB, 1)], "by the container whose address it has");
         assert_eq!(counts(kernel, "from_uplink", Counter::DropForged), []);
     });

@@ -2,7 +2,7 @@
 
 use super::build::*;
 use super::kernel::*;
-use skep_ebpf::{Backend, Counter, FRAGMENT_TIMEOUT, FragmentKey, FragmentState, GUARDED, NO_CLIENT, Source};
+use skep_ebpf::{Backend, Counter, FRAGMENT_TIMEOUT, FragmentKey, FragmentState, GUARDED, NO_CLIENT, Source, USERSPACE_MARK};
 
 const CLIENT: &str = "203.0.113.9:40000";
 const PORT: &str = "192.0.2.1:8080";
@@ -203,6 +203,25 @@ fn a_datagram_flow_of_the_host_ends_when_it_is_idle() {
     });
 }
 
+/// Review finding 20: a client that met the userspace datapath gets a task as soon as one is in the table.
+#[test]
+fn a_datagram_client_of_the_userspace_datapath_moves_to_a_task() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        republish(kernel, &[], 0);
+        for (client, to) in [(CLIENT, PORT), (CLIENT6, PORT6)] {
+            assert_eq!(arrive(kernel, &Frame::udp(client, to)).decision, Decision::Pass, "no task listens yet");
+            let at = Context { mark: USERSPACE_MARK, ..Context::at(kernel.uplink) };
+            assert_eq!(kernel.run_with("out_uplink", &Frame::udp(to, client), at).decision, Decision::Pass);
+            assert_eq!(kernel.flow(client, to, UDP), None);
+        }
+        republish(kernel, &["10.0.0.11"], 0);
+        for (client, to) in [(CLIENT, PORT), (CLIENT6, PORT6)] {
+            assert_eq!(arrive(kernel, &Frame::udp(client, to)).decision, Decision::Redirect);
+        }
+    });
+}
+
 /// Review finding 2 (a): an address is given to a task of another service; a flow to the first one does not follow.
 #[test]
 fn a_flow_does_not_follow_an_address_to_another_service() {
@@ -283,7 +302,7 @@ fn forwarded_packets_of_machines_outside_pass_and_those_of_containers_are_verifi
         kernel.set("UPLINKS", kernel.other_uplink, 0_u32);
         let frame = Frame::udp("10.0.0.11:5000", "203.0.113.9:53");
         let leaves = |kernel: &mut Kernel, arrived_by: u32| {
-            kernel.run_with("out_uplink", &frame, Context { device: kernel.uplink, arrived_by }).decision
+            kernel.run_with("out_uplink", &frame, Context { arrived_by, ..Context::at(kernel.uplink) }).decision
         };
         assert_eq!(leaves(kernel, kernel.other_uplink), Decision::Pass, "it arrived by an uplink");
         assert_eq!(leaves(kernel, kernel.uplink), Decision::Drop, "it arrived by a bridge");

@@ -3,25 +3,29 @@
 
 use super::build::*;
 use super::kernel::*;
-use skep_ebpf::{Flow, Tuple};
 use std::time::{Duration, Instant};
 
 /// Puts a frame on a device.
 fn send(device: u32, frame: &[u8]) {
     let kind = socket2::Protocol::from(0);
     let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, Some(kind)).expect("root");
+    assert_eq!(socket.send_to(frame, &packet_address(device)).unwrap(), frame.len());
+}
+
+fn packet_address(device: u32) -> socket2::SockAddr {
     // SAFETY: `storage` has room for every address; `size` is that of the one written.
     let ((), to) = unsafe {
         socket2::SockAddr::try_init(|storage, size| {
             let to = storage.cast::<libc::sockaddr_ll>();
             (*to).sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+            (*to).sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
             (*to).sll_ifindex = i32::try_from(device).unwrap();
             *size = u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
             Ok(())
         })
     }
     .unwrap();
-    assert_eq!(socket.send_to(frame, &to).unwrap(), frame.len());
+    to
 }
 
 /// The frame with 802.1Q tags, the outermost first.
@@ -36,24 +40,11 @@ fn tagged(frame: &Frame, tags: &[(u16, u16)]) -> Vec<u8> {
     bytes
 }
 
-fn flow(kernel: &mut Kernel, client: &str, to: &str) -> Option<Flow> {
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (client.parse().unwrap(), to.parse().unwrap());
-    let tuple = Tuple {
-        source: address(&from.ip().to_string()),
-        destination: address(&to.ip().to_string()),
-        source_port: from.port().to_be(),
-        destination_port: to.port().to_be(),
-        protocol: TCP,
-        ..Tuple::default()
-    };
-    kernel.get("FLOWS", tuple)
-}
-
 /// Waits until a client's flow exists, and returns its device. Frames sent before on the same wire were handled before.
 fn taken(kernel: &mut Kernel, client: &str, to: &str) -> u32 {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        if let Some(flow) = flow(kernel, client, to) {
+        if let Some((_, flow)) = kernel.flow(client, to, TCP) {
             return flow.ifindex;
         }
         assert!(Instant::now() < deadline, "{client} to {to} is not taken");
@@ -82,9 +73,69 @@ fn a_tagged_frame_is_left_to_the_device_of_its_vlan() {
             send(wire, &Frame::tcp(&plain, to, SYN).bytes());
             assert_eq!(taken(kernel, &plain, to), kernel.uplink);
             for (n, tags) in (port..).zip(stacks) {
-                assert!(flow(kernel, &client(n), to).is_none(), "{tags:x?} was taken from its VLAN");
+                assert!(kernel.flow(&client(n), to, TCP).is_none(), "{tags:x?} was taken from its VLAN");
             }
         }
+    });
+}
+
+/// Receives what leaves by the other end of a device.
+fn receive(device: u32) -> socket2::Socket {
+    let kind = socket2::Protocol::from(i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be()));
+    let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, Some(kind)).expect("root");
+    socket.bind(&packet_address(device)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket
+}
+
+/// Waits for an IPv4 frame from a port; its destination port.
+fn sent_from(socket: &socket2::Socket, port: u16) -> u16 {
+    let mut buffer = [0_u8; 2048];
+    loop {
+        let length = std::io::Read::read(&mut &*socket, &mut buffer).expect("a frame within the bound");
+        if length >= 38 && buffer[12..14] == [8, 0] && buffer[34..36] == port.to_be_bytes() {
+            return u16::from_be_bytes([buffer[36], buffer[37]]);
+        }
+    }
+}
+
+/// Review finding 16: with several uplinks a reply leaves by the one that the host's routes name, else by the client's.
+#[test]
+fn a_reply_leaves_by_the_uplink_that_the_routes_name() {
+    in_namespaces(|kernel| {
+        for line in [
+            "sysctl -qw net.ipv4.ip_forward=1",
+            "ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev uplink",
+            "ip neigh add 198.51.100.254 lladdr 02:00:00:00:00:fd dev uplink2",
+            "ip route add 203.0.113.128/25 via 198.51.100.254 dev uplink2",
+            "ip link add hostend type veth peer name meshend",
+            "ip link set hostend up",
+            "ip link set meshend up",
+            "ip link add unserved type veth peer name nowhere",
+            "ip link set unserved up",
+            "ip link set nowhere up",
+            "ip route add 198.18.0.0/15 dev unserved metric 10",
+            "ip route add 198.18.0.0/15 via 198.51.100.254 dev uplink2 metric 20",
+        ] {
+            run(line);
+        }
+        for index in [kernel.uplink, kernel.other_uplink] {
+            kernel.set("UPLINKS", index, 1_u32);
+        }
+        kernel.backend("10.0.0.11", 7);
+        kernel.publish(TCP, 8080, &["10.0.0.11"], 0);
+        kernel.attach("to_uplink", "hostend");
+        let (wire, wire2) = (receive(ifindex("wire")), receive(ifindex("wire2")));
+        // All arrive by the second uplink.
+        let to = "192.0.2.1:8080";
+        for client in ["203.0.113.9:4001", "203.0.113.200:4002", "198.18.0.9:4003"] {
+            let syn = Frame::tcp(client, to, SYN).for_mac(OTHER_UPLINK_MAC);
+            assert_eq!(kernel.run("from_uplink", &syn, kernel.other_uplink).decision, Decision::Redirect);
+            send(ifindex("meshend"), &Frame::tcp(to, client, SYN | ACK).bytes());
+        }
+        assert_eq!(sent_from(&wire, 8080), 4001, "by the default route");
+        assert_eq!(sent_from(&wire2, 8080), 4002, "by the route to its network");
+        assert_eq!(sent_from(&wire2, 8080), 4003, "by the device that it came by: the route's is no uplink");
     });
 }
 

@@ -5,7 +5,7 @@ use skep::manager::replica::{ApplyOutcome, Replica};
 use skep::model::network::{Network, NetworkSpec};
 use skep::model::{Meta, NetworkId, Timestamp};
 use skep::raft::{Raft, RaftConfig, RaftError};
-use skep::store::{Action, ProposeError, StoreError, StoreHandle};
+use skep::store::{Action, FEATURE_LEVELS, ProposeError, StoreError, StoreHandle};
 use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {
 
 fn network(id: &str, name: &str) -> Action {
     let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None })
+    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None, removing: false })
 }
 
 #[tokio::test]
@@ -56,8 +56,10 @@ async fn the_store_is_the_same_after_a_restart() {
 async fn an_entry_of_a_newer_format_is_refused_with_the_reason() {
     let folder = TempDir::new("replica-newer");
     let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
-    let error = raft.propose(br#"{"format":2,"new":"shape"}"#.to_vec()).await.expect_err("stops");
-    assert!(matches!(&error, RaftError::Stopped(why) if why.contains("format 2") && why.contains("newer skep")), "{error}");
+    let newer = FEATURE_LEVELS.newest + 1;
+    let error = raft.propose(format!(r#"{{"format":{newer},"new":"shape"}}"#).into_bytes()).await.expect_err("stops");
+    let text = format!("format {newer}");
+    assert!(matches!(&error, RaftError::Stopped(why) if why.contains(&text) && why.contains("newer skep")), "{error}");
     assert!(store.write(Timestamp(1), vec![]).await.is_err());
     stop(raft, shutdown).await;
     let error = start(&folder.0).await.err().expect("the older skep does not start");

@@ -2,7 +2,7 @@
 
 use super::fixture::{Manager, Setup, Trust, eventually, join, options, side, tls};
 use skep::model::{ClusterId, Role};
-use skep::protocol::FORMAT;
+use skep::protocol::{FORMAT, FORMATS};
 use skep::rpc::ListenerKind;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -63,7 +63,7 @@ async fn an_invalid_frame_is_answered_with_the_reason() {
         (frame(b""), false, "not understood"),
         (frame(&[0xff; 64]), false, "not understood"),
         (frame(format!(r#"{{"Request":{{"format":{FORMAT}}}}}"#).as_bytes()), false, "not understood"),
-        (future, false, &format!(r#"{{"Refused":{{"Format":{{"manager":{FORMAT},"joiner":99}}}}}}"#)),
+        (future, false, &format!(r#"{{"Refused":{{"Format":{{"manager":{FORMAT},"joiner":99,"#)),
         (whole.clone(), false, "begins with a request"),
         (whole[..9].to_vec(), true, "in the middle of a frame"),
         ((2_u32 << 20).to_be_bytes().to_vec(), false, "a frame of 2097152 bytes; 1048576 are allowed"),
@@ -102,6 +102,45 @@ async fn unauthenticated_connections_are_bounded() {
     while join(manager.address, &trust.tokens.worker, &side, &options).await.is_err() {
         assert!(std::time::Instant::now() < end, "the permits were not returned");
     }
+}
+
+#[tokio::test]
+async fn unauthenticated_connections_from_outside_do_not_keep_members_out() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
+    setup.limits.unauthenticated = 3;
+    setup.limits.handshake = Duration::from_mins(1);
+    let manager = setup.start();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(TcpStream::connect(manager.address).await.unwrap());
+    }
+    let mut fourth = TcpStream::connect(manager.address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(10), fourth.read(&mut [0])).await.expect("closed at once");
+    assert!(matches!(read, Ok(0) | Err(_)), "the outer listener is full");
+    let member = trust.identity(Role::Worker);
+    let mut session = tls(manager.other_address, "skep-session/1", Some(&member)).await.expect("a member is accepted");
+    session.write_all(&frame(b"{}")).await.unwrap();
+    session.flush().await.unwrap();
+    let answer = read_all(&mut session).await;
+    assert!(answer.contains("a hello that is not understood"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_address_whose_joins_fail_again_and_again_has_to_wait() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
+    setup.limits.failed_joins = 3;
+    setup.limits.join_forgiven_after = Duration::from_hours(1);
+    let manager = setup.start();
+    for _ in 0..3 {
+        let text = answer(&manager, "skep-join/1", &frame(b"hello"), false).await;
+        assert!(text.contains("not understood"), "{text}");
+    }
+    let (side, options) = (side(&manager), options(Duration::from_secs(15)));
+    let refused = join(manager.address, &trust.tokens.worker, &side, &options).await.expect_err("has to wait");
+    assert!(refused.to_string().contains("try again"), "{refused}");
+    assert!(!manager.journal.has("admit"));
 }
 
 #[tokio::test]
@@ -144,7 +183,10 @@ async fn garbage_from_a_member_ends_its_session_only() {
     let hello = hello.as_bytes();
     for (bytes, expected) in [
         (frame(b"?"), "a hello that is not understood"),
-        (frame(br#"{"Hello":{"format":99}}"#), &format!("the manager speaks protocol {FORMAT}, this node 99")),
+        (
+            frame(br#"{"Hello":{"format":99}}"#),
+            &format!("the manager speaks protocol {FORMATS}, this node 99: upgrade skep on the manager"),
+        ),
         (frame(br#""Leave""#), "begins with a hello"),
         ([frame(hello), frame(b"?")].concat(), "not understood"),
         ([frame(hello), vec![0xff; 8]].concat(), "are allowed"),

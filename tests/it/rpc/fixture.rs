@@ -9,9 +9,10 @@ use skep::model::WgKey;
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
-use skep::model::{Availability, ClusterId, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
+use skep::model::{Availability, ClusterId, FormatRange, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
 use skep::protocol::{
-    FORMAT, JoinRefused, JoinReply, JoinRequest, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode,
+    FORMATS, JoinRefused, JoinReply, JoinRequest, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode, agree,
+    formats_of_peer,
 };
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
@@ -219,17 +220,32 @@ impl JoinerSide for FakeTunnel {
 }
 
 /// A dispatcher: welcomes, answers heartbeats.
-#[derive(Default)]
 pub struct Dispatcher {
     pub journal: Journal,
     /// Sent instead of `Welcome`.
     pub instead: Mutex<Option<ToNode>>,
     /// It refuses sessions with this text.
     pub refuses: Mutex<Option<String>>,
+    /// Formats that it has.
+    pub speaks: Mutex<FormatRange>,
     /// It does not answer heartbeats.
     pub dead: AtomicBool,
     pub outs: Mutex<BTreeMap<u64, mpsc::Sender<ToNode>>>,
     next: AtomicU64,
+}
+
+impl Default for Dispatcher {
+    fn default() -> Self {
+        Self {
+            journal: Journal::default(),
+            instead: Mutex::default(),
+            refuses: Mutex::default(),
+            speaks: Mutex::new(FORMATS),
+            dead: AtomicBool::default(),
+            outs: Mutex::default(),
+            next: AtomicU64::default(),
+        }
+    }
 }
 
 impl Dispatcher {
@@ -242,8 +258,11 @@ impl Dispatcher {
 
 #[async_trait]
 impl SessionServer for Dispatcher {
-    async fn open(&self, node: NodeId, _: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
+    async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
         self.journal.note(format!("open {node}"));
+        let ToManager::Hello { format: named, formats, .. } = hello else { anyhow::bail!("no hello") };
+        self.journal.note(format!("hello {named}"));
+        let format = agree(*self.speaks.lock().unwrap(), formats_of_peer(named, formats))?;
         if let Some(text) = self.refuses.lock().unwrap().clone() {
             anyhow::bail!(text);
         }
@@ -252,7 +271,7 @@ impl SessionServer for Dispatcher {
             out.send(message).await?;
             anyhow::bail!("no session here");
         }
-        out.send(ToNode::Welcome { format: FORMAT, heartbeat_ms: 50 }).await?;
+        out.send(ToNode::Welcome { format, heartbeat_ms: 50 }).await?;
         let session = self.next.fetch_add(1, SeqCst);
         self.outs.lock().unwrap().insert(session, out);
         Ok(session)
@@ -305,6 +324,8 @@ impl CertificateAuthority for Renewals {
 pub struct Manager {
     pub identity: watch::Sender<Arc<Identity>>,
     pub address: SocketAddr,
+    /// The same server's listener of the other kind.
+    pub other_address: SocketAddr,
     pub wire: Arc<Wire>,
     pub journal: Journal,
     pub dispatcher: Arc<Dispatcher>,
@@ -357,12 +378,18 @@ impl Setup {
         let (identity, identities) = watch::channel(Arc::new(self.identity));
         let server =
             Server::new(identities, self.clock, Arc::new(authority), dispatcher.clone(), renewals.clone(), self.limits).unwrap();
-        let listener = TcpListener::from_std(HereSockets.listen(self.address).unwrap()).unwrap();
+        let server = Arc::new(server);
+        let listen = |address| TcpListener::from_std(HereSockets.listen(address).unwrap()).unwrap();
+        let listener = listen(self.address);
         let address = listener.local_addr().unwrap();
+        let other = listen(SocketAddr::new(self.address.ip(), 0));
+        let other_address = other.local_addr().unwrap();
         let (shutdown, kind) = (CancellationToken::new(), self.kind);
-        let token = shutdown.clone();
+        let other_kind = if kind == ListenerKind::Outer { ListenerKind::Mesh } else { ListenerKind::Outer };
+        let (token, second, other_token) = (shutdown.clone(), server.clone(), shutdown.clone());
         let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
-        Manager { identity, address, wire, journal, dispatcher, renewals, shutdown, served }
+        tokio::spawn(async move { second.serve(other, other_kind, other_token).await });
+        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, shutdown, served }
     }
 }
 

@@ -9,7 +9,7 @@ use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Revision, Role};
 use skep::protocol::view_delta::{ViewDelta, apply};
-use skep::protocol::{FORMAT, ToManager, ToNode};
+use skep::protocol::{FORMATS, ToManager, ToNode};
 use skep::rpc::{ListenerKind, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use skep::trust::Identity;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -61,7 +61,8 @@ fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnc
     config.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
     change(&mut config);
     let hello = || ToManager::Hello {
-        format: FORMAT,
+        format: FORMATS.oldest,
+        formats: Some(FORMATS),
         description: NodeDescription::default(),
         endpoints: vec![],
         have: Revision::default(),
@@ -75,6 +76,9 @@ fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnc
 impl Node {
     async fn next(&mut self) -> ToNode {
         tokio::time::timeout(Duration::from_secs(10), self.incoming.recv()).await.expect("in time").expect("open")
+    }
+    pub async fn send(&self, message: ToManager) {
+        self.outgoing.send(message).await.unwrap();
     }
     pub async fn welcome(&mut self) {
         let message = self.next().await;

@@ -19,6 +19,11 @@ pub struct Swarm {
 
 /// Hosts with engines, the image and daemons, in no swarm. `settings` is the daemons' settings file.
 pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
+    hosts_of(name, count, settings, Path::new(SKEP)).await
+}
+
+/// Hosts with daemons of another build.
+pub async fn hosts_of(name: &str, count: u8, settings: &str, program: &Path) -> Swarm {
     let lab = Lab::new(super::super::lab::lab_dir(name)).await.expect("lab");
     let mut hosts = Vec::new();
     for number in 1..=count {
@@ -26,7 +31,7 @@ pub async fn hosts(name: &str, count: u8, settings: &str) -> Swarm {
         host.start_engine(&EngineRoot::Machine).await.expect("engine");
         whoami_image(&host).await.expect("image");
         std::fs::write(host.dir().join("skep.toml"), settings).expect("settings");
-        start(&mut host).await;
+        start_as(&mut host, program).await;
         hosts.push(host);
     }
     Swarm { lab, hosts }
@@ -44,7 +49,12 @@ pub async fn start_as(host: &mut Host, program: &Path) {
 
 /// A swarm of `count` hosts, the first one the manager.
 pub async fn swarm(name: &str, count: u8, settings: &str) -> Swarm {
-    let swarm = hosts(name, count, settings).await;
+    swarm_of(name, count, settings, Path::new(SKEP)).await
+}
+
+/// A swarm of another build.
+pub async fn swarm_of(name: &str, count: u8, settings: &str, program: &Path) -> Swarm {
+    let swarm = hosts_of(name, count, settings, program).await;
     init(&swarm.hosts[0]).await;
     let token = worker_token(&swarm.hosts[0]).await;
     for host in &swarm.hosts[1..] {

@@ -60,7 +60,8 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
     assert_eq!(refused.status, 503, "a manager does not leave without force");
     assert!(said(&refused).contains("--force"));
 
-    skep::lab::output(worker.docker().args(["swarm", "leave"])).await.expect("the worker leaves");
+    // With `wait`, as `skep leave` asks: docker's own command does not wait until the tasks have stopped.
+    ok(&post(worker, "/swarm/leave?wait=1", &json!({})).await);
     assert_eq!(skep::lab::output(worker.engine_cli().args(["ps", "-aq"])).await.expect("ps").trim(), "", "no container stays");
     let networks =
         skep::lab::output(worker.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await.expect("networks");
@@ -154,5 +155,42 @@ async fn init_join_and_leave_work_without_a_docker_cli() {
     let refused = skep(manager, &["leave"]).await.expect_err("a manager needs --force").to_string();
     assert!(refused.contains("--force"), "{refused}");
     skep(manager, &["leave", "--force"]).await.expect("forced");
+    swarm.stop().await;
+}
+
+/// Stacks with tasks that take their time to stop: the command ends well, the names are free, nothing stays.
+#[tokio::test]
+async fn a_stack_is_removed_at_once_although_its_tasks_use_their_grace_and_can_be_deployed_again() {
+    let swarm = swarm("stackrm", 2, "").await;
+    let manager = &swarm.hosts[0];
+    let file = manager.dir().join("stack.yml");
+    let image = skep::lab::WHOAMI_IMAGE;
+    let text = format!(
+        "services:\n  slow:\n    image: {image}\n    command: [sh, -c, \"trap : TERM; while :; do sleep 1; done\"]\n    networks: [back]\n    \
+         stop_grace_period: 6s\n    deploy: {{replicas: 2}}\nnetworks:\n  back: {{}}\n"
+    );
+    std::fs::write(&file, text).expect("file");
+    let docker = |words: &str| {
+        let mut command = manager.docker();
+        command.args(words.split(' '));
+        async move { skep::lab::output(&mut command).await.expect("docker") }
+    };
+    let deploy = format!("stack deploy -d --resolve-image never -c {} shop", file.display());
+    docker(&deploy).await;
+    swarm.running("shop_slow", 2).await;
+    docker("stack rm shop").await;
+    assert!(!docker("network ls").await.contains("shop_back"), "hidden at once");
+    docker(&deploy).await;
+    swarm.running("shop_slow", 2).await;
+    docker("stack rm shop").await;
+    for host in &swarm.hosts {
+        within(60, "containers and networks to be gone", || async {
+            let containers = skep::lab::output(host.engine_cli().args(["ps", "-aq"])).await?;
+            let networks = skep::lab::output(host.engine_cli().args(["network", "ls"])).await?;
+            anyhow::ensure!(containers.trim().is_empty() && !networks.contains("shop_back"), "{containers}{networks}");
+            Ok(())
+        })
+        .await;
+    }
     swarm.stop().await;
 }

@@ -1,0 +1,187 @@
+//! Events between two states of the store, in the real server's words. Pure.
+
+use crate::model::{Network, Node, NodeState, Service, Timestamp};
+use crate::store::{Store, StoreObject};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A change of an object that users see.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SwarmEvent {
+    /// `node`, `network` or `service`.
+    pub kind: &'static str,
+    /// `create`, `update` or `remove`.
+    pub action: &'static str,
+    pub id: String,
+    /// The name, and what changed as `what.old` and `what.new`.
+    pub attributes: BTreeMap<String, String>,
+    /// When the object was written; of a removal, when this manager saw it.
+    pub at: Timestamp,
+}
+
+impl SwarmEvent {
+    /// As a line of `GET /events`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "Type": self.kind, "Action": self.action, "Actor": { "ID": self.id, "Attributes": self.attributes },
+            "scope": "swarm", "time": self.at.0 / 1_000_000_000, "timeNano": self.at.0,
+        })
+    }
+}
+
+/// An object whose changes are events.
+trait Observed: StoreObject + PartialEq {
+    const WORD: &'static str;
+    fn name(&self) -> &str;
+    /// False for an object that is removed as far as users see.
+    fn is_shown(&self) -> bool {
+        true
+    }
+    /// What users follow, as (name, value).
+    fn followed(&self) -> Vec<(&'static str, String)>;
+}
+
+impl Observed for Node {
+    const WORD: &'static str = "node";
+    fn name(&self) -> &str {
+        &self.description.hostname
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        // Docker has no other state for a node that has left.
+        let state = if self.status.state == NodeState::Disconnected { NodeState::Down } else { self.status.state };
+        vec![
+            ("availability", self.spec.availability.as_str().to_owned()),
+            ("role", self.spec.role.as_str().to_owned()),
+            ("state", state.as_str().to_owned()),
+        ]
+    }
+}
+
+impl Observed for Network {
+    const WORD: &'static str = "network";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn is_shown(&self) -> bool {
+        !self.removing
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+impl Observed for Service {
+    const WORD: &'static str = "service";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        let image = self.spec.task_template.container_spec.image.clone();
+        vec![("image", image), ("replicas", self.spec.mode.replicas().to_string())]
+    }
+}
+
+/// The events that lead from one state to the other, in the order of their times; `now` is that of removals.
+pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
+    let mut all = changes_of::<Node>(before, after, now);
+    all.extend(changes_of::<Network>(before, after, now));
+    all.extend(changes_of::<Service>(before, after, now));
+    all.sort_by_key(|event| event.at);
+    all
+}
+
+fn changes_of<T: Observed>(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
+    let (before, after) = (T::table(before), T::table(after));
+    let ids: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let shown = |object: Option<&Arc<T>>| object.filter(|object| object.is_shown()).cloned();
+    let change = |id: &&T::Id| match (shown(before.get(*id)), shown(after.get(*id))) {
+        (None, Some(new)) => Some(event(&*new, "create", BTreeMap::new(), new.meta().created_at)),
+        (Some(old), None) => Some(event(&*old, "remove", BTreeMap::new(), now)),
+        (Some(old), Some(new)) if !Arc::ptr_eq(&old, &new) => update(&*old, &*new),
+        _ => None,
+    };
+    ids.iter().filter_map(change).collect()
+}
+
+/// `None` if only the version differs: the allocator writes networks as the guard of their addresses.
+fn update<T: Observed>(old: &T, new: &T) -> Option<SwarmEvent> {
+    let mut same = old.clone();
+    *same.meta_mut() = new.meta();
+    if same == *new {
+        return None;
+    }
+    let pairs = old.followed().into_iter().zip(new.followed()).filter(|(old, new)| old != new);
+    let attributes = pairs.flat_map(|((name, old), (_, new))| [(format!("{name}.old"), old), (format!("{name}.new"), new)]);
+    Some(event(new, "update", attributes.collect(), new.meta().updated_at))
+}
+
+fn event<T: Observed>(object: &T, action: &'static str, mut attributes: BTreeMap<String, String>, at: Timestamp) -> SwarmEvent {
+    attributes.insert("name".to_owned(), object.name().to_owned());
+    SwarmEvent { kind: T::WORD, action, id: object.id().to_string(), attributes, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::service::{Endpoint, Replicated, ServiceMode};
+    use crate::model::{Meta, NetworkSpec, ServiceSpec};
+    use crate::store::{Action, Kind, Transaction};
+
+    fn network(name: &str) -> Network {
+        let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
+        Network { id: name.into(), meta: Meta::default(), spec, subnet: None, removing: false }
+    }
+
+    fn service(name: &str, replicas: u64, image: &str) -> Service {
+        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }) };
+        let mut spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
+        image.clone_into(&mut spec.task_template.container_spec.image);
+        let (id, meta, endpoint) = (name.into(), Meta::default(), Endpoint::default());
+        Service { id, meta, spec, previous_spec: None, pull_auth: None, previous_pull_auth: None, spec_version: 1, endpoint }
+    }
+
+    struct Changing {
+        store: Store,
+        at: i64,
+    }
+
+    impl Changing {
+        /// The events of one transaction, as text.
+        fn write(&mut self, mut actions: Vec<Action>) -> Vec<String> {
+            self.at += 1;
+            for action in &mut actions {
+                if let Action::Update(object) = action {
+                    *object.meta_mut() = object.kind().stored_meta(&self.store, &object.id()).expect("stored");
+                }
+            }
+            let before = self.store.clone();
+            let index = self.store.index() + 1;
+            self.store.apply(index, &Transaction { at: Timestamp(self.at), actions }).expect("applies");
+            let text = |e: SwarmEvent| format!("{} {} {} {:?} at {}", e.kind, e.action, e.id, e.attributes, e.at.0);
+            changes(&before, &self.store, Timestamp(99)).into_iter().map(text).collect()
+        }
+    }
+
+    #[test]
+    fn changes_are_events_with_what_changed() {
+        let mut log = Changing { store: Store::default(), at: 0 };
+        let created = log.write(vec![Action::create(service("web", 2, "lab:1")), Action::create(network("back"))]);
+        let expected = ["network create back {\"name\": \"back\"} at 1", "service create web {\"name\": \"web\"} at 1"];
+        assert_eq!(created, expected);
+        assert_eq!(
+            log.write(vec![Action::update(service("web", 3, "lab:2"))]),
+            [
+                "service update web {\"image.new\": \"lab:2\", \"image.old\": \"lab:1\", \"name\": \"web\", \"replicas.new\": \"3\", \
+              \"replicas.old\": \"2\"} at 2"
+            ]
+        );
+        let subnet = Network { subnet: Some("10.0.1.0/24".parse().expect("subnet")), ..network("back") };
+        assert_eq!(log.write(vec![Action::update(subnet.clone())]), ["network update back {\"name\": \"back\"} at 3"]);
+        assert!(log.write(vec![Action::update(subnet.clone())]).is_empty(), "only its version changed");
+        let removing = Network { removing: true, ..subnet };
+        assert_eq!(log.write(vec![Action::update(removing)]), ["network remove back {\"name\": \"back\"} at 99"]);
+        let gone = vec![Action::Remove(Kind::Network, "back".into()), Action::Remove(Kind::Service, "web".into())];
+        assert_eq!(log.write(gone), ["service remove web {\"name\": \"web\"} at 99"], "the network was removed before");
+    }
+}

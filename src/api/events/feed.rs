@@ -1,0 +1,95 @@
+//! The last events, and those to come.
+
+use super::change::{SwarmEvent, changes};
+use crate::api::control::NodeControl;
+use crate::clock::Clock;
+use crate::store::{Store, StoreHandle};
+use crate::sync::lock;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+/// Events that are kept for replay, as many as the engine keeps.
+const KEPT: usize = 256;
+/// How often the node is asked whether it has become a manager.
+const MEMBERSHIP_POLL: Duration = Duration::from_millis(500);
+
+/// Events of this manager.
+pub struct EventFeed {
+    kept: Mutex<VecDeque<SwarmEvent>>,
+    live: broadcast::Sender<SwarmEvent>,
+    /// The next store is that of a new swarm: all of it is news. Otherwise a store that is first seen is old.
+    begins: AtomicBool,
+    changed: Notify,
+}
+
+impl EventFeed {
+    pub fn new() -> Self {
+        let (live, _) = broadcast::channel(KEPT);
+        Self { kept: Mutex::default(), live, begins: AtomicBool::new(false), changed: Notify::new() }
+    }
+
+    /// This node is about to create a swarm, or failed to.
+    pub fn set_begins(&self, begins: bool) {
+        self.begins.store(begins, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// The kept events, and a receiver of all later ones.
+    pub fn subscribe(&self) -> (Vec<SwarmEvent>, broadcast::Receiver<SwarmEvent>) {
+        let kept = lock(&self.kept);
+        (kept.iter().cloned().collect(), self.live.subscribe())
+    }
+
+    fn publish(&self, events: Vec<SwarmEvent>) {
+        let mut kept = lock(&self.kept);
+        for event in events {
+            if kept.len() >= KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(event.clone());
+            // Without a receiver it is only kept.
+            let _ = self.live.send(event);
+        }
+    }
+
+    /// Follows the store of the node, while it has one, until shut down.
+    pub async fn follow(self: Arc<Self>, control: Arc<dyn NodeControl>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+        loop {
+            if let Some(handle) = control.store() {
+                let begins = self.begins.swap(false, Ordering::AcqRel);
+                let first = if begins { Arc::default() } else { handle.read() };
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = self.follow_store(&*control, &handle, first, &*clock) => {}
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(MEMBERSHIP_POLL) => {}
+            }
+        }
+    }
+
+    /// Publishes what changes, from the state `before` on, until the node has this store no more.
+    async fn follow_store(&self, control: &dyn NodeControl, handle: &StoreHandle, mut before: Arc<Store>, clock: &dyn Clock) {
+        let mut watch = handle.watch();
+        loop {
+            let after = watch.borrow_and_update().clone();
+            self.publish(changes(&before, &after, clock.now()));
+            before = after;
+            tokio::select! {
+                changed = watch.changed() => if changed.is_err() { return },
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(MEMBERSHIP_POLL) => {}
+            }
+            if !control.store().is_some_and(|store| store.is_same(handle)) {
+                return;
+            }
+        }
+    }
+}

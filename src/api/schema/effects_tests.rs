@@ -1,0 +1,190 @@
+//! Every field that the schemas take has an effect or is refused by its name: none is ignored in silence. A field of a
+//! container proves its effect by the body that the container is created from; the others name the file that carries them
+//! out, and a field that is missing here fails.
+
+use super::types::{Field, FieldType, Struct, Support};
+use super::{CLUSTER_SPEC, INIT, JOIN, NETWORK, NODE_SPEC, SERVICE_SPEC, decode};
+use crate::api::validate::service_spec;
+use crate::model::ServiceSpec;
+use crate::model::fixture::task_with_resolvers;
+use crate::runtime::ContainerPlan;
+use crate::runtime::container::create_body;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Values for fields that do not take any value of their type.
+const SAMPLES: &[(&str, &str)] = &[
+    ("TaskTemplate.ContainerSpec.Mounts[0].Type", r#""volume""#),
+    ("TaskTemplate.ContainerSpec.Hosts", r#"["10.0.0.1 a"]"#),
+    ("TaskTemplate.ContainerSpec.Isolation", r#""hyperv""#),
+    ("TaskTemplate.RestartPolicy.Condition", r#""none""#),
+    ("TaskTemplate.Runtime", r#""container""#),
+    ("EndpointSpec.Mode", r#""dnsrr""#),
+    ("UpdateConfig.FailureAction", r#""continue""#),
+    ("UpdateConfig.Order", r#""start-first""#),
+    ("RollbackConfig.FailureAction", r#""continue""#),
+    ("RollbackConfig.Order", r#""start-first""#),
+];
+
+/// Fields of a service that are carried out elsewhere than in its containers.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("Labels", "model/port_labels.rs; shown and filtered by"),
+    ("Mode.Replicated.Replicas", "manager/orchestrator/replicated.rs"),
+    ("Networks[0].Target", "as TaskTemplate.Networks, of old clients"),
+    ("Networks[0].Aliases", "as TaskTemplate.Networks, of old clients"),
+    ("TaskTemplate.Networks[0].Target", "manager/allocator.rs"),
+    ("TaskTemplate.Networks[0].Aliases", "dns/records.rs"),
+    ("TaskTemplate.RestartPolicy.Condition", "manager/orchestrator/restart.rs"),
+    ("TaskTemplate.RestartPolicy.Delay", "manager/orchestrator/restart.rs"),
+    ("TaskTemplate.RestartPolicy.MaxAttempts", "manager/orchestrator/restart.rs"),
+    ("TaskTemplate.RestartPolicy.Window", "manager/orchestrator/restart.rs"),
+    ("TaskTemplate.Placement.Platforms[0].Architecture", "manager/scheduler/filter.rs"),
+    ("TaskTemplate.Placement.Platforms[0].OS", "manager/scheduler/filter.rs"),
+    ("TaskTemplate.ForceUpdate", "refused when it changes, as every change of the template"),
+    ("TaskTemplate.Runtime", "only containers: anything else is refused"),
+    ("EndpointSpec.Mode", "dns/records.rs, manager/allocator/endpoint.rs"),
+    ("EndpointSpec.Ports[0].Name", "shown"),
+    ("EndpointSpec.Ports[0].Protocol", "manager/allocator/endpoint.rs"),
+    ("EndpointSpec.Ports[0].TargetPort", "manager/dispatcher/view.rs"),
+    ("EndpointSpec.Ports[0].PublishedPort", "manager/allocator/endpoint.rs"),
+    ("EndpointSpec.Ports[0].PublishMode", "runtime/container.rs for host, else manager/allocator/endpoint.rs"),
+];
+
+/// Fields of the other bodies that are not refused, with what carries them out.
+const OTHERS: &[(&str, &str)] = &[
+    ("NodeSpec.Name", "shown"),
+    ("NodeSpec.Labels", "shown and filtered by"),
+    ("NodeSpec.Role", "a change is refused"),
+    ("NodeSpec.Availability", "manager/scheduler/filter.rs, manager/orchestrator.rs"),
+    ("Spec.Name", "must be default"),
+    ("Spec.Labels", "shown"),
+    ("Spec.Orchestration.TaskHistoryRetentionLimit", "manager/reaper.rs"),
+    ("Spec.CAConfig.NodeCertExpiry", "node/certificate_authority.rs"),
+    ("InitRequest.ListenAddr", "node/address.rs"),
+    ("InitRequest.AdvertiseAddr", "node/address.rs"),
+    ("InitRequest.DataPathAddr", "the advertised address or refused: api/validate/swarm.rs"),
+    ("InitRequest.DataPathPort", "node/address.rs"),
+    ("InitRequest.ForceNewCluster", "api/handlers/swarm.rs"),
+    ("InitRequest.Spec.Name", "must be default"),
+    ("InitRequest.Spec.Labels", "shown"),
+    ("InitRequest.Spec.Orchestration.TaskHistoryRetentionLimit", "manager/reaper.rs"),
+    ("InitRequest.Spec.CAConfig.NodeCertExpiry", "node/certificate_authority.rs"),
+    ("InitRequest.Availability", "node/init.rs"),
+    ("InitRequest.DefaultAddrPool", "manager/allocator/pools.rs"),
+    ("InitRequest.SubnetSize", "manager/allocator/subnets.rs"),
+    ("JoinRequest.ListenAddr", "node/address.rs"),
+    ("JoinRequest.AdvertiseAddr", "node/address.rs"),
+    ("JoinRequest.DataPathAddr", "the advertised address or refused: api/validate/swarm.rs"),
+    ("JoinRequest.RemoteAddrs", "node/join.rs"),
+    ("JoinRequest.JoinToken", "node/join.rs"),
+    ("JoinRequest.Availability", "node/join.rs"),
+    ("CreateRequest.Name", "api/handlers/networks.rs"),
+    ("CreateRequest.Driver", "overlay, or the engine's"),
+    ("CreateRequest.Scope", "swarm, or the engine's"),
+    ("CreateRequest.CheckDuplicate", "names are always unique"),
+    ("CreateRequest.EnableIPv4", "false is refused"),
+    ("CreateRequest.IPAM.Driver", "another one than default is refused"),
+    ("CreateRequest.IPAM.Config[0].Subnet", "manager/allocator/subnets.rs"),
+    ("CreateRequest.IPAM.Config[0].Gateway", "another one than the first address is refused"),
+    ("CreateRequest.Internal", "overlay/desired.rs"),
+    ("CreateRequest.Attachable", "attaching is refused"),
+    ("CreateRequest.Ingress", "manager/allocator/networks.rs"),
+    ("CreateRequest.Options", "known ones, others are refused"),
+    ("CreateRequest.Labels", "shown and filtered by"),
+];
+
+/// Every field without supported fields of its own, with its path.
+fn leaves<'a>(fields: &'a [Field], path: &str, out: &mut Vec<(String, &'a Field)>) {
+    for field in fields {
+        let path = if path.is_empty() { field.name.to_owned() } else { format!("{path}.{}", field.name) };
+        match (&field.ty, field.support) {
+            (FieldType::Object(_, fields), Support::Full) => leaves(fields, &path, out),
+            (FieldType::Objects(_, fields), Support::Full) => leaves(fields, &format!("{path}[0]"), out),
+            _ => out.push((path, field)),
+        }
+    }
+}
+
+/// A value that is not the zero value.
+fn sample(path: &str, ty: &FieldType) -> Value {
+    if let Some((_, text)) = SAMPLES.iter().find(|(known, _)| *known == path) {
+        return serde_json::from_str(text).expect("JSON");
+    }
+    match ty {
+        FieldType::Str => json!("x"),
+        FieldType::Bool => json!(true),
+        FieldType::Int(..) => json!(7),
+        FieldType::Float => json!(1.0),
+        FieldType::Strings => json!(["x"]),
+        FieldType::Labels => json!({"x": "y"}),
+        FieldType::Object(_, fields) => json!({ fields[0].name: sample("", &fields[0].ty) }),
+        FieldType::Objects(_, fields) => json!([{ fields[0].name: sample("", &fields[0].ty) }]),
+        FieldType::Any => json!({"x": 1}),
+    }
+}
+
+fn set(at: &mut Value, path: &str, value: Value) {
+    let (key, rest) = path.split_once('.').unwrap_or((path, ""));
+    let at = match key.strip_suffix("[0]") {
+        Some(list) => {
+            if at[list].is_null() {
+                at[list] = json!([{}]);
+            }
+            &mut at[list][0]
+        }
+        None => &mut at[key],
+    };
+    if rest.is_empty() { *at = value } else { set(at, rest, value) }
+}
+
+fn base() -> Value {
+    let mount = json!({"Type": "bind", "Source": "/a", "Target": "/b"});
+    json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Mounts": [mount]}}})
+}
+
+/// What a task's container is created from.
+fn body(spec: &ServiceSpec) -> impl PartialEq + use<> {
+    let mut task = task_with_resolvers("t1", &spec.name, "n1", &[]);
+    task.spec = spec.task_template.clone();
+    task.ports = spec.host_ports();
+    let (engine_socket, skep_socket) = ("/run/engine.sock".into(), None);
+    create_body(&ContainerPlan { task, node_id: "n1".into(), networks: Vec::new(), engine_socket, skep_socket })
+}
+
+#[test]
+fn every_field_of_a_service_has_an_effect_or_is_refused_by_its_name() {
+    let read = |posted: Value| service_spec(decode(posted, &SERVICE_SPEC)?);
+    let unchanged = body(&read(base()).expect("accepted"));
+    let (mut wrong, mut elsewhere) = (Vec::new(), BTreeSet::new());
+    let mut all = Vec::new();
+    leaves(SERVICE_SPEC.fields, "", &mut all);
+    for (path, field) in &all {
+        let mut posted = base();
+        set(&mut posted, path, sample(path, &field.ty));
+        match read(posted.clone()) {
+            Err(error) if error.status.as_u16() == 501 && error.message.contains(path.as_str()) => {}
+            Err(error) => wrong.push(format!("{path} is refused otherwise: {error}")),
+            Ok(spec) if body(&spec) != unchanged => {}
+            Ok(_) if ELSEWHERE.iter().any(|(known, _)| known == path) => drop(elsewhere.insert(path.clone())),
+            Ok(_) => wrong.push(format!("{path} is accepted, and changes nothing: {posted}")),
+        }
+    }
+    for (path, _) in ELSEWHERE.iter().filter(|(path, _)| !elsewhere.contains(*path)) {
+        wrong.push(format!("{path} is in the table, but is refused, shown by the container, or no field"));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_field_of_the_other_bodies_is_in_the_table_or_refused() {
+    let mut taken = BTreeSet::new();
+    for Struct { name, fields, .. } in [&NODE_SPEC, &CLUSTER_SPEC, &INIT, &JOIN, &NETWORK] {
+        let mut all = Vec::new();
+        leaves(fields, name, &mut all);
+        taken.extend(all.into_iter().filter(|(_, field)| field.support == Support::Full).map(|(path, _)| path));
+    }
+    let table: BTreeSet<String> = OTHERS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    let missing: Vec<_> = taken.difference(&table).collect();
+    let surplus: Vec<_> = table.difference(&taken).collect();
+    assert!(missing.is_empty() && surplus.is_empty(), "not in the table: {missing:?}; no such field: {surplus:?}");
+}

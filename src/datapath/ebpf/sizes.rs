@@ -1,0 +1,62 @@
+//! How many entries the maps have room for.
+
+use std::fs;
+
+/// Memory of this machine in bytes; 0 if it cannot be read.
+fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    total.unwrap_or_default() * 1024
+}
+
+/// Capacities of maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Sizes {
+    /// Blocks of slots.
+    pub(super) blocks: u32,
+    /// Established TCP connections.
+    pub(super) tcp_flows: u32,
+    /// Connections that are not established, and as many UDP flows.
+    pub(super) short_flows: u32,
+}
+
+impl Sizes {
+    /// The sizes for this machine; `tcp_flows` of 0: by its memory.
+    pub(super) fn of_machine(tcp_flows: u32) -> Self {
+        Self::new(memory(), tcp_flows)
+    }
+
+    /// Less than 1/32 of the memory (in bytes) if `tcp_flows` is 0, never more than 10,000 services and a million connections
+    /// need. Blocks of slots and established connections use memory as they come; the other maps have theirs from the beginning.
+    fn new(memory: u64, tcp_flows: u32) -> Self {
+        let share = |part: u64, bytes: u64, least: u32, most: u32| {
+            u32::try_from(memory / part / bytes).unwrap_or(most).clamp(least, most)
+        };
+        // A block takes a page; a flow takes an entry of some 150 bytes in each of two maps.
+        Self {
+            blocks: share(64, 4096, 512, skep_ebpf::SLOTS / skep_ebpf::SLOTS_PER_BLOCK),
+            tcp_flows: if tcp_flows == 0 { share(128, 300, 1 << 14, 1 << 20) } else { tcp_flows },
+            short_flows: share(256, 300, 1 << 13, 1 << 16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sizes;
+
+    #[test]
+    fn small_machines_keep_most_of_their_memory() {
+        let gigabyte = 1 << 30;
+        for gigabytes in [1, 2, 4, 64] {
+            let sizes = Sizes::new(gigabytes * gigabyte, 0);
+            let flows = u64::from(sizes.tcp_flows) + 2 * u64::from(sizes.short_flows);
+            assert!(u64::from(sizes.blocks) * 4096 + flows * 300 <= gigabytes * gigabyte / 32, "{gigabytes} GB: {sizes:?}");
+        }
+        let sizes = |blocks, tcp_flows, short_flows| Sizes { blocks, tcp_flows, short_flows };
+        assert_eq!(Sizes::new(256 * gigabyte, 0), sizes(12_000, 1 << 20, 1 << 16));
+        assert_eq!(Sizes::new(0, 0), sizes(512, 1 << 14, 1 << 13));
+        assert_eq!(Sizes::new(0, 5_000).tcp_flows, 5_000, "as the setting says");
+    }
+}

@@ -1,0 +1,124 @@
+//! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
+
+use crate::model::node::NodeDescription;
+use crate::model::{ListeningPort, TaskStatus};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// Longest text of a task's status, in bytes.
+pub const STATUS_TEXT: usize = 4 << 10;
+/// Largest description of a node, in bytes of its texts.
+pub const DESCRIPTION: usize = 64 << 10;
+/// Most endpoints of a node's tunnel.
+pub const ENDPOINTS: usize = 8;
+/// Most ports of a task, of either kind.
+const PORTS: usize = 256;
+/// Longest host name, version or similar name, in bytes.
+const NAME: usize = 255;
+const TROUBLES: usize = 8;
+const TROUBLE_TEXT: usize = 400;
+/// Ends a text that was cut.
+const CUT: &str = "… (cut)";
+/// Label of a description that was cut.
+const CUT_LABEL: &str = "skep.cut";
+
+/// Cuts a text to so many bytes, the mark included.
+fn cut(text: &mut String, most: usize) {
+    if text.len() > most {
+        let end = (0..=most.saturating_sub(CUT.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
+        text.push_str(CUT);
+    }
+}
+
+/// A task's status, bounded.
+#[must_use]
+pub fn status(mut status: TaskStatus) -> TaskStatus {
+    cut(&mut status.message, STATUS_TEXT);
+    cut(&mut status.err, STATUS_TEXT);
+    if let Some(container) = &mut status.container {
+        cut(&mut container.container_id, NAME);
+    }
+    status.ports.truncate(PORTS);
+    for port in &mut status.ports {
+        cut(&mut port.name, NAME);
+    }
+    status
+}
+
+/// A task's listening ports, bounded.
+#[must_use]
+pub fn listening(mut ports: Vec<ListeningPort>) -> Vec<ListeningPort> {
+    ports.truncate(PORTS);
+    ports
+}
+
+/// The endpoints of a node's tunnel, bounded.
+#[must_use]
+pub fn endpoints(mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    endpoints.truncate(ENDPOINTS);
+    endpoints
+}
+
+/// A node's description, bounded: engine labels and plugins that do not fit are left out, and a label names their number.
+#[must_use]
+pub fn description(mut description: NodeDescription) -> NodeDescription {
+    for name in [&mut description.hostname, &mut description.architecture, &mut description.os, &mut description.engine_version] {
+        cut(name, NAME);
+    }
+    let mut left = DESCRIPTION;
+    let mut fits = |size: usize| {
+        let fits = size <= left;
+        left = if fits { left - size } else { left };
+        fits
+    };
+    let before = description.engine_labels.len() + description.plugins.len();
+    // Plugins first: the scheduler looks at them.
+    description.plugins.retain(|(kind, name)| fits(kind.len() + name.len()));
+    description.engine_labels.retain(|key, value| fits(key.len() + value.len()));
+    let out = before - description.engine_labels.len() - description.plugins.len();
+    if out > 0 {
+        description.engine_labels.insert(CUT_LABEL.to_owned(), format!("{out} labels or plugins did not fit"));
+    }
+    description
+}
+
+/// What does not work on a node, bounded.
+#[must_use]
+pub fn troubles(mut troubles: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    troubles.retain(|name, _| name.len() <= NAME);
+    while troubles.len() > TROUBLES {
+        troubles.pop_last();
+    }
+    for text in troubles.values_mut() {
+        cut(text, TROUBLE_TEXT);
+    }
+    troubles
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character_and_marked() {
+        let long = TaskStatus { err: "\u{e4}".repeat(9000), message: "short".to_owned(), ..TaskStatus::default() };
+        let bounded = status(long);
+        assert!(bounded.err.len() <= STATUS_TEXT && bounded.err.ends_with(CUT), "{}", bounded.err.len());
+        assert_eq!(bounded.message, "short");
+    }
+
+    #[test]
+    fn a_large_description_keeps_what_fits_and_names_the_rest() {
+        let mut large = NodeDescription { hostname: "n".repeat(9_000_000), ..NodeDescription::default() };
+        large.plugins = vec![("Network".to_owned(), "skep".to_owned())];
+        large.engine_labels = [("big".to_owned(), "x".repeat(9_000_000)), ("zone".to_owned(), "a".to_owned())].into();
+        let bounded = description(large);
+        assert!(bounded.hostname.len() <= NAME);
+        assert_eq!(bounded.plugins.len(), 1);
+        assert_eq!(bounded.engine_labels["zone"], "a");
+        assert!(bounded.engine_labels[CUT_LABEL].starts_with("1 labels"), "{:?}", bounded.engine_labels);
+        let small = NodeDescription { hostname: "w1".to_owned(), ..NodeDescription::default() };
+        assert_eq!(description(small.clone()), small);
+    }
+}

@@ -1,0 +1,112 @@
+//! The planners and the dispatcher while this manager leads: one step takes everything that has happened since the last one.
+//! Synchronous, and free to take its time: no node waits for it.
+
+use super::dispatcher::{Dispatcher, Event};
+use super::liveness::LivenessSnapshot;
+use super::round::RoundPlanner;
+use super::session::Effect;
+use super::settings::ManagerSettings;
+use crate::model::{Revision, Timestamp};
+use crate::store::{Action, ProposeError, Store};
+use std::sync::Arc;
+
+/// The state of the planning loop.
+pub(super) struct Term {
+    dispatcher: Dispatcher,
+    planner: RoundPlanner,
+    store: Arc<Store>,
+    liveness: Arc<LivenessSnapshot>,
+    /// A round may have something to do.
+    round_due: bool,
+}
+
+/// What has happened since the last step.
+pub(super) struct StepInput {
+    pub now: Timestamp,
+    pub store: Arc<Store>,
+    pub events: Vec<Event>,
+    pub liveness: Arc<LivenessSnapshot>,
+    pub is_tick: bool,
+    /// How the write that was in flight ended.
+    pub outcome: Option<Result<u64, ProposeError>>,
+    /// No write is in flight.
+    pub may_write: bool,
+}
+
+/// What is to be done after a step.
+pub(super) struct StepOutput {
+    pub effects: Vec<Effect>,
+    /// Nothing if empty.
+    pub write: Vec<Action>,
+    /// Lowest revision that every live node has applied.
+    pub applied: Revision,
+    /// Objects that cannot be written.
+    pub left_out: Vec<String>,
+}
+
+impl Term {
+    pub(super) fn new(settings: &ManagerSettings, store: Arc<Store>, now: Timestamp, seed: u64) -> Self {
+        Self {
+            dispatcher: Dispatcher::new(settings.clone(), store.clone(), now),
+            planner: RoundPlanner::new(settings.clone(), seed),
+            store,
+            liveness: Arc::default(),
+            round_due: true,
+        }
+    }
+
+    pub(super) fn step(&mut self, input: StepInput) -> StepOutput {
+        let StepInput { now, store, events, liveness, is_tick, outcome, may_write } = input;
+        if let Some(outcome) = outcome {
+            self.write_finished(outcome, now);
+        }
+        if !Arc::ptr_eq(&self.store, &store) {
+            self.store = store.clone();
+            self.round_due = true;
+            self.dispatcher.handle(now, Event::StoreChanged(store));
+        }
+        for event in events {
+            self.round_due = true;
+            self.dispatcher.handle(now, event);
+        }
+        if !Arc::ptr_eq(&self.liveness, &liveness) {
+            // What a node has applied alone gives the planners nothing to do.
+            self.round_due |= verdicts_differ(&self.liveness, &liveness);
+            self.liveness = liveness.clone();
+            self.dispatcher.handle(now, Event::Liveness(liveness));
+        }
+        if is_tick {
+            self.dispatcher.handle(now, Event::Tick);
+            self.round_due |= self.planner.is_due(now) || !self.dispatcher.plan(&self.store, now).is_empty();
+        }
+        let effects = self.dispatcher.views(now);
+        let mut write = Vec::new();
+        if self.round_due && may_write {
+            self.round_due = false;
+            let reports = self.dispatcher.plan(&self.store, now);
+            write = self.planner.round(&self.store, reports, self.dispatcher.lowest_applied(now), now);
+        }
+        StepOutput { effects, write, applied: self.dispatcher.applied(now), left_out: self.planner.left_out() }
+    }
+
+    /// After a failure that is not a refusal the next change or tick plans again.
+    fn write_finished(&mut self, outcome: Result<u64, ProposeError>, now: Timestamp) {
+        match outcome {
+            Ok(_) => {
+                self.planner.written();
+                self.round_due = true;
+            }
+            Err(ProposeError::Refused(error)) => {
+                tracing::debug!(%error, "another writer was first, planning again");
+                self.planner.refused(&self.store, &error.to_string(), now);
+                self.round_due = true;
+            }
+            Err(error) => tracing::warn!(%error, "the plan could not be written, trying again"),
+        }
+    }
+}
+
+fn verdicts_differ(a: &LivenessSnapshot, b: &LivenessSnapshot) -> bool {
+    let verdicts = |s: &LivenessSnapshot| -> Vec<_> { s.nodes.values().map(|n| n.verdict.clone()).collect() };
+    verdicts(a) != verdicts(b)
+}

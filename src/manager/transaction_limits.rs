@@ -1,0 +1,149 @@
+//! Cuts a plan to one transaction: in bytes, and in what the store takes. An object that cannot be written is found, named and
+//! left out, so that it does not keep all others from being written. Pure.
+
+use crate::model::{ServiceId, Timestamp};
+use crate::store::{Action, Kind, Object, Store};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Largest transaction with more than one object, in bytes of its actions.
+pub const TRANSACTION: usize = 1 << 20;
+/// Largest object, in bytes: raft takes entries of 8 MiB, and an entry has an envelope.
+pub const OBJECT: usize = (8 << 20) - (64 << 10);
+/// Refusals in a row that another writer may explain; after these the plan itself is searched for the cause.
+const REFUSALS: u32 = 5;
+/// An object is left out for this long, unless it changes.
+const LEFT_OUT: Duration = Duration::from_mins(1);
+
+/// Kind and id of an object.
+pub type ObjectKey = (Kind, String);
+
+/// What limits the next transaction.
+#[derive(Default, Debug)]
+pub struct TransactionLimits {
+    /// Most actions, network guards not counted; `None`: no limit.
+    most: Option<usize>,
+    refusals: u32,
+    /// Actions of the transaction that is being written, network guards not counted.
+    writing: Vec<ObjectKey>,
+    left_out: BTreeMap<ObjectKey, LeftOutObject>,
+}
+
+/// An object that is not written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeftOutObject {
+    /// For people.
+    pub reason: String,
+    /// The stored version that the plan was for; 0: it is not stored yet.
+    version: u64,
+    until: Timestamp,
+}
+
+impl TransactionLimits {
+    /// The actions to write now, in order; the rest is planned again.
+    pub fn fit(&mut self, store: &Store, actions: Vec<Action>, now: Timestamp) -> Vec<Action> {
+        let version = |(kind, id): &ObjectKey| kind.stored_meta(store, id).map_or(0, |meta| meta.version);
+        self.left_out.retain(|key, object| now < object.until && version(key) == object.version);
+        let (mut guards, mut rest) = (Vec::new(), Vec::new());
+        for action in actions {
+            let key = action.target();
+            let size = encoded_size(&action);
+            if size > OBJECT {
+                self.leave_out(key, &format!("it has {size} bytes, {OBJECT} are the most"), store, now);
+            } else if self.left_out.contains_key(&key) {
+            } else if key.0 == Kind::Network {
+                guards.push((action, size));
+            } else {
+                rest.push((action, size));
+            }
+        }
+        // The guards of addresses are in the transaction of the addresses. If those are left out, a guard that changes nothing
+        // is not written alone: that would be planned again for ever.
+        if rest.is_empty() {
+            let is_unchanged = |action: &Action| matches!(action, Action::Update(object) if object.is_stored(store));
+            rest.extend(guards.drain(..).filter(|(action, _)| !is_unchanged(action)));
+        }
+        let mut left = TRANSACTION.saturating_sub(guards.iter().map(|(_, size)| size).sum());
+        let mut count = 0;
+        for (_, size) in &rest {
+            if count > 0 && (*size > left || self.most.is_some_and(|most| count >= most)) {
+                break;
+            }
+            left = left.saturating_sub(*size);
+            count += 1;
+        }
+        // What happens to the tasks of a slot belongs together.
+        let together = |at: usize| slot_of(&rest[at].0).is_some_and(|slot| slot_of(&rest[at - 1].0) == Some(slot));
+        if count < rest.len() && self.most.is_none() {
+            count = (1..=count).rev().find(|at| !together(*at)).unwrap_or(count);
+        }
+        rest.truncate(count);
+        self.writing = rest.iter().map(|(action, _)| action.target()).collect();
+        rest.into_iter().chain(guards).map(|(action, _)| action).collect()
+    }
+
+    /// The transaction was written.
+    pub fn written(&mut self) {
+        self.refusals = 0;
+        self.most = None;
+    }
+
+    /// The store refused the transaction. One that it refuses again and again is halved until the object is found that it
+    /// does not take.
+    pub fn refused(&mut self, store: &Store, reason: &str, now: Timestamp) {
+        self.refusals += 1;
+        if self.refusals < REFUSALS {
+            return;
+        }
+        match std::mem::take(&mut self.writing) {
+            one if one.len() == 1 => {
+                for key in one {
+                    self.leave_out(key, reason, store, now);
+                }
+                self.written();
+            }
+            several => self.most = Some((several.len() / 2).max(1)),
+        }
+    }
+
+    /// Objects that are not written, for people.
+    pub fn left_out(&self) -> &BTreeMap<ObjectKey, LeftOutObject> {
+        &self.left_out
+    }
+
+    fn leave_out(&mut self, key: ObjectKey, reason: &str, store: &Store, now: Timestamp) {
+        let (kind, id) = &key;
+        if !self.left_out.contains_key(&key) {
+            tracing::error!(%kind, id, reason, "a planned change cannot be written: it is left out, everything else goes on");
+        }
+        let version = kind.stored_meta(store, id).map_or(0, |meta| meta.version);
+        self.left_out.insert(key, LeftOutObject { reason: reason.to_owned(), version, until: now.plus(LEFT_OUT) });
+    }
+}
+
+/// The slot of the task that is written.
+fn slot_of(action: &Action) -> Option<(&ServiceId, u64)> {
+    match action {
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot)),
+        _ => None,
+    }
+}
+
+/// Bytes of the action's document.
+fn encoded_size(action: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Writing to a counter cannot fail; what cannot be encoded fails when it is written.
+    let _ = serde_json::to_writer(&mut count, action);
+    count.0
+}

@@ -1,0 +1,103 @@
+//! Keeps `node.json` current: the managers, and the host's description. The next run of the daemon starts from them when it
+//! has no ledger, or no engine yet.
+
+use super::state_dir::{MembershipFile, StateDir};
+use crate::model::node::NodeDescription;
+use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
+use crate::model::{NodeView, Revision, Role, WgKey};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Pause after a write, for further changes.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The managers that a view names, without what changes often.
+fn managers(view: &NodeView) -> Vec<Peer> {
+    let managers = view.cluster.nodes.iter().filter(|node| node.manager);
+    managers.map(|node| Peer { containers: Vec::new(), down: false, ..node.clone() }).collect()
+}
+
+/// A view that names the managers and this node, and nothing else, for a node without a ledger: its tunnel reaches the
+/// managers, and they send it the rest. `key` is this node's. `None` if there is no
+/// manager to reach.
+pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Option<NodeView> {
+    let is_manager = membership.role == Role::Manager;
+    if membership.managers.is_empty() && !is_manager {
+        return None;
+    }
+    let me = Peer {
+        node_id: membership.node_id.clone(),
+        hostname: String::new(),
+        manager: is_manager,
+        key,
+        subnet: membership.subnet,
+        ingress_addr: membership.ingress_addr,
+        endpoints: Vec::new(),
+        containers: Vec::new(),
+        ebpf: false,
+        down: false,
+    };
+    let others = membership.managers.iter().filter(|manager| manager.node_id != me.node_id).cloned();
+    let mut nodes: Vec<Peer> = others.collect();
+    nodes.push(me);
+    nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+    let cluster = ClusterPart { mesh: membership.mesh, pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() };
+    Some(NodeView {
+        revision: Revision::default(),
+        tasks: Arc::new(Tasks::default()),
+        networks: Arc::new(Networks::default()),
+        cluster: Arc::new(cluster),
+    })
+}
+
+/// Rewrites the file when what it has of the view or of the host changes, until `stop`.
+pub(super) async fn run(
+    dir: StateDir,
+    mut membership: MembershipFile,
+    mut view: watch::Receiver<Option<Arc<NodeView>>>,
+    mut description: watch::Receiver<Option<NodeDescription>>,
+    stop: CancellationToken,
+) {
+    view.mark_changed();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = view.changed() => if changed.is_err() { return },
+            changed = description.changed() => if changed.is_err() { return },
+        }
+        let next = next(&membership, view.borrow_and_update().as_deref(), description.borrow_and_update().as_ref());
+        if next == membership {
+            continue;
+        }
+        membership = next;
+        let (dir, file) = (dir.clone(), membership.clone());
+        // Not cancelled: the file must not be written after the node has left.
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || file.store(&dir)).await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the managers' addresses were not written: they are needed without a ledger"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+fn next(membership: &MembershipFile, view: Option<&NodeView>, description: Option<&NodeDescription>) -> MembershipFile {
+    let mut next = membership.clone();
+    // A view without managers says nothing about how to reach one.
+    if let Some(managers) = view.map(managers).filter(|managers| !managers.is_empty()) {
+        next.managers = managers;
+    }
+    if let Some(description) = description {
+        next.description = Some(description.clone());
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests;

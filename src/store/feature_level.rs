@@ -1,0 +1,65 @@
+//! The feature level of a cluster: what may be written to its log. A manager of an older build reads what its own levels have and
+//! nothing newer, so the leader raises the level only when every manager has the next one ([`crate::model::Cluster::feature_level`]).
+//! Entries and snapshots carry the level that they were written at as the number of their format.
+//!
+//! | level | since | what is new |
+//! |---|---|---|
+//! | 1 | 0.1 | |
+//! | 2 | 0.2 | every manager refuses fields that it does not know; managers of level 1 drop them in silence |
+
+use super::object::{Kind, Store, StoreError, Transaction};
+use crate::model::FormatRange;
+
+/// Levels of this build. It reads entries and snapshots of each, and writes at the cluster's.
+pub const FEATURE_LEVELS: FormatRange = FormatRange::new(1, 2);
+
+impl Kind {
+    /// First level at which objects of the kind may be written.
+    fn first_level(self) -> u32 {
+        match self {
+            Self::Cluster | Self::Node | Self::Network | Self::Service | Self::Task => 1,
+        }
+    }
+}
+
+impl Store {
+    /// The cluster's level; the first one before there is a cluster.
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.cluster().map_or(FEATURE_LEVELS.oldest, |cluster| cluster.feature_level)
+    }
+}
+
+/// Refuses a transaction that managers of the level cannot read. For the proposer: what is committed is applied everywhere.
+///
+/// # Errors
+/// [`StoreError::NeedsLevel`] with the first kind that is too new.
+pub fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
+    let kinds = transaction.actions.iter().map(|action| action.target().0);
+    refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)
+}
+
+fn refuse_newer(kinds: impl Iterator<Item = (Kind, u32)>, level: u32) -> Result<(), StoreError> {
+    let mut newer = kinds.filter(|(_, needed)| *needed > level);
+    newer.next().map_or(Ok(()), |(kind, needed)| Err(StoreError::NeedsLevel { kind, needed, level }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::object::Action;
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[test]
+    fn what_needs_a_newer_level_is_refused_by_name() {
+        let remove = |kind| Action::Remove(kind, "a".to_owned());
+        let transaction = Transaction { at: Timestamp(0), actions: vec![remove(Kind::Node), remove(Kind::Task)] };
+        assert_eq!(check_level(&transaction, 1), Ok(()));
+        let error = refuse_newer([(Kind::Node, 1), (Kind::Task, 3)].into_iter(), 2).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a task needs feature level 3, the cluster is at level 2: upgrade skep on every manager first"
+        );
+        assert_eq!(refuse_newer([(Kind::Task, 3)].into_iter(), 3), Ok(()));
+    }
+}

@@ -1,0 +1,127 @@
+//! Init, join and leave as clients post them.
+
+use super::fixture::{ApiFixture, FakeNode};
+use serde_json::{Value, json};
+use skep::api::control::Membership;
+use skep::clock::{Clock, SystemClock};
+use skep::model::Role;
+use skep::store::Action;
+use std::time::Duration;
+
+async fn post(fixture: &ApiFixture, target: &str, body: &Value) -> (u16, Value) {
+    let reply = fixture.client.request("POST", target, Some(body)).await.unwrap();
+    let value: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    (reply.status.as_u16(), if value["message"].is_string() { value["message"].clone() } else { value })
+}
+
+/// Ansible posts it whenever it is to force something.
+#[tokio::test]
+async fn a_forced_new_cluster_keeps_the_cluster_of_its_only_manager_and_is_a_new_one_outside() {
+    let body = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.123.0.1", "ForceNewCluster": true});
+    let outside = FakeNode::new(Membership::Inactive);
+    let fixture = ApiFixture::serve(outside.clone(), None);
+    let id = json!(FakeNode::lab1().node_id);
+    assert_eq!(post(&fixture, "/swarm/init", &body).await, (200, id.clone()));
+    outside.last_init.lock().unwrap().take();
+    let before = outside.store.lock().unwrap().as_ref().unwrap().read();
+    assert_eq!(post(&fixture, "/swarm/init", &body).await, (200, id), "inside, the same node");
+    assert!(outside.last_init.lock().unwrap().is_none(), "nothing is created");
+    assert_eq!(*outside.store.lock().unwrap().as_ref().unwrap().read(), *before);
+
+    let several = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = several.store.lock().unwrap().clone().unwrap();
+    let managers = ["ej9fe8a4i12wa7r06tdh2hha7", "ymrqj25p8la8xztehs0leksm4"];
+    let create = |id: &str| Action::create(super::recorded_store::node(id, "lab1", Role::Manager));
+    store.write(SystemClock.now(), managers.map(create).to_vec()).await.unwrap();
+    let pending = Membership::Pending { node_addr: None, remotes: Vec::new(), error: "damaged".to_owned() };
+    for node in [several, FakeNode::new(pending), FakeNode::new(Membership::Worker(FakeNode::lab2()))] {
+        let (status, message) = post(&ApiFixture::serve(node, None), "/swarm/init", &body).await;
+        assert!([501, 503].contains(&status) && !message.to_string().contains("leave"), "{status} {message}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_no_host_is_refused_and_every_form_of_a_managers_address_is_understood() {
+    let node = FakeNode::new(Membership::Inactive);
+    let fixture = ApiFixture::serve(node.clone(), None);
+    for data_path in ["0.0.0.0", "0.0.0.0:2000", "::", "10.123.0.1:2000", "eth0:2000", "[2001:db8::1]:4789"] {
+        let body = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "", "DataPathAddr": data_path});
+        let (status, message) = post(&fixture, "/swarm/init", &body).await;
+        assert_eq!(status, 400, "{data_path}: {message}");
+        assert!(message.as_str().unwrap().contains("data path address must be a non-zero IP address"), "{message}");
+    }
+    let join = |addresses: Value| json!({"ListenAddr": "", "RemoteAddrs": addresses, "JoinToken": "SWMTKN-1-a-b"});
+    let refused = post(&fixture, "/swarm/join", &join(json!([""]))).await;
+    assert_eq!(refused, (400, json!("invalid remoteAddr \"\": invalid empty address")));
+    assert_eq!(post(&fixture, "/swarm/join", &join(json!(["[2001:db8::1]", "lab1"]))).await.0, 200);
+    let joined = node.last_join.lock().unwrap().take().unwrap();
+    assert_eq!(joined.remote_addrs, ["[2001:db8::1]:2377", "lab1:2377"]);
+}
+
+#[tokio::test]
+async fn a_history_limit_of_zero_is_kept_at_init() {
+    let node = FakeNode::new(Membership::Inactive);
+    let fixture = ApiFixture::serve(node.clone(), None);
+    let spec = json!({"Orchestration": {"TaskHistoryRetentionLimit": 0}, "Raft": {}, "Dispatcher": {}, "Labels": null});
+    let body = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.123.0.1", "Spec": spec});
+    assert_eq!(post(&fixture, "/swarm/init", &body).await.0, 200);
+    let spec = node.last_init.lock().unwrap().take().unwrap().spec;
+    assert_eq!(spec.orchestration.task_history_retention_limit, Some(0));
+}
+
+/// Tasks may take as long to stop as their grace period; the node is in no swarm before.
+#[tokio::test]
+async fn a_leave_answers_when_the_membership_has_ended_and_on_request_when_everything_is_taken_down() {
+    let bound = Duration::from_secs(30);
+    let node = FakeNode::new(Membership::Worker(FakeNode::lab2()));
+    node.taken_down.forget_permits(1);
+    let fixture = ApiFixture::serve(node.clone(), None);
+    let left = tokio::time::timeout(bound, post(&fixture, "/swarm/leave", &json!({}))).await;
+    assert_eq!(left.expect("an answer while tasks stop").0, 200);
+
+    *node.membership.lock().unwrap() = Membership::Worker(FakeNode::lab2());
+    let body = json!({});
+    let waiting = post(&fixture, "/swarm/leave?wait=1", &body);
+    tokio::pin!(waiting);
+    tokio::select! {
+        answer = &mut waiting => panic!("answered before everything was taken down: {answer:?}"),
+        () = async { while *node.membership.lock().unwrap() != Membership::Inactive { tokio::task::yield_now().await } } => {}
+    }
+    node.taken_down.add_permits(2);
+    assert_eq!(tokio::time::timeout(bound, waiting).await.expect("an answer").0, 200);
+}
+
+/// The daemon's settings decide these: a value that has no effect is refused by its name.
+#[tokio::test]
+async fn settings_without_an_effect_are_refused_by_name_and_what_is_stored_is_accepted_back() {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    let mut cluster = super::recorded_store::cluster();
+    cluster.spec.raft.snapshot_interval = Some(9000);
+    store.write(SystemClock.now(), vec![Action::create(cluster)]).await.unwrap();
+    let fixture = ApiFixture::serve(node, None);
+    let version = || store.read().cluster().unwrap().meta.version;
+    for (spec, path) in [
+        (json!({"Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64}}), "Dispatcher.HeartbeatPeriod"),
+        (json!({"Raft": {"SnapshotInterval": 5000}}), "Raft.SnapshotInterval"),
+        (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
+        (json!({"Raft": {"HeartbeatTick": 2}}), "Raft.HeartbeatTick"),
+        (json!({"Raft": {"KeepOldSnapshots": 2}}), "Raft.KeepOldSnapshots"),
+        (json!({"Raft": {"LogEntriesForSlowFollowers": 9}}), "Raft.LogEntriesForSlowFollowers"),
+    ] {
+        let (status, message) = post(&fixture, &format!("/swarm/update?version={}", version()), &spec).await;
+        assert_eq!(status, 501, "{message}");
+        assert!(message.as_str().unwrap().contains(path), "{path}: {message}");
+        let init = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.123.0.1", "Spec": spec});
+        let (status, message) = post(&ApiFixture::serve(FakeNode::new(Membership::Inactive), None), "/swarm/init", &init).await;
+        assert_eq!(status, 501, "{message}");
+    }
+    let mut shown: Value = fixture.client.get("/swarm").await.unwrap().json().unwrap();
+    shown["Spec"]["Labels"] = json!({"a": "b"});
+    let target = format!("/swarm/update?version={}", version());
+    assert_eq!(post(&fixture, &target, &shown["Spec"]).await.0, 200, "what was stored before, with other labels");
+    // As Ansible posts it: all that the playbook does not name is zero.
+    let target = format!("/swarm/update?version={}", version());
+    assert_eq!(post(&fixture, &target, &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
+    assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
+}

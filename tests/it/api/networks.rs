@@ -1,0 +1,195 @@
+//! Networks: removed at once, also under tasks that still stop; names and references over the swarm's and the engine's
+//! networks together.
+
+use super::fixture::FakeNode;
+use super::recorded_store;
+use super::recording_engine::RecordingEngine;
+use serde_json::{Value, json};
+use skep::api::control::Membership;
+use skep::clock::{Clock, SystemClock};
+use skep::model::task::Attachment;
+use skep::model::{NetworkId, NodeId, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus};
+use skep::store::{Action, Kind, StoreHandle};
+use std::sync::Arc;
+
+const SWARM_ID: &str = "dbaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// A manager with these swarm networks, as (id, name).
+async fn manager(networks: &[(&str, &str)]) -> (Arc<FakeNode>, StoreHandle) {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    let create = |(id, name): &(&str, &str)| Action::create(recorded_store::network(id, name, Some("10.0.9.0/24")));
+    store.write(SystemClock.now(), networks.iter().map(create).collect()).await.unwrap();
+    (node, store)
+}
+
+/// An engine with these networks of its own, as (id, name).
+fn with_local(networks: &'static [(&'static str, &'static str)]) -> impl Fn(&str) -> Option<(u16, Value)> {
+    move |line| {
+        let shown = |(id, name): &(&str, &str)| json!({"Id": id, "Name": name, "Driver": "bridge", "Scope": "local"});
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["GET", "/networks"] => Some((200, networks.iter().map(shown).collect())),
+            ["GET", target] if target.starts_with("/networks?") => Some((200, json!([]))),
+            ["GET", target] => {
+                let reference = target.trim_start_matches("/networks/");
+                networks.iter().find(|(id, name)| reference == *id || reference == *name).map(|n| (200, shown(n)))
+            }
+            ["DELETE", target] => {
+                networks.iter().any(|(id, _)| target.trim_start_matches("/networks/") == *id).then_some((204, Value::Null))
+            }
+            ["POST", "/networks/create"] => Some((201, json!({"Id": "5555", "Warning": ""}))),
+            _ => None,
+        }
+    }
+}
+
+/// A running task of the service on the network.
+fn task(id: &str, service: &str, network: &str) -> Task {
+    Task {
+        id: TaskId::from(id),
+        meta: skep::model::Meta::default(),
+        spec: TaskSpec::default(),
+        spec_version: 1,
+        service_id: ServiceId::from(service),
+        service_name: "web".to_owned(),
+        service_labels: std::collections::BTreeMap::new(),
+        slot: 1,
+        node_id: Some(NodeId::from("lab2")),
+        desired_state: TaskState::Running,
+        status: TaskStatus { state: TaskState::Running, ..TaskStatus::default() },
+        attachments: vec![Attachment { network_id: NetworkId::from(network), address: "10.0.9.5/24".parse().unwrap() }],
+        not_before: None,
+        ports: Vec::new(),
+        listens: Vec::new(),
+        failures: skep::model::task::EarlierFailures::default(),
+        pull_auth: None,
+    }
+}
+
+#[tokio::test]
+async fn a_network_is_removed_right_after_its_service_while_its_tasks_still_stop() {
+    let (node, store) = manager(&[(SWARM_ID, "back")]).await;
+    let mut spec =
+        json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}, "Networks": [{"Target": SWARM_ID}]}});
+    spec["Mode"] = json!({"Replicated": {"Replicas": 1}});
+    let service = recorded_store::service("svcaaaaaaaaaaaaaaaaaaaaaa", spec.clone()).unwrap();
+    let actions = vec![Action::create(service), Action::create(task("t1", "svcaaaaaaaaaaaaaaaaaaaaaa", SWARM_ID))];
+    store.write(SystemClock.now(), actions).await.unwrap();
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+
+    let (status, message) = engine.send("DELETE", "/networks/back", None).await;
+    assert_eq!(status, 400, "{message}");
+    assert!(message.as_str().unwrap().contains("in use by service"), "{message}");
+    assert_eq!(engine.send("DELETE", "/services/web", None).await.0, 200);
+    assert_eq!(engine.send("DELETE", "/networks/back", None).await, (204, json!("")));
+
+    assert_eq!(engine.send("GET", "/networks", None).await.1, json!([]), "it is listed no more");
+    assert_eq!(engine.send("GET", "/networks/back", None).await.0, 404);
+    assert_eq!(engine.send("DELETE", &format!("/networks/{SWARM_ID}"), None).await.0, 404);
+    spec["Name"] = json!("late");
+    assert_eq!(engine.send("POST", "/services/create", Some(&spec)).await.0, 500, "no service can be attached to it");
+    let held = store.read();
+    assert!(held.network(&NetworkId::from(SWARM_ID)).is_some_and(|n| n.removing), "the task still has its address");
+    let shown = engine.send("GET", "/tasks/t1", None).await.1;
+    assert_eq!(shown["NetworksAttachments"][0]["Addresses"][0], "10.0.9.5/24", "{shown}");
+
+    let again = json!({"Name": "back", "Driver": "overlay"});
+    let (status, created) = engine.send("POST", "/networks/create", Some(&again)).await;
+    assert_eq!(status, 201, "its name is free: {created}");
+    let listed = engine.send("GET", "/networks", None).await.1;
+    assert_eq!(listed[0]["Id"], created["Id"], "{listed}");
+    assert_eq!(engine.send("POST", "/networks/prune", None).await.1, json!({"NetworksDeleted": ["back"]}), "the new one, once");
+}
+
+#[tokio::test]
+async fn a_network_without_addresses_is_removed_whole() {
+    let (node, store) = manager(&[(SWARM_ID, "back")]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+    assert_eq!(engine.send("DELETE", "/networks/back", None).await.0, 204);
+    assert_eq!(store.read().network(&NetworkId::from(SWARM_ID)), None);
+}
+
+#[tokio::test]
+async fn a_task_that_is_to_run_keeps_its_network_although_its_service_has_left_it() {
+    let (node, store) = manager(&[(SWARM_ID, "back")]).await;
+    let service = recorded_store::service("svcaaaaaaaaaaaaaaaaaaaaaa", json!({"Name": "web"})).unwrap();
+    let running = task("t1", "svcaaaaaaaaaaaaaaaaaaaaaa", SWARM_ID);
+    store.write(SystemClock.now(), vec![Action::create(service), Action::create(running.clone())]).await.unwrap();
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+    let (status, message) = engine.send("DELETE", "/networks/back", None).await;
+    assert_eq!((status, message.as_str().unwrap().ends_with("in use by task t1")), (400, true), "{message}");
+    let version = Kind::Task.stored_meta(&store.read(), "t1").unwrap();
+    let stopping = Task { desired_state: TaskState::Shutdown, meta: version, ..running };
+    store.write(SystemClock.now(), vec![Action::update(stopping)]).await.unwrap();
+    assert_eq!(engine.send("DELETE", "/networks/back", None).await.0, 204);
+}
+
+/// The id of the swarm's network begins with the name of the engine's.
+#[tokio::test]
+async fn the_engines_network_of_that_name_is_removed_and_not_the_swarms_of_such_an_id() {
+    let (node, store) = manager(&[(SWARM_ID, "front")]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[("0dfe", "db")]));
+    assert_eq!(engine.send("GET", "/networks/db", None).await.1["Driver"], "bridge");
+    assert_eq!(engine.send("DELETE", "/networks/db", None).await.0, 204);
+    assert_eq!(engine.asked("DELETE"), [("DELETE /networks/0dfe".to_owned(), Value::Null)]);
+    assert!(store.read().network(&NetworkId::from(SWARM_ID)).is_some());
+    assert_eq!(engine.send("DELETE", "/networks/dba", None).await.0, 204, "a prefix of one id only");
+    assert_eq!(store.read().network(&NetworkId::from(SWARM_ID)), None);
+}
+
+#[tokio::test]
+async fn a_name_that_two_networks_have_removes_neither() {
+    let (node, store) = manager(&[(SWARM_ID, "both")]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[("0dfe", "both")]));
+    for (method, target) in [("DELETE", "/networks/both"), ("GET", "/networks/both"), ("POST", "/networks/both/connect")] {
+        let (status, message) = engine.send(method, target, Some(&json!({"Container": "c1"}))).await;
+        assert_eq!((status, message.as_str().unwrap().contains("ambiguous")), (400, true), "{method} {message}");
+    }
+    assert!(engine.asked("DELETE").is_empty() && store.read().network(&NetworkId::from(SWARM_ID)).is_some());
+}
+
+#[tokio::test]
+async fn a_name_is_taken_whichever_kind_of_network_has_it() {
+    let (node, _) = manager(&[(SWARM_ID, "front")]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[("0dfe", "lan")]));
+    for (name, driver) in [("front", "bridge"), ("front", ""), ("lan", "overlay"), ("front", "overlay")] {
+        let (status, message) = engine.send("POST", "/networks/create", Some(&json!({"Name": name, "Driver": driver}))).await;
+        assert_eq!((status, message), (409, json!(format!("network with name {name} already exists"))), "{driver}");
+    }
+    assert!(engine.asked("POST /networks/create").is_empty());
+    for (name, driver) in [("lan2", "overlay"), ("front2", "bridge")] {
+        assert_eq!(engine.send("POST", "/networks/create", Some(&json!({"Name": name, "Driver": driver}))).await.0, 201);
+    }
+}
+
+#[tokio::test]
+async fn options_without_an_effect_are_taken_with_a_warning_and_ipv4_cannot_be_left_out() {
+    let (node, _) = manager(&[]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+    let option = "com.docker.network.driver.overlay.vxlanid_list";
+    let posted = json!({"Name": "front", "Driver": "overlay", "Options": { option: "4097" }});
+    let (status, created) = engine.send("POST", "/networks/create", Some(&posted)).await;
+    assert!(status == 201 && created["Warning"].as_str().unwrap().contains(option), "{created}");
+    assert_eq!(engine.send("GET", "/networks/front", None).await.1["Options"][option], "4097");
+    let posted = json!({"Name": "six", "Driver": "overlay", "EnableIPv4": false, "EnableIPv6": true});
+    let refused = engine.send("POST", "/networks/create", Some(&posted)).await;
+    assert_eq!(refused, (400, json!("IPv4 cannot be disabled in a Swarm scoped network")));
+}
+
+/// Clients that force a removal disconnect everything first.
+#[tokio::test]
+async fn a_container_of_a_task_is_disconnected_on_the_engine() {
+    let (node, _) = manager(&[(SWARM_ID, "front")]).await;
+    let engine = RecordingEngine::serve(node, |line| {
+        let part = json!({"Id": "77aa", "Name": "front", "Driver": "skep", "Options": {"skep.network": SWARM_ID}});
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["GET", target] if target.starts_with("/networks/77aa") => Some((200, part)),
+            ["GET", target] if target.starts_with("/networks") => Some((200, json!([part]))),
+            ["POST", "/networks/77aa/disconnect"] => Some((200, Value::Null)),
+            _ => None,
+        }
+    });
+    let posted = json!({"Container": "web.1.t1", "Force": true});
+    assert_eq!(engine.send("POST", "/networks/front/disconnect", Some(&posted)).await.0, 200);
+    assert_eq!(engine.asked("POST"), [("POST /networks/77aa/disconnect".to_owned(), posted)]);
+}

@@ -1,0 +1,90 @@
+//! No field that this build does not know is dropped in silence. Each object of a document that has every field of every kind
+//! gets a further field; the document must then be refused, or be written again with it.
+
+use serde_json::{Value, json};
+use skep::store::{Store, Transaction, decode_document};
+
+/// Every field of every kind of object is set.
+const SNAPSHOT: &[u8] = include_bytes!("../store/recorded/snapshot.json");
+const ENTRY: &[u8] = include_bytes!("../store/recorded/entry.json");
+
+/// An entry of the log.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Entry {
+    format: u32,
+    transaction: Transaction,
+}
+
+/// Pointers of all objects in a document.
+fn objects(value: &Value, at: String, out: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                objects(value, format!("{at}/{}", name.replace('~', "~0").replace('/', "~1")), out);
+            }
+            out.push(at);
+        }
+        Value::Array(items) => {
+            for (number, item) in items.iter().enumerate() {
+                objects(item, format!("{at}/{number}"), out);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Adds a field to each object in turn; returns the places whose field was refused by name.
+fn refused_at(document: &[u8], rewrite: impl Fn(&[u8]) -> anyhow::Result<Vec<u8>>) -> Vec<String> {
+    let known: Value = serde_json::from_slice(document).unwrap();
+    let mut places = Vec::new();
+    objects(&known, String::new(), &mut places);
+    let mut refused = Vec::new();
+    for place in places {
+        for value in [json!(null), json!("x"), json!(1), json!([]), json!({ "More": 1 })] {
+            let mut newer = known.clone();
+            let object = newer.pointer_mut(&place).unwrap().as_object_mut().unwrap();
+            object.insert("FieldOfANewerBuild".to_owned(), value.clone());
+            match rewrite(&serde_json::to_vec(&newer).unwrap()) {
+                // A map of the user, labels for example.
+                Ok(written) => {
+                    let written: Value = serde_json::from_slice(&written).unwrap();
+                    assert_eq!(written, newer, "the field {value} at {place} was dropped");
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if error.contains("`FieldOfANewerBuild`") {
+                        assert!(error.contains("written by a newer version of skep"), "{place}: {error}");
+                        refused.push(place.clone());
+                    }
+                }
+            }
+        }
+    }
+    refused.dedup();
+    refused
+}
+
+#[test]
+fn a_snapshot_with_an_unknown_field_is_refused_by_name() {
+    assert!(Store::restore(SNAPSHOT).is_ok());
+    let refused = refused_at(SNAPSHOT, |bytes| Ok(Store::restore(bytes)?.snapshot()));
+    for place in ["", "/store", "/store/cluster", "/store/nodes/n1", "/store/networks/net", "/store/services/svc"] {
+        assert!(refused.iter().any(|at| at == place), "{place}: {refused:#?}");
+    }
+    let deep = "/store/services/svc/spec/TaskTemplate/ContainerSpec/Healthcheck";
+    assert!(refused.iter().any(|at| at == deep), "{refused:#?}");
+}
+
+#[test]
+fn an_entry_with_an_unknown_field_is_refused_by_name() {
+    let refused = refused_at(ENTRY, |bytes| Ok(serde_json::to_vec(&decode_document::<Entry>(bytes)?)?));
+    assert!(refused.iter().any(|at| at == "/transaction") && refused.len() > 20, "{refused:#?}");
+}
+
+#[test]
+fn an_unknown_kind_of_object_is_refused_by_name() {
+    let entry = r#"{"format":1,"transaction":{"at":"2026-01-01T00:00:00Z","actions":[{"Remove":["Colour","a"]}]}}"#;
+    let error = decode_document::<Entry>(entry.as_bytes()).err().expect("refused");
+    let error = format!("{error:#}");
+    assert!(error.contains("Colour") && error.contains("written by a newer version of skep"), "{error}");
+}

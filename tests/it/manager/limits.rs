@@ -1,0 +1,137 @@
+//! No object and no node keeps the leader from writing what concerns all others.
+
+use super::fixture::{self, apply, node, service};
+use super::leader_cores::LeaderCores;
+use skep::manager::bounds::{DESCRIPTION, ENDPOINTS, STATUS_TEXT};
+use skep::manager::liveness::Event;
+use skep::manager::round::RoundPlanner;
+use skep::manager::session::SessionId;
+use skep::manager::transaction_limits::{OBJECT, TRANSACTION, TransactionLimits};
+use skep::manager::{LowestApplied, ManagerSettings};
+use skep::model::{NodeState, Revision, Task, TaskState, TaskStatus};
+use skep::protocol::{FORMAT, ToManager};
+use skep::store::{Action, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+fn ready(nodes: usize) -> Store {
+    let mut store = fixture::store(nodes);
+    let ready = store.nodes().map(|n| {
+        let mut n = n.clone();
+        n.status.state = NodeState::Ready;
+        Action::update(n)
+    });
+    let ready = ready.collect();
+    apply(&mut store, fixture::START, ready);
+    store
+}
+
+fn size(actions: &[Action]) -> usize {
+    actions.iter().map(|action| serde_json::to_vec(action).unwrap().len()).sum()
+}
+
+#[test]
+fn two_hundred_large_tasks_are_written_in_small_transactions() {
+    let mut store = ready(3);
+    let mut large = service("large", 200, &[(8080, 80)], &[]);
+    large.spec.task_template.container_spec.env = vec![format!("TEXT={}", "x".repeat(42 << 10))];
+    apply(&mut store, fixture::START, vec![Action::create(large)]);
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    for round in 0.. {
+        assert!(round < 100, "it does not settle");
+        let applied = LowestApplied::by_all(store.revision());
+        let actions = planner.round(&store, Vec::new(), applied, fixture::START);
+        if actions.is_empty() {
+            break;
+        }
+        assert!(size(&actions) <= TRANSACTION, "{}", size(&actions));
+        apply(&mut store, fixture::START, actions);
+        planner.written();
+    }
+    assert_eq!(store.tasks().filter(|t| t.status.state == TaskState::Assigned).count(), 200);
+    assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
+}
+
+#[test]
+fn an_object_that_no_entry_holds_is_left_out_by_name_and_all_others_are_written() {
+    let store = ready(2);
+    let mut limits = TransactionLimits::default();
+    let mut large = store.node(&node(1)).unwrap().clone();
+    large.description.hostname = "n".repeat(OBJECT);
+    let small = store.node(&node(2)).unwrap().clone();
+    let actions = limits.fit(&store, vec![Action::update(large), Action::update(small)], fixture::START);
+    assert_eq!(actions.iter().map(|a| a.target().1).collect::<Vec<_>>(), ["n2"]);
+    let ((_, id), object) = limits.left_out().first_key_value().unwrap();
+    assert!(id == "n1" && object.reason.contains("bytes"), "{object:?}");
+}
+
+#[test]
+fn the_guards_of_what_is_left_out_are_not_written_for_ever() {
+    let store = ready(1);
+    let mut limits = TransactionLimits::default();
+    let network = store.networks().next().unwrap().clone();
+    let mut large = store.node(&node(1)).unwrap().clone();
+    large.description.hostname = "n".repeat(OBJECT);
+    let plan = vec![Action::update(large), Action::update(network.clone())];
+    assert_eq!(limits.fit(&store, plan, fixture::START), []);
+    let renamed = skep::model::Network { subnet: Some("10.9.0.0/24".parse().unwrap()), ..network };
+    assert_eq!(limits.fit(&store, vec![Action::update(renamed)], fixture::START).len(), 1, "a network that changes is");
+}
+
+#[test]
+fn a_plan_that_the_store_always_refuses_is_halved_until_the_cause_is_left_out() {
+    let store = ready(9);
+    let mut limits = TransactionLimits::default();
+    let plan = || -> Vec<Action> { store.nodes().map(|n| Action::update(n.clone())).collect() };
+    let refuses = |actions: &[Action]| actions.iter().any(|a| a.target().1 == "n5");
+    let mut written = std::collections::BTreeSet::new();
+    for attempt in 0..60 {
+        // What is written once is not planned again.
+        let due = plan().into_iter().filter(|a| !written.contains(&a.target().1)).collect();
+        let actions = limits.fit(&store, due, fixture::START);
+        if actions.is_empty() {
+            break;
+        }
+        assert!(attempt < 59, "it does not end: {actions:?}");
+        if refuses(&actions) {
+            limits.refused(&store, "no", fixture::START);
+        } else {
+            written.extend(actions.iter().map(|a| a.target().1));
+            limits.written();
+        }
+    }
+    assert_eq!(written.len(), 8);
+    assert_eq!(limits.left_out().keys().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["n5"]);
+    // Not for ever.
+    let later = fixture::START.plus(Duration::from_mins(2));
+    assert_eq!(limits.fit(&store, plan(), later).len(), 9);
+}
+
+#[test]
+fn what_a_node_says_is_bounded_before_it_is_written() {
+    let mut store = ready(2);
+    apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[], &[]))]);
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    let actions = planner.round(&store, Vec::new(), LowestApplied::by_all(store.revision()), fixture::START);
+    apply(&mut store, fixture::START, actions);
+    let task: Task = store.tasks().next().unwrap().clone();
+    let here = task.node_id.clone().unwrap();
+    let mut cores = LeaderCores::new(ManagerSettings::default(), Arc::new(store.clone()), fixture::START);
+    let mut description = fixture::description("n1");
+    description.engine_labels.insert("big".to_owned(), "x".repeat(9 << 20));
+    let endpoints = (1..100).map(|port| ([192, 0, 2, 1], port).into()).collect();
+    let hello = ToManager::Hello { format: FORMAT, formats: None, description, endpoints, have: Revision::default() };
+    cores.handle(fixture::START, Event::Opened { node: here.clone(), session: SessionId(1), hello });
+    let status = TaskStatus { state: TaskState::Failed, err: "e".repeat(9 << 20), ..TaskStatus::default() };
+    cores.handle(
+        fixture::START,
+        Event::Message { session: SessionId(1), message: ToManager::Status(vec![(task.id.clone(), status)]) },
+    );
+    let reports = cores.plan(&store, fixture::START);
+    assert!(size(&reports) < DESCRIPTION + STATUS_TEXT + 8192, "{}", size(&reports));
+    apply(&mut store, fixture::START, reports);
+    let stored = store.node(&here).unwrap();
+    assert!(stored.description.engine_labels.contains_key("skep.cut"), "{:?}", stored.description.engine_labels);
+    assert_eq!(stored.mesh.endpoints.len(), ENDPOINTS);
+    assert!(store.task(&task.id).unwrap().status.err.ends_with("(cut)"));
+}
