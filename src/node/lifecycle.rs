@@ -69,7 +69,7 @@ impl<M: Leave> Lifecycle<M> {
     /// What could not be taken down; the membership has ended all the same.
     pub(super) async fn leave(&self, member: &M) -> anyhow::Result<()> {
         member.announce().await;
-        // Before anybody can see that the node is in no swarm any more.
+        // Before a client can see that the node is in no swarm any more.
         let marked = member.mark_left();
         self.set(MembershipState::Inactive);
         member.take_down().await.and(marked)

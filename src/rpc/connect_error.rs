@@ -41,7 +41,7 @@ pub(super) fn tcp(error: &io::Error, to: SocketAddr) -> String {
     }
 }
 
-/// Why nobody answered within the time for the join.
+/// Why no answer came within the time for the join.
 pub(super) fn no_answer(after: Duration, to: SocketAddr) -> String {
     format!("no answer within {} s: {}", after.as_secs_f32(), silent(to.port()))
 }
