@@ -21,6 +21,7 @@ pub mod serde_helpers;
 pub mod service;
 pub mod task;
 pub mod time;
+pub mod unwritten;
 pub mod view;
 pub mod wg_key;
 
@@ -35,5 +36,6 @@ pub use pull_auth::PullAuth;
 pub use service::{Service, ServiceMode, ServiceSpec};
 pub use task::{Task, TaskSpec, TaskState, TaskStatus};
 pub use time::{Nanos, Timestamp};
+pub use unwritten::UnwrittenObject;
 pub use view::{NodeView, Revision};
 pub use wg_key::WgKey;

@@ -2,6 +2,7 @@
 //! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
+mod connect_error;
 mod failed_joins;
 pub mod frame;
 mod join;

@@ -1,6 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, Role};
+use crate::model::{Availability, ClusterSpec, NodeId, Role, UnwrittenObject};
 use crate::store::StoreHandle;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -151,6 +151,8 @@ pub trait NodeControl: Send + Sync {
     fn membership(&self) -> Membership;
     /// The store; `None` unless this node is a manager whose store is ready.
     fn store(&self) -> Option<StoreHandle>;
+    /// Objects that the leader, if it is this node, cannot write.
+    fn left_out(&self) -> Vec<UnwrittenObject>;
     /// Creates a swarm; returns this node's id in it once the store answers. Never called on a node of a swarm.
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError>;
     /// Joins a swarm; returns once this node is part of it. Never called on a node of a swarm.

@@ -5,9 +5,9 @@ use super::allocator::{self, QuarantinedAddresses};
 use super::feature_level::FeatureLevelPlanner;
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
-use super::transaction_limits::{ObjectKey, TransactionLimits};
+use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
 use super::{orchestrator, reaper, scheduler};
-use crate::model::{TaskState, Timestamp};
+use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -65,9 +65,19 @@ impl RoundPlanner {
         self.limits.refused(store, reason, now);
     }
 
-    /// Objects that cannot be written and are left out: kind, id and reason.
-    pub fn left_out(&self) -> Vec<String> {
-        self.limits.left_out().iter().map(|((kind, id), object)| format!("{kind} {id}: {}", object.reason)).collect()
+    /// Objects that cannot be written and are left out.
+    pub fn left_out(&self, store: &Store) -> Vec<UnwrittenObject> {
+        let unwritten = |((kind, id), object): (&ObjectKey, &LeftOutObject)| {
+            let service = object.service_id.as_ref().and_then(|id| store.service(id));
+            UnwrittenObject {
+                kind: kind.to_string(),
+                id: id.clone(),
+                service_id: object.service_id.clone(),
+                service_name: service.map(|s| s.spec.name.clone()).unwrap_or_default(),
+                reason: object.reason.clone(),
+            }
+        };
+        self.limits.left_out().iter().map(unwritten).collect()
     }
 
     /// True if a round may have something to do although the store did not change: a restart delay has passed, addresses

@@ -6,7 +6,7 @@ use super::liveness::LivenessSnapshot;
 use super::round::RoundPlanner;
 use super::session::Effect;
 use super::settings::ManagerSettings;
-use crate::model::{Revision, Timestamp};
+use crate::model::{Revision, Timestamp, UnwrittenObject};
 use crate::store::{Action, ProposeError, Store};
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(super) struct StepOutput {
     /// Lowest revision that every live node has applied.
     pub applied: Revision,
     /// Objects that cannot be written.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<UnwrittenObject>,
 }
 
 impl Term {
@@ -86,7 +86,7 @@ impl Term {
             let reports = self.dispatcher.plan(&self.store, now);
             write = self.planner.round(&self.store, reports, self.dispatcher.lowest_applied(now), now);
         }
-        StepOutput { effects, write, applied: self.dispatcher.applied(now), left_out: self.planner.left_out() }
+        StepOutput { effects, write, applied: self.dispatcher.applied(now), left_out: self.planner.left_out(&self.store) }
     }
 
     /// After a failure that is not a refusal the next change or tick plans again.

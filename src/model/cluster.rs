@@ -5,6 +5,10 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// What a second manager is refused with, at its join as at its promotion.
+pub const ONE_MANAGER: &str = "a swarm has one manager in this version of skep: no node can be promoted, and further nodes join \
+                               with the worker token (`docker swarm join-token worker`)";
+
 /// The store has exactly one of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cluster {

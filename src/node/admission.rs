@@ -8,6 +8,7 @@ use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, node_allocation};
+use crate::model::cluster::ONE_MANAGER;
 use crate::model::mesh::node_address;
 use crate::model::{NodeId, Role};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
@@ -66,9 +67,7 @@ impl JoinAuthority for Admission {
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
         let role = trust::role_of(&cluster.tokens, &request.token).ok_or(JoinRefused::Token)?;
         if role == Role::Manager {
-            return Err(other(
-                "further managers are not built yet: join with the worker token (`docker swarm join-token worker`)",
-            ));
+            return Err(other(ONE_MANAGER));
         }
         let id = NodeId::draw(&mut rand::rng());
         let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;

@@ -58,8 +58,10 @@ pub(super) fn start(
         // A node that is killed right after its join restarts from it.
         ledger.store(first)?;
     }
-    let (view, stop) = (context.view.clone(), context.stop());
-    context.supervisor.keep("ledger", move || ledger_writer::run(ledger.clone(), view.subscribe(), stop.clone()));
+    let (view, blockers, stop) = (context.view.clone(), env.blockers.clone(), context.stop());
+    context.supervisor.keep("ledger", move || {
+        ledger_writer::run(ledger.clone(), view.subscribe(), blockers.clone(), ledger_writer::RETRY, stop.clone())
+    });
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles };
     context.supervisor.once("relay", relay.run());

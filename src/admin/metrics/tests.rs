@@ -18,6 +18,7 @@ fn node_summary(id: &str, hostname: &str) -> NodeSummary {
         rx_bytes: 11,
         tx_bytes: 12,
         containers: 0,
+        feature_levels: None,
         path_mtu: None,
     }
 }

@@ -8,6 +8,7 @@ use crate::api::lookup;
 use crate::api::query::{Filters, quote};
 use crate::api::schema::NODE_SPEC;
 use crate::api::validate;
+use crate::model::cluster::ONE_MANAGER;
 use crate::model::{Node, NodeId, NodeSpec, NodeState, Role};
 use crate::store::{Action, Kind, Store};
 use axum::response::Response;
@@ -102,10 +103,7 @@ fn role_change_refusal(to: Role, managers: usize) -> ApiError {
             ApiError::rpc(GrpcCode::FailedPrecondition, "attempting to demote the last manager of the swarm")
         }
         Role::Worker => ApiError::not_implemented("demoting a manager is not implemented in skep yet: the node keeps its role"),
-        Role::Manager => ApiError::not_implemented(
-            "promoting a worker is not implemented in skep yet: a swarm has one manager, further managers cannot join it either \
-             (the node keeps its role)",
-        ),
+        Role::Manager => ApiError::not_implemented(format!("{ONE_MANAGER} (the node keeps its role)")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The joiner's side of a join: connect, check the server against the token's CA digest, send the request, bring the
 //! tunnel up, prove that UDP passes in both directions. Knows no tunnel: that is behind [`JoinerSide`].
 
+use super::super::connect_error::{self, HandshakeFailure};
 use super::super::frame::{FrameError, FrameReader, FrameWriter};
 use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{self, ClientReader, ClientWriter};
@@ -269,13 +270,20 @@ impl JoinConnection {
         match self.reader.message().await {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(self.broken("the manager closed the connection")),
-            Err(error) => Err(self.broken(error)),
+            Err(error) => Err(self.lost(error)),
+        }
+    }
+
+    fn lost(&self, error: FrameError) -> JoinError {
+        match error {
+            FrameError::Io(error) => self.broken(connect_error::lost(&error)),
+            other => self.broken(other),
         }
     }
 
     async fn write(&mut self, message: &FromJoiner) -> Result<(), JoinError> {
         let written = self.writer.write(message).await;
-        written.map_err(|error: FrameError| self.broken(error))
+        written.map_err(|error| self.lost(error))
     }
 
     /// `named`: the format that a manager without ranges compares with its own.
@@ -334,7 +342,7 @@ impl JoinConnection {
                     Ok(Some(ToJoiner::Refused(refused))) => return Err(refused.into()),
                     Ok(Some(ToJoiner::Reply(_))) => return Err(self.broken("a second reply")),
                     Ok(None) => return Err(self.broken("the manager closed the connection")),
-                    Err(error) => return Err(self.broken(error)),
+                    Err(error) => return Err(self.lost(error)),
                 },
             }
             if udp.proved() && !done {
@@ -367,32 +375,16 @@ impl JoinConnection {
 async fn connect_tcp(remote: SocketAddr, deadline: Instant, timeout: Duration) -> Result<TcpStream, JoinError> {
     let why = match timeout_at(deadline, TcpStream::connect(remote)).await {
         Ok(Ok(stream)) => return Ok(stream),
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => format!(
-            "connection refused: no program listens on TCP {} of that host, or a firewall rejects it; is it a manager, and does its skep run?",
-            remote.port()
-        ),
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => format!(
-            "no answer within {} s: the host is down, the address is wrong, or TCP {} is blocked on the way",
-            timeout.as_secs_f32(),
-            remote.port()
-        ),
+        Ok(Err(error)) => connect_error::tcp(&error, remote),
+        Err(_) => connect_error::no_answer(timeout, remote),
     };
     Err(JoinError::Unreachable { address: remote, why })
 }
 
 fn handshake_error(address: SocketAddr, error: &io::Error) -> JoinError {
-    match (tls::distrust(error), tls::tls_error(error)) {
-        (Some(tls::Distrust::ForeignCa(digest)), _) => JoinError::ForeignCa { address, expected: digest.to_string() },
-        (Some(distrust), _) => JoinError::Untrusted { address, why: distrust.to_string() },
-        (None, Some(rustls::Error::InvalidCertificate(why))) => {
-            JoinError::Untrusted { address, why: format!("{why}; compare the clocks of both machines") }
-        }
-        (None, Some(error)) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
-        (None, None) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            let why = "it closed the connection at once: it is no skep manager, is shutting down, or has too many joins at a time; try again";
-            JoinError::Broken { address, why: why.to_owned() }
-        }
-        (None, None) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
+    match connect_error::tls(error, address) {
+        HandshakeFailure::ForeignCa(expected) => JoinError::ForeignCa { address, expected },
+        HandshakeFailure::Untrusted(why) => JoinError::Untrusted { address, why },
+        HandshakeFailure::Broken(why) => JoinError::Broken { address, why },
     }
 }

@@ -9,7 +9,7 @@ use skep::api::Api;
 use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{NodeId, Role};
+use skep::model::{NodeId, Role, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -94,6 +94,9 @@ impl NodeControl for FakeNode {
     }
     fn store(&self) -> Option<StoreHandle> {
         self.store.lock().unwrap().clone()
+    }
+    fn left_out(&self) -> Vec<UnwrittenObject> {
+        Vec::new()
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {

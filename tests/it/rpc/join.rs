@@ -134,7 +134,7 @@ async fn an_unreachable_manager_is_named() {
         tokio::time::sleep(LONG).await;
     });
     let error = join(address, token, &side, &options(LONG)).await.unwrap_err();
-    assert!(error.to_string().contains("does not speak skep's protocol"), "{error}");
+    assert!(error.to_string().contains("does not speak TLS: another program"), "{error}");
     assert_eq!(manager.journal.all(), Vec::<String>::new());
 }
 
