@@ -28,6 +28,7 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod takeover;
 mod trace;
 mod uplinks;
 mod watch;

@@ -2,11 +2,10 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
-use super::feature_level::FeatureLevelPlanner;
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{orchestrator, reaper, scheduler};
+use super::{feature_level, orchestrator, reaper, scheduler};
 use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
@@ -24,7 +23,6 @@ pub struct RoundPlanner {
     rng: StdRng,
     quarantine: QuarantinedAddresses,
     limits: TransactionLimits,
-    feature_level: FeatureLevelPlanner,
     /// Before this time no round has anything to do unless the store changes.
     wake: Timestamp,
 }
@@ -33,8 +31,7 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        let feature_level = FeatureLevelPlanner::new(settings.rollback_window);
-        Self { settings, rng, quarantine, limits: TransactionLimits::default(), feature_level, wake: Timestamp::default() }
+        Self { settings, rng, quarantine, limits: TransactionLimits::default(), wake: Timestamp::default() }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -43,7 +40,7 @@ impl RoundPlanner {
         self.quarantine.observe(store, applied);
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
-        draft.add("feature level", self.feature_level.plan(&draft.scratch, now));
+        draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));

@@ -1,8 +1,7 @@
 //! Removes established connections that are over without having said so: nothing else removes them. A bounded number of entries
 //! is looked at each time, so that a table of a million is gone through within minutes.
-#![expect(unsafe_code, reason = "entries are read as bytes")]
 
-use super::batch::Batches;
+use super::batch::{Batches, value};
 use super::load::Loaded;
 use anyhow::Context as _;
 use aya::Pod;
@@ -70,12 +69,6 @@ fn client(container: &Tuple, reply: &Reply) -> Tuple {
     }
 }
 
-fn read<T: Pod>(bytes: &[u8]) -> T {
-    assert_eq!(bytes.len(), size_of::<T>(), "entries are read with the sizes of their types");
-    // SAFETY: as many bytes as the type has, and every value of them is one of the type.
-    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
-}
-
 impl Loaded {
     /// Looks at the next entries of established connections and removes those that are over. `idle`: how long a connection may
     /// be silent, in whole seconds. Returns how many were removed.
@@ -131,8 +124,8 @@ fn scan<V: Pod>(map: Option<&Map>, batches: &mut Batches, mut visit: impl FnMut(
     let Some(Map::HashMap(map)) = map else { anyhow::bail!("the object lacks a table of connections") };
     for _ in 0..BATCHES {
         let batch = batches.read(map.fd().as_fd())?;
-        for (tuple, value) in batches.entries(&batch) {
-            visit(&read(tuple), &read(value));
+        for (tuple, entry) in batches.entries(&batch) {
+            visit(&value(tuple), &value(entry));
         }
         if batch.last {
             break;

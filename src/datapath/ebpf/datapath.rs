@@ -3,7 +3,7 @@
 use super::aging::Aging;
 use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, HookSide, has_socket_hooks, ports_unavailable};
+use super::hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -182,7 +182,7 @@ impl EbpfDatapath {
         for step in steps {
             let done = match step {
                 EbpfStep::Pair => self.make_pair().await,
-                EbpfStep::Attach(link) => self.programs.attach(link).await,
+                EbpfStep::Attach(link) => self.attach(link).await,
                 EbpfStep::Detach(link) => self.programs.detach(link).await,
                 EbpfStep::Unpin(pin) => self.programs.unpin(pin).await,
                 map_step => self.loaded().change(map_step),
@@ -196,7 +196,27 @@ impl EbpfDatapath {
             }
             tokio::task::consume_budget().await;
         }
+        if let Err(error) = self.end_takeover().await {
+            tracing::warn!(error = format!("{error:#}"), "the takeover of flows is not complete");
+        }
         failed
+    }
+
+    async fn attach(&self, link: &ProgramLink) -> anyhow::Result<()> {
+        if link.hook.side() != HookSide::Cgroup {
+            self.loaded().before_attach();
+        }
+        let attached = self.programs.attach(link).await;
+        self.loaded().after_attach();
+        attached
+    }
+
+    /// Ends the takeover of an earlier run's flows once its programs are gone.
+    async fn end_takeover(&self) -> anyhow::Result<()> {
+        if self.loaded().is_taking_over() && (self.programs.are_alone().await? || self.loaded().is_takeover_overdue()) {
+            self.loaded().end_takeover()?;
+        }
+        Ok(())
     }
 
     /// Counters by name, summed over the processors.

@@ -7,8 +7,9 @@ use anyhow::ensure;
 use serde_json::json;
 use skep::lab::Host;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A host that is down for as long as a daemon needs to start on a busy machine is not down for the managers.
 const SETTINGS: &str = "[timeouts]\nnode_down_ms = 20000\n";
@@ -63,9 +64,12 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
     }
     let load = load(&client, &swarm);
     let steps = ORDER.map(|at| (at, Path::new(SKEP))).into_iter().chain(ORDER.map(|at| (at, previous.as_path())));
+    // Times in which the release before was installed again.
+    let mut rollbacks = Vec::new();
     for (step, (at, program)) in steps.enumerate() {
         let host = &mut swarm.hosts[at];
         eprintln!("{} gets {}", host.name(), program.display());
+        let begin = Instant::now();
         host.stop_daemon(false).await.expect("stopped");
         start_as(host, program).await;
         for host in &swarm.hosts {
@@ -81,6 +85,9 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
             Ok(())
         })
         .await;
+        if program != Path::new(SKEP) {
+            rollbacks.push(begin..Instant::now());
+        }
         // The swarm of two builds still takes orders.
         let name = format!("step{step}");
         swarm.service(&name, 3, None, json!({ "Networks": [{ "Target": "back" }] })).await;
@@ -88,7 +95,11 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
     }
     let tallies = load.stop().await;
     for tally in &tallies {
-        assert!(tally.failed.is_empty() && tally.answers() > 100, "{tally}");
+        assert!(tally.answers() > 100, "{tally}");
+        // The release before does not know the flows of this one: a connection that is under way then is lost.
+        let lost = |during: &Range<Instant>| tally.failed.iter().filter(|one| during.contains(&one.from)).count();
+        assert!(rollbacks.iter().all(|during| lost(during) <= 1), "each target has one connection at a time: {tally}");
+        assert_eq!(rollbacks.iter().map(lost).sum::<usize>(), tally.failed.len(), "an upgrade loses none: {tally}");
         assert_eq!(tally.answered.len(), 3, "all tasks answer on every node: {tally}");
     }
     client.stop().await;
