@@ -166,7 +166,7 @@ pub fn check_settled(store: &Store) -> Vec<String> {
         }
     }
     for service in store.services() {
-        let live = store.tasks().filter(|t| t.service_id == service.id && t.desired_state <= TaskState::Running).count() as u64;
+        let live = store.tasks_of_service(&service.id).filter(|t| t.desired_state <= TaskState::Running).count() as u64;
         if live > service.spec.mode.replicas() {
             wrong.push(format!(
                 "service {} has {live} live tasks, desired are {}",

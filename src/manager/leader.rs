@@ -8,7 +8,7 @@ use super::settings::ManagerSettings;
 use crate::clock::Clock;
 use crate::model::Revision;
 use crate::protocol::{ToManager, ToNode};
-use crate::store::{ProposeError, Store, StoreHandle};
+use crate::store::{ProposeError, Store, StoreHandle, Transaction};
 use crate::sync::replace_if_changed;
 use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -188,7 +188,8 @@ impl Term {
         let actions = self.planner.round(&store, reports, self.dispatcher.lowest_applied(now), now);
         if !actions.is_empty() {
             let handle = self.store.clone();
-            self.writing = Some(Box::pin(async move { handle.write(now, actions).await }));
+            let plan = Transaction::new(now, actions).planned_from(store.index());
+            self.writing = Some(Box::pin(async move { handle.propose(plan).await }));
         }
     }
 

@@ -1,12 +1,13 @@
 //! The store as raft's state machine: an entry is a transaction with a format number, its outcome is returned to the
-//! proposer, and the newest state is published on a watch. The only file that knows both raft and the store.
+//! proposer, and the newest state and its changes are published. The only file that knows both raft and the store.
 
 use crate::raft::{self, Raft, RaftConfig, RaftError, StateMachine, Transport};
-use crate::store::{Propose, ProposeError, Store, StoreError, StoreHandle, Transaction, decode_document};
+use crate::store::{
+    Changes, Propose, ProposeError, Store, StoreError, StoreHandle, StorePublisher, Transaction, decode_document,
+};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Format of an entry; goes up when an older build could not read it.
@@ -23,10 +24,10 @@ struct TransactionEntry {
 pub type ApplyOutcome = Result<(), StoreError>;
 
 /// This manager's copy of the store, driven by raft.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Replica {
     store: Store,
-    view: watch::Sender<Arc<Store>>,
+    publisher: StorePublisher,
 }
 
 impl Replica {
@@ -41,21 +42,10 @@ impl Replica {
         transport: Arc<dyn Transport>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>)> {
-        let (view, watched) = watch::channel(Arc::new(Store::default()));
-        let raft = raft::start(config, bootstrap, Self { store: Store::default(), view }, transport, shutdown).await?;
-        Ok((StoreHandle::new(watched, Arc::new(Proposer(raft.clone()))), raft))
-    }
-
-    /// Publishes the state if it is newer than the published one: after a disk failure the log is applied again from its
-    /// snapshot on, while readers have seen later states.
-    fn publish(&self) {
-        self.view.send_if_modified(|published| {
-            let newer = self.store.index() > published.index();
-            if newer {
-                *published = Arc::new(self.store.clone());
-            }
-            newer
-        });
+        let replica = Self::default();
+        let published = replica.publisher.reader();
+        let raft = raft::start(config, bootstrap, replica, transport, shutdown).await?;
+        Ok((StoreHandle::new(published, Arc::new(Proposer(raft.clone()))), raft))
     }
 }
 
@@ -64,9 +54,16 @@ impl StateMachine for Replica {
 
     fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<ApplyOutcome> {
         let entry: TransactionEntry = decode_document(data, FORMAT)?;
-        let outcome = self.store.apply(index, &entry.transaction);
-        self.publish();
+        let (changes, outcome) = match self.store.apply(index, &entry.transaction) {
+            Ok(changes) => (changes, Ok(())),
+            Err(error) => (Changes::none(index), Err(error)),
+        };
+        self.publisher.applied(changes);
         Ok(outcome)
+    }
+
+    fn publish(&mut self) {
+        self.publisher.publish(&self.store);
     }
 
     fn snapshot(&self) -> Vec<u8> {
@@ -75,7 +72,7 @@ impl StateMachine for Replica {
 
     fn restore(&mut self, _: u64, bytes: &[u8]) -> anyhow::Result<()> {
         self.store = Store::restore(bytes)?;
-        self.publish();
+        self.publisher.replaced();
         Ok(())
     }
 }
@@ -84,7 +81,10 @@ struct Proposer(Raft<ApplyOutcome>);
 
 #[async_trait]
 impl Propose for Proposer {
-    async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+    async fn propose(&self, mut transaction: Transaction) -> Result<u64, ProposeError> {
+        if let Some(plan) = &mut transaction.plan {
+            plan.term = self.0.status().borrow().term;
+        }
         let data = serde_json::to_vec(&TransactionEntry { format: FORMAT, transaction })
             .map_err(|e| ProposeError::Stopped(format!("the transaction cannot be written: {e}")))?;
         let (index, outcome) = self.0.propose(data).await.map_err(|error| match error {
@@ -104,11 +104,12 @@ mod tests {
     #[test]
     fn an_entry_that_an_earlier_build_wrote_is_applied_and_written_the_same() {
         let recorded = include_bytes!("../../tests/it/store/recorded/entry.json");
-        let (view, watched) = watch::channel(Arc::new(Store::default()));
-        let mut replica = Replica { store: Store::default(), view };
+        let mut replica = Replica::default();
+        let published = replica.publisher.reader();
         replica.apply(5, recorded).expect("readable").expect("applied");
+        replica.publish();
         let snapshot = include_bytes!("../../tests/it/store/recorded/snapshot.json");
-        assert_eq!(watched.borrow().snapshot(), snapshot);
+        assert_eq!(published.read().snapshot(), snapshot);
         let entry: TransactionEntry = decode_document(recorded, FORMAT).expect("readable");
         assert_eq!(serde_json::to_vec(&entry).expect("plain data"), recorded);
     }

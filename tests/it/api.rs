@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
+mod behind;
 mod deviations;
 mod docker_cli;
 mod fixture;

@@ -10,8 +10,8 @@ use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::{ApiVersion, DRIVER};
-use crate::model::{Meta, Network, NetworkId};
-use crate::store::{Action, Kind, Store};
+use crate::model::{Meta, Network, NetworkId, Timestamp};
+use crate::store::{Action, Condition, Kind, Store, Transaction};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -71,18 +71,15 @@ fn engine_part_passes(network: &Value, filters: &Filters) -> bool {
         && filters.labels("label", &labels)
 }
 
-/// What uses a network, as `service ID` or `task ID`: a service attached to it, or else a task of a removed service that
-/// has not ended yet.
+/// What uses a network, as `service ID` or `task ID`.
 pub fn user(network: &Network, store: &Store) -> Option<String> {
-    let id = network.id.as_str();
-    let service = store.services().find(|s| s.spec.task_template.networks.iter().any(|n| n.target == id));
-    let task = || {
-        store
-            .tasks()
-            .find(|t| !t.status.state.is_final() && t.attachments.iter().any(|a| a.network_id == network.id))
-            .map(|t| format!("task {}", t.id))
-    };
-    service.map(|s| format!("service {}", s.id)).or_else(task)
+    store.user_of(Kind::Network, network.id.as_str()).map(|(kind, id)| format!("{kind} {id}"))
+}
+
+/// The removal of a network, if nothing uses it when it is applied.
+pub fn removal(network: &Network, now: Timestamp) -> Transaction {
+    let remove = Action::Remove(Kind::Network, network.id.to_string());
+    Transaction::new(now, vec![remove]).require([Condition::unreferenced(Kind::Network, &network.id)])
 }
 
 /// GET /networks/{id}
@@ -203,7 +200,7 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     } else if let Some(user) = user(network, &store) {
         return Err(ApiError::rpc(GrpcCode::FailedPrecondition, format!("network {} is in use by {user}", network.id)));
     }
-    handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
+    handle.propose(removal(network, request.api.clock.now())).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -2,13 +2,13 @@
 //! would remove its parts of swarm networks that have no container on this node.
 
 use super::local_networks::{parse_list, remove_local};
-use super::networks::{store, user};
+use super::networks::{removal, store, user};
 use super::reply::ok;
 use super::request::ApiRequest;
 use crate::api::convert::network::swarm_network_of;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{Filters, encode};
-use crate::store::{Action, Kind};
+use crate::store::{ProposeError, StoreError};
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -37,8 +37,12 @@ pub async fn networks(request: &ApiRequest) -> Result<Response> {
         let unused =
             store.networks().filter(|n| !n.spec.ingress && filters.labels("label", &n.spec.labels) && user(n, &store).is_none());
         for network in unused {
-            handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Network, network.id.to_string())]).await?;
-            deleted.push(network.spec.name.clone());
+            match handle.propose(removal(network, request.api.clock.now())).await {
+                Ok(_) => deleted.push(network.spec.name.clone()),
+                // In use since it was listed.
+                Err(ProposeError::Refused(StoreError::InUse { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };

@@ -8,7 +8,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
 use crate::model::Role;
-use crate::store::{Action, Store};
+use crate::store::{Action, FieldUpdate, Store};
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -120,15 +120,15 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     }
     refuse_unsupported(&posted, &CLUSTER_SPEC)?;
     let spec = validate::checked(validate::replacing(&posted)?)?;
-    let mut cluster = cluster.clone();
-    cluster.spec = spec;
-    cluster.meta.version = version;
-    handle.write(request.api.clock.now(), vec![Action::update(cluster)]).await?;
+    let id = &cluster.id;
+    let mut actions = vec![Action::Set(FieldUpdate::ClusterSpec { id: id.clone(), version, spec: Box::new(spec) })];
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
         if rotate {
-            request.api.control.rotate_token(role).await?;
+            let token = request.api.control.new_token()?;
+            actions.push(Action::Set(FieldUpdate::JoinToken { id: id.clone(), role, token }));
         }
     }
+    handle.write(request.api.clock.now(), actions).await?;
     empty()
 }
 
