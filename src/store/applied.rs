@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Applied {
-    /// Time of the last transaction: the next one is later, whatever its proposer's clock says, so that times order objects
-    /// as the log does.
+    /// Time of the last transaction. If the clock of the next one's proposer is behind it, that transaction gets the next
+    /// nanosecond, so that times order objects as the log does.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) last_at: Timestamp,
     /// Index of the last plan.

@@ -39,7 +39,8 @@ impl Store {
         if transaction.rules == 0 {
             return Ok(transaction.at);
         }
-        self.applied.last_at = transaction.at.max(self.applied.last_at.plus(Duration::from_nanos(1)));
+        let last = self.applied.last_at;
+        self.applied.last_at = if transaction.at < last { last.plus(Duration::from_nanos(1)) } else { transaction.at };
         Ok(self.applied.last_at)
     }
 

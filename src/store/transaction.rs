@@ -21,8 +21,7 @@ pub struct Transaction {
     /// Set if a planner of the leader made this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanBase>,
-    /// Which rules apply: an entry of an earlier build is applied as that build did. 1: each transaction is later
-    /// than the one before.
+    /// Which rules apply: an entry of an earlier build is applied as that build did. 1: the time does not go back.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rules: u32,
 }

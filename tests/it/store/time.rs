@@ -22,7 +22,8 @@ proptest! {
             store.apply(store.index() + 1, &Transaction::new(Timestamp(*clock), actions)).expect("applied");
             let created = store.task(&"a".into()).expect("stored").meta.created_at;
             prop_assert!(created >= Timestamp(*clock));
-            prop_assert!(last.is_none_or(|last| last < created), "{created:?} after {last:?}");
+            let is_later = last.is_none_or(|last| last < created || (last, created) == (Timestamp(*clock), Timestamp(*clock)));
+            prop_assert!(is_later, "{created:?} after {last:?} at {clock}");
             last = Some(created);
         }
     }
