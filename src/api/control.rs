@@ -158,5 +158,8 @@ pub trait NodeControl: Send + Sync {
     /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
     /// Draws a new join token of the cluster. Writes nothing.
+    ///
+    /// # Errors
+    /// This node is no manager, or its root CA cannot be read.
     fn new_token(&self) -> Result<String, ControlError>;
 }
