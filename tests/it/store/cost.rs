@@ -97,7 +97,7 @@ fn an_entry_applied_and_published() {
             store.apply(index, entry).expect("applied");
             published = Arc::new(store.clone());
         }
-        let each = (processor_time() - started) / u32::try_from(entries.len()).expect("few");
+        let each = processor_time().saturating_sub(started) / u32::try_from(entries.len()).expect("few");
         assert_eq!(published.index(), store.index());
         println!("{tasks} tasks: {each:?} an entry; {} bytes a task", memory / tasks);
     }
@@ -113,11 +113,11 @@ fn a_restart_with_10_000_entries_to_replay_at_50_000_tasks() {
     drop(store);
     let started = processor_time();
     let mut store = Store::restore(&snapshot).expect("restores");
-    let restored = processor_time() - started;
+    let restored = processor_time().saturating_sub(started);
     for (index, entry) in (index + 1..).zip(&entries) {
         store.apply(index, &serde_json::from_slice(entry).expect("an entry")).expect("applied");
     }
     let published = Arc::new(store.clone());
-    println!("snapshot of {} MiB: {restored:?}; in all {:?}", snapshot.len() >> 20, processor_time() - started);
+    println!("snapshot of {} MiB: {restored:?}; in all {:?}", snapshot.len() >> 20, processor_time().saturating_sub(started));
     assert_eq!(published.tasks().filter(|t| t.status.state == TaskState::Running).count(), 10_000);
 }
