@@ -1,6 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, Role, UnwrittenObject};
+use crate::model::{Availability, ClusterSpec, NodeId, UnwrittenObject};
 use crate::store::StoreHandle;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -159,6 +159,9 @@ pub trait NodeControl: Send + Sync {
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
     /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
-    /// Replaces the join token of a role in the cluster.
-    async fn rotate_token(&self, role: Role) -> Result<(), ControlError>;
+    /// Draws a new join token of the cluster. Writes nothing.
+    ///
+    /// # Errors
+    /// This node is no manager, or its root CA cannot be read.
+    fn new_token(&self) -> Result<String, ControlError>;
 }

@@ -253,7 +253,6 @@ impl PlanningLoop {
                 _ = ticks.tick() => is_tick = true,
             }
             let input = self.input(outcome, is_tick, writing.is_none());
-            let now = input.now;
             let (next, output) = in_background(move || {
                 let output = term.step(input);
                 (term, output)
@@ -270,9 +269,9 @@ impl PlanningLoop {
                 health.left_out = left_out;
                 *health != before
             });
-            if !write.is_empty() {
+            if let Some(plan) = write {
                 let handle = self.store.clone();
-                writing = Some(Box::pin(async move { handle.write(now, write).await }));
+                writing = Some(Box::pin(async move { handle.propose(plan).await }));
             }
         }
     }

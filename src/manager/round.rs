@@ -104,7 +104,7 @@ impl TransactionDraft<'_> {
             return;
         }
         tracing::debug!(planner, actions = actions.len(), "planned");
-        let transaction = Transaction { at: self.now, actions };
+        let transaction = Transaction::new(self.now, actions);
         let index = self.scratch.index() + 1;
         if let Err(error) = self.scratch.to_mut().apply(index, &transaction) {
             // A planner contradicts its own snapshot: a bug, which must stop neither the other planners nor the rest of this plan.
@@ -118,7 +118,7 @@ impl TransactionDraft<'_> {
 
     fn add_one_by_one(&mut self, actions: Vec<Action>) {
         for action in actions {
-            let (index, one) = (self.scratch.index() + 1, Transaction { at: self.now, actions: vec![action] });
+            let (index, one) = (self.scratch.index() + 1, Transaction::new(self.now, vec![action]));
             let applied = self.scratch.to_mut().apply(index, &one).is_ok();
             one.actions.into_iter().filter(|_| applied).for_each(|action| self.merge(action));
         }
@@ -128,6 +128,9 @@ impl TransactionDraft<'_> {
     fn merge(&mut self, action: Action) {
         let key = action.target();
         let merged = match (self.writes.remove(&key), action) {
+            // The scratch state has the field.
+            (Some(Action::Create(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Create),
+            (Some(Action::Update(_) | Action::Set(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Update),
             (Some(Action::Create(_)), Action::Update(object)) => Some(Action::Create(object)),
             (Some(Action::Create(_)), Action::Remove(..)) => None,
             (_, action) => Some(action),

@@ -13,7 +13,7 @@ use crate::model::mesh::node_address;
 use crate::model::{NodeId, Role};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
 use crate::rpc::JoinAuthority;
-use crate::store::{Action, Kind, ProposeError, StoreError, StoreHandle};
+use crate::store::{Action, Condition, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use crate::trust::{self, NodeName, RootCa};
 use async_trait::async_trait;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -88,9 +88,11 @@ impl JoinAuthority for Admission {
         for _ in 0..ATTEMPTS {
             let store = self.store.read();
             let (_, actions) = node_allocation::admit(&store, node.clone()).map_err(other)?;
-            match self.store.write(self.clock.now(), actions).await {
+            let key_is_free = Condition::FreeKey { key: request.key };
+            match self.store.propose(Transaction::new(self.clock.now(), actions).require([key_is_free])).await {
                 Ok(_) => {}
                 Err(ProposeError::Refused(StoreError::OutOfSequence)) => continue,
+                Err(ProposeError::Refused(error @ StoreError::KeyInUse { .. })) => return Err(other(error)),
                 Err(error) => return Err(unavailable(&error)),
             }
             let store = self.store.read();

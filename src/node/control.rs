@@ -8,13 +8,10 @@ use super::member::Member;
 use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
 use crate::model::{NodeId, Role, UnwrittenObject};
-use crate::store::{Action, ProposeError, StoreError, StoreHandle};
+use crate::store::StoreHandle;
 use crate::trust::{JoinToken, RootCa};
 use async_trait::async_trait;
 use std::sync::Arc;
-
-/// Attempts to rotate a token while other requests update the cluster.
-const ROTATE_ATTEMPTS: usize = 5;
 
 /// The daemon behind the API's control trait.
 pub(super) struct DaemonControl(pub Arc<Daemon>);
@@ -91,25 +88,12 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    async fn rotate_token(&self, role: Role) -> Result<(), ControlError> {
-        let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?;
-        for _ in 0..ROTATE_ATTEMPTS {
-            let mut cluster =
-                store.read().cluster().cloned().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
-            let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
-            let digest = ca.digest().map_err(|e| failed(&e.into()))?;
-            let token = JoinToken::draw(digest, &mut rand::rng()).to_string();
-            match role {
-                Role::Worker => cluster.tokens.worker = token,
-                Role::Manager => cluster.tokens.manager = token,
-            }
-            match store.write(self.0.env.clock.now(), vec![Action::update(cluster)]).await {
-                Ok(_) => return Ok(()),
-                Err(ProposeError::Refused(StoreError::OutOfSequence)) => {}
-                Err(error) => return Err(ControlError::failed(error.to_string())),
-            }
-        }
-        Err(ControlError::failed("update out of sequence"))
+    fn new_token(&self) -> Result<String, ControlError> {
+        let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?.read();
+        let cluster = store.cluster().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
+        let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
+        let digest = ca.digest().map_err(|e| failed(&e.into()))?;
+        Ok(JoinToken::draw(digest, &mut rand::rng()).to_string())
     }
 }
 

@@ -45,6 +45,7 @@ const HOMES: &[(&str, &str)] = &[
     ("protobuf", "raft"),
     ("slog", "raft"),
     ("redb", "raft"),
+    ("imbl", "store"),
     ("bollard", "runtime"),
     ("hickory_proto", "dns"),
     ("gotatun", "datapath"),
