@@ -137,7 +137,7 @@ mod tests {
         let other = task("t4", "db", TaskState::Running);
         let actions = [&one, &two, &old, &other].map(|t| Action::create(t.clone())).to_vec();
         let mut store = Store::default();
-        store.apply(1, &Transaction { at: Timestamp(0), actions }).expect("applied");
+        store.apply(1, &Transaction::new(Timestamp(0), actions)).expect("applied");
         for (kind, id, concerned) in [
             ("task", "t1", vec!["t1"]),
             ("task", "t3", vec!["t3"]),
