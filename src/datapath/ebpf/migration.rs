@@ -2,7 +2,6 @@
 //! addresses that sockets asked for, to this build's maps. Everything else in the maps is written again from the view.
 
 use super::batch::{Batches, value};
-use super::load::chain;
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
 use aya::{Ebpf, Pod};
@@ -162,15 +161,15 @@ impl Copy<'_> {
         if !pin.exists() {
             return Ok(0);
         }
-        let named = |error: &dyn std::error::Error| anyhow::anyhow!("cannot read {}: {}", pin.display(), chain(error));
-        let old = MapData::from_pin(&pin).map_err(|e| named(&e))?;
-        let info = old.info().map_err(|e| named(&e))?;
+        let named = || format!("cannot read {}", pin.display());
+        let old = MapData::from_pin(&pin).with_context(named)?;
+        let info = old.info().with_context(named)?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         anyhow::ensure!(sizes == (size_of::<K>(), size_of::<Old>()), "{} has entries of {sizes:?} bytes", pin.display());
         let mut batches = Batches::new(sizes.0, sizes.1);
         let mut copied = 0;
         loop {
-            let batch = batches.read(old.fd().as_fd()).map_err(|e| named(&e))?;
+            let batch = batches.read(old.fd().as_fd()).with_context(named)?;
             for (key, entry) in batches.entries(&batch) {
                 let (key, entry) = (value::<K>(key), upgrade(value::<Old>(entry)));
                 copied += usize::from(self.write(&key, &entry, tables(&key, &entry))?);
