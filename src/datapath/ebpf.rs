@@ -30,6 +30,7 @@ mod step;
 mod tables;
 mod takeover;
 mod trace;
+mod tuples;
 mod uplinks;
 mod watch;
 

@@ -3,6 +3,7 @@
 
 use super::batch::{Batches, value};
 use super::load::Loaded;
+use super::tuples::client;
 use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
@@ -55,17 +56,6 @@ impl Ages<'_> {
         }
         let silent = elapsed(self.now, reply.seen);
         silent > self.idle || silent > GONE && !self.backends.contains_key(&container.source[3])
-    }
-}
-
-/// The tuple of the client's packets, of a client that entered by this node.
-fn client(container: &Tuple, reply: &Reply) -> Tuple {
-    Tuple {
-        source: container.destination,
-        destination: reply.address,
-        source_port: reply.client_port,
-        destination_port: reply.port,
-        ..*container
     }
 }
 

@@ -12,11 +12,13 @@ use super::programs::{self, Programs};
 use super::state::EbpfState;
 use super::step::{EbpfStep, StepFailure};
 use super::tables::Tables;
+use super::takeover::Takeover;
 use super::watch::{RefusalWatch, Watchers};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
+use aya::Ebpf;
 use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -204,19 +206,28 @@ impl EbpfDatapath {
 
     async fn attach(&self, link: &ProgramLink) -> anyhow::Result<()> {
         if link.hook.side() != HookSide::Cgroup {
-            self.loaded().before_attach();
+            self.take_over(Takeover::before_attach);
         }
         let attached = self.programs.attach(link).await;
-        self.loaded().after_attach();
+        self.take_over(Takeover::after_attach);
         attached
+    }
+
+    fn take_over(&self, step: fn(&mut Takeover, &mut Ebpf)) {
+        let Loaded { ebpf, takeover, .. } = &mut *self.loaded();
+        if let Some(takeover) = takeover {
+            step(takeover, ebpf);
+        }
     }
 
     /// Ends the takeover of an earlier run's flows once its programs are gone.
     async fn end_takeover(&self) -> anyhow::Result<()> {
-        if self.loaded().is_taking_over() && (self.programs.are_alone().await? || self.loaded().is_takeover_overdue()) {
-            self.loaded().end_takeover()?;
+        let Some(overdue) = self.loaded().takeover.as_ref().map(Takeover::is_overdue) else { return Ok(()) };
+        if !overdue && !self.programs.are_alone().await? {
+            return Ok(());
         }
-        Ok(())
+        let Loaded { ebpf, takeover, .. } = &mut *self.loaded();
+        takeover.take().map_or(Ok(()), |takeover| takeover.end(ebpf))
     }
 
     /// Counters by name, summed over the processors.

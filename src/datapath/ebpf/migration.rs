@@ -2,12 +2,12 @@
 //! addresses that sockets asked for, to this build's maps. Everything else in the maps is written again from the view.
 
 use super::batch::{Batches, value};
-use super::load::chain;
+use super::tuples::client;
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
 use aya::{Ebpf, Pod};
 use skep_ebpf::packet::TCP;
-use skep_ebpf::{Flow, Reply, SocketPeer, Tuple, V4};
+use skep_ebpf::{Flow, Reply, SocketPeer, Tuple, V4, is_zero};
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -108,17 +108,17 @@ impl EarlierMaps {
     pub(super) fn copy(&self, ebpf: &mut Ebpf, now: u32, existing: Existing) -> anyhow::Result<usize> {
         let mut copy = Copy { folder: &self.folder, ebpf, existing };
         if self.layout == EarlierLayout::Resized {
-            return Ok(copy.map("TCP_FLOWS", flow_tables, |flow: Flow| flow)?
-                + copy.map("TCP_REPLIES", reply_tables, |reply: Reply| reply)?);
+            return Ok(copy.map("TCP_FLOWS", flow_tables, |flow: Flow| flow, always)?
+                + copy.map("TCP_REPLIES", reply_tables, |reply: Reply| reply, has_its_flow)?);
         }
         let flows = if self.layout == EarlierLayout::Three {
-            copy.map("FLOWS", flow_tables, |flow: FlowV3| flow.upgrade(now))?
+            copy.map("FLOWS", flow_tables, |flow: FlowV3| flow.upgrade(now), always)?
         } else {
-            copy.map("FLOWS", flow_tables, |flow: Flow| flow)?
+            copy.map("FLOWS", flow_tables, |flow: Flow| flow, always)?
         };
-        let replies = copy.map("REPLIES", reply_tables, |reply: ReplyV4| reply.upgrade(now))?;
+        let replies = copy.map("REPLIES", reply_tables, |reply: ReplyV4| reply.upgrade(now), has_its_flow)?;
         for (name, table) in [("PEERS", &["PEERS"]), ("DATAGRAM_PEERS", &["DATAGRAM_PEERS"])] {
-            copy.map(name, |_: &SocketPeer, _| table, |address: V4| address)?;
+            copy.map(name, |_: &SocketPeer, _| table, |address: V4| address, always)?;
         }
         Ok(flows + replies)
     }
@@ -143,6 +143,21 @@ fn reply_tables(tuple: &Tuple, _: &Reply) -> &'static [&'static str] {
     if tuple.protocol == TCP { &["TCP_REPLIES", "SYN_REPLIES"] } else { &["UDP_REPLIES"] }
 }
 
+fn always<K, V>(_: &Ebpf, _: &K, _: &V) -> bool {
+    true
+}
+
+/// Whether the flow of a reply entry has its container, or is not known here. A client that sent its SYN again has another
+/// container in the new tables: the answer of the first one would make a connection that the second does not know.
+fn has_its_flow(ebpf: &Ebpf, container: &Tuple, reply: &Reply) -> bool {
+    if container.protocol != TCP || !is_zero(&reply.entry) {
+        return true;
+    }
+    let client = client(container, reply);
+    let flow = |name| HashMap::<&MapData, Tuple, Flow>::try_from(ebpf.map(name)?).ok()?.get(&client, 0).ok();
+    flow("TCP_FLOWS").or_else(|| flow("SYN_FLOWS")).is_none_or(|flow: Flow| flow.backend == container.source[3])
+}
+
 struct Copy<'a> {
     folder: &'a Path,
     ebpf: &'a mut Ebpf,
@@ -150,30 +165,33 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Copies a pinned map to the first of its tables that has room; returns the number of entries written. A missing map has
-    /// none.
+    /// Copies the wanted entries of a pinned map to the first of their tables that has room; returns the number of entries
+    /// written. A missing map has none.
     fn map<K: Pod, Old: Pod, New: Pod>(
         &mut self,
         name: &str,
         tables: impl Fn(&K, &New) -> &'static [&'static str],
         upgrade: impl Fn(Old) -> New,
+        is_wanted: impl Fn(&Ebpf, &K, &New) -> bool,
     ) -> anyhow::Result<usize> {
         let pin = self.folder.join(name);
         if !pin.exists() {
             return Ok(0);
         }
-        let named = |error: &dyn std::error::Error| anyhow::anyhow!("cannot read {}: {}", pin.display(), chain(error));
-        let old = MapData::from_pin(&pin).map_err(|e| named(&e))?;
-        let info = old.info().map_err(|e| named(&e))?;
+        let named = || format!("cannot read {}", pin.display());
+        let old = MapData::from_pin(&pin).with_context(named)?;
+        let info = old.info().with_context(named)?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         anyhow::ensure!(sizes == (size_of::<K>(), size_of::<Old>()), "{} has entries of {sizes:?} bytes", pin.display());
         let mut batches = Batches::new(sizes.0, sizes.1);
         let mut copied = 0;
         loop {
-            let batch = batches.read(old.fd().as_fd()).map_err(|e| named(&e))?;
+            let batch = batches.read(old.fd().as_fd()).with_context(named)?;
             for (key, entry) in batches.entries(&batch) {
                 let (key, entry) = (value::<K>(key), upgrade(value::<Old>(entry)));
-                copied += usize::from(self.write(&key, &entry, tables(&key, &entry))?);
+                if is_wanted(&*self.ebpf, &key, &entry) {
+                    copied += usize::from(self.write(&key, &entry, tables(&key, &entry))?);
+                }
             }
             if batch.last {
                 return Ok(copied);

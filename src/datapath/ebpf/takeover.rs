@@ -4,7 +4,6 @@
 //! have no entry for: TCP sends them again, and the entry is there by then.
 
 use super::clock::monotonic;
-use super::load::Loaded;
 use super::migration::{EarlierMaps, Existing};
 use anyhow::Context as _;
 use aya::Ebpf;
@@ -40,7 +39,7 @@ impl Takeover {
             return Ok(None);
         }
         // A run that ended in the middle has left the time.
-        let began = (end(ebpf)? != 0).then(monotonic);
+        let began = (end_of(ebpf)? != 0).then(monotonic);
         let mut takeover = Self { earlier, began, copied_at: Duration::ZERO, took: Duration::ZERO, entries: 0 };
         takeover.copy(ebpf);
         Ok(Some(takeover))
@@ -68,7 +67,37 @@ impl Takeover {
         self.took = self.copied_at.saturating_sub(begin);
     }
 
-    /// The same, while the programs are replaced.
+    /// To be called before a program is attached that reads or writes flows.
+    pub(super) fn before_attach(&mut self, ebpf: &mut Ebpf) {
+        if self.began.is_none() {
+            self.follow(ebpf);
+            self.began = Some(monotonic());
+        }
+    }
+
+    /// To be called after each program that was attached.
+    pub(super) fn after_attach(&mut self, ebpf: &mut Ebpf) {
+        let pause = monotonic().saturating_sub(self.copied_at);
+        if self.began.is_some() && pause >= PACE.max(self.took * 10) {
+            self.follow(ebpf);
+        }
+    }
+
+    /// Whether it has to end although a program of an earlier run is still attached.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.began.is_some_and(|began| monotonic().saturating_sub(began) > OVERDUE)
+    }
+
+    /// To be called once no program of an earlier run is attached, or the takeover is overdue.
+    pub(super) fn end(mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
+        self.began = self.began.or_else(|| Some(monotonic()));
+        self.copy(ebpf);
+        set_end(ebpf, 0)?;
+        tracing::info!(entries = self.entries, "took the flows of an earlier run over");
+        self.earlier.iter().try_for_each(EarlierMaps::remove)
+    }
+
+    /// Copies while the programs are replaced.
     fn follow(&mut self, ebpf: &mut Ebpf) {
         let seconds = u32::try_from(monotonic().as_secs()).unwrap_or(u32::MAX);
         if let Err(error) = set_end(ebpf, seconds.saturating_add(TAKEOVER_SECONDS)) {
@@ -78,47 +107,7 @@ impl Takeover {
     }
 }
 
-impl Loaded {
-    pub(super) fn is_taking_over(&self) -> bool {
-        self.takeover.is_some()
-    }
-
-    /// Whether the takeover has to end although a program of an earlier run is still attached.
-    pub(super) fn is_takeover_overdue(&self) -> bool {
-        let began = self.takeover.as_ref().and_then(|takeover| takeover.began);
-        began.is_some_and(|began| monotonic().saturating_sub(began) > OVERDUE)
-    }
-
-    /// To be called before a program is attached that reads or writes flows.
-    pub(super) fn before_attach(&mut self) {
-        if let Some(takeover) = self.takeover.as_mut().filter(|takeover| takeover.began.is_none()) {
-            takeover.follow(&mut self.ebpf);
-            takeover.began = Some(monotonic());
-        }
-    }
-
-    /// To be called after each program that was attached.
-    pub(super) fn after_attach(&mut self) {
-        let due = |takeover: &&mut Takeover| {
-            takeover.began.is_some() && monotonic().saturating_sub(takeover.copied_at) >= PACE.max(takeover.took * 10)
-        };
-        if let Some(takeover) = self.takeover.as_mut().filter(due) {
-            takeover.follow(&mut self.ebpf);
-        }
-    }
-
-    /// To be called once no program of an earlier run is attached, or the takeover is overdue.
-    pub(super) fn end_takeover(&mut self) -> anyhow::Result<()> {
-        let Some(mut takeover) = self.takeover.take() else { return Ok(()) };
-        takeover.began = takeover.began.or_else(|| Some(monotonic()));
-        takeover.copy(&mut self.ebpf);
-        set_end(&mut self.ebpf, 0)?;
-        tracing::info!(entries = takeover.entries, "took the flows of an earlier run over");
-        takeover.earlier.iter().try_for_each(EarlierMaps::remove)
-    }
-}
-
-fn end(ebpf: &Ebpf) -> anyhow::Result<u32> {
+fn end_of(ebpf: &Ebpf) -> anyhow::Result<u32> {
     let map = ebpf.map("TAKEOVER").context("the object has no map TAKEOVER")?;
     Ok(Array::<&MapData, u32>::try_from(map)?.get(&0, 0)?)
 }

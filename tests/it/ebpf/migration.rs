@@ -145,7 +145,7 @@ async fn flows_of_earlier_layouts_and_of_tables_of_another_size_are_carried_over
         assert_eq!(entries(&second), expected, "of layout {layout}: connections of clients are established ones");
 
         // The earlier programs run on, for as long as these are loaded: a connection begins, and one goes to another backend.
-        let (late, other) = ("203.0.113.10:40001", convert::v4([10, 0, 0, 12].into()));
+        let (late, other) = ("203.0.113.10:40000", convert::v4([10, 0, 0, 12].into()));
         set(&flows, &tuple(late, PORT, TCP), &flow(layout, other, seen));
         set(&replies, &tuple("10.0.0.12:80", late, TCP), &reply(PORT, [0; 2]));
         set(&flows, &tuple(CLIENT, PORT, UDP), &flow(layout, other, seen));
