@@ -126,6 +126,20 @@ fn hide_secrets(value: &mut serde_json::Value) {
     }
 }
 
+async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {
+    if let Some(reason) = &filter.reason
+        && !refusal_reasons().any(|known| known == reason)
+    {
+        let known: Vec<&str> = refusal_reasons().collect();
+        let text = format!("there is no reason {reason:?}; the reasons are {}\n", known.join(", "));
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    }
+    match source.watch_drops(filter.left).await {
+        Ok(lines) => ([("content-type", "application/x-ndjson")], drops::body(lines, filter)).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::model::{PullAuth, fixture};
@@ -140,19 +154,5 @@ mod tests {
         super::hide_secrets(&mut document);
         assert_eq!(document["view"]["tasks"][0]["pull_auth"], "hidden");
         assert!(!document.to_string().contains("c2VjcmV0"));
-    }
-}
-
-async fn drops(State(source): SharedSource, Query(filter): Query<DropFilter>) -> Response {
-    if let Some(reason) = &filter.reason
-        && !refusal_reasons().any(|known| known == reason)
-    {
-        let known: Vec<&str> = refusal_reasons().collect();
-        let text = format!("there is no reason {reason:?}; the reasons are {}\n", known.join(", "));
-        return (StatusCode::BAD_REQUEST, text).into_response();
-    }
-    match source.watch_drops(filter.left).await {
-        Ok(lines) => ([("content-type", "application/x-ndjson")], drops::body(lines, filter)).into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }

@@ -1,5 +1,5 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,tunnel,traffic` selects
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,tunnel,names,traffic` selects
 //! parts.
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 )]
 
 mod datapath;
+mod names;
 mod report;
 mod stats;
 mod swarm;
@@ -27,23 +28,27 @@ mod lab {
 }
 
 fn main() {
+    if std::env::args().any(|arg| arg == names::SERVE) {
+        return names::serve();
+    }
     // `cargo test --all-targets` and `cargo bench --no-run` must not start it by accident.
     if !std::env::args().any(|arg| arg == "--bench") {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,tunnel,traffic".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,tunnel,names,traffic".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
             "tables" => tables::run(&mut report),
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
+            "names" => names::run_all(&mut report),
             "traffic" => {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
                 runtime.block_on(traffic::run(&mut report));
             }
-            other => panic!("no part {other}: tables, datapath, tunnel, traffic"),
+            other => panic!("no part {other}: tables, datapath, tunnel, names, traffic"),
         }
     }
     report.write();

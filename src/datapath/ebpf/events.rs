@@ -85,12 +85,14 @@ impl EventRing {
         // SAFETY: the map's descriptor is its own, and is closed with it.
         let ring = unsafe { AsyncFd::register(ring) }.context("the ring of events cannot be waited for")?;
         let nanoseconds = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
+        #[expect(clippy::disallowed_methods, reason = "the time of day at a moment of the kernel's clock, which events carry")]
+        let now = SystemTime::now();
         let mut opened = Self {
             ring,
             watch: Array::try_from(open_map(folder, "WATCH")?)?,
             state: PerCpuArray::try_from(open_map(folder, "WATCHED")?)?,
             most: EVENTS_PER_SECOND.div_ceil(u32::try_from(cpus).unwrap_or(1).max(1)),
-            opened: (nanoseconds, SystemTime::now()),
+            opened: (nanoseconds, now),
             lost_before: 0,
         };
         opened.lost_before = opened.lost_ever()?;

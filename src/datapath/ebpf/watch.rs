@@ -64,16 +64,15 @@ impl Watchers {
     /// Adds a watcher; starts the reader if none runs. `maps`: folder of the pinned maps.
     pub(super) fn add(self: &Arc<Self>, maps: &Path, left: bool) -> anyhow::Result<RefusalWatch> {
         let mut reader = lock(&self.reader);
-        let receiver = match &*reader {
-            Some(sender) => sender.subscribe(),
-            None => {
-                let mut ring = EventRing::open(maps)?;
-                ring.renew(left)?;
-                let (sender, receiver) = broadcast::channel(BEHIND);
-                *reader = Some(sender.clone());
-                tokio::spawn(Arc::clone(self).read(ring, sender));
-                receiver
-            }
+        let receiver = if let Some(sender) = &*reader {
+            sender.subscribe()
+        } else {
+            let mut ring = EventRing::open(maps)?;
+            ring.renew(left)?;
+            let (sender, receiver) = broadcast::channel(BEHIND);
+            *reader = Some(sender.clone());
+            tokio::spawn(Arc::clone(self).read(ring, sender));
+            receiver
         };
         if left {
             self.left.fetch_add(1, Ordering::Relaxed);

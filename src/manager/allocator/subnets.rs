@@ -21,13 +21,12 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed) -> Vec<
     for network in waiting() {
         let is_used = |net: &Ipv4Net| in_use.iter().any(|other| overlap(net, other));
         let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
-        let subnet = match network.spec.subnets.first() {
-            Some(subnet) => Some(subnet.trunc()).filter(|net| !is_used(net)),
-            None => {
-                let is_taken = |net: &Ipv4Net| is_used(net) || is_requested(net);
-                first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
-                    .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited))
-            }
+        let subnet = if let Some(subnet) = network.spec.subnets.first() {
+            Some(subnet.trunc()).filter(|net| !is_used(net))
+        } else {
+            let is_taken = |net: &Ipv4Net| is_used(net) || is_requested(net);
+            first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
+                .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited))
         };
         if let Some(subnet) = subnet {
             in_use.push(subnet);

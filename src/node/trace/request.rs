@@ -20,8 +20,15 @@ const ICMP6: u8 = 58;
 
 fn find_node<'a>(view: &'a NodeView, name: &str) -> anyhow::Result<&'a Peer> {
     let is = |node: &&Peer| node.hostname == name || node.node_id.as_str() == name;
-    let known = || view.cluster.nodes.iter().map(|node| node.hostname.as_str()).collect::<Vec<_>>().join(", ");
-    view.cluster.nodes.iter().find(is).with_context(|| format!("there is no node {name}; the nodes are {}", known()))
+    let known = || {
+        let mut names: Vec<&str> = view.cluster.nodes.iter().map(|node| node.hostname.as_str()).collect();
+        names.sort_unstable();
+        names.join(", ")
+    };
+    let mut found = view.cluster.nodes.iter().filter(is);
+    let node = found.next().with_context(|| format!("there is no node {name}; the nodes are {}", known()))?;
+    anyhow::ensure!(found.next().is_none(), "several nodes are named {name}: use the id of one, see `docker node ls`");
+    Ok(node)
 }
 
 /// Whether the trace is to run on this node.

@@ -27,7 +27,7 @@ const STEADY: &str = "steady";
 const DATAGRAMS: u16 = 5300;
 /// TCP port of the steady service for connections that are kept, and the time between two lines of one.
 const KEPT: u16 = 7007;
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 fn port_of(service: &str) -> u16 {
     let at = SCALED.iter().chain(&ODD).position(|name| *name == service).map_or(0, |at| at + 1);

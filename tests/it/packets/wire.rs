@@ -56,14 +56,15 @@ fn taken(kernel: &mut Kernel, client: &str, to: &str) -> u32 {
 /// would be lost.
 #[test]
 fn a_tagged_frame_is_left_to_the_device_of_its_vlan() {
+    const VLAN: u16 = 0x8100;
+    const SERVICE: u16 = 0x88a8;
     in_namespaces(|kernel| {
         kernel.backend("10.0.0.11", 7);
         kernel.publish(TCP, 8080, &["10.0.0.11"], 0);
         kernel.attach("from_uplink", "uplink");
         let wire = ifindex("wire");
-        const VLAN: u16 = 0x8100;
-        const SERVICE: u16 = 0x88a8;
-        let stacks: [&[(u16, u16)]; 4] = [&[(VLAN, 100)], &[(VLAN, 1)], &[(SERVICE, 7), (VLAN, 100)], &[(VLAN, 4094 | 5 << 13)]];
+        let stacks: [&[(u16, u16)]; 4] =
+            [&[(VLAN, 100)], &[(VLAN, 1)], &[(SERVICE, 7), (VLAN, 100)], &[(VLAN, 0x0ffe | 5 << 13)]];
         for (port, to) in [(1000, "192.0.2.1:8080"), (2000, "[2001:db8::1]:8080")] {
             let client = |n: u16| if to.starts_with('[') { format!("[2001:db8::9]:{n}") } else { format!("192.0.2.9:{n}") };
             for (n, tags) in (port..).zip(stacks) {

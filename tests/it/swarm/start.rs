@@ -55,8 +55,6 @@ async fn a_worker_without_its_ledger_finds_its_managers_and_a_node_without_its_e
     swarm.service("web", 4, Some(8080), json!({})).await;
     let before = swarm.running("web", 4).await;
     let worker = swarm.node_id(&swarm.hosts[1]).await;
-    let on =
-        |tasks: &[Value], id: &str| tasks.iter().filter(|t| t["NodeID"] == id).map(|t| t["ID"].to_string()).collect::<Vec<_>>();
     let host = &mut swarm.hosts[1];
     within(10, "the managers in node.json", || async {
         let text = std::fs::read_to_string(host.data_dir().join("node.json"))?;
@@ -81,8 +79,14 @@ async fn a_worker_without_its_ledger_finds_its_managers_and_a_node_without_its_e
         Ok(())
     })
     .await;
-    let elsewhere = swarm.running("web", 4).await;
-    assert!(on(&elsewhere, &worker).is_empty(), "{elsewhere:#?}");
+    // The tasks of a node that may return stay wanted for a minute; there are as many elsewhere at once.
+    within(20, "the tasks elsewhere", || async {
+        let tasks = swarm.tasks("web").await;
+        let elsewhere = tasks.iter().filter(|t| t["Status"]["State"] == "running" && t["NodeID"] != worker).count();
+        anyhow::ensure!(elsewhere == 4, "{tasks:#?}");
+        Ok(())
+    })
+    .await;
     within(10, "the port of a node without an engine", || ask(&swarm.hosts[1], (swarm.hosts[1].address(), 8080).into())).await;
     swarm.hosts[1].start_engine(&EngineRoot::Machine).await.expect("engine");
     swarm.ready(2).await;
