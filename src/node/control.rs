@@ -91,9 +91,9 @@ impl NodeControl for DaemonControl {
         for _ in 0..ROTATE_ATTEMPTS {
             let mut cluster =
                 store.read().cluster().cloned().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
-            let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
+            let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(|e| failed(&e.into()))?;
             let digest = ca.digest().map_err(|e| failed(&e.into()))?;
-            let token = JoinToken::draw(digest, &mut rand::rng()).to_string();
+            let token = JoinToken::draw(digest, &mut rand::rng()).to_string().into();
             match role {
                 Role::Worker => cluster.tokens.worker = token,
                 Role::Manager => cluster.tokens.manager = token,

@@ -131,8 +131,8 @@ impl NodeControl for FakeNode {
         let handle = self.store().unwrap();
         let mut cluster = handle.read().cluster().unwrap().clone();
         match role {
-            Role::Worker => cluster.tokens.worker.push('x'),
-            Role::Manager => cluster.tokens.manager.push('x'),
+            Role::Worker => cluster.tokens.worker = format!("{}x", cluster.tokens.of(role)).into(),
+            Role::Manager => cluster.tokens.manager = format!("{}x", cluster.tokens.of(role)).into(),
         }
         handle.write(SystemClock.now(), vec![Action::update(cluster)]).await.unwrap();
         Ok(())
