@@ -19,4 +19,4 @@ pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerS
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
-pub use session::{SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};
+pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

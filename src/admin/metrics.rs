@@ -211,4 +211,6 @@ fn maps(ebpf: &EbpfStatus, out: &mut Exposition) {
 }
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, UnwrittenObject};
+use crate::model::{Availability, ClusterSpec, NodeId, Secret, UnwrittenObject};
 use crate::store::StoreHandle;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -91,7 +91,7 @@ pub struct SwarmJoinRequest {
     /// Managers to ask, as `host` or `host:port`; never empty.
     pub remote_addrs: Vec<String>,
     /// As posted: may be empty or malformed.
-    pub token: String,
+    pub token: Secret<String>,
     pub availability: Availability,
 }
 
@@ -163,5 +163,5 @@ pub trait NodeControl: Send + Sync {
     ///
     /// # Errors
     /// This node is no manager, or its root CA cannot be read.
-    fn new_token(&self) -> Result<String, ControlError>;
+    fn new_token(&self) -> Result<Secret<String>, ControlError>;
 }

@@ -10,7 +10,7 @@ use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, node_allocation};
 use crate::model::cluster::ONE_MANAGER;
 use crate::model::mesh::node_address;
-use crate::model::{NodeId, Role};
+use crate::model::{NodeId, Role, Secret};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
 use crate::rpc::JoinAuthority;
 use crate::store::{Action, Condition, Kind, ProposeError, StoreError, StoreHandle, Transaction};
@@ -62,15 +62,19 @@ fn other(error: impl std::fmt::Display) -> JoinRefused {
 
 #[async_trait]
 impl JoinAuthority for Admission {
+    fn knows(&self, token: &Secret<String>) -> bool {
+        self.store.read().cluster().is_some_and(|cluster| trust::role_of(&cluster.tokens, token.expose()).is_some())
+    }
+
     async fn admit(&self, request: &JoinRequest, from: SocketAddr) -> Result<JoinReply, JoinRefused> {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
-        let role = trust::role_of(&cluster.tokens, &request.token).ok_or(JoinRefused::Token)?;
+        let role = trust::role_of(&cluster.tokens, request.token.expose()).ok_or(JoinRefused::Token)?;
         if role == Role::Manager {
             return Err(other(ONE_MANAGER));
         }
         let id = NodeId::draw(&mut rand::rng());
-        let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;
+        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(other)?;
         let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;

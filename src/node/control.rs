@@ -7,7 +7,7 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
-use crate::model::{NodeId, Role, UnwrittenObject};
+use crate::model::{NodeId, Role, Secret, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::{JoinToken, RootCa};
 use async_trait::async_trait;
@@ -88,12 +88,12 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    fn new_token(&self) -> Result<String, ControlError> {
+    fn new_token(&self) -> Result<Secret<String>, ControlError> {
         let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?.read();
         let cluster = store.cluster().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
-        let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
+        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(|e| failed(&e.into()))?;
         let digest = ca.digest().map_err(|e| failed(&e.into()))?;
-        Ok(JoinToken::draw(digest, &mut rand::rng()).to_string())
+        Ok(JoinToken::draw(digest, &mut rand::rng()).to_string().into())
     }
 }
 

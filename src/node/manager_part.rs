@@ -191,7 +191,7 @@ impl ManagerServices {
             self.identity.clone(),
             env.clock.clone(),
             Arc::new(admission),
-            Arc::new(DispatcherSessions(loops.sessions)),
+            Arc::new(DispatcherSessions { sessions: loops.sessions, store: store.store.clone() }),
             Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
             limits,
         )?);
@@ -292,17 +292,26 @@ fn watch_leadership(
 }
 
 /// Passes rpc's sessions to the dispatcher.
-struct DispatcherSessions(Sessions);
+struct DispatcherSessions {
+    sessions: Sessions,
+    store: StoreHandle,
+}
 
 #[async_trait]
 impl SessionServer for DispatcherSessions {
+    fn is_member(&self, address: IpAddr) -> bool {
+        self.store.read().nodes().any(|node| IpAddr::V6(node_address(node.mesh.subnet)) == address)
+    }
+    fn is_at(&self, node: &NodeId, address: IpAddr) -> bool {
+        self.store.read().node(node).is_none_or(|node| IpAddr::V6(node_address(node.mesh.subnet)) == address)
+    }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
-        Ok(self.0.open(node, hello, out).await.0)
+        Ok(self.sessions.open(node, hello, out).await.0)
     }
     async fn message(&self, session: u64, message: ToManager) {
-        self.0.message(SessionId(session), message).await;
+        self.sessions.message(SessionId(session), message).await;
     }
     async fn closed(&self, session: u64) {
-        self.0.close(SessionId(session));
+        self.sessions.close(SessionId(session));
     }
 }

@@ -233,6 +233,7 @@ fn start_renewal(
     let managers = RenewalConfig {
         clock: env.clock.clone(),
         candidates: session::candidates(context),
+        node_at: session::node_at(context),
         sockets: context.mesh.clone(),
         source: IpAddr::V6(node_address(membership.subnet)),
         timeout: RENEWAL_TIMEOUT,

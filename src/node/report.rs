@@ -14,6 +14,7 @@ use crate::datapath::host_routes;
 use crate::manager::LeaderHealth;
 use crate::manager::allocator::overlap;
 use crate::model::Timestamp;
+use crate::model::secret::hiding;
 use crate::model::view::Peer;
 use crate::overlay::PathMtus;
 use crate::rpc::SessionState;
@@ -42,7 +43,7 @@ impl StatusSource for Daemon {
     async fn dump(&self) -> Value {
         let mut document = json!({ "settings": self.env.settings, "status": status(self).await });
         if let MembershipState::Active(member) = self.lifecycle.state() {
-            document["view"] = json!(member.view());
+            document["view"] = hiding(|| json!(member.view()));
             let validity = member.identity.borrow().validity();
             document["certificate"] = json!({
                 "not_before": validity.not_before.to_rfc3339(),

@@ -1,7 +1,7 @@
 //! Writes of one field: what a user or a loop owns of an object. The rest of the object is taken from the store when the
 //! transaction is applied, not from what its proposer has read, which on a manager that is behind is an old copy.
 
-use crate::model::{ClusterId, ClusterSpec, NodeId, NodeSpec, PullAuth, Role, ServiceId, ServiceSpec};
+use crate::model::{ClusterId, ClusterSpec, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, secret};
 use serde::{Deserialize, Serialize};
 
 /// A write of one field. `version` is that of the object which the proposer has read.
@@ -29,6 +29,7 @@ pub enum FieldUpdate {
     JoinToken {
         id: ClusterId,
         role: Role,
-        token: String,
+        #[serde(serialize_with = "secret::expose")]
+        token: Secret<String>,
     },
 }

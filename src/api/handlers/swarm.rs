@@ -88,7 +88,7 @@ pub async fn join(request: &ApiRequest) -> Result<Response> {
         listen_addr: if listen_addr.is_empty() { "0.0.0.0:2377".to_owned() } else { listen_addr },
         advertise_addr: text(&posted, "AdvertiseAddr"),
         remote_addrs,
-        token: text(&posted, "JoinToken"),
+        token: text(&posted, "JoinToken").into(),
         availability: validate::availability(&text(&posted, "Availability"))?,
     };
     request.api.control.join(join).await?;

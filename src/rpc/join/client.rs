@@ -7,11 +7,11 @@ use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::clock::Clock;
 use crate::model::Availability;
-use crate::model::WgKey;
+use crate::model::Secret;
 use crate::model::node::NodeDescription;
 use crate::protocol::MAX_FRAME;
-use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
-use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
+use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, ToJoiner};
+use crate::trust::{Identity, JoinToken, NodeKey, NodeName, TunnelKey};
 use async_trait::async_trait;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -41,10 +41,9 @@ pub trait JoinerSide: Send + Sync {
 #[derive(Debug)]
 pub struct JoinParts<'a> {
     /// The join token as the user entered it.
-    pub token: &'a str,
+    pub token: &'a Secret<String>,
     pub node_key: &'a NodeKey,
-    /// Public key of its tunnel.
-    pub tunnel_key: WgKey,
+    pub tunnel_key: &'a TunnelKey,
     /// Endpoints of its tunnel; an unspecified address stands for the source address that the manager sees.
     pub endpoints: Vec<SocketAddr>,
     pub description: NodeDescription,
@@ -144,10 +143,10 @@ pub async fn join(
     side: &dyn JoinerSide,
     options: &JoinOptions,
 ) -> Result<Joined, JoinError> {
-    if parts.token.is_empty() {
+    if parts.token.expose().is_empty() {
         return Err(JoinRefused::Token.into());
     }
-    let token: JoinToken = parts.token.parse().map_err(|_| JoinError::MalformedToken)?;
+    let token: JoinToken = parts.token.expose().parse().map_err(|_| JoinError::MalformedToken)?;
     let node_key = parts.node_key;
     let (mut connection, reply) = request(remote, &parts, &token, options).await?;
     let identity = match check(&reply, node_key, &token) {
@@ -292,19 +291,27 @@ impl JoinConnection {
         let request = JoinRequest {
             format: named,
             formats: Some(FORMATS),
-            token: parts.token.to_owned(),
+            token: parts.token.clone(),
             csr,
-            key: parts.tunnel_key,
+            key: parts.tunnel_key.public(),
             endpoints: parts.endpoints.clone(),
             description: parts.description.clone(),
             availability: parts.availability,
         };
         let (deadline, address, after) = (self.deadline, self.remote, self.deadline - self.begin);
+        let document = serde_json::to_vec(&FromJoiner::Request(Box::new(request))).map_err(|e| JoinError::Local(e.into()))?;
         let exchange = async {
-            let written = self.write(&FromJoiner::Request(Box::new(request))).await;
+            let written = self.writer.write_document(&document).await.map_err(|error| self.broken(error));
             // A server that has already closed the connection may have sent the reason first, which tells more than the
             // failed write.
-            (written, self.read().await)
+            let first = self.read().await;
+            let Ok(ToJoiner::Key(challenge)) = first else { return (written, first) };
+            // The manager's certificate is of the token's CA: no other server gets an answer.
+            let answer = match parts.tunnel_key.answer(&challenge, &document) {
+                Ok(answer) => FromJoiner::Key(KeyAnswer(answer)),
+                Err(error) => return (Err(self.broken(error)), Err(self.broken("its challenge cannot be answered"))),
+            };
+            (self.write(&answer).await, self.read().await)
         };
         let Ok((written, read)) = timeout_at(deadline, exchange).await else {
             return Err(JoinError::TimedOut { address, what: "answer the request", after });
@@ -313,7 +320,9 @@ impl JoinConnection {
             Ok(ToJoiner::Reply(reply)) => Ok(*reply),
             Ok(ToJoiner::Refused(refused)) => Err(refused.into()),
             Ok(ToJoiner::GaveUp(why)) => Err(JoinError::GaveUp { address, why }),
-            Ok(ToJoiner::Proof(_) | ToJoiner::Done | ToJoiner::Late) => Err(self.broken("an unexpected answer")),
+            Ok(ToJoiner::Key(_) | ToJoiner::Proof(_) | ToJoiner::Done | ToJoiner::Late) => {
+                Err(self.broken("an unexpected answer"))
+            }
             Err(error) => Err(written.err().unwrap_or(error)),
         }
     }
@@ -340,7 +349,7 @@ impl JoinConnection {
                     Ok(Some(ToJoiner::Late)) => return Err(self.timed_out(udp, reply.data_path_port)),
                     Ok(Some(ToJoiner::GaveUp(why))) => return Err(JoinError::GaveUp { address: self.remote, why }),
                     Ok(Some(ToJoiner::Refused(refused))) => return Err(refused.into()),
-                    Ok(Some(ToJoiner::Reply(_))) => return Err(self.broken("a second reply")),
+                    Ok(Some(ToJoiner::Reply(_) | ToJoiner::Key(_))) => return Err(self.broken("a second reply")),
                     Ok(None) => return Err(self.broken("the manager closed the connection")),
                     Err(error) => return Err(self.lost(error)),
                 },

@@ -99,7 +99,7 @@ async fn an_update_of_the_swarm_does_not_bring_a_rotated_token_back() {
     let store = store().await;
     let api = behind(&store);
     let cluster = store.read().cluster().unwrap().clone();
-    let token = FieldUpdate::JoinToken { id: cluster.id.clone(), role: Role::Worker, token: "rotated".to_owned() };
+    let token = FieldUpdate::JoinToken { id: cluster.id.clone(), role: Role::Worker, token: "rotated".into() };
     write(&store, Action::Set(token)).await;
     // The client has read the newest version from another manager.
     let version = store.read().cluster().unwrap().meta.version;
@@ -108,5 +108,5 @@ async fn an_update_of_the_swarm_does_not_bring_a_rotated_token_back() {
     let (status, message) = request(&api, "POST", &format!("/v1.51/swarm/update?version={version}"), Some(&spec)).await;
     assert_eq!((status, message.as_str()), (200, ""));
     let cluster = store.read().cluster().unwrap().clone();
-    assert_eq!((cluster.tokens.worker.as_str(), cluster.spec.labels.len()), ("rotated", 1));
+    assert_eq!((cluster.tokens.worker.expose().as_str(), cluster.spec.labels.len()), ("rotated", 1));
 }

@@ -9,7 +9,7 @@ use skep::api::Api;
 use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{NodeId, Role, UnwrittenObject};
+use skep::model::{NodeId, Role, Secret, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -130,8 +130,8 @@ impl NodeControl for FakeNode {
         self.taken_down.acquire().await.unwrap().forget();
         Ok(())
     }
-    fn new_token(&self) -> Result<String, ControlError> {
-        Ok("a new token".to_owned())
+    fn new_token(&self) -> Result<Secret<String>, ControlError> {
+        Ok("a new token".to_owned().into())
     }
 }
 

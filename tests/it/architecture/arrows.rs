@@ -51,6 +51,8 @@ const HOMES: &[(&str, &str)] = &[
     ("gotatun", "datapath"),
     ("wireguard_control", "datapath"),
     ("x25519_dalek", "datapath trust"),
+    ("hmac", "trust"),
+    ("zeroize", "model"),
     ("rtnetlink", "datapath"),
     ("aya", "datapath"),
     ("skep_ebpf", "datapath ingress"),

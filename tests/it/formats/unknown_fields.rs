@@ -88,7 +88,7 @@ fn conditions_and_writes_of_fields_with_an_unknown_field_are_refused_by_name() {
         FieldUpdate::ServiceSpec { id: "s".into(), version: 1, spec: Box::new(ServiceSpec::default()), pull_auth: None },
         FieldUpdate::NodeSpec { id: "n".into(), version: 1, spec: NodeSpec::default() },
         FieldUpdate::ClusterSpec { id: "c".into(), version: 1, spec: Box::new(ClusterSpec::default()) },
-        FieldUpdate::JoinToken { id: "c".into(), role: Role::Worker, token: "t".to_owned() },
+        FieldUpdate::JoinToken { id: "c".into(), role: Role::Worker, token: "t".into() },
     ];
     let port = Condition::FreePort { mode: PublishMode::Host, protocol: Protocol::Udp, port: 53, except: None };
     let conditions = [

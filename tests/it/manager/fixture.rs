@@ -25,7 +25,7 @@ pub fn cluster() -> Cluster {
         spec: ClusterSpec::default(),
         incarnation: 1,
         ca_certificate: String::new(),
-        ca_key: String::new(),
+        ca_key: "".into(),
         tokens: JoinTokens::default(),
         mesh: MeshPrefix("fd00:1:2::/48".parse::<Ipv6Net>().unwrap()),
         address_pools: Vec::new(),

@@ -80,7 +80,7 @@ async fn conditions_plans_and_fields_are_in_the_log_once_every_manager_reads_the
     let id = cluster.id.clone();
     store.write(Timestamp(50), vec![Action::create(cluster), network("a", "front")]).await.expect("written");
     let rotation = |token: &str| {
-        let update = FieldUpdate::JoinToken { id: id.clone(), role: Role::Worker, token: token.to_owned() };
+        let update = FieldUpdate::JoinToken { id: id.clone(), role: Role::Worker, token: token.into() };
         Transaction::new(Timestamp(40), vec![Action::Set(update)]).require([Condition::present(Kind::Network, "a")])
     };
     let missing = |outcome| matches!(outcome, Err(ProposeError::Refused(StoreError::NotFound { kind: Kind::Network, .. })));
@@ -89,7 +89,7 @@ async fn conditions_plans_and_fields_are_in_the_log_once_every_manager_reads_the
     store.propose(rotation("second").planned_from(planned)).await.expect("level 1 has no plans");
     assert!(missing(store.propose(rotation("no").require([Condition::present(Kind::Network, "b")])).await));
     let stored = store.read().cluster().expect("stored").clone();
-    assert_eq!((stored.tokens.worker.as_str(), stored.meta.updated_at), ("second", Timestamp(40)));
+    assert_eq!((stored.tokens.worker.expose().as_str(), stored.meta.updated_at), ("second", Timestamp(40)));
     assert!(!has_level_2(&store), "a manager of the release before must read the snapshot");
 
     store.write(Timestamp(60), vec![Action::update(Cluster { feature_level: 2, ..stored })]).await.expect("raised");
@@ -100,7 +100,7 @@ async fn conditions_plans_and_fields_are_in_the_log_once_every_manager_reads_the
     assert!(matches!(stale, Err(ProposeError::Refused(StoreError::StalePlan))), "{stale:?}");
     assert!(missing(store.propose(rotation("no").require([Condition::present(Kind::Network, "b")])).await));
     let stored = store.read().cluster().expect("stored").clone();
-    assert_eq!(stored.tokens.worker, "third");
+    assert_eq!(stored.tokens.worker.expose(), "third");
     store.write(Timestamp(30), vec![network("b", "back")]).await.expect("written");
     let (rotated, created) = (stored.meta.updated_at, store.read().network(&"b".into()).expect("stored").meta.created_at);
     assert!(rotated < created, "times do not go back: {rotated:?} {created:?}");
@@ -108,6 +108,6 @@ async fn conditions_plans_and_fields_are_in_the_log_once_every_manager_reads_the
     stop(raft, shutdown).await;
 
     let (store, raft, shutdown) = start(&folder.0).await.expect("both levels of the log are read");
-    assert_eq!(store.read().cluster().expect("stored").tokens.worker, "third");
+    assert_eq!(store.read().cluster().expect("stored").tokens.worker.expose(), "third");
     stop(raft, shutdown).await;
 }

@@ -23,7 +23,7 @@ fn labelled() -> ClusterSpec {
 }
 
 fn token(text: &str) -> FieldUpdate {
-    FieldUpdate::JoinToken { id: ClusterId::from("a"), role: Role::Worker, token: text.to_owned() }
+    FieldUpdate::JoinToken { id: ClusterId::from("a"), role: Role::Worker, token: text.into() }
 }
 
 fn spec(version: u64) -> FieldUpdate {
@@ -40,11 +40,11 @@ fn a_spec_from_a_manager_that_is_behind_brings_no_rotated_token_back() {
     (whole.spec, whole.meta.version) = (labelled(), 2);
     let mut with_object = store.clone();
     with_object.apply(3, &Transaction::new(Timestamp(2), vec![Action::update(whole)])).expect("its version is right");
-    assert_eq!(with_object.cluster().expect("stored").tokens.worker, "w", "what a write of the whole object does");
+    assert_eq!(with_object.cluster().expect("stored").tokens.worker.expose(), "w", "what a write of the whole object does");
 
     store.apply(3, &set(vec![spec(2)])).expect("applied");
     let cluster = store.cluster().expect("stored");
-    assert_eq!((cluster.tokens.worker.as_str(), &cluster.spec), ("rotated", &labelled()));
+    assert_eq!((cluster.tokens.worker.expose().as_str(), &cluster.spec), ("rotated", &labelled()));
     assert_eq!(cluster.meta.version, 3);
     assert_eq!(store.apply(4, &set(vec![spec(2)])), Err(StoreError::OutOfSequence));
 }
@@ -53,11 +53,11 @@ fn a_spec_from_a_manager_that_is_behind_brings_no_rotated_token_back() {
 fn several_fields_of_an_object_are_written_together_or_not_at_all() {
     let mut store = store();
     assert!(store.apply(2, &set(vec![token("rotated"), spec(7)])).is_err());
-    assert_eq!(store.cluster().expect("stored").tokens.worker, "w");
+    assert_eq!(store.cluster().expect("stored").tokens.worker.expose(), "w");
     let both = set(vec![spec(1), token("rotated")]);
     store.apply(3, &both).expect("applied");
     let cluster = store.cluster().expect("stored");
-    assert_eq!((cluster.tokens.worker.as_str(), &cluster.spec), ("rotated", &labelled()));
+    assert_eq!((cluster.tokens.worker.expose().as_str(), &cluster.spec), ("rotated", &labelled()));
 }
 
 #[test]
