@@ -11,23 +11,56 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Writes a file beside the old one, syncs it, and renames it over the old one; only root may read it.
+/// Writes a file beside the old one, syncs it, and renames it over the old one; only root may read it. Each call writes a
+/// file of its own: after a failed `fsync` the kernel takes pages for written that are not, so that another `fsync` of the
+/// same file would succeed for nothing.
 ///
 /// # Errors
-/// The disk's; the old file is untouched then.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// [`ReplaceError`]: what of the new content is on the disk, and what to do.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
+    replace_with(path, bytes, File::sync_all)
+}
+
+/// Why a file was not replaced. After neither may the new content be taken for written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// The old content is there as before.
+    #[error("the old content stays: {}", advice(.0))]
+    Unchanged(io::Error),
+    /// The new content is in place of the old one, but the disk has not confirmed that.
+    #[error("which of its contents outlives a power cut is unknown: {}", advice(.0))]
+    Uncertain(io::Error),
+}
+
+fn advice(error: &io::Error) -> String {
+    let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        _ if is_full => format!("{error}; free space on its disk"),
+        Some(rustix::io::Errno::IO) => format!("{error}; the disk fails: look at the kernel's log (dmesg) and replace it"),
+        _ => error.to_string(),
+    }
+}
+
+fn replace_with(path: &Path, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> Result<(), ReplaceError> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    match path.parent() {
-        // The name is durable once its directory is.
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
+    let write = || {
+        // Left by a run that was killed, or by a write that failed: never written to again.
+        ignore_missing(std::fs::remove_file(&new))?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        sync(&file)?;
+        std::fs::rename(&new, path)
+    };
+    if let Err(error) = write() {
+        // Best effort: the next call removes it too.
+        let _ = std::fs::remove_file(&new);
+        return Err(ReplaceError::Unchanged(error));
     }
+    // The name is durable once its directory is.
+    let Some(dir) = path.parent() else { return Ok(()) };
+    File::open(dir).and_then(|dir| sync(&dir)).map_err(ReplaceError::Uncertain)
 }
 
 /// The result of a removal where the file may be gone already.
@@ -130,7 +163,7 @@ impl DocumentFile {
     /// Replaces the file; the new content outlives a power cut when this returns.
     ///
     /// # Errors
-    /// The disk is full or broken; the old file is untouched.
+    /// The disk is full or broken: see [`ReplaceError`].
     pub fn store<T: Serialize>(&self, path: &Path, document: &T) -> anyhow::Result<()> {
         let bytes = serde_json::to_vec(document)?;
         replace(path, &bytes).with_context(|| format!("cannot write {} {}", self.name, path.display()))
@@ -171,6 +204,49 @@ mod tests {
         let error = read(UnknownFields::Refused).unwrap_err().to_string();
         assert!(error.contains("`colours`") && error.contains("written by a newer version of skep"), "{error}");
         assert_eq!(read(UnknownFields::Skipped).unwrap(), Document { format: 2, names: vec![] });
+    }
+
+    #[test]
+    fn a_failed_sync_is_named_and_the_next_write_is_of_another_file() {
+        use std::cell::{Cell, RefCell};
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = std::env::temp_dir().join(format!("skep-replace-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("node.json");
+        let content = || std::fs::read_to_string(&path).unwrap();
+        replace(&path, b"old").unwrap();
+        // The numbers of the files that were synced; the call that fails, and how: EIO, ENOSPC.
+        let (synced, calls) = (RefCell::new(Vec::new()), Cell::new(0));
+        let failing = |call: u32, number: i32| {
+            let (synced, calls) = (&synced, &calls);
+            calls.set(0);
+            move |file: &File| {
+                calls.set(calls.get() + 1);
+                synced.borrow_mut().push(file.metadata()?.ino());
+                if calls.get() == call { Err(io::Error::from_raw_os_error(number)) } else { file.sync_all() }
+            }
+        };
+        for (number, words) in [(5, "dmesg"), (28, "free space")] {
+            let error = replace_with(&path, b"new", failing(1, number)).unwrap_err();
+            assert!(matches!(error, ReplaceError::Unchanged(_)), "{error}");
+            assert!(error.to_string().contains("the old content stays") && error.to_string().contains(words), "{error}");
+            assert_eq!(content(), "old");
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "nothing is left to be taken for written");
+        }
+        let error = replace_with(&path, b"new", failing(2, 5)).unwrap_err();
+        assert!(matches!(error, ReplaceError::Uncertain(_)), "{error}");
+        assert!(error.to_string().contains("power cut") && error.to_string().contains("dmesg"), "{error}");
+        assert_eq!(content(), "new", "it is in place, and the error does not deny it");
+
+        // A file that a failed write has left is not written to again: its pages may count as clean.
+        let left = dir.join("node.json.new");
+        std::fs::write(&left, "half").unwrap();
+        let open = File::open(&left).unwrap();
+        synced.borrow_mut().clear();
+        replace_with(&path, b"newer", failing(0, 5)).unwrap();
+        assert_ne!(synced.borrow()[0], open.metadata().unwrap().ino());
+        assert_eq!(content(), "newer");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

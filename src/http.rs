@@ -20,6 +20,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
 
+/// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 1024;
+
 /// Binds a unix socket, replacing the file of an earlier run; only root and its group may connect.
 ///
 /// # Errors
@@ -31,9 +34,16 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     ignore_missing(std::fs::remove_file(path)).with_context(|| format!("cannot replace {}", path.display()))?;
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
+    let bind = || -> std::io::Result<UnixListener> {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        socket.bind(&socket2::SockAddr::unix(path)?)?;
+        // Before it listens: with the umask alone, others might connect in between.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        UnixListener::from_std(socket.into())
+    };
+    bind().with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 /// Gives a file to a group, by name or number, so that its members may connect to the socket.

@@ -2,6 +2,7 @@
 //! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
+mod connect_error;
 mod failed_joins;
 pub mod frame;
 mod join;
@@ -18,4 +19,4 @@ pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerS
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
-pub use session::{SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};
+pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

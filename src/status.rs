@@ -5,7 +5,7 @@ pub use crate::dns::counts::ResolverFailures;
 use crate::dns::DnsStatus;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
-use crate::model::{NodeId, Revision, Role, Timestamp};
+use crate::model::{FormatRange, NodeId, Revision, Role, Timestamp, UnwrittenObject};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,6 +42,9 @@ pub struct Status {
     /// Time since which no manager has confirmed the view: its addresses may be other tasks' by now. `None`: it is current.
     #[serde(default)]
     pub stale_since: Option<String>,
+    /// `None` on a node that is no manager.
+    #[serde(default)]
+    pub manager: Option<ManagerSummary>,
     pub datapaths: DatapathSummary,
     /// `None` outside a swarm.
     #[serde(default)]
@@ -56,6 +59,17 @@ pub struct Status {
     /// What the name server of this node has counted.
     #[serde(default)]
     pub names: DnsStatus,
+}
+
+/// What a manager knows of the cluster as a whole.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ManagerSummary {
+    /// The cluster's feature level: what managers may write to the log. Raised when all of them read the next one.
+    pub feature_level: u32,
+    /// Times that the leader's loops on this node were started again after a panic; a recent one is among the blockers.
+    pub loop_restarts: u64,
+    /// Objects that the leader, if it is this node, cannot write.
+    pub left_out: Vec<UnwrittenObject>,
 }
 
 /// This node's certificate.
@@ -108,6 +122,9 @@ pub struct NodeSummary {
     pub tx_bytes: u64,
     /// Containers that it runs on overlay networks.
     pub containers: usize,
+    /// Feature levels of its build; `None` if this node is no manager.
+    #[serde(default)]
+    pub feature_levels: Option<FormatRange>,
     /// MTU of the path to it in bytes, as this host's routes say; `None` if there is no route.
     #[serde(default)]
     pub path_mtu: Option<u32>,

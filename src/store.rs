@@ -4,15 +4,31 @@
 //!
 //! A new kind of object is one line in the list at the end of `object.rs`.
 
+mod applied;
+mod apply;
+mod changes;
+mod condition;
 mod document;
 mod feature_level;
+mod feed;
+mod field_update;
 mod handle;
+mod index;
+mod lookup;
 mod network_use;
 mod object;
+mod object_change;
+mod resolve;
 mod table;
+mod transaction;
 
+pub use changes::Changes;
+pub use condition::Condition;
 pub use document::decode_document;
-pub use feature_level::{FEATURE_LEVELS, check_level};
+pub use feature_level::FEATURE_LEVELS;
+pub use feed::{ChangeFollower, FeedEvent, PublishedStore, StorePublisher};
+pub use field_update::FieldUpdate;
 pub use handle::{LocalProposer, Propose, ProposeError, StoreHandle};
-pub use network_use::NetworkUser;
-pub use object::{Action, Kind, Object, Store, StoreError, StoreObject, Table, Transaction, Uniqueness};
+pub use object::{Action, Change, Kind, Object, Store, StoreError, StoreObject, Table, Uniqueness};
+pub use object_change::ObjectChange;
+pub use transaction::{PlanBase, Transaction};

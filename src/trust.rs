@@ -1,10 +1,12 @@
-//! Identities: the root CA, node certificates and when to renew them, join tokens, and the files of a node's identity. Pure
+//! Identities: the root CA, node certificates and when to renew them, join tokens, the proof that a
+//! joiner has its tunnel's key, and the files of a node's identity. Pure
 //! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
 //! managers decide that).
 
 mod ca;
 mod files;
 mod identity;
+mod key_possession;
 mod name;
 mod renewal;
 mod token;
@@ -12,6 +14,7 @@ mod token;
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
 pub use files::{CertificateFiles, FilesError};
 pub use identity::Identity;
+pub use key_possession::{AwaitedProof, NotProved, TunnelKey, has_low_order};
 pub use name::NodeName;
 pub use renewal::{Remaining, Validity};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};

@@ -7,7 +7,8 @@ use crate::flows::{
     Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
 };
 use crate::maps::{
-    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, lookup, lookup_lru,
+    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, is_taking_over, lookup,
+    lookup_lru,
 };
 use crate::parse::{Packet, PacketKind, parse};
 use crate::seen::left;
@@ -18,7 +19,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_looku
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, byte, container6, mapped};
 use skep_ebpf::{
-    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, GUARDED, NO_CLIENT, NODE, Port, Reply,
+    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, Frontend, GUARDED, NO_CLIENT, NODE, Port, Reply,
     TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
@@ -95,7 +96,12 @@ fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) 
             return Ok(Some(flow));
         }
     }
-    Ok(new_flow(ctx, packet, config, &key, known, now))
+    let Some(frontend) = published_port(ctx, packet, &key, known.is_some()) else { return Ok(None) };
+    if known.is_none() && packet.tuple.protocol == TCP && !packet.is_syn() && is_taking_over(now) {
+        // Its entry is on its way: the client sends again. Another backend would reset the connection.
+        return Err(Verdict::Drop(Counter::DropFlow));
+    }
+    Ok(new_flow(packet, config, &key, &frontend, known, now))
 }
 
 /// Writes the tuple of the container's replies to `packet.reverse`.
@@ -132,17 +138,9 @@ fn is_allowed(packet: &Packet, key: &Port) -> bool {
         || is_source(key.scope(), &packet.tuple.source)
 }
 
-/// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
-/// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: not a client's.
+/// The published port that a packet of a client is for. `None`: not a client's. `known`: it has a flow entry.
 #[inline(always)]
-fn new_flow(
-    ctx: &TcContext,
-    packet: &mut Packet,
-    config: &Config,
-    key: &Port,
-    known: Option<Found<Flow>>,
-    now: u32,
-) -> Option<Flow> {
+fn published_port(ctx: &TcContext, packet: &Packet, key: &Port, known: bool) -> Option<Frontend> {
     if packet.is(PacketKind::IcmpError) {
         return None;
     }
@@ -154,10 +152,7 @@ fn new_flow(
     }
     let established = packet.tuple.protocol == TCP && !packet.is_syn();
     // Replies to connections of the host, and packets of a connection that a socket of the host has.
-    if established
-        && known.is_none()
-        && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet))
-    {
+    if established && !known && (packet.flags & (SYN | RST) != 0 || packet.flags & ACK == 0 || is_host_connection(ctx, packet)) {
         return None;
     }
     if is_source(NO_CLIENT, &packet.tuple.source) {
@@ -168,6 +163,21 @@ fn new_flow(
         left(ctx, Counter::PassNotAllowed);
         return None;
     }
+    Some(frontend)
+}
+
+/// Selects a backend for a new flow, or re-selects it for an established TCP flow that this node has no entry for. Every node
+/// selects the same backend for the latter; a backend without such a connection answers with RST. `None`: there is no backend.
+#[inline(always)]
+fn new_flow(
+    packet: &mut Packet,
+    config: &Config,
+    key: &Port,
+    frontend: &Frontend,
+    known: Option<Found<Flow>>,
+    now: u32,
+) -> Option<Flow> {
+    let established = packet.tuple.protocol == TCP && !packet.is_syn();
     let hash = client_hash(config.hash_key, &packet.tuple, frontend.flags & AFFINITY != 0);
     let backend = backend_at(slot(frontend.base, frontend.size, hash))?;
     let owner = lookup(&BACKENDS, &backend)?.owner;

@@ -260,6 +260,10 @@ pub const NODE: u32 = 1;
 /// Mark (`SO_MARK`) of the datagrams that the userspace datapath sends from published ports.
 pub const USERSPACE_MARK: u32 = 0x5e7e_0001;
 
+/// How many seconds ahead the end of a takeover of flows from maps of an earlier layout may lie: a daemon that ends in the middle
+/// of one holds clients up no longer than that.
+pub const TAKEOVER_SECONDS: u32 = 5;
+
 /// Seconds that later fragments may arrive after the first one.
 pub const FRAGMENT_TIMEOUT: u32 = 30;
 

@@ -5,7 +5,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
     Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SLOTS_PER_BLOCK,
-    SlotBlock, SocketPeer, Source, Target, Tuple, V4, Vip,
+    SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip,
 };
 
 #[map]
@@ -64,6 +64,10 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinne
 /// looked up. Pinned under the name that earlier builds chose.
 #[map(name = "GATE")]
 pub static VIP_PACKETS_SEEN: Array<u32> = Array::pinned(1, 0);
+/// Second of the monotonic clock until which flows of an earlier layout of the maps are being carried over, at most
+/// [`TAKEOVER_SECONDS`] ahead; 0 if none are.
+#[map]
+pub static TAKEOVER: Array<u32> = Array::pinned(1, 0);
 #[map]
 pub static COUNTS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() as u32, 0);
 /// New connections of each published port and virtual address. The loader makes an entry for each frontend.
@@ -90,6 +94,12 @@ pub fn add(value: Option<*mut u64>) {
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
+}
+
+/// Whether flow entries may be missing because they are being carried over from maps of an earlier layout.
+#[inline(always)]
+pub fn is_taking_over(now: u32) -> bool {
+    TAKEOVER.get(0).is_some_and(|until| until.wrapping_sub(now).wrapping_sub(1) < TAKEOVER_SECONDS)
 }
 
 /// A copy of a map's value.

@@ -20,6 +20,7 @@ pub fn render(status: &Status) -> String {
     let mut out = Exposition::default();
     node(status, &mut out);
     health(status, &mut out);
+    manager(status, &mut out);
     peers(status, &mut out);
     published_ports(&status.ports, &mut out);
     ebpf(status, &mut out);
@@ -67,6 +68,25 @@ fn health(status: &Status, out: &mut Exposition) {
     let degraded = MetricFamily::gauge("skep_loop_degraded", "1 while a loop does not work as it should.", ["loop"]);
     let of_loop = |family: MetricFamily<1>, name: &String| family.sample([name], u64::from(status.troubles.contains_key(name)));
     out.add(&status.applied.keys().fold(degraded, of_loop));
+}
+
+/// What a manager knows of the cluster as a whole.
+fn manager(status: &Status, out: &mut Exposition) {
+    let Some(manager) = &status.manager else { return };
+    let restarts = "Times that the leader's loops on this manager were started again after a panic.";
+    out.add(&MetricFamily::counter("skep_manager_loop_restarts_total", restarts, []).value(manager.loop_restarts));
+    let left_out = "Objects whose planned change the leader, if it is this manager, cannot write.";
+    out.add(&MetricFamily::gauge("skep_manager_left_out_objects", left_out, []).value(manager.left_out.len() as u64));
+    let level = "Feature level of the cluster: what managers may write to the log.";
+    out.add(&MetricFamily::gauge("skep_cluster_feature_level", level, []).value(manager.feature_level.into()));
+    let help = "Newest feature level of a node's build: the cluster's is not higher than that of any manager.";
+    let mut newest = MetricFamily::gauge("skep_node_feature_level", help, ["node_id", "node"]);
+    for node in &status.nodes {
+        if let Some(levels) = node.feature_levels {
+            newest.add([node.id.as_str(), node.hostname.as_str()], levels.newest.into());
+        }
+    }
+    out.add(&newest);
 }
 
 fn flag(name: &'static str, help: &'static str, value: bool) -> MetricFamily<0> {
@@ -190,5 +210,7 @@ fn maps(ebpf: &EbpfStatus, out: &mut Exposition) {
     out.add(&room);
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

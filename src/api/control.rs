@@ -1,6 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, Role};
+use crate::model::{Availability, ClusterSpec, NodeId, Secret, UnwrittenObject};
 use crate::store::StoreHandle;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -91,7 +91,7 @@ pub struct SwarmJoinRequest {
     /// Managers to ask, as `host` or `host:port`; never empty.
     pub remote_addrs: Vec<String>,
     /// As posted: may be empty or malformed.
-    pub token: String,
+    pub token: Secret<String>,
     pub availability: Availability,
 }
 
@@ -151,12 +151,17 @@ pub trait NodeControl: Send + Sync {
     fn membership(&self) -> Membership;
     /// The store; `None` unless this node is a manager whose store is ready.
     fn store(&self) -> Option<StoreHandle>;
+    /// Objects that the leader, if it is this node, cannot write.
+    fn left_out(&self) -> Vec<UnwrittenObject>;
     /// Creates a swarm; returns this node's id in it once the store answers. Never called on a node of a swarm.
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError>;
     /// Joins a swarm; returns once this node is part of it. Never called on a node of a swarm.
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
     /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
-    /// Replaces the join token of a role in the cluster.
-    async fn rotate_token(&self, role: Role) -> Result<(), ControlError>;
+    /// Draws a new join token of the cluster. Writes nothing.
+    ///
+    /// # Errors
+    /// This node is no manager, or its root CA cannot be read.
+    fn new_token(&self) -> Result<Secret<String>, ControlError>;
 }

@@ -102,7 +102,13 @@ impl From<ControlError> for ApiError {
 impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::Refused(error @ StoreError::OutOfSequence) => Self::rpc(GrpcCode::Unknown, error),
+            ProposeError::Refused(error @ (StoreError::OutOfSequence | StoreError::StalePlan)) => {
+                Self::rpc(GrpcCode::Unknown, error)
+            }
+            ProposeError::Refused(error @ StoreError::PortInUse { .. }) => Self::rpc(GrpcCode::InvalidArgument, error),
+            ProposeError::Refused(error @ (StoreError::InUse { .. } | StoreError::KeyInUse { .. })) => {
+                Self::rpc(GrpcCode::FailedPrecondition, error)
+            }
             ProposeError::Refused(error @ (StoreError::NameConflict { .. } | StoreError::Exists { .. })) => {
                 Self::rpc(GrpcCode::AlreadyExists, error)
             }

@@ -3,8 +3,11 @@
 use super::target::DaemonTarget;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::ingress::{PortState, PortStatus};
-use crate::status::{CertificateSummary, NodeSummary, Status};
+use crate::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
 use std::fmt::Write as _;
+
+/// Objects that are named; of the others the number.
+const NAMED: usize = 5;
 
 /// Flags of `skep status`.
 #[derive(clap::Args, Debug)]
@@ -59,6 +62,9 @@ pub(super) fn render(status: &Status) -> String {
         let _ = writeln!(out, "cert:     {}", certificate_text(certificate));
     }
     let _ = writeln!(out, "revision: received {}, applied {}", status.view_revision.index, applied.join(", "));
+    for line in status.manager.iter().flat_map(manager_lines) {
+        let _ = writeln!(out, "{line}");
+    }
     let datapaths = &status.datapaths;
     let _ = writeln!(out, "tunnel:   {}, UDP {}, MTU {}", datapaths.tunnel, datapaths.tunnel_port, datapaths.mtu);
     let _ = writeln!(out, "ports:    {}", datapaths.ports);
@@ -73,6 +79,19 @@ pub(super) fn render(status: &Status) -> String {
         out.push_str(&unserved_devices(&status.ebpf));
     }
     out
+}
+
+/// The cluster's feature level, restarts of the leader's loops, and what the leader cannot write.
+fn manager_lines(manager: &ManagerSummary) -> Vec<String> {
+    let mut lines = vec![format!("features: level {}", manager.feature_level)];
+    if manager.loop_restarts > 0 {
+        lines.push(format!("restarts: the leader's loops were started again {} times after a panic", manager.loop_restarts));
+    }
+    lines.extend(manager.left_out.iter().take(NAMED).map(|object| format!("left out: {object}")));
+    if let Some(more) = manager.left_out.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        lines.push(format!("left out: {more} more objects: `skep status --json` names them"));
+    }
+    lines
 }
 
 /// The certificate's end, and what is wrong with it.
@@ -106,8 +125,9 @@ fn warnings(ebpf: &EbpfStatus) -> Vec<String> {
 }
 
 fn node_table(nodes: &[NodeSummary]) -> String {
-    let mut rows =
-        vec![["NODE", "ROLE", "PATH", "ENDPOINT", "MTU", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS"].map(str::to_owned)];
+    let mut rows = vec![
+        ["NODE", "ROLE", "PATH", "ENDPOINT", "MTU", "HANDSHAKE", "RECEIVED", "SENT", "CONTAINERS", "FEATURES"].map(str::to_owned),
+    ];
     for node in nodes {
         rows.push([
             format!("{}{}", node.hostname, if node.here { " *" } else { "" }),
@@ -119,6 +139,7 @@ fn node_table(nodes: &[NodeSummary]) -> String {
             bytes(node.rx_bytes),
             bytes(node.tx_bytes),
             node.containers.to_string(),
+            node.feature_levels.map_or_else(|| "-".to_owned(), |levels| levels.to_string()),
         ]);
     }
     table(&rows)
@@ -198,7 +219,7 @@ mod tests {
     use super::*;
     use crate::datapath::ebpf::Occupancy;
     use crate::ingress::ebpf::RefusalCount;
-    use crate::model::Timestamp;
+    use crate::model::{Timestamp, UnwrittenObject};
 
     #[test]
     fn rising_drops_and_full_tables_are_named_and_what_is_left_to_the_host_is_not() {
@@ -224,6 +245,23 @@ mod tests {
         ];
         assert_eq!(warnings(&ebpf), expected);
         assert_eq!(warnings(&EbpfStatus::default()), [""; 0]);
+    }
+
+    #[test]
+    fn a_manager_names_its_feature_level_its_restarts_and_what_it_cannot_write() {
+        assert_eq!(manager_lines(&ManagerSummary { feature_level: 2, ..ManagerSummary::default() }), ["features: level 2"]);
+        let object = |number: u32| UnwrittenObject {
+            kind: "task".to_owned(),
+            id: format!("t{number}"),
+            service_id: Some("s1".into()),
+            service_name: "web".to_owned(),
+            reason: "too large".to_owned(),
+        };
+        let manager = ManagerSummary { feature_level: 1, loop_restarts: 3, left_out: (1..=7).map(object).collect() };
+        let lines = manager_lines(&manager);
+        assert!(lines[1].contains("3 times after a panic"), "{lines:?}");
+        assert_eq!(lines[2], "left out: task t1 (service web): too large");
+        assert_eq!((lines.len(), lines[7].as_str()), (8, "left out: 2 more objects: `skep status --json` names them"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::target::DaemonTarget;
 use crate::http::UnixClient;
+use crate::model::Secret;
 use serde_json::{Value, json};
 
 /// Flags of `skep init`.
@@ -33,7 +34,7 @@ pub(super) struct JoinArgs {
     target: DaemonTarget,
     /// Join token, from `docker swarm join-token worker`
     #[arg(long)]
-    token: String,
+    token: Secret<String>,
     /// Address of a manager
     #[arg(value_name = "MANAGER[:PORT]")]
     remote: String,
@@ -97,7 +98,7 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<()> {
 pub(super) async fn join(args: JoinArgs) -> anyhow::Result<()> {
     let client = args.target.docker();
     let body = json!({
-        "ListenAddr": args.listen_addr, "AdvertiseAddr": args.advertise_addr, "RemoteAddrs": [args.remote], "JoinToken": args.token,
+        "ListenAddr": args.listen_addr, "AdvertiseAddr": args.advertise_addr, "RemoteAddrs": [args.remote], "JoinToken": args.token.expose(),
     });
     post(&client, "/swarm/join", &body).await?;
     let info: Value = client.get("/info").await?.json()?;

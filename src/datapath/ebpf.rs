@@ -28,7 +28,9 @@ mod slots;
 mod state;
 mod step;
 mod tables;
+mod takeover;
 mod trace;
+mod tuples;
 mod uplinks;
 mod watch;
 

@@ -34,7 +34,7 @@ mod tun;
 mod uapi;
 mod udp;
 
-pub use key::{generate_key, public_key};
+pub use key::{generate_key, private_key, public_key};
 pub use open::{close, open};
 pub use process::{TunnelArgs, process_main};
 

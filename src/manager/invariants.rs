@@ -172,8 +172,8 @@ pub fn check_settled(store: &Store) -> Vec<String> {
         }
     }
     for service in store.services() {
-        let is_live = |t: &&Task| t.service_id == service.id && t.desired_state <= TaskState::Running && !is_lost(store, t);
-        let live = store.tasks().filter(is_live).count() as u64;
+        let is_live = |t: &&Task| t.desired_state <= TaskState::Running && !is_lost(store, t);
+        let live = store.tasks_of_service(&service.id).filter(is_live).count() as u64;
         if live > service.spec.mode.replicas() {
             wrong.push(format!(
                 "service {} has {live} live tasks, desired are {}",

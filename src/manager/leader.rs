@@ -9,7 +9,7 @@ use super::settings::ManagerSettings;
 use super::term::{StepInput, StepOutput, Term};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::model::Revision;
+use crate::model::{Revision, UnwrittenObject};
 use crate::protocol::ToNode;
 use crate::store::{ProposeError, Store, StoreHandle};
 use crate::sync::{lock, replace_if_changed};
@@ -48,8 +48,8 @@ pub struct LeaderHealth {
     pub restarts: u64,
     /// The last panic; `None` once the loops have run for a minute since.
     pub panic: Option<String>,
-    /// Objects whose planned change cannot be written, with the reason.
-    pub left_out: Vec<String>,
+    /// Objects whose planned change cannot be written.
+    pub left_out: Vec<UnwrittenObject>,
 }
 
 /// Starts the loops. They do nothing until `is_leader` is true, and start without state each time that it becomes true.
@@ -109,6 +109,11 @@ impl Shell {
                 match ended {
                     Ok(ended) => {
                         self.outboxes.close_all(Some(&ToNode::NotLeader { leader: None }));
+                        // What is wrong now is the next leader's to find out.
+                        self.health.send_modify(|health| {
+                            health.panic = None;
+                            health.left_out.clear();
+                        });
                         tracing::info!(term, "this manager does not lead any more: loops stopped");
                         ended
                     }
@@ -248,7 +253,6 @@ impl PlanningLoop {
                 _ = ticks.tick() => is_tick = true,
             }
             let input = self.input(outcome, is_tick, writing.is_none());
-            let now = input.now;
             let (next, output) = in_background(move || {
                 let output = term.step(input);
                 (term, output)
@@ -265,9 +269,9 @@ impl PlanningLoop {
                 health.left_out = left_out;
                 *health != before
             });
-            if !write.is_empty() {
+            if let Some(plan) = write {
                 let handle = self.store.clone();
-                writing = Some(Box::pin(async move { handle.write(now, write).await }));
+                writing = Some(Box::pin(async move { handle.propose(plan).await }));
             }
         }
     }

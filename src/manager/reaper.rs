@@ -84,8 +84,8 @@ fn is_node_gone(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSe
 /// Networks without a free address that a task waits for.
 fn full_networks(store: &Store) -> BTreeSet<NetworkId> {
     let mut waiting = store
-        .tasks()
-        .filter(|t| t.status.state == TaskState::New && t.desired_state <= TaskState::Running && !t.status.err.is_empty())
+        .new_tasks()
+        .filter(|t| t.desired_state <= TaskState::Running && !t.status.err.is_empty())
         .filter_map(|t| Some((t, store.service(&t.service_id)?)))
         .peekable();
     if waiting.peek().is_none() {

@@ -2,12 +2,11 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
-use super::feature_level::FeatureLevelPlanner;
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
-use super::transaction_limits::{ObjectKey, TransactionLimits};
-use super::{orchestrator, reaper, scheduler};
-use crate::model::{TaskState, Timestamp};
+use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
+use super::{feature_level, orchestrator, reaper, scheduler};
+use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -24,7 +23,6 @@ pub struct RoundPlanner {
     rng: StdRng,
     quarantine: QuarantinedAddresses,
     limits: TransactionLimits,
-    feature_level: FeatureLevelPlanner,
     /// Before this time no round has anything to do unless the store changes.
     wake: Timestamp,
 }
@@ -33,8 +31,7 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        let feature_level = FeatureLevelPlanner::new(settings.rollback_window);
-        Self { settings, rng, quarantine, limits: TransactionLimits::default(), feature_level, wake: Timestamp::default() }
+        Self { settings, rng, quarantine, limits: TransactionLimits::default(), wake: Timestamp::default() }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -43,7 +40,7 @@ impl RoundPlanner {
         self.quarantine.observe(store, applied);
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
-        draft.add("feature level", self.feature_level.plan(&draft.scratch, now));
+        draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));
@@ -65,9 +62,19 @@ impl RoundPlanner {
         self.limits.refused(store, reason, now);
     }
 
-    /// Objects that cannot be written and are left out: kind, id and reason.
-    pub fn left_out(&self) -> Vec<String> {
-        self.limits.left_out().iter().map(|((kind, id), object)| format!("{kind} {id}: {}", object.reason)).collect()
+    /// Objects that cannot be written and are left out.
+    pub fn left_out(&self, store: &Store) -> Vec<UnwrittenObject> {
+        let unwritten = |((kind, id), object): (&ObjectKey, &LeftOutObject)| {
+            let service = object.service_id.as_ref().and_then(|id| store.service(id));
+            UnwrittenObject {
+                kind: kind.to_string(),
+                id: id.clone(),
+                service_id: object.service_id.clone(),
+                service_name: service.map(|s| s.spec.name.clone()).unwrap_or_default(),
+                reason: object.reason.clone(),
+            }
+        };
+        self.limits.left_out().iter().map(unwritten).collect()
     }
 
     /// True if a round may have something to do although the store did not change: a restart delay has passed, addresses
@@ -97,7 +104,7 @@ impl TransactionDraft<'_> {
             return;
         }
         tracing::debug!(planner, actions = actions.len(), "planned");
-        let transaction = Transaction { at: self.now, actions };
+        let transaction = Transaction::new(self.now, actions);
         let index = self.scratch.index() + 1;
         if let Err(error) = self.scratch.to_mut().apply(index, &transaction) {
             // A planner contradicts its own snapshot: a bug, which must stop neither the other planners nor the rest of this plan.
@@ -111,7 +118,7 @@ impl TransactionDraft<'_> {
 
     fn add_one_by_one(&mut self, actions: Vec<Action>) {
         for action in actions {
-            let (index, one) = (self.scratch.index() + 1, Transaction { at: self.now, actions: vec![action] });
+            let (index, one) = (self.scratch.index() + 1, Transaction::new(self.now, vec![action]));
             let applied = self.scratch.to_mut().apply(index, &one).is_ok();
             one.actions.into_iter().filter(|_| applied).for_each(|action| self.merge(action));
         }
@@ -121,6 +128,9 @@ impl TransactionDraft<'_> {
     fn merge(&mut self, action: Action) {
         let key = action.target();
         let merged = match (self.writes.remove(&key), action) {
+            // The scratch state has the field.
+            (Some(Action::Create(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Create),
+            (Some(Action::Update(_) | Action::Set(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Update),
             (Some(Action::Create(_)), Action::Update(object)) => Some(Action::Create(object)),
             (Some(Action::Create(_)), Action::Remove(..)) => None,
             (_, action) => Some(action),

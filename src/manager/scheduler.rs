@@ -13,10 +13,8 @@ use load::Load;
 
 /// Assignments, and for tasks that stay pending the reason.
 pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
-    let mut pending: Vec<&Task> = store
-        .tasks()
-        .filter(|t| t.status.state == TaskState::Pending && t.node_id.is_none() && t.desired_state <= TaskState::Running)
-        .collect();
+    let waits = |t: &&Task| t.node_id.is_none() && t.desired_state <= TaskState::Running;
+    let mut pending: Vec<&Task> = store.pending_tasks().filter(waits).collect();
     if pending.is_empty() {
         return Vec::new();
     }

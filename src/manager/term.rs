@@ -6,8 +6,8 @@ use super::liveness::LivenessSnapshot;
 use super::round::RoundPlanner;
 use super::session::Effect;
 use super::settings::ManagerSettings;
-use crate::model::{Revision, Timestamp};
-use crate::store::{Action, ProposeError, Store};
+use crate::model::{Revision, Timestamp, UnwrittenObject};
+use crate::store::{ProposeError, Store, StoreError, Transaction};
 use std::sync::Arc;
 
 /// The state of the planning loop.
@@ -36,12 +36,11 @@ pub(super) struct StepInput {
 /// What is to be done after a step.
 pub(super) struct StepOutput {
     pub effects: Vec<Effect>,
-    /// Nothing if empty.
-    pub write: Vec<Action>,
+    pub write: Option<Transaction>,
     /// Lowest revision that every live node has applied.
     pub applied: Revision,
     /// Objects that cannot be written.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<UnwrittenObject>,
 }
 
 impl Term {
@@ -80,13 +79,14 @@ impl Term {
             self.round_due |= self.planner.is_due(now) || !self.dispatcher.plan(&self.store, now).is_empty();
         }
         let effects = self.dispatcher.views(now);
-        let mut write = Vec::new();
+        let mut write = None;
         if self.round_due && may_write {
             self.round_due = false;
             let reports = self.dispatcher.plan(&self.store, now);
-            write = self.planner.round(&self.store, reports, self.dispatcher.lowest_applied(now), now);
+            let actions = self.planner.round(&self.store, reports, self.dispatcher.lowest_applied(now), now);
+            write = (!actions.is_empty()).then(|| Transaction::new(now, actions).planned_from(self.store.index()));
         }
-        StepOutput { effects, write, applied: self.dispatcher.applied(now), left_out: self.planner.left_out() }
+        StepOutput { effects, write, applied: self.dispatcher.applied(now), left_out: self.planner.left_out(&self.store) }
     }
 
     /// After a failure that is not a refusal the next change or tick plans again.
@@ -94,6 +94,11 @@ impl Term {
         match outcome {
             Ok(_) => {
                 self.planner.written();
+                self.round_due = true;
+            }
+            // An earlier plan of this manager was applied after all. Nothing is wrong with the objects of this one.
+            Err(ProposeError::Refused(error @ StoreError::StalePlan)) => {
+                tracing::debug!(%error, "planning again");
                 self.round_due = true;
             }
             Err(ProposeError::Refused(error)) => {
@@ -109,4 +114,58 @@ impl Term {
 fn verdicts_differ(a: &LivenessSnapshot, b: &LivenessSnapshot) -> bool {
     let verdicts = |s: &LivenessSnapshot| -> Vec<_> { s.nodes.values().map(|n| n.verdict.clone()).collect() };
     verdicts(a) != verdicts(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::service::{Endpoint, Replicated, ServiceMode};
+    use crate::model::{Meta, Service, ServiceSpec};
+    use crate::store::{Action, PlanBase};
+
+    fn store() -> Arc<Store> {
+        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(1) }) };
+        let spec = ServiceSpec { name: "web".to_owned(), mode, ..ServiceSpec::default() };
+        let (id, meta, endpoint) = ("web".into(), Meta::default(), Endpoint::default());
+        let service =
+            Service { id, meta, spec, previous_spec: None, pull_auth: None, previous_pull_auth: None, spec_version: 1, endpoint };
+        let mut store = Store::default();
+        store.apply(9, &Transaction::new(Timestamp(1), vec![Action::create(service)])).expect("created");
+        Arc::new(store)
+    }
+
+    fn steps_refused_with(error: &StoreError) -> StepOutput {
+        let store = store();
+        let mut term = Term::new(&ManagerSettings::default(), store.clone(), Timestamp(2), 1);
+        let mut step = |outcome| {
+            let (now, liveness) = (Timestamp(2), Arc::default());
+            term.step(StepInput {
+                now,
+                store: store.clone(),
+                events: Vec::new(),
+                liveness,
+                is_tick: false,
+                outcome,
+                may_write: true,
+            })
+        };
+        let mut output = step(None);
+        for _ in 0..10 {
+            let base = output.write.and_then(|transaction| transaction.plan);
+            assert_eq!(base, Some(PlanBase { index: 9, term: 0 }), "planned from the state that it saw");
+            output = step(Some(Err(ProposeError::Refused(error.clone()))));
+            if !output.left_out.is_empty() {
+                break;
+            }
+        }
+        output
+    }
+
+    #[test]
+    fn a_stale_plan_is_planned_again_and_no_object_is_left_out_for_it() {
+        let output = steps_refused_with(&StoreError::StalePlan);
+        assert!(output.left_out.is_empty() && output.write.is_some(), "{:?}", output.left_out);
+        let output = steps_refused_with(&StoreError::OutOfSequence);
+        assert!(!output.left_out.is_empty(), "another refusal again and again is that of an object");
+    }
 }

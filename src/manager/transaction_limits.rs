@@ -25,8 +25,8 @@ pub struct TransactionLimits {
     /// Most actions, network guards not counted; `None`: no limit.
     most: Option<usize>,
     refusals: u32,
-    /// Actions of the transaction that is being written, network guards not counted.
-    writing: Vec<ObjectKey>,
+    /// Actions of the transaction that is being written, network guards not counted, with the service of each.
+    writing: Vec<(ObjectKey, Option<ServiceId>)>,
     left_out: BTreeMap<ObjectKey, LeftOutObject>,
 }
 
@@ -35,6 +35,8 @@ pub struct TransactionLimits {
 pub struct LeftOutObject {
     /// For people.
     pub reason: String,
+    /// The service itself, or the one of the task.
+    pub service_id: Option<ServiceId>,
     /// The stored version that the plan was for; 0: it is not stored yet.
     version: u64,
     until: Timestamp,
@@ -50,7 +52,8 @@ impl TransactionLimits {
             let key = action.target();
             let size = encoded_size(&action);
             if size > OBJECT {
-                self.leave_out(key, &format!("it has {size} bytes, {OBJECT} are the most"), store, now);
+                let reason = format!("it has {size} bytes, {OBJECT} are the most");
+                self.leave_out(key, service_of(&action, store), &reason, store, now);
             } else if self.left_out.contains_key(&key) {
             } else if key.0 == Kind::Network {
                 guards.push((action, size));
@@ -79,7 +82,7 @@ impl TransactionLimits {
             count = (1..=count).rev().find(|at| !together(*at)).unwrap_or(count);
         }
         rest.truncate(count);
-        self.writing = rest.iter().map(|(action, _)| action.target()).collect();
+        self.writing = rest.iter().map(|(action, _)| (action.target(), service_of(action, store))).collect();
         rest.into_iter().chain(guards).map(|(action, _)| action).collect()
     }
 
@@ -98,8 +101,8 @@ impl TransactionLimits {
         }
         match std::mem::take(&mut self.writing) {
             one if one.len() == 1 => {
-                for key in one {
-                    self.leave_out(key, reason, store, now);
+                for (key, service) in one {
+                    self.leave_out(key, service, reason, store, now);
                 }
                 self.written();
             }
@@ -112,13 +115,24 @@ impl TransactionLimits {
         &self.left_out
     }
 
-    fn leave_out(&mut self, key: ObjectKey, reason: &str, store: &Store, now: Timestamp) {
+    fn leave_out(&mut self, key: ObjectKey, service_id: Option<ServiceId>, reason: &str, store: &Store, now: Timestamp) {
         let (kind, id) = &key;
         if !self.left_out.contains_key(&key) {
             tracing::error!(%kind, id, reason, "a planned change cannot be written: it is left out, everything else goes on");
         }
         let version = kind.stored_meta(store, id).map_or(0, |meta| meta.version);
-        self.left_out.insert(key, LeftOutObject { reason: reason.to_owned(), version, until: now.plus(LEFT_OUT) });
+        self.left_out.insert(key, LeftOutObject { reason: reason.to_owned(), service_id, version, until: now.plus(LEFT_OUT) });
+    }
+}
+
+/// The service that is written, or the one of the task.
+fn service_of(action: &Action, store: &Store) -> Option<ServiceId> {
+    match action {
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some(task.service_id.clone()),
+        Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => Some(service.id.clone()),
+        Action::Remove(Kind::Task, id) => store.task(&id.as_str().into()).map(|task| task.service_id.clone()),
+        Action::Remove(Kind::Service, id) => Some(id.as_str().into()),
+        _ => None,
     }
 }
 

@@ -1,9 +1,14 @@
 //! The cluster object: settings that all managers share, and the root CA.
 
+use super::secret::{self, Secret};
 use super::{id::ClusterId, mesh::MeshPrefix, meta::Meta, node::Role, time::Nanos};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// What a second manager is refused with, at its join as at its promotion.
+pub const ONE_MANAGER: &str = "a swarm has one manager in this version of skep: no node can be promoted, and further nodes join \
+                               with the worker token (`docker swarm join-token worker`)";
 
 /// The store has exactly one of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,7 +22,8 @@ pub struct Cluster {
     /// Root CA certificate, PEM.
     pub ca_certificate: String,
     /// Root CA key, PEM. Never sent to a node that is no manager.
-    pub ca_key: String,
+    #[serde(serialize_with = "secret::expose")]
+    pub ca_key: Secret<String>,
     pub tokens: JoinTokens,
     /// The /48 of all mesh addresses.
     pub mesh: MeshPrefix,
@@ -48,8 +54,10 @@ fn is_first_level(level: &u32) -> bool {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct JoinTokens {
-    pub worker: String,
-    pub manager: String,
+    #[serde(serialize_with = "secret::expose")]
+    pub worker: Secret<String>,
+    #[serde(serialize_with = "secret::expose")]
+    pub manager: Secret<String>,
 }
 
 impl JoinTokens {
@@ -57,8 +65,8 @@ impl JoinTokens {
     #[must_use]
     pub fn of(&self, role: Role) -> &str {
         match role {
-            Role::Worker => &self.worker,
-            Role::Manager => &self.manager,
+            Role::Worker => self.worker.expose(),
+            Role::Manager => self.manager.expose(),
         }
     }
 }

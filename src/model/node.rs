@@ -164,6 +164,10 @@ pub struct NodeStatus {
     /// it.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_since: Option<Timestamp>,
+    /// Since when the node's build has the feature levels of its description, by the leader's clock; `None` if it reports none.
+    /// (Builds of the first level do not write it, and drop it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub levels_since: Option<Timestamp>,
 }
 
 /// A node's identity (its key) and addresses in the mesh. Assigned when the node joins.

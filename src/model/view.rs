@@ -144,6 +144,9 @@ pub struct Peer {
     pub endpoints: Vec<SocketAddr>,
     /// Addresses of its tasks on all networks, sorted.
     pub containers: Vec<Ipv4Addr>,
+    /// Tasks that have these addresses; one may have several. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached_tasks: Option<u32>,
     /// Accepts packets to published ports that other nodes' eBPF datapaths forward.
     #[serde(default)]
     #[serde(rename = "fast")]

@@ -1,10 +1,18 @@
-//! WireGuard public keys.
+//! WireGuard public keys, and the challenge to the holder of the private one.
 
 use serde::{Deserialize, Serialize};
 
 /// A WireGuard public key; serialized as base64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WgKey(pub [u8; 32]);
+
+/// What a manager sends a joiner, to be answered with the private key of the joiner's tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyChallenge {
+    /// Public half of an X25519 key that the manager has drawn for this challenge alone.
+    pub key: WgKey,
+    pub nonce: [u8; 32],
+}
 
 impl WgKey {
     /// Base64, as `wg show` prints it.

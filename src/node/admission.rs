@@ -8,11 +8,12 @@ use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, node_allocation};
+use crate::model::cluster::ONE_MANAGER;
 use crate::model::mesh::node_address;
-use crate::model::{NodeId, Role};
+use crate::model::{NodeId, Role, Secret};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
 use crate::rpc::JoinAuthority;
-use crate::store::{Action, Kind, ProposeError, StoreError, StoreHandle};
+use crate::store::{Action, Condition, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use crate::trust::{self, NodeName, RootCa};
 use async_trait::async_trait;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -61,17 +62,19 @@ fn other(error: impl std::fmt::Display) -> JoinRefused {
 
 #[async_trait]
 impl JoinAuthority for Admission {
+    fn knows(&self, token: &Secret<String>) -> bool {
+        self.store.read().cluster().is_some_and(|cluster| trust::role_of(&cluster.tokens, token.expose()).is_some())
+    }
+
     async fn admit(&self, request: &JoinRequest, from: SocketAddr) -> Result<JoinReply, JoinRefused> {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
-        let role = trust::role_of(&cluster.tokens, &request.token).ok_or(JoinRefused::Token)?;
+        let role = trust::role_of(&cluster.tokens, request.token.expose()).ok_or(JoinRefused::Token)?;
         if role == Role::Manager {
-            return Err(other(
-                "further managers are not built yet: join with the worker token (`docker swarm join-token worker`)",
-            ));
+            return Err(other(ONE_MANAGER));
         }
         let id = NodeId::draw(&mut rand::rng());
-        let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(other)?;
+        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(other)?;
         let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
@@ -89,9 +92,11 @@ impl JoinAuthority for Admission {
         for _ in 0..ATTEMPTS {
             let store = self.store.read();
             let (_, actions) = node_allocation::admit(&store, node.clone()).map_err(other)?;
-            match self.store.write(self.clock.now(), actions).await {
+            let key_is_free = Condition::FreeKey { key: request.key };
+            match self.store.propose(Transaction::new(self.clock.now(), actions).require([key_is_free])).await {
                 Ok(_) => {}
                 Err(ProposeError::Refused(StoreError::OutOfSequence)) => continue,
+                Err(ProposeError::Refused(error @ StoreError::KeyInUse { .. })) => return Err(other(error)),
                 Err(error) => return Err(unavailable(&error)),
             }
             let store = self.store.read();

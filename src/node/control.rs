@@ -5,18 +5,13 @@ use super::address;
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
-use super::network::MeshNetwork;
-use super::state_dir::MembershipFile;
 use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
-use crate::model::{NodeId, Role};
-use crate::store::{Action, ProposeError, StoreError, StoreHandle};
+use crate::model::{NodeId, Role, Secret, UnwrittenObject};
+use crate::store::StoreHandle;
 use crate::trust::{JoinToken, RootCa};
 use async_trait::async_trait;
 use std::sync::Arc;
-
-/// Attempts to rotate a token while other requests update the cluster.
-const ROTATE_ATTEMPTS: usize = 5;
 
 /// The daemon behind the API's control trait.
 pub(super) struct DaemonControl(pub Arc<Daemon>);
@@ -41,10 +36,17 @@ impl NodeControl for DaemonControl {
         }
     }
 
+    fn left_out(&self) -> Vec<UnwrittenObject> {
+        match self.0.lifecycle.state() {
+            MembershipState::Active(member) => member.leader_health.borrow().left_out.clone(),
+            _ => Vec::new(),
+        }
+    }
+
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         let daemon = &self.0;
         let _lock = daemon.lifecycle.lock().await;
-        daemon.must_be_inactive()?;
+        daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
         let addresses = address::for_init(&request.listen_addr, &request.advertise_addr, request.data_path_port, &host)
             .map_err(ControlError::invalid)?;
@@ -61,7 +63,7 @@ impl NodeControl for DaemonControl {
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {
         let daemon = &self.0;
         let _lock = daemon.lifecycle.lock().await;
-        daemon.must_be_inactive()?;
+        daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
         let addresses = address::for_join(&request.listen_addr, &request.advertise_addr, &host).map_err(ControlError::invalid)?;
         daemon.engine_must_be_free().await?;
@@ -86,25 +88,12 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    async fn rotate_token(&self, role: Role) -> Result<(), ControlError> {
-        let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?;
-        for _ in 0..ROTATE_ATTEMPTS {
-            let mut cluster =
-                store.read().cluster().cloned().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
-            let ca = RootCa::from_pem(&cluster.ca_certificate, &cluster.ca_key).map_err(|e| failed(&e.into()))?;
-            let digest = ca.digest().map_err(|e| failed(&e.into()))?;
-            let token = JoinToken::draw(digest, &mut rand::rng()).to_string();
-            match role {
-                Role::Worker => cluster.tokens.worker = token,
-                Role::Manager => cluster.tokens.manager = token,
-            }
-            match store.write(self.0.env.clock.now(), vec![Action::update(cluster)]).await {
-                Ok(_) => return Ok(()),
-                Err(ProposeError::Refused(StoreError::OutOfSequence)) => {}
-                Err(error) => return Err(ControlError::failed(error.to_string())),
-            }
-        }
-        Err(ControlError::failed("update out of sequence"))
+    fn new_token(&self) -> Result<Secret<String>, ControlError> {
+        let store = self.store().ok_or_else(|| ControlError::unavailable("this node is not a manager"))?.read();
+        let cluster = store.cluster().ok_or_else(|| ControlError::unavailable("there is no cluster yet"))?;
+        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(|e| failed(&e.into()))?;
+        let digest = ca.digest().map_err(|e| failed(&e.into()))?;
+        Ok(JoinToken::draw(digest, &mut rand::rng()).to_string().into())
     }
 }
 
@@ -131,9 +120,12 @@ pub(super) fn failed(error: &anyhow::Error) -> ControlError {
 }
 
 impl Daemon {
-    fn must_be_inactive(&self) -> Result<(), ControlError> {
+    /// Not in a swarm, and nothing of an earlier one is left.
+    async fn must_be_inactive(&self) -> Result<(), ControlError> {
         match self.lifecycle.state() {
-            MembershipState::Inactive => Ok(()),
+            MembershipState::Inactive => self.finish_leaving().await.map_err(|error| {
+                ControlError::unavailable(format!("this node has not finished leaving its last swarm: {error:#}; try again"))
+            }),
             MembershipState::Active(_) | MembershipState::Pending { .. } => Err(ControlError::unavailable(
                 "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
             )),
@@ -156,20 +148,5 @@ impl Daemon {
         if let Err(error) = self.env.state_dir.forget() {
             tracing::warn!(error = format!("{error:#}"), "the files of a failed attempt could not be removed");
         }
-    }
-
-    /// Ends a membership that could not be started: takes down what an earlier run of the daemon left, then removes its
-    /// files.
-    async fn abandon(&self) -> anyhow::Result<()> {
-        let env = &self.env;
-        if let Ok(Some(membership)) = MembershipFile::load(&env.state_dir) {
-            let _ = crate::agent::remove_all(&membership.node_id, &*env.engine).await;
-            if let Ok(network) = MeshNetwork::open(env, &membership.addresses()).await {
-                let _ = network.take_down(env).await;
-            }
-        }
-        env.state_dir.forget()?;
-        self.lifecycle.set(MembershipState::Inactive);
-        Ok(())
     }
 }

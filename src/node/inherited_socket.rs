@@ -1,5 +1,5 @@
-//! Listening sockets that systemd holds: they outlive the daemon, so that a task which has the socket's file mounted reaches
-//! the next daemon through the same file.
+//! Listening sockets that systemd holds: they outlive the daemon. A task which has the API's socket mounted reaches the next
+//! daemon through the same file; the engine's calls of the network driver wait for the next daemon, or start it.
 
 use anyhow::Context as _;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};

@@ -102,7 +102,7 @@ fn new_cluster(
         spec: request.spec.clone(),
         incarnation: 1,
         ca_certificate: ca.certificate().to_owned(),
-        ca_key: ca.key().to_owned(),
+        ca_key: ca.key().into(),
         tokens: JoinToken::draw_both(ca.digest()?, &mut rng),
         mesh: MeshPrefix::draw(&mut rng),
         address_pools: pools.pools,

@@ -14,7 +14,7 @@ use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
 use crate::protocol::{JoinRefused, JoinReply};
 use crate::rpc::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
-use crate::trust::NodeKey;
+use crate::trust::{NodeKey, TunnelKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -27,13 +27,15 @@ impl Daemon {
         env.state_dir.forget().map_err(|e| failed(&e))?;
         let remote = resolve_manager(request.remote_addrs.first().map_or("", String::as_str)).await?;
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
-        let tunnel_key = env.tunnel_key().map_err(|e| failed(&e))?;
+        env.tunnel_key().map_err(|e| failed(&e))?;
+        let private = crate::datapath::tunnel::private_key(&env.state_dir.tunnel_key()).map_err(|e| failed(&e))?;
+        let tunnel_key = TunnelKey::new(private);
         let tunnel = JoinerTunnel::open(env, addresses.clone()).await.map_err(|e| failed(&e))?;
         let description = env.description().await;
         let parts = JoinParts {
             token: &request.token,
             node_key: &node_key,
-            tunnel_key,
+            tunnel_key: &tunnel_key,
             endpoints: addresses.endpoints(),
             description: description.clone(),
             availability: request.availability,

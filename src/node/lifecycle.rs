@@ -33,6 +33,8 @@ impl<M> Clone for MembershipState<M> {
 pub(super) trait Leave: Send + Sync {
     /// Tells the leader that this node leaves, if a session is open.
     async fn announce(&self);
+    /// Marks the membership on disk as left, so that a daemon that is started again finishes the leave.
+    fn mark_left(&self) -> anyhow::Result<()>;
     /// Stops the loops and removes everything of the membership; tries every step and reports all errors.
     async fn take_down(&self) -> anyhow::Result<()>;
 }
@@ -67,8 +69,10 @@ impl<M: Leave> Lifecycle<M> {
     /// What could not be taken down; the membership has ended all the same.
     pub(super) async fn leave(&self, member: &M) -> anyhow::Result<()> {
         member.announce().await;
+        // Before a client can see that the node is in no swarm any more.
+        let marked = member.mark_left();
         self.set(MembershipState::Inactive);
-        member.take_down().await
+        member.take_down().await.and(marked)
     }
 }
 
@@ -81,6 +85,7 @@ mod tests {
     #[derive(Default)]
     struct FakeMember {
         announced: AtomicBool,
+        marked: AtomicBool,
         taken_down: AtomicBool,
     }
 
@@ -89,7 +94,12 @@ mod tests {
         async fn announce(&self) {
             self.announced.store(true, Ordering::SeqCst);
         }
+        fn mark_left(&self) -> anyhow::Result<()> {
+            self.marked.store(true, Ordering::SeqCst);
+            Ok(())
+        }
         async fn take_down(&self) -> anyhow::Result<()> {
+            anyhow::ensure!(self.marked.load(Ordering::SeqCst), "a daemon that is killed now would resume the membership");
             self.taken_down.store(true, Ordering::SeqCst);
             Ok(())
         }

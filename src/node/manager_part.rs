@@ -4,6 +4,7 @@
 use super::admission::Admission;
 use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
 use super::environment::Environment;
+use super::manager_health;
 use super::manager_role::ManagerPart;
 use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
@@ -14,7 +15,7 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{ApplyOutcome, Replica};
-use crate::manager::{self, SessionId, Sessions};
+use crate::manager::{self, LeaderHealth, SessionId, Sessions};
 use crate::model::NodeId;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::protocol::{ToManager, ToNode};
@@ -128,6 +129,7 @@ pub(super) struct ManagerServices {
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
     recovery: Arc<RecoveryWindow>,
+    health: watch::Sender<LeaderHealth>,
     /// For the first start, if the member starts as a manager.
     prepared: Option<PreparedManager>,
     running: Option<RunningManager>,
@@ -157,9 +159,15 @@ impl ManagerServices {
             mesh: network.mesh.clone(),
             tunnel: network.tunnel.clone(),
             recovery,
+            health: watch::channel(LeaderHealth::default()).0,
             prepared,
             running: None,
         }
+    }
+
+    /// What of the leader's loops does not work; nothing while they do not run.
+    pub(super) fn health(&self) -> watch::Receiver<LeaderHealth> {
+        self.health.subscribe()
     }
 
     /// Its log and its listener are open.
@@ -175,6 +183,7 @@ impl ManagerServices {
         let settings = manager_settings(&env.settings);
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
+        tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
@@ -182,7 +191,7 @@ impl ManagerServices {
             self.identity.clone(),
             env.clock.clone(),
             Arc::new(admission),
-            Arc::new(DispatcherSessions(loops.sessions)),
+            Arc::new(DispatcherSessions { sessions: loops.sessions, store: store.store.clone() }),
             Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
             limits,
         )?);
@@ -283,17 +292,26 @@ fn watch_leadership(
 }
 
 /// Passes rpc's sessions to the dispatcher.
-struct DispatcherSessions(Sessions);
+struct DispatcherSessions {
+    sessions: Sessions,
+    store: StoreHandle,
+}
 
 #[async_trait]
 impl SessionServer for DispatcherSessions {
+    fn is_member(&self, address: IpAddr) -> bool {
+        self.store.read().nodes().any(|node| IpAddr::V6(node_address(node.mesh.subnet)) == address)
+    }
+    fn is_at(&self, node: &NodeId, address: IpAddr) -> bool {
+        self.store.read().node(node).is_none_or(|node| IpAddr::V6(node_address(node.mesh.subnet)) == address)
+    }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
-        Ok(self.0.open(node, hello, out).await.0)
+        Ok(self.sessions.open(node, hello, out).await.0)
     }
     async fn message(&self, session: u64, message: ToManager) {
-        self.0.message(SessionId(session), message).await;
+        self.sessions.message(SessionId(session), message).await;
     }
     async fn closed(&self, session: u64) {
-        self.0.close(SessionId(session));
+        self.sessions.close(SessionId(session));
     }
 }

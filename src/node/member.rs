@@ -20,6 +20,7 @@ use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
+use crate::manager::LeaderHealth;
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
 use crate::model::{NodeView, Role};
@@ -56,6 +57,8 @@ pub(super) struct Member {
     role: watch::Sender<Role>,
     /// The store, while the manager's part runs.
     store: watch::Receiver<Option<StoreHandle>>,
+    /// What of the leader's loops on this node does not work.
+    pub leader_health: watch::Receiver<LeaderHealth>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
     pub names: Arc<DnsCounts>,
@@ -99,6 +102,7 @@ impl Member {
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, &membership, identity.clone(), &network, recovery.clone(), manager);
+        let leader_health = services.health();
         let store = start_manager_role(services, roles, &context).await?;
         let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
         let (loops, overlay) = unless_started;
@@ -113,6 +117,7 @@ impl Member {
             recovery,
             role,
             store,
+            leader_health,
             ports,
             ebpf,
             names,
@@ -184,8 +189,17 @@ async fn start_engine_watch(context: &LoopContext, membership: &MembershipFile, 
         engine_watch::run(looked_at.clone(), watch, answers.clone(), reports.clone(), stop.clone())
     });
     let (dir, file, view, stop) = (env.state_dir.clone(), membership.clone(), context.view.clone(), context.stop());
+    let blockers = env.blockers.clone();
     context.supervisor.keep("membership", move || {
-        membership_writer::run(dir.clone(), file.clone(), view.subscribe(), known.clone(), stop.clone())
+        membership_writer::run(
+            dir.clone(),
+            file.clone(),
+            view.subscribe(),
+            known.clone(),
+            blockers.clone(),
+            membership_writer::RETRY,
+            stop.clone(),
+        )
     });
     EngineFacts { description, trouble }
 }
@@ -219,6 +233,7 @@ fn start_renewal(
     let managers = RenewalConfig {
         clock: env.clock.clone(),
         candidates: session::candidates(context),
+        node_at: session::node_at(context),
         sockets: context.mesh.clone(),
         source: IpAddr::V6(node_address(membership.subnet)),
         timeout: RENEWAL_TIMEOUT,
@@ -239,6 +254,10 @@ impl Leave for Member {
             let mut state = self.session.state.clone();
             let _ = tokio::time::timeout(ANNOUNCE, state.wait_for(|s| s.leader.is_none())).await;
         }
+    }
+
+    fn mark_left(&self) -> anyhow::Result<()> {
+        self.context.env.state_dir.mark_left()
     }
 
     async fn take_down(&self) -> anyhow::Result<()> {

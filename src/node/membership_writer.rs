@@ -2,6 +2,7 @@
 //! has no ledger, or no engine yet.
 
 use super::state_dir::{MembershipFile, StateDir};
+use super::supervisor::Blockers;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
 use crate::model::{NodeView, Revision, Role, WgKey};
@@ -12,11 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause after a write, for further changes.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a write that failed, unless something changes.
+pub(super) const RETRY: Duration = Duration::from_secs(30);
+/// Name of a file that was not written among the blockers.
+const NAME: &str = "node.json";
 
 /// The managers that a view names, without what changes often.
 fn managers(view: &NodeView) -> Vec<Peer> {
     let managers = view.cluster.nodes.iter().filter(|node| node.manager);
-    managers.map(|node| Peer { containers: Vec::new(), down: false, ..node.clone() }).collect()
+    managers.map(|node| Peer { containers: Vec::new(), attached_tasks: None, down: false, ..node.clone() }).collect()
 }
 
 /// A view that names the managers and this node, and nothing else, for a node without a ledger: its tunnel reaches the
@@ -36,6 +41,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         ingress_addr: membership.ingress_addr,
         endpoints: Vec::new(),
         containers: Vec::new(),
+        attached_tasks: None,
         ebpf: false,
         down: false,
     };
@@ -52,18 +58,23 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
     })
 }
 
-/// Rewrites the file when what it has of the view or of the host changes, until `stop`.
+/// Rewrites the file when what it has of the view or of the host changes, until `stop`. What was not written is a blocker, and
+/// is written again as a whole, `retry` later.
 pub(super) async fn run(
     dir: StateDir,
     mut membership: MembershipFile,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     mut description: watch::Receiver<Option<NodeDescription>>,
+    blockers: Blockers,
+    retry: Duration,
     stop: CancellationToken,
 ) {
+    let mut failed = false;
     view.mark_changed();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return blockers.clear(NAME),
+            () = tokio::time::sleep(retry), if failed => {}
             changed = view.changed() => if changed.is_err() { return },
             changed = description.changed() => if changed.is_err() { return },
         }
@@ -71,17 +82,23 @@ pub(super) async fn run(
         if next == membership {
             continue;
         }
-        membership = next;
-        let (dir, file) = (dir.clone(), membership.clone());
+        let (dir, file) = (dir.clone(), next.clone());
         // Not cancelled: the file must not be written after the node has left.
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || file.store(&dir)).await {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the managers' addresses were not written: they are needed without a ledger"
-            );
+        let stored = tokio::task::spawn_blocking(move || file.store(&dir)).await.map_err(anyhow::Error::from).flatten();
+        failed = stored.is_err();
+        match stored {
+            Ok(()) => {
+                membership = next;
+                blockers.clear(NAME);
+            }
+            Err(error) => {
+                let reason = format!("{error:#}; without it and without a ledger a restart does not find the managers");
+                tracing::error!(reason, "the managers' addresses were not written");
+                blockers.set(NAME, reason);
+            }
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return blockers.clear(NAME),
             () = tokio::time::sleep(PAUSE) => {}
         }
     }

@@ -11,12 +11,15 @@ use crate::admin::{DropLine, StatusSource, TraceQuery, TraceReport};
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
+use crate::manager::LeaderHealth;
 use crate::manager::allocator::overlap;
 use crate::model::Timestamp;
+use crate::model::secret::hiding;
 use crate::model::view::Peer;
 use crate::overlay::PathMtus;
 use crate::rpc::SessionState;
-use crate::status::{CertificateSummary, DatapathSummary, NodeSummary, Status};
+use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, Status};
+use crate::store::Store;
 use crate::trust::{Remaining, Validity};
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -40,7 +43,7 @@ impl StatusSource for Daemon {
     async fn dump(&self) -> Value {
         let mut document = json!({ "settings": self.env.settings, "status": status(self).await });
         if let MembershipState::Active(member) = self.lifecycle.state() {
-            document["view"] = json!(member.view());
+            document["view"] = hiding(|| json!(member.view()));
             let validity = member.identity.borrow().validity();
             document["certificate"] = json!({
                 "not_before": validity.not_before.to_rfc3339(),
@@ -115,9 +118,11 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     if let (Some(view), Ok(routes)) = (&view, host_routes::ipv4_routes().await) {
         warnings.extend(overlap_warnings(&view.cluster.subnets, &routes));
     }
+    let store = member.store().map(|handle| handle.read());
     let lines = nodes.map(|node| {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
-        node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path)
+        let feature_levels = store.as_ref().and_then(|s| s.node(&node.node_id)).map(|n| n.description.feature_levels());
+        NodeSummary { feature_levels, ..node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path) }
     });
     let stale_since = stale_since(daemon, &session);
     Status {
@@ -131,6 +136,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         applied: member.applied.by_name(),
         troubles: troubles(&member.troubles.borrow(), &base.blockers),
         stale_since,
+        manager: store.as_deref().map(|store| manager_summary(store, &member.leader_health.borrow())),
         datapaths: DatapathSummary {
             tunnel: tunnel.implementation.clone(),
             tunnel_port: tunnel.port,
@@ -186,9 +192,14 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>, path_mtu: 
         handshake_seconds: handshake.map(|age| age.as_secs()),
         rx_bytes: peer.map_or(0, |p| p.rx_bytes),
         tx_bytes: peer.map_or(0, |p| p.tx_bytes),
-        containers: node.containers.len(),
+        containers: node.attached_tasks.map_or(node.containers.len(), |tasks| tasks as usize),
+        feature_levels: None,
         path_mtu,
     }
+}
+
+fn manager_summary(store: &Store, health: &LeaderHealth) -> ManagerSummary {
+    ManagerSummary { feature_level: store.feature_level(), loop_restarts: health.restarts, left_out: health.left_out.clone() }
 }
 
 /// Networks of the swarm that are networks of this host too: clients there are left to the userspace datapath, and containers
@@ -255,6 +266,15 @@ fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: Timestamp, l
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::fixture;
+
+    #[test]
+    fn a_node_has_as_many_containers_as_tasks_whatever_the_number_of_their_networks() {
+        let addresses = [[10, 0, 1, 7], [172, 16, 0, 7], [192, 168, 4, 7]].map(std::net::Ipv4Addr::from).to_vec();
+        let node = |attached_tasks| Peer { containers: addresses.clone(), attached_tasks, ..fixture::peer(1) };
+        assert_eq!(node_line(&node(Some(1)), true, None, None).containers, 1);
+        assert_eq!(node_line(&node(None), true, None, None).containers, 3, "an older manager says no more than the addresses");
+    }
 
     #[test]
     fn a_certificate_warns_when_its_renewal_fails_when_little_is_left_and_when_it_has_expired() {

@@ -34,6 +34,8 @@ use tokio_util::task::TaskTracker;
 
 /// Name of the API's socket in `skep.socket`.
 const DOCKER_SOCKET: &str = "docker.sock";
+/// Name of the network driver's socket in `skep-driver.socket`.
+const DRIVER_SOCKET: &str = "driver.sock";
 /// Name of the membership among the blockers.
 const NODE: &str = "node";
 /// Pauses between attempts to start a membership.
@@ -56,12 +58,13 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let env = &daemon.env;
 
     // The driver first: an engine that starts without it waits many seconds per endpoint.
-    let plugin = http::bind_unix(&env.settings.driver_socket())?;
+    let plugin = inherited_socket::listen(DRIVER_SOCKET, &env.settings.driver_socket())?;
     let servers = TaskTracker::new();
     servers.spawn(http::serve_unix(plugin, driver::router(driver), shutdown.clone()));
     let ended = shutdown.clone();
 
-    let started = start_again(&daemon, 1).await;
+    // What was left is not started again, whatever is on disk beside it.
+    let started = env.state_dir.is_left() || start_again(&daemon, 1).await;
     let keeping = keep_membership(daemon.clone(), started);
     servers.spawn(async move {
         let _ = ended.run_until_cancelled(keeping).await;
@@ -143,8 +146,10 @@ async fn start_again(daemon: &Arc<Daemon>, attempt: u32) -> bool {
     }
 }
 
-/// Starts a membership that could not be started again and again, and one of which a part has failed.
+/// Finishes a leave that an earlier run has begun. Starts a membership that could not be started again and again, and one of
+/// which a part has failed.
 async fn keep_membership(daemon: Arc<Daemon>, mut started: bool) {
+    daemon.keep_leaving().await;
     let mut attempt = 1_u32;
     loop {
         if started {

@@ -9,7 +9,7 @@ use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
 use crate::protocol::{FORMATS, ToManager};
-use crate::rpc::{SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
+use crate::rpc::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::{lock, replace_if_changed};
 use crate::trust::Identity;
 use std::net::{IpAddr, SocketAddr};
@@ -58,8 +58,10 @@ pub(super) fn start(
         // A node that is killed right after its join restarts from it.
         ledger.store(first)?;
     }
-    let (view, stop) = (context.view.clone(), context.stop());
-    context.supervisor.keep("ledger", move || ledger_writer::run(ledger.clone(), view.subscribe(), stop.clone()));
+    let (view, blockers, stop) = (context.view.clone(), env.blockers.clone(), context.stop());
+    context.supervisor.keep("ledger", move || {
+        ledger_writer::run(ledger.clone(), view.subscribe(), blockers.clone(), ledger_writer::RETRY, stop.clone())
+    });
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles };
     context.supervisor.once("relay", relay.run());
@@ -71,6 +73,7 @@ pub(super) fn start(
         context.mesh.clone(),
         IpAddr::V6(node_address(membership.subnet)),
     );
+    config.node_at = node_at(context);
     config.heartbeat = Duration::from_millis(env.settings.timeouts.heartbeat_ms);
     config.dead_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
     let hello = Arc::new(hello(context, membership, description.clone()));
@@ -116,6 +119,16 @@ fn resend_hello(
             let _ = outgoing.send(hello()).await;
         }
     });
+}
+
+/// The node of a mesh address, from the view of this moment.
+pub(super) fn node_at(context: &LoopContext) -> NodeAt {
+    let view = context.peers.clone();
+    Arc::new(move |address| {
+        let view = view.borrow();
+        let mut nodes = view.iter().flat_map(|view| view.cluster.nodes.iter());
+        nodes.find(|node| IpAddr::V6(node.address()) == address).map(|node| node.node_id.clone())
+    })
 }
 
 /// The managers' mesh addresses, from the view.

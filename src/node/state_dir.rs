@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `lock` | held while a daemon runs | this file |
 //! | `node.json` | the membership | this file |
+//! | `left.json` | the membership that the node has left, until everything of it is taken down | this file |
 //! | `certificates/` | the node's identity | [`CertificateFiles`] |
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
 //! | `ledger.json` | the last view | [`Ledger`] |
@@ -41,6 +42,22 @@ impl StateDir {
     }
     pub(super) fn has_membership(&self) -> bool {
         self.membership().exists()
+    }
+    fn left(&self) -> PathBuf {
+        self.path.join("left.json")
+    }
+    /// The membership was left, and not everything of it is taken down.
+    pub(super) fn is_left(&self) -> bool {
+        self.left().exists()
+    }
+    /// From now on the membership is one that was left, also after a power cut.
+    ///
+    /// # Errors
+    /// The disk is broken; the membership may be resumed by the next run of the daemon.
+    pub(super) fn mark_left(&self) -> anyhow::Result<()> {
+        let renamed = std::fs::rename(self.membership(), self.left());
+        let marked = ignore_missing(renamed).and_then(|()| File::open(&self.path)?.sync_all());
+        marked.with_context(|| format!("cannot mark the membership in {} as left", self.path.display()))
     }
     pub(super) fn tunnel_key(&self) -> PathBuf {
         self.path.join("tunnel.key")
@@ -81,7 +98,10 @@ impl StateDir {
         }
         self.certificates().remove()?;
         let raft = self.raft();
-        ignore_missing(std::fs::remove_dir_all(&raft)).with_context(|| format!("cannot remove {}", raft.display()))
+        ignore_missing(std::fs::remove_dir_all(&raft)).with_context(|| format!("cannot remove {}", raft.display()))?;
+        // Last: as long as it is there, a daemon that is started again takes down what is left.
+        let left = self.left();
+        ignore_missing(std::fs::remove_file(&left)).with_context(|| format!("cannot remove {}", left.display()))
     }
 }
 
@@ -187,6 +207,14 @@ impl MembershipFile {
         FILE.load(&dir.membership())
     }
 
+    /// Reads the membership that was left and is not taken down yet.
+    ///
+    /// # Errors
+    /// As [`MembershipFile::load`].
+    pub(super) fn load_left(dir: &StateDir) -> anyhow::Result<Option<Self>> {
+        FILE.load(&dir.left())
+    }
+
     /// # Errors
     /// The disk is full or broken.
     pub(super) fn store(&self, dir: &StateDir) -> anyhow::Result<()> {
@@ -242,6 +270,7 @@ mod tests {
         let dir = TempDir::new("forget");
         let _lock = dir.0.lock().unwrap();
         membership().store(&dir.0).unwrap();
+        std::fs::write(dir.0.left(), "x").unwrap();
         for file in [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.path().join("foreign")] {
             std::fs::write(file, "x").unwrap();
         }
@@ -254,6 +283,7 @@ mod tests {
             "endpoints.json",
             "foreign",
             "ledger.json",
+            "left.json",
             "lock",
             "node.json",
             "raft",
@@ -263,6 +293,21 @@ mod tests {
         dir.0.forget().unwrap();
         assert_eq!(dir.names(), ["foreign", "lock"].map(str::to_owned).into());
         dir.0.forget().unwrap();
+    }
+
+    #[test]
+    fn a_membership_that_was_left_is_not_resumed_and_stays_known_until_it_is_taken_down() {
+        let dir = TempDir::new("left");
+        membership().store(&dir.0).unwrap();
+        dir.0.mark_left().unwrap();
+        assert!(dir.0.is_left() && !dir.0.has_membership());
+        assert_eq!(MembershipFile::load(&dir.0).unwrap(), None);
+        // A loop that had not ended yet wrote it once more.
+        membership().store(&dir.0).unwrap();
+        assert_eq!(MembershipFile::load_left(&dir.0).unwrap(), Some(membership()));
+        dir.0.forget().unwrap();
+        assert!(!dir.0.is_left() && !dir.0.has_membership());
+        dir.0.mark_left().unwrap();
     }
 
     #[test]

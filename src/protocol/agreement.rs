@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// First format with views in pieces and with [`super::ToManager::Troubles`].
 pub const PIECES: u32 = 3;
+/// First format in which a joiner proves that it has the private key of its tunnel.
+pub const KEY_PROOF: u32 = 4;
 
 /// A manager and a node have no format in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]

@@ -1,7 +1,10 @@
 //! Messages of the join connection, between a node that wants to become a member and a manager.
 
 use super::agreement::NoCommonFormat;
-use crate::model::{ClusterId, FormatRange, NodeId, NodeView, Role, WgKey, mesh::MeshPrefix, node::NodeDescription};
+use crate::model::secret::{self, Secret};
+use crate::model::{
+    ClusterId, FormatRange, KeyChallenge, NodeId, NodeView, Role, WgKey, mesh::MeshPrefix, node::NodeDescription,
+};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +18,8 @@ pub struct JoinRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<FormatRange>,
     /// `SWMTKN-1-…`.
-    pub token: String,
+    #[serde(serialize_with = "secret::expose")]
+    pub token: Secret<String>,
     /// Certificate signing request, PEM; the private key stays on the node.
     pub csr: String,
     pub key: WgKey,
@@ -50,6 +54,10 @@ pub struct JoinReply {
     pub view: NodeView,
 }
 
+/// The answer to a [`KeyChallenge`]: an HMAC, see [`crate::trust::TunnelKey::answer`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyAnswer(pub [u8; 32]);
+
 /// What both sides of a join send each other until UDP is proved to pass in both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proof {
@@ -62,6 +70,8 @@ pub struct Proof {
 pub enum FromJoiner {
     /// First message.
     Request(Box<JoinRequest>),
+    /// The answer to the manager's challenge; the second message, from [`super::KEY_PROOF`] on.
+    Key(KeyAnswer),
     /// The joiner's counter.
     Proof(Proof),
     /// The joiner has both directions proved.
@@ -75,6 +85,8 @@ pub enum FromJoiner {
 pub enum ToJoiner {
     /// The joiner is admitted, for as long as the proof takes.
     Reply(Box<JoinReply>),
+    /// A challenge whose answer proves that the joiner has its tunnel's key; from [`super::KEY_PROOF`] on.
+    Key(KeyChallenge),
     /// The joiner is not admitted.
     Refused(JoinRefused),
     /// The manager's counter.

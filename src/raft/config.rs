@@ -13,6 +13,9 @@ pub trait StateMachine: Send + 'static {
     /// The entry cannot be read (it is damaged, or a newer skep wrote it). This stops the manager: an entry that the other
     /// managers applied must not be skipped. A *refused* entry is an outcome, not an error.
     fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<Self::Outcome>;
+    /// Makes the state visible to readers. Called after entries that were committed together, before any of their proposers
+    /// gets its outcome, and after `restore`.
+    fn publish(&mut self) {}
     /// The state as bytes.
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the state by that of a snapshot taken after the entry `index`.

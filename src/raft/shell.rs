@@ -84,6 +84,9 @@ enum Waiter<O> {
     Change(Responder<u64>),
 }
 
+/// The proposer if it waits here, the entry's index, and its outcome.
+type AppliedEntry<O> = (Option<Waiter<O>>, u64, O);
+
 impl<O> Waiter<O> {
     fn refuse(self, error: RaftError) {
         // Sending fails if the proposer has timed out.
@@ -204,9 +207,13 @@ impl<S: StateMachine> Shell<S> {
     }
 
     fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), LogSessionEnd> {
+        let mut outcomes = Vec::new();
         while !effects.is_empty() {
             let mut further = Vec::new();
             for effect in effects {
+                if !matches!(effect, Effect::Apply { .. }) {
+                    self.publish_applied(&mut outcomes);
+                }
                 match effect {
                     Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
                     Effect::Send { to, message } => self.transport.send(to, message),
@@ -215,15 +222,15 @@ impl<S: StateMachine> Shell<S> {
                         restored
                             .with_context(|| format!("the snapshot of entry {index} cannot be read"))
                             .map_err(LogSessionEnd::Fatal)?;
+                        self.machine.publish();
                     }
-                    Effect::Apply { index, data, ticket } => {
-                        let outcome = self.machine.apply(index, &data);
-                        let outcome =
-                            outcome.with_context(|| format!("entry {index} cannot be read")).map_err(LogSessionEnd::Fatal)?;
-                        if let Some(Waiter::Propose(responder)) = ticket.and_then(|t| self.waiting.remove(&t)) {
-                            let _ = responder.send(Ok((index, outcome)));
+                    Effect::Apply { index, data, ticket } => match self.machine.apply(index, &data) {
+                        Ok(outcome) => outcomes.push((ticket.and_then(|t| self.waiting.remove(&t)), index, outcome)),
+                        Err(error) => {
+                            self.publish_applied(&mut outcomes);
+                            return Err(LogSessionEnd::Fatal(error.context(format!("entry {index} cannot be read"))));
                         }
-                    }
+                    },
                     Effect::Changed { ticket, index } => {
                         if let Some(Waiter::Change(responder)) = self.waiting.remove(&ticket) {
                             let _ = responder.send(Ok(index));
@@ -241,13 +248,27 @@ impl<S: StateMachine> Shell<S> {
                     }
                 }
             }
+            self.publish_applied(&mut outcomes);
             effects = further;
         }
-        self.publish(core.status());
+        self.publish_status(core.status());
         Ok(())
     }
 
-    fn publish(&self, new: RaftStatus) {
+    /// Ends a batch of entries that were applied one after the other: readers see the state, then proposers the outcomes.
+    fn publish_applied(&mut self, outcomes: &mut Vec<AppliedEntry<S::Outcome>>) {
+        if outcomes.is_empty() {
+            return;
+        }
+        self.machine.publish();
+        for (waiter, index, outcome) in outcomes.drain(..) {
+            if let Some(Waiter::Propose(responder)) = waiter {
+                let _ = responder.send(Ok((index, outcome)));
+            }
+        }
+    }
+
+    fn publish_status(&self, new: RaftStatus) {
         self.status.send_if_modified(|old| {
             if (old.term, old.leader) != (new.term, new.leader) {
                 tracing::info!(raft = new.id, term = new.term, leader = new.leader, "raft leader");

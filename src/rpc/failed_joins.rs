@@ -24,9 +24,15 @@ impl FailedJoins {
         Self { sources: BTreeMap::new(), most, forgiven_after }
     }
 
-    /// Whether the source may try to join.
-    pub fn may_join(&self, source: IpAddr, now: Timestamp) -> bool {
-        self.count(source, now) < self.most
+    /// Whether the source may try to join; if not, the time until it may.
+    ///
+    /// # Errors
+    /// That time.
+    pub fn may_join(&self, source: IpAddr, now: Timestamp) -> Result<(), Duration> {
+        let Some((count, at)) = self.sources.get(&source).filter(|_| self.count(source, now) >= self.most) else { return Ok(()) };
+        // The one that is over the bound has to be forgiven.
+        let forgiven = self.forgiven_after.saturating_mul(count.saturating_sub(self.most).saturating_add(1));
+        Err(forgiven.saturating_sub(now.since(*at)))
     }
 
     /// A join of the source has failed.
@@ -57,13 +63,14 @@ mod tests {
         let at = |seconds| Timestamp(0).plus(Duration::from_secs(seconds));
         let (bad, good) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
         for _ in 0..3 {
-            assert!(failed.may_join(bad, at(0)));
+            assert_eq!(failed.may_join(bad, at(0)), Ok(()));
             failed.failed(bad, at(0));
         }
-        assert!(!failed.may_join(bad, at(9)) && failed.may_join(good, at(9)));
-        assert!(failed.may_join(bad, at(10)), "one is forgiven");
+        assert_eq!(failed.may_join(bad, at(9)), Err(Duration::from_secs(1)));
+        assert_eq!(failed.may_join(good, at(9)), Ok(()));
+        assert_eq!(failed.may_join(bad, at(10)), Ok(()), "one is forgiven");
         failed.failed(bad, at(10));
-        assert!(!failed.may_join(bad, at(11)));
+        assert_eq!(failed.may_join(bad, at(11)), Err(Duration::from_secs(9)));
     }
 
     #[test]

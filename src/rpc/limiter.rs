@@ -51,7 +51,7 @@ impl Drop for Permit {
 }
 
 /// The address that is counted: an IPv6 host has a whole /64, so that is one source.
-pub(super) fn source(address: IpAddr) -> IpAddr {
+pub fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,

@@ -19,10 +19,11 @@ pub struct ServerLimits {
     pub session_queue: usize,
     /// Open connections to a listener that have not shown a certificate, per source address.
     pub unauthenticated_per_source: usize,
-    /// Open connections to a listener that have not shown a certificate, in all. Each listener has its own: nothing from
-    /// outside keeps a member from opening its session.
+    /// Open connections to a listener that have not shown a certificate, in all. Each listener has its own, and members' own
+    /// addresses in the mesh count by source alone: nothing else keeps a member from opening its session.
     pub unauthenticated: usize,
-    /// Failed joins of one source address; one more is allowed in each [`Self::join_forgiven_after`].
+    /// Failed joins of one source address (of IPv6, of a /64), refused ones and revoked ones apart; one more is allowed in each
+    /// [`Self::join_forgiven_after`].
     pub failed_joins: u32,
     pub join_forgiven_after: Duration,
 }

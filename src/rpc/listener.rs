@@ -3,7 +3,10 @@
 //! other.
 
 use super::failed_joins::FailedJoins;
-use super::join::{JoinAuthority, server as join};
+use super::join::{
+    JoinAuthority,
+    server::{self as join, FailedJoin},
+};
 use super::limiter::{self, ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
@@ -45,8 +48,14 @@ struct ConnectionContext {
     clock: Arc<dyn Clock>,
     limits: ServerLimits,
     outer: ConnectionLimiter,
+    /// Of members' own addresses: bounded by their number.
+    members: ConnectionLimiter,
+    /// Of other addresses in the mesh.
     mesh: ConnectionLimiter,
-    failed_joins: Mutex<FailedJoins>,
+    /// Joins that were not admitted.
+    refused_joins: Mutex<FailedJoins>,
+    /// Joins that were admitted, and revoked.
+    revoked_joins: Mutex<FailedJoins>,
     /// Of all sessions.
     documents: Arc<SharedDocuments>,
 }
@@ -66,9 +75,10 @@ impl Server {
         limits: ServerLimits,
     ) -> anyhow::Result<Self> {
         let tls = ServerTls::new(identity, clock.clone())?;
-        let limiter = || ConnectionLimiter::new(limits.unauthenticated_per_source, limits.unauthenticated);
-        let (outer, mesh) = (limiter(), limiter());
-        let failed_joins = Mutex::new(FailedJoins::new(limits.failed_joins, limits.join_forgiven_after));
+        let limiter = |in_all| ConnectionLimiter::new(limits.unauthenticated_per_source, in_all);
+        let (outer, mesh, members) = (limiter(limits.unauthenticated), limiter(limits.unauthenticated), limiter(usize::MAX));
+        let failed_joins = || Mutex::new(FailedJoins::new(limits.failed_joins, limits.join_forgiven_after));
+        let (refused_joins, revoked_joins) = (failed_joins(), failed_joins());
         let context = ConnectionContext {
             tls,
             join,
@@ -77,8 +87,10 @@ impl Server {
             clock,
             limits,
             outer,
+            members,
             mesh,
-            failed_joins,
+            refused_joins,
+            revoked_joins,
             documents: Arc::default(),
         };
         Ok(Self { context: Arc::new(context) })
@@ -117,7 +129,12 @@ async fn connection(
     kind: ListenerKind,
     shutdown: CancellationToken,
 ) {
-    let limiter = if kind == ListenerKind::Outer { &context.outer } else { &context.mesh };
+    let limiter = match kind {
+        ListenerKind::Outer => &context.outer,
+        ListenerKind::Mesh if context.sessions.is_member(from.ip()) => &context.members,
+        // It may be of a node that was removed a moment ago: the session reports that to it.
+        ListenerKind::Mesh => &context.mesh,
+    };
     let Some(permit) = limiter.acquire(from.ip()) else {
         tracing::info!(%from, "closed a connection: too many unauthenticated connections");
         return;
@@ -166,7 +183,8 @@ async fn connection(
     }
 }
 
-/// Serves a join, unless too many of the source have failed.
+/// Serves a join; a source of which too many have failed has to wait. What has no token and what has one are counted apart: a
+/// host that guesses tokens keeps no other host of its address out.
 async fn serve_join(
     context: &ConnectionContext,
     stream: TlsStream<TcpStream>,
@@ -174,15 +192,20 @@ async fn serve_join(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let source = limiter::source(from.ip());
-    if !lock(&context.failed_joins).may_join(source, context.clock.now()) {
-        join::refuse(stream, "too many joins from this address have failed: check the token, and try again in a minute").await;
-        anyhow::bail!("too many joins from this address have failed");
+    let may_join = |joins: &Mutex<FailedJoins>| lock(joins).may_join(source, context.clock.now());
+    if let Err(wait) = may_join(&context.revoked_joins) {
+        let text = format!("too many nodes from this address were admitted in vain: try again in {} s", wait.as_secs() + 1);
+        join::refuse(stream, &text).await;
+        anyhow::bail!(text);
     }
-    let outcome = join::serve(stream, from, context.join.as_ref(), &context.limits, shutdown).await;
-    if outcome.is_err() {
-        lock(&context.failed_joins).failed(source, context.clock.now());
+    let wait = may_join(&context.refused_joins).err();
+    let outcome = join::serve(stream, from, wait, context.join.as_ref(), &context.limits, shutdown).await;
+    match &outcome {
+        Ok(()) => {}
+        Err(FailedJoin::Refused(_)) => lock(&context.refused_joins).failed(source, context.clock.now()),
+        Err(FailedJoin::Revoked(_)) => lock(&context.revoked_joins).failed(source, context.clock.now()),
     }
-    outcome
+    Ok(outcome?)
 }
 
 /// Serves a session of the node that the client certificate names; refuses a client without a certificate.
@@ -205,9 +228,13 @@ async fn serve_session(
             return Err(error.into());
         }
     };
-    drop(permit); // authenticated: no longer counted
     let node = name.node_id.clone();
     let (sessions, documents) = (context.sessions.as_ref(), &context.documents);
+    if !sessions.is_at(&node, from.ip()) {
+        session::refuse(stream, "a node opens its session from its own address in the mesh").await;
+        anyhow::bail!("a session of node {node} from another node's address");
+    }
+    drop(permit); // authenticated: no longer counted
     let serving = session::serve(stream, name, sessions, &context.limits, documents, shutdown, async {
         let ends = validity.end().min(identity.validity().end());
         clock::reached(context.clock.as_ref(), ends).await;

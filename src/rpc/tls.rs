@@ -3,7 +3,7 @@
 
 use super::frame::{FrameReader, FrameWriter};
 use crate::clock::Clock;
-use crate::model::{Role, Timestamp};
+use crate::model::{NodeId, Role, Timestamp};
 use crate::sync::lock;
 use crate::trust::{CaDigest, Identity, NodeName, Validity};
 use anyhow::Context as _;
@@ -31,7 +31,7 @@ pub const JOIN: &[u8] = b"skep-join/1";
 pub const SESSION: &[u8] = b"skep-session/1";
 /// ALPN of a renewal.
 pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
-/// The server name that clients send. It is not checked: a server proves itself by its CA and its role.
+/// The server name that clients send. It is not checked: a server proves itself by its CA, its role and its node id.
 const SERVER_NAME: &str = "swarm-manager";
 
 /// Why a certificate is not accepted.
@@ -43,6 +43,9 @@ pub enum Distrust {
     /// A certificate of the cluster, but not a manager's.
     #[error("{0} is not a manager")]
     NotAManager(String),
+    /// A manager, but another node than the one that was dialed.
+    #[error("the certificate is of node {found}, the node at this address is {dialed}")]
+    AnotherNode { dialed: NodeId, found: NodeId },
     /// The certificate names another cluster, or has no node name.
     #[error("the certificate is not of this cluster: {0}")]
     Name(String),
@@ -160,20 +163,26 @@ pub fn join_config(digest: CaDigest, clock: Arc<dyn Clock>) -> anyhow::Result<Cl
     client_config(TrustAnchor::Digest(digest), clock, None, JOIN)
 }
 
-/// A member's side: it presents its certificate and trusts managers of its cluster.
-pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
-    member_config(identity, clock, SESSION)
+/// A member's side: it presents its certificate and trusts managers of its cluster; if it knows which node it dials, only that
+/// one.
+pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, dialed, SESSION)
 }
 
 /// As [`session_config`], for a renewal.
-pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ClientConfig> {
-    member_config(identity, clock, CERTIFICATE)
+pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, dialed, CERTIFICATE)
 }
 
-fn member_config(identity: &Identity, clock: Arc<dyn Clock>, protocol: &[u8]) -> anyhow::Result<ClientConfig> {
+fn member_config(
+    identity: &Identity,
+    clock: Arc<dyn Clock>,
+    dialed: Option<NodeId>,
+    protocol: &[u8],
+) -> anyhow::Result<ClientConfig> {
     let ca = CertificateDer::from(identity.ca_der()?);
     let cluster = identity.cluster_id().as_str().to_owned();
-    client_config(TrustAnchor::Cluster { ca, cluster }, clock, Some(identity), protocol)
+    client_config(TrustAnchor::Cluster { ca, cluster, dialed }, clock, Some(identity), protocol)
 }
 
 fn client_config(
@@ -282,7 +291,12 @@ impl ClientCertVerifier for ExpiredAllowed {
 /// The servers that a client accepts.
 enum TrustAnchor {
     Digest(CaDigest),
-    Cluster { ca: CertificateDer<'static>, cluster: String },
+    Cluster {
+        ca: CertificateDer<'static>,
+        cluster: String,
+        /// The one node that is accepted; `None`: every manager.
+        dialed: Option<NodeId>,
+    },
 }
 
 struct ManagerVerifier {
@@ -322,6 +336,9 @@ impl ServerCertVerifier for ManagerVerifier {
                 Err(other(Distrust::Name(format!("it names cluster {}", name.cluster_id))))
             }
             _ if name.role != Role::Manager => Err(other(Distrust::NotAManager(name.node_id.to_string()))),
+            TrustAnchor::Cluster { dialed: Some(dialed), .. } if name.node_id != *dialed => {
+                Err(other(Distrust::AnotherNode { dialed: dialed.clone(), found: name.node_id }))
+            }
             _ => Ok(ServerCertVerified::assertion()),
         }
     }

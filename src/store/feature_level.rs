@@ -6,8 +6,11 @@
 //! |---|---|---|
 //! | 1 | 0.1 | |
 //! | 2 | 0.2 | every manager refuses fields that it does not know; managers of level 1 drop them in silence |
+//! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
+//! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
 
-use super::object::{Kind, Store, StoreError, Transaction};
+use super::object::{Kind, Store, StoreError};
+use super::transaction::Transaction;
 use crate::model::FormatRange;
 
 /// Levels of this build. It reads entries and snapshots of each, and writes at the cluster's.
@@ -30,11 +33,23 @@ impl Store {
     }
 }
 
-/// Refuses a transaction that managers of the level cannot read. For the proposer: what is committed is applied everywhere.
-///
-/// # Errors
-/// [`StoreError::NeedsLevel`] with the first kind that is too new.
-pub fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
+/// First level at which a transaction has more than its time and its writes of whole objects.
+const CONDITIONS: u32 = 2;
+
+impl Transaction {
+    /// The transaction as every manager of the cluster reads it. For the proposer: what is committed is applied everywhere.
+    ///
+    /// # Errors
+    /// [`StoreError::NeedsLevel`] with the first kind that is too new; at level 1 also a condition that does not hold in this
+    /// state, or a write that it refuses.
+    pub fn at_level_of(self, store: &Store) -> Result<Self, StoreError> {
+        let level = store.feature_level();
+        check_level(&self, level)?;
+        if level < CONDITIONS { self.resolved(store) } else { Ok(self) }
+    }
+}
+
+fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
     let kinds = transaction.actions.iter().map(|action| action.target().0);
     refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)
 }
@@ -53,7 +68,7 @@ mod tests {
     #[test]
     fn what_needs_a_newer_level_is_refused_by_name() {
         let remove = |kind| Action::Remove(kind, "a".to_owned());
-        let transaction = Transaction { at: Timestamp(0), actions: vec![remove(Kind::Node), remove(Kind::Task)] };
+        let transaction = Transaction::new(Timestamp(0), vec![remove(Kind::Node), remove(Kind::Task)]);
         assert_eq!(check_level(&transaction, 1), Ok(()));
         let error = refuse_newer([(Kind::Node, 1), (Kind::Task, 3)].into_iter(), 2).unwrap_err();
         assert_eq!(

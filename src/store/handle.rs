@@ -1,6 +1,9 @@
 //! How the rest of a manager reads the store and gets transactions into the log.
 
-use super::object::{Action, Store, StoreError, Transaction};
+use super::changes::Changes;
+use super::feed::{ChangeFollower, PublishedStore, StorePublisher};
+use super::object::{Action, Store, StoreError};
+use super::transaction::Transaction;
 use crate::model::Timestamp;
 use crate::sync::lock;
 use async_trait::async_trait;
@@ -34,59 +37,77 @@ pub trait Propose: Send + Sync {
 /// Read side and write side of the store. Cheap to clone.
 #[derive(Clone)]
 pub struct StoreHandle {
-    view: watch::Receiver<Arc<Store>>,
+    published: PublishedStore,
     proposer: Arc<dyn Propose>,
 }
 
 impl StoreHandle {
-    /// From the watch that the state machine publishes on, and the proposer in front of it.
-    pub fn new(view: watch::Receiver<Arc<Store>>, proposer: Arc<dyn Propose>) -> Self {
-        Self { view, proposer }
+    /// From what the state machine publishes, and the proposer in front of it.
+    pub fn new(published: PublishedStore, proposer: Arc<dyn Propose>) -> Self {
+        Self { published, proposer }
     }
     /// The newest applied state.
     pub fn read(&self) -> Arc<Store> {
-        self.view.borrow().clone()
+        self.published.read()
     }
-    /// A receiver that wakes at every applied transaction.
+    /// A receiver that wakes when transactions were applied.
     pub fn watch(&self) -> watch::Receiver<Arc<Store>> {
-        self.view.clone()
+        self.published.watch()
+    }
+    /// A follower of every change, which first gets the newest state.
+    pub fn changes(&self) -> ChangeFollower {
+        self.published.changes()
     }
     /// True if both are handles of one store.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.view.same_channel(&other.view)
+        self.published.is_same(&other.published)
     }
     /// Proposes the actions and waits until they are applied on this manager; returns the index.
     ///
     /// # Errors
     /// See [`ProposeError`].
     pub async fn write(&self, at: Timestamp, actions: Vec<Action>) -> Result<u64, ProposeError> {
-        self.proposer.propose(Transaction { at, actions }).await
+        self.propose(Transaction::new(at, actions)).await
+    }
+    /// As [`Self::write`], for a transaction with conditions.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+        self.proposer.propose(transaction).await
     }
 }
 
 /// Applies transactions immediately, in memory: the store without raft, for tests and simulations.
-pub struct LocalProposer {
-    sender: watch::Sender<Arc<Store>>,
-    index: Mutex<u64>,
+#[derive(Default)]
+pub struct LocalProposer(Mutex<LocalStore>);
+
+#[derive(Default)]
+struct LocalStore {
+    store: Store,
+    publisher: StorePublisher,
 }
 
 impl LocalProposer {
     /// An empty store and its handle.
     pub fn handle() -> StoreHandle {
-        let (sender, view) = watch::channel(Arc::new(Store::default()));
-        StoreHandle::new(view, Arc::new(Self { sender, index: Mutex::new(0) }))
+        let proposer = Self::default();
+        let published = lock(&proposer.0).publisher.reader();
+        StoreHandle::new(published, Arc::new(proposer))
     }
 }
 
 #[async_trait]
 impl Propose for LocalProposer {
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
-        let mut index = lock(&self.index);
-        *index += 1;
-        let mut store = (**self.sender.borrow()).clone();
-        let outcome = store.apply(*index, &transaction);
-        self.sender.send_replace(Arc::new(store));
-        outcome?;
-        Ok(*index)
+        let LocalStore { store, publisher } = &mut *lock(&self.0);
+        let index = store.index() + 1;
+        let (changes, outcome) = match store.apply(index, &transaction) {
+            Ok(changes) => (changes, Ok(index)),
+            Err(error) => (Changes::none(index), Err(error.into())),
+        };
+        publisher.applied(changes);
+        publisher.publish(store);
+        outcome
     }
 }

@@ -1,50 +1,27 @@
 //! What uses a network: what is wanted to run on it forbids its removal, what only ends there delays its deletion.
 
-use super::object::Store;
-use crate::model::{Network, ServiceId, Task, TaskId, TaskState};
-use std::fmt;
-
-/// What is wanted to run on a network.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum NetworkUser {
-    Service(ServiceId),
-    /// Its service is attached to the network no more, but the task runs on.
-    Task(TaskId),
-}
-
-impl fmt::Display for NetworkUser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Service(id) => write!(f, "service {id}"),
-            Self::Task(id) => write!(f, "task {id}"),
-        }
-    }
-}
+use super::object::{Kind, Store};
+use crate::model::{Network, Task, TaskState};
 
 impl Store {
-    /// What is wanted to run on a network: a service that is attached to it (an `ingress` network: one that publishes a port
-    /// there), or a task that is not to stop. The tasks of a removed service are to stop, whether they know it yet or not.
-    pub fn network_user(&self, network: &Network) -> Option<NetworkUser> {
-        let names = |target: &str| target == network.id.as_str();
-        let service = self.services().find(|service| {
-            let attached = service.spec.task_template.networks.iter().any(|n| names(&n.target));
-            attached || (network.spec.ingress && service.spec.wants_ingress())
-        });
-        let runs_on = |task: &&Task| {
-            let wanted = task.desired_state <= TaskState::Running && self.service(&task.service_id).is_some();
-            wanted && has_live_address(task, network)
-        };
-        let task = || self.tasks().find(runs_on).map(|task| NetworkUser::Task(task.id.clone()));
-        service.map(|service| NetworkUser::Service(service.id.clone())).or_else(task)
+    /// What is wanted to run on a network, as kind and id: a service that is attached to it (an `ingress` network: one that
+    /// publishes a port there), or a task that is not to stop, whose service may be attached to the network no more. The tasks
+    /// of a removed service are to stop, whether they know it yet or not.
+    pub fn network_user(&self, network: &Network) -> Option<(Kind, String)> {
+        let mut publishing = self.services().filter(|service| network.spec.ingress && service.spec.wants_ingress());
+        let service = self.services_on_network(&network.id).next().or_else(|| publishing.next());
+        let is_wanted = |task: &&Task| task.desired_state <= TaskState::Running && self.service(&task.service_id).is_some();
+        let task = || self.live_tasks_on(network).find(is_wanted).map(|task| (Kind::Task, task.id.to_string()));
+        service.map(|service| (Kind::Service, service.id.to_string())).or_else(task)
     }
 
     /// True while a container may have an address on the network, or a service has a virtual one there.
     pub fn has_addresses_on(&self, network: &Network) -> bool {
         let mut virtual_addresses = self.services().flat_map(|service| &service.endpoint.vips);
-        self.tasks().any(|task| has_live_address(task, network)) || virtual_addresses.any(|vip| vip.network_id == network.id)
+        self.live_tasks_on(network).next().is_some() || virtual_addresses.any(|vip| vip.network_id == network.id)
     }
-}
 
-fn has_live_address(task: &Task, network: &Network) -> bool {
-    !task.status.state.is_final() && task.attachments.iter().any(|a| a.network_id == network.id)
+    fn live_tasks_on(&self, network: &Network) -> impl Iterator<Item = &Task> {
+        self.tasks_on_network(&network.id).filter(|task| !task.status.state.is_final())
+    }
 }

@@ -1,17 +1,22 @@
 //! Kinds of objects, the store's tables, and the transactions that write them. [`store_objects`] is called once, with
 //! one line per kind; whatever depends on the kind of an object is generated from that list.
 
+use super::applied::Applied;
+use super::field_update::FieldUpdate;
+use super::index::{Indexed, StoreIndexes};
+use super::object_change::ObjectChange;
+use crate::model::PublishMode;
 use crate::model::{Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// All objects of one kind. Objects are shared between copies of the store, so that a copy per change is cheap.
-pub type Table<T> = BTreeMap<<T as StoreObject>::Id, Arc<T>>;
+/// All objects of one kind. A persistent map: a copy costs nothing, and shares with the original whatever neither has
+/// written since.
+pub type Table<T> = imbl::OrdMap<<T as StoreObject>::Id, Arc<T>>;
 
 /// An object that has a table in the store.
-pub trait StoreObject: Clone + PartialEq + 'static {
+pub trait StoreObject: Indexed + Clone + PartialEq + 'static {
     /// Type of its id.
     type Id: Ord + Clone + fmt::Display + for<'a> From<&'a str>;
     /// Kind of all objects of this type.
@@ -35,8 +40,9 @@ pub trait StoreObject: Clone + PartialEq + 'static {
 pub enum Uniqueness<T> {
     /// The id.
     Id,
-    /// The id, and the name without regard to case; of an object without one only the id.
-    Name(fn(&T) -> Option<&str>),
+    /// The id, and the name without regard to case: how to get it (an object without one has only its id), and the object that
+    /// has a name.
+    Name(fn(&T) -> Option<&str>, for<'a> fn(&'a Store, &str) -> Option<&'a T>),
     /// The object: there is one of its kind at most.
     Kind,
 }
@@ -50,6 +56,8 @@ pub enum Action {
     Update(Object),
     /// Removes the object with this id. One that does not exist is no error.
     Remove(Kind, String),
+    /// Writes one field of an object.
+    Set(FieldUpdate),
 }
 
 impl Action {
@@ -66,17 +74,9 @@ impl Action {
         match self {
             Self::Create(object) | Self::Update(object) => (object.kind(), object.id()),
             Self::Remove(kind, id) => (*kind, id.clone()),
+            Self::Set(update) => update.target(),
         }
     }
-}
-
-/// Writes that are applied together or not at all.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Transaction {
-    /// The proposer's clock. Part of the transaction because [`Store::apply`] reads no clock.
-    pub at: Timestamp,
-    /// Applied in this order.
-    pub actions: Vec<Action>,
 }
 
 /// Why a transaction was not applied.
@@ -97,6 +97,29 @@ pub enum StoreError {
     /// A manager of an older build could not read it.
     #[error("a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first")]
     NeedsLevel { kind: Kind, needed: u32, level: u32 },
+    /// Another object needs it.
+    #[error("{kind} {id} is in use by {by} {by_id}")]
+    InUse { kind: Kind, id: String, by: Kind, by_id: String },
+    /// Another service publishes the port.
+    #[error("port '{port}' is already in use by service '{name}' ({service}) as {}", published_as(*.mode))]
+    PortInUse { port: u16, mode: PublishMode, service: ServiceId, name: String },
+    /// Another node has the WireGuard key.
+    #[error(
+        "node {node} has the WireGuard key of this node already: if that is what is left of this node, remove it with \
+         `docker node rm --force {node}` and join again"
+    )]
+    KeyInUse { node: NodeId },
+    /// The leader's planners did not see what another plan did.
+    #[error("another plan was applied since this one was made")]
+    StalePlan,
+}
+
+/// Docker's words for a published port.
+fn published_as(mode: PublishMode) -> &'static str {
+    match mode {
+        PublishMode::Ingress => "an ingress port",
+        PublishMode::Host => "a host-published port",
+    }
 }
 
 /// A table of one object at most, written as that object or `null`.
@@ -142,6 +165,12 @@ macro_rules! store_objects {
         }
 
         impl Kind {
+            /// The object with this id.
+            pub fn stored(self, store: &Store, id: &str) -> Option<Object> {
+                match self {
+                    $(Self::$object => store.get::<$object>(&id.into()).cloned().map(Object::from),)+
+                }
+            }
             /// Version and times of the object with this id.
             pub fn stored_meta(self, store: &Store, id: &str) -> Option<Meta> {
                 match self {
@@ -150,7 +179,41 @@ macro_rules! store_objects {
             }
             pub(super) fn remove(self, store: &mut Store, id: &str) {
                 match self {
-                    $(Self::$object => drop($object::table_mut(store).remove(&id.into())),)+
+                    $(Self::$object => store.remove::<$object>(&id.into()),)+
+                }
+            }
+            /// What became of the object with this id; `None` if nothing.
+            pub(super) fn change(self, before: &Store, after: &Store, id: &str) -> Option<Change> {
+                match self {
+                    $(Self::$object => {
+                        let id = <$id>::from(id);
+                        let object = |store: &Store| store.$table.get(&id).cloned();
+                        let (before, after) = (object(before), object(after));
+                        let is_same = match (&before, &after) {
+                            (None, None) => true,
+                            (Some(before), Some(after)) => Arc::ptr_eq(before, after),
+                            _ => false,
+                        };
+                        (!is_same).then(|| Change::$object(ObjectChange { before, after }))
+                    })+
+                }
+            }
+        }
+
+        /// What a transaction has changed of one object, of any kind.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub enum Change {
+            $(#[doc = $word] $object(ObjectChange<$object>),)+
+        }
+
+        impl Change {
+            /// Kind and id of the object.
+            pub fn target(&self) -> (Kind, String) {
+                match self {
+                    $(Self::$object(ObjectChange { before, after }) => {
+                        let id = after.as_ref().or(before.as_ref()).map(|object| object.id.to_string());
+                        (Kind::$object, id.unwrap_or_default())
+                    })+
                 }
             }
         }
@@ -204,6 +267,20 @@ macro_rules! store_objects {
             /// Raft index of the last transaction seen, applied or refused.
             pub(super) index: u64,
             $($(#[$table_attribute])* $table: Table<$object>,)+
+            #[serde(default, skip_serializing_if = "Applied::is_empty")]
+            pub(super) applied: Applied,
+            #[serde(skip)]
+            pub(super) indexes: StoreIndexes,
+        }
+
+        impl Store {
+            /// Rebuilds the indexes from the tables, after these were read from a snapshot.
+            pub(super) fn build_indexes(&mut self) {
+                self.indexes = StoreIndexes::default();
+                $(for object in self.$table.values() {
+                    self.indexes.replace(None, Some(&**object));
+                })+
+            }
         }
 
         $(
@@ -243,7 +320,8 @@ macro_rules! store_objects {
 store_objects! {
     #[serde(with = "single")] Cluster, ClusterId, cluster, "cluster", Uniqueness::Kind;
     Node, NodeId, nodes, "node", Uniqueness::Id;
-    Network, NetworkId, networks, "network", Uniqueness::Name(|network| (!network.removing).then_some(&network.spec.name));
-    Service, ServiceId, services, "service", Uniqueness::Name(|service| Some(&service.spec.name));
+    Network, NetworkId, networks, "network",
+        Uniqueness::Name(|network| (!network.removing).then_some(&network.spec.name), Store::network_named);
+    Service, ServiceId, services, "service", Uniqueness::Name(|service| Some(&service.spec.name), Store::service_named);
     Task, TaskId, tasks, "task", Uniqueness::Id;
 }

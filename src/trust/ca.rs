@@ -2,7 +2,7 @@
 //! for Swarm's certificates read these.
 
 use super::{CaDigest, NodeName, TrustError, name, renewal::BACKDATED};
-use crate::model::{Timestamp, cluster::CaSettings};
+use crate::model::{Secret, Timestamp, cluster::CaSettings};
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -22,7 +22,7 @@ const NODE_LIFE: Duration = Duration::from_hours(90 * 24);
 #[derive(Clone, PartialEq, Eq)]
 pub struct RootCa {
     certificate: String,
-    key: String,
+    key: Secret<String>,
 }
 
 impl fmt::Debug for RootCa {
@@ -46,7 +46,7 @@ impl RootCa {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(|e| creation_error("a CA certificate", &e))?;
-        Ok(Self { certificate: name::to_pem(certificate.der()), key: key.serialize_pem() })
+        Ok(Self { certificate: name::to_pem(certificate.der()), key: key.serialize_pem().into() })
     }
 
     /// The CA as stored in the cluster object.
@@ -59,7 +59,7 @@ impl RootCa {
         if name::public_key(&der)? != pair.public_key_raw() {
             return Err(TrustError::KeyMismatch);
         }
-        Ok(Self { certificate: name::to_pem(&der), key: key.to_owned() })
+        Ok(Self { certificate: name::to_pem(&der), key: key.into() })
     }
 
     /// Certificate, PEM.
@@ -69,7 +69,7 @@ impl RootCa {
 
     /// Key, PEM. Managers only.
     pub fn key(&self) -> &str {
-        &self.key
+        self.key.expose()
     }
 
     /// The digest that join tokens contain.
@@ -167,7 +167,7 @@ pub fn issue(
     if *request.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 {
         return Err(TrustError::WrongKind { what: "the key of the certificate request" });
     }
-    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, key_pair("the CA key", &ca.key)?)
+    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, key_pair("the CA key", ca.key())?)
         .map_err(|e| TrustError::Unreadable { what: "the CA certificate", why: e.to_string() })?;
     let mut params = CertificateParams::default();
     validity(&mut params, now, if life.is_zero() { NODE_LIFE } else { life });

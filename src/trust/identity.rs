@@ -2,14 +2,14 @@
 
 use super::renewal::Validity;
 use super::{CaDigest, NodeName, TrustError, ca, name};
-use crate::model::{ClusterId, NodeId, Role, Timestamp};
+use crate::model::{ClusterId, NodeId, Role, Secret, Timestamp};
 use std::fmt;
 
 /// A node's key and certificate, and the CA that issued it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     name: NodeName,
-    key: String,
+    key: Secret<String>,
     certificate: String,
     ca_certificate: String,
     validity: Validity,
@@ -40,7 +40,7 @@ impl Identity {
         }
         Ok(Self {
             name: NodeName::of_der(&der)?,
-            key: key.to_owned(),
+            key: key.into(),
             certificate: name::to_pem(&der),
             ca_certificate: name::to_pem(&ca_der),
             validity: Validity::of_der(&der)?,
@@ -63,7 +63,7 @@ impl Identity {
     }
     /// Node key, PEM.
     pub fn key(&self) -> &str {
-        &self.key
+        self.key.expose()
     }
     /// Node certificate, PEM.
     pub fn certificate(&self) -> &str {

@@ -2,7 +2,7 @@
 //! digits of base 36) the joiner recognises the cluster's CA; by the secret (25 digits) the manager recognises the joiner.
 
 use super::{TrustError, name};
-use crate::model::{JoinTokens, Role, id};
+use crate::model::{JoinTokens, Role, Secret, id};
 use rand::Rng;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
@@ -87,13 +87,13 @@ impl fmt::Debug for CaDigest {
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     digest: CaDigest,
-    secret: String,
+    secret: Secret<String>,
 }
 
 impl JoinToken {
     /// A new token for the cluster with this CA. `rng` must be cryptographically secure.
     pub fn draw(digest: CaDigest, rng: &mut impl Rng) -> Self {
-        Self { digest, secret: id::draw(rng) }
+        Self { digest, secret: id::draw(rng).into() }
     }
 
     /// Digest of the CA that the joiner trusts.
@@ -105,7 +105,8 @@ impl JoinToken {
 impl JoinToken {
     /// New tokens for both roles, as the cluster object stores them.
     pub fn draw_both(digest: CaDigest, rng: &mut impl Rng) -> JoinTokens {
-        JoinTokens { worker: Self::draw(digest, rng).to_string(), manager: Self::draw(digest, rng).to_string() }
+        let mut draw = || Self::draw(digest, rng).to_string().into();
+        JoinTokens { worker: draw(), manager: draw() }
     }
 }
 
@@ -119,13 +120,13 @@ impl FromStr for JoinToken {
         if !shaped || parts.next().is_some() || secret.chars().any(|c| digit(c).is_err()) {
             return Err(InvalidToken);
         }
-        Ok(Self { digest: CaDigest::from_base36(digest)?, secret: secret.to_owned() })
+        Ok(Self { digest: CaDigest::from_base36(digest)?, secret: secret.into() })
     }
 }
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}-{VERSION}-{}-{}", self.digest.to_base36(), self.secret)
+        write!(f, "{PREFIX}-{VERSION}-{}-{}", self.digest.to_base36(), self.secret.expose())
     }
 }
 
@@ -144,7 +145,7 @@ pub fn role_of(tokens: &JoinTokens, presented: &str) -> Option<Role> {
         let difference = known.iter().zip(&presented).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
         difference == 0 && !token.is_empty()
     };
-    let (worker, manager) = (matches(&tokens.worker), matches(&tokens.manager));
+    let (worker, manager) = (matches(tokens.of(Role::Worker)), matches(tokens.of(Role::Manager)));
     match (worker, manager) {
         (_, true) => Some(Role::Manager),
         (true, _) => Some(Role::Worker),
@@ -190,8 +191,8 @@ mod tests {
     fn a_token_is_for_one_role() {
         let digest = RECORDED.parse::<JoinToken>().unwrap().digest();
         let tokens = JoinToken::draw_both(digest, &mut rand::rng());
-        assert_eq!(role_of(&tokens, &tokens.worker), Some(Role::Worker));
-        assert_eq!(role_of(&tokens, &tokens.manager), Some(Role::Manager));
+        assert_eq!(role_of(&tokens, tokens.of(Role::Worker)), Some(Role::Worker));
+        assert_eq!(role_of(&tokens, tokens.of(Role::Manager)), Some(Role::Manager));
         assert_eq!(role_of(&tokens, RECORDED), None);
         assert_eq!(role_of(&JoinTokens::default(), ""), None);
     }

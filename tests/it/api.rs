@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
+mod behind;
 mod deviations;
 mod docker_cli;
 mod engine_versions;
@@ -10,7 +11,7 @@ mod fixture;
 mod membership;
 mod networks;
 mod proxy;
-mod recorded_store;
+pub mod recorded_store;
 mod recording_engine;
 mod replay;
 mod service_updates;

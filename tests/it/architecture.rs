@@ -4,5 +4,6 @@
 mod arrows;
 mod circles;
 mod names;
+mod secret_fields;
 mod source;
 mod words;

@@ -142,9 +142,9 @@ impl Load {
         Self::run(targets, pause, |to| Box::new(move || request(to)))
     }
 
-    /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of up to a minute lost.
+    /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of some seconds lost.
     pub fn patient(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
-        Self::run(targets, pause, |to| Box::new(move || request_within(to, Duration::from_mins(1))))
+        Self::run(targets, pause, |to| Box::new(move || request_within(to, Duration::from_secs(10))))
     }
 
     /// All datagrams to a target come from one socket: one flow.

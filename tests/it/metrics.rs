@@ -4,19 +4,20 @@ use skep::admin::metrics::render;
 use skep::datapath::ebpf::Occupancy;
 use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use skep::ingress::{PortState, PortStatus};
-use skep::model::{Protocol, Revision, Role, Timestamp};
-use skep::status::{CertificateSummary, NodeSummary, Status};
+use skep::model::{FormatRange, Protocol, Revision, Role, Timestamp};
+use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 28] = [
+const FAMILIES: [&str; 32] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
     "skep_certificate_renewal_failures",
     "skep_certificate_warning",
+    "skep_cluster_feature_level",
     "skep_ebpf_attached_programs",
     "skep_ebpf_connections_total",
     "skep_ebpf_drops_total",
@@ -29,6 +30,9 @@ const FAMILIES: [&str; 28] = [
     "skep_ebpf_up",
     "skep_ebpf_vips",
     "skep_loop_degraded",
+    "skep_manager_left_out_objects",
+    "skep_manager_loop_restarts_total",
+    "skep_node_feature_level",
     "skep_node_info",
     "skep_peer_handshake_age_seconds",
     "skep_peer_receive_bytes_total",
@@ -78,6 +82,7 @@ fn full_status() -> Status {
         rx_bytes: u64::MAX,
         tx_bytes: 1 << 53,
         containers: 3,
+        feature_levels: Some(FormatRange::new(1, 2)),
         path_mtu: None,
     };
     let port = |protocol, port, service: &str| PortStatus {
@@ -111,6 +116,7 @@ fn full_status() -> Status {
             failures: 0,
             warning: String::new(),
         }),
+        manager: Some(ManagerSummary { feature_level: 2, loop_restarts: 1, left_out: Vec::new() }),
         state: "active".to_owned(),
         node: Some("id1".into()),
         role: Some(Role::Manager),

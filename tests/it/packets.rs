@@ -11,6 +11,7 @@ mod kernel;
 mod mesh;
 mod refusals;
 mod refused;
+mod takeover;
 mod trace;
 mod trace_maps;
 mod uplink;

@@ -5,5 +5,8 @@ mod attack;
 mod fixture;
 mod formats;
 mod join;
+mod key_proof;
 mod renewal;
+mod roles;
+mod secrets;
 mod session;

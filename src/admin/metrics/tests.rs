@@ -5,7 +5,7 @@ use crate::model::Protocol;
 use crate::status::ResolverFailures;
 use std::collections::BTreeSet;
 
-fn node_summary(id: &str, hostname: &str) -> NodeSummary {
+pub fn node_summary(id: &str, hostname: &str) -> NodeSummary {
     NodeSummary {
         id: id.into(),
         hostname: hostname.to_owned(),
@@ -18,11 +18,12 @@ fn node_summary(id: &str, hostname: &str) -> NodeSummary {
         rx_bytes: 11,
         tx_bytes: 12,
         containers: 0,
+        feature_levels: None,
         path_mtu: None,
     }
 }
 
-fn port(port: u16, service: &str) -> PortStatus {
+pub fn port(port: u16, service: &str) -> PortStatus {
     PortStatus {
         protocol: Protocol::Tcp,
         port,

@@ -157,7 +157,7 @@ mod tests {
             }
             let before = self.store.clone();
             let index = self.store.index() + 1;
-            self.store.apply(index, &Transaction { at: Timestamp(self.at), actions }).expect("applies");
+            self.store.apply(index, &Transaction::new(Timestamp(self.at), actions)).expect("applies");
             let text = |e: SwarmEvent| format!("{} {} {} {:?} at {}", e.kind, e.action, e.id, e.attributes, e.at.0);
             changes(&before, &self.store, Timestamp(99)).into_iter().map(text).collect()
         }

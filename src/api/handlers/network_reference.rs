@@ -90,7 +90,7 @@ mod tests {
             let spec = NetworkSpec { name: (*name).to_owned(), ..NetworkSpec::default() };
             Action::create(Network { id: NetworkId::from(*id), meta: Meta::default(), spec, subnet: None, removing: false })
         };
-        let transaction = Transaction { at: Timestamp::default(), actions: networks.iter().map(create).collect() };
+        let transaction = Transaction::new(Timestamp::default(), networks.iter().map(create).collect());
         store.apply(1, &transaction).expect("valid");
         store
     }

@@ -12,7 +12,7 @@ use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::{ApiVersion, DRIVER};
 use crate::model::{Meta, Network, NetworkId};
-use crate::store::{Action, Kind, NetworkUser, ProposeError, Store, StoreError, StoreHandle};
+use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -196,7 +196,8 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     let store = handle.read();
     match network_reference::find(request, &store, reference).await? {
         ReferencedNetwork::Swarm(network) => {
-            remove_from_swarm(request, &handle, &network.id).await?;
+            let removed = remove_from_swarm(request, &handle, &network.id).await;
+            removed.map_err(|error| removal_error(network, error))?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         ReferencedNetwork::Local(id) => request.forward_to(&request.engine_target(&format!("/networks/{id}"))).await,
@@ -208,40 +209,37 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     }
 }
 
-/// Removes a network that nothing is wanted to run on. While tasks that are to stop still have addresses on it, its name is
-/// free and it is shown no more; the reaper deletes it with the last address.
+/// Removes a network that nothing is wanted to run on when the removal is applied. While tasks that are to stop still have
+/// addresses on it, its name is free and it is shown no more; the reaper deletes it with the last address.
 ///
 /// # Errors
-/// 400 while it is in use.
-pub async fn remove_from_swarm(request: &ApiRequest, handle: &StoreHandle, id: &NetworkId) -> Result<()> {
+/// [`StoreError::InUse`] while it is in use; see [`ProposeError`].
+pub async fn remove_from_swarm(request: &ApiRequest, handle: &StoreHandle, id: &NetworkId) -> Result<(), ProposeError> {
     for _ in 0..REMOVE_ATTEMPTS {
         let store = handle.read();
         let Some(network) = store.network(id).filter(|n| !n.removing) else { return Ok(()) };
-        if let Some(user) = store.network_user(network) {
-            return Err(in_use(network, &user));
-        }
-        // The update is the condition: the allocator writes the network with each address that it assigns there.
+        // The allocator writes the network with each address that it assigns there, so that this update is refused then.
         let mut actions = vec![Action::update(Network { removing: true, ..network.clone() })];
         if !store.has_addresses_on(network) {
             actions.push(Action::Remove(Kind::Network, id.to_string()));
         }
-        match handle.write(request.api.clock.now(), actions).await {
-            Ok(_) => return Ok(()),
+        let removal = Transaction::new(request.api.clock.now(), actions).require([Condition::unreferenced(Kind::Network, id)]);
+        match handle.propose(removal).await {
             Err(ProposeError::Refused(StoreError::OutOfSequence)) => {}
-            Err(error) => return Err(error.into()),
+            outcome => return outcome.map(drop),
         }
     }
-    Err(ProposeError::Refused(StoreError::OutOfSequence).into())
+    Err(StoreError::OutOfSequence.into())
 }
 
-fn in_use(network: &Network, user: &NetworkUser) -> ApiError {
-    let description = match user {
-        NetworkUser::Service(id) if network.spec.ingress => {
-            format!("ingress network cannot be removed because service {id} depends on it")
-        }
-        user => format!("network {} is in use by {user}", network.id),
-    };
-    ApiError::rpc(GrpcCode::FailedPrecondition, description)
+fn removal_error(network: &Network, error: ProposeError) -> ApiError {
+    match error {
+        ProposeError::Refused(StoreError::InUse { by_id, .. }) if network.spec.ingress => ApiError::rpc(
+            GrpcCode::FailedPrecondition,
+            format!("ingress network cannot be removed because service {by_id} depends on it"),
+        ),
+        error => error.into(),
+    }
 }
 
 /// POST /networks/{id}/connect and /disconnect

@@ -8,9 +8,13 @@ use crate::api::lookup;
 use crate::api::query::{Filters, quote};
 use crate::api::schema::NODE_SPEC;
 use crate::api::validate;
-use crate::model::{Node, NodeId, NodeSpec, NodeState, Role};
-use crate::store::{Action, Kind, Store};
+use crate::model::cluster::ONE_MANAGER;
+use crate::model::{Node, NodeId, NodeSpec, NodeState, Role, Timestamp};
+use crate::store::{Action, Condition, FieldUpdate, Kind, ProposeError, Store, StoreError, Transaction};
 use axum::response::Response;
+
+/// Attempts to remove a node whose state changes at the same time.
+const REMOVE_ATTEMPTS: usize = 5;
 
 /// The leader as this node knows it; the only manager of a swarm leads.
 fn leader(request: &ApiRequest, store: &Store) -> Option<NodeId> {
@@ -78,20 +82,22 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         "" => return Err(ApiError::bad("invalid Availability: \"\"")),
         other => validate::availability(&other.to_ascii_lowercase())?,
     };
-    let mut node = lookup::node(&store, reference)?.clone();
-    if node.meta.version != version {
-        return Err(ApiError::out_of_sequence());
-    }
+    let node = lookup::node(&store, reference)?;
     if role != node.spec.role {
+        // Old news comes before what skep cannot do.
+        if node.meta.version != version {
+            return Err(ApiError::out_of_sequence());
+        }
         return Err(role_change_refusal(role, store.nodes().filter(|n| n.spec.role == Role::Manager).count()));
     }
-    node.spec = NodeSpec {
+    let spec = NodeSpec {
         name: text("Name").to_owned(),
         labels: serde_json::from_value(posted["Labels"].clone()).unwrap_or_default(),
         role,
         availability,
     };
-    handle.write(request.api.clock.now(), vec![Action::update(node)]).await?;
+    let update = FieldUpdate::NodeSpec { id: node.id.clone(), version, spec };
+    handle.write(request.api.clock.now(), vec![Action::Set(update)]).await?;
     empty()
 }
 
@@ -102,10 +108,7 @@ fn role_change_refusal(to: Role, managers: usize) -> ApiError {
             ApiError::rpc(GrpcCode::FailedPrecondition, "attempting to demote the last manager of the swarm")
         }
         Role::Worker => ApiError::not_implemented("demoting a manager is not implemented in skep yet: the node keeps its role"),
-        Role::Manager => ApiError::not_implemented(
-            "promoting a worker is not implemented in skep yet: a swarm has one manager, further managers cannot join it either \
-             (the node keeps its role)",
-        ),
+        Role::Manager => ApiError::not_implemented(format!("{ONE_MANAGER} (the node keeps its role)")),
     }
 }
 
@@ -113,8 +116,23 @@ fn role_change_refusal(to: Role, managers: usize) -> ApiError {
 pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     let force = request.query.loose_bool("force");
     let handle = request.store()?;
-    let store = handle.read();
-    let node = lookup::node(&store, reference)?;
+    let mut attempts = 0;
+    loop {
+        let transaction = removal(&handle.read(), reference, force, request.api.clock.now())?;
+        match handle.propose(transaction).await {
+            // Its state has changed since it was read: it may be back.
+            Err(ProposeError::Refused(StoreError::OutOfSequence)) if attempts < REMOVE_ATTEMPTS => attempts += 1,
+            outcome => {
+                outcome?;
+                return empty();
+            }
+        }
+    }
+}
+
+/// The removal of a node that may be removed in this state.
+fn removal(store: &Store, reference: &str, force: bool, now: Timestamp) -> Result<Transaction> {
+    let node = lookup::node(store, reference)?;
     let id = &node.id;
     if node.manager.is_some() {
         return Err(ApiError::rpc(
@@ -127,6 +145,7 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     if !force && node.status.state == NodeState::Ready {
         return Err(ApiError::rpc(GrpcCode::FailedPrecondition, format!("node {id} is not down and can't be removed")));
     }
-    handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Node, id.to_string())]).await?;
-    empty()
+    let unchanged = Condition::version(Kind::Node, id, node.meta.version);
+    let removal = Transaction::new(now, vec![Action::Remove(Kind::Node, id.to_string())]);
+    Ok(removal.require((!force).then_some(unchanged)))
 }

@@ -10,6 +10,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
 use crate::api::query::{Filters, encode};
 use crate::model::Network;
+use crate::store::{ProposeError, StoreError};
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -37,8 +38,12 @@ pub async fn networks(request: &ApiRequest) -> Result<Response> {
     if let (Some(store), Some(handle)) = (store(request), request.api.control.store()) {
         let is_unused = |n: &&Network| store.network_user(n).is_none() && filters.labels("label", &n.spec.labels);
         for network in lookup::networks(&store).filter(|n| !n.spec.ingress).filter(is_unused) {
-            remove_from_swarm(request, &handle, &network.id).await?;
-            deleted.push(network.spec.name.clone());
+            match remove_from_swarm(request, &handle, &network.id).await {
+                Ok(()) => deleted.push(network.spec.name.clone()),
+                // In use since it was listed.
+                Err(ProposeError::Refused(StoreError::InUse { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };

@@ -12,7 +12,7 @@ use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::{Endpoint, ServiceSpec};
 use crate::model::{Meta, Service, ServiceId};
-use crate::store::{Action, Kind, Store};
+use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -86,8 +86,25 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         spec_version: 1,
         endpoint: Endpoint::default(),
     };
-    handle.write(request.api.clock.now(), vec![Action::create(service)]).await?;
+    let conditions = conditions(&service.spec, None, &store);
+    handle.propose(Transaction::new(request.api.clock.now(), vec![Action::create(service)]).require(conditions)).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
+}
+
+/// What other requests must not take away before the spec is written: its networks exist, `ingress` included, and its ports are
+/// free. `own` is the id of the service itself on an update.
+fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
+    let attached = spec.task_template.networks.iter().map(|n| n.target.as_str());
+    let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.as_str());
+    let networks = attached.chain(ingress).map(|id| Condition::present(Kind::Network, id));
+    let ports = spec.endpoint_spec.iter().flat_map(|e| &e.ports).filter(|p| p.published_port != 0);
+    let ports = ports.map(|p| Condition::FreePort {
+        mode: p.publish_mode,
+        protocol: p.protocol,
+        port: p.published_port,
+        except: own.cloned(),
+    });
+    networks.chain(ports).collect()
 }
 
 /// Replaces names of networks by their ids.
@@ -162,10 +179,9 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
             stored.spec.name
         )));
     }
-    let mut service = stored.clone();
-    service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
-    service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth);
-    handle.write(request.api.clock.now(), vec![Action::update(service)]).await?;
+    let conditions = conditions(&spec, Some(&stored.id), &store);
+    let update = FieldUpdate::ServiceSpec { id: stored.id.clone(), version, spec: Box::new(spec), pull_auth };
+    handle.propose(Transaction::new(request.api.clock.now(), vec![Action::Set(update)]).require(conditions)).await?;
     ok(&json!({ "Warnings": Value::Null }))
 }
 

@@ -7,8 +7,8 @@ use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
-use crate::model::{Cluster, Role};
-use crate::store::{Action, Store};
+use crate::model::Role;
+use crate::store::{Action, FieldUpdate, Store};
 use axum::response::Response;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -88,7 +88,7 @@ pub async fn join(request: &ApiRequest) -> Result<Response> {
         listen_addr: if listen_addr.is_empty() { "0.0.0.0:2377".to_owned() } else { listen_addr },
         advertise_addr: text(&posted, "AdvertiseAddr"),
         remote_addrs,
-        token: text(&posted, "JoinToken"),
+        token: text(&posted, "JoinToken").into(),
         availability: validate::availability(&text(&posted, "Availability"))?,
     };
     request.api.control.join(join).await?;
@@ -168,19 +168,20 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     let spec = validate::checked(validate::replacing(&posted)?)?;
-    if cluster.meta.version != version {
-        return Err(ApiError::out_of_sequence());
-    }
-    // What the swarm has already is no change: clients post all of it back.
+    // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
-    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)?;
-    let cluster = Cluster { spec, ..cluster.clone() };
-    handle.write(request.api.clock.now(), vec![Action::update(cluster)]).await?;
+    let is_stale = cluster.meta.version != version;
+    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)
+        .map_err(|error| if is_stale { ApiError::out_of_sequence() } else { error })?;
+    let id = &cluster.id;
+    let mut actions = vec![Action::Set(FieldUpdate::ClusterSpec { id: id.clone(), version, spec: Box::new(spec) })];
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
         if rotate {
-            request.api.control.rotate_token(role).await?;
+            let token = request.api.control.new_token()?;
+            actions.push(Action::Set(FieldUpdate::JoinToken { id: id.clone(), role, token }));
         }
     }
+    handle.write(request.api.clock.now(), actions).await?;
     empty()
 }
 

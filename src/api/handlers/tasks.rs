@@ -7,7 +7,8 @@ use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
 use crate::api::query::Filters;
-use crate::model::{NodeId, ServiceId, Task, TaskState};
+use crate::api::wire;
+use crate::model::{NodeId, ServiceId, Task, TaskState, UnwrittenObject};
 use crate::store::Store;
 use axum::response::Response;
 
@@ -35,8 +36,8 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let filters = request.query.filters(&FILTERS)?;
     let store = request.store()?.read();
     let filters = TaskFilters::resolve(&filters, &store)?;
-    let tasks: Vec<_> =
-        store.tasks().filter(|t| filters.pass(t, &store)).map(|t| convert::task::task(t, &store, request.version)).collect();
+    let left_out = request.api.control.left_out();
+    let tasks: Vec<_> = store.tasks().filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
     ok(&tasks)
 }
 
@@ -79,7 +80,29 @@ impl<'a> TaskFilters<'a> {
 /// GET /tasks/{id}
 pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let store = request.store()?.read();
-    ok(&convert::task::task(lookup::task(&store, reference)?, &store, request.version))
+    ok(&shown(lookup::task(&store, reference)?, &store, request, &request.api.control.left_out()))
+}
+
+/// The task as clients see it.
+fn shown(task: &Task, store: &Store, request: &ApiRequest, left_out: &[UnwrittenObject]) -> wire::Task {
+    let mut shown = convert::task::task(task, store, request.version);
+    if shown.status.err.is_empty() {
+        shown.status.err = unwritten(task, store, left_out).unwrap_or_default();
+    }
+    shown
+}
+
+/// What the leader cannot write of a task: its own change; or, as there is no other place where a user would look for it, its
+/// service's, or the creation of another task of the service, as long as the task is wanted itself.
+fn unwritten(task: &Task, store: &Store, left_out: &[UnwrittenObject]) -> Option<String> {
+    let is_wanted = task.desired_state <= TaskState::Running;
+    let concerns = |object: &&UnwrittenObject| match object.kind.as_str() {
+        "task" if object.id == task.id.as_str() => true,
+        "task" if store.task(&object.id.as_str().into()).is_some() => false,
+        _ => is_wanted && object.service_id.as_ref() == Some(&task.service_id),
+    };
+    let object = left_out.iter().find(concerns)?;
+    Some(format!("a change of {} {} cannot be written: {}", object.kind, object.id, object.reason))
 }
 
 /// GET /tasks/{id}/logs
@@ -92,4 +115,49 @@ pub fn logs(request: &ApiRequest, reference: &str) -> Result<Response> {
         "logs of services and tasks are not implemented in skep yet: run docker logs {} on {node}",
         task.container_name()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Timestamp, fixture};
+    use crate::store::{Action, Transaction};
+
+    #[test]
+    fn what_cannot_be_written_is_an_error_of_the_task_or_of_the_wanted_tasks_of_its_service() {
+        let task = |id: &str, service: &str, desired_state| {
+            let task = fixture::task_with_resolvers(id, service, "node1", &[]);
+            Task { desired_state, ..task }
+        };
+        let (one, two, old) = (
+            task("t1", "web", TaskState::Running),
+            task("t2", "web", TaskState::Running),
+            task("t3", "web", TaskState::Shutdown),
+        );
+        let other = task("t4", "db", TaskState::Running);
+        let actions = [&one, &two, &old, &other].map(|t| Action::create(t.clone())).to_vec();
+        let mut store = Store::default();
+        store.apply(1, &Transaction::new(Timestamp(0), actions)).expect("applied");
+        for (kind, id, concerned) in [
+            ("task", "t1", vec!["t1"]),
+            ("task", "t3", vec!["t3"]),
+            // It is not stored: its creation is what cannot be written.
+            ("task", "t9", vec!["t1", "t2"]),
+            ("service", "web", vec!["t1", "t2"]),
+        ] {
+            let left_out = [UnwrittenObject {
+                kind: kind.to_owned(),
+                id: id.to_owned(),
+                service_id: Some("web".into()),
+                service_name: "web".to_owned(),
+                reason: "it has 9000000 bytes".to_owned(),
+            }];
+            let named: Vec<&str> =
+                store.tasks().filter(|t| unwritten(t, &store, &left_out).is_some()).map(|t| t.id.as_str()).collect();
+            assert_eq!(named, concerned, "{kind} {id}");
+            let text = unwritten(store.task(&concerned[0].into()).expect("stored"), &store, &left_out).expect("named");
+            assert_eq!(text, format!("a change of {kind} {id} cannot be written: it has 9000000 bytes"));
+        }
+        assert_eq!(unwritten(&one, &store, &[]), None);
+    }
 }

@@ -1,9 +1,9 @@
 //! Removes established connections that are over without having said so: nothing else removes them. A bounded number of entries
 //! is looked at each time, so that a table of a million is gone through within minutes.
-#![expect(unsafe_code, reason = "entries are read as bytes")]
 
-use super::batch::Batches;
+use super::batch::{Batches, value};
 use super::load::Loaded;
+use super::tuples::client;
 use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
@@ -57,23 +57,6 @@ impl Ages<'_> {
         let silent = elapsed(self.now, reply.seen);
         silent > self.idle || silent > GONE && !self.backends.contains_key(&container.source[3])
     }
-}
-
-/// The tuple of the client's packets, of a client that entered by this node.
-fn client(container: &Tuple, reply: &Reply) -> Tuple {
-    Tuple {
-        source: container.destination,
-        destination: reply.address,
-        source_port: reply.client_port,
-        destination_port: reply.port,
-        ..*container
-    }
-}
-
-fn read<T: Pod>(bytes: &[u8]) -> T {
-    assert_eq!(bytes.len(), size_of::<T>(), "entries are read with the sizes of their types");
-    // SAFETY: as many bytes as the type has, and every value of them is one of the type.
-    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
 
 impl Loaded {
@@ -131,8 +114,8 @@ fn scan<V: Pod>(map: Option<&Map>, batches: &mut Batches, mut visit: impl FnMut(
     let Some(Map::HashMap(map)) = map else { anyhow::bail!("the object lacks a table of connections") };
     for _ in 0..BATCHES {
         let batch = batches.read(map.fd().as_fd())?;
-        for (tuple, value) in batches.entries(&batch) {
-            visit(&read(tuple), &read(value));
+        for (tuple, entry) in batches.entries(&batch) {
+            visit(&value(tuple), &value(entry));
         }
         if batch.last {
             break;

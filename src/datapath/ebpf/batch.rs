@@ -1,6 +1,7 @@
 //! Reads hash tables in batches: one system call for thousands of entries.
 #![allow(unsafe_code, reason = "aya has no batch lookup")]
 
+use aya::Pod;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -85,4 +86,11 @@ impl Batches {
     pub(super) fn entries(&self, batch: &BatchRead) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.keys.chunks_exact(self.key_size).zip(self.values.chunks_exact(self.value_size)).take(batch.entries)
     }
+}
+
+/// A key or a value of an entry. Panics if it has another size than its type.
+pub(super) fn value<T: Pod>(bytes: &[u8]) -> T {
+    assert_eq!(bytes.len(), size_of::<T>(), "entries are read with the sizes of their types");
+    // SAFETY: as many bytes as the type has, and every value of them is one of the type.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }

@@ -3,7 +3,7 @@
 use super::aging::Aging;
 use super::clock::monotonic;
 use super::device_changes::DeviceChanges;
-use super::hook::{Hook, HookSide, has_socket_hooks, ports_unavailable};
+use super::hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
 use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
@@ -12,11 +12,13 @@ use super::programs::{self, Programs};
 use super::state::EbpfState;
 use super::step::{EbpfStep, StepFailure};
 use super::tables::Tables;
+use super::takeover::Takeover;
 use super::watch::{RefusalWatch, Watchers};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
+use aya::Ebpf;
 use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -182,7 +184,7 @@ impl EbpfDatapath {
         for step in steps {
             let done = match step {
                 EbpfStep::Pair => self.make_pair().await,
-                EbpfStep::Attach(link) => self.programs.attach(link).await,
+                EbpfStep::Attach(link) => self.attach(link).await,
                 EbpfStep::Detach(link) => self.programs.detach(link).await,
                 EbpfStep::Unpin(pin) => self.programs.unpin(pin).await,
                 map_step => self.loaded().change(map_step),
@@ -196,7 +198,36 @@ impl EbpfDatapath {
             }
             tokio::task::consume_budget().await;
         }
+        if let Err(error) = self.end_takeover().await {
+            tracing::warn!(error = format!("{error:#}"), "the takeover of flows is not complete");
+        }
         failed
+    }
+
+    async fn attach(&self, link: &ProgramLink) -> anyhow::Result<()> {
+        if link.hook.side() != HookSide::Cgroup {
+            self.take_over(Takeover::before_attach);
+        }
+        let attached = self.programs.attach(link).await;
+        self.take_over(Takeover::after_attach);
+        attached
+    }
+
+    fn take_over(&self, step: fn(&mut Takeover, &mut Ebpf)) {
+        let Loaded { ebpf, takeover, .. } = &mut *self.loaded();
+        if let Some(takeover) = takeover {
+            step(takeover, ebpf);
+        }
+    }
+
+    /// Ends the takeover of an earlier run's flows once its programs are gone.
+    async fn end_takeover(&self) -> anyhow::Result<()> {
+        let Some(overdue) = self.loaded().takeover.as_ref().map(Takeover::is_overdue) else { return Ok(()) };
+        if !overdue && !self.programs.are_alone().await? {
+            return Ok(());
+        }
+        let Loaded { ebpf, takeover, .. } = &mut *self.loaded();
+        takeover.take().map_or(Ok(()), |takeover| takeover.end(ebpf))
     }
 
     /// Counters by name, summed over the processors.

@@ -2,8 +2,9 @@
 //! reported with the reason; the others are used.
 
 use super::hook::{Hook, HookSide, ProgramLink};
-use super::migration::{RESIZED, migrate_flows};
+use super::migration::RESIZED;
 use super::sizes::Sizes;
+use super::takeover::Takeover;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
@@ -44,6 +45,8 @@ pub(super) struct Loaded {
     pub(super) cgroup: Option<File>,
     /// Links that this run has created, with the program's id.
     pub(super) attached: BTreeMap<ProgramLink, u32>,
+    /// Flows of an earlier run that are not all in these maps yet.
+    pub(super) takeover: Option<Takeover>,
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
@@ -95,8 +98,8 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     remove_trace_pins(dir)?;
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
-    migrate_flows(dir, &mut ebpf);
-    remove_other_maps(dir);
+    let takeover = Takeover::find(dir, &mut ebpf).context("cannot prepare the takeover of flows")?;
+    remove_other_maps(dir, takeover.as_ref());
     let mut unavailable = BTreeMap::new();
     let cgroup = match cgroup_root().and_then(|root| Ok(File::open(root)?)) {
         Ok(root) => Some(root),
@@ -119,7 +122,7 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new() }, unavailable))
+    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), takeover }, unavailable))
 }
 
 /// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
@@ -143,9 +146,9 @@ fn check_version(kernel: KernelVersion) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the pins of maps of another layout. Programs of another build that are still attached keep theirs open until they
-/// are replaced.
-fn remove_other_maps(dir: &Path) {
+/// Removes the pins of maps of another layout that no flows are taken over from. Programs of another build that are still
+/// attached keep theirs open until they are replaced.
+fn remove_other_maps(dir: &Path, takeover: Option<&Takeover>) {
     let own = maps_dir(dir);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -153,6 +156,7 @@ fn remove_other_maps(dir: &Path) {
         // The kernel creates the file maps.debug in every bpf file system; it is not a folder.
         if maps
             && path != own
+            && !takeover.is_some_and(|takeover| takeover.needs(&path))
             && path.is_dir()
             && let Err(error) = fs::remove_dir_all(&path)
         {

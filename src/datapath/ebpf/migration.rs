@@ -1,13 +1,16 @@
-//! Carries the flows of a running build of an earlier layout, or of maps of another size, over to this one's maps, so that an
-//! upgrade loses none. Everything else in the maps is written again from the view.
+//! Maps of a build of an earlier layout, or of another size, whose programs may still run: copies their flows, and the virtual
+//! addresses that sockets asked for, to this build's maps. Everything else in the maps is written again from the view.
 
-use super::clock::monotonic;
+use super::batch::{Batches, value};
+use super::tuples::client;
 use anyhow::Context as _;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, MapData};
 use aya::{Ebpf, Pod};
 use skep_ebpf::packet::TCP;
-use skep_ebpf::{Flow, Reply, Tuple};
-use std::path::Path;
+use skep_ebpf::{Flow, Reply, SocketPeer, Tuple, V4, is_zero};
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 
 /// Update an entry only if there is none.
 const BPF_NOEXIST: u64 = 1;
@@ -59,34 +62,70 @@ impl ReplyV4 {
     }
 }
 
-/// Copies the flows and reply entries that a build of layout 3 or 4 has pinned below `dir`, or this one with another size, if
-/// there are any. Flows that begin between this and the replacement of the programs, some milliseconds later, are selected again
-/// by the table. Earlier layouts do not say which TCP connections are over: all are taken for established ones, and age.
-pub(super) fn migrate_flows(dir: &Path, ebpf: &mut Ebpf) {
-    let now = u32::try_from(monotonic().as_secs()).unwrap_or(u32::MAX);
-    let earlier = |ebpf: &mut Ebpf, old: &Path, is_v3: bool| {
-        let flows = if is_v3 {
-            copy(&old.join("FLOWS"), ebpf, flow_tables, |flow: FlowV3| flow.upgrade(now))?
-        } else {
-            copy(&old.join("FLOWS"), ebpf, flow_tables, |flow: Flow| flow)?
-        };
-        Ok((flows, copy(&old.join("REPLIES"), ebpf, reply_tables, |reply: ReplyV4| reply.upgrade(now))?))
-    };
-    for (folder, pin) in [("maps3", "FLOWS"), ("maps4", "FLOWS"), (RESIZED, "TCP_FLOWS")] {
-        let old = dir.join(folder);
-        if !old.join(pin).exists() {
-            continue;
+/// What the maps in a folder are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum EarlierLayout {
+    Three,
+    Four,
+    /// Of this build, but for the number of entries.
+    Resized,
+}
+
+/// Pinned maps of an earlier layout or another size.
+#[derive(Debug)]
+pub(super) struct EarlierMaps {
+    folder: PathBuf,
+    layout: EarlierLayout,
+}
+
+/// What becomes of an entry whose tuple this build's maps have already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Existing {
+    /// It is replaced: only programs of the earlier maps have run since it was copied.
+    Replaced,
+    /// It stays: this build's programs may have changed it, or moved it to another table.
+    Kept,
+}
+
+impl EarlierMaps {
+    /// Those below `dir`.
+    pub(super) fn find(dir: &Path) -> Vec<Self> {
+        let all = [
+            ("maps3", "FLOWS", EarlierLayout::Three),
+            ("maps4", "FLOWS", EarlierLayout::Four),
+            (RESIZED, "TCP_FLOWS", EarlierLayout::Resized),
+        ];
+        let found = all.into_iter().map(|(folder, pin, layout)| (dir.join(folder), pin, layout));
+        found.filter(|(folder, pin, _)| folder.join(pin).exists()).map(|(folder, _, layout)| Self { folder, layout }).collect()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Copies what is in the maps; `now` in seconds of the monotonic clock. Returns the number of entries that were written.
+    /// Earlier layouts do not say which TCP connections are over: all are taken for established ones, and age.
+    pub(super) fn copy(&self, ebpf: &mut Ebpf, now: u32, existing: Existing) -> anyhow::Result<usize> {
+        let mut copy = Copy { folder: &self.folder, ebpf, existing };
+        if self.layout == EarlierLayout::Resized {
+            return Ok(copy.map("TCP_FLOWS", flow_tables, |flow: Flow| flow, always)?
+                + copy.map("TCP_REPLIES", reply_tables, |reply: Reply| reply, has_its_flow)?);
         }
-        let copied = if folder == RESIZED {
-            let flows = copy(&old.join("TCP_FLOWS"), ebpf, flow_tables, |flow: Flow| flow);
-            flows.and_then(|flows| Ok((flows, copy(&old.join("TCP_REPLIES"), ebpf, reply_tables, |reply: Reply| reply)?)))
+        let flows = if self.layout == EarlierLayout::Three {
+            copy.map("FLOWS", flow_tables, |flow: FlowV3| flow.upgrade(now), always)?
         } else {
-            earlier(ebpf, &old, folder == "maps3")
+            copy.map("FLOWS", flow_tables, |flow: Flow| flow, always)?
         };
-        match copied {
-            Ok((flows, replies)) => tracing::info!(folder, flows, replies, "took the flows of an earlier run over"),
-            Err(error) => tracing::warn!(folder, error = format!("{error:#}"), "cannot take the flows of an earlier run over"),
+        let replies = copy.map("REPLIES", reply_tables, |reply: ReplyV4| reply.upgrade(now), has_its_flow)?;
+        for (name, table) in [("PEERS", &["PEERS"]), ("DATAGRAM_PEERS", &["DATAGRAM_PEERS"])] {
+            copy.map(name, |_: &SocketPeer, _| table, |address: V4| address, always)?;
         }
+        Ok(flows + replies)
+    }
+
+    /// Removes the pins. Programs that are still attached keep their maps open.
+    pub(super) fn remove(&self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
     }
 }
 
@@ -104,29 +143,79 @@ fn reply_tables(tuple: &Tuple, _: &Reply) -> &'static [&'static str] {
     if tuple.protocol == TCP { &["TCP_REPLIES", "SYN_REPLIES"] } else { &["UDP_REPLIES"] }
 }
 
-/// Copies a pinned map of tuples; returns the number of entries.
-fn copy<Old: Pod, New: Pod>(
-    pin: &Path,
-    ebpf: &mut Ebpf,
-    tables: impl Fn(&Tuple, &New) -> &'static [&'static str],
-    upgrade: impl Fn(Old) -> New,
-) -> anyhow::Result<usize> {
-    let old = MapData::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
-    let old = Map::from_map_data(old).context("not a map of a known type")?;
-    let old: HashMap<MapData, Tuple, Old> =
-        HashMap::try_from(old).with_context(|| format!("{} has other entries", pin.display()))?;
-    let mut copied = 0;
-    // An entry may end while the map is read: what cannot be read is not copied.
-    for (tuple, value) in old.iter().flatten() {
-        let value = upgrade(value);
-        for name in tables(&tuple, &value) {
-            let map = ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))?;
-            let mut map: HashMap<&mut MapData, Tuple, New> = HashMap::try_from(map)?;
-            if map.insert(tuple, value, BPF_NOEXIST).is_ok() {
-                copied += 1;
-                break;
+fn always<K, V>(_: &Ebpf, _: &K, _: &V) -> bool {
+    true
+}
+
+/// Whether the flow of a reply entry has its container, or is not known here. A client that sent its SYN again has another
+/// container in the new tables: the answer of the first one would make a connection that the second does not know.
+fn has_its_flow(ebpf: &Ebpf, container: &Tuple, reply: &Reply) -> bool {
+    if container.protocol != TCP || !is_zero(&reply.entry) {
+        return true;
+    }
+    let client = client(container, reply);
+    let flow = |name| HashMap::<&MapData, Tuple, Flow>::try_from(ebpf.map(name)?).ok()?.get(&client, 0).ok();
+    flow("TCP_FLOWS").or_else(|| flow("SYN_FLOWS")).is_none_or(|flow: Flow| flow.backend == container.source[3])
+}
+
+struct Copy<'a> {
+    folder: &'a Path,
+    ebpf: &'a mut Ebpf,
+    existing: Existing,
+}
+
+impl Copy<'_> {
+    /// Copies the wanted entries of a pinned map to the first of their tables that has room; returns the number of entries
+    /// written. A missing map has none.
+    fn map<K: Pod, Old: Pod, New: Pod>(
+        &mut self,
+        name: &str,
+        tables: impl Fn(&K, &New) -> &'static [&'static str],
+        upgrade: impl Fn(Old) -> New,
+        is_wanted: impl Fn(&Ebpf, &K, &New) -> bool,
+    ) -> anyhow::Result<usize> {
+        let pin = self.folder.join(name);
+        if !pin.exists() {
+            return Ok(0);
+        }
+        let named = || format!("cannot read {}", pin.display());
+        let old = MapData::from_pin(&pin).with_context(named)?;
+        let info = old.info().with_context(named)?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        anyhow::ensure!(sizes == (size_of::<K>(), size_of::<Old>()), "{} has entries of {sizes:?} bytes", pin.display());
+        let mut batches = Batches::new(sizes.0, sizes.1);
+        let mut copied = 0;
+        loop {
+            let batch = batches.read(old.fd().as_fd()).with_context(named)?;
+            for (key, entry) in batches.entries(&batch) {
+                let (key, entry) = (value::<K>(key), upgrade(value::<Old>(entry)));
+                if is_wanted(&*self.ebpf, &key, &entry) {
+                    copied += usize::from(self.write(&key, &entry, tables(&key, &entry))?);
+                }
+            }
+            if batch.last {
+                return Ok(copied);
             }
         }
     }
-    Ok(copied)
+
+    /// Writes an entry to the first table that takes it. `false`: none does, or one has it.
+    fn write<K: Pod, V: Pod>(&mut self, key: &K, entry: &V, tables: &[&str]) -> anyhow::Result<bool> {
+        if self.existing == Existing::Kept {
+            for name in tables {
+                let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+                if HashMap::<&MapData, K, V>::try_from(map)?.get(key, 0).is_ok() {
+                    return Ok(false);
+                }
+            }
+        }
+        let flags = if self.existing == Existing::Kept { BPF_NOEXIST } else { 0 };
+        for name in tables {
+            let map = self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))?;
+            if HashMap::<&mut MapData, K, V>::try_from(map)?.insert(key, entry, flags).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }

@@ -25,6 +25,9 @@ use crate::sync::lock;
 /// Retries of an attachment that the kernel refuses because the removal of the same link is not complete yet.
 const ATTACH_RETRIES: (u32, Duration) = (10, Duration::from_millis(20));
 
+/// Checks of whether replaced programs are gone.
+const ALONE_RETRIES: (u32, Duration) = (50, Duration::from_millis(20));
+
 const EXCLUSIVE: &str = "another program has exclusive use of the root of the cgroup tree (see `bpftool cgroup tree`)";
 
 /// The loaded object, and the folder of the pins of its links.
@@ -83,6 +86,36 @@ impl Programs {
             SchedClassifier::query_tcx(&link.device, direction(link.hook)).map_err(io::Error::other)
         });
         matches!(found, Ok((_, programs)) if programs.iter().any(|p| p.id() == id))
+    }
+
+    /// Whether no program of an earlier run is attached. One that was replaced runs until the kernel has released its link, a
+    /// moment later: waits for that, a second at most.
+    pub(super) async fn are_alone(&self) -> anyhow::Result<bool> {
+        for _ in 0..ALONE_RETRIES.0 {
+            let (links, stale) = self.read_links().await?;
+            if !stale.is_empty() {
+                return Ok(false);
+            }
+            if links.iter().all(|link| self.is_alone(link)) {
+                return Ok(true);
+            }
+            tokio::time::sleep(ALONE_RETRIES.1).await;
+        }
+        Ok(false)
+    }
+
+    /// Whether the device of a link has one program of its hook. (A filter is replaced in one step.)
+    fn is_alone(&self, link: &ProgramLink) -> bool {
+        let side = link.hook.side();
+        if side == HookSide::Cgroup || !has_tcx() {
+            return true;
+        }
+        let found = netns::briefly(self.namespace(side), || {
+            SchedClassifier::query_tcx(&link.device, direction(link.hook)).map_err(io::Error::other)
+        });
+        let name = Some(link.hook.program());
+        // A device that is gone has none.
+        found.map_or(true, |(_, programs)| programs.iter().filter(|p| p.name_as_str() == name).count() <= 1)
     }
 
     /// Hooks of socket calls that another program occupies exclusively, and what to tell the user.

@@ -10,7 +10,7 @@ use super::link::{self, IoctlSocket};
 use super::namespace::{Namespace, here};
 use super::udp::bind_error;
 use crate::clock::{Clock as _, SystemClock};
-use crate::model::WgKey;
+use crate::model::{Secret, WgKey};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -45,10 +45,11 @@ impl KernelTunnel {
                 mesh.run_async(move || link::delete(&name)).await?;
             }
             let (target, config) = (mesh.clone(), config.clone());
-            here(move || create(&target, &config, private)).await?;
+            let private = private.clone();
+            here(move || create(&target, &config, &private)).await?;
         }
         let (listen, is_new) = (config.listen, created.is_some());
-        if let Err(error) = mesh.run_async(move || bring_up(&config, private, is_new)).await {
+        if let Err(error) = mesh.run_async(move || bring_up(&config, &private, is_new)).await {
             let in_use = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
             // The process is found in the host's namespace only.
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
@@ -96,12 +97,12 @@ fn temporary_name() -> String {
 }
 
 /// Creates the device in the calling thread's namespace, sets its key, and moves it into `mesh`.
-fn create(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow::Result<()> {
+fn create(mesh: &Namespace, config: &TunnelConfig, private: &Secret<[u8; 32]>) -> anyhow::Result<()> {
     let name = temporary_name();
     if !link::add_wireguard(&name)? {
         bail!("this kernel has no WireGuard (module wireguard): load it, or let skep use its own tunnel process");
     }
-    let key = Key(private);
+    let key = Key(*private.expose());
     let result = DeviceUpdate::new()
         .set_private_key(key)
         .set_listen_port(config.listen.port())
@@ -115,10 +116,10 @@ fn create(mesh: &Namespace, config: &TunnelConfig, private: [u8; 32]) -> anyhow:
 }
 
 /// Configures the device in the mesh namespace: key, port and MTU, then up, which opens the socket.
-fn bring_up(config: &TunnelConfig, private: [u8; 32], created: bool) -> anyhow::Result<()> {
+fn bring_up(config: &TunnelConfig, private: &Secret<[u8; 32]>, created: bool) -> anyhow::Result<()> {
     let name: InterfaceName = config.device.parse()?;
     let current = Device::get(&name, Backend::Kernel).with_context(|| format!("cannot read the device {}", config.device))?;
-    let key = Key(private);
+    let key = Key(*private.expose());
     let port = config.listen.port();
     if current.private_key.as_ref() != Some(&key) {
         DeviceUpdate::new().set_private_key(key).apply(&name, Backend::Kernel).context("cannot change the key")?;

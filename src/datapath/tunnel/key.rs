@@ -1,7 +1,7 @@
 //! The file of the node's WireGuard key: base 64, mode 600.
 
 use crate::durable;
-use crate::model::WgKey;
+use crate::model::{Secret, WgKey};
 use anyhow::{Context as _, anyhow};
 use std::path::Path;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -13,8 +13,9 @@ use x25519_dalek::{PublicKey, StaticSecret};
 pub fn generate_key(path: &Path) -> anyhow::Result<WgKey> {
     let mut secret = [0u8; 32];
     rand::TryRngCore::try_fill_bytes(&mut rand::rngs::OsRng, &mut secret).context("no randomness from the kernel")?;
-    let line = format!("{}\n", WgKey(secret).to_base64());
-    durable::replace(path, line.as_bytes()).with_context(|| format!("cannot write the WireGuard key {}", path.display()))?;
+    let line = Secret::new(format!("{}\n", WgKey(secret).to_base64()));
+    durable::replace(path, line.expose().as_bytes())
+        .with_context(|| format!("cannot write the WireGuard key {}", path.display()))?;
     Ok(public_key_of(secret))
 }
 
@@ -23,16 +24,20 @@ pub fn generate_key(path: &Path) -> anyhow::Result<WgKey> {
 /// # Errors
 /// The file cannot be read or contains no key.
 pub fn public_key(path: &Path) -> anyhow::Result<WgKey> {
-    private_key(path).map(public_key_of)
+    private_key(path).map(|key| public_key_of(*key.expose()))
 }
 
 /// The private key at `path`.
-pub(super) fn private_key(path: &Path) -> anyhow::Result<[u8; 32]> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the WireGuard key {}", path.display()))?;
-    let key = WgKey::from_base64(&text).ok_or_else(|| {
+///
+/// # Errors
+/// The file cannot be read or contains no key.
+pub fn private_key(path: &Path) -> anyhow::Result<Secret<[u8; 32]>> {
+    let text =
+        Secret::new(std::fs::read_to_string(path).with_context(|| format!("cannot read the WireGuard key {}", path.display()))?);
+    let key = WgKey::from_base64(text.expose()).ok_or_else(|| {
         anyhow!("{} contains no WireGuard key (44 characters of base 64): restore it, or leave and join again", path.display())
     })?;
-    Ok(key.0)
+    Ok(Secret::new(key.0))
 }
 
 fn public_key_of(secret: [u8; 32]) -> WgKey {

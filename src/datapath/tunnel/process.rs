@@ -85,7 +85,7 @@ fn run(args: &TunnelArgs) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         let socket = TunnelSocket::bind(args.listen)?;
         let tun = Tun::open(&mesh, &args.device, args.mtu)?;
-        let wireguard = WireGuard::start(private, tun, socket, &args.device)?;
+        let wireguard = WireGuard::start(*private.expose(), tun, socket, &args.device)?;
         let listener = listen(&args.control)?;
         tracing::info!(pid = hello.pid, key = %hello.key.to_base64(), listen = %args.listen, device = args.device, "tunnel is up");
         serve(wireguard, listener, hello).await

@@ -5,7 +5,9 @@ use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
 use crate::manager::limits::BATCH;
 use crate::manager::liveness::Verdict;
-use crate::model::{Cluster, ListeningPort, Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::model::{
+    Cluster, FormatRange, ListeningPort, Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp,
+};
 use crate::store::{Action, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +53,7 @@ impl Dispatcher {
                 let registered = self.nodes.get(&node.id).filter(|r| r.session.is_some() && r.session == liveness.session);
                 let Some(registered) = registered else { return next };
                 next.description = registered.hello.description.clone();
+                next.status.levels_since = levels_since(node, next.description.feature_levels, now);
                 if !registered.hello.endpoints.is_empty() {
                     next.mesh.endpoints.clone_from(&registered.hello.endpoints);
                 }
@@ -136,6 +139,13 @@ impl Dispatcher {
         self.listening.retain(|id, (node, ports)| store.task(id).is_some_and(|t| is_new_listening(t, node, ports)));
         self.statuses.retain(|id, (node, status)| store.task(id).is_some_and(|t| is_new_status(t, node, status)));
     }
+}
+
+/// Since when a node has the feature levels that it reports now: another build begins again, and so does a clock that was set
+/// back.
+fn levels_since(node: &Node, levels: Option<FormatRange>, now: Timestamp) -> Option<Timestamp> {
+    let since = node.status.levels_since.filter(|since| node.description.feature_levels == levels && *since <= now);
+    levels.map(|_| since.unwrap_or(now))
 }
 
 /// True if the task belongs to the node, may still run, and the ports differ from the stored ones.

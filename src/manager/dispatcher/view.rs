@@ -75,7 +75,8 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
 
 /// A node as the others see it. `tasks` are those on it.
 pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Peer {
-    let mut containers: Vec<_> = tasks.flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect();
+    let attached: Vec<&Task> = tasks.filter(|task| !task.attachments.is_empty()).collect();
+    let mut containers: Vec<_> = attached.iter().flat_map(|t| t.attachments.iter().map(|a| a.address.addr())).collect();
     containers.sort_unstable();
     Peer {
         node_id: node.id.clone(),
@@ -86,6 +87,7 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
         ingress_addr: node.mesh.ingress_addr,
         endpoints: node.mesh.endpoints.clone(),
         containers,
+        attached_tasks: u32::try_from(attached.len()).ok(),
         ebpf: node.description.ebpf_datapath,
         down: node.status.state == NodeState::Down,
     }
@@ -123,4 +125,37 @@ pub(super) fn ports<'a>(
         })
     });
     port.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::{NodeMesh, NodeStatus};
+    use crate::model::{Meta, NodeSpec, fixture};
+
+    #[test]
+    fn a_task_on_two_networks_is_one_task_with_two_addresses() {
+        let peer = fixture::peer(1);
+        let node = Node {
+            id: peer.node_id.clone(),
+            meta: Meta::default(),
+            spec: NodeSpec::default(),
+            description: crate::model::node::NodeDescription::default(),
+            status: NodeStatus::default(),
+            mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+            manager: None,
+        };
+        let task = |number: u8, networks: u8| {
+            let mut task = fixture::task_with_resolvers(&format!("t{number}"), "web", "node1", &[]);
+            let attachment = |network: u8| Attachment {
+                network_id: format!("n{network}").as_str().into(),
+                address: ipnet::Ipv4Net::new_assert([172, 16 + network, 0, number].into(), 24),
+            };
+            task.attachments = (0..networks).map(attachment).collect();
+            task
+        };
+        let tasks = [task(2, 2), task(3, 2), task(4, 1), task(5, 0)];
+        let shown = super::peer(&node, tasks.iter());
+        assert_eq!((shown.containers.len(), shown.attached_tasks), (5, Some(3)));
+    }
 }

@@ -1,16 +1,17 @@
 //! The joiner's side of a join: connect, check the server against the token's CA digest, send the request, bring the
 //! tunnel up, prove that UDP passes in both directions. Knows no tunnel: that is behind [`JoinerSide`].
 
+use super::super::connect_error::{self, HandshakeFailure};
 use super::super::frame::{FrameError, FrameReader, FrameWriter};
 use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::clock::Clock;
 use crate::model::Availability;
-use crate::model::WgKey;
+use crate::model::Secret;
 use crate::model::node::NodeDescription;
 use crate::protocol::MAX_FRAME;
-use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, ToJoiner};
-use crate::trust::{Identity, JoinToken, NodeKey, NodeName};
+use crate::protocol::{FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, ToJoiner};
+use crate::trust::{Identity, JoinToken, NodeKey, NodeName, TunnelKey};
 use async_trait::async_trait;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -40,10 +41,9 @@ pub trait JoinerSide: Send + Sync {
 #[derive(Debug)]
 pub struct JoinParts<'a> {
     /// The join token as the user entered it.
-    pub token: &'a str,
+    pub token: &'a Secret<String>,
     pub node_key: &'a NodeKey,
-    /// Public key of its tunnel.
-    pub tunnel_key: WgKey,
+    pub tunnel_key: &'a TunnelKey,
     /// Endpoints of its tunnel; an unspecified address stands for the source address that the manager sees.
     pub endpoints: Vec<SocketAddr>,
     pub description: NodeDescription,
@@ -143,10 +143,10 @@ pub async fn join(
     side: &dyn JoinerSide,
     options: &JoinOptions,
 ) -> Result<Joined, JoinError> {
-    if parts.token.is_empty() {
+    if parts.token.expose().is_empty() {
         return Err(JoinRefused::Token.into());
     }
-    let token: JoinToken = parts.token.parse().map_err(|_| JoinError::MalformedToken)?;
+    let token: JoinToken = parts.token.expose().parse().map_err(|_| JoinError::MalformedToken)?;
     let node_key = parts.node_key;
     let (mut connection, reply) = request(remote, &parts, &token, options).await?;
     let identity = match check(&reply, node_key, &token) {
@@ -269,13 +269,20 @@ impl JoinConnection {
         match self.reader.message().await {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(self.broken("the manager closed the connection")),
-            Err(error) => Err(self.broken(error)),
+            Err(error) => Err(self.lost(error)),
+        }
+    }
+
+    fn lost(&self, error: FrameError) -> JoinError {
+        match error {
+            FrameError::Io(error) => self.broken(connect_error::lost(&error)),
+            other => self.broken(other),
         }
     }
 
     async fn write(&mut self, message: &FromJoiner) -> Result<(), JoinError> {
         let written = self.writer.write(message).await;
-        written.map_err(|error: FrameError| self.broken(error))
+        written.map_err(|error| self.lost(error))
     }
 
     /// `named`: the format that a manager without ranges compares with its own.
@@ -284,19 +291,27 @@ impl JoinConnection {
         let request = JoinRequest {
             format: named,
             formats: Some(FORMATS),
-            token: parts.token.to_owned(),
+            token: parts.token.clone(),
             csr,
-            key: parts.tunnel_key,
+            key: parts.tunnel_key.public(),
             endpoints: parts.endpoints.clone(),
             description: parts.description.clone(),
             availability: parts.availability,
         };
         let (deadline, address, after) = (self.deadline, self.remote, self.deadline - self.begin);
+        let document = serde_json::to_vec(&FromJoiner::Request(Box::new(request))).map_err(|e| JoinError::Local(e.into()))?;
         let exchange = async {
-            let written = self.write(&FromJoiner::Request(Box::new(request))).await;
+            let written = self.writer.write_document(&document).await.map_err(|error| self.broken(error));
             // A server that has already closed the connection may have sent the reason first, which tells more than the
             // failed write.
-            (written, self.read().await)
+            let first = self.read().await;
+            let Ok(ToJoiner::Key(challenge)) = first else { return (written, first) };
+            // The manager's certificate is of the token's CA: no other server gets an answer.
+            let answer = match parts.tunnel_key.answer(&challenge, &document) {
+                Ok(answer) => FromJoiner::Key(KeyAnswer(answer)),
+                Err(error) => return (Err(self.broken(error)), Err(self.broken("its challenge cannot be answered"))),
+            };
+            (self.write(&answer).await, self.read().await)
         };
         let Ok((written, read)) = timeout_at(deadline, exchange).await else {
             return Err(JoinError::TimedOut { address, what: "answer the request", after });
@@ -305,7 +320,9 @@ impl JoinConnection {
             Ok(ToJoiner::Reply(reply)) => Ok(*reply),
             Ok(ToJoiner::Refused(refused)) => Err(refused.into()),
             Ok(ToJoiner::GaveUp(why)) => Err(JoinError::GaveUp { address, why }),
-            Ok(ToJoiner::Proof(_) | ToJoiner::Done | ToJoiner::Late) => Err(self.broken("an unexpected answer")),
+            Ok(ToJoiner::Key(_) | ToJoiner::Proof(_) | ToJoiner::Done | ToJoiner::Late) => {
+                Err(self.broken("an unexpected answer"))
+            }
             Err(error) => Err(written.err().unwrap_or(error)),
         }
     }
@@ -332,9 +349,9 @@ impl JoinConnection {
                     Ok(Some(ToJoiner::Late)) => return Err(self.timed_out(udp, reply.data_path_port)),
                     Ok(Some(ToJoiner::GaveUp(why))) => return Err(JoinError::GaveUp { address: self.remote, why }),
                     Ok(Some(ToJoiner::Refused(refused))) => return Err(refused.into()),
-                    Ok(Some(ToJoiner::Reply(_))) => return Err(self.broken("a second reply")),
+                    Ok(Some(ToJoiner::Reply(_) | ToJoiner::Key(_))) => return Err(self.broken("a second reply")),
                     Ok(None) => return Err(self.broken("the manager closed the connection")),
-                    Err(error) => return Err(self.broken(error)),
+                    Err(error) => return Err(self.lost(error)),
                 },
             }
             if udp.proved() && !done {
@@ -367,32 +384,16 @@ impl JoinConnection {
 async fn connect_tcp(remote: SocketAddr, deadline: Instant, timeout: Duration) -> Result<TcpStream, JoinError> {
     let why = match timeout_at(deadline, TcpStream::connect(remote)).await {
         Ok(Ok(stream)) => return Ok(stream),
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => format!(
-            "connection refused: no program listens on TCP {} of that host, or a firewall rejects it; is it a manager, and does its skep run?",
-            remote.port()
-        ),
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => format!(
-            "no answer within {} s: the host is down, the address is wrong, or TCP {} is blocked on the way",
-            timeout.as_secs_f32(),
-            remote.port()
-        ),
+        Ok(Err(error)) => connect_error::tcp(&error, remote),
+        Err(_) => connect_error::no_answer(timeout, remote),
     };
     Err(JoinError::Unreachable { address: remote, why })
 }
 
 fn handshake_error(address: SocketAddr, error: &io::Error) -> JoinError {
-    match (tls::distrust(error), tls::tls_error(error)) {
-        (Some(tls::Distrust::ForeignCa(digest)), _) => JoinError::ForeignCa { address, expected: digest.to_string() },
-        (Some(distrust), _) => JoinError::Untrusted { address, why: distrust.to_string() },
-        (None, Some(rustls::Error::InvalidCertificate(why))) => {
-            JoinError::Untrusted { address, why: format!("{why}; compare the clocks of both machines") }
-        }
-        (None, Some(error)) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
-        (None, None) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            let why = "it closed the connection at once: it is no skep manager, is shutting down, or has too many joins at a time; try again";
-            JoinError::Broken { address, why: why.to_owned() }
-        }
-        (None, None) => JoinError::Broken { address, why: format!("it does not speak skep's protocol: {error}") },
+    match connect_error::tls(error, address) {
+        HandshakeFailure::ForeignCa(expected) => JoinError::ForeignCa { address, expected },
+        HandshakeFailure::Untrusted(why) => JoinError::Untrusted { address, why },
+        HandshakeFailure::Broken(why) => JoinError::Broken { address, why },
     }
 }

@@ -1,7 +1,7 @@
 //! The member's side of a renewal: asks one manager after the other until one issues the certificate.
 
 use super::super::frame::{FrameReader, FrameWriter};
-use super::super::session::explain;
+use super::super::session::{NodeAt, explain};
 use super::super::tls;
 use crate::clock::Clock;
 use crate::datapath::Sockets;
@@ -20,6 +20,8 @@ pub struct RenewalConfig {
     pub clock: Arc<dyn Clock>,
     /// Managers' mesh addresses with port.
     pub candidates: watch::Receiver<Vec<SocketAddr>>,
+    /// Which node has a mesh address: only that one is accepted there.
+    pub node_at: NodeAt,
     /// Makes sockets in the mesh namespace.
     pub sockets: Arc<dyn Sockets>,
     /// The node's own mesh address, by which the tunnel authenticates it.
@@ -72,7 +74,7 @@ async fn ask(
 ) -> anyhow::Result<RenewalAnswer> {
     let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
     let stream = socket.connect(address).await.context("cannot connect")?;
-    let tls = TlsConnector::from(Arc::new(tls::renewal_config(identity, config.clock.clone())?));
+    let tls = TlsConnector::from(Arc::new(tls::renewal_config(identity, config.clock.clone(), (config.node_at)(address.ip()))?));
     let now = config.clock.now();
     let stream = tls.connect(tls::server_name()?, stream).await.map_err(|e| explain(e, identity, now))?;
     let (read, write) = tokio::io::split(stream);

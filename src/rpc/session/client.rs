@@ -7,7 +7,7 @@ use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::datapath::Sockets;
-use crate::model::{FormatRange, Revision, Timestamp};
+use crate::model::{FormatRange, NodeId, Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
 use crate::protocol::view_stream::ViewDecoder;
 use crate::protocol::{FORMATS, NoCommonFormat, ToManager, ToNode, format_in_refusal};
@@ -21,6 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+/// The node that has a mesh address, as far as the caller knows.
+pub type NodeAt = Arc<dyn Fn(IpAddr) -> Option<NodeId> + Send + Sync>;
+
 /// How to keep a session.
 pub struct SessionConfig {
     /// The node's identity. When it changes, the session is opened again with it.
@@ -29,6 +32,8 @@ pub struct SessionConfig {
     pub clock: Arc<dyn Clock>,
     /// Managers' mesh addresses with port.
     pub candidates: watch::Receiver<Vec<SocketAddr>>,
+    /// Which node has a mesh address: only that one is accepted there.
+    pub node_at: NodeAt,
     /// Makes sockets in the mesh namespace.
     pub sockets: Arc<dyn Sockets>,
     /// The node's own mesh address.
@@ -46,7 +51,7 @@ pub struct SessionConfig {
 }
 
 impl SessionConfig {
-    /// The defaults: heartbeat 500 ms, dead after 2 s, 2 s to connect, pauses of 100 ms to 2 s.
+    /// The defaults: any manager is accepted at any address, heartbeat 500 ms, dead after 2 s, 2 s to connect, pauses of 100 ms to 2 s.
     pub fn new(
         identity: watch::Receiver<Arc<Identity>>,
         clock: Arc<dyn Clock>,
@@ -58,6 +63,7 @@ impl SessionConfig {
             identity,
             clock,
             candidates,
+            node_at: Arc::new(|_| None),
             sockets,
             source,
             heartbeat: Duration::from_millis(500),
@@ -368,7 +374,7 @@ async fn open(config: &SessionConfig, identity: &Identity, hello: &ToManager, ad
     let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
     let stream = socket.connect(address).await.context("cannot connect")?;
     let _ = stream.set_nodelay(true);
-    let tls = TlsConnector::from(Arc::new(tls::session_config(identity, config.clock.clone())?));
+    let tls = TlsConnector::from(Arc::new(tls::session_config(identity, config.clock.clone(), (config.node_at)(address.ip()))?));
     let now = config.clock.now();
     let stream = tls.connect(tls::server_name()?, stream).await.map_err(|e| explain(e, identity, now))?;
     let ends = tls::peer_validity(stream.get_ref().1.peer_certificates()).map(|validity| validity.end());

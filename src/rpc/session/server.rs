@@ -11,6 +11,7 @@ use crate::protocol::{FORMATS, PIECES, ToManager, ToNode, agree, formats_in};
 use crate::trust::NodeName;
 use anyhow::bail;
 use async_trait::async_trait;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -20,6 +21,11 @@ use tokio_util::sync::CancellationToken;
 /// Keeps the sessions (the dispatcher).
 #[async_trait]
 pub trait SessionServer: Send + Sync {
+    /// Whether this is the node's own address in the mesh. The tunnel has checked the key of that address, so that a
+    /// certificate and its key alone open no session. True for a node that the store does not have, to which `open` reports it.
+    fn is_at(&self, node: &NodeId, address: IpAddr) -> bool;
+    /// Whether this is the mesh address of a node that the store has.
+    fn is_member(&self, address: IpAddr) -> bool;
     /// Opens a session for a node that has sent its hello; returns the session's number. `out` carries messages to the
     /// node, the first of them `Welcome`. A node that noticed a broken connection before the leader did opens a second
     /// session: the older one is to be ended then. The session also ends when every `out` is dropped.

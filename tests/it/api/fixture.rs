@@ -9,7 +9,7 @@ use skep::api::Api;
 use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{NodeId, Role};
+use skep::model::{NodeId, Role, Secret, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -95,6 +95,9 @@ impl NodeControl for FakeNode {
     fn store(&self) -> Option<StoreHandle> {
         self.store.lock().unwrap().clone()
     }
+    fn left_out(&self) -> Vec<UnwrittenObject> {
+        Vec::new()
+    }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {
             return Err(ControlError::invalid(
@@ -127,15 +130,8 @@ impl NodeControl for FakeNode {
         self.taken_down.acquire().await.unwrap().forget();
         Ok(())
     }
-    async fn rotate_token(&self, role: Role) -> Result<(), ControlError> {
-        let handle = self.store().unwrap();
-        let mut cluster = handle.read().cluster().unwrap().clone();
-        match role {
-            Role::Worker => cluster.tokens.worker.push('x'),
-            Role::Manager => cluster.tokens.manager.push('x'),
-        }
-        handle.write(SystemClock.now(), vec![Action::update(cluster)]).await.unwrap();
-        Ok(())
+    fn new_token(&self) -> Result<Secret<String>, ControlError> {
+        Ok("a new token".to_owned().into())
     }
 }
 

@@ -35,7 +35,7 @@ fn check(store: &Store) {
     assert_eq!(web.endpoint.ports[0].published_port, 8080);
     assert!(store.tasks().all(|task| !task.attachments.is_empty() || task.service_name == "plain"));
     let cluster = store.cluster().unwrap();
-    assert!(cluster.tokens.worker.starts_with("SWMTKN-1-") && cluster.ca_key.contains("PRIVATE KEY"));
+    assert!(cluster.tokens.worker.expose().starts_with("SWMTKN-1-") && cluster.ca_key.expose().contains("PRIVATE KEY"));
 }
 
 #[tokio::test]

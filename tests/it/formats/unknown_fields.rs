@@ -2,7 +2,8 @@
 //! gets a further field; the document must then be refused, or be written again with it.
 
 use serde_json::{Value, json};
-use skep::store::{Store, Transaction, decode_document};
+use skep::model::{ClusterSpec, NodeSpec, Protocol, PublishMode, Role, ServiceSpec, Timestamp, WgKey};
+use skep::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction, decode_document};
 
 /// Every field of every kind of object is set.
 const SNAPSHOT: &[u8] = include_bytes!("../store/recorded/snapshot.json");
@@ -79,6 +80,33 @@ fn a_snapshot_with_an_unknown_field_is_refused_by_name() {
 fn an_entry_with_an_unknown_field_is_refused_by_name() {
     let refused = refused_at(ENTRY, |bytes| Ok(serde_json::to_vec(&decode_document::<Entry>(bytes)?)?));
     assert!(refused.iter().any(|at| at == "/transaction") && refused.len() > 20, "{refused:#?}");
+}
+
+#[test]
+fn conditions_and_writes_of_fields_with_an_unknown_field_are_refused_by_name() {
+    let fields = [
+        FieldUpdate::ServiceSpec { id: "s".into(), version: 1, spec: Box::new(ServiceSpec::default()), pull_auth: None },
+        FieldUpdate::NodeSpec { id: "n".into(), version: 1, spec: NodeSpec::default() },
+        FieldUpdate::ClusterSpec { id: "c".into(), version: 1, spec: Box::new(ClusterSpec::default()) },
+        FieldUpdate::JoinToken { id: "c".into(), role: Role::Worker, token: "t".into() },
+    ];
+    let port = Condition::FreePort { mode: PublishMode::Host, protocol: Protocol::Udp, port: 53, except: None };
+    let conditions = [
+        Condition::version(Kind::Node, "n", 1),
+        Condition::present(Kind::Network, "n"),
+        Condition::Absent { kind: Kind::Task, id: "t".to_owned() },
+        Condition::unreferenced(Kind::Network, "n"),
+        port,
+        Condition::FreeKey { key: WgKey([1; 32]) },
+    ];
+    let (fields_count, conditions_count) = (fields.len(), conditions.len());
+    let transaction = Transaction::new(Timestamp(1), fields.map(Action::Set).into()).require(conditions).planned_from(7);
+    let entry = serde_json::to_vec(&Entry { format: 2, transaction }).unwrap();
+    let refused = refused_at(&entry, |bytes| Ok(serde_json::to_vec(&decode_document::<Entry>(bytes)?)?));
+    let refused_below = |prefix: &str| refused.iter().filter(|at| at.starts_with(prefix)).count();
+    assert!(refused_below("/transaction/plan") == 1, "{refused:#?}");
+    assert!(refused_below("/transaction/require/") >= conditions_count, "{refused:#?}");
+    assert!(refused_below("/transaction/actions/") >= fields_count, "{refused:#?}");
 }
 
 #[test]

@@ -1,28 +1,24 @@
 //! The feature level rises when every manager has it, and not before an older skep could be installed again.
 
-use super::fixture::{self, START, apply};
-use skep::manager::round::RoundPlanner;
-use skep::manager::{LowestApplied, ManagerSettings};
+use super::fixture::node;
+use super::simulation::Simulation;
 use skep::model::node::ManagerStatus;
-use skep::model::{Cluster, FormatRange, Timestamp};
-use skep::store::{Action, FEATURE_LEVELS, Object, Store};
+use skep::model::{Cluster, FormatRange, Node};
+use skep::store::{Action, FEATURE_LEVELS, Store};
 use std::time::Duration;
 
-const WINDOW: Duration = Duration::from_mins(1);
+/// `ManagerSettings::rollback_window` by default.
+const WINDOW: Duration = Duration::from_mins(10);
+const SECOND: Duration = Duration::from_secs(1);
 
-struct Managers {
-    store: Store,
-    planner: RoundPlanner,
-    now: Timestamp,
-}
+struct Managers(Simulation);
 
 impl Managers {
+    /// A swarm of managers of the release before, at a level.
     fn new(count: usize, level: u32) -> Self {
-        let mut store = fixture::store(count);
-        let cluster = Cluster { feature_level: level, ..store.cluster().unwrap().clone() };
-        apply(&mut store, START, vec![Action::update(cluster)]);
-        let settings = ManagerSettings { rollback_window: WINDOW, ..ManagerSettings::default() };
-        let mut managers = Self { store, planner: RoundPlanner::new(settings, 1), now: START };
+        let mut managers = Self(Simulation::new(count, 1));
+        let cluster = Cluster { feature_level: level, ..managers.0.store.cluster().unwrap().clone() };
+        managers.0.command(vec![Action::update(cluster)]);
         for number in 1..=count {
             managers.change(number, |node| {
                 node.manager = Some(ManagerStatus { raft_id: number as u64, addr: ([192, 0, 2, 1], 2377).into() });
@@ -31,32 +27,23 @@ impl Managers {
         managers
     }
 
-    fn change(&mut self, number: usize, change: impl FnOnce(&mut skep::model::Node)) {
-        let mut node = self.store.node(&fixture::node(number)).unwrap().clone();
+    fn change(&mut self, number: usize, change: impl FnOnce(&mut Node)) {
+        let mut node = self.0.store.node(&node(number)).unwrap().clone();
         change(&mut node);
-        apply(&mut self.store, self.now, vec![Action::update(node)]);
+        self.0.command(vec![Action::update(node)]);
     }
 
+    /// The manager has another build.
     fn reports(&mut self, number: usize, levels: Option<FormatRange>) {
-        self.change(number, |node| node.description.feature_levels = levels);
+        self.0.describe(&node(number), |description| description.feature_levels = levels);
+        self.0.run(SECOND);
+        assert_eq!(self.0.store.node(&node(number)).unwrap().description.feature_levels, levels);
     }
 
-    /// Lets time pass, round by round, and writes what is planned; returns the level.
+    /// Lets time pass; returns the level.
     fn after(&mut self, time: Duration) -> u32 {
-        let end = self.now.plus(time);
-        loop {
-            let revision = self.store.revision();
-            let applied = LowestApplied { awaited: revision, all: revision };
-            let actions = self.planner.round(&self.store, Vec::new(), applied, self.now);
-            let levels = actions.into_iter().filter(|a| matches!(a, Action::Update(Object::Cluster(_)))).collect::<Vec<_>>();
-            if !levels.is_empty() {
-                apply(&mut self.store, self.now, levels);
-            }
-            if self.now >= end {
-                return self.store.feature_level();
-            }
-            self.now = self.now.plus(Duration::from_secs(1));
-        }
+        self.0.run(time);
+        self.0.store.feature_level()
     }
 }
 
@@ -74,15 +61,52 @@ fn the_level_rises_a_window_after_the_last_manager_was_upgraded() {
 }
 
 #[test]
+fn the_window_goes_on_when_another_manager_leads_or_the_daemon_is_restarted() {
+    let mut managers = Managers::new(1, 1);
+    managers.reports(1, Some(FEATURE_LEVELS));
+    for _ in 0..4 {
+        assert_eq!(managers.after(WINDOW / 5), 1);
+        managers.0.change_leader();
+    }
+    assert_eq!(managers.after(WINDOW / 5 + SECOND * 5), FEATURE_LEVELS.newest);
+}
+
+#[test]
 fn an_older_skep_that_is_installed_again_starts_the_window_again() {
     let mut managers = Managers::new(1, 1);
     managers.reports(1, Some(FEATURE_LEVELS));
     assert_eq!(managers.after(WINDOW / 2), 1);
     managers.reports(1, None);
+    assert_eq!(managers.0.store.node(&node(1)).unwrap().status.levels_since, None);
     assert_eq!(managers.after(WINDOW * 2), 1);
     managers.reports(1, Some(FEATURE_LEVELS));
-    assert_eq!(managers.after(Duration::from_secs(55)), 1);
-    assert_eq!(managers.after(Duration::from_secs(10)), FEATURE_LEVELS.newest);
+    assert_eq!(managers.after(WINDOW - SECOND * 10), 1);
+    assert_eq!(managers.after(SECOND * 15), FEATURE_LEVELS.newest);
+}
+
+/// The release before leads for a while: it writes nodes without what it does not know.
+#[test]
+fn an_older_skep_that_writes_a_node_starts_the_window_again() {
+    let mut managers = Managers::new(2, 1);
+    managers.reports(1, Some(FEATURE_LEVELS));
+    managers.reports(2, Some(FEATURE_LEVELS));
+    managers.after(WINDOW - SECOND * 30);
+    managers.change(1, |node| {
+        node.description.feature_levels = None;
+        node.status.levels_since = None;
+    });
+    assert_eq!(managers.after(WINDOW - SECOND * 10), 1);
+    assert_eq!(managers.after(SECOND * 15), FEATURE_LEVELS.newest);
+}
+
+#[test]
+fn a_clock_that_is_set_back_starts_the_window_again() {
+    let mut managers = Managers::new(1, 1);
+    managers.reports(1, Some(FEATURE_LEVELS));
+    let later = managers.0.now.plus(WINDOW * 100);
+    managers.change(1, |node| node.status.levels_since = Some(later));
+    assert_eq!(managers.after(WINDOW - SECOND * 10), 1);
+    assert_eq!(managers.after(SECOND * 15), FEATURE_LEVELS.newest);
 }
 
 #[test]
@@ -104,9 +128,10 @@ fn the_level_is_one_that_this_build_has_and_is_never_lowered() {
 fn entries_and_snapshots_are_written_at_the_level() {
     let mut managers = Managers::new(1, 1);
     let format = |store: &Store| serde_json::from_slice::<serde_json::Value>(&store.snapshot()).unwrap()["format"].clone();
-    assert_eq!(format(&managers.store), 1);
+    assert_eq!(format(&managers.0.store), 1);
     managers.reports(1, Some(FEATURE_LEVELS));
     managers.after(WINDOW * 2);
-    assert_eq!(format(&managers.store), FEATURE_LEVELS.newest);
-    assert_eq!(Store::restore(&managers.store.snapshot()).unwrap(), managers.store, "both are read");
+    let store = &managers.0.store;
+    assert_eq!(format(store), FEATURE_LEVELS.newest);
+    assert_eq!(Store::restore(&store.snapshot()).unwrap(), **store, "both are read");
 }

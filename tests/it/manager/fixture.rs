@@ -25,7 +25,7 @@ pub fn cluster() -> Cluster {
         spec: ClusterSpec::default(),
         incarnation: 1,
         ca_certificate: String::new(),
-        ca_key: String::new(),
+        ca_key: "".into(),
         tokens: JoinTokens::default(),
         mesh: MeshPrefix("fd00:1:2::/48".parse::<Ipv6Net>().unwrap()),
         address_pools: Vec::new(),
@@ -58,7 +58,7 @@ pub fn joining_node(name: &str) -> JoiningNode {
 }
 
 pub fn apply(store: &mut Store, at: Timestamp, actions: Vec<Action>) {
-    store.apply(store.index() + 1, &Transaction { at, actions }).unwrap();
+    store.apply(store.index() + 1, &Transaction::new(at, actions)).unwrap();
 }
 
 /// The store of a cluster with nodes `n1`, `n2`, …, admitted but without a session.

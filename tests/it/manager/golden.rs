@@ -208,7 +208,7 @@ fn a_new_node_gets_the_lowest_free_index_and_concurrent_joins_are_refused() {
     let (_, one) = node_allocation::admit(&store, joining_node("a")).unwrap();
     let (_, two) = node_allocation::admit(&store, joining_node("b")).unwrap();
     apply(&mut store, fixture::START, one);
-    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: fixture::START, actions: two });
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction::new(fixture::START, two));
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
     let (node, actions) = node_allocation::admit(&store, joining_node("b")).unwrap();
     apply(&mut store, fixture::START, actions);
@@ -226,7 +226,7 @@ fn a_join_and_a_concurrent_address_allocation_do_not_collide() {
     let addresses = allocator::plan(&store, fixture::START, &mut allocator::QuarantinedAddresses::default());
     let (_, join) = node_allocation::admit(&store, joining_node("n2")).unwrap();
     apply(&mut store, fixture::START, join);
-    let refused = store.apply(store.index() + 1, &skep::store::Transaction { at: fixture::START, actions: addresses });
+    let refused = store.apply(store.index() + 1, &skep::store::Transaction::new(fixture::START, addresses));
     assert_eq!(refused, Err(skep::store::StoreError::OutOfSequence));
 }
 

@@ -62,7 +62,7 @@ fn an_object_that_no_entry_holds_is_left_out_by_name_and_all_others_are_written(
     let actions = limits.fit(&store, vec![Action::update(large), Action::update(small)], fixture::START);
     assert_eq!(actions.iter().map(|a| a.target().1).collect::<Vec<_>>(), ["n2"]);
     let ((_, id), object) = limits.left_out().first_key_value().unwrap();
-    assert!(id == "n1" && object.reason.contains("bytes"), "{object:?}");
+    assert!(id == "n1" && object.reason.contains("bytes") && object.service_id.is_none(), "{object:?}");
 }
 
 #[test]

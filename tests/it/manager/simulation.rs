@@ -228,7 +228,7 @@ impl Simulation {
     pub fn write(&mut self, actions: Vec<Action>) -> bool {
         let before = self.store.clone();
         let mut next = (*before).clone();
-        let applied = next.apply(before.index() + 1, &Transaction { at: self.now, actions }).is_ok();
+        let applied = next.apply(before.index() + 1, &Transaction::new(self.now, actions)).is_ok();
         let wrong: Vec<String> = [invariants::check(&next), invariants::check_step(&before, &next)].concat();
         self.store = Arc::new(next);
         self.commits += 1;

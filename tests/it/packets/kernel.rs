@@ -297,6 +297,11 @@ impl Kernel {
         self.map::<K, V>(map).keys().flatten().count()
     }
 
+    /// An array of the object.
+    pub fn array(&mut self, map: &str) -> &mut aya::maps::Map {
+        self.ebpf.map_mut(map).unwrap()
+    }
+
     /// Changes what the programs know of this node.
     pub fn change_config(&mut self, change: impl FnOnce(&mut Config)) {
         let mut map: Array<_, Config> = self.ebpf.map_mut("CONFIG").unwrap().try_into().unwrap();

@@ -55,7 +55,8 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         }
         Array::<_, Config>::create(1, BPF_F_RDONLY_PROG).expect("CONFIG").pin(folder.join("CONFIG")).expect("CONFIG");
         LpmTrie::<_, Source, u32>::create(ROOM, flags).expect("SOURCES").pin(folder.join("SOURCES")).expect("SOURCES");
-        made.extend(["CONFIG", "SOURCES"]);
+        Array::<_, u32>::create(1, BPF_F_RDONLY_PROG).expect("TAKEOVER").pin(folder.join("TAKEOVER")).expect("TAKEOVER");
+        made.extend(["CONFIG", "SOURCES", "TAKEOVER"]);
         assert_eq!(made, names(TraceMapClass::Live));
 
         let mut loader = EbpfLoader::new();

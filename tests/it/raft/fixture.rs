@@ -34,6 +34,9 @@ struct Calls {
     entries: Vec<(u64, String)>,
     applied: usize,
     restored: Vec<u64>,
+    /// Number of entries that readers see.
+    published: usize,
+    publications: usize,
 }
 
 impl RecordingMachine {
@@ -43,6 +46,14 @@ impl RecordingMachine {
     /// Number of calls of `apply`.
     pub fn applied(&self) -> usize {
         self.0.lock().expect("lock").applied
+    }
+    /// Number of entries that readers see.
+    pub fn published(&self) -> usize {
+        self.0.lock().expect("lock").published
+    }
+    /// Number of calls of `publish`.
+    pub fn publications(&self) -> usize {
+        self.0.lock().expect("lock").publications
     }
 }
 
@@ -56,6 +67,11 @@ impl StateMachine for RecordingMachine {
         calls.entries.push((index, text));
         calls.applied += 1;
         Ok(calls.entries.len())
+    }
+    fn publish(&mut self) {
+        let mut calls = self.0.lock().expect("lock");
+        calls.published = calls.entries.len();
+        calls.publications += 1;
     }
     fn snapshot(&self) -> Vec<u8> {
         serde_json::to_vec(&self.0.lock().expect("lock").entries).expect("plain data")

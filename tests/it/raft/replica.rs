@@ -1,11 +1,12 @@
 //! The store as raft's state machine, as a manager runs it.
 
+use super::super::api::recorded_store;
 use super::fixture::{NoTransport, TempDir, config};
 use skep::manager::replica::{ApplyOutcome, Replica};
 use skep::model::network::{Network, NetworkSpec};
-use skep::model::{Meta, NetworkId, Timestamp};
+use skep::model::{Cluster, Meta, NetworkId, Role, Timestamp};
 use skep::raft::{Raft, RaftConfig, RaftError};
-use skep::store::{Action, FEATURE_LEVELS, ProposeError, StoreError, StoreHandle};
+use skep::store::{Action, Condition, FEATURE_LEVELS, FieldUpdate, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -64,4 +65,49 @@ async fn an_entry_of_a_newer_format_is_refused_with_the_reason() {
     stop(raft, shutdown).await;
     let error = start(&folder.0).await.err().expect("the older skep does not start");
     assert!(format!("{error:#}").contains("newer skep"), "{error:#}");
+}
+
+/// What earlier builds do not know of a snapshot.
+fn has_level_2(store: &StoreHandle) -> bool {
+    String::from_utf8(store.read().snapshot()).expect("text").contains("\"applied\"")
+}
+
+#[tokio::test]
+async fn conditions_plans_and_fields_are_in_the_log_once_every_manager_reads_them() {
+    let folder = TempDir::new("replica-levels");
+    let (store, raft, shutdown) = start(&folder.0).await.expect("starts");
+    let cluster = Cluster { feature_level: 1, ..recorded_store::cluster() };
+    let id = cluster.id.clone();
+    store.write(Timestamp(50), vec![Action::create(cluster), network("a", "front")]).await.expect("written");
+    let rotation = |token: &str| {
+        let update = FieldUpdate::JoinToken { id: id.clone(), role: Role::Worker, token: token.into() };
+        Transaction::new(Timestamp(40), vec![Action::Set(update)]).require([Condition::present(Kind::Network, "a")])
+    };
+    let missing = |outcome| matches!(outcome, Err(ProposeError::Refused(StoreError::NotFound { kind: Kind::Network, .. })));
+    let planned = store.read().index();
+    store.propose(rotation("first").planned_from(planned)).await.expect("holds");
+    store.propose(rotation("second").planned_from(planned)).await.expect("level 1 has no plans");
+    assert!(missing(store.propose(rotation("no").require([Condition::present(Kind::Network, "b")])).await));
+    let stored = store.read().cluster().expect("stored").clone();
+    assert_eq!((stored.tokens.worker.expose().as_str(), stored.meta.updated_at), ("second", Timestamp(40)));
+    assert!(!has_level_2(&store), "a manager of the release before must read the snapshot");
+
+    store.write(Timestamp(60), vec![Action::update(Cluster { feature_level: 2, ..stored })]).await.expect("raised");
+    assert!(!has_level_2(&store), "the entry that raises the level is one of the level before");
+    let planned = store.read().index();
+    store.propose(rotation("third").planned_from(planned)).await.expect("holds");
+    let stale = store.propose(rotation("again").planned_from(planned)).await;
+    assert!(matches!(stale, Err(ProposeError::Refused(StoreError::StalePlan))), "{stale:?}");
+    assert!(missing(store.propose(rotation("no").require([Condition::present(Kind::Network, "b")])).await));
+    let stored = store.read().cluster().expect("stored").clone();
+    assert_eq!(stored.tokens.worker.expose(), "third");
+    store.write(Timestamp(30), vec![network("b", "back")]).await.expect("written");
+    let (rotated, created) = (stored.meta.updated_at, store.read().network(&"b".into()).expect("stored").meta.created_at);
+    assert!(rotated < created, "times do not go back: {rotated:?} {created:?}");
+    assert!(has_level_2(&store));
+    stop(raft, shutdown).await;
+
+    let (store, raft, shutdown) = start(&folder.0).await.expect("both levels of the log are read");
+    assert_eq!(store.read().cluster().expect("stored").tokens.worker.expose(), "third");
+    stop(raft, shutdown).await;
 }

@@ -63,6 +63,27 @@ async fn many_proposals_at_once_are_all_written_in_one_order() {
 }
 
 #[tokio::test]
+async fn entries_committed_together_are_published_once_and_before_their_outcomes() {
+    let folder = TempDir::new("publish");
+    let running = RunningManager::start(config(&folder.0), true).await.expect("starts");
+    let all = (0..300).map(|i| {
+        let (raft, machine) = (running.raft.clone(), running.machine.clone());
+        tokio::spawn(async move {
+            let (_, entries) = raft.propose(format!("entry {i}").into_bytes()).await.expect("written");
+            assert!(machine.published() >= entries, "a proposer reads what it has written");
+        })
+    });
+    for written in all.collect::<Vec<_>>() {
+        written.await.expect("no panic");
+    }
+    running.stop().await;
+    let again = RunningManager::start(config(&folder.0), false).await.expect("starts");
+    assert_eq!((again.machine.applied(), again.machine.published()), (300, 300));
+    assert!(again.machine.publications() <= 3, "{} publications for one log", again.machine.publications());
+    again.stop().await;
+}
+
+#[tokio::test]
 async fn the_log_is_compacted_behind_a_snapshot() {
     let folder = TempDir::new("snapshot");
     let config = RaftConfig { snapshot_every: 50, keep_entries: 10, ..config(&folder.0) };

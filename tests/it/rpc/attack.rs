@@ -4,6 +4,7 @@ use super::fixture::{Manager, Setup, Trust, eventually, join, options, side, tls
 use skep::model::{ClusterId, Role};
 use skep::protocol::{FORMAT, FORMATS};
 use skep::rpc::ListenerKind;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -31,7 +32,9 @@ async fn read_all(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
 }
 
 async fn still_serves(trust: &Trust, manager: &Manager) {
-    join(manager.address, &trust.tokens.worker, &side(manager), &options(Duration::from_secs(15))).await.expect("still serves");
+    join(manager.address, trust.tokens.of(Role::Worker), &side(manager), &options(Duration::from_secs(15)))
+        .await
+        .expect("still serves");
 }
 
 #[tokio::test]
@@ -99,7 +102,7 @@ async fn unauthenticated_connections_are_bounded() {
     // The permits are returned once the server sees the connections close.
     let end = std::time::Instant::now() + Duration::from_secs(10);
     let (side, options) = (side(&manager), options(Duration::from_secs(15)));
-    while join(manager.address, &trust.tokens.worker, &side, &options).await.is_err() {
+    while join(manager.address, trust.tokens.of(Role::Worker), &side, &options).await.is_err() {
         assert!(std::time::Instant::now() < end, "the permits were not returned");
     }
 }
@@ -127,20 +130,61 @@ async fn unauthenticated_connections_from_outside_do_not_keep_members_out() {
 }
 
 #[tokio::test]
-async fn an_address_whose_joins_fail_again_and_again_has_to_wait() {
+async fn a_source_whose_joins_fail_again_and_again_has_to_wait_unless_it_has_a_token() {
     let trust = Trust::new();
-    let mut setup = Setup::new(&trust, ListenerKind::Outer);
-    setup.limits.failed_joins = 3;
-    setup.limits.join_forgiven_after = Duration::from_hours(1);
-    let manager = setup.start();
-    for _ in 0..3 {
-        let text = answer(&manager, "skep-join/1", &frame(b"hello"), false).await;
-        assert!(text.contains("not understood"), "{text}");
+    for (address, source) in [(IpAddr::from([127, 0, 0, 1]), "127.0.0.1"), (IpAddr::from(Ipv6Addr::LOCALHOST), "::1")] {
+        let mut setup = Setup::new(&trust, ListenerKind::Outer);
+        setup.address = SocketAddr::new(address, 0);
+        setup.limits.failed_joins = 3;
+        setup.limits.join_forgiven_after = Duration::from_hours(1);
+        let manager = setup.start();
+        for _ in 0..3 {
+            let text = answer(&manager, "skep-join/1", &frame(b"hello"), false).await;
+            assert!(text.contains("not understood"), "{text}");
+        }
+        let (side, options) = (side(&manager), options(Duration::from_secs(15)));
+        let token = trust.tokens.of(Role::Worker);
+        let wrong = format!("{}{}", &token[..token.len() - 5], "aaaaa");
+        let refused = join(manager.address, &wrong, &side, &options).await.expect_err("has to wait").to_string();
+        for part in [&format!("too many joins from {source} have failed"), "try again in 3", "docker swarm join-token", "NAT"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(!manager.journal.has("admit"));
+        // Another host behind the same address.
+        join(manager.address, token, &side, &options).await.expect("a token of the cluster");
     }
-    let (side, options) = (side(&manager), options(Duration::from_secs(15)));
-    let refused = join(manager.address, &trust.tokens.worker, &side, &options).await.expect_err("has to wait");
-    assert!(refused.to_string().contains("try again"), "{refused}");
-    assert!(!manager.journal.has("admit"));
+}
+
+#[tokio::test]
+async fn other_addresses_in_the_mesh_do_not_keep_members_out() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Mesh);
+    setup.limits.unauthenticated = 3;
+    setup.limits.handshake = Duration::from_mins(1);
+    let manager = setup.start();
+    let stranger = IpAddr::from([127, 0, 0, 2]);
+    manager.dispatcher.not_members.lock().unwrap().push(stranger);
+    let connect = async |from: IpAddr| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from, 0)).unwrap();
+        socket.connect(manager.address).await.unwrap()
+    };
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(connect(stranger).await);
+    }
+    let mut fourth = connect(stranger).await;
+    let read = tokio::time::timeout(Duration::from_secs(10), fourth.read(&mut [0])).await.expect("closed at once");
+    assert!(matches!(read, Ok(0) | Err(_)), "no more of other addresses");
+    // More members than that at a time, each from its own address.
+    for last in 10..20 {
+        held.push(connect(IpAddr::from([127, 0, 0, last])).await);
+    }
+    let member = trust.identity(Role::Worker);
+    let mut session = tls(manager.address, "skep-session/1", Some(&member)).await.expect("a member is accepted");
+    session.write_all(&frame(b"{}")).await.unwrap();
+    session.flush().await.unwrap();
+    assert!(read_all(&mut session).await.contains("a hello that is not understood"));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use skep::model::WgKey;
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
-use skep::model::{Availability, ClusterId, FormatRange, JoinTokens, NodeId, NodeView, Revision, Role, Timestamp};
+use skep::model::{Availability, ClusterId, FormatRange, JoinTokens, NodeId, NodeView, Revision, Role, Secret, Timestamp};
 use skep::protocol::{
     FORMATS, JoinRefused, JoinReply, JoinRequest, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode, agree,
     formats_of_peer,
@@ -18,9 +18,9 @@ use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
     Server, ServerLimits, SessionServer,
 };
-use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
+use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -135,8 +135,11 @@ pub struct Authority {
 
 #[async_trait]
 impl JoinAuthority for Authority {
+    fn knows(&self, token: &Secret<String>) -> bool {
+        trust::role_of(&self.trust.tokens, token.expose()).is_some()
+    }
     async fn admit(&self, request: &JoinRequest, _: SocketAddr) -> Result<JoinReply, JoinRefused> {
-        let role = trust::role_of(&self.trust.tokens, &request.token).ok_or(JoinRefused::Token)?;
+        let role = trust::role_of(&self.trust.tokens, request.token.expose()).ok_or(JoinRefused::Token)?;
         let rng = &mut rand::rng();
         let name = NodeName { node_id: NodeId::draw(rng), role, cluster_id: self.trust.cluster.clone() };
         let now = SystemClock.now();
@@ -228,6 +231,10 @@ pub struct Dispatcher {
     pub refuses: Mutex<Option<String>>,
     /// Formats that it has.
     pub speaks: Mutex<FormatRange>,
+    /// Nodes whose mesh address is another than the one that they dial from.
+    pub elsewhere: Mutex<Vec<NodeId>>,
+    /// Addresses that are no member's.
+    pub not_members: Mutex<Vec<IpAddr>>,
     /// It does not answer heartbeats.
     pub dead: AtomicBool,
     pub outs: Mutex<BTreeMap<u64, mpsc::Sender<ToNode>>>,
@@ -241,6 +248,8 @@ impl Default for Dispatcher {
             instead: Mutex::default(),
             refuses: Mutex::default(),
             speaks: Mutex::new(FORMATS),
+            elsewhere: Mutex::default(),
+            not_members: Mutex::default(),
             dead: AtomicBool::default(),
             outs: Mutex::default(),
             next: AtomicU64::default(),
@@ -258,6 +267,12 @@ impl Dispatcher {
 
 #[async_trait]
 impl SessionServer for Dispatcher {
+    fn is_at(&self, node: &NodeId, _: IpAddr) -> bool {
+        !self.elsewhere.lock().unwrap().contains(node)
+    }
+    fn is_member(&self, address: IpAddr) -> bool {
+        !self.not_members.lock().unwrap().contains(&address)
+    }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
         self.journal.note(format!("open {node}"));
         let ToManager::Hello { format: named, formats, .. } = hello else { anyhow::bail!("no hello") };
@@ -405,9 +420,9 @@ pub fn side(manager: &Manager) -> FakeTunnel {
 pub async fn join(at: SocketAddr, token: &str, side: &FakeTunnel, options: &JoinOptions) -> Result<Joined, JoinError> {
     let node_key = NodeKey::generate().unwrap();
     let parts = JoinParts {
-        token,
+        token: &token.into(),
         node_key: &node_key,
-        tunnel_key: WgKey([2; 32]),
+        tunnel_key: &TunnelKey::new(Secret::new([2; 32])),
         endpoints: vec![SocketAddr::from(([0, 0, 0, 0], 2377))],
         description: NodeDescription { hostname: "lab2".to_owned(), ..NodeDescription::default() },
         availability: Availability::Active,

@@ -98,6 +98,7 @@ async fn renew(manager: &Manager, identity: &Identity, clock: Arc<dyn Clock>) ->
     let config = RenewalConfig {
         clock,
         candidates: watch::channel(vec![manager.address]).1,
+        node_at: Arc::new(|_| None),
         sockets: Arc::new(HereSockets),
         source: IpAddr::V4(Ipv4Addr::LOCALHOST),
         timeout: Duration::from_secs(5),

@@ -42,7 +42,7 @@ pub fn node(identity: Identity, candidates: Vec<SocketAddr>) -> Node {
     node_with(identity, candidates, |_| {})
 }
 
-fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnce(&mut SessionConfig)) -> Node {
+pub fn node_with(identity: Identity, candidates: Vec<SocketAddr>, change: impl FnOnce(&mut SessionConfig)) -> Node {
     let id = identity.node_id().to_string();
     let (candidates, candidates_rx) = watch::channel(candidates);
     let (incoming_tx, incoming) = mpsc::channel(16);
@@ -93,7 +93,7 @@ impl Node {
     pub async fn error(&self, expected: &str) -> SessionState {
         self.state(expected, |s| s.last_error.as_ref().is_some_and(|e| e.contains(expected))).await
     }
-    async fn end(&mut self) -> SessionEnd {
+    pub async fn end(&mut self) -> SessionEnd {
         tokio::time::timeout(Duration::from_secs(10), self.kept.take().expect("once")).await.expect("ends").expect("no panic")
     }
 }

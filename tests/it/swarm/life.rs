@@ -194,3 +194,43 @@ async fn a_stack_is_removed_at_once_although_its_tasks_use_their_grace_and_can_b
     }
     swarm.stop().await;
 }
+
+/// `docker swarm leave` answers before the tasks have stopped: a daemon that is killed then goes on with the leave.
+#[tokio::test]
+async fn a_daemon_that_is_killed_right_after_the_answer_to_a_leave_finishes_it_when_it_is_started_again() {
+    let mut swarm = swarm("leftkill", 1, "").await;
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    let slow = json!({
+        "ContainerSpec": { "Command": ["/bin/sh", "-c", "trap : TERM; while :; do sleep 1; done"], "StopGracePeriod": 6_000_000_000_u64 },
+        "Networks": [{ "Target": "back" }],
+    });
+    swarm.service("slow", 2, Some(8080), slow).await;
+    swarm.running("slow", 2).await;
+    ok(&post(&swarm.hosts[0], "/swarm/leave?force=1", &json!({})).await);
+    let host = &mut swarm.hosts[0];
+    host.stop_daemon(true).await.expect("killed");
+    let containers = skep::lab::output(host.engine_cli().args(["ps", "-aq"])).await.expect("ps");
+    assert_eq!(containers.split_whitespace().count(), 2, "the take-down was not finished: {containers}");
+    start(host).await;
+
+    let host = &swarm.hosts[0];
+    assert_eq!(get(host, "/info").await["Swarm"]["LocalNodeState"], "inactive");
+    within(60, "everything to be taken down", || async {
+        let containers = skep::lab::output(host.engine_cli().args(["ps", "-aq"])).await?;
+        let networks = skep::lab::output(host.engine_cli().args(["network", "ls", "--format", "{{.Driver}}"])).await?;
+        anyhow::ensure!(containers.trim().is_empty() && !networks.contains("skep"), "{containers}{networks}");
+        let files: BTreeSet<_> =
+            std::fs::read_dir(host.data_dir())?.map(|entry| entry.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+        anyhow::ensure!(files == BTreeSet::from(["lock".into()]), "{files:?}");
+        // The tunnel process of the killed daemon has ended; in the lab there is no init that waits for it.
+        let processes = host.run("busybox ps -o stat,comm").await?;
+        let running = processes.lines().filter(|line| line.ends_with(" skep") && !line.starts_with('Z')).count();
+        anyhow::ensure!(running == 1, "only the daemon runs on: {processes}");
+        anyhow::ensure!(!host.run_dir().join("mesh").exists(), "the mesh namespace stays");
+        Ok(())
+    })
+    .await;
+    // The node is free for another swarm.
+    init(host).await;
+    swarm.stop().await;
+}

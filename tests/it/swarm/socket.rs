@@ -1,4 +1,5 @@
-//! The API's socket, mounted into tasks, and daemons that come and go behind it.
+//! Sockets that systemd holds, and daemons that come and go behind them: the API's, mounted into tasks, and the driver's, which
+//! the engine calls.
 
 use super::kit::SKEP;
 use skep::http::{UnixClient, bind_unix};
@@ -27,10 +28,10 @@ impl Drop for Files {
 }
 
 /// A daemon to which the socket is passed as systemd does.
-fn daemon(dir: &Path, socket: &OwnedFd) -> Ended {
-    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker.sock; exec \"$@\"";
+fn daemon(dir: &Path, name: &str, socket: &OwnedFd) -> Ended {
+    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=$1; shift; exec \"$@\"";
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, "sh", SKEP, "daemon", "--config", "/dev/null"]);
+    command.args(["-c", script, "sh", name, SKEP, "daemon", "--config", "/dev/null"]);
     for (flag, name) in [("--data-dir", "data"), ("--run-dir", "run"), ("--plugin-dir", "plugins")] {
         command.arg(flag).arg(dir.join(name));
     }
@@ -66,10 +67,34 @@ async fn a_task_that_has_the_socket_mounted_reaches_the_next_daemon() {
     let inside = PathBuf::from(format!("/proc/{}/root{}", task.0.id(), mounted.display()));
 
     for _ in 0..2 {
-        let daemon = daemon(&dir, &socket);
+        let daemon = daemon(&dir, "docker.sock", &socket);
         answers(inside.clone()).await;
         // Killed: nothing can be handed over on the way out.
         drop(daemon);
     }
     drop((task, files));
+}
+
+/// Without an answer the engine tries each call for 15 s: removing a container takes as long, three times per network.
+#[tokio::test]
+async fn a_call_of_the_engine_while_no_daemon_runs_is_answered_by_the_next_one_through_the_same_file() {
+    let dir = std::env::temp_dir().join(format!("skep-driver-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let files = Files(dir.clone());
+    let path = dir.join("plugins/skep.sock");
+    let socket = OwnedFd::from(bind_unix(&path).expect("binds").into_std().expect("a socket"));
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).expect("the file"));
+    let before = inode();
+    for _ in 0..2 {
+        let client = UnixClient::new(&path);
+        let call = tokio::spawn(async move { client.request("POST", "/Plugin.Activate", Some(&serde_json::json!({}))).await });
+        let daemon = daemon(&dir, "driver.sock", &socket);
+        let reply =
+            tokio::time::timeout(Duration::from_secs(20), call).await.expect("in time").expect("asked").expect("answered");
+        let drivers: serde_json::Value = reply.json().expect("the driver answers");
+        assert_eq!(drivers["Implements"][0], "NetworkDriver", "{drivers}");
+        assert_eq!(inode(), before, "no daemon replaces the file");
+        drop(daemon);
+    }
+    drop(files);
 }

@@ -28,6 +28,7 @@ pub const MAP_CLASSES: &[(&str, TraceMapClass)] = &[
     ("LOCALS", TraceMapClass::Live),
     ("UPLINKS", TraceMapClass::Live),
     ("TARGETS", TraceMapClass::Live),
+    ("TAKEOVER", TraceMapClass::Live),
     ("TCP_FLOWS", TraceMapClass::Tuples),
     ("TCP_REPLIES", TraceMapClass::Tuples),
     ("SYN_FLOWS", TraceMapClass::Tuples),

@@ -1,0 +1,140 @@
+//! Indexes over the tables: where a planner or a check would otherwise read every object. Written by `apply` together with the
+//! tables, rebuilt when a snapshot is read, and never part of one.
+
+use crate::model::{Cluster, Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId};
+use crate::model::{Task, TaskId, TaskState, WgKey};
+use imbl::OrdSet;
+use std::collections::BTreeSet;
+
+/// Ids by a key that several objects may have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct IdsBy<K: Ord, I: Ord>(OrdSet<(K, I)>);
+
+impl<K: Ord, I: Ord> Default for IdsBy<K, I> {
+    fn default() -> Self {
+        Self(OrdSet::default())
+    }
+}
+
+impl<K: Ord + Clone, I: Ord + Clone + Default> IdsBy<K, I> {
+    fn set(&mut self, key: &K, id: &I, present: bool) {
+        let entry = (key.clone(), id.clone());
+        let _ = if present { self.0.insert(entry).is_some() } else { self.0.remove(&entry).is_some() };
+    }
+    /// The ids with this key, in order.
+    pub(super) fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
+        let key = key.clone();
+        self.0.range((key.clone(), I::default())..).take_while(move |(other, _)| *other == key).map(|(_, id)| id)
+    }
+}
+
+/// All indexes.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct StoreIndexes {
+    /// In lower case; of those that are not being removed.
+    pub(super) network_names: IdsBy<String, NetworkId>,
+    /// In lower case.
+    pub(super) service_names: IdsBy<String, ServiceId>,
+    pub(super) tasks_of_service: IdsBy<ServiceId, TaskId>,
+    pub(super) tasks_of_node: IdsBy<NodeId, TaskId>,
+    /// Those that have no node yet.
+    pub(super) unassigned_tasks: IdsBy<TaskState, TaskId>,
+    pub(super) tasks_on_network: IdsBy<NetworkId, TaskId>,
+    pub(super) services_on_network: IdsBy<NetworkId, ServiceId>,
+    pub(super) node_keys: IdsBy<WgKey, NodeId>,
+    pub(super) ports: IdsBy<(PublishMode, Protocol, u16), ServiceId>,
+}
+
+/// What an object is found by, and its id.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum IndexEntry {
+    NetworkName(String, NetworkId),
+    ServiceName(String, ServiceId),
+    TaskOfService(ServiceId, TaskId),
+    TaskOfNode(NodeId, TaskId),
+    /// New or pending.
+    UnassignedTask(TaskState, TaskId),
+    /// It has an address on the network.
+    TaskOnNetwork(NetworkId, TaskId),
+    /// Its spec names the network.
+    ServiceOnNetwork(NetworkId, ServiceId),
+    NodeKey(WgKey, NodeId),
+    /// A port that its spec sets, or that the allocator has chosen.
+    PublishedPort((PublishMode, Protocol, u16), ServiceId),
+}
+
+impl StoreIndexes {
+    /// Replaces the entries of an object's state by those of its next state.
+    pub(super) fn replace<T: Indexed>(&mut self, before: Option<&T>, after: Option<&T>) {
+        let entries_of = |object: Option<&T>| object.map(Indexed::index_entries).unwrap_or_default();
+        let (before, after) = (entries_of(before), entries_of(after));
+        for gone in before.difference(&after) {
+            self.set(gone, false);
+        }
+        for new in after.difference(&before) {
+            self.set(new, true);
+        }
+    }
+
+    fn set(&mut self, entry: &IndexEntry, present: bool) {
+        match entry {
+            IndexEntry::NetworkName(name, id) => self.network_names.set(name, id, present),
+            IndexEntry::ServiceName(name, id) => self.service_names.set(name, id, present),
+            IndexEntry::TaskOfService(service, id) => self.tasks_of_service.set(service, id, present),
+            IndexEntry::TaskOfNode(node, id) => self.tasks_of_node.set(node, id, present),
+            IndexEntry::UnassignedTask(state, id) => self.unassigned_tasks.set(state, id, present),
+            IndexEntry::TaskOnNetwork(network, id) => self.tasks_on_network.set(network, id, present),
+            IndexEntry::ServiceOnNetwork(network, id) => self.services_on_network.set(network, id, present),
+            IndexEntry::NodeKey(key, id) => self.node_keys.set(key, id, present),
+            IndexEntry::PublishedPort(port, id) => self.ports.set(port, id, present),
+        }
+    }
+}
+
+/// An object with entries in the indexes.
+pub trait Indexed {
+    /// Its entries.
+    fn index_entries(&self) -> BTreeSet<IndexEntry>;
+}
+
+impl Indexed for Cluster {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        BTreeSet::new()
+    }
+}
+
+impl Indexed for Node {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        BTreeSet::from([IndexEntry::NodeKey(self.mesh.key, self.id.clone())])
+    }
+}
+
+impl Indexed for Network {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        let name = IndexEntry::NetworkName(self.spec.name.to_ascii_lowercase(), self.id.clone());
+        if self.removing { BTreeSet::new() } else { BTreeSet::from([name]) }
+    }
+}
+
+impl Indexed for Service {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        let name = IndexEntry::ServiceName(self.spec.name.to_ascii_lowercase(), self.id.clone());
+        let networks = self.spec.task_template.networks.iter();
+        let networks = networks.map(|n| IndexEntry::ServiceOnNetwork(n.target.as_str().into(), self.id.clone()));
+        let ports = self.spec.endpoint_spec.iter().flat_map(|e| &e.ports).chain(&self.endpoint.ports);
+        let ports = ports.filter(|p| p.published_port != 0);
+        let ports = ports.map(|p| IndexEntry::PublishedPort((p.publish_mode, p.protocol, p.published_port), self.id.clone()));
+        std::iter::once(name).chain(networks).chain(ports).collect()
+    }
+}
+
+impl Indexed for Task {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        let service = IndexEntry::TaskOfService(self.service_id.clone(), self.id.clone());
+        let node = self.node_id.iter().map(|node| IndexEntry::TaskOfNode(node.clone(), self.id.clone()));
+        let networks = self.attachments.iter().map(|a| IndexEntry::TaskOnNetwork(a.network_id.clone(), self.id.clone()));
+        let waits = self.status.state < TaskState::Assigned;
+        let state = waits.then(|| IndexEntry::UnassignedTask(self.status.state, self.id.clone()));
+        std::iter::once(service).chain(node).chain(networks).chain(state).collect()
+    }
+}

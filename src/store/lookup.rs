@@ -1,0 +1,66 @@
+//! Reads by way of the indexes.
+
+use super::object::Store;
+use crate::model::{Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId, Task, TaskState, WgKey};
+
+impl Store {
+    /// The network with this name, without regard to case, unless it is being removed.
+    pub fn network_named(&self, name: &str) -> Option<&Network> {
+        self.indexes.network_names.of(&name.to_ascii_lowercase()).find_map(|id| self.network(id))
+    }
+    /// The service with this name, without regard to case.
+    pub fn service_named(&self, name: &str) -> Option<&Service> {
+        self.indexes.service_names.of(&name.to_ascii_lowercase()).find_map(|id| self.service(id))
+    }
+    /// Tasks of a service in any state, by id.
+    pub fn tasks_of_service(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
+        self.indexes.tasks_of_service.of(service).filter_map(|id| self.task(id))
+    }
+    /// Tasks that a node has or had, by id.
+    pub fn tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Task> {
+        self.indexes.tasks_of_node.of(node).filter_map(|id| self.task(id))
+    }
+    /// New tasks, which wait for addresses, by id.
+    pub fn new_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.indexes.unassigned_tasks.of(&TaskState::New).filter_map(|id| self.task(id))
+    }
+    /// Pending tasks, which wait for a node, by id.
+    pub fn pending_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.indexes.unassigned_tasks.of(&TaskState::Pending).filter_map(|id| self.task(id))
+    }
+    /// Tasks with an address on a network, by id.
+    pub fn tasks_on_network(&self, network: &NetworkId) -> impl Iterator<Item = &Task> {
+        self.indexes.tasks_on_network.of(network).filter_map(|id| self.task(id))
+    }
+    /// Services whose spec names a network, by id.
+    pub fn services_on_network(&self, network: &NetworkId) -> impl Iterator<Item = &Service> {
+        self.indexes.services_on_network.of(network).filter_map(|id| self.service(id))
+    }
+    /// Nodes with a WireGuard key: one at most, unless an earlier build admitted several.
+    pub fn nodes_with_key(&self, key: &WgKey) -> impl Iterator<Item = &Node> {
+        self.indexes.node_keys.of(key).filter_map(|id| self.node(id))
+    }
+    /// Services that publish a port in this mode, by id.
+    pub fn services_publishing(&self, mode: PublishMode, protocol: Protocol, port: u16) -> impl Iterator<Item = &Service> {
+        self.indexes.ports.of(&(mode, protocol, port)).filter_map(|id| self.service(id))
+    }
+
+    /// The service besides `except` whose port excludes this one, and its publish mode. Host mode excludes only `ingress`: two
+    /// services may publish a port in host mode, on different nodes.
+    pub fn port_conflict(
+        &self,
+        mode: PublishMode,
+        protocol: Protocol,
+        port: u16,
+        except: Option<&ServiceId>,
+    ) -> Option<(&Service, PublishMode)> {
+        let excluded: &[PublishMode] = match mode {
+            PublishMode::Ingress => &[PublishMode::Ingress, PublishMode::Host],
+            PublishMode::Host => &[PublishMode::Ingress],
+        };
+        excluded.iter().find_map(|taken| {
+            let mut services = self.services_publishing(*taken, protocol, port);
+            services.find(|s| Some(&s.id) != except).map(|service| (service, *taken))
+        })
+    }
+}

@@ -1,0 +1,45 @@
+//! A field that is named as a secret has the type `Secret`, which neither `Debug` nor a dump shows.
+
+use super::source::{code, files, root};
+use std::fs;
+
+const NAMES: &[&str] = &["token", "secret", "private", "ca_key", "password", "unlock", "auth", "credential"];
+/// Types that hold their text openly.
+const OPEN: &[&str] = &["String", "str", "Vec<u8>", "[u8", "Bytes"];
+
+#[test]
+fn fields_that_are_named_as_secrets_are_secrets() {
+    let src = root().join("src");
+    let mut wrong = Vec::new();
+    for file in files(&src, &["rs"]) {
+        for (number, line) in code(&fs::read_to_string(&file).unwrap()).lines().enumerate() {
+            if is_open_secret(line) {
+                wrong.push(format!("{}:{}: {}", file.strip_prefix(root()).unwrap().display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "use model::Secret:\n{}\n", wrong.join("\n"));
+}
+
+/// A line of a struct that declares an open field with the name of a secret.
+fn is_open_secret(line: &str) -> bool {
+    let Some((name, kind)) = line.trim().strip_suffix(',').and_then(|field| field.split_once(": ")) else { return false };
+    let name = name.rsplit(' ').next().unwrap_or_default();
+    let kind = kind.trim_start_matches("Option<").trim_start_matches("&'a ").trim_start_matches("&'static ");
+    name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        && NAMES.iter().any(|secret| name.split('_').any(|part| part == *secret) || name.ends_with(secret))
+        && OPEN.iter().any(|open| kind.starts_with(open) && !kind.contains('('))
+}
+
+#[test]
+fn the_check_sees_fields() {
+    for line in ["    pub token: String,", "ca_key: Option<String>,", "    pub(super) join_token: &'a str,", "private: [u8; 32],"]
+    {
+        assert!(is_open_secret(line), "{line}");
+    }
+    for line in
+        ["token: Secret<String>,", "tokens: String,", "token: text(&posted),", "let token: String = x;", "pull_auth: None,"]
+    {
+        assert!(!is_open_secret(line), "{line}");
+    }
+}
