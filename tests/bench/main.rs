@@ -13,6 +13,7 @@
 
 mod datapath;
 mod names;
+mod process;
 mod report;
 mod stats;
 mod swarm;

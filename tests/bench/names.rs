@@ -1,6 +1,7 @@
 //! The name server beside unbound and the resolver of the Docker Engine: processor time per question at one rate, in turn. Needs
 //! dnsperf and unbound.
 
+use crate::process::{cpu, inside, sh};
 use crate::report::{Report, median, spread};
 use skep::datapath::sockets::HereSockets;
 use skep::dns::{DnsChannels, DnsCounts, DnsSettings, run};
@@ -17,8 +18,6 @@ const SECONDS: u32 = 4;
 /// Questions per second: far from saturation, so that what is compared is the time per question, not the size of batches.
 const RATE: u32 = 10_000;
 const NAMES: u32 = 1_000;
-/// Unit of the times in `/proc`, on every architecture that Linux has.
-const TICKS: f64 = 100.0;
 const SPACE: &str = "skb-names";
 /// All of 10.99.0.0/16 is local in the namespace.
 const GATEWAY: &str = "10.99.0.1";
@@ -43,25 +42,6 @@ pub fn serve() {
     let (applied, _) = watch::channel(skep::model::Revision::default());
     let channels = DnsChannels { view, ready, applied, counts: Arc::<DnsCounts>::default() };
     runtime.block_on(run("here".into(), channels, Arc::new(HereSockets), DnsSettings::default(), CancellationToken::new()));
-}
-
-fn sh(script: &str) -> String {
-    let out = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
-}
-
-fn inside() -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{SPACE}"));
-    command
-}
-
-/// User and system time of a process, seconds.
-fn cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let words: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    (words[11].parse::<f64>().unwrap() + words[12].parse::<f64>().unwrap()) / TICKS
 }
 
 /// The servers, and the files that they need.
@@ -89,15 +69,15 @@ impl Servers {
         std::fs::write(format!("{dir}/questions"), questions).unwrap();
         sh(&format!("ip netns add {SPACE}; ip -n {SPACE} link set lo up; ip -n {SPACE} addr add {GATEWAY}/16 dev lo"));
         let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let skep = quiet(inside().arg(std::env::current_exe().unwrap()).arg(SERVE));
-        let unbound = quiet(inside().args(["unbound", "-d", "-c", &format!("{dir}/unbound.conf")]));
+        let skep = quiet(inside(SPACE).arg(std::env::current_exe().unwrap()).arg(SERVE));
+        let unbound = quiet(inside(SPACE).args(["unbound", "-d", "-c", &format!("{dir}/unbound.conf")]));
         std::thread::sleep(Duration::from_secs(1));
         Self { dir, skep, unbound }
     }
     /// Microseconds of processor time of the process per answered question.
     fn measure(&self, server: &str, pid: u32) -> f64 {
         let before = cpu(pid);
-        let out = inside()
+        let out = inside(SPACE)
             .args(["dnsperf", "-s", server, "-a", CLIENT, "-d", &format!("{}/questions", self.dir), "-c", "20"])
             .args(["-l", &SECONDS.to_string(), "-Q", &RATE.to_string()])
             .output()

@@ -1,6 +1,7 @@
 //! `skep tunnel` beside wireguard-go: one TCP stream between two namespaces, rates and CPU time per gigabyte of both ends, the two
 //! programs in turn. Needs iperf3, wg, and the path of wireguard-go in `SKEP_WIREGUARD_GO`.
 
+use crate::process::{cpu, inside, sh};
 use crate::report::{Report, median, spread};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,8 +11,6 @@ use std::time::Duration;
 
 const ROUNDS: usize = 5;
 const SECONDS: u32 = 4;
-/// Unit of the times in `/proc`, on every architecture that Linux has.
-const TICKS: f64 = 100.0;
 const ENDS: [(&str, u8); 2] = [("a", 1), ("b", 2)];
 
 /// wireguard-go and skep: Gbit/s, and CPU seconds per gigabyte.
@@ -33,29 +32,10 @@ impl Drop for Tunnels {
     }
 }
 
-fn sh(script: &str) -> String {
-    let out = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
-}
-
 fn key() -> (String, String) {
     let private = sh("wg genkey");
     let public = sh(&format!("echo {private} | wg pubkey"));
     (private, public)
-}
-
-/// User and system time of a process, seconds.
-fn cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let words: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    (words[11].parse::<f64>().unwrap() + words[12].parse::<f64>().unwrap()) / TICKS
-}
-
-fn inside(space: &str) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{space}"));
-    command
 }
 
 /// Starts both ends of skep's tunnel, or of the program `other`, with the addresses 10.66.0.1 and 10.66.0.2.
