@@ -9,7 +9,7 @@ use skep::manager::{ManagerSettings, SessionId};
 use skep::model::ListeningPort;
 use skep::model::Listens;
 use skep::model::view::Tasks;
-use skep::model::{NodeState, Protocol, Revision, TaskId, TaskState, TaskStatus, Timestamp};
+use skep::model::{NodeState, Protocol, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, Store};
 use std::sync::Arc;
@@ -290,8 +290,8 @@ fn applied_is_the_revision_of_the_slowest_live_node() {
     assert!(fixture.store.revision() > now);
 }
 
-#[test]
-fn a_task_is_stopped_after_no_node_sends_to_it() {
+/// Two nodes, and a task of the published service `web` that runs on the first.
+fn with_a_published_task() -> (DispatcherFixture, Task) {
     let mut fixture = DispatcherFixture::new(2);
     fixture.open(1, ONE);
     fixture.open(2, SessionId(2));
@@ -302,12 +302,23 @@ fn a_task_is_stopped_after_no_node_sends_to_it() {
     assert_eq!(task.node_id, Some(node(1)));
     fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
     fixture.settle();
-    for session in [ONE, SessionId(2)] {
-        fixture.send(session, ToManager::Heartbeat { applied: fixture.store.revision() });
-    }
+    (fixture, task)
+}
+
+/// The service `web` has no replica any more.
+fn scale_to_zero(fixture: &mut DispatcherFixture) {
     let mut next = fixture.store.service(&"web".into()).unwrap().clone();
     next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
     fixture.write(vec![Action::update(next)]);
+}
+
+#[test]
+fn a_task_is_stopped_after_no_node_sends_to_it() {
+    let (mut fixture, task) = with_a_published_task();
+    for session in [ONE, SessionId(2)] {
+        fixture.send(session, ToManager::Heartbeat { applied: fixture.store.revision() });
+    }
+    scale_to_zero(&mut fixture);
     let effects = fixture.settle();
     assert!(tasks(&effects).iter().all(|m| m.by_id[&task.id].desired_state == TaskState::Running), "{effects:?}");
     let backends = effects.iter().rev().find_map(|e| match e {
@@ -377,18 +388,8 @@ fn a_nodes_report_of_troubles_is_bounded() {
 
 #[test]
 fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
-    let mut fixture = DispatcherFixture::new(2);
-    fixture.open(1, ONE);
-    fixture.open(2, SessionId(2));
-    fixture.settle();
-    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
-    fixture.settle();
-    let task = fixture.store.tasks().next().unwrap().clone();
-    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
-    fixture.settle();
-    let mut next = fixture.store.service(&"web".into()).unwrap().clone();
-    next.spec.mode.replicated = Some(skep::model::service::Replicated { replicas: Some(0) });
-    fixture.write(vec![Action::update(next)]);
+    let (mut fixture, task) = with_a_published_task();
+    scale_to_zero(&mut fixture);
     fixture.settle();
     // The manager restarts before a node has applied that.
     fixture.core = LeaderCores::new(ManagerSettings::default(), Arc::new(fixture.store.clone()), fixture.now);
@@ -403,15 +404,7 @@ fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
 
 #[test]
 fn an_unhealthy_task_leaves_the_tables_of_all_nodes_before_it_is_stopped() {
-    let mut fixture = DispatcherFixture::new(2);
-    fixture.open(1, ONE);
-    fixture.open(2, SessionId(2));
-    fixture.settle();
-    fixture.write(vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
-    fixture.settle();
-    let task = fixture.store.tasks().next().unwrap().clone();
-    fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), status(TaskState::Running, fixture.now))]));
-    fixture.settle();
+    let (mut fixture, task) = with_a_published_task();
     let unhealthy = TaskStatus { unhealthy: true, ..status(TaskState::Running, fixture.now) };
     fixture.send(ONE, ToManager::Status(vec![(task.id.clone(), unhealthy)]));
     let effects = fixture.settle();
