@@ -18,6 +18,8 @@ const MAX_ENTRY: usize = 8 << 20;
 const MESSAGE_SIZE: u64 = 1 << 20;
 /// Proposals are refused while entries of this size wait to be committed, in bytes.
 const MAX_UNCOMMITTED: u64 = 64 << 20;
+/// Entries that a learner may lack when it becomes a voter: it gets them with the next message.
+const LEARNER_LAG: u64 = 64;
 /// A snapshot that a follower has not acknowledged after this many longest election timeouts counts as lost.
 const SNAPSHOT_TIMEOUTS: usize = 4;
 
@@ -43,6 +45,8 @@ pub enum Event {
     Propose { ticket: u64, data: Vec<u8> },
     /// A change of membership to be written, with a ticket as for `Propose`.
     Change { ticket: u64, change: MembershipChange },
+    /// Leadership is to pass to the voter with the longest log; nothing happens on a manager that does not lead.
+    HandOver,
     /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
     Snapshot { index: u64, bytes: Vec<u8> },
 }
@@ -159,6 +163,7 @@ impl Core {
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
+                Event::HandOver => self.hand_over(),
                 Event::Snapshot { index, bytes } => {
                     // The commit index that becomes durable with the snapshot must be in the log already.
                     self.drain(&mut effects)?;
@@ -189,7 +194,35 @@ impl Core {
             applied: self.applied,
             voters: sorted(self.members.get_voters()),
             learners: sorted(self.members.get_learners()),
+            caught_up: self.caught_up(),
             problem: None,
+        }
+    }
+
+    /// Learners that have all that is committed, on the leader.
+    fn caught_up(&self) -> Vec<u64> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let has_all = |id: &u64| {
+            let progress = raft.prs().get(*id);
+            progress.is_some_and(|p| p.state == ProgressState::Replicate && p.matched + LEARNER_LAG >= raft.raft_log.committed)
+        };
+        let mut ids: Vec<u64> = self.members.get_learners().iter().copied().filter(has_all).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn hand_over(&mut self) {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return;
+        }
+        let others = self.members.get_voters().iter().filter(|id| **id != self.id);
+        let matched = |id: &u64| raft.prs().get(*id).map_or(0, |progress| progress.matched);
+        if let Some(next) = others.copied().max_by_key(|id| (matched(id), *id)) {
+            self.raw.transfer_leader(next);
         }
     }
 
