@@ -53,7 +53,7 @@ enum Attempt {
         index: u64,
         outcome: ApplyOutcome,
     },
-    /// Another manager leads by now, or nobody does: to be tried again.
+    /// Another manager leads by now, or none does: to be tried again.
     Again,
     Failed(ProposeError),
 }
@@ -116,7 +116,7 @@ impl Proposer {
         let _in_flight = self.outcomes.begin(id);
         let lost = async {
             let _ = status.wait_for(|s| s.leader != Some(s.id)).await;
-            // Whoever leads next commits the entry or replaces it, and raft says which.
+            // The next leader commits the entry or replaces it, and raft says which.
             let _ = tokio::time::timeout(NO_LEADER, status.wait_for(|s| s.leader.is_some())).await.is_ok_and(|s| s.is_ok())
                 && std::future::pending::<bool>().await;
         };

@@ -40,12 +40,12 @@ pub fn next_change(store: &Store, status: &RaftStatus) -> Option<MembershipChang
         .filter(|node| node.spec.role == Role::Manager)
         .filter_map(|node| Some((node.manager.as_ref()?.raft_id, &node.id)))
         .collect();
-    // An empty store has not been filled yet: nobody is removed by it.
+    // An empty store has not been filled yet: no manager is removed by it.
     if !wanted.contains_key(&status.id) && wanted.is_empty() {
         return None;
     }
     let is_member = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
-    // Removed first: what is gone must not count for a majority. The leader removes itself last, after it has handed over.
+    // Removed first: what is gone must not count for a majority. The leader removes itself last, after another one leads.
     let mut gone = status.voters.iter().chain(&status.learners).filter(|id| !wanted.contains_key(id) && **id != status.id);
     if let Some(id) = gone.next() {
         return Some(MembershipChange::Remove(*id));
@@ -56,9 +56,9 @@ pub fn next_change(store: &Store, status: &RaftStatus) -> Option<MembershipChang
     wanted.keys().find(|id| !is_member(id)).map(|id| MembershipChange::AddLearner(*id))
 }
 
-/// Whether the leader itself is to be no manager any more: it hands over first.
+/// Whether the leader itself is to be no manager any more: it transfers leadership first.
 #[must_use]
-pub fn hands_over(store: &Store, status: &RaftStatus) -> bool {
+pub fn transfers_leadership(store: &Store, status: &RaftStatus) -> bool {
     let me = store.nodes().find(|node| node.manager.as_ref().is_some_and(|manager| manager.raft_id == status.id));
     status.is_leader && status.voters.len() > 1 && me.is_none_or(|node| node.spec.role == Role::Worker)
 }
@@ -127,18 +127,18 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_hands_over_before_it_is_removed_by_the_next() {
+    fn the_leader_transfers_leadership_before_it_is_removed_by_the_next() {
         let demoted = store([node(1, Role::Worker, Some(1)), node(2, Role::Manager, Some(7))]);
         let now = status(&[1, 7], &[], &[]);
-        assert!(hands_over(&demoted, &now));
+        assert!(transfers_leadership(&demoted, &now));
         assert_eq!(next_change(&demoted, &now), None, "not by itself");
         let next = RaftStatus { id: 7, ..now };
         assert_eq!(next_change(&demoted, &next), Some(MembershipChange::Remove(1)));
-        assert!(!hands_over(&demoted, &next));
+        assert!(!transfers_leadership(&demoted, &next));
     }
 
     #[test]
-    fn a_removed_node_leaves_raft_and_an_empty_store_removes_nobody() {
+    fn a_removed_node_leaves_raft_and_an_empty_store_removes_no_manager() {
         let left = store([node(1, Role::Manager, Some(1))]);
         assert_eq!(next_change(&left, &status(&[1, 9], &[], &[])), Some(MembershipChange::Remove(9)));
         assert_eq!(next_change(&Store::default(), &status(&[1, 9], &[], &[])), None);

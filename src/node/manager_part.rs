@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Time for another manager to take over before this one stops.
-const HAND_OVER: Duration = Duration::from_secs(1);
+const TRANSFER: Duration = Duration::from_secs(1);
 /// Time for the leader to fill the store of a new manager before its API is served.
 const FILLED: Duration = Duration::from_secs(10);
 /// Time to connect to another manager.
@@ -90,8 +90,8 @@ impl ManagerStore {
     }
 
     async fn stop(&self) {
-        // No write is lost, and the others need not find out that this one is gone.
-        self.raft.hand_over(HAND_OVER).await;
+        // No write is lost, and the others need not find out first that this one is gone.
+        self.raft.transfer_leadership(TRANSFER).await;
         self.stop.cancel();
         self.raft.closed().await;
     }

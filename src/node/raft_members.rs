@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 /// Pause after each attempt: the state that it leads to must be seen first.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Time for another manager to take over.
-const HAND_OVER: Duration = Duration::from_secs(2);
+const TRANSFER: Duration = Duration::from_secs(2);
 /// Looked at again without a change.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -33,9 +33,9 @@ async fn follow(raft: Raft<ApplyOutcome>, store: StoreHandle, clock: Arc<dyn Clo
         let (now, current) = (status.borrow_and_update().clone(), view.borrow_and_update().clone());
         let members: Vec<u64> = now.voters.iter().chain(&now.learners).copied().collect();
         let actions = roles::plan(&current, &members, &mut rng);
-        if roles::hands_over(&current, &now) {
+        if roles::transfers_leadership(&current, &now) {
             tracing::info!("this manager was demoted: another one is to lead");
-            raft.hand_over(HAND_OVER).await;
+            raft.transfer_leadership(TRANSFER).await;
         } else if !actions.is_empty() {
             if let Err(error) = store.write(clock.now(), actions).await {
                 tracing::debug!(%error, "a change of roles was not written, it is tried again");

@@ -46,7 +46,7 @@ pub enum Event {
     /// A change of membership to be written, with a ticket as for `Propose`.
     Change { ticket: u64, change: MembershipChange },
     /// Leadership is to pass to the voter with the longest log; nothing happens on a manager that does not lead.
-    HandOver,
+    TransferLeadership,
     /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
     Snapshot { index: u64, bytes: Vec<u8> },
 }
@@ -163,7 +163,7 @@ impl Core {
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
-                Event::HandOver => self.hand_over(),
+                Event::TransferLeadership => self.transfer_leadership(),
                 Event::Snapshot { index, bytes } => {
                     // The commit index that becomes durable with the snapshot must be in the log already.
                     self.drain(&mut effects)?;
@@ -214,7 +214,7 @@ impl Core {
         ids
     }
 
-    fn hand_over(&mut self) {
+    fn transfer_leadership(&mut self) {
         let raft = &self.raw.raft;
         if raft.state != StateRole::Leader {
             return;

@@ -50,10 +50,10 @@ impl<O: Send + 'static> Raft<O> {
 
     /// Asks raft to pass leadership on. Returns once another manager leads, or after `limit`; at once on a manager that does not
     /// lead, or is the only voter.
-    pub async fn hand_over(&self, limit: Duration) {
+    pub async fn transfer_leadership(&self, limit: Duration) {
         let mut status = self.status.clone();
         let leads_alone = |s: &RaftStatus| s.leader != Some(s.id) || s.voters == [s.id];
-        if leads_alone(&status.borrow()) || self.requests.try_send(RaftRequest::HandOver).is_err() {
+        if leads_alone(&status.borrow()) || self.requests.try_send(RaftRequest::TransferLeadership).is_err() {
             return;
         }
         let _ = tokio::time::timeout(limit, status.wait_for(|s| s.leader.is_some_and(|leader| leader != s.id))).await;

@@ -62,9 +62,9 @@ async fn promotion_is_refused_while_the_managers_may_go_back_to_a_build_that_kno
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
     let store = node.store.lock().unwrap().clone().unwrap();
     let worker = recorded_store::node("drwr0n2tcmgjuamlus2eyenpw", "lab2", Role::Worker);
-    let mut cluster = store.read().cluster().unwrap().clone();
-    cluster.feature_level = 1;
-    store.write(SystemClock.now(), vec![Action::create(worker), Action::update(cluster)]).await.unwrap();
+    // Written at the first feature level.
+    let cluster = recorded_store::cluster();
+    store.write(SystemClock.now(), vec![Action::create(worker), Action::create(cluster)]).await.unwrap();
     let fixture = ApiFixture::serve(node, None);
     let spec = json!({"Role": "manager", "Availability": "active"});
     let version = store.read().nodes().find(|n| n.description.hostname == "lab2").unwrap().meta.version;

@@ -58,7 +58,7 @@ impl Managers {
         let mut managers = Self { wire: Arc::default(), all: BTreeMap::new() };
         for id in 1..=count {
             let dir = TempDir::new(&format!("{name}-{id}"));
-            let config = RaftConfig { tick: Duration::from_millis(10), ..RaftConfig::new(&dir.0, id, 7) };
+            let config = RaftConfig::new(&dir.0, id, 7);
             if id > 1 {
                 join(&config).expect("an empty log");
             }
@@ -76,11 +76,20 @@ impl Managers {
                 first.store.write(Timestamp(1), vec![Action::create(cluster)]).await.expect("written");
                 continue;
             }
-            first.raft.change(MembershipChange::AddLearner(id)).await.expect("a learner");
-            first.raft.status().wait_for(|s| s.caught_up.contains(&id)).await.expect("catches up");
-            first.raft.change(MembershipChange::AddVoter(id)).await.expect("a voter");
+            managers.change(MembershipChange::AddLearner(id)).await;
+            let learns = managers.manager(id).store.watch();
+            learns.clone().wait_for(|store| store.cluster().is_some()).await.expect("catches up");
+            managers.change(MembershipChange::AddVoter(id)).await;
         }
         managers
+    }
+
+    /// A change through the manager that leads.
+    async fn change(&self, change: MembershipChange) {
+        let all: Vec<u64> = self.all.keys().copied().collect();
+        while self.manager(self.leader_among(&all).await).raft.change(change).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn manager(&self, id: u64) -> &StartedReplica {
@@ -154,12 +163,15 @@ async fn a_write_whose_answer_is_lost_is_written_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_in_an_election_wait_and_succeed_and_fail_at_once_without_a_quorum() {
     let managers = Managers::start("kill", 3).await;
-    managers.kill(1);
-    let (two, three) = tokio::join!(managers.write(2, "a"), managers.write(3, "b"));
+    // Some writes meet the election.
+    let first = managers.leader_among(&[1, 2, 3]).await;
+    managers.kill(first);
+    let others: Vec<u64> = (1..=3).filter(|id| *id != first).collect();
+    let (two, three) = tokio::join!(managers.write(others[0], "a"), managers.write(others[1], "b"));
     two.and(three).expect("the others elect a leader meanwhile");
-    let leader = managers.leader_among(&[2, 3]).await;
+    let leader = managers.leader_among(&others).await;
     managers.kill(leader);
-    let left = 5 - leader;
+    let left = 6 - first - leader;
     let _ = managers.manager(left).raft.status().wait_for(|s| s.leader.is_none()).await;
     let error = managers.write(left, "c").await.expect_err("no majority");
     assert!(matches!(error, ProposeError::NotLeader), "{error}");
@@ -167,11 +179,13 @@ async fn writes_in_an_election_wait_and_succeed_and_fail_at_once_without_a_quoru
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_stops_hands_over() {
+async fn a_leader_that_stops_transfers_leadership() {
     let managers = Managers::start("hand-over", 3).await;
-    managers.manager(1).raft.hand_over(Duration::from_secs(10)).await;
-    assert!(!managers.manager(1).raft.status().borrow().is_leader);
-    managers.leader_among(&[2, 3]).await;
-    managers.write(1, "after").await.expect("through the next one");
+    let leader = managers.leader_among(&[1, 2, 3]).await;
+    managers.manager(leader).raft.transfer_leadership(Duration::from_secs(10)).await;
+    assert!(!managers.manager(leader).raft.status().borrow().is_leader);
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    managers.leader_among(&others).await;
+    managers.write(leader, "after").await.expect("through the next one");
     managers.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Connections between managers: what is sent arrives, answers find their proposals, and nobody else gets in.
+//! Connections between managers: what is sent arrives, answers find their proposals, and no other node gets in.
 
 use super::fixture::{Manager, Setup, Trust, eventually};
 use skep::clock::SystemClock;
@@ -42,7 +42,7 @@ async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
 }
 
 #[tokio::test]
-async fn nobody_but_a_manager_gets_in() {
+async fn only_a_manager_gets_in() {
     let trust = Trust::new();
     let setup = Setup::new(&trust, ListenerKind::Mesh);
     let dialed = setup.identity.node_id().clone();
