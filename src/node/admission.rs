@@ -91,6 +91,10 @@ impl JoinAuthority for Admission {
             if !store.may_have_several_managers() {
                 return Err(other(ONE_MANAGER));
             }
+            let (levels, level) = (request.description.feature_levels(), store.feature_level());
+            if !levels.contains(level) {
+                return Err(other(StoreError::UnreadableLevel { levels, level }));
+            }
             let address = node.addr.unwrap_or(from.ip().to_canonical());
             let raft_id = roles::draw_raft_id(&mut rand::rng());
             node.manager = Some(ManagerStatus { raft_id, addr: SocketAddr::new(address, DEFAULT_PORT) });

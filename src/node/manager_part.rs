@@ -242,11 +242,10 @@ impl ManagerPart for ManagerServices {
                 PreparedManager::open(&self.env, raft_id, membership.listen, OpenLog::Existing).await?
             }
         };
-        let handle = store.store.clone();
+        let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);
-        // A manager that has just joined gets its store from the leader.
-        let mut filled = handle.watch();
-        let _ = tokio::time::timeout(FILLED, filled.wait_for(|store| store.cluster().is_some())).await;
+        // A manager that has just joined gets its store from the leader: what is in it already is neither served nor told as news.
+        let _ = tokio::time::timeout(FILLED, raft.status().wait_for(|s| s.voters.contains(&s.id))).await;
         Ok(handle)
     }
 

@@ -104,7 +104,14 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
 /// Whether the node may get the role: more than half of the managers that remain must be up.
 fn check_role_change(store: &Store, node: &Node, to: Role) -> Result<()> {
     if to == Role::Manager {
-        return if store.may_have_several_managers() { Ok(()) } else { Err(ApiError::not_implemented(ONE_MANAGER)) };
+        let (levels, level) = (node.description.feature_levels(), store.feature_level());
+        return if !store.may_have_several_managers() {
+            Err(ApiError::not_implemented(ONE_MANAGER))
+        } else if levels.contains(level) {
+            Ok(())
+        } else {
+            Err(ProposeError::Refused(StoreError::UnreadableLevel { levels, level }).into())
+        };
     }
     let others = || store.nodes().filter(|n| n.spec.role == Role::Manager && n.id != node.id);
     let members = others().filter(|n| n.manager.is_some()).count();
