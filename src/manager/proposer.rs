@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Writes fail when no leader is known for this long.
+/// Writes fail when no leader is known for this long and no majority is heard that could elect one.
 const NO_LEADER: Duration = Duration::from_millis(900);
 /// Pause before a leader that did not answer is asked again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -195,16 +195,21 @@ impl Proposer {
     }
 }
 
-/// This manager's raft id and the leader's; waits for one for a bounded time.
+/// This manager's raft id and the leader's; waits for an election, unless too few managers are heard for one.
 async fn leader_of(status: &mut watch::Receiver<RaftStatus>) -> Result<(u64, u64), ProposeError> {
-    let known = status.wait_for(|s| s.leader.is_some() || s.problem.is_some());
-    match tokio::time::timeout(NO_LEADER, known).await {
-        Err(_) => Err(ProposeError::NotLeader),
-        Ok(Err(_)) => Err(ProposeError::Stopped("raft has been shut down".to_owned())),
-        Ok(Ok(status)) => match (&status.problem, status.leader) {
-            (Some(problem), _) => Err(ProposeError::Stopped(problem.clone())),
-            (None, leader) => Ok((status.id, leader.unwrap_or_default())),
-        },
+    loop {
+        let known = status.wait_for(|s| s.leader.is_some() || s.problem.is_some());
+        let known = match tokio::time::timeout(NO_LEADER, known).await {
+            Ok(Err(_)) => return Err(ProposeError::Stopped("raft has been shut down".to_owned())),
+            Ok(Ok(status)) => Some((status.id, status.leader, status.problem.clone())),
+            Err(_) => None,
+        };
+        match known {
+            Some((_, _, Some(problem))) => return Err(ProposeError::Stopped(problem)),
+            Some((me, leader, None)) => return Ok((me, leader.unwrap_or_default())),
+            None if status.borrow().hears_majority => {}
+            None => return Err(ProposeError::NotLeader),
+        }
     }
 }
 

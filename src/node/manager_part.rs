@@ -244,7 +244,7 @@ impl ManagerPart for ManagerServices {
         };
         let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);
-        // A manager that has just joined gets its store from the leader: what is in it already is neither served nor told as news.
+        // A manager that has just joined gets its store from the leader: what is in it already is neither served nor reported as news.
         let _ = tokio::time::timeout(FILLED, raft.status().wait_for(|s| s.voters.contains(&s.id))).await;
         Ok(handle)
     }

@@ -93,6 +93,8 @@ pub struct Core {
     requested_snapshot: Option<(u64, u64, ConfState)>,
     /// Ticks since a snapshot was sent, by follower.
     snapshots_sent: BTreeMap<u64, usize>,
+    /// Ticks since the last message, by manager.
+    silence: BTreeMap<u64, usize>,
 }
 
 impl Core {
@@ -135,6 +137,7 @@ impl Core {
             applied,
             requested_snapshot: None,
             snapshots_sent: BTreeMap::new(),
+            silence: BTreeMap::new(),
         };
         core.draw_timeout();
         core.drain(&mut effects)?;
@@ -158,6 +161,7 @@ impl Core {
             match event {
                 Event::Tick => {
                     self.raw.tick();
+                    self.silence.values_mut().for_each(|ticks| *ticks += 1);
                     self.report_lost_snapshots();
                 }
                 Event::Message(bytes) => self.step(&bytes)?,
@@ -195,6 +199,7 @@ impl Core {
             voters: sorted(self.members.get_voters()),
             learners: sorted(self.members.get_learners()),
             caught_up: self.caught_up(),
+            hears_majority: self.hears_majority(),
             problem: None,
         }
     }
@@ -212,6 +217,13 @@ impl Core {
         let mut ids: Vec<u64> = self.members.get_learners().iter().copied().filter(has_all).collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Whether enough voters were heard within the longest election timeout that an election can succeed.
+    fn hears_majority(&self) -> bool {
+        let voters = self.members.get_voters();
+        let heard = |id: &&u64| **id == self.id || self.silence.get(id).is_some_and(|ticks| *ticks <= self.election_ticks.1);
+        voters.iter().filter(heard).count() > voters.len() / 2
     }
 
     fn transfer_leadership(&mut self) {
@@ -259,6 +271,7 @@ impl Core {
             }
         }
         let from = message.from;
+        self.silence.insert(from, 0);
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(from, %error, "a raft message is ignored");
         }
