@@ -1,4 +1,4 @@
-//! The node-to-node protocol over mutual TLS: joins, sessions, renewals of certificates (later raft and logs). A frame is a length and one JSON
+//! The node-to-node protocol over mutual TLS: joins, sessions, renewals of certificates, raft and proposals between managers. A frame is a length and one
 //! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
@@ -9,6 +9,7 @@ mod join;
 mod limiter;
 mod limits;
 mod listener;
+mod managers;
 pub mod proof;
 mod renewal;
 pub mod search;
@@ -18,5 +19,6 @@ mod tls;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
+pub use managers::{ManagerLink, ManagerLinkConfig, ManagerServer};
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
 pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

@@ -1,30 +1,28 @@
 //! The store as raft's state machine: an entry is a transaction with a format number, its outcome is returned to the
-//! proposer, and the newest state and its changes are published. The only file that knows both raft and the store.
+//! proposer, and the newest state and its changes are published.
 
-use crate::raft::{self, Raft, RaftConfig, RaftError, StateMachine, Transport};
-use crate::store::{
-    Changes, Propose, ProposeError, PublishedStore, Store, StoreError, StoreHandle, StorePublisher, Transaction, decode_document,
-};
-use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+use super::entry::{ApplyOutcome, TransactionEntry};
+use super::outcomes::RecentOutcomes;
+use super::proposer::{Forward, Proposer};
+use crate::raft::{self, Raft, RaftConfig, StateMachine, Transport};
+use crate::store::{Changes, Store, StoreHandle, StorePublisher, decode_document};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-
-/// A transaction as an entry of the log. The format is the feature level that it was written at.
-#[derive(Serialize, Deserialize)]
-struct TransactionEntry {
-    format: u32,
-    transaction: Transaction,
-}
-
-/// Outcome of applying a transaction.
-pub type ApplyOutcome = Result<(), StoreError>;
 
 /// This manager's copy of the store, driven by raft.
 #[derive(Default, Debug)]
 pub struct Replica {
     store: Store,
     publisher: StorePublisher,
+    outcomes: Arc<RecentOutcomes>,
+}
+
+/// A running replica.
+pub struct StartedReplica {
+    pub store: StoreHandle,
+    pub raft: Raft<ApplyOutcome>,
+    /// Answers proposals that other managers forward.
+    pub proposer: Arc<Proposer>,
 }
 
 impl Replica {
@@ -37,13 +35,15 @@ impl Replica {
         config: RaftConfig,
         bootstrap: bool,
         transport: Arc<dyn Transport>,
+        forward: Arc<dyn Forward>,
         shutdown: CancellationToken,
-    ) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>)> {
+    ) -> anyhow::Result<StartedReplica> {
         let replica = Self::default();
-        let published = replica.publisher.reader();
+        let (published, outcomes) = (replica.publisher.reader(), replica.outcomes.clone());
+        let timeout = config.propose_timeout;
         let raft = raft::start(config, bootstrap, replica, transport, shutdown).await?;
-        let proposer = Proposer { raft: raft.clone(), published: published.clone() };
-        Ok((StoreHandle::new(published, Arc::new(proposer)), raft))
+        let proposer = Arc::new(Proposer::new(raft.clone(), published.clone(), forward, outcomes, timeout));
+        Ok(StartedReplica { store: StoreHandle::new(published, proposer.clone()), raft, proposer })
     }
 }
 
@@ -57,6 +57,9 @@ impl StateMachine for Replica {
             Err(error) => (Changes::none(index), Err(error)),
         };
         self.publisher.applied(changes);
+        if let Some(id) = entry.id {
+            self.outcomes.applied(id, index, outcome.clone());
+        }
         Ok(outcome)
     }
 
@@ -72,31 +75,6 @@ impl StateMachine for Replica {
         self.store = Store::restore(bytes)?;
         self.publisher.replaced();
         Ok(())
-    }
-}
-
-struct Proposer {
-    raft: Raft<ApplyOutcome>,
-    published: PublishedStore,
-}
-
-#[async_trait]
-impl Propose for Proposer {
-    async fn propose(&self, mut transaction: Transaction) -> Result<u64, ProposeError> {
-        if let Some(plan) = &mut transaction.plan {
-            plan.term = self.raft.status().borrow().term;
-        }
-        let store = self.published.read();
-        let transaction = transaction.at_level_of(&store)?;
-        let data = serde_json::to_vec(&TransactionEntry { format: store.feature_level(), transaction })
-            .map_err(|e| ProposeError::Stopped(format!("the transaction cannot be written: {e}")))?;
-        let (index, outcome) = self.raft.propose(data).await.map_err(|error| match error {
-            RaftError::NotLeader { .. } | RaftError::Superseded => ProposeError::NotLeader,
-            RaftError::TimedOut => ProposeError::TimedOut,
-            other => ProposeError::Stopped(other.to_string()),
-        })?;
-        outcome?;
-        Ok(index)
     }
 }
 

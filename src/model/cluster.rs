@@ -6,9 +6,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a second manager is refused with, at its join as at its promotion.
-pub const ONE_MANAGER: &str = "a swarm has one manager in this version of skep: no node can be promoted, and further nodes join \
-                               with the worker token (`docker swarm join-token worker`)";
+/// What a second manager is refused with, at its join as at its promotion, while the cluster is written for builds that know only one.
+pub const ONE_MANAGER: &str = "the managers of this swarm may still go back to a version of skep that knows one manager only: try again \
+                               when the feature level is 2 (`skep status`)";
 
 /// The store has exactly one of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -30,6 +30,7 @@ pub fn peer(number: u8) -> Peer {
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: Vec::new(),
         containers: Vec::new(),
+        raft_id: None,
         attached_tasks: None,
         ebpf: false,
         down: false,

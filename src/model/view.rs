@@ -134,6 +134,9 @@ pub struct Peer {
     pub hostname: String,
     /// The node is a manager.
     pub manager: bool,
+    /// Its id in the raft group, on managers. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raft_id: Option<u64>,
     /// Its WireGuard public key: its identity in the mesh.
     pub key: WgKey,
     /// Its /64.

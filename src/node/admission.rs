@@ -7,9 +7,10 @@ use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
 use crate::manager::dispatcher::view_of;
-use crate::manager::{JoiningNode, node_allocation};
+use crate::manager::{JoiningNode, node_allocation, roles};
 use crate::model::cluster::ONE_MANAGER;
-use crate::model::mesh::node_address;
+use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::node::ManagerStatus;
 use crate::model::{NodeId, Role, Secret};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
 use crate::rpc::JoinAuthority;
@@ -70,16 +71,13 @@ impl JoinAuthority for Admission {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
         let role = trust::role_of(&cluster.tokens, request.token.expose()).ok_or(JoinRefused::Token)?;
-        if role == Role::Manager {
-            return Err(other(ONE_MANAGER));
-        }
         let id = NodeId::draw(&mut rand::rng());
         let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(other)?;
         let name = NodeName { node_id: id.clone(), role, cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
         let endpoints = endpoints(request, from);
-        let node = JoiningNode {
+        let mut node = JoiningNode {
             id: id.clone(),
             role,
             availability: request.availability,
@@ -89,6 +87,18 @@ impl JoinAuthority for Admission {
             endpoints,
             manager: None,
         };
+        if role == Role::Manager {
+            if !store.may_have_several_managers() {
+                return Err(other(ONE_MANAGER));
+            }
+            let (levels, level) = (request.description.feature_levels(), store.feature_level());
+            if !levels.contains(level) {
+                return Err(other(StoreError::UnreadableLevel { levels, level }));
+            }
+            let address = node.addr.unwrap_or(from.ip().to_canonical());
+            let raft_id = roles::draw_raft_id(&mut rand::rng());
+            node.manager = Some(ManagerStatus { raft_id, addr: SocketAddr::new(address, DEFAULT_PORT) });
+        }
         for _ in 0..ATTEMPTS {
             let store = self.store.read();
             let (_, actions) = node_allocation::admit(&store, node.clone()).map_err(other)?;
@@ -116,6 +126,7 @@ impl JoinAuthority for Admission {
                 ingress_addr: node.mesh.ingress_addr,
                 data_path_port: cluster.data_path_port,
                 manager_key: me.mesh.key,
+                raft_id: node.manager.as_ref().map(|manager| manager.raft_id),
                 view,
             });
         }

@@ -5,6 +5,7 @@ use super::control::failed;
 use super::daemon::Daemon;
 use super::environment::Environment;
 use super::lifecycle::MembershipState;
+use super::manager_part::{OpenLog, PreparedManager};
 use super::member::Member;
 use super::network::{MeshNetwork, send_probe};
 use super::state_dir::{MembershipFile, NodeAssignment};
@@ -81,15 +82,23 @@ async fn start_member(
         mesh: reply.mesh,
         subnet: reply.subnet,
         ingress_addr: reply.ingress_addr,
-        raft_id: None,
+        raft_id: reply.raft_id,
     };
     let membership = MembershipFile::new(assignment, addresses).described(description);
     let stored = env.state_dir.certificates().store(&identity).map_err(anyhow::Error::from);
-    if let Err(error) = stored.and_then(|()| membership.store(&env.state_dir)) {
-        let _ = network.take_down(env).await;
-        return Err(error);
+    let prepared = match reply.raft_id {
+        Some(raft_id) if stored.is_ok() => PreparedManager::open(env, raft_id, addresses.listen, OpenLog::Join).await.map(Some),
+        _ => Ok(None),
+    };
+    // The log is there before the file that says so.
+    let prepared = stored.and(prepared).and_then(|prepared| membership.store(&env.state_dir).map(|()| prepared));
+    match prepared {
+        Ok(manager) => Member::start(env, membership, identity, network, manager).await,
+        Err(error) => {
+            let _ = network.take_down(env).await;
+            Err(error)
+        }
     }
-    Member::start(env, membership, identity, network, None).await
 }
 
 /// The API's error for a failed join; with Docker's text where Docker has one.

@@ -3,24 +3,26 @@
 
 use super::admission::Admission;
 use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
+use super::current_membership::CurrentMembership;
 use super::environment::Environment;
 use super::manager_health;
+use super::manager_links::ManagerLinks;
 use super::manager_role::ManagerPart;
 use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
+use super::raft_members;
 use super::recovery::RecoveryWindow;
-use super::state_dir::MembershipFile;
 use super::supervisor::Blockers;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
-use crate::manager::replica::{ApplyOutcome, Replica};
-use crate::manager::{self, LeaderHealth, SessionId, Sessions};
-use crate::model::NodeId;
+use crate::manager::replica::{Replica, StartedReplica};
+use crate::manager::{self, ApplyOutcome, LeaderHealth, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::{NodeId, NodeView};
 use crate::protocol::{ToManager, ToNode};
-use crate::raft::{Raft, RaftConfig, Transport};
-use crate::rpc::{ListenerKind, Server, ServerLimits, SessionServer};
+use crate::raft::{self, Raft, RaftConfig};
+use crate::rpc::{ListenerKind, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -34,10 +36,19 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Time for another manager to take over before this one stops.
+const TRANSFER: Duration = Duration::from_secs(1);
+/// Time for the leader to fill the store of a new manager before its API is served.
+const FILLED: Duration = Duration::from_secs(10);
+/// Time to connect to another manager.
+const LINK_CONNECT: Duration = Duration::from_secs(1);
+
 /// Raft and the store behind it.
 pub(super) struct ManagerStore {
     pub store: StoreHandle,
     pub raft: Raft<ApplyOutcome>,
+    proposer: Arc<Proposer>,
+    links: Arc<ManagerLinks>,
     stop: CancellationToken,
 }
 
@@ -48,6 +59,8 @@ pub(super) enum OpenLog {
     Bootstrap,
     /// Continue the log on disk.
     Existing,
+    /// Continue the log on disk, or create an empty one: the leader fills it.
+    Join,
 }
 
 impl ManagerStore {
@@ -66,12 +79,19 @@ impl ManagerStore {
             propose_timeout: Duration::from_millis(settings.timeouts.propose_ms),
             seed: rand::random(),
         };
-        let stop = CancellationToken::new();
-        let (store, raft) = Replica::start(config, log == OpenLog::Bootstrap, Arc::new(NoPeers), stop.clone()).await?;
-        Ok(Self { store, raft, stop })
+        if log == OpenLog::Join {
+            raft::join(&config)?;
+        }
+        let (stop, links) = (CancellationToken::new(), Arc::new(ManagerLinks::default()));
+        let (transport, forward) = (links.clone(), links.clone());
+        let started = Replica::start(config, log == OpenLog::Bootstrap, transport, forward, stop.clone()).await?;
+        let StartedReplica { store, raft, proposer } = started;
+        Ok(Self { store, raft, proposer, links, stop })
     }
 
     async fn stop(&self) {
+        // No write is lost, and the others need not find out first that this one is gone.
+        self.raft.transfer_leadership(TRANSFER).await;
         self.stop.cancel();
         self.raft.closed().await;
     }
@@ -84,15 +104,6 @@ impl Drop for ManagerStore {
     }
 }
 
-/// Raft's transport while there is one manager per cluster.
-struct NoPeers;
-
-impl Transport for NoPeers {
-    fn send(&self, to: u64, _message: Vec<u8>) {
-        tracing::warn!(to, "a raft message for another manager was dropped: further managers are not built yet");
-    }
-}
-
 /// The resources of a manager that are acquired before its network is opened: init fails before it writes anything if the
 /// port is in use, and a restarted manager takes its first view from its store.
 pub(super) struct PreparedManager {
@@ -102,14 +113,13 @@ pub(super) struct PreparedManager {
 }
 
 impl PreparedManager {
-    /// Opens the log on disk and binds the listener.
+    /// Opens the log and binds the listener.
     ///
     /// # Errors
-    /// The membership is no manager's, the port is in use, or the log cannot be opened.
-    pub(super) async fn open(env: &Environment, membership: &MembershipFile) -> anyhow::Result<Self> {
-        let raft_id = membership.raft_id.context("this node has no raft id: further managers are not built yet")?;
-        let listener = bind(membership.listen)?;
-        Ok(Self { store: ManagerStore::open(env, raft_id, OpenLog::Existing).await?, listener })
+    /// The port is in use, or the log cannot be opened.
+    pub(super) async fn open(env: &Environment, raft_id: u64, listen: SocketAddr, log: OpenLog) -> anyhow::Result<Self> {
+        let listener = bind(listen)?;
+        Ok(Self { store: ManagerStore::open(env, raft_id, log).await?, listener })
     }
 }
 
@@ -124,10 +134,11 @@ pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
 /// The manager's part of one membership.
 pub(super) struct ManagerServices {
     env: Arc<Environment>,
-    membership: MembershipFile,
+    membership: Arc<CurrentMembership>,
     identity: watch::Receiver<Arc<Identity>>,
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
+    peers: watch::Receiver<Option<Arc<NodeView>>>,
     recovery: Arc<RecoveryWindow>,
     health: watch::Sender<LeaderHealth>,
     /// For the first start, if the member starts as a manager.
@@ -146,7 +157,7 @@ struct RunningManager {
 impl ManagerServices {
     pub(super) fn new(
         env: &Arc<Environment>,
-        membership: &MembershipFile,
+        membership: Arc<CurrentMembership>,
         identity: watch::Receiver<Arc<Identity>>,
         network: &MeshNetwork,
         recovery: Arc<RecoveryWindow>,
@@ -154,10 +165,11 @@ impl ManagerServices {
     ) -> Self {
         Self {
             env: env.clone(),
-            membership: membership.clone(),
+            membership,
             identity,
             mesh: network.mesh.clone(),
             tunnel: network.tunnel.clone(),
+            peers: network.peers.subscribe(),
             recovery,
             health: watch::channel(LeaderHealth::default()).0,
             prepared,
@@ -179,13 +191,26 @@ impl ManagerServices {
     fn start_services(&self, store: ManagerStore, listener: TcpListener) -> anyhow::Result<RunningManager> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_started = stop.clone().drop_guard();
-        let (env, me) = (&self.env, &self.membership.node_id);
+        let (env, membership) = (&self.env, self.membership.get());
+        let me = &membership.node_id;
         let settings = manager_settings(&env.settings);
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
+        let address = SocketAddr::new(IpAddr::V6(node_address(membership.subnet)), DEFAULT_PORT);
+        let links = ManagerLinkConfig {
+            identity: self.identity.clone(),
+            clock: env.clock.clone(),
+            sockets: self.mesh.clone(),
+            source: address.ip(),
+            connect: LINK_CONNECT,
+            runtime: tokio::runtime::Handle::current(),
+        };
+        store.links.connect(links, self.peers.clone(), store.store.clone());
+        tasks.spawn(raft_members::run(store.raft.clone(), store.store.clone(), env.clock.clone(), stop.clone()));
+        let managers = OtherManagers { raft: store.raft.clone(), proposer: store.proposer.clone(), links: store.links.clone() };
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
         let server = Arc::new(Server::new(
             self.identity.clone(),
@@ -193,11 +218,11 @@ impl ManagerServices {
             Arc::new(admission),
             Arc::new(DispatcherSessions { sessions: loops.sessions, store: store.store.clone() }),
             Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
+            Arc::new(managers),
             limits,
         )?);
         let (outer, outer_stop) = (server.clone(), stop.clone());
         tasks.spawn(async move { outer.serve(listener, ListenerKind::Outer, outer_stop).await });
-        let address = SocketAddr::new(IpAddr::V6(node_address(self.membership.subnet)), DEFAULT_PORT);
         tasks.spawn(serve_mesh(server, self.mesh.clone(), address, stop.clone()));
         unless_started.disarm();
         Ok(RunningManager { store, loops: loops.finished, stop, tasks })
@@ -211,10 +236,16 @@ impl ManagerPart for ManagerServices {
     async fn start(&mut self) -> anyhow::Result<StoreHandle> {
         let PreparedManager { store, listener } = match self.prepared.take() {
             Some(prepared) => prepared,
-            None => PreparedManager::open(&self.env, &self.membership).await?,
+            None => {
+                let membership = self.membership.get();
+                let raft_id = membership.raft_id.context("this node has no raft id: it is no manager")?;
+                PreparedManager::open(&self.env, raft_id, membership.listen, OpenLog::Existing).await?
+            }
         };
-        let handle = store.store.clone();
+        let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);
+        // A manager that has just joined gets its store from the leader: what is in it already is neither served nor reported as news.
+        let _ = tokio::time::timeout(FILLED, raft.status().wait_for(|s| s.voters.contains(&s.id))).await;
         Ok(handle)
     }
 
@@ -289,6 +320,26 @@ fn watch_leadership(
         blockers.clear("raft");
     });
     receiver
+}
+
+/// Passes what other managers send to raft and to the proposer.
+struct OtherManagers {
+    raft: Raft<ApplyOutcome>,
+    proposer: Arc<Proposer>,
+    links: Arc<ManagerLinks>,
+}
+
+#[async_trait]
+impl ManagerServer for OtherManagers {
+    fn is_manager(&self, node: &NodeId) -> bool {
+        self.links.is_manager(node)
+    }
+    fn raft(&self, message: Vec<u8>) {
+        self.raft.step(message);
+    }
+    async fn propose(&self, document: Vec<u8>) -> Vec<u8> {
+        self.proposer.answer(&document).await
+    }
 }
 
 /// Passes rpc's sessions to the dispatcher.

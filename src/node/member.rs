@@ -2,6 +2,7 @@
 //! manager's part.
 
 use super::certificate_authority::CertificateIssuer;
+use super::current_membership::CurrentMembership;
 use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
 use super::error_list::ErrorList;
@@ -13,6 +14,7 @@ use super::membership_writer;
 use super::network::MeshNetwork;
 use super::recovery::RecoveryWindow;
 use super::renewal::{Renewal, RenewalState, StoreOrManagers};
+use super::role::RoleFollower;
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use super::troubles::{self, TroubleSources, Troubles};
@@ -23,10 +25,10 @@ use crate::ingress::ebpf::EbpfStatus;
 use crate::manager::LeaderHealth;
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
-use crate::model::{NodeView, Role};
+use crate::model::{NodeSpec, NodeView, Role};
 use crate::protocol::ToManager;
 use crate::rpc::RenewalConfig;
-use crate::store::StoreHandle;
+use crate::store::{Action, FieldUpdate, StoreHandle};
 use crate::sync::lock;
 use crate::trust::Identity;
 use anyhow::Context as _;
@@ -39,6 +41,9 @@ use tokio::sync::watch;
 
 /// Time for the leader to record that this node leaves.
 const ANNOUNCE: Duration = Duration::from_secs(1);
+
+/// Time for the other managers to take this one out of raft before it leaves.
+const LEAVE_MANAGERS: Duration = Duration::from_secs(5);
 
 /// Time for one manager to answer a request for a certificate.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,7 +90,8 @@ impl Member {
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
         let RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
-        let engine = start_engine_watch(&context, &membership, engine_answers).await;
+        let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
+        let engine = start_engine_watch(&context, &current, engine_answers).await;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());
         let sources = TroubleSources {
             loops: applied.clone(),
@@ -101,10 +107,23 @@ impl Member {
         let session = session::start(&context, &membership, identity.clone(), reports)?;
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
-        let services = ManagerServices::new(env, &membership, identity.clone(), &network, recovery.clone(), manager);
+        let services = ManagerServices::new(env, current.clone(), identity.clone(), &network, recovery.clone(), manager);
         let leader_health = services.health();
         let store = start_manager_role(services, roles, &context).await?;
-        let renewal = start_renewal(&context, &membership, identity_sender, store.clone());
+        let (certificate, certificate_role) = watch::channel(identity.borrow().role());
+        let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, store.clone());
+        let follower = RoleFollower {
+            me: membership.node_id.clone(),
+            dir: env.state_dir.clone(),
+            membership: current,
+            view: context.view.subscribe(),
+            identity: identity.clone(),
+            certificate,
+            role: role.clone(),
+            store: store.clone(),
+            blockers: env.blockers.clone(),
+        };
+        context.supervisor.once("role", follower.run(context.stop()));
         let (loops, overlay) = unless_started;
         for started in [loops, overlay] {
             started.disarm();
@@ -155,6 +174,26 @@ impl Member {
         lock(&self.session.removed).clone()
     }
 
+    /// Ends this node's part in raft, if the other managers are a quorum: they go on without waiting for it.
+    async fn leave_managers(&self) {
+        let (Some(store), me) = (self.store(), &self.membership.node_id) else { return };
+        let mut view = store.watch();
+        let current = view.borrow_and_update().clone();
+        let others = current.nodes().filter(|n| n.manager.is_some() && n.id != *me);
+        let Some(node) = current.node(me).filter(|_| others.count() > 0) else { return };
+        let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
+        let demote = FieldUpdate::NodeSpec { id: me.clone(), version: node.meta.version, spec };
+        let demoted = store.write(self.context.env.clock.now(), vec![Action::Set(demote)]).await;
+        let gone = view.wait_for(|store| store.node(me).is_none_or(|node| node.manager.is_none()));
+        match (demoted, tokio::time::timeout(LEAVE_MANAGERS, gone).await) {
+            (Ok(_), Ok(Ok(_))) => {}
+            (Err(error), _) => {
+                tracing::warn!(%error, "this manager leaves, and the others still count it: demote and remove it there")
+            }
+            (Ok(_), _) => tracing::warn!("this manager leaves before the others have taken it out of raft"),
+        }
+    }
+
     /// Stops the loops; containers, tunnel and routes stay.
     pub(super) async fn pause(&self) {
         self.context.supervisor.stop.cancel();
@@ -171,8 +210,12 @@ struct EngineFacts {
 
 /// Follows the engine, and keeps `node.json` current. Returns at once if an earlier run has described the host: a session
 /// must not wait for a slow engine.
-async fn start_engine_watch(context: &LoopContext, membership: &MembershipFile, answers: watch::Receiver<bool>) -> EngineFacts {
-    let env = &context.env;
+async fn start_engine_watch(
+    context: &LoopContext,
+    current: &Arc<CurrentMembership>,
+    answers: watch::Receiver<bool>,
+) -> EngineFacts {
+    let (env, membership) = (&context.env, current.get());
     let first = match membership.description.clone() {
         Some(known) => NodeDescription { ebpf_datapath: env.takes_ports.load(Ordering::Relaxed), ..known },
         None => env.description().await,
@@ -188,12 +231,11 @@ async fn start_engine_watch(context: &LoopContext, membership: &MembershipFile, 
         let watch = EngineWatch::new(known_first.clone(), down_after);
         engine_watch::run(looked_at.clone(), watch, answers.clone(), reports.clone(), stop.clone())
     });
-    let (dir, file, view, stop) = (env.state_dir.clone(), membership.clone(), context.view.clone(), context.stop());
+    let (current, view, stop) = (current.clone(), context.view.clone(), context.stop());
     let blockers = env.blockers.clone();
     context.supervisor.keep("membership", move || {
         membership_writer::run(
-            dir.clone(),
-            file.clone(),
+            current.clone(),
             view.subscribe(),
             known.clone(),
             blockers.clone(),
@@ -227,6 +269,7 @@ fn start_renewal(
     context: &LoopContext,
     membership: &MembershipFile,
     identity: watch::Sender<Arc<Identity>>,
+    role: watch::Receiver<Role>,
     store: watch::Receiver<Option<StoreHandle>>,
 ) -> watch::Receiver<RenewalState> {
     let env = context.env.clone();
@@ -241,13 +284,16 @@ fn start_renewal(
     let (clock, files) = (env.clock.clone(), env.state_dir.certificates());
     let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers };
     let (state, renewal) = watch::channel(RenewalState::default());
-    context.supervisor.once("renewal", Renewal { clock, identity, source, files, state }.run(context.stop()));
+    context.supervisor.once("renewal", Renewal { clock, identity, role, source, files, state }.run(context.stop()));
     renewal
 }
 
 #[async_trait]
 impl Leave for Member {
     async fn announce(&self) {
+        if self.role() == Role::Manager {
+            self.leave_managers().await;
+        }
         let sent = self.session.outgoing.send(ToManager::Leave).await.is_ok();
         if sent && self.session.state.borrow().leader.is_some() {
             // The leader closes the session once it has recorded the leave.

@@ -1,7 +1,8 @@
 //! Keeps `node.json` current: the managers, and the host's description. The next run of the daemon starts from them when it
 //! has no ledger, or no engine yet.
 
-use super::state_dir::{MembershipFile, StateDir};
+use super::current_membership::CurrentMembership;
+use super::state_dir::MembershipFile;
 use super::supervisor::Blockers;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
@@ -36,6 +37,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         node_id: membership.node_id.clone(),
         hostname: String::new(),
         manager: is_manager,
+        raft_id: membership.raft_id,
         key,
         subnet: membership.subnet,
         ingress_addr: membership.ingress_addr,
@@ -61,8 +63,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
 /// Rewrites the file when what it has of the view or of the host changes, until `stop`. What was not written is a blocker, and
 /// is written again as a whole, `retry` later.
 pub(super) async fn run(
-    dir: StateDir,
-    mut membership: MembershipFile,
+    membership: Arc<CurrentMembership>,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     mut description: watch::Receiver<Option<NodeDescription>>,
     blockers: Blockers,
@@ -78,19 +79,17 @@ pub(super) async fn run(
             changed = view.changed() => if changed.is_err() { return },
             changed = description.changed() => if changed.is_err() { return },
         }
-        let next = next(&membership, view.borrow_and_update().as_deref(), description.borrow_and_update().as_ref());
-        if next == membership {
+        let (view, description) = (view.borrow_and_update().clone(), description.borrow_and_update().clone());
+        let (before, membership) = (membership.get(), membership.clone());
+        if next(&before, view.as_deref(), description.as_ref()) == before {
             continue;
         }
-        let (dir, file) = (dir.clone(), next.clone());
+        let write = move || membership.change(|now| next(now, view.as_deref(), description.as_ref()));
         // Not cancelled: the file must not be written after the node has left.
-        let stored = tokio::task::spawn_blocking(move || file.store(&dir)).await.map_err(anyhow::Error::from).flatten();
+        let stored = tokio::task::spawn_blocking(write).await.map_err(anyhow::Error::from).flatten();
         failed = stored.is_err();
         match stored {
-            Ok(()) => {
-                membership = next;
-                blockers.clear(NAME);
-            }
+            Ok(()) => blockers.clear(NAME),
             Err(error) => {
                 let reason = format!("{error:#}; without it and without a ledger a restart does not find the managers");
                 tracing::error!(reason, "the managers' addresses were not written");

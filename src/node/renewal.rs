@@ -4,6 +4,7 @@
 use super::certificate_authority::CertificateIssuer;
 use crate::backoff::Backoff;
 use crate::clock::{Clock, reached};
+use crate::model::Role;
 use crate::protocol::{RenewalRequest, RenewedCertificate};
 use crate::rpc::{RenewalConfig, request_certificate};
 use crate::store::StoreHandle;
@@ -64,6 +65,8 @@ pub(super) struct RenewalState {
 pub(super) struct Renewal<S> {
     pub clock: Arc<dyn Clock>,
     pub identity: watch::Sender<Arc<Identity>>,
+    /// The role that the certificate is to have: one with another role is replaced at once.
+    pub role: watch::Receiver<Role>,
     pub source: S,
     pub files: CertificateFiles,
     pub state: watch::Sender<RenewalState>,
@@ -80,7 +83,11 @@ impl<S: CertificateSource> Renewal<S> {
             self.identity.send_replace(Arc::new(renewed));
             // No certificate is due before half of its life. By a clock that is ahead of the managers' it may look due, or
             // even over, as soon as it is issued.
-            let _ = stop.run_until_cancelled(self.clock.sleep(life / 4)).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.clock.sleep(life / 4) => {}
+                () = self.role_differs() => {}
+            }
         }
     }
 
@@ -88,7 +95,11 @@ impl<S: CertificateSource> Renewal<S> {
     async fn next(&self, rng: &mut StdRng, stop: &CancellationToken) -> Option<Identity> {
         let current = self.identity.borrow().clone();
         let due = current.validity().renewal_time(rng);
-        stop.run_until_cancelled(reached(self.clock.as_ref(), due)).await?;
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = reached(self.clock.as_ref(), due) => {}
+            () = self.role_differs() => {}
+        }
         let mut failures = 0_u32;
         loop {
             let error = match stop.run_until_cancelled(self.request(&current)).await? {
@@ -111,6 +122,14 @@ impl<S: CertificateSource> Renewal<S> {
         }
     }
 
+    /// Waits until the certificate has not the role that it is to have.
+    async fn role_differs(&self) {
+        let has = self.identity.borrow().role();
+        if self.role.clone().wait_for(|role| *role != has).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// A certificate for a new key: serial numbers and keys are never used twice.
     async fn request(&self, current: &Identity) -> anyhow::Result<Identity> {
         let key = NodeKey::generate()?;
@@ -121,6 +140,12 @@ impl<S: CertificateSource> Renewal<S> {
         anyhow::ensure!(
             same && renewed.ca_certificate() == current.ca_certificate(),
             "the certificate that was issued is not this node's, or not of this cluster's CA"
+        );
+        let role = *self.role.borrow();
+        anyhow::ensure!(
+            renewed.role() == role || current.role() == role,
+            "the manager that was asked does not know yet that this node is a {}",
+            role.as_str()
         );
         Ok(renewed)
     }

@@ -6,7 +6,7 @@ use super::environment::Environment;
 use super::inherited_socket;
 use super::lifecycle::{Lifecycle, MembershipState};
 use super::links::{CurrentLinks, CurrentSandboxes};
-use super::manager_part::PreparedManager;
+use super::manager_part::{OpenLog, PreparedManager};
 use super::manager_role;
 use super::member::Member;
 use super::membership_writer::view_of_managers;
@@ -218,7 +218,10 @@ async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
 
 /// The manager's log and listener; `None` if they cannot be opened, which is tried again once the node runs.
 async fn prepare_manager(env: &Environment, membership: &MembershipFile) -> Option<PreparedManager> {
-    let prepared = PreparedManager::open(env, membership).await;
+    let prepared = match membership.raft_id {
+        Some(raft_id) => PreparedManager::open(env, raft_id, membership.listen, OpenLog::Existing).await,
+        None => Err(anyhow::anyhow!("this node is a manager and has no raft id")),
+    };
     if let Err(error) = &prepared {
         let error = format!("{error:#}");
         tracing::warn!(error, "the node starts without its manager part");

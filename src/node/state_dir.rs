@@ -193,6 +193,12 @@ impl MembershipFile {
         }
     }
 
+    /// In another role.
+    pub(super) fn with_role(mut self, role: Role, raft_id: Option<u64>) -> Self {
+        (self.role, self.raft_id) = (role, raft_id);
+        self
+    }
+
     /// With other addresses of the same interfaces.
     pub(super) fn with_addresses(mut self, addresses: &ListenAddresses) -> Self {
         (self.listen, self.advertise) = (addresses.listen, addresses.advertise);

@@ -50,6 +50,9 @@ pub struct JoinReply {
     pub data_path_port: u16,
     /// Key of the manager that answers: the join is done once UDP is proved to pass between the two.
     pub manager_key: WgKey,
+    /// The node's id in the raft group, on managers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raft_id: Option<u64>,
     /// The view of this moment: the peers that the tunnel is brought up with.
     pub view: NodeView,
 }

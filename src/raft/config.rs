@@ -86,6 +86,10 @@ pub struct RaftStatus {
     pub voters: Vec<u64>,
     /// Raft ids of the learners, sorted.
     pub learners: Vec<u64>,
+    /// Learners that may become voters, sorted; known to the leader only.
+    pub caught_up: Vec<u64>,
+    /// More than half of the voters, this one included, were heard a moment ago: without a leader one is about to be elected.
+    pub hears_majority: bool,
     /// Why this manager cannot write now, for users; `None` if it can.
     pub problem: Option<String>,
 }

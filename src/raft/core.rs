@@ -18,6 +18,8 @@ const MAX_ENTRY: usize = 8 << 20;
 const MESSAGE_SIZE: u64 = 1 << 20;
 /// Proposals are refused while entries of this size wait to be committed, in bytes.
 const MAX_UNCOMMITTED: u64 = 64 << 20;
+/// Entries that a learner may lack when it becomes a voter: it gets them with the next message.
+const LEARNER_LAG: u64 = 64;
 /// A snapshot that a follower has not acknowledged after this many longest election timeouts counts as lost.
 const SNAPSHOT_TIMEOUTS: usize = 4;
 
@@ -43,6 +45,8 @@ pub enum Event {
     Propose { ticket: u64, data: Vec<u8> },
     /// A change of membership to be written, with a ticket as for `Propose`.
     Change { ticket: u64, change: MembershipChange },
+    /// Leadership is to pass to the voter with the longest log; nothing happens on a manager that does not lead.
+    TransferLeadership,
     /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
     Snapshot { index: u64, bytes: Vec<u8> },
 }
@@ -89,6 +93,8 @@ pub struct Core {
     requested_snapshot: Option<(u64, u64, ConfState)>,
     /// Ticks since a snapshot was sent, by follower.
     snapshots_sent: BTreeMap<u64, usize>,
+    /// Ticks since the last message, by manager.
+    silence: BTreeMap<u64, usize>,
 }
 
 impl Core {
@@ -131,6 +137,7 @@ impl Core {
             applied,
             requested_snapshot: None,
             snapshots_sent: BTreeMap::new(),
+            silence: BTreeMap::new(),
         };
         core.draw_timeout();
         core.drain(&mut effects)?;
@@ -154,11 +161,13 @@ impl Core {
             match event {
                 Event::Tick => {
                     self.raw.tick();
+                    self.silence.values_mut().for_each(|ticks| *ticks += 1);
                     self.report_lost_snapshots();
                 }
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
+                Event::TransferLeadership => self.transfer_leadership(),
                 Event::Snapshot { index, bytes } => {
                     // The commit index that becomes durable with the snapshot must be in the log already.
                     self.drain(&mut effects)?;
@@ -189,7 +198,43 @@ impl Core {
             applied: self.applied,
             voters: sorted(self.members.get_voters()),
             learners: sorted(self.members.get_learners()),
+            caught_up: self.caught_up(),
+            hears_majority: self.hears_majority(),
             problem: None,
+        }
+    }
+
+    /// Learners that have all that is committed, on the leader.
+    fn caught_up(&self) -> Vec<u64> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let has_all = |id: &u64| {
+            let progress = raft.prs().get(*id);
+            progress.is_some_and(|p| p.state == ProgressState::Replicate && p.matched + LEARNER_LAG >= raft.raft_log.committed)
+        };
+        let mut ids: Vec<u64> = self.members.get_learners().iter().copied().filter(has_all).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Whether enough voters were heard within the longest election timeout that an election can succeed.
+    fn hears_majority(&self) -> bool {
+        let voters = self.members.get_voters();
+        let heard = |id: &&u64| **id == self.id || self.silence.get(id).is_some_and(|ticks| *ticks <= self.election_ticks.1);
+        voters.iter().filter(heard).count() > voters.len() / 2
+    }
+
+    fn transfer_leadership(&mut self) {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return;
+        }
+        let others = self.members.get_voters().iter().filter(|id| **id != self.id);
+        let matched = |id: &u64| raft.prs().get(*id).map_or(0, |progress| progress.matched);
+        if let Some(next) = others.copied().max_by_key(|id| (matched(id), *id)) {
+            self.raw.transfer_leader(next);
         }
     }
 
@@ -226,6 +271,7 @@ impl Core {
             }
         }
         let from = message.from;
+        self.silence.insert(from, 0);
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(from, %error, "a raft message is ignored");
         }

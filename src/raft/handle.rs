@@ -48,6 +48,17 @@ impl<O: Send + 'static> Raft<O> {
         let _ = self.requests.try_send(RaftRequest::Message(message));
     }
 
+    /// Asks raft to pass leadership on. Returns once another manager leads, or after `limit`; at once on a manager that does not
+    /// lead, or is the only voter.
+    pub async fn transfer_leadership(&self, limit: Duration) {
+        let mut status = self.status.clone();
+        let leads_alone = |s: &RaftStatus| s.leader != Some(s.id) || s.voters == [s.id];
+        if leads_alone(&status.borrow()) || self.requests.try_send(RaftRequest::TransferLeadership).is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(limit, status.wait_for(|s| s.leader.is_some_and(|leader| leader != s.id))).await;
+    }
+
     /// Status of raft. The sender is dropped when raft has stopped and closed its file.
     pub fn status(&self) -> watch::Receiver<RaftStatus> {
         self.status.clone()

@@ -11,4 +11,5 @@ pub(super) enum RaftRequest<O> {
     Propose { data: Vec<u8>, responder: Responder<(u64, O)> },
     Change { change: MembershipChange, responder: Responder<u64> },
     Message(Vec<u8>),
+    TransferLeadership,
 }

@@ -195,6 +195,7 @@ impl<S: StateMachine> Shell<S> {
         self.next_ticket += 1;
         match request {
             RaftRequest::Message(bytes) => Event::Message(bytes),
+            RaftRequest::TransferLeadership => Event::TransferLeadership,
             RaftRequest::Propose { data, responder } => {
                 self.waiting.insert(ticket, Waiter::Propose(responder));
                 Event::Propose { ticket, data }
@@ -298,7 +299,7 @@ impl<S: StateMachine> Shell<S> {
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(RaftRequest::Propose { responder, .. }) => Waiter::Propose(responder).refuse(stopped()),
                 Ok(RaftRequest::Change { responder, .. }) => Waiter::<S::Outcome>::Change(responder).refuse(stopped()),
-                Ok(RaftRequest::Message(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(RaftRequest::Message(_) | RaftRequest::TransferLeadership) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
             }
         }

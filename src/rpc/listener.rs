@@ -9,6 +9,7 @@ use super::join::{
 };
 use super::limiter::{self, ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
+use super::managers::{ManagerServer, server as managers};
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
@@ -45,6 +46,7 @@ struct ConnectionContext {
     join: Arc<dyn JoinAuthority>,
     sessions: Arc<dyn SessionServer>,
     certificates: Arc<dyn CertificateAuthority>,
+    managers: Arc<dyn ManagerServer>,
     clock: Arc<dyn Clock>,
     limits: ServerLimits,
     outer: ConnectionLimiter,
@@ -72,6 +74,7 @@ impl Server {
         join: Arc<dyn JoinAuthority>,
         sessions: Arc<dyn SessionServer>,
         certificates: Arc<dyn CertificateAuthority>,
+        managers: Arc<dyn ManagerServer>,
         limits: ServerLimits,
     ) -> anyhow::Result<Self> {
         let tls = ServerTls::new(identity, clock.clone())?;
@@ -84,6 +87,7 @@ impl Server {
             join,
             sessions,
             certificates,
+            managers,
             clock,
             limits,
             outer,
@@ -168,10 +172,12 @@ async fn connection(
             drop(permit);
             outcome
         }
+        (Some(tls::MANAGER), ListenerKind::Mesh) => serve_manager(context, &tls.identity, stream, from, permit, &shutdown).await,
         (Some(tls::JOIN), ListenerKind::Mesh) => {
             join::refuse(stream, "this address is for members; join at the manager's outer address").await;
             Err(anyhow::anyhow!("a join at the mesh address"))
         }
+        (Some(tls::MANAGER), ListenerKind::Outer) => Err(anyhow::anyhow!("a manager's connection from outside the mesh")),
         (Some(tls::SESSION), ListenerKind::Outer) => {
             session::refuse(stream, "sessions go through the tunnel; this address is for joins only").await;
             Err(anyhow::anyhow!("a session from outside the mesh"))
@@ -240,6 +246,27 @@ async fn serve_session(
         clock::reached(context.clock.as_ref(), ends).await;
     });
     serving.await.with_context(|| format!("session of node {node} from {from}"))
+}
+
+/// Serves another manager.
+async fn serve_manager(
+    context: &ConnectionContext,
+    identity: &Identity,
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    permit: Permit,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (name, validity) = client(&stream, identity)?.context("a manager's connection without a certificate")?;
+    let node = &name.node_id;
+    anyhow::ensure!(context.managers.is_manager(node), "node {node} is not a manager");
+    anyhow::ensure!(context.sessions.is_at(node, from.ip()), "a connection of manager {node} from another node's address");
+    drop(permit); // authenticated: no longer counted
+    let serving = managers::serve(stream, node, &context.managers, shutdown, async {
+        let ends = validity.end().min(identity.validity().end());
+        clock::reached(context.clock.as_ref(), ends).await;
+    });
+    serving.await.with_context(|| format!("connection of manager {node} from {from}"))
 }
 
 /// Serves the renewal of the certificate that the client has shown.

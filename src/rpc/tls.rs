@@ -31,6 +31,8 @@ pub const JOIN: &[u8] = b"skep-join/1";
 pub const SESSION: &[u8] = b"skep-session/1";
 /// ALPN of a renewal.
 pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
+/// ALPN of a connection between managers.
+pub const MANAGER: &[u8] = b"skep-manager/1";
 /// The server name that clients send. It is not checked: a server proves itself by its CA, its role and its node id.
 const SERVER_NAME: &str = "swarm-manager";
 
@@ -126,7 +128,7 @@ impl ServerTls {
 /// The server's side: a client certificate is checked if the client has one; joiners have none.
 fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
     let verifier = client_verifier(identity)?.allow_unauthenticated().build()?;
-    server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec()])
+    server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec(), MANAGER.to_vec()])
 }
 
 /// The server's side of renewals: every client has a certificate, which may have expired.
@@ -172,6 +174,11 @@ pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option
 /// As [`session_config`], for a renewal.
 pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
     member_config(identity, clock, dialed, CERTIFICATE)
+}
+
+/// As [`session_config`], for a connection between managers.
+pub fn manager_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: NodeId) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, Some(dialed), MANAGER)
 }
 
 fn member_config(

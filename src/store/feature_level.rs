@@ -33,6 +33,17 @@ impl Store {
     }
 }
 
+/// First level of clusters with several managers.
+const SEVERAL_MANAGERS: u32 = 2;
+
+impl Store {
+    /// Whether the cluster may have more than one manager: those of earlier builds do not read each other's entries.
+    #[must_use]
+    pub fn may_have_several_managers(&self) -> bool {
+        self.feature_level() >= SEVERAL_MANAGERS
+    }
+}
+
 /// First level at which a transaction has more than its time and its writes of whole objects.
 const CONDITIONS: u32 = 2;
 

@@ -5,8 +5,8 @@ use super::applied::Applied;
 use super::field_update::FieldUpdate;
 use super::index::{Indexed, StoreIndexes};
 use super::object_change::ObjectChange;
-use crate::model::PublishMode;
 use crate::model::{Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
+use crate::model::{FormatRange, PublishMode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -97,6 +97,11 @@ pub enum StoreError {
     /// A manager of an older build could not read it.
     #[error("a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first")]
     NeedsLevel { kind: Kind, needed: u32, level: u32 },
+    /// A node that is to be a manager could not read the log.
+    #[error(
+        "the node's skep reads feature levels {levels}, the managers of this swarm write level {level}: upgrade skep there first"
+    )]
+    UnreadableLevel { levels: FormatRange, level: u32 },
     /// Another object needs it.
     #[error("{kind} {id} is in use by {by} {by_id}")]
     InUse { kind: Kind, id: String, by: Kind, by_id: String },

@@ -2,6 +2,7 @@
 
 mod disk;
 pub mod fixture;
+mod managers;
 mod replica;
 mod running;
 mod simulation;

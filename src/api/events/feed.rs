@@ -64,7 +64,7 @@ impl EventFeed {
                 let first = if begins { Arc::default() } else { handle.read() };
                 tokio::select! {
                     () = shutdown.cancelled() => return,
-                    () = self.follow_store(&*control, &handle, first, &*clock) => {}
+                    () = self.follow_store(&*control, &handle, first, begins, &*clock) => {}
                 }
             }
             tokio::select! {
@@ -75,12 +75,22 @@ impl EventFeed {
         }
     }
 
-    /// Publishes what changes, from the state `before` on, until the node has this store no more.
-    async fn follow_store(&self, control: &dyn NodeControl, handle: &StoreHandle, mut before: Arc<Store>, clock: &dyn Clock) {
+    /// Publishes what changes, from the state `before` on, until the node has this store no more. Unless the swarm begins, what
+    /// fills an empty store is old: a further manager gets it from the leader.
+    async fn follow_store(
+        &self,
+        control: &dyn NodeControl,
+        handle: &StoreHandle,
+        mut before: Arc<Store>,
+        begins: bool,
+        clock: &dyn Clock,
+    ) {
         let mut watch = handle.watch();
         loop {
             let after = watch.borrow_and_update().clone();
-            self.publish(changes(&before, &after, clock.now()));
+            if begins || before.cluster().is_some() {
+                self.publish(changes(&before, &after, clock.now()));
+            }
             before = after;
             tokio::select! {
                 changed = watch.changed() => if changed.is_err() { return },

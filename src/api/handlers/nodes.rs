@@ -88,7 +88,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         if node.meta.version != version {
             return Err(ApiError::out_of_sequence());
         }
-        return Err(role_change_refusal(role, store.nodes().filter(|n| n.spec.role == Role::Manager).count()));
+        check_role_change(&store, node, role)?;
     }
     let spec = NodeSpec {
         name: text("Name").to_owned(),
@@ -101,14 +101,28 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     empty()
 }
 
-/// Roles are fixed at the join: promotion and demotion, and further managers, do not exist yet.
-fn role_change_refusal(to: Role, managers: usize) -> ApiError {
-    match to {
-        Role::Worker if managers == 1 => {
-            ApiError::rpc(GrpcCode::FailedPrecondition, "attempting to demote the last manager of the swarm")
-        }
-        Role::Worker => ApiError::not_implemented("demoting a manager is not implemented in skep yet: the node keeps its role"),
-        Role::Manager => ApiError::not_implemented(format!("{ONE_MANAGER} (the node keeps its role)")),
+/// Whether the node may get the role: more than half of the managers that remain must be up.
+fn check_role_change(store: &Store, node: &Node, to: Role) -> Result<()> {
+    if to == Role::Manager {
+        let (levels, level) = (node.description.feature_levels(), store.feature_level());
+        return if !store.may_have_several_managers() {
+            Err(ApiError::not_implemented(ONE_MANAGER))
+        } else if levels.contains(level) {
+            Ok(())
+        } else {
+            Err(ProposeError::Refused(StoreError::UnreadableLevel { levels, level }).into())
+        };
+    }
+    let others = || store.nodes().filter(|n| n.spec.role == Role::Manager && n.id != node.id);
+    let members = others().filter(|n| n.manager.is_some()).count();
+    let up = others().filter(|n| n.manager.is_some() && n.status.state == NodeState::Ready).count();
+    if others().next().is_none() {
+        Err(ApiError::rpc(GrpcCode::FailedPrecondition, "attempting to demote the last manager of the swarm"))
+    } else if node.manager.is_some() && up < members / 2 + 1 {
+        let quorum = "can't remove member from the raft: this would result in a loss of quorum";
+        Err(ApiError::rpc(GrpcCode::FailedPrecondition, quorum))
+    } else {
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
-use crate::model::Role;
+use crate::model::{NodeState, Role};
 use crate::store::{Action, FieldUpdate, Store};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -133,18 +133,22 @@ async fn until_outside(control: &dyn NodeControl) {
     }
 }
 
+const FORCE_NEW_CLUSTER: &str = "The only way to restore a swarm that has lost consensus is to reinitialize it with \
+                                 `--force-new-cluster`. Use `--force` to suppress this message.";
+
 /// What the swarm loses if this manager leaves.
 fn consequence(store: Option<&Store>) -> String {
-    let managers = store.map_or(0, |s| s.nodes().filter(|n| n.manager.is_some()).count());
-    match managers {
-        0 | 1 => "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ".to_owned(),
-        2 => "Removing this node leaves 1 managers out of 2. Without a Raft quorum your swarm will be inaccessible. The only way to \
-              restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress \
-              this message."
-            .to_owned(),
-        _ => "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` \
-              to suppress this message."
-            .to_owned(),
+    let managers = || store.into_iter().flat_map(Store::nodes).filter(|n| n.manager.is_some());
+    let (all, up) = (managers().count(), managers().filter(|n| n.status.state == NodeState::Ready).count());
+    let left = up.saturating_sub(1);
+    if all <= 1 {
+        "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ".to_owned()
+    } else if left < all / 2 + 1 {
+        format!(
+            "Removing this node leaves {left} managers out of {all}. Without a Raft quorum your swarm will be inaccessible. {FORCE_NEW_CLUSTER}"
+        )
+    } else {
+        FORCE_NEW_CLUSTER.to_owned()
     }
 }
 
@@ -221,4 +225,41 @@ fn refuse_unsupported(posted: &Value, schema: &'static Struct) -> Result<()> {
 
 fn text(posted: &Value, key: &str) -> String {
     posted[key].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
+    use crate::model::{Meta, Node, NodeSpec, Timestamp, fixture};
+    use crate::store::Transaction;
+
+    #[test]
+    fn a_leave_names_what_is_left_of_the_managers() {
+        let text = |all: u8, up: u8| {
+            let nodes = (1..=all).map(|number| {
+                let peer = fixture::peer(number);
+                let state = if number <= up { NodeState::Ready } else { NodeState::Down };
+                let addr = "192.168.7.1:2377".parse().unwrap();
+                Action::create(Node {
+                    id: peer.node_id,
+                    meta: Meta::default(),
+                    spec: NodeSpec { role: Role::Manager, ..NodeSpec::default() },
+                    description: NodeDescription::default(),
+                    status: NodeStatus { state, ..NodeStatus::default() },
+                    mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+                    manager: Some(ManagerStatus { raft_id: number.into(), addr }),
+                })
+            });
+            let mut store = Store::default();
+            store.apply(1, &Transaction::new(Timestamp(1), nodes.collect())).unwrap();
+            consequence(Some(&store))
+        };
+        assert_eq!(text(3, 3), FORCE_NEW_CLUSTER);
+        for (all, up, left) in [(3, 2, 1), (2, 2, 1), (2, 1, 0), (5, 3, 2)] {
+            let begin = format!("Removing this node leaves {left} managers out of {all}. Without a Raft quorum");
+            assert!(text(all, up).starts_with(&begin), "{}", text(all, up));
+        }
+        assert!(text(1, 1).starts_with("Removing the last manager erases all current state"));
+    }
 }

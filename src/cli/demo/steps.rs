@@ -27,7 +27,9 @@ pub(super) async fn all(cluster: &mut DemoCluster, root: &EngineRoot, report: &m
     resolve_names(cluster, report).await?;
     count_packets(cluster, report).await?;
     disconnect_node(cluster, report).await?;
-    reconnect_node(cluster, report).await
+    reconnect_node(cluster, report).await?;
+    replace_leader(cluster, report).await?;
+    conclude(cluster, report).await
 }
 
 async fn start_engines(cluster: &mut DemoCluster, root: &EngineRoot, report: &mut DemoReport) -> anyhow::Result<()> {
@@ -63,12 +65,12 @@ async fn start_daemons(cluster: &mut DemoCluster, report: &mut DemoReport) -> an
 }
 
 async fn form_swarm(cluster: &mut DemoCluster, report: &mut DemoReport) -> anyhow::Result<()> {
-    report.begin("a swarm: one manager, two workers that join by token");
+    report.begin("a swarm: three managers, two of which join by token");
     let manager = &cluster.nodes[0];
     let address = manager.address().to_string();
     post(manager, "/swarm/init", &json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": address, "Spec": {} })).await?;
     let swarm = get(manager, "/swarm").await?;
-    let token = swarm["JoinTokens"]["Worker"].as_str().context("no worker token")?;
+    let token = swarm["JoinTokens"]["Manager"].as_str().context("no manager token")?;
     let joins = cluster.nodes[1..].iter().map(|node| {
         let body = json!({
             "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": node.address().to_string(), "RemoteAddrs": [format!("{address}:2377")], "JoinToken": token,
@@ -76,10 +78,11 @@ async fn form_swarm(cluster: &mut DemoCluster, report: &mut DemoReport) -> anyho
         async move { post(node, "/swarm/join", &body).await }
     });
     futures_util::future::try_join_all(joins).await?;
-    wait("three ready nodes", Duration::from_secs(15), report, async || {
+    wait("three ready managers", Duration::from_secs(15), report, async || {
         let nodes = get(manager, "/nodes").await?;
-        let ready = nodes.as_array().into_iter().flatten().filter(|n| n["Status"]["State"] == "ready").count();
-        anyhow::ensure!(ready == 3, "{ready} of 3 nodes are ready");
+        let is_ready = |n: &&serde_json::Value| n["Status"]["State"] == "ready" && !n["ManagerStatus"].is_null();
+        let ready = nodes.as_array().into_iter().flatten().filter(is_ready).count();
+        anyhow::ensure!(ready == 3, "{ready} of 3 managers are ready");
         Ok(())
     })
     .await?;
@@ -302,6 +305,38 @@ async fn reconnect_node(cluster: &mut DemoCluster, report: &mut DemoReport) -> a
     })
     .await?;
     report.done("ready".to_owned());
+    Ok(())
+}
+
+/// Kills the daemon of the manager that leads and writes through another one at once.
+async fn replace_leader(cluster: &mut DemoCluster, report: &mut DemoReport) -> anyhow::Result<()> {
+    report.begin("the leader's daemon killed, a write through another manager");
+    let nodes = get(&cluster.nodes[0], "/nodes").await?;
+    let leader = nodes.as_array().into_iter().flatten().find(|n| n["ManagerStatus"]["Leader"] == true).context("no leader")?;
+    let name = leader["Description"]["Hostname"].as_str().unwrap_or_default().to_owned();
+    let at = cluster.nodes.iter().position(|node| node.name() == name).context("the leader is no host of the demo")?;
+    let other = (at + 1) % cluster.nodes.len();
+    cluster.nodes[at].stop_daemon(true).await?;
+    let start = Instant::now();
+    // The request waits for the election.
+    let network = json!({ "Name": "after-failover", "Driver": "overlay", "CheckDuplicate": true });
+    post(&cluster.nodes[other], "/networks/create", &network).await?;
+    let written = start.elapsed().as_secs_f64();
+    cluster.nodes[at].start_daemon(&cluster::program()?, &[]).await?;
+    wait("the killed manager to be ready again", Duration::from_secs(20), report, async || {
+        let node = node_named(&cluster.nodes[other], &name).await?;
+        anyhow::ensure!(node["Status"]["State"] == "ready", "its state is {}", node["Status"]["State"]);
+        Ok(())
+    })
+    .await?;
+    served_by_all(&cluster.client, &cluster.nodes[at], report).await?;
+    report.measured("failover_seconds", written);
+    report.done(format!("{name} led; written after {written:.1} s by another leader, and {name} is back"));
+    Ok(())
+}
+
+async fn conclude(cluster: &mut DemoCluster, report: &mut DemoReport) -> anyhow::Result<()> {
+    let manager = &cluster.nodes[0];
     let admin = crate::http::UnixClient::new(manager.run_dir().join("admin.sock"));
     let status: crate::status::Status = admin.get("/status").await?.json()?;
     let mut text = crate::cli::status::render(&status);

@@ -82,6 +82,7 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
         node_id: node.id.clone(),
         hostname: node.description.hostname.clone(),
         manager: node.manager.is_some(),
+        raft_id: node.manager.as_ref().map(|m| m.raft_id),
         key: node.mesh.key,
         subnet: node.mesh.subnet,
         ingress_addr: node.mesh.ingress_addr,

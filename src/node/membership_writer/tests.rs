@@ -2,7 +2,7 @@ use super::*;
 use crate::model::Role;
 use crate::model::fixture;
 use crate::node::address::ListenAddresses;
-use crate::node::state_dir::NodeAssignment;
+use crate::node::state_dir::{NodeAssignment, StateDir};
 use std::net::Ipv4Addr;
 
 fn membership() -> MembershipFile {
@@ -69,8 +69,7 @@ async fn what_was_not_written_is_a_blocker_and_is_not_taken_for_written() {
     let (description, descriptions) = watch::channel(None);
     let (blockers, stop) = (Blockers::default(), CancellationToken::new());
     let writing = tokio::spawn(run(
-        dir.clone(),
-        membership(),
+        Arc::new(CurrentMembership::new(dir.clone(), membership())),
         views,
         descriptions,
         blockers.clone(),

@@ -79,6 +79,8 @@ struct Ca {
     root: RootCa,
     clock: Simulated,
     life: Mutex<Duration>,
+    /// The role that it has for every node.
+    role: Mutex<Role>,
     /// Why it refuses.
     refuses: Mutex<Option<&'static str>>,
     asked: Mutex<Vec<Timestamp>>,
@@ -87,11 +89,18 @@ struct Ca {
 impl Ca {
     fn new(clock: Simulated, life: Duration) -> Arc<Self> {
         let root = RootCa::generate(&mut rand::rng(), clock.now()).unwrap();
-        Arc::new(Self { root, clock, life: Mutex::new(life), refuses: Mutex::default(), asked: Mutex::default() })
+        Arc::new(Self {
+            root,
+            clock,
+            life: Mutex::new(life),
+            role: Mutex::default(),
+            refuses: Mutex::default(),
+            asked: Mutex::default(),
+        })
     }
 
     fn sign(&self, csr: &str, node_id: &NodeId) -> String {
-        let name = NodeName { node_id: node_id.clone(), role: Role::Worker, cluster_id: ClusterId::from("cluster") };
+        let name = NodeName { node_id: node_id.clone(), role: *lock(&self.role), cluster_id: ClusterId::from("cluster") };
         issue(&self.root, csr, &name, self.clock.now(), *lock(&self.life), &mut rand::rng()).unwrap()
     }
 
@@ -117,6 +126,7 @@ impl CertificateSource for Arc<Ca> {
 /// A node with a running loop.
 struct Node {
     identity: watch::Receiver<Arc<Identity>>,
+    role: watch::Sender<Role>,
     state: watch::Receiver<RenewalState>,
     files: CertificateFiles,
     clock: Simulated,
@@ -140,10 +150,11 @@ impl Node {
         files.store(&identity.borrow()).unwrap();
         let (state_sender, state) = watch::channel(RenewalState::default());
         let (source, stop) = (ca.clone(), CancellationToken::new());
+        let (role_sender, role) = watch::channel(identity.borrow().role());
         let renewal =
-            Renewal { clock: Arc::new(clock.clone()), identity: sender, source, files: files.clone(), state: state_sender };
+            Renewal { clock: Arc::new(clock.clone()), identity: sender, role, source, files: files.clone(), state: state_sender };
         tokio::spawn(renewal.run(stop.clone()));
-        Self { identity, state, files, clock, stop, _dir: TempDir(dir) }
+        Self { identity, role: role_sender, state, files, clock, stop, _dir: TempDir(dir) }
     }
 
     fn is_valid_for(&self, clock: &Simulated) -> bool {
@@ -234,4 +245,24 @@ async fn a_changed_expiry_is_the_life_of_the_next_certificate() {
     assert_eq!(node.identity.borrow().validity().life(), 60 * MINUTE, "the certificate in use stays");
     time.pass(50 * MINUTE, 1, || {}).await;
     assert_eq!(node.identity.borrow().validity().life(), 240 * MINUTE);
+}
+
+#[tokio::test]
+async fn a_node_whose_role_changes_gets_another_certificate_at_once() {
+    let time = Arc::new(Simulation::default());
+    let clock = Simulated(time.clone(), 0);
+    let ca = Ca::new(clock.clone(), 60 * MINUTE);
+    let node = Node::start("role", &ca, clock);
+    // The view is ahead of the manager that is asked.
+    node.role.send_replace(Role::Manager);
+    time.pass(SECOND, 1, || {}).await;
+    assert_eq!(node.identity.borrow().role(), Role::Worker);
+    assert!(node.state.borrow().error.as_ref().is_some_and(|why| why.contains("does not know yet")), "{:?}", node.state.borrow());
+    *lock(&ca.role) = Role::Manager;
+    time.pass(6 * SECOND, 1, || {}).await;
+    assert_eq!(node.identity.borrow().role(), Role::Manager);
+    // And back, although that certificate is new.
+    (*lock(&ca.role), _) = (Role::Worker, node.role.send_replace(Role::Worker));
+    time.pass(6 * SECOND, 1, || {}).await;
+    assert_eq!(node.identity.borrow().role(), Role::Worker);
 }

@@ -2,9 +2,9 @@
 //! of a swarm with two services and a network. They are read, and the swarm goes on from them. `node.json` and
 //! `endpoints.json` have their tests beside their types.
 
-use super::super::raft::fixture::{NoTransport, TempDir};
+use super::super::raft::fixture::{NoForward, NoTransport, TempDir};
 use skep::agent::ledger::Ledger;
-use skep::manager::replica::Replica;
+use skep::manager::replica::{Replica, StartedReplica};
 use skep::model::node::NodeDescription;
 use skep::model::{NodeView, TaskState, Timestamp};
 use skep::raft::{Disk, RaftConfig};
@@ -49,7 +49,9 @@ async fn the_log_and_the_snapshot_of_a_manager_are_read_and_go_on() {
     for _ in 0..2 {
         let shutdown = CancellationToken::new();
         let config = RaftConfig::new(&folder.0, 1, 7);
-        let (store, raft) = Replica::start(config, false, Arc::new(NoTransport), shutdown.clone()).await.expect("starts");
+        let (transport, forward) = (Arc::new(NoTransport), Arc::new(NoForward));
+        let StartedReplica { store, raft, .. } =
+            Replica::start(config, false, transport, forward, shutdown.clone()).await.expect("starts");
         let state = store.read();
         check(&state);
         assert!(state.index() > index);

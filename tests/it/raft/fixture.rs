@@ -1,6 +1,7 @@
 //! What the tests of raft have in common: a folder, a state machine that records its calls, and a running manager.
 
 use anyhow::Context as _;
+use skep::manager::Forward;
 use skep::raft::{Raft, RaftConfig, RaftError, StateMachine, Transport, start};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -92,6 +93,16 @@ impl Transport for NoTransport {
 
 pub fn config(dir: &Path) -> RaftConfig {
     RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(dir, 1, 7) }
+}
+
+/// No other manager.
+pub struct NoForward;
+
+#[async_trait::async_trait]
+impl Forward for NoForward {
+    async fn forward(&self, leader: u64, _document: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+        anyhow::bail!("there is no manager {leader}")
+    }
 }
 
 pub struct RunningManager {

@@ -1,8 +1,9 @@
 //! The store as raft's state machine, as a manager runs it.
 
 use super::super::api::recorded_store;
-use super::fixture::{NoTransport, TempDir, config};
-use skep::manager::replica::{ApplyOutcome, Replica};
+use super::fixture::{NoForward, NoTransport, TempDir, config};
+use skep::manager::ApplyOutcome;
+use skep::manager::replica::Replica;
 use skep::model::network::{Network, NetworkSpec};
 use skep::model::{Cluster, Meta, NetworkId, Role, Timestamp};
 use skep::raft::{Raft, RaftConfig, RaftError};
@@ -14,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 async fn start(dir: &Path) -> anyhow::Result<(StoreHandle, Raft<ApplyOutcome>, CancellationToken)> {
     let shutdown = CancellationToken::new();
     let config = RaftConfig { snapshot_every: 10, keep_entries: 3, ..config(dir) };
-    let (store, raft) = Replica::start(config, true, Arc::new(NoTransport), shutdown.clone()).await?;
-    Ok((store, raft, shutdown))
+    let started = Replica::start(config, true, Arc::new(NoTransport), Arc::new(NoForward), shutdown.clone()).await?;
+    Ok((started.store, started.raft, shutdown))
 }
 
 async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {

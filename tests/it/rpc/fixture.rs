@@ -16,7 +16,7 @@ use skep::protocol::{
 };
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
-    Server, ServerLimits, SessionServer,
+    ManagerServer, Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
@@ -157,6 +157,7 @@ impl JoinAuthority for Authority {
             subnet: mesh.node(2),
             ingress_addr: Ipv4Addr::new(10, 0, 0, 3),
             data_path_port: 2377,
+            raft_id: None,
             manager_key: WgKey([1; 32]),
             view: view(mesh, 7),
         };
@@ -345,6 +346,7 @@ pub struct Manager {
     pub journal: Journal,
     pub dispatcher: Arc<Dispatcher>,
     pub renewals: Arc<Renewals>,
+    pub managers: Arc<OtherManagers>,
     pub shutdown: CancellationToken,
     pub served: Option<tokio::task::JoinHandle<()>>,
 }
@@ -391,9 +393,17 @@ impl Setup {
             change_reply: self.change_reply,
         };
         let (identity, identities) = watch::channel(Arc::new(self.identity));
-        let server =
-            Server::new(identities, self.clock, Arc::new(authority), dispatcher.clone(), renewals.clone(), self.limits).unwrap();
-        let server = Arc::new(server);
+        let managers = Arc::new(OtherManagers::default());
+        let server = Server::new(
+            identities,
+            self.clock,
+            Arc::new(authority),
+            dispatcher.clone(),
+            renewals.clone(),
+            managers.clone(),
+            self.limits,
+        );
+        let server = Arc::new(server.unwrap());
         let listen = |address| TcpListener::from_std(HereSockets.listen(address).unwrap()).unwrap();
         let listener = listen(self.address);
         let address = listener.local_addr().unwrap();
@@ -404,7 +414,28 @@ impl Setup {
         let (token, second, other_token) = (shutdown.clone(), server.clone(), shutdown.clone());
         let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
         tokio::spawn(async move { second.serve(other, other_kind, other_token).await });
-        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, shutdown, served }
+        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, managers, shutdown, served }
+    }
+}
+
+/// What other managers have sent.
+#[derive(Default)]
+pub struct OtherManagers {
+    /// Nodes that are managers.
+    pub known: Mutex<Vec<NodeId>>,
+    pub messages: Mutex<Vec<Vec<u8>>>,
+}
+
+#[async_trait]
+impl ManagerServer for OtherManagers {
+    fn is_manager(&self, node: &NodeId) -> bool {
+        self.known.lock().unwrap().contains(node)
+    }
+    fn raft(&self, message: Vec<u8>) {
+        self.messages.lock().unwrap().push(message);
+    }
+    async fn propose(&self, document: Vec<u8>) -> Vec<u8> {
+        document.into_iter().rev().collect()
     }
 }
 

@@ -143,8 +143,13 @@ pub async fn ask(from: &Host, to: SocketAddr) -> anyhow::Result<String> {
 
 impl Swarm {
     pub async fn ready(&self, count: usize) {
+        self.ready_on(0, count).await;
+    }
+
+    /// Waits until a manager sees so many ready nodes.
+    pub async fn ready_on(&self, manager: usize, count: usize) {
         within(15, "ready nodes", || async {
-            let nodes = get(&self.hosts[0], "/nodes").await;
+            let nodes = get(&self.hosts[manager], "/nodes").await;
             let ready = nodes.as_array().into_iter().flatten().filter(|n| n["Status"]["State"] == "ready").count();
             anyhow::ensure!(ready == count, "{ready} of {count} are ready: {nodes:#}");
             Ok(())

@@ -1,0 +1,176 @@
+//! Follows the role that the managers give this node. A promoted node gets a manager's certificate, makes an empty log and starts
+//! the manager's part; a demoted one ends that part, then removes the log: a later promotion has another raft id.
+
+use super::current_membership::CurrentMembership;
+use super::state_dir::StateDir;
+use super::supervisor::Blockers;
+use crate::durable::ignore_missing;
+use crate::model::{NodeId, NodeView, Role};
+use crate::raft::{self, RaftConfig};
+use crate::store::StoreHandle;
+use crate::sync::replace_if_changed;
+use crate::trust::Identity;
+use anyhow::Context as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Name of a change that failed among the blockers.
+const NAME: &str = "role";
+/// Pause after a change that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop follows and sets.
+pub(super) struct RoleFollower {
+    pub me: NodeId,
+    pub dir: StateDir,
+    pub membership: Arc<CurrentMembership>,
+    pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// The role that the certificate is to have.
+    pub certificate: watch::Sender<Role>,
+    /// The role that the manager's part follows.
+    pub role: watch::Sender<Role>,
+    /// The store, while the manager's part runs.
+    pub store: watch::Receiver<Option<StoreHandle>>,
+    pub blockers: Blockers,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Nothing,
+    /// The node's certificate is to be a manager's first.
+    AwaitCertificate,
+    Promote(u64),
+    Demote,
+}
+
+/// Compares this node's raft id with the one that the view has for it.
+fn next_step(view: Option<&NodeView>, me: &NodeId, raft_id: Option<u64>, certificate: Role) -> Step {
+    let Some(peer) = view.and_then(|view| view.cluster.node(me)) else { return Step::Nothing };
+    match (raft_id, peer.manager, peer.raft_id) {
+        (Some(_), false, _) => Step::Demote,
+        // Another manager role than the one that this log is of.
+        (Some(had), true, Some(has)) if had != has => Step::Demote,
+        (None, true, Some(_)) if certificate != Role::Manager => Step::AwaitCertificate,
+        (None, true, Some(id)) => Step::Promote(id),
+        // Managers of an earlier build do not name raft ids.
+        (Some(_) | None, true, _) | (None, false, _) => Step::Nothing,
+    }
+}
+
+impl RoleFollower {
+    /// Runs until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let _ = stop.run_until_cancelled(self.follow()).await;
+        self.blockers.clear(NAME);
+    }
+
+    async fn follow(&mut self) {
+        self.view.mark_changed();
+        let mut failed = false;
+        loop {
+            tokio::select! {
+                changed = self.view.changed() => if changed.is_err() { return },
+                changed = self.identity.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+            let (view, role) = (self.view.borrow_and_update().clone(), self.identity.borrow_and_update().role());
+            let done = self.carry_out(next_step(view.as_deref(), &self.me, self.membership.get().raft_id, role)).await;
+            failed = done.is_err();
+            match done {
+                Ok(()) => self.blockers.clear(NAME),
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    tracing::error!(reason, "this node's role was not changed, it is tried again");
+                    self.blockers.set(NAME, reason);
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, step: Step) -> anyhow::Result<()> {
+        match step {
+            Step::Nothing => Ok(()),
+            Step::AwaitCertificate => {
+                replace_if_changed(&self.certificate, Role::Manager);
+                Ok(())
+            }
+            Step::Promote(raft_id) => {
+                tracing::info!(raft_id, "this node becomes a manager");
+                let (dir, membership) = (self.dir.raft(), self.membership.clone());
+                blocking(move || {
+                    // Of an earlier role of this node, which has ended.
+                    remove_log(&dir)?;
+                    raft::join(&RaftConfig::new(&dir, raft_id, 0))?;
+                    membership.change(|m| m.clone().with_role(Role::Manager, Some(raft_id)))
+                })
+                .await?;
+                self.role.send_replace(Role::Manager);
+                Ok(())
+            }
+            Step::Demote => {
+                tracing::info!("this node becomes a worker");
+                self.role.send_replace(Role::Worker);
+                let _ = self.store.wait_for(Option::is_none).await;
+                let (dir, membership) = (self.dir.raft(), self.membership.clone());
+                blocking(move || {
+                    membership.change(|m| m.clone().with_role(Role::Worker, None))?;
+                    remove_log(&dir)
+                })
+                .await?;
+                replace_if_changed(&self.certificate, Role::Worker);
+                // It may be a manager again already.
+                self.view.mark_changed();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn remove_log(dir: &std::path::Path) -> anyhow::Result<()> {
+    ignore_missing(std::fs::remove_dir_all(dir)).with_context(|| format!("cannot remove {}", dir.display()))
+}
+
+async fn blocking(work: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+
+    fn step(manager: bool, named: Option<u64>, own: Option<u64>, certificate: Role) -> Step {
+        let mut peer = fixture::peer(2);
+        (peer.manager, peer.raft_id) = (manager, named);
+        let me = peer.node_id.clone();
+        let view = fixture::node_view(5, Vec::new(), fixture::cluster_part(vec![fixture::peer(1), peer]));
+        next_step(Some(&view), &me, own, certificate)
+    }
+
+    #[test]
+    fn the_certificate_comes_before_the_part_and_goes_after_it() {
+        use Role::{Manager, Worker};
+        assert_eq!(step(true, Some(7), None, Worker), Step::AwaitCertificate);
+        assert_eq!(step(true, Some(7), None, Manager), Step::Promote(7));
+        assert_eq!(step(true, Some(7), Some(7), Manager), Step::Nothing);
+        assert_eq!(step(false, None, Some(7), Manager), Step::Demote);
+        assert_eq!(step(false, None, None, Manager), Step::Nothing);
+        assert_eq!(step(true, Some(9), Some(7), Manager), Step::Demote, "it was demoted and promoted while it was away");
+    }
+
+    #[test]
+    fn a_view_that_says_nothing_changes_nothing() {
+        assert_eq!(next_step(None, &"node2".into(), Some(7), Role::Manager), Step::Nothing);
+        assert_eq!(step(true, None, Some(1), Role::Manager), Step::Nothing, "an earlier build's view");
+        let view = fixture::node_view(5, Vec::new(), fixture::cluster_part(vec![fixture::peer(1)]));
+        assert_eq!(
+            next_step(Some(&view), &"node2".into(), Some(7), Role::Manager),
+            Step::Nothing,
+            "removed: the session says so"
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! Connections between managers: raft's messages in one direction, and proposals with their answers. Each manager dials every
+//! other one.
+
+pub(super) mod client;
+pub(super) mod server;
+mod wire;
+
+pub use client::{ManagerLink, ManagerLinkConfig};
+pub use server::ManagerServer;
