@@ -19,6 +19,7 @@ mod network_use;
 mod object;
 mod object_change;
 mod resolve;
+mod shared_specs;
 mod table;
 mod transaction;
 

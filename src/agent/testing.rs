@@ -5,7 +5,6 @@ use crate::model::{
     task::{Attachment, ContainerSpec, EarlierFailures, TaskSpec},
     view::{NetworkPart, Networks, Tasks},
 };
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const ME: &str = "node1";
@@ -21,11 +20,12 @@ pub fn task(id: &str) -> Task {
         spec: TaskSpec {
             container_spec: ContainerSpec { image: "web:1".to_owned(), ..Default::default() },
             ..Default::default()
-        },
+        }
+        .into(),
         spec_version: 1,
         service_id: ServiceId::from("service1"),
         service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot: 1,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,

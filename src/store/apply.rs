@@ -1,6 +1,7 @@
 //! The one function that writes the tables.
 
 use super::changes::Changes;
+use super::index::Indexed;
 use super::object::{Action, Store, StoreError, StoreObject, Uniqueness};
 use super::transaction::Transaction;
 use crate::model::{Meta, Timestamp};
@@ -89,9 +90,13 @@ impl Store {
         self.indexes.replace(before.as_deref(), None);
     }
 
-    fn put<T: StoreObject>(&mut self, object: T) {
+    fn put<T: StoreObject>(&mut self, mut object: T) {
+        let id = object.id().clone();
+        if let Some(task) = object.as_task_mut() {
+            self.indexes.specs.share(self.get::<T>(&id).and_then(Indexed::as_task), task);
+        }
         let after = Arc::new(object);
-        let before = T::table_mut(self).insert(after.id().clone(), after.clone());
+        let before = T::table_mut(self).insert(id, after.clone());
         self.indexes.replace(before.as_deref(), Some(&*after));
     }
 

@@ -1,6 +1,7 @@
 //! Indexes over the tables: where a planner or a check would otherwise read every object. Written by `apply` together with the
 //! tables, rebuilt when a snapshot is read, and never part of one.
 
+use super::shared_specs::SharedSpecs;
 use crate::model::{Cluster, Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, WgKey};
 use imbl::OrdSet;
@@ -43,6 +44,7 @@ pub struct StoreIndexes {
     pub(super) services_on_network: IdsBy<NetworkId, ServiceId>,
     pub(super) node_keys: IdsBy<WgKey, NodeId>,
     pub(super) ports: IdsBy<(PublishMode, Protocol, u16), ServiceId>,
+    pub(super) specs: SharedSpecs,
 }
 
 /// What an object is found by, and its id.
@@ -66,6 +68,7 @@ pub enum IndexEntry {
 impl StoreIndexes {
     /// Replaces the entries of an object's state by those of its next state.
     pub(super) fn replace<T: Indexed>(&mut self, before: Option<&T>, after: Option<&T>) {
+        let (before_task, after_task) = (before.and_then(Indexed::as_task), after.and_then(Indexed::as_task));
         let entries_of = |object: Option<&T>| object.map(Indexed::index_entries).unwrap_or_default();
         let (before, after) = (entries_of(before), entries_of(after));
         for gone in before.difference(&after) {
@@ -74,6 +77,7 @@ impl StoreIndexes {
         for new in after.difference(&before) {
             self.set(new, true);
         }
+        self.specs.replace(before_task, after_task);
     }
 
     fn set(&mut self, entry: &IndexEntry, present: bool) {
@@ -95,6 +99,14 @@ impl StoreIndexes {
 pub trait Indexed {
     /// Its entries.
     fn index_entries(&self) -> BTreeSet<IndexEntry>;
+    /// The object, if it is a task: tasks share their specs.
+    fn as_task(&self) -> Option<&Task> {
+        None
+    }
+    /// See [`Indexed::as_task`].
+    fn as_task_mut(&mut self) -> Option<&mut Task> {
+        None
+    }
 }
 
 impl Indexed for Cluster {
@@ -136,5 +148,11 @@ impl Indexed for Task {
         let waits = self.status.state < TaskState::Assigned;
         let state = waits.then(|| IndexEntry::UnassignedTask(self.status.state, self.id.clone()));
         std::iter::once(service).chain(node).chain(networks).chain(state).collect()
+    }
+    fn as_task(&self) -> Option<&Task> {
+        Some(self)
+    }
+    fn as_task_mut(&mut self) -> Option<&mut Task> {
+        Some(self)
     }
 }

@@ -131,11 +131,11 @@ fn object(op: Op, meta: Meta) -> Object {
         Kind::Task => Task {
             id: TaskId::from(id),
             meta,
-            spec: TaskSpec::default(),
+            spec: std::sync::Arc::default(),
             spec_version: 0,
             service_id: ServiceId::from(IDS[op.name % 4]),
             service_name: name.to_owned(),
-            service_labels: labels,
+            service_labels: labels.into(),
             slot: u64::from(number),
             node_id: (number % 2 == 0).then(|| NodeId::from(id)),
             desired_state: TaskState::Running,

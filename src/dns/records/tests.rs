@@ -274,7 +274,7 @@ fn services() -> NodeView {
     let mut inner = network("vault", 3, vec![member("safe", 1, ME, [10, 0, 3, 11], true)]);
     inner.names = vec![names("shut", &[], Vec::new())];
     let mut task = fixture::task_with_resolvers("web1id", "web", ME, &[]);
-    let config = task.spec.container_spec.dns_config.as_mut().unwrap();
+    let config = Arc::make_mut(&mut task.spec).container_spec.dns_config.as_mut().unwrap();
     config.search = vec!["Corp.Test.".to_owned()];
     config.options = vec!["ndots:2".to_owned()];
     let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });

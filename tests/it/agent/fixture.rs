@@ -263,11 +263,12 @@ pub fn task(slot: u64, line: &str) -> Task {
                 ..Default::default()
             },
             ..Default::default()
-        },
+        }
+        .into(),
         spec_version: 1,
         service_id: ServiceId::from("service0000000000000000id"),
         service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,

@@ -48,11 +48,11 @@ fn task(id: &str, service: &str, network: &str) -> Task {
     Task {
         id: TaskId::from(id),
         meta: skep::model::Meta::default(),
-        spec: TaskSpec::default(),
+        spec: std::sync::Arc::new(TaskSpec::default()),
         spec_version: 1,
         service_id: ServiceId::from(service),
         service_name: "web".to_owned(),
-        service_labels: std::collections::BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot: 1,
         node_id: Some(NodeId::from("lab2")),
         desired_state: TaskState::Running,

@@ -201,7 +201,7 @@ async fn a_task_with_ndots_finds_names_of_the_cluster_in_its_search_domain_after
     let (mut server, client) = served(net, &[], Duration::from_millis(300)).await;
     let task_with = |search: &str| {
         let mut task = fixture::task_with_resolvers("web1id", "web", ME, &[]);
-        let config = task.spec.container_spec.dns_config.as_mut().unwrap();
+        let config = Arc::make_mut(&mut task.spec).container_spec.dns_config.as_mut().unwrap();
         config.search = vec![search.to_owned()];
         config.options = vec!["ndots:2".to_owned()];
         Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) })
