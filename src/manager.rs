@@ -29,11 +29,13 @@ mod outboxes;
 pub mod reaper;
 pub mod replica;
 pub mod round;
+pub mod round_scope;
 pub mod scheduler;
 pub mod session;
 pub mod sessions;
 pub mod settings;
 mod term;
+mod transaction_draft;
 pub mod transaction_limits;
 
 pub use leader::{LeaderHealth, Manager, start};

@@ -1,9 +1,9 @@
 //! The store as raft's state machine: an entry is a transaction with a format number, its outcome is returned to the
-//! proposer, and the newest state and its changes are published. The only file that knows both raft and the store.
+//! proposer, and the newest state is published. The only file that knows both raft and the store.
 
 use crate::raft::{self, Raft, RaftConfig, RaftError, StateMachine, Transport};
 use crate::store::{
-    Changes, Propose, ProposeError, PublishedStore, Store, StoreError, StoreHandle, StorePublisher, Transaction, decode_document,
+    Propose, ProposeError, PublishedStore, Store, StoreError, StoreHandle, StorePublisher, Transaction, decode_document,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -52,12 +52,7 @@ impl StateMachine for Replica {
 
     fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<ApplyOutcome> {
         let entry: TransactionEntry = decode_document(data)?;
-        let (changes, outcome) = match self.store.apply(index, &entry.transaction) {
-            Ok(changes) => (changes, Ok(())),
-            Err(error) => (Changes::none(index), Err(error)),
-        };
-        self.publisher.applied(changes);
-        Ok(outcome)
+        Ok(self.store.apply(index, &entry.transaction))
     }
 
     fn publish(&mut self) {
@@ -68,9 +63,13 @@ impl StateMachine for Replica {
         self.store.snapshot()
     }
 
+    fn later_snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        let store = self.store.clone();
+        Box::new(move || store.snapshot())
+    }
+
     fn restore(&mut self, _: u64, bytes: &[u8]) -> anyhow::Result<()> {
         self.store = Store::restore(bytes)?;
-        self.publisher.replaced();
         Ok(())
     }
 }

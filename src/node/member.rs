@@ -37,6 +37,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long a daemon that stops may be away, in milliseconds, before its tasks run elsewhere.
+const RESTART_MS: u64 = 30_000;
+
 /// Time for the leader to record that this node leaves.
 const ANNOUNCE: Duration = Duration::from_secs(1);
 
@@ -153,6 +156,11 @@ impl Member {
     /// Why the leader has removed this node, if it has.
     pub(super) fn removed(&self) -> Option<String> {
         lock(&self.session.removed).clone()
+    }
+
+    /// Tells the leader that the daemon is about to stop while its containers run on. Sent when the loops stop.
+    pub(super) fn announce_restart(&self) {
+        let _ = self.session.outgoing.try_send(ToManager::Restarting { for_ms: RESTART_MS });
     }
 
     /// Stops the loops; containers, tunnel and routes stay.

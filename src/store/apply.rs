@@ -1,6 +1,5 @@
 //! The one function that writes the tables.
 
-use super::changes::Changes;
 use super::index::Indexed;
 use super::object::{Action, Store, StoreError, StoreObject, Uniqueness};
 use super::transaction::Transaction;
@@ -14,16 +13,15 @@ impl Store {
     /// # Errors
     /// The first condition that does not hold, or the first write that is refused; the store is then as before, except for its
     /// index.
-    pub fn apply(&mut self, index: u64, transaction: &Transaction) -> Result<Changes, StoreError> {
+    pub fn apply(&mut self, index: u64, transaction: &Transaction) -> Result<(), StoreError> {
         self.index = index;
         let mut next = self.clone();
         let at = next.begin(index, transaction)?;
         for action in &transaction.actions {
             next.write(self, at, action)?;
         }
-        let changes = Changes::between(self, &next, &transaction.actions);
         *self = next;
-        Ok(changes)
+        Ok(())
     }
 
     /// Checks what the transaction requires; returns its time.
@@ -55,7 +53,7 @@ impl Store {
                 kind.remove(self, id);
                 Ok(())
             }
-            Action::Set(update) => update.resolve(base, self)?.update(self, index, at),
+            Action::Set(update) => update.resolve(base, self)?.map_or(Ok(()), |object| object.update(self, index, at)),
         }
     }
 

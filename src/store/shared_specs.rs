@@ -1,13 +1,13 @@
 //! Specs and labels that the tasks of a service have in common: kept in memory once, and written to a snapshot once.
 
-use super::object::Table;
-use crate::model::{ServiceId, Task, TaskSpec};
+use crate::model::{ServiceId, Task, TaskId, TaskSpec};
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 type Labels = BTreeMap<String, String>;
+type TaskTable = OrdMap<TaskId, Arc<Task>>;
 
 /// By service and version of its spec, what the task that was created last has. Which allocations tasks share is no part of
 /// the state, so all of these are equal.
@@ -81,7 +81,7 @@ pub(super) struct SpecInSnapshot {
 }
 
 /// The tasks without what they have in common, and that. Depends on the tasks alone, not on what they share in memory.
-pub(super) fn take_out(tasks: &Table<Task>) -> (Table<Task>, Vec<SpecInSnapshot>) {
+pub(super) fn take_out(tasks: &TaskTable) -> (TaskTable, Vec<SpecInSnapshot>) {
     let mut common = BTreeMap::<(ServiceId, u64), Option<&Arc<Task>>>::new();
     let empty = Arc::new(TaskSpec::default());
     for task in tasks.values() {
@@ -112,7 +112,7 @@ pub(super) fn take_out(tasks: &Table<Task>) -> (Table<Task>, Vec<SpecInSnapshot>
 }
 
 /// The opposite of [`take_out`]; equal specs share one allocation, also those of a snapshot that has each in its task.
-pub(super) fn put_back(tasks: Table<Task>, listed: Vec<SpecInSnapshot>) -> Table<Task> {
+pub(super) fn put_back(tasks: TaskTable, listed: Vec<SpecInSnapshot>) -> TaskTable {
     let listed: BTreeMap<_, _> =
         listed.into_iter().map(|entry| ((entry.service_id.clone(), entry.spec_version), entry)).collect();
     let (mut shared, empty) = (SharedSpecs::default(), Arc::new(TaskSpec::default()));
@@ -185,9 +185,9 @@ mod tests {
             Task { spec: Arc::default(), ..task("e", 2, "two", "red") },
             Task { service_id: "db".into(), ..task("f", 1, "three", "red") },
         ];
-        let tasks: Table<Task> = all.map(|task| (task.id.clone(), Arc::new(task))).into_iter().collect();
+        let tasks: TaskTable = all.map(|task| (task.id.clone(), Arc::new(task))).into_iter().collect();
         let (rest, listed) = take_out(&tasks);
-        assert_eq!(listed.len(), 2, "those of d and e would not be told apart");
+        assert_eq!(listed.len(), 2, "those of d and e would not be distinguished");
         let empty = rest.values().filter(|task| *task.spec == TaskSpec::default()).count();
         assert_eq!(empty, 4, "a, b and f, and e that is so itself");
         assert_eq!(put_back(rest, listed), tasks);

@@ -29,7 +29,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
-        feature_level: 1,
+        feature_level: 2,
         data_path_port: 4789,
     }
 }
