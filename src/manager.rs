@@ -33,11 +33,13 @@ pub mod reaper;
 pub mod replica;
 pub mod roles;
 pub mod round;
+pub mod round_scope;
 pub mod scheduler;
 pub mod session;
 pub mod sessions;
 pub mod settings;
 mod term;
+mod transaction_draft;
 pub mod transaction_limits;
 
 pub use entry::ApplyOutcome;

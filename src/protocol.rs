@@ -13,14 +13,15 @@ pub mod view_stream;
 
 use crate::model::FormatRange;
 
-pub use agreement::{KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
+pub use agreement::{BACKENDS, KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
 pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, Proof, ToJoiner};
 pub use session::{ToManager, ToNode};
 
 /// Formats of the protocol that this build speaks. 2: views are sent whole. 3: views travel in pieces, nodes report troubles.
-/// 4: a joiner proves that it has the private key of its tunnel.
-pub const FORMATS: FormatRange = FormatRange::new(2, KEY_PROOF);
+/// 4: a joiner proves that it has the private key of its tunnel. 5: backends travel one by one, nodes say that a view does not fit
+/// theirs and that they restart.
+pub const FORMATS: FormatRange = FormatRange::new(2, BACKENDS);
 /// The newest format that this build speaks.
 pub const FORMAT: u32 = FORMATS.newest;
 /// Largest frame between members, in bytes.

@@ -14,6 +14,7 @@ mod log;
 mod logger;
 mod request;
 mod shell;
+mod snapshot_thread;
 
 pub use self::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange};

@@ -6,29 +6,30 @@
 
 mod applied;
 mod apply;
-mod changes;
 mod condition;
+mod diff;
 mod document;
 mod feature_level;
-mod feed;
 mod field_update;
 mod handle;
 mod index;
 mod lookup;
 mod network_use;
 mod object;
-mod object_change;
+mod published;
 mod resolve;
+mod shared_specs;
 mod table;
+mod task_report;
 mod transaction;
 
-pub use changes::Changes;
 pub use condition::Condition;
+pub use diff::{ChangedObject, changed};
 pub use document::decode_document;
 pub use feature_level::FEATURE_LEVELS;
-pub use feed::{ChangeFollower, FeedEvent, PublishedStore, StorePublisher};
 pub use field_update::FieldUpdate;
 pub use handle::{LocalProposer, Propose, ProposeError, StoreHandle};
-pub use object::{Action, Change, Kind, Object, Store, StoreError, StoreObject, Table, Uniqueness};
-pub use object_change::ObjectChange;
+pub use object::{Action, Kind, Object, Store, StoreError, StoreObject, Table, Uniqueness};
+pub use published::{PublishedStore, StorePublisher};
+pub use task_report::{is_new_listening, is_new_status};
 pub use transaction::{PlanBase, Transaction};

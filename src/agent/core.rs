@@ -110,7 +110,7 @@ struct TrackedNetwork {
 pub struct Core {
     config: CoreConfig,
     mtu: u32,
-    tasks: BTreeMap<TaskId, Task>,
+    tasks: BTreeMap<TaskId, Arc<Task>>,
     networks: BTreeMap<NetworkId, NetworkPart>,
     view: Option<Revision>,
     /// Containers of unknown tasks and unused networks are removed from this time on; set by the first view.
@@ -266,7 +266,9 @@ impl Core {
             let record = self.records.entry(id.clone()).or_default();
             record.assigned = true;
             record.desired = record.desired.max(task.desired_state);
-            task.desired_state = record.desired;
+            if task.desired_state != record.desired {
+                Arc::make_mut(task).desired_state = record.desired;
+            }
             // Reported by an earlier run, or a final state set by the managers.
             if task.status.state > record.status.state && (record.reported.is_none() || task.status.state.is_final()) {
                 record.status = task.status.clone();

@@ -149,7 +149,7 @@ fn mounts_that_cannot_be_are_refused_before_anything_is_pulled() {
     ];
     for (kind, source, target, error) in cases {
         let mut t = task("t1");
-        t.spec.container_spec.mounts =
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.mounts =
             vec![Mount { kind: kind.into(), source: source.into(), target: target.into(), read_only: false }];
         let mut core = core();
         core.handle(at(0), Event::View(view(1, &[t], &[])));
@@ -293,7 +293,7 @@ fn a_stop_ends_with_shutdown_whatever_the_exit_code() {
     let mut t = task("t1");
     let mut core = settled(std::slice::from_ref(&t), &[container("c1", "t1", ContainerState::Running)]);
     t.desired_state = TaskState::Shutdown;
-    t.spec.container_spec.stop_grace_period = Some(Duration::from_secs(3).into());
+    std::sync::Arc::make_mut(&mut t.spec).container_spec.stop_grace_period = Some(Duration::from_secs(3).into());
     check(&core.handle(at(20), Event::View(view(2, std::slice::from_ref(&t), &[]))), "2: stop c1 Some(3s)\napplied 2");
     core.handle(at(20), Event::Done(t.id.clone(), 2, Ok(None)));
     let mut c = container("c1", "t1", ContainerState::Exited);

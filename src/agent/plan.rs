@@ -7,6 +7,7 @@ use crate::runtime::container::mount_error;
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The leader orders the stop of an unhealthy container when no node sends it new traffic. Without that order it is stopped
@@ -53,7 +54,7 @@ impl fmt::Display for TaskStep {
 /// `remove_unassigned_from` if no view of this run had the task.
 #[must_use]
 pub fn plan(
-    tasks: &BTreeMap<TaskId, Task>,
+    tasks: &BTreeMap<TaskId, Arc<Task>>,
     containers: &BTreeMap<TaskId, Container>,
     records: &BTreeMap<TaskId, TaskRecord>,
     remove_unassigned_from: Timestamp,

@@ -109,7 +109,7 @@ async fn a_slow_pull_and_a_slow_stop_do_not_delay_other_tasks() {
     }
     let mut slow: Vec<Task> = (0..10).map(|n| task(&format!("slow{n}"))).collect();
     for t in &mut slow {
-        t.spec.container_spec.image = "big:1".to_owned();
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.image = "big:1".to_owned();
     }
     let stopped = task("stopped");
     agent.want(std::slice::from_ref(&stopped));
@@ -171,7 +171,7 @@ async fn health_and_failures_are_reported() {
     }
     let image = |id: &str, image: &str| {
         let mut t = task(id);
-        t.spec.container_spec.image = image.to_owned();
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.image = image.to_owned();
         t
     };
     agent.want(&[image("sick", "sick:1"), image("broken", "broken:1"), image("absent", "absent:1")]);
@@ -196,7 +196,7 @@ async fn a_private_image_is_pulled_with_the_credentials_of_its_task() {
     }
     let with = |id: &str, auth: Option<PullAuth>| {
         let mut t = task(id);
-        t.spec.container_spec.image = "private:1".to_owned();
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.image = "private:1".to_owned();
         Task { pull_auth: auth, ..t }
     };
     agent.want(&[with("without", None)]);

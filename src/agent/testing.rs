@@ -5,7 +5,6 @@ use crate::model::{
     task::{Attachment, ContainerSpec, EarlierFailures, TaskSpec},
     view::{NetworkPart, Networks, Tasks},
 };
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const ME: &str = "node1";
@@ -21,11 +20,12 @@ pub fn task(id: &str) -> Task {
         spec: TaskSpec {
             container_spec: ContainerSpec { image: "web:1".to_owned(), ..Default::default() },
             ..Default::default()
-        },
+        }
+        .into(),
         spec_version: 1,
         service_id: ServiceId::from("service1"),
         service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot: 1,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,
@@ -51,7 +51,7 @@ pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
 
 pub fn view(index: u64, tasks: &[Task], networks: &[(NetworkId, NetworkPart)]) -> Arc<NodeView> {
     Arc::new(NodeView {
-        tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+        tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), Arc::new(t.clone()))).collect() }),
         networks: Arc::new(Networks { by_id: networks.iter().cloned().collect() }),
         ..fixture::node_view(index, Vec::new(), fixture::cluster_part(Vec::new()))
     })

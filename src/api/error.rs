@@ -105,7 +105,9 @@ impl From<ProposeError> for ApiError {
             ProposeError::Refused(error @ (StoreError::OutOfSequence | StoreError::StalePlan)) => {
                 Self::rpc(GrpcCode::Unknown, error)
             }
-            ProposeError::Refused(error @ StoreError::PortInUse { .. }) => Self::rpc(GrpcCode::InvalidArgument, error),
+            ProposeError::Refused(error @ (StoreError::PortInUse { .. } | StoreError::AllowListsFull { .. })) => {
+                Self::rpc(GrpcCode::InvalidArgument, error)
+            }
             ProposeError::Refused(error @ (StoreError::InUse { .. } | StoreError::KeyInUse { .. })) => {
                 Self::rpc(GrpcCode::FailedPrecondition, error)
             }

@@ -17,5 +17,5 @@ pub use network::{ingress_network, network_spec, network_warning};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;
-pub use service::{allow_lists_fit, service, service_spec, sources_of};
+pub use service::{service, service_spec};
 pub use swarm::{address_pools, availability, checked, data_path_address, data_path_port, merge_over_defaults, replacing};

@@ -7,25 +7,30 @@
 mod addresses;
 mod endpoint;
 mod freed;
+mod in_use;
 mod networks;
 mod pools;
+mod quarantine;
 mod subnets;
 
-pub use addresses::{AddressBook, NetworkAddresses, QuarantinedAddresses};
+pub use addresses::AddressBook;
 pub use freed::Freed;
 pub use networks::{ingress, networks_of_task};
 pub use pools::{PoolChoice, choose_pools};
+pub use quarantine::QuarantinedAddresses;
 pub use subnets::{first_free, overlap};
 
 use super::limits::BATCH;
-use crate::model::{Network, NetworkId, Service, ServiceId, Task, TaskState, Timestamp, task::Attachment};
-use crate::store::{Action, Store};
+use super::round_scope::RoundScope;
+use crate::model::{Network, NetworkId, Service, ServiceId, Task, TaskState, TaskStatus, Timestamp, task::Attachment};
+use crate::store::{Action, FieldUpdate, Store};
 use endpoint::PortRegistry;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Assignments to write now.
-pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses) -> Vec<Action> {
+/// Assignments to write now. Endpoints are looked at if something in the scope may have changed one, or a new task needs to know
+/// whether its service has one.
+pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses, scope: &RoundScope) -> Vec<Action> {
     let new_subnets = subnets::allocate(store, |subnet| quarantine.freed_subnet(subnet));
     let mut subnets: BTreeMap<NetworkId, Ipv4Net> = store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect();
     let mut out = Vec::new();
@@ -34,8 +39,10 @@ pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses
         out.push(Action::update(Network { subnet: Some(*subnet), ..(*network).clone() }));
     }
     let mut allocation = Allocation { store, now, subnets, quarantine, book: None, guarded: BTreeSet::new(), out };
-    let problems = allocation.allocate_endpoints();
-    allocation.allocate_tasks(&problems);
+    if scope.has_specs() || store.new_tasks().next().is_some() {
+        let problems = allocation.allocate_endpoints();
+        allocation.allocate_tasks(&problems);
+    }
     let Allocation { guarded, mut out, .. } = allocation;
     // A network that got its subnet in this transaction is written already.
     let is_written = |id: &NetworkId| new_subnets.iter().any(|(network, _)| network.id == *id);
@@ -53,7 +60,7 @@ struct Allocation<'a> {
     subnets: BTreeMap<NetworkId, Ipv4Net>,
     quarantine: &'a mut QuarantinedAddresses,
     /// Built when the first address is needed: most rounds need none.
-    book: Option<AddressBook>,
+    book: Option<AddressBook<'a>>,
     /// Networks of which an address was assigned.
     guarded: BTreeSet<NetworkId>,
     out: Vec<Action>,
@@ -81,7 +88,8 @@ impl Allocation<'_> {
                 problems.insert(service.id.clone(), problem);
             }
             if allocated.endpoint != service.endpoint {
-                self.out.push(Action::update(Service { endpoint: allocated.endpoint, ..service.clone() }));
+                let endpoint = Box::new(allocated.endpoint);
+                self.out.push(Action::Set(FieldUpdate::ServiceEndpoint { id: service.id.clone(), endpoint }));
             }
         }
         problems
@@ -103,20 +111,23 @@ impl Allocation<'_> {
                 Some(problem) => Err(problem.clone()),
                 None => self.attach(&networks_of_task(store, service, task)),
             };
-            let mut next = task.clone();
-            match attachments {
+            let mut status = TaskStatus { timestamp: self.now, ..task.status.clone() };
+            let attachments = match attachments {
                 Ok(attachments) => {
                     self.guarded.extend(attachments.iter().map(|a| a.network_id.clone()));
-                    next.attachments.extend(attachments);
-                    next.status.state = TaskState::Pending;
-                    "pending task scheduling".clone_into(&mut next.status.message);
-                    next.status.err.clear();
+                    status.state = TaskState::Pending;
+                    "pending task scheduling".clone_into(&mut status.message);
+                    status.err.clear();
+                    attachments
                 }
                 Err(problem) if problem == task.status.err => continue,
-                Err(problem) => next.status.err = problem,
-            }
-            next.status.timestamp = self.now;
-            self.out.push(Action::update(next));
+                Err(problem) => {
+                    status.err = problem;
+                    Vec::new()
+                }
+            };
+            let (id, status) = (task.id.clone(), Box::new(status));
+            self.out.push(Action::Set(FieldUpdate::TaskStep { id, from: TaskState::New, status, attachments, node: None }));
         }
     }
 
@@ -140,8 +151,8 @@ impl Allocation<'_> {
     /// A free address, with the network's prefix length.
     fn take_address(&mut self, network: &NetworkId) -> Result<Ipv4Net, String> {
         let subnet = self.subnet(network)?;
-        let book = self.book.get_or_insert_with(|| AddressBook::from_store(self.store));
-        let address = book.network(network, subnet).take(network, self.quarantine).ok_or_else(|| {
+        let book = self.book.get_or_insert_with(|| AddressBook::new(self.store));
+        let address = book.take(network, subnet, self.quarantine).ok_or_else(|| {
             let name = self.store.network(network).map_or(network.as_str(), |n| n.spec.name.as_str());
             format!("could not find an available IP on network {name} ({subnet} is full)")
         })?;

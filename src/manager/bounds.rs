@@ -1,9 +1,10 @@
 //! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
 
 use crate::model::node::NodeDescription;
-use crate::model::{ListeningPort, TaskStatus};
+use crate::model::{ListeningPort, NodeId, TaskStatus};
+use crate::store::Store;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Longest text of a task's status, in bytes.
 pub const STATUS_TEXT: usize = 4 << 10;
@@ -53,10 +54,39 @@ pub fn listening(mut ports: Vec<ListeningPort>) -> Vec<ListeningPort> {
     ports
 }
 
-/// The endpoints of a node's tunnel, bounded.
+/// Checks that other nodes may send to this address: not to themselves, to many, or into the mesh.
+///
+/// # Errors
+/// What is wrong with it, for users; it names the address.
+pub fn endpoint_check(store: &Store, endpoint: SocketAddr) -> Result<(), String> {
+    let ip = endpoint.ip().to_canonical();
+    let in_mesh = match ip {
+        IpAddr::V4(ip) => store.networks().any(|network| network.subnet.is_some_and(|subnet| subnet.contains(&ip))),
+        IpAddr::V6(ip) => store.cluster().is_some_and(|cluster| cluster.mesh.0.contains(&ip)),
+    };
+    let fault = match ip {
+        _ if endpoint.port() == 0 => "it has no port",
+        ip if ip.is_unspecified() => "it is the unspecified address",
+        ip if ip.is_loopback() => "it is a loopback address",
+        ip if ip.is_multicast() => "it is a multicast address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "it is the broadcast address",
+        _ if in_mesh => "it is an address of the swarm's own networks",
+        _ => return Ok(()),
+    };
+    Err(format!("{endpoint} is no endpoint of a node: {fault}"))
+}
+
+/// The endpoints of a node's tunnel, bounded; those that do not pass [`endpoint_check`] are left out.
 #[must_use]
-pub fn endpoints(mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
+pub fn endpoints(store: &Store, node: &NodeId, mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
     endpoints.truncate(ENDPOINTS);
+    endpoints.retain(|endpoint| match endpoint_check(store, *endpoint) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%node, error, "left out");
+            false
+        }
+    });
     endpoints
 }
 
@@ -106,6 +136,42 @@ mod tests {
         let bounded = status(long);
         assert!(bounded.err.len() <= STATUS_TEXT && bounded.err.ends_with(CUT), "{}", bounded.err.len());
         assert_eq!(bounded.message, "short");
+    }
+
+    #[test]
+    fn an_endpoint_to_which_no_node_can_send_is_refused_by_its_name() {
+        let mut store = Store::default();
+        let network = crate::model::Network {
+            id: "n1".into(),
+            meta: crate::model::Meta::default(),
+            spec: crate::model::NetworkSpec { name: "back".to_owned(), ..crate::model::NetworkSpec::default() },
+            subnet: Some("10.0.1.0/24".parse().unwrap()),
+            removing: false,
+        };
+        let created = vec![crate::store::Action::create(network)];
+        store.apply(1, &crate::store::Transaction::new(crate::model::Timestamp(1), created)).unwrap();
+        let given = [
+            "192.0.2.1:2377",
+            "[2001:db8::1]:2377",
+            "10.0.2.9:2377",
+            "0.0.0.0:2377",
+            "[::]:2377",
+            "127.0.0.1:2377",
+            "[::1]:2377",
+            "[::ffff:127.0.0.1]:2377",
+            "224.0.0.1:2377",
+            "[ff02::1]:2377",
+            "255.255.255.255:2377",
+            "10.0.1.9:2377",
+            "192.0.2.1:0",
+        ];
+        for (number, endpoint) in given.into_iter().enumerate() {
+            let check = endpoint_check(&store, endpoint.parse().unwrap());
+            assert_eq!(check.is_ok(), number < 3, "{check:?}");
+            assert!(number < 3 || check.unwrap_err().starts_with(endpoint));
+        }
+        let kept = endpoints(&store, &"n1".into(), given.map(|e| e.parse().unwrap()).into());
+        assert_eq!(kept.len(), 3, "the others are left out: {kept:?}");
     }
 
     #[test]

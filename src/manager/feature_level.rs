@@ -2,7 +2,7 @@
 //! installed again, which could not read what a newer level writes. Pure: since when a manager has its levels is in the store.
 
 use crate::model::{Node, Timestamp};
-use crate::store::{Action, FEATURE_LEVELS, Store};
+use crate::store::{Action, FEATURE_LEVELS, FieldUpdate, Store};
 use std::time::Duration;
 
 /// The write of the new level, once every manager has had it for the whole window.
@@ -15,9 +15,7 @@ pub(super) fn plan(store: &Store, now: Timestamp, rollback_window: Duration) -> 
         return Vec::new();
     }
     tracing::info!(from = cluster.feature_level, to = level, "every manager has the feature level: raised");
-    let mut cluster = cluster.clone();
-    cluster.feature_level = level;
-    vec![Action::update(cluster)]
+    vec![Action::Set(FieldUpdate::FeatureLevel { id: cluster.id.clone(), level })]
 }
 
 fn managers(store: &Store) -> impl Iterator<Item = &Node> {

@@ -29,7 +29,7 @@ impl Inbox {
     pub fn push(&mut self, store: &Store, notice: Notice) {
         match notice {
             Notice::Opened { node, session, hello } => {
-                let Some(hello) = node_hello(hello) else { return };
+                let Some(hello) = node_hello(store, &node, hello) else { return };
                 let waiting = self.nodes.entry(node).or_default();
                 waiting.opened = Some((session, hello));
                 waiting.closed = None;
@@ -55,9 +55,10 @@ impl Inbox {
                         reports.listens.extend(ports.map(|(id, ports)| (id, bounds::listening(ports))));
                     }
                     ToManager::Troubles(troubles) => reports.troubles = Some(bounds::troubles(troubles)),
-                    hello @ ToManager::Hello { .. } => reports.hello = node_hello(hello),
+                    ToManager::Behind { have } => reports.behind = Some(have),
+                    hello @ ToManager::Hello { .. } => reports.hello = node_hello(store, &node, hello),
                     // The liveness core keeps these.
-                    ToManager::Heartbeat { .. } | ToManager::Leave => {}
+                    ToManager::Heartbeat { .. } | ToManager::Restarting { .. } | ToManager::Leave => {}
                 }
             }
         }
@@ -88,9 +89,10 @@ impl Inbox {
 }
 
 /// The content of a hello, bounded.
-fn node_hello(message: ToManager) -> Option<NodeHello> {
+fn node_hello(store: &Store, node: &NodeId, message: ToManager) -> Option<NodeHello> {
     let ToManager::Hello { description, endpoints, have, .. } = message else { return None };
-    Some(NodeHello { description: bounds::description(description), endpoints: bounds::endpoints(endpoints), have })
+    let endpoints = bounds::endpoints(store, node, endpoints);
+    Some(NodeHello { description: bounds::description(description), endpoints, have })
 }
 
 #[cfg(test)]

@@ -92,9 +92,8 @@ pub fn next_node_allocation(store: &Store) -> Result<NodeAllocation, NodeAllocat
     let taken: BTreeSet<Ipv6Net> = store.nodes().map(|n| n.mesh.subnet).collect();
     let index =
         (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
-    let ingress_addr = AddressBook::from_store(store)
-        .network(&network.id, ingress_subnet)
-        .take(&network.id, &mut QuarantinedAddresses::default())
+    let ingress_addr = AddressBook::new(store)
+        .take(&network.id, ingress_subnet, &mut QuarantinedAddresses::default())
         .ok_or(NodeAllocationError::IngressFull(ingress_subnet))?;
     let version_guard = vec![Action::update(network.clone())];
     Ok(NodeAllocation { index, subnet: cluster.mesh.node(index), ingress_addr, version_guard })
@@ -125,9 +124,8 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
         subnet: Some(subnet),
         removing: false,
     };
-    let ingress_addr = AddressBook::from_store(&Store::default())
-        .network(&network.id, subnet)
-        .take(&network.id, &mut QuarantinedAddresses::default())
+    let ingress_addr = AddressBook::new(&Store::default())
+        .take(&network.id, subnet, &mut QuarantinedAddresses::default())
         .ok_or(NodeAllocationError::IngressFull(subnet))?;
     let mut node = first.into_node(cluster.mesh.node(1), ingress_addr);
     // The first node is this process, so it is ready; the dispatcher observes it from here on as any other node.

@@ -8,9 +8,10 @@ use super::allocator::{AddressBook, networks_of_task};
 use super::limits::BATCH;
 use super::orchestrator::restart::history_needed;
 use super::orchestrator::slot::by_age;
+use super::round_scope::RoundScope;
 use super::settings::ManagerSettings;
-use crate::model::{Network, NetworkId, NodeState, ServiceId, Task, TaskState, Timestamp};
-use crate::store::{Action, Kind, Store};
+use crate::model::{Network, NetworkId, NodeState, ServiceId, Task, TaskState, TaskStatus, Timestamp};
+use crate::store::{Action, FieldUpdate, Kind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tasks kept per slot if the cluster sets no limit.
@@ -18,11 +19,11 @@ const DEFAULT_HISTORY: i64 = 5;
 /// Finished tasks deleted per round to free addresses of a full network.
 const ADDRESS_RELIEF: usize = 16;
 
-/// Tasks to delete or to orphan, and networks to delete now.
-pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings) -> Vec<Action> {
+/// Tasks to delete or to orphan, and networks to delete now, of what is in the scope.
+pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &RoundScope) -> Vec<Action> {
     let mut out = Vec::new();
     let mut slots = BTreeMap::<(&ServiceId, u64), Vec<&Task>>::new();
-    for task in store.tasks() {
+    for task in scope.tasks(store) {
         if out.len() >= BATCH {
             return out;
         }
@@ -91,11 +92,11 @@ fn full_networks(store: &Store) -> BTreeSet<NetworkId> {
     if waiting.peek().is_none() {
         return BTreeSet::new();
     }
-    let mut book = AddressBook::from_store(store);
+    let book = AddressBook::new(store);
     let needed: BTreeSet<NetworkId> = waiting.flat_map(|(task, service)| networks_of_task(store, service, task)).collect();
     needed
         .into_iter()
-        .filter(|id| store.network(id).and_then(|n| n.subnet).is_some_and(|subnet| book.network(id, subnet).is_full()))
+        .filter(|id| store.network(id).and_then(|n| n.subnet).is_some_and(|subnet| book.is_full(id, subnet)))
         .collect()
 }
 
@@ -104,9 +105,8 @@ fn remove(task: &Task) -> Action {
 }
 
 fn orphan(task: &Task, now: Timestamp) -> Action {
-    let mut next = task.clone();
-    next.status.state = TaskState::Orphaned;
-    next.status.timestamp = now;
-    "task orphaned: its node is gone".clone_into(&mut next.status.message);
-    Action::update(next)
+    let message = "task orphaned: its node is gone".to_owned();
+    let status = TaskStatus { state: TaskState::Orphaned, timestamp: now, message, ..task.status.clone() };
+    let (id, from, status) = (task.id.clone(), task.status.state, Box::new(status));
+    Action::Set(FieldUpdate::TaskStep { id, from, status, attachments: Vec::new(), node: None })
 }

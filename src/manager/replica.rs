@@ -1,11 +1,11 @@
 //! The store as raft's state machine: an entry is a transaction with a format number, its outcome is returned to the
-//! proposer, and the newest state and its changes are published.
+//! proposer, and the newest state is published.
 
 use super::entry::{ApplyOutcome, TransactionEntry};
 use super::outcomes::RecentOutcomes;
 use super::proposer::{Forward, Proposer};
 use crate::raft::{self, Raft, RaftConfig, StateMachine, Transport};
-use crate::store::{Changes, Store, StoreHandle, StorePublisher, decode_document};
+use crate::store::{Store, StoreHandle, StorePublisher, decode_document};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -52,11 +52,7 @@ impl StateMachine for Replica {
 
     fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<ApplyOutcome> {
         let entry: TransactionEntry = decode_document(data)?;
-        let (changes, outcome) = match self.store.apply(index, &entry.transaction) {
-            Ok(changes) => (changes, Ok(())),
-            Err(error) => (Changes::none(index), Err(error)),
-        };
-        self.publisher.applied(changes);
+        let outcome = self.store.apply(index, &entry.transaction);
         if let Some(id) = entry.id {
             self.outcomes.applied(id, index, outcome.clone());
         }
@@ -71,9 +67,13 @@ impl StateMachine for Replica {
         self.store.snapshot()
     }
 
+    fn later_snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        let store = self.store.clone();
+        Box::new(move || store.snapshot())
+    }
+
     fn restore(&mut self, _: u64, bytes: &[u8]) -> anyhow::Result<()> {
         self.store = Store::restore(bytes)?;
-        self.publisher.replaced();
         Ok(())
     }
 }

@@ -2,19 +2,20 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
+use super::limits::BATCH;
 use super::lowest_applied::LowestApplied;
+use super::round_scope::ScopeTracker;
 use super::settings::ManagerSettings;
+use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
 use super::{feature_level, orchestrator, reaper, scheduler};
-use crate::model::{TaskState, Timestamp, UnwrittenObject};
-use crate::store::{Action, Kind, Store, Transaction};
+use crate::model::{Timestamp, UnwrittenObject};
+use crate::store::{Action, Store};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Longest time between rounds while nothing changes.
+/// Longest time between two full rounds, which look at everything; others look at what has changed ([`super::round_scope`]).
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Runs rounds, and holds what the leader keeps from one round to the next.
@@ -23,38 +24,61 @@ pub struct RoundPlanner {
     rng: StdRng,
     quarantine: QuarantinedAddresses,
     limits: TransactionLimits,
-    /// Before this time no round has anything to do unless the store changes.
-    wake: Timestamp,
+    scopes: ScopeTracker,
+    next_full: Timestamp,
+    /// When the next restart delay ends.
+    next_start: Option<Timestamp>,
 }
 
 impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        Self { settings, rng, quarantine, limits: TransactionLimits::default(), wake: Timestamp::default() }
+        let (limits, scopes) = (TransactionLimits::default(), ScopeTracker::default());
+        Self { settings, rng, quarantine, limits, scopes, next_full: Timestamp::default(), next_start: None }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
     /// `applied` are the lowest revisions that nodes have applied.
     pub fn round(&mut self, store: &Store, reports: Vec<Action>, applied: LowestApplied, now: Timestamp) -> Vec<Action> {
         self.quarantine.observe(store, applied);
-        let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
+        let mut scope = self.scopes.begin(store, self.is_full_due(now));
+        for (_, task) in store.delayed_tasks().take_while(|(start, _)| *start <= now) {
+            scope.add_service(&task.service_id);
+        }
+        let mut draft = TransactionDraft::new(store, now, BATCH);
         draft.add("dispatcher", reports);
-        draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
-        draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
-        draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
-        draft.add("scheduler", scheduler::plan(&draft.scratch, now));
-        draft.add("reaper", reaper::plan(&draft.scratch, now, &self.settings));
-        let actions = self.limits.fit(store, draft.finish(store), now);
-        if actions.is_empty() {
-            self.wake = next_start(store, now).map_or(now.plus(IDLE), |start| start.min(now.plus(IDLE)));
+        draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
+        draft.add("orchestrator", orchestrator::plan(draft.state(), now, &mut self.rng, &self.settings));
+        scope.add_changes(store, draft.state());
+        draft.add("allocator", allocator::plan(draft.state(), now, &mut self.quarantine, &scope));
+        draft.add("scheduler", scheduler::plan(draft.state(), now));
+        scope.add_changes(store, draft.state());
+        draft.add("reaper", reaper::plan(draft.state(), now, &self.settings, &scope));
+        let more = draft.has_more();
+        let planned = draft.finish(store);
+        let count = planned.len();
+        let actions = self.limits.fit(store, planned, now);
+        let has_more = more || actions.len() < count;
+        if scope.is_full() && !has_more {
+            self.next_full = now.plus(IDLE);
+        }
+        self.next_start = store.delayed_tasks().map(|(start, _)| start).find(|start| *start > now);
+        if !actions.is_empty() {
+            self.scopes.planned(scope, has_more);
         }
         actions
+    }
+
+    /// True if everything is to be looked at, not only what has changed. Also if the clock was set back.
+    fn is_full_due(&self, now: Timestamp) -> bool {
+        now >= self.next_full || self.next_full.since(now) > IDLE
     }
 
     /// The actions of the last round were written.
     pub fn written(&mut self) {
         self.limits.written();
+        self.scopes.written();
     }
 
     /// The store refused the actions of the last round.
@@ -78,87 +102,8 @@ impl RoundPlanner {
     }
 
     /// True if a round may have something to do although the store did not change: a restart delay has passed, addresses
-    /// are quarantined, or the last round was [`IDLE`] ago.
+    /// are quarantined, or the last full round was [`IDLE`] ago.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        now >= self.wake || self.wake.since(now) > IDLE || self.quarantine.is_waiting()
-    }
-}
-
-/// Earliest time at which a task's restart delay ends.
-fn next_start(store: &Store, now: Timestamp) -> Option<Timestamp> {
-    store.tasks().filter(|t| t.desired_state <= TaskState::Running).filter_map(|t| t.not_before).filter(|t| *t > now).min()
-}
-
-/// The actions so far, and the state that results from them.
-struct TransactionDraft<'a> {
-    scratch: Cow<'a, Store>,
-    now: Timestamp,
-    writes: BTreeMap<ObjectKey, Action>,
-    /// Keys in the order of their first action.
-    order: Vec<ObjectKey>,
-}
-
-impl TransactionDraft<'_> {
-    fn add(&mut self, planner: &'static str, actions: Vec<Action>) {
-        if actions.is_empty() {
-            return;
-        }
-        tracing::debug!(planner, actions = actions.len(), "planned");
-        let transaction = Transaction::new(self.now, actions);
-        let index = self.scratch.index() + 1;
-        if let Err(error) = self.scratch.to_mut().apply(index, &transaction) {
-            // A planner contradicts its own snapshot: a bug, which must stop neither the other planners nor the rest of this plan.
-            tracing::error!(planner, %error, "plan does not fit its snapshot: only the part of it that does is carried out");
-            return self.add_one_by_one(transaction.actions);
-        }
-        for action in transaction.actions {
-            self.merge(action);
-        }
-    }
-
-    fn add_one_by_one(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            let (index, one) = (self.scratch.index() + 1, Transaction::new(self.now, vec![action]));
-            let applied = self.scratch.to_mut().apply(index, &one).is_ok();
-            one.actions.into_iter().filter(|_| applied).for_each(|action| self.merge(action));
-        }
-    }
-
-    /// Writes each object once per transaction: its last state, with the verb of its first action.
-    fn merge(&mut self, action: Action) {
-        let key = action.target();
-        let merged = match (self.writes.remove(&key), action) {
-            // The scratch state has the field.
-            (Some(Action::Create(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Create),
-            (Some(Action::Update(_) | Action::Set(_)), Action::Set(_)) => key.0.stored(&self.scratch, &key.1).map(Action::Update),
-            (Some(Action::Create(_)), Action::Update(object)) => Some(Action::Create(object)),
-            (Some(Action::Create(_)), Action::Remove(..)) => None,
-            (_, action) => Some(action),
-        };
-        if let Some(merged) = merged {
-            if !self.order.contains(&key) {
-                self.order.push(key.clone());
-            }
-            self.writes.insert(key, merged);
-        }
-    }
-
-    fn finish(mut self, base: &Store) -> Vec<Action> {
-        let mut out = Vec::new();
-        let mut any_change = false;
-        for key in &self.order {
-            let Some(mut action) = self.writes.remove(key) else { continue };
-            if let Action::Create(object) | Action::Update(object) = &mut action {
-                *object.meta_mut() = key.0.stored_meta(base, &key.1).unwrap_or_default();
-            }
-            let unchanged = matches!(&action, Action::Update(object) if object.is_stored(base));
-            // An unchanged network is the version guard of its addresses; any other unchanged object is left out.
-            if unchanged && key.0 != Kind::Network {
-                continue;
-            }
-            any_change |= !unchanged;
-            out.push(action);
-        }
-        if any_change { out } else { Vec::new() }
+        self.is_full_due(now) || self.next_start.is_some_and(|start| now >= start) || self.quarantine.is_waiting()
     }
 }

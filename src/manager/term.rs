@@ -112,8 +112,7 @@ impl Term {
 }
 
 fn verdicts_differ(a: &LivenessSnapshot, b: &LivenessSnapshot) -> bool {
-    let verdicts = |s: &LivenessSnapshot| -> Vec<_> { s.nodes.values().map(|n| n.verdict.clone()).collect() };
-    verdicts(a) != verdicts(b)
+    !a.nodes.values().map(|node| &node.verdict).eq(b.nodes.values().map(|node| &node.verdict))
 }
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ impl TransactionLimits {
             count += 1;
         }
         // What happens to the tasks of a slot belongs together.
-        let together = |at: usize| slot_of(&rest[at].0).is_some_and(|slot| slot_of(&rest[at - 1].0) == Some(slot));
+        let slot = |at: usize| slot_of(&rest[at].0, store);
+        let together = |at: usize| slot(at).is_some_and(|of| slot(at - 1) == Some(of));
         if count < rest.len() && self.most.is_none() {
             count = (1..=count).rev().find(|at| !together(*at)).unwrap_or(count);
         }
@@ -132,13 +133,22 @@ fn service_of(action: &Action, store: &Store) -> Option<ServiceId> {
         Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => Some(service.id.clone()),
         Action::Remove(Kind::Task, id) => store.task(&id.as_str().into()).map(|task| task.service_id.clone()),
         Action::Remove(Kind::Service, id) => Some(id.as_str().into()),
+        Action::Set(update) => match update.target() {
+            (Kind::Task, id) => store.task(&id.as_str().into()).map(|task| task.service_id.clone()),
+            (Kind::Service, id) => Some(id.as_str().into()),
+            _ => None,
+        },
         _ => None,
     }
 }
 
 /// The slot of the task that is written.
-fn slot_of(action: &Action) -> Option<(&ServiceId, u64)> {
+fn slot_of<'a>(action: &'a Action, store: &'a Store) -> Option<(&'a ServiceId, u64)> {
     match action {
+        Action::Set(update) if update.target().0 == Kind::Task => {
+            let task = store.task(&update.target().1.as_str().into())?;
+            Some((&task.service_id, task.slot))
+        }
         Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot)),
         _ => None,
     }

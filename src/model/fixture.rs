@@ -7,7 +7,6 @@ use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
 use ipnet::{Ipv4Net, Ipv6Net};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -118,11 +117,11 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
     Task {
         id: id.into(),
         meta: Meta::default(),
-        spec: TaskSpec { container_spec: ContainerSpec { dns_config, ..ContainerSpec::default() }, ..TaskSpec::default() },
+        spec: TaskSpec { container_spec: ContainerSpec { dns_config, ..ContainerSpec::default() }, ..TaskSpec::default() }.into(),
         spec_version: 1,
         service_id: service.into(),
         service_name: service.to_owned(),
-        service_labels: BTreeMap::new(),
+        service_labels: Arc::default(),
         slot: 1,
         node_id: Some(node.into()),
         desired_state: TaskState::Running,

@@ -1,6 +1,8 @@
 //! Labels of a service that configure its published ports: `skep.affinity` and `skep.allow`. Docker's spec has no field
 //! for either, and every client passes labels through.
 
+use super::port::PublishMode;
+use super::service::ServiceSpec;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -63,6 +65,14 @@ impl PortLabels {
     pub fn sources(&self, ports: usize) -> usize {
         self.allow.len().saturating_mul(ports)
     }
+}
+
+/// Entries of the map of allowed sources that a service uses.
+#[must_use]
+pub fn sources_of(spec: &ServiceSpec) -> usize {
+    let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
+    let published = ports.filter(|port| port.publish_mode == PublishMode::Ingress).count();
+    PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(published))
 }
 
 /// Parses a prefix or a bare address; an IPv4-mapped IPv6 prefix becomes the IPv4 prefix.

@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// State of a task, as in SwarmKit. The order of the variants is the order of the states.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
@@ -81,15 +82,15 @@ impl TaskState {
 pub struct Task {
     pub id: TaskId,
     pub meta: Meta,
-    /// The service's task template when the task was created.
-    pub spec: TaskSpec,
+    /// The service's task template when the task was created. The store keeps it once for all tasks that have the same.
+    pub spec: Arc<TaskSpec>,
     /// The service's `spec_version` at that time.
     pub spec_version: u64,
     pub service_id: ServiceId,
     /// Name of its service; kept because a task may outlive its service.
     pub service_name: String,
-    /// Labels of its service when the task was created.
-    pub service_labels: BTreeMap<String, String>,
+    /// Labels of its service when the task was created; kept once, as the spec.
+    pub service_labels: Arc<BTreeMap<String, String>>,
     /// From 1.
     pub slot: u64,
     /// `None` until scheduled; never changes afterwards.

@@ -39,7 +39,7 @@ pub struct NodeView {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Tasks {
     #[serde(rename = "tasks")]
-    pub by_id: BTreeMap<TaskId, Task>,
+    pub by_id: BTreeMap<TaskId, Arc<Task>>,
 }
 
 /// Networks that tasks of the node are attached to, and always `ingress`.

@@ -6,6 +6,7 @@ use super::network::send_probe;
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
+use crate::manager::bounds::endpoint_check;
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, node_allocation, roles};
 use crate::model::cluster::ONE_MANAGER;
@@ -20,6 +21,8 @@ use async_trait::async_trait;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+/// Feature level from which on every build that may join can prove its key.
+const KEY_PROOF_LEVEL: u32 = 2;
 /// Attempts to store the node, when other joins allocate addresses at the same time.
 const ATTEMPTS: usize = 20;
 
@@ -67,6 +70,11 @@ impl JoinAuthority for Admission {
         self.store.read().cluster().is_some_and(|cluster| trust::role_of(&cluster.tokens, token.expose()).is_some())
     }
 
+    /// From level 2 on no manager is left that an older build could have joined by.
+    fn requires_key_proof(&self) -> bool {
+        self.store.read().feature_level() >= KEY_PROOF_LEVEL
+    }
+
     async fn admit(&self, request: &JoinRequest, from: SocketAddr) -> Result<JoinReply, JoinRefused> {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| JoinRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
@@ -77,6 +85,9 @@ impl JoinAuthority for Admission {
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
         let endpoints = endpoints(request, from);
+        for endpoint in &endpoints {
+            endpoint_check(&store, *endpoint).map_err(other)?;
+        }
         let mut node = JoiningNode {
             id: id.clone(),
             role,

@@ -69,15 +69,13 @@ impl ManagerStore {
     pub(super) async fn open(env: &Environment, raft_id: u64, log: OpenLog) -> anyhow::Result<Self> {
         let settings = &env.settings;
         let config = RaftConfig {
-            dir: env.state_dir.raft(),
-            id: raft_id,
             tick: Duration::from_millis(settings.raft.tick_ms),
             heartbeat_ticks: settings.raft.heartbeat_ticks,
             election_ticks: (settings.raft.election_ticks_min, settings.raft.election_ticks_max),
             snapshot_every: settings.raft.snapshot_every,
             keep_entries: settings.raft.keep_entries,
             propose_timeout: Duration::from_millis(settings.timeouts.propose_ms),
-            seed: rand::random(),
+            ..RaftConfig::new(env.state_dir.raft(), raft_id, rand::random())
         };
         if log == OpenLog::Join {
             raft::join(&config)?;

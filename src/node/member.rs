@@ -39,6 +39,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long a daemon that stops may be away, in milliseconds, before its tasks run elsewhere.
+const RESTART_MS: u64 = 30_000;
+
 /// Time for the leader to record that this node leaves.
 const ANNOUNCE: Duration = Duration::from_secs(1);
 
@@ -192,6 +195,11 @@ impl Member {
             }
             (Ok(_), _) => tracing::warn!("this manager leaves before the others have taken it out of raft"),
         }
+    }
+
+    /// Tells the leader that the daemon is about to stop while its containers run on. Sent when the loops stop.
+    pub(super) fn announce_restart(&self) {
+        let _ = self.session.outgoing.try_send(ToManager::Restarting { for_ms: RESTART_MS });
     }
 
     /// Stops the loops; containers, tunnel and routes stay.

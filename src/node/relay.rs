@@ -30,7 +30,10 @@ impl SessionRelay {
                     Some(ToNode::Welcome { .. }) => self.report_all(&statuses, &listens).await,
                     Some(ToNode::Removed(_)) => self.fence(),
                     Some(message) => if let Some(delta) = ViewDelta::from_message(&message) {
-                        self.apply(delta);
+                        if !self.apply(delta) {
+                            let have = self.view.borrow().as_ref().map(|view| view.revision).unwrap_or_default();
+                            let _ = self.outgoing.send(ToManager::Behind { have }).await;
+                        }
                         let view = self.view.borrow().clone();
                         let assigned = |id: &TaskId| view.as_ref().is_some_and(|v| v.tasks.by_id.contains_key(id));
                         statuses.retain(assigned);
@@ -74,17 +77,18 @@ impl SessionRelay {
         let _ = self.outgoing.send(ToManager::Troubles(troubles)).await;
     }
 
-    /// Applies a delta to the view and publishes it.
-    fn apply(&self, delta: ViewDelta) {
+    /// Applies a delta to the view and publishes it; false if it does not fit the view that the node has.
+    fn apply(&self, delta: ViewDelta) -> bool {
         let current = self.view.borrow().clone();
         let next = match view_delta::apply(current.as_deref(), delta) {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, "a view was not applied");
-                return;
+                return false;
             }
         };
         self.view.send_replace(Some(Arc::new(next)));
+        true
     }
 
     /// The node is no longer a member: it publishes a view without tasks and ports, so that every loop stops its part. Its tasks
@@ -144,6 +148,29 @@ mod tests {
     use crate::model::fixture;
 
     #[tokio::test]
+    async fn a_view_that_does_not_fit_is_answered_with_the_revision_that_the_node_has() {
+        let full = fixture::node_view(7, Vec::new(), fixture::cluster_part(vec![fixture::peer(1)]));
+        let have = full.revision;
+        for (current, index, expected) in [(Some(full.clone()), 6, have), (None, 9, crate::model::Revision::default())] {
+            let (view, seen) = watch::channel(current.map(Arc::new));
+            let (to_relay, incoming) = mpsc::channel(4);
+            let (outgoing, mut answers) = mpsc::channel(4);
+            let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
+            let (_troubles, troubles) = watch::channel(Troubles::new());
+            let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles }.run());
+            let before = seen.borrow().clone();
+            let revision = crate::model::Revision { index, ..have };
+            // Older than what it has, or without the parts that it does not have.
+            to_relay.send(ToNode::View { revision, tasks: Some(Arc::default()), networks: None, cluster: None }).await.unwrap();
+            let answer = answers.recv().await;
+            assert!(matches!(answer, Some(ToManager::Behind { have }) if have == expected), "{answer:?}");
+            assert_eq!(*seen.borrow(), before);
+            drop(to_relay);
+            relay.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn a_removed_node_is_fenced_no_task_no_port_no_name_is_left() {
         let address = "10.0.1.2".parse().unwrap();
         let network = fixture::network_part(
@@ -154,7 +181,7 @@ mod tests {
         let mut full = fixture::node_view(7, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
         Arc::make_mut(&mut full.cluster).ports.push(Arc::new(fixture::published_port(8080, 80, &[address])));
         let task = fixture::task_with_resolvers("t1", "web", "node1", &[]);
-        Arc::make_mut(&mut full.tasks).by_id.insert(task.id.clone(), task);
+        Arc::make_mut(&mut full.tasks).by_id.insert(task.id.clone(), Arc::new(task));
         let (view, mut seen) = watch::channel(Some(Arc::new(full)));
         let (to_relay, incoming) = mpsc::channel(4);
         let (outgoing, _outgoing) = mpsc::channel(4);

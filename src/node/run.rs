@@ -76,6 +76,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     tracing::info!(docker = %docker.display(), admin = %admin.display(), "ready");
     shutdown.cancelled().await;
     tracing::info!("shutting down; containers, tunnel and routes keep running");
+    if let MembershipState::Active(member) = daemon.lifecycle.state() {
+        member.announce_restart();
+    }
     servers.close();
     let limit = Duration::from_millis(env.settings.timeouts.shutdown_ms);
     let _ = tokio::time::timeout(limit, async {

@@ -10,6 +10,10 @@ pub const PIECES: u32 = 3;
 /// First format in which a joiner proves that it has the private key of its tunnel.
 pub const KEY_PROOF: u32 = 4;
 
+/// First format in which the backends of a published port travel one by one, and with [`super::ToManager::Behind`] and
+/// [`super::ToManager::Restarting`].
+pub const BACKENDS: u32 = 5;
+
 /// A manager and a node have no format in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
 #[error("the manager speaks protocol {manager}, this node {node}: upgrade skep on {}", to_upgrade(*.manager, *.node))]

@@ -1,7 +1,7 @@
 //! Messages of a session, between a node and the leader.
 
-use super::PIECES;
 use super::view_piece::ViewPiece;
+use super::{BACKENDS, PIECES};
 use crate::model::{
     FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
@@ -26,8 +26,8 @@ pub enum ToManager {
         description: NodeDescription,
         /// Endpoints of the node's tunnel.
         endpoints: Vec<SocketAddr>,
-        /// Revision of the view that the node has. Reserved for differences across sessions: the dispatcher ignores it
-        /// and begins every session with the whole view.
+        /// Revision of the view that the node has. A node that is ahead of the managers is found by it; every session begins with
+        /// the whole view.
         have: Revision,
     },
     /// The node is alive.
@@ -41,6 +41,17 @@ pub enum ToManager {
     Listens(Vec<(TaskId, Vec<ListeningPort>)>),
     /// What does not work on the node, by the name of its loop: all of it, again when it changes. Empty: nothing.
     Troubles(BTreeMap<String, String>),
+    /// The node could not apply a view that it was sent: that is older than the one that it has, or has no base there. A node that is
+    /// ahead follows a later state than the managers have; any other gets its whole view.
+    Behind {
+        /// Revision of the view that the node has.
+        have: Revision,
+    },
+    /// The daemon stops and is expected to be started again; the node's containers run on.
+    Restarting {
+        /// How long the node may be silent, in milliseconds. The manager has a bound of its own.
+        for_ms: u64,
+    },
     /// The node leaves the cluster (`docker swarm leave`).
     Leave,
 }
@@ -49,7 +60,11 @@ impl ToManager {
     /// True if a manager that speaks this format understands the message.
     #[must_use]
     pub fn is_in(&self, format: u32) -> bool {
-        !matches!(self, Self::Troubles(_)) || format >= PIECES
+        match self {
+            Self::Troubles(_) => format >= PIECES,
+            Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
+            Self::Hello { .. } | Self::Heartbeat { .. } | Self::Status(_) | Self::Listens(_) | Self::Leave => true,
+        }
     }
 }
 

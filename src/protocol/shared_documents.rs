@@ -17,6 +17,8 @@ const STEPS: usize = 8;
 pub struct SharedDocuments {
     pub(super) networks: Steps<Networks>,
     pub(super) cluster: Steps<ClusterPart>,
+    /// For sessions before format [`super::BACKENDS`].
+    pub(super) cluster_with_whole_ports: Steps<ClusterPart>,
 }
 
 /// The last steps of one part, the newest last.

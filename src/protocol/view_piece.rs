@@ -1,6 +1,6 @@
 //! A piece of a view as it travels in a session. Only data; [`super::view_stream`] makes and takes pieces.
 
-use crate::model::view::{ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
+use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// One entry of a view that is added, changed or removed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ViewChange {
-    Task(Box<Task>),
+    Task(Arc<Task>),
     NoTask(TaskId),
     /// A network without its lists, which have changes of their own.
     Network(NetworkId, NetworkPart),
@@ -23,7 +23,12 @@ pub enum ViewChange {
     Cluster(ClusterPart),
     Node(Peer),
     NoNode(NodeId),
+    /// With its backends: before format [`super::BACKENDS`].
     Port(Arc<PublishedPort>),
+    /// A port without its backends, which have changes of their own.
+    PortHead(PublishedPort),
+    Backend(Protocol, u16, Backend),
+    NoBackend(Protocol, u16, TaskId),
     NoPort(Protocol, u16),
 }
 

@@ -1,13 +1,13 @@
 //! A node's views as they travel in a session: entry by entry, in pieces. A change costs what changed, and a view has no largest
 //! size. Both ends begin each session with nothing, so the first view is a difference to that. Pure.
 
-use super::ToNode;
 use super::entries::{KeyedEntry, differing};
 use super::shared_documents::{Document, SharedDocuments};
 use super::view_piece::{ViewChange, ViewEnd, ViewPiece};
-use crate::model::view::{ClusterPart, NetworkPart, Networks, Peer, Tasks};
-use crate::model::{NetworkId, NodeId};
-use std::collections::BTreeMap;
+use super::{BACKENDS, FORMAT, ToNode};
+use crate::model::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, Tasks};
+use crate::model::{NetworkId, NodeId, Protocol, TaskId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -28,10 +28,18 @@ struct Parts {
 }
 
 /// The sending end.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct ViewEncoder {
     parts: Parts,
     shared: Arc<SharedDocuments>,
+    /// Of the session.
+    format: u32,
+}
+
+impl Default for ViewEncoder {
+    fn default() -> Self {
+        Self::new(Arc::default(), FORMAT)
+    }
 }
 
 /// The receiving end.
@@ -58,8 +66,8 @@ pub fn merge(waiting: &mut ToNode, next: ToNode) -> Result<(), ToNode> {
 
 impl ViewEncoder {
     /// Of a session that shares its documents with others.
-    pub fn new(shared: Arc<SharedDocuments>) -> Self {
-        Self { parts: Parts::default(), shared }
+    pub fn new(shared: Arc<SharedDocuments>, format: u32) -> Self {
+        Self { parts: Parts::default(), shared, format }
     }
 
     /// The message as it travels: a view in pieces, any other in one document.
@@ -78,8 +86,11 @@ impl ViewEncoder {
         }
         if let Some(now) = cluster {
             let before = self.parts.cluster.replace(now.clone());
-            let encode = |before: Option<&ClusterPart>, now: &ClusterPart| pieces(|out| cluster_changes(before, now, out));
-            out.extend(self.shared.cluster.documents(before.as_ref(), &now, encode));
+            let one_by_one = self.format >= BACKENDS;
+            let steps = if one_by_one { &self.shared.cluster } else { &self.shared.cluster_with_whole_ports };
+            let ports = if one_by_one { port_changes } else { whole_ports };
+            let encode = |before: Option<&ClusterPart>, now: &ClusterPart| pieces(|out| cluster_changes(before, now, ports, out));
+            out.extend(steps.documents(before.as_ref(), &now, encode));
         }
         out.push(document(&ToNode::Piece(ViewPiece { changes: Vec::new(), end: Some(end) })));
         out
@@ -97,7 +108,7 @@ fn task_changes(before: Option<&Tasks>, now: &Tasks, out: &mut Vec<ViewChange>) 
     let (before, now) = (&before.unwrap_or(&none).by_id, &now.by_id);
     out.extend(before.keys().filter(|id| !now.contains_key(*id)).cloned().map(ViewChange::NoTask));
     let changed = now.iter().filter(|(id, task)| before.get(*id) != Some(task));
-    out.extend(changed.map(|(_, task)| ViewChange::Task(Box::new(task.clone()))));
+    out.extend(changed.map(|(_, task)| ViewChange::Task(task.clone())));
 }
 
 fn network_changes(before: Option<&Networks>, now: &Networks, out: &mut Vec<ViewChange>) {
@@ -136,7 +147,14 @@ fn network_changes(before: Option<&Networks>, now: &Networks, out: &mut Vec<View
     }
 }
 
-fn cluster_changes(before: Option<&ClusterPart>, now: &ClusterPart, out: &mut Vec<ViewChange>) {
+type Ports = [Arc<PublishedPort>];
+
+fn cluster_changes(
+    before: Option<&ClusterPart>,
+    now: &ClusterPart,
+    port_changes: impl FnOnce(&Ports, &Ports, &mut Vec<ViewChange>),
+    out: &mut Vec<ViewChange>,
+) {
     let head = shallow_cluster(now);
     if before.is_none_or(|before| shallow_cluster(before) != head) {
         out.push(ViewChange::Cluster(head));
@@ -147,7 +165,50 @@ fn cluster_changes(before: Option<&ClusterPart>, now: &ClusterPart, out: &mut Ve
     let changed = now.nodes.iter().filter(|node| nodes.get(&node.node_id).is_none_or(|was| was != node));
     out.extend(changed.cloned().map(ViewChange::Node));
     let ports = before.map_or(&[][..], |before| &before.ports[..]);
-    list(ports, &now.ports, out, ViewChange::Port, |p| ViewChange::NoPort(p.protocol, p.published));
+    port_changes(ports, &now.ports, out);
+}
+
+fn whole_ports(before: &Ports, now: &Ports, out: &mut Vec<ViewChange>) {
+    list(before, now, out, ViewChange::Port, |p| ViewChange::NoPort(p.protocol, p.published));
+}
+
+/// The heads of ports that changed, and the backends that did.
+fn port_changes(before: &Ports, now: &Ports, out: &mut Vec<ViewChange>) {
+    for pair in differing(before, now) {
+        let (was, port) = match pair {
+            (was, Some(port)) => (was, port),
+            (Some(was), None) => {
+                out.push(ViewChange::NoPort(was.protocol, was.published));
+                continue;
+            }
+            (None, None) => continue,
+        };
+        let head = shallow_port(port);
+        if was.is_none_or(|was| shallow_port(was) != head) {
+            out.push(ViewChange::PortHead(head));
+        }
+        let (protocol, published) = (port.protocol, port.published);
+        let had: BTreeMap<&TaskId, &Backend> = was.iter().flat_map(|was| &was.backends).map(|b| (&b.task_id, b)).collect();
+        let has: BTreeSet<&TaskId> = port.backends.iter().map(|b| &b.task_id).collect();
+        let gone = had.keys().filter(|id| !has.contains(*id));
+        out.extend(gone.map(|id| ViewChange::NoBackend(protocol, published, (*id).clone())));
+        let changed = port.backends.iter().filter(|backend| had.get(&backend.task_id) != Some(backend));
+        out.extend(changed.map(|backend| ViewChange::Backend(protocol, published, backend.clone())));
+    }
+}
+
+/// A published port without its backends.
+fn shallow_port(port: &PublishedPort) -> PublishedPort {
+    PublishedPort {
+        protocol: port.protocol,
+        published: port.published,
+        target: port.target,
+        service_id: port.service_id.clone(),
+        service_name: port.service_name.clone(),
+        backends: Vec::new(),
+        affinity: port.affinity,
+        allow: port.allow.clone(),
+    }
 }
 
 /// A network without its lists.
@@ -251,7 +312,7 @@ impl ViewDecoder {
 impl Parts {
     fn change(&mut self, change: ViewChange) -> Result<(), UnknownBase> {
         match change {
-            ViewChange::Task(task) => drop(self.tasks().by_id.insert(task.id.clone(), *task)),
+            ViewChange::Task(task) => drop(self.tasks().by_id.insert(task.id.clone(), task)),
             ViewChange::NoTask(id) => drop(self.tasks().by_id.remove(&id)),
             ViewChange::Network(id, head) => {
                 let networks = &mut self.networks().by_id;
@@ -283,6 +344,26 @@ impl Parts {
             }
             ViewChange::NoNode(id) => self.cluster()?.nodes.retain(|n| n.node_id != id),
             ViewChange::Port(port) => set(&mut self.cluster()?.ports, port),
+            ViewChange::PortHead(head) => {
+                let ports = &mut self.cluster()?.ports;
+                match ports.binary_search_by(|port| (**port).order(&head)) {
+                    Ok(at) => {
+                        let backends = std::mem::take(&mut Arc::make_mut(&mut ports[at]).backends);
+                        ports[at] = Arc::new(PublishedPort { backends, ..head });
+                    }
+                    Err(at) => ports.insert(at, Arc::new(head)),
+                }
+            }
+            ViewChange::Backend(protocol, published, backend) => {
+                let backends = &mut self.port(protocol, published)?.backends;
+                match backends.binary_search_by(|other| other.task_id.cmp(&backend.task_id)) {
+                    Ok(at) => backends[at] = backend,
+                    Err(at) => backends.insert(at, backend),
+                }
+            }
+            ViewChange::NoBackend(protocol, published, task) => {
+                self.port(protocol, published)?.backends.retain(|backend| backend.task_id != task);
+            }
             ViewChange::NoPort(protocol, published) => {
                 self.cluster()?.ports.retain(|p| (p.protocol, p.published) != (protocol, published));
             }
@@ -298,6 +379,12 @@ impl Parts {
     }
     fn network(&mut self, id: &NetworkId) -> Result<&mut NetworkPart, UnknownBase> {
         self.networks().by_id.get_mut(id).ok_or_else(|| UnknownBase(format!("network {id}")))
+    }
+    fn port(&mut self, protocol: Protocol, published: u16) -> Result<&mut PublishedPort, UnknownBase> {
+        let ports = &mut self.cluster()?.ports;
+        let at = ports.binary_search_by(|port| (port.protocol, port.published).cmp(&(protocol, published)));
+        let unknown = || UnknownBase(format!("port {published}/{}", protocol.as_str()));
+        at.ok().and_then(|at| ports.get_mut(at)).map(Arc::make_mut).ok_or_else(unknown)
     }
     fn cluster(&mut self) -> Result<&mut ClusterPart, UnknownBase> {
         self.cluster.as_mut().map(Arc::make_mut).ok_or_else(|| UnknownBase("the cluster".to_owned()))
@@ -316,7 +403,8 @@ fn set<T: KeyedEntry>(list: &mut Vec<Arc<T>>, entry: Arc<T>) {
 mod tests {
     use super::*;
     use crate::model::view::TaskEndpoint;
-    use crate::model::{NodeView, Protocol, Revision, fixture};
+    use crate::model::{NodeView, Revision, fixture};
+    use crate::protocol::KEY_PROOF;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -360,14 +448,22 @@ mod tests {
         let mut cluster = fixture::cluster_part(nodes.iter().map(|n| fixture::peer(*n)).collect());
         cluster.nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
         cluster.nodes.dedup_by(|a, b| a.node_id == b.node_id);
-        let port = |(p, to): &(u8, u8)| Arc::new(fixture::published_port(u16::from(*p), 80, &[address(u32::from(*to))]));
-        cluster.ports = ports.iter().map(port).collect();
-        cluster.ports.sort_by(|a, b| a.order(b));
-        cluster.ports.dedup_by(|a, b| a.published == b.published);
+        // What several entries say of one port are its backends.
+        let mut backends = BTreeMap::<u16, Vec<Ipv4Addr>>::new();
+        for (port, to) in ports {
+            backends.entry(u16::from(port % 5)).or_default().push(address(u32::from(*to)));
+        }
+        cluster.ports = backends.iter().map(|(port, to)| Arc::new(fixture::published_port(*port, 80 + *port % 2, to))).collect();
+        for port in &mut cluster.ports {
+            let port = Arc::make_mut(port);
+            port.affinity = nodes.len().is_multiple_of(2);
+            port.backends.sort_by(|a, b| a.task_id.cmp(&b.task_id));
+            port.backends.dedup_by(|a, b| a.task_id == b.task_id);
+        }
         let mut view = fixture::node_view(index, parts, cluster);
         let tasks =
             members.iter().map(|(m, to)| fixture::task_with_resolvers(&format!("t{m}"), "web", &format!("node{to}"), &[]));
-        Arc::make_mut(&mut view.tasks).by_id = tasks.map(|t| (t.id.clone(), t)).collect();
+        Arc::make_mut(&mut view.tasks).by_id = tasks.map(|t| (t.id.clone(), Arc::new(t))).collect();
         view
     }
 
@@ -379,11 +475,14 @@ mod tests {
             prop::collection::vec(1_u8..5, 0..5),
             1_u8..4,
         ), 1..6)) {
-            let (mut encoder, mut decoder) = (ViewEncoder::default(), ViewDecoder::default());
+            let shared = Arc::default();
+            let mut sessions = [FORMAT, KEY_PROOF, FORMAT].map(|format| (ViewEncoder::new(Arc::clone(&shared), format), ViewDecoder::default()));
             for (index, (members, ports, nodes, networks)) in views.iter().enumerate() {
                 let sent = message(&view(index as u64, members, ports, nodes, *networks));
-                let (arrived, ..) = travel(&mut encoder, &mut decoder, sent.clone());
-                prop_assert_eq!(debug(arrived.as_ref()), debug(Some(&sent)));
+                for (encoder, decoder) in &mut sessions {
+                    let (arrived, ..) = travel(encoder, decoder, sent.clone());
+                    prop_assert_eq!(debug(arrived.as_ref()), debug(Some(&sent)));
+                }
             }
         }
     }
@@ -419,6 +518,24 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_of_many_costs_what_it_is() {
+        let all: Vec<Ipv4Addr> = (0..5000).map(address).collect();
+        let mut whole = fixture::node_view(1, Vec::new(), fixture::cluster_part(vec![fixture::peer(1)]));
+        let mut port = fixture::published_port(8080, 80, &all);
+        port.backends.sort_by(|a, b| a.task_id.cmp(&b.task_id));
+        Arc::make_mut(&mut whole.cluster).ports = vec![Arc::new(port)];
+        let (mut encoder, mut decoder) = (ViewEncoder::default(), ViewDecoder::default());
+        let (arrived, largest, _) = travel(&mut encoder, &mut decoder, message(&whole));
+        assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
+        assert!(largest < PIECE + 4096, "{largest}");
+        whole.revision.index += 1;
+        Arc::make_mut(&mut Arc::make_mut(&mut whole.cluster).ports[0]).backends.remove(2500);
+        let (arrived, _, total) = travel(&mut encoder, &mut decoder, message(&whole));
+        assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
+        assert!(total < 512, "{total} bytes for one backend");
+    }
+
+    #[test]
     fn a_piece_without_its_base_is_an_error() {
         for change in [
             ViewChange::NoMember("n1".into(), "t1".into()),
@@ -426,6 +543,7 @@ mod tests {
             ViewChange::NoNames("n1".into(), "s1".into()),
             ViewChange::NoNode("node1".into()),
             ViewChange::NoPort(Protocol::Tcp, 80),
+            ViewChange::NoBackend(Protocol::Tcp, 80, "t1".into()),
         ] {
             let piece = ViewPiece { changes: vec![change.clone()], end: None };
             assert!(ViewDecoder::default().take(piece).is_err(), "{change:?}");

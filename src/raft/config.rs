@@ -18,6 +18,11 @@ pub trait StateMachine: Send + 'static {
     fn publish(&mut self) {}
     /// The state as bytes.
     fn snapshot(&self) -> Vec<u8>;
+    /// What makes [`Self::snapshot`] of the state of this moment, on another thread, while further entries are applied.
+    fn later_snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        let bytes = self.snapshot();
+        Box::new(move || bytes)
+    }
     /// Replaces the state by that of a snapshot taken after the entry `index`.
     ///
     /// # Errors
@@ -46,6 +51,8 @@ pub struct RaftConfig {
     pub election_ticks: (usize, usize),
     /// Entries from one snapshot to the next.
     pub snapshot_every: u64,
+    /// Bytes of entries from one snapshot to the next, if these are fewer entries: a start applies them all.
+    pub snapshot_bytes: u64,
     /// Entries kept behind a snapshot for slow followers.
     pub keep_entries: u64,
     /// Timeout of a proposal.
@@ -64,6 +71,7 @@ impl RaftConfig {
             heartbeat_ticks: 2,
             election_ticks: (10, 20),
             snapshot_every: 10_000,
+            snapshot_bytes: 64 << 20,
             keep_entries: 500,
             propose_timeout: Duration::from_secs(20),
             seed,

@@ -82,6 +82,7 @@ pub struct Core {
     seed: u64,
     election_ticks: (usize, usize),
     snapshot_every: u64,
+    snapshot_bytes: u64,
     keep_entries: u64,
     /// Term and ticket of this manager's proposals that are not committed, by index.
     waiting: BTreeMap<u64, (u64, u64)>,
@@ -89,6 +90,8 @@ pub struct Core {
     members: ConfState,
     /// Index of the last entry applied.
     applied: u64,
+    /// Bytes of the entries applied since the last snapshot was requested.
+    applied_bytes: u64,
     /// A snapshot that was requested: index, term, and membership at that index.
     requested_snapshot: Option<(u64, u64, ConfState)>,
     /// Ticks since a snapshot was sent, by follower.
@@ -131,6 +134,8 @@ impl Core {
             seed: config.seed,
             election_ticks: config.election_ticks,
             snapshot_every: config.snapshot_every.max(1),
+            snapshot_bytes: config.snapshot_bytes.max(1),
+            applied_bytes: 0,
             keep_entries: config.keep_entries,
             waiting: BTreeMap::new(),
             members,
@@ -375,6 +380,7 @@ impl Core {
         self.members = metadata.get_conf_state().clone();
         self.applied = metadata.index;
         self.requested_snapshot = None;
+        self.applied_bytes = 0;
         effects.push(Effect::Restore { index: metadata.index, bytes: snapshot.data.clone() });
         let later = self.waiting.split_off(&(metadata.index + 1));
         for (_, (_, ticket)) in std::mem::replace(&mut self.waiting, later) {
@@ -385,6 +391,7 @@ impl Core {
     fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> Result<(), CoreFailure> {
         for entry in entries {
             self.applied = entry.index;
+            self.applied_bytes += entry.data.len() as u64;
             let waiting = self.waiting.remove(&entry.index);
             let ticket = waiting.filter(|(term, _)| *term == entry.term).map(|(_, ticket)| ticket);
             if let (Some((_, ticket)), None) = (waiting, ticket) {
@@ -421,11 +428,13 @@ impl Core {
         let store = self.raw.store();
         // Also after a change of membership: a manager accepts no snapshot whose membership lacks it.
         let due = self.applied >= store.snapshot_index() + self.snapshot_every
+            || (self.applied > store.snapshot_index() && self.applied_bytes >= self.snapshot_bytes)
             || (self.applied > store.snapshot_index() && self.members != *store.snapshot.get_metadata().get_conf_state());
         if self.requested_snapshot.is_some() || !due {
             return;
         }
         if let Some(term) = store.term_of(self.applied) {
+            self.applied_bytes = 0;
             self.requested_snapshot = Some((self.applied, term, self.members.clone()));
             effects.push(Effect::Snapshot { index: self.applied });
         }

@@ -1,5 +1,6 @@
 //! The thread around the core: passes requests and ticks to it and carries out its effects. All disk access is on this
-//! thread, not on those of the async runtime. A disk failure (full, broken) stops writes and not the process: the log is
+//! thread, not on those of the async runtime; only the bytes of a snapshot are made on one of their own, because a large state
+//! takes longer than an election. A disk failure (full, broken) stops writes and not the process: the log is
 //! opened again until that works.
 
 use super::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
@@ -8,6 +9,7 @@ use super::disk::{Disk, DiskError};
 use super::handle::Raft;
 use super::log::Log;
 use super::request::{RaftRequest, Responder};
+use super::snapshot_thread::{SnapshotFailure, SnapshotThread};
 use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -71,6 +73,12 @@ enum LogSessionEnd {
     Disk(DiskError),
     /// Only the user can help.
     Fatal(anyhow::Error),
+}
+
+impl From<SnapshotFailure> for LogSessionEnd {
+    fn from(failure: SnapshotFailure) -> Self {
+        Self::Fatal(failure.into())
+    }
 }
 
 impl From<CoreFailure> for LogSessionEnd {
@@ -158,7 +166,8 @@ impl<S: StateMachine> Shell<S> {
     fn serve(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), LogSessionEnd> {
         let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(LogSessionEnd::Disk)?;
         let (mut core, effects) = Core::new(&self.config, log)?;
-        self.carry_out(&disk, &mut core, effects)?;
+        let mut snapshots = SnapshotThread::default();
+        self.carry_out(&disk, &mut core, &mut snapshots, effects)?;
         if let Some(started) = started.take() {
             let _ = started.send(Ok(()));
         }
@@ -178,6 +187,7 @@ impl<S: StateMachine> Shell<S> {
                 // All handles are dropped: there will be no further request.
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
+            events.extend(snapshots.finished()?);
             let now = Instant::now();
             if now >= next_tick {
                 events.push(Event::Tick);
@@ -185,7 +195,7 @@ impl<S: StateMachine> Shell<S> {
                 next_tick = (next_tick + self.config.tick).max(now);
             }
             let effects = core.handle(events)?;
-            self.carry_out(&disk, &mut core, effects)?;
+            self.carry_out(&disk, &mut core, &mut snapshots, effects)?;
         }
         Ok(())
     }
@@ -207,51 +217,49 @@ impl<S: StateMachine> Shell<S> {
         }
     }
 
-    fn carry_out(&mut self, disk: &Disk, core: &mut Core, mut effects: Vec<Effect>) -> Result<(), LogSessionEnd> {
+    fn carry_out(
+        &mut self,
+        disk: &Disk,
+        core: &mut Core,
+        snapshots: &mut SnapshotThread,
+        effects: Vec<Effect>,
+    ) -> Result<(), LogSessionEnd> {
         let mut outcomes = Vec::new();
-        while !effects.is_empty() {
-            let mut further = Vec::new();
-            for effect in effects {
-                if !matches!(effect, Effect::Apply { .. }) {
-                    self.publish_applied(&mut outcomes);
-                }
-                match effect {
-                    Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
-                    Effect::Send { to, message } => self.transport.send(to, message),
-                    Effect::Restore { index, bytes } => {
-                        let restored = self.machine.restore(index, &bytes);
-                        restored
-                            .with_context(|| format!("the snapshot of entry {index} cannot be read"))
-                            .map_err(LogSessionEnd::Fatal)?;
-                        self.machine.publish();
-                    }
-                    Effect::Apply { index, data, ticket } => match self.machine.apply(index, &data) {
-                        Ok(outcome) => outcomes.push((ticket.and_then(|t| self.waiting.remove(&t)), index, outcome)),
-                        Err(error) => {
-                            self.publish_applied(&mut outcomes);
-                            return Err(LogSessionEnd::Fatal(error.context(format!("entry {index} cannot be read"))));
-                        }
-                    },
-                    Effect::Changed { ticket, index } => {
-                        if let Some(Waiter::Change(responder)) = self.waiting.remove(&ticket) {
-                            let _ = responder.send(Ok(index));
-                        }
-                    }
-                    Effect::Refuse { ticket, error } => {
-                        if let Some(waiter) = self.waiting.remove(&ticket) {
-                            waiter.refuse(error);
-                        }
-                    }
-                    Effect::Snapshot { index } => {
-                        let bytes = self.machine.snapshot();
-                        tracing::debug!(index, bytes = bytes.len(), "snapshot taken");
-                        further.extend(core.handle([Event::Snapshot { index, bytes }])?);
-                    }
-                }
+        for effect in effects {
+            if !matches!(effect, Effect::Apply { .. }) {
+                self.publish_applied(&mut outcomes);
             }
-            self.publish_applied(&mut outcomes);
-            effects = further;
+            match effect {
+                Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
+                Effect::Send { to, message } => self.transport.send(to, message),
+                Effect::Restore { index, bytes } => {
+                    let restored = self.machine.restore(index, &bytes);
+                    restored
+                        .with_context(|| format!("the snapshot of entry {index} cannot be read"))
+                        .map_err(LogSessionEnd::Fatal)?;
+                    self.machine.publish();
+                }
+                Effect::Apply { index, data, ticket } => match self.machine.apply(index, &data) {
+                    Ok(outcome) => outcomes.push((ticket.and_then(|t| self.waiting.remove(&t)), index, outcome)),
+                    Err(error) => {
+                        self.publish_applied(&mut outcomes);
+                        return Err(LogSessionEnd::Fatal(error.context(format!("entry {index} cannot be read"))));
+                    }
+                },
+                Effect::Changed { ticket, index } => {
+                    if let Some(Waiter::Change(responder)) = self.waiting.remove(&ticket) {
+                        let _ = responder.send(Ok(index));
+                    }
+                }
+                Effect::Refuse { ticket, error } => {
+                    if let Some(waiter) = self.waiting.remove(&ticket) {
+                        waiter.refuse(error);
+                    }
+                }
+                Effect::Snapshot { index } => snapshots.start(index, self.machine.later_snapshot())?,
+            }
         }
+        self.publish_applied(&mut outcomes);
         self.publish_status(core.status());
         Ok(())
     }

@@ -7,7 +7,6 @@ use crate::model::{
     Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::EarlierFailures, task::TaskSpec,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -30,11 +29,11 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
         task: Task {
             id: TaskId::from("pt3f6dlurx18idwrsal5zng8j"),
             meta: Meta::default(),
-            spec,
+            spec: spec.into(),
             spec_version: 1,
             service_id: ServiceId::from("service0000000000000000id"),
             service_name: "opt".to_owned(),
-            service_labels: BTreeMap::new(),
+            service_labels: std::sync::Arc::default(),
             slot: 1,
             node_id: None,
             desired_state: TaskState::Running,

@@ -1,6 +1,6 @@
 //! The one function that writes the tables.
 
-use super::changes::Changes;
+use super::index::Indexed;
 use super::object::{Action, Store, StoreError, StoreObject, Uniqueness};
 use super::transaction::Transaction;
 use crate::model::{Meta, Timestamp};
@@ -13,16 +13,15 @@ impl Store {
     /// # Errors
     /// The first condition that does not hold, or the first write that is refused; the store is then as before, except for its
     /// index.
-    pub fn apply(&mut self, index: u64, transaction: &Transaction) -> Result<Changes, StoreError> {
+    pub fn apply(&mut self, index: u64, transaction: &Transaction) -> Result<(), StoreError> {
         self.index = index;
         let mut next = self.clone();
         let at = next.begin(index, transaction)?;
         for action in &transaction.actions {
             next.write(self, at, action)?;
         }
-        let changes = Changes::between(self, &next, &transaction.actions);
         *self = next;
-        Ok(changes)
+        Ok(())
     }
 
     /// Checks what the transaction requires; returns its time.
@@ -54,7 +53,7 @@ impl Store {
                 kind.remove(self, id);
                 Ok(())
             }
-            Action::Set(update) => update.resolve(base, self)?.update(self, index, at),
+            Action::Set(update) => update.resolve(base, self)?.map_or(Ok(()), |object| object.update(self, index, at)),
         }
     }
 
@@ -89,9 +88,13 @@ impl Store {
         self.indexes.replace(before.as_deref(), None);
     }
 
-    fn put<T: StoreObject>(&mut self, object: T) {
+    fn put<T: StoreObject>(&mut self, mut object: T) {
+        let id = object.id().clone();
+        if let Some(task) = object.as_task_mut() {
+            self.indexes.specs.share(self.get::<T>(&id).and_then(Indexed::as_task), task);
+        }
         let after = Arc::new(object);
-        let before = T::table_mut(self).insert(after.id().clone(), after.clone());
+        let before = T::table_mut(self).insert(id, after.clone());
         self.indexes.replace(before.as_deref(), Some(&*after));
     }
 

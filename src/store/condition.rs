@@ -2,6 +2,7 @@
 //! is applied, because other writers may have been first.
 
 use super::object::{Kind, Store, StoreError};
+use crate::model::port_labels::{MOST_SOURCES, sources_of};
 use crate::model::{NetworkId, Protocol, PublishMode, ServiceId, WgKey};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ pub enum Condition {
     FreePort { mode: PublishMode, protocol: Protocol, port: u16, except: Option<ServiceId> },
     /// No node has this WireGuard key.
     FreeKey { key: WgKey },
+    /// The allow-lists of all services but one leave room for so many entries.
+    AllowListsFit { entries: u64, except: Option<ServiceId> },
 }
 
 impl Condition {
@@ -69,6 +72,14 @@ impl Condition {
                         name: service.spec.name.clone(),
                     })
                 })
+            }
+            Self::AllowListsFit { entries, except } => {
+                let others = store.services().filter(|service| Some(&service.id) != except.as_ref());
+                let others: usize = others.map(|service| sources_of(&service.spec)).sum();
+                if others as u64 + entries > MOST_SOURCES as u64 {
+                    return Err(StoreError::AllowListsFull { entries: *entries, others: others as u64 });
+                }
+                Ok(())
             }
             Self::FreeKey { key } => {
                 let node = store.nodes_with_key(key).next();

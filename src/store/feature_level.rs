@@ -8,6 +8,7 @@
 //! | 2 | 0.2 | every manager refuses fields that it does not know; managers of level 1 drop them in silence |
 //! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
 //! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
+//! |   |     | a snapshot has the spec of a service's tasks once |
 
 use super::object::{Kind, Store, StoreError};
 use super::transaction::Transaction;

@@ -1,8 +1,20 @@
 //! Writes of one field: what a user or a loop owns of an object. The rest of the object is taken from the store when the
-//! transaction is applied, not from what its proposer has read, which on a manager that is behind is an old copy.
+//! transaction is applied, not from what its proposer has read, which on a manager that is behind is an old copy. So two
+//! writers of one object do not overwrite each other.
+//!
+//! What users write has the version of the object that they have read. What the leader's loops write has none: each says in
+//! which state of the object it is still right, and writes nothing in another one, or if the object is gone; the loop plans
+//! again from the next state.
 
-use crate::model::{ClusterId, ClusterSpec, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, secret};
+use crate::model::node::{NodeDescription, NodeStatus};
+use crate::model::service::Endpoint;
+use crate::model::task::Attachment;
+use crate::model::{
+    ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, TaskId, TaskState,
+    TaskStatus, secret,
+};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// A write of one field. `version` is that of the object which the proposer has read.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -31,5 +43,55 @@ pub enum FieldUpdate {
         role: Role,
         #[serde(serialize_with = "secret::expose")]
         token: Secret<String>,
+    },
+    /// Written by the allocator.
+    ServiceEndpoint {
+        id: ServiceId,
+        endpoint: Box<Endpoint>,
+    },
+    /// A step of a task that is not with an agent, by the allocator, the scheduler or the reaper: its status, further addresses,
+    /// its node. Only while the task is in the state `from`.
+    TaskStep {
+        id: TaskId,
+        from: TaskState,
+        status: Box<TaskStatus>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attachments: Vec<Attachment>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeId>,
+    },
+    /// What is wanted of a task, by the orchestrator. A state only goes up. A task that is to run has no start time any more.
+    DesiredState {
+        id: TaskId,
+        state: TaskState,
+    },
+    /// What a node has observed of its task; `None`: nothing new. See [`super::is_new_status`], [`super::is_new_listening`].
+    TaskReport {
+        id: TaskId,
+        node: NodeId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<Box<TaskStatus>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listens: Option<Vec<ListeningPort>>,
+    },
+    /// What the leader has observed of a node; `None`: nothing new. Written by the dispatcher.
+    NodeReport {
+        id: NodeId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<Box<NodeStatus>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<Box<NodeDescription>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoints: Option<Vec<SocketAddr>>,
+    },
+    /// The cluster's feature level; it only goes up.
+    FeatureLevel {
+        id: ClusterId,
+        level: u32,
+    },
+    /// The cluster's incarnation; it only goes up.
+    Incarnation {
+        id: ClusterId,
+        incarnation: u64,
     },
 }

@@ -1,8 +1,7 @@
 //! How the rest of a manager reads the store and gets transactions into the log.
 
-use super::changes::Changes;
-use super::feed::{ChangeFollower, PublishedStore, StorePublisher};
 use super::object::{Action, Store, StoreError};
+use super::published::{PublishedStore, StorePublisher};
 use super::transaction::Transaction;
 use crate::model::Timestamp;
 use crate::sync::lock;
@@ -54,10 +53,6 @@ impl StoreHandle {
     pub fn watch(&self) -> watch::Receiver<Arc<Store>> {
         self.published.watch()
     }
-    /// A follower of every change, which first gets the newest state.
-    pub fn changes(&self) -> ChangeFollower {
-        self.published.changes()
-    }
     /// True if both are handles of one store.
     pub fn is_same(&self, other: &Self) -> bool {
         self.published.is_same(&other.published)
@@ -102,12 +97,8 @@ impl Propose for LocalProposer {
     async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
         let LocalStore { store, publisher } = &mut *lock(&self.0);
         let index = store.index() + 1;
-        let (changes, outcome) = match store.apply(index, &transaction) {
-            Ok(changes) => (changes, Ok(index)),
-            Err(error) => (Changes::none(index), Err(error.into())),
-        };
-        publisher.applied(changes);
+        let outcome = store.apply(index, &transaction);
         publisher.publish(store);
-        outcome
+        Ok(outcome.map(|()| index)?)
     }
 }

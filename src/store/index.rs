@@ -1,8 +1,9 @@
 //! Indexes over the tables: where a planner or a check would otherwise read every object. Written by `apply` together with the
 //! tables, rebuilt when a snapshot is read, and never part of one.
 
+use super::shared_specs::SharedSpecs;
 use crate::model::{Cluster, Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId};
-use crate::model::{Task, TaskId, TaskState, WgKey};
+use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey, task::Attachment};
 use imbl::OrdSet;
 use std::collections::BTreeSet;
 
@@ -23,8 +24,16 @@ impl<K: Ord + Clone, I: Ord + Clone + Default> IdsBy<K, I> {
     }
     /// The ids with this key, in order.
     pub(super) fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
+        self.from(key, I::default())
+    }
+    /// The ids with this key, from one on, in order.
+    pub(super) fn from<'a>(&'a self, key: &K, first: I) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
         let key = key.clone();
-        self.0.range((key.clone(), I::default())..).take_while(move |(other, _)| *other == key).map(|(_, id)| id)
+        self.0.range((key.clone(), first)..).take_while(move |(other, _)| *other == key).map(|(_, id)| id)
+    }
+    /// All keys with their ids, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&K, &I)> {
+        self.0.iter().map(|(key, id)| (key, id))
     }
 }
 
@@ -39,10 +48,14 @@ pub struct StoreIndexes {
     pub(super) tasks_of_node: IdsBy<NodeId, TaskId>,
     /// Those that have no node yet.
     pub(super) unassigned_tasks: IdsBy<TaskState, TaskId>,
-    pub(super) tasks_on_network: IdsBy<NetworkId, TaskId>,
+    /// With their addresses there, as numbers.
+    pub(super) tasks_on_network: IdsBy<NetworkId, (u32, TaskId)>,
+    /// Those that are to run and have a start time.
+    pub(super) delayed_tasks: IdsBy<Timestamp, TaskId>,
     pub(super) services_on_network: IdsBy<NetworkId, ServiceId>,
     pub(super) node_keys: IdsBy<WgKey, NodeId>,
     pub(super) ports: IdsBy<(PublishMode, Protocol, u16), ServiceId>,
+    pub(super) specs: SharedSpecs,
 }
 
 /// What an object is found by, and its id.
@@ -55,7 +68,9 @@ pub enum IndexEntry {
     /// New or pending.
     UnassignedTask(TaskState, TaskId),
     /// It has an address on the network.
-    TaskOnNetwork(NetworkId, TaskId),
+    TaskOnNetwork(NetworkId, (u32, TaskId)),
+    /// It is to run, and not before this time.
+    DelayedTask(Timestamp, TaskId),
     /// Its spec names the network.
     ServiceOnNetwork(NetworkId, ServiceId),
     NodeKey(WgKey, NodeId),
@@ -66,6 +81,7 @@ pub enum IndexEntry {
 impl StoreIndexes {
     /// Replaces the entries of an object's state by those of its next state.
     pub(super) fn replace<T: Indexed>(&mut self, before: Option<&T>, after: Option<&T>) {
+        let (before_task, after_task) = (before.and_then(Indexed::as_task), after.and_then(Indexed::as_task));
         let entries_of = |object: Option<&T>| object.map(Indexed::index_entries).unwrap_or_default();
         let (before, after) = (entries_of(before), entries_of(after));
         for gone in before.difference(&after) {
@@ -74,6 +90,7 @@ impl StoreIndexes {
         for new in after.difference(&before) {
             self.set(new, true);
         }
+        self.specs.replace(before_task, after_task);
     }
 
     fn set(&mut self, entry: &IndexEntry, present: bool) {
@@ -84,6 +101,7 @@ impl StoreIndexes {
             IndexEntry::TaskOfNode(node, id) => self.tasks_of_node.set(node, id, present),
             IndexEntry::UnassignedTask(state, id) => self.unassigned_tasks.set(state, id, present),
             IndexEntry::TaskOnNetwork(network, id) => self.tasks_on_network.set(network, id, present),
+            IndexEntry::DelayedTask(start, id) => self.delayed_tasks.set(start, id, present),
             IndexEntry::ServiceOnNetwork(network, id) => self.services_on_network.set(network, id, present),
             IndexEntry::NodeKey(key, id) => self.node_keys.set(key, id, present),
             IndexEntry::PublishedPort(port, id) => self.ports.set(port, id, present),
@@ -95,6 +113,14 @@ impl StoreIndexes {
 pub trait Indexed {
     /// Its entries.
     fn index_entries(&self) -> BTreeSet<IndexEntry>;
+    /// The object, if it is a task: tasks share their specs.
+    fn as_task(&self) -> Option<&Task> {
+        None
+    }
+    /// See [`Indexed::as_task`].
+    fn as_task_mut(&mut self) -> Option<&mut Task> {
+        None
+    }
 }
 
 impl Indexed for Cluster {
@@ -132,9 +158,18 @@ impl Indexed for Task {
     fn index_entries(&self) -> BTreeSet<IndexEntry> {
         let service = IndexEntry::TaskOfService(self.service_id.clone(), self.id.clone());
         let node = self.node_id.iter().map(|node| IndexEntry::TaskOfNode(node.clone(), self.id.clone()));
-        let networks = self.attachments.iter().map(|a| IndexEntry::TaskOnNetwork(a.network_id.clone(), self.id.clone()));
+        let address = |a: &Attachment| (a.address.addr().to_bits(), self.id.clone());
+        let networks = self.attachments.iter().map(|a| IndexEntry::TaskOnNetwork(a.network_id.clone(), address(a)));
+        let start = self.not_before.filter(|_| self.desired_state <= TaskState::Running);
+        let start = start.map(|start| IndexEntry::DelayedTask(start, self.id.clone()));
         let waits = self.status.state < TaskState::Assigned;
         let state = waits.then(|| IndexEntry::UnassignedTask(self.status.state, self.id.clone()));
-        std::iter::once(service).chain(node).chain(networks).chain(state).collect()
+        std::iter::once(service).chain(node).chain(networks).chain(state).chain(start).collect()
+    }
+    fn as_task(&self) -> Option<&Task> {
+        Some(self)
+    }
+    fn as_task_mut(&mut self) -> Option<&mut Task> {
+        Some(self)
     }
 }

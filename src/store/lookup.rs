@@ -1,7 +1,9 @@
 //! Reads by way of the indexes.
 
 use super::object::Store;
-use crate::model::{Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId, Task, TaskState, WgKey};
+use crate::model::{Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId};
+use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey};
+use std::net::Ipv4Addr;
 
 impl Store {
     /// The network with this name, without regard to case, unless it is being removed.
@@ -28,9 +30,18 @@ impl Store {
     pub fn pending_tasks(&self) -> impl Iterator<Item = &Task> {
         self.indexes.unassigned_tasks.of(&TaskState::Pending).filter_map(|id| self.task(id))
     }
-    /// Tasks with an address on a network, by id.
+    /// Tasks with an address on a network, by address.
     pub fn tasks_on_network(&self, network: &NetworkId) -> impl Iterator<Item = &Task> {
-        self.indexes.tasks_on_network.of(network).filter_map(|id| self.task(id))
+        self.indexes.tasks_on_network.of(network).filter_map(|(_, id)| self.task(id))
+    }
+    /// The addresses that tasks have on a network, from one on, in order.
+    pub fn task_addresses(&self, network: &NetworkId, from: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
+        let entries = self.indexes.tasks_on_network.from(network, (from.to_bits(), TaskId::default()));
+        entries.map(|(address, _)| Ipv4Addr::from_bits(*address))
+    }
+    /// Tasks that are to run and have a start time, by that.
+    pub fn delayed_tasks(&self) -> impl Iterator<Item = (Timestamp, &Task)> {
+        self.indexes.delayed_tasks.all().filter_map(|(start, id)| Some((*start, self.task(id)?)))
     }
     /// Services whose spec names a network, by id.
     pub fn services_on_network(&self, network: &NetworkId) -> impl Iterator<Item = &Service> {

@@ -4,7 +4,7 @@
 use super::applied::Applied;
 use super::field_update::FieldUpdate;
 use super::index::{Indexed, StoreIndexes};
-use super::object_change::ObjectChange;
+use crate::model::port_labels::{ALLOW, MOST_SOURCES};
 use crate::model::{Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
 use crate::model::{FormatRange, PublishMode};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,12 @@ pub enum StoreError {
     /// Another service publishes the port.
     #[error("port '{port}' is already in use by service '{name}' ({service}) as {}", published_as(*.mode))]
     PortInUse { port: u16, mode: PublishMode, service: ServiceId, name: String },
+    /// All allow-lists together have too many entries.
+    #[error(
+        "label {ALLOW}: its {entries} entries (prefixes times published ports) and the {others} of the other services are more \
+         than the {MOST_SOURCES} that all may have: list shorter prefixes here or there"
+    )]
+    AllowListsFull { entries: u64, others: u64 },
     /// Another node has the WireGuard key.
     #[error(
         "node {node} has the WireGuard key of this node already: if that is what is left of this node, remove it with \
@@ -185,40 +191,6 @@ macro_rules! store_objects {
             pub(super) fn remove(self, store: &mut Store, id: &str) {
                 match self {
                     $(Self::$object => store.remove::<$object>(&id.into()),)+
-                }
-            }
-            /// What became of the object with this id; `None` if nothing.
-            pub(super) fn change(self, before: &Store, after: &Store, id: &str) -> Option<Change> {
-                match self {
-                    $(Self::$object => {
-                        let id = <$id>::from(id);
-                        let object = |store: &Store| store.$table.get(&id).cloned();
-                        let (before, after) = (object(before), object(after));
-                        let is_same = match (&before, &after) {
-                            (None, None) => true,
-                            (Some(before), Some(after)) => Arc::ptr_eq(before, after),
-                            _ => false,
-                        };
-                        (!is_same).then(|| Change::$object(ObjectChange { before, after }))
-                    })+
-                }
-            }
-        }
-
-        /// What a transaction has changed of one object, of any kind.
-        #[derive(Clone, PartialEq, Eq, Debug)]
-        pub enum Change {
-            $(#[doc = $word] $object(ObjectChange<$object>),)+
-        }
-
-        impl Change {
-            /// Kind and id of the object.
-            pub fn target(&self) -> (Kind, String) {
-                match self {
-                    $(Self::$object(ObjectChange { before, after }) => {
-                        let id = after.as_ref().or(before.as_ref()).map(|object| object.id.to_string());
-                        (Kind::$object, id.unwrap_or_default())
-                    })+
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::document::decode_document;
 use super::object::{Store, StoreObject};
+use super::shared_specs::{self, SpecInSnapshot};
 use crate::model::{Cluster, Network, NetworkId, Node, NodeId, Revision, Service, ServiceId, Task, TaskId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -11,7 +12,13 @@ use std::sync::Arc;
 struct SnapshotDocument<T> {
     format: u32,
     store: T,
+    /// From level [`SPECS_ONCE`] on: what tasks have in common.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    specs: Vec<SpecInSnapshot>,
 }
+
+/// First level at which a snapshot has each spec of tasks once.
+const SPECS_ONCE: u32 = 2;
 
 impl Store {
     /// Raft index of the last transaction seen.
@@ -72,7 +79,16 @@ impl Store {
     /// # Panics
     /// Never: every type in the store can be written as JSON.
     pub fn snapshot(&self) -> Vec<u8> {
-        serde_json::to_vec(&SnapshotDocument { format: self.feature_level(), store: self }).expect("the store is plain data")
+        let format = self.feature_level();
+        let document = if format < SPECS_ONCE {
+            serde_json::to_vec(&SnapshotDocument { format, store: self, specs: Vec::new() })
+        } else {
+            let mut store = self.clone();
+            let (tasks, specs) = shared_specs::take_out(Task::table(self));
+            *Task::table_mut(&mut store) = tasks;
+            serde_json::to_vec(&SnapshotDocument { format, store, specs })
+        };
+        document.expect("the store is plain data")
     }
 
     /// Reads what [`Store::snapshot`] wrote.
@@ -81,6 +97,8 @@ impl Store {
     /// The bytes are damaged, or of another format than this build reads.
     pub fn restore(bytes: &[u8]) -> anyhow::Result<Self> {
         let mut document: SnapshotDocument<Self> = decode_document(bytes)?;
+        let tasks = std::mem::take(Task::table_mut(&mut document.store));
+        *Task::table_mut(&mut document.store) = shared_specs::put_back(tasks, document.specs);
         document.store.build_indexes();
         Ok(document.store)
     }

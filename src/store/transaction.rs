@@ -70,7 +70,10 @@ impl Transaction {
         let mut actions: Vec<Action> = Vec::new();
         for action in &self.actions {
             let next = match action {
-                Action::Set(update) => Action::Update(update.resolve(store, &scratch)?),
+                Action::Set(update) => match update.resolve(store, &scratch)? {
+                    Some(object) => Action::Update(object),
+                    None => continue,
+                },
                 other => other.clone(),
             };
             scratch.apply(store.index(), &Self { at: self.at, actions: vec![next.clone()], ..Self::default() })?;

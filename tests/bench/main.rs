@@ -1,6 +1,6 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=tables,datapath,tunnel,names,traffic` selects
-//! parts.
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,tables,datapath,tunnel,names,traffic`
+//! selects parts; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -11,6 +11,7 @@
     reason = "a bench"
 )]
 
+mod control;
 mod datapath;
 mod names;
 mod process;
@@ -37,10 +38,11 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "tables,datapath,tunnel,names,traffic".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,tables,datapath,tunnel,names,traffic".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
+            "control" => control::run(&mut report),
             "tables" => tables::run(&mut report),
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
@@ -49,7 +51,7 @@ fn main() {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
                 runtime.block_on(traffic::run(&mut report));
             }
-            other => panic!("no part {other}: tables, datapath, tunnel, names, traffic"),
+            other => panic!("no part {other}: control, tables, datapath, tunnel, names, traffic"),
         }
     }
     report.write();

@@ -3,7 +3,7 @@
 
 mod conditions;
 mod cost;
-mod feed;
+mod diff;
 mod fields;
 mod indexes;
 mod time;
@@ -17,7 +17,7 @@ use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus};
 use skep::model::service::{Endpoint, EndpointSpec, Service, ServiceSpec};
 use skep::model::task::{Attachment, NetworkAttachmentConfig, Task, TaskSpec, TaskState, TaskStatus};
 use skep::model::{ClusterId, Meta, NetworkId, NodeId, PortConfig, ServiceId, TaskId, Timestamp};
-use skep::store::{Action, Changes, FEATURE_LEVELS, Kind, Object, Store, StoreError, Transaction};
+use skep::store::{Action, FEATURE_LEVELS, Kind, Object, Store, StoreError, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Few ids and names, so that they collide.
@@ -84,7 +84,7 @@ fn object(op: Op, meta: Meta) -> Object {
             address_pools: vec!["10.0.0.0/8".parse().expect("pool")],
             reserved_subnets: Vec::new(),
             subnet_size: 24,
-            feature_level: 1,
+            feature_level: 1 + u32::from(number % 2),
             data_path_port: number,
         }
         .into(),
@@ -131,11 +131,12 @@ fn object(op: Op, meta: Meta) -> Object {
         Kind::Task => Task {
             id: TaskId::from(id),
             meta,
-            spec: TaskSpec::default(),
+            // Some share one, some have none.
+            spec: TaskSpec { force_update: u64::from(number / 3 % 3), ..TaskSpec::default() }.into(),
             spec_version: 0,
             service_id: ServiceId::from(IDS[op.name % 4]),
             service_name: name.to_owned(),
-            service_labels: labels,
+            service_labels: labels.into(),
             slot: u64::from(number),
             node_id: (number % 2 == 0).then(|| NodeId::from(id)),
             desired_state: TaskState::Running,
@@ -197,7 +198,7 @@ fn content(store: &Store) -> serde_json::Value {
     value
 }
 
-fn run(all: &[(i64, Vec<Op>)], mut each: impl FnMut(&Store, &Store, &Transaction, &Result<Changes, StoreError>)) -> Store {
+fn run(all: &[(i64, Vec<Op>)], mut each: impl FnMut(&Store, &Store, &Transaction, &Result<(), StoreError>)) -> Store {
     let mut store = Store::default();
     for (index, (at, ops)) in (2..).zip(all) {
         let before = store.clone();

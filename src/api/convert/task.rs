@@ -8,7 +8,7 @@ use crate::store::Store;
 
 /// A task in this version of the API.
 pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
-    let mut spec = task.spec.clone();
+    let mut spec = (*task.spec).clone();
     spec.runtime = None;
     let networks_attachments = task
         .attachments

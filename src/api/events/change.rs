@@ -1,10 +1,9 @@
 //! Events between two states of the store, in the real server's words. Pure.
 
 use crate::model::{Network, Node, NodeState, Service, Timestamp};
-use crate::store::{Store, StoreObject};
+use crate::store::{ChangedObject, Store, StoreObject, changed};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 /// A change of an object that users see.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,16 +91,17 @@ pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent>
 }
 
 fn changes_of<T: Observed>(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
-    let (before, after) = (T::table(before), T::table(after));
-    let ids: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let shown = |object: Option<&Arc<T>>| object.filter(|object| object.is_shown()).cloned();
-    let change = |id: &&T::Id| match (shown(before.get(*id)), shown(after.get(*id))) {
-        (None, Some(new)) => Some(event(&*new, "create", BTreeMap::new(), new.meta().created_at)),
-        (Some(old), None) => Some(event(&*old, "remove", BTreeMap::new(), now)),
-        (Some(old), Some(new)) if !Arc::ptr_eq(&old, &new) => update(&*old, &*new),
-        _ => None,
+    let event_of = |(before, after): ChangedObject<'_, T>| match (shown(before), shown(after)) {
+        (None, Some(new)) => Some(event(new, "create", BTreeMap::new(), new.meta().created_at)),
+        (Some(old), None) => Some(event(old, "remove", BTreeMap::new(), now)),
+        (Some(old), Some(new)) => update(old, new),
+        (None, None) => None,
     };
-    ids.iter().filter_map(change).collect()
+    changed::<T>(before, after).filter_map(event_of).collect()
+}
+
+fn shown<T: Observed>(object: Option<&T>) -> Option<&T> {
+    object.filter(|object| object.is_shown())
 }
 
 /// `None` if only the version differs: the allocator writes networks as the guard of their addresses.

@@ -209,6 +209,10 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     }
 }
 
+/// First feature level at which managers know of a network that is being removed. Below it a network stays until no container has
+/// an address there.
+const REMOVING_LEVEL: u32 = 2;
+
 /// Removes a network that nothing is wanted to run on when the removal is applied. While tasks that are to stop still have
 /// addresses on it, its name is free and it is shown no more; the reaper deletes it with the last address.
 ///
@@ -218,6 +222,13 @@ pub async fn remove_from_swarm(request: &ApiRequest, handle: &StoreHandle, id: &
     for _ in 0..REMOVE_ATTEMPTS {
         let store = handle.read();
         let Some(network) = store.network(id).filter(|n| !n.removing) else { return Ok(()) };
+        if store.feature_level() < REMOVING_LEVEL
+            && store.network_user(network).is_none()
+            && let Some(task) = store.tasks_on_network(id).find(|task| !task.status.state.is_final())
+        {
+            let by_id = task.id.to_string();
+            return Err(StoreError::InUse { kind: Kind::Network, id: id.to_string(), by: Kind::Task, by_id }.into());
+        }
         // The allocator writes the network with each address that it assigns there, so that this update is refused then.
         let mut actions = vec![Action::update(Network { removing: true, ..network.clone() })];
         if !store.has_addresses_on(network) {

@@ -10,8 +10,9 @@ use crate::api::schema::SERVICE_SPEC;
 use crate::api::{lookup, validate};
 use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
+use crate::model::port_labels::sources_of;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{Meta, Service, ServiceId};
+use crate::model::{Meta, PullAuth, Service, ServiceId};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -59,7 +60,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&SERVICE_SPEC)?;
     let handle = request.store()?;
     let store = handle.read();
-    let pull_auth = validate::pull_auth(&request.headers)?;
+    let pull_auth = posted_pull_auth(request, &store)?;
     let mut spec = validate::service_spec(posted)?;
     if spec.name.is_empty() {
         spec.name = validate::random_name(&mut rand::rng(), store.services().map(|s| s.spec.name.as_str()));
@@ -68,7 +69,6 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
-    validate::allow_lists_fit(&spec, store.services().map(|s| validate::sources_of(&s.spec)))?;
     if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
             GrpcCode::FailedPrecondition,
@@ -91,6 +91,24 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
 }
 
+/// First feature level at which managers keep registry credentials. Below it one of the release before would drop them.
+const PULL_AUTH_LEVEL: u32 = 2;
+
+/// The registry credentials that a request brings.
+fn posted_pull_auth(request: &ApiRequest, store: &Store) -> Result<Option<PullAuth>> {
+    let (auth, level) = (validate::pull_auth(&request.headers)?, store.feature_level());
+    if auth.is_some() && level < PULL_AUTH_LEVEL {
+        return Err(ApiError::rpc(
+            GrpcCode::FailedPrecondition,
+            format!(
+                "registry credentials need feature level {PULL_AUTH_LEVEL}, the cluster is at level {level}: upgrade skep on every \
+                 manager first"
+            ),
+        ));
+    }
+    Ok(auth)
+}
+
 /// What other requests must not take away before the spec is written: its networks exist, `ingress` included, and its ports are
 /// free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
@@ -104,7 +122,10 @@ fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec
         port: p.published_port,
         except: own.cloned(),
     });
-    networks.chain(ports).collect()
+    let entries = sources_of(spec) as u64;
+    // A service that adds none is not refused for what others have.
+    let lists = (entries > 0).then(|| Condition::AllowListsFit { entries, except: own.cloned() });
+    networks.chain(ports).chain(lists).collect()
 }
 
 /// Replaces names of networks by their ids.
@@ -160,12 +181,10 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         "" | "spec" => &stored.pull_auth,
         _ => return Err(ApiError::failed("unsupported registryAuthFrom value")),
     };
-    let pull_auth = validate::pull_auth(&request.headers)?.or_else(|| kept_auth.clone());
+    let pull_auth = posted_pull_auth(request, &store)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
-    let others = store.services().filter(|s| s.id != stored.id);
-    validate::allow_lists_fit(&spec, others.map(|s| validate::sources_of(&s.spec)))?;
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }

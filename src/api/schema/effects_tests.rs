@@ -145,7 +145,7 @@ fn base() -> Value {
 /// What a task's container is created from.
 fn body(spec: &ServiceSpec) -> impl PartialEq + use<> {
     let mut task = task_with_resolvers("t1", &spec.name, "n1", &[]);
-    task.spec = spec.task_template.clone();
+    task.spec = spec.task_template.clone().into();
     task.ports = spec.host_ports();
     let (engine_socket, skep_socket) = ("/run/engine.sock".into(), None);
     create_body(&ContainerPlan { task, node_id: "n1".into(), networks: Vec::new(), engine_socket, skep_socket })

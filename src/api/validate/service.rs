@@ -6,7 +6,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
-use crate::model::port_labels::{ALLOW, MOST_SOURCES, MOST_SOURCES_OF_SERVICE, PortLabels};
+use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::task::{ContainerSpec, Healthcheck, ResourceAmounts, TaskSpec};
 use serde_json::{Value, json};
@@ -199,27 +199,6 @@ fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {
     )))
 }
 
-/// Refuses a service whose allow-list does not fit beside those of the other services.
-///
-/// # Errors
-/// 400 with `InvalidArgument`.
-pub fn allow_lists_fit(spec: &ServiceSpec, others: impl Iterator<Item = usize>) -> Result<()> {
-    let own = sources_of(spec);
-    let others: usize = others.sum();
-    if own == 0 || own + others <= MOST_SOURCES {
-        return Ok(());
-    }
-    Err(ApiError::invalid_argument(format!(
-        "label {ALLOW}: its {own} entries (prefixes times published ports) and the {others} of the other services are more than \
-         the {MOST_SOURCES} that all may have: list shorter prefixes here or there"
-    )))
-}
-
-/// Entries of the map of allowed sources that a service uses.
-pub fn sources_of(spec: &ServiceSpec) -> usize {
-    PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(ports::ingress_count(spec)))
-}
-
 fn check_task(task: &TaskSpec) -> Result<()> {
     if let Some(resources) = &task.resources {
         for amounts in [&resources.limits, &resources.reservations].into_iter().flatten() {
@@ -304,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn allow_lists_are_bounded_by_service_and_in_all() {
+    fn allow_lists_are_bounded_by_service() {
         let message = |result: Result<()>| result.expect_err("refused").message;
         assert!(service(&guarded(8192, 2)).is_ok());
         let why = message(service(&guarded(8193, 2)));
@@ -312,12 +291,7 @@ mod tests {
         // Without a port the list takes no room, but travels to every node.
         assert!(service(&guarded(16_385, 0)).is_err());
 
-        let spec = guarded(8192, 2);
-        assert_eq!(sources_of(&spec), 16_384);
-        assert!(allow_lists_fit(&spec, [16_384, 16_384, 12_288].into_iter()).is_ok());
-        let why = message(allow_lists_fit(&spec, [16_384, 16_384, 12_289].into_iter()));
-        assert!(why.contains("45057 of the other services") && why.contains("61440"), "{why}");
-        assert!(allow_lists_fit(&guarded(1, 0), std::iter::once(70_000)).is_ok(), "a service that adds none is none's trouble");
+        assert_eq!(crate::model::port_labels::sources_of(&guarded(8192, 2)), 16_384);
     }
 
     #[test]

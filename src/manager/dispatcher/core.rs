@@ -137,7 +137,7 @@ impl Dispatcher {
     }
 
     fn report(&mut self, id: &NodeId, reports: NodeReports) {
-        let NodeReports { statuses, listens, troubles, hello } = reports;
+        let NodeReports { statuses, listens, troubles, hello, behind } = reports;
         self.report_statuses(id, statuses);
         self.report_listening(id, listens);
         let Some(node) = self.nodes.get_mut(id) else { return };
@@ -146,6 +146,15 @@ impl Dispatcher {
         }
         if let Some(hello) = hello {
             node.hello = hello;
+        }
+        match behind {
+            Some(have) if have > self.store.revision() => drop(self.ahead.insert(id.clone(), have)),
+            // What it has is no base of what it is sent: it gets all of it.
+            Some(_) => {
+                node.sent = None;
+                self.dirty.nodes.insert(id.clone());
+            }
+            None => {}
         }
     }
 
@@ -244,7 +253,7 @@ impl Dispatcher {
             let is_first = node.sent.is_none();
             let is_dirty = is_first || dirty.nodes.contains(id);
             let tasks = if is_dirty {
-                let tasks: Vec<&Task> = self.index.tasks(&self.store, id).collect();
+                let tasks: Vec<&Arc<Task>> = self.index.shared_tasks(&self.store, id).collect();
                 let has = node.sent.as_ref().map(|s| &s.tasks);
                 match task_list::compare(&tasks, |task| self.drain_holds.contains(&task.id), has) {
                     TaskListChange::Echo(_) if now.since(node.tasks_sent_at) < ECHO_INTERVAL => {

@@ -3,7 +3,7 @@
 //! see that it is no backend.
 
 use crate::model::{NodeId, Revision, Task, TaskId, TaskState, Timestamp};
-use crate::store::Store;
+use crate::store::{Store, changed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -31,8 +31,9 @@ impl DrainHolds {
 
     /// Adds tasks that stopped being backends because their desired state changed or they became unhealthy.
     pub(super) fn observe(&mut self, before: &Store, after: &Store, now: Timestamp) {
-        for task in after.tasks().filter(|t| is_stopping(t) && !t.attachments.is_empty()) {
-            if before.task(&task.id).is_some_and(Task::is_backend) {
+        for (was, is) in changed::<Task>(before, after) {
+            let stops = is.filter(|task| is_stopping(task) && !task.attachments.is_empty());
+            if let Some(task) = stops.filter(|_| was.is_some_and(Task::is_backend)) {
                 self.tasks.insert(task.id.clone(), DrainHold { index: after.index(), since: now });
             }
         }

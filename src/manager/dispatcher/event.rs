@@ -45,6 +45,8 @@ pub struct NodeReports {
     pub troubles: Option<BTreeMap<String, String>>,
     /// The description has changed within the session.
     pub hello: Option<NodeHello>,
+    /// The node has this revision and could not apply a view to it.
+    pub behind: Option<Revision>,
 }
 
 impl NodeReports {
@@ -58,6 +60,7 @@ impl NodeReports {
 
     /// True if there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        self.statuses.is_empty() && self.listens.is_empty() && self.troubles.is_none() && self.hello.is_none()
+        let Self { statuses, listens, troubles, hello, behind } = self;
+        statuses.is_empty() && listens.is_empty() && troubles.is_none() && hello.is_none() && behind.is_none()
     }
 }

@@ -5,10 +5,8 @@ use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
 use crate::manager::limits::BATCH;
 use crate::manager::liveness::Verdict;
-use crate::model::{
-    Cluster, FormatRange, ListeningPort, Node, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp,
-};
-use crate::store::{Action, Store};
+use crate::model::{FormatRange, ListeningPort, Node, NodeId, NodeState, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::store::{Action, FieldUpdate, Store, is_new_listening, is_new_status};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Swarm's text.
@@ -19,45 +17,40 @@ const ENGINE_LOST: &str = "the node's Docker Engine does not answer";
 impl Dispatcher {
     /// Updates of nodes and tasks that the store does not have yet.
     pub fn plan(&self, store: &Store, now: Timestamp) -> Vec<Action> {
-        let nodes = store.nodes().filter_map(|node| {
-            let next = self.observed_node(node, now);
-            (next != *node).then(|| Action::update(next))
-        });
+        let nodes = store.nodes().filter_map(|node| self.node_report(node, now));
         let reported: BTreeSet<&TaskId> = self.statuses.keys().chain(self.listening.keys()).collect();
         let tasks = reported.into_iter().filter_map(|id| {
             let task = store.task(id)?;
             let status = self.statuses.get(id).filter(|(node, status)| is_new_status(task, node, status));
             let listens = self.listening.get(id).filter(|(node, ports)| is_new_listening(task, node, ports));
-            if status.is_none() && listens.is_none() {
-                return None;
-            }
-            // Both in one action: a transaction writes a task once.
-            Some(Action::update(Task {
-                status: status.map_or_else(|| task.status.clone(), |(_, status)| status.clone()),
-                listens: listens.map_or_else(|| task.listens.clone(), |(_, ports)| ports.clone()),
-                ..task.clone()
-            }))
+            let node = status.map(|(node, _)| node).or(listens.map(|(node, _)| node))?;
+            Some(FieldUpdate::TaskReport {
+                id: id.clone(),
+                node: node.clone(),
+                status: status.map(|(_, status)| Box::new(status.clone())),
+                listens: listens.map(|(_, ports)| ports.clone()),
+            })
         });
         let cluster = self.new_incarnation(store, now);
-        cluster.into_iter().chain(nodes).chain(tasks).take(BATCH).collect()
+        cluster.into_iter().chain(nodes).chain(tasks).take(BATCH).map(Action::Set).collect()
     }
 
-    /// The node object as the leader observes the node now.
-    fn observed_node(&self, node: &Node, now: Timestamp) -> Node {
-        let mut next = node.clone();
-        let Some(liveness) = self.liveness.nodes.get(&node.id) else { return next };
+    /// What the leader observes of the node now, as far as it differs from the node object.
+    fn node_report(&self, node: &Node, now: Timestamp) -> Option<FieldUpdate> {
+        let liveness = self.liveness.nodes.get(&node.id)?;
+        let (mut description, mut endpoints) = (None, None);
+        let mut status = node.status.clone();
         let (state, message) = match &liveness.verdict {
             Verdict::Left => (NodeState::Disconnected, "the node left the swarm".to_owned()),
             Verdict::Ready => {
                 // Until the session is known here too, its description is not.
-                let registered = self.nodes.get(&node.id).filter(|r| r.session.is_some() && r.session == liveness.session);
-                let Some(registered) = registered else { return next };
-                next.description = registered.hello.description.clone();
-                next.status.levels_since = levels_since(node, next.description.feature_levels, now);
-                if !registered.hello.endpoints.is_empty() {
-                    next.mesh.endpoints.clone_from(&registered.hello.endpoints);
-                }
-                if next.description.engine_lost {
+                let registered = self.nodes.get(&node.id).filter(|r| r.session.is_some() && r.session == liveness.session)?;
+                let hello = &registered.hello;
+                status.levels_since = levels_since(node, hello.description.feature_levels, now);
+                description = (hello.description != node.description).then(|| Box::new(hello.description.clone()));
+                let news = !hello.endpoints.is_empty() && hello.endpoints != node.mesh.endpoints;
+                endpoints = news.then(|| hello.endpoints.clone());
+                if hello.description.engine_lost {
                     (NodeState::Down, ENGINE_LOST.to_owned())
                 } else {
                     (NodeState::Ready, self.degradation(registered, now).unwrap_or_default())
@@ -65,25 +58,27 @@ impl Dispatcher {
             }
             Verdict::Down => (NodeState::Down, HEARTBEAT_FAILURE.to_owned()),
             Verdict::Unknown(why) if node.status.state.may_be_up() => (NodeState::Unknown, why.clone()),
-            Verdict::Unknown(_) | Verdict::Awaited | Verdict::Absent => return next,
+            Verdict::Unknown(_) | Verdict::Awaited | Verdict::Absent => return None,
         };
-        next.status.down_since = match state {
+        status.down_since = match state {
             NodeState::Down if node.status.state == NodeState::Down => node.status.down_since,
             NodeState::Down => Some(now),
             _ => None,
         };
         // A node that is ready may become degraded, and recover; one that is unknown may be so for another reason.
         if state != node.status.state || matches!(state, NodeState::Ready | NodeState::Unknown) {
-            next.status.state = state;
-            next.status.message = message;
+            status.state = state;
+            status.message = message;
         }
-        next
+        let status = (status != node.status).then(|| Box::new(status));
+        let differs = status.is_some() || description.is_some() || endpoints.is_some();
+        differs.then(|| FieldUpdate::NodeReport { id: node.id.clone(), status, description, endpoints })
     }
 
     /// A new incarnation, if a node has a view of a later state than this leader's: the managers were restored to an older
     /// state, and the node would refuse every view until their index has passed its own. By its own number, a new incarnation
     /// is later than any view.
-    fn new_incarnation(&self, store: &Store, now: Timestamp) -> Option<Action> {
+    fn new_incarnation(&self, store: &Store, now: Timestamp) -> Option<FieldUpdate> {
         let cluster = store.cluster()?;
         // A new leader may have entries to apply that are committed already.
         if now.since(self.since) <= self.settings.down_after {
@@ -92,7 +87,8 @@ impl Dispatcher {
         let (node, have) = self.ahead.iter().find(|(_, have)| **have > store.revision())?;
         tracing::warn!(%node, have = have.index, index = store.index(), "the node follows a later state than the managers have: \
             they were restored to an older one. All nodes follow the managers again, as a new incarnation");
-        Some(Action::update(Cluster { incarnation: have.incarnation.max(cluster.incarnation) + 1, ..cluster.clone() }))
+        let incarnation = have.incarnation.max(cluster.incarnation) + 1;
+        Some(FieldUpdate::Incarnation { id: cluster.id.clone(), incarnation })
     }
 
     /// What is wrong with a node that is live; the text changes only when that does.
@@ -146,16 +142,4 @@ impl Dispatcher {
 fn levels_since(node: &Node, levels: Option<FormatRange>, now: Timestamp) -> Option<Timestamp> {
     let since = node.status.levels_since.filter(|since| node.description.feature_levels == levels && *since <= now);
     levels.map(|_| since.unwrap_or(now))
-}
-
-/// True if the task belongs to the node, may still run, and the ports differ from the stored ones.
-fn is_new_listening(task: &Task, node: &NodeId, ports: &[ListeningPort]) -> bool {
-    task.node_id.as_ref() == Some(node) && !task.status.state.is_final() && task.listens != ports
-}
-
-/// True if the task belongs to the node, the state does not go back, and the status differs from the stored one.
-fn is_new_status(task: &Task, node: &NodeId, status: &TaskStatus) -> bool {
-    let is_later = status.state > task.status.state
-        || (status.state == task.status.state && status.timestamp >= task.status.timestamp && *status != task.status);
-    task.node_id.as_ref() == Some(node) && is_later
 }

@@ -15,7 +15,7 @@ pub(super) enum TaskListChange {
 
 /// Compares the node's tasks with the list that it has. A task whose stop is held back has the desired state Running; one
 /// that is unhealthy and not held back is to be shut down.
-pub(super) fn compare(tasks: &[&Task], held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> TaskListChange {
+pub(super) fn compare(tasks: &[&Arc<Task>], held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> TaskListChange {
     let shown = |task: &Task| {
         let unhealthy = task.status.state == TaskState::Running && task.status.unhealthy;
         match held(task) {
@@ -25,13 +25,18 @@ pub(super) fn compare(tasks: &[&Task], held: impl Fn(&Task) -> bool, has: Option
         }
     };
     let has_task = |t: &Task| has.and_then(|has| has.by_id.get(&t.id));
-    let has_orders = |t: &&Task| has_task(t).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t));
+    let has_orders = |t: &&Arc<Task>| has_task(t).is_some_and(|h| h.desired_state == shown(t) && same_orders(h, t));
     let same_list = has.is_some_and(|has| has.by_id.len() == tasks.len()) && tasks.iter().all(has_orders);
-    let has_reports = |t: &&Task| has_task(t).is_some_and(|h| h.status == t.status && h.listens == t.listens);
+    let has_reports = |t: &&Arc<Task>| has_task(t).is_some_and(|h| h.status == t.status && h.listens == t.listens);
     if same_list && tasks.iter().all(has_reports) {
         return TaskListChange::None;
     }
-    let entry = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
+    // The same allocation as in the store, where it shows what that has.
+    let entry = |t: &&Arc<Task>| {
+        let same = shown(t) == t.desired_state;
+        let task = if same { Arc::clone(t) } else { Arc::new(Task { desired_state: shown(t), ..Task::clone(t) }) };
+        (t.id.clone(), task)
+    };
     let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect() });
     if same_list { TaskListChange::Echo(tasks) } else { TaskListChange::Orders(tasks) }
 }
@@ -44,7 +49,7 @@ fn same_orders(a: &Task, b: &Task) -> bool {
         && a.ports == b.ports
         && a.service_name == b.service_name
         && a.slot == b.slot
-        && a.service_labels == b.service_labels
+        && (Arc::ptr_eq(&a.service_labels, &b.service_labels) || a.service_labels == b.service_labels)
         && a.spec_version == b.spec_version
-        && a.spec == b.spec
+        && (Arc::ptr_eq(&a.spec, &b.spec) || a.spec == b.spec)
 }

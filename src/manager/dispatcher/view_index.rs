@@ -1,14 +1,13 @@
 //! The views' parts for one state of the store, kept up to date change by change: what a change costs depends on what it
-//! changes, not on the number of nodes and tasks (apart from one comparison of pointers per object). Parts and their entries
-//! that did not change stay the same allocations, shared between nodes.
+//! changes, not on the number of nodes and tasks (apart from copies of the lists that change, a pointer per entry). Parts and
+//! their entries that did not change stay the same allocations, shared between nodes.
 
-use super::store_diff::changed;
 use super::task_list::{self, TaskListChange};
 use super::view;
 use crate::manager::allocator::ingress;
 use crate::model::view::{ClusterPart, NetworkPart, Networks, PublishedPort};
 use crate::model::{Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId};
-use crate::store::Store;
+use crate::store::{Store, StoreObject, changed};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use std::sync::Arc;
 /// The whole view of a node at this state of the store; `None` before the cluster object exists.
 pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
     let mut index = ViewIndex::new(store);
-    let tasks: Vec<&Task> = index.tasks(store, node).collect();
+    let tasks: Vec<&Arc<Task>> = index.shared_tasks(store, node).collect();
     Some(NodeView {
         revision: store.revision(),
         tasks: match task_list::compare(&tasks, |_| false, None) {
@@ -96,7 +95,12 @@ impl ViewIndex {
 
     /// The tasks on a node, by id.
     pub fn tasks<'a>(&'a self, store: &'a Store, node: &NodeId) -> impl Iterator<Item = &'a Task> {
-        self.by_node.get(node).into_iter().flatten().filter_map(|id| store.task(id))
+        self.shared_tasks(store, node).map(Arc::as_ref)
+    }
+
+    /// [`Self::tasks`], as the store has them.
+    pub fn shared_tasks<'a>(&'a self, store: &'a Store, node: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> {
+        self.by_node.get(node).into_iter().flatten().filter_map(|id| Task::table(store).get(id))
     }
 
     /// The networks of a node's tasks, and `ingress`.
@@ -250,8 +254,8 @@ impl StaleEntries {
             }
         }
         if !self.networks.is_empty() {
-            let is_on = |task: &&Task| task.attachments.iter().any(|a| self.networks.contains(&a.network_id));
-            self.members.extend(after.tasks().filter(is_on).map(|task| task.id.clone()));
+            let tasks = self.networks.iter().flat_map(|network| after.tasks_on_network(network));
+            self.members.extend(tasks.map(|task| task.id.clone()));
             self.names.extend(after.services().map(|service| service.id.clone()));
         }
     }

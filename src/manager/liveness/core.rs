@@ -31,12 +31,17 @@ pub struct Liveness {
     changed: bool,
 }
 
+/// Longest silence of a node whose daemon has announced a restart.
+const RESTART_GRACE: Duration = Duration::from_secs(30);
+
 /// A node that has, or had, a session with this leader.
 struct ObservedNode {
     session: Option<SessionId>,
     last_heard: Timestamp,
     applied: Revision,
     has_left: bool,
+    /// It restarts, and is not expected before this time.
+    back_by: Option<Timestamp>,
 }
 
 impl Liveness {
@@ -92,7 +97,13 @@ impl Liveness {
             out.close(node.clone(), old);
         }
         self.sessions.insert(session, node.clone());
-        let observed = ObservedNode { session: Some(session), last_heard: now, applied: Revision::default(), has_left: false };
+        let observed = ObservedNode {
+            session: Some(session),
+            last_heard: now,
+            applied: Revision::default(),
+            has_left: false,
+            back_by: None,
+        };
         self.nodes.insert(node.clone(), observed);
         self.down.remove(&node);
         if self.held.remove(&node).is_some() {
@@ -114,6 +125,11 @@ impl Liveness {
                 self.changed |= node.applied != applied;
                 node.applied = applied;
                 out.send(session, ToNode::Alive);
+            }
+            ToManager::Restarting { for_ms } => {
+                let time = Duration::from_millis(for_ms).min(RESTART_GRACE);
+                tracing::info!(node = %id, ?time, "the node's daemon restarts");
+                node.back_by = Some(now.plus(time));
             }
             ToManager::Leave => {
                 self.changed = true;
@@ -214,7 +230,10 @@ impl Liveness {
         }
         match self.nodes.get(&node.id) {
             Some(observed) if observed.has_left => None,
-            Some(observed) => Some(observed.last_heard.plus(self.settings.down_after)),
+            Some(observed) => {
+                let silent = observed.last_heard.plus(self.settings.down_after);
+                Some(observed.back_by.map_or(silent, |back| back.max(silent)))
+            }
             None if self.is_joining(node) || !node.status.state.may_be_up() => None,
             None => Some(self.since.plus(self.settings.takeover_grace.max(self.settings.down_after))),
         }
@@ -263,6 +282,7 @@ impl Liveness {
             self.since = self.since.plus(stall);
             for node in self.nodes.values_mut() {
                 node.last_heard = node.last_heard.plus(stall).min(now);
+                node.back_by = node.back_by.map(|back| back.plus(stall));
             }
         }
         // The clock was set back: times in the future would hide silence.
@@ -270,6 +290,7 @@ impl Liveness {
             self.since = self.since.min(now);
             for node in self.nodes.values_mut() {
                 node.last_heard = node.last_heard.min(now);
+                node.back_by = node.back_by.map(|back| back.min(now.plus(RESTART_GRACE)));
             }
             for (until, _) in self.held.values_mut() {
                 *until = (*until).min(now.plus(self.settings.disruption_hold));

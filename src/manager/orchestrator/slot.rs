@@ -147,11 +147,11 @@ impl ServiceSlots<'_> {
         Action::create(Task {
             id: TaskId::draw(rng),
             meta: Meta::default(),
-            spec: TaskSpec { runtime: None, ..spec.task_template.clone() },
+            spec: TaskSpec { runtime: None, ..spec.task_template.clone() }.into(),
             spec_version: self.service.spec_version,
             service_id: self.service.id.clone(),
             service_name: spec.name.clone(),
-            service_labels: spec.labels.clone(),
+            service_labels: spec.labels.clone().into(),
             slot,
             node_id: None,
             desired_state: if waits { TaskState::Ready } else { TaskState::Running },

@@ -5,9 +5,9 @@ use super::super::frame::{FrameReader, FrameWriter};
 use super::super::limits::ServerLimits;
 use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{ServerReader, ServerWriter};
-use crate::model::{NodeId, Secret};
+use crate::model::{FormatRange, NodeId, Secret};
 use crate::protocol::{
-    FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, KEY_PROOF, KeyAnswer, ToJoiner, agree, formats_in,
+    FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, KEY_PROOF, KeyAnswer, NoCommonFormat, ToJoiner, agree, formats_in,
 };
 use crate::protocol::{MAX_FRAME, MAX_JOINER_FRAME};
 use crate::trust::{AwaitedProof, NotProved, has_low_order};
@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 pub trait JoinAuthority: Send + Sync {
     /// Whether this is a join token of the cluster.
     fn knows(&self, token: &Secret<String>) -> bool;
+    /// Whether every joiner has to prove that it has its tunnel's key, so that one that names an old format is refused.
+    fn requires_key_proof(&self) -> bool;
     /// Checks the token and the names in the request, assigns subnet and address, issues the certificate and stores the
     /// node. Its key is proved to be the joiner's, unless the joiner's format has no proof; whether another node has the key is for
     /// this to check. `from` is the source address of the connection. Once this returns, the tunnel knows the node or is about to.
@@ -92,7 +94,7 @@ async fn admit(
             return Err(bad_request(has_to_wait(from, wait)));
         }
         // Before the authority hears of the node, and so before the store does.
-        prove_key(&received, reader, writer).await.map(|()| received.request)
+        prove_key(&received, authority.requires_key_proof(), reader, writer).await.map(|()| received.request)
     });
     let request = match read.await {
         Ok(Ok(request)) => request,
@@ -207,8 +209,13 @@ async fn read_request(reader: &mut ServerReader) -> Result<ReceivedRequest, NoRe
 }
 
 /// Has the joiner prove that it has the private key of its tunnel. Before format [`KEY_PROOF`] a joiner cannot: what its tunnel
-/// delivers within the join proves it then.
-async fn prove_key(received: &ReceivedRequest, reader: &mut ServerReader, writer: &mut ServerWriter) -> Result<(), NoRequest> {
+/// delivers within the join proves it then, where that is accepted.
+async fn prove_key(
+    received: &ReceivedRequest,
+    requires_proof: bool,
+    reader: &mut ServerReader,
+    writer: &mut ServerWriter,
+) -> Result<(), NoRequest> {
     let key = received.request.key;
     let not_proved =
         |why: NotProved| bad_request(format!("the joiner has not proved that the WireGuard key {key:?} is its own: {why}"));
@@ -216,7 +223,13 @@ async fn prove_key(received: &ReceivedRequest, reader: &mut ServerReader, writer
         return Err(not_proved(NotProved::LowOrder));
     }
     if received.format < KEY_PROOF {
-        return Ok(());
+        if !requires_proof {
+            return Ok(());
+        }
+        let manager = FormatRange::new(KEY_PROOF, FORMATS.newest);
+        let node = formats_in(&received.document).unwrap_or(FormatRange::only(received.format));
+        let refusal = NoCommonFormat { manager, node };
+        return Err((Some(refusal.into()), refusal.into()));
     }
     let awaited = AwaitedProof::draw(&mut rand::rng());
     writer.write(&ToJoiner::Key(*awaited.challenge())).await.map_err(|error| (None, error.into()))?;

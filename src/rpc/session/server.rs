@@ -160,7 +160,7 @@ async fn send(
     format: u32,
     documents: Arc<SharedDocuments>,
 ) -> Result<(), FrameError> {
-    let mut encoder = ViewEncoder::new(documents);
+    let mut encoder = ViewEncoder::new(documents, format);
     let mut next = None;
     loop {
         let message = match next.take() {

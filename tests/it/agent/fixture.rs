@@ -188,7 +188,7 @@ impl AgentFixture {
             by_id.insert(attachment.network_id.clone(), part);
         }
         self.view.send_replace(Some(Arc::new(NodeView {
-            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), Arc::new(t.clone()))).collect() }),
             networks: Arc::new(Networks { by_id }),
             ..fixture::node_view(self.index, Vec::new(), fixture::cluster_part(Vec::new()))
         })));
@@ -263,11 +263,12 @@ pub fn task(slot: u64, line: &str) -> Task {
                 ..Default::default()
             },
             ..Default::default()
-        },
+        }
+        .into(),
         spec_version: 1,
         service_id: ServiceId::from("service0000000000000000id"),
         service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,

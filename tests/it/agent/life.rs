@@ -12,7 +12,7 @@ async fn a_task_runs_and_ends_as_in_swarm() {
     std::fs::create_dir_all(&dir).expect("a directory");
     let mut web = task(1, POLITE);
     {
-        let spec = &mut web.spec.container_spec;
+        let spec = &mut std::sync::Arc::make_mut(&mut web.spec).container_spec;
         spec.env = vec!["COLOUR=blue".to_owned()];
         spec.hostname = "beehive".to_owned();
         spec.user = "1000:1000".to_owned();
@@ -79,7 +79,7 @@ async fn a_task_runs_and_ends_as_in_swarm() {
 
 fn image(slot: u64, image: &str) -> Task {
     let mut task = task(slot, POLITE);
-    image.clone_into(&mut task.spec.container_spec.image);
+    image.clone_into(&mut std::sync::Arc::make_mut(&mut task.spec).container_spec.image);
     task
 }
 
@@ -90,13 +90,13 @@ async fn failures_are_reported_with_the_engines_error() {
     let ends = task(2, "exit 0");
     let absent = image(3, "no.such.registry.invalid/nothing:1");
     let mut no_command = task(4, "");
-    no_command.spec.container_spec.command = vec!["/no/such/program".to_owned()];
+    std::sync::Arc::make_mut(&mut no_command.spec).container_spec.command = vec!["/no/such/program".to_owned()];
     let mut no_source = task(5, POLITE);
-    no_source.spec.container_spec.mounts =
+    std::sync::Arc::make_mut(&mut no_source.spec).container_spec.mounts =
         vec![Mount { kind: "bind".to_owned(), source: "/no/such/place".to_owned(), target: "/b".to_owned(), read_only: false }];
     let stubborn = task(6, STUBBORN);
     let mut sick = task(7, POLITE);
-    sick.spec.container_spec.healthcheck = Some(Healthcheck {
+    std::sync::Arc::make_mut(&mut sick.spec).container_spec.healthcheck = Some(Healthcheck {
         test: vec!["CMD-SHELL".to_owned(), "test -e /tmp/well".to_owned()],
         interval: Some(Duration::from_millis(200).into()),
         timeout: Some(Duration::from_secs(5).into()),
@@ -143,7 +143,7 @@ async fn failures_are_reported_with_the_engines_error() {
     // The grace period, then SIGKILL.
     agent.until(stubborn, TaskState::Running).await;
     let mut stop = wanting(stubborn, TaskState::Shutdown);
-    stop.spec.container_spec.stop_grace_period = Some(Duration::from_secs(1).into());
+    std::sync::Arc::make_mut(&mut stop.spec).container_spec.stop_grace_period = Some(Duration::from_secs(1).into());
     let before = tokio::time::Instant::now();
     agent.want(&[stop]);
     assert_eq!(agent.until(stubborn, TaskState::Shutdown).await.container.expect("a container").exit_code, 137);

@@ -19,7 +19,8 @@ async fn manager(networks: &[(&str, &str)]) -> (Arc<FakeNode>, StoreHandle) {
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
     let store = node.store.lock().unwrap().clone().unwrap();
     let create = |(id, name): &(&str, &str)| Action::create(recorded_store::network(id, name, Some("10.0.9.0/24")));
-    store.write(SystemClock.now(), networks.iter().map(create).collect()).await.unwrap();
+    let cluster = std::iter::once(Action::create(recorded_store::cluster()));
+    store.write(SystemClock.now(), cluster.chain(networks.iter().map(create)).collect()).await.unwrap();
     (node, store)
 }
 
@@ -48,11 +49,11 @@ fn task(id: &str, service: &str, network: &str) -> Task {
     Task {
         id: TaskId::from(id),
         meta: skep::model::Meta::default(),
-        spec: TaskSpec::default(),
+        spec: std::sync::Arc::new(TaskSpec::default()),
         spec_version: 1,
         service_id: ServiceId::from(service),
         service_name: "web".to_owned(),
-        service_labels: std::collections::BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot: 1,
         node_id: Some(NodeId::from("lab2")),
         desired_state: TaskState::Running,
@@ -99,6 +100,21 @@ async fn a_network_is_removed_right_after_its_service_while_its_tasks_still_stop
     let listed = engine.send("GET", "/networks", None).await.1;
     assert_eq!(listed[0]["Id"], created["Id"], "{listed}");
     assert_eq!(engine.send("POST", "/networks/prune", None).await.1, json!({"NetworksDeleted": ["back"]}), "the new one, once");
+}
+
+/// Managers of the release before would show it again, and give its name to none.
+#[tokio::test]
+async fn below_level_2_a_network_stays_until_its_last_container_has_ended() {
+    let (node, store) = manager(&[(SWARM_ID, "back")]).await;
+    let cluster = skep::model::Cluster { feature_level: 1, ..store.read().cluster().unwrap().clone() };
+    let stopping = Task { desired_state: TaskState::Remove, ..task("t1", "gone", SWARM_ID) };
+    store.write(SystemClock.now(), vec![Action::update(cluster), Action::create(stopping)]).await.unwrap();
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+    let (status, message) = engine.send("DELETE", "/networks/back", None).await;
+    assert_eq!((status, message.as_str().unwrap().ends_with("in use by task t1")), (400, true), "{message}");
+    store.write(SystemClock.now(), vec![Action::Remove(Kind::Task, "t1".to_owned())]).await.unwrap();
+    assert_eq!(engine.send("DELETE", "/networks/back", None).await.0, 204);
+    assert_eq!(store.read().network(&NetworkId::from(SWARM_ID)), None);
 }
 
 #[tokio::test]

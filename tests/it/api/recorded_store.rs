@@ -29,7 +29,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
-        feature_level: 1,
+        feature_level: 2,
         data_path_port: 4789,
     }
 }
@@ -411,11 +411,11 @@ fn task(id: &str, object: &Value) -> Option<Task> {
     Some(Task {
         id: TaskId::from(id),
         meta: Meta::default(),
-        spec,
+        spec: std::sync::Arc::new(spec),
         spec_version: 1,
         service_id: ServiceId::from(object["ServiceID"].as_str()?),
         service_name: "rep".to_owned(),
-        service_labels: std::collections::BTreeMap::new(),
+        service_labels: std::sync::Arc::default(),
         slot: object["Slot"].as_u64().unwrap_or(0),
         node_id: object["NodeID"].as_str().map(NodeId::from),
         desired_state: serde_json::from_value(object["DesiredState"].clone()).unwrap_or_default(),
@@ -442,11 +442,11 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
     Task {
         id: TaskId::draw(&mut rand::rng()),
         meta: Meta::default(),
-        spec: service.spec.task_template.clone(),
+        spec: service.spec.task_template.clone().into(),
         spec_version: service.spec_version,
         service_id: service.id.clone(),
         service_name: service.spec.name.clone(),
-        service_labels: service.spec.labels.clone(),
+        service_labels: service.spec.labels.clone().into(),
         slot,
         node_id: Some(NodeId::from(node)),
         desired_state: TaskState::Running,

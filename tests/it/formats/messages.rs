@@ -1,5 +1,5 @@
 //! Messages of each format of the protocol, as they travel. `messages-2.json` are those of commit b71afbd, `messages-3.json` what
-//! format 3 has more, `messages-4.json` what format 4 has; all are read, and what this build writes has everything that is in them.
+//! format 3 has more, and so on; all are read, and what this build writes has everything that is in them.
 
 use super::assert_contains;
 use serde::{Serialize, de::DeserializeOwned};
@@ -7,8 +7,12 @@ use serde_json::Value;
 use skep::model::FormatRange;
 use skep::protocol::{FORMATS, FromJoiner, ToJoiner, ToManager, ToNode, formats_in, formats_of_peer};
 
-const RECORDED: [(u32, &str); 3] =
-    [(2, include_str!("messages-2.json")), (3, include_str!("messages-3.json")), (4, include_str!("messages-4.json"))];
+const RECORDED: [(u32, &str); 4] = [
+    (2, include_str!("messages-2.json")),
+    (3, include_str!("messages-3.json")),
+    (4, include_str!("messages-4.json")),
+    (5, include_str!("messages-5.json")),
+];
 
 fn check<T: Serialize + DeserializeOwned>(format: u32, recorded: &Value, kind: &str) -> Vec<T> {
     let messages = recorded[kind].as_array().unwrap_or_else(|| panic!("{format}: no {kind}"));

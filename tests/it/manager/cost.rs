@@ -1,59 +1,22 @@
-//! What a change and a take-over cost the leader with 100 nodes and 5,000 published tasks. Prints and asserts no time: run it
-//! with `cargo test --test it -- --ignored --nocapture cost_of`.
+//! What a change costs the leader with 100 nodes and up to 10,000 published tasks, and what a take-over costs with 5,000. Prints,
+//! and asserts no time: run it with `cargo test --test it -- --ignored --nocapture cost_of`.
 
-use super::fixture::{self, apply, joining_node, node, service};
+use super::fixture::{self, apply, node};
+use super::large;
 use super::leader_cores::LeaderCores as Cores;
 use skep::manager::dispatcher::Effect;
 use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
-use skep::manager::{LowestApplied, ManagerSettings, SessionId, bootstrap, node_allocation};
-use skep::model::{Cluster, NodeState, Revision, TaskState, TaskStatus};
+use skep::manager::round_scope::RoundScope;
+use skep::manager::{LowestApplied, ManagerSettings, SessionId, allocator, orchestrator, reaper, scheduler};
+use skep::model::{NodeState, Revision, TaskStatus, Timestamp};
 use skep::protocol::view_stream::ViewEncoder;
 use skep::protocol::{FORMAT, ToManager, ToNode};
-use skep::store::{Action, Store};
+use skep::store::{Action, FieldUpdate, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const NODES: usize = 100;
-const SERVICES: u16 = 100;
-const REPLICAS: u64 = 50;
-
-/// Every task runs, and every node is ready.
-fn running() -> Store {
-    let mut store = Store::default();
-    let wide = Cluster { subnet_size: 16, ..fixture::cluster() };
-    apply(&mut store, fixture::START, bootstrap(wide, "ingress-id".into(), joining_node("n1")).unwrap());
-    for i in 2..=NODES {
-        let (_, actions) = node_allocation::admit(&store, joining_node(&format!("n{i}"))).unwrap();
-        apply(&mut store, fixture::START, actions);
-    }
-    let nodes = store.nodes().map(|n| {
-        let mut n = n.clone();
-        n.status.state = NodeState::Ready;
-        Action::update(n)
-    });
-    let nodes = nodes.collect();
-    apply(&mut store, fixture::START, nodes);
-    let services = (0..SERVICES).map(|n| Action::create(service(&format!("s{n}"), REPLICAS, &[(10_000 + n, 80)], &[])));
-    apply(&mut store, fixture::START, services.collect());
-    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
-    loop {
-        let applied = LowestApplied::by_all(store.revision());
-        let actions = planner.round(&store, Vec::new(), applied, fixture::START);
-        if actions.is_empty() {
-            break;
-        }
-        apply(&mut store, fixture::START, actions);
-    }
-    let tasks = store.tasks().map(|t| {
-        let mut t = t.clone();
-        t.status.state = TaskState::Running;
-        Action::update(t)
-    });
-    let tasks = tasks.collect();
-    apply(&mut store, fixture::START, tasks);
-    store
-}
 
 fn hello(n: usize) -> Event {
     let description = fixture::description(node(n).as_str());
@@ -65,7 +28,7 @@ fn hello(n: usize) -> Event {
 #[ignore = "measures"]
 #[allow(clippy::disallowed_methods, clippy::print_stderr, reason = "measures")]
 fn cost_of_a_take_over_and_of_a_change() {
-    let mut store = running();
+    let mut store = large::running(NODES, 100, 50);
     let mut now = fixture::START.plus(Duration::from_mins(1));
     let begin = Instant::now();
     let mut cores = Cores::new(ManagerSettings::default(), Arc::new(store.clone()), now);
@@ -86,14 +49,15 @@ fn cost_of_a_take_over_and_of_a_change() {
     now = now.plus(begin.elapsed());
     cores.handle(now, Event::Tick);
     let down = |cores: &Cores, store: &Store, now| {
-        let is_down = |a: &Action| matches!(a, Action::Update(skep::store::Object::Node(n)) if n.status.state == NodeState::Down);
+        let is_down =
+            |a: &Action| matches!(a, Action::Set(FieldUpdate::NodeReport { status: Some(s), .. }) if s.state == NodeState::Down);
         cores.plan(store, now).iter().filter(|a| is_down(a)).count()
     };
     eprintln!("nodes down: {}", down(&cores, &store, now));
     assert_eq!(down(&cores, &store, now), 0);
 
     let shared = Arc::default();
-    let mut encoders: Vec<ViewEncoder> = (0..=NODES).map(|_| ViewEncoder::new(Arc::clone(&shared))).collect();
+    let mut encoders: Vec<ViewEncoder> = (0..=NODES).map(|_| ViewEncoder::new(Arc::clone(&shared), FORMAT)).collect();
     let mut send = |effects: Vec<Effect>| -> (usize, usize, Duration) {
         let begin = Instant::now();
         let (mut messages, mut bytes) = (0, 0);
@@ -109,24 +73,101 @@ fn cost_of_a_take_over_and_of_a_change() {
     eprintln!("first views: {messages} views, {bytes} bytes, encoded in {time:?}");
 
     for _ in 0..3 {
-        let mut task = store.tasks().nth(2500).unwrap().clone();
-        task.status = TaskStatus { unhealthy: !task.status.unhealthy, ..task.status };
-        let begin = Instant::now();
-        apply(&mut store, now, vec![Action::update(task)]);
-        let applied = begin.elapsed();
-        let next = Arc::new(store.clone());
-        let begin = Instant::now();
-        let effects = cores.handle(now, Event::StoreChanged(next));
-        let looped = begin.elapsed();
+        now = now.plus(Duration::from_millis(10));
+        let effects = change(&mut store, &mut cores, now).1;
         let (messages, bytes, encoded) = send(effects);
-        let begin = Instant::now();
-        let reports = cores.plan(&store, now);
-        let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
-        planner.round(&store, reports, LowestApplied::by_all(store.revision()), now);
-        let planned = begin.elapsed();
+        eprintln!("one task's change: {messages} views, {bytes} bytes, encoded in {encoded:?}");
+    }
+}
+
+/// One task becomes unhealthy, or well again. Returns the times of the store and of the dispatcher, and what is sent.
+#[allow(clippy::disallowed_methods, reason = "measures")]
+fn change(store: &mut Store, cores: &mut Cores, now: Timestamp) -> ((Duration, Duration), Vec<Effect>) {
+    let middle = store.tasks().count() / 2;
+    let mut task = store.tasks().nth(middle).unwrap().clone();
+    task.status = TaskStatus { unhealthy: !task.status.unhealthy, ..task.status };
+    let begin = Instant::now();
+    apply(store, now, vec![Action::update(task)]);
+    let applied = begin.elapsed();
+    let next = Arc::new(store.clone());
+    let begin = Instant::now();
+    let effects = cores.handle(now, Event::StoreChanged(next));
+    ((applied, begin.elapsed()), effects)
+}
+
+#[test]
+#[ignore = "measures"]
+#[allow(clippy::disallowed_methods, clippy::print_stderr, reason = "measures")]
+fn cost_of_a_change_by_the_number_of_tasks() {
+    for replicas in [1, 10, 50, 100] {
+        let mut store = large::running(NODES, 100, replicas);
+        let mut now = fixture::START.plus(Duration::from_mins(1));
+        let settings = ManagerSettings::default();
+        let mut cores = Cores::new(settings.clone(), Arc::new(store.clone()), now);
+        for n in 1..=NODES {
+            cores.hear(now, hello(n));
+        }
+        cores.catch_up(now);
+        let mut planner = RoundPlanner::new(settings.clone(), 1);
+        let mut least = [Duration::MAX; 7];
+        for _ in 0..9 {
+            now = now.plus(Duration::from_millis(10));
+            let before = store.clone();
+            let ((applied, looped), _) = change(&mut store, &mut cores, now);
+            let mut at = 0;
+            let mut note = |time: Duration| {
+                least[at] = least[at].min(time);
+                at += 1;
+            };
+            note(applied);
+            note(looped);
+            let timed = |work: &mut dyn FnMut()| {
+                let begin = Instant::now();
+                work();
+                begin.elapsed()
+            };
+            let reports = cores.plan(&store, now);
+            let applied = LowestApplied::by_all(store.revision());
+            note(timed(&mut || drop(planner.round(&store, reports.clone(), applied, now))));
+            let scope = RoundScope::between(&before, &store);
+            let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
+            note(timed(&mut || drop(orchestrator::plan(&store, now, &mut rng, &settings))));
+            note(timed(&mut || drop(allocator::plan(&store, now, &mut allocator::QuarantinedAddresses::default(), &scope))));
+            note(timed(&mut || drop(scheduler::plan(&store, now))));
+            note(timed(&mut || drop(reaper::plan(&store, now, &settings, &scope))));
+        }
+        let [applied, looped, round, orchestrator, allocator, scheduler, reaper] = least;
         eprintln!(
-            "one task's change: applied {applied:?}, in the loop {looped:?}, {messages} views, {bytes} bytes, encoded in \
-             {encoded:?}; a round {planned:?}"
+            "{} tasks: applied {applied:?}, dispatcher {looped:?}, round {round:?} (orchestrator {orchestrator:?}, allocator \
+             {allocator:?}, scheduler {scheduler:?}, reaper {reaper:?})",
+            store.tasks().count()
         );
     }
+}
+
+#[test]
+#[ignore = "measures"]
+#[allow(clippy::print_stderr, reason = "measures")]
+fn cost_in_memory_of_a_task() {
+    let resident = || -> usize {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let (services, replicas) = (100, 200);
+    let nodes = large::nodes(NODES);
+    let before = resident();
+    let store = large::running(NODES, services, replicas);
+    let stored = resident() - before;
+    let now = fixture::START.plus(Duration::from_mins(1));
+    let mut cores = Cores::new(ManagerSettings::default(), Arc::new(store.clone()), now);
+    for n in 1..=NODES {
+        cores.hear(now, hello(n));
+    }
+    let views = cores.catch_up(now);
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    planner.round(&store, Vec::new(), LowestApplied::by_all(store.revision()), now);
+    let all = resident() - before;
+    let tasks = store.tasks().count();
+    eprintln!("{tasks} tasks: {} bytes each in the store, {} with the leader's cores", stored / tasks, all / tasks);
+    drop((nodes, views));
 }

@@ -518,6 +518,33 @@ fn the_view_of_a_joining_node_is_complete() {
 }
 
 #[test]
+fn a_node_that_cannot_apply_a_view_is_sent_all_of_it_and_one_that_is_ahead_a_new_incarnation() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.settle();
+    let is_whole = |e: &Effect| {
+        let Effect::Send { message: ToNode::View { tasks, networks, cluster, .. }, .. } = e else { return false };
+        tasks.is_some() && networks.is_some() && cluster.is_some()
+    };
+    let revision = fixture.store.revision();
+    let behind = fixture.send(ONE, ToManager::Behind { have: Revision { index: 1, ..revision } });
+    assert!(behind.iter().filter(|e| is_whole(e)).count() == 1, "{behind:?}");
+    let nothing = fixture.send(ONE, ToManager::Heartbeat { applied: revision });
+    assert!(!nothing.iter().any(is_whole), "once");
+
+    for _ in 0..5 {
+        fixture.wait(500);
+        fixture.send(ONE, ToManager::Heartbeat { applied: revision });
+    }
+    let ahead = Revision { index: revision.index + 500, ..revision };
+    let none = fixture.send(ONE, ToManager::Behind { have: ahead });
+    assert!(!none.iter().any(is_whole), "it would refuse that again: {none:?}");
+    let effects = fixture.settle();
+    assert_eq!(fixture.store.revision().incarnation, revision.incarnation + 1);
+    assert!(effects.iter().any(is_whole), "{effects:?}");
+}
+
+#[test]
 fn a_node_that_follows_a_later_state_than_the_managers_have_is_sent_a_whole_view_of_a_new_incarnation() {
     let mut fixture = DispatcherFixture::new(2);
     fixture.open(1, ONE);

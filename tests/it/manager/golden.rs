@@ -4,6 +4,7 @@
 use super::fixture::{self, after, apply, joining_node, node, restarting, service};
 use skep::manager::allocator::Freed;
 use skep::manager::round::RoundPlanner;
+use skep::manager::round_scope::RoundScope;
 use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
 use skep::model::service::{EndpointMode, EndpointSpec, Replicated};
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
@@ -100,6 +101,10 @@ impl Script {
 
 fn line(store: &Store, action: &Action) -> String {
     match action {
+        Action::Set(update) => match update.resolve(store, store) {
+            Ok(Some(object)) => line(store, &Action::Update(object)),
+            other => format!("{update:?}: {other:?}"),
+        },
         Action::Create(Object::Task(t)) => format!("create task {}", task(t)),
         Action::Update(Object::Task(t)) => format!("update task {}", task(t)),
         Action::Update(Object::Service(s)) => {
@@ -223,7 +228,8 @@ fn a_join_and_a_concurrent_address_allocation_do_not_collide() {
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
     let tasks = orchestrator::plan(&store, fixture::START, &mut rng, &ManagerSettings::default());
     apply(&mut store, fixture::START, tasks);
-    let addresses = allocator::plan(&store, fixture::START, &mut allocator::QuarantinedAddresses::default());
+    let mut quarantine = allocator::QuarantinedAddresses::default();
+    let addresses = allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full());
     let (_, join) = node_allocation::admit(&store, joining_node("n2")).unwrap();
     apply(&mut store, fixture::START, join);
     let refused = store.apply(store.index() + 1, &skep::store::Transaction::new(fixture::START, addresses));
@@ -238,8 +244,8 @@ fn a_freed_address_is_assigned_again_as_late_as_possible() {
     let subnet = "10.0.0.0/28".parse().unwrap();
     let mut seen = Vec::new();
     for _ in 0..13 {
-        let mut book = allocator::AddressBook::from_store(&store);
-        seen.push(book.network(&net, subnet).take(&net, &mut quarantine).unwrap().to_string());
+        let mut book = allocator::AddressBook::new(&store);
+        seen.push(book.take(&net, subnet, &mut quarantine).unwrap().to_string());
     }
     // .1 is the gateway, .2 the node's, .15 the broadcast address. No other is in use, yet all are assigned in turn.
     let mut expected: Vec<String> = (3..=14).map(|i| format!("10.0.0.{i}")).collect();
@@ -248,7 +254,7 @@ fn a_freed_address_is_assigned_again_as_late_as_possible() {
     // A freed address is quarantined until every live node has applied the change.
     apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
     let mut quarantine = allocator::QuarantinedAddresses::default();
-    let plan = allocator::plan(&store, fixture::START, &mut quarantine);
+    let plan = allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full());
     apply(&mut store, fixture::START, plan);
     quarantine.observe(&store, LowestApplied::default());
     let vip = store.services().next().unwrap().endpoint.vips[0].addr.addr();
@@ -315,7 +321,8 @@ fn planners_do_nothing_when_there_is_nothing_to_do() {
     let settings = ManagerSettings::default();
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
     assert_eq!(orchestrator::plan(&store, fixture::START, &mut rng, &settings), Vec::new());
-    assert_eq!(allocator::plan(&store, fixture::START, &mut allocator::QuarantinedAddresses::default()), Vec::new());
+    let mut quarantine = allocator::QuarantinedAddresses::default();
+    assert_eq!(allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full()), Vec::new());
     assert_eq!(scheduler::plan(&store, fixture::START), Vec::new());
-    assert_eq!(reaper::plan(&store, fixture::START, &settings), Vec::new());
+    assert_eq!(reaper::plan(&store, fixture::START, &settings, &RoundScope::full()), Vec::new());
 }

@@ -3,10 +3,11 @@
 use super::fixture::{self, node, service};
 use super::leader_cores::LeaderCores;
 use super::simulation::Simulation;
-use skep::manager::ManagerSettings;
 use skep::manager::dispatcher::Effect;
 use skep::manager::liveness::{Event, Liveness, Verdict};
+use skep::manager::round_scope::RoundScope;
 use skep::manager::session::SessionId;
+use skep::manager::{ManagerSettings, reaper};
 use skep::model::{Availability, NodeState, Revision, TaskId, TaskState, Timestamp};
 use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, Store};
@@ -256,6 +257,30 @@ fn a_node_that_returns_later_does_not() {
 }
 
 #[test]
+fn a_node_that_announces_a_restart_has_time_for_it_and_no_more() {
+    for (announced_ms, quiet, down) in
+        [(20_000, 19, false), (20_000, 22, true), (3_600_000, 29, false), (3_600_000, 32, true), (0, 4, true)]
+    {
+        let mut fixture = LivenessFixture::new(5);
+        let message = ToManager::Restarting { for_ms: announced_ms };
+        fixture.core.handle(fixture.now, Event::Message { session: SessionId(2), message });
+        fixture.core.handle(fixture.now, Event::Closed { session: SessionId(2) });
+        fixture.silent.insert(2);
+        fixture.run(SECOND * quiet);
+        assert_eq!(fixture.down() == [2], down, "{announced_ms} ms announced, {quiet} s silent");
+        assert_eq!(fixture.held(), Vec::<usize>::new());
+    }
+    // Back in time: from then on it is judged as any other.
+    let mut fixture = LivenessFixture::new(5);
+    let message = ToManager::Restarting { for_ms: 20_000 };
+    fixture.core.handle(fixture.now, Event::Message { session: SessionId(2), message });
+    fixture.hello(2, 1);
+    fixture.silent.insert(2);
+    fixture.run(SECOND * 3);
+    assert_eq!(fixture.down(), [2]);
+}
+
+#[test]
 fn a_label_on_a_node_that_is_down_does_not_restart_the_time_after_which_its_tasks_are_orphaned() {
     let mut simulation = six_on_three();
     simulation.disconnect(&node(2));
@@ -266,6 +291,6 @@ fn a_label_on_a_node_that_is_down_does_not_restart_the_time_after_which_its_task
     labelled.spec.labels.insert("zone".to_owned(), "a".to_owned());
     let now = simulation.now.plus(day);
     fixture::apply(&mut store, now, vec![Action::update(labelled)]);
-    let orphaned = |store: &Store| skep::manager::reaper::plan(store, now, &ManagerSettings::default()).len();
+    let orphaned = |store: &Store| reaper::plan(store, now, &ManagerSettings::default(), &RoundScope::full()).len();
     assert_eq!(orphaned(&store), 2);
 }

@@ -107,7 +107,7 @@ impl SimulatedAgent {
         self.containers.retain(|id, c| tasks.by_id.contains_key(id) || c.runs());
         for task in tasks.by_id.values() {
             self.containers.entry(task.id.clone()).or_insert_with(|| SimulatedContainer {
-                task: task.clone(),
+                task: Task::clone(task),
                 status: TaskStatus { container: None, ..task.status.clone() },
                 listens: Vec::new(),
                 life: life(task, rng),

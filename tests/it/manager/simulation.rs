@@ -9,7 +9,8 @@ use rand::{Rng, SeedableRng};
 use skep::manager::dispatcher::Effect;
 use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
-use skep::manager::{ManagerSettings, SessionId, invariants};
+use skep::manager::round_scope::RoundScope;
+use skep::manager::{ManagerSettings, SessionId, invariants, reaper};
 use skep::model::node::NodeDescription;
 use skep::model::service::Replicated;
 use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
@@ -215,12 +216,16 @@ impl Simulation {
             let applied = self.core.lowest_applied(self.now);
             let actions = self.planner.round(&self.store, reports, applied, self.now);
             if actions.is_empty() {
+                let left = reaper::plan(&self.store, self.now, &self.settings, &RoundScope::full());
+                assert!(left.is_empty(), "a round leaves out what it should look at: {left:?}");
                 return;
             }
             if let Some(write) = self.concurrent_writes.pop() {
                 self.write(vec![write]);
             }
-            self.write(actions);
+            if self.write(actions) {
+                self.planner.written();
+            }
         }
     }
 

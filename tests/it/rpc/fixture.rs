@@ -131,12 +131,17 @@ pub struct Authority {
     /// It also sends probes to joiners.
     pub sends_probes: bool,
     pub change_reply: ReplyChange,
+    /// Joiners of old formats are refused.
+    pub requires_key_proof: bool,
 }
 
 #[async_trait]
 impl JoinAuthority for Authority {
     fn knows(&self, token: &Secret<String>) -> bool {
         trust::role_of(&self.trust.tokens, token.expose()).is_some()
+    }
+    fn requires_key_proof(&self) -> bool {
+        self.requires_key_proof
     }
     async fn admit(&self, request: &JoinRequest, _: SocketAddr) -> Result<JoinReply, JoinRefused> {
         let role = trust::role_of(&self.trust.tokens, request.token.expose()).ok_or(JoinRefused::Token)?;
@@ -363,6 +368,7 @@ pub struct Setup {
     pub kind: ListenerKind,
     pub limits: ServerLimits,
     pub sends_probes: bool,
+    pub requires_key_proof: bool,
     pub change_reply: ReplyChange,
     pub address: SocketAddr,
     pub clock: Arc<dyn Clock>,
@@ -377,6 +383,7 @@ impl Setup {
             limits: ServerLimits { proof_interval: Duration::from_millis(10), ..ServerLimits::default() },
             sends_probes: false,
             change_reply: |_| {},
+            requires_key_proof: false,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             clock: Arc::new(SystemClock),
         }
@@ -391,6 +398,7 @@ impl Setup {
             journal: journal.clone(),
             sends_probes: self.sends_probes,
             change_reply: self.change_reply,
+            requires_key_proof: self.requires_key_proof,
         };
         let (identity, identities) = watch::channel(Arc::new(self.identity));
         let managers = Arc::new(OtherManagers::default());

@@ -108,3 +108,20 @@ async fn a_joiner_of_the_release_before_is_not_asked_and_a_key_of_low_order_is_r
         }
     }
 }
+
+#[tokio::test]
+async fn where_every_joiner_has_to_prove_its_key_an_old_format_is_no_way_around_that() {
+    let trust = Trust::new();
+    let mut setup = Setup::new(&trust, ListenerKind::Outer);
+    setup.requires_key_proof = true;
+    let manager = setup.start();
+    for formats in [FormatRange::only(2), FormatRange::new(2, 3)] {
+        let mut stream = tls(manager.address, "skep-join/1", None).await.unwrap();
+        write(&mut stream, &request(&trust, key(1).public(), formats)).await;
+        let text = refusal(read(&mut stream).await);
+        assert!(text.contains("upgrade skep on this node"), "{text}");
+    }
+    assert!(manager.journal.all().is_empty(), "the store hears of none of them");
+    let joined = outcome(manager.address, &trust, key(1).public(), |c, r| proof(&key(1), c, r)).await;
+    assert!(matches!(joined, ToJoiner::Reply(_)), "{joined:?}");
+}

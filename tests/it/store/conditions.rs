@@ -2,7 +2,7 @@
 
 use super::{Op, Verb, content, object, transaction};
 use skep::model::{Meta, NodeId, Protocol, PublishMode, ServiceId, Timestamp, WgKey};
-use skep::store::{Action, Condition, Kind, PlanBase, Store, StoreError, Transaction};
+use skep::store::{Action, Condition, Kind, Object, PlanBase, Store, StoreError, Transaction};
 
 const CREATE: Verb = Verb::Create;
 
@@ -27,7 +27,7 @@ fn apply(store: &mut Store, transaction: &Transaction) -> Result<(), StoreError>
     if outcome.is_err() {
         assert_eq!(content(store), before, "a refused transaction writes nothing");
     }
-    outcome.map(drop)
+    outcome
 }
 
 fn write(actions: Vec<Action>, condition: Condition) -> Transaction {
@@ -49,6 +49,31 @@ fn a_network_is_not_removed_while_a_service_or_a_task_is_wanted_to_run_on_it() {
         apply(&mut store, &Transaction::new(Timestamp(2), vec![ends])).expect("its task is to stop");
         apply(&mut store, &remove).expect("not in use any more");
         assert_eq!(store.networks().count(), 0);
+    }
+}
+
+#[test]
+fn allow_lists_that_came_in_between_count() {
+    let prefixes = |count: u32| -> String {
+        (0..count).map(|n| std::net::Ipv4Addr::from_bits(0xc0a8_0000 + n).to_string()).collect::<Vec<_>>().join(",")
+    };
+    // One published port each.
+    let guarded = |id: usize, count: u32| {
+        let Object::Service(mut service) = object(op(Kind::Service, id, 1), Meta::default()) else { panic!("a service") };
+        service.spec.labels.insert("skep.allow".to_owned(), prefixes(count));
+        Action::create(*service)
+    };
+    for (second, fits) in [(45_056, true), (45_057, false)] {
+        let mut store = store();
+        apply(&mut store, &Transaction::new(Timestamp(2), vec![guarded(1, second)])).expect("created in between");
+        let condition = Condition::AllowListsFit { entries: 16_384, except: None };
+        let outcome = apply(&mut store, &write(vec![guarded(3, 16_384)], condition));
+        assert_eq!(outcome.is_ok(), fits);
+        let why = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(fits || (why.contains("45057 of the other services") && why.contains("61440")), "{why}");
+        // Those of the service itself are replaced.
+        let itself = Condition::AllowListsFit { entries: 61_440, except: Some(ServiceId::from("b")) };
+        assert_eq!(itself.check(&store).is_ok(), !fits);
     }
 }
 

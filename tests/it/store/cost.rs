@@ -24,11 +24,11 @@ fn task(number: usize) -> Task {
     Task {
         id: TaskId::from(id('t', number)),
         meta: Meta::default(),
-        spec: TaskSpec { container_spec: container, ..TaskSpec::default() },
+        spec: TaskSpec { container_spec: container, ..TaskSpec::default() }.into(),
         spec_version: 1,
         service_id: ServiceId::from(id('s', number / 20)),
         service_name: format!("shop_web{}", number / 20),
-        service_labels: labels,
+        service_labels: labels.into(),
         slot: (number % 20) as u64 + 1,
         node_id: Some(NodeId::from(id('n', number % 300))),
         desired_state: TaskState::Running,

@@ -3,7 +3,8 @@
 use super::{Op, Verb, object, transaction};
 use skep::model::cluster::ClusterSpec;
 use skep::model::service::{Replicated, ServiceMode, ServiceSpec};
-use skep::model::{Availability, ClusterId, Meta, NodeSpec, PullAuth, Role, Timestamp};
+use skep::model::{Availability, ClusterId, ListeningPort, Listens, Meta, NodeSpec, Protocol, PullAuth, Role, Timestamp};
+use skep::model::{TaskState, TaskStatus};
 use skep::store::{Action, FieldUpdate, Kind, Object, Store, StoreError, Transaction};
 
 fn store() -> Store {
@@ -96,6 +97,88 @@ fn a_node_keeps_what_it_reported() {
     store.apply(3, &set(vec![update])).expect("applied");
     let node = store.node(&"a".into()).expect("stored");
     assert_eq!((&node.spec, &node.description), (&drained, &reported.description));
+}
+
+/// A task of node `a`, and one that no node has.
+fn with_tasks() -> Store {
+    let mut store = store();
+    let create = |id, number| Op { verb: Verb::Create, kind: Kind::Task, id, name: 0, number };
+    store.apply(2, &transaction(&store, 1, &[create(0, 2), create(1, 1)])).expect("created");
+    store
+}
+
+#[expect(clippy::unnecessary_box_returns, reason = "the updates have it in a box")]
+fn status(state: TaskState, seconds: i64) -> Box<TaskStatus> {
+    Box::new(TaskStatus { state, timestamp: Timestamp(seconds * 1_000_000_000), ..TaskStatus::default() })
+}
+
+#[test]
+fn what_loops_write_of_one_task_does_not_overwrite_what_others_wrote() {
+    let mut store = with_tasks();
+    let listens = vec![ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4: true, v6: false } }];
+    let report = |node: &str, status, listens| FieldUpdate::TaskReport { id: "a".into(), node: node.into(), status, listens };
+    let stop = FieldUpdate::DesiredState { id: "a".into(), state: TaskState::Shutdown };
+    // All of these were planned on one state.
+    store.apply(3, &set(vec![stop.clone()])).expect("wanted");
+    store.apply(4, &set(vec![report("a", Some(status(TaskState::Running, 9)), None)])).expect("reported");
+    store.apply(5, &set(vec![report("a", None, Some(listens.clone()))])).expect("reported");
+    let task = store.task(&"a".into()).expect("stored").clone();
+    assert_eq!((task.desired_state, task.status.state, &task.listens), (TaskState::Shutdown, TaskState::Running, &listens));
+
+    // What is obsolete writes nothing, not even a version.
+    for late in [
+        report("a", Some(status(TaskState::Starting, 10)), None),
+        report("b", Some(status(TaskState::Failed, 10)), None),
+        FieldUpdate::DesiredState { id: "a".into(), state: TaskState::Ready },
+        stop,
+        FieldUpdate::TaskStep {
+            id: "a".into(),
+            from: TaskState::Assigned,
+            status: status(TaskState::Orphaned, 10),
+            attachments: Vec::new(),
+            node: None,
+        },
+        FieldUpdate::DesiredState { id: "gone".into(), state: TaskState::Remove },
+        FieldUpdate::NodeReport { id: "gone".into(), status: None, description: None, endpoints: Some(Vec::new()) },
+    ] {
+        store.apply(store.index() + 1, &set(vec![late.clone()])).expect("no error");
+        assert_eq!(store.task(&"a".into()), Some(&task), "{late:?}");
+    }
+}
+
+#[test]
+fn a_task_takes_its_steps_once() {
+    let mut store = with_tasks();
+    let step = |from, to, node: &str| FieldUpdate::TaskStep {
+        id: "b".into(),
+        from,
+        status: status(to, 1),
+        attachments: Vec::new(),
+        node: Some(node.into()),
+    };
+    assert_eq!(store.task(&"b".into()).map(|t| t.status.state), Some(TaskState::Pending));
+    // Two leaders assign it; then its node is removed.
+    store.apply(3, &set(vec![step(TaskState::Pending, TaskState::Assigned, "n1")])).expect("assigned");
+    store.apply(4, &set(vec![step(TaskState::Pending, TaskState::Assigned, "n2")])).expect("no error");
+    let node = |store: &Store| store.task(&"b".into()).and_then(|task| task.node_id.clone());
+    assert_eq!(node(&store), Some("n1".into()));
+    store.apply(5, &set(vec![step(TaskState::Assigned, TaskState::Orphaned, "n2")])).expect("orphaned");
+    assert_eq!(node(&store), Some("n1".into()), "a node never changes");
+    assert_eq!(store.task(&"b".into()).map(|t| t.status.state), Some(TaskState::Orphaned));
+    assert_eq!(store.tasks_of_node(&"n1".into()).count(), 1, "indexes follow");
+}
+
+#[test]
+fn numbers_of_the_cluster_only_go_up() {
+    let mut store = store();
+    let before = store.cluster().expect("stored").incarnation;
+    let incarnation = |incarnation| FieldUpdate::Incarnation { id: "a".into(), incarnation };
+    store.apply(2, &set(vec![incarnation(before + 2), FieldUpdate::FeatureLevel { id: "a".into(), level: 2 }])).expect("raised");
+    store
+        .apply(3, &set(vec![incarnation(before + 1), FieldUpdate::FeatureLevel { id: "a".into(), level: 1 }]))
+        .expect("no error");
+    let cluster = store.cluster().expect("stored");
+    assert_eq!((cluster.incarnation, cluster.feature_level, cluster.meta.version), (before + 2, 2, 2));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{IDS, NAMES, ops, run};
 use proptest::prelude::*;
-use skep::model::{PortConfig, Protocol, PublishMode, Service, Task, TaskState, WgKey};
+use skep::model::{PortConfig, Protocol, PublishMode, Service, Task, TaskState, Timestamp, WgKey};
 use skep::store::{Store, StoreObject};
 
 fn ids<'a, T: StoreObject>(objects: impl Iterator<Item = &'a T>) -> Vec<String> {
@@ -39,6 +39,12 @@ fn compare_with_scans(store: &Store) {
             assert_eq!(store.has_addresses_on(network), !on_network.is_empty());
         }
     }
+    let mut delayed: Vec<(Timestamp, String)> = store
+        .tasks()
+        .filter_map(|t| Some((t.not_before.filter(|_| t.desired_state <= TaskState::Running)?, t.id.to_string())))
+        .collect();
+    delayed.sort();
+    assert_eq!(store.delayed_tasks().map(|(start, t)| (start, t.id.to_string())).collect::<Vec<_>>(), delayed);
     assert_eq!(ids(store.new_tasks()), tasks(store, |t| t.status.state == TaskState::New));
     assert_eq!(ids(store.pending_tasks()), tasks(store, |t| t.status.state == TaskState::Pending));
     for number in 0..=u8::MAX {

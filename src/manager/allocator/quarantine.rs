@@ -1,0 +1,106 @@
+//! Addresses and subnets that became free while a live node may still send to them.
+
+use super::freed::Freed;
+use super::in_use::AddressesInUse;
+use super::networks::ingress;
+use super::subnets::overlap;
+use crate::manager::lowest_applied::LowestApplied;
+use crate::model::{Network, NetworkId, Node, Service, Task};
+use crate::store::{Store, changed};
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// Addresses and subnets that became free while a live node may still send to them, and the address of each network that
+/// was assigned last. Lost with the leader; the order of [`super::AddressBook::take`] makes up for that.
+#[derive(Default, Debug)]
+pub struct QuarantinedAddresses {
+    last_assigned: BTreeMap<NetworkId, Ipv4Addr>,
+    /// With the raft index from which on they are free.
+    freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
+    freed_subnets: BTreeMap<Ipv4Net, u64>,
+    /// See [`LowestApplied`].
+    awaited: u64,
+    /// The state that was seen last.
+    observed: Store,
+}
+
+impl QuarantinedAddresses {
+    /// Adds what became free up to this state, and forgets what every node has applied.
+    pub fn observe(&mut self, store: &Store, applied: LowestApplied) {
+        self.freed.retain(|_, index| applied.all.index < *index);
+        self.freed_subnets.retain(|_, index| applied.all.index < *index);
+        self.awaited = applied.awaited.index;
+        if self.observed.index() == store.index() {
+            return;
+        }
+        let released = released(&self.observed, store);
+        if !released.is_empty() {
+            let used = AddressesInUse::new(store);
+            let freed = released.into_iter().filter(|(network, address)| !used.contains(network, *address));
+            self.freed.extend(freed.map(|freed| (freed, store.index())));
+        }
+        for (was, _) in changed::<Network>(&self.observed, store) {
+            let Some(subnet) = was.and_then(|network| network.subnet) else { continue };
+            if !store.networks().any(|network| network.subnet == Some(subnet)) {
+                self.freed_subnets.insert(subnet, store.index());
+            }
+        }
+        self.last_assigned.retain(|id, _| store.network(id).is_some());
+        self.observed = store.clone();
+    }
+
+    /// What nodes know of an address that no object has.
+    pub fn freed(&self, network: &NetworkId, address: Ipv4Addr) -> Freed {
+        if self.freed.is_empty() {
+            return Freed::Known;
+        }
+        self.freed.get(&(network.clone(), address)).map_or(Freed::Known, |index| self.state_of(*index))
+    }
+
+    /// What nodes know of a subnet that no network has: whether they still have routes for an address of it.
+    pub fn freed_subnet(&self, subnet: &Ipv4Net) -> Freed {
+        let overlapping = self.freed_subnets.iter().filter(|(freed, _)| overlap(freed, subnet));
+        overlapping.map(|(_, index)| *index).max().map_or(Freed::Known, |index| self.state_of(index))
+    }
+
+    fn state_of(&self, freed_at: u64) -> Freed {
+        if self.awaited < freed_at { Freed::Awaited } else { Freed::Suspect }
+    }
+
+    /// True if a node is waited for.
+    pub fn is_waiting(&self) -> bool {
+        self.freed.values().chain(self.freed_subnets.values()).any(|index| self.awaited < *index)
+    }
+
+    /// The address of a network that this leader has assigned last.
+    pub(super) fn last_assigned(&self, network: &NetworkId) -> Option<Ipv4Addr> {
+        self.last_assigned.get(network).copied()
+    }
+
+    /// An address was assigned.
+    pub(super) fn assigned(&mut self, network: &NetworkId, address: Ipv4Addr) {
+        self.last_assigned.insert(network.clone(), address);
+    }
+}
+
+/// Addresses that objects had before and have no longer; another object may have them now.
+fn released(before: &Store, after: &Store) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+    let mut released = BTreeSet::new();
+    for (was, is) in changed::<Task>(before, after) {
+        let kept = |network: &NetworkId| is.and_then(|task| task.address_on(network));
+        let had = was.into_iter().flat_map(|task| &task.attachments).map(|a| (&a.network_id, a.address.addr()));
+        released.extend(had.filter(|(network, a)| kept(network) != Some(*a)).map(|(network, a)| (network.clone(), a)));
+    }
+    for (was, is) in changed::<Service>(before, after) {
+        let had = was.into_iter().flat_map(|service| &service.endpoint.vips);
+        let gone = had.filter(|vip| !is.is_some_and(|service| service.endpoint.vips.contains(vip)));
+        released.extend(gone.map(|vip| (vip.network_id.clone(), vip.addr.addr())));
+    }
+    if let Some(ingress) = ingress(before) {
+        let address = |node: Option<&Node>| node.map(|node| node.mesh.ingress_addr);
+        let gone = changed::<Node>(before, after).filter(|(was, is)| address(*was) != address(*is));
+        released.extend(gone.filter_map(|(was, _)| Some((ingress.id.clone(), address(was)?))));
+    }
+    released
+}

@@ -1,0 +1,201 @@
+//! What a round of the planners has to look at: what has changed since the one before. Planning a service again of which
+//! nothing has changed results in nothing, so it can be left out; what time alone changes is found by a full round, which
+//! comes at least every second, or (start times) by the round's own clock.
+
+use crate::model::{Network, Node, NodeId, Service, ServiceId, Task, TaskId};
+use crate::store::{Store, changed};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The services and nodes that a round looks at. Data: planners ask it, [`super::round`] makes it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct RoundScope {
+    full: bool,
+    specs: bool,
+    services: BTreeSet<ServiceId>,
+    nodes: BTreeSet<NodeId>,
+}
+
+impl RoundScope {
+    /// Everything.
+    #[must_use]
+    pub fn full() -> Self {
+        Self { full: true, ..Self::default() }
+    }
+
+    /// What differs between two states.
+    #[must_use]
+    pub fn between(before: &Store, after: &Store) -> Self {
+        let mut scope = Self::default();
+        scope.add_changes(before, after);
+        scope
+    }
+
+    /// True if everything is to be looked at.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// True if something besides tasks and what nodes report has changed: a service, a network, or the number of nodes.
+    pub fn has_specs(&self) -> bool {
+        self.full || self.specs
+    }
+
+    /// True if the service, one of its tasks, or the node of one has changed.
+    pub fn has_service(&self, id: &ServiceId) -> bool {
+        self.full || self.services.contains(id)
+    }
+
+    /// True if the node has changed.
+    pub fn has_node(&self, id: &NodeId) -> bool {
+        self.full || self.nodes.contains(id)
+    }
+
+    /// The services of [`Self::has_service`] that exist, by id.
+    pub fn services<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = &'a Service> + 'a> {
+        if self.full {
+            return Box::new(store.services());
+        }
+        Box::new(self.services.iter().filter_map(|id| store.service(id)))
+    }
+
+    /// The nodes of [`Self::has_node`] that exist, by id.
+    pub fn nodes<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = &'a Node> + 'a> {
+        if self.full {
+            return Box::new(store.nodes());
+        }
+        Box::new(self.nodes.iter().filter_map(|id| store.node(id)))
+    }
+
+    /// The tasks of the services of [`Self::has_service`], removed services included, by id.
+    pub fn tasks<'a>(&self, store: &'a Store) -> Vec<&'a Task> {
+        if self.full {
+            return store.tasks().collect();
+        }
+        let tasks = self.services.iter().flat_map(|id| store.tasks_of_service(id));
+        tasks.map(|task| (&task.id, task)).collect::<BTreeMap<&TaskId, &Task>>().into_values().collect()
+    }
+
+    /// Adds a service.
+    pub fn add_service(&mut self, id: &ServiceId) {
+        self.services.insert(id.clone());
+    }
+
+    /// Adds all of another scope.
+    pub fn merge(&mut self, other: Self) {
+        self.full |= other.full;
+        self.specs |= other.specs;
+        self.services.extend(other.services);
+        self.nodes.extend(other.nodes);
+    }
+
+    /// Adds what differs between two states.
+    pub fn add_changes(&mut self, before: &Store, after: &Store) {
+        let cluster = |store: &Store| store.cluster().map(|cluster| cluster.meta.version);
+        self.full |= cluster(before) != cluster(after);
+        for (was, is) in changed::<Task>(before, after) {
+            self.services.extend(was.or(is).map(|task| task.service_id.clone()));
+        }
+        for (was, is) in changed::<Service>(before, after) {
+            self.specs = true;
+            self.services.extend(was.or(is).map(|service| service.id.clone()));
+        }
+        for (was, is) in changed::<Network>(before, after) {
+            // The allocator writes a network as the guard of its addresses.
+            let content = |network: Option<&'_ Network>| network.map(|n| (n.spec.clone(), n.subnet, n.removing));
+            self.specs |= content(was) != content(is);
+        }
+        for (was, is) in changed::<Node>(before, after) {
+            let Some(id) = was.or(is).map(|node| &node.id) else { continue };
+            self.specs |= was.is_none() || is.is_none();
+            self.nodes.insert(id.clone());
+            if concerns_tasks(was, is) {
+                self.services.extend(after.tasks_of_node(id).map(|task| task.service_id.clone()));
+            }
+        }
+    }
+}
+
+/// The node is suitable for other tasks than before, or does not run those that it has.
+fn concerns_tasks(was: Option<&Node>, is: Option<&Node>) -> bool {
+    let (Some(was), Some(is)) = (was, is) else { return true };
+    was.spec != is.spec
+        || was.description != is.description
+        || (was.status.state, was.status.down_since) != (is.status.state, is.status.down_since)
+}
+
+/// Makes the scope of each round.
+#[derive(Default)]
+pub(super) struct ScopeTracker {
+    /// The state of the last round.
+    seen: Option<Store>,
+    /// Scope of the last round that has planned something, until that is written: it is planned again if it is not.
+    unwritten: RoundScope,
+    /// That round had more to do.
+    has_more: bool,
+}
+
+impl ScopeTracker {
+    /// The scope of a round over this state.
+    pub(super) fn begin(&mut self, store: &Store, full: bool) -> RoundScope {
+        let mut scope = std::mem::take(&mut self.unwritten);
+        match self.seen.replace(store.clone()) {
+            Some(seen) => scope.add_changes(&seen, store),
+            None => scope.full = true,
+        }
+        scope.full |= full;
+        scope
+    }
+
+    /// The round has planned something; `has_more`: not all that there is to do.
+    pub(super) fn planned(&mut self, scope: RoundScope, has_more: bool) {
+        (self.unwritten, self.has_more) = (scope, has_more);
+    }
+
+    /// What it planned is written.
+    pub(super) fn written(&mut self) {
+        if !self.has_more {
+            self.unwritten = RoundScope::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Timestamp, fixture};
+    use crate::store::{Action, Kind, Transaction};
+
+    fn write(store: &mut Store, actions: Vec<Action>) {
+        store.apply(store.index() + 1, &Transaction::new(Timestamp(1), actions)).expect("applied");
+    }
+
+    fn task(id: &str, service: &str, node: &str) -> Action {
+        Action::create(fixture::task_with_resolvers(id, service, node, &[]))
+    }
+
+    fn names(tasks: &[&Task]) -> Vec<String> {
+        tasks.iter().map(|task| task.id.to_string()).collect()
+    }
+
+    #[test]
+    fn the_scope_is_what_changed_until_it_is_written() {
+        let (mut store, mut tracker) = (Store::default(), ScopeTracker::default());
+        write(&mut store, vec![task("a", "web", "n1"), task("b", "db", "n1"), task("c", "web", "n2")]);
+        assert!(tracker.begin(&store, false).is_full(), "nothing was seen before");
+        assert_eq!(tracker.begin(&store, false), RoundScope::default());
+
+        write(&mut store, vec![Action::Remove(Kind::Task, "a".to_owned())]);
+        let scope = tracker.begin(&store, false);
+        assert!(scope.has_service(&"web".into()) && !scope.has_service(&"db".into()) && !scope.has_specs());
+        assert_eq!(names(&scope.tasks(&store)), ["c"]);
+        tracker.planned(scope.clone(), false);
+        assert_eq!(tracker.begin(&store, false), scope, "the plan was not written");
+        tracker.planned(scope.clone(), true);
+        tracker.written();
+        assert_eq!(tracker.begin(&store, false), scope, "it was not all of it");
+        tracker.planned(scope, false);
+        tracker.written();
+        assert_eq!(tracker.begin(&store, false), RoundScope::default());
+        assert_eq!(names(&tracker.begin(&store, true).tasks(&store)), ["b", "c"]);
+    }
+}
