@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use skep_ebpf::{NetnsMembership, V4, convert};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
 /// Not in the headers of the libc crate.
@@ -20,8 +20,12 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// # Errors
 /// The namespace no longer exists, or this daemon does not see the engine's files.
 pub fn cookie(path: &Path) -> io::Result<u64> {
-    let namespace = netns::of_container(path)?;
-    netns::briefly(namespace.as_fd(), || {
+    cookie_of(netns::of_container(path)?.as_fd())
+}
+
+/// The cookie of a network namespace.
+pub(super) fn cookie_of(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    netns::briefly(namespace, || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
         let mut cookie = 0_u64;
         let mut size = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;

@@ -39,9 +39,23 @@ impl Frame {
         })
     }
 
+    /// The SYN of a connection whose first sequence number is this.
+    pub fn syn(from: &str, to: &str, sequence: u32) -> Self {
+        Self::segment(from, to, SYN, (sequence, 0), b"")
+    }
+
     /// A UDP datagram of eight bytes.
     pub fn udp(from: &str, to: &str) -> Self {
-        Self::with(from, to, 17, |from, to| {
+        Self::datagram(from, to, 17)
+    }
+
+    /// A UDP-Lite datagram of eight bytes, whose checksum covers all of them.
+    pub fn udp_lite(from: &str, to: &str) -> Self {
+        Self::datagram(from, to, 136)
+    }
+
+    fn datagram(from: &str, to: &str, protocol: u8) -> Self {
+        Self::with(from, to, protocol, |from, to| {
             let mut segment = [from.to_be_bytes(), to.to_be_bytes(), 16_u16.to_be_bytes(), [0, 0]].concat();
             segment.extend(*b"datagram");
             (segment, 6)

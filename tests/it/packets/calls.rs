@@ -1,7 +1,7 @@
 //! Socket calls of a process in a container, with the programs attached to a cgroup of the test's own. The virtual address and
 //! the containers' addresses are those of the loopback device.
 
-use super::kernel::{Kernel, UDP, address, in_namespaces, netns_cookie, run, v4};
+use super::kernel::{Kernel, UDP, address, in_host_namespace, in_namespaces, netns_cookie, run, v4};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{Backend, Config, Counter, NetnsMembership, Reply, Tuple, Vip};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -260,6 +260,31 @@ fn udp_lite_reaches_a_task_without_connecting() {
         let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
         server.send_to(b"welcome", from).unwrap();
         assert_eq!(client.recv_from(&mut [0; 16]).unwrap(), (7, at(VIP)));
+    });
+}
+
+/// Sockets of the host, among them that of the tunnel, leave the programs before anything is looked up.
+#[test]
+fn sockets_of_the_host_are_left_alone() {
+    in_host_namespace(|kernel| {
+        run("ip address add 10.0.1.5/32 dev lo");
+        run("ip address add 10.0.1.2/32 dev lo");
+        let cookie = kernel.attach_calls();
+        // As if the host was a container on the network: its calls would be translated.
+        kernel.set("MEMBERS", NetnsMembership::any(cookie), 0_u32);
+        kernel.set("MEMBERS", NetnsMembership { cookie, network: v4("10.0.1.0"), zero: 0 }, v4(OWN));
+        serve(kernel, &TASKS[..1]);
+        let server = bound(at(VIP));
+        for to in targets() {
+            let (plain, connected) = (bound(any(to)), bound(any(to)));
+            plain.send_to(b"hello", to).unwrap();
+            connected.connect(to).unwrap();
+            connected.send(b"hello").unwrap();
+            for _ in 0..2 {
+                assert_eq!(server.recv_from(&mut [0; 16]).unwrap().0, 5);
+            }
+        }
+        assert_eq!(kernel.counted(Counter::VipConnect), 0);
     });
 }
 
