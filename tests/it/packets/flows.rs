@@ -420,3 +420,45 @@ fn connections_between_containers_need_no_look_at_the_flows() {
         assert_eq!(back.bytes[14..], Frame::tcp(VIP, CALLER, SYN | ACK).packet);
     });
 }
+
+/// Review, section B: a container cannot tell clients of another one that its port is closed, whatever source it names.
+#[test]
+fn a_container_sends_errors_about_its_own_flows_only() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let other = Backend { ifindex: kernel.other_uplink, ..kernel.get("BACKENDS", v4("10.0.0.12")).expect("a backend") };
+        kernel.set("BACKENDS", v4("10.0.0.12"), other);
+        let client = "203.0.113.9:40000";
+        kernel.run("from_uplink", &Frame::udp(client, "192.0.2.1:8080"), kernel.uplink);
+        let about = Frame::udp(client, "10.0.0.11:80");
+        for source in ["10.0.0.11", "10.0.0.12"] {
+            let error = Frame::unreachable(source, &about);
+            assert_eq!(kernel.run("from_container", &error, kernel.other_uplink).decision, Decision::Drop, "{source}");
+        }
+        assert_eq!(kernel.counted(Counter::DropForged), 2);
+        let own = kernel.run("from_container", &Frame::unreachable("10.0.0.11", &about), kernel.uplink);
+        assert_eq!(own.decision, Decision::Redirect);
+        let expected = Frame::unreachable("192.0.2.1", &Frame::udp(client, "192.0.2.1:8080"));
+        assert_eq!(own.bytes[14..34], expected.packet[..20]);
+        // Without the quoted checksum, which nobody can verify.
+        assert_eq!(own.bytes[14 + 28..][..26], expected.packet[28..][..26], "it quotes what the client has sent");
+    });
+}
+
+/// A datagram without a checksum stays without, in both directions.
+#[test]
+fn a_datagram_without_a_checksum_is_translated_without_one() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let without = |from: &str, to: &str| {
+            let mut frame = Frame::udp(from, to);
+            frame.packet[26..28].fill(0);
+            frame
+        };
+        let (client, port, container) = ("203.0.113.9:40000", "192.0.2.1:8080", "10.0.0.11:80");
+        let there = kernel.run("from_uplink", &without(client, port), kernel.uplink);
+        assert_eq!(there.bytes[14..], without(client, container).packet);
+        let back = kernel.run("from_container", &without(container, client), kernel.uplink);
+        assert_eq!(back.bytes[14..], without(port, client).packet);
+    });
+}
