@@ -10,7 +10,7 @@ use skep::model::view::{ClusterPart, Peer, PublishedPort, TaskEndpoint};
 use skep::model::{Listens, NodeView, Protocol};
 use skep_ebpf::{Backend, Frontend, SLOTS_PER_BLOCK, SlotBlock};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Programs<'_> {
         let mut published = PublishedPort {
             protocol: self.protocol,
             affinity: port.affinity,
-            allow: port.allow.iter().map(|client| address(*client)).map(Into::into).collect(),
+            allow: port.allow.iter().map(|client| IpAddr::from(address(*client)).into()).collect(),
             ..published_port(8080, 80, &addresses)
         };
         for backend in &mut published.backends {
@@ -113,14 +113,15 @@ impl PortDatapath for Programs<'_> {
     async fn visit(&mut self, client: Client, again: bool) -> Option<u8> {
         self.last += u16::from(!again);
         let from = format!("{}:{}", address(client), self.last);
-        let there = self.kernel.run("from_uplink", &self.frame(&from, PORT), self.kernel.uplink);
+        let (question, uplink) = (self.frame(&from, PORT), self.kernel.uplink);
+        let there = self.kernel.run("from_uplink", &question, uplink);
         assert_ne!(there.decision, Decision::Drop);
         if there.decision == Decision::Pass {
             return None;
         }
         let container = Ipv4Addr::from(<[u8; 4]>::try_from(&there.bytes[30..34]).unwrap());
         let answer = self.frame(&format!("{container}:80"), &from);
-        let back = self.kernel.run("from_container", &answer, self.kernel.uplink);
+        let back = self.kernel.run("from_container", &answer, uplink);
         assert_eq!(back.decision, Decision::Redirect);
         assert_eq!(back.bytes[14..], self.frame(PORT, &from).packet, "from the address that the client asked");
         Some(container.octets()[3] - 10)

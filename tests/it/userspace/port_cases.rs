@@ -42,7 +42,7 @@ impl Listeners {
 
 impl PortDatapath for Listeners {
     async fn publish(&mut self, case: PortCase) {
-        let allow = case.allow.iter().map(|client| self.address(*client)).map(Into::into).collect();
+        let allow = case.allow.iter().map(|client| std::net::IpAddr::from(self.address(*client)).into()).collect();
         let port = PublishedPort {
             protocol: self.protocol,
             affinity: case.affinity,
