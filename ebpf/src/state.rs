@@ -85,7 +85,7 @@ mod tests {
         let reply = |flags| Reply { flags, seen: 7, ..Reply::default() };
         assert!(reply(SYN_KNOWN).is_begun_by(7, true));
         assert!(!reply(SYN_KNOWN).is_begun_by(8, true), "a new connection");
-        assert!(!reply(SYN_KNOWN).is_begun_by(7, false), "nobody has answered, and the backend is on its way out");
+        assert!(!reply(SYN_KNOWN).is_begun_by(7, false), "no answer yet, and the backend is on its way out");
         assert!(reply(SYN_KNOWN | SYN_ACKED).is_begun_by(7, false), "it has the connection");
         assert!(!reply(SYN_ACKED).is_begun_by(7, true), "`seen` is a time");
     }

@@ -2,7 +2,7 @@
 //! The eBPF datapath sends a client to a task without knowing whether it accepts, so it may use only tasks that were seen to
 //! listen; the managers are informed and put that into every node's view.
 //!
-//! Which ports a service serves at its virtual addresses nobody says, unless it publishes them. Of a service that publishes none
+//! Which ports a service serves at its virtual addresses is known only if it publishes them. Of a service that publishes none
 //! the first port that its container listens on shows that it serves. This is not looked at again: a process may close
 //! listeners that never were for others.
 //!

@@ -58,7 +58,7 @@ async fn the_first_port_that_is_listened_on_is_found() {
     let (_dir, namespace) = with_addresses("firstport").await;
     let first = || first_listener(File::open(namespace.path()).expect("namespace").as_fd(), V4).expect("a reply of the kernel");
     assert_eq!(first(), None);
-    // Docker's resolver, a client, and servers that nobody outside reaches.
+    // Docker's resolver, a client, and servers that no client outside reaches.
     let private = [
         bound(&namespace, Type::STREAM, "127.0.0.11:70", false),
         bound(&namespace, Type::STREAM, "10.9.0.2:71", false),
@@ -68,8 +68,8 @@ async fn the_first_port_that_is_listened_on_is_found() {
     let client = bound(&namespace, Type::DGRAM, "10.9.0.1:73", false);
     client.connect(&"10.9.0.2:9".parse::<SocketAddr>().expect("address").into()).expect("connected");
     assert_eq!(first(), None);
-    let datagrams = bound(&namespace, Type::DGRAM, "0.0.0.0:53", false);
-    assert_eq!(first(), Some((Udp, 53)));
+    let datagrams = bound(&namespace, Type::DGRAM, "0.0.0.0:54", false);
+    assert_eq!(first(), Some((Udp, 54)));
     let late = bound(&namespace, Type::STREAM, "[::]:8080", false);
     assert_eq!(first(), Some((Tcp, 8080)));
     let early = bound(&namespace, Type::STREAM, "10.9.0.1:80", false);

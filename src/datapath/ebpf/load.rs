@@ -3,7 +3,7 @@
 
 use super::hook::{Hook, HookSide, ProgramLink};
 use super::migration::RESIZED;
-use super::sandbox::cookie_of;
+use super::netns_cookie::cookie_of;
 use super::sizes::Sizes;
 use super::takeover::Takeover;
 use crate::datapath::netns;

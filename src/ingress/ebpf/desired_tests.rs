@@ -73,7 +73,7 @@ fn a_virtual_address_waits_for_a_task_to_listen_unless_none_does() {
     assert_eq!(backends(vec![web(1, true, true), web(2, true, true)]), [11, 12].into(), "none is known to listen");
     assert_eq!(backends(vec![web(1, false, true), web(2, true, true)]), [11].into(), "the other one is starting");
     assert_eq!(backends(vec![web(1, false, true), web(2, false, true)]), [11, 12].into());
-    assert_eq!(backends(vec![web(1, false, false), web(2, true, true)]), [12].into(), "better than nobody");
+    assert_eq!(backends(vec![web(1, false, false), web(2, true, true)]), [12].into(), "better than none");
     assert_eq!(backends(vec![web(1, false, false)]), [].into());
 }
 

@@ -64,7 +64,8 @@ async fn kernel_memory_grows_with_use() {
             map.room,
             if map.forgets { ", LRU" } else { "" }
         );
-        assert!(map.bytes > 0, "{name}");
+        // A prefix tree takes memory for its entries only.
+        assert!(map.bytes > 0 || name == "SOURCES", "{name}");
     }
     let (fixed, growing) = (sum(&idle, |map| map.forgets), sum(&idle, |map| !map.forgets));
     eprintln!("{:.1} MB of tables that forget, {:.1} MB of others", fixed as f64 / 1e6, growing as f64 / 1e6);

@@ -294,7 +294,7 @@ fn a_syn_that_is_sent_again_stays_with_its_container() {
     });
 }
 
-/// After RST the same number is another connection: nobody sends a SYN again that was refused.
+/// After RST the same number is another connection: a SYN that was refused is not sent again.
 #[test]
 fn a_refused_connection_leaves_nothing_to_stay_with() {
     in_namespaces(|kernel| {
@@ -409,7 +409,7 @@ fn connections_between_containers_need_no_look_at_the_flows() {
             let run = kernel.run("from_container", frame, kernel.uplink);
             run.decision == Decision::Pass && run.bytes[14..] == frame.packet
         };
-        // An entry that nothing of this node can have made yet shows that nobody looks.
+        // An entry that nothing of this node can have made yet shows that there is no look.
         kernel.set("SYN_REPLIES", tuple(TASK, CALLER, TCP), skep_ebpf::Reply::default());
         assert!(passes(kernel, &plain));
         kernel.remove::<_, skep_ebpf::Reply>("SYN_REPLIES", tuple(TASK, CALLER, TCP));
@@ -440,7 +440,7 @@ fn a_container_sends_errors_about_its_own_flows_only() {
         assert_eq!(own.decision, Decision::Redirect);
         let expected = Frame::unreachable("192.0.2.1", &Frame::udp(client, "192.0.2.1:8080"));
         assert_eq!(own.bytes[14..34], expected.packet[..20]);
-        // Without the quoted checksum, which nobody can verify.
+        // Without the quoted checksum, which its receiver cannot verify.
         assert_eq!(own.bytes[14 + 28..][..26], expected.packet[28..][..26], "it quotes what the client has sent");
     });
 }

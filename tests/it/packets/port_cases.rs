@@ -110,6 +110,10 @@ impl PortDatapath for Programs<'_> {
         }
     }
 
+    fn has_clients_outside(&self) -> bool {
+        true
+    }
+
     async fn visit(&mut self, client: Client, again: bool) -> Option<u8> {
         self.last += u16::from(!again);
         let from = format!("{}:{}", address(client), self.last);

@@ -1,4 +1,5 @@
-//! The cases of both datapaths, on listeners and backends of loopback.
+//! The cases of both datapaths, on listeners and backends of loopback. Clients there are the node itself, so those of allow-lists
+//! are left out: `ports::allow` has them, on a swarm.
 
 use super::super::port_cases::{CASES, Client, PortCase, PortDatapath, run};
 use super::udp::UdpBackends;
@@ -50,6 +51,10 @@ impl PortDatapath for Listeners {
             ..port(self.net, self.published, case.tasks)
         };
         self.userspace.publish(vec![port]).await;
+    }
+
+    fn has_clients_outside(&self) -> bool {
+        false
     }
 
     async fn visit(&mut self, client: Client, again: bool) -> Option<u8> {
