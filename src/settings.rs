@@ -92,7 +92,7 @@ impl Default for PortSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct EbpfSettings {
     /// Established TCP connections by published ports that no other flow can push out. 0: by the machine's memory, 16,384 to
-    /// 1,048,576. Further ones work, until newer flows push them out.
+    /// 262,144. Further ones work, until newer flows push them out.
     pub max_tcp_flows: u32,
     /// An established TCP connection is forgotten after so many seconds without a packet.
     pub tcp_idle_s: u64,

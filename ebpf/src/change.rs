@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
 };
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{self, ETHERNET, IN_V4, IN_V6, TCP_CHECKSUM, UDP, UDP_CHECKSUM, V4, V6};
+use skep_ebpf::packet::{self, ETHERNET, IN_V4, IN_V6, TCP, TCP_CHECKSUM, UDP_CHECKSUM, V4, V6};
 use skep_ebpf::{Address, Counter, PortNumber, V4 as Ipv4, same_address};
 
 /// A helper refused a rewrite. The packet may be half rewritten, so it is dropped.
@@ -92,10 +92,10 @@ impl End {
 /// without.
 #[inline(always)]
 fn l4_checksum(packet: &Packet) -> (u32, u64) {
-    if packet.tuple.protocol == UDP {
-        (packet.l4 + UDP_CHECKSUM as u32, u64::from(BPF_F_MARK_MANGLED_0))
-    } else {
+    if packet.tuple.protocol == TCP {
         (packet.l4 + TCP_CHECKSUM as u32, 0)
+    } else {
+        (packet.l4 + UDP_CHECKSUM as u32, u64::from(BPF_F_MARK_MANGLED_0))
     }
 }
 

@@ -20,7 +20,7 @@ use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, byte, container6, mapped};
 use skep_ebpf::{
     AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, Frontend, GUARDED, NO_CLIENT, NODE, Port, Reply,
-    TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
+    SYN_KNOWN, TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// State of a listening socket.
@@ -91,7 +91,7 @@ fn select_flow(ctx: &TcContext, packet: &mut Packet, config: &Config, now: u32) 
             found.touch(now, packet.device);
             if packet.flags & (FIN | RST) != 0 || packet.flags != 0 && !found.established {
                 fill_container(packet, config, &flow);
-                follow_client(ctx, packet, found.established);
+                follow_client(packet, found.established);
             }
             return Ok(Some(flow));
         }
@@ -113,9 +113,10 @@ fn fill_container(packet: &mut Packet, config: &Config, flow: &Flow) {
     packet.reverse.destination_port = flow.client_port;
 }
 
-/// Whether a packet stays with the backend of its flow entry. A new connection never does: it asks the table.
+/// Whether a packet stays with the backend of its flow entry. A new connection never does: it asks the table. A SYN that is sent
+/// again is none, and stays with the backend that may have answered the first one.
 #[inline(always)]
-fn is_current(packet: &Packet, flow: &Flow, config: &Config, now: u32) -> bool {
+fn is_current(packet: &mut Packet, flow: &Flow, config: &Config, now: u32) -> bool {
     let Some(backend) = lookup(&BACKENDS, &flow.backend) else { return false };
     if flow.owner != 0 && flow.owner != backend.owner {
         return false;
@@ -124,7 +125,14 @@ fn is_current(packet: &Packet, flow: &Flow, config: &Config, now: u32) -> bool {
         return true;
     }
     if packet.tuple.protocol == TCP {
-        !packet.is_syn()
+        if !packet.is_syn() {
+            return true;
+        }
+        fill_container(packet, config, flow);
+        find_reply(&packet.reverse).is_some_and(|reply| {
+            let reply = reply.get();
+            is_zero(&reply.entry) && reply.is_begun_by(packet.sequence, backend.serving != 0)
+        })
     } else {
         backend.serving != 0 && elapsed(now, flow.seen) <= config.udp_idle
     }
@@ -203,12 +211,15 @@ fn new_flow(
         seen: now,
     };
     fill_container(packet, config, &flow);
-    let reply = Reply {
+    let mut reply = Reply {
         address: packet.tuple.destination,
         port: packet.tuple.destination_port,
         client_port: packet.tuple.source_port,
         ..Reply::default()
     };
+    if packet.is_syn() {
+        (reply.seen, reply.flags) = (packet.sequence, SYN_KNOWN);
+    }
     let mut recorded = false;
     if let Some(found) = find_reply(&packet.reverse) {
         let other = found.get();
@@ -216,7 +227,7 @@ fn new_flow(
             && same_address(&other.address, &packet.tuple.destination)
             && other.port == packet.tuple.destination_port
             && other.client_port == packet.tuple.source_port;
-        recorded = same && (established || other.is_handshake());
+        recorded = same && established;
         // An established connection that arrived by another entry node before is the same one to the container. A new one is a
         // different one.
         if !same && established && !is_zero(&other.entry) {

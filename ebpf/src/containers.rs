@@ -4,7 +4,9 @@
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
-use crate::maps::{BACKENDS, FRAGMENTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru};
+use crate::maps::{
+    BACKENDS, FRAGMENTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru, vip_packets_seen,
+};
 use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
@@ -28,6 +30,11 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
         nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?;
         return Ok(Verdict::RedirectPeer(if state.device != 0 { state.device } else { config.mesh_end }));
     }
+    // From another network than `ingress` there are replies to published ports none, and to virtual addresses only where packets
+    // were translated: the tables of flows need no look.
+    if packet.family == 4 && config.is_off_ingress(packet.tuple.source[3]) && !vip_packets_seen() {
+        return to_virtual(ctx, packet);
+    }
     let Some(found) = find_reply(&packet.tuple) else { return to_virtual(ctx, packet) };
     let reply = found.get();
     verify_source(packet)?;
@@ -40,7 +47,7 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
         let state = FragmentState { address: [0; 4], entry, device: 0, seen: seconds() };
         let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
     }
-    follow_container(ctx, packet, &found);
+    follow_container(packet, &found);
     set_port(ctx, packet, End::Destination, reply.client_port)?;
     send_to_node(ctx, config, REPLY, entry)
 }
@@ -86,7 +93,7 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
                 found.touch(seconds(), packet.device);
                 packet.fill_reverse();
                 packet.reverse.source = mapped(backend);
-                follow_client(ctx, packet, found.established);
+                follow_client(packet, found.established);
             }
             backend
         }

@@ -105,6 +105,9 @@ counters! {
     Refused = "refused";
     /// Calls to virtual addresses by sockets that are bound to another address than the container's on that network: refused.
     VipForeignSource = "vip_foreign_source", drop "vip_from_foreign_address";
+    /// Established TCP connections that were not protected from newer flows because their client has half of all there is room
+    /// for: they work until newer flows push them out.
+    FlowsOfSource = "flows_of_source_full";
 }
 
 #[cfg(test)]
@@ -117,7 +120,7 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
-        assert_eq!(Counter::ALL.len(), 28, "the size of a pinned map of LAYOUT 5");
+        assert_eq!(Counter::ALL.len(), 29, "the size of a pinned map of LAYOUT 5");
     }
 
     #[test]

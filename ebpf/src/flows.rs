@@ -2,11 +2,17 @@
 //! forget nothing once both ends have it: neither SYNs nor datagrams, however many, push out an idle connection. After RST or
 //! both FINs it moves back, so that the last segments pass.
 
-use crate::maps::{SYN_FLOWS, SYN_REPLIES, TCP_FLOWS, TCP_REPLIES, UDP_FLOWS, UDP_REPLIES, count};
+use crate::maps::{SOURCE_COUNTS, SYN_FLOWS, SYN_REPLIES, TCP_FLOWS, TCP_REPLIES, UDP_FLOWS, UDP_REPLIES, config, count};
 use crate::parse::Packet;
-use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, FIN, RST, SYN, TCP};
-use skep_ebpf::{ANSWERED, CLIENT_FIN, CONTAINER_FIN, Counter, Flow, NO_ROOM, Reply, SYN_ACKED, Tuple, is_zero};
+use skep_ebpf::{
+    ACKED, ANSWERED, Address, CLIENT_FIN, CONTAINER_FIN, Counter, Flow, NO_ROOM, Reply, SYN_ACKED, SYN_KNOWN, Tuple, is_zero,
+    source_bucket,
+};
+
+/// How many connections of one client are protected. Set by the loader; a constant to the verifier.
+#[unsafe(no_mangle)]
+static FLOWS_PER_SOURCE: u32 = u32::MAX;
 
 /// An entry, and whether it is in the table of established connections.
 pub struct Found<T> {
@@ -93,7 +99,7 @@ pub fn add_reply(tuple: &Tuple, reply: &Reply) -> Option<()> {
 /// Replaces a reply entry by one with another entry node, in the table that it is in. The state of the connection stays.
 #[inline(always)]
 pub fn replace_reply(found: &Found<Reply>, tuple: &Tuple, reply: &Reply) -> Option<()> {
-    let reply = &Reply { expected: found.get().expected, flags: found.get().flags, ..*reply };
+    let reply = &Reply { expected: found.get().expected, flags: found.get().flags & !SYN_KNOWN, ..*reply };
     if found.established { TCP_REPLIES.insert(tuple, reply, 0).ok() } else { add_reply(tuple, reply) }
 }
 
@@ -107,7 +113,9 @@ pub fn remove_flow(tuple: &Tuple) {
 /// Removes an established connection: its tuple is another one's now. `client` and `container` are the tuples of its packets.
 #[inline(always)]
 pub fn remove_established(client: &Tuple, container: &Tuple) {
-    let _ = TCP_REPLIES.remove(container);
+    if TCP_REPLIES.remove(container).is_ok() {
+        uncount_source(&container.destination);
+    }
     let _ = TCP_FLOWS.remove(client);
 }
 
@@ -123,26 +131,32 @@ pub fn begin_again(container: &Tuple) {
 /// Follows the state of a connection by a packet of the client: `packet.tuple` is that of its flow, `packet.reverse` that of the
 /// reply entry.
 #[inline(always)]
-pub fn follow_client(ctx: &TcContext, packet: &Packet, established: bool) {
+pub fn follow_client(packet: &Packet, established: bool) {
     if packet.flags & (FIN | RST) != 0 {
-        if let Some(reply) = find_reply(&packet.reverse) {
+        // A forged one that the container does not accept must not end the protection of an idle connection.
+        if let Some(reply) = find_reply(&packet.reverse).filter(|reply| reply.get().is_in_window(packet.sequence)) {
             end(reply.get_mut(), &packet.tuple, &packet.reverse, packet.flags, CLIENT_FIN);
         }
     } else if !established && packet.flags & (SYN | ACK) == ACK {
-        if let Ok(acknowledges) = ctx.load::<u32>(packet.l4 as usize + 8) {
-            establish(&packet.tuple, &packet.reverse, acknowledges);
-        }
+        establish(&packet.tuple, &packet.reverse, packet.acknowledges);
     }
 }
 
 /// Follows the state of a connection by a packet of the container, whose tuple is that of the reply entry. Overwrites
 /// `packet.reverse`.
 #[inline(always)]
-pub fn follow_container(ctx: &TcContext, packet: &mut Packet, found: &Found<Reply>) {
-    if packet.flags == 0 || found.established && packet.flags & (FIN | RST) == 0 {
+pub fn follow_container(packet: &mut Packet, found: &Found<Reply>) {
+    if packet.flags == 0 {
         return;
     }
     let reply = found.get_mut();
+    if packet.flags & (SYN | RST | ACK) == ACK && (reply.expected != packet.acknowledges || reply.flags & ACKED == 0) {
+        reply.expected = packet.acknowledges;
+        reply.flags |= ACKED;
+    }
+    if found.established && packet.flags & (FIN | RST) == 0 {
+        return;
+    }
     if packet.flags & (FIN | RST) != 0 {
         fill_client(packet, reply);
         end(reply, &packet.reverse, &packet.tuple, packet.flags, CONTAINER_FIN);
@@ -154,9 +168,9 @@ pub fn follow_container(ctx: &TcContext, packet: &mut Packet, found: &Found<Repl
         if reply.flags & ANSWERED == 0 {
             reply.flags |= ANSWERED;
         }
-    } else if let Ok(sequence) = ctx.load::<u32>(packet.l4 as usize + 4) {
-        reply.expected = u32::from_be(sequence).wrapping_add(1).to_be();
-        reply.flags |= SYN_ACKED;
+    } else {
+        reply.expected = u32::from_be(packet.sequence).wrapping_add(1).to_be();
+        reply.flags = reply.flags & !ACKED | SYN_ACKED;
     }
 }
 
@@ -173,6 +187,28 @@ pub fn fill_client(packet: &mut Packet, reply: &Reply) {
     }
 }
 
+/// The count that a client's established connections are in.
+#[inline(always)]
+fn source_count(client: &Address) -> Option<*mut u32> {
+    SOURCE_COUNTS.get_ptr_mut(source_bucket(config()?.hash_key, client))
+}
+
+/// Counts one connection of a client less. (Not atomic: the daemon corrects what two CPUs at once miss.)
+#[inline(always)]
+fn uncount_source(client: &Address) {
+    if let Some(count) = source_count(client) {
+        // SAFETY: a word of a map.
+        unsafe { *count = (*count).saturating_sub(1) };
+    }
+}
+
+/// Whether a client has as many protected connections as one may have.
+#[inline(always)]
+fn is_crowded(count: Option<*mut u32>) -> bool {
+    // SAFETY: reads a constant, and a word of a map.
+    count.is_some_and(|count| unsafe { *count >= core::ptr::read_volatile(&FLOWS_PER_SOURCE) })
+}
+
 /// Moves a connection to the tables of established ones, if the client's segment shows that it is one. If there is no room it
 /// stays where it is, and works. The flow comes first and goes last: the daemon removes reply entries without a flow.
 #[inline(never)]
@@ -186,10 +222,14 @@ fn establish(client: &Tuple, container: &Tuple, acknowledges: u32) -> u32 {
     } else if TCP_REPLIES.get_ptr_mut(container).is_none() {
         return 0;
     }
+    let of_client = source_count(&container.destination);
+    if reply.is_some() && is_crowded(of_client) {
+        return no_room(reply, Counter::FlowsOfSource);
+    }
     if let Some(flow) = SYN_FLOWS.get_ptr_mut(client) {
         // SAFETY: as above.
         if TCP_FLOWS.insert(client, unsafe { &*flow }, 0).is_err() {
-            return no_room(reply);
+            return no_room(reply, Counter::FlowsFull);
         }
         if reply.is_none() {
             let _ = SYN_FLOWS.remove(client);
@@ -199,7 +239,11 @@ fn establish(client: &Tuple, container: &Tuple, acknowledges: u32) -> u32 {
     // SAFETY: as above.
     if TCP_REPLIES.insert(container, unsafe { &*value }, 0).is_err() {
         let _ = TCP_FLOWS.remove(client);
-        return no_room(reply);
+        return no_room(reply, Counter::FlowsFull);
+    }
+    if let Some(of_client) = of_client {
+        // SAFETY: a word of a map; as in `uncount_source`.
+        unsafe { *of_client += 1 };
     }
     let _ = SYN_REPLIES.remove(container);
     let _ = SYN_FLOWS.remove(client);
@@ -208,14 +252,14 @@ fn establish(client: &Tuple, container: &Tuple, acknowledges: u32) -> u32 {
 }
 
 #[inline(always)]
-fn no_room(reply: Option<*mut Reply>) -> u32 {
+fn no_room(reply: Option<*mut Reply>, reason: Counter) -> u32 {
     // SAFETY: as in `Found::get`.
     unsafe {
         if let Some(reply) = reply
             && (*reply).flags & NO_ROOM == 0
         {
             (*reply).flags |= NO_ROOM;
-            count(Counter::FlowsFull);
+            count(reason);
         }
     }
     0
@@ -226,7 +270,7 @@ fn no_room(reply: Option<*mut Reply>) -> u32 {
 #[inline(never)]
 fn end(reply: &mut Reply, client: &Tuple, container: &Tuple, flags: u8, fin: u32) -> u32 {
     if flags & RST != 0 {
-        reply.flags &= !(SYN_ACKED | ANSWERED);
+        reply.flags &= !(SYN_ACKED | ANSWERED | SYN_KNOWN);
     } else {
         reply.flags |= fin;
         if !reply.is_closed() {
@@ -236,10 +280,11 @@ fn end(reply: &mut Reply, client: &Tuple, container: &Tuple, flags: u8, fin: u32
     if let Some(value) = TCP_REPLIES.get_ptr_mut(container) {
         // SAFETY: as in `Found::get`.
         unsafe {
-            (*value).flags &= !(SYN_ACKED | ANSWERED | NO_ROOM);
+            (*value).flags &= !(SYN_ACKED | ANSWERED | NO_ROOM | SYN_KNOWN);
             let _ = SYN_REPLIES.insert(container, &*value, 0);
         }
         let _ = TCP_REPLIES.remove(container);
+        uncount_source(&container.destination);
         count(Counter::Ended);
     }
     if let Some(value) = TCP_FLOWS.get_ptr_mut(client) {

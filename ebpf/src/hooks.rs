@@ -34,6 +34,10 @@ const EADDRNOTAVAIL: i32 = 99;
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u32 = 0;
 
+/// Cookie of the host's network namespace. Set by the loader; 0: not known.
+#[unsafe(no_mangle)]
+static HOST_NAMESPACE: u64 = 0;
+
 /// Lets the call fail with an error where the kernel can, else with EPERM.
 #[inline(always)]
 fn refuse(error: i32) -> i32 {
@@ -61,13 +65,19 @@ fn call_event(ctx: &SockAddrContext, inet4: bool) -> RefusalEvent {
     event
 }
 
-/// Cookie of the socket's network namespace, if that is a container's on a network of the swarm. These programs run for every
-/// process of the machine: all others leave here.
+/// Cookie of the socket's network namespace, unless that is the host's. These programs run for every process of the machine, and
+/// for every datagram of the tunnel: these leave here, at the first instructions.
 #[inline(always)]
-fn container(ctx: &SockAddrContext) -> Option<u64> {
+fn outside_host(ctx: &SockAddrContext) -> Option<u64> {
     let cookie = netns_cookie(ctx);
-    lookup(&MEMBERS, &NetnsMembership::any(cookie))?;
-    Some(cookie)
+    // SAFETY: reads a constant.
+    (cookie != unsafe { core::ptr::read_volatile(&HOST_NAMESPACE) }).then_some(cookie)
+}
+
+/// Whether a network namespace is a container's on a network of the swarm; the processes of all others leave here.
+#[inline(always)]
+fn is_container(cookie: u64) -> bool {
+    lookup(&MEMBERS, &NetnsMembership::any(cookie)).is_some()
 }
 
 /// Whether a datagram is for the peer that its socket is connected to, whose address `connect` has translated. The kernel runs
@@ -89,7 +99,7 @@ fn is_to_peer(ctx: &SockAddrContext, family: SockaddrFamily) -> bool {
 /// `connect`.
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
-    let cookie = container(ctx)?;
+    let cookie = outside_host(ctx).filter(|cookie| is_container(*cookie))?;
     let outcome = translate(ctx, family, Call::Connect, cookie);
     if outcome.is_none() {
         mark_socket(ctx, family, cookie);
@@ -100,10 +110,10 @@ fn connect(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
 /// `sendmsg` and `sendto`.
 #[inline(always)]
 fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
-    if is_to_peer(ctx, family) {
+    let cookie = outside_host(ctx)?;
+    if is_to_peer(ctx, family) || !is_container(cookie) {
         return None;
     }
-    let cookie = container(ctx)?;
     let outcome = translate(ctx, family, Call::SendMsg, cookie);
     if outcome.is_none() {
         choose_source(ctx, family, cookie);
@@ -114,7 +124,7 @@ fn send(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
 /// `recvmsg`, `getpeername`, and `accept` with an address.
 #[inline(always)]
 fn name(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
-    container(ctx)?;
+    outside_host(ctx).filter(|cookie| is_container(*cookie))?;
     untranslate(ctx, family)
 }
 

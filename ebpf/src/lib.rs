@@ -12,7 +12,7 @@ mod test_run;
 
 pub use counter::Counter;
 pub use event::{HOOKS, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
-pub use state::{ANSWERED, CLIENT_FIN, CONTAINER_FIN, NO_ROOM, SYN_ACKED, TAKEOVER_SILENCE};
+pub use state::{ACKED, ANSWERED, CLIENT_FIN, CONTAINER_FIN, NO_ROOM, SYN_ACKED, SYN_KNOWN, TAKEOVER_SILENCE};
 pub use test_run::VerdictKind;
 
 /// Version of the layout of keys and values. Maps of another version are not shared with these programs.
@@ -173,11 +173,13 @@ shared! {
         /// Index of the client container's device, if a container asked for a virtual address; else 0.
         device: u32,
         /// When the client's last packet arrived from another node, as [`Flow::seen`]. Of a client that entered by this node
-        /// the flow has it.
+        /// the flow has it; with [`SYN_KNOWN`] this is the sequence number of its SYN then, as packets hold it.
         seen: u32,
-        /// The number that the client's ACK of the container's SYN acknowledges, as packets hold it.
+        /// The number that the client's ACK of the container's SYN acknowledges; with [`ACKED`] the number that the container
+        /// acknowledged last. As packets hold it.
         expected: u32,
-        /// State of a TCP connection: [`SYN_ACKED`], [`ANSWERED`], [`CLIENT_FIN`], [`CONTAINER_FIN`], [`NO_ROOM`].
+        /// State of a TCP connection: [`SYN_ACKED`], [`ANSWERED`], [`CLIENT_FIN`], [`CONTAINER_FIN`], [`NO_ROOM`], [`ACKED`],
+        /// [`SYN_KNOWN`].
         flags: u32,
     }
     /// Key of a fragmented datagram: only its first fragment has ports.
@@ -221,7 +223,8 @@ shared! {
         udp_idle: u32,
         /// UDP port of the tunnel on this node: never a published port.
         tunnel_port: PortNumber,
-        zero: u16,
+        /// Length of the prefix of the network `ingress`; 0: not known.
+        ingress_length: u16,
         /// [`hash_key`] of the cluster: the same on every node, so that they select the same backends, and unknown to clients.
         hash_key: [u32; 2],
     }
@@ -333,6 +336,28 @@ pub fn client_hash(key: [u32; 2], tuple: &Tuple, affinity: bool) -> u32 {
     mix(u64::from(mix(address)) << 32 | ports)
 }
 
+impl Config {
+    /// Whether a container's address is known to be on another network than `ingress`.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_off_ingress(&self, address: V4) -> bool {
+        let length = u32::from(self.ingress_length);
+        length != 0 && u32::from_be(address ^ self.ingress).wrapping_shr(32_u32.wrapping_sub(length)) != 0
+    }
+}
+
+/// Counts of connections by client, of which each is for the clients of one hash.
+pub const SOURCE_BUCKETS: u32 = 4096;
+
+/// The count that the connections of a client are in: of its IPv4 address, or its IPv6 /64.
+#[inline(always)]
+#[must_use]
+pub fn source_bucket(key: [u32; 2], address: &Address) -> u32 {
+    let first = address[0] | address[1];
+    let network = u64::from(address[0]) << 32 | u64::from(if first == 0 { address[3] } else { address[1] });
+    mix(network ^ (u64::from(key[0]) << 32 | u64::from(key[1]))) % SOURCE_BUCKETS
+}
+
 /// Whether two addresses are the same. (`==` compiles to a call with a loop.)
 #[inline(always)]
 pub fn same_address(a: &Address, b: &Address) -> bool {
@@ -371,6 +396,27 @@ mod tests {
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(size_of::<FragmentState>(), 32);
         assert_eq!(size_of::<Config>(), 52);
+    }
+
+    #[test]
+    fn an_address_on_ingress_is_recognised_by_the_prefix() {
+        let v4 = |octets: [u8; 4]| u32::from_ne_bytes(octets);
+        for (length, inside, outside) in
+            [(24, [10, 0, 0, 255], [10, 0, 1, 0]), (16, [10, 0, 200, 7], [10, 1, 0, 0]), (32, [10, 0, 0, 0], [10, 0, 0, 1])]
+        {
+            let config = Config { ingress: v4([10, 0, 0, 0]), ingress_length: length, ..Config::default() };
+            assert!(!config.is_off_ingress(v4(inside)) && config.is_off_ingress(v4(outside)), "/{length}");
+        }
+        assert!(!Config::default().is_off_ingress(v4([10, 9, 9, 9])), "not known");
+    }
+
+    #[test]
+    fn a_client_is_counted_by_its_address_or_64() {
+        let bucket = |address: [u32; 4]| source_bucket([1, 2], &address);
+        let v6 = |interface: u32| [0x2001, 7, interface, 9];
+        assert_eq!(bucket(v6(1)), bucket(v6(2)));
+        let buckets: std::collections::BTreeSet<u32> = (0..1_000).map(|n| bucket(packet::mapped(n))).collect();
+        assert!(buckets.len() > 800 && buckets.iter().all(|bucket| *bucket < SOURCE_BUCKETS), "{}", buckets.len());
     }
 
     #[test]

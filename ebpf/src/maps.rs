@@ -5,7 +5,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
     Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SLOTS_PER_BLOCK,
-    SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip,
+    SOURCE_BUCKETS, SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip,
 };
 
 #[map]
@@ -49,6 +49,9 @@ pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(1_024, 1);
 pub static TCP_FLOWS: HashMap<Tuple, Flow> = HashMap::pinned(1_048_576, 1);
 #[map]
 pub static TCP_REPLIES: HashMap<Tuple, Reply> = HashMap::pinned(1_048_576, 1);
+/// How many of them each client has, by [`skep_ebpf::source_bucket`]. The daemon counts again.
+#[map]
+pub static SOURCE_COUNTS: Array<u32> = Array::pinned(SOURCE_BUCKETS, 0);
 /// TCP connections that are not established, are over, or found no room among the established ones; and those of the host.
 #[map]
 pub static SYN_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
@@ -100,6 +103,12 @@ pub fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub fn is_taking_over(now: u32) -> bool {
     TAKEOVER.get(0).is_some_and(|until| until.wrapping_sub(now).wrapping_sub(1) < TAKEOVER_SECONDS)
+}
+
+/// Whether there may be replies to packets to virtual addresses that no socket call had translated.
+#[inline(always)]
+pub fn vip_packets_seen() -> bool {
+    VIP_PACKETS_SEEN.get(0).is_some_and(|seen| *seen != 0)
 }
 
 /// A copy of a map's value.

@@ -8,7 +8,7 @@ use crate::ctx::{ethertype, is_test_run, no_link_header, raw, seconds};
 use crate::flows::{
     Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply,
 };
-use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, VIP_PACKETS_SEEN, config, count, lookup, lookup_lru};
+use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, config, count, lookup, lookup_lru, vip_packets_seen};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::refuse::refuse;
 use crate::verdict::Verdict;
@@ -111,7 +111,7 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry:
     {
         if packet.flags != 0 {
             known.touch(seconds());
-            follow_client(ctx, packet, known.established);
+            follow_client(packet, known.established);
         }
         return Ok(Verdict::RedirectPeer(ifindex));
     }
@@ -123,7 +123,7 @@ fn deliver_request(ctx: &TcContext, packet: &mut Packet, config: &Config, entry:
             packet.reverse.destination_port = port;
             if let Some(reply) = find_reply(&packet.reverse) {
                 reply.touch(now);
-                follow_client(ctx, packet, reply.established);
+                follow_client(packet, reply.established);
             }
         }
         set_port(ctx, packet, End::Source, port)?;
@@ -220,20 +220,20 @@ pub fn translate_known_reply(ctx: &TcContext, packet: &mut Packet, found: &Found
     if packet.is(PacketKind::IcmpError) {
         count(Counter::IcmpError);
     }
-    follow_container(ctx, packet, found);
+    follow_container(packet, found);
     Ok(nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
 }
 
 /// Traffic between containers: reverse NAT of replies to packets that no socket call had translated.
 #[inline(always)]
 fn translate_vip_reply(ctx: &TcContext) -> Result<Verdict, Verdict> {
-    if VIP_PACKETS_SEEN.get(0).is_none_or(|seen| *seen == 0) {
+    if !vip_packets_seen() {
         return Ok(Verdict::Pass);
     }
     let Some(packet) = parse(ctx, no_link_header()) else { return Ok(Verdict::Pass) };
     let Some(found) = find_reply(&packet.tuple).filter(|found| found.get().device != 0) else { return Ok(Verdict::Pass) };
     let reply = found.get();
-    follow_container(ctx, packet, &found);
+    follow_container(packet, &found);
     add_ethernet_header(ctx)?;
     if !is_test_run() {
         packet.shift_by_ethernet_header();

@@ -15,6 +15,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// IP protocol number.
 pub const UDP: u8 = 17;
+/// IP protocol number. The header has ports and checksum where that of UDP has them.
+pub const UDP_LITE: u8 = 136;
 /// IP protocol number of `ICMPv6`.
 pub const ICMP6: u8 = 58;
 /// IP protocol number of the IPv6 fragment header.

@@ -4,7 +4,9 @@ use crate::ctx::{ethertype, ifindex};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{ACK, ETHERNET, FRAGMENT, ICMP, ICMP6, SYN, TCP, UDP, V4, V6, byte, has_more, is_plain, mapped};
+use skep_ebpf::packet::{
+    ACK, ETHERNET, FRAGMENT, ICMP, ICMP6, SYN, TCP, UDP, UDP_LITE, V4, V6, byte, has_more, is_plain, mapped,
+};
 use skep_ebpf::{Address, FragmentKey, PortNumber, Tuple};
 
 /// Ethernet type of IPv4, as the context holds it.
@@ -25,7 +27,7 @@ pub enum PacketKind {
     IcmpError,
 }
 
-/// A TCP segment, a UDP datagram, a fragment of one, or an ICMP error that quotes one. Other packets are not described.
+/// A TCP segment, a UDP or UDP-Lite datagram, a fragment of one, or an ICMP error that quotes one. Other packets are not described.
 /// `l3`, `l4` and the like are offsets in bytes from the start of the packet.
 #[repr(C)]
 pub struct Packet {
@@ -48,6 +50,10 @@ pub struct Packet {
     pub inner_l4: u32,
     /// Index of the device that it is on.
     pub device: u32,
+    /// Sequence number of a TCP segment, as packets hold it.
+    pub sequence: u32,
+    /// Acknowledgement number of a TCP segment, likewise.
+    pub acknowledges: u32,
     /// 4 or 6.
     pub family: u8,
     /// TCP flags; 0 for other protocols.
@@ -173,19 +179,23 @@ fn parse_transport(ctx: &TcContext, packet: &mut Packet, l4: usize, protocol: u8
     } else {
         PacketKind::Unfragmented
     };
-    let ports: [PortNumber; 2] = match protocol {
-        TCP | UDP if later => return Some(()),
+    let ports: u32 = match protocol {
+        TCP | UDP | UDP_LITE if later => return Some(()),
         TCP => {
-            packet.flags = ctx.load(l4 + 13).ok()?;
-            ctx.load(l4).ok()?
+            let header: [u32; 4] = ctx.load(l4).ok()?;
+            packet.sequence = header[1];
+            packet.acknowledges = header[2];
+            packet.flags = byte(header[3], 1);
+            header[0]
         }
-        UDP => ctx.load(l4).ok()?,
+        UDP | UDP_LITE => ctx.load(l4).ok()?,
         ICMP if packet.family == 4 && !later => return parse_error_v4(ctx, packet, l4),
         ICMP6 if packet.family == 6 && !later => return parse_error_v6(ctx, packet, l4),
         _ => return None,
     };
-    packet.tuple.source_port = ports[0];
-    packet.tuple.destination_port = ports[1];
+    let ports = ports.to_ne_bytes();
+    packet.tuple.source_port = u16::from_ne_bytes([ports[0], ports[1]]);
+    packet.tuple.destination_port = u16::from_ne_bytes([ports[2], ports[3]]);
     Some(())
 }
 
@@ -235,7 +245,7 @@ fn describe_error(
     sender: Address,
     receiver: Address,
 ) -> Option<()> {
-    if protocol != TCP && protocol != UDP {
+    if protocol != TCP && protocol != UDP && protocol != UDP_LITE {
         return None;
     }
     let ports: [PortNumber; 2] = ctx.load(inner.1).ok()?;

@@ -202,12 +202,19 @@ fn maps(ebpf: &EbpfStatus, out: &mut Exposition) {
         MetricFamily::gauge("skep_ebpf_map_entries", "Entries of a map of the eBPF datapath, when it was last read.", ["map"]);
     let mut room =
         MetricFamily::gauge("skep_ebpf_map_max_entries", "Entries that a map of the eBPF datapath has room for.", ["map"]);
+    let mut bytes = MetricFamily::gauge(
+        "skep_ebpf_map_memory_bytes",
+        "Kernel memory of a map of the eBPF datapath, when it was last read.",
+        ["map"],
+    );
     for (name, map) in &ebpf.maps {
+        bytes.add([name.as_str()], map.bytes);
         entries.add([name.as_str()], map.entries);
         room.add([name.as_str()], map.room);
     }
     out.add(&entries);
     out.add(&room);
+    out.add(&bytes);
 }
 
 #[cfg(test)]

@@ -230,7 +230,7 @@ mod tests {
             service: service.to_owned(),
             count,
         };
-        let map = |entries, forgets| Occupancy { entries, room: 100, forgets };
+        let map = |entries, forgets| Occupancy { entries, room: 100, bytes: 0, forgets };
         let rising = vec![
             refusal(true, "no_backend", "web", 9),
             refusal(false, "forged_source", "web", 5),

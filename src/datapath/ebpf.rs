@@ -19,6 +19,7 @@ mod ingress_network;
 mod load;
 mod maps;
 mod migration;
+mod netns_cookie;
 mod occupancy;
 mod programs;
 mod return_routes;

@@ -73,6 +73,15 @@ impl SockDiag {
         Ok(destroyed)
     }
 
+    /// Ports of sockets that receive from unknown clients on some address, the lowest first.
+    fn listening_ports(&self, protocol: Protocol) -> io::Result<BTreeSet<u16>> {
+        let mut ports = BTreeSet::new();
+        for request in [wire::V4, wire::V6].into_iter().filter_map(|family| wire::listeners_request(protocol, family)) {
+            ports.extend(self.request(&request)?.unwrap_or_default().iter().map(wire::InetSocket::port));
+        }
+        Ok(ports)
+    }
+
     /// Whether a socket receives what an unknown client sends to this address.
     fn has_listener(&self, protocol: Protocol, at: SocketAddr) -> io::Result<bool> {
         let Some(request) = wire::listener_request(protocol, at) else { return Ok(false) };
@@ -98,6 +107,23 @@ pub fn listening(
         Ok(Listens { v4: has_listener(v4.into())?, v6: has_listener(v6.into())? })
     };
     ports.into_iter().map(listens).collect()
+}
+
+/// The first port that has a listener on this address, as in [`listening`]: a TCP port, or a UDP port if there is none. At most
+/// the first 64 of each are looked at.
+///
+/// # Errors
+/// See [`listening`].
+pub fn first_listener(namespace: BorrowedFd<'_>, address: Ipv4Addr) -> io::Result<Option<(Protocol, u16)>> {
+    let diag = SockDiag::open(namespace)?;
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for port in diag.listening_ports(protocol)?.into_iter().filter(|port| *port != 0).take(64) {
+            if diag.has_listener(protocol, SocketAddr::new(address.into(), port))? {
+                return Ok(Some((protocol, port)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Destroys the namespace's TCP connections and connected UDP sockets whose remote address is one of these, also in

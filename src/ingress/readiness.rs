@@ -2,12 +2,19 @@
 //! The eBPF datapath sends a client to a task without knowing whether it accepts, so it may use only tasks that were seen to
 //! listen; the managers are informed and put that into every node's view.
 //!
+//! Which ports a service serves at its virtual addresses is known only if it publishes them. Of a service that publishes none
+//! the first port that its container listens on shows that it serves. This is not looked at again: a process may close
+//! listeners that never were for others.
+//!
 //! A container that does not listen yet is probed often while it is young and less often as it gets older. One that listens
 //! is probed once a second: a server may stop listening without exiting.
 
 use crate::datapath::{Sandbox, netns, sockdiag};
+use crate::model::service::EndpointMode;
+use crate::model::view::NetworkPart;
 use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId, TaskState};
 use crate::sync::sleep_until;
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -24,7 +31,12 @@ use tracing::{debug, warn};
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The published ports that a task was seen to listen on.
+/// Longest pause if no port is known to look for: such a container may never listen.
+const LONGEST_UNKNOWN_PAUSE: Duration = Duration::from_secs(10);
+/// As good as never.
+const NEVER: Duration = Duration::from_hours(24 * 365);
+
+/// The published ports that a task was seen to listen on; of a service without any the first port at all.
 pub type ListenReport = (TaskId, Vec<ListeningPort>);
 
 /// How to find out on which published ports a container listens.
@@ -32,36 +44,51 @@ pub type ListenReport = (TaskId, Vec<ListeningPort>);
 pub struct Probe {
     /// Path of the container's network namespace.
     pub path: PathBuf,
-    /// The container's addresses on the network `ingress`.
+    /// The container's addresses on the network `ingress`, or on another one if its service publishes no port.
     pub addresses: (Ipv4Addr, Ipv6Addr),
-    /// Target ports of the task's service.
+    /// Target ports of the task's service; if there are none, any port.
     pub ports: BTreeSet<(Protocol, u16)>,
 }
 
-/// The probes of this node's tasks whose services publish ports. Pure.
+/// The probes of this node's tasks whose services publish ports or have virtual addresses. Pure.
 #[must_use]
 pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe> {
-    let Some((ingress, part)) = view.networks.by_id.iter().find(|(_, part)| part.ingress) else { return BTreeMap::new() };
     let wanted = view.tasks.by_id.values().filter(|t| t.desired_state <= TaskState::Running && !t.status.state.is_final());
-    let on_ingress = sandboxes.iter().filter(|s| s.subnet.trunc() == part.subnet.trunc());
-    let paths: BTreeMap<Ipv4Addr, &PathBuf> = on_ingress.map(|s| (s.address, &s.path)).collect();
+    let paths: BTreeMap<(Ipv4Net, Ipv4Addr), &PathBuf> =
+        sandboxes.iter().map(|s| ((s.subnet.trunc(), s.address), &s.path)).collect();
     let mut targets = BTreeMap::<_, BTreeSet<_>>::new();
     for port in &view.cluster.ports {
         targets.entry(&port.service_id).or_default().insert((port.protocol, port.target));
     }
     let probe = |task: &Task| {
-        let address = task.address_on(ingress)?;
-        let (path, ports) = (paths.get(&address)?, targets.get(&task.service_id)?);
-        let addresses = (address, view.cluster.mesh.container(address));
-        Some(Probe { path: (*path).clone(), addresses, ports: ports.clone() })
+        let ports = targets.get(&task.service_id).cloned().unwrap_or_default();
+        let mut networks = view.networks.by_id.iter();
+        let (id, network) = networks.find(|(id, network)| {
+            if ports.is_empty() { has_vip(network, task) } else { network.ingress && task.address_on(id).is_some() }
+        })?;
+        let address = task.address_on(id)?;
+        let path = paths.get(&(network.subnet.trunc(), address))?;
+        Some(Probe { path: (*path).clone(), addresses: (address, view.cluster.mesh.container(address)), ports })
     };
     wanted.filter_map(|task| Some((task.id.clone(), probe(task)?))).collect()
+}
+
+/// Whether the task's service has a virtual address on a network that leads to it.
+fn has_vip(network: &NetworkPart, task: &Task) -> bool {
+    let member = network.members.binary_search_by(|member| member.task_id.cmp(&task.id)).ok();
+    let vip = network.services.binary_search_by(|service| service.service_id.cmp(&task.service_id));
+    vip.is_ok() && member.is_some_and(|at| network.members[at].endpoint_mode == EndpointMode::Vip)
 }
 
 impl Probe {
     /// Reads the listening sockets in the container's namespace. Blocks.
     fn listening(&self) -> io::Result<Vec<ListeningPort>> {
         let namespace = netns::of_container(&self.path)?;
+        if self.ports.is_empty() {
+            let first = sockdiag::first_listener(namespace.as_fd(), self.addresses.0)?;
+            let seen = |(protocol, port)| ListeningPort { protocol, port, listens: Listens { v4: true, v6: false } };
+            return Ok(first.map(seen).into_iter().collect());
+        }
         let found = sockdiag::listening(namespace.as_fd(), self.addresses, self.ports.iter().copied())?;
         let listens = self.ports.iter().zip(found).filter(|(_, listens)| *listens != Listens::default());
         Ok(listens.map(|((protocol, port), listens)| ListeningPort { protocol: *protocol, port: *port, listens }).collect())
@@ -138,9 +165,10 @@ async fn run_due_probes(containers: &mut BTreeMap<TaskId, ProbedContainer>, tick
     let mut reports = Vec::new();
     for (id, result, probe) in results.await.unwrap_or_default() {
         let Some(container) = containers.get_mut(&id) else { continue };
-        let all_listen = result.as_ref().is_ok_and(|ports| ports.len() == probe.ports.len());
+        let expected = probe.ports.len().max(1);
+        let all_listen = result.as_ref().is_ok_and(|ports| ports.len() == expected);
         let now = Instant::now();
-        container.next = now + pause(all_listen, now - container.since, tick);
+        container.next = now + pause(all_listen, !probe.ports.is_empty(), now - container.since, tick);
         match result {
             Ok(ports) => {
                 container.failed = false;
@@ -163,22 +191,89 @@ async fn run_due_probes(containers: &mut BTreeMap<TaskId, ProbedContainer>, tick
 }
 
 /// Time until the next probe. A container that starts to listen after some time is seen at most a twentieth of that later.
-fn pause(listens: bool, age: Duration, tick: Duration) -> Duration {
-    if listens { tick } else { (age / 20).max(SHORTEST_PAUSE).min(tick) }
+/// `known`: which ports are looked for.
+fn pause(listens: bool, known: bool, age: Duration, tick: Duration) -> Duration {
+    match (listens, known) {
+        (true, true) => tick,
+        (true, false) => NEVER,
+        (false, _) => (age / 20).max(SHORTEST_PAUSE).min(if known { tick } else { LONGEST_UNKNOWN_PAUSE }),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::fixture;
+    use crate::model::task::Attachment;
+    use crate::model::view::{ClusterPart, PublishedPort, ServiceVip, TaskEndpoint, Tasks};
 
     #[test]
     fn a_container_that_does_not_listen_yet_is_probed_often_while_young() {
         let tick = Duration::from_secs(1);
-        assert_eq!(pause(false, Duration::ZERO, tick), SHORTEST_PAUSE);
-        assert_eq!(pause(false, Duration::from_secs(1), tick), SHORTEST_PAUSE);
-        assert_eq!(pause(false, Duration::from_secs(10), tick), Duration::from_millis(500));
-        assert_eq!(pause(false, Duration::from_hours(1), tick), tick);
-        assert_eq!(pause(true, Duration::ZERO, tick), tick);
+        assert_eq!(pause(false, true, Duration::ZERO, tick), SHORTEST_PAUSE);
+        assert_eq!(pause(false, true, Duration::from_secs(1), tick), SHORTEST_PAUSE);
+        assert_eq!(pause(false, true, Duration::from_secs(10), tick), Duration::from_millis(500));
+        assert_eq!(pause(false, true, Duration::from_hours(1), tick), tick);
+        assert_eq!(pause(true, true, Duration::ZERO, tick), tick);
+        assert_eq!(pause(false, false, Duration::ZERO, tick), SHORTEST_PAUSE);
+        assert_eq!(pause(false, false, Duration::from_hours(1), tick), LONGEST_UNKNOWN_PAUSE);
+        assert_eq!(pause(true, false, Duration::ZERO, tick), NEVER, "it is not looked at again");
+    }
+
+    #[test]
+    fn a_service_without_published_ports_is_looked_at_on_the_network_of_its_virtual_address() {
+        let (ingress, back): (Ipv4Net, Ipv4Net) = ("10.0.0.0/24".parse().unwrap(), "10.0.1.0/24".parse().unwrap());
+        let task = |id: &str, service: &str, networks: &[(&str, [u8; 4])]| {
+            let mut task = fixture::task_with_resolvers(id, service, "node1", &[]);
+            let attachment = |(network, address): &(&str, [u8; 4])| Attachment {
+                network_id: (*network).into(),
+                address: Ipv4Net::new_assert((*address).into(), 24),
+            };
+            task.attachments = networks.iter().map(attachment).collect();
+            task
+        };
+        let endpoint = |id: &str, service: &str, address: [u8; 4], endpoint_mode| TaskEndpoint {
+            task_id: id.into(),
+            endpoint_mode,
+            ..fixture::task_endpoint(service, 1, "node1", address.into())
+        };
+        let tasks = [
+            task("t1", "web", &[("ingress", [10, 0, 0, 5]), ("back", [10, 0, 1, 5])]),
+            task("t2", "db", &[("back", [10, 0, 1, 6])]),
+            task("t3", "rr", &[("back", [10, 0, 1, 7])]),
+        ];
+        let members = vec![
+            endpoint("t1", "web", [10, 0, 1, 5], EndpointMode::Vip),
+            endpoint("t2", "db", [10, 0, 1, 6], EndpointMode::Vip),
+            endpoint("t3", "rr", [10, 0, 1, 7], EndpointMode::Dnsrr),
+        ];
+        let vip = |service: &str, last| {
+            Arc::new(ServiceVip { service_id: service.into(), name: service.to_owned(), vip: [10, 0, 1, last].into() })
+        };
+        let back_part =
+            NetworkPart { services: vec![vip("db", 2), vip("web", 3)], ..fixture::network_part("back", back, members) };
+        let ports = vec![Arc::new(PublishedPort { service_id: "web".into(), ..fixture::published_port(8080, 80, &[]) })];
+        let cluster = ClusterPart { ports, ..fixture::cluster_part(vec![fixture::peer(1)]) };
+        let mut view = fixture::node_view(1, vec![fixture::network_part("ingress", ingress, Vec::new()), back_part], cluster);
+        view.tasks = Arc::new(Tasks { by_id: tasks.into_iter().map(|task| (task.id.clone(), task)).collect() });
+        let sandbox = |path: &str, subnet: Ipv4Net, address: [u8; 4]| Sandbox {
+            path: path.into(),
+            subnet,
+            gateway: subnet.hosts().next().unwrap(),
+            address: address.into(),
+        };
+        let sandboxes = [
+            sandbox("/one", ingress, [10, 0, 0, 5]),
+            sandbox("/one", back, [10, 0, 1, 5]),
+            sandbox("/two", back, [10, 0, 1, 6]),
+            sandbox("/three", back, [10, 0, 1, 7]),
+        ];
+        let found = probes(&view, &sandboxes);
+        let shown: Vec<_> = found.iter().map(|(id, probe)| (id.as_str(), probe.addresses.0, probe.ports.len())).collect();
+        assert_eq!(shown, [("t1", [10, 0, 0, 5].into(), 1), ("t2", [10, 0, 1, 6].into(), 0)]);
+        assert_eq!(found[&TaskId::from("t2")].path, PathBuf::from("/two"));
+        let none = sandboxes[..2].to_vec();
+        assert_eq!(probes(&view, &none).len(), 1, "its namespace is not known yet");
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) ->
         address,
         backend: true,
         gone: false,
+        starting: false,
     }
 }
 

@@ -106,7 +106,8 @@ pub struct Task {
     /// Ports in publish mode `host`, as in the service's spec when the task was created; 0 lets the engine choose one.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
-    /// Published ports of its service on which its container was observed to listen, sorted.
+    /// Published ports of its service on which its container was observed to listen, sorted; of a service that publishes none
+    /// the first port at all, once there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listens: Vec<ListeningPort>,
     /// What its predecessors in the slot failed at. Written once, by the orchestrator.

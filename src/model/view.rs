@@ -109,6 +109,10 @@ pub struct TaskEndpoint {
     /// Its container has ended: connections to it cannot continue. (Views of older managers do not say.)
     #[serde(default)]
     pub gone: bool,
+    /// Its container was not seen to listen yet: the virtual address leads to it only while that is so of all tasks of the
+    /// service. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starting: bool,
 }
 
 /// What all nodes need to know of the cluster.

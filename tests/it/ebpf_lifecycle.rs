@@ -11,6 +11,7 @@ mod removal;
 mod soak;
 
 use super::load::*;
+use super::ports::listens::wait_until_ready;
 use super::ports::order::*;
 use super::ports::*;
 use super::swarm::kit::*;

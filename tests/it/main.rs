@@ -18,6 +18,7 @@ mod manager;
 mod metrics;
 mod overlay;
 mod packets;
+mod port_cases;
 mod ports;
 mod raft;
 mod rpc;

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 32] = [
+const FAMILIES: [&str; 33] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -25,6 +25,7 @@ const FAMILIES: [&str; 32] = [
     "skep_ebpf_left_total",
     "skep_ebpf_map_entries",
     "skep_ebpf_map_max_entries",
+    "skep_ebpf_map_memory_bytes",
     "skep_ebpf_ports",
     "skep_ebpf_repairs_total",
     "skep_ebpf_up",
@@ -151,8 +152,8 @@ fn full_status() -> Status {
                 refusal(true, "no_backend", "from_uplink", "unknown", u64::MAX),
             ],
             maps: [
-                ("FLOWS".to_owned(), Occupancy { entries: 5, room: 131_072, forgets: false }),
-                ("PEERS".to_owned(), Occupancy { entries: 65_536, room: 65_536, forgets: true }),
+                ("FLOWS".to_owned(), Occupancy { entries: 5, room: 131_072, bytes: 4096, forgets: false }),
+                ("PEERS".to_owned(), Occupancy { entries: 65_536, room: 65_536, bytes: 0, forgets: true }),
             ]
             .into(),
             ..EbpfStatus::default()

@@ -9,6 +9,7 @@ mod calls;
 mod flows;
 mod kernel;
 mod mesh;
+mod port_cases;
 mod refusals;
 mod refused;
 mod takeover;

@@ -5,7 +5,7 @@ mod allow;
 mod dead;
 mod edge;
 mod host_mode;
-mod listens;
+pub mod listens;
 pub mod order;
 
 use super::load::*;

@@ -1,7 +1,7 @@
 //! Socket diagnostics of the kernel (root needed), for sockets in namespaces that the tests create.
 
 use super::overlay::fixture::{Namespace, TestDir, test_dir};
-use skep::datapath::sockdiag::{destroy, listening};
+use skep::datapath::sockdiag::{destroy, first_listener, listening};
 use skep::model::Listens;
 use skep::model::Protocol::{self, Tcp, Udp};
 use socket2::{Domain, Socket, Type};
@@ -51,6 +51,31 @@ fn bound(namespace: &Namespace, kind: Type, address: &str, only_v6: bool) -> Soc
             Ok(socket)
         })
         .unwrap_or_else(|e| panic!("{address}: {e}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_port_that_is_listened_on_is_found() {
+    let (_dir, namespace) = with_addresses("firstport").await;
+    let first = || first_listener(File::open(namespace.path()).expect("namespace").as_fd(), V4).expect("a reply of the kernel");
+    assert_eq!(first(), None);
+    // Docker's resolver, a client, and servers that no client outside reaches.
+    let private = [
+        bound(&namespace, Type::STREAM, "127.0.0.11:70", false),
+        bound(&namespace, Type::STREAM, "10.9.0.2:71", false),
+        bound(&namespace, Type::STREAM, "[::]:72", true),
+        bound(&namespace, Type::DGRAM, "127.0.0.11:53", false),
+    ];
+    let client = bound(&namespace, Type::DGRAM, "10.9.0.1:73", false);
+    client.connect(&"10.9.0.2:9".parse::<SocketAddr>().expect("address").into()).expect("connected");
+    assert_eq!(first(), None);
+    let datagrams = bound(&namespace, Type::DGRAM, "0.0.0.0:54", false);
+    assert_eq!(first(), Some((Udp, 54)));
+    let late = bound(&namespace, Type::STREAM, "[::]:8080", false);
+    assert_eq!(first(), Some((Tcp, 8080)));
+    let early = bound(&namespace, Type::STREAM, "10.9.0.1:80", false);
+    assert_eq!(first(), Some((Tcp, 80)));
+    drop((private, client, datagrams, late, early));
+    assert_eq!(first(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 mod backend;
 mod carrying;
 mod empty;
+mod port_cases;
 mod ports;
 mod udp;
 mod under_load;

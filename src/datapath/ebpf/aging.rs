@@ -6,8 +6,8 @@ use super::load::Loaded;
 use super::tuples::client;
 use anyhow::Context as _;
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
-use skep_ebpf::{Backend, Flow, Reply, Tuple, V4, elapsed, is_zero};
+use aya::maps::{Array, HashMap, Map, MapData};
+use skep_ebpf::{Backend, Config, Flow, Reply, SOURCE_BUCKETS, Tuple, V4, elapsed, is_zero, source_bucket};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -22,12 +22,15 @@ const GONE: u32 = 120;
 pub(super) struct Aging {
     flows: Batches,
     replies: Batches,
+    /// Connections by client of the reply entries that were looked at since the first one.
+    sources: Vec<u32>,
 }
 
 impl Default for Aging {
     fn default() -> Self {
         let sizes = |value: usize| Batches::new(size_of::<Tuple>(), value);
-        Self { flows: sizes(size_of::<Flow>()), replies: sizes(size_of::<Reply>()) }
+        let sources = vec![0; SOURCE_BUCKETS as usize];
+        Self { flows: sizes(size_of::<Flow>()), replies: sizes(size_of::<Reply>()), sources }
     }
 }
 
@@ -73,13 +76,40 @@ impl Loaded {
         let ages = Ages { backends, now: seconds(now), idle: seconds(idle).max(1) };
         let flows = self.remove_over::<Flow>("TCP_FLOWS", &mut aging.flows, |_, flow| ages.is_flow_over(flow))?;
         let known: HashMap<&MapData, Tuple, Flow> = table(self.ebpf.map("TCP_FLOWS"))?;
-        let mut over = Vec::new();
-        scan::<Reply>(self.ebpf.map("TCP_REPLIES"), &mut aging.replies, |container, reply| {
+        let (mut over, key, sources) = (Vec::new(), self.hash_key()?, &mut aging.sources);
+        let last = scan::<Reply>(self.ebpf.map("TCP_REPLIES"), &mut aging.replies, |container, reply| {
             if ages.is_reply_over(container, reply, |client| known.get(client, 0).is_ok()) {
                 over.push(*container);
+            } else {
+                sources[source_bucket(key, &container.destination) as usize] += 1;
             }
-        })?;
+        });
+        if let Ok(true) = last {
+            self.correct_source_counts(sources)?;
+        }
+        if !matches!(last, Ok(false)) {
+            // The next look begins with the first entry.
+            sources.fill(0);
+        }
+        last?;
         Ok(flows + self.remove_all::<Reply>("TCP_REPLIES", &over)?)
+    }
+
+    fn hash_key(&self) -> anyhow::Result<[u32; 2]> {
+        let map = self.ebpf.map("CONFIG").context("the object has no map CONFIG")?;
+        Ok(Array::<&MapData, Config>::try_from(map)?.get(&0, 0)?.hash_key)
+    }
+
+    /// The programs count without atomic operations, and do not see what is removed here.
+    fn correct_source_counts(&mut self, counts: &[u32]) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("SOURCE_COUNTS").context("the object has no map SOURCE_COUNTS")?;
+        let mut map: Array<&mut MapData, u32> = Array::try_from(map)?;
+        for (bucket, count) in (0..).zip(counts) {
+            if map.get(&bucket, 0)? != *count {
+                map.set(bucket, count, 0)?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_over<V: Pod>(
@@ -109,8 +139,8 @@ fn table<V: Pod>(map: Option<&Map>) -> anyhow::Result<HashMap<&MapData, Tuple, V
     Ok(HashMap::try_from(map.context("the object lacks a table of connections")?)?)
 }
 
-/// Calls `visit` with the next entries of a table.
-fn scan<V: Pod>(map: Option<&Map>, batches: &mut Batches, mut visit: impl FnMut(&Tuple, &V)) -> anyhow::Result<()> {
+/// Calls `visit` with the next entries of a table. Returns whether they were the last ones: the next look begins with the first.
+fn scan<V: Pod>(map: Option<&Map>, batches: &mut Batches, mut visit: impl FnMut(&Tuple, &V)) -> anyhow::Result<bool> {
     let Some(Map::HashMap(map)) = map else { anyhow::bail!("the object lacks a table of connections") };
     for _ in 0..BATCHES {
         let batch = batches.read(map.fd().as_fd())?;
@@ -118,10 +148,10 @@ fn scan<V: Pod>(map: Option<&Map>, batches: &mut Batches, mut visit: impl FnMut(
             visit(&value(tuple), &value(entry));
         }
         if batch.last {
-            break;
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 #[cfg(test)]

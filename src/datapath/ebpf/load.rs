@@ -3,8 +3,10 @@
 
 use super::hook::{Hook, HookSide, ProgramLink};
 use super::migration::RESIZED;
+use super::netns_cookie::cookie_of;
 use super::sizes::Sizes;
 use super::takeover::Takeover;
+use crate::datapath::netns;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
@@ -18,6 +20,7 @@ use skep_ebpf::{Counter, RefusalKey};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 #[cfg(not(feature = "changed-programs"))]
@@ -85,12 +88,22 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut loader = EbpfLoader::new();
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    let host = cookie_of(netns::current()?.as_fd()).context("cannot read the cookie of the host's namespace")?;
+    loader.override_global("HOST_NAMESPACE", &host, true);
+    let per_source = sizes.tcp_flows.div_ceil(2);
+    loader.override_global("FLOWS_PER_SOURCE", &per_source, true);
     loader.map_max_entries("SLOTS", sizes.blocks);
     for map in ESTABLISHED {
         loader.map_max_entries(map, sizes.tcp_flows);
     }
-    for map in ["SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"] {
-        loader.map_max_entries(map, sizes.short_flows);
+    for (map, most) in [
+        ("SYN_FLOWS", sizes.syn_flows),
+        ("SYN_REPLIES", sizes.syn_flows),
+        ("UDP_FLOWS", sizes.udp_flows),
+        ("UDP_REPLIES", sizes.udp_flows),
+        ("PEERS", sizes.peers),
+    ] {
+        loader.map_max_entries(map, most);
     }
     let mut ebpf = loader
         .default_map_pin_directory(maps_dir(dir))

@@ -8,7 +8,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SocketPeer, Source, Target, V4, Vip, convert,
+    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SlotBlock, SocketPeer, Source, Target, V4, Vip, convert,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
@@ -126,6 +126,7 @@ impl Loaded {
             sources: self.sources()?,
             slots: BTreeMap::new(),
             room: 0,
+            blocks: slots::blocks(&self.ebpf)?,
         };
         let ranges: BTreeSet<Range> = tables.ranges().collect();
         tables.room = slots::room(&self.ebpf)?;
@@ -146,6 +147,7 @@ impl Loaded {
                 map.set(0, config, 0).map_err(|e| named("CONFIG", &e))
             }
             EbpfStep::Slots(first, addresses) => slots::write(&mut self.ebpf, *first, addresses),
+            EbpfStep::FreeBlock(number) => self.unset::<_, SlotBlock>("SLOTS", *number),
             EbpfStep::SetVip(address, vip) => {
                 self.make_count("VIP_COUNTS", *address)?;
                 self.set("VIPS", *address, *vip)
@@ -182,7 +184,9 @@ impl Loaded {
     pub(super) fn counters(&self) -> anyhow::Result<BTreeMap<&'static str, u64>> {
         let map: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(self.map("COUNTS")?).map_err(|e| named("COUNTS", &e))?;
         let mut all = BTreeMap::new();
-        for counter in Counter::ALL {
+        // A map that an earlier build pinned may lack the last ones.
+        let room = map.len() as usize;
+        for counter in Counter::ALL.iter().take(room) {
             let values = map.get(&(*counter as u32), 0).map_err(|e| named("COUNTS", &e))?;
             all.insert(counter.name(), values.iter().sum());
         }

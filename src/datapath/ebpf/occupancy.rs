@@ -20,6 +20,9 @@ const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 pub struct Occupancy {
     pub entries: u64,
     pub room: u64,
+    /// Kernel memory that it takes now, in bytes; 0: not known.
+    #[serde(default)]
+    pub bytes: u64,
     /// A full map forgets the least recently used entry, and is full most of the time; others take no new entry then.
     pub forgets: bool,
 }
@@ -58,9 +61,15 @@ pub(super) fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Occupancy>>
         };
         let entries = entries.with_context(|| format!("map {name} cannot be counted"))?;
         let forgets = matches!(kind, MapType::LruHash);
-        all.insert(name, Occupancy { entries, room: info.max_entries().into(), forgets });
+        all.insert(name, Occupancy { entries, room: info.max_entries().into(), bytes: bytes(fd), forgets });
     }
     Ok(all)
+}
+
+/// Kernel memory of a map; 0 if the kernel does not say.
+fn bytes(map: BorrowedFd<'_>) -> u64 {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()).unwrap_or_default()
 }
 
 fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {

@@ -1,7 +1,7 @@
 //! Prepares a container's network namespace for virtual addresses and published ports.
-#![allow(unsafe_code, reason = "the cookie of a namespace is a socket option that no crate offers")]
 
 use super::datapath::EbpfDatapath;
+use super::netns_cookie::cookie_of;
 use super::return_routes;
 use super::step::EbpfStep;
 use crate::datapath::{Sandbox, Sandboxes, netns};
@@ -9,28 +9,15 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use skep_ebpf::{NetnsMembership, V4, convert};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
-
-/// Not in the headers of the libc crate.
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The cookie of the network namespace at `path`.
 ///
 /// # Errors
 /// The namespace no longer exists, or this daemon does not see the engine's files.
 pub fn cookie(path: &Path) -> io::Result<u64> {
-    let namespace = netns::of_container(path)?;
-    netns::briefly(namespace.as_fd(), || {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-        let mut cookie = 0_u64;
-        let mut size = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is open; the option writes `size` bytes at the pointer, which are those of `cookie`.
-        let done = unsafe {
-            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut size)
-        };
-        if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-    })
+    cookie_of(netns::of_container(path)?.as_fd())
 }
 
 /// The entries of a container's namespace for one of its networks, with the value of each.

@@ -17,8 +17,11 @@ pub(super) struct Sizes {
     pub(super) blocks: u32,
     /// Established TCP connections.
     pub(super) tcp_flows: u32,
-    /// Connections that are not established, and as many UDP flows.
-    pub(super) short_flows: u32,
+    /// TCP connections that are not established.
+    pub(super) syn_flows: u32,
+    pub(super) udp_flows: u32,
+    /// Connections to virtual addresses whose sockets show these as their peer.
+    pub(super) peers: u32,
 }
 
 impl Sizes {
@@ -27,8 +30,9 @@ impl Sizes {
         Self::new(memory(), tcp_flows)
     }
 
-    /// Less than 1/32 of the memory (in bytes) if `tcp_flows` is 0, never more than 10,000 services and a million connections
-    /// need. Blocks of slots and established connections use memory as they come; the other maps have theirs from the beginning.
+    /// Less than 1/32 of the memory (in bytes) if `tcp_flows` is 0, never more than 10,000 services and 262,144 connections
+    /// need. Blocks of slots use memory as they come. So do established connections, apart from 16 bytes for each that there is
+    /// room for (rounded up to a power of 2), in each of two maps. The other maps have theirs from the beginning.
     fn new(memory: u64, tcp_flows: u32) -> Self {
         let share = |part: u64, bytes: u64, least: u32, most: u32| {
             u32::try_from(memory / part / bytes).unwrap_or(most).clamp(least, most)
@@ -36,8 +40,10 @@ impl Sizes {
         // A block takes a page; a flow takes an entry of some 150 bytes in each of two maps.
         Self {
             blocks: share(64, 4096, 512, skep_ebpf::SLOTS / skep_ebpf::SLOTS_PER_BLOCK),
-            tcp_flows: if tcp_flows == 0 { share(128, 300, 1 << 14, 1 << 20) } else { tcp_flows },
-            short_flows: share(256, 300, 1 << 13, 1 << 16),
+            tcp_flows: if tcp_flows == 0 { share(128, 300, 1 << 14, 1 << 18) } else { tcp_flows },
+            syn_flows: share(512, 300, 1 << 13, 1 << 15),
+            udp_flows: share(256, 300, 1 << 13, 1 << 16),
+            peers: share(2048, 90, 1 << 13, 1 << 15),
         }
     }
 }
@@ -51,12 +57,15 @@ mod tests {
         let gigabyte = 1 << 30;
         for gigabytes in [1, 2, 4, 64] {
             let sizes = Sizes::new(gigabytes * gigabyte, 0);
-            let flows = u64::from(sizes.tcp_flows) + 2 * u64::from(sizes.short_flows);
-            assert!(u64::from(sizes.blocks) * 4096 + flows * 300 <= gigabytes * gigabyte / 32, "{gigabytes} GB: {sizes:?}");
+            let flows = [sizes.tcp_flows, sizes.syn_flows, sizes.udp_flows].map(u64::from).iter().sum::<u64>();
+            assert!(
+                u64::from(sizes.blocks) * 4096 + u64::from(sizes.peers) * 90 + flows * 300 <= gigabytes * gigabyte / 32,
+                "{gigabytes} GB: {sizes:?}"
+            );
         }
-        let sizes = |blocks, tcp_flows, short_flows| Sizes { blocks, tcp_flows, short_flows };
-        assert_eq!(Sizes::new(256 * gigabyte, 0), sizes(12_000, 1 << 20, 1 << 16));
-        assert_eq!(Sizes::new(0, 0), sizes(512, 1 << 14, 1 << 13));
+        let sizes = |blocks, tcp_flows, syn_flows, udp_flows, peers| Sizes { blocks, tcp_flows, syn_flows, udp_flows, peers };
+        assert_eq!(Sizes::new(256 * gigabyte, 0), sizes(12_000, 1 << 18, 1 << 15, 1 << 16, 1 << 15));
+        assert_eq!(Sizes::new(0, 0), sizes(512, 1 << 14, 1 << 13, 1 << 13, 1 << 13));
         assert_eq!(Sizes::new(0, 5_000).tcp_flows, 5_000, "as the setting says");
     }
 }

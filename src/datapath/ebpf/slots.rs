@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use skep_ebpf::{SLOTS_PER_BLOCK, SlotBlock, V4};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn failed(error: &MapError) -> anyhow::Error {
     anyhow::anyhow!("map SLOTS: {}", chain(error))
@@ -16,6 +16,13 @@ fn failed(error: &MapError) -> anyhow::Error {
 pub(super) fn room(ebpf: &Ebpf) -> anyhow::Result<u32> {
     let Some(Map::HashMap(map)) = ebpf.map("SLOTS") else { anyhow::bail!("the object has no hash table SLOTS") };
     Ok(map.info()?.max_entries().saturating_mul(SLOTS_PER_BLOCK))
+}
+
+/// Numbers of the blocks that exist.
+pub(super) fn blocks(ebpf: &Ebpf) -> anyhow::Result<BTreeSet<u32>> {
+    let map = ebpf.map("SLOTS").context("the object has no map SLOTS")?;
+    let map: HashMap<&MapData, u32, SlotBlock> = HashMap::try_from(map).map_err(|e| failed(&e))?;
+    map.keys().collect::<Result<_, _>>().map_err(|e| failed(&e))
 }
 
 /// The part of a range of slots, from `at` to before `end`, that is in the block of its first slot: the block's number, and

@@ -3,7 +3,9 @@
 use super::hook::ProgramLink;
 use super::host_devices::{HOST_END, MESH_END};
 use super::tables::{Slots, Tables};
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip, convert, packet};
+use skep_ebpf::{
+    Address, Backend, Config, Frontend, NetnsMembership, Port, SLOTS_PER_BLOCK, Source, Target, V4, Vip, convert, packet,
+};
 use std::fmt;
 
 /// One change. Each is idempotent.
@@ -13,6 +15,8 @@ pub enum EbpfStep {
     Config(Config),
     /// Writes slots from the first one on.
     Slots(u32, Slots),
+    /// Gives the memory of a block of slots back that no table is in.
+    FreeBlock(u32),
     /// Adds or changes a virtual address.
     SetVip(V4, Vip),
     RemoveVip(V4),
@@ -70,8 +74,12 @@ impl Tables {
             EbpfStep::Slots(base, slots) => {
                 if let Ok(size) = u32::try_from(slots.len()) {
                     self.slots.insert((*base, size), slots.clone());
+                    if size > 0 {
+                        self.blocks.extend(base / SLOTS_PER_BLOCK..=(base + size - 1) / SLOTS_PER_BLOCK);
+                    }
                 }
             }
+            EbpfStep::FreeBlock(number) => drop(self.blocks.remove(number)),
             EbpfStep::SetVip(address, vip) => drop(self.vips.insert(*address, *vip)),
             EbpfStep::RemoveVip(address) => drop(self.vips.remove(address)),
             EbpfStep::SetPort(port, frontend) => drop(self.ports.insert(*port, *frontend)),
@@ -100,6 +108,7 @@ impl fmt::Display for EbpfStep {
         match self {
             Self::Config(c) => write!(f, "config host end {} mesh end {} tunnel {}", c.host_end, c.mesh_end, c.tunnel),
             Self::Slots(first, slots) => write!(f, "slots {first} +{}", slots.len()),
+            Self::FreeBlock(number) => write!(f, "no slots in block {number}"),
             Self::SetVip(address, vip) => write!(f, "vip {} slots {} +{}", ip(address), vip.base, vip.size),
             Self::RemoveVip(address) => write!(f, "no vip {}", ip(address)),
             Self::SetPort(p, to) => write!(f, "port {} slots {} +{}", port_name(p), to.base, to.size),

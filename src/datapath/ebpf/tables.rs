@@ -38,6 +38,8 @@ pub struct Tables {
     pub slots: BTreeMap<Range, Slots>,
     /// Number of slots in the map.
     pub room: u32,
+    /// Numbers of the blocks of slots that the kernel has allocated.
+    pub blocks: BTreeSet<u32>,
 }
 
 impl Tables {

@@ -87,6 +87,12 @@ pub fn listener_request(protocol: Protocol, at: SocketAddr) -> Option<Vec<u8>> {
     Some(message(SOCK_DIAG_BY_FAMILY, REQUEST, &request(family, protocol_number(protocol)?, ALL, &id)))
 }
 
+/// Requests all sockets of a family that receive from unknown clients, on whatever address.
+pub fn listeners_request(protocol: Protocol, family: u8) -> Option<Vec<u8>> {
+    let states = 1 << listening_state(protocol);
+    Some(message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &request(family, protocol_number(protocol)?, states, &[0; ID])))
+}
+
 /// Requests all sockets of a family whose remote address is one of these. IPv4 addresses also match the v4-mapped form of an
 /// IPv6 socket.
 pub fn connections_request(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Option<Vec<u8>> {
@@ -109,6 +115,11 @@ impl InetSocket {
     /// The kernel's id of the socket, never used again for another one.
     pub fn cookie(&self) -> u64 {
         u64::from(u32_at(&self.id, 40)) | u64::from(u32_at(&self.id, 44)) << 32
+    }
+
+    /// Local port.
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes([self.id[0], self.id[1]])
     }
 
     /// Remote address and port; IPv4 also if the socket has the v4-mapped form.
@@ -239,6 +250,7 @@ mod tests {
     fn messages_have_the_length_in_their_header() {
         let all = [
             listener_request(Protocol::Tcp, "10.0.0.7:80".parse().unwrap()).unwrap(),
+            listeners_request(Protocol::Tcp, V4).unwrap(),
             connections_request(Protocol::Udp, V6, &["10.0.0.7".parse().unwrap(), "fd00::1".parse().unwrap()]).unwrap(),
             InetSocket { family: V4, state: ESTABLISHED, id: [7; ID] }.destroy_request(Protocol::Tcp),
         ];

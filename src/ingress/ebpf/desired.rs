@@ -56,6 +56,17 @@ pub struct DesiredVip {
     pub slots: Slots,
     /// [`owner`] of the service.
     pub owner: u32,
+    /// Its tasks that receive traffic, and whether each was seen to listen.
+    pub tasks: BTreeMap<Ipv4Addr, bool>,
+}
+
+impl DesiredVip {
+    /// Computes the slots: the tasks that were seen to listen, or all if none was. (What does not listen to what skep knows of
+    /// would else be cut off.)
+    pub(super) fn select(&mut self, tables: &mut TableCache) {
+        let ready: BTreeSet<Ipv4Addr> = self.tasks.iter().filter(|(_, ready)| **ready).map(|(address, _)| *address).collect();
+        self.slots = tables.slots(&if ready.is_empty() { self.tasks.keys().copied().collect() } else { ready });
+    }
 }
 
 /// A published port with the Maglev table of its backends.
@@ -118,6 +129,7 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
     let Some(own) = view.cluster.node(inputs.me) else { return Config::default() };
     let devices = inputs.host_devices;
     let mut uplinks = devices.uplinks.values();
+    let ingress = view.networks.by_id.values().find(|network| network.ingress);
     Config {
         host_end: devices.host_end.unwrap_or_default(),
         mesh_end: devices.mesh_end.unwrap_or_default(),
@@ -125,10 +137,10 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         uplink: uplinks.next().copied().filter(|_| uplinks.next().is_none()).unwrap_or_default(),
         prefix: convert::prefix(own.subnet.addr()),
         containers: convert::prefix(view.cluster.mesh.container(Ipv4Addr::UNSPECIFIED)),
-        ingress: view.networks.by_id.values().find(|network| network.ingress).map_or(0, |n| convert::v4(n.subnet.network())),
+        ingress: ingress.map_or(0, |network| convert::v4(network.subnet.network())),
         udp_idle: u32::try_from(inputs.udp_idle.as_secs()).unwrap_or(u32::MAX).max(1),
         tunnel_port: convert::port(own.endpoints.first().map_or(DEFAULT_PORT, SocketAddr::port)),
-        zero: 0,
+        ingress_length: ingress.map_or(0, |network| network.subnet.prefix_len().into()),
         hash_key: convert::hash_key(cluster_key(view)),
     }
 }
@@ -149,20 +161,24 @@ fn source(scope: u32, net: IpNet) -> (u32, Source) {
 
 fn add_vips(tables: &mut TableCache, network: &NetworkPart, desired: &mut DesiredDatapath) {
     let (net, mask) = (convert::v4(network.subnet.network()), convert::v4(network.subnet.netmask()));
-    let mut backends: BTreeMap<&ServiceId, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    let mut tasks: BTreeMap<&ServiceId, BTreeMap<Ipv4Addr, bool>> = BTreeMap::new();
     for task in network.members.iter().filter(|task| is_vip_backend(task)) {
-        backends.entry(&task.service_id).or_default().insert(task.address);
+        tasks.entry(&task.service_id).or_default().insert(task.address, !task.starting);
     }
     for service in &network.services {
-        let slots = tables.slots(backends.get(&service.service_id).unwrap_or(&BTreeSet::new()));
-        desired.vips.insert(
-            convert::v4(service.vip),
-            DesiredVip { network: net, mask, slots, owner: owner(service.service_id.as_str().as_bytes()) },
-        );
+        let mut vip = DesiredVip {
+            network: net,
+            mask,
+            slots: Slots::default(),
+            owner: owner(service.service_id.as_str().as_bytes()),
+            tasks: tasks.remove(&service.service_id).unwrap_or_default(),
+        };
+        vip.select(tables);
+        desired.vips.insert(convert::v4(service.vip), vip);
     }
 }
 
-/// Whether the virtual address of its service sends connections to a task.
+/// Whether the virtual address of its service may send connections to a task.
 pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }

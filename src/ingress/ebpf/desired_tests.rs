@@ -6,7 +6,7 @@ use super::maglev::TableCache;
 use crate::datapath::ebpf::HostDevices;
 use crate::ingress::HeldPorts;
 use crate::model::fixture::{cluster_part, network_part, node_view, peer, published_port, task_endpoint};
-use crate::model::view::{ClusterPart, Peer, PublishedPort, TaskEndpoint};
+use crate::model::view::{ClusterPart, Peer, PublishedPort, ServiceVip, TaskEndpoint};
 use crate::model::{IpFamily, Listens, NodeView, Protocol};
 use ipnet::Ipv4Net;
 use skep_ebpf::{NO_CLIENT, NODE, convert, owner};
@@ -51,6 +51,30 @@ fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
 fn change_task(view: &mut NodeView, change: impl FnOnce(&mut TaskEndpoint)) {
     let network = Arc::make_mut(&mut view.networks).by_id.values_mut().next().unwrap();
     change(Arc::make_mut(&mut network.members[0]));
+}
+
+/// A virtual address leads to tasks that were seen to listen; to all only while none was: a service may listen on nothing that
+/// skep knows of.
+#[test]
+fn a_virtual_address_waits_for_a_task_to_listen_unless_none_does() {
+    let mut view = view();
+    let address = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+    let web = |slot: u64, starting: bool, backend: bool| {
+        let last = 10 + u8::try_from(slot).unwrap();
+        Arc::new(TaskEndpoint { starting, backend, ..task_endpoint("web", slot, "node2", address(last)) })
+    };
+    let vip = Arc::new(ServiceVip { service_id: "web".into(), name: "web".to_owned(), vip: address(2) });
+    let mut backends = |members: Vec<Arc<TaskEndpoint>>| {
+        let network = Arc::make_mut(&mut view.networks).by_id.values_mut().next().unwrap();
+        (network.members, network.services) = (members, vec![Arc::clone(&vip)]);
+        let slots = desired(&view, None).vips[&convert::v4(address(2))].slots.clone();
+        slots.iter().map(|slot| convert::to_v4(*slot).octets()[3]).collect::<BTreeSet<u8>>()
+    };
+    assert_eq!(backends(vec![web(1, true, true), web(2, true, true)]), [11, 12].into(), "none is known to listen");
+    assert_eq!(backends(vec![web(1, false, true), web(2, true, true)]), [11].into(), "the other one is starting");
+    assert_eq!(backends(vec![web(1, false, true), web(2, false, true)]), [11, 12].into());
+    assert_eq!(backends(vec![web(1, false, false), web(2, true, true)]), [12].into(), "better than none");
+    assert_eq!(backends(vec![web(1, false, false)]), [].into());
 }
 
 fn has_slots(desired: &DesiredDatapath, port: &PublishedPort, family: IpFamily) -> bool {

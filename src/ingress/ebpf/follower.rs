@@ -122,46 +122,29 @@ impl DesiredState {
             return None;
         }
         let tasks: Vec<_> = differing(&before.members, &now.members).collect();
-        let mut vip_backends: BTreeMap<V4, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        let mut vips: BTreeSet<V4> = BTreeSet::new();
         // Removed tasks before added ones: an address may pass from one to the other.
         for task in tasks.iter().filter_map(|(was, _)| *was) {
             dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.remove(&convert::v4(task.address));
-            if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
-                backends.remove(&task.address);
+            if let Some(vip) = vip_of(now, task) {
+                self.desired.vips.get_mut(&vip)?.tasks.remove(&task.address);
+                vips.insert(vip);
             }
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
             dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, now.ingress, task));
-            if let Some(backends) = self.backends_of_vip(now, task, &mut vip_backends) {
-                backends.insert(task.address);
+            if let Some(vip) = vip_of(now, task) {
+                self.desired.vips.get_mut(&vip)?.tasks.insert(task.address, !task.starting);
+                vips.insert(vip);
             }
         }
-        for (vip, backends) in vip_backends {
-            self.desired.vips.get_mut(&vip)?.slots = self.tables.slots(&backends);
+        for vip in vips {
+            self.desired.vips.get_mut(&vip)?.select(&mut self.tables);
             dirty.vips.insert(vip);
         }
         Some(())
-    }
-
-    /// The backends of the virtual address that a task is a backend of, as they are so far; `None` if it is a backend of none.
-    fn backends_of_vip<'a>(
-        &self,
-        network: &NetworkPart,
-        task: &TaskEndpoint,
-        all: &'a mut BTreeMap<V4, BTreeSet<Ipv4Addr>>,
-    ) -> Option<&'a mut BTreeSet<Ipv4Addr>> {
-        if !is_vip_backend(task) {
-            return None;
-        }
-        let index = network.services.binary_search_by(|service| service.service_id.cmp(&task.service_id)).ok()?;
-        let vip = convert::v4(network.services[index].vip);
-        let current = || {
-            let slots = self.desired.vips.get(&vip).into_iter().flat_map(|vip| vip.slots.iter());
-            slots.copied().map(convert::to_v4).collect()
-        };
-        Some(all.entry(vip).or_insert_with(current))
     }
 
     fn update_ports(&mut self, before: &NodeView, view: &NodeView, inputs: &Inputs, dirty: &mut Dirty) -> Option<()> {
@@ -188,6 +171,15 @@ impl DesiredState {
         }
         Some(())
     }
+}
+
+/// The virtual address that a task receives traffic of.
+fn vip_of(network: &NetworkPart, task: &TaskEndpoint) -> Option<V4> {
+    if !is_vip_backend(task) {
+        return None;
+    }
+    let index = network.services.binary_search_by(|service| service.service_id.cmp(&task.service_id)).ok()?;
+    Some(convert::v4(network.services[index].vip))
 }
 
 impl DesiredState {

@@ -53,6 +53,7 @@ pub(super) fn concerned(desired: &DesiredDatapath, steps: &[EbpfStep], failed: &
             | EbpfStep::Detach(_)
             | EbpfStep::Unpin(_)
             | EbpfStep::RemoveVip(_)
+            | EbpfStep::FreeBlock(_)
             | EbpfStep::RemovePort(_)
             | EbpfStep::RemoveBackend(_)
             | EbpfStep::RemoveTarget(_)

@@ -32,7 +32,10 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
     let (targets, left) = targets(desired, tables, dirty);
     steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
+    // Not those that this plan empties: packets use their tables until it is carried out.
+    let unused = if dirty.is_none() { allocator.unused_blocks(&tables.blocks) } else { BTreeSet::new() };
     plan_frontends(desired, tables, allocator, dirty, &mut steps);
+    steps.extend(allocator.unused_blocks(&unused).into_iter().map(EbpfStep::FreeBlock));
     let new_members = desired.members.iter().filter(|(member, address)| tables.members.get(*member) != Some(*address));
     steps.extend(new_members.map(|(member, address)| EbpfStep::AddMember(*member, *address)));
     let order = |link: &&ProgramLink| Hook::ALL.iter().position(|hook| *hook == link.hook);

@@ -3,7 +3,7 @@
 use super::desired::{DesiredDatapath, DesiredPort, DesiredVip};
 use super::{Changed, SlotAllocator, maglev};
 use crate::datapath::ebpf::{EbpfState, EbpfStep, Hook, ProgramLink, Range, Slots, Tables};
-use skep_ebpf::{Backend, Port, Source, Target, V4, Vip, convert, packet};
+use skep_ebpf::{Backend, Port, SLOTS_PER_BLOCK, Source, Target, V4, Vip, convert, packet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -34,7 +34,7 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
         let all: Vec<Ipv4Addr> = (1..=replicas).map(|i| Ipv4Addr::new(10, 0, service, i)).collect();
         let vip = convert::v4(Ipv4Addr::new(10, 0, 1, service));
         let slots = all.iter().copied().map(convert::v4).collect();
-        desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots, owner: 7 });
+        desired.vips.insert(vip, DesiredVip { network: NETWORK, mask: MASK, slots, owner: 7, ..DesiredVip::default() });
         let slots = maglev::table(7, &all).into_iter().map(|backend| convert::v4(all[backend as usize])).collect();
         desired
             .ports
@@ -49,6 +49,12 @@ fn desired(services: u8, replicas: u8) -> DesiredDatapath {
     desired
 }
 
+/// The steps without those that give memory back, which the plan before has freed.
+pub(super) fn changes(mut steps: Vec<EbpfStep>) -> Vec<EbpfStep> {
+    steps.retain(|step| !matches!(step, EbpfStep::FreeBlock(_)));
+    steps
+}
+
 /// Applies the steps to the maps and to `memory`, the whole slot array. Fails if they write slots that a frontend uses.
 pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps: &[EbpfStep]) {
     for step in steps {
@@ -61,6 +67,15 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
                     assert!(size == 0 || disjoint, "slots {base} +{} are in use at {first} +{size}", slots.len());
                 }
                 memory.extend((base..).zip(slots.iter().copied()));
+                tables.blocks.extend(memory.keys().map(|slot| slot / SLOTS_PER_BLOCK));
+            }
+            EbpfStep::FreeBlock(number) => {
+                let block = number * SLOTS_PER_BLOCK..(number + 1) * SLOTS_PER_BLOCK;
+                for (first, size) in tables.ranges() {
+                    assert!(size == 0 || first + size <= block.start || block.end <= first, "block {number} is in use");
+                }
+                memory.retain(|slot, _| !block.contains(slot));
+                assert!(tables.blocks.remove(&number));
             }
             EbpfStep::SetVip(address, vip) => drop(tables.vips.insert(address, vip)),
             EbpfStep::RemoveVip(address) => drop(tables.vips.remove(&address)),
@@ -102,7 +117,7 @@ fn after_each_plan_is_applied_the_next_one_is_empty() {
         let desired = desired(services, replicas);
         let steps = plan(&desired, &state);
         apply(&mut state, &mut memory, &steps);
-        assert_eq!(plan(&desired, &state), [], "{services} services, {replicas} replicas");
+        assert_eq!(changes(plan(&desired, &state)), [], "{services} services, {replicas} replicas");
     }
 }
 
@@ -161,7 +176,7 @@ fn plans_from_remembered_contents_equal_plans_from_read_maps() {
         }
         let ranges = |state: &EbpfState| (state.tables.vips.clone(), state.tables.ports.clone());
         assert_eq!(ranges(&known), ranges(&state));
-        assert_eq!(super::plan(&desired, &known, &mut allocator, &Changed::All), []);
+        assert_eq!(changes(super::plan(&desired, &known, &mut allocator, &Changed::All)), []);
     }
 }
 
@@ -218,6 +233,25 @@ fn a_table_that_found_no_room_is_placed_in_freed_slots_later() {
     assert_eq!(pass(&desired(1, 4)), (true, false), "no room for both tables");
     assert_eq!(pass(&desired(1, 4)), (false, true), "in the slots of the old table");
     assert_eq!(plan(&desired(1, 4), &state), []);
+}
+
+#[test]
+fn a_block_of_slots_is_given_back_one_plan_after_its_last_table() {
+    let (mut state, mut memory) = (empty(), BTreeMap::new());
+    let mut pass = |services: u8| {
+        let steps = plan(&desired(services, 3), &state);
+        apply(&mut state, &mut memory, &steps);
+        (state.tables.blocks.len(), memory.len())
+    };
+    let (many, slots) = pass(20);
+    assert!(many > 10, "{many}");
+    assert_eq!(pass(2), (many, slots), "packets on their way may still be in a table of the last plan");
+    let (few, left) = pass(2);
+    assert!(few < many && left < slots, "{few} of {many} blocks, {left} of {slots} slots");
+    assert_eq!(pass(2), (few, left), "nothing is left to give back");
+    assert_eq!(pass(0).0, few);
+    assert_eq!(pass(0), (0, 0));
+    assert_eq!(pass(20).0, many, "and they come back");
 }
 
 #[test]

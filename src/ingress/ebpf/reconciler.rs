@@ -134,6 +134,8 @@ struct Drift {
 
 impl Drift {
     fn repair(&mut self, steps: &[EbpfStep]) {
+        // Memory that is given back is none.
+        let steps: Vec<_> = steps.iter().filter(|step| !matches!(step, EbpfStep::FreeBlock(_))).collect();
         self.repaired += steps.len() as u64;
         for step in steps {
             tracing::warn!(%step, "something else changed the eBPF datapath; repaired");

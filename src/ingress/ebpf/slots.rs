@@ -3,8 +3,8 @@
 //! sees a mixture of both. Pure.
 
 use crate::datapath::ebpf::{Range, Slots, Tables};
-use skep_ebpf::V4;
-use std::collections::{BTreeMap, HashMap};
+use skep_ebpf::{SLOTS_PER_BLOCK, V4};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Which ranges of the slot array are allocated, and to what.
 pub struct SlotAllocator {
@@ -132,6 +132,15 @@ impl SlotAllocator {
     /// Whether a table found no room since the last call; it may find some now.
     pub fn take_exhausted(&mut self) -> bool {
         std::mem::take(&mut self.exhausted)
+    }
+
+    /// Those of these blocks of slots that no table is in.
+    pub(super) fn unused_blocks(&self, blocks: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let is_unused = |number: &u32| {
+            let (first, end) = (number * SLOTS_PER_BLOCK, (number + 1) * SLOTS_PER_BLOCK);
+            self.free.range(..=first).next_back().is_some_and(|(base, length)| base + length >= end)
+        };
+        blocks.iter().copied().filter(|number| !self.overlapping && is_unused(number)).collect()
     }
 
     /// Frees the tables that no frontend refers to any more.

@@ -122,7 +122,9 @@ impl PassResult<'_> {
         status.counters = self.counts.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         status.maps.clone_from(&self.counts.occupancy);
         let used = self.tables.slots.keys().map(|(_, size)| u64::from(*size)).sum();
-        status.maps.insert("SLOTS".to_owned(), Occupancy { entries: used, room: self.tables.room.into(), forgets: false });
+        let bytes = status.maps.get("SLOTS").map_or(0, |blocks| blocks.bytes);
+        let slots = Occupancy { entries: used, room: self.tables.room.into(), bytes, forgets: false };
+        status.maps.insert("SLOTS".to_owned(), slots);
         let eligibility = PortEligibility::new(self.view, self.unavailable, self.held);
         match self.changed {
             Changed::Only(dirty) => {

@@ -28,6 +28,15 @@ fn receives(store: &Store, task: &Task) -> bool {
     task.is_backend() && node.is_some_and(|node| node.status.state != NodeState::Down)
 }
 
+/// First feature level of nodes that observe whether the containers of services without published ports listen.
+const OBSERVES_LISTENERS: u32 = 2;
+
+/// The task's container was not observed to listen, and its node would say if it did.
+fn is_starting(node: Option<&Node>, task: &Task) -> bool {
+    let observes = node.is_some_and(|node| node.description.feature_levels().newest >= OBSERVES_LISTENERS);
+    observes && !task.listens.iter().any(|port| port.listens.v4)
+}
+
 /// The task on one of its networks; `None` unless its node is a member of the cluster.
 pub(super) fn endpoint(store: &Store, task: &Task, attachment: &Attachment) -> Option<TaskEndpoint> {
     let node_id = task.node_id.as_ref().filter(|id| store.node(id).is_some())?;
@@ -44,6 +53,7 @@ pub(super) fn endpoint(store: &Store, task: &Task, attachment: &Attachment) -> O
         address: attachment.address.addr(),
         backend: receives(store, task),
         gone: task.status.state.is_final(),
+        starting: is_starting(store.node(node_id), task),
     })
 }
 
@@ -131,8 +141,34 @@ pub(super) fn ports<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::node::{NodeMesh, NodeStatus};
-    use crate::model::{Meta, NodeSpec, fixture};
+    use crate::model::node::{NodeDescription, NodeMesh, NodeStatus};
+    use crate::model::{FormatRange, ListeningPort, Listens, Meta, NodeSpec, Protocol, fixture};
+
+    #[test]
+    fn a_task_is_starting_until_its_node_says_that_it_listens_if_that_can() {
+        let peer = fixture::peer(1);
+        let listens = |v4: bool| vec![ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4, v6: true } }];
+        for (levels, listens, starting) in [
+            (Some(FormatRange::new(1, 2)), Vec::new(), true),
+            (Some(FormatRange::new(1, 2)), listens(false), true),
+            (Some(FormatRange::new(1, 2)), listens(true), false),
+            (Some(FormatRange::only(1)), Vec::new(), false),
+            (None, Vec::new(), false),
+        ] {
+            let node = Node {
+                id: peer.node_id.clone(),
+                meta: Meta::default(),
+                spec: NodeSpec::default(),
+                description: NodeDescription { feature_levels: levels, ..NodeDescription::default() },
+                status: NodeStatus::default(),
+                mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+                manager: None,
+            };
+            let mut task = fixture::task_with_resolvers("t1", "web", peer.node_id.as_str(), &[]);
+            task.listens = listens;
+            assert_eq!(is_starting(Some(&node), &task), starting, "{levels:?} {:?}", task.listens);
+        }
+    }
 
     #[test]
     fn a_task_on_two_networks_is_one_task_with_two_addresses() {

@@ -1,7 +1,8 @@
 //! Programs, maps and links without any packet: the kernel accepts them, a second run takes them over.
 
-use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, HOST_END, Hook, MESH_END, ProgramLink, object_is_current};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, HOST_END, Hook, MESH_END, Occupancy, ProgramLink, object_is_current};
 use skep::datapath::mesh::Mesh;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,60 @@ async fn every_program_passes_the_kernels_verifier() {
     assert!(ebpf.unavailable().is_empty(), "{:#?}", ebpf.unavailable());
     let state = ebpf.observe().await.expect("observes");
     assert!(state.links.is_empty() && state.stale.is_empty(), "{state:?}");
+    ebpf.remove().await.expect("removes");
+    drop(ebpf);
+    end(&dir, mesh);
+}
+
+/// Kernel memory of a node without services, and what a hundred services add. The tables that forget the least recently used entry
+/// have their memory from the beginning; everything else grows with use. The goal for all of it together is 5 MB, which
+/// those tables alone exceed on a machine with more than 3 GB.
+#[tokio::test(flavor = "multi_thread")]
+async fn kernel_memory_grows_with_use() {
+    let _datapath = DATAPATH.lock().await;
+    let dir = dir_of("memory");
+    let (mesh, ebpf) = open(&dir).await;
+    let sum = |maps: &BTreeMap<String, Occupancy>, which: fn(&Occupancy) -> bool| {
+        maps.values().filter(|map| which(map)).map(|map| map.bytes).sum::<u64>()
+    };
+    let idle = ebpf.occupancy().expect("counts");
+    for (name, map) in &idle {
+        eprintln!(
+            "{name:16} {:>8.1} kB idle, room for {}{}",
+            map.bytes as f64 / 1e3,
+            map.room,
+            if map.forgets { ", LRU" } else { "" }
+        );
+        // A prefix tree takes memory for its entries only.
+        assert!(map.bytes > 0 || name == "SOURCES", "{name}");
+    }
+    let (fixed, growing) = (sum(&idle, |map| map.forgets), sum(&idle, |map| !map.forgets));
+    eprintln!("{:.1} MB of tables that forget, {:.1} MB of others", fixed as f64 / 1e6, growing as f64 / 1e6);
+    assert!(fixed + growing <= 48 << 20, "all of it");
+    let address = |third: u8, last: u8| skep_ebpf::convert::v4([10, 1, third, last].into());
+    let (mut steps, mut base) = (Vec::new(), 0);
+    for service in 0..100 {
+        let tasks: Vec<_> = (1..=3).map(|task| address(service, task)).collect();
+        let slots: Vec<_> = tasks.iter().copied().cycle().take(521).collect();
+        let backend = skep_ebpf::Backend { serving: 1, prefix: [1, 2], owner: 1, ..Default::default() };
+        steps.extend(tasks.iter().map(|task| EbpfStep::SetBackend(*task, backend)));
+        steps.push(EbpfStep::Slots(base, slots.into()));
+        let vip = skep_ebpf::Vip { network: address(service, 0), mask: u32::MAX, base, size: 521, owner: 1 };
+        steps.push(EbpfStep::SetVip(address(service, 9), vip));
+        let port = skep_ebpf::Port { protocol: 6, family: 4, port: (8000 + u16::from(service)).to_be() };
+        steps.push(EbpfStep::SetPort(port, skep_ebpf::Frontend { base, size: 521, target: 80, flags: 0, owner: 1 }));
+        base += 521;
+    }
+    ebpf.apply(&steps).await.expect("applies");
+    let used = ebpf.occupancy().expect("counts");
+    let more = sum(&used, |_| true) - fixed - growing;
+    eprintln!("{:.1} kB more with 100 services of 3 tasks", more as f64 / 1e3);
+    assert!(more > 0 && more <= 1 << 20, "{more}");
+    // Their memory comes back with the blocks.
+    let blocks = ebpf.observe().await.expect("observes").tables.blocks;
+    let free: Vec<EbpfStep> = blocks.into_iter().map(EbpfStep::FreeBlock).collect();
+    ebpf.apply(&free).await.expect("applies");
+    assert_eq!(ebpf.occupancy().expect("counts")["SLOTS"].bytes, idle["SLOTS"].bytes);
     ebpf.remove().await.expect("removes");
     drop(ebpf);
     end(&dir, mesh);

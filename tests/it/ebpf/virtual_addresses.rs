@@ -6,6 +6,7 @@ mod packets;
 mod socket_calls;
 mod trace;
 
+use super::super::ports::listens::wait_until_ready;
 use super::servers::{self, Answer, Connection, exchange, parse_answer};
 use super::*;
 use anyhow::ensure;
@@ -82,6 +83,7 @@ impl NetworkServices {
         let callers = containers(fixture, "callers", subnet).await;
         let plain = containers(fixture, "plain", subnet).await;
         let servers = web.iter().map(|one| serve(&one.namespace, TARGET, Ipv6Addr::UNSPECIFIED.into())).collect();
+        wait_until_ready(&swarm.hosts, &swarm.running("web", 2).await, true).await;
         let vip = virtual_address(fixture, "web", subnet).await;
         let empty = virtual_address(fixture, "empty", subnet).await;
         let outsider = fixture.namespaces("outsider", 1).await.remove(0);

@@ -64,11 +64,13 @@ async fn a_connected_datagram_socket_gets_an_error_when_its_task_is_removed() {
     let networks = json!({ "Networks": [{ "Target": "back" }] });
     swarm.service("web", 2, None, networks.clone()).await;
     swarm.service("caller", 2, None, networks).await;
-    for task in &swarm.running("web", 2).await {
+    let web = swarm.running("web", 2).await;
+    for task in &web {
         echo(&swarm, task, 5300).await;
     }
     let callers = swarm.running("caller", 2).await;
     serves(&swarm.hosts, &[]).await;
+    wait_until_ready(&swarm.hosts, &web, true).await;
     let to = SocketAddr::new(vip(&swarm, "web").await.into(), 5300);
     let mut flows = Vec::new();
     for task in &callers {

@@ -39,9 +39,41 @@ impl Frame {
         })
     }
 
+    /// The SYN of a connection whose first sequence number is this.
+    pub fn syn(from: &str, to: &str, sequence: u32) -> Self {
+        Self::segment(from, to, SYN, (sequence, 0), b"")
+    }
+
     /// A UDP datagram of eight bytes.
     pub fn udp(from: &str, to: &str) -> Self {
-        Self::with(from, to, 17, |from, to| {
+        Self::datagram(from, to, 17)
+    }
+
+    /// A UDP-Lite datagram of eight bytes, whose checksum covers all of them.
+    pub fn udp_lite(from: &str, to: &str) -> Self {
+        Self::datagram(from, to, 136)
+    }
+
+    /// "Port unreachable" from an IPv4 address, to the sender of a packet, which it quotes with eight bytes of its payload.
+    pub fn unreachable(from: &str, about: &Self) -> Self {
+        assert!(!about.ipv6);
+        let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
+        message.extend(&about.packet[..28]);
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let mut packet = vec![0x45, 0];
+        packet.extend((20 + u16::try_from(message.len()).unwrap()).to_be_bytes());
+        packet.extend([0, 7, 0x40, 0, 64, 1, 0, 0]);
+        packet.extend(octets(from.parse().unwrap()));
+        packet.extend(&about.packet[12..16]);
+        let sum = checksum(&packet);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet.extend(message);
+        Self { destination_mac: UPLINK_MAC, packet, ipv6: false }
+    }
+
+    fn datagram(from: &str, to: &str, protocol: u8) -> Self {
+        Self::with(from, to, protocol, |from, to| {
             let mut segment = [from.to_be_bytes(), to.to_be_bytes(), 16_u16.to_be_bytes(), [0, 0]].concat();
             segment.extend(*b"datagram");
             (segment, 6)

@@ -1,7 +1,7 @@
 //! Socket calls of a process in a container, with the programs attached to a cgroup of the test's own. The virtual address and
 //! the containers' addresses are those of the loopback device.
 
-use super::kernel::{Kernel, UDP, address, in_namespaces, netns_cookie, run, v4};
+use super::kernel::{Kernel, UDP, address, in_host_namespace, in_namespaces, netns_cookie, run, v4};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{Backend, Config, Counter, NetnsMembership, Reply, Tuple, Vip};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -263,6 +263,31 @@ fn udp_lite_reaches_a_task_without_connecting() {
     });
 }
 
+/// Sockets of the host, among them that of the tunnel, leave the programs before anything is looked up.
+#[test]
+fn sockets_of_the_host_are_left_alone() {
+    in_host_namespace(|kernel| {
+        run("ip address add 10.0.1.5/32 dev lo");
+        run("ip address add 10.0.1.2/32 dev lo");
+        let cookie = kernel.attach_calls();
+        // As if the host was a container on the network: its calls would be translated.
+        kernel.set("MEMBERS", NetnsMembership::any(cookie), 0_u32);
+        kernel.set("MEMBERS", NetnsMembership { cookie, network: v4("10.0.1.0"), zero: 0 }, v4(OWN));
+        serve(kernel, &TASKS[..1]);
+        let server = bound(at(VIP));
+        for to in targets() {
+            let (plain, connected) = (bound(any(to)), bound(any(to)));
+            plain.send_to(b"hello", to).unwrap();
+            connected.connect(to).unwrap();
+            connected.send(b"hello").unwrap();
+            for _ in 0..2 {
+                assert_eq!(server.recv_from(&mut [0; 16]).unwrap().0, 5);
+            }
+        }
+        assert_eq!(kernel.counted(Counter::VipConnect), 0);
+    });
+}
+
 /// Review finding 11: only a client's flow gives a datagram the address on `ingress`; see also `ebpf::own_port`.
 #[test]
 fn a_server_that_binds_no_address_answers_a_client_from_ingress() {
@@ -289,4 +314,100 @@ fn a_server_that_binds_no_address_answers_a_client_from_ingress() {
             assert_eq!(from == at("10.0.0.7"), known, "{client} from {from}");
         }
     });
+}
+
+/// Calls of real programs that send, receive and connect in other ways than one datagram or one stream at a time.
+#[test]
+fn batches_segments_and_peeks_show_the_virtual_address() {
+    in_container(&TASKS[..1], |_| {
+        let (server, other) = (bound(at(TASKS[0])), bound(at(TASKS[3])));
+        let socket = bound(any(at(VIP)));
+        send_many(&socket, &[at(VIP), at(TASKS[3])]);
+        let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!(other.recv_from(&mut [0; 16]).unwrap().1.port(), from.port(), "each to its own destination");
+        server.send_to(b"welcome", from).unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(socket.peek_from(&mut buffer).unwrap(), (7, at(VIP)), "peeked");
+        assert_eq!(socket.recv_from(&mut buffer).unwrap(), (7, at(VIP)));
+        // A super-packet is one call, and all of its segments go to one task.
+        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 5);
+        socket.send_to(b"threetimesfive!", at(VIP)).unwrap();
+        for segment in [b"three", b"times", b"five!"] {
+            let length = server.recv_from(&mut buffer).unwrap().0;
+            assert_eq!(&buffer[..length], segment);
+        }
+        // Connected, and no longer.
+        let socket = bound(any(at(VIP)));
+        socket.connect(at(VIP)).unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), at(VIP));
+        disconnect(&socket);
+        assert!(socket.peer_addr().is_err());
+        socket.send_to(b"hello", at(TASKS[3])).unwrap();
+        assert_eq!(other.recv_from(&mut buffer).unwrap().0, 5);
+    });
+}
+
+/// A server sees its clients as they are, also where the kernel asks for the name of each at `accept`; and a client that sends
+/// with its SYN reaches a task as any other one.
+#[test]
+fn tcp_fast_open_and_accept_show_the_right_peers() {
+    in_container(&TASKS[..1], |_| {
+        std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").unwrap();
+        let listener = TcpListener::bind(at(TASKS[0])).unwrap();
+        set_option(&listener, libc::SOL_TCP, libc::TCP_FASTOPEN, 16);
+        // The first connection brings the cookie.
+        for round in 0..3 {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            set_option(&client, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+            client.connect(&at(VIP).into()).unwrap();
+            assert_eq!(client.send(b"early").unwrap(), 5);
+            let (mut server, name) = listener.accept().unwrap();
+            assert_eq!(Some(name), client.local_addr().unwrap().as_socket(), "{round}");
+            assert_eq!(server.peer_addr().unwrap(), name);
+            let mut buffer = [0; 5];
+            io::Read::read_exact(&mut server, &mut buffer).unwrap();
+            assert_eq!((&buffer, client.peer_addr().unwrap().as_socket()), (b"early", Some(at(VIP))));
+        }
+    });
+}
+
+#[expect(unsafe_code, reason = "no crate here sets these options")]
+fn set_option(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
+    // SAFETY: the option is an int.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+/// Connects to no address.
+#[expect(unsafe_code, reason = "no crate here has it")]
+fn disconnect(socket: &UdpSocket) {
+    use std::os::fd::AsRawFd as _;
+    // All zeros is AF_UNSPEC.
+    let none = [0_u8; 16];
+    // SAFETY: an address of 16 bytes.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), none.as_ptr().cast(), 16) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+/// One datagram to each, in one call.
+#[expect(unsafe_code, reason = "no crate here has it")]
+fn send_many(socket: &UdpSocket, to: &[SocketAddr]) {
+    use std::os::fd::AsRawFd as _;
+    let mut data = *b"hello";
+    let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let addresses: Vec<socket2::SockAddr> = to.iter().map(|to| (*to).into()).collect();
+    let message = |address: &socket2::SockAddr| {
+        // SAFETY: all zeros is a message without parts.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
+        message.msg_hdr.msg_namelen = address.len();
+        message.msg_hdr.msg_iov = &raw mut part;
+        message.msg_hdr.msg_iovlen = 1;
+        message
+    };
+    let mut messages: Vec<libc::mmsghdr> = addresses.iter().map(message).collect();
+    let count = u32::try_from(messages.len()).unwrap();
+    // SAFETY: the messages and what they point to live until the call returns.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+    assert_eq!(u32::try_from(sent).ok(), Some(count), "{}", io::Error::last_os_error());
 }

@@ -42,6 +42,8 @@ pub const PORT_OWNER: u32 = 99;
 const FLOW_MAPS: [&str; 6] = ["TCP_FLOWS", "TCP_REPLIES", "SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES"];
 /// Room of each of them in these tests.
 pub const FLOWS: u32 = 4096;
+/// Established connections of one client that are protected, in these tests.
+pub const FLOWS_PER_SOURCE: u32 = 100;
 
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,12 +122,22 @@ impl Drop for ThreadCgroup {
 
 /// Runs a test in network and mount namespaces of its own, which end with it.
 pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
+    run_in_namespaces(false, test);
+}
+
+/// The same, with programs to which the network namespace is the host's.
+pub fn in_host_namespace(test: impl FnOnce(&mut Kernel) + Send) {
+    run_in_namespaces(true, test);
+}
+
+fn run_in_namespaces(in_host: bool, test: impl FnOnce(&mut Kernel) + Send) {
     let outcome = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             let cgroups = super::super::bpf::cgroup();
             // SAFETY: file descriptors stay shared; only this thread's namespaces change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
-            test(&mut Kernel::load(cgroups));
+            let host = if in_host { netns_cookie() } else { 0 };
+            test(&mut Kernel::load(cgroups, host));
         });
         inside.join()
     });
@@ -191,7 +203,7 @@ pub fn netns_cookie() -> u64 {
 }
 
 impl Kernel {
-    fn load(cgroups: File) -> Self {
+    fn load(cgroups: File, host: u64) -> Self {
         for line in [
             "mount --make-rprivate /",
             "mount -t sysfs sysfs /sys",
@@ -215,6 +227,8 @@ impl Kernel {
         }
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &1_u32, true);
+        loader.override_global("FLOWS_PER_SOURCE", &FLOWS_PER_SOURCE, true);
+        loader.override_global("HOST_NAMESPACE", &host, true);
         for map in FLOW_MAPS {
             loader.map_max_entries(map, FLOWS);
         }
@@ -350,8 +364,19 @@ impl Kernel {
     /// Puts a prefix into a scope; its length is that of the prefix in its own family.
     pub fn set_source(&mut self, source: Source, length: u32) {
         let mapped = if source.address[..2] == [0, 0] { 96 } else { 0 };
+        self.add_source(32 + mapped + length, source);
+    }
+
+    /// Puts a prefix into a scope; the length is that of the key.
+    pub fn add_source(&mut self, length: u32, source: Source) {
         let mut sources: LpmTrie<_, Source, u32> = self.ebpf.map_mut("SOURCES").unwrap().try_into().unwrap();
-        sources.insert(&Key::new(32 + mapped + length, source), 0, 0).unwrap();
+        sources.insert(&Key::new(length, source), 0, 0).unwrap();
+    }
+
+    /// Removes it.
+    pub fn remove_source(&mut self, length: u32, source: Source) {
+        let mut sources: LpmTrie<_, Source, u32> = self.ebpf.map_mut("SOURCES").unwrap().try_into().unwrap();
+        sources.remove(&Key::new(length, source)).unwrap();
     }
 
     /// An endpoint address of another node.

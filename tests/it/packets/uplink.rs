@@ -91,12 +91,12 @@ fn the_tunnel_s_datagrams_are_left_to_the_host() {
 fn a_new_connection_of_a_known_tuple_asks_the_table() {
     in_namespaces(|kernel| {
         published(kernel);
-        let syn = Frame::tcp(CLIENT, PORT, SYN);
-        assert_eq!(task(kernel, &syn), Some(ONE));
+        let syn = |sequence| Frame::syn(CLIENT, PORT, sequence);
+        assert_eq!(task(kernel, &syn(1)), Some(ONE));
         assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, ACK)), Some(ONE));
         republish(kernel, &["10.0.0.12"], 0);
         assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, ACK)), Some(ONE), "an established connection keeps its task");
-        assert_eq!(task(kernel, &syn), Some(TWO), "a new connection from the same port does not");
+        assert_eq!(task(kernel, &syn(2)), Some(TWO), "a new connection from the same port does not");
         assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, ACK)), Some(TWO));
     });
 }
@@ -105,12 +105,12 @@ fn a_new_connection_of_a_known_tuple_asks_the_table() {
 fn scaling_out_reaches_clients_whose_tuples_are_known() {
     in_namespaces(|kernel| {
         published(kernel);
-        let syn = |port: u16| Frame::tcp(&format!("203.0.113.9:{port}"), PORT, SYN);
+        let syn = |port: u16, sequence| Frame::syn(&format!("203.0.113.9:{port}"), PORT, sequence);
         for port in 20_000..20_500 {
-            assert_eq!(task(kernel, &syn(port)), Some(ONE));
+            assert_eq!(task(kernel, &syn(port, 1)), Some(ONE));
         }
         republish(kernel, &["10.0.0.11", "10.0.0.12"], 0);
-        let moved = (20_000..20_500).filter(|port| task(kernel, &syn(*port)) == Some(TWO)).count();
+        let moved = (20_000..20_500).filter(|port| task(kernel, &syn(*port, 2)) == Some(TWO)).count();
         assert!((150..350).contains(&moved), "{moved} of 500 new connections reached the second task");
     });
 }

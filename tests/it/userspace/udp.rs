@@ -8,13 +8,13 @@ use tokio::task::JoinSet;
 
 /// UDP backends: each replies with its number and the datagram.
 #[derive(Default)]
-struct UdpBackends {
+pub struct UdpBackends {
     loops: BTreeMap<u8, JoinSet<()>>,
     sources: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
 impl UdpBackends {
-    fn start(net: Net, numbers: &[u8]) -> Self {
+    pub fn start(net: Net, numbers: &[u8]) -> Self {
         let mut all = Self::default();
         for n in numbers {
             all.add(net, *n, Duration::ZERO);

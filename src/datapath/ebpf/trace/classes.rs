@@ -45,6 +45,7 @@ pub const MAP_CLASSES: &[(&str, TraceMapClass)] = &[
     ("VIP_COUNTS", TraceMapClass::Small),
     ("REFUSALS", TraceMapClass::Small),
     ("COUNTS", TraceMapClass::Empty),
+    ("SOURCE_COUNTS", TraceMapClass::Empty),
     ("WATCH", TraceMapClass::Empty),
     ("WATCHED", TraceMapClass::Empty),
     ("EVENTS", TraceMapClass::Empty),
