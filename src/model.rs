@@ -5,6 +5,7 @@
 //! protocol and the API, so a user gets back exactly what was posted.
 
 pub mod cluster;
+pub mod container_spec;
 pub mod docker;
 pub mod fixture;
 pub mod format_range;
