@@ -13,6 +13,7 @@ fn core() -> Core {
         me: NodeId::from(ME),
         engine_socket: "/run/docker.sock".into(),
         skep_socket: None,
+        files: "/run/skep/files".into(),
         unassigned_grace: Duration::from_secs(10),
     })
 }
@@ -25,6 +26,7 @@ fn text(effects: &[Effect]) -> String {
             Job::Connect(networks) => {
                 format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
             }
+            Job::Files(plan) => format!("{number}: files of {} from {} payloads", plan.task.id, plan.payloads.len()),
             Job::Create(plan) => format!("{number}: create {}", plan.task.container_name()),
             Job::Start(id, _) => format!("{number}: start {id}"),
             Job::Stop(id, grace) => format!("{number}: stop {id} {grace:?}"),
@@ -32,9 +34,12 @@ fn text(effects: &[Effect]) -> String {
         },
         Effect::Applied(revision) => format!("applied {}", revision.index),
         Effect::Wake(at) => format!("wake {}", at.0 / 1_000_000_000),
+        Effect::KeepFiles(tasks) => format!("keep files of {tasks:?}"),
         other => format!("{other:?}"),
     };
-    effects.iter().map(line).collect::<Vec<_>>().join("\n")
+    // The order to remove what an earlier run has left is in every first answer.
+    let is_shown = |effect: &&Effect| !matches!(effect, Effect::KeepFiles(tasks) if tasks.is_empty());
+    effects.iter().filter(is_shown).map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[track_caller]

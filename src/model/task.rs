@@ -1,7 +1,8 @@
 //! Tasks: one container each, in a slot of a service, on a node. The state of a task never goes back; a restart is a new
 //! task in the same slot.
 
-pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, Mount, Privileges};
+pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, LogDriver};
+pub use super::mount::Mount;
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
@@ -261,11 +262,29 @@ pub struct TaskSpec {
     /// The API replaces names by ids.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub networks: Vec<NetworkAttachmentConfig>,
+    /// The engine's default if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_driver: Option<LogDriver>,
     /// Incremented by `--force`.
     pub force_update: u64,
     /// `container`; set on services, not on tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+}
+
+impl TaskSpec {
+    /// The API's name of the first field that is set and that builds of feature level 1 would drop or misread.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        let resources = self.resources.as_ref();
+        let fields = [
+            (self.log_driver.is_some(), "LogDriver"),
+            (resources.is_some_and(|r| r.swap_bytes.is_some()), "Resources.SwapBytes"),
+            (resources.is_some_and(|r| r.memory_swappiness.is_some()), "Resources.MemorySwappiness"),
+        ];
+        let set = fields.into_iter().find_map(|(is_set, name)| is_set.then_some(name));
+        set.or_else(|| self.container_spec.newer_field())
+    }
 }
 
 /// Limits and reservations of a task.
@@ -277,6 +296,12 @@ pub struct Resources {
     /// Not implemented: the API refuses other amounts than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reservations: Option<ResourceAmounts>,
+    /// Swap beside the memory limit, in bytes; -1 for no limit, the engine's default if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<i64>,
+    /// 0 to 100: how readily the kernel swaps the container's memory; -1 or absent for the kernel's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_swappiness: Option<i64>,
 }
 
 /// Amounts of resources; zero is no limit.

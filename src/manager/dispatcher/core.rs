@@ -1,6 +1,7 @@
 //! The dispatcher's state, and what each event does to it.
 
 use super::drain_hold::DrainHolds;
+use super::payloads;
 use super::event::{Event, NodeHello, NodeReports};
 use super::registered_node::{RegisteredNode, SentView};
 use super::task_list::{self, TaskListChange};
@@ -257,6 +258,8 @@ impl Dispatcher {
             } else {
                 None
             };
+            let before = node.sent.as_ref().map(|sent| &*sent.tasks);
+            let tasks = tasks.map(|tasks| payloads::attach(tasks, before, &self.store, self.settings.vault.as_deref()));
             if tasks.is_some() {
                 node.tasks_sent_at = now;
                 node.echo_due = false;

@@ -11,6 +11,7 @@ use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
 use skep::model::{NodeId, Role, Secret, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
+use skep::trust::{PayloadVault, TunnelKey};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -129,6 +130,9 @@ impl NodeControl for FakeNode {
         *self.membership.lock().unwrap() = Membership::Inactive;
         self.taken_down.acquire().await.unwrap().forget();
         Ok(())
+    }
+    fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {
+        Ok(Arc::new(PayloadVault::new(Self::lab1().node_id, TunnelKey::new(Secret::new([7; 32])))))
     }
     fn new_token(&self) -> Result<Secret<String>, ControlError> {
         Ok("a new token".to_owned().into())
