@@ -5,7 +5,8 @@
 use super::plan::{self, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{
-    NetworkId, NodeId, NodeView, Payload, PayloadId, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart,
+    NetworkId, NodeId, NodeView, Payload, PayloadId, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    view::NetworkPart,
 };
 use crate::runtime::{
     Container, ContainerPlan, ContainerState, EngineError, FilePlan, Health, LocalNetwork, NetworkPlan, task_files,

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::model::node::NodeDescription;
 use crate::model::template::TemplateContext;
 use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::runtime::mounts::mount_error;
 use crate::runtime::{ContainerEvent, Engine, EngineError, FilePlan, TaskFiles, deadlines};
 use crate::sync::replace_if_changed;
 use futures_util::{Stream, StreamExt as _};
@@ -270,7 +271,7 @@ impl EngineWorker {
     async fn expand(&self, task: &mut Task) -> Result<(), EngineError> {
         let context = self.template_context(task).await?;
         task.spec.container_spec = task.spec.container_spec.expanded(&context).map_err(EngineError::Refused)?;
-        Ok(())
+        mount_error(&task.spec.container_spec).map_or(Ok(()), |why| Err(EngineError::Refused(why)))
     }
 
     async fn write_files(&self, mut plan: FilePlan) -> Result<(), EngineError> {

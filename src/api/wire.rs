@@ -12,8 +12,8 @@
 
 use crate::model::PortConfig;
 use crate::model::cluster::{ClusterSpec, JoinTokens};
-use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
 use crate::model::payload::Templating;
+use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
 use crate::model::task::{ContainerStatus, TaskSpec};
 use crate::model::{Meta, NodeSpec, Timestamp};
 use serde::Serialize;

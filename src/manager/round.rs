@@ -5,7 +5,7 @@ use super::allocator::{self, QuarantinedAddresses};
 use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, reaper, scheduler};
+use super::{feature_level, orchestrator, payload_keys, reaper, scheduler};
 use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
@@ -41,6 +41,8 @@ impl RoundPlanner {
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
         draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
+        let vault = self.settings.vault.as_deref();
+        draft.add("payload keys", payload_keys::plan(&draft.scratch, vault, &mut rand::rng()));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", scheduler::plan(&draft.scratch, now));

@@ -44,8 +44,7 @@ impl ContainerSpec {
                 *entry = format!("{name}={value}");
             }
         }
-        spec.hostname =
-            expand(&spec.hostname, context, None).map_err(|error| format!("expanding hostname failed: {error}"))?;
+        spec.hostname = expand(&spec.hostname, context, None).map_err(|error| format!("expanding hostname failed: {error}"))?;
         for mount in &mut spec.mounts {
             expand_mount(mount, context).map_err(|error| format!("expanding mounts failed: {error}"))?;
         }
@@ -81,7 +80,8 @@ mod tests {
         let slot = "{{.Task.Slot}}";
         let options = |v: &str| json!({"Labels": {"l": v}, "DriverConfig": {"Options": {"o": v}}});
         let mount = |source: &str, v: &str| json!({"Type": "volume", "Source": source, "Target": format!("/{v}"), "VolumeOptions": options(v)});
-        let posted = spec(json!({"Env": [format!("A={slot}={slot}"), format!("{slot}=x"), "B"], "Hostname": "{{.Node.Hostname}}-h",
+        let posted =
+            spec(json!({"Env": [format!("A={slot}={slot}"), format!("{slot}=x"), "B"], "Hostname": "{{.Node.Hostname}}-h",
             "Labels": {"l": slot}, "Args": [slot], "Dir": slot, "Mounts": [mount("v-{{.Task.Slot}}", slot)]}));
         let expected = spec(json!({"Env": ["A=3=3", format!("{slot}=x"), "B"], "Hostname": "n1-h",
             "Labels": {"l": slot}, "Args": [slot], "Dir": slot, "Mounts": [mount("v-3", "3")]}));

@@ -129,7 +129,8 @@ fn evaluate(
 /// Words of Go's language that skep has not.
 const GO: &[&str] = &[
     "and", "block", "break", "call", "continue", "define", "else", "end", "eq", "false", "ge", "gt", "html", "if", "js", "le",
-    "len", "lt", "ne", "nil", "not", "or", "print", "printf", "println", "range", "slice", "template", "true", "urlquery", "with",
+    "len", "lt", "ne", "nil", "not", "or", "print", "printf", "println", "range", "slice", "template", "true", "urlquery",
+    "with",
 ];
 
 fn is_known(function: &str, in_content: bool) -> bool {

@@ -1,12 +1,12 @@
 //! From a task to the body of `POST /containers/create`, with the same result as in Swarm; likewise for networks. Pure.
 
+use super::mounts::mounts;
+use super::security::security_options;
 use super::{
     ContainerPlan, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME, NetworkPlan,
 };
-use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
-use super::mounts::mounts;
-use super::security::security_options;
 use crate::model::container_spec::Ulimit;
+use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, LogDriver};
 use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
 use bollard::models::{
@@ -221,10 +221,7 @@ fn ulimit(limit: &Ulimit) -> ResourcesUlimits {
 
 fn log_config(driver: &LogDriver) -> HostConfigLogConfig {
     let options = &driver.options;
-    HostConfigLogConfig {
-        typ: text(&driver.name),
-        config: (!options.is_empty()).then(|| options.clone().into_iter().collect()),
-    }
+    HostConfigLogConfig { typ: text(&driver.name), config: (!options.is_empty()).then(|| options.clone().into_iter().collect()) }
 }
 
 fn text(value: &str) -> Option<String> {

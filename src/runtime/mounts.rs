@@ -4,6 +4,7 @@ use super::ContainerPlan;
 use super::task_files::FileMount;
 use crate::model::mount::{BindOptions, TmpfsOptions, VolumeOptions};
 use crate::model::task::{ContainerSpec, Mount};
+use crate::model::template::is_template;
 use bollard::models::{
     MountBindOptions, MountBindOptionsPropagationEnum as Propagation, MountImageOptions, MountTmpfsOptions, MountType,
     MountVolumeOptions, MountVolumeOptionsDriverConfig,
@@ -20,8 +21,10 @@ pub(super) fn mounts(plan: &ContainerPlan) -> Vec<bollard::models::Mount> {
 /// take the name of a volume for a path, or the other way round.
 #[must_use]
 pub fn mount_error(spec: &ContainerSpec) -> Option<String> {
+    // What a placeholder stands for is checked when it is expanded.
     let absolute = |path: &str| path.starts_with('/');
-    spec.mounts.iter().find_map(|mount| match mount.kind.as_str() {
+    let expanded = |mount: &&Mount| !is_template(&mount.target) && !is_template(&mount.source);
+    spec.mounts.iter().filter(expanded).find_map(|mount| match mount.kind.as_str() {
         _ if !absolute(&mount.target) => Some(format!("invalid mount target, must be an absolute path: {}", mount.target)),
         "bind" if !absolute(&mount.source) => {
             Some(format!("invalid bind mount source, must be an absolute path: {}", mount.source))

@@ -14,7 +14,8 @@ pub(super) fn security_options(privileges: &Privileges) -> Vec<String> {
             options.push("label=disable".to_owned());
         }
         let labels = [("user", &context.user), ("role", &context.role), ("level", &context.level), ("type", &context.kind)];
-        options.extend(labels.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("label={key}:{value}")));
+        options
+            .extend(labels.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("label={key}:{value}")));
     }
     if let Some(seccomp) = &privileges.seccomp {
         match seccomp.mode.as_str() {

@@ -131,7 +131,12 @@ impl TaskFiles {
         for (number, wanted) in all.iter().enumerate() {
             let content = content(wanted, &all, plan, context)?;
             self.write_file(&file_path(&self.dir, &plan.task.id, number), wanted.file, content.expose()).map_err(|error| {
-                EngineError::Busy(format!("{} {} cannot be written below {}: {error}", wanted.id, wanted.name, self.dir.display()))
+                EngineError::Busy(format!(
+                    "{} {} cannot be written below {}: {error}",
+                    wanted.id,
+                    wanted.name,
+                    self.dir.display()
+                ))
             })?;
         }
         Ok(())
@@ -211,4 +216,105 @@ fn describe(wanted: &Wanted<'_>) -> String {
 
 fn decoded(payload: &Payload) -> Option<Secret<Vec<u8>>> {
     STANDARD.decode(payload.data.expose()).ok().map(Secret::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{fixture, node::NodeDescription};
+    use serde_json::{Value, json};
+    use std::os::unix::fs::MetadataExt as _;
+
+    /// Below a file system in memory, so that nothing is mounted.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = PathBuf::from(format!("/dev/shm/skep-files-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&dir);
+            Self(dir)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn task(id: &str, container: Value) -> Task {
+        let mut task = fixture::task_with_resolvers(id, "web", "n1", &[]);
+        task.spec.container_spec = serde_json::from_value(container).expect("a spec");
+        task
+    }
+
+    fn secret(id: &str, target: &str) -> Value {
+        json!({"SecretID": id, "SecretName": format!("name-{id}"), "File": {"Name": target, "UID": "7", "GID": "", "Mode": 0o640}})
+    }
+
+    fn payloads(all: &[(&str, &[u8], Option<&str>)]) -> BTreeMap<PayloadId, Arc<Payload>> {
+        let payload = |(id, content, templating): &(&str, &[u8], Option<&str>)| {
+            let data = STANDARD.encode(content).into();
+            (PayloadId::Secret((*id).into()), Arc::new(Payload { data, templating: templating.map(str::to_owned) }))
+        };
+        all.iter().map(payload).collect()
+    }
+
+    fn write(files: &TaskFiles, plan: &FilePlan) -> Result<(), EngineError> {
+        let node = NodeDescription { hostname: "host1".to_owned(), ..NodeDescription::default() };
+        files.write(plan, &TemplateContext::of(&plan.task, &"n1".into(), &node))
+    }
+
+    #[test]
+    fn files_are_written_with_owner_and_mode_and_removed_with_their_task() {
+        let dir = Dir::new("life");
+        let files = TaskFiles::new(dir.0.clone());
+        let task = task("t1", json!({"Secrets": [secret("a", "s"), secret("b", "/etc/t")], "Env": ["X=1", "X=2"]}));
+        let template = "{{.Node.Hostname}} {{env \"X\"}} {{secret \"s\"}}".as_bytes();
+        let all = payloads(&[("a", b"\xff\x00", None), ("b", template, None)]);
+        let plan = FilePlan { task: task.clone(), payloads: all };
+        assert!(matches!(write(&files, &plan), Err(EngineError::Busy(_))), "not kept: its files would stay");
+        files.keep(["t1".into(), "t2".into()].into());
+        write(&files, &plan).expect("written");
+        let mounts = file_mounts(&dir.0, &task);
+        assert_eq!(mounts.iter().map(|m| m.target.as_str()).collect::<Vec<_>>(), ["/run/secrets/s", "/etc/t"]);
+        assert_eq!(std::fs::read(&mounts[0].source).expect("written"), b"\xff\x00");
+        assert_eq!(std::fs::read(&mounts[1].source).expect("written"), template, "no template");
+        let found = std::fs::metadata(&mounts[0].source).expect("written");
+        assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (7, 0, 0o640));
+        assert_eq!(std::fs::metadata(&dir.0).expect("made").mode() & 0o7777, 0o700);
+        write(&files, &plan).expect("again");
+
+        files.sweep().expect("swept");
+        assert!(mounts[0].source.exists());
+        files.keep(BTreeSet::new());
+        files.sweep().expect("swept");
+        assert_eq!(std::fs::read_dir(&dir.0).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn templates_are_expanded_and_what_cannot_be_is_refused_by_name() {
+        let dir = Dir::new("templates");
+        let files = TaskFiles::new(dir.0.clone());
+        files.keep(["t1".into()].into());
+        let task = task("t1", json!({"Secrets": [secret("a", "s"), secret("b", "t")], "Env": ["X=1", "X=2"]}));
+        let rendered = |content: &[u8], templating: &str, other: &[u8]| {
+            let all = payloads(&[("a", other, None), ("b", content, Some(templating))]);
+            write(&files, &FilePlan { task: task.clone(), payloads: all })?;
+            Ok(String::from_utf8(std::fs::read(file_path(&dir.0, &"t1".into(), 1)).expect("written")).expect("text"))
+        };
+        let template = "{{.Node.Hostname}} {{.Task.Slot}} {{env \"X\"}}{{env \"Y\"}} {{secret \"s\"}}".as_bytes();
+        assert_eq!(rendered(template, "golang", b"raw {{.}}"), Ok("host1 1 2 raw {{.}}".to_owned()));
+        for (content, templating, other, words) in [
+            (&b"{{secret \"no\"}}"[..], "golang", &b""[..], "secret target no not found"),
+            (b"{{config \"s\"}}", "golang", b"", "config target s not found"),
+            (b"{{secret \"s\"}}", "golang", b"\xff", "no UTF-8 text"),
+            (b"\xff", "golang", b"", "no UTF-8 text"),
+            (b"x", "nosuch", b"", "unrecognized template type: nosuch"),
+            (b"{{.Nope}}", "golang", b"", "can't evaluate field Nope"),
+        ] {
+            let Err(EngineError::Refused(why)) = rendered(content, templating, other) else { panic!("{words}") };
+            assert!(why.starts_with("secret name-b cannot be made: ") && why.contains(words), "{why}");
+        }
+    }
 }

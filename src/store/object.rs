@@ -7,8 +7,8 @@ use super::index::{Indexed, StoreIndexes};
 use super::object_change::ObjectChange;
 use crate::model::PublishMode;
 use crate::model::{
-    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, Meta, Network, NetworkId, Node, NodeId, PayloadKeys, SecretId, Service,
-    ServiceId, Task, TaskId, Timestamp,
+    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, Meta, Network, NetworkId, Node, NodeId, PayloadKeys, SecretId,
+    Service, ServiceId, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -88,7 +88,8 @@ impl PayloadVault {
     /// # Errors
     /// [`SealError::NoKey`], or it is damaged.
     pub fn data_key(&self, keys: &PayloadKeys) -> Result<DataKey, SealError> {
-        let sealed = keys.managers.get(&self.me).filter(|sealed| sealed.recipient == self.key.public()).ok_or(SealError::NoKey)?;
+        let sealed =
+            keys.managers.get(&self.me).filter(|sealed| sealed.recipient == self.key.public()).ok_or(SealError::NoKey)?;
         let derived = derive(&self.key.dh_secret(), sealed.ephemeral, sealed.ephemeral, sealed.recipient)?;
         let bytes = open(derived.expose(), KEY, &sealed.data)?;
         let key: [u8; 32] = bytes.expose().as_slice().try_into().map_err(|_| SealError::Damaged)?;

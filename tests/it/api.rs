@@ -11,6 +11,7 @@ mod fixture;
 mod membership;
 mod networks;
 mod proxy;
+mod recorded_payloads;
 pub mod recorded_store;
 mod recording_engine;
 mod replay;

@@ -15,10 +15,5 @@ pub fn config(config: &ClusterConfig, content: String) -> wire::StoredPayload {
 }
 
 fn spec(spec: &PayloadSpec, content: Option<String>) -> wire::PayloadSpec {
-    wire::PayloadSpec {
-        name: spec.name.clone(),
-        labels: spec.labels.clone(),
-        data: content,
-        templating: spec.templating.clone(),
-    }
+    wire::PayloadSpec { name: spec.name.clone(), labels: spec.labels.clone(), data: content, templating: spec.templating.clone() }
 }

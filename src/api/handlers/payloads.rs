@@ -148,8 +148,8 @@ fn sealing_failed(error: &SealError) -> ApiError {
 pub async fn create<T: StoredPayload>(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(T::SCHEMA)?;
     let handle = request.store()?;
-    let spec: PayloadSpec = serde_json::from_value(posted.clone())
-        .map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
+    let spec: PayloadSpec =
+        serde_json::from_value(posted.clone()).map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
     validate::payload_name(&spec.name)?;
     if let Some(driver) = posted["Driver"]["Name"].as_str().filter(|name| !name.is_empty()) {
         return Err(ApiError::rpc(GrpcCode::Unknown, format!("plugin {driver:?} not found")));
@@ -210,8 +210,8 @@ pub async fn update<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
     let handle = request.store()?;
     let store = handle.read();
     let stored = T::find(&store, reference)?;
-    let spec: PayloadSpec = serde_json::from_value(posted.clone())
-        .map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
+    let spec: PayloadSpec =
+        serde_json::from_value(posted.clone()).map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
     let same_content = match posted_content(&posted).filter(|content| !content.expose().is_empty()) {
         Some(posted) => content(request, &store, stored)? == posted,
         None => true,

@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn zero_values_of_any_spelling_are_accepted() {
-        let privileges = json!({"CredentialSpec": {"Config": ""}, "SELinuxContext": {"Disable": false}, "NoNewPrivileges": false});
+        let privileges =
+            json!({"CredentialSpec": {"Config": ""}, "SELinuxContext": {"Disable": false}, "NoNewPrivileges": false});
         let mount = json!({"Type": "volume", "Target": "/t", "BindOptions": {}, "TmpfsOptions": {"SizeBytes": 0}});
         let limits = json!([{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": -1, "Hard": -1}]);
         assert_eq!(refusal(json!({"Privileges": privileges, "Mounts": [mount], "Ulimits": limits, "OomScoreAdj": -1000})), "");

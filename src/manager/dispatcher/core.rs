@@ -1,8 +1,8 @@
 //! The dispatcher's state, and what each event does to it.
 
 use super::drain_hold::DrainHolds;
-use super::payloads;
 use super::event::{Event, NodeHello, NodeReports};
+use super::payloads;
 use super::registered_node::{RegisteredNode, SentView};
 use super::task_list::{self, TaskListChange};
 use super::view_index::{DirtyViews, ViewIndex};

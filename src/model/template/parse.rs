@@ -111,7 +111,9 @@ fn action(body: &str, line: usize, column: usize) -> Result<Action, TemplateErro
             _ if c.is_alphabetic() => {
                 let word = &rest[..end_of_word(rest)];
                 if action.function.is_some() || !action.operands.is_empty() {
-                    return error(format!("function {word:?} stands within a placeholder: skep takes one function, at its start"));
+                    return error(format!(
+                        "function {word:?} stands within a placeholder: skep takes one function, at its start"
+                    ));
                 }
                 action.function = Some(word.to_owned());
                 at += word.len();

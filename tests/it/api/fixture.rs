@@ -53,6 +53,10 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
+    /// What it opens secrets and configs with.
+    pub fn payload_vault() -> PayloadVault {
+        PayloadVault::new(Self::lab1().node_id, TunnelKey::new(Secret::new([7; 32])))
+    }
     pub fn new(membership: Membership) -> Arc<Self> {
         let store = matches!(membership, Membership::Manager(_)).then(LocalProposer::handle);
         Arc::new(Self {
@@ -132,7 +136,7 @@ impl NodeControl for FakeNode {
         Ok(())
     }
     fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {
-        Ok(Arc::new(PayloadVault::new(Self::lab1().node_id, TunnelKey::new(Secret::new([7; 32])))))
+        Ok(Arc::new(Self::payload_vault()))
     }
     fn new_token(&self) -> Result<Secret<String>, ControlError> {
         Ok("a new token".to_owned().into())
