@@ -6,6 +6,7 @@ mod cost;
 mod feed;
 mod fields;
 mod indexes;
+mod payloads;
 mod time;
 
 use proptest::prelude::*;
