@@ -1,4 +1,4 @@
-//! Contents of secrets and configs in a session: each travels once, and to nobody who does not need it.
+//! Contents of secrets and configs in a session: each travels once, and only as long as a task needs it.
 
 use super::ToNode;
 use super::view_stream::{ViewDecoder, ViewEncoder};

@@ -106,8 +106,6 @@ async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
         "1s",
         "--ulimit",
         "nofile=1000:2000",
-        "--oom-score-adj",
-        "100",
         "--stop-grace-period",
         "1s",
         WHOAMI_IMAGE,
@@ -137,7 +135,6 @@ async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
         let host_config = &shown[0]["HostConfig"];
         assert_eq!(host_config["LogConfig"], json!({"Type": "json-file", "Config": {"max-size": "1m"}}));
         assert_eq!(host_config["Ulimits"], json!([{"Name": "nofile", "Hard": 2000, "Soft": 1000}]));
-        assert_eq!(host_config["OomScoreAdj"], 100);
         assert_eq!(shown[0]["State"]["Health"]["Status"], "healthy");
         let volume: Value =
             serde_json::from_str(&docker_ok(host, &["volume", "inspect", &format!("data-{slot}")], "").await).expect("JSON");
