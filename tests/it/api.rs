@@ -10,6 +10,7 @@ mod events;
 mod fixture;
 mod membership;
 mod networks;
+mod payloads;
 mod proxy;
 mod recorded_payloads;
 pub mod recorded_store;

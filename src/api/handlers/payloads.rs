@@ -146,15 +146,15 @@ fn sealing_failed(error: &SealError) -> ApiError {
 
 /// POST /secrets/create and /configs/create
 pub async fn create<T: StoredPayload>(request: &ApiRequest) -> Result<Response> {
-    let posted = request.decode_body(T::SCHEMA)?;
+    let mut posted = request.decode_body(T::SCHEMA)?;
+    let content = take_content(&mut posted).unwrap_or_default();
     let handle = request.store()?;
-    let spec: PayloadSpec =
-        serde_json::from_value(posted.clone()).map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
+    let driver = posted["Driver"]["Name"].as_str().unwrap_or_default().to_owned();
+    let spec = spec_of::<T>(posted)?;
     validate::payload_name(&spec.name)?;
-    if let Some(driver) = posted["Driver"]["Name"].as_str().filter(|name| !name.is_empty()) {
+    if !driver.is_empty() {
         return Err(ApiError::rpc(GrpcCode::Unknown, format!("plugin {driver:?} not found")));
     }
-    let content = posted_content(&posted).unwrap_or_default();
     validate::payload_size(T::WORD, content.expose(), T::LIMIT)?;
     let (vault, mut object) = (vault(request)?, T::new(spec));
     for attempt in 1.. {
@@ -197,22 +197,30 @@ fn creation_error<T: StoredPayload>(error: ProposeError) -> ApiError {
     }
 }
 
-/// The posted content; `None` without one. Its schema has checked that it is base64.
-fn posted_content(posted: &Value) -> Option<Secret<Vec<u8>>> {
-    let text: String = posted["Data"].as_str()?.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    STANDARD.decode(Secret::new(text).expose()).ok().map(Secret::new)
+fn spec_of<T: StoredPayload>(posted: Value) -> Result<PayloadSpec> {
+    serde_json::from_value(posted).map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))
+}
+
+/// Takes the posted content out; `None` without one. Its schema has checked that it is base64.
+fn take_content(posted: &mut Value) -> Option<Secret<Vec<u8>>> {
+    let Value::String(text) = posted.get_mut("Data")?.take() else { return None };
+    let mut text = Secret::new(text);
+    if text.expose().contains(['\r', '\n']) {
+        text = Secret::new(text.expose().replace(['\r', '\n'], ""));
+    }
+    STANDARD.decode(text.expose()).ok().map(Secret::new)
 }
 
 /// POST /secrets/{id}/update and /configs/{id}/update: labels may change. Clients post the rest back, also the content.
 pub async fn update<T: StoredPayload>(request: &ApiRequest, reference: &str) -> Result<Response> {
-    let posted = request.decode_body(T::SCHEMA)?;
+    let mut posted = request.decode_body(T::SCHEMA)?;
     let version: u64 = request.query.get("version").parse().map_err(|_| ApiError::bad(format!("invalid {} version", T::WORD)))?;
     let handle = request.store()?;
     let store = handle.read();
     let stored = T::find(&store, reference)?;
-    let spec: PayloadSpec =
-        serde_json::from_value(posted.clone()).map_err(|error| ApiError::bad(format!("invalid {} spec: {error}", T::WORD)))?;
-    let same_content = match posted_content(&posted).filter(|content| !content.expose().is_empty()) {
+    let posted_content = take_content(&mut posted);
+    let spec = spec_of::<T>(posted)?;
+    let same_content = match posted_content.filter(|content| !content.expose().is_empty()) {
         Some(posted) => content(request, &store, stored)? == posted,
         None => true,
     };
