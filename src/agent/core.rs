@@ -505,7 +505,10 @@ impl Core {
             let is_busy = record.is_some_and(|r| r.busy.is_some());
             task.spec.container_spec.payloads().next().is_some() && (can_start || is_busy)
         };
-        let keep: BTreeSet<TaskId> = self.tasks.iter().filter(is_kept).map(|(id, _)| id.clone()).collect();
+        let wanted = self.tasks.iter().filter(is_kept).map(|(id, _)| id);
+        // The call that is on its way may be the creation of the container, although the task is gone.
+        let in_use = self.records.iter().filter(|(_, record)| record.files && record.busy.is_some()).map(|(id, _)| id);
+        let keep: BTreeSet<TaskId> = wanted.chain(in_use).cloned().collect();
         if self.kept_files.as_ref() != Some(&keep) {
             self.kept_files = Some(keep.clone());
             effects.push(Effect::KeepFiles(keep));
