@@ -56,6 +56,7 @@ impl Mount {
 
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
+#[expect(clippy::struct_excessive_bools, reason = "fields of Docker's JSON")]
 pub struct BindOptions {
     /// As `mount` names it: `rslave`; `rprivate` if empty.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -161,7 +161,9 @@ fn derive(private: &StaticSecret, other: WgKey, ephemeral: WgKey, recipient: WgK
     let mac = |key: &[u8], parts: &[&[u8]]| -> Result<[u8; 32], SealError> {
         // HMAC takes keys of any length.
         let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).map_err(|_| SealError::LowOrder)?;
-        parts.iter().for_each(|part| mac.update(part));
+        for part in parts {
+            mac.update(part);
+        }
         Ok(mac.finalize().into_bytes().into())
     };
     let extracted = Secret::new(mac(&[ephemeral.0, recipient.0].concat(), &[shared.as_bytes()])?);

@@ -170,6 +170,7 @@ pub(super) fn check_templates(spec: &ServiceSpec) -> Result<()> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with what `json!` makes")]
     fn refusal(container: Value) -> String {
         let mut posted = json!({"Image": "lab:1"});
         posted.as_object_mut().expect("object").extend(container.as_object().expect("object").clone());
