@@ -28,6 +28,7 @@ pub mod node_allocation;
 pub mod orchestrator;
 mod outboxes;
 mod outcomes;
+mod payload_keys;
 mod proposer;
 pub mod reaper;
 pub mod replica;

@@ -5,14 +5,19 @@
 //! protocol and the API, so a user gets back exactly what was posted.
 
 pub mod cluster;
+pub mod container_privileges;
+pub mod container_spec;
+mod container_templates;
 pub mod docker;
 pub mod fixture;
 pub mod format_range;
 pub mod id;
 pub mod mesh;
 pub mod meta;
+pub mod mount;
 pub mod network;
 pub mod node;
+pub mod payload;
 pub mod port;
 pub mod port_labels;
 pub mod pull_auth;
@@ -21,6 +26,7 @@ pub mod secret;
 pub mod serde_helpers;
 pub mod service;
 pub mod task;
+pub mod template;
 pub mod time;
 pub mod unwritten;
 pub mod view;
@@ -28,10 +34,11 @@ pub mod wg_key;
 
 pub use cluster::{Cluster, ClusterSpec, JoinTokens};
 pub use format_range::FormatRange;
-pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
+pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use meta::Meta;
 pub use network::{Network, NetworkSpec};
 pub use node::{Availability, Node, NodeSpec, NodeState, Role};
+pub use payload::{ClusterConfig, ClusterSecret, Payload, PayloadId, PayloadKeys};
 pub use port::{IpFamily, ListeningPort, Listens, PortConfig, Protocol, PublishMode};
 pub use pull_auth::PullAuth;
 pub use secret::Secret;

@@ -8,7 +8,7 @@ use super::round_scope::ScopeTracker;
 use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, reaper, scheduler};
+use super::{feature_level, orchestrator, payload_keys, reaper, scheduler};
 use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
@@ -49,6 +49,8 @@ impl RoundPlanner {
         let mut draft = TransactionDraft::new(store, now, BATCH);
         draft.add("dispatcher", reports);
         draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
+        let vault = self.settings.vault.as_deref();
+        draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("orchestrator", orchestrator::plan(draft.state(), now, &mut self.rng, &self.settings));
         scope.add_changes(store, draft.state());
         draft.add("allocator", allocator::plan(draft.state(), now, &mut self.quarantine, &scope));

@@ -4,7 +4,7 @@
 //! has the option `ndots`, even `ndots:0` (engine 20.10). So a task gets `ndots` only where it is of use and our names are found
 //! all the same: its spec has search domains, and `NAME.DOMAIN` is a name of ours then.
 
-use super::task::DnsConfig;
+use super::container_spec::DnsConfig;
 
 /// Given to a task whose spec has no other option. The engine takes the host's options, `ndots` among them, for a container
 /// that has none of its own. With this one glibc accepts 1200 bytes over UDP instead of 512; other resolvers ignore it.

@@ -17,7 +17,7 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{Replica, StartedReplica};
-use crate::manager::{self, ApplyOutcome, LeaderHealth, Proposer, SessionId, Sessions};
+use crate::manager::{self, ApplyOutcome, LeaderHealth, ManagerSettings, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView};
 use crate::protocol::{ToManager, ToNode};
@@ -191,7 +191,7 @@ impl ManagerServices {
         let unless_started = stop.clone().drop_guard();
         let (env, membership) = (&self.env, self.membership.get());
         let me = &membership.node_id;
-        let settings = manager_settings(&env.settings);
+        let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));

@@ -8,6 +8,7 @@ mod certificates;
 mod life;
 mod managers;
 mod network;
+mod payloads;
 mod secrets;
 mod socket;
 mod start;

@@ -1,6 +1,6 @@
 //! Events between two states of the store, in the real server's words. Pure.
 
-use crate::model::{Network, Node, NodeState, Service, Timestamp};
+use crate::model::{ClusterConfig, ClusterSecret, Network, Node, NodeState, Service, Timestamp};
 use crate::store::{ChangedObject, Store, StoreObject, changed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// A change of an object that users see.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SwarmEvent {
-    /// `node`, `network` or `service`.
+    /// `node`, `network`, `service`, `secret` or `config`.
     pub kind: &'static str,
     /// `create`, `update` or `remove`.
     pub action: &'static str,
@@ -81,11 +81,33 @@ impl Observed for Service {
     }
 }
 
+impl Observed for ClusterSecret {
+    const WORD: &'static str = "secret";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+impl Observed for ClusterConfig {
+    const WORD: &'static str = "config";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
 /// The events that lead from one state to the other, in the order of their times; `now` is that of removals.
 pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
     let mut all = changes_of::<Node>(before, after, now);
     all.extend(changes_of::<Network>(before, after, now));
     all.extend(changes_of::<Service>(before, after, now));
+    all.extend(changes_of::<ClusterSecret>(before, after, now));
+    all.extend(changes_of::<ClusterConfig>(before, after, now));
     all.sort_by_key(|event| event.at);
     all
 }
@@ -124,6 +146,7 @@ fn event<T: Observed>(object: &T, action: &'static str, mut attributes: BTreeMap
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::payload::{PayloadSpec, SealedData};
     use crate::model::service::{Endpoint, Replicated, ServiceMode};
     use crate::model::{Meta, NetworkSpec, ServiceSpec};
     use crate::store::{Action, Kind, Transaction};
@@ -183,5 +206,8 @@ mod tests {
         assert_eq!(log.write(vec![Action::update(removing)]), ["network remove back {\"name\": \"back\"} at 99"]);
         let gone = vec![Action::Remove(Kind::Network, "back".into()), Action::Remove(Kind::Service, "web".into())];
         assert_eq!(log.write(gone), ["service remove web {\"name\": \"web\"} at 99"], "the network was removed before");
+        let spec = PayloadSpec { name: "tok".to_owned(), ..PayloadSpec::default() };
+        let secret = ClusterSecret { id: "s1".into(), meta: Meta::default(), spec, data: SealedData::default() };
+        assert_eq!(log.write(vec![Action::create(secret)]), ["secret create s1 {\"name\": \"tok\"} at 7"]);
     }
 }

@@ -12,7 +12,7 @@ use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{Meta, PullAuth, Service, ServiceId};
+use crate::model::{Meta, PayloadId, PullAuth, Service, ServiceId};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -67,6 +67,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
+    validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
@@ -109,8 +110,8 @@ fn posted_pull_auth(request: &ApiRequest, store: &Store) -> Result<Option<PullAu
     Ok(auth)
 }
 
-/// What other requests must not take away before the spec is written: its networks exist, `ingress` included, and its ports are
-/// free. `own` is the id of the service itself on an update.
+/// What other requests must not take away before the spec is written: its networks exist, `ingress` included, its secrets and configs
+/// too, and its ports are free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
     let attached = spec.task_template.networks.iter().map(|n| n.target.as_str());
     let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.as_str());
@@ -125,7 +126,11 @@ fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec
     let entries = sources_of(spec) as u64;
     // A service that adds none is not refused for what others have.
     let lists = (entries > 0).then(|| Condition::AllowListsFit { entries, except: own.cloned() });
-    networks.chain(ports).chain(lists).collect()
+    let payloads = spec.task_template.container_spec.payloads().map(|payload| match payload {
+        PayloadId::Secret(id) => Condition::present(Kind::ClusterSecret, &id),
+        PayloadId::Config(id) => Condition::present(Kind::ClusterConfig, &id),
+    });
+    networks.chain(ports).chain(payloads).chain(lists).collect()
 }
 
 /// Replaces names of networks by their ids.
@@ -183,6 +188,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     };
     let pull_auth = posted_pull_auth(request, &store)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
+    validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
     if spec.name != stored.spec.name {

@@ -37,7 +37,7 @@ pub(super) fn compare(tasks: &[&Arc<Task>], held: impl Fn(&Task) -> bool, has: O
         let task = if same { Arc::clone(t) } else { Arc::new(Task { desired_state: shown(t), ..Task::clone(t) }) };
         (t.id.clone(), task)
     };
-    let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect() });
+    let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect(), ..Tasks::default() });
     if same_list { TaskListChange::Echo(tasks) } else { TaskListChange::Orders(tasks) }
 }
 
