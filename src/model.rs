@@ -5,6 +5,7 @@
 //! protocol and the API, so a user gets back exactly what was posted.
 
 pub mod cluster;
+pub mod constraint;
 pub mod container_spec;
 pub mod docker;
 pub mod fixture;
@@ -14,10 +15,12 @@ pub mod mesh;
 pub mod meta;
 pub mod network;
 pub mod node;
+pub mod placement;
 pub mod port;
 pub mod port_labels;
 pub mod pull_auth;
 pub mod resolv_options;
+pub mod resources;
 pub mod secret;
 pub mod serde_helpers;
 pub mod service;
@@ -28,6 +31,7 @@ pub mod view;
 pub mod wg_key;
 
 pub use cluster::{Cluster, ClusterSpec, JoinTokens};
+pub use constraint::Constraint;
 pub use format_range::FormatRange;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use meta::Meta;

@@ -1,9 +1,12 @@
 //! PENDING → ASSIGNED: selects a node for each task. Filters exclude nodes, each with its reason; of the remaining nodes
 //! the least loaded one is selected (spread).
 
+mod eligible;
 mod filter;
 mod load;
 mod spread;
+
+pub use eligible::{Constraints, eligible};
 
 use super::limits::BATCH;
 use crate::model::{Node, NodeId, Task, TaskState, Timestamp};

@@ -2,6 +2,8 @@
 //! task in the same slot.
 
 pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, Mount, Privileges};
+pub use super::placement::{Placement, PlacementPreference, Platform, SpreadOver};
+pub use super::resources::{GenericResource, Reservations, ResourceAmounts, Resources};
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
@@ -115,6 +117,9 @@ pub struct Task {
     /// Its service's, when the task was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_auth: Option<PullAuth>,
+    /// What it has of its node's generic resources, sorted. Written once, by the scheduler.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
 }
 
 /// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
@@ -176,6 +181,15 @@ impl EarlierFailures {
 }
 
 impl Task {
+    /// Message of a task whose node no longer meets the task's constraints or reservations: SwarmKit's words.
+    pub const EVICTED: &str = "task rejected by constraint enforcer";
+
+    /// The managers have taken it from its node because of the node's labels, role or resources. The task did not fail; its
+    /// container may still be running, and its agent stops it.
+    #[must_use]
+    pub fn is_evicted(&self) -> bool {
+        self.status.state == TaskState::Rejected && self.status.message == Self::EVICTED
+    }
     /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]
     pub fn is_backend(&self) -> bool {
@@ -250,7 +264,6 @@ pub struct ContainerStatus {
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
     pub container_spec: ContainerSpec,
-    /// Limits are implemented; the API refuses reservations other than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// The defaults of [`RestartPolicy`] if absent.
@@ -266,55 +279,6 @@ pub struct TaskSpec {
     /// `container`; set on services, not on tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-}
-
-/// Limits and reservations of a task.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Resources {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<ResourceAmounts>,
-    /// Not implemented: the API refuses other amounts than zero.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reservations: Option<ResourceAmounts>,
-}
-
-/// Amounts of resources; zero is no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ResourceAmounts {
-    /// CPUs, in units of 1e-9 CPU.
-    #[serde(rename = "NanoCPUs", skip_serializing_if = "is_zero")]
-    pub nano_cpus: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub memory_bytes: i64,
-    /// Number of processes.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub pids: i64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
-fn is_zero(value: &i64) -> bool {
-    *value == 0
-}
-
-/// Where tasks may run. Constraints and preferences are not implemented: the API refuses them by name.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Placement {
-    /// Platforms that the image was made for, as the client found them; any if empty.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
-    pub platforms: Vec<Platform>,
-}
-
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Platform {
-    /// Docker's name: `amd64`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub architecture: String,
-    #[serde(rename = "OS", skip_serializing_if = "String::is_empty")]
-    pub os: String,
 }
 
 /// A network that the tasks of a service are attached to.

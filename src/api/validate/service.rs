@@ -8,7 +8,7 @@ use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
 use crate::model::port_labels::{ALLOW, MOST_SOURCES, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceSpec};
-use crate::model::task::{ContainerSpec, Healthcheck, ResourceAmounts, TaskSpec};
+use crate::model::task::{ContainerSpec, Healthcheck, TaskSpec};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -222,8 +222,10 @@ pub fn sources_of(spec: &ServiceSpec) -> usize {
 
 fn check_task(task: &TaskSpec) -> Result<()> {
     if let Some(resources) = &task.resources {
-        for amounts in [&resources.limits, &resources.reservations].into_iter().flatten() {
-            check_amounts(amounts)?;
+        let limits = resources.limits.iter().map(|limits| (limits.nano_cpus, limits.memory_bytes));
+        let reserved = resources.reservations.iter().map(|reserved| (reserved.nano_cpus, reserved.memory_bytes));
+        for (nano_cpus, memory_bytes) in limits.chain(reserved) {
+            check_amounts(nano_cpus, memory_bytes)?;
         }
     }
     if let Some(restart) = &task.restart_policy {
@@ -237,14 +239,14 @@ fn check_task(task: &TaskSpec) -> Result<()> {
     check_container(&task.container_spec)
 }
 
-fn check_amounts(amounts: &ResourceAmounts) -> Result<()> {
-    if amounts.nano_cpus != 0 && amounts.nano_cpus < MIN_CPU {
+fn check_amounts(nano_cpus: i64, memory_bytes: i64) -> Result<()> {
+    if nano_cpus != 0 && nano_cpus < MIN_CPU {
         #[expect(clippy::cast_precision_loss, reason = "shown to people")]
-        let cpus = amounts.nano_cpus as f64 / 1e9;
+        let cpus = nano_cpus as f64 / 1e9;
         return Err(ApiError::invalid_argument(format!("invalid cpu value {cpus}: Must be at least 0.001")));
     }
-    if amounts.memory_bytes != 0 && amounts.memory_bytes < MIN_MEMORY {
-        return Err(ApiError::invalid_argument(format!("invalid memory value {}: Must be at least 4MiB", amounts.memory_bytes)));
+    if memory_bytes != 0 && memory_bytes < MIN_MEMORY {
+        return Err(ApiError::invalid_argument(format!("invalid memory value {memory_bytes}: Must be at least 4MiB")));
     }
     Ok(())
 }

@@ -102,7 +102,7 @@ mod tests {
             let node =
                 NodeDescription { architecture: architecture.to_owned(), os: "linux".to_owned(), ..NodeDescription::default() };
             let platform = |(os, arch): &(&str, &str)| Platform { architecture: (*arch).to_owned(), os: (*os).to_owned() };
-            let placement = Some(Placement { platforms: platforms.iter().map(platform).collect() });
+            let placement = Some(Placement { platforms: platforms.iter().map(platform).collect(), ..Placement::default() });
             let spec = TaskSpec { placement, ..TaskSpec::default() };
             assert_eq!(runs_on_platform(&node, &spec), expected, "{architecture} {platforms:?}");
         }
