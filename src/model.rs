@@ -16,6 +16,7 @@ pub mod meta;
 pub mod network;
 pub mod node;
 pub mod placement;
+pub mod placement_labels;
 pub mod port;
 pub mod port_labels;
 pub mod pull_auth;

@@ -13,6 +13,7 @@ pub mod container;
 pub mod deadlines;
 pub mod docker;
 pub mod fake;
+mod generic_env;
 mod private_pull;
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ mod change;
 mod image;
 mod name;
 mod network;
+mod placement;
 mod ports;
 mod pull_auth;
 mod remote;
+mod resources;
 mod service;
 mod swarm;
 

@@ -7,7 +7,7 @@ mod drain_hold;
 mod event;
 mod registered_node;
 mod reports;
-mod store_diff;
+pub(super) mod store_diff;
 mod task_list;
 mod unapplied_views;
 mod view;

@@ -3,9 +3,10 @@
 
 use super::allocator::{self, QuarantinedAddresses};
 use super::lowest_applied::LowestApplied;
+use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, reaper, scheduler};
+use super::{feature_level, orchestrator, reaper};
 use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
@@ -22,6 +23,7 @@ pub struct RoundPlanner {
     settings: ManagerSettings,
     rng: StdRng,
     quarantine: QuarantinedAddresses,
+    scheduler: Scheduler,
     limits: TransactionLimits,
     /// Before this time no round has anything to do unless the store changes.
     wake: Timestamp,
@@ -31,7 +33,14 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        Self { settings, rng, quarantine, limits: TransactionLimits::default(), wake: Timestamp::default() }
+        Self {
+            settings,
+            rng,
+            quarantine,
+            scheduler: Scheduler::default(),
+            limits: TransactionLimits::default(),
+            wake: Timestamp::default(),
+        }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -41,9 +50,11 @@ impl RoundPlanner {
         let mut draft = TransactionDraft { scratch: Cow::Borrowed(store), now, writes: BTreeMap::new(), order: Vec::new() };
         draft.add("dispatcher", reports);
         draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
+        // Before the orchestrator, so that a successor is made in the same round.
+        draft.add("constraint enforcer", self.scheduler.enforce(&draft.scratch, now));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
-        draft.add("scheduler", scheduler::plan(&draft.scratch, now));
+        draft.add("scheduler", self.scheduler.plan(&draft.scratch, now));
         draft.add("reaper", reaper::plan(&draft.scratch, now, &self.settings));
         let actions = self.limits.fit(store, draft.finish(store), now);
         if actions.is_empty() {

@@ -1,7 +1,7 @@
 //! Constraints of a placement: `node.labels.zone==a`, `node.role!=manager`. SwarmKit's rules: the whole value is compared, without
 //! regard to case and without patterns; keys of labels are case-sensitive; an absent label is empty.
 
-use super::Node;
+use super::{Node, TaskSpec};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -130,6 +130,28 @@ impl Constraint {
     }
 }
 
+/// The parsed constraints of a spec, for many nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Constraints {
+    /// `None`: one cannot be parsed, so that no node meets it. The API does not take such a spec.
+    parsed: Option<Vec<Constraint>>,
+}
+
+impl Constraints {
+    /// Parses the constraints of a spec.
+    #[must_use]
+    pub fn of(spec: &TaskSpec) -> Self {
+        let all = spec.placement.iter().flat_map(|placement| &placement.constraints);
+        Self { parsed: all.map(|text| Constraint::parse(text).ok()).collect() }
+    }
+
+    /// Whether the node meets all of them. Its state, availability and free resources are not looked at.
+    #[must_use]
+    pub fn are_met_by(&self, node: &Node) -> bool {
+        self.parsed.as_ref().is_some_and(|all| all.iter().all(|constraint| constraint.is_met_by(node)))
+    }
+}
+
 /// The label that a spread descriptor names, and the node's value for it: empty if the node does not have the label. `None` if the
 /// descriptor names none.
 #[must_use]
@@ -147,6 +169,7 @@ mod tests {
     use super::super::fixture;
     use super::*;
     use crate::model::node::ManagerStatus;
+    use crate::model::task::Placement;
 
     fn node() -> Node {
         let mut node = fixture::node("N1id");
@@ -252,6 +275,20 @@ mod tests {
         for fine in ["node.ip!=10.0.0.0/8", "node.role!=boss", "node.id==x", "engine.labels.x==y"] {
             assert_eq!(Constraint::parse(fine).unwrap().impossible(), None, "{fine}");
         }
+    }
+
+    #[test]
+    fn all_constraints_of_a_spec_must_be_met() {
+        let node = fixture::node("n1");
+        let met = |constraints: &[&str]| {
+            let constraints = constraints.iter().map(|c| (*c).to_owned()).collect();
+            let placement = Some(Placement { constraints, ..Placement::default() });
+            Constraints::of(&TaskSpec { placement, ..TaskSpec::default() }).are_met_by(&node)
+        };
+        assert!(Constraints::of(&TaskSpec::default()).are_met_by(&node));
+        assert!(met(&["node.id==n1", "node.role==worker"]));
+        assert!(!met(&["node.id==n1", "node.role==manager"]));
+        assert!(!met(&["node.id"]), "what cannot be parsed is met by no node");
     }
 
     #[test]

@@ -83,6 +83,11 @@ impl GenericResource {
         let discrete = DiscreteResource { kind: kind.to_owned(), value };
         Self { named_resource_spec: None, discrete_resource_spec: Some(discrete) }
     }
+    /// About the bytes that it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        16 + self.kind().len() + self.named_resource_spec.as_ref().map_or(0, |named| named.value.len())
+    }
     /// Empty if neither field is set.
     #[must_use]
     pub fn kind(&self) -> &str {

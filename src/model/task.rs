@@ -184,11 +184,25 @@ impl Task {
     /// Message of a task whose node no longer meets the task's constraints or reservations: SwarmKit's words.
     pub const EVICTED: &str = "task rejected by constraint enforcer";
 
-    /// The managers have taken it from its node because of the node's labels, role or resources. The task did not fail; its
-    /// container may still be running, and its agent stops it.
+    /// The managers have taken it from its node because of the node's labels, role or resources. The task did not fail: this is a
+    /// move. Its observed state is what its node observes until it has stopped; then, and for users from the beginning, it is
+    /// Rejected, as in Swarm.
     #[must_use]
     pub fn is_evicted(&self) -> bool {
-        self.status.state == TaskState::Rejected && self.status.message == Self::EVICTED
+        self.status.message == Self::EVICTED
+    }
+    /// What a report of its node makes of its status: one that is evicted keeps its message and error.
+    #[must_use]
+    pub fn status_by_report(&self, reported: &TaskStatus) -> TaskStatus {
+        let mut status = reported.clone();
+        if self.is_evicted() {
+            status.message.clone_from(&self.status.message);
+            status.err.clone_from(&self.status.err);
+            if status.state.is_final() {
+                status.state = TaskState::Rejected;
+            }
+        }
+        status
     }
     /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]

@@ -10,6 +10,7 @@ mod events;
 mod fixture;
 mod membership;
 mod networks;
+mod node_updates;
 mod proxy;
 pub mod recorded_store;
 mod recording_engine;

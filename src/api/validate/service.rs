@@ -1,7 +1,7 @@
 //! Services as posted: from JSON to a spec, and what is refused on the way.
 
 use super::name::object_name;
-use super::{image, ports};
+use super::{image, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
@@ -12,10 +12,6 @@ use crate::model::task::{ContainerSpec, Healthcheck, TaskSpec};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Smallest CPU share in resources, in units of 1e-9 CPUs.
-const MIN_CPU: i64 = 1_000_000;
-/// Smallest memory size in resources, in bytes.
-const MIN_MEMORY: i64 = 4 << 20;
 /// Shortest time in a health check that is not zero: 1 ms.
 const MIN_HEALTH: Nanos = Nanos(1_000_000);
 
@@ -60,6 +56,7 @@ fn convert(posted: &Value) -> Result<()> {
     if posted["Mode"].as_object().is_some_and(|mode| mode.len() > 1) {
         return Err(ApiError::bad("must specify only one service mode"));
     }
+    placement::refuse_limit_of_global(posted)?;
     let one_of = |value: &Value, known: &[&str], what: &str| match value.as_str() {
         Some(text) if !text.is_empty() && !known.contains(&text.to_ascii_lowercase().as_str()) => {
             Err(ApiError::bad(format!("{what}{}", if what.ends_with(": ") { quote(text) } else { text.to_owned() })))
@@ -102,6 +99,7 @@ fn normalize(posted: &mut Value) -> Result<()> {
     if let Some(restart) = task.get_mut("RestartPolicy") {
         lowercase(restart, "Condition");
     }
+    placement::normalize(task);
     let Some(container) = task.get_mut("ContainerSpec") else { return Ok(()) };
     let isolation = container["Isolation"].as_str().unwrap_or_default().to_ascii_lowercase();
     if isolation == "process" || isolation == "hyperv" {
@@ -182,6 +180,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 pub fn service(spec: &ServiceSpec) -> Result<()> {
     object_name(&spec.name)?;
     check_task(&spec.task_template)?;
+    placement::check(spec)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
@@ -221,13 +220,7 @@ pub fn sources_of(spec: &ServiceSpec) -> usize {
 }
 
 fn check_task(task: &TaskSpec) -> Result<()> {
-    if let Some(resources) = &task.resources {
-        let limits = resources.limits.iter().map(|limits| (limits.nano_cpus, limits.memory_bytes));
-        let reserved = resources.reservations.iter().map(|reserved| (reserved.nano_cpus, reserved.memory_bytes));
-        for (nano_cpus, memory_bytes) in limits.chain(reserved) {
-            check_amounts(nano_cpus, memory_bytes)?;
-        }
-    }
+    task.resources.as_ref().map_or(Ok(()), resources::check)?;
     if let Some(restart) = &task.restart_policy {
         if restart.delay.is_some_and(|d| d.0 < 0) {
             return Err(ApiError::invalid_argument("TaskSpec: restart-delay cannot be negative"));
@@ -237,18 +230,6 @@ fn check_task(task: &TaskSpec) -> Result<()> {
         }
     }
     check_container(&task.container_spec)
-}
-
-fn check_amounts(nano_cpus: i64, memory_bytes: i64) -> Result<()> {
-    if nano_cpus != 0 && nano_cpus < MIN_CPU {
-        #[expect(clippy::cast_precision_loss, reason = "shown to people")]
-        let cpus = nano_cpus as f64 / 1e9;
-        return Err(ApiError::invalid_argument(format!("invalid cpu value {cpus}: Must be at least 0.001")));
-    }
-    if memory_bytes != 0 && memory_bytes < MIN_MEMORY {
-        return Err(ApiError::invalid_argument(format!("invalid memory value {memory_bytes}: Must be at least 4MiB")));
-    }
-    Ok(())
 }
 
 fn check_container(spec: &ContainerSpec) -> Result<()> {

@@ -33,7 +33,7 @@ impl Dispatcher {
             }
             // Both in one action: a transaction writes a task once.
             Some(Action::update(Task {
-                status: status.map_or_else(|| task.status.clone(), |(_, status)| status.clone()),
+                status: status.map_or_else(|| task.status.clone(), |(_, status)| task.status_by_report(status)),
                 listens: listens.map_or_else(|| task.listens.clone(), |(_, ports)| ports.clone()),
                 ..task.clone()
             }))
@@ -156,6 +156,8 @@ fn is_new_listening(task: &Task, node: &NodeId, ports: &[ListeningPort]) -> bool
 /// True if the task belongs to the node, the state does not go back, and the status differs from the stored one.
 fn is_new_status(task: &Task, node: &NodeId, status: &TaskStatus) -> bool {
     let is_later = status.state > task.status.state
-        || (status.state == task.status.state && status.timestamp >= task.status.timestamp && *status != task.status);
+        || (status.state == task.status.state
+            && status.timestamp >= task.status.timestamp
+            && task.status_by_report(status) != task.status);
     task.node_id.as_ref() == Some(node) && is_later
 }

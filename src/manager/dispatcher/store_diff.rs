@@ -5,7 +5,10 @@ use crate::store::{Store, StoreObject};
 use std::cmp::Ordering;
 
 /// The objects of a kind that were created, changed or removed, as (before, after), by id.
-pub(super) fn changed<'a, T: StoreObject>(before: &'a Store, after: &'a Store) -> Vec<(Option<&'a T>, Option<&'a T>)> {
+pub(in crate::manager) fn changed<'a, T: StoreObject>(
+    before: &'a Store,
+    after: &'a Store,
+) -> Vec<(Option<&'a T>, Option<&'a T>)> {
     let (mut was, mut is) = (before.all::<T>().peekable(), after.all::<T>().peekable());
     let mut out = Vec::new();
     loop {
