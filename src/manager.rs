@@ -26,6 +26,7 @@ pub mod lowest_applied;
 pub mod node_allocation;
 pub mod orchestrator;
 mod outboxes;
+mod payload_keys;
 pub mod reaper;
 pub mod replica;
 pub mod round;

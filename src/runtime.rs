@@ -9,12 +9,16 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod api_needs;
 pub mod container;
 pub mod deadlines;
 pub mod docker;
 pub mod fake;
 mod generic_env;
+pub mod mounts;
 mod private_pull;
+mod security;
+pub mod task_files;
 
 #[cfg(test)]
 mod container_tests;
@@ -23,6 +27,7 @@ mod private_pull_tests;
 
 pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
+pub use task_files::{FileMount, FilePlan, TaskFiles};
 
 /// Label with the id of the node that a container belongs to.
 pub const LABEL_NODE: &str = "com.docker.swarm.node.id";
@@ -189,6 +194,8 @@ pub struct ContainerPlan {
     pub engine_socket: PathBuf,
     /// `None` leaves the mounts as they are.
     pub skep_socket: Option<PathBuf>,
+    /// Its secrets and configs.
+    pub files: Vec<FileMount>,
 }
 
 /// A change of a container, which should be inspected again.

@@ -311,6 +311,10 @@ impl Settings {
     pub fn driver_socket(&self) -> PathBuf {
         self.plugin_dir.join("skep.sock")
     }
+    /// Secrets and configs of the node's tasks.
+    pub fn task_files(&self) -> PathBuf {
+        self.run_dir.join("files")
+    }
     /// Pin of the mesh namespace.
     pub fn mesh_pin(&self) -> PathBuf {
         self.run_dir.join("mesh")

@@ -1,5 +1,5 @@
 //! Identities: the root CA, node certificates and when to renew them, join tokens, the proof that a
-//! joiner has its tunnel's key, and the files of a node's identity. Pure
+//! joiner has its tunnel's key, the encryption of secrets and configs, and the files of a node's identity. Pure
 //! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
 //! managers decide that).
 
@@ -9,6 +9,7 @@ mod identity;
 mod key_possession;
 mod name;
 mod renewal;
+mod sealing;
 mod token;
 
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
@@ -17,6 +18,7 @@ pub use identity::Identity;
 pub use key_possession::{AwaitedProof, NotProved, TunnelKey, has_low_order};
 pub use name::NodeName;
 pub use renewal::{Remaining, Validity};
+pub use sealing::{DataKey, PayloadVault, SealError};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 
 /// Why a key, a certificate or a request is not accepted.

@@ -14,6 +14,8 @@ pub struct AgentConfig {
     pub engine_socket: PathBuf,
     /// … it is replaced by this one. `None` leaves such mounts unchanged.
     pub skep_socket: Option<PathBuf>,
+    /// Directory of the files that tasks get, in memory; of this agent alone.
+    pub files: PathBuf,
     /// Current MTU of the overlay in bytes.
     pub mtu: watch::Receiver<u32>,
     /// Containers and networks of skep that no view of this run has named are kept this long after the first view, which
@@ -28,7 +30,13 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// The defaults: grace of 10 s, 16 calls, 4 pulls.
     #[must_use]
-    pub fn new(me: NodeId, engine_socket: PathBuf, skep_socket: Option<PathBuf>, mtu: watch::Receiver<u32>) -> Self {
-        Self { me, engine_socket, skep_socket, mtu, unassigned_grace: Duration::from_secs(10), steps: 16, pulls: 4 }
+    pub fn new(
+        me: NodeId,
+        engine_socket: PathBuf,
+        skep_socket: Option<PathBuf>,
+        files: PathBuf,
+        mtu: watch::Receiver<u32>,
+    ) -> Self {
+        Self { me, engine_socket, skep_socket, files, mtu, unassigned_grace: Duration::from_secs(10), steps: 16, pulls: 4 }
     }
 }

@@ -5,9 +5,12 @@
 use super::plan::{self, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{
-    NetworkId, NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart,
+    NetworkId, NodeId, NodeView, Payload, PayloadId, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    view::NetworkPart,
 };
-use crate::runtime::{Container, ContainerPlan, ContainerState, EngineError, Health, LocalNetwork, NetworkPlan};
+use crate::runtime::{
+    Container, ContainerPlan, ContainerState, EngineError, FilePlan, Health, LocalNetwork, NetworkPlan, task_files,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +60,8 @@ pub enum Effect {
     ListNetworks(u64),
     /// Remove a network from the engine, by the engine's id.
     RemoveNetwork(String),
+    /// Remove the files of all tasks but these; only these may be written any.
+    KeepFiles(BTreeSet<TaskId>),
     /// Send an [`Event::Tick`] at this time.
     Wake(Timestamp),
     /// The view of this revision is acted on.
@@ -78,6 +83,8 @@ pub enum Job {
     Fetch(String, Option<PullAuth>),
     /// Create these networks.
     Connect(Vec<NetworkPlan>),
+    /// Write the task's secrets and configs.
+    Files(Box<FilePlan>),
     Create(Box<ContainerPlan>),
     /// Start this container, by the engine's id.
     Start(String, Box<ContainerPlan>),
@@ -93,6 +100,7 @@ pub struct CoreConfig {
     pub me: NodeId,
     pub engine_socket: PathBuf,
     pub skep_socket: Option<PathBuf>,
+    pub files: PathBuf,
     pub unassigned_grace: Duration,
 }
 
@@ -111,6 +119,7 @@ pub struct Core {
     config: CoreConfig,
     mtu: u32,
     tasks: BTreeMap<TaskId, Task>,
+    payloads: BTreeMap<PayloadId, Arc<Payload>>,
     networks: BTreeMap<NetworkId, NetworkPart>,
     view: Option<Revision>,
     /// Containers of unknown tasks and unused networks are removed from this time on; set by the first view.
@@ -130,6 +139,8 @@ pub struct Core {
     list_again: TaskRecord,
     /// The loss of the engine is logged.
     loss_logged: bool,
+    /// Tasks whose files are kept; `None`: what an earlier run has left is not removed yet.
+    kept_files: Option<BTreeSet<TaskId>>,
     number: u64,
 }
 
@@ -141,6 +152,7 @@ impl Core {
             config,
             mtu: 0,
             tasks: BTreeMap::new(),
+            payloads: BTreeMap::new(),
             networks: BTreeMap::new(),
             view: None,
             remove_unassigned_from: Timestamp(i64::MAX),
@@ -153,6 +165,7 @@ impl Core {
             list_once_more: false,
             list_again: TaskRecord::default(),
             loss_logged: false,
+            kept_files: None,
             number: 0,
         }
     }
@@ -261,10 +274,12 @@ impl Core {
         }
         self.view = Some(view.revision);
         self.tasks.clone_from(&view.tasks.by_id);
+        self.payloads.clone_from(&view.tasks.payloads);
         self.networks.clone_from(&view.networks.by_id);
         for (id, task) in &mut self.tasks {
             let record = self.records.entry(id.clone()).or_default();
             record.assigned = true;
+            record.missing = task_files::missing(task, &view.tasks.payloads);
             record.desired = record.desired.max(task.desired_state);
             task.desired_state = record.desired;
             // Reported by an earlier run, or a final state set by the managers.
@@ -375,6 +390,7 @@ impl Core {
                 match kind {
                     StepKind::Fetch => record.fetched = true,
                     StepKind::Connect => record.connected = true,
+                    StepKind::Files => record.files = true,
                     _ => {}
                 }
                 container = made.or(container);
@@ -431,6 +447,7 @@ impl Core {
         if !self.up {
             return effects.extend(self.list_again.retry_at.map(Effect::Wake));
         }
+        self.keep_files(effects);
         let mut wake: Option<Timestamp> = None;
         let mut sooner = |at: Timestamp| wake = Some(wake.map_or(at, |w: Timestamp| w.min(at)));
         for step in plan::plan(&self.tasks, &self.containers, &self.records, self.remove_unassigned_from, now) {
@@ -479,6 +496,22 @@ impl Core {
         effects.push(Effect::Applied(revision));
     }
 
+    /// Files are there from before a task's container is created until it can never start again. A container that runs keeps its
+    /// files when they are removed.
+    fn keep_files(&mut self, effects: &mut Vec<Effect>) {
+        let is_kept = |(id, task): &(&TaskId, &Task)| {
+            let record = self.records.get(*id);
+            let can_start = task.desired_state <= TaskState::Running && !record.is_some_and(|r| r.status.state.is_final());
+            let is_busy = record.is_some_and(|r| r.busy.is_some());
+            task.spec.container_spec.payloads().next().is_some() && (can_start || is_busy)
+        };
+        let keep: BTreeSet<TaskId> = self.tasks.iter().filter(is_kept).map(|(id, _)| id.clone()).collect();
+        if self.kept_files.as_ref() != Some(&keep) {
+            self.kept_files = Some(keep.clone());
+            effects.push(Effect::KeepFiles(keep));
+        }
+    }
+
     /// Drops the records of tasks that have neither an assignment, nor a container, nor a step in flight.
     fn drop_records(&mut self) {
         let (tasks, containers) = (&self.tasks, &self.containers);
@@ -511,6 +544,12 @@ impl Core {
                 }
                 Job::Connect(networks)
             }
+            StepKind::Files => {
+                let task = task?.clone();
+                let needed = task.spec.container_spec.payloads();
+                let payloads = needed.filter_map(|id| Some((id.clone(), self.payloads.get(&id)?.clone()))).collect();
+                Job::Files(Box::new(FilePlan { task, payloads }))
+            }
             StepKind::Create => Job::Create(Box::new(self.container_plan(task?)?)),
             StepKind::Start => Job::Start(container()?, Box::new(self.container_plan(task?)?)),
             StepKind::Stop => Job::Stop(container()?, task.map(|t| t.spec.container_spec.stop_grace())),
@@ -526,6 +565,7 @@ impl Core {
             node_id: self.config.me.clone(),
             engine_socket: self.config.engine_socket.clone(),
             skep_socket: self.config.skep_socket.clone(),
+            files: task_files::file_mounts(&self.config.files, task),
         })
     }
 

@@ -4,8 +4,9 @@ use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::plan::TaskStep;
 use super::testing::{ME, at, network, on_network, task, view};
 use crate::model::task::Mount;
-use crate::model::{NetworkId, NodeId, Task, TaskId, TaskState};
+use crate::model::{NetworkId, NodeId, NodeView, Payload, PayloadId, Task, TaskId, TaskState};
 use crate::runtime::{Container, ContainerState, EngineError, Health, LocalNetwork};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn core() -> Core {
@@ -13,6 +14,7 @@ fn core() -> Core {
         me: NodeId::from(ME),
         engine_socket: "/run/docker.sock".into(),
         skep_socket: None,
+        files: "/run/skep/files".into(),
         unassigned_grace: Duration::from_secs(10),
     })
 }
@@ -25,6 +27,7 @@ fn text(effects: &[Effect]) -> String {
             Job::Connect(networks) => {
                 format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
             }
+            Job::Files(plan) => format!("{number}: files of {} from {} payloads", plan.task.id, plan.payloads.len()),
             Job::Create(plan) => format!("{number}: create {}", plan.task.container_name()),
             Job::Start(id, _) => format!("{number}: start {id}"),
             Job::Stop(id, grace) => format!("{number}: stop {id} {grace:?}"),
@@ -32,9 +35,12 @@ fn text(effects: &[Effect]) -> String {
         },
         Effect::Applied(revision) => format!("applied {}", revision.index),
         Effect::Wake(at) => format!("wake {}", at.0 / 1_000_000_000),
+        Effect::KeepFiles(tasks) => format!("keep files of {tasks:?}"),
         other => format!("{other:?}"),
     };
-    effects.iter().map(line).collect::<Vec<_>>().join("\n")
+    // The order to remove what an earlier run has left is in every first answer.
+    let is_shown = |effect: &&Effect| !matches!(effect, Effect::KeepFiles(tasks) if tasks.is_empty());
+    effects.iter().filter(is_shown).map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[track_caller]
@@ -114,6 +120,75 @@ fn a_task_from_assignment_to_removal() {
     check(&core.handle(at(30), Event::Inspected(11, "c1".into(), Ok(None))), "applied 8");
 }
 
+/// A view with one task that names the secret `s`, which the view has or has not.
+fn view_with_secret(index: u64, has: bool) -> Arc<NodeView> {
+    let mut t = task("t1");
+    let secret = r#"[{"SecretID":"s","SecretName":"token","File":{"Name":"tok"}}]"#;
+    t.spec.container_spec.secrets = serde_json::from_str(secret).expect("a reference");
+    let mut view = view(index, &[t], &[]);
+    if has {
+        let payload = Payload { data: "eA==".into(), templating: None };
+        Arc::make_mut(&mut Arc::make_mut(&mut view).tasks).payloads.insert(PayloadId::Secret("s".into()), Arc::new(payload));
+    }
+    view
+}
+
+#[test]
+fn a_task_waits_for_its_secrets_and_has_its_files_before_its_container() {
+    let mut core = core();
+    core.handle(at(0), Event::View(view_with_secret(1, false)));
+    core.handle(at(0), Event::EngineBack);
+    check(
+        &core.handle(at(20), Event::Listed(1, Ok((vec![], vec![])))),
+        "keep files of {t1}\nreport t1 accepted \"accepted\"\nreport t1 preparing \"preparing\"\n2: fetch web:1 for t1\napplied 1",
+    );
+    let waits = r#"report t1 preparing "preparing" err "waits for secret token: the managers have not sent it yet""#;
+    check(&core.handle(at(20), Event::Done("t1".into(), 2, Ok(None))), &format!("{waits}\napplied 1"));
+    check(&core.handle(at(21), Event::Tick), "applied 1");
+    check(&core.handle(at(22), Event::View(view_with_secret(2, true))), "3: files of t1 from 1 payloads\napplied 2");
+    let effects = core.handle(at(22), Event::Done("t1".into(), 3, Ok(None)));
+    check(&effects, "4: create web.1.t1\napplied 2");
+    let Some(Effect::Run(_, _, Job::Create(plan))) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(plan.files[0].source.to_str(), Some("/run/skep/files/t1/0"));
+    assert_eq!(plan.files[0].target, "/run/secrets/tok");
+    core.handle(at(22), Event::Done("t1".into(), 4, Ok(Some("c1".into()))));
+    // A restart of the agent finds the container, and knows no secret before the managers answer.
+    let created = container("c1", "t1", ContainerState::Created);
+    let restarted = |has: bool| {
+        let mut core = self::core();
+        core.handle(at(0), Event::View(view_with_secret(1, has)));
+        core.handle(at(0), Event::EngineBack);
+        text(&core.handle(at(20), Event::Listed(1, Ok((vec![created.clone()], Vec::new())))))
+    };
+    assert!(restarted(false).contains("err \"waits for secret token"), "{}", restarted(false));
+    assert!(restarted(true).contains("2: files of t1 from 1 payloads"), "{}", restarted(true));
+}
+
+#[test]
+fn files_are_removed_when_their_task_has_ended() {
+    let mut core = core();
+    core.handle(at(0), Event::View(view_with_secret(1, false)));
+    core.handle(at(0), Event::EngineBack);
+    let running = container("c1", "t1", ContainerState::Running);
+    let effects = core.handle(at(20), Event::Listed(1, Ok((vec![running], Vec::new()))));
+    assert!(text(&effects).starts_with("keep files of {t1}"), "{}", text(&effects));
+    inspected(&mut core, 5, container("c1", "t1", ContainerState::Exited));
+    let after = core.handle(at(30), Event::Tick);
+    assert!(after.contains(&Effect::KeepFiles(std::collections::BTreeSet::new())), "{}", text(&after));
+}
+
+#[test]
+fn a_secret_that_cannot_be_made_rejects_the_task() {
+    let mut core = core();
+    core.handle(at(0), Event::View(view_with_secret(1, true)));
+    core.handle(at(0), Event::EngineBack);
+    core.handle(at(20), Event::Listed(1, Ok((vec![], vec![]))));
+    core.handle(at(20), Event::Done("t1".into(), 2, Ok(None)));
+    let refused = EngineError::Refused("secret token cannot be made: unrecognized template type: x".into());
+    let effects = core.handle(at(20), Event::Done("t1".into(), 3, Err(refused)));
+    assert!(text(&effects).contains("rejected \"preparing\" err \"secret token cannot be made"), "{}", text(&effects));
+}
+
 #[test]
 fn a_task_that_ends_with_0_is_complete() {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Running)]);
@@ -150,7 +225,7 @@ fn mounts_that_cannot_be_are_refused_before_anything_is_pulled() {
     for (kind, source, target, error) in cases {
         let mut t = task("t1");
         t.spec.container_spec.mounts =
-            vec![Mount { kind: kind.into(), source: source.into(), target: target.into(), read_only: false }];
+            vec![Mount { kind: kind.into(), source: source.into(), target: target.into(), ..Mount::default() }];
         let mut core = core();
         core.handle(at(0), Event::View(view(1, &[t], &[])));
         core.handle(at(0), Event::EngineBack);

@@ -3,7 +3,7 @@
 
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{PortConfig, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
-use crate::runtime::container::mount_error;
+use crate::runtime::mounts::mount_error;
 use crate::runtime::{Container, ContainerState, Health};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -178,6 +178,11 @@ impl TaskPlanner<'_> {
             StepKind::Fetch
         } else if self.wants_networks() {
             StepKind::Connect
+        } else if self.wants_files() {
+            if let Some(missing) = &self.record.missing {
+                return self.wait_for(missing);
+            }
+            StepKind::Files
         } else {
             StepKind::Create
         });
@@ -208,6 +213,13 @@ impl TaskPlanner<'_> {
         if self.wants_networks() {
             return self.run(StepKind::Connect);
         }
+        // They are in memory: a restart of the node has removed them.
+        if self.wants_files() {
+            match &self.record.missing {
+                Some(missing) => return self.wait_for(missing),
+                None => return self.run(StepKind::Files),
+            }
+        }
         self.reach(TaskState::Starting, "starting");
         self.run(StepKind::Start);
     }
@@ -219,6 +231,19 @@ impl TaskPlanner<'_> {
             Some(at) => format!("failed {count} times in a row: starts at {}", at.to_rfc3339()),
             None => String::new(),
         }
+    }
+
+    /// Reports once what the task waits for.
+    fn wait_for(&mut self, missing: &str) {
+        let err = format!("waits for {missing}: the managers have not sent it yet");
+        if self.status.err != err {
+            let (state, message) = (self.status.state, self.status.message.clone());
+            self.report(state, &message, &err);
+        }
+    }
+
+    fn wants_files(&self) -> bool {
+        !self.record.files && self.task.spec.container_spec.payloads().next().is_some()
     }
 
     fn wants_networks(&self) -> bool {
@@ -257,7 +282,7 @@ impl TaskPlanner<'_> {
         let cause = if self.record.unhealthy {
             "dockerexec: unhealthy container".to_owned()
         } else if container.oom_killed {
-            format!("out of record{}{}", if container.error.is_empty() { "" } else { ": " }, container.error)
+            format!("out of memory{}{}", if container.error.is_empty() { "" } else { ": " }, container.error)
         } else {
             container.error.clone()
         };

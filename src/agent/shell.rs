@@ -5,14 +5,17 @@ use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::task_record::RETRY;
 use crate::clock::Clock;
-use crate::model::{NodeId, NodeView, Revision, TaskId, TaskState, TaskStatus, Timestamp};
-use crate::runtime::{ContainerEvent, Engine, EngineError, deadlines};
+use crate::model::node::NodeDescription;
+use crate::model::template::TemplateContext;
+use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::runtime::mounts::mount_error;
+use crate::runtime::{ContainerEvent, Engine, EngineError, FilePlan, TaskFiles, deadlines};
 use crate::sync::replace_if_changed;
 use futures_util::{Stream, StreamExt as _};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +115,7 @@ impl AgentShell {
             me: config.me.clone(),
             engine_socket: config.engine_socket.clone(),
             skep_socket: config.skep_socket.clone(),
+            files: config.files.clone(),
             unassigned_grace: config.unassigned_grace,
         });
         let worker = EngineWorker {
@@ -120,6 +124,9 @@ impl AgentShell {
             pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
             steps: Arc::new(Semaphore::new(config.steps.max(1))),
             stops: Arc::new(Semaphore::new(STOPS)),
+            me: config.me.clone(),
+            files: Arc::new(TaskFiles::new(config.files.clone())),
+            node: Arc::default(),
         };
         Self { config, core, worker, applied, engine_answers, running: BTreeMap::new(), outbox: VecDeque::new(), wake: None }
     }
@@ -153,6 +160,10 @@ impl AgentShell {
             Effect::Inspect(number, id) => drop(tokio::spawn(worker().inspect(number, id))),
             Effect::ListNetworks(number) => drop(tokio::spawn(worker().list_networks(number))),
             Effect::RemoveNetwork(id) => drop(tokio::spawn(worker().remove_network(id))),
+            Effect::KeepFiles(tasks) => {
+                self.worker.files.keep(tasks);
+                drop(tokio::spawn(worker().sweep_files()));
+            }
             Effect::Wake(at) => self.wake = Some(self.wake.map_or(at, |w| w.min(at))),
             Effect::Applied(revision) => drop(replace_if_changed(&self.applied, revision)),
             Effect::LogEngineLost(reason) => {
@@ -200,6 +211,10 @@ struct EngineWorker {
     pulls: Arc<Semaphore>,
     steps: Arc<Semaphore>,
     stops: Arc<Semaphore>,
+    me: NodeId,
+    files: Arc<TaskFiles>,
+    /// The node as its engine described it when the first template was expanded.
+    node: Arc<OnceCell<NodeDescription>>,
 }
 
 impl EngineWorker {
@@ -233,12 +248,47 @@ impl EngineWorker {
                     self.engine.ensure_network(network).await?;
                 }
             }
-            Job::Create(plan) => return self.engine.create(&plan).await.map(Some),
+            Job::Files(plan) => self.write_files(*plan).await?,
+            Job::Create(mut plan) => {
+                if plan.task.spec.container_spec.has_templates() {
+                    self.expand(&mut plan.task).await?;
+                }
+                return self.engine.create(&plan).await.map(Some);
+            }
             Job::Start(container, plan) => self.engine.start(&container, &plan).await?,
             Job::Stop(container, grace) => self.engine.stop(&container, grace).await?,
             Job::Remove(container) => self.engine.remove(&container).await?,
         }
         Ok(None)
+    }
+
+    async fn template_context(&self, task: &Task) -> Result<TemplateContext, EngineError> {
+        let node = self.node.get_or_try_init(|| self.engine.describe()).await?;
+        Ok(TemplateContext::of(task, &self.me, node))
+    }
+
+    /// Replaces the placeholders of the task's container.
+    async fn expand(&self, task: &mut Task) -> Result<(), EngineError> {
+        let context = self.template_context(task).await?;
+        task.spec.container_spec = task.spec.container_spec.expanded(&context).map_err(EngineError::Refused)?;
+        mount_error(&task.spec.container_spec).map_or(Ok(()), |why| Err(EngineError::Refused(why)))
+    }
+
+    async fn write_files(&self, mut plan: FilePlan) -> Result<(), EngineError> {
+        let context = self.template_context(&plan.task).await?;
+        // Their templates may read the environment.
+        self.expand(&mut plan.task).await?;
+        let files = self.files.clone();
+        let written = tokio::task::spawn_blocking(move || files.write(&plan, &context)).await;
+        written.unwrap_or_else(|error| Err(EngineError::Busy(error.to_string())))
+    }
+
+    async fn sweep_files(self) {
+        let files = self.files.clone();
+        let swept = tokio::task::spawn_blocking(move || files.sweep()).await;
+        if let Ok(Err(error)) = swept {
+            tracing::warn!(%error, "files of tasks that have ended cannot be removed");
+        }
     }
 
     async fn list(self, me: NodeId, number: u64) {
@@ -271,6 +321,7 @@ impl Job {
         match self {
             Self::Fetch(..) => "fetch",
             Self::Connect(_) => "connect",
+            Self::Files(_) => "files",
             Self::Create(_) => "create",
             Self::Start(..) => "start",
             Self::Stop(..) => "stop",

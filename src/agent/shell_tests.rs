@@ -29,7 +29,8 @@ impl AgentFixture {
         let (set_applied, applied) = watch::channel(Revision::default());
         let shutdown = CancellationToken::new();
         let mtu = watch::channel(1420).1;
-        let mut config = AgentConfig::new(NodeId::from(ME), "/run/docker.sock".into(), None, mtu);
+        let files = std::env::temp_dir().join(format!("skep-agent-files-{}", std::process::id()));
+        let mut config = AgentConfig::new(NodeId::from(ME), "/run/docker.sock".into(), None, files, mtu);
         config.unassigned_grace = Duration::from_millis(300);
         let channels = AgentChannels { view: views, status, applied: set_applied, engine_answers: watch::channel(true).0 };
         tokio::spawn(run(config, channels, engine.clone(), Arc::new(SystemClock), shutdown.clone()));

@@ -33,6 +33,7 @@ impl Simulation {
             me: NodeId::from(ME),
             engine_socket: "/run/docker.sock".into(),
             skep_socket: None,
+            files: "/run/skep/files".into(),
             unassigned_grace: Duration::from_secs(10),
         };
         Self {
@@ -118,7 +119,7 @@ impl Simulation {
 
     fn job(&mut self, task: &TaskId, job: Job) -> Result<Option<String>, EngineError> {
         match job {
-            Job::Fetch(..) => {}
+            Job::Fetch(..) | Job::Files(_) => {}
             Job::Connect(plans) => {
                 for plan in plans {
                     let id = format!("e-{}", plan.id);

@@ -11,6 +11,8 @@ pub enum StepKind {
     Fetch,
     /// Create the task's overlay networks on the engine.
     Connect,
+    /// Write its secrets and configs.
+    Files,
     Create,
     Start,
     /// Stop the container, with its grace period.
@@ -44,6 +46,10 @@ pub struct TaskRecord {
     pub fetched: bool,
     /// The engine has the networks.
     pub connected: bool,
+    /// Its secrets and configs are written.
+    pub files: bool,
+    /// The first of its secrets and configs that the view does not have.
+    pub missing: Option<String>,
     /// This run has observed or created the container.
     pub created: bool,
     /// The container was seen to be unhealthy, and is stopped for that.

@@ -52,7 +52,7 @@ pub fn network(id: &str, index: u8) -> (NetworkId, NetworkPart) {
 
 pub fn view(index: u64, tasks: &[Task], networks: &[(NetworkId, NetworkPart)]) -> Arc<NodeView> {
     Arc::new(NodeView {
-        tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+        tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect(), ..Tasks::default() }),
         networks: Arc::new(Networks { by_id: networks.iter().cloned().collect() }),
         ..fixture::node_view(index, Vec::new(), fixture::cluster_part(Vec::new()))
     })

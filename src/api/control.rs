@@ -2,9 +2,11 @@
 
 use crate::model::{Availability, ClusterSpec, NodeId, Secret, UnwrittenObject};
 use crate::store::StoreHandle;
+use crate::trust::PayloadVault;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -164,4 +166,9 @@ pub trait NodeControl: Send + Sync {
     /// # Errors
     /// This node is no manager, or its root CA cannot be read.
     fn new_token(&self) -> Result<Secret<String>, ControlError>;
+    /// Opens and seals the contents of secrets and configs.
+    ///
+    /// # Errors
+    /// This node is no manager, or its key cannot be read.
+    fn vault(&self) -> Result<Arc<PayloadVault>, ControlError>;
 }

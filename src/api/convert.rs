@@ -2,6 +2,7 @@
 
 pub mod network;
 pub mod node;
+pub mod payload;
 pub mod service;
 pub mod swarm;
 pub mod task;

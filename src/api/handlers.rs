@@ -7,6 +7,7 @@ mod local_networks;
 mod network_reference;
 mod networks;
 mod nodes;
+mod payloads;
 mod prune;
 mod reply;
 mod request;
@@ -16,6 +17,5 @@ mod swarm;
 mod system;
 mod task_containers;
 mod tasks;
-mod unsupported;
 
 pub use router::router;

@@ -1,7 +1,7 @@
 //! Finds the object that a path refers to: by its full id, then its exact name, then a unique prefix of its id.
 
 use super::error::{ApiError, Result};
-use crate::model::{Network, Node, Service, Task};
+use crate::model::{ClusterConfig, ClusterSecret, Network, Node, Service, Task};
 use crate::store::Store;
 
 /// The object of `all` that `reference` names; `kind` is for the message.
@@ -38,6 +38,22 @@ fn find<'a, T>(
 /// 404, or 400 if several match.
 pub fn service<'a>(store: &'a Store, reference: &str) -> Result<&'a Service> {
     find("service", reference, store.services(), |s| s.id.as_str(), |s| Some(&s.spec.name))
+}
+
+/// Finds a secret.
+///
+/// # Errors
+/// 404, or 400 if several match.
+pub fn secret<'a>(store: &'a Store, reference: &str) -> Result<&'a ClusterSecret> {
+    find("secret", reference, store.all::<ClusterSecret>(), |s| s.id.as_str(), |s| Some(&s.spec.name))
+}
+
+/// Finds a config.
+///
+/// # Errors
+/// 404, or 400 if several match.
+pub fn config<'a>(store: &'a Store, reference: &str) -> Result<&'a ClusterConfig> {
+    find("config", reference, store.all::<ClusterConfig>(), |c| c.id.as_str(), |c| Some(&c.spec.name))
 }
 
 /// Finds a node; its name is its hostname.

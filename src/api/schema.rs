@@ -1,10 +1,12 @@
 //! The shapes of posted bodies as tables: [`decode`] reads a body by its table as Go would, [`unsupported_field`] finds
 //! what skep cannot do yet. The tables hold all fields of Docker's API.
 
+mod container;
 mod decode;
 #[cfg(test)]
 mod effects_tests;
 mod network;
+mod payload;
 mod service;
 mod support;
 mod swarm;
@@ -12,6 +14,7 @@ mod types;
 
 pub use decode::decode;
 pub use network::NETWORK;
+pub use payload::{CONFIG_SPEC, SECRET_SPEC};
 pub use service::SERVICE_SPEC;
 pub use support::unsupported_field;
 pub use swarm::{CLUSTER_SPEC, INIT, JOIN, NODE_SPEC, UNLOCK};

@@ -2,10 +2,12 @@
 //! yet; fills in the server's defaults. Pure.
 
 mod change;
+mod container;
 mod image;
 mod name;
 mod network;
 mod placement;
+mod payloads;
 mod ports;
 mod pull_auth;
 mod remote;
@@ -16,6 +18,7 @@ mod swarm;
 pub use change::first_change_of_tasks;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_warning};
+pub use payloads::{payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;

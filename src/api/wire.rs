@@ -12,6 +12,7 @@
 
 use crate::model::PortConfig;
 use crate::model::cluster::{ClusterSpec, JoinTokens};
+use crate::model::payload::Templating;
 use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
 use crate::model::task::{ContainerStatus, GenericResource, TaskSpec};
 use crate::model::{Meta, NodeSpec, Timestamp};
@@ -187,6 +188,29 @@ pub struct IpamConfig {
     pub subnet: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
+}
+
+/// A secret or a config.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct StoredPayload {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(flatten)]
+    pub meta: ObjectMeta,
+    pub spec: PayloadSpec,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PayloadSpec {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    /// In base64; of configs only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub templating: Option<Templating>,
 }
 
 #[derive(Serialize)]

@@ -5,6 +5,7 @@
 mod core;
 mod drain_hold;
 mod event;
+mod payloads;
 mod registered_node;
 mod reports;
 pub(super) mod store_diff;

@@ -6,7 +6,7 @@ use super::lowest_applied::LowestApplied;
 use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, reaper};
+use super::{feature_level, orchestrator, payload_keys, reaper};
 use crate::model::{TaskState, Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
@@ -52,6 +52,8 @@ impl RoundPlanner {
         draft.add("feature level", feature_level::plan(&draft.scratch, now, self.settings.rollback_window));
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(&draft.scratch, now));
+        let vault = self.settings.vault.as_deref();
+        draft.add("payload keys", payload_keys::plan(&draft.scratch, vault, &mut rand::rng()));
         draft.add("orchestrator", orchestrator::plan(&draft.scratch, now, &mut self.rng, &self.settings));
         draft.add("allocator", allocator::plan(&draft.scratch, now, &mut self.quarantine));
         draft.add("scheduler", self.scheduler.plan(&draft.scratch, now));

@@ -1,5 +1,7 @@
 //! How the manager behaves over time.
 
+use crate::trust::PayloadVault;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Intervals and timeouts of the leader. The node takes each of them from the daemon's settings.
@@ -29,6 +31,8 @@ pub struct ManagerSettings {
     pub orphan_after: Duration,
     /// The feature level rises when every manager has had the next one for this long.
     pub rollback_window: Duration,
+    /// Opens the contents of secrets and configs; without it nodes are sent none.
+    pub vault: Option<Arc<PayloadVault>>,
 }
 
 impl Default for ManagerSettings {
@@ -45,6 +49,7 @@ impl Default for ManagerSettings {
             node_lag: Duration::from_secs(30),
             orphan_after: Duration::from_hours(24),
             rollback_window: Duration::from_mins(10),
+            vault: None,
         }
     }
 }

@@ -153,6 +153,10 @@ id!(
     TaskId,
     /// An overlay network.
     NetworkId,
+    /// A secret.
+    SecretId,
+    /// A config.
+    ConfigId,
 );
 
 #[cfg(test)]

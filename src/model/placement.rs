@@ -52,9 +52,9 @@ impl Placement {
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {
         let fields = [
-            (!self.constraints.is_empty(), "TaskTemplate.Placement.Constraints"),
-            (!self.preferences.is_empty(), "TaskTemplate.Placement.Preferences"),
-            (self.max_replicas > 0, "TaskTemplate.Placement.MaxReplicas"),
+            (!self.constraints.is_empty(), "Placement.Constraints"),
+            (!self.preferences.is_empty(), "Placement.Preferences"),
+            (self.max_replicas > 0, "Placement.MaxReplicas"),
         ];
         fields.into_iter().find_map(|(set, name)| set.then_some(name))
     }

@@ -13,6 +13,12 @@ pub struct Resources {
     /// Looked at when a node is selected; not enforced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reservations: Option<Reservations>,
+    /// Swap beside the memory limit, in bytes; -1 for no limit, the engine's default if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<i64>,
+    /// 0 to 100: how readily the kernel swaps the container's memory; -1 or absent for the kernel's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_swappiness: Option<i64>,
 }
 
 /// Amounts of resources; zero is no limit.
@@ -97,15 +103,25 @@ impl GenericResource {
 }
 
 impl Resources {
-    /// API name of the first field set that managers of feature level 1 do not carry out.
+    /// API name of the first field set that builds of feature level 1 do not carry out.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {
-        let reserved = self.reservations.as_ref()?;
+        let reserved = self.reservations.as_ref();
         // Level 1 keeps the amounts, and does not look at them when it selects a node.
         let fields = [
-            (reserved.nano_cpus != 0, "TaskTemplate.Resources.Reservations.NanoCPUs"),
-            (reserved.memory_bytes != 0, "TaskTemplate.Resources.Reservations.MemoryBytes"),
-            (!reserved.generic_resources.is_empty(), "TaskTemplate.Resources.Reservations.GenericResources"),
+            (reserved.is_some_and(|r| r.nano_cpus != 0), "Resources.Reservations.NanoCPUs"),
+            (reserved.is_some_and(|r| r.memory_bytes != 0), "Resources.Reservations.MemoryBytes"),
+        ];
+        self.newer_field_of_nodes().or_else(|| fields.into_iter().find_map(|(set, name)| set.then_some(name)))
+    }
+    /// The same of the fields that nodes carry out, not managers.
+    #[must_use]
+    pub fn newer_field_of_nodes(&self) -> Option<&'static str> {
+        let reserved = self.reservations.as_ref();
+        let fields = [
+            (self.swap_bytes.is_some(), "Resources.SwapBytes"),
+            (self.memory_swappiness.is_some(), "Resources.MemorySwappiness"),
+            (reserved.is_some_and(|r| !r.generic_resources.is_empty()), "Resources.Reservations.GenericResources"),
         ];
         fields.into_iter().find_map(|(set, name)| set.then_some(name))
     }

@@ -1,7 +1,8 @@
 //! Tasks: one container each, in a slot of a service, on a node. The state of a task never goes back; a restart is a new
 //! task in the same slot.
 
-pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, Mount, Privileges};
+pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, LogDriver};
+pub use super::mount::Mount;
 pub use super::placement::{Placement, PlacementPreference, Platform, SpreadOver};
 pub use super::resources::{GenericResource, Reservations, ResourceAmounts, Resources};
 use super::{
@@ -288,11 +289,31 @@ pub struct TaskSpec {
     /// The API replaces names by ids.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub networks: Vec<NetworkAttachmentConfig>,
+    /// The engine's default if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_driver: Option<LogDriver>,
     /// Incremented by `--force`.
     pub force_update: u64,
     /// `container`; set on services, not on tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+}
+
+impl TaskSpec {
+    /// The API's name of the first field that is set and that builds of feature level 1 would drop, misread or not carry out.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        let of_nodes = self.newer_field_of_nodes();
+        let resources = of_nodes.or_else(|| self.resources.as_ref().and_then(Resources::newer_field));
+        resources.or_else(|| self.placement.as_ref().and_then(Placement::newer_field))
+    }
+    /// The same of the fields that nodes carry out, not managers.
+    #[must_use]
+    pub fn newer_field_of_nodes(&self) -> Option<&'static str> {
+        let log_driver = self.log_driver.is_some().then_some("LogDriver");
+        let resources = || self.resources.as_ref().and_then(Resources::newer_field_of_nodes);
+        log_driver.or_else(resources).or_else(|| self.container_spec.newer_field())
+    }
 }
 
 /// A network that the tasks of a service are attached to.

@@ -4,6 +4,7 @@
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
+    payload::{Payload, PayloadId},
     port::{Listens, PortConfig, Protocol},
     service::EndpointMode,
     task::Task,
@@ -40,6 +41,10 @@ pub struct NodeView {
 pub struct Tasks {
     #[serde(rename = "tasks")]
     pub by_id: BTreeMap<TaskId, Task>,
+    /// Contents of the secrets and configs of tasks that run or are to run. Part of no document: neither the ledger nor a dump
+    /// has them.
+    #[serde(skip)]
+    pub payloads: BTreeMap<PayloadId, Arc<Payload>>,
 }
 
 /// Networks that tasks of the node are attached to, and always `ingress`.

@@ -9,7 +9,7 @@ use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInit
 use crate::datapath::interfaces::host_addresses;
 use crate::model::{NodeId, Role, Secret, UnwrittenObject};
 use crate::store::StoreHandle;
-use crate::trust::{JoinToken, RootCa};
+use crate::trust::{JoinToken, PayloadVault, RootCa};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -94,6 +94,13 @@ impl NodeControl for DaemonControl {
         let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(|e| failed(&e.into()))?;
         let digest = ca.digest().map_err(|e| failed(&e.into()))?;
         Ok(JoinToken::draw(digest, &mut rand::rng()).to_string().into())
+    }
+
+    fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {
+        match self.0.lifecycle.state() {
+            MembershipState::Active(member) => self.0.env.vault(&member.membership.node_id).map_err(|e| failed(&e)),
+            _ => Err(ControlError::unavailable("this node is not a manager")),
+        }
     }
 }
 

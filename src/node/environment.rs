@@ -6,12 +6,13 @@ use super::state_dir::StateDir;
 use super::supervisor::{Blockers, Supervisor};
 use crate::clock::Clock;
 use crate::datapath::{Sandbox, tunnel};
-use crate::model::WgKey;
 use crate::model::node::NodeDescription;
+use crate::model::{NodeId, WgKey};
 use crate::overlay::MtuChannels;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use crate::store::FEATURE_LEVELS;
+use crate::trust::{PayloadVault, TunnelKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,6 +74,15 @@ impl Environment {
     pub(super) fn tunnel_key(&self) -> anyhow::Result<WgKey> {
         let path = self.state_dir.tunnel_key();
         if path.exists() { tunnel::public_key(&path) } else { tunnel::generate_key(&path) }
+    }
+
+    /// What this node, as a manager, opens the contents of secrets and configs with: the private half of the tunnel's key.
+    ///
+    /// # Errors
+    /// The key cannot be read.
+    pub(super) fn vault(&self, me: &NodeId) -> anyhow::Result<Arc<PayloadVault>> {
+        let private = tunnel::private_key(&self.state_dir.tunnel_key())?;
+        Ok(Arc::new(PayloadVault::new(me.clone(), TunnelKey::new(private))))
     }
 
     /// For the loops of one membership.

@@ -222,7 +222,8 @@ fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow:
     let (status, statuses) = mpsc::channel(REPORT_QUEUE);
     let (answers, engine_answers) = watch::channel(true);
     let skep_socket = env.settings.replace_engine_socket.then(|| env.settings.docker_socket());
-    let config = AgentConfig::new(context.me.clone(), env.settings.engine_socket()?, skep_socket, env.mtus.device.subscribe());
+    let (engine_socket, mtu) = (env.settings.engine_socket()?, env.mtus.device.subscribe());
+    let config = AgentConfig::new(context.me.clone(), engine_socket, skep_socket, env.settings.task_files(), mtu);
     let (context, applied) = (context.clone(), applied.channel(Loop::Agent));
     context.supervisor.clone().keep(Loop::Agent.name(), move || {
         let (status, applied, engine_answers) = (status.clone(), applied.clone(), answers.clone());

@@ -15,7 +15,7 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{ApplyOutcome, Replica};
-use crate::manager::{self, LeaderHealth, SessionId, Sessions};
+use crate::manager::{self, LeaderHealth, ManagerSettings, SessionId, Sessions};
 use crate::model::NodeId;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::protocol::{ToManager, ToNode};
@@ -180,7 +180,7 @@ impl ManagerServices {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let unless_started = stop.clone().drop_guard();
         let (env, me) = (&self.env, &self.membership.node_id);
-        let settings = manager_settings(&env.settings);
+        let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));

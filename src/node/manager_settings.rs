@@ -4,7 +4,7 @@ use crate::manager::ManagerSettings;
 use crate::settings::Settings;
 use std::time::Duration;
 
-/// Every field is a setting.
+/// Every field is a setting, but for the vault.
 pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
     let (timeouts, manager) = (settings.timeouts, settings.manager);
     ManagerSettings {
@@ -19,6 +19,7 @@ pub(super) fn manager_settings(settings: &Settings) -> ManagerSettings {
         node_lag: Duration::from_millis(manager.node_lag_ms),
         orphan_after: Duration::from_secs(manager.orphan_after_s),
         rollback_window: Duration::from_secs(manager.rollback_window_s),
+        vault: None,
     }
 }
 
@@ -53,6 +54,7 @@ mod tests {
             node_lag: Duration::from_secs(45),
             orphan_after: Duration::from_mins(1),
             rollback_window: Duration::from_secs(5),
+            vault: None,
         };
         assert_eq!(manager_settings(&settings.unwrap()), expected);
     }

@@ -1,7 +1,7 @@
 //! A piece of a view as it travels in a session. Only data; [`super::view_stream`] makes and takes pieces.
 
 use crate::model::view::{ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
-use crate::model::{NetworkId, NodeId, Protocol, Revision, ServiceId, Task, TaskId};
+use crate::model::{NetworkId, NodeId, Payload, PayloadId, Protocol, Revision, ServiceId, Task, TaskId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -10,6 +10,9 @@ use std::sync::Arc;
 pub enum ViewChange {
     Task(Box<Task>),
     NoTask(TaskId),
+    /// The content of a secret or config, which never changes.
+    Payload(PayloadId, Arc<Payload>),
+    NoPayload(PayloadId),
     /// A network without its lists, which have changes of their own.
     Network(NetworkId, NetworkPart),
     NoNetwork(NetworkId),

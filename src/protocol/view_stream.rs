@@ -94,6 +94,10 @@ fn document(message: &ToNode) -> Document {
 
 fn task_changes(before: Option<&Tasks>, now: &Tasks, out: &mut Vec<ViewChange>) {
     let none = Tasks::default();
+    let (has, wants) = (&before.unwrap_or(&none).payloads, &now.payloads);
+    out.extend(has.keys().filter(|id| !wants.contains_key(*id)).cloned().map(ViewChange::NoPayload));
+    let new = wants.iter().filter(|(id, _)| !has.contains_key(*id));
+    out.extend(new.map(|(id, payload)| ViewChange::Payload(id.clone(), payload.clone())));
     let (before, now) = (&before.unwrap_or(&none).by_id, &now.by_id);
     out.extend(before.keys().filter(|id| !now.contains_key(*id)).cloned().map(ViewChange::NoTask));
     let changed = now.iter().filter(|(id, task)| before.get(*id) != Some(task));
@@ -253,6 +257,8 @@ impl Parts {
         match change {
             ViewChange::Task(task) => drop(self.tasks().by_id.insert(task.id.clone(), *task)),
             ViewChange::NoTask(id) => drop(self.tasks().by_id.remove(&id)),
+            ViewChange::Payload(id, payload) => drop(self.tasks().payloads.insert(id, payload)),
+            ViewChange::NoPayload(id) => drop(self.tasks().payloads.remove(&id)),
             ViewChange::Network(id, head) => {
                 let networks = &mut self.networks().by_id;
                 let lists = networks.remove(&id).map(|was| (was.members, was.services, was.names));

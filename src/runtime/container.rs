@@ -1,19 +1,21 @@
 //! From a task to the body of `POST /containers/create`, with the same result as in Swarm; likewise for networks. Pure.
 
+use super::mounts::mounts;
+use super::security::security_options;
 use super::{
     ContainerPlan, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME, NetworkPlan,
     generic_env,
 };
+use crate::model::container_spec::Ulimit;
 use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
-use crate::model::task::{ContainerSpec, Healthcheck, Mount};
+use crate::model::task::{ContainerSpec, Healthcheck, LogDriver};
 use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
 use bollard::models::{
-    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Ipam, IpamConfig, MountType,
-    NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Ipam, IpamConfig,
+    NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 
 /// The body that creates a task's container on the first of its networks: engines before API 1.44 accept only one, so the
 /// others are connected before the start.
@@ -41,23 +43,6 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
         }),
         ..Default::default()
     }
-}
-
-/// Why the mounts of a container are refused, with Docker's text; `None` if they are not. The engine is not asked: it would
-/// take the name of a volume for a path, or the other way round.
-#[must_use]
-pub fn mount_error(spec: &ContainerSpec) -> Option<String> {
-    let absolute = |path: &str| path.starts_with('/');
-    spec.mounts.iter().find_map(|mount| match mount.kind.as_str() {
-        _ if !absolute(&mount.target) => Some(format!("invalid mount target, must be an absolute path: {}", mount.target)),
-        "bind" if !absolute(&mount.source) => {
-            Some(format!("invalid bind mount source, must be an absolute path: {}", mount.source))
-        }
-        "volume" if absolute(&mount.source) => {
-            Some(format!("invalid volume mount source, must not be an absolute path: {}", mount.source))
-        }
-        _ => None,
-    })
 }
 
 /// An endpoint with a fixed address.
@@ -102,7 +87,8 @@ pub fn grace_seconds(grace: std::time::Duration) -> i64 {
 
 fn host_config(plan: &ContainerPlan) -> HostConfig {
     let spec = &plan.task.spec.container_spec;
-    let limits = plan.task.spec.resources.as_ref().and_then(|r| r.limits).unwrap_or_default();
+    let resources = plan.task.spec.resources.as_ref();
+    let limits = resources.and_then(|r| r.limits).unwrap_or_default();
     let dns = spec.dns_config.clone().unwrap_or_default();
     // skep's name server forwards to the spec's; without an overlay network it cannot be reached, so the spec's are used.
     let (servers, options) = match name_server(plan) {
@@ -112,7 +98,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     HostConfig {
         network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: Some(0) }),
-        mounts: list(&spec.mounts.iter().map(|m| mount(m, plan)).collect::<Vec<_>>()),
+        mounts: list(&mounts(plan)),
         port_bindings: Some(port_bindings(plan)).filter(|ports| !ports.is_empty()),
         extra_hosts: list(&extra_hosts(spec)),
         group_add: list(&spec.groups),
@@ -127,6 +113,12 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         nano_cpus: amount(limits.nano_cpus),
         memory: amount(limits.memory_bytes),
         pids_limit: amount(limits.pids),
+        memory_swap: resources.and_then(|r| r.swap_bytes).and_then(|swap| memory_and_swap(limits.memory_bytes, swap)),
+        memory_swappiness: resources.and_then(|r| r.memory_swappiness).filter(|swappiness| *swappiness >= 0),
+        ulimits: list(&spec.ulimits.iter().map(ulimit).collect::<Vec<_>>()),
+        oom_score_adj: (spec.oom_score_adj != 0).then_some(spec.oom_score_adj),
+        security_opt: list(&spec.privileges.as_ref().map(security_options).unwrap_or_default()),
+        log_config: plan.task.spec.log_driver.as_ref().map(log_config),
         ..Default::default()
     }
 }
@@ -192,32 +184,6 @@ pub(super) fn bound_ports(ports: PortMap) -> Vec<PortConfig> {
     bound
 }
 
-fn mount(mount: &Mount, plan: &ContainerPlan) -> bollard::models::Mount {
-    let mut source = mount.source.clone();
-    if mount.kind == "bind"
-        && let Some(skep_socket) = &plan.skep_socket
-        && is_same_path(Path::new(&source), &plan.engine_socket)
-    {
-        source = skep_socket.display().to_string();
-    }
-    bollard::models::Mount {
-        typ: Some(if mount.kind == "bind" { MountType::BIND } else { MountType::VOLUME }),
-        source: text(&source),
-        target: Some(mount.target.clone()),
-        read_only: mount.read_only.then_some(true),
-        ..Default::default()
-    }
-}
-
-/// Whether two paths are the same; `/var/run` is a link to `/run` on every system that Docker runs on.
-fn is_same_path(a: &Path, b: &Path) -> bool {
-    let normalize = |path: &Path| -> PathBuf {
-        let path: PathBuf = path.components().collect();
-        path.strip_prefix("/var/run").map_or(path.clone(), |rest| Path::new("/run").join(rest))
-    };
-    normalize(a) == normalize(b)
-}
-
 /// The spec has lines of /etc/hosts (`address name …`), the engine takes `name:address`.
 fn extra_hosts(spec: &ContainerSpec) -> Vec<String> {
     spec.hosts
@@ -237,8 +203,26 @@ fn healthcheck(check: &Healthcheck) -> HealthConfig {
         timeout: check.timeout.map(|n| n.0),
         start_period: check.start_period.map(|n| n.0),
         retries: check.retries,
-        start_interval: None,
+        start_interval: check.start_interval.map(|n| n.0),
     }
+}
+
+/// The engine takes memory and swap together; `None` without a limit of memory, which a limit of swap needs.
+fn memory_and_swap(memory: i64, swap: i64) -> Option<i64> {
+    match (memory, swap) {
+        (_, -1) => Some(-1),
+        (1.., 0..) => Some(memory.saturating_add(swap)),
+        _ => None,
+    }
+}
+
+fn ulimit(limit: &Ulimit) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(limit.name.clone()), soft: Some(limit.soft), hard: Some(limit.hard) }
+}
+
+fn log_config(driver: &LogDriver) -> HostConfigLogConfig {
+    let options = &driver.options;
+    HostConfigLogConfig { typ: text(&driver.name), config: (!options.is_empty()).then(|| options.clone().into_iter().collect()) }
 }
 
 fn text(value: &str) -> Option<String> {

@@ -51,6 +51,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
         networks,
         engine_socket: "/var/run/docker.sock".into(),
         skep_socket: Some("/run/skep/docker.sock".into()),
+        files: Vec::new(),
     }
 }
 

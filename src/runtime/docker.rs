@@ -4,7 +4,7 @@
 use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    ListedContainer, LocalNetwork, NetworkPlan, container, private_pull,
+    ListedContainer, LocalNetwork, NetworkPlan, api_needs, container, private_pull,
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
@@ -249,7 +249,11 @@ impl Engine for DockerEngine {
     async fn create(&self, plan: &ContainerPlan) -> Result<String, EngineError> {
         let name = plan.task.container_name();
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-        match self.client().await?.create_container(Some(options), container::create_body(plan)).await {
+        let client = self.client().await?;
+        if let Some(why) = api_needs::unsupported(&plan.task.spec.container_spec, api_of(&client)) {
+            return Err(EngineError::Refused(why));
+        }
+        match client.create_container(Some(options), container::create_body(plan)).await {
             Ok(created) => Ok(created.id),
             // Created by an earlier call, perhaps of an earlier run of the daemon.
             Err(Error::DockerResponseServerError { status_code: 409, message }) => match self.inspect(&name).await? {
@@ -321,6 +325,13 @@ impl Engine for DockerEngine {
         });
         Ok(events.boxed())
     }
+}
+
+/// The negotiated version of the API.
+fn api_of(client: &Docker) -> ApiVersion {
+    let version = client.client_version();
+    let number = |number: usize| u32::try_from(number).unwrap_or_default();
+    ApiVersion { major: number(version.major_version), minor: number(version.minor_version) }
 }
 
 /// Success if the error is that the object does not exist.

@@ -2,7 +2,7 @@
 //! is applied, because other writers may have been first.
 
 use super::object::{Kind, Store, StoreError};
-use crate::model::{NetworkId, Protocol, PublishMode, ServiceId, WgKey};
+use crate::model::{NetworkId, PayloadId, Protocol, PublishMode, Service, ServiceId, WgKey};
 use serde::{Deserialize, Serialize};
 
 /// A condition.
@@ -14,7 +14,8 @@ pub enum Condition {
     Present { kind: Kind, id: String },
     /// The object does not exist.
     Absent { kind: Kind, id: String },
-    /// No other object needs it: of a network, nothing is wanted to run on it. Any other object is needed by none.
+    /// No other object needs it: of a network, nothing is wanted to run on it; of a secret or a config, no service names it. Any
+    /// other object is needed by none.
     Unreferenced { kind: Kind, id: String },
     /// No service besides `except` publishes the port in a way that excludes this one: two services may publish a port in
     /// host mode, on different nodes.
@@ -81,14 +82,17 @@ impl Condition {
 fn is_present(store: &Store, kind: Kind, id: &str) -> bool {
     match kind {
         Kind::Network => store.network(&NetworkId::from(id)).is_some_and(|network| !network.removing),
-        Kind::Cluster | Kind::Node | Kind::Service | Kind::Task => kind.stored_meta(store, id).is_some(),
+        _ => kind.stored_meta(store, id).is_some(),
     }
 }
 
 /// An object that needs this one, as kind and id.
 fn user_of(store: &Store, kind: Kind, id: &str) -> Option<(Kind, String)> {
+    let service = |user: Option<&Service>| user.map(|service| (Kind::Service, service.id.to_string()));
     match kind {
         Kind::Network => store.network(&NetworkId::from(id)).and_then(|network| store.network_user(network)),
-        Kind::Cluster | Kind::Node | Kind::Service | Kind::Task => None,
+        Kind::ClusterSecret => service(store.services_with(&PayloadId::Secret(id.into())).next()),
+        Kind::ClusterConfig => service(store.services_with(&PayloadId::Config(id.into())).next()),
+        Kind::Cluster | Kind::Node | Kind::Service | Kind::Task | Kind::PayloadKeys => None,
     }
 }

@@ -21,6 +21,7 @@ impl Kind {
     fn first_level(self) -> u32 {
         match self {
             Self::Cluster | Self::Node | Self::Network | Self::Service | Self::Task => 1,
+            Self::ClusterSecret | Self::ClusterConfig | Self::PayloadKeys => 2,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Indexes over the tables: where a planner or a check would otherwise read every object. Written by `apply` together with the
 //! tables, rebuilt when a snapshot is read, and never part of one.
 
-use crate::model::{Cluster, Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId};
+use crate::model::{Cluster, ClusterConfig, ClusterSecret, ConfigId, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys};
+use crate::model::{Protocol, PublishMode, SecretId, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, WgKey};
 use imbl::OrdSet;
 use std::collections::BTreeSet;
@@ -43,6 +44,11 @@ pub struct StoreIndexes {
     pub(super) services_on_network: IdsBy<NetworkId, ServiceId>,
     pub(super) node_keys: IdsBy<WgKey, NodeId>,
     pub(super) ports: IdsBy<(PublishMode, Protocol, u16), ServiceId>,
+    /// In lower case.
+    pub(super) secret_names: IdsBy<String, SecretId>,
+    /// In lower case.
+    pub(super) config_names: IdsBy<String, ConfigId>,
+    pub(super) services_with: IdsBy<PayloadId, ServiceId>,
 }
 
 /// What an object is found by, and its id.
@@ -61,6 +67,10 @@ pub enum IndexEntry {
     NodeKey(WgKey, NodeId),
     /// A port that its spec sets, or that the allocator has chosen.
     PublishedPort((PublishMode, Protocol, u16), ServiceId),
+    SecretName(String, SecretId),
+    ConfigName(String, ConfigId),
+    /// Its spec names the secret or config.
+    ServiceWith(PayloadId, ServiceId),
 }
 
 impl StoreIndexes {
@@ -87,6 +97,9 @@ impl StoreIndexes {
             IndexEntry::ServiceOnNetwork(network, id) => self.services_on_network.set(network, id, present),
             IndexEntry::NodeKey(key, id) => self.node_keys.set(key, id, present),
             IndexEntry::PublishedPort(port, id) => self.ports.set(port, id, present),
+            IndexEntry::SecretName(name, id) => self.secret_names.set(name, id, present),
+            IndexEntry::ConfigName(name, id) => self.config_names.set(name, id, present),
+            IndexEntry::ServiceWith(payload, id) => self.services_with.set(payload, id, present),
         }
     }
 }
@@ -124,7 +137,27 @@ impl Indexed for Service {
         let ports = self.spec.endpoint_spec.iter().flat_map(|e| &e.ports).chain(&self.endpoint.ports);
         let ports = ports.filter(|p| p.published_port != 0);
         let ports = ports.map(|p| IndexEntry::PublishedPort((p.publish_mode, p.protocol, p.published_port), self.id.clone()));
-        std::iter::once(name).chain(networks).chain(ports).collect()
+        let payloads = self.spec.task_template.container_spec.payloads();
+        let payloads = payloads.map(|payload| IndexEntry::ServiceWith(payload, self.id.clone()));
+        std::iter::once(name).chain(networks).chain(ports).chain(payloads).collect()
+    }
+}
+
+impl Indexed for ClusterSecret {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        BTreeSet::from([IndexEntry::SecretName(self.spec.name.to_ascii_lowercase(), self.id.clone())])
+    }
+}
+
+impl Indexed for ClusterConfig {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        BTreeSet::from([IndexEntry::ConfigName(self.spec.name.to_ascii_lowercase(), self.id.clone())])
+    }
+}
+
+impl Indexed for PayloadKeys {
+    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+        BTreeSet::new()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Reads by way of the indexes.
 
 use super::object::Store;
-use crate::model::{Network, NetworkId, Node, NodeId, Protocol, PublishMode, Service, ServiceId, Task, TaskState, WgKey};
+use crate::model::{ClusterConfig, ClusterSecret, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys, Protocol};
+use crate::model::{PublishMode, Service, ServiceId, Task, TaskState, WgKey};
 
 impl Store {
     /// The network with this name, without regard to case, unless it is being removed.
@@ -11,6 +12,22 @@ impl Store {
     /// The service with this name, without regard to case.
     pub fn service_named(&self, name: &str) -> Option<&Service> {
         self.indexes.service_names.of(&name.to_ascii_lowercase()).find_map(|id| self.service(id))
+    }
+    /// The secret with this name, without regard to case.
+    pub fn secret_named(&self, name: &str) -> Option<&ClusterSecret> {
+        self.indexes.secret_names.of(&name.to_ascii_lowercase()).find_map(|id| self.get(id))
+    }
+    /// The config with this name, without regard to case.
+    pub fn config_named(&self, name: &str) -> Option<&ClusterConfig> {
+        self.indexes.config_names.of(&name.to_ascii_lowercase()).find_map(|id| self.get(id))
+    }
+    /// Services whose spec names a secret or config, by id.
+    pub fn services_with(&self, payload: &PayloadId) -> impl Iterator<Item = &Service> {
+        self.indexes.services_with.of(payload).filter_map(|id| self.service(id))
+    }
+    /// The key of secrets and configs; `None` until there is a first of these.
+    pub fn payload_keys(&self) -> Option<&PayloadKeys> {
+        self.all().next()
     }
     /// Tasks of a service in any state, by id.
     pub fn tasks_of_service(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {

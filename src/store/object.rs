@@ -6,7 +6,10 @@ use super::field_update::FieldUpdate;
 use super::index::{Indexed, StoreIndexes};
 use super::object_change::ObjectChange;
 use crate::model::PublishMode;
-use crate::model::{Cluster, ClusterId, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
+use crate::model::{
+    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, Meta, Network, NetworkId, Node, NodeId, PayloadKeys, SecretId,
+    Service, ServiceId, Task, TaskId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -324,4 +327,10 @@ store_objects! {
         Uniqueness::Name(|network| (!network.removing).then_some(&network.spec.name), Store::network_named);
     Service, ServiceId, services, "service", Uniqueness::Name(|service| Some(&service.spec.name), Store::service_named);
     Task, TaskId, tasks, "task", Uniqueness::Id;
+    #[serde(default, skip_serializing_if = "Table::<ClusterSecret>::is_empty")] ClusterSecret, SecretId, secrets, "secret",
+        Uniqueness::Name(|secret| Some(&secret.spec.name), Store::secret_named);
+    #[serde(default, skip_serializing_if = "Table::<ClusterConfig>::is_empty")] ClusterConfig, ConfigId, configs, "config",
+        Uniqueness::Name(|config| Some(&config.spec.name), Store::config_named);
+    #[serde(default, skip_serializing_if = "Table::<PayloadKeys>::is_empty", with = "single")] PayloadKeys, ClusterId, payload_keys,
+        "key of secrets and configs", Uniqueness::Kind;
 }

@@ -40,12 +40,16 @@ impl TunnelKey {
         self.public
     }
 
+    pub(super) fn dh_secret(&self) -> StaticSecret {
+        StaticSecret::from(*self.private.expose())
+    }
+
     /// The answer to a challenge. `request` is the joiner's request as it was sent.
     ///
     /// # Errors
     /// The key in the challenge has a low order.
     pub fn answer(&self, challenge: &KeyChallenge, request: &[u8]) -> Result<[u8; 32], NotProved> {
-        let mac = mac(&StaticSecret::from(*self.private.expose()), challenge.key, challenge, self.public, request)?;
+        let mac = mac(&self.dh_secret(), challenge.key, challenge, self.public, request)?;
         Ok(mac.finalize().into_bytes().into())
     }
 }

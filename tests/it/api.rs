@@ -12,6 +12,7 @@ mod membership;
 mod networks;
 mod node_updates;
 mod proxy;
+mod recorded_payloads;
 pub mod recorded_store;
 mod recording_engine;
 mod replay;

@@ -8,6 +8,7 @@ mod certificates;
 mod life;
 mod network;
 mod placement;
+mod payloads;
 mod secrets;
 mod socket;
 mod start;

@@ -1,6 +1,6 @@
 //! Events between two states of the store, in the real server's words. Pure.
 
-use crate::model::{Network, Node, NodeState, Service, Timestamp};
+use crate::model::{ClusterConfig, ClusterSecret, Network, Node, NodeState, Service, Timestamp};
 use crate::store::{Store, StoreObject};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A change of an object that users see.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SwarmEvent {
-    /// `node`, `network` or `service`.
+    /// `node`, `network`, `service`, `secret` or `config`.
     pub kind: &'static str,
     /// `create`, `update` or `remove`.
     pub action: &'static str,
@@ -82,11 +82,33 @@ impl Observed for Service {
     }
 }
 
+impl Observed for ClusterSecret {
+    const WORD: &'static str = "secret";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+impl Observed for ClusterConfig {
+    const WORD: &'static str = "config";
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+    fn followed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
 /// The events that lead from one state to the other, in the order of their times; `now` is that of removals.
 pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
     let mut all = changes_of::<Node>(before, after, now);
     all.extend(changes_of::<Network>(before, after, now));
     all.extend(changes_of::<Service>(before, after, now));
+    all.extend(changes_of::<ClusterSecret>(before, after, now));
+    all.extend(changes_of::<ClusterConfig>(before, after, now));
     all.sort_by_key(|event| event.at);
     all
 }

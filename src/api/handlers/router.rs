@@ -1,12 +1,13 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, events, networks, nodes, prune, services, swarm, system, task_containers, tasks, unsupported};
+use super::{containers, events, networks, nodes, payloads, prune, services, swarm, system, task_containers, tasks};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, decode_segment, split_version};
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion};
+use crate::model::{ClusterConfig, ClusterSecret};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -157,8 +158,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("GET", ["tasks", task]) if !task.is_empty() => tasks::inspect(request, task),
         ("GET", ["tasks", task, "logs"]) => tasks::logs(request, task),
 
-        ("GET", [kind @ ("secrets" | "configs")]) => unsupported::list(request, kind),
-        (method, [kind @ ("secrets" | "configs"), rest @ ..]) => unsupported::other(request, kind, method, rest),
+        (method, ["secrets", rest @ ..]) => payload::<ClusterSecret>(request, method, rest).await,
+        (method, ["configs", rest @ ..]) => payload::<ClusterConfig>(request, method, rest).await,
 
         ("GET", ["events"]) => events::stream(request).await,
 
@@ -172,6 +173,18 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("POST", ["containers", "create"]) => containers::create(request).await,
         ("GET", ["containers", "json"]) => task_containers::list(request).await,
         ("POST", ["containers", "prune"]) => task_containers::prune(request).await,
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+/// `/secrets` and `/configs`.
+async fn payload<T: payloads::StoredPayload>(request: &ApiRequest, method: &str, path: &[&str]) -> Result<Response> {
+    match (method, path) {
+        ("GET", []) => payloads::list::<T>(request),
+        ("POST", ["create"]) => payloads::create::<T>(request).await,
+        ("GET", [reference]) if !reference.is_empty() => payloads::inspect::<T>(request, reference),
+        ("POST", [reference, "update"]) if !reference.is_empty() => payloads::update::<T>(request, reference).await,
+        ("DELETE", [reference]) if !reference.is_empty() => payloads::remove::<T>(request, reference).await,
         _ => Err(ApiError::page_not_found()),
     }
 }

@@ -11,7 +11,7 @@ use crate::api::{lookup, validate};
 use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{Meta, Service, ServiceId};
+use crate::model::{Meta, PayloadId, Service, ServiceId};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -66,6 +66,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
+    validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     validate::allow_lists_fit(&spec, store.services().map(|s| validate::sources_of(&s.spec)))?;
@@ -91,8 +92,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
 }
 
-/// What other requests must not take away before the spec is written: its networks exist, `ingress` included, and its ports are
-/// free. `own` is the id of the service itself on an update.
+/// What other requests must not take away before the spec is written: its networks exist, `ingress` included, its secrets and configs
+/// too, and its ports are free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
     let attached = spec.task_template.networks.iter().map(|n| n.target.as_str());
     let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.as_str());
@@ -104,7 +105,11 @@ fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec
         port: p.published_port,
         except: own.cloned(),
     });
-    networks.chain(ports).collect()
+    let payloads = spec.task_template.container_spec.payloads().map(|payload| match payload {
+        PayloadId::Secret(id) => Condition::present(Kind::ClusterSecret, &id),
+        PayloadId::Config(id) => Condition::present(Kind::ClusterConfig, &id),
+    });
+    networks.chain(ports).chain(payloads).collect()
 }
 
 /// Replaces names of networks by their ids.
@@ -162,6 +167,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     };
     let pull_auth = validate::pull_auth(&request.headers)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
+    validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
     let others = store.services().filter(|s| s.id != stored.id);

@@ -49,6 +49,16 @@ fn decode_field(value: Value, ty: &FieldType, path: &str) -> Result<Value> {
             }
         }
         (FieldType::Strings, Value::Array(list)) => list.into_iter().map(|v| decode_string(v, path)).collect(),
+        (FieldType::StringLists, Value::Array(lists)) => {
+            lists.into_iter().map(|list| decode_field(list, &FieldType::Strings, path)).collect()
+        }
+        (FieldType::Bytes, Value::String(text)) => match invalid_base64(&text) {
+            None => Ok(Value::String(text)),
+            Some(at) => Err(ApiError::bad(format!(
+                "invalid JSON: json: cannot unmarshal string into Go struct field {path} of type []uint8: illegal base64 data at \
+                 input byte {at}"
+            ))),
+        },
         (FieldType::Labels, Value::Object(map)) => {
             let map: Result<Map<String, Value>> = map.into_iter().map(|(key, v)| Ok((key, decode_string(v, path)?))).collect();
             Ok(Value::Object(map?))
@@ -64,6 +74,21 @@ fn decode_field(value: Value, ty: &FieldType, path: &str) -> Result<Value> {
             .collect(),
         (ty, value) => Err(wrong_type(&value, &ty.go_name(), path)),
     }
+}
+
+/// Where a text is no base64, as Go counts; `None` if it is some. Go skips line ends, so they are no error.
+fn invalid_base64(text: &str) -> Option<usize> {
+    let is_digit = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+    let (mut digits, mut padding) = (0_usize, 0_usize);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'\n' | b'\r' => {}
+            b'=' if digits % 4 >= 2 && digits % 4 + padding < 4 => padding += 1,
+            _ if padding == 0 && is_digit(byte) => digits += 1,
+            _ => return Some(at),
+        }
+    }
+    ((digits + padding) % 4 != 0).then_some(text.len())
 }
 
 /// A string within a list or a map; `null` is the empty one.
@@ -105,6 +130,16 @@ mod tests {
 
     fn refusal(spec: Value) -> String {
         decode(spec, &SERVICE_SPEC).unwrap_err().message
+    }
+
+    #[test]
+    fn base64_is_checked_as_go_does() {
+        for good in ["", "eA==", "eHg=", "eHh4", "eA=\n="] {
+            assert_eq!(invalid_base64(good), None, "{good:?}");
+        }
+        for (bad, at) in [("not base64!", 3), ("eA=", 3), ("e===", 1), ("eA==x", 4), ("eHh4=", 4), ("e", 1)] {
+            assert_eq!(invalid_base64(bad), Some(at), "{bad:?}");
+        }
     }
 
     #[test]

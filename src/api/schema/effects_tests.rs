@@ -3,20 +3,26 @@
 //! out, and a field that is missing here fails.
 
 use super::types::{Field, FieldType, Struct, Support};
-use super::{CLUSTER_SPEC, INIT, JOIN, NETWORK, NODE_SPEC, SERVICE_SPEC, decode};
+use super::{CLUSTER_SPEC, CONFIG_SPEC, INIT, JOIN, NETWORK, NODE_SPEC, SECRET_SPEC, SERVICE_SPEC, decode};
 use crate::api::validate::service_spec;
 use crate::model::ServiceSpec;
 use crate::model::fixture::task_with_resolvers;
 use crate::runtime::ContainerPlan;
 use crate::runtime::container::create_body;
+use crate::runtime::task_files::file_mounts;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Values for fields that do not take any value of their type.
 const SAMPLES: &[(&str, &str)] = &[
     ("TaskTemplate.ContainerSpec.Mounts[0].Type", r#""volume""#),
     ("TaskTemplate.ContainerSpec.Hosts", r#"["10.0.0.1 a"]"#),
     ("TaskTemplate.ContainerSpec.Isolation", r#""hyperv""#),
+    ("TaskTemplate.ContainerSpec.Privileges.Seccomp.Mode", r#""unconfined""#),
+    ("TaskTemplate.ContainerSpec.Privileges.AppArmor.Mode", r#""disabled""#),
+    ("TaskTemplate.ContainerSpec.Mounts[0].BindOptions.Propagation", r#""rslave""#),
+    ("TaskTemplate.ContainerSpec.Mounts[0].TmpfsOptions.Options", r#"[["noexec"]]"#),
     ("TaskTemplate.RestartPolicy.Condition", r#""none""#),
     ("TaskTemplate.Placement.Constraints", r#"["node.role==worker"]"#),
     ("TaskTemplate.Runtime", r#""container""#),
@@ -29,6 +35,16 @@ const SAMPLES: &[(&str, &str)] = &[
 
 /// Fields of a service that are carried out elsewhere than in its containers.
 const ELSEWHERE: &[(&str, &str)] = &[
+    ("TaskTemplate.ContainerSpec.Secrets[0].SecretID", "manager/dispatcher/payloads.rs"),
+    ("TaskTemplate.ContainerSpec.Secrets[0].SecretName", "api/validate/payloads.rs"),
+    ("TaskTemplate.ContainerSpec.Secrets[0].File.UID", "runtime/task_files.rs"),
+    ("TaskTemplate.ContainerSpec.Secrets[0].File.GID", "runtime/task_files.rs"),
+    ("TaskTemplate.ContainerSpec.Secrets[0].File.Mode", "runtime/task_files.rs"),
+    ("TaskTemplate.ContainerSpec.Configs[0].ConfigID", "manager/dispatcher/payloads.rs"),
+    ("TaskTemplate.ContainerSpec.Configs[0].ConfigName", "api/validate/payloads.rs"),
+    ("TaskTemplate.ContainerSpec.Configs[0].File.UID", "runtime/task_files.rs"),
+    ("TaskTemplate.ContainerSpec.Configs[0].File.GID", "runtime/task_files.rs"),
+    ("TaskTemplate.ContainerSpec.Configs[0].File.Mode", "runtime/task_files.rs"),
     ("Labels", "model/port_labels.rs; shown and filtered by"),
     ("Mode.Replicated.Replicas", "manager/orchestrator/replicated.rs"),
     ("Networks[0].Target", "as TaskTemplate.Networks, of old clients"),
@@ -101,6 +117,18 @@ const OTHERS: &[(&str, &str)] = &[
     ("CreateRequest.Ingress", "manager/allocator/networks.rs"),
     ("CreateRequest.Options", "known ones, others are refused"),
     ("CreateRequest.Labels", "shown and filtered by"),
+    ("SecretSpec.Name", "api/handlers/payloads.rs"),
+    ("SecretSpec.Labels", "shown and filtered by"),
+    ("SecretSpec.Data", "runtime/task_files.rs"),
+    ("SecretSpec.Driver.Name", "there are no such plugins: refused"),
+    ("SecretSpec.Driver.Options", "of no effect without a driver"),
+    ("SecretSpec.Templating.Name", "runtime/task_files.rs"),
+    ("SecretSpec.Templating.Options", "shown; golang has none"),
+    ("ConfigSpec.Name", "api/handlers/payloads.rs"),
+    ("ConfigSpec.Labels", "shown and filtered by"),
+    ("ConfigSpec.Data", "runtime/task_files.rs"),
+    ("ConfigSpec.Templating.Name", "runtime/task_files.rs"),
+    ("ConfigSpec.Templating.Options", "shown; golang has none"),
 ];
 
 /// Every field without supported fields of its own, with its path.
@@ -126,6 +154,8 @@ fn sample(path: &str, ty: &FieldType) -> Value {
         FieldType::Int(..) => json!(7),
         FieldType::Float => json!(1.0),
         FieldType::Strings => json!(["x"]),
+        FieldType::StringLists => json!([["x"]]),
+        FieldType::Bytes => json!("eA=="),
         FieldType::Labels => json!({"x": "y"}),
         FieldType::Object(_, fields) => json!({ fields[0].name: sample("", &fields[0].ty) }),
         FieldType::Objects(_, fields) => json!([{ fields[0].name: sample("", &fields[0].ty) }]),
@@ -149,7 +179,11 @@ fn set(at: &mut Value, path: &str, value: Value) {
 
 fn base() -> Value {
     let mount = json!({"Type": "bind", "Source": "/a", "Target": "/b"});
-    json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Mounts": [mount]}}})
+    let seccomp = json!({"Mode": "custom", "Profile": "e30x"});
+    let file = json!({"Name": "f"});
+    let (secret, config) = (json!({"SecretID": "s", "File": file}), json!({"ConfigID": "c", "File": file}));
+    let container = json!({"Image": "lab:1", "Mounts": [mount], "Privileges": {"Seccomp": seccomp}, "Secrets": [secret], "Configs": [config]});
+    json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container, "Resources": {"Limits": {"MemoryBytes": 4096}}}})
 }
 
 /// What a task's container is created from.
@@ -158,7 +192,8 @@ fn body(spec: &ServiceSpec) -> impl PartialEq + use<> {
     task.spec = spec.task_template.clone();
     task.ports = spec.host_ports();
     let (engine_socket, skep_socket) = ("/run/engine.sock".into(), None);
-    create_body(&ContainerPlan { task, node_id: "n1".into(), networks: Vec::new(), engine_socket, skep_socket })
+    let files = file_mounts(Path::new("/run/skep/files"), &task);
+    create_body(&ContainerPlan { task, node_id: "n1".into(), networks: Vec::new(), engine_socket, skep_socket, files })
 }
 
 #[test]
@@ -188,7 +223,7 @@ fn every_field_of_a_service_has_an_effect_or_is_refused_by_its_name() {
 #[test]
 fn every_field_of_the_other_bodies_is_in_the_table_or_refused() {
     let mut taken = BTreeSet::new();
-    for Struct { name, fields, .. } in [&NODE_SPEC, &CLUSTER_SPEC, &INIT, &JOIN, &NETWORK] {
+    for Struct { name, fields, .. } in [&NODE_SPEC, &CLUSTER_SPEC, &INIT, &JOIN, &NETWORK, &SECRET_SPEC, &CONFIG_SPEC] {
         let mut all = Vec::new();
         leaves(fields, name, &mut all);
         taken.extend(all.into_iter().filter(|(_, field)| field.support == Support::Full).map(|(path, _)| path));

@@ -1,5 +1,6 @@
 //! Docker's service spec.
 
+use super::container::{CONTAINER, DRIVER};
 use super::types::{Field, FieldType, Struct, only, refused, supported, unsupported};
 
 /// `POST /services/create` and `POST /services/{id}/update`.
@@ -24,78 +25,16 @@ const TASK: &[Field] = &[
     supported("RestartPolicy", FieldType::Object("swarm.RestartPolicy", RESTART)),
     supported("Placement", FieldType::Object("swarm.Placement", PLACEMENT)),
     supported("Networks", FieldType::Objects("swarm.NetworkAttachmentConfig", ATTACHMENT)),
-    unsupported(
-        "LogDriver",
-        FieldType::Object("swarm.Driver", &[unsupported("Name", FieldType::Str), unsupported("Options", FieldType::Labels)]),
-    ),
+    supported("LogDriver", FieldType::Object("swarm.Driver", DRIVER)),
     supported("ForceUpdate", FieldType::U64),
     supported("Runtime", FieldType::Str),
-];
-
-const CONTAINER: &[Field] = &[
-    supported("Image", FieldType::Str),
-    supported("Labels", FieldType::Labels),
-    supported("Command", FieldType::Strings),
-    supported("Args", FieldType::Strings),
-    supported("Hostname", FieldType::Str),
-    supported("Env", FieldType::Strings),
-    supported("Dir", FieldType::Str),
-    supported("User", FieldType::Str),
-    supported("Groups", FieldType::Strings),
-    unsupported("Privileges", FieldType::Any),
-    supported("Init", FieldType::Bool),
-    supported("StopSignal", FieldType::Str),
-    supported("TTY", FieldType::Bool),
-    supported("OpenStdin", FieldType::Bool),
-    supported("ReadOnly", FieldType::Bool),
-    supported("Mounts", FieldType::Objects("mount.Mount", MOUNT)),
-    supported("StopGracePeriod", FieldType::DURATION),
-    supported("Healthcheck", FieldType::Object("container.HealthConfig", HEALTH)),
-    supported("Hosts", FieldType::Strings),
-    supported("DNSConfig", FieldType::Object("swarm.DNSConfig", DNS)),
-    unsupported("Secrets", FieldType::Any),
-    unsupported("Configs", FieldType::Any),
-    supported("Isolation", FieldType::Str),
-    supported("Sysctls", FieldType::Labels),
-    supported("CapabilityAdd", FieldType::Strings),
-    supported("CapabilityDrop", FieldType::Strings),
-    unsupported("Ulimits", FieldType::Any),
-    unsupported("OomScoreAdj", FieldType::I64),
-];
-
-const MOUNT: &[Field] = &[
-    supported("Type", FieldType::Str),
-    supported("Source", FieldType::Str),
-    supported("Target", FieldType::Str),
-    supported("ReadOnly", FieldType::Bool),
-    unsupported("Consistency", FieldType::Str),
-    unsupported("BindOptions", FieldType::Any),
-    unsupported("VolumeOptions", FieldType::Any),
-    unsupported("ImageOptions", FieldType::Any),
-    unsupported("TmpfsOptions", FieldType::Any),
-    unsupported("ClusterOptions", FieldType::Any),
-];
-
-const HEALTH: &[Field] = &[
-    supported("Test", FieldType::Strings),
-    supported("Interval", FieldType::DURATION),
-    supported("Timeout", FieldType::DURATION),
-    supported("StartPeriod", FieldType::DURATION),
-    unsupported("StartInterval", FieldType::DURATION),
-    supported("Retries", FieldType::INT),
-];
-
-const DNS: &[Field] = &[
-    supported("Nameservers", FieldType::Strings),
-    supported("Search", FieldType::Strings),
-    supported("Options", FieldType::Strings),
 ];
 
 const RESOURCES: &[Field] = &[
     supported("Limits", FieldType::Object("swarm.Limit", LIMITS)),
     supported("Reservations", FieldType::Object("swarm.Resources", RESERVATIONS)),
-    unsupported("SwapBytes", FieldType::I64),
-    unsupported("MemorySwappiness", FieldType::I64),
+    supported("SwapBytes", FieldType::I64),
+    supported("MemorySwappiness", FieldType::I64),
 ];
 const LIMITS: &[Field] =
     &[supported("NanoCPUs", FieldType::I64), supported("MemoryBytes", FieldType::I64), supported("Pids", FieldType::I64)];

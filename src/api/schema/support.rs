@@ -56,16 +56,16 @@ mod tests {
         let unsupported = |spec: Value| unsupported_field(&decode(spec, &SERVICE_SPEC).unwrap(), &SERVICE_SPEC);
         let container = |c: Value| json!({"TaskTemplate": {"ContainerSpec": c}});
         assert_eq!(
-            unsupported(container(json!({"secrets": [{"SecretID": "x"}]}))).as_deref(),
-            Some("TaskTemplate.ContainerSpec.Secrets")
+            unsupported(container(json!({"configs": [{"ConfigID": "x", "runtime": {}}]}))).as_deref(),
+            Some("TaskTemplate.ContainerSpec.Configs[0].Runtime")
         );
         assert_eq!(
             unsupported(container(json!({"Secrets": [], "Privileges": {"CredentialSpec": null, "NoNewPrivileges": false}}))),
             None
         );
         assert_eq!(
-            unsupported(container(json!({"Mounts": [{}, {"TmpfsOptions": {"SizeBytes": 1}}]}))).as_deref(),
-            Some("TaskTemplate.ContainerSpec.Mounts[1].TmpfsOptions")
+            unsupported(container(json!({"Mounts": [{}, {"ClusterOptions": {"x": 1}}]}))).as_deref(),
+            Some("TaskTemplate.ContainerSpec.Mounts[1].ClusterOptions")
         );
         assert_eq!(unsupported(json!({"Mode": {"Global": {}}})).as_deref(), Some("Mode.Global"));
         assert_eq!(

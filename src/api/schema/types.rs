@@ -40,6 +40,10 @@ pub enum FieldType {
     Float,
     /// `[]string`
     Strings,
+    /// `[][]string`
+    StringLists,
+    /// `[]byte`: base64
+    Bytes,
     /// `map[string]string`
     Labels,
     /// A struct: name of the Go type, fields.
@@ -54,6 +58,7 @@ impl FieldType {
     pub(super) const U64: Self = Self::Int("uint64", 0, u64::MAX as i128);
     pub(super) const U32: Self = Self::Int("uint32", 0, u32::MAX as i128);
     pub(super) const I64: Self = Self::Int("int64", i64::MIN as i128, i64::MAX as i128);
+    pub(super) const FILE_MODE: Self = Self::Int("fs.FileMode", 0, u32::MAX as i128);
     pub(super) const INT: Self = Self::Int("int", i64::MIN as i128, i64::MAX as i128);
     pub(super) const DURATION: Self = Self::Int("time.Duration", i64::MIN as i128, i64::MAX as i128);
 
@@ -65,6 +70,8 @@ impl FieldType {
             Self::Float => "float32".to_owned(),
             Self::Int(name, _, _) | Self::Object(name, _) => (*name).to_owned(),
             Self::Strings => "[]string".to_owned(),
+            Self::StringLists => "[][]string".to_owned(),
+            Self::Bytes => "[]uint8".to_owned(),
             Self::Labels => "map[string]string".to_owned(),
             Self::Objects(name, _) => format!("[]{name}"),
             Self::Any => "interface {}".to_owned(),

@@ -24,6 +24,7 @@ pub(super) fn check(resources: &Resources) -> Result<()> {
             limits.memory_bytes
         )));
     }
+    check_swap(resources, limits.memory_bytes)?;
     let Some(reserved) = &resources.reservations else { return Ok(()) };
     check_amounts(reserved.nano_cpus, reserved.memory_bytes)?;
     let mut kinds = BTreeSet::new();
@@ -39,6 +40,20 @@ pub(super) fn check(resources: &Resources) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_swap(resources: &Resources, limit: i64) -> Result<()> {
+    match (resources.swap_bytes, resources.memory_swappiness) {
+        (Some(swap), _) if swap < -1 => Err(ApiError::invalid_argument(format!("invalid swap value {swap}: must be -1 or more"))),
+        (Some(swap), _) if swap > 0 && limit == 0 => Err(ApiError::invalid_argument("a limit of swap needs a limit of memory")),
+        (Some(swap), _) if limit.checked_add(swap).is_none() => {
+            Err(ApiError::invalid_argument(format!("invalid swap value {swap}: with the memory limit it is too large")))
+        }
+        (_, Some(swappiness)) if !(-1..=100).contains(&swappiness) => {
+            Err(ApiError::invalid_argument(format!("invalid memory swappiness {swappiness}: must be from -1 to 100")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_amounts(nano_cpus: i64, memory_bytes: i64) -> Result<()> {

@@ -1,19 +1,15 @@
 //! Services as posted: from JSON to a spec, and what is refused on the way.
 
 use super::name::object_name;
-use super::{image, placement, ports, resources};
+use super::{container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
-use crate::model::Nanos;
 use crate::model::port_labels::{ALLOW, MOST_SOURCES, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceSpec};
-use crate::model::task::{ContainerSpec, Healthcheck, TaskSpec};
+use crate::model::task::TaskSpec;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 
-/// Shortest time in a health check that is not zero: 1 ms.
-const MIN_HEALTH: Nanos = Nanos(1_000_000);
 
 /// The spec of a posted service (already decoded by its schema), with the server's defaults. Targets of networks are left
 /// as posted.
@@ -100,25 +96,12 @@ fn normalize(posted: &mut Value) -> Result<()> {
         lowercase(restart, "Condition");
     }
     placement::normalize(task);
+    // No name and no options: as if it were left out.
+    if task.get("LogDriver").is_some_and(container::is_zero_object) {
+        task.as_object_mut().map(|task| task.remove("LogDriver"));
+    }
     let Some(container) = task.get_mut("ContainerSpec") else { return Ok(()) };
-    let isolation = container["Isolation"].as_str().unwrap_or_default().to_ascii_lowercase();
-    if isolation == "process" || isolation == "hyperv" {
-        return Err(ApiError::unsupported_field("TaskTemplate.ContainerSpec.Isolation", &isolation));
-    }
-    // Nothing but zero values, which clients spell in several ways.
-    if let Some(privileges) = container.get_mut("Privileges") {
-        *privileges = json!({});
-    }
-    for (i, mount) in items(container, "Mounts").enumerate() {
-        lowercase(mount, "Type");
-        match mount["Type"].as_str() {
-            // The zero value of the real server's enum.
-            None => mount["Type"] = json!("bind"),
-            Some("bind" | "volume") => {}
-            Some(kind) => return Err(ApiError::unsupported_field(&format!("TaskTemplate.ContainerSpec.Mounts[{i}].Type"), kind)),
-        }
-    }
-    refuse_templates(container)
+    container::normalize(container)
 }
 
 /// Fills in the zero values of the real server's enums and number; what is left out of its durations stays so.
@@ -138,12 +121,12 @@ fn complete_update_config(config: &mut Value) {
     map.retain(|key, value| !(["Delay", "Monitor"].contains(&key.as_str()) && (value.is_null() || *value == json!(0))));
 }
 
-fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+pub(super) fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
     value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 /// Lower-cases a text field and removes it if it is empty.
-fn lowercase(value: &mut Value, key: &str) {
+pub(super) fn lowercase(value: &mut Value, key: &str) {
     if let Some(map) = value.as_object_mut()
         && let Some(Value::String(text)) = map.get_mut(key)
     {
@@ -152,21 +135,6 @@ fn lowercase(value: &mut Value, key: &str) {
             map.remove(key);
         }
     }
-}
-
-/// Refuses `{{…}}`, which the real server expands on the node.
-fn refuse_templates(container: &Value) -> Result<()> {
-    let is_template = |value: &Value| value.as_str().is_some_and(|text| text.contains("{{"));
-    let path = if is_template(&container["Hostname"]) {
-        "Hostname"
-    } else if list(&container["Env"]).any(is_template) {
-        "Env"
-    } else if list(&container["Mounts"]).any(|m| is_template(&m["Source"]) || is_template(&m["Target"])) {
-        "Mounts"
-    } else {
-        return Ok(());
-    };
-    Err(ApiError::unsupported_field(&format!("a template ({{{{…}}}}) in TaskTemplate.ContainerSpec.{path}"), ""))
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -181,6 +149,7 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     object_name(&spec.name)?;
     check_task(&spec.task_template)?;
     placement::check(spec)?;
+    container::check_templates(spec)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
@@ -229,38 +198,7 @@ fn check_task(task: &TaskSpec) -> Result<()> {
             return Err(ApiError::invalid_argument("TaskSpec: restart-window cannot be negative"));
         }
     }
-    check_container(&task.container_spec)
-}
-
-fn check_container(spec: &ContainerSpec) -> Result<()> {
-    let refuse = |what: String| Err(ApiError::invalid_argument(format!("ContainerSpec: {what}")));
-    if spec.image.is_empty() {
-        return refuse("image reference must be provided".to_owned());
-    }
-    if !image::is_reference(&spec.image) {
-        return refuse(format!("{} is not a valid repository/tag", quote(&spec.image)));
-    }
-    let mut targets = BTreeSet::new();
-    if let Some(twice) = spec.mounts.iter().find(|m| !targets.insert(m.target.as_str())) {
-        return refuse(format!("duplicate mount point: {}", twice.target));
-    }
-    if let Some(health) = &spec.healthcheck {
-        return check_healthcheck(health).or_else(refuse);
-    }
-    Ok(())
-}
-
-fn check_healthcheck(health: &Healthcheck) -> Result<(), String> {
-    let times = [("Interval", health.interval), ("Timeout", health.timeout), ("StartPeriod", health.start_period)];
-    for (name, time) in times {
-        if time.is_some_and(|t| t.0 != 0 && t < MIN_HEALTH) {
-            return Err(format!("{name} in HealthConfig cannot be less than 1ms"));
-        }
-    }
-    if health.retries.is_some_and(|r| r < 0) {
-        return Err("Retries in HealthConfig cannot be negative".to_owned());
-    }
-    Ok(())
+    container::check(&task.container_spec)
 }
 
 #[cfg(test)]
@@ -316,12 +254,22 @@ mod tests {
     #[test]
     fn unsupported_values_are_refused_by_name() {
         for (container, path) in [
-            (json!({"Image": "lab", "Configs": [{"ConfigID": "x"}]}), "TaskTemplate.ContainerSpec.Configs"),
             (
-                json!({"Image": "lab", "Mounts": [{"Type": "tmpfs", "Target": "/t"}]}),
-                "TaskTemplate.ContainerSpec.Mounts[0].Type tmpfs",
+                json!({"Image": "lab", "Configs": [{"ConfigID": "x", "Runtime": {}}]}),
+                "TaskTemplate.ContainerSpec.Configs[0].Runtime",
             ),
-            (json!({"Image": "lab", "Hostname": "{{.Node.ID}}"}), "TaskTemplate.ContainerSpec.Hostname"),
+            (
+                json!({"Image": "lab", "Mounts": [{"Type": "npipe", "Target": "/t"}]}),
+                "TaskTemplate.ContainerSpec.Mounts[0].Type npipe",
+            ),
+            (
+                json!({"Image": "lab", "Mounts": [{"Type": "cluster", "Target": "/t"}]}),
+                "TaskTemplate.ContainerSpec.Mounts[0].Type cluster",
+            ),
+            (
+                json!({"Image": "lab", "Privileges": {"CredentialSpec": {"File": "x.json"}}}),
+                "TaskTemplate.ContainerSpec.Privileges.CredentialSpec",
+            ),
             (json!({"Image": "lab", "Isolation": "hyperv"}), "TaskTemplate.ContainerSpec.Isolation hyperv"),
         ] {
             let error = read(with_container(container)).unwrap_err();

@@ -60,7 +60,7 @@ fn view() -> NodeView {
         network("vault", 3, vec![member("safe", 1, ME, [10, 0, 3, 11], true), member("safe", 2, OTHER, [10, 0, 3, 12], true)]),
     ];
     let task = fixture::task_with_resolvers("web1id", "web", ME, &["192.0.2.53", "rubbish", "2001:db8::53"]);
-    let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
+    let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]), ..Tasks::default() });
     NodeView { tasks, ..fixture::node_view(0, networks, fixture::cluster_part(Vec::new())) }
 }
 
@@ -277,7 +277,7 @@ fn services() -> NodeView {
     let config = task.spec.container_spec.dns_config.as_mut().unwrap();
     config.search = vec!["Corp.Test.".to_owned()];
     config.options = vec!["ndots:2".to_owned()];
-    let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
+    let tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]), ..Tasks::default() });
     NodeView { tasks, ..fixture::node_view(0, vec![front, inner], fixture::cluster_part(Vec::new())) }
 }
 

@@ -2,6 +2,7 @@
 
 use super::drain_hold::DrainHolds;
 use super::event::{Event, NodeHello, NodeReports};
+use super::payloads;
 use super::registered_node::{RegisteredNode, SentView};
 use super::task_list::{self, TaskListChange};
 use super::view_index::{DirtyViews, ViewIndex};
@@ -257,6 +258,8 @@ impl Dispatcher {
             } else {
                 None
             };
+            let before = node.sent.as_ref().map(|sent| &*sent.tasks);
+            let tasks = tasks.map(|tasks| payloads::attach(tasks, before, &self.store, self.settings.vault.as_deref()));
             if tasks.is_some() {
                 node.tasks_sent_at = now;
                 node.echo_due = false;

@@ -32,7 +32,7 @@ pub(super) fn compare(tasks: &[&Task], held: impl Fn(&Task) -> bool, has: Option
         return TaskListChange::None;
     }
     let entry = |t: &&Task| (t.id.clone(), Task { desired_state: shown(t), ..(*t).clone() });
-    let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect() });
+    let tasks = Arc::new(Tasks { by_id: tasks.iter().map(entry).collect(), ..Tasks::default() });
     if same_list { TaskListChange::Echo(tasks) } else { TaskListChange::Orders(tasks) }
 }
 

@@ -14,6 +14,9 @@ struct Filter {
     explain: fn(usize) -> String,
 }
 
+/// First feature level whose builds carry out the newer fields of a spec.
+const NEWER_LEVEL: u32 = 2;
+
 /// Excludes a node or not, whatever the number of tasks.
 fn any_number(passes: bool) -> usize {
     if passes { usize::MAX } else { 0 }
@@ -62,7 +65,7 @@ const FILTERS: [Filter; 11] = [
     },
     Filter { room: anti_affinity, explain: |n| format!("service anti-affinity not satisfied on {}", nodes(n)) },
     Filter {
-        room: |needs, node, _| any_number(needs.generic.is_empty() || node.description.feature_levels().contains(2)),
+        room: |needs, node, _| any_number(!needs.newer || node.description.feature_levels().contains(NEWER_LEVEL)),
         explain: |n| format!("an older skep on {}", nodes(n)),
     },
 ];

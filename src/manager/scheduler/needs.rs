@@ -4,7 +4,7 @@ use super::load::{HostPort, fixed_host_ports};
 use crate::model::constraint::Constraints;
 use crate::model::placement_labels::PlacementLabels;
 use crate::model::task::{GenericResource, Platform};
-use crate::model::{Service, ServiceId, Task};
+use crate::model::{Service, ServiceId, Task, TaskSpec};
 use crate::store::Store;
 use std::collections::BTreeMap;
 
@@ -22,6 +22,8 @@ pub(super) struct TaskNeeds<'a> {
     pub on_network: bool,
     /// Kind and name of engine plugins.
     pub plugins: Vec<(&'static str, &'a str)>,
+    /// Only builds from feature level 2 on carry it out.
+    pub newer: bool,
     /// Most tasks of the service on a node.
     pub max_replicas: Option<usize>,
     pub binpack: bool,
@@ -50,7 +52,8 @@ impl<'a> TaskNeeds<'a> {
             generic: reserved.map_or(&[], |reserved| &reserved.generic_resources),
             host_ports: fixed_host_ports(task).collect(),
             on_network: !task.attachments.is_empty(),
-            plugins: Vec::new(),
+            plugins: plugins_of(spec),
+            newer: spec.newer_field_of_nodes().is_some(),
             max_replicas: (max_replicas > 0).then(|| usize::try_from(max_replicas).unwrap_or(usize::MAX)),
             binpack: labels.binpack,
             prefer_image: labels.prefer_image,
@@ -58,6 +61,14 @@ impl<'a> TaskNeeds<'a> {
             apart,
         }
     }
+}
+
+/// Drivers of volumes and of the log that the engine must have.
+fn plugins_of(spec: &TaskSpec) -> Vec<(&'static str, &str)> {
+    let drivers = spec.container_spec.mounts.iter().filter_map(|mount| mount.volume_options.as_ref()?.driver_config.as_ref());
+    let volumes = drivers.map(|driver| ("Volume", driver.name.as_str())).filter(|(_, name)| *name != "local");
+    let log = spec.log_driver.iter().map(|driver| ("Log", driver.name.as_str())).filter(|(_, name)| *name != "none");
+    volumes.chain(log).filter(|(_, name)| !name.is_empty()).collect()
 }
 
 /// Services with labels on placement; most clusters have none.

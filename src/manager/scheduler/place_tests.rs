@@ -1,7 +1,8 @@
 //! Where tasks go, and what those say that have no node.
 
 use super::testing::*;
-use crate::model::task::{EarlierFailures, GenericResource, Placement, Platform, Reservations};
+use crate::model::mount::{VolumeDriver, VolumeOptions};
+use crate::model::task::{EarlierFailures, GenericResource, LogDriver, Mount, Placement, Platform, Reservations};
 use crate::model::{Availability, FormatRange, NodeState, TaskSpec, TaskState};
 use std::time::Duration;
 
@@ -139,6 +140,45 @@ fn plugins_that_the_node_does_not_list() {
     cluster.node("n1", |n| n.description.plugins.push(("Network".to_owned(), "overlay".to_owned())));
     cluster.schedule();
     assert_eq!(cluster.fate(&id), "n1");
+
+    let log = |name: &str| TaskSpec {
+        log_driver: Some(LogDriver { name: name.to_owned(), ..LogDriver::default() }),
+        ..TaskSpec::default()
+    };
+    let volume = |name: &str| {
+        let driver_config = Some(VolumeDriver { name: name.to_owned(), ..VolumeDriver::default() });
+        let volume_options = Some(VolumeOptions { driver_config, ..VolumeOptions::default() });
+        let mut template = TaskSpec::default();
+        template.container_spec.mounts = vec![Mount { kind: "volume".to_owned(), volume_options, ..Mount::default() }];
+        template
+    };
+    let listed = [("Log", "json-file"), ("Network", "overlay"), ("Volume", "local"), ("Volume", "nfs:latest")];
+    for (template, fits) in [
+        (log("json-file"), true),
+        (log("none"), true),
+        (log(""), true),
+        (log("gelf"), false),
+        (volume("local"), true),
+        (volume("nfs"), true),
+        (volume("nfs:latest"), true),
+        (volume("nf"), false),
+        (volume("ceph"), false),
+    ] {
+        let mut cluster = TestCluster::new(1);
+        cluster.node("n1", |n| {
+            n.description.feature_levels = Some(FormatRange::new(1, 2));
+            n.description.plugins = listed.iter().map(|(kind, name)| ((*kind).to_owned(), (*name).to_owned())).collect();
+        });
+        cluster.service("web", &[], template.clone());
+        let id = &cluster.pending("web", 1)[0];
+        cluster.schedule();
+        let expected = if fits { "n1" } else { "no suitable node (missing plugin on 1 node)" };
+        assert_eq!(cluster.fate(id), expected, "{template:?}");
+        // A node that lists no plugins of the type is taken to have it, as in Swarm.
+        cluster.node("n1", |n| n.description.plugins.retain(|(kind, _)| kind == "Network"));
+        cluster.schedule();
+        assert_eq!(cluster.fate(id), "n1");
+    }
 }
 
 #[test]

@@ -167,7 +167,7 @@ pub(super) fn spread_over(labels: &[&str]) -> TaskSpec {
 }
 
 pub(super) fn reserving(reservations: Reservations) -> TaskSpec {
-    TaskSpec { resources: Some(Resources { limits: None, reservations: Some(reservations) }), ..TaskSpec::default() }
+    TaskSpec { resources: Some(Resources { reservations: Some(reservations), ..Resources::default() }), ..TaskSpec::default() }
 }
 
 pub(super) fn memory(bytes: i64) -> TaskSpec {

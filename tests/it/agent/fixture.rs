@@ -168,7 +168,8 @@ impl AgentFixture {
         let (status, statuses) = mpsc::channel(16);
         self.statuses = statuses;
         let skep = Some(self.host.dir().join("skep.sock"));
-        let mut config = AgentConfig::new(NodeId::from(ME), self.host.engine_socket(), skep, self.mtu.subscribe());
+        let files = self.host.dir().join("files");
+        let mut config = AgentConfig::new(NodeId::from(ME), self.host.engine_socket(), skep, files, self.mtu.subscribe());
         config.unassigned_grace = Duration::from_millis(500);
         let applied = watch::channel(Revision::default()).0;
         let channels = AgentChannels { view: self.view.subscribe(), status, applied, engine_answers: watch::channel(true).0 };
@@ -188,7 +189,7 @@ impl AgentFixture {
             by_id.insert(attachment.network_id.clone(), part);
         }
         self.view.send_replace(Some(Arc::new(NodeView {
-            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect() }),
+            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), t.clone())).collect(), ..Tasks::default() }),
             networks: Arc::new(Networks { by_id }),
             ..fixture::node_view(self.index, Vec::new(), fixture::cluster_part(Vec::new()))
         })));

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-const SECRETS: &str = "secrets and configs are not implemented yet: 501, the lists are empty";
 const UPDATES: &str = "rolling updates are not implemented yet: 501";
 const MODES: &str = "global services and jobs are not implemented yet: 501";
 const FIELD: &str = "a field of the spec that is not supported yet: 501 with its path";
@@ -30,7 +29,6 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("raw/create-minimal", "GET", "/services/rawend2", NO_MANAGER_LOOPS),
     ("raw/networks", "POST", "/networks/prune", NO_MANAGER_LOOPS),
     ("raw/node-name", "GET", "/nodes", "membership=pending is a bug of the engine (trap 38), not copied"),
-    ("raw/secrets", "", "/secrets", SECRETS),
     ("raw/logs", "GET", "", LOGS),
     ("raw/services-filters", "GET", "/services", MODES),
     ("node/inspect-self-drained", "GET", "/info", OTHER_STATE),
@@ -42,21 +40,15 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("service/ls-locked", "", "", MANAGERS),
     ("service/error-host-network", "POST", "", "services on the predefined networks host and bridge are not supported yet"),
     ("service/error-local-network", "POST", "", "services on the predefined networks host and bridge are not supported yet"),
-    ("service/error-bad-template", "POST", "", FIELD),
     ("service/error-constraint-3", "POST", "", UNKNOWN_KEY),
     ("service/error-update-parallelism-huge", "POST", "", FIELD),
     ("service/update-image", "", "", UPDATES),
     ("service/update-force", "", "", "its service is global, which the store cannot have yet"),
     ("service/create-global*", "", "", MODES),
     ("service/create-replicated-job", "", "", MODES),
-    ("service/create-container-options", "POST", "", FIELD),
     ("service/create-credential-spec", "POST", "", FIELD),
-    ("service/create-env-secrets-configs", "", "", SECRETS),
     ("service/create-host-port", "POST", "", MODES),
-    ("service/create-log-driver", "POST", "", FIELD),
-    ("service/create-mounts", "POST", "", FIELD),
     ("service/create-network-alias", "POST", "", FIELD),
-    ("service/create-oom-score-adj", "POST", "", FIELD),
     ("service/create-sctp", "POST", "", FIELD),
     ("service/create-update-restart", "POST", "", FIELD),
     ("service/create-*", "GET", "/tasks", NO_MANAGER_LOOPS),
@@ -81,12 +73,9 @@ pub fn reason(recording: &str, exchange: &Value) -> Option<&'static str> {
     let method = exchange["method"].as_str().unwrap_or_default();
     let path = exchange["path"].as_str().unwrap_or_default();
     let path = path.strip_prefix("/v1.50").or(path.strip_prefix("/v1.51")).unwrap_or(path);
-    // Secrets, global services and jobs among the recorded objects: see `recorded_store::storable`.
+    // Global services and jobs among the recorded objects: see `recorded_store::storable`.
     if recording == "raw/create-minimal" {
         let spec = exchange["request_body"].to_string();
-        if spec.contains("Secrets") {
-            return Some(SECRETS);
-        }
         if spec.contains("ReplicatedJob") {
             return Some(MODES);
         }

@@ -11,6 +11,7 @@ use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
 use skep::model::{NodeId, Role, Secret, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
+use skep::trust::{PayloadVault, TunnelKey};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -52,6 +53,10 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
+    /// What it opens secrets and configs with.
+    pub fn payload_vault() -> PayloadVault {
+        PayloadVault::new(Self::lab1().node_id, TunnelKey::new(Secret::new([7; 32])))
+    }
     pub fn new(membership: Membership) -> Arc<Self> {
         let store = matches!(membership, Membership::Manager(_)).then(LocalProposer::handle);
         Arc::new(Self {
@@ -129,6 +134,9 @@ impl NodeControl for FakeNode {
         *self.membership.lock().unwrap() = Membership::Inactive;
         self.taken_down.acquire().await.unwrap().forget();
         Ok(())
+    }
+    fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {
+        Ok(Arc::new(Self::payload_vault()))
     }
     fn new_token(&self) -> Result<Secret<String>, ControlError> {
         Ok("a new token".to_owned().into())

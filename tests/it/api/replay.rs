@@ -2,7 +2,7 @@
 //! empty or missing, and every value that is not random.
 
 use super::fixture::{ApiFixture, FakeNode};
-use super::{deviations, recorded_store};
+use super::{deviations, recorded_payloads, recorded_store};
 use bytes::Bytes;
 use serde_json::Value;
 use skep::api::control::{ControlError, Membership};
@@ -26,6 +26,7 @@ async fn replay_group(name: &str, least: usize, node: impl Fn(&str) -> std::sync
         let store = node.store.lock().unwrap().clone();
         if let Some(store) = store {
             recorded_store::fill(&store, &exchanges).await;
+            recorded_payloads::fill(&store, &exchanges).await;
             set_leader(&node, &exchanges);
         }
         let fixture = ApiFixture::serve(node, None);
@@ -121,6 +122,11 @@ async fn replies_of_a_new_swarm() {
 #[tokio::test]
 async fn replies_of_a_manager() {
     replay_group("manager", 600, |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
+}
+
+#[tokio::test]
+async fn replies_about_secrets_and_configs() {
+    replay_group("payloads", 50, |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
 }
 
 /// The replay of one recording.

@@ -52,6 +52,7 @@ const HOMES: &[(&str, &str)] = &[
     ("wireguard_control", "datapath"),
     ("x25519_dalek", "datapath trust"),
     ("hmac", "trust"),
+    ("chacha20poly1305", "trust"),
     ("zeroize", "model"),
     ("rtnetlink", "datapath"),
     ("aya", "datapath"),

@@ -96,7 +96,7 @@ async fn queries_of_a_task_with_its_own_resolvers_are_forwarded_to_those() {
     let (mut server, client) = served(net, &[host.address]).await;
     let task = fixture::task_with_resolvers("own1id", "own", ME, &[&own.address.to_string()]);
     let mut changed = view(2, vec![two_members(net)]);
-    changed.tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) });
+    changed.tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]), ..Tasks::default() });
     server.show(changed).await;
     let with_own = Client { from: net.host(12), ..client };
     assert_eq!(with_own.addresses("a.test").await, [ANSWER]);

@@ -204,7 +204,7 @@ async fn a_task_with_ndots_finds_names_of_the_cluster_in_its_search_domain_after
         let config = task.spec.container_spec.dns_config.as_mut().unwrap();
         config.search = vec![search.to_owned()];
         config.options = vec!["ndots:2".to_owned()];
-        Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]) })
+        Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), task)]), ..Tasks::default() })
     };
     let networks = vec![network(net, "front", vec![member(net, "web", 1, 11), member(net, "unknown", 1, 12)])];
     server.show(NodeView { tasks: task_with("corp.test"), ..view(2, networks) }).await;

@@ -45,7 +45,7 @@ fn pending(number: usize) -> Task {
         spec: TaskSpec {
             container_spec: ContainerSpec { image: "whoami".to_owned(), ..ContainerSpec::default() },
             placement: Some(placement),
-            resources: Some(Resources { limits: None, reservations: Some(reservations) }),
+            resources: Some(Resources { reservations: Some(reservations), ..Resources::default() }),
             ..TaskSpec::default()
         },
         spec_version: 1,
