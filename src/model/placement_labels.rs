@@ -10,7 +10,7 @@ pub const AFFINITY: &str = "skep.placement.affinity";
 /// Names of services, separated by commas: only nodes that run no task of any of them, and the other way round: their tasks do not
 /// come to nodes that run one of this service. The service's own name: one task per node.
 pub const ANTI_AFFINITY: &str = "skep.placement.anti-affinity";
-/// `true`: nodes on which a container of the same image was created are preferred.
+/// `true`: of nodes with equally few tasks of the service, those on which a container of the same image was created.
 pub const PREFER_IMAGE: &str = "skep.placement.prefer-image";
 
 /// The parsed labels.

@@ -10,7 +10,6 @@ use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::task::TaskSpec;
 use serde_json::{Value, json};
 
-
 /// The spec of a posted service (already decoded by its schema), with the server's defaults. Targets of networks are left
 /// as posted.
 ///

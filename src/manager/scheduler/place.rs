@@ -180,9 +180,9 @@ impl NodeRanking<'_> {
         let (main, tasks) = if needs.binpack { (-fullness(node, load), -tasks) } else { (of_service, tasks) };
         NodeRank {
             avoid: failures >= EarlierFailures::AVOID,
-            image_absent: needs.prefer_image && !load.is_some_and(|load| load.has_image(needs.image)),
             main,
             failures,
+            image_absent: needs.prefer_image && !load.is_some_and(|load| load.has_image(needs.image)),
             tasks,
         }
     }

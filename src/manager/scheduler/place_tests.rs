@@ -354,7 +354,10 @@ fn a_node_that_has_the_image_is_preferred() {
         task.status.state = TaskState::Failed;
         task.status.container = Some(crate::model::task::ContainerStatus::default());
     });
-    cluster.pending("web", 2);
+    let second = cluster.pending("web", 1).remove(0);
     cluster.schedule();
-    assert_eq!(cluster.per_node("web"), counts(&[("n1", 1), ("n3", 2)]));
+    assert_eq!(cluster.fate(&second), "n3", "not n2, although that has fewer tasks");
+    cluster.pending("web", 1);
+    cluster.schedule();
+    assert_eq!(cluster.per_node("web"), counts(&[("n1", 1), ("n2", 1), ("n3", 1)]), "the spread goes first");
 }

@@ -12,12 +12,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 pub(super) struct NodeRank {
     /// Recent failures are so many that any other node is better.
     pub avoid: bool,
-    /// Images that are present are preferred, and this node does not have it.
-    pub image_absent: bool,
     /// Spread: tasks of the service. Bin packing: the fuller node is better.
     pub main: i64,
     /// Weight of recent failures.
     pub failures: u32,
+    /// A node that has the image is preferred, and this one does not.
+    pub image_absent: bool,
     /// All tasks.
     pub tasks: i64,
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn rank(main: i64) -> NodeRank {
-        NodeRank { avoid: false, image_absent: false, main, failures: 0, tasks: 0 }
+        NodeRank { avoid: false, main, failures: 0, image_absent: false, tasks: 0 }
     }
 
     /// Tasks that each node gets of so many; a node is its values, the tasks that it has, and its room.

@@ -24,6 +24,7 @@ async fn a_task_runs_and_ends_as_in_swarm() {
             source,
             target: target.to_owned(),
             read_only: kind == "bind",
+            ..Mount::default()
         };
         spec.mounts = vec![
             mount("volume", "honey".to_owned(), "/v"),
@@ -93,7 +94,7 @@ async fn failures_are_reported_with_the_engines_error() {
     no_command.spec.container_spec.command = vec!["/no/such/program".to_owned()];
     let mut no_source = task(5, POLITE);
     no_source.spec.container_spec.mounts =
-        vec![Mount { kind: "bind".to_owned(), source: "/no/such/place".to_owned(), target: "/b".to_owned(), read_only: false }];
+        vec![Mount { kind: "bind".to_owned(), source: "/no/such/place".to_owned(), target: "/b".to_owned(), ..Mount::default() }];
     let stubborn = task(6, STUBBORN);
     let mut sick = task(7, POLITE);
     sick.spec.container_spec.healthcheck = Some(Healthcheck {
@@ -101,6 +102,7 @@ async fn failures_are_reported_with_the_engines_error() {
         interval: Some(Duration::from_millis(200).into()),
         timeout: Some(Duration::from_secs(5).into()),
         start_period: None,
+        start_interval: None,
         retries: Some(10),
     });
     let vanishing = task(8, POLITE);
@@ -188,6 +190,6 @@ async fn an_engine_that_starts_late_and_restarts() {
     agent.want(&[]);
     agent.until_docker(&["ps", "-aq"], "").await;
     agent.want(std::slice::from_ref(&three));
-    skep::agent::remove_all(&NodeId::from(ME), &*agent.engine).await.expect("removes");
+    skep::agent::remove_all(&NodeId::from(ME), &*agent.engine, &agent.host.dir().join("files")).await.expect("removes");
     agent.stop().await;
 }

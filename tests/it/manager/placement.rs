@@ -52,8 +52,10 @@ fn reservations_and_preferences() {
         });
     }
     let mut spread = service("spread", 6, &[], &[]);
-    spread.spec.task_template.resources =
-        Some(Resources { reservations: Some(Reservations { memory_bytes: 300, ..Reservations::default() }), ..Resources::default() });
+    spread.spec.task_template.resources = Some(Resources {
+        reservations: Some(Reservations { memory_bytes: 300, ..Reservations::default() }),
+        ..Resources::default()
+    });
     let over = SpreadOver { spread_descriptor: "node.labels.rack".to_owned() };
     let placement = Placement { preferences: vec![PlacementPreference { spread: Some(over) }], ..Placement::default() };
     s.step("six over two racks", placed(spread, placement));

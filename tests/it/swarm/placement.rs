@@ -88,8 +88,8 @@ async fn placement_by_labels_roles_resources_and_ports_with_the_stock_cli() {
     let shown = get(manager, "/nodes/n3").await["Description"]["Resources"]["GenericResources"].clone();
     assert_eq!(
         shown,
-        json!([{"NamedResourceSpec": {"Kind": "gpu", "Value": "G1"}}, {"NamedResourceSpec": {"Kind": "gpu", "Value": "G2"}},
-            {"DiscreteResourceSpec": {"Kind": "fpga", "Value": 3}}])
+        json!([{"DiscreteResourceSpec": {"Kind": "fpga", "Value": 3}}, {"NamedResourceSpec": {"Kind": "gpu", "Value": "G1"}},
+            {"NamedResourceSpec": {"Kind": "gpu", "Value": "G2"}}])
     );
 
     // Labels of nodes and engines, roles, names.
