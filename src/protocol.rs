@@ -5,6 +5,8 @@ mod agreement;
 mod certificate;
 pub mod entries;
 mod join;
+#[cfg(test)]
+mod payload_tests;
 mod session;
 pub mod shared_documents;
 pub mod view_delta;

@@ -2,7 +2,9 @@
 
 use super::ledger::Ledger;
 use super::testing::{task, view};
+use crate::model::{Payload, PayloadId};
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
 fn ledger(name: &str) -> (std::path::PathBuf, Ledger) {
     let dir = std::env::temp_dir().join(format!("agent-ledger-{name}-{}", std::process::id()));
@@ -21,6 +23,21 @@ fn a_stored_view_is_loaded() {
     assert_eq!(ledger.load().expect("reads").as_ref(), Some(&*second));
     let mode = std::fs::metadata(ledger.path()).expect("exists").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+    std::fs::remove_dir_all(dir).expect("cleans");
+}
+
+#[test]
+fn contents_of_secrets_are_not_written() {
+    let (dir, ledger) = ledger("secrets");
+    let mut view = view(1, &[task("t1")], &[]);
+    let payload = Payload { data: "cGxhbnRlZA==".into(), templating: None };
+    let tasks = &mut Arc::make_mut(&mut view).tasks;
+    Arc::make_mut(tasks).payloads.insert(PayloadId::Secret("s".into()), Arc::new(payload));
+    ledger.store(&view).expect("writes");
+    let text = std::fs::read_to_string(ledger.path()).expect("reads");
+    assert!(text.contains("t1") && !text.contains("cGxhbnRlZA"), "{text}");
+    assert!(!format!("{view:?}").contains("cGxhbnRlZA"), "nor shown");
+    assert!(ledger.load().expect("reads").expect("stored").tasks.payloads.is_empty());
     std::fs::remove_dir_all(dir).expect("cleans");
 }
 

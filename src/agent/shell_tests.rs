@@ -7,6 +7,7 @@ use crate::model::{NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState
 use crate::runtime::Health;
 use crate::runtime::fake::FakeEngine;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -213,7 +214,11 @@ async fn leaving_removes_all_containers_and_networks_of_skep() {
     agent.want(&[on_network(task("t1"), "n1", "10.0.1.5/24")]);
     agent.until("t1", TaskState::Running).await;
     agent.shutdown.cancel();
-    remove_all(&NodeId::from(ME), &*engine).await.expect("removes");
+    let files = PathBuf::from(format!("/dev/shm/skep-agent-files-{}", std::process::id()));
+    std::fs::create_dir_all(files.join("t1")).expect("a directory");
+    std::fs::write(files.join("t1/0"), "x").expect("a file");
+    remove_all(&NodeId::from(ME), &*engine, &files).await.expect("removes");
+    assert!(!files.exists(), "secrets are left");
     assert!(engine.state().containers.is_empty() && engine.state().networks.is_empty());
 }
 

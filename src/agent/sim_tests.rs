@@ -3,10 +3,12 @@
 
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::testing::{ME, network, on_network, task, view};
-use crate::model::{NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::model::container_spec::{FileTarget, SecretReference};
+use crate::model::{NodeId, Payload, PayloadId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::runtime::{Container, ContainerState, EngineError, LocalNetwork};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 struct Simulation {
@@ -23,8 +25,18 @@ struct Simulation {
     answers: Vec<Event>,
     desired: BTreeMap<TaskId, Task>,
     reported: BTreeMap<TaskId, TaskStatus>,
+    /// Tasks whose files may be there, and those whose files are.
+    kept: BTreeSet<TaskId>,
+    written: BTreeSet<TaskId>,
+    /// Views have the secrets that tasks name.
+    has_secrets: bool,
     revision: u64,
     log: Vec<String>,
+}
+
+fn secret_reference() -> SecretReference {
+    let file = Some(FileTarget { name: "tok".into(), ..FileTarget::default() });
+    SecretReference { id: "s".into(), name: "token".into(), file }
 }
 
 impl Simulation {
@@ -48,6 +60,9 @@ impl Simulation {
             answers: Vec::new(),
             desired: BTreeMap::new(),
             reported: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            written: BTreeSet::new(),
+            has_secrets: false,
             revision: 0,
             log: Vec::new(),
         }
@@ -75,6 +90,10 @@ impl Simulation {
                 Effect::Run(..) | Effect::List(_) | Effect::Inspect(..) | Effect::ListNetworks(_) | Effect::RemoveNetwork(_) => {
                     self.log.push(format!("           {}", format!("{effect:?}").chars().take(60).collect::<String>()));
                     self.calls.push(effect);
+                }
+                Effect::KeepFiles(tasks) => {
+                    self.written.retain(|task| tasks.contains(task));
+                    self.kept = tasks;
                 }
                 _ => {}
             }
@@ -119,7 +138,14 @@ impl Simulation {
 
     fn job(&mut self, task: &TaskId, job: Job) -> Result<Option<String>, EngineError> {
         match job {
-            Job::Fetch(..) | Job::Files(_) => {}
+            Job::Fetch(..) => {}
+            Job::Files(plan) => {
+                assert_eq!(plan.payloads.len(), 1, "{task} gets a file without its content\n{}", self.log.join("\n"));
+                if !self.kept.contains(task) {
+                    return Err(EngineError::Busy("not kept".into()));
+                }
+                self.written.insert(task.clone());
+            }
             Job::Connect(plans) => {
                 for plan in plans {
                     let id = format!("e-{}", plan.id);
@@ -131,6 +157,8 @@ impl Simulation {
                     return Ok(Some(c.id.clone()));
                 }
                 self.needs_networks(&plan)?;
+                let has_files = plan.files.is_empty() || self.written.contains(task);
+                assert!(has_files, "{task} is created without its files\n{}", self.log.join("\n"));
                 self.made += 1;
                 let id = format!("c{}", self.made);
                 let container = Container {
@@ -185,6 +213,9 @@ impl Simulation {
                 if number % 2 == 0 {
                     t = on_network(t, &format!("n{}", number % 3), &format!("10.0.{}.{}/24", number % 3, number + 2));
                 }
+                if number % 3 == 0 {
+                    t.spec.container_spec.secrets = vec![secret_reference()];
+                }
                 self.desired.insert(t.id.clone(), t);
             }
             n => {
@@ -211,7 +242,13 @@ impl Simulation {
         }
         let tasks: Vec<Task> = self.desired.values().cloned().collect();
         let networks: Vec<_> = (0..3).map(|n| network(&format!("n{n}"), n)).collect();
-        self.handle(Event::View(view(self.revision, &tasks, &networks)));
+        let mut view = view(self.revision, &tasks, &networks);
+        if self.has_secrets || self.rng.random() {
+            let payload = Payload { data: "eA==".into(), templating: None };
+            let view = Arc::make_mut(&mut view);
+            Arc::make_mut(&mut view.tasks).payloads.insert(PayloadId::Secret("s".into()), Arc::new(payload));
+        }
+        self.handle(Event::View(view));
     }
 
     fn step(&mut self) {
@@ -257,6 +294,8 @@ impl Simulation {
     /// The engine works from now on; advances the clock until nothing more happens.
     fn settle(&mut self) {
         self.up = true;
+        self.has_secrets = true;
+        self.publish_view();
         self.handle(Event::EngineBack);
         for round in 0..400 {
             self.now = self.now.plus(Duration::from_millis(500));
@@ -295,6 +334,8 @@ impl Simulation {
             assert!(status.state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
             assert!(t.desired_state == TaskState::Running || status.state.is_final(), "{id} is {status:?}\n{}", log());
         }
+        let may_start = |id: &TaskId| self.reported.get(id).is_some_and(|status| !status.state.is_final());
+        assert!(self.written.iter().all(may_start), "files are left: {:?}\n{}", self.written, log());
         for n in self.networks.values() {
             let needed = self.desired.values().any(|t| {
                 self.reported[&t.id].state == TaskState::Running && t.attachments.iter().any(|a| a.network_id == n.network_id)

@@ -1,9 +1,10 @@
 //! Removes this node's containers and networks from the engine, for a node that leaves its cluster.
 
 use crate::model::NodeId;
-use crate::runtime::{Engine, EngineError, deadlines};
+use crate::runtime::{Engine, EngineError, deadlines, task_files};
 use anyhow::Context as _;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use std::path::Path;
 use std::time::Duration;
 
 /// Attempts to remove an object that is in use.
@@ -11,11 +12,11 @@ const ATTEMPTS: u32 = 40;
 /// Time between them.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Removes every container with this node's label and every network of skep's driver.
+/// Removes every container with this node's label, the files of all tasks, and every network of skep's driver.
 ///
 /// # Errors
 /// The engine does not answer or refuses; the error names the object.
-pub async fn remove_all(me: &NodeId, engine: &dyn Engine) -> anyhow::Result<()> {
+pub async fn remove_all(me: &NodeId, engine: &dyn Engine, files: &Path) -> anyhow::Result<()> {
     let containers = deadlines::list(engine, me).await.context("cannot list this node's containers")?;
     futures_util::stream::iter(containers)
         .map(|container| async move {
@@ -30,6 +31,9 @@ pub async fn remove_all(me: &NodeId, engine: &dyn Engine) -> anyhow::Result<()> 
         .buffer_unordered(8)
         .try_collect::<Vec<()>>()
         .await?;
+    let dir = files.to_owned();
+    let removed = tokio::task::spawn_blocking(move || task_files::remove_all(&dir)).await?;
+    removed.with_context(|| format!("cannot remove {}, the files of this node's tasks", files.display()))?;
     for network in engine.networks().await.context("cannot list the overlay networks on this node's engine")? {
         retry_while_busy(|| engine.remove_network(&network.id)).await.with_context(|| {
             format!(

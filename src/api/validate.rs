@@ -4,6 +4,7 @@
 mod change;
 mod container;
 mod image;
+mod json;
 mod name;
 mod network;
 mod payloads;

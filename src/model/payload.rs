@@ -1,5 +1,5 @@
-//! Secrets and configs: what a service's tasks get as files. Their content is stored sealed: whoever reads the log or a snapshot
-//! has not read it.
+//! Secrets and configs: what a service's tasks get as files. Their content is stored sealed: a copy of the log or of a
+//! snapshot does not show it.
 
 use super::id::{ClusterId, ConfigId, NodeId, SecretId};
 use super::meta::Meta;

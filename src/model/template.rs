@@ -4,8 +4,10 @@
 
 mod parse;
 
-use parse::{Action, Operand, Piece, parse};
+use parse::{Operand, Piece, Placeholder, parse};
 use std::collections::BTreeMap;
+
+pub use parse::TemplateError;
 
 /// Longest result, in bytes: a small text may name a large secret often.
 pub const MOST_EXPANDED: usize = 4 << 20;
@@ -41,11 +43,6 @@ pub enum ContentFunction {
 /// Calls a [`ContentFunction`]; the error is for people.
 pub type ContentFunctions<'a> = &'a dyn Fn(ContentFunction, &str) -> Result<String, String>;
 
-/// Why a text cannot be expanded.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("template: expansion:{0}")]
-pub struct TemplateError(String);
-
 /// Whether a text has a placeholder.
 #[must_use]
 pub fn is_template(text: &str) -> bool {
@@ -61,7 +58,7 @@ pub fn expand(text: &str, context: &TemplateContext, functions: Option<ContentFu
     for piece in parse(text)? {
         match piece {
             Piece::Text(text) => out.push_str(text),
-            Piece::Action(action) => out.push_str(&evaluate(&action, context, functions)?),
+            Piece::Placeholder(placeholder) => out.push_str(&evaluate(&placeholder, context, functions)?),
         }
         if out.len() > MOST_EXPANDED {
             return Err(TemplateError(format!("1: the result is longer than {} MiB", MOST_EXPANDED >> 20)));
@@ -77,13 +74,15 @@ enum TemplateValue {
 }
 
 fn evaluate(
-    action: &Action,
+    placeholder: &Placeholder,
     context: &TemplateContext,
     functions: Option<ContentFunctions<'_>>,
 ) -> Result<String, TemplateError> {
-    let Some(function) = &action.function else {
-        let [operand] = action.operands.as_slice() else { return Err(action.error("one value stands in a placeholder")) };
-        return Ok(match value_of(action, operand, context)? {
+    let Some(function) = &placeholder.function else {
+        let [operand] = placeholder.operands.as_slice() else {
+            return Err(placeholder.error("one value stands in a placeholder"));
+        };
+        return Ok(match value_of(placeholder, operand, context)? {
             TemplateValue::Text(text) => text,
             // As Go prints a map.
             TemplateValue::Map(map) => {
@@ -92,14 +91,14 @@ fn evaluate(
             }
         });
     };
-    let text = |operand: &Operand| match value_of(action, operand, context)? {
+    let text = |operand: &Operand| match value_of(placeholder, operand, context)? {
         TemplateValue::Text(text) => Ok(text),
-        TemplateValue::Map(_) => Err(action.error("wrong type for value; expected string; got map[string]string")),
+        TemplateValue::Map(_) => Err(placeholder.error("wrong type for value; expected string; got map[string]string")),
     };
-    match (function.as_str(), action.operands.as_slice()) {
-        ("index", [map, key]) => match value_of(action, map, context)? {
+    match (function.as_str(), placeholder.operands.as_slice()) {
+        ("index", [map, key]) => match value_of(placeholder, map, context)? {
             TemplateValue::Map(map) => Ok(map.get(&text(key)?).cloned().unwrap_or_default()),
-            TemplateValue::Text(_) => Err(action.error("error calling index: cannot index slice/array with type string")),
+            TemplateValue::Text(_) => Err(placeholder.error("error calling index: cannot index slice/array with type string")),
         },
         ("join", [separator, parts @ ..]) => {
             let parts: Vec<String> = parts.iter().map(text).collect::<Result<_, _>>()?;
@@ -112,17 +111,17 @@ fn evaluate(
                 _ => ContentFunction::Config,
             };
             let call = functions.unwrap_or(&|_, _| Ok(String::new()));
-            call(kind, &text(name)?).map_err(|why| action.error(&format!("error calling {function}: {why}")))
+            call(kind, &text(name)?).map_err(|why| placeholder.error(&format!("error calling {function}: {why}")))
         }
         ("index" | "join" | "env" | "secret" | "config", _) if is_known(function, functions.is_some()) => {
-            Err(action.error(&format!("wrong number of args for {function}: got {}", action.operands.len())))
+            Err(placeholder.error(&format!("wrong number of args for {function}: got {}", placeholder.operands.len())))
         }
         (other, _) if GO.contains(&other) => Err(TemplateError(format!(
             "{}: {other} is not supported by skep: a placeholder is a field, index, join, or in the content of secrets and \
              configs env, secret or config",
-            action.line
+            placeholder.line
         ))),
-        (other, _) => Err(TemplateError(format!("{}: function {other:?} not defined", action.line))),
+        (other, _) => Err(TemplateError(format!("{}: function {other:?} not defined", placeholder.line))),
     }
 }
 
@@ -137,7 +136,7 @@ fn is_known(function: &str, in_content: bool) -> bool {
     in_content || ["index", "join"].contains(&function)
 }
 
-fn value_of(action: &Action, operand: &Operand, context: &TemplateContext) -> Result<TemplateValue, TemplateError> {
+fn value_of(placeholder: &Placeholder, operand: &Operand, context: &TemplateContext) -> Result<TemplateValue, TemplateError> {
     let (column, path) = match operand {
         Operand::Text(text) => return Ok(TemplateValue::Text(text.clone())),
         Operand::Field(column, path) => (*column, path),
@@ -152,7 +151,7 @@ fn value_of(action: &Action, operand: &Operand, context: &TemplateContext) -> Re
             let label = label.join(".");
             match context.service_labels.get(&label) {
                 Some(value) => value,
-                None => return Err(action.at(column, path, &format!("map has no entry for key {label:?}"))),
+                None => return Err(placeholder.at(column, path, &format!("map has no entry for key {label:?}"))),
             }
         }
         ["Node", "ID"] => &context.node_id,
@@ -163,15 +162,15 @@ fn value_of(action: &Action, operand: &Operand, context: &TemplateContext) -> Re
         ["Task", "Name"] => &context.task_name,
         ["Task", "Slot"] => &context.task_slot,
         ["Service" | "Node" | "Task"] | ["Node", "Platform"] => {
-            return Err(action.at(column, path, "it is no text: name one of its fields"));
+            return Err(placeholder.at(column, path, "it is no text: name one of its fields"));
         }
-        _ => return Err(unknown_field(action, column, path)),
+        _ => return Err(unknown_field(placeholder, column, path)),
     };
     Ok(TemplateValue::Text(text.clone()))
 }
 
 /// Go's words for a field that there is not.
-fn unknown_field(action: &Action, column: usize, path: &[String]) -> TemplateError {
+fn unknown_field(placeholder: &Placeholder, column: usize, path: &[String]) -> TemplateError {
     let names: Vec<&str> = path.iter().map(String::as_str).collect();
     let (at, parent) = match names.as_slice() {
         ["Node", "Platform", ..] => (2, "template.Platform"),
@@ -183,11 +182,11 @@ fn unknown_field(action: &Action, column: usize, path: &[String]) -> TemplateErr
     let field = names.get(at).copied().unwrap_or_default();
     // Go counts from the second field of a chain.
     let column = if path.len() > 1 { column + 1 + path[0].len() } else { column };
-    action.at(column, path, &format!("can't evaluate field {field} in type {parent}"))
+    placeholder.at(column, path, &format!("can't evaluate field {field} in type {parent}"))
 }
 
-impl Action {
-    /// An error of the whole action.
+impl Placeholder {
+    /// An error of the whole placeholder.
     fn error(&self, what: &str) -> TemplateError {
         TemplateError(format!("{}:{}: executing \"expansion\": {what}", self.line, self.column))
     }

@@ -76,7 +76,7 @@ impl Daemon {
     async fn take_down(&self, membership: &MembershipFile) -> anyhow::Result<()> {
         let env = &self.env;
         let mut errors = ErrorList::default();
-        errors.check(crate::agent::remove_all(&membership.node_id, &*env.engine).await);
+        errors.check(crate::agent::remove_all(&membership.node_id, &*env.engine, &env.settings.task_files()).await);
         let network = async {
             // An earlier attempt may have removed it.
             env.tunnel_key()?;

@@ -1,7 +1,7 @@
 //! Request bodies compared with those of a real swarm for the same specs (`docker inspect` of its tasks).
 
 use super::container::{bound_ports, create_body, grace_seconds, network_body};
-use super::{ContainerPlan, NetworkPlan};
+use super::{ContainerPlan, FileMount, NetworkPlan};
 use crate::model::service::ServiceSpec;
 use crate::model::{
     Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::EarlierFailures, task::TaskSpec,
@@ -115,6 +115,62 @@ fn every_option_is_sent_as_swarm_sends_it() {
         },
     });
     assert_eq!(body, expected);
+}
+
+#[test]
+fn mounts_are_sent_with_all_of_their_options() {
+    let bind = json!({ "Propagation": "rslave", "NonRecursive": true, "CreateMountpoint": true, "ReadOnlyForceRecursive": true });
+    let driver = json!({ "Name": "local", "Options": { "type": "tmpfs" } });
+    let volume = json!({ "NoCopy": true, "Labels": { "a": "b" }, "DriverConfig": driver, "Subpath": "x" });
+    let tmpfs = json!({ "SizeBytes": 1_048_576, "Mode": 1016, "Options": [["noexec"], ["uid", "7"]] });
+    let mounts = json!([
+        { "Type": "volume", "Source": "vol1", "Target": "/v", "VolumeOptions": volume },
+        { "Type": "bind", "Source": "/tmp", "Target": "/b", "ReadOnly": true, "Consistency": "cached", "BindOptions": bind },
+        { "Type": "tmpfs", "Target": "/t", "TmpfsOptions": tmpfs },
+        { "Type": "image", "Source": "lab:1", "Target": "/i", "ImageOptions": { "Subpath": "etc" } },
+    ]);
+    let mut plan = plan(json!({ "ContainerSpec": { "Image": "lab:1", "Mounts": mounts } }), vec![]);
+    assert_eq!(body(&plan)["HostConfig"]["Mounts"], mounts, "as they were posted");
+    plan.files = vec![FileMount { source: "/run/skep/files/t1/0".into(), target: "/run/secrets/s".to_owned() }];
+    let file = json!({ "Type": "bind", "Source": "/run/skep/files/t1/0", "Target": "/run/secrets/s", "ReadOnly": true });
+    assert_eq!(body(&plan)["HostConfig"]["Mounts"][4], file);
+}
+
+#[test]
+fn limits_logs_and_security_are_sent_as_swarm_sends_them() {
+    let privileges = json!({
+        "SELinuxContext": { "Disable": false, "User": "u", "Role": "r", "Type": "t", "Level": "l" },
+        "Seccomp": { "Mode": "custom", "Profile": "eyJhIjoxfQ==" }, "AppArmor": { "Mode": "disabled" }, "NoNewPrivileges": true,
+    });
+    let host_config = |container: Value, resources: Value| {
+        let driver = json!({ "Name": "json-file", "Options": { "max-size": "1m" } });
+        let mut template = json!({ "ContainerSpec": container, "Resources": resources, "LogDriver": driver });
+        template["ContainerSpec"]["Image"] = json!("lab:1");
+        body(&plan(template, vec![]))
+    };
+    let limits = json!([{ "Name": "core", "Hard": 0, "Soft": 0 }, { "Name": "nofile", "Hard": 2048, "Soft": 1024 }]);
+    let memory = json!({ "MemoryBytes": 67_108_864 });
+    let shown = host_config(
+        json!({ "Privileges": privileges, "Ulimits": limits, "OomScoreAdj": -100, "Healthcheck": { "StartInterval": 5 } }),
+        json!({ "Limits": memory, "SwapBytes": 1_000_000, "MemorySwappiness": 10 }),
+    );
+    assert_eq!(shown["Healthcheck"], json!({ "StartInterval": 5 }));
+    let shown = &shown["HostConfig"];
+    let labels = ["label=user:u", "label=role:r", "label=level:l", "label=type:t"];
+    let options: Vec<&str> =
+        ["no-new-privileges=true"].into_iter().chain(labels).chain(["seccomp={\"a\":1}", "apparmor=unconfined"]).collect();
+    assert_eq!(shown["SecurityOpt"], json!(options));
+    assert_eq!(shown["LogConfig"], json!({ "Type": "json-file", "Config": { "max-size": "1m" } }));
+    assert_eq!((&shown["Ulimits"], &shown["OomScoreAdj"]), (&limits, &json!(-100)));
+    assert_eq!((&shown["MemorySwap"], &shown["MemorySwappiness"]), (&json!(68_108_864), &json!(10)));
+
+    let privileges =
+        json!({ "SELinuxContext": { "Disable": true }, "Seccomp": { "Mode": "unconfined" }, "AppArmor": { "Mode": "default" } });
+    let shown =
+        host_config(json!({ "Privileges": privileges }), json!({ "Limits": memory, "SwapBytes": -1, "MemorySwappiness": -1 }));
+    assert_eq!(shown["HostConfig"]["SecurityOpt"], json!(["label=disable", "seccomp=unconfined"]));
+    assert_eq!(shown["HostConfig"]["MemorySwap"], -1);
+    assert_eq!(shown["HostConfig"].get("MemorySwappiness"), None);
 }
 
 #[test]

@@ -162,6 +162,19 @@ impl TaskFiles {
     }
 }
 
+/// Removes the files of all tasks, their directory and what is mounted there. Blocks.
+///
+/// # Errors
+/// It is in use, or cannot be removed.
+pub fn remove_all(dir: &Path) -> io::Result<()> {
+    // Not a mount point where the directory was in memory before.
+    match rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    crate::durable::ignore_missing(std::fs::remove_dir_all(dir))
+}
+
 /// Only root may look into it.
 fn make_dir(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {

@@ -124,7 +124,7 @@ impl PayloadVault {
     }
 }
 
-/// Two managers' vaults are told apart by their nodes.
+/// Vaults differ by their managers.
 impl PartialEq for PayloadVault {
     fn eq(&self, other: &Self) -> bool {
         self.me == other.me && self.key.public() == other.key.public()

@@ -6,6 +6,7 @@ mod cost;
 mod feed;
 mod fields;
 mod indexes;
+mod payloads;
 mod time;
 
 use proptest::prelude::*;
@@ -14,9 +15,10 @@ use skep::model::cluster::{Cluster, ClusterSpec, JoinTokens};
 use skep::model::mesh::MeshPrefix;
 use skep::model::network::{Network, NetworkSpec};
 use skep::model::node::{Node, NodeDescription, NodeMesh, NodeSpec, NodeStatus};
+use skep::model::payload::{PayloadSpec, SealedData};
 use skep::model::service::{Endpoint, EndpointSpec, Service, ServiceSpec};
 use skep::model::task::{Attachment, NetworkAttachmentConfig, Task, TaskSpec, TaskState, TaskStatus};
-use skep::model::{ClusterId, Meta, NetworkId, NodeId, PortConfig, ServiceId, TaskId, Timestamp};
+use skep::model::{ClusterId, ClusterSecret, Meta, NetworkId, NodeId, PortConfig, ServiceId, TaskId, Timestamp};
 use skep::store::{Action, Changes, FEATURE_LEVELS, Kind, Object, Store, StoreError, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +58,7 @@ fn ops() -> impl Strategy<Value = Vec<(i64, Vec<Op>)>> {
         3 => Just(Kind::Network),
         3 => Just(Kind::Service),
         3 => Just(Kind::Task),
+        2 => Just(Kind::ClusterSecret),
     ];
     let op = (verb, kind, 0..IDS.len(), 0..NAMES.len(), any::<u16>()).prop_map(|(verb, kind, id, name, number)| Op {
         verb,
@@ -156,6 +159,15 @@ fn object(op: Op, meta: Meta) -> Object {
             generic_resources: Vec::new(),
         }
         .into(),
+        Kind::ClusterSecret => ClusterSecret {
+            id: id.into(),
+            meta,
+            spec: PayloadSpec { name: name.to_owned(), labels, ..PayloadSpec::default() },
+            data: SealedData(number.to_string()),
+        }
+        .into(),
+        // As secrets, and as the cluster: there is one at most.
+        Kind::ClusterConfig | Kind::PayloadKeys => unreachable!("not among the operations"),
     }
 }
 
@@ -174,6 +186,7 @@ fn stored(store: &Store, kind: Kind, id: &str) -> Option<Meta> {
         Kind::Network => store.network(&id.into()).map(|o| o.meta),
         Kind::Service => store.service(&id.into()).map(|o| o.meta),
         Kind::Task => store.task(&id.into()).map(|o| o.meta),
+        Kind::ClusterSecret | Kind::ClusterConfig | Kind::PayloadKeys => kind.stored_meta(store, id),
     }
 }
 
@@ -249,6 +262,7 @@ proptest! {
     fn names_are_unique_without_regard_to_case(all in ops()) {
         run(&all, |_, store, _, _| {
             let unique = |names: Vec<String>| names.len() == names.into_iter().collect::<BTreeSet<_>>().len();
+            assert!(unique(store.all::<ClusterSecret>().map(|s| s.spec.name.to_ascii_lowercase()).collect()));
             assert!(unique(store.services().map(|s| s.spec.name.to_ascii_lowercase()).collect()));
             assert!(unique(store.networks().filter(|n| !n.removing).map(|n| n.spec.name.to_ascii_lowercase()).collect()));
         });

@@ -146,6 +146,7 @@ fn event<T: Observed>(object: &T, action: &'static str, mut attributes: BTreeMap
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::payload::{PayloadSpec, SealedData};
     use crate::model::service::{Endpoint, Replicated, ServiceMode};
     use crate::model::{Meta, NetworkSpec, ServiceSpec};
     use crate::store::{Action, Kind, Transaction};
@@ -205,5 +206,8 @@ mod tests {
         assert_eq!(log.write(vec![Action::update(removing)]), ["network remove back {\"name\": \"back\"} at 99"]);
         let gone = vec![Action::Remove(Kind::Network, "back".into()), Action::Remove(Kind::Service, "web".into())];
         assert_eq!(log.write(gone), ["service remove web {\"name\": \"web\"} at 99"], "the network was removed before");
+        let spec = PayloadSpec { name: "tok".to_owned(), ..PayloadSpec::default() };
+        let secret = ClusterSecret { id: "s1".into(), meta: Meta::default(), spec, data: SealedData::default() };
+        assert_eq!(log.write(vec![Action::create(secret)]), ["secret create s1 {\"name\": \"tok\"} at 7"]);
     }
 }

@@ -1,7 +1,7 @@
 //! The container of a service's tasks as posted.
 
 use super::image;
-use super::service::{items, lowercase};
+use super::json::{items, lowercase};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::model::Nanos;

@@ -1,5 +1,6 @@
 //! Services as posted: from JSON to a spec, and what is refused on the way.
 
+use super::json::{items, list, lowercase};
 use super::name::object_name;
 use super::{container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
@@ -118,26 +119,6 @@ fn complete_update_config(config: &mut Value) {
     }
     let Some(map) = config.as_object_mut() else { return };
     map.retain(|key, value| !(["Delay", "Monitor"].contains(&key.as_str()) && (value.is_null() || *value == json!(0))));
-}
-
-pub(super) fn items<'a>(value: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
-    value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
-}
-
-/// Lower-cases a text field and removes it if it is empty.
-pub(super) fn lowercase(value: &mut Value, key: &str) {
-    if let Some(map) = value.as_object_mut()
-        && let Some(Value::String(text)) = map.get_mut(key)
-    {
-        text.make_ascii_lowercase();
-        if text.is_empty() {
-            map.remove(key);
-        }
-    }
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
 }
 
 /// Refuses a spec as SwarmKit does before it stores it.

@@ -1,15 +1,18 @@
 //! From a text to its pieces.
 
-use super::TemplateError;
+/// Why a text cannot be expanded.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("template: expansion:{0}")]
+pub struct TemplateError(pub(super) String);
 
 /// A part of a template.
 pub(super) enum Piece<'a> {
     Text(&'a str),
-    Action(Action),
+    Placeholder(Placeholder),
 }
 
 /// What stands between `{{` and `}}`.
-pub(super) struct Action {
+pub(super) struct Placeholder {
     /// From 1.
     pub line: usize,
     /// Bytes before it in its line.
@@ -45,7 +48,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Piece<'_>>, TemplateError> {
             body = &body[..body.len() - 1];
         }
         if !(body.trim_start().starts_with("/*") && body.trim_end().ends_with("*/")) {
-            pieces.push(Piece::Action(action(body, line, column(body_at))?));
+            pieces.push(Piece::Placeholder(placeholder(body, line, column(body_at))?));
         }
         at = end + 2;
     }
@@ -82,9 +85,9 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-fn action(body: &str, line: usize, column: usize) -> Result<Action, TemplateError> {
+fn placeholder(body: &str, line: usize, column: usize) -> Result<Placeholder, TemplateError> {
     let error = |what: String| Err(TemplateError(format!("{line}: {what}")));
-    let mut action = Action { line, column, function: None, operands: Vec::new() };
+    let mut placeholder = Placeholder { line, column, function: None, operands: Vec::new() };
     let mut at = 0;
     while let Some(c) = body[at..].chars().next() {
         let rest = &body[at..];
@@ -93,7 +96,7 @@ fn action(body: &str, line: usize, column: usize) -> Result<Action, TemplateErro
             _ if c.is_whitespace() => at += c.len_utf8(),
             '"' | '`' => {
                 let Some((text, length)) = string(rest, c) else { return error("unterminated quoted string".to_owned()) };
-                action.operands.push(Operand::Text(text));
+                placeholder.operands.push(Operand::Text(text));
                 at += length;
             }
             '.' => {
@@ -106,25 +109,25 @@ fn action(body: &str, line: usize, column: usize) -> Result<Action, TemplateErro
                     names.push(body[at + 1..at + 1 + length].to_owned());
                     at += 1 + length;
                 }
-                action.operands.push(Operand::Field(column + from, names));
+                placeholder.operands.push(Operand::Field(column + from, names));
             }
             _ if c.is_alphabetic() => {
                 let word = &rest[..end_of_word(rest)];
-                if action.function.is_some() || !action.operands.is_empty() {
+                if placeholder.function.is_some() || !placeholder.operands.is_empty() {
                     return error(format!(
                         "function {word:?} stands within a placeholder: skep takes one function, at its start"
                     ));
                 }
-                action.function = Some(word.to_owned());
+                placeholder.function = Some(word.to_owned());
                 at += word.len();
             }
             other => return error(format!("unexpected {:?} in operand", other.to_string())),
         }
     }
-    if action.function.is_none() && action.operands.is_empty() {
+    if placeholder.function.is_none() && placeholder.operands.is_empty() {
         return error("missing value for command".to_owned());
     }
-    Ok(action)
+    Ok(placeholder)
 }
 
 /// A string of Go at the start of `text`, and its length in the text.

@@ -86,7 +86,7 @@ async fn an_engine_restart_and_a_driver_that_starts_late() {
 
     // Leaving removes every network of skep and no other.
     agent.want(&[]);
-    skep::agent::remove_all(&NodeId::from(ME), &*agent.engine).await.expect("removes");
+    skep::agent::remove_all(&NodeId::from(ME), &*agent.engine, &agent.host.dir().join("files")).await.expect("removes");
     agent.until_docker(&["network", "ls", "-q", "--filter", "driver=skep"], "").await;
     assert_eq!(agent.docker(&["network", "ls", "-q", "--filter", "name=taken"]).await.expect("lists").lines().count(), 1);
     agent.stop().await;

@@ -62,10 +62,11 @@ async fn a_stale_version_is_said_before_what_skep_cannot_do() {
     let posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}});
     send(&fixture, "POST", "/services/create", Some(&posted)).await;
     let stale = json!({"message": "rpc error: code = Unknown desc = update out of sequence"});
-    let secret = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Secrets": [{"SecretID": "x"}]}}});
+    let privileges = json!({"CredentialSpec": {"File": "x"}});
+    let windows = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1", "Privileges": privileges}}});
     let other = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:2"}}});
     for (target, body) in [
-        ("/services/web/update?version=99", &secret),
+        ("/services/web/update?version=99", &windows),
         ("/services/web/update?version=99", &other),
         ("/nodes/lab1/update?version=99", &json!({"Role": "worker", "Availability": "active"})),
         ("/swarm/update?version=99", &json!({"EncryptionConfig": {"AutoLockManagers": true}})),

@@ -2,7 +2,7 @@
 
 use super::{Op, Verb, ops, transaction};
 use proptest::prelude::*;
-use skep::model::Timestamp;
+use skep::model::{ClusterSecret, Timestamp};
 use skep::store::{Action, Change, ChangeFollower, Changes, FeedEvent, Kind, LocalProposer, Object, Store, StorePublisher};
 use std::collections::BTreeMap;
 use std::future::Future as _;
@@ -18,7 +18,8 @@ fn objects(store: &Store) -> Objects {
     let networks = store.networks().map(|o| o.clone().into());
     let services = store.services().map(|o| o.clone().into());
     let tasks = store.tasks().map(|o| o.clone().into());
-    let all = cluster.chain(nodes).chain(networks).chain(services).chain(tasks);
+    let secrets = store.all::<ClusterSecret>().map(|o| o.clone().into());
+    let all = cluster.chain(nodes).chain(networks).chain(services).chain(tasks).chain(secrets);
     all.map(|object: Object| ((object.kind(), object.id()), object)).collect()
 }
 
@@ -34,6 +35,9 @@ fn states(change: &Change) -> (Option<Object>, Option<Object>) {
         Change::Network(change) => states!(change),
         Change::Service(change) => states!(change),
         Change::Task(change) => states!(change),
+        Change::ClusterSecret(change) => states!(change),
+        Change::ClusterConfig(change) => states!(change),
+        Change::PayloadKeys(change) => states!(change),
     }
 }
 

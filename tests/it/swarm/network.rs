@@ -177,9 +177,11 @@ async fn the_stock_docker_cli_drives_a_swarm() {
     output(&mut build).await.expect("build");
     assert_eq!(worker.docker_run("run --rm built:1 cat /built").await.expect("run").trim(), "built");
 
-    for refused in
-        ["service create --mode global x", "secret create s /etc/hostname", "service create --constraint node.role==worker x"]
-    {
+    for refused in [
+        "service create --mode global x",
+        "service create --credential-spec file://x x",
+        "service create --constraint node.role==worker x",
+    ] {
         let error = manager.docker_run(refused).await.expect_err(refused).to_string();
         assert!(
             error.contains("not implemented") || error.contains("501") || error.contains("not supported"),
