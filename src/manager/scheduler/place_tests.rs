@@ -356,7 +356,7 @@ fn a_node_that_has_the_image_is_preferred() {
     });
     let second = cluster.pending("web", 1).remove(0);
     cluster.schedule();
-    assert_eq!(cluster.fate(&second), "n3", "not n2, although that has fewer tasks");
+    assert_eq!(cluster.fate(&second), "n3", "n2 has as few tasks, and comes first");
     cluster.pending("web", 1);
     cluster.schedule();
     assert_eq!(cluster.per_node("web"), counts(&[("n1", 1), ("n2", 1), ("n3", 1)]), "the spread goes first");

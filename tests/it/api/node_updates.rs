@@ -46,7 +46,7 @@ async fn refused_updates_change_nothing() {
         let (found, reply) = send(&fixture, "POST", &format!("/nodes/{target}"), Some(body)).await;
         assert_eq!((found, reply["message"].as_str().unwrap()), (status, message), "{target} {body}");
     }
-    assert_eq!(*store.read(), *before);
+    assert!(store.read().nodes().eq(before.nodes()));
 }
 
 #[tokio::test]
