@@ -5,6 +5,7 @@
 //! protocol and the API, so a user gets back exactly what was posted.
 
 pub mod cluster;
+pub mod constraint;
 pub mod container_privileges;
 pub mod container_spec;
 mod container_templates;
@@ -18,10 +19,13 @@ pub mod mount;
 pub mod network;
 pub mod node;
 pub mod payload;
+pub mod placement;
+pub mod placement_labels;
 pub mod port;
 pub mod port_labels;
 pub mod pull_auth;
 pub mod resolv_options;
+pub mod resources;
 pub mod secret;
 pub mod serde_helpers;
 pub mod service;
@@ -33,6 +37,7 @@ pub mod view;
 pub mod wg_key;
 
 pub use cluster::{Cluster, ClusterSpec, JoinTokens};
+pub use constraint::Constraint;
 pub use format_range::FormatRange;
 pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use meta::Meta;

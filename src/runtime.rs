@@ -14,6 +14,7 @@ pub mod container;
 pub mod deadlines;
 pub mod docker;
 pub mod fake;
+mod generic_env;
 pub mod mounts;
 mod private_pull;
 mod security;

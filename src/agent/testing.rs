@@ -36,6 +36,7 @@ pub fn task(id: &str) -> Task {
         listens: Vec::new(),
         failures: EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }
 

@@ -8,9 +8,11 @@ mod json;
 mod name;
 mod network;
 mod payloads;
+mod placement;
 mod ports;
 mod pull_auth;
 mod remote;
+mod resources;
 mod service;
 mod swarm;
 

@@ -14,7 +14,7 @@ use crate::model::PortConfig;
 use crate::model::cluster::{ClusterSpec, JoinTokens};
 use crate::model::payload::Templating;
 use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
-use crate::model::task::{ContainerStatus, TaskSpec};
+use crate::model::task::{ContainerStatus, GenericResource, TaskSpec};
 use crate::model::{Meta, NodeSpec, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -92,6 +92,8 @@ pub struct Task {
     pub desired_state: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks_attachments: Vec<Attachment>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
     /// `Some(None)` is written as `null`, `None` not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Option<()>>,
@@ -250,6 +252,8 @@ pub struct Resources {
     #[serde(rename = "NanoCPUs")]
     pub nano_cpus: i64,
     pub memory_bytes: i64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Serialize)]

@@ -90,7 +90,7 @@ pub fn endpoints(store: &Store, node: &NodeId, mut endpoints: Vec<SocketAddr>) -
     endpoints
 }
 
-/// A node's description, bounded: engine labels and plugins that do not fit are left out, and a label names their number.
+/// A node's description, bounded: engine labels, plugins and generic resources that do not fit are left out, and a label names their number.
 #[must_use]
 pub fn description(mut description: NodeDescription) -> NodeDescription {
     for name in [&mut description.hostname, &mut description.architecture, &mut description.os, &mut description.engine_version] {
@@ -102,13 +102,15 @@ pub fn description(mut description: NodeDescription) -> NodeDescription {
         left = if fits { left - size } else { left };
         fits
     };
-    let before = description.engine_labels.len() + description.plugins.len();
+    let count = |d: &NodeDescription| d.engine_labels.len() + d.plugins.len() + d.generic_resources.len();
+    let before = count(&description);
     // Plugins first: the scheduler looks at them.
     description.plugins.retain(|(kind, name)| fits(kind.len() + name.len()));
+    description.generic_resources.retain(|resource| fits(resource.size()));
     description.engine_labels.retain(|key, value| fits(key.len() + value.len()));
-    let out = before - description.engine_labels.len() - description.plugins.len();
+    let out = before - count(&description);
     if out > 0 {
-        description.engine_labels.insert(CUT_LABEL.to_owned(), format!("{out} labels or plugins did not fit"));
+        description.engine_labels.insert(CUT_LABEL.to_owned(), format!("{out} labels, plugins or generic resources did not fit"));
     }
     description
 }

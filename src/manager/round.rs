@@ -5,10 +5,11 @@ use super::allocator::{self, QuarantinedAddresses};
 use super::limits::BATCH;
 use super::lowest_applied::LowestApplied;
 use super::round_scope::ScopeTracker;
+use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, payload_keys, reaper, scheduler};
+use super::{feature_level, orchestrator, payload_keys, reaper};
 use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
@@ -23,6 +24,7 @@ pub struct RoundPlanner {
     settings: ManagerSettings,
     rng: StdRng,
     quarantine: QuarantinedAddresses,
+    scheduler: Scheduler,
     limits: TransactionLimits,
     scopes: ScopeTracker,
     next_full: Timestamp,
@@ -34,8 +36,16 @@ impl RoundPlanner {
     /// The ids of new tasks depend on the seed.
     pub fn new(settings: ManagerSettings, seed: u64) -> Self {
         let (rng, quarantine) = (StdRng::seed_from_u64(seed), QuarantinedAddresses::default());
-        let (limits, scopes) = (TransactionLimits::default(), ScopeTracker::default());
-        Self { settings, rng, quarantine, limits, scopes, next_full: Timestamp::default(), next_start: None }
+        Self {
+            settings,
+            rng,
+            quarantine,
+            scheduler: Scheduler::default(),
+            limits: TransactionLimits::default(),
+            scopes: ScopeTracker::default(),
+            next_full: Timestamp::default(),
+            next_start: None,
+        }
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -49,12 +59,14 @@ impl RoundPlanner {
         let mut draft = TransactionDraft::new(store, now, BATCH);
         draft.add("dispatcher", reports);
         draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
+        // Before the orchestrator, so that a successor is made in the same round.
+        draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("orchestrator", orchestrator::plan(draft.state(), now, &mut self.rng, &self.settings));
         scope.add_changes(store, draft.state());
         draft.add("allocator", allocator::plan(draft.state(), now, &mut self.quarantine, &scope));
-        draft.add("scheduler", scheduler::plan(draft.state(), now));
+        draft.add("scheduler", self.scheduler.plan(draft.state(), now));
         scope.add_changes(store, draft.state());
         draft.add("reaper", reaper::plan(draft.state(), now, &self.settings, &scope));
         let more = draft.has_more();

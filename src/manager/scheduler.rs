@@ -1,63 +1,76 @@
-//! PENDING → ASSIGNED: selects a node for each task. Filters exclude nodes, each with its reason; of the remaining nodes
-//! the least loaded one is selected (spread).
+//! PENDING → ASSIGNED: selects a node for each task. Filters exclude nodes, each with its reason; of the remaining nodes the best by
+//! rank is selected, within the branches of the spread preferences. Tasks that need the same are decided together: one pass of the
+//! filters over the nodes for all of them.
 
+mod enforcer;
 mod filter;
+mod generic;
+mod group;
 mod load;
+mod needs;
+mod place;
 mod spread;
 
-use super::limits::BATCH;
-use crate::model::{Node, NodeId, Task, TaskState, Timestamp};
-use crate::store::{Action, Store};
-use filter::Exclusions;
-use load::Load;
+#[cfg(test)]
+mod enforcer_tests;
+#[cfg(test)]
+mod place_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod walk_tests;
 
-/// Assignments, and for tasks that stay pending the reason.
-pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
-    let waits = |t: &&Task| t.node_id.is_none() && t.desired_state <= TaskState::Running;
-    let mut pending: Vec<&Task> = store.pending_tasks().filter(waits).collect();
-    if pending.is_empty() {
-        return Vec::new();
-    }
-    pending.sort_by(|a, b| {
-        (a.meta.created_at, &a.service_id, a.slot, &a.id).cmp(&(b.meta.created_at, &b.service_id, b.slot, &b.id))
-    });
-    let mut load = Load::from_store(store, now);
-    let mut out = Vec::new();
-    for task in pending {
-        if out.len() >= BATCH {
-            break;
-        }
-        let mut next = task.clone();
-        match select_node(store, task, &load) {
-            Ok(node) => {
-                load.add_task(task, &node);
-                load.add_host_ports(task, &node);
-                next.node_id = Some(node);
-                next.status.state = TaskState::Assigned;
-                "scheduler assigned task to node".clone_into(&mut next.status.message);
-                next.status.err.clear();
-            }
-            Err(reason) if reason == task.status.err => continue,
-            Err(reason) => next.status.err = reason,
-        }
-        next.status.timestamp = now;
-        out.push(Action::update(next));
-    }
-    out
+use crate::model::{Task, Timestamp};
+use crate::store::{Action, Store, changed};
+use enforcer::ConstraintEnforcer;
+use group::WaitingTasks;
+use load::Loads;
+use needs::{LabelledServices, TaskNeeds};
+use place::Placer;
+
+/// Plans, and keeps what need not be counted again in the next round. All of it follows from the store: a new leader's decides the
+/// same.
+#[derive(Default)]
+pub struct Scheduler {
+    /// The state that `loads` and `waiting` are of.
+    seen: Store,
+    loads: Loads,
+    waiting: WaitingTasks,
+    enforcer: ConstraintEnforcer,
 }
 
-/// The node with the lowest rank that passes all filters, or why there is none.
-fn select_node(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String> {
-    let mut exclusions = Exclusions::default();
-    let mut best: Option<(spread::Rank, &Node)> = None;
-    for node in store.nodes() {
-        if !exclusions.passes(node, task, load) {
-            continue;
+impl Scheduler {
+    /// Assignments, and for tasks that stay pending the reason. Reads nothing while no task is pending.
+    pub fn plan(&mut self, store: &Store, now: Timestamp) -> Vec<Action> {
+        if store.pending_tasks().next().is_none() {
+            return Vec::new();
         }
-        let rank = spread::rank(load, task, &node.id);
-        if best.as_ref().is_none_or(|(lowest, _)| rank < *lowest) {
-            best = Some((rank, node));
+        self.follow(store);
+        let services = LabelledServices::read(store);
+        let mut placer = Placer::new(store, &mut self.loads, now);
+        for group in self.waiting.by_age() {
+            let Some(oldest) = group.oldest().and_then(|(_, _, id)| store.task(id)) else { continue };
+            placer.place(group, &TaskNeeds::of(oldest, store, &services));
+            if placer.is_full() {
+                break;
+            }
+        }
+        placer.finish()
+    }
+
+    /// Evictions of tasks whose node no longer meets their constraints or reservations.
+    pub fn enforce(&mut self, store: &Store, now: Timestamp) -> Vec<Action> {
+        self.enforcer.plan(store, now)
+    }
+
+    /// Counts what has changed since the last call.
+    fn follow(&mut self, store: &Store) {
+        let before = std::mem::replace(&mut self.seen, store.clone());
+        for (was, is) in changed::<Task>(&before, store) {
+            for (task, appears) in was.map(|task| (task, false)).into_iter().chain(is.map(|task| (task, true))) {
+                self.loads.count(task, appears);
+                self.waiting.count(task, appears);
+            }
         }
     }
-    best.map(|(_, node)| node.id.clone()).ok_or_else(|| exclusions.explain())
 }

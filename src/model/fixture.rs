@@ -2,10 +2,13 @@
 //! it (`TaskEndpoint { backend: false, ..task_endpoint(…) }`).
 
 use super::mesh::{MeshPrefix, gateway};
+use super::node::{NodeDescription, NodeMesh, NodeStatus};
 use super::service::EndpointMode;
 use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
-use super::{Listens, Meta, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey};
+use super::{
+    Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey,
+};
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -14,6 +17,24 @@ use std::sync::Arc;
 #[must_use]
 pub fn mesh() -> MeshPrefix {
     MeshPrefix(Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48))
+}
+
+/// A worker with an engine, ready for tasks.
+#[must_use]
+pub fn node(id: &str) -> Node {
+    Node {
+        id: id.into(),
+        meta: Meta::default(),
+        spec: NodeSpec::default(),
+        description: NodeDescription {
+            hostname: id.to_owned(),
+            engine_version: "28.5.2".to_owned(),
+            ..NodeDescription::default()
+        },
+        status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
+        mesh: NodeMesh { key: WgKey([1; 32]), subnet: mesh().0, ingress_addr: Ipv4Addr::new(10, 0, 0, 2), endpoints: Vec::new() },
+        manager: None,
+    }
 }
 
 /// The node `node<number>`, up, without containers and without a known endpoint.
@@ -133,5 +154,6 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         listens: Vec::new(),
         failures: EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }

@@ -1,6 +1,9 @@
 //! Nodes: what the user configures, what they report about themselves, what the leader observes of them.
 
-use super::{format_range::FormatRange, id::NodeId, meta::Meta, serde_helpers::null_as_default, time::Timestamp, wg_key::WgKey};
+use super::{
+    format_range::FormatRange, id::NodeId, meta::Meta, resources::GenericResource, serde_helpers::null_as_default,
+    time::Timestamp, wg_key::WgKey,
+};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -127,6 +130,10 @@ pub struct NodeDescription {
     pub nano_cpus: i64,
     /// Memory in bytes.
     pub memory_bytes: i64,
+    /// `node-generic-resources` of its engine's configuration: of each kind either names or one number. (Builds before it do not
+    /// write it, and drop it.)
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
     /// Version of its Docker Engine; empty if the engine does not answer, so that no task can be assigned to the node.
     pub engine_version: String,
     /// Its engine has not answered for so long that its tasks are to run elsewhere.
@@ -142,6 +149,14 @@ pub struct NodeDescription {
     /// Feature levels of its build, see [`super::Cluster::feature_level`]. Builds that have the first one only report none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feature_levels: Option<FormatRange>,
+}
+
+impl Node {
+    /// What the node is now, whatever its spec asks for.
+    #[must_use]
+    pub fn observed_role(&self) -> Role {
+        if self.manager.is_some() { Role::Manager } else { Role::Worker }
+    }
 }
 
 impl NodeDescription {

@@ -3,6 +3,8 @@
 
 pub use super::container_spec::{ContainerSpec, DEFAULT_STOP_GRACE, DnsConfig, Healthcheck, LogDriver};
 pub use super::mount::Mount;
+pub use super::placement::{Placement, PlacementPreference, Platform, SpreadOver};
+pub use super::resources::{GenericResource, Reservations, ResourceAmounts, Resources};
 use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
@@ -118,6 +120,9 @@ pub struct Task {
     /// Its service's, when the task was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_auth: Option<PullAuth>,
+    /// What it has of its node's generic resources, sorted. Written once, by the scheduler.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
 }
 
 /// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
@@ -179,6 +184,29 @@ impl EarlierFailures {
 }
 
 impl Task {
+    /// Message of a task whose node no longer meets the task's constraints or reservations: SwarmKit's words.
+    pub const EVICTED: &str = "task rejected by constraint enforcer";
+
+    /// The managers have taken it from its node because of the node's labels, role or resources. The task did not fail: this is a
+    /// move. Its observed state is what its node observes until it has stopped; then, and for users from the beginning, it is
+    /// Rejected, as in Swarm.
+    #[must_use]
+    pub fn is_evicted(&self) -> bool {
+        self.status.message == Self::EVICTED
+    }
+    /// What a report of its node makes of its status: one that is evicted keeps its message and error.
+    #[must_use]
+    pub fn status_by_report(&self, reported: &TaskStatus) -> TaskStatus {
+        let mut status = reported.clone();
+        if self.is_evicted() {
+            status.message.clone_from(&self.status.message);
+            status.err.clone_from(&self.status.err);
+            if status.state.is_final() {
+                status.state = TaskState::Rejected;
+            }
+        }
+        status
+    }
     /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]
     pub fn is_backend(&self) -> bool {
@@ -253,7 +281,6 @@ pub struct ContainerStatus {
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
     pub container_spec: ContainerSpec,
-    /// Limits are implemented; the API refuses reservations other than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// The defaults of [`RestartPolicy`] if absent.
@@ -275,73 +302,20 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// The API's name of the first field that is set and that builds of feature level 1 would drop or misread.
+    /// The API's name of the first field that is set and that builds of feature level 1 would drop, misread or not carry out.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {
-        let resources = self.resources.as_ref();
-        let fields = [
-            (self.log_driver.is_some(), "LogDriver"),
-            (resources.is_some_and(|r| r.swap_bytes.is_some()), "Resources.SwapBytes"),
-            (resources.is_some_and(|r| r.memory_swappiness.is_some()), "Resources.MemorySwappiness"),
-        ];
-        let set = fields.into_iter().find_map(|(is_set, name)| is_set.then_some(name));
-        set.or_else(|| self.container_spec.newer_field())
+        let of_nodes = self.newer_field_of_nodes();
+        let resources = of_nodes.or_else(|| self.resources.as_ref().and_then(Resources::newer_field));
+        resources.or_else(|| self.placement.as_ref().and_then(Placement::newer_field))
     }
-}
-
-/// Limits and reservations of a task.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Resources {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<ResourceAmounts>,
-    /// Not implemented: the API refuses other amounts than zero.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reservations: Option<ResourceAmounts>,
-    /// Swap beside the memory limit, in bytes; -1 for no limit, the engine's default if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub swap_bytes: Option<i64>,
-    /// 0 to 100: how readily the kernel swaps the container's memory; -1 or absent for the kernel's default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_swappiness: Option<i64>,
-}
-
-/// Amounts of resources; zero is no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ResourceAmounts {
-    /// CPUs, in units of 1e-9 CPU.
-    #[serde(rename = "NanoCPUs", skip_serializing_if = "is_zero")]
-    pub nano_cpus: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub memory_bytes: i64,
-    /// Number of processes.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub pids: i64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
-fn is_zero(value: &i64) -> bool {
-    *value == 0
-}
-
-/// Where tasks may run. Constraints and preferences are not implemented: the API refuses them by name.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Placement {
-    /// Platforms that the image was made for, as the client found them; any if empty.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
-    pub platforms: Vec<Platform>,
-}
-
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Platform {
-    /// Docker's name: `amd64`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub architecture: String,
-    #[serde(rename = "OS", skip_serializing_if = "String::is_empty")]
-    pub os: String,
+    /// The same of the fields that nodes carry out, not managers.
+    #[must_use]
+    pub fn newer_field_of_nodes(&self) -> Option<&'static str> {
+        let log_driver = self.log_driver.is_some().then_some("LogDriver");
+        let resources = || self.resources.as_ref().and_then(Resources::newer_field_of_nodes);
+        log_driver.or_else(resources).or_else(|| self.container_spec.newer_field())
+    }
 }
 
 /// A network that the tasks of a service are attached to.

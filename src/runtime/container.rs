@@ -4,6 +4,7 @@ use super::mounts::mounts;
 use super::security::security_options;
 use super::{
     ContainerPlan, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME, NetworkPlan,
+    generic_env,
 };
 use crate::model::container_spec::Ulimit;
 use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
@@ -25,7 +26,7 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
         image: Some(spec.image.clone()),
         entrypoint: list(&spec.command),
         cmd: list(&spec.args),
-        env: list(&spec.env),
+        env: list(&[&spec.env[..], &generic_env::environment(&plan.task.generic_resources)].concat()),
         hostname: text(&spec.hostname),
         user: text(&spec.user),
         working_dir: text(&spec.dir),

@@ -44,6 +44,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             listens: Vec::new(),
             failures: EarlierFailures::default(),
             pull_auth: None,
+            generic_resources: Vec::new(),
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -8,13 +8,14 @@ use super::{
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
+use crate::model::task::GenericResource;
 use crate::model::{NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, HealthStatusEnum, LocalNodeState, Network,
-    NetworkConnectRequest, SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, GenericResourcesInner, HealthStatusEnum,
+    LocalNodeState, Network, NetworkConnectRequest, SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions, ListContainersOptions,
@@ -410,6 +411,7 @@ fn description(info: SystemInfo) -> NodeDescription {
         os: info.os_type.unwrap_or_default(),
         nano_cpus: info.ncpu.unwrap_or_default().saturating_mul(1_000_000_000),
         memory_bytes: info.mem_total.unwrap_or_default(),
+        generic_resources: generic_resources(info.generic_resources.unwrap_or_default()),
         engine_version: info.server_version.unwrap_or_default(),
         engine_labels: info
             .labels
@@ -423,4 +425,16 @@ fn description(info: SystemInfo) -> NodeDescription {
         plugins,
         ..NodeDescription::default()
     }
+}
+
+/// `node-generic-resources` of the engine, sorted; what has neither a name nor a number is left out.
+fn generic_resources(found: Vec<GenericResourcesInner>) -> Vec<GenericResource> {
+    let resource = |found: GenericResourcesInner| match (found.named_resource_spec, found.discrete_resource_spec) {
+        (Some(named), _) => Some(GenericResource::named(&named.kind?, &named.value?)),
+        (None, Some(discrete)) => Some(GenericResource::discrete(&discrete.kind?, discrete.value?)),
+        (None, None) => None,
+    };
+    let mut all: Vec<GenericResource> = found.into_iter().filter_map(resource).collect();
+    all.sort();
+    all
 }

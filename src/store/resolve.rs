@@ -69,7 +69,7 @@ impl FieldUpdate {
             }
             Self::TaskStep { id, from, status, attachments, node } => changed(now, id, |task: &mut Task| {
                 if task.status.state == *from {
-                    task.status.clone_from(status);
+                    task.status = task.status_by_report(status);
                     task.attachments.extend_from_slice(attachments);
                     task.node_id = task.node_id.take().or_else(|| node.clone());
                 }

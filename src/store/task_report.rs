@@ -6,7 +6,9 @@ use crate::model::{ListeningPort, NodeId, Task, TaskStatus};
 #[must_use]
 pub fn is_new_status(task: &Task, node: &NodeId, status: &TaskStatus) -> bool {
     let is_later = status.state > task.status.state
-        || (status.state == task.status.state && status.timestamp >= task.status.timestamp && *status != task.status);
+        || (status.state == task.status.state
+            && status.timestamp >= task.status.timestamp
+            && task.status_by_report(status) != task.status);
     task.node_id.as_ref() == Some(node) && is_later
 }
 

@@ -10,6 +10,7 @@ mod events;
 mod fixture;
 mod membership;
 mod networks;
+mod node_updates;
 mod payloads;
 mod proxy;
 mod recorded_payloads;

@@ -157,6 +157,7 @@ fn object(op: Op, meta: Meta) -> Object {
             listens: Vec::new(),
             failures: skep::model::task::EarlierFailures::default(),
             pull_auth: None,
+            generic_resources: Vec::new(),
         }
         .into(),
         Kind::ClusterSecret => ClusterSecret {

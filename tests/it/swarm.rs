@@ -9,6 +9,7 @@ mod life;
 mod managers;
 mod network;
 mod payloads;
+mod placement;
 mod secrets;
 mod socket;
 mod start;

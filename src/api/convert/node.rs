@@ -14,7 +14,11 @@ pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<&NodeId>) -> 
         description: wire::Description {
             hostname: description.hostname.clone(),
             platform: wire::Platform { architecture: description.architecture.clone(), os: description.os.clone() },
-            resources: wire::Resources { nano_cpus: description.nano_cpus, memory_bytes: description.memory_bytes },
+            resources: wire::Resources {
+                nano_cpus: description.nano_cpus,
+                memory_bytes: description.memory_bytes,
+                generic_resources: description.generic_resources.clone(),
+            },
             engine: wire::EngineDescription {
                 engine_version: description.engine_version.clone(),
                 labels: description.engine_labels.clone(),

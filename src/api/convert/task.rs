@@ -2,8 +2,8 @@
 
 use super::network;
 use crate::api::wire;
-use crate::model::Task;
 use crate::model::docker::ApiVersion;
+use crate::model::{Task, TaskState};
 use crate::store::Store;
 
 /// A task in this version of the API.
@@ -28,7 +28,8 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
         node_id: task.node_id.as_ref().map(ToString::to_string),
         status: wire::TaskStatus {
             timestamp: task.status.timestamp,
-            state: task.status.state.as_str(),
+            // At once, as in Swarm; its container is still being stopped.
+            state: if task.is_evicted() { TaskState::Rejected } else { task.status.state }.as_str(),
             message: task.status.message.clone(),
             err: task.status.err.clone(),
             container_status: task.status.container.clone(),
@@ -36,6 +37,7 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
         },
         desired_state: task.desired_state.as_str(),
         networks_attachments,
+        generic_resources: task.generic_resources.clone(),
         volumes: (version >= ApiVersion::v1(42)).then_some(None),
     }
 }

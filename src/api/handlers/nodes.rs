@@ -72,6 +72,8 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let version = request.query.version("node")?;
     let handle = request.store()?;
     let store = handle.read();
+    // As the real server: an unknown node comes before a wrong body.
+    let node = lookup::node(&store, reference)?;
     let text = |key: &str| posted[key].as_str().unwrap_or_default();
     let role = match text("Role").to_ascii_lowercase().as_str() {
         "worker" => Role::Worker,
@@ -82,7 +84,6 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         "" => return Err(ApiError::bad("invalid Availability: \"\"")),
         other => validate::availability(&other.to_ascii_lowercase())?,
     };
-    let node = lookup::node(&store, reference)?;
     if role != node.spec.role {
         // Old news comes before what skep cannot do.
         if node.meta.version != version {

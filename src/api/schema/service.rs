@@ -39,9 +39,22 @@ const RESOURCES: &[Field] = &[
 const LIMITS: &[Field] =
     &[supported("NanoCPUs", FieldType::I64), supported("MemoryBytes", FieldType::I64), supported("Pids", FieldType::I64)];
 const RESERVATIONS: &[Field] = &[
-    unsupported("NanoCPUs", FieldType::I64),
-    unsupported("MemoryBytes", FieldType::I64),
-    unsupported("GenericResources", FieldType::Any),
+    supported("NanoCPUs", FieldType::I64),
+    supported("MemoryBytes", FieldType::I64),
+    supported("GenericResources", FieldType::Objects("swarm.GenericResource", GENERIC)),
+];
+const GENERIC: &[Field] = &[
+    supported(
+        "NamedResourceSpec",
+        FieldType::Object("swarm.NamedGenericResource", &[supported("Kind", FieldType::Str), supported("Value", FieldType::Str)]),
+    ),
+    supported(
+        "DiscreteResourceSpec",
+        FieldType::Object(
+            "swarm.DiscreteGenericResource",
+            &[supported("Kind", FieldType::Str), supported("Value", FieldType::I64)],
+        ),
+    ),
 ];
 
 const RESTART: &[Field] = &[
@@ -52,14 +65,17 @@ const RESTART: &[Field] = &[
 ];
 
 const PLACEMENT: &[Field] = &[
-    unsupported("Constraints", FieldType::Strings),
-    unsupported("Preferences", FieldType::Any),
-    unsupported("MaxReplicas", FieldType::U64),
+    supported("Constraints", FieldType::Strings),
+    supported("Preferences", FieldType::Objects("swarm.PlacementPreference", PREFERENCE)),
+    supported("MaxReplicas", FieldType::U64),
     supported(
         "Platforms",
         FieldType::Objects("swarm.Platform", &[supported("Architecture", FieldType::Str), supported("OS", FieldType::Str)]),
     ),
 ];
+
+const PREFERENCE: &[Field] =
+    &[supported("Spread", FieldType::Object("swarm.SpreadOver", &[supported("SpreadDescriptor", FieldType::Str)]))];
 
 const ATTACHMENT: &[Field] = &[
     supported("Target", FieldType::Str),

@@ -3,7 +3,7 @@
 
 use crate::api::convert::service::with_defaults;
 use crate::model::service::{EndpointMode, ServiceSpec};
-use crate::model::task::ResourceAmounts;
+use crate::model::task::{Reservations, ResourceAmounts};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ fn comparable(spec: &ServiceSpec) -> Value {
     if let Some(resources) = &mut task.resources {
         let is_set = |amounts: &ResourceAmounts| *amounts != ResourceAmounts::default();
         resources.limits = resources.limits.filter(is_set);
-        resources.reservations = resources.reservations.filter(is_set);
+        resources.reservations = resources.reservations.take().filter(|amounts| *amounts != Reservations::default());
     }
     if let Some(restart) = &mut task.restart_policy {
         restart.window = restart.window.filter(|window| window.0 != 0);

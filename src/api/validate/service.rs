@@ -2,19 +2,14 @@
 
 use super::json::{items, list, lowercase};
 use super::name::object_name;
-use super::{container, ports};
+use super::{container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceSpec};
-use crate::model::task::{ResourceAmounts, Resources, TaskSpec};
+use crate::model::task::TaskSpec;
 use serde_json::{Value, json};
-
-/// Smallest CPU share in resources, in units of 1e-9 CPUs.
-const MIN_CPU: i64 = 1_000_000;
-/// Smallest memory size in resources, in bytes.
-const MIN_MEMORY: i64 = 4 << 20;
 
 /// The spec of a posted service (already decoded by its schema), with the server's defaults. Targets of networks are left
 /// as posted.
@@ -57,6 +52,7 @@ fn convert(posted: &Value) -> Result<()> {
     if posted["Mode"].as_object().is_some_and(|mode| mode.len() > 1) {
         return Err(ApiError::bad("must specify only one service mode"));
     }
+    placement::refuse_limit_of_global(posted)?;
     let one_of = |value: &Value, known: &[&str], what: &str| match value.as_str() {
         Some(text) if !text.is_empty() && !known.contains(&text.to_ascii_lowercase().as_str()) => {
             Err(ApiError::bad(format!("{what}{}", if what.ends_with(": ") { quote(text) } else { text.to_owned() })))
@@ -99,6 +95,7 @@ fn normalize(posted: &mut Value) -> Result<()> {
     if let Some(restart) = task.get_mut("RestartPolicy") {
         lowercase(restart, "Condition");
     }
+    placement::normalize(task);
     // No name and no options: as if it were left out.
     if task.get("LogDriver").is_some_and(container::is_zero_object) {
         task.as_object_mut().map(|task| task.remove("LogDriver"));
@@ -131,6 +128,7 @@ fn complete_update_config(config: &mut Value) {
 pub fn service(spec: &ServiceSpec) -> Result<()> {
     object_name(&spec.name)?;
     check_task(&spec.task_template)?;
+    placement::check(spec)?;
     container::check_templates(spec)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
@@ -150,12 +148,7 @@ fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {
 }
 
 fn check_task(task: &TaskSpec) -> Result<()> {
-    if let Some(resources) = &task.resources {
-        for amounts in [&resources.limits, &resources.reservations].into_iter().flatten() {
-            check_amounts(amounts)?;
-        }
-        check_swap(resources)?;
-    }
+    task.resources.as_ref().map_or(Ok(()), resources::check)?;
     if let Some(restart) = &task.restart_policy {
         if restart.delay.is_some_and(|d| d.0 < 0) {
             return Err(ApiError::invalid_argument("TaskSpec: restart-delay cannot be negative"));
@@ -165,33 +158,6 @@ fn check_task(task: &TaskSpec) -> Result<()> {
         }
     }
     container::check(&task.container_spec)
-}
-
-fn check_swap(resources: &Resources) -> Result<()> {
-    let limit = resources.limits.map_or(0, |limits| limits.memory_bytes);
-    match (resources.swap_bytes, resources.memory_swappiness) {
-        (Some(swap), _) if swap < -1 => Err(ApiError::invalid_argument(format!("invalid swap value {swap}: must be -1 or more"))),
-        (Some(swap), _) if swap > 0 && limit == 0 => Err(ApiError::invalid_argument("a limit of swap needs a limit of memory")),
-        (Some(swap), _) if limit.checked_add(swap).is_none() => {
-            Err(ApiError::invalid_argument(format!("invalid swap value {swap}: with the memory limit it is too large")))
-        }
-        (_, Some(swappiness)) if !(-1..=100).contains(&swappiness) => {
-            Err(ApiError::invalid_argument(format!("invalid memory swappiness {swappiness}: must be from -1 to 100")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_amounts(amounts: &ResourceAmounts) -> Result<()> {
-    if amounts.nano_cpus != 0 && amounts.nano_cpus < MIN_CPU {
-        #[expect(clippy::cast_precision_loss, reason = "shown to people")]
-        let cpus = amounts.nano_cpus as f64 / 1e9;
-        return Err(ApiError::invalid_argument(format!("invalid cpu value {cpus}: Must be at least 0.001")));
-    }
-    if amounts.memory_bytes != 0 && amounts.memory_bytes < MIN_MEMORY {
-        return Err(ApiError::invalid_argument(format!("invalid memory value {}: Must be at least 4MiB", amounts.memory_bytes)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use crate::model::task::{DEFAULT_RESTART_DELAY, EarlierFailures, RestartConditio
 use crate::model::{Nanos, Task, TaskState, Timestamp};
 use std::time::Duration;
 
-/// True if the container ended without being asked to, or could not be run at all.
+/// True if the container ended without being asked to, or could not be run at all. An eviction is a move.
 fn ended_on_its_own(task: &Task) -> bool {
-    matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+    matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected) && !task.is_evicted()
 }
 
 /// Whether a new task follows this one. `slot` has all tasks of its slot, oldest first.

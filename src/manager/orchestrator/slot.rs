@@ -162,6 +162,7 @@ impl ServiceSlots<'_> {
             listens: Vec::new(),
             failures,
             pull_auth: self.service.pull_auth.clone(),
+            generic_resources: Vec::new(),
         })
     }
 

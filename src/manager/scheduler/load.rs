@@ -1,9 +1,10 @@
-//! What runs where: tasks, recent failures and host-mode ports per node.
+//! What runs where: tasks, reservations, host-mode ports and recent failures per node. Counted up and down as tasks appear and
+//! disappear, so that no round reads all tasks.
 
+use super::generic::GenericUse;
 use crate::model::task::EarlierFailures;
-use crate::model::{NodeId, Protocol, ServiceId, Task, TaskState, Timestamp};
-use crate::store::Store;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::model::{NodeId, Protocol, ServiceId, Task, TaskId, TaskState, Timestamp};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Failures count for this long.
@@ -17,65 +18,130 @@ pub(super) fn fixed_host_ports(task: &Task) -> impl Iterator<Item = HostPort> {
     task.ports.iter().filter(|p| p.published_port != 0).map(|p| (p.protocol, p.published_port))
 }
 
-/// Load of all nodes, tasks that were just assigned included.
-#[derive(Default)]
-pub(super) struct Load {
-    tasks: BTreeMap<NodeId, usize>,
-    tasks_of_service: BTreeMap<(ServiceId, NodeId), usize>,
-    /// Weight of the failures of a service and version of its spec on a node.
-    failures: BTreeMap<(ServiceId, u64, NodeId), u32>,
-    host_ports: BTreeSet<(NodeId, HostPort)>,
+/// The task is to run, or to run to its end.
+pub(super) fn is_wanted(task: &Task) -> bool {
+    task.desired_state <= TaskState::Complete
 }
 
-impl Load {
-    pub(super) fn from_store(store: &Store, now: Timestamp) -> Self {
-        let mut load = Self::default();
-        for task in store.tasks() {
-            let Some(node) = &task.node_id else { continue };
-            let weight = EarlierFailures::weight(task.status.state);
-            if weight > 0 && now.since(task.status.timestamp) < FAILURE_WINDOW {
-                *load.failures.entry((task.service_id.clone(), task.spec_version, node.clone())).or_default() += weight;
-            }
-            if task.status.state.is_final() {
-                continue;
-            }
-            // Also of a task that is being stopped: the engine holds the port until the container has ended.
-            load.add_host_ports(task, node);
-            if task.desired_state <= TaskState::Running {
-                load.add_task(task, node);
+/// What the tasks of one node take of it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct NodeLoad {
+    /// Those that are wanted.
+    pub tasks: usize,
+    by_service: BTreeMap<ServiceId, usize>,
+    /// Reserved by all that have not ended: a task that is being stopped keeps what it has.
+    pub nano_cpus: i128,
+    pub memory_bytes: i128,
+    pub generic: GenericUse,
+    /// Number of tasks by port: the engine holds a port until the container has ended.
+    host_ports: BTreeMap<HostPort, usize>,
+    /// Number of tasks by image, ended ones included, that have or had a container here.
+    images: BTreeMap<String, usize>,
+}
+
+impl NodeLoad {
+    /// Wanted tasks of a service.
+    pub(super) fn of_service(&self, service: &ServiceId) -> usize {
+        self.by_service.get(service).copied().unwrap_or(0)
+    }
+    pub(super) fn has_host_port(&self, port: HostPort) -> bool {
+        self.host_ports.contains_key(&port)
+    }
+    /// A container was created from the image here, so that the node has it, unless it was removed since.
+    pub(super) fn has_image(&self, image: &str) -> bool {
+        self.images.contains_key(image)
+    }
+
+    fn count(&mut self, task: &Task, appears: bool) {
+        if task.status.container.is_some() {
+            add(&mut self.images, task.spec.container_spec.image.clone(), appears);
+        }
+        if task.status.state.is_final() {
+            return;
+        }
+        for port in fixed_host_ports(task) {
+            add(&mut self.host_ports, port, appears);
+        }
+        if let Some(reserved) = task.spec.resources.as_ref().and_then(|r| r.reservations.as_ref()) {
+            let sign = if appears { 1 } else { -1 };
+            self.nano_cpus += sign * i128::from(reserved.nano_cpus);
+            self.memory_bytes += sign * i128::from(reserved.memory_bytes);
+        }
+        self.generic.count(&task.generic_resources, appears);
+        if is_wanted(task) {
+            self.tasks = if appears { self.tasks + 1 } else { self.tasks.saturating_sub(1) };
+            add(&mut self.by_service, task.service_id.clone(), appears);
+        }
+    }
+}
+
+/// Counts one up or down; what is zero has no entry.
+fn add<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: K, up: bool) {
+    let count = counts.entry(key.clone()).or_default();
+    *count = if up { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        counts.remove(&key);
+    }
+}
+
+/// A task that ended badly.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct FailedTask {
+    node: NodeId,
+    weight: u32,
+    at: Timestamp,
+}
+
+/// The load of every node.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Loads {
+    /// Nodes without tasks have no entry.
+    nodes: BTreeMap<NodeId, NodeLoad>,
+    /// By service and version of its spec.
+    failed: BTreeMap<(ServiceId, u64), BTreeMap<TaskId, FailedTask>>,
+}
+
+impl Loads {
+    /// A task is in the store now, or no longer.
+    pub(super) fn count(&mut self, task: &Task, appears: bool) {
+        let Some(node) = &task.node_id else { return };
+        // One that waits on the node it was made for has nothing of it yet.
+        if task.status.state >= TaskState::Assigned {
+            self.count_on(node, task, appears);
+        }
+        let weight = if task.is_evicted() { 0 } else { EarlierFailures::weight(task.status.state) };
+        if weight > 0 {
+            let key = (task.service_id.clone(), task.spec_version);
+            let of_service = self.failed.entry(key.clone()).or_default();
+            let failed = FailedTask { node: node.clone(), weight, at: task.status.timestamp };
+            let _ = if appears { of_service.insert(task.id.clone(), failed) } else { of_service.remove(&task.id) };
+            if of_service.is_empty() {
+                self.failed.remove(&key);
             }
         }
-        load
     }
 
-    pub(super) fn add_host_ports(&mut self, task: &Task, node: &NodeId) {
-        self.host_ports.extend(fixed_host_ports(task).map(|port| (node.clone(), port)));
+    fn count_on(&mut self, node: &NodeId, task: &Task, appears: bool) {
+        let load = self.nodes.entry(node.clone()).or_default();
+        load.count(task, appears);
+        if !appears && *load == NodeLoad::default() {
+            self.nodes.remove(node);
+        }
     }
 
-    pub(super) fn add_task(&mut self, task: &Task, node: &NodeId) {
-        *self.tasks.entry(node.clone()).or_default() += 1;
-        *self.tasks_of_service.entry((task.service_id.clone(), node.clone())).or_default() += 1;
+    /// The load of a node.
+    pub(super) fn of(&self, node: &NodeId) -> Option<&NodeLoad> {
+        self.nodes.get(node)
     }
 
-    pub(super) fn has_host_port(&self, node: &NodeId, port: HostPort) -> bool {
-        self.host_ports.contains(&(node.clone(), port))
-    }
-
-    /// Tasks on the node.
-    pub(super) fn tasks(&self, node: &NodeId) -> usize {
-        self.tasks.get(node).copied().unwrap_or(0)
-    }
-
-    /// Tasks of the service on the node.
-    pub(super) fn tasks_of_service(&self, service: &ServiceId, node: &NodeId) -> usize {
-        self.tasks_of_service.get(&(service.clone(), node.clone())).copied().unwrap_or(0)
-    }
-
-    /// What the recent failures of the task's slot, and of other slots of its service with the same spec, say against a node:
-    /// [`EarlierFailures::AVOID`] and more if it is better avoided.
-    pub(super) fn failures(&self, task: &Task, node: &NodeId) -> u32 {
-        let key = (task.service_id.clone(), task.spec_version, node.clone());
-        let of_service = self.failures.get(&key).copied().unwrap_or(0);
-        of_service.max(task.failures.on(node))
+    /// What recent failures of the service with this version of its spec say against nodes: [`EarlierFailures::AVOID`] and more if a
+    /// node is better avoided.
+    pub(super) fn failures(&self, service: &ServiceId, spec_version: u64, now: Timestamp) -> BTreeMap<&NodeId, u32> {
+        let mut weights = BTreeMap::new();
+        let failed = self.failed.get(&(service.clone(), spec_version));
+        for task in failed.into_iter().flat_map(BTreeMap::values).filter(|task| now.since(task.at) < FAILURE_WINDOW) {
+            *weights.entry(&task.node).or_default() += task.weight;
+        }
+        weights
     }
 }

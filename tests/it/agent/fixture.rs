@@ -280,6 +280,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }
 

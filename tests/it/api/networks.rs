@@ -64,6 +64,7 @@ fn task(id: &str, service: &str, network: &str) -> Task {
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }
 

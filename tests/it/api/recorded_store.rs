@@ -434,6 +434,7 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     })
 }
 
@@ -463,5 +464,6 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }

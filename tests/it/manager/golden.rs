@@ -14,15 +14,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-struct Script {
-    store: Store,
+pub(super) struct Script {
+    pub(super) store: Store,
     planner: RoundPlanner,
     now: Timestamp,
     text: String,
 }
 
 impl Script {
-    fn new(nodes: usize) -> Self {
+    pub(super) fn new(nodes: usize) -> Self {
         let mut script = Self {
             store: fixture::store(nodes),
             planner: RoundPlanner::new(ManagerSettings::default(), 1),
@@ -35,14 +35,14 @@ impl Script {
         script
     }
 
-    fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
+    pub(super) fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
         let mut next = self.store.node(&node(i)).unwrap().clone();
         change(&mut next);
         apply(&mut self.store, self.now, vec![Action::update(next)]);
     }
 
     /// Applies the actions, then runs rounds until nothing is left to do.
-    fn step(&mut self, what: &str, actions: Vec<Action>) {
+    pub(super) fn step(&mut self, what: &str, actions: Vec<Action>) {
         writeln!(self.text, "# {what}").unwrap();
         if !actions.is_empty() {
             apply(&mut self.store, self.now, actions);
@@ -62,29 +62,29 @@ impl Script {
     }
 
     /// Sets the observed state of the service's tasks.
-    fn observe(&mut self, service: &str, state: TaskState) {
+    pub(super) fn observe(&mut self, service: &str, state: TaskState) {
         self.observe_slots(service, state, |_| true);
     }
 
-    fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
+    pub(super) fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
         let applies = |t: &&Task| t.service_name == service && t.node_id.is_some() && t.status.state < state && which(t);
         let next = |t: &Task| Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() };
         let actions = self.store.tasks().filter(applies).map(|t| Action::update(next(t))).collect();
         apply(&mut self.store, self.now, actions);
     }
 
-    fn scaled(&self, name: &str, replicas: u64) -> Vec<Action> {
+    pub(super) fn scaled(&self, name: &str, replicas: u64) -> Vec<Action> {
         let mut service = self.store.service(&name.into()).unwrap().clone();
         service.spec.mode.replicated = Some(Replicated { replicas: Some(replicas) });
         vec![Action::update(service)]
     }
 
-    fn wait(&mut self, time: Duration) {
+    pub(super) fn wait(&mut self, time: Duration) {
         self.now = self.now.plus(time);
     }
 
     #[expect(clippy::disallowed_methods, reason = "an option of the test, not a setting")]
-    fn compare(&self, name: &str) {
+    pub(super) fn compare(&self, name: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/manager/golden").join(name);
         if std::env::var("SKEP_BLESS").is_ok() {
             std::fs::write(&path, &self.text).unwrap();
@@ -323,6 +323,6 @@ fn planners_do_nothing_when_there_is_nothing_to_do() {
     assert_eq!(orchestrator::plan(&store, fixture::START, &mut rng, &settings), Vec::new());
     let mut quarantine = allocator::QuarantinedAddresses::default();
     assert_eq!(allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full()), Vec::new());
-    assert_eq!(scheduler::plan(&store, fixture::START), Vec::new());
+    assert_eq!(scheduler::Scheduler::default().plan(&store, fixture::START), Vec::new());
     assert_eq!(reaper::plan(&store, fixture::START, &settings, &RoundScope::full()), Vec::new());
 }

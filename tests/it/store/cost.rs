@@ -42,6 +42,7 @@ fn task(number: usize) -> Task {
         listens: Vec::new(),
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
+        generic_resources: Vec::new(),
     }
 }
 

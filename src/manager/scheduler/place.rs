@@ -1,0 +1,198 @@
+//! Selects nodes for the tasks of one group.
+
+use super::filter::Exclusions;
+use super::group::{TaskGroup, TasksByAge, made_for};
+use super::load::{Loads, NodeLoad};
+use super::needs::TaskNeeds;
+use super::spread::{NodeRank, SpreadBranch};
+use crate::manager::limits::BATCH;
+use crate::model::constraint::label_value;
+use crate::model::task::EarlierFailures;
+use crate::model::{Node, NodeId, Task, TaskState, Timestamp};
+use crate::store::{Action, Object, Store};
+use std::collections::BTreeMap;
+
+/// Decisions so far, and what they are made from.
+pub(super) struct Placer<'a> {
+    store: &'a Store,
+    now: Timestamp,
+    nodes: Vec<&'a Node>,
+    loads: &'a mut Loads,
+    /// Those of them that are assignments are counted in the loads until the end of the plan.
+    out: Vec<Action>,
+}
+
+impl<'a> Placer<'a> {
+    /// The loads are those of the store.
+    pub(super) fn new(store: &'a Store, loads: &'a mut Loads, now: Timestamp) -> Self {
+        Self { store, now, nodes: store.nodes().collect(), loads, out: Vec::new() }
+    }
+
+    /// There are as many decisions as a plan has at most.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.len() >= BATCH
+    }
+
+    /// The decisions. The loads are those of the store again.
+    pub(super) fn finish(self) -> Vec<Action> {
+        for action in &self.out {
+            if let Action::Update(Object::Task(task)) = action
+                && task.status.state == TaskState::Assigned
+            {
+                self.loads.count(task, false);
+            }
+        }
+        self.out
+    }
+
+    /// Selects nodes for as many tasks of the group as have room and as the plan takes.
+    pub(super) fn place(&mut self, group: &TaskGroup, needs: &TaskNeeds) {
+        let store = self.store;
+        self.confirm(tasks_of(store, &group.preassigned), needs);
+        for task in tasks_of(store, &group.with_failures) {
+            // What its predecessors failed at speaks against nodes for this task alone.
+            self.select(std::iter::once(task), needs, &task.failures);
+        }
+        self.select(tasks_of(store, &group.plain), needs, &EarlierFailures::default());
+    }
+
+    /// Checks tasks that were made for a node.
+    fn confirm(&mut self, tasks: impl Iterator<Item = &'a Task>, needs: &TaskNeeds) {
+        for task in tasks {
+            if self.is_full() {
+                return;
+            }
+            let Some(node) = made_for(task).and_then(|id| self.store.node(id)) else { continue };
+            let mut exclusions = Exclusions::default();
+            if exclusions.room(needs, node, self.loads.of(&node.id)) > 0 {
+                self.assign(task, node, needs, "scheduler confirmed task can run on preassigned node");
+            } else {
+                self.wait(task, &exclusions.reasons());
+            }
+        }
+    }
+
+    /// Selects nodes for tasks that any node may have.
+    fn select(&mut self, tasks: impl Iterator<Item = &'a Task>, needs: &TaskNeeds, own: &EarlierFailures) {
+        let mut left = tasks.peekable();
+        let Some(first) = left.peek().copied().filter(|_| !self.is_full()) else { return };
+        let mut failures: BTreeMap<NodeId, u32> = self
+            .loads
+            .failures(&first.service_id, first.spec_version, self.now)
+            .into_iter()
+            .map(|(node, weight)| (node.clone(), weight))
+            .collect();
+        for (node, weight) in &own.nodes {
+            let known = failures.entry(node.clone()).or_default();
+            *known = (*known).max(*weight);
+        }
+        let ranking = NodeRanking { needs, failures };
+        let mut exclusions = Exclusions::default();
+        let mut room: Vec<usize> = Vec::with_capacity(self.nodes.len());
+        let mut root = SpreadBranch::default();
+        let preferences = first.spec.placement.iter().flat_map(|placement| &placement.preferences);
+        let over: Vec<&str> = preferences.filter_map(|p| Some(p.spread.as_ref()?.spread_descriptor.as_str())).collect();
+        for (number, node) in self.nodes.iter().enumerate() {
+            let load = self.loads.of(&node.id);
+            let fits = exclusions.room(needs, node, load);
+            room.push(fits);
+            let values: Vec<&str> = over.iter().filter_map(|descriptor| label_value(node, descriptor)).collect();
+            let rank = (fits > 0).then(|| ranking.rank(node, load));
+            root.add(&values, load.map_or(0, |load| load.of_service(needs.service)), rank, number);
+        }
+        root.sort();
+        while !self.is_full()
+            && let Some(task) = left.next()
+        {
+            let took = root.take(&mut |number| {
+                let node = self.nodes[number];
+                self.assign(task, node, needs, "scheduler assigned task to node");
+                room[number] -= 1;
+                (room[number] > 0).then(|| ranking.rank(node, self.loads.of(&node.id)))
+            });
+            if !took {
+                self.explain(std::iter::once(task).chain(left), needs);
+                return;
+            }
+        }
+    }
+
+    /// Says of each task why it waits. What was assigned before counts.
+    fn explain(&mut self, tasks: impl Iterator<Item = &'a Task>, needs: &TaskNeeds) {
+        let mut exclusions = Exclusions::default();
+        for node in &self.nodes {
+            exclusions.room(needs, node, self.loads.of(&node.id));
+        }
+        let reason = exclusions.explain();
+        for task in tasks {
+            if self.is_full() {
+                return;
+            }
+            self.wait(task, &reason);
+        }
+    }
+
+    fn assign(&mut self, task: &Task, node: &Node, needs: &TaskNeeds, message: &str) {
+        let mut next = task.clone();
+        if !needs.generic.is_empty() {
+            let idle = NodeLoad::default();
+            let in_use = &self.loads.of(&node.id).unwrap_or(&idle).generic;
+            next.generic_resources = in_use.claim(&node.description, needs.generic).unwrap_or_default();
+        }
+        next.node_id = Some(node.id.clone());
+        next.status.state = TaskState::Assigned;
+        message.clone_into(&mut next.status.message);
+        next.status.err.clear();
+        next.status.timestamp = self.now;
+        self.loads.count(&next, true);
+        self.out.push(Action::update(next));
+    }
+
+    /// A reason that the task has already is not written again.
+    fn wait(&mut self, task: &Task, reason: &str) {
+        if task.status.err == reason {
+            return;
+        }
+        let mut next = task.clone();
+        reason.clone_into(&mut next.status.err);
+        next.status.timestamp = self.now;
+        self.out.push(Action::update(next));
+    }
+}
+
+fn tasks_of<'s, 't>(store: &'s Store, set: &'t TasksByAge) -> impl Iterator<Item = &'s Task> + use<'s, 't> {
+    set.iter().filter_map(|(_, _, id)| store.task(id))
+}
+
+/// Ranks nodes for the tasks of a group.
+struct NodeRanking<'a> {
+    needs: &'a TaskNeeds<'a>,
+    /// Weight of recent failures.
+    failures: BTreeMap<NodeId, u32>,
+}
+
+impl NodeRanking<'_> {
+    fn rank(&self, node: &Node, load: Option<&NodeLoad>) -> NodeRank {
+        let needs = self.needs;
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let failures = self.failures.get(&node.id).copied().unwrap_or(0);
+        let (tasks, of_service) = load.map_or((0, 0), |load| (count(load.tasks), count(load.of_service(needs.service))));
+        let (main, tasks) = if needs.binpack { (-fullness(node, load), -tasks) } else { (of_service, tasks) };
+        NodeRank {
+            avoid: failures >= EarlierFailures::AVOID,
+            main,
+            failures,
+            image_absent: needs.prefer_image && !load.is_some_and(|load| load.has_image(needs.image)),
+            tasks,
+        }
+    }
+}
+
+/// The larger share of its CPUs or memory that is reserved, in millionths.
+fn fullness(node: &Node, load: Option<&NodeLoad>) -> i64 {
+    let share = |used: i128, total: i64| if total > 0 { used * 1_000_000 / i128::from(total) } else { 0 };
+    let Some(load) = load else { return 0 };
+    let description = &node.description;
+    let fullest = share(load.nano_cpus, description.nano_cpus).max(share(load.memory_bytes, description.memory_bytes));
+    i64::try_from(fullest).unwrap_or(i64::MAX)
+}
