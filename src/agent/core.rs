@@ -501,7 +501,7 @@ impl Core {
     /// Files are there from before a task's container is created until it can never start again. A container that runs keeps its
     /// files when they are removed.
     fn keep_files(&mut self, effects: &mut Vec<Effect>) {
-        let is_kept = |(id, task): &(&TaskId, &Task)| {
+        let is_kept = |(id, task): &(&TaskId, &Arc<Task>)| {
             let record = self.records.get(*id);
             let can_start = task.desired_state <= TaskState::Running && !record.is_some_and(|r| r.status.state.is_final());
             let is_busy = record.is_some_and(|r| r.busy.is_some());
@@ -550,7 +550,7 @@ impl Core {
                 Job::Connect(networks)
             }
             StepKind::Files => {
-                let task = task?.clone();
+                let task = Task::clone(task?);
                 let needed = task.spec.container_spec.payloads();
                 let payloads = needed.filter_map(|id| Some((id.clone(), self.payloads.get(&id)?.clone()))).collect();
                 Job::Files(Box::new(FilePlan { task, payloads }))

@@ -270,7 +270,8 @@ impl EngineWorker {
     /// Replaces the placeholders of the task's container.
     async fn expand(&self, task: &mut Task) -> Result<(), EngineError> {
         let context = self.template_context(task).await?;
-        task.spec.container_spec = task.spec.container_spec.expanded(&context).map_err(EngineError::Refused)?;
+        let expanded = task.spec.container_spec.expanded(&context).map_err(EngineError::Refused)?;
+        Arc::make_mut(&mut task.spec).container_spec = expanded;
         mount_error(&task.spec.container_spec).map_or(Ok(()), |why| Err(EngineError::Refused(why)))
     }
 

@@ -16,7 +16,7 @@ impl TemplateContext {
         Self {
             service_id: task.service_id.to_string(),
             service_name: task.service_name.clone(),
-            service_labels: task.service_labels.clone(),
+            service_labels: (*task.service_labels).clone(),
             node_id: node_id.to_string(),
             node_hostname: node.hostname.clone(),
             node_architecture: node.architecture.clone(),
