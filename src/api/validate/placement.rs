@@ -52,6 +52,7 @@ mod tests {
     use crate::api::validate::{service, service_spec};
     use serde_json::json;
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with what `json!` makes")]
     fn read(placement: Value) -> ServiceSpec {
         let task = json!({"ContainerSpec": {"Image": "lab:1"}, "Placement": placement});
         service_spec(decode(json!({"Name": "web", "TaskTemplate": task}), &SERVICE_SPEC).unwrap()).unwrap()

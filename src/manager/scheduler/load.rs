@@ -54,13 +54,13 @@ impl NodeLoad {
 
     fn count(&mut self, task: &Task, appears: bool) {
         if task.status.container.is_some() {
-            add(&mut self.images, task.spec.container_spec.image.clone(), appears);
+            add(&mut self.images, &task.spec.container_spec.image, appears);
         }
         if task.status.state.is_final() {
             return;
         }
         for port in fixed_host_ports(task) {
-            add(&mut self.host_ports, port, appears);
+            add(&mut self.host_ports, &port, appears);
         }
         if let Some(reserved) = task.spec.resources.as_ref().and_then(|r| r.reservations.as_ref()) {
             let sign = if appears { 1 } else { -1 };
@@ -70,17 +70,17 @@ impl NodeLoad {
         self.generic.count(&task.generic_resources, appears);
         if is_wanted(task) {
             self.tasks = if appears { self.tasks + 1 } else { self.tasks.saturating_sub(1) };
-            add(&mut self.by_service, task.service_id.clone(), appears);
+            add(&mut self.by_service, &task.service_id, appears);
         }
     }
 }
 
 /// Counts one up or down; what is zero has no entry.
-fn add<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: K, up: bool) {
+fn add<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, up: bool) {
     let count = counts.entry(key.clone()).or_default();
     *count = if up { *count + 1 } else { count.saturating_sub(1) };
     if *count == 0 {
-        counts.remove(&key);
+        counts.remove(key);
     }
 }
 

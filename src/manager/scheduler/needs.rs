@@ -9,6 +9,7 @@ use crate::store::Store;
 use std::collections::BTreeMap;
 
 /// Needs of tasks that have the service, the version of its spec and the host-mode ports in common.
+#[expect(clippy::struct_excessive_bools, reason = "independent needs")]
 pub(super) struct TaskNeeds<'a> {
     pub service: &'a ServiceId,
     pub image: &'a str,
