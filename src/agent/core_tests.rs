@@ -124,7 +124,7 @@ fn a_task_from_assignment_to_removal() {
 fn view_with_secret(index: u64, has: bool) -> Arc<NodeView> {
     let mut t = task("t1");
     let secret = r#"[{"SecretID":"s","SecretName":"token","File":{"Name":"tok"}}]"#;
-    t.spec.container_spec.secrets = serde_json::from_str(secret).expect("a reference");
+    std::sync::Arc::make_mut(&mut t.spec).container_spec.secrets = serde_json::from_str(secret).expect("a reference");
     let mut view = view(index, &[t], &[]);
     if has {
         let payload = Payload { data: "eA==".into(), templating: None };

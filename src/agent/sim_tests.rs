@@ -214,7 +214,7 @@ impl Simulation {
                     t = on_network(t, &format!("n{}", number % 3), &format!("10.0.{}.{}/24", number % 3, number + 2));
                 }
                 if number % 3 == 0 {
-                    t.spec.container_spec.secrets = vec![secret_reference()];
+                    Arc::make_mut(&mut t.spec).container_spec.secrets = vec![secret_reference()];
                 }
                 self.desired.insert(t.id.clone(), t);
             }

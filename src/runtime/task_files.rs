@@ -257,7 +257,7 @@ mod tests {
 
     fn task(id: &str, container: Value) -> Task {
         let mut task = fixture::task_with_resolvers(id, "web", "n1", &[]);
-        task.spec.container_spec = serde_json::from_value(container).expect("a spec");
+        Arc::make_mut(&mut task.spec).container_spec = serde_json::from_value(container).expect("a spec");
         task
     }
 

@@ -99,14 +99,14 @@ mod tests {
 
     fn task(id: &str, secret: &str, config: Option<&str>) -> Task {
         let mut task = fixture::task_with_resolvers(id, "web", "n1", &[]);
-        let container = &mut task.spec.container_spec;
+        let container = &mut Arc::make_mut(&mut task.spec).container_spec;
         container.secrets = vec![SecretReference { id: secret.into(), ..SecretReference::default() }];
         container.configs = config.iter().map(|id| ConfigReference { id: (*id).into(), ..ConfigReference::default() }).collect();
         task
     }
 
     fn tasks(all: Vec<Task>) -> Arc<Tasks> {
-        Arc::new(Tasks { by_id: all.into_iter().map(|t| (t.id.clone(), t)).collect(), ..Tasks::default() })
+        Arc::new(Tasks { by_id: all.into_iter().map(|t| (t.id.clone(), Arc::new(t))).collect(), ..Tasks::default() })
     }
 
     fn names(tasks: &Tasks) -> Vec<String> {

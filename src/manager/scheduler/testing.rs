@@ -1,5 +1,6 @@
 //! A store with nodes, services and tasks for tests of the scheduler.
 
+use std::sync::Arc;
 use super::Scheduler;
 use crate::model::service::{Endpoint, Replicated, ServiceMode};
 use crate::model::task::{Placement, PlacementPreference, Reservations, Resources, SpreadOver};
@@ -77,7 +78,7 @@ impl TestCluster {
             self.made += 1;
             let mut task = fixture::task_with_resolvers(&format!("t{:05}", self.made), service, "", &[]);
             task.meta = Meta::default();
-            task.spec = template.clone();
+            task.spec = Arc::new(template.clone());
             task.slot = self.made as u64;
             task.node_id = None;
             task.status.state = TaskState::Pending;

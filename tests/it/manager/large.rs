@@ -87,6 +87,7 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
                 listens: Vec::new(),
                 failures: EarlierFailures::default(),
                 pull_auth: None,
+                generic_resources: Vec::new(),
             }));
             number += 1;
         }
