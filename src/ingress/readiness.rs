@@ -255,7 +255,10 @@ mod tests {
         let ports = vec![Arc::new(PublishedPort { service_id: "web".into(), ..fixture::published_port(8080, 80, &[]) })];
         let cluster = ClusterPart { ports, ..fixture::cluster_part(vec![fixture::peer(1)]) };
         let mut view = fixture::node_view(1, vec![fixture::network_part("ingress", ingress, Vec::new()), back_part], cluster);
-        view.tasks = Arc::new(Tasks { by_id: tasks.into_iter().map(|task| (task.id.clone(), Arc::new(task))).collect(), ..Tasks::default() });
+        view.tasks = Arc::new(Tasks {
+            by_id: tasks.into_iter().map(|task| (task.id.clone(), Arc::new(task))).collect(),
+            ..Tasks::default()
+        });
         let sandbox = |path: &str, subnet: Ipv4Net, address: [u8; 4]| Sandbox {
             path: path.into(),
             subnet,

@@ -6,8 +6,8 @@ use super::field_update::FieldUpdate;
 use super::index::{Indexed, StoreIndexes};
 use crate::model::port_labels::{ALLOW, MOST_SOURCES};
 use crate::model::{
-    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, FormatRange, Meta, Network, NetworkId, Node, NodeId, PayloadKeys, PublishMode, SecretId,
-    Service, ServiceId, Task, TaskId, Timestamp,
+    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, FormatRange, Meta, Network, NetworkId, Node, NodeId, PayloadKeys,
+    PublishMode, SecretId, Service, ServiceId, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -1,6 +1,5 @@
 //! A store with nodes, services and tasks for tests of the scheduler.
 
-use std::sync::Arc;
 use super::Scheduler;
 use crate::model::service::{Endpoint, Replicated, ServiceMode};
 use crate::model::task::{Placement, PlacementPreference, Reservations, Resources, SpreadOver};
@@ -9,6 +8,7 @@ use crate::model::{
 };
 use crate::store::{Action, Kind, Store, Transaction};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The store, the scheduler that follows it, and the time.

@@ -189,7 +189,10 @@ impl AgentFixture {
             by_id.insert(attachment.network_id.clone(), part);
         }
         self.view.send_replace(Some(Arc::new(NodeView {
-            tasks: Arc::new(Tasks { by_id: tasks.iter().map(|t| (t.id.clone(), Arc::new(t.clone()))).collect(), ..Tasks::default() }),
+            tasks: Arc::new(Tasks {
+                by_id: tasks.iter().map(|t| (t.id.clone(), Arc::new(t.clone()))).collect(),
+                ..Tasks::default()
+            }),
             networks: Arc::new(Networks { by_id }),
             ..fixture::node_view(self.index, Vec::new(), fixture::cluster_part(Vec::new()))
         })));

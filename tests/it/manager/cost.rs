@@ -133,7 +133,7 @@ fn cost_of_a_change_by_the_number_of_tasks() {
             let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
             note(timed(&mut || drop(orchestrator::plan(&store, now, &mut rng, &settings))));
             note(timed(&mut || drop(allocator::plan(&store, now, &mut allocator::QuarantinedAddresses::default(), &scope))));
-            note(timed(&mut || drop(scheduler::plan(&store, now))));
+            note(timed(&mut || drop(scheduler::Scheduler::default().plan(&store, now))));
             note(timed(&mut || drop(reaper::plan(&store, now, &settings, &scope))));
         }
         let [applied, looped, round, orchestrator, allocator, scheduler, reaper] = least;

@@ -47,11 +47,12 @@ fn pending(number: usize) -> Task {
             placement: Some(placement),
             resources: Some(Resources { reservations: Some(reservations), ..Resources::default() }),
             ..TaskSpec::default()
-        },
+        }
+        .into(),
         spec_version: 1,
         service_id: service.as_str().into(),
         service_name: service,
-        service_labels: BTreeMap::new(),
+        service_labels: BTreeMap::new().into(),
         slot: number as u64 + 1,
         node_id: None,
         desired_state: TaskState::Running,
