@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod docker;
+pub mod eligibility;
 pub mod fixture;
 pub mod format_range;
 pub mod id;
@@ -20,7 +21,11 @@ pub mod resolv_options;
 pub mod secret;
 pub mod serde_helpers;
 pub mod service;
+pub mod service_mode;
+pub mod service_update;
+pub mod slot_key;
 pub mod task;
+pub mod task_cause;
 pub mod time;
 pub mod unwritten;
 pub mod view;
@@ -36,7 +41,10 @@ pub use port::{IpFamily, ListeningPort, Listens, PortConfig, Protocol, PublishMo
 pub use pull_auth::PullAuth;
 pub use secret::Secret;
 pub use service::{Service, ServiceMode, ServiceSpec};
+pub use service_update::{JobStatus, ServiceUpdate, SpecChange, UpdateState};
+pub use slot_key::SlotKey;
 pub use task::{Task, TaskSpec, TaskState, TaskStatus};
+pub use task_cause::{TaskCause, TaskEnd};
 pub use time::{Nanos, Timestamp};
 pub use unwritten::UnwrittenObject;
 pub use view::{NodeView, Revision};

@@ -11,7 +11,7 @@ mod remote;
 mod service;
 mod swarm;
 
-pub use change::first_change_of_tasks;
+pub use change::replaces_tasks;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_warning};
 pub use ports::{free_ports, reserved};

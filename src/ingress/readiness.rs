@@ -6,7 +6,7 @@
 //! is probed once a second: a server may stop listening without exiting.
 
 use crate::datapath::{Sandbox, netns, sockdiag};
-use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId, TaskState};
+use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId};
 use crate::sync::sleep_until;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -42,7 +42,7 @@ pub struct Probe {
 #[must_use]
 pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe> {
     let Some((ingress, part)) = view.networks.by_id.iter().find(|(_, part)| part.ingress) else { return BTreeMap::new() };
-    let wanted = view.tasks.by_id.values().filter(|t| t.desired_state <= TaskState::Running && !t.status.state.is_final());
+    let wanted = view.tasks.by_id.values().filter(|t| t.is_wanted() && !t.status.state.is_final());
     let on_ingress = sandboxes.iter().filter(|s| s.subnet.trunc() == part.subnet.trunc());
     let paths: BTreeMap<Ipv4Addr, &PathBuf> = on_ingress.map(|s| (s.address, &s.path)).collect();
     let mut targets = BTreeMap::<_, BTreeSet<_>>::new();

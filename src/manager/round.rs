@@ -6,7 +6,7 @@ use super::lowest_applied::LowestApplied;
 use super::settings::ManagerSettings;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
 use super::{feature_level, orchestrator, reaper, scheduler};
-use crate::model::{TaskState, Timestamp, UnwrittenObject};
+use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Kind, Store, Transaction};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -86,7 +86,7 @@ impl RoundPlanner {
 
 /// Earliest time at which a task's restart delay ends.
 fn next_start(store: &Store, now: Timestamp) -> Option<Timestamp> {
-    store.tasks().filter(|t| t.desired_state <= TaskState::Running).filter_map(|t| t.not_before).filter(|t| *t > now).min()
+    store.tasks().filter(|t| t.is_wanted()).filter_map(|t| t.not_before).filter(|t| *t > now).min()
 }
 
 /// The actions so far, and the state that results from them.

@@ -13,7 +13,7 @@ use load::Load;
 
 /// Assignments, and for tasks that stay pending the reason.
 pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
-    let waits = |t: &&Task| t.node_id.is_none() && t.desired_state <= TaskState::Running;
+    let waits = |t: &&Task| t.node_id.is_none() && t.is_wanted();
     let mut pending: Vec<&Task> = store.pending_tasks().filter(waits).collect();
     if pending.is_empty() {
         return Vec::new();
@@ -50,7 +50,7 @@ pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
 fn select_node(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String> {
     let mut exclusions = Exclusions::default();
     let mut best: Option<(spread::Rank, &Node)> = None;
-    for node in store.nodes() {
+    for node in store.nodes().filter(|node| task.slot_node.as_ref().is_none_or(|of| *of == node.id)) {
         if !exclusions.passes(node, task, load) {
             continue;
         }
@@ -59,5 +59,5 @@ fn select_node(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String
             best = Some((rank, node));
         }
     }
-    best.map(|(_, node)| node.id.clone()).ok_or_else(|| exclusions.explain())
+    best.map(|(_, node)| node.id.clone()).ok_or_else(|| exclusions.explain(task.slot_node.is_some()))
 }

@@ -1,7 +1,7 @@
 //! Cuts a plan to one transaction: in bytes, and in what the store takes. An object that cannot be written is found, named and
 //! left out, so that it does not keep all others from being written. Pure.
 
-use crate::model::{ServiceId, Timestamp};
+use crate::model::{ServiceId, SlotKey, Timestamp};
 use crate::store::{Action, Kind, Object, Store};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -137,9 +137,9 @@ fn service_of(action: &Action, store: &Store) -> Option<ServiceId> {
 }
 
 /// The slot of the task that is written.
-fn slot_of(action: &Action) -> Option<(&ServiceId, u64)> {
+fn slot_of(action: &Action) -> Option<(&ServiceId, SlotKey)> {
     match action {
-        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot)),
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot_key())),
         _ => None,
     }
 }

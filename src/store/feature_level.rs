@@ -8,8 +8,10 @@
 //! | 2 | 0.2 | every manager refuses fields that it does not know; managers of level 1 drop them in silence |
 //! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
 //! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
+//! |   |     | updates, other modes than replicated and causes of tasks: what `newer_field` of the types says |
 
-use super::object::{Kind, Store, StoreError};
+use super::field_update::FieldUpdate;
+use super::object::{Action, Kind, Object, Store, StoreError};
 use super::transaction::Transaction;
 use crate::model::FormatRange;
 
@@ -51,7 +53,26 @@ impl Transaction {
 
 fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
     let kinds = transaction.actions.iter().map(|action| action.target().0);
-    refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)
+    refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)?;
+    let newer =
+        |action| newer_field(action).map(|(kind, field)| StoreError::FieldNeedsLevel { kind, field, needed: FIELDS, level });
+    transaction.actions.iter().filter(|_| level < FIELDS).find_map(newer).map_or(Ok(()), Err)
+}
+
+/// First level at which objects may have fields that managers of level 1 drop in silence.
+const FIELDS: u32 = 2;
+
+/// The first field of what is written that managers of level 1 do not know.
+fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
+    let field = match action {
+        Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => service.newer_field(),
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => task.newer_field(),
+        Action::Set(FieldUpdate::ServiceSpec { spec, change, .. }) => {
+            spec.newer_field().or_else(|| change.replaces_tasks.then_some("UpdateStatus"))
+        }
+        Action::Create(_) | Action::Update(_) | Action::Remove(..) | Action::Set(_) => None,
+    };
+    field.map(|field| (action.target().0, field))
 }
 
 fn refuse_newer(kinds: impl Iterator<Item = (Kind, u32)>, level: u32) -> Result<(), StoreError> {
@@ -61,7 +82,6 @@ fn refuse_newer(kinds: impl Iterator<Item = (Kind, u32)>, level: u32) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::super::object::Action;
     use super::*;
     use crate::model::Timestamp;
 

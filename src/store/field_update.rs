@@ -1,7 +1,9 @@
 //! Writes of one field: what a user or a loop owns of an object. The rest of the object is taken from the store when the
 //! transaction is applied, not from what its proposer has read, which on a manager that is behind is an old copy.
 
-use crate::model::{ClusterId, ClusterSpec, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, secret};
+use crate::model::{
+    ClusterId, ClusterSpec, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, SpecChange, secret,
+};
 use serde::{Deserialize, Serialize};
 
 /// A write of one field. `version` is that of the object which the proposer has read.
@@ -14,6 +16,8 @@ pub enum FieldUpdate {
         spec: Box<ServiceSpec>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pull_auth: Option<PullAuth>,
+        #[serde(default, skip_serializing_if = "SpecChange::is_none")]
+        change: SpecChange,
     },
     NodeSpec {
         id: NodeId,

@@ -97,6 +97,11 @@ pub enum StoreError {
     /// A manager of an older build could not read it.
     #[error("a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first")]
     NeedsLevel { kind: Kind, needed: u32, level: u32 },
+    /// A manager of an older build would drop the field.
+    #[error(
+        "{field} of a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first"
+    )]
+    FieldNeedsLevel { kind: Kind, field: &'static str, needed: u32, level: u32 },
     /// Another object needs it.
     #[error("{kind} {id} is in use by {by} {by_id}")]
     InUse { kind: Kind, id: String, by: Kind, by_id: String },

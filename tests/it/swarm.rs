@@ -7,6 +7,7 @@ mod bad_input;
 mod certificates;
 mod life;
 mod network;
+mod rollouts;
 mod secrets;
 mod socket;
 mod start;

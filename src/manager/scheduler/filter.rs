@@ -2,7 +2,8 @@
 //! pending.
 
 use super::load::{Load, fixed_host_ports};
-use crate::model::{Availability, Node, NodeState, Task, TaskSpec, node::NodeDescription};
+use crate::model::eligibility::{runs_on_platform, takes_tasks};
+use crate::model::{Node, Task};
 
 struct Filter {
     passes: fn(&Node, &Task, &Load) -> bool,
@@ -12,10 +13,7 @@ struct Filter {
 
 /// Checked in this order; a node counts for the first filter that excludes it.
 const FILTERS: [Filter; 5] = [
-    Filter {
-        passes: |node, _, _| node.status.state == NodeState::Ready && node.spec.availability == Availability::Active,
-        explain: |n| format!("{} not available for new tasks", nodes(n)),
-    },
+    Filter { passes: |node, _, _| takes_tasks(node), explain: |n| format!("{} not available for new tasks", nodes(n)) },
     Filter {
         passes: |node, _, _| !node.description.engine_version.is_empty(),
         explain: |n| format!("no container engine on {}", nodes(n)),
@@ -34,27 +32,10 @@ const FILTERS: [Filter; 5] = [
         explain: |n| format!("unsupported platform on {}", nodes(n)),
     },
     Filter {
-        passes: |node, task, load| !fixed_host_ports(task).any(|port| load.has_host_port(&node.id, port)),
+        passes: |node, task, load| !fixed_host_ports(task).any(|port| load.has_host_port(&node.id, port, task)),
         explain: |n| format!("host-mode port already in use on {}", nodes(n)),
     },
 ];
-
-/// Whether the node has one of the platforms that the image was made for. Clients put them into the spec; what they or the
-/// node leave open fits.
-fn runs_on_platform(description: &NodeDescription, spec: &TaskSpec) -> bool {
-    let fits = |wanted: &str, has: &str| wanted.is_empty() || has.is_empty() || docker_name(wanted) == docker_name(has);
-    let mut wanted = spec.placement.iter().flat_map(|p| &p.platforms).peekable();
-    wanted.peek().is_none() || wanted.any(|p| fits(&p.architecture, &description.architecture) && fits(&p.os, &description.os))
-}
-
-/// Docker's name of an architecture that the kernel names differently.
-fn docker_name(architecture: &str) -> &str {
-    match architecture {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
 
 fn nodes(n: usize) -> String {
     if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") }
@@ -74,37 +55,16 @@ impl Exclusions {
         failed.is_none()
     }
 
-    /// Why no node is suitable, the most frequent reason first.
-    pub(super) fn explain(&self) -> String {
+    /// Why no node is suitable, the most frequent reason first. `bare`: without the words around it, as for a task that has only
+    /// one node to run on.
+    pub(super) fn explain(&self, bare: bool) -> String {
         let mut reasons: Vec<(usize, &Filter)> = self.0.iter().copied().zip(&FILTERS).filter(|(n, _)| *n > 0).collect();
         reasons.sort_by_key(|(n, _)| std::cmp::Reverse(*n));
         let texts: Vec<String> = reasons.iter().map(|(n, filter)| (filter.explain)(*n)).collect();
-        if texts.is_empty() { "no suitable node".to_owned() } else { format!("no suitable node ({})", texts.join("; ")) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::task::{Placement, Platform};
-
-    #[test]
-    fn an_image_is_not_sent_to_a_node_of_another_architecture() {
-        for (architecture, platforms, expected) in [
-            ("x86_64", &[("linux", "amd64")][..], true),
-            ("x86_64", &[("linux", "arm64")], false),
-            ("aarch64", &[("linux", "amd64"), ("linux", "arm64")], true),
-            ("aarch64", &[("windows", "arm64")], false),
-            ("aarch64", &[], true),
-            ("aarch64", &[("linux", "")], true),
-            ("", &[("linux", "amd64")], true),
-        ] {
-            let node =
-                NodeDescription { architecture: architecture.to_owned(), os: "linux".to_owned(), ..NodeDescription::default() };
-            let platform = |(os, arch): &(&str, &str)| Platform { architecture: (*arch).to_owned(), os: (*os).to_owned() };
-            let placement = Some(Placement { platforms: platforms.iter().map(platform).collect() });
-            let spec = TaskSpec { placement, ..TaskSpec::default() };
-            assert_eq!(runs_on_platform(&node, &spec), expected, "{architecture} {platforms:?}");
+        match texts.is_empty() {
+            true => "no suitable node".to_owned(),
+            false if bare => texts.join("; "),
+            false => format!("no suitable node ({})", texts.join("; ")),
         }
     }
 }

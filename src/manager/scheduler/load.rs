@@ -1,7 +1,7 @@
 //! What runs where: tasks, recent failures and host-mode ports per node.
 
 use crate::model::task::EarlierFailures;
-use crate::model::{NodeId, Protocol, ServiceId, Task, TaskState, Timestamp};
+use crate::model::{NodeId, Protocol, ServiceId, SlotKey, Task, Timestamp};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,16 +20,20 @@ pub(super) fn fixed_host_ports(task: &Task) -> impl Iterator<Item = HostPort> {
 /// Load of all nodes, tasks that were just assigned included.
 #[derive(Default)]
 pub(super) struct Load {
+    /// Services whose new tasks start before the old ones stop.
+    start_first: BTreeSet<ServiceId>,
     tasks: BTreeMap<NodeId, usize>,
     tasks_of_service: BTreeMap<(ServiceId, NodeId), usize>,
     /// Weight of the failures of a service and version of its spec on a node.
     failures: BTreeMap<(ServiceId, u64, NodeId), u32>,
-    host_ports: BTreeSet<(NodeId, HostPort)>,
+    /// By service and slot.
+    host_ports: BTreeMap<(NodeId, HostPort), BTreeSet<(ServiceId, SlotKey)>>,
 }
 
 impl Load {
     pub(super) fn from_store(store: &Store, now: Timestamp) -> Self {
-        let mut load = Self::default();
+        let start_first = store.services().filter(|s| s.current_update_config().starts_first()).map(|s| s.id.clone());
+        let mut load = Self { start_first: start_first.collect(), ..Self::default() };
         for task in store.tasks() {
             let Some(node) = &task.node_id else { continue };
             let weight = EarlierFailures::weight(task.status.state);
@@ -41,7 +45,7 @@ impl Load {
             }
             // Also of a task that is being stopped: the engine holds the port until the container has ended.
             load.add_host_ports(task, node);
-            if task.desired_state <= TaskState::Running {
+            if task.is_wanted() {
                 load.add_task(task, node);
             }
         }
@@ -49,7 +53,10 @@ impl Load {
     }
 
     pub(super) fn add_host_ports(&mut self, task: &Task, node: &NodeId) {
-        self.host_ports.extend(fixed_host_ports(task).map(|port| (node.clone(), port)));
+        for port in fixed_host_ports(task) {
+            let owners = self.host_ports.entry((node.clone(), port)).or_default();
+            owners.insert((task.service_id.clone(), task.slot_key()));
+        }
     }
 
     pub(super) fn add_task(&mut self, task: &Task, node: &NodeId) {
@@ -57,8 +64,13 @@ impl Load {
         *self.tasks_of_service.entry((task.service_id.clone(), node.clone())).or_default() += 1;
     }
 
-    pub(super) fn has_host_port(&self, node: &NodeId, port: HostPort) -> bool {
-        self.host_ports.contains(&(node.clone(), port))
+    /// The port is in use on the node for the task. One that a task of the same slot has is not, if that one stops before this one
+    /// starts.
+    pub(super) fn has_host_port(&self, node: &NodeId, port: HostPort, task: &Task) -> bool {
+        let slot = (task.service_id.clone(), task.slot_key());
+        let starts_beside = self.start_first.contains(&task.service_id);
+        let owners = self.host_ports.get(&(node.clone(), port));
+        owners.is_some_and(|owners| owners.iter().any(|owner| starts_beside || *owner != slot))
     }
 
     /// Tasks on the node.

@@ -2,7 +2,7 @@
 //! gets a further field; the document must then be refused, or be written again with it.
 
 use serde_json::{Value, json};
-use skep::model::{ClusterSpec, NodeSpec, Protocol, PublishMode, Role, ServiceSpec, Timestamp, WgKey};
+use skep::model::{ClusterSpec, NodeSpec, Protocol, PublishMode, Role, ServiceSpec, SpecChange, Timestamp, WgKey};
 use skep::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction, decode_document};
 
 /// Every field of every kind of object is set.
@@ -85,7 +85,13 @@ fn an_entry_with_an_unknown_field_is_refused_by_name() {
 #[test]
 fn conditions_and_writes_of_fields_with_an_unknown_field_are_refused_by_name() {
     let fields = [
-        FieldUpdate::ServiceSpec { id: "s".into(), version: 1, spec: Box::new(ServiceSpec::default()), pull_auth: None },
+        FieldUpdate::ServiceSpec {
+            id: "s".into(),
+            version: 1,
+            spec: Box::new(ServiceSpec::default()),
+            pull_auth: None,
+            change: SpecChange { replaces_tasks: true, ..SpecChange::default() },
+        },
         FieldUpdate::NodeSpec { id: "n".into(), version: 1, spec: NodeSpec::default() },
         FieldUpdate::ClusterSpec { id: "c".into(), version: 1, spec: Box::new(ClusterSpec::default()) },
         FieldUpdate::JoinToken { id: "c".into(), role: Role::Worker, token: "t".into() },
