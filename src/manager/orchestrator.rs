@@ -22,7 +22,7 @@ use writes::Writes;
 /// Tasks to create, and changes of desired states, now.
 pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &ManagerSettings) -> Vec<Action> {
     let mut by_service = slot::tasks_by_service(store);
-    let mut out = Writes::new(store, rng);
+    let mut out = Writes::new(store, rng, now);
     slot::remove_tasks_without_service(store, &by_service, &mut out);
     for service in store.services() {
         if out.len() >= BATCH {

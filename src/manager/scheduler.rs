@@ -49,12 +49,13 @@ pub fn plan(store: &Store, now: Timestamp) -> Vec<Action> {
 /// The node with the lowest rank that passes all filters, or why there is none.
 fn select_node(store: &Store, task: &Task, load: &Load) -> Result<NodeId, String> {
     let mut exclusions = Exclusions::default();
+    let leaving = spread::leaving(store, task);
     let mut best: Option<(spread::Rank, &Node)> = None;
     for node in store.nodes().filter(|node| task.slot_node.as_ref().is_none_or(|of| *of == node.id)) {
         if !exclusions.passes(node, task, load) {
             continue;
         }
-        let rank = spread::rank(load, task, &node.id);
+        let rank = spread::rank(load, task, &node.id, &leaving);
         if best.as_ref().is_none_or(|(lowest, _)| rank < *lowest) {
             best = Some((rank, node));
         }

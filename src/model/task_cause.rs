@@ -43,7 +43,7 @@ impl TaskCause {
     }
 }
 
-/// Why a task ended, or was told to.
+/// Why a task ended, or is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskEnd {

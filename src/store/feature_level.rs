@@ -97,4 +97,33 @@ mod tests {
         );
         assert_eq!(refuse_newer([(Kind::Task, 3)].into_iter(), 3), Ok(()));
     }
+
+    #[test]
+    fn what_managers_of_level_1_would_drop_is_refused_by_its_name() {
+        use crate::model::service::{Global, ServiceMode};
+        use crate::model::{ServiceSpec, SpecChange, TaskCause, fixture};
+        let spec = |mode| ServiceSpec { mode, ..ServiceSpec::default() };
+        let set = |spec, change| {
+            let spec = Box::new(spec);
+            Action::Set(FieldUpdate::ServiceSpec { id: "a".into(), version: 1, spec, pull_auth: None, change })
+        };
+        let replaces = SpecChange { replaces_tasks: true, ..SpecChange::default() };
+        let global = ServiceMode { global: Some(Global {}), ..ServiceMode::default() };
+        let mut task = fixture::task_with_resolvers("t1", "web", "n1", &[]);
+        let plain = Action::create(task.clone());
+        task.cause = Some(TaskCause::Move);
+        for (action, field) in [
+            (plain, None),
+            (set(spec(ServiceMode::default()), SpecChange::default()), None),
+            (Action::create(task), Some("cause of a task")),
+            (set(spec(ServiceMode::default()), replaces), Some("UpdateStatus of a service")),
+            (set(spec(global), SpecChange::default()), Some("Mode.Global of a service")),
+        ] {
+            let transaction = Transaction::new(Timestamp(0), vec![action]);
+            assert_eq!(check_level(&transaction, 2), Ok(()));
+            let refused = check_level(&transaction, 1).err().map(|error| error.to_string());
+            let says = "needs feature level 2, the cluster is at level 1: upgrade skep on every manager first";
+            assert_eq!(refused, field.map(|field| format!("{field} {says}")));
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::create::NewTask;
 use super::slot::{ServiceSlots, Slot, TasksBySlot};
-use super::update::Slots;
+use super::update::SlotsByKey;
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::model::eligibility::{is_eligible, takes_tasks};
@@ -12,7 +12,7 @@ use rand::Rng;
 /// Shuts down the tasks of nodes that must not have one, updates the others, and fills the slots of nodes that take tasks. A node
 /// that is paused or does not answer keeps what it has. Stops once `out` has [`BATCH`] writes.
 pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
-    let mut states = Slots::new();
+    let mut states = SlotsByKey::new();
     for (key, tasks) in tasks {
         if out.len() >= BATCH {
             return;
@@ -31,7 +31,7 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writ
     let (open, closed): (Vec<&Slot>, Vec<&Slot>) = states.values().partition(|slot| is_open(slot));
     let outdated = closed.iter().filter(|slot| slot.live().is_some_and(|task| !slots.is_current(task)));
     let skipped: Vec<_> = outdated.filter_map(|slot| slot.key.node()).collect();
-    let rollout = slots.rollout(&open, &skipped, out);
+    let Some(rollout) = slots.rollout(&open, &skipped, out) else { return };
     for slot in open {
         if out.len() >= BATCH {
             return;

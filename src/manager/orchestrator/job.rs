@@ -74,7 +74,7 @@ pub(super) fn global(slots: &ServiceSlots, mut tasks: TasksBySlot, out: &mut Wri
 }
 
 impl ServiceSlots<'_> {
-    /// The slot in the present run. Tasks of earlier runs, of nodes that cannot keep them and surplus ones are told to stop.
+    /// The slot in the present run. Tasks of earlier runs, of nodes that cannot keep them and surplus ones are to stop from now on.
     fn job_slot(&self, tasks: &[&Task], out: &mut Writes<impl Rng>) -> JobSlot {
         let run = self.service.job.map(|job| job.iteration);
         let (own, earlier): (Vec<&Task>, Vec<&Task>) = tasks.iter().copied().partition(|t| t.job_iteration == run);
@@ -113,7 +113,7 @@ impl ServiceSlots<'_> {
         if !ended_on_its_own(newest) {
             return JobSlot::Again { cause: TaskCause::Move, not_before: newest.not_before.filter(|start| *start > self.now) };
         }
-        // Nobody wants it any more: it was found that nothing follows it.
+        // It is not wanted any more: that nothing follows it was decided before.
         if !newest.is_wanted() {
             return JobSlot::Taken;
         }

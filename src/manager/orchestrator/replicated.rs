@@ -2,7 +2,7 @@
 
 use super::create::NewTask;
 use super::slot::{ServiceSlots, Slot, TasksBySlot, keep_order};
-use super::update::Slots;
+use super::update::SlotsByKey;
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::model::{SlotKey, TaskCause, TaskEnd, TaskState};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 /// Removes surplus slots, updates the kept ones and fills missing ones. Stops once `out` has [`BATCH`] writes.
 pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
     let desired = usize::try_from(slots.service.spec.mode.replicas()).unwrap_or(usize::MAX);
-    let states: Slots = tasks.into_iter().map(|(key, tasks)| (key.clone(), slots.state(key, tasks))).collect();
+    let states: SlotsByKey = tasks.into_iter().map(|(key, tasks)| (key.clone(), slots.state(key, tasks))).collect();
     let order = keep_order(&states);
     let (keep, surplus) = order.split_at(desired.min(order.len()));
     for key in surplus {
@@ -24,7 +24,7 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writ
         }
     }
     let kept: Vec<&Slot> = keep.iter().map(|key| &states[key]).collect();
-    let rollout = slots.rollout(&kept, &[], out);
+    let Some(rollout) = slots.rollout(&kept, &[], out) else { return };
     for slot in kept {
         if out.len() >= BATCH {
             return;

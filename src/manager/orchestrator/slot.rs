@@ -42,9 +42,9 @@ pub(super) fn remove_tasks_without_service(store: &Store, tasks: &BTreeMap<&Serv
     }
 }
 
-/// Oldest first; of two tasks created at the same time the one that is to run is the newer.
+/// Oldest first; of two tasks created at the same time the one that is to run is the newer, then the one seen last.
 pub fn by_age(a: &Task, b: &Task) -> Ordering {
-    let key = |t: &Task| (t.meta.created_at, t.is_wanted());
+    let key = |t: &Task| (t.meta.created_at, t.is_wanted(), t.status.timestamp);
     key(a).cmp(&key(b)).then_with(|| a.id.cmp(&b.id))
 }
 
@@ -82,7 +82,8 @@ pub(super) enum Next {
 impl Slot<'_> {
     /// The task that serves or is about to.
     pub(super) fn live(&self) -> Option<&Task> {
-        self.current.or(self.old)
+        let serving = [self.current, self.old].into_iter().flatten().find(|task| task.is_backend());
+        serving.or(self.current).or(self.old)
     }
     pub(super) fn newest(&self) -> Option<&Task> {
         self.tasks.last().copied()
@@ -126,7 +127,7 @@ impl<'a> ServiceSlots<'a> {
         Slot { key, current, old, surplus, ended, next, tasks }
     }
 
-    /// What follows a task that ended. `is_wanted`: nobody has decided that yet.
+    /// What follows a task that ended. `is_wanted`: that is not decided yet.
     fn follows(&self, task: &Task, slot: &[&Task], is_wanted: bool) -> Next {
         let is_given_up = !is_wanted && ended_on_its_own(task) && self.is_current(task);
         if is_given_up || !should_restart(task, slot, self.now) {

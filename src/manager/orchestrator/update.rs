@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What the updater allows now.
 #[derive(Default)]
 pub(super) struct Rollout {
-    /// Slots whose task is replaced now.
+    /// SlotsByKey whose task is replaced now.
     begin: BTreeSet<SlotKey>,
     state: Option<UpdateState>,
 }
@@ -39,18 +39,24 @@ struct Failure<'a> {
 }
 
 impl ServiceSlots<'_> {
-    /// Decides on the slots that the service keeps. `skipped` are nodes whose slots cannot be updated now.
-    pub(super) fn rollout(&self, slots: &[&Slot], skipped: &[&NodeId], out: &mut Writes<impl Rng>) -> Rollout {
+    /// Decides on the slots that the service keeps. `skipped` are nodes whose slots cannot be updated now. `None`: the service has
+    /// its previous spec again, and the next round decides with that.
+    pub(super) fn rollout(&self, slots: &[&Slot], skipped: &[&NodeId], out: &mut Writes<impl Rng>) -> Option<Rollout> {
         let dirty: Vec<&Slot> = slots.iter().copied().filter(|slot| self.is_dirty(slot)).collect();
         let stored = self.service.update.as_ref();
         if !out.has_causes() || self.service.spec.mode.is_job() {
             // Managers of earlier builds know no updates: what is dirty is replaced.
-            return Rollout { begin: dirty.iter().map(|slot| slot.key.clone()).collect(), state: None };
+            return Some(Rollout { begin: dirty.iter().map(|slot| slot.key.clone()).collect(), state: None });
         }
-        let Some(mut update) = self.begun(stored, dirty.len() as u64) else {
+        let is_new = dirty.iter().any(|slot| self.is_newly_dirty(slot));
+        let Some(mut update) = self.begun(stored, dirty.len() as u64, is_new) else {
             self.store_update(None, out);
-            return Rollout::default();
+            return Some(Rollout::default());
         };
+        // After a rollback that began by itself: with the spec before, other slots are dirty.
+        if update.state.is_active() && update.dirty == 0 {
+            update.dirty = dirty.len() as u64;
+        }
         self.watch(slots, &mut update, out);
         let failures = self.failures(slots);
         for Failure { task, end } in &failures {
@@ -62,8 +68,7 @@ impl ServiceSlots<'_> {
             && self.config.is_exceeded(update.failed, update.dirty)
             && self.give_up(&mut update, last, out)
         {
-            // With the spec before the slots look different: the next round goes on.
-            return Rollout { begin: BTreeSet::new(), state: None };
+            return None;
         }
         let mut begin = BTreeSet::new();
         if update.state.is_active() {
@@ -78,18 +83,18 @@ impl ServiceSlots<'_> {
         }
         let state = Some(update.state);
         self.store_update(Some(update), out);
-        Rollout { begin, state }
+        Some(Rollout { begin, state })
     }
 
     /// The update that goes on or begins now; `None` if there is nothing to update, and nothing to show.
-    fn begun(&self, stored: Option<&ServiceUpdate>, dirty: u64) -> Option<ServiceUpdate> {
+    fn begun(&self, stored: Option<&ServiceUpdate>, dirty: u64, newly_dirty: bool) -> Option<ServiceUpdate> {
         let (mut update, is_new) = match stored {
             Some(update) if update.started_at.is_none() => (update.clone(), true),
             // A slot became dirty without an update of the spec: a node was paused until now, or the constraints have changed.
-            Some(update) if dirty > 0 && !update.state.is_active() && !update.state.is_paused() => {
+            Some(update) if newly_dirty && !update.state.is_active() && !update.state.is_paused() => {
                 (ServiceUpdate::requested(false), true)
             }
-            None if dirty > 0 => (ServiceUpdate::requested(false), true),
+            None if newly_dirty => (ServiceUpdate::requested(false), true),
             Some(update) => (update.clone(), false),
             None => return None,
         };
@@ -133,14 +138,25 @@ impl ServiceSlots<'_> {
         }
     }
 
-    /// The updater has put a task into the slot, and that did not stay.
-    fn is_tried(&self, slot: &Slot) -> bool {
-        slot.tasks.iter().any(|t| self.is_watched(t) && t.end.is_some())
+    /// No update has tried to put a task of the present template into the slot, or one was there and its node is excluded by now.
+    fn is_newly_dirty(&self, slot: &Slot) -> bool {
+        let is_present = |t: &Task| t.spec_version == self.service.spec_version;
+        !slot.tasks.iter().copied().any(is_present) || slot.old.is_some_and(is_present)
     }
 
-    /// The updater made the task, for the present template.
+    /// The updater has put a task into the slot, and that did not stay. Its successors count: it may be forgotten.
+    fn is_tried(&self, slot: &Slot) -> bool {
+        slot.tasks.iter().any(|t| self.is_of_update(t) && t.end.is_some())
+    }
+
+    /// The updater made the task, for the present template and in this update: an earlier one may have led to the same template.
     fn is_watched(&self, task: &Task) -> bool {
-        task.spec_version == self.service.spec_version && task.cause.is_some_and(TaskCause::is_update)
+        self.is_of_update(task) && task.cause.is_some_and(TaskCause::is_update)
+    }
+
+    fn is_of_update(&self, task: &Task) -> bool {
+        let began = self.service.update.as_ref().and_then(|update| update.started_at);
+        task.spec_version == self.service.spec_version && began.is_some_and(|began| task.meta.created_at >= began)
     }
 
     /// The updater's task in the slot; `None` also if it was counted as a failure.
@@ -222,4 +238,4 @@ impl ServiceSlots<'_> {
 }
 
 /// The slots of a service by key, as the planners of the modes have them.
-pub(super) type Slots<'a> = BTreeMap<SlotKey, Slot<'a>>;
+pub(super) type SlotsByKey<'a> = BTreeMap<SlotKey, Slot<'a>>;

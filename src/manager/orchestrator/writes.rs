@@ -1,6 +1,6 @@
 //! What a plan writes: each object once, however many decisions concern it.
 
-use crate::model::{Service, Task, TaskEnd, TaskState};
+use crate::model::{Service, Task, TaskEnd, TaskState, Timestamp};
 use crate::store::{Action, Store};
 use rand::Rng;
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ const CAUSES: u32 = 2;
 /// Writes of one round, in the order in which they were decided.
 pub(super) struct Writes<'r, R> {
     pub rng: &'r mut R,
+    now: Timestamp,
     has_causes: bool,
     updated: Vec<Task>,
     created: Vec<Task>,
@@ -26,9 +27,9 @@ enum Written {
 }
 
 impl<'r, R: Rng> Writes<'r, R> {
-    pub(super) fn new(store: &Store, rng: &'r mut R) -> Self {
+    pub(super) fn new(store: &Store, rng: &'r mut R, now: Timestamp) -> Self {
         let has_causes = store.feature_level() >= CAUSES;
-        Self { rng, has_causes, updated: Vec::new(), created: Vec::new(), services: Vec::new(), order: Vec::new() }
+        Self { rng, now, has_causes, updated: Vec::new(), created: Vec::new(), services: Vec::new(), order: Vec::new() }
     }
 
     /// Objects written so far.
@@ -51,11 +52,19 @@ impl<'r, R: Rng> Writes<'r, R> {
         change(&mut self.updated[at]);
     }
 
-    /// Sets a desired state and why; a state that is already higher stays, and so does the first reason.
+    /// Sets a desired state and why; a state that is already higher stays, and so does the first reason. A task that never had a
+    /// node has stopped with that: there is nothing to wait for.
     pub(super) fn desire(&mut self, task: &Task, state: TaskState, end: TaskEnd) {
-        let has_causes = self.has_causes;
+        let (has_causes, now) = (self.has_causes, self.now);
         self.change(task, |task| {
             task.desired_state = task.desired_state.max(state);
+            if state >= TaskState::Shutdown && task.status.state < TaskState::Assigned {
+                (task.status.state, task.status.timestamp) = (TaskState::Shutdown, now);
+                // What an update has waited for in vain stays to be read.
+                if task.end != Some(TaskEnd::Unplaced) {
+                    task.status.err.clear();
+                }
+            }
             if has_causes {
                 task.end.get_or_insert(end);
             }

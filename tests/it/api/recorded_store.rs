@@ -197,7 +197,13 @@ fn running_tasks(service: &Value) -> Vec<Action> {
         let shown = json!({"ServiceID": id_of(service), "Slot": slot, "DesiredState": "running", "Status": {"State": "running"}});
         task(&id, &shown).map(Action::create)
     };
-    (1..=count).filter_map(create_task).collect()
+    let completed = service["ServiceStatus"]["CompletedTasks"].as_u64().unwrap_or(0);
+    let completed_task = |slot| {
+        let shown = json!({"ServiceID": id_of(service), "Slot": slot, "DesiredState": "complete", "Status": {"State": "complete"},
+            "JobIteration": service["JobStatus"]["JobIteration"]});
+        task(&format!("c{slot}{}", &id_of(service)[2..]), &shown).map(Action::create)
+    };
+    (1..=count).filter_map(create_task).chain((0..completed).filter_map(completed_task)).collect()
 }
 
 /// Kinds of objects, as in paths.

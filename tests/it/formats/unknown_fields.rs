@@ -7,6 +7,8 @@ use skep::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction, deco
 
 /// Every field of every kind of object is set.
 const SNAPSHOT: &[u8] = include_bytes!("../store/recorded/snapshot.json");
+/// With what feature level 2 has more.
+const SNAPSHOT_2: &[u8] = include_bytes!("../store/recorded/snapshot-2.json");
 const ENTRY: &[u8] = include_bytes!("../store/recorded/entry.json");
 
 /// An entry of the log.
@@ -74,6 +76,21 @@ fn a_snapshot_with_an_unknown_field_is_refused_by_name() {
     }
     let deep = "/store/services/svc/spec/TaskTemplate/ContainerSpec/Healthcheck";
     assert!(refused.iter().any(|at| at == deep), "{refused:#?}");
+}
+
+#[test]
+fn updates_jobs_and_causes_are_read_and_written_and_their_unknown_fields_refused() {
+    let store = Store::restore(SNAPSHOT_2).unwrap();
+    let (written, recorded): (Value, Value) =
+        (serde_json::from_slice(&store.snapshot()).unwrap(), serde_json::from_slice(SNAPSHOT_2).unwrap());
+    assert_eq!(written, recorded);
+    let task = store.tasks().next().unwrap();
+    assert_eq!((task.slot_key().to_string().as_str(), task.display_name().as_str()), ("n1", "web.n1"));
+    let refused = refused_at(SNAPSHOT_2, |bytes| Ok(Store::restore(bytes)?.snapshot()));
+    for place in ["update", "job", "spec/Mode/ReplicatedJob"] {
+        let place = format!("/store/services/svc/{place}");
+        assert!(refused.contains(&place), "{place}: {refused:#?}");
+    }
 }
 
 #[test]

@@ -174,6 +174,7 @@ fn replicated_job() {
         "web, 2 at a time, 3 in all",
         vec![Action::create(in_mode(restarting(service("web", 0, &[], &[]), policy), job(2, 3)))],
     );
+    s.seconds(1);
     s.observe_slots("web", TaskState::Complete, |t| t.slot == 0);
     s.observe_slots("web", TaskState::Failed, |t| t.slot == 1);
     s.step("slot 0 completes, slot 1 fails", Vec::new());
