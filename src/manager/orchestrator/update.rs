@@ -146,7 +146,7 @@ impl ServiceSlots<'_> {
 
     /// The updater has put a task into the slot, and that did not stay. Its successors count: it may be forgotten.
     fn is_tried(&self, slot: &Slot) -> bool {
-        slot.tasks.iter().any(|t| self.is_of_update(t) && t.end.is_some())
+        slot.tasks.iter().any(|t| self.is_of_update(t) && (t.end.is_some() || t.status.state.is_final()))
     }
 
     /// The updater made the task, for the present template and in this update: an earlier one may have led to the same template.
