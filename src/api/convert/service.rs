@@ -46,16 +46,15 @@ pub fn status(service: &Service, store: &Store) -> wire::ServiceStatus {
     };
     let running = in_state(TaskState::Running).filter(|t| t.node_id.as_ref().is_none_or(may_run)).count();
     let mode = &service.spec.mode;
+    let completed = if mode.is_job() { in_state(TaskState::Complete).count() as u64 } else { 0 };
     let desired = match mode {
+        // Clients add what has completed.
+        ServiceMode { global_job: Some(_), .. } => nodes_of(service, store).saturating_sub(completed),
         ServiceMode { global: None, global_job: None, replicated_job: Some(job), .. } => job.concurrent(),
         mode if mode.is_global() => nodes_of(service, store),
         mode => mode.replicas(),
     };
-    wire::ServiceStatus {
-        running_tasks: running as u64,
-        desired_tasks: desired,
-        completed_tasks: if mode.is_job() { in_state(TaskState::Complete).count() as u64 } else { 0 },
-    }
+    wire::ServiceStatus { running_tasks: running as u64, desired_tasks: desired, completed_tasks: completed }
 }
 
 /// Nodes that should run a global service: those that take its tasks, and those that are paused and have one.

@@ -121,7 +121,7 @@ async fn a_global_service_and_jobs_run_as_the_stock_cli_expects() {
     let said = docker(&swarm, &format!("service create --no-resolve-image --name each --mode global-job {image} sleep 1")).await;
     assert!(said.contains("job complete"), "{said}");
     let listed = docker(&swarm, "service ls --filter mode=global-job").await;
-    assert!(listed.contains("0/3 (3/3 completed)"), "{listed}");
+    assert!(listed.contains("0/0 (3/3 completed)"), "{listed}");
     assert_eq!(swarm.tasks("each").await.len(), 3);
     swarm.stop().await;
 }
