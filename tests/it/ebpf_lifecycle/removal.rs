@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_while_tasks_change_on_the_ebpf_datapath() {
-    let swarm = change_tasks_under_load(swarm("ko", 3, AUTO).await).await;
+    let swarm = change_tasks_under_load(swarm("ko", 3, &format!("{AUTO}{LONG_HOLD}")).await).await;
     serves(&swarm.hosts, &["8080/tcp"]).await;
     for host in &swarm.hosts {
         let status = status(host).await;
