@@ -33,7 +33,7 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
         let slots = ServiceSlots::new(store, service, now, settings);
         match &service.spec.mode {
             ServiceMode { global: Some(_), .. } => global::reconcile(&slots, tasks, &mut out),
-            ServiceMode { replicated_job: Some(job), .. } => job::replicated(&slots, *job, tasks, &mut out),
+            ServiceMode { replicated_job: Some(job), .. } => job::replicated(&slots, *job, &tasks, &mut out),
             ServiceMode { global_job: Some(_), .. } => job::global(&slots, tasks, &mut out),
             ServiceMode { .. } => replicated::reconcile(&slots, tasks, &mut out),
         }

@@ -67,9 +67,10 @@ impl ServiceUpdate {
     /// An update that the orchestrator has not begun yet.
     #[must_use]
     pub fn requested(rollback: bool) -> Self {
-        let (state, message) = match rollback {
-            true => (UpdateState::RollbackStarted, "manually requested rollback"),
-            false => (UpdateState::Updating, "update in progress"),
+        let (state, message) = if rollback {
+            (UpdateState::RollbackStarted, "manually requested rollback")
+        } else {
+            (UpdateState::Updating, "update in progress")
         };
         Self { state, started_at: None, completed_at: None, message: message.to_owned(), dirty: 0, failed: 0 }
     }

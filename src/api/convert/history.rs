@@ -22,7 +22,7 @@ pub fn history(service: &Service, store: &Store) -> Vec<HistoryEntry> {
         all.push(of_service("run", job.last_execution, format!("run {} of the job", job.iteration)));
     }
     all.extend(store.tasks_of_service(&service.id).flat_map(|task| of_task(task, store)));
-    all.sort_by(|a, b| a.at.cmp(&b.at));
+    all.sort_by_key(|entry| entry.at);
     all
 }
 

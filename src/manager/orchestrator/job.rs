@@ -29,7 +29,7 @@ enum JobSlot {
 }
 
 /// Replicated job: slots from 0, so many at the same time. Stops once `out` has [`BATCH`] writes.
-pub(super) fn replicated(slots: &ServiceSlots, job: ReplicatedJob, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
+pub(super) fn replicated(slots: &ServiceSlots, job: ReplicatedJob, tasks: &TasksBySlot, out: &mut Writes<impl Rng>) {
     let states: BTreeMap<&SlotKey, JobSlot> = tasks.iter().map(|(key, tasks)| (key, slots.job_slot(tasks, out))).collect();
     let taken = states.values().filter(|state| **state == JobSlot::Taken).count() as u64;
     let mut places = job.concurrent().saturating_sub(taken);
@@ -79,10 +79,10 @@ impl ServiceSlots<'_> {
         let run = self.service.job.map(|job| job.iteration);
         let (own, earlier): (Vec<&Task>, Vec<&Task>) = tasks.iter().copied().partition(|t| t.job_iteration == run);
         for task in earlier.into_iter().filter(|t| t.is_wanted()) {
-            match task.status.state.is_final() {
-                true => out.desire(task, TaskState::Shutdown, TaskEnd::Itself),
-                false => out.desire(task, TaskState::Remove, TaskEnd::NewRun),
-            }
+            let is_over = task.status.state.is_final();
+            let (state, end) =
+                if is_over { (TaskState::Shutdown, TaskEnd::Itself) } else { (TaskState::Remove, TaskEnd::NewRun) };
+            out.desire(task, state, end);
         }
         let Some(newest) = own.last().copied() else { return JobSlot::Open };
         let unfinished = own.iter().copied().filter(|t| t.is_wanted() && !t.status.state.is_final());

@@ -124,7 +124,7 @@ impl<'a> ServiceSlots<'a> {
         let ended: Vec<&Task> = lost.iter().copied().filter(|t| is_served || !self.may_return(t)).collect();
         let newest = lost.last().or(tasks.last()).copied();
         let next = newest.map_or(Next::Free, |newest| self.follows(newest, &tasks, !lost.is_empty()));
-        Slot { key, current, old, surplus, ended, next, tasks }
+        Slot { key, tasks, current, old, surplus, ended, next }
     }
 
     /// What follows a task that ended. `is_wanted`: that is not decided yet.

@@ -117,9 +117,10 @@ impl ServiceSlots<'_> {
     }
 
     fn complete(&self, update: &mut ServiceUpdate, skipped: &[&NodeId]) {
-        let (state, message) = match update.state.is_rollback() {
-            true => (UpdateState::RollbackCompleted, "rollback completed"),
-            false => (UpdateState::Completed, "update completed"),
+        let (state, message) = if update.state.is_rollback() {
+            (UpdateState::RollbackCompleted, "rollback completed")
+        } else {
+            (UpdateState::Completed, "update completed")
         };
         let name = |id: &&NodeId| self.store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone());
         let names: Vec<String> = skipped.iter().map(name).collect();
@@ -222,7 +223,7 @@ impl ServiceSlots<'_> {
                 if service.restore_previous_spec(false) {
                     let message = format!("update rolled back {cause}");
                     let started_at = update.started_at;
-                    service.update = Some(ServiceUpdate { message, started_at, ..ServiceUpdate::requested(true) });
+                    service.update = Some(ServiceUpdate { started_at, message, ..ServiceUpdate::requested(true) });
                     if let Some(update) = &mut service.update {
                         update.dirty = 0;
                     }
