@@ -3,6 +3,7 @@
 mod daemon;
 mod demo;
 mod drops;
+mod history;
 mod netns;
 mod recover;
 mod status;
@@ -40,6 +41,7 @@ enum CliVerb {
     // Without a comment of their own, which would replace the longer help of their flags.
     Drops(drops::DropsArgs),
     Trace(trace::TraceArgs),
+    History(history::HistoryArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -60,6 +62,7 @@ pub fn main() -> ExitCode {
         CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
         CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Trace(args) => blocking(trace::run(args)),
+        CliVerb::History(args) => blocking(history::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),
@@ -87,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace"] {
+        for verb in ["drops", "trace", "history"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

@@ -1,5 +1,6 @@
 //! From objects of the model to the types of [`super::wire`]. Pure.
 
+pub mod history;
 pub mod network;
 pub mod node;
 pub mod payload;

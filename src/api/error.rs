@@ -114,9 +114,9 @@ impl From<ProposeError> for ApiError {
             ProposeError::Refused(error @ (StoreError::NameConflict { .. } | StoreError::Exists { .. })) => {
                 Self::rpc(GrpcCode::AlreadyExists, error)
             }
-            ProposeError::Refused(error @ (StoreError::NeedsLevel { .. } | StoreError::UnreadableLevel { .. })) => {
-                Self::rpc(GrpcCode::FailedPrecondition, error)
-            }
+            ProposeError::Refused(
+                error @ (StoreError::NeedsLevel { .. } | StoreError::FieldNeedsLevel { .. } | StoreError::UnreadableLevel { .. }),
+            ) => Self::rpc(GrpcCode::FailedPrecondition, error),
             ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(GrpcCode::NotFound, error),
             ProposeError::NotLeader => Self::rpc(
                 GrpcCode::Unknown,

@@ -16,7 +16,7 @@ mod resources;
 mod service;
 mod swarm;
 
-pub use change::first_change_of_tasks;
+pub use change::replaces_tasks;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_warning};
 pub use payloads::{payload_name, payload_references, payload_size};

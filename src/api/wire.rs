@@ -52,7 +52,36 @@ pub struct Service {
     pub previous_spec: Option<ServiceSpec>,
     pub endpoint: Endpoint,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_status: Option<UpdateStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub service_status: Option<ServiceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_status: Option<JobStatus>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct UpdateStatus {
+    pub state: &'static str,
+    pub started_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Timestamp>,
+    pub message: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct JobStatus {
+    pub job_iteration: JobIteration,
+    pub last_execution: Timestamp,
+}
+
+/// `{}` for the first run.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct JobIteration {
+    #[serde(skip_serializing_if = "is_zero")]
+    pub index: u64,
 }
 
 #[derive(Serialize)]
@@ -94,6 +123,8 @@ pub struct Task {
     pub networks_attachments: Vec<Attachment>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub generic_resources: Vec<GenericResource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<JobIteration>,
     /// `Some(None)` is written as `null`, `None` not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Option<()>>,
@@ -391,4 +422,17 @@ pub struct NetworkIpam {
 #[serde(rename_all = "PascalCase")]
 pub struct ConfigFrom {
     pub network: String,
+}
+
+/// A line of `GET /services/{id}/history`, which no Docker has.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HistoryEntry {
+    pub at: Timestamp,
+    pub event: &'static str,
+    /// Of the task, as `service ps` has it; empty for what happened to the service.
+    pub name: String,
+    pub task: String,
+    pub node: String,
+    pub why: String,
 }

@@ -164,8 +164,10 @@ fn names_of(member: &TaskEndpoint) -> Vec<String> {
         names.push(name.clone());
         names.push(format!("tasks.{name}"));
     }
-    if member.slot > 0 {
-        names.push(format!("{}.{}", member.service_name, member.slot));
-    }
+    // Without a number it is in the slot of its node, or the first one of a job, which Docker names in the same way.
+    names.push(match member.slot {
+        0 => format!("{}.{}", member.service_name, member.node_id),
+        slot => format!("{}.{slot}", member.service_name),
+    });
     names
 }

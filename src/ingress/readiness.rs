@@ -12,7 +12,7 @@
 use crate::datapath::{Sandbox, netns, sockdiag};
 use crate::model::service::EndpointMode;
 use crate::model::view::NetworkPart;
-use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId, TaskState};
+use crate::model::{ListeningPort, Listens, NodeView, Protocol, Task, TaskId};
 use crate::sync::sleep_until;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +53,7 @@ pub struct Probe {
 /// The probes of this node's tasks whose services publish ports or have virtual addresses. Pure.
 #[must_use]
 pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe> {
-    let wanted = view.tasks.by_id.values().filter(|t| t.desired_state <= TaskState::Running && !t.status.state.is_final());
+    let wanted = view.tasks.by_id.values().filter(|t| t.is_wanted() && !t.status.state.is_final());
     let paths: BTreeMap<(Ipv4Net, Ipv4Addr), &PathBuf> =
         sandboxes.iter().map(|s| ((s.subnet.trunc(), s.address), &s.path)).collect();
     let mut targets = BTreeMap::<_, BTreeSet<_>>::new();

@@ -98,7 +98,7 @@ impl Allocation<'_> {
     /// Assigns the addresses of NEW tasks: all that a task needs, or none.
     fn allocate_tasks(&mut self, problems: &BTreeMap<ServiceId, String>) {
         let store = self.store;
-        let mut new: Vec<&Task> = store.new_tasks().filter(|t| t.desired_state <= TaskState::Running).collect();
+        let mut new: Vec<&Task> = store.new_tasks().filter(|t| t.is_wanted()).collect();
         new.sort_by(|a, b| {
             (a.meta.created_at, &a.service_id, a.slot, &a.id).cmp(&(b.meta.created_at, &b.service_id, b.slot, &b.id))
         });

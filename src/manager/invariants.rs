@@ -40,6 +40,7 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
             wrong.push(format!("task {} changed its addresses", new.id));
         }
     }
+    finished_jobs(before, after, &mut wrong);
     let subnets =
         |store: &Store| -> BTreeMap<NetworkId, _> { store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect() };
     let now = subnets(after);
@@ -49,6 +50,17 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// A slot of a job that has completed gets no further task in the same run.
+fn finished_jobs(before: &Store, after: &Store, wrong: &mut Vec<String>) {
+    let key = |task: &Task| (task.service_id.clone(), task.slot_key(), task.job_iteration);
+    let of_jobs = |store: &Store| -> Vec<Task> { store.tasks().filter(|t| t.job_iteration.is_some()).cloned().collect() };
+    let completed = of_jobs(before).into_iter().filter(|t| t.status.state == TaskState::Complete);
+    let completed: BTreeSet<_> = completed.map(|t| key(&t)).collect();
+    for task in of_jobs(after).iter().filter(|t| before.task(&t.id).is_none() && completed.contains(&key(t))) {
+        wrong.push(format!("task {} was made in slot {} of a job, which has completed", task.id, task.slot_key()));
+    }
 }
 
 fn networks(store: &Store, wrong: &mut Vec<String>) {
@@ -139,14 +151,19 @@ fn tasks(store: &Store, wrong: &mut Vec<String>) {
         if state < TaskState::Assigned && task.node_id.is_some() {
             wrong.push(format!("task {} has a node but is {state:?}", task.id));
         }
-        if task.slot == 0 {
+        if task.slot == 0 && task.slot_node.is_none() && task.job_iteration.is_none() {
             wrong.push(format!("task {} has slot 0", task.id));
         }
-        if task.desired_state <= TaskState::Running && !is_lost(store, task) {
-            live.entry((&task.service_id, task.slot)).or_default().push(task);
+        let in_slot_of_another = task.slot_node.as_ref().is_some_and(|of| task.node_id.as_ref().is_some_and(|at| at != of));
+        if in_slot_of_another {
+            wrong.push(format!("task {} is on {:?}, and in the slot of {:?}", task.id, task.node_id, task.slot_node));
+        }
+        if task.is_wanted() && !task.status.state.is_final() && !is_lost(store, task) {
+            live.entry((&task.service_id, task.slot_key())).or_default().push(task);
         }
     }
-    for ((_, slot), tasks) in live.iter().filter(|(_, tasks)| tasks.len() > 1) {
+    // One that serves, and the one that is to take its place.
+    for ((_, slot), tasks) in live.iter().filter(|(_, tasks)| tasks.len() > 2) {
         wrong.push(format!("slot {}.{slot} has {} live tasks", tasks[0].service_name, tasks.len()));
     }
 }
@@ -172,14 +189,23 @@ pub fn check_settled(store: &Store) -> Vec<String> {
         }
     }
     for service in store.services() {
-        let is_live = |t: &&Task| t.desired_state <= TaskState::Running && !is_lost(store, t);
-        let live = store.tasks_of_service(&service.id).filter(is_live).count() as u64;
-        if live > service.spec.mode.replicas() {
-            wrong.push(format!(
-                "service {} has {live} live tasks, desired are {}",
-                service.spec.name,
-                service.spec.mode.replicas()
-            ));
+        let is_live = |t: &&Task| t.is_wanted() && !t.status.state.is_final() && !is_lost(store, t);
+        let mut slots = BTreeMap::<_, usize>::new();
+        for task in store.tasks_of_service(&service.id).filter(is_live) {
+            *slots.entry(task.slot_key()).or_default() += 1;
+        }
+        let (live, name) = (slots.len() as u64, &service.spec.name);
+        if let Some((slot, count)) = slots.iter().find(|(_, count)| **count > 1) {
+            wrong.push(format!("slot {slot} of service {name} has {count} live tasks"));
+        }
+        let mode = &service.spec.mode;
+        let most = match mode.replicated_job {
+            Some(job) => job.concurrent(),
+            None if mode.is_global() => store.nodes().count() as u64,
+            None => mode.replicas(),
+        };
+        if live > most {
+            wrong.push(format!("service {name} has {live} live tasks, desired are {most}"));
         }
     }
     wrong

@@ -10,7 +10,7 @@ use super::orchestrator::restart::history_needed;
 use super::orchestrator::slot::by_age;
 use super::round_scope::RoundScope;
 use super::settings::ManagerSettings;
-use crate::model::{Network, NetworkId, NodeState, ServiceId, Task, TaskState, TaskStatus, Timestamp};
+use crate::model::{Network, NetworkId, NodeState, ServiceId, SlotKey, Task, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, FieldUpdate, Kind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ const ADDRESS_RELIEF: usize = 16;
 /// Tasks to delete or to orphan, and networks to delete now, of what is in the scope.
 pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &RoundScope) -> Vec<Action> {
     let mut out = Vec::new();
-    let mut slots = BTreeMap::<(&ServiceId, u64), Vec<&Task>>::new();
+    let mut slots = BTreeMap::<(&ServiceId, SlotKey), Vec<&Task>>::new();
     for task in scope.tasks(store) {
         if out.len() >= BATCH {
             return out;
@@ -33,7 +33,7 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &R
         } else if node_gone && !task.status.state.is_final() {
             out.push(orphan(task, now));
         } else if task.desired_state < TaskState::Remove {
-            slots.entry((&task.service_id, task.slot)).or_default().push(task);
+            slots.entry((&task.service_id, task.slot_key())).or_default().push(task);
         }
     }
     remove_history(store, slots, &mut out);
@@ -44,7 +44,7 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &R
 
 /// Deletes the oldest finished tasks of each slot: those beyond the limit, and some that have addresses which a new
 /// task needs.
-fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, u64), Vec<&Task>>, out: &mut Vec<Action>) {
+fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, SlotKey), Vec<&Task>>, out: &mut Vec<Action>) {
     let limit = store.cluster().map_or(Some(DEFAULT_HISTORY), |c| c.spec.orchestration.task_history_retention_limit);
     let limit = usize::try_from(limit.unwrap_or(DEFAULT_HISTORY)).ok();
     let full = full_networks(store);
@@ -55,7 +55,8 @@ fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, u64), Vec<&Task>>,
         }
         tasks.sort_by(|a, b| by_age(a, b));
         let Some((newest, older)) = tasks.split_last() else { continue };
-        let is_history = |t: &&Task| t.desired_state > TaskState::Running && is_finished(t);
+        // What a job has completed is not forgotten before the orchestrator has started it again.
+        let is_history = |t: &&Task| !t.is_wanted() && is_finished(t);
         let finished: Vec<&Task> = older.iter().copied().filter(is_history).collect();
         let keep = history_needed(newest).or(limit).unwrap_or(usize::MAX);
         let excess = (older.len() + 1).saturating_sub(keep).min(finished.len());
@@ -69,7 +70,7 @@ fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, u64), Vec<&Task>>,
 
 /// Ended, or never to be started: no agent runs the task or will run it.
 fn is_finished(task: &Task) -> bool {
-    task.status.state.is_final() || (task.status.state < TaskState::Assigned && task.desired_state > TaskState::Running)
+    task.status.state.is_final() || (task.status.state < TaskState::Assigned && !task.is_wanted())
 }
 
 /// The task's node is removed, has left, or has been down for `orphan_after`.
@@ -86,7 +87,7 @@ fn is_node_gone(store: &Store, task: &Task, now: Timestamp, settings: &ManagerSe
 fn full_networks(store: &Store) -> BTreeSet<NetworkId> {
     let mut waiting = store
         .new_tasks()
-        .filter(|t| t.desired_state <= TaskState::Running && !t.status.err.is_empty())
+        .filter(|t| t.is_wanted() && !t.status.err.is_empty())
         .filter_map(|t| Some((t, store.service(&t.service_id)?)))
         .peekable();
     if waiting.peek().is_none() {

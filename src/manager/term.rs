@@ -123,11 +123,23 @@ mod tests {
     use crate::store::{Action, PlanBase};
 
     fn store() -> Arc<Store> {
-        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(1) }) };
+        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(1) }), ..ServiceMode::default() };
         let spec = ServiceSpec { name: "web".to_owned(), mode, ..ServiceSpec::default() };
         let (id, meta, endpoint) = ("web".into(), Meta::default(), Endpoint::default());
-        let service =
-            Service { id, meta, spec, previous_spec: None, pull_auth: None, previous_pull_auth: None, spec_version: 1, endpoint };
+        let service = Service {
+            id,
+            meta,
+            spec,
+            previous_spec: None,
+            pull_auth: None,
+            previous_pull_auth: None,
+            spec_version: 1,
+            previous_spec_version: None,
+            newest_spec_version: None,
+            update: None,
+            job: None,
+            endpoint,
+        };
         let mut store = Store::default();
         store.apply(9, &Transaction::new(Timestamp(1), vec![Action::create(service)])).expect("created");
         Arc::new(store)

@@ -1,7 +1,7 @@
 //! Cuts a plan to one transaction: in bytes, and in what the store takes. An object that cannot be written is found, named and
 //! left out, so that it does not keep all others from being written. Pure.
 
-use crate::model::{ServiceId, Timestamp};
+use crate::model::{ServiceId, SlotKey, Timestamp};
 use crate::store::{Action, Kind, Object, Store};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -143,13 +143,13 @@ fn service_of(action: &Action, store: &Store) -> Option<ServiceId> {
 }
 
 /// The slot of the task that is written.
-fn slot_of<'a>(action: &'a Action, store: &'a Store) -> Option<(&'a ServiceId, u64)> {
+fn slot_of<'a>(action: &'a Action, store: &'a Store) -> Option<(&'a ServiceId, SlotKey)> {
     match action {
         Action::Set(update) if update.target().0 == Kind::Task => {
             let task = store.task(&update.target().1.as_str().into())?;
-            Some((&task.service_id, task.slot))
+            Some((&task.service_id, task.slot_key()))
         }
-        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot)),
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot_key())),
         _ => None,
     }
 }

@@ -77,6 +77,14 @@ pub struct Listens {
     pub v6: bool,
 }
 
+impl Listens {
+    /// In one family at least.
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self.v4 || self.v6
+    }
+}
+
 /// A port that a container listens on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ListeningPort {

@@ -7,12 +7,15 @@ use super::{
     port::{PortConfig, PublishMode},
     pull_auth::PullAuth,
     serde_helpers::null_as_default,
+    service_update::{JobStatus, ServiceUpdate},
     task::TaskSpec,
-    time::Nanos,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+pub use super::service_mode::{Global, Replicated, ReplicatedJob, ServiceMode};
+pub use super::service_update::UpdateConfig;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Service {
@@ -27,8 +30,21 @@ pub struct Service {
     /// Those before the last update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_pull_auth: Option<PullAuth>,
-    /// Changes only with the task template: a task with the same number runs the current template.
+    /// Changes only with the task template: a task with the same number runs the current template. A rollback brings back the
+    /// number of the spec before.
     pub spec_version: u64,
+    /// `spec_version` of the previous spec, if that has another template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_spec_version: Option<u64>,
+    /// Highest `spec_version` that was ever given, if it is not the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_spec_version: Option<u64>,
+    /// The last update or rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<ServiceUpdate>,
+    /// Set for jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobStatus>,
     /// Written by the allocator.
     pub endpoint: Endpoint,
 }
@@ -65,7 +81,7 @@ pub struct ServiceSpec {
     pub labels: BTreeMap<String, String>,
     pub task_template: TaskSpec,
     pub mode: ServiceMode,
-    /// How the tasks are replaced when the template changes. Only the defaults are implemented; the API refuses others by name.
+    /// How the tasks are replaced when the template changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_config: Option<UpdateConfig>,
     /// As `update_config`, for a rollback.
@@ -73,67 +89,6 @@ pub struct ServiceSpec {
     pub rollback_config: Option<UpdateConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_spec: Option<EndpointSpec>,
-}
-
-/// How the tasks of a service are replaced.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct UpdateConfig {
-    /// Tasks replaced at the same time; 0 for all.
-    pub parallelism: u64,
-    /// Time between two replacements.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub delay: Option<Nanos>,
-    /// `pause`, `continue` or `rollback`.
-    pub failure_action: String,
-    /// Time after its start in which the end of a task is a failure of the update.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub monitor: Option<Nanos>,
-    /// Share of failed tasks, 0 to 1, from which on the update has failed. A number as JSON writes it, because it is shown
-    /// as it was posted.
-    pub max_failure_ratio: serde_json::Number,
-    /// `stop-first` or `start-first`.
-    pub order: String,
-}
-
-impl Default for UpdateConfig {
-    /// What a service without the object is updated by.
-    fn default() -> Self {
-        Self {
-            parallelism: 1,
-            delay: None,
-            failure_action: "pause".to_owned(),
-            monitor: Some(Nanos(5_000_000_000)),
-            max_failure_ratio: 0.into(),
-            order: "stop-first".to_owned(),
-        }
-    }
-}
-
-/// How many tasks a service has. Exactly one field is set; only `replicated` is implemented.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ServiceMode {
-    /// A fixed number of tasks, on any nodes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicated: Option<Replicated>,
-}
-
-/// Replicated mode.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Replicated {
-    /// Number of tasks; the API sets 1 if none was posted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicas: Option<u64>,
-}
-
-impl ServiceMode {
-    /// Desired number of tasks.
-    #[must_use]
-    pub fn replicas(&self) -> u64 {
-        self.replicated.and_then(|r| r.replicas).unwrap_or(1)
-    }
 }
 
 /// How clients reach a service.
@@ -159,6 +114,50 @@ pub enum EndpointMode {
 }
 
 impl Service {
+    /// How its tasks are replaced now: as the spec says of updates or of rollbacks, whichever is the last one.
+    #[must_use]
+    pub fn current_update_config(&self) -> UpdateConfig {
+        let is_rollback = self.update.as_ref().is_some_and(|update| update.state.is_rollback());
+        let config = if is_rollback { &self.spec.rollback_config } else { &self.spec.update_config };
+        config.clone().unwrap_or_default()
+    }
+
+    /// A `spec_version` that no task has.
+    #[must_use]
+    pub fn next_spec_version(&self) -> u64 {
+        let highest = [Some(self.spec_version), self.previous_spec_version, self.newest_spec_version];
+        highest.into_iter().flatten().max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// Goes back to the previous spec, or exchanges both if `keep` is set, with the `spec_version` and the credentials of each.
+    /// False, and nothing changed, if there is no previous spec.
+    pub fn restore_previous_spec(&mut self, keep: bool) -> bool {
+        let Some(previous) = self.previous_spec.take() else { return false };
+        let newest = self.next_spec_version() - 1;
+        let undone = std::mem::replace(&mut self.spec, previous);
+        let version = self.previous_spec_version.take().unwrap_or(self.spec_version);
+        let undone_version = std::mem::replace(&mut self.spec_version, version);
+        if keep {
+            self.previous_spec = Some(undone);
+            self.previous_spec_version = (undone_version != version).then_some(undone_version);
+        }
+        self.newest_spec_version = (newest != self.spec_version).then_some(newest);
+        std::mem::swap(&mut self.pull_auth, &mut self.previous_pull_auth);
+        true
+    }
+
+    /// What of the object managers of feature level 1 do not know, by its name in the API.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        let versions = self.previous_spec_version.is_some() || self.newest_spec_version.is_some();
+        match self {
+            Self { update: Some(_), .. } => Some("UpdateStatus"),
+            Self { job: Some(_), .. } => Some("JobStatus"),
+            _ if versions => Some("PreviousSpec"),
+            _ => self.spec.newer_field(),
+        }
+    }
+
     /// Ports published through the routing mesh.
     pub fn ingress_ports(&self) -> impl Iterator<Item = &PortConfig> {
         self.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress)
@@ -166,6 +165,16 @@ impl Service {
 }
 
 impl ServiceSpec {
+    /// What of the spec managers of feature level 1 do not know, by its name in the API.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        match &self.mode {
+            ServiceMode { global: Some(_), .. } => Some("Mode.Global"),
+            ServiceMode { replicated_job: Some(_), .. } => Some("Mode.ReplicatedJob"),
+            ServiceMode { global_job: Some(_), .. } => Some("Mode.GlobalJob"),
+            ServiceMode { .. } => self.task_template.newer_field(),
+        }
+    }
     /// True if its tasks need an address on `ingress`.
     #[must_use]
     pub fn wants_ingress(&self) -> bool {

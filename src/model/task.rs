@@ -11,6 +11,8 @@ use super::{
     port::{ListeningPort, Listens, PortConfig, Protocol},
     pull_auth::PullAuth,
     serde_helpers::null_as_default,
+    slot_key::SlotKey,
+    task_cause::{TaskCause, TaskEnd},
     time::{Nanos, Timestamp},
 };
 use ipnet::Ipv4Net;
@@ -95,8 +97,24 @@ pub struct Task {
     pub service_name: String,
     /// Labels of its service when the task was created; kept once, as the spec.
     pub service_labels: Arc<BTreeMap<String, String>>,
-    /// From 1.
+    /// Number of its slot; 0 if that is a node's. See [`Task::slot_key`].
     pub slot: u64,
+    /// The node whose slot it is in: it runs there or nowhere. A field of its own, so that agents of earlier builds read the
+    /// rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_node: Option<NodeId>,
+    /// The run of the job that it belongs to; `None` unless its service is a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<u64>,
+    /// Why it was made. Written once, by the orchestrator; `None` for tasks of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<TaskCause>,
+    /// Why it ended or is to. Written once, by the orchestrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<TaskEnd>,
+    /// When it began to run. Written by the orchestrator, for tasks that an update made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
     /// `None` until scheduled; never changes afterwards.
     pub node_id: Option<NodeId>,
     /// Written by the orchestrator and the reaper; only goes up.
@@ -210,7 +228,30 @@ impl Task {
     /// Whether the task receives traffic. Load balancing, DNS and the API all use this predicate.
     #[must_use]
     pub fn is_backend(&self) -> bool {
-        self.status.state == TaskState::Running && self.desired_state <= TaskState::Running && !self.status.unhealthy
+        self.status.state == TaskState::Running && self.is_wanted() && !self.status.unhealthy
+    }
+    /// Whether it is to run, now or later; of a task of a job also that it has run to its end.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.desired_state <= TaskState::Complete
+    }
+    /// Its slot.
+    #[must_use]
+    pub fn slot_key(&self) -> SlotKey {
+        self.slot_node.clone().map_or(SlotKey::Number(self.slot), SlotKey::Node)
+    }
+    /// What of the task managers of feature level 1 do not know, by its name in the store.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        let fields = [
+            ("slot_node", self.slot_node.is_some()),
+            ("job_iteration", self.job_iteration.is_some()),
+            ("cause", self.cause.is_some()),
+            ("end", self.end.is_some()),
+            ("started_at", self.started_at.is_some()),
+            ("generic_resources", !self.generic_resources.is_empty()),
+        ];
+        fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
     }
     /// Families in which its container was observed to listen on a port.
     #[must_use]
@@ -222,15 +263,15 @@ impl Task {
     pub fn address_on(&self, network: &NetworkId) -> Option<Ipv4Addr> {
         self.attachments.iter().find(|a| a.network_id == *network).map(|a| a.address.addr())
     }
-    /// `service.slot`, for users.
+    /// `service.slot`, or `service.node` in the slot of a node, for users.
     #[must_use]
     pub fn display_name(&self) -> String {
-        format!("{}.{}", self.service_name, self.slot)
+        format!("{}.{}", self.service_name, self.slot_key())
     }
-    /// Name of its container: `service.slot.id`.
+    /// Name of its container: `service.slot.id`, or `service.node.id` in the slot of a node.
     #[must_use]
     pub fn container_name(&self) -> String {
-        format!("{}.{}.{}", self.service_name, self.slot, self.id)
+        format!("{}.{}.{}", self.service_name, self.slot_key(), self.id)
     }
 }
 

@@ -9,8 +9,10 @@
 //! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
 //! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
 //! |   |     | a snapshot has the spec of a service's tasks once |
+//! |   |     | updates, other modes than replicated and causes of tasks: what `newer_field` of the types says |
 
-use super::object::{Kind, Store, StoreError};
+use super::field_update::FieldUpdate;
+use super::object::{Action, Kind, Object, Store, StoreError};
 use super::transaction::Transaction;
 use crate::model::FormatRange;
 
@@ -39,6 +41,12 @@ impl Store {
 const SEVERAL_MANAGERS: u32 = 2;
 
 impl Store {
+    /// Whether tasks may have causes and ends.
+    #[must_use]
+    pub fn has_task_ends(&self) -> bool {
+        self.feature_level() >= FIELDS
+    }
+
     /// Whether the cluster may have more than one manager: those of earlier builds do not read each other's entries.
     #[must_use]
     pub fn may_have_several_managers(&self) -> bool {
@@ -64,7 +72,32 @@ impl Transaction {
 
 fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
     let kinds = transaction.actions.iter().map(|action| action.target().0);
-    refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)
+    refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)?;
+    let newer = |action| {
+        newer_field(action).map(|(kind, field)| StoreError::FieldNeedsLevel {
+            kind,
+            field: field.to_owned(),
+            needed: FIELDS,
+            level,
+        })
+    };
+    transaction.actions.iter().filter(|_| level < FIELDS).find_map(newer).map_or(Ok(()), Err)
+}
+
+/// First level at which objects may have fields that managers of level 1 drop in silence.
+const FIELDS: u32 = 2;
+
+/// The first field of what is written that managers of level 1 do not know.
+fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
+    let field = match action {
+        Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => service.newer_field(),
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => task.newer_field(),
+        Action::Set(FieldUpdate::ServiceSpec { spec, change, .. }) => {
+            spec.newer_field().or_else(|| change.replaces_tasks.then_some("UpdateStatus"))
+        }
+        Action::Create(_) | Action::Update(_) | Action::Remove(..) | Action::Set(_) => None,
+    };
+    field.map(|field| (action.target().0, field))
 }
 
 fn refuse_newer(kinds: impl Iterator<Item = (Kind, u32)>, level: u32) -> Result<(), StoreError> {
@@ -74,7 +107,6 @@ fn refuse_newer(kinds: impl Iterator<Item = (Kind, u32)>, level: u32) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::super::object::Action;
     use super::*;
     use crate::model::Timestamp;
 
@@ -89,5 +121,34 @@ mod tests {
             "a task needs feature level 3, the cluster is at level 2: upgrade skep on every manager first"
         );
         assert_eq!(refuse_newer([(Kind::Task, 3)].into_iter(), 3), Ok(()));
+    }
+
+    #[test]
+    fn what_managers_of_level_1_would_drop_is_refused_by_its_name() {
+        use crate::model::service::{Global, ServiceMode};
+        use crate::model::{ServiceSpec, SpecChange, TaskCause, fixture};
+        let spec = |mode| ServiceSpec { mode, ..ServiceSpec::default() };
+        let set = |spec, change| {
+            let spec = Box::new(spec);
+            Action::Set(FieldUpdate::ServiceSpec { id: "a".into(), version: 1, spec, pull_auth: None, change })
+        };
+        let replaces = SpecChange { replaces_tasks: true, ..SpecChange::default() };
+        let global = ServiceMode { global: Some(Global {}), ..ServiceMode::default() };
+        let mut task = fixture::task_with_resolvers("t1", "web", "n1", &[]);
+        let plain = Action::create(task.clone());
+        task.cause = Some(TaskCause::Move);
+        for (action, field) in [
+            (plain, None),
+            (set(spec(ServiceMode::default()), SpecChange::default()), None),
+            (Action::create(task), Some("cause of a task")),
+            (set(spec(ServiceMode::default()), replaces), Some("UpdateStatus of a service")),
+            (set(spec(global), SpecChange::default()), Some("Mode.Global of a service")),
+        ] {
+            let transaction = Transaction::new(Timestamp(0), vec![action]);
+            assert_eq!(check_level(&transaction, 2), Ok(()));
+            let refused = check_level(&transaction, 1).err().map(|error| error.to_string());
+            let says = "needs feature level 2, the cluster is at level 1: upgrade skep on every manager first";
+            assert_eq!(refused, field.map(|field| format!("{field} {says}")));
+        }
     }
 }

@@ -10,8 +10,8 @@ use crate::model::node::{NodeDescription, NodeStatus};
 use crate::model::service::Endpoint;
 use crate::model::task::Attachment;
 use crate::model::{
-    ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, TaskId, TaskState,
-    TaskStatus, secret,
+    ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, SpecChange, TaskId,
+    TaskState, TaskStatus, secret,
 };
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -26,6 +26,8 @@ pub enum FieldUpdate {
         spec: Box<ServiceSpec>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pull_auth: Option<PullAuth>,
+        #[serde(default, skip_serializing_if = "SpecChange::is_none")]
+        change: SpecChange,
     },
     NodeSpec {
         id: NodeId,

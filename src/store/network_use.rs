@@ -1,7 +1,7 @@
 //! What uses a network: what is wanted to run on it forbids its removal, what only ends there delays its deletion.
 
 use super::object::{Kind, Store};
-use crate::model::{Network, Task, TaskState};
+use crate::model::{Network, Task};
 
 impl Store {
     /// What is wanted to run on a network, as kind and id: a service that is attached to it (an `ingress` network: one that
@@ -10,7 +10,7 @@ impl Store {
     pub fn network_user(&self, network: &Network) -> Option<(Kind, String)> {
         let mut publishing = self.services().filter(|service| network.spec.ingress && service.spec.wants_ingress());
         let service = self.services_on_network(&network.id).next().or_else(|| publishing.next());
-        let is_wanted = |task: &&Task| task.desired_state <= TaskState::Running && self.service(&task.service_id).is_some();
+        let is_wanted = |task: &&Task| task.is_wanted() && self.service(&task.service_id).is_some();
         let task = || self.live_tasks_on(network).find(is_wanted).map(|task| (Kind::Task, task.id.to_string()));
         service.map(|service| (Kind::Service, service.id.to_string())).or_else(task)
     }

@@ -104,6 +104,11 @@ pub enum StoreError {
         "the node's skep reads feature levels {levels}, the managers of this swarm write level {level}: upgrade skep there first"
     )]
     UnreadableLevel { levels: FormatRange, level: u32 },
+    /// A manager of an older build would drop the field.
+    #[error(
+        "{field} of a {kind} needs feature level {needed}, the cluster is at level {level}: upgrade skep on every manager first"
+    )]
+    FieldNeedsLevel { kind: Kind, field: String, needed: u32, level: u32 },
     /// Another object needs it.
     #[error("{kind} {id} is in use by {by} {by_id}")]
     InUse { kind: Kind, id: String, by: Kind, by_id: String },

@@ -3,7 +3,8 @@
 use super::field_update::FieldUpdate;
 use super::object::{Kind, Object, Store, StoreError, StoreObject};
 use super::task_report::{is_new_listening, is_new_status};
-use crate::model::{Cluster, Node, Role, Service, Task, TaskState};
+use crate::model::{Cluster, JobStatus, Node, PullAuth, Role, Service, ServiceSpec, ServiceUpdate, SpecChange, UpdateState};
+use crate::model::{Task, TaskState};
 
 impl FieldUpdate {
     /// Kind and id of the object.
@@ -34,11 +35,9 @@ impl FieldUpdate {
             }
         }
         match self {
-            Self::ServiceSpec { id, spec, pull_auth, .. } => {
-                let mut service: Service = stored(now, id)?;
-                service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth.clone());
-                service.previous_spec = Some(std::mem::replace(&mut service.spec, (**spec).clone()));
-                Ok(Some(service.into()))
+            Self::ServiceSpec { id, spec, pull_auth, change, .. } => {
+                let service: Service = stored(now, id)?;
+                Ok(Some(update_service(service, spec, pull_auth.as_ref(), *change, now.feature_level()).into()))
             }
             Self::NodeSpec { id, spec, .. } => {
                 let node: Node = stored(now, id)?;
@@ -106,6 +105,57 @@ impl FieldUpdate {
             Self::ServiceSpec { .. } | Self::NodeSpec { .. } | Self::ClusterSpec { .. } | Self::JoinToken { .. } => None,
         }
     }
+}
+
+/// First level that has updates of services.
+const UPDATES: u32 = 2;
+
+/// The service with another spec. What was the spec becomes the previous one; not so while an update is not done and this change
+/// replaces no task: then a rollback still brings back the spec that last worked.
+fn update_service(
+    mut service: Service,
+    spec: &ServiceSpec,
+    pull_auth: Option<&PullAuth>,
+    change: SpecChange,
+    level: u32,
+) -> Service {
+    // Managers of level 1 know no updates.
+    let change = if level < UPDATES { SpecChange::default() } else { change };
+    let unfinished = service.update.as_ref().is_some_and(|u| u.state.is_active() || u.state.is_paused());
+    if change.rollback {
+        service.restore_previous_spec(true);
+        service.spec = spec.clone();
+        service.pull_auth = pull_auth.cloned();
+    } else {
+        service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth.cloned());
+        let before = std::mem::replace(&mut service.spec, spec.clone());
+        let version = service.spec_version;
+        if change.replaces_tasks {
+            service.spec_version = service.next_spec_version();
+            (service.previous_spec_version, service.newest_spec_version) = (Some(version), None);
+        }
+        if change.replaces_tasks || !unfinished || service.previous_spec.is_none() {
+            service.previous_spec = Some(before);
+            service.previous_spec_version = change.replaces_tasks.then_some(version);
+        }
+    }
+    if change.replaces_tasks || change.rollback {
+        service.update = Some(ServiceUpdate::requested(change.rollback));
+    } else if !unfinished {
+        service.update = None;
+    }
+    if let (Some(job), Some(at)) = (&mut service.job, change.job_run_at) {
+        *job = JobStatus { iteration: job.iteration.saturating_add(1), last_execution: at };
+        // It runs again: nothing is replaced.
+        service.update = change.rollback.then(|| ServiceUpdate {
+            state: UpdateState::RollbackCompleted,
+            started_at: Some(at),
+            completed_at: Some(at),
+            message: "rollback completed".to_owned(),
+            ..ServiceUpdate::requested(true)
+        });
+    }
+    service
 }
 
 fn stored<T: StoreObject>(store: &Store, id: &T::Id) -> Result<T, StoreError> {

@@ -128,6 +128,10 @@ fn object(op: Op, meta: Meta) -> Object {
             pull_auth: None,
             previous_pull_auth: None,
             spec_version: u64::from(number),
+            previous_spec_version: None,
+            newest_spec_version: None,
+            update: None,
+            job: None,
             endpoint: Endpoint { ports: vec![port(number % 3)], ..Endpoint::default() },
         }
         .into(),
@@ -141,6 +145,11 @@ fn object(op: Op, meta: Meta) -> Object {
             service_name: name.to_owned(),
             service_labels: labels.into(),
             slot: u64::from(number),
+            slot_node: None,
+            job_iteration: None,
+            cause: None,
+            end: None,
+            started_at: None,
             node_id: (number % 2 == 0).then(|| NodeId::from(id)),
             desired_state: TaskState::Running,
             status: TaskStatus {

@@ -10,6 +10,7 @@ mod managers;
 mod network;
 mod payloads;
 mod placement;
+mod rollouts;
 mod secrets;
 mod socket;
 mod start;

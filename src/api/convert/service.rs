@@ -1,11 +1,11 @@
 //! Services.
 
 use crate::api::wire;
-use crate::model::service::{Service, ServiceSpec};
+use crate::model::eligibility::is_eligible;
+use crate::model::service::{Service, ServiceMode, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
-use crate::model::{NodeId, ServiceId};
+use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
-use std::collections::BTreeMap;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
@@ -20,27 +20,51 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
             ports: service.endpoint.ports.clone(),
             virtual_ips: service.endpoint.vips.clone(),
         },
+        update_status: update_status(service),
         service_status: None,
+        job_status: service.job.map(|job| wire::JobStatus {
+            job_iteration: wire::JobIteration { index: job.iteration },
+            last_execution: job.last_execution,
+        }),
     }
 }
 
-/// Number of running tasks by service. What a task on a node that is down or gone reported last says nothing of it.
-pub fn running(store: &Store) -> BTreeMap<&ServiceId, u64> {
+/// The last update, unless it has replaced no task.
+fn update_status(service: &Service) -> Option<wire::UpdateStatus> {
+    let update = service.update.as_ref()?;
+    let ServiceUpdate { state, completed_at, message, .. } = update.clone();
+    Some(wire::UpdateStatus { state: state.as_str(), started_at: update.started_at?, completed_at, message })
+}
+
+/// The counts of a service's tasks. What a task on a node that is down or gone reported last says nothing of it.
+pub fn status(service: &Service, store: &Store) -> wire::ServiceStatus {
     let may_run = |id: &NodeId| store.node(id).is_some_and(|node| node.status.state.may_be_up());
-    let mut counts = BTreeMap::new();
-    for task in store.tasks().filter(|t| t.status.state == TaskState::Running && t.node_id.as_ref().is_none_or(may_run)) {
-        *counts.entry(&task.service_id).or_default() += 1;
-    }
-    counts
+    let is_of_run = |task: &&Task| task.job_iteration == service.job.map(|job| job.iteration);
+    let in_state = |state| {
+        let tasks = store.tasks_of_service(&service.id).filter(is_of_run);
+        tasks.filter(move |task| task.status.state == state)
+    };
+    let running = in_state(TaskState::Running).filter(|t| t.node_id.as_ref().is_none_or(may_run)).count();
+    let mode = &service.spec.mode;
+    let completed = if mode.is_job() { in_state(TaskState::Complete).count() as u64 } else { 0 };
+    let desired = match mode {
+        // Clients add what has completed.
+        ServiceMode { global_job: Some(_), .. } => nodes_of(service, store).saturating_sub(completed),
+        ServiceMode { global: None, global_job: None, replicated_job: Some(job), .. } => job.concurrent(),
+        mode if mode.is_global() => nodes_of(service, store),
+        mode => mode.replicas(),
+    };
+    wire::ServiceStatus { running_tasks: running as u64, desired_tasks: desired, completed_tasks: completed }
 }
 
-/// The counts of a service's tasks. None is completed: only jobs have such tasks.
-pub fn status(service: &Service, running: &BTreeMap<&ServiceId, u64>) -> wire::ServiceStatus {
-    wire::ServiceStatus {
-        running_tasks: running.get(&service.id).copied().unwrap_or(0),
-        desired_tasks: service.spec.mode.replicas(),
-        completed_tasks: 0,
-    }
+/// Nodes that should run a global service: those that take its tasks, and those that are paused and have one.
+fn nodes_of(service: &Service, store: &Store) -> u64 {
+    let has_task = |node: &Node| {
+        let mut tasks = store.tasks_of_service(&service.id);
+        tasks.any(|t| t.is_wanted() && t.node_id.as_ref() == Some(&node.id))
+    };
+    let eligible = store.nodes().filter(|n| n.status.state.may_be_up() && is_eligible(n, &service.spec.task_template));
+    eligible.filter(|n| n.spec.availability == Availability::Active || has_task(n)).count() as u64
 }
 
 /// The spec with the defaults of everything that it leaves out.

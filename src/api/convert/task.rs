@@ -25,7 +25,8 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
         spec,
         service_id: task.service_id.to_string(),
         slot: task.slot,
-        node_id: task.node_id.as_ref().map(ToString::to_string),
+        // Known from the start for the slot of a node.
+        node_id: task.node_id.as_ref().or(task.slot_node.as_ref()).map(ToString::to_string),
         status: wire::TaskStatus {
             timestamp: task.status.timestamp,
             // At once, as in Swarm; its container is still being stopped.
@@ -38,6 +39,7 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
         desired_state: task.desired_state.as_str(),
         networks_attachments,
         generic_resources: task.generic_resources.clone(),
+        job_iteration: task.job_iteration.map(|index| wire::JobIteration { index }),
         volumes: (version >= ApiVersion::v1(42)).then_some(None),
     }
 }

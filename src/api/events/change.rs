@@ -77,7 +77,10 @@ impl Observed for Service {
     }
     fn followed(&self) -> Vec<(&'static str, String)> {
         let image = self.spec.task_template.container_spec.image.clone();
-        vec![("image", image), ("replicas", self.spec.mode.replicas().to_string())]
+        let replicas = self.spec.mode.replicated.map(|r| r.replicas.unwrap_or(1).to_string()).unwrap_or_default();
+        let shown = self.update.as_ref().filter(|update| update.started_at.is_some());
+        let state = shown.map(|update| update.state.as_str().to_owned()).unwrap_or_default();
+        vec![("image", image), ("replicas", replicas), ("updatestate", state)]
     }
 }
 
@@ -135,7 +138,8 @@ fn update<T: Observed>(old: &T, new: &T) -> Option<SwarmEvent> {
     }
     let pairs = old.followed().into_iter().zip(new.followed()).filter(|(old, new)| old != new);
     let attributes = pairs.flat_map(|((name, old), (_, new))| [(format!("{name}.old"), old), (format!("{name}.new"), new)]);
-    Some(event(new, "update", attributes.collect(), new.meta().updated_at))
+    let attributes = attributes.filter(|(_, value)| !value.is_empty()).collect();
+    Some(event(new, "update", attributes, new.meta().updated_at))
 }
 
 fn event<T: Observed>(object: &T, action: &'static str, mut attributes: BTreeMap<String, String>, at: Timestamp) -> SwarmEvent {
@@ -157,11 +161,24 @@ mod tests {
     }
 
     fn service(name: &str, replicas: u64, image: &str) -> Service {
-        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }) };
+        let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }), ..ServiceMode::default() };
         let mut spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
         image.clone_into(&mut spec.task_template.container_spec.image);
         let (id, meta, endpoint) = (name.into(), Meta::default(), Endpoint::default());
-        Service { id, meta, spec, previous_spec: None, pull_auth: None, previous_pull_auth: None, spec_version: 1, endpoint }
+        Service {
+            id,
+            meta,
+            spec,
+            previous_spec: None,
+            pull_auth: None,
+            previous_pull_auth: None,
+            spec_version: 1,
+            previous_spec_version: None,
+            newest_spec_version: None,
+            update: None,
+            job: None,
+            endpoint,
+        }
     }
 
     struct Changing {

@@ -154,6 +154,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("DELETE", ["services", service]) if !service.is_empty() => services::remove(request, service).await,
         ("GET", ["services", service, "logs"]) => services::logs(request, service),
 
+        ("GET", ["services", service, "history"]) => services::history(request, service),
+
         ("GET", ["tasks"]) => tasks::list(request),
         ("GET", ["tasks", task]) if !task.is_empty() => tasks::inspect(request, task),
         ("GET", ["tasks", task, "logs"]) => tasks::logs(request, task),

@@ -12,12 +12,11 @@ use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{Meta, PayloadId, PullAuth, Service, ServiceId};
+use crate::model::{JobStatus, Meta, PayloadId, PullAuth, Service, ServiceId, SpecChange};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// GET /services
 pub fn list(request: &ApiRequest) -> Result<Response> {
@@ -28,12 +27,11 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
-    let running = if status { convert::service::running(&store) } else { BTreeMap::new() };
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
             let mut shown = convert::service::service(service, false);
-            shown.service_status = status.then(|| convert::service::status(service, &running));
+            shown.service_status = status.then(|| convert::service::status(service, &store));
             shown
         })
         .collect();
@@ -43,7 +41,7 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
 fn passes(service: &Service, filters: &Filters) -> bool {
     filters.any("id", |v| service.id.as_str().starts_with(v))
         && filters.any("name", |v| service.spec.name.starts_with(v))
-        && filters.any("mode", |v| v == "replicated")
+        && filters.any("mode", |v| v == service.spec.mode.as_str())
         && filters.any("runtime", |v| v == "container")
         && filters.labels("label", &service.spec.labels)
 }
@@ -76,6 +74,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
             "service needs ingress network, but no ingress network is present",
         ));
     }
+    let now = request.api.clock.now();
+    let job = spec.mode.is_job().then_some(JobStatus { iteration: 0, last_execution: now });
     let id = ServiceId::draw(&mut rand::rng());
     let service = Service {
         id: id.clone(),
@@ -85,10 +85,14 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         pull_auth,
         previous_pull_auth: None,
         spec_version: 1,
+        previous_spec_version: None,
+        newest_spec_version: None,
+        update: None,
+        job,
         endpoint: Endpoint::default(),
     };
     let conditions = conditions(&service.spec, None, &store);
-    handle.propose(Transaction::new(request.api.clock.now(), vec![Action::create(service)]).require(conditions)).await?;
+    handle.propose(Transaction::new(now, vec![Action::create(service)]).require(conditions)).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
 }
 
@@ -153,7 +157,7 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
     Ok(())
 }
 
-/// POST /services/{id}/update: the number of replicas and the service's labels may change.
+/// POST /services/{id}/update
 pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let posted = request.decode_body(&SERVICE_SPEC)?;
     let version = request.query.version("service")?;
@@ -163,7 +167,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let is_stale = stored.meta.version != version;
     let spec = match request.query.get("rollback") {
         "" | "none" => {
-            refuse_mode_change(&posted)?;
+            let posted = with_name_and_mode(posted, &stored.spec)?;
             // Old news comes before what skep cannot do.
             let mut spec = validate::service_spec(posted).map_err(|error| {
                 if error.status == StatusCode::NOT_IMPLEMENTED && is_stale { ApiError::out_of_sequence() } else { error }
@@ -197,26 +201,43 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     if is_stale {
         return Err(ApiError::out_of_sequence());
     }
-    if let Some(path) = validate::first_change_of_tasks(&stored.spec, &spec) {
-        return Err(ApiError::not_implemented(format!(
-            "{path} of service {} cannot be changed: rolling updates are not implemented in skep yet, only the number of replicas \
-             and the service's labels can be updated (nothing was changed)",
+    let now = request.api.clock.now();
+    let rollback = request.query.get("rollback") == "previous";
+    let replaces_tasks = !spec.mode.is_job() && validate::replaces_tasks(&stored.spec, &spec);
+    let stays_paused = !replaces_tasks && !rollback && stored.update.as_ref().is_some_and(|update| update.state.is_paused());
+    let warnings = stays_paused.then(|| {
+        vec![format!(
+            "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \
+             it, docker service rollback brings back the spec that last worked",
             stored.spec.name
-        )));
-    }
+        )]
+    });
     let conditions = conditions(&spec, Some(&stored.id), &store);
-    let update = FieldUpdate::ServiceSpec { id: stored.id.clone(), version, spec: Box::new(spec), pull_auth };
-    handle.propose(Transaction::new(request.api.clock.now(), vec![Action::Set(update)]).require(conditions)).await?;
-    ok(&json!({ "Warnings": Value::Null }))
+    let change = SpecChange { replaces_tasks, rollback, job_run_at: stored.job.map(|_| now) };
+    let update = FieldUpdate::ServiceSpec { id: stored.id.clone(), version, spec: Box::new(spec), pull_auth, change };
+    handle.propose(Transaction::new(now, vec![Action::Set(update)]).require(conditions)).await?;
+    ok(&json!({ "Warnings": warnings }))
 }
 
-/// Every stored service is replicated, so any other mode is a change.
-fn refuse_mode_change(posted: &Value) -> Result<()> {
-    let has_mode = |mode: &str| !posted["Mode"][mode].is_null();
-    if posted["Mode"]["Replicated"].is_null() && ["Global", "ReplicatedJob", "GlobalJob"].into_iter().any(has_mode) {
-        return Err(ApiError::rpc(GrpcCode::Unimplemented, "service mode change is not allowed"));
+/// The posted spec, with the name and the mode that the service has if it leaves them out: what real servers take for a new
+/// name, and for one replica.
+fn with_name_and_mode(mut posted: Value, stored: &ServiceSpec) -> Result<Value> {
+    if posted["Name"].as_str().is_none_or(str::is_empty) {
+        posted["Name"] = json!(stored.name);
     }
-    Ok(())
+    let has = serde_json::to_value(&stored.mode).map_err(|error| ApiError::failed(error.to_string()))?;
+    let named: Vec<String> = posted["Mode"].as_object().into_iter().flatten().map(|(kind, _)| kind.clone()).collect();
+    match &named[..] {
+        [] => posted["Mode"] = has,
+        [kind] if has[kind].is_null() => {
+            return Err(ApiError::rpc(GrpcCode::Unimplemented, "service mode change is not allowed"));
+        }
+        // Without its numbers.
+        [kind] if posted["Mode"][kind] == json!({}) => posted["Mode"][kind] = has[kind].clone(),
+        // Refused when it is read.
+        _ => {}
+    }
+    Ok(posted)
 }
 
 /// DELETE /services/{id}
@@ -226,6 +247,12 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     let id = lookup::service(&store, reference)?.id.to_string();
     handle.write(request.api.clock.now(), vec![Action::Remove(Kind::Service, id)]).await?;
     empty()
+}
+
+/// GET /services/{id}/history, for `skep history`
+pub fn history(request: &ApiRequest, reference: &str) -> Result<Response> {
+    let store = request.store()?.read();
+    ok(&convert::history::history(lookup::service(&store, reference)?, &store))
 }
 
 /// GET /services/{id}/logs

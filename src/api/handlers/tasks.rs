@@ -8,7 +8,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
 use crate::api::query::Filters;
 use crate::api::wire;
-use crate::model::{NodeId, ServiceId, Task, TaskState, UnwrittenObject};
+use crate::model::{NodeId, Service, ServiceId, Task, TaskState, UnwrittenObject};
 use crate::store::Store;
 use axum::response::Response;
 
@@ -65,7 +65,10 @@ impl<'a> TaskFilters<'a> {
     }
 
     fn pass(&self, task: &Task, store: &Store) -> bool {
-        let is_current = || store.service(&task.service_id).is_some_and(|s| s.spec_version == task.spec_version);
+        let is_current = || {
+            let is_run = |s: &Service| task.job_iteration == s.job.map(|job| job.iteration);
+            store.service(&task.service_id).is_some_and(|s| s.spec_version == task.spec_version && is_run(s))
+        };
         (self.services.is_empty() || self.services.contains(&task.service_id))
             && (self.nodes.is_empty() || task.node_id.as_ref().is_some_and(|n| self.nodes.contains(n)))
             && self.filters.any("id", |v| task.id.as_str().starts_with(v))
@@ -95,7 +98,7 @@ fn shown(task: &Task, store: &Store, request: &ApiRequest, left_out: &[Unwritten
 /// What the leader cannot write of a task: its own change; or, as there is no other place where a user would look for it, its
 /// service's, or the creation of another task of the service, as long as the task is wanted itself.
 fn unwritten(task: &Task, store: &Store, left_out: &[UnwrittenObject]) -> Option<String> {
-    let is_wanted = task.desired_state <= TaskState::Running;
+    let is_wanted = task.is_wanted();
     let concerns = |object: &&UnwrittenObject| match object.kind.as_str() {
         "task" if object.id == task.id.as_str() => true,
         "task" if store.task(&object.id.as_str().into()).is_some() => false,

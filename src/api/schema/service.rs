@@ -1,7 +1,7 @@
 //! Docker's service spec.
 
 use super::container::{CONTAINER, DRIVER};
-use super::types::{Field, FieldType, Struct, only, refused, supported, unsupported};
+use super::types::{Field, FieldType, Struct, refused, supported, unsupported};
 
 /// `POST /services/create` and `POST /services/{id}/update`.
 pub static SERVICE_SPEC: Struct = Struct { name: "ServiceSpec", package: "swarm.ServiceSpec", fields: SPEC };
@@ -85,19 +85,24 @@ const ATTACHMENT: &[Field] = &[
 
 const MODE: &[Field] = &[
     supported("Replicated", FieldType::Object("swarm.ReplicatedService", &[supported("Replicas", FieldType::U64)])),
-    refused("Global", FieldType::Any),
-    refused("ReplicatedJob", FieldType::Any),
-    refused("GlobalJob", FieldType::Any),
+    supported("Global", FieldType::Object("swarm.GlobalService", &[])),
+    supported(
+        "ReplicatedJob",
+        FieldType::Object(
+            "swarm.ReplicatedJob",
+            &[supported("MaxConcurrent", FieldType::U64), supported("TotalCompletions", FieldType::U64)],
+        ),
+    ),
+    supported("GlobalJob", FieldType::Object("swarm.GlobalJob", &[])),
 ];
 
-/// The defaults, which `insertDefaults` shows and clients post back.
 const UPDATE: &[Field] = &[
-    only("Parallelism", FieldType::U64, &["1"]),
-    unsupported("Delay", FieldType::DURATION),
-    only("FailureAction", FieldType::Str, &["pause"]),
-    only("Monitor", FieldType::DURATION, &["5000000000"]),
-    unsupported("MaxFailureRatio", FieldType::Float),
-    only("Order", FieldType::Str, &["stop-first"]),
+    supported("Parallelism", FieldType::U64),
+    supported("Delay", FieldType::DURATION),
+    supported("FailureAction", FieldType::Str),
+    supported("Monitor", FieldType::DURATION),
+    supported("MaxFailureRatio", FieldType::Float),
+    supported("Order", FieldType::Str),
 ];
 
 const ENDPOINT: &[Field] = &[supported("Mode", FieldType::Str), supported("Ports", FieldType::Objects("swarm.PortConfig", PORT))];

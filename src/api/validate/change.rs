@@ -5,11 +5,12 @@ use crate::api::convert::service::with_defaults;
 use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::task::{Reservations, ResourceAmounts};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-/// The path of the first difference that is not in labels, mode or the way of updating; `None` if the tasks can stay.
-pub fn first_change_of_tasks(old: &ServiceSpec, new: &ServiceSpec) -> Option<String> {
-    first_difference(&comparable(old), &comparable(new), String::new())
+/// Whether tasks of the old spec do not do for the new one. Labels, mode, the way of updating, placement and the order of
+/// networks are no matter of a task's: a task whose node the new constraints exclude is found by the orchestrator.
+pub fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    comparable(old) != comparable(new)
 }
 
 fn comparable(spec: &ServiceSpec) -> Value {
@@ -17,6 +18,8 @@ fn comparable(spec: &ServiceSpec) -> Value {
     (spec.update_config, spec.rollback_config) = (None, None);
     spec.endpoint_spec.get_or_insert_default().mode.get_or_insert(EndpointMode::Vip);
     let task = &mut spec.task_template;
+    task.placement = None;
+    task.networks.sort_by(|a, b| a.target.cmp(&b.target));
     task.container_spec.privileges.get_or_insert_default();
     task.container_spec.healthcheck.get_or_insert_default();
     if let Some(resources) = &mut task.resources {
@@ -28,19 +31,6 @@ fn comparable(spec: &ServiceSpec) -> Value {
         restart.window = restart.window.filter(|window| window.0 != 0);
     }
     serde_json::to_value(spec).unwrap_or_default()
-}
-
-/// The path of the first difference between two values, keys in alphabetical order.
-fn first_difference(old: &Value, new: &Value, path: String) -> Option<String> {
-    if old == new {
-        return None;
-    }
-    let (Value::Object(a), Value::Object(b)) = (old, new) else { return Some(path) };
-    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        first_difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), path)
-    })
 }
 
 #[cfg(test)]
@@ -68,7 +58,7 @@ mod tests {
         ] {
             let stored = spec(posted);
             let shown = serde_json::to_value(with_defaults(stored.clone())).expect("JSON");
-            assert_eq!(first_change_of_tasks(&stored, &spec(shown.clone())), None, "{shown}");
+            assert!(!replaces_tasks(&stored, &spec(shown.clone())), "{shown}");
             assert_eq!(serde_json::to_value(with_defaults(spec(shown.clone()))).expect("JSON"), shown, "and is shown the same");
         }
     }
@@ -87,21 +77,33 @@ mod tests {
         posted["UpdateConfig"] =
             json!({"Parallelism": 1, "Delay": 0, "FailureAction": "pause", "Monitor": 0, "MaxFailureRatio": 0.0});
         posted["EndpointSpec"] = json!({"Mode": "", "Ports": []});
-        assert_eq!(first_change_of_tasks(&spec(minimal()), &spec(posted)), None);
+        assert!(!replaces_tasks(&spec(minimal()), &spec(posted)));
     }
 
     #[test]
-    fn what_changes_a_task_is_named() {
-        let change = |key: &str, value: Value| {
-            let mut posted = minimal();
-            posted["TaskTemplate"]["ContainerSpec"][key] = value;
-            first_change_of_tasks(&spec(minimal()), &spec(posted))
+    fn what_a_task_has_or_where_it_may_run_decides_whether_it_is_replaced() {
+        let container = |key: &str, value: Value| json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"], key: value}});
+        let networks = |order: [&str; 2]| {
+            let networks = order.map(|target| json!({"Target": target}));
+            json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "Networks": networks})
         };
-        for (key, value) in
-            [("Image", json!("lab:2")), ("StopGracePeriod", json!(1)), ("Env", json!(["A=c"])), ("Init", json!(false))]
-        {
-            assert_eq!(change(key, value), Some(format!("TaskTemplate.ContainerSpec.{key}")));
+        let plain = json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}});
+        let forced = json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "ForceUpdate": 1});
+        let platform =
+            json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "Placement": {"Platforms": [{"OS": "linux"}]}});
+        for (before, after, replaces) in [
+            (plain.clone(), container("Image", json!("lab:2")), true),
+            (plain.clone(), container("StopGracePeriod", json!(1)), true),
+            (plain.clone(), container("StopGracePeriod", json!(10_000_000_000_u64)), false),
+            (plain.clone(), container("Env", json!(["A=c"])), true),
+            (plain.clone(), container("Init", json!(false)), true),
+            (plain.clone(), forced, true),
+            (plain.clone(), platform, false),
+            (networks(["a", "b"]), networks(["b", "a"]), false),
+            (networks(["a", "b"]), networks(["a", "c"]), true),
+        ] {
+            let spec = |task: &Value| spec(json!({"Name": "web", "TaskTemplate": task}));
+            assert_eq!(replaces_tasks(&spec(&before), &spec(&after)), replaces, "{before} {after}");
         }
-        assert_eq!(change("StopGracePeriod", json!(10_000_000_000_u64)), None);
     }
 }

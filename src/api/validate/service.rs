@@ -6,8 +6,9 @@ use super::{container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
+use crate::model::Nanos;
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
-use crate::model::service::{EndpointMode, ServiceSpec};
+use crate::model::service::{EndpointMode, ServiceMode, ServiceSpec, UpdateConfig};
 use crate::model::task::TaskSpec;
 use serde_json::{Value, json};
 
@@ -31,11 +32,21 @@ pub fn service_spec(mut posted: Value) -> Result<ServiceSpec> {
         restart.condition.get_or_insert_default();
         restart.max_attempts.get_or_insert(0);
     }
-    spec.mode.replicated.get_or_insert_default().replicas.get_or_insert(1);
+    complete_mode(&mut spec.mode);
     if let Some(endpoint) = &mut spec.endpoint_spec {
         endpoint.mode.get_or_insert(EndpointMode::Vip);
     }
     Ok(spec)
+}
+
+/// Fills in the numbers that the real server would.
+fn complete_mode(mode: &mut ServiceMode) {
+    if let Some(job) = &mut mode.replicated_job {
+        let concurrent = *job.max_concurrent.get_or_insert(1);
+        job.total_completions.get_or_insert(concurrent);
+    } else if !mode.is_global() {
+        mode.replicated.get_or_insert_default().replicas.get_or_insert(1);
+    }
 }
 
 /// What the real server refuses first, while it converts the posted spec.
@@ -130,6 +141,12 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     check_task(&spec.task_template)?;
     placement::check(spec)?;
     container::check_templates(spec)?;
+    if spec.mode.is_job() && spec.update_config.is_some() {
+        return Err(ApiError::invalid_argument("Jobs may not have an update config"));
+    }
+    for config in [&spec.update_config, &spec.rollback_config].into_iter().flatten() {
+        check_update_config(config)?;
+    }
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
@@ -145,6 +162,21 @@ fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {
         "label {ALLOW}: {prefixes} prefixes for {ports} published ports are {entries} entries, and a service may have \
          {MOST_SOURCES_OF_SERVICE}: list shorter prefixes that cover several of these, or publish fewer ports"
     )))
+}
+
+fn check_update_config(config: &UpdateConfig) -> Result<()> {
+    let refuse = |what: &str| Err(ApiError::invalid_argument(format!("TaskSpec: update-{what}")));
+    let is_negative = |time: Option<Nanos>| time.is_some_and(|time| time.0 < 0);
+    if is_negative(config.delay) {
+        return refuse("delay cannot be negative");
+    }
+    if is_negative(config.monitor) {
+        return refuse("monitor cannot be negative");
+    }
+    match config.max_failure_ratio.as_f64() {
+        Some(ratio) if (0.0..=1.0).contains(&ratio) => Ok(()),
+        _ => refuse("maxfailureratio cannot be less than 0 or bigger than 1"),
+    }
 }
 
 fn check_task(task: &TaskSpec) -> Result<()> {

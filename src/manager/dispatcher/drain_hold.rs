@@ -65,5 +65,5 @@ impl DrainHolds {
 
 /// True if the task runs and is to stop, or is unhealthy.
 fn is_stopping(task: &Task) -> bool {
-    task.status.state == TaskState::Running && (task.desired_state > TaskState::Running || task.status.unhealthy)
+    task.status.state == TaskState::Running && (!task.is_wanted() || task.status.unhealthy)
 }

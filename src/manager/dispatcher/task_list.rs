@@ -14,13 +14,15 @@ pub(super) enum TaskListChange {
 }
 
 /// Compares the node's tasks with the list that it has. A task whose stop is held back has the desired state Running; one
-/// that is unhealthy and not held back is to be shut down.
+/// that is unhealthy and not held back is to be shut down. That a task is to run to its end is the manager's business: its node
+/// is to run it.
 pub(super) fn compare(tasks: &[&Arc<Task>], held: impl Fn(&Task) -> bool, has: Option<&Arc<Tasks>>) -> TaskListChange {
     let shown = |task: &Task| {
         let unhealthy = task.status.state == TaskState::Running && task.status.unhealthy;
         match held(task) {
             true => task.desired_state.min(TaskState::Running),
             false if unhealthy => task.desired_state.max(TaskState::Shutdown),
+            false if task.is_wanted() => task.desired_state.min(TaskState::Running),
             false => task.desired_state,
         }
     };
@@ -48,7 +50,7 @@ fn same_orders(a: &Task, b: &Task) -> bool {
         && a.attachments == b.attachments
         && a.ports == b.ports
         && a.service_name == b.service_name
-        && a.slot == b.slot
+        && a.slot_key() == b.slot_key()
         && (Arc::ptr_eq(&a.service_labels, &b.service_labels) || a.service_labels == b.service_labels)
         && a.spec_version == b.spec_version
         && (Arc::ptr_eq(&a.spec, &b.spec) || a.spec == b.spec)

@@ -1,45 +1,53 @@
 //! Replicated services: the desired number of slots, lowest numbers first.
 
-use super::slot::{ServiceSlots, SlotState, TasksBySlot, desire, keep_order};
+use super::create::NewTask;
+use super::slot::{ServiceSlots, Slot, TasksBySlot, keep_order};
+use super::update::SlotsByKey;
+use super::writes::Writes;
 use crate::manager::limits::BATCH;
-use crate::model::TaskState;
-use crate::store::Action;
+use crate::model::{SlotKey, TaskCause, TaskEnd, TaskState};
 use rand::Rng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-/// Removes surplus slots, updates the kept ones and fills missing ones. Stops once `out` has [`BATCH`] actions.
-pub(super) fn reconcile(slots: &ServiceSlots, tasks: &TasksBySlot, rng: &mut impl Rng, out: &mut Vec<Action>) {
+/// Removes surplus slots, updates the kept ones and fills missing ones. Stops once `out` has [`BATCH`] writes.
+pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
     let desired = usize::try_from(slots.service.spec.mode.replicas()).unwrap_or(usize::MAX);
-    let states: BTreeMap<u64, SlotState> = tasks.iter().map(|(number, tasks)| (*number, slots.state(tasks))).collect();
+    let states: SlotsByKey = tasks.into_iter().map(|(key, tasks)| (key.clone(), slots.state(key, tasks))).collect();
     let order = keep_order(&states);
     let (keep, surplus) = order.split_at(desired.min(order.len()));
-    for number in surplus {
+    for key in surplus {
         if out.len() >= BATCH {
             return;
         }
-        out.extend(tasks[number].iter().map(|t| desire(t, TaskState::Remove)));
+        for task in &states[key].tasks {
+            out.desire(task, TaskState::Remove, TaskEnd::Scaled);
+        }
     }
-    for number in keep {
+    let kept: Vec<&Slot> = keep.iter().map(|key| &states[key]).collect();
+    let Some(rollout) = slots.rollout(&kept, &[], out) else { return };
+    for slot in kept {
         if out.len() >= BATCH {
             return;
         }
-        slots.update(*number, &states[number], &tasks[number], rng, out);
+        slots.plan_slot(slot, &rollout, out);
     }
-    let kept: BTreeSet<u64> = keep.iter().copied().collect();
+    let kept: BTreeSet<&SlotKey> = keep.iter().collect();
     let mut missing = desired.saturating_sub(keep.len());
     let mut filled = BTreeSet::new();
-    for number in (1..).filter(|number| !kept.contains(number)) {
+    for key in (1..).map(SlotKey::Number).filter(|key| !kept.contains(key)) {
         if missing == 0 || out.len() >= BATCH {
             break;
         }
-        let others = tasks.get(&number).map_or(&[][..], Vec::as_slice);
-        out.push(slots.create_task(number, others, None, rng));
-        filled.insert(number);
+        let others = states.get(&key).map_or(&[][..], |slot| &slot.tasks);
+        slots.create(NewTask { slot: key.clone(), cause: TaskCause::Replicas, others, not_before: None, beside: false }, out);
+        filled.insert(key);
         missing -= 1;
     }
     // The history of a slot is removed with the slot.
     if missing == 0 {
-        let unused = states.iter().filter(|(number, state)| matches!(state, SlotState::Empty) && !filled.contains(number));
-        out.extend(unused.flat_map(|(number, _)| &tasks[number]).take(BATCH).map(|t| desire(t, TaskState::Remove)));
+        let unused = states.values().filter(|slot| slot.is_free() && !filled.contains(&slot.key));
+        for task in unused.flat_map(|slot| &slot.tasks).take(BATCH) {
+            out.desire(task, TaskState::Remove, TaskEnd::Scaled);
+        }
     }
 }

@@ -7,15 +7,18 @@ use crate::model::{Nanos, Task, TaskState, Timestamp};
 use std::time::Duration;
 
 /// True if the container ended without being asked to, or could not be run at all. An eviction is a move.
-fn ended_on_its_own(task: &Task) -> bool {
+pub(super) fn ended_on_its_own(task: &Task) -> bool {
     matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected) && !task.is_evicted()
 }
 
 /// Whether a new task follows this one. `slot` has all tasks of its slot, oldest first.
 ///
-/// As in Swarm, `none` means never, even when the node is lost. Only ends of the task count as attempts: a drained node
-/// uses up none.
+/// The policy is about tasks that ended by themselves. A task that lost its node is followed by another one under every policy,
+/// and uses up no attempt.
 pub(super) fn should_restart(task: &Task, slot: &[&Task], now: Timestamp) -> bool {
+    if !ended_on_its_own(task) {
+        return true;
+    }
     let policy = task.spec.restart_policy.clone().unwrap_or_default();
     match policy.condition.unwrap_or_default() {
         RestartCondition::None => return false,
@@ -23,7 +26,7 @@ pub(super) fn should_restart(task: &Task, slot: &[&Task], now: Timestamp) -> boo
         RestartCondition::OnFailure | RestartCondition::Any => {}
     }
     let max = policy.max_attempts.unwrap_or(0);
-    if max == 0 || !ended_on_its_own(task) {
+    if max == 0 {
         return true;
     }
     let window = policy.window.map(Nanos::duration).filter(|w| !w.is_zero());

@@ -9,10 +9,9 @@
 //! Only nodes that have changed are looked at, and those again whose evictions are not written yet.
 
 use super::generic::GenericUse;
-use super::load::is_wanted;
 use crate::manager::limits::BATCH;
 use crate::model::constraint::Constraints;
-use crate::model::{Availability, Node, NodeId, NodeState, ServiceId, Task, TaskState, Timestamp};
+use crate::model::{Availability, Node, NodeId, NodeState, ServiceId, SlotKey, Task, TaskEnd, TaskState, Timestamp};
 use crate::store::{Action, Store, changed};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +40,7 @@ impl ConstraintEnforcer {
             if evicted.is_empty() {
                 clean.push(id.clone());
             }
-            out.extend(evicted.into_iter().map(|task| evict(task, now)));
+            out.extend(evicted.into_iter().map(|task| evict(task, store.has_task_ends(), now)));
         }
         for id in clean {
             self.dirty.remove(&id);
@@ -57,9 +56,12 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
     if !is_active || node.description.engine_version.is_empty() {
         return Vec::new();
     }
-    let holds = |task: &&Task| is_wanted(task) && (TaskState::Assigned..=TaskState::Running).contains(&task.status.state);
+    let holds = |task: &&Task| task.is_wanted() && (TaskState::Assigned..=TaskState::Running).contains(&task.status.state);
     let mut tasks: Vec<&Task> = store.tasks_of_node(&node.id).filter(holds).collect();
     tasks.sort_by_key(|task| (task.meta.created_at, &task.id));
+    // A task whose successor is here too ends before that starts, or both fit: the scheduler has seen to it.
+    let newest: BTreeMap<(&ServiceId, SlotKey), &Task> = tasks.iter().map(|t| ((&t.service_id, t.slot_key()), *t)).collect();
+    let is_replaced = |task: &Task| newest.get(&(&task.service_id, task.slot_key())).is_some_and(|last| last.id != task.id);
     let mut constraints = BTreeMap::<(&ServiceId, u64), bool>::new();
     let (mut cpus, mut memory) = (i128::from(node.description.nano_cpus), i128::from(node.description.memory_bytes));
     let mut generic = GenericUse::default();
@@ -72,6 +74,9 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
         });
         if !met {
             out.push(task);
+            continue;
+        }
+        if is_replaced(task) {
             continue;
         }
         let Some(reserved) = task.spec.resources.as_ref().and_then(|resources| resources.reservations.as_ref()) else { continue };
@@ -88,8 +93,11 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
     out
 }
 
-fn evict(task: &Task, now: Timestamp) -> Action {
+fn evict(task: &Task, has_ends: bool, now: Timestamp) -> Action {
     let mut next = task.clone();
+    if has_ends {
+        next.end.get_or_insert(TaskEnd::Evicted);
+    }
     next.desired_state = TaskState::Shutdown.max(task.desired_state);
     next.status.timestamp = now;
     Task::EVICTED.clone_into(&mut next.status.message);

@@ -125,7 +125,7 @@ fn a_generic_resource_that_is_gone_or_of_another_type_evicts() {
 fn tasks_that_are_on_their_way_out_or_wait_are_left_alone() {
     let (mut cluster, id) = running(constrained(&["node.labels.zone==a"]));
     cluster.task(&id, |task| task.desired_state = TaskState::Shutdown);
-    let waiting = cluster.pending_with("web", 1, |task: &mut Task| task.node_id = Some("n1".into())).remove(0);
+    let waiting = cluster.pending_with("web", 1, |task: &mut Task| task.slot_node = Some("n1".into())).remove(0);
     cluster.node("n1", |n| n.spec.labels.clear());
     assert_eq!(cluster.enforce(), 0);
     cluster.schedule();

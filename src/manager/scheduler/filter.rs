@@ -2,9 +2,9 @@
 
 use super::load::NodeLoad;
 use super::needs::TaskNeeds;
+use crate::model::Node;
+use crate::model::eligibility::{runs_on_platform, takes_tasks};
 use crate::model::node::NodeDescription;
-use crate::model::task::Platform;
-use crate::model::{Availability, Node, NodeState};
 
 struct Filter {
     /// How many more tasks of the group the node can run, as far as this condition goes; 0 excludes it. A task that the node gets
@@ -24,10 +24,7 @@ fn any_number(passes: bool) -> usize {
 
 /// Checked in this order, which is SwarmKit's; a node counts for the first filter that excludes it.
 const FILTERS: [Filter; 11] = [
-    Filter {
-        room: |_, node, _| any_number(node.status.state == NodeState::Ready && node.spec.availability == Availability::Active),
-        explain: |n| format!("{} not available for new tasks", nodes(n)),
-    },
+    Filter { room: |_, node, _| any_number(takes_tasks(node)), explain: |n| format!("{} not available for new tasks", nodes(n)) },
     Filter {
         room: |_, node, _| any_number(!node.description.engine_version.is_empty()),
         explain: |n| format!("no container engine on {}", nodes(n)),
@@ -106,22 +103,6 @@ fn has_plugins(needs: &TaskNeeds, node: &NodeDescription) -> bool {
 
 fn plugins_of_type<'a>(node: &'a NodeDescription, wanted: &'a str) -> impl Iterator<Item = &'a str> {
     node.plugins.iter().filter(move |(kind, _)| kind == wanted).map(|(_, name)| name.as_str())
-}
-
-/// Whether the node has one of the platforms that the image was made for. Clients put them into the spec; what they or the
-/// node leave open fits.
-fn runs_on_platform(node: &NodeDescription, platforms: &[Platform]) -> bool {
-    let fits = |wanted: &str, has: &str| wanted.is_empty() || has.is_empty() || docker_name(wanted) == docker_name(has);
-    platforms.is_empty() || platforms.iter().any(|p| fits(&p.architecture, &node.architecture) && fits(&p.os, &node.os))
-}
-
-/// Docker's name of an architecture that the kernel names differently. Case matters, as in Swarm.
-fn docker_name(architecture: &str) -> &str {
-    match architecture {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 fn nodes(n: usize) -> String {

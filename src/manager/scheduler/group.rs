@@ -1,6 +1,5 @@
 //! Pending tasks in groups that need the same of a node, so that every node is checked once for all of a group.
 
-use super::load::is_wanted;
 use crate::model::{NodeId, PortConfig, ServiceId, Task, TaskId, TaskState, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +30,11 @@ impl TaskGroup {
         }
     }
 
+    /// All of them.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = &TaskId> {
+        [&self.preassigned, &self.with_failures, &self.plain].into_iter().flatten().map(|(_, _, id)| id)
+    }
+
     /// The oldest task.
     pub(super) fn oldest(&self) -> Option<&(Timestamp, u64, TaskId)> {
         [&self.preassigned, &self.with_failures, &self.plain].into_iter().filter_map(BTreeSet::first).min()
@@ -39,7 +43,7 @@ impl TaskGroup {
 
 /// The node whose task it is, as one of a global service: it runs there or nowhere.
 pub(super) fn made_for(task: &Task) -> Option<&NodeId> {
-    task.node_id.as_ref()
+    task.slot_node.as_ref()
 }
 
 /// All tasks that wait for a node.
@@ -51,7 +55,7 @@ pub(super) struct WaitingTasks {
 impl WaitingTasks {
     /// A task is in the store now, or no longer.
     pub(super) fn count(&mut self, task: &Task, appears: bool) {
-        if task.status.state != TaskState::Pending || !is_wanted(task) {
+        if task.status.state != TaskState::Pending || !task.is_wanted() {
             return;
         }
         let key = (task.service_id.clone(), task.spec_version, task.ports.clone());

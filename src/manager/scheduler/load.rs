@@ -3,7 +3,7 @@
 
 use super::generic::GenericUse;
 use crate::model::task::EarlierFailures;
-use crate::model::{NodeId, Protocol, ServiceId, Task, TaskId, TaskState, Timestamp};
+use crate::model::{NodeId, Protocol, ServiceId, Task, TaskId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,11 +16,6 @@ pub(super) type HostPort = (Protocol, u16);
 /// Host-mode ports of a task with a fixed number.
 pub(super) fn fixed_host_ports(task: &Task) -> impl Iterator<Item = HostPort> {
     task.ports.iter().filter(|p| p.published_port != 0).map(|p| (p.protocol, p.published_port))
-}
-
-/// The task is to run, or to run to its end.
-pub(super) fn is_wanted(task: &Task) -> bool {
-    task.desired_state <= TaskState::Complete
 }
 
 /// What the tasks of one node take of it.
@@ -52,6 +47,15 @@ impl NodeLoad {
         self.images.contains_key(image)
     }
 
+    /// The load as it is once these tasks of the node are gone.
+    pub(super) fn without(&self, tasks: &[&Task]) -> Self {
+        let mut load = self.clone();
+        for task in tasks {
+            load.count(task, false);
+        }
+        load
+    }
+
     fn count(&mut self, task: &Task, appears: bool) {
         if task.status.container.is_some() {
             add(&mut self.images, &task.spec.container_spec.image, appears);
@@ -68,7 +72,7 @@ impl NodeLoad {
             self.memory_bytes += sign * i128::from(reserved.memory_bytes);
         }
         self.generic.count(&task.generic_resources, appears);
-        if is_wanted(task) {
+        if task.is_wanted() {
             self.tasks = if appears { self.tasks + 1 } else { self.tasks.saturating_sub(1) };
             add(&mut self.by_service, &task.service_id, appears);
         }
@@ -105,10 +109,7 @@ impl Loads {
     /// A task is in the store now, or no longer.
     pub(super) fn count(&mut self, task: &Task, appears: bool) {
         let Some(node) = &task.node_id else { return };
-        // One that waits on the node it was made for has nothing of it yet.
-        if task.status.state >= TaskState::Assigned {
-            self.count_on(node, task, appears);
-        }
+        self.count_on(node, task, appears);
         let weight = if task.is_evicted() { 0 } else { EarlierFailures::weight(task.status.state) };
         if weight > 0 {
             let key = (task.service_id.clone(), task.spec_version);

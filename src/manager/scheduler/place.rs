@@ -8,9 +8,10 @@ use super::spread::{NodeRank, SpreadBranch};
 use crate::manager::limits::BATCH;
 use crate::model::constraint::label_value;
 use crate::model::task::EarlierFailures;
-use crate::model::{Node, NodeId, Task, TaskState, Timestamp};
+use crate::model::{Node, NodeId, ServiceId, SlotKey, Task, TaskState, Timestamp};
 use crate::store::{Action, Object, Store};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Decisions so far, and what they are made from.
 pub(super) struct Placer<'a> {
@@ -18,6 +19,10 @@ pub(super) struct Placer<'a> {
     now: Timestamp,
     nodes: Vec<&'a Node>,
     loads: &'a mut Loads,
+    /// Tasks that those of the present group replace in their slots, by node.
+    leaving: BTreeMap<&'a NodeId, Vec<&'a Task>>,
+    /// Tasks of the present group start beside those that they replace.
+    starts_beside: bool,
     /// Those of them that are assignments are counted in the loads until the end of the plan.
     out: Vec<Action>,
 }
@@ -25,7 +30,15 @@ pub(super) struct Placer<'a> {
 impl<'a> Placer<'a> {
     /// The loads are those of the store.
     pub(super) fn new(store: &'a Store, loads: &'a mut Loads, now: Timestamp) -> Self {
-        Self { store, now, nodes: store.nodes().collect(), loads, out: Vec::new() }
+        Self {
+            store,
+            now,
+            nodes: store.nodes().collect(),
+            loads,
+            leaving: BTreeMap::new(),
+            starts_beside: false,
+            out: Vec::new(),
+        }
     }
 
     /// There are as many decisions as a plan has at most.
@@ -48,12 +61,45 @@ impl<'a> Placer<'a> {
     /// Selects nodes for as many tasks of the group as have room and as the plan takes.
     pub(super) fn place(&mut self, group: &TaskGroup, needs: &TaskNeeds) {
         let store = self.store;
+        self.find_leaving(group, needs.service);
         self.confirm(tasks_of(store, &group.preassigned), needs);
         for task in tasks_of(store, &group.with_failures) {
             // What its predecessors failed at speaks against nodes for this task alone.
             self.select(std::iter::once(task), needs, &task.failures);
         }
         self.select(tasks_of(store, &group.plain), needs, &EarlierFailures::default());
+    }
+
+    /// Tasks that leave their slots when those of the group start, while the service is updated. They do not count where the next
+    /// task of the service is best; and if they stop first, what they have is free for it.
+    fn find_leaving(&mut self, group: &TaskGroup, id: &ServiceId) {
+        self.leaving.clear();
+        let store = self.store;
+        let Some(service) = store.service(id).filter(|s| s.update.as_ref().is_some_and(|update| update.state.is_active())) else {
+            return;
+        };
+        self.starts_beside = service.current_update_config().starts_first();
+        let slots: BTreeSet<SlotKey> = group.tasks().filter_map(|id| store.task(id)).map(Task::slot_key).collect();
+        let leaves = |t: &&Task| t.is_wanted() && !t.status.state.is_final() && slots.contains(&t.slot_key());
+        for task in store.tasks_of_service(id).filter(leaves) {
+            if let Some(node) = &task.node_id {
+                self.leaving.entry(node).or_default().push(task);
+            }
+        }
+    }
+
+    /// The load of a node as the rank counts it: without the tasks that leave.
+    fn load_without_leaving(&self, node: &NodeId) -> Option<Cow<'_, NodeLoad>> {
+        let load = self.loads.of(node)?;
+        Some(match self.leaving.get(node) {
+            Some(leaving) => Cow::Owned(load.without(leaving)),
+            None => Cow::Borrowed(load),
+        })
+    }
+
+    /// The load of a node as the filters count it.
+    fn load_in_use(&self, node: &NodeId) -> Option<Cow<'_, NodeLoad>> {
+        if self.starts_beside { self.loads.of(node).map(Cow::Borrowed) } else { self.load_without_leaving(node) }
     }
 
     /// Checks tasks that were made for a node.
@@ -64,7 +110,7 @@ impl<'a> Placer<'a> {
             }
             let Some(node) = made_for(task).and_then(|id| self.store.node(id)) else { continue };
             let mut exclusions = Exclusions::default();
-            if exclusions.room(needs, node, self.loads.of(&node.id)) > 0 {
+            if exclusions.room(needs, node, self.load_in_use(&node.id).as_deref()) > 0 {
                 self.assign(task, node, needs, "scheduler confirmed task can run on preassigned node");
             } else {
                 self.wait(task, &exclusions.reasons());
@@ -93,8 +139,9 @@ impl<'a> Placer<'a> {
         let preferences = first.spec.placement.iter().flat_map(|placement| &placement.preferences);
         let over: Vec<&str> = preferences.filter_map(|p| Some(p.spread.as_ref()?.spread_descriptor.as_str())).collect();
         for (number, node) in self.nodes.iter().enumerate() {
-            let load = self.loads.of(&node.id);
-            let fits = exclusions.room(needs, node, load);
+            let load = self.load_without_leaving(&node.id);
+            let load = load.as_deref();
+            let fits = exclusions.room(needs, node, self.load_in_use(&node.id).as_deref());
             room.push(fits);
             let values: Vec<&str> = over.iter().filter_map(|descriptor| label_value(node, descriptor)).collect();
             let rank = (fits > 0).then(|| ranking.rank(node, load));
@@ -108,7 +155,7 @@ impl<'a> Placer<'a> {
                 let node = self.nodes[number];
                 self.assign(task, node, needs, "scheduler assigned task to node");
                 room[number] -= 1;
-                (room[number] > 0).then(|| ranking.rank(node, self.loads.of(&node.id)))
+                (room[number] > 0).then(|| ranking.rank(node, self.load_without_leaving(&node.id).as_deref()))
             });
             if !took {
                 self.explain(std::iter::once(task).chain(left), needs);
@@ -121,7 +168,7 @@ impl<'a> Placer<'a> {
     fn explain(&mut self, tasks: impl Iterator<Item = &'a Task>, needs: &TaskNeeds) {
         let mut exclusions = Exclusions::default();
         for node in &self.nodes {
-            exclusions.room(needs, node, self.loads.of(&node.id));
+            exclusions.room(needs, node, self.load_in_use(&node.id).as_deref());
         }
         let reason = exclusions.explain();
         for task in tasks {
@@ -136,7 +183,8 @@ impl<'a> Placer<'a> {
         let mut next = task.clone();
         if !needs.generic.is_empty() {
             let idle = NodeLoad::default();
-            let in_use = &self.loads.of(&node.id).unwrap_or(&idle).generic;
+            let load = self.load_in_use(&node.id);
+            let in_use = &load.as_deref().unwrap_or(&idle).generic;
             next.generic_resources = in_use.claim(&node.description, needs.generic).unwrap_or_default();
         }
         next.node_id = Some(node.id.clone());

@@ -86,7 +86,7 @@ fn reasons_are_sorted_by_nodes_then_in_the_order_of_the_checks_and_each_node_cou
 fn a_task_that_was_made_for_a_node_has_the_bare_reason() {
     let mut cluster = TestCluster::new(2);
     cluster.service("each", &[], memory(600));
-    let for_node = |node: &'static str| move |task: &mut crate::model::Task| task.node_id = Some(node.into());
+    let for_node = |node: &'static str| move |task: &mut crate::model::Task| task.slot_node = Some(node.into());
     let first = cluster.pending_with("each", 1, for_node("n2")).remove(0);
     let second = cluster.pending_with("each", 1, for_node("n2")).remove(0);
     cluster.schedule();

@@ -49,7 +49,7 @@ impl TestCluster {
             name: name.to_owned(),
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             task_template: template,
-            mode: ServiceMode { replicated: Some(Replicated::default()) },
+            mode: ServiceMode { replicated: Some(Replicated::default()), ..ServiceMode::default() },
             ..ServiceSpec::default()
         };
         let stored = self.store.service(&name.into()).map(|service| service.meta);
@@ -61,6 +61,10 @@ impl TestCluster {
             pull_auth: None,
             previous_pull_auth: None,
             spec_version: 1,
+            previous_spec_version: None,
+            newest_spec_version: None,
+            update: None,
+            job: None,
             endpoint: Endpoint::default(),
         };
         self.apply(vec![if stored.is_some() { Action::update(service) } else { Action::create(service) }]);
@@ -141,7 +145,7 @@ impl TestCluster {
     /// Wanted tasks of a service per node, nodes without any left out.
     pub(super) fn per_node(&self, service: &str) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
-        for task in self.store.tasks_of_service(&service.into()).filter(|t| super::load::is_wanted(t)) {
+        for task in self.store.tasks_of_service(&service.into()).filter(|t| t.is_wanted()) {
             if let Some(node) = task.node_id.as_ref().filter(|_| !task.status.state.is_final()) {
                 *counts.entry(node.to_string()).or_default() += 1;
             }

@@ -162,7 +162,7 @@ fn check(store: &Store, task: &Task) {
         assert!(other.ports.iter().all(|port| ports.insert(port.published_port)), "a port twice on {}", node.id);
     }
     let mut per_service = BTreeMap::<_, u64>::new();
-    for other in here.iter().filter(|t| super::load::is_wanted(t)) {
+    for other in here.iter().filter(|t| t.is_wanted()) {
         *per_service.entry(&other.service_id).or_default() += 1;
     }
     let most = task.spec.placement.as_ref().map_or(0, |p| p.max_replicas);

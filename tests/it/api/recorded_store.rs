@@ -7,8 +7,8 @@ use skep::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
 use skep::model::service::{Endpoint, EndpointSpec};
 use skep::model::task::{Attachment, TaskStatus};
 use skep::model::{
-    Cluster, ClusterId, ClusterSpec, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec, NodeState, Role,
-    Service, ServiceId, ServiceSpec, Task, TaskId, TaskSpec, TaskState, Timestamp,
+    Cluster, ClusterId, ClusterSpec, JobStatus, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec,
+    NodeState, Role, Service, ServiceId, ServiceSpec, ServiceUpdate, Task, TaskId, TaskSpec, TaskState, Timestamp,
 };
 use skep::store::{Action, StoreHandle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +89,10 @@ pub fn service(id: &str, spec: Value) -> Option<Service> {
         pull_auth: None,
         previous_pull_auth: None,
         spec_version: 1,
+        previous_spec_version: None,
+        newest_spec_version: None,
+        update: None,
+        job: None,
         endpoint: Endpoint::default(),
     })
 }
@@ -193,7 +197,13 @@ fn running_tasks(service: &Value) -> Vec<Action> {
         let shown = json!({"ServiceID": id_of(service), "Slot": slot, "DesiredState": "running", "Status": {"State": "running"}});
         task(&id, &shown).map(Action::create)
     };
-    (1..=count).filter_map(create_task).collect()
+    let completed = service["ServiceStatus"]["CompletedTasks"].as_u64().unwrap_or(0);
+    let completed_task = |slot| {
+        let shown = json!({"ServiceID": id_of(service), "Slot": slot, "DesiredState": "complete", "Status": {"State": "complete"},
+            "JobIteration": service["JobStatus"]["JobIteration"]});
+        task(&format!("c{slot}{}", &id_of(service)[2..]), &shown).map(Action::create)
+    };
+    (1..=count).filter_map(create_task).chain((0..completed).filter_map(completed_task)).collect()
 }
 
 /// Kinds of objects, as in paths.
@@ -224,7 +234,7 @@ pub fn storable(object: &Value) -> bool {
         }
         let read: Result<TaskSpec, _> = serde_json::from_value(object["Spec"].clone());
         let plain = !object["Spec"].is_object() || read.is_ok_and(|r| serde_json::to_value(r).unwrap() == object["Spec"]);
-        return plain && (object["Slot"].is_u64() || object["CreatedAt"].is_null()) && object["JobIteration"].is_null();
+        return plain;
     }
     if object["Scope"] == "swarm" {
         return object["Driver"] == "overlay"
@@ -232,7 +242,7 @@ pub fn storable(object: &Value) -> bool {
             && object["IPAM"]["Config"][0]["IPRange"].is_null()
             && object["Options"].get("com.docker.network.driver.mtu").is_none();
     }
-    spec_is_supported(&object["Spec"]) && object["JobStatus"].is_null()
+    spec_is_supported(&object["Spec"])
 }
 
 fn id_of(object: &Value) -> &str {
@@ -353,6 +363,15 @@ fn parse_service(object: &Value) -> Option<Service> {
         Value::String(_) => Some(service.spec.clone()),
         other => serde_json::from_value(other.clone()).ok(),
     };
+    if let (Some(at), index) = (timestamp(&object["JobStatus"]["LastExecution"]), &object["JobStatus"]["JobIteration"]["Index"]) {
+        service.job = Some(JobStatus { iteration: index.as_u64().unwrap_or(0), last_execution: at });
+    }
+    let update = &object["UpdateStatus"];
+    if let (Some(at), Ok(state)) = (timestamp(&update["StartedAt"]), serde_json::from_value(update["State"].clone())) {
+        let (completed_at, message) =
+            (timestamp(&update["CompletedAt"]), update["Message"].as_str().unwrap_or_default().to_owned());
+        service.update = Some(ServiceUpdate { state, started_at: Some(at), completed_at, message, dirty: 1, failed: 0 });
+    }
     let endpoint = &object["Endpoint"];
     service.endpoint = Endpoint {
         spec: serde_json::from_value::<EndpointSpec>(endpoint["Spec"].clone()).ok(),
@@ -360,6 +379,10 @@ fn parse_service(object: &Value) -> Option<Service> {
         vips: serde_json::from_value(endpoint["VirtualIPs"].clone()).unwrap_or_default(),
     };
     Some(service)
+}
+
+fn timestamp(shown: &Value) -> Option<Timestamp> {
+    serde_json::from_value(shown.clone()).ok()
 }
 
 fn parse_network(object: &Value) -> Option<Network> {
@@ -417,6 +440,14 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         service_name: "rep".to_owned(),
         service_labels: std::sync::Arc::default(),
         slot: object["Slot"].as_u64().unwrap_or(0),
+        slot_node: object["NodeID"]
+            .as_str()
+            .filter(|_| object["Slot"].is_null() && object["JobIteration"].is_null())
+            .map(NodeId::from),
+        job_iteration: object["JobIteration"].as_object().map(|run| run.get("Index").and_then(Value::as_u64).unwrap_or(0)),
+        cause: None,
+        end: None,
+        started_at: None,
         node_id: object["NodeID"].as_str().map(NodeId::from),
         desired_state: serde_json::from_value(object["DesiredState"].clone()).unwrap_or_default(),
         status: TaskStatus {
@@ -449,6 +480,11 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
         service_name: service.spec.name.clone(),
         service_labels: service.spec.labels.clone().into(),
         slot,
+        slot_node: None,
+        job_iteration: None,
+        cause: None,
+        end: None,
+        started_at: None,
         node_id: Some(NodeId::from(node)),
         desired_state: TaskState::Running,
         status: TaskStatus { timestamp: AT, state: TaskState::Running, message: "started".to_owned(), ..Default::default() },

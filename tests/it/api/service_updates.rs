@@ -43,20 +43,6 @@ async fn what_is_shown_with_defaults_is_accepted_back_and_touches_no_task() {
 }
 
 #[tokio::test]
-async fn an_update_with_another_way_of_updating_is_refused_by_name() {
-    let (fixture, _) = swarm().await;
-    for (key, value) in
-        [("Parallelism", json!(2)), ("FailureAction", json!("rollback")), ("Delay", json!(1)), ("Order", json!("start-first"))]
-    {
-        let posted =
-            json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "RollbackConfig": { key: value }});
-        let (status, reply) = send(&fixture, "POST", "/services/create", Some(&posted)).await;
-        let message = reply["message"].as_str().unwrap();
-        assert!(status == 501 && message.contains(&format!("RollbackConfig.{key}")), "{message}");
-    }
-}
-
-#[tokio::test]
 async fn a_stale_version_is_said_before_what_skep_cannot_do() {
     let (fixture, _) = swarm().await;
     let posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}});
@@ -154,4 +140,211 @@ async fn tasks_on_nodes_that_are_down_do_not_count_as_running() {
     store.write(SystemClock.now(), actions).await.unwrap();
     let (_, listed) = send(&fixture, "GET", "/v1.41/services?status=1", None).await;
     assert_eq!(listed[0]["ServiceStatus"], json!({"RunningTasks": 1, "DesiredTasks": 3, "CompletedTasks": 0}));
+}
+
+/// docker-py and shell scripts post what they change and nothing else.
+#[tokio::test]
+async fn an_update_that_leaves_out_name_or_mode_keeps_them() {
+    let (fixture, store) = swarm().await;
+    let task = json!({"ContainerSpec": {"Image": "lab:1"}});
+    let posted = json!({"Name": "web", "TaskTemplate": task, "Mode": {"Replicated": {"Replicas": 4}}});
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&posted)).await.0, 201);
+    let global = json!({"Name": "all", "TaskTemplate": task, "Mode": {"Global": {}}});
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&global)).await.0, 201);
+    for body in [
+        json!({"TaskTemplate": task}),
+        json!({"Name": "", "TaskTemplate": task, "Mode": {}}),
+        json!({"Name": "web", "TaskTemplate": task, "Mode": {"Replicated": {}}}),
+        json!({"TaskTemplate": task, "Mode": null, "Labels": {"a": "b"}}),
+    ] {
+        let version = store.read().service_named("web").unwrap().meta.version;
+        let (status, reply) = send(&fixture, "POST", &format!("/services/web/update?version={version}"), Some(&body)).await;
+        assert_eq!((status, reply), (200, json!({"Warnings": null})), "{body}");
+        let service = store.read().service_named("web").unwrap().clone();
+        assert_eq!((service.spec.mode.replicas(), service.spec_version), (4, 1), "{body}");
+    }
+    let version = store.read().service_named("all").unwrap().meta.version;
+    let target = format!("/services/all/update?version={version}");
+    for (mode, status, message) in [
+        (
+            json!({"Replicated": {"Replicas": 1}}),
+            501,
+            "rpc error: code = Unimplemented desc = service mode change is not allowed",
+        ),
+        (json!({"Replicated": {}, "Global": {}}), 400, "must specify only one service mode"),
+    ] {
+        let body = json!({"Name": "all", "TaskTemplate": task, "Mode": mode});
+        let reply = send(&fixture, "POST", &target, Some(&body)).await;
+        assert_eq!((reply.0, reply.1["message"].as_str().unwrap()), (status, message));
+    }
+    let renamed = json!({"Name": "others", "TaskTemplate": task});
+    assert_eq!(send(&fixture, "POST", &target, Some(&renamed)).await.0, 501);
+    assert_eq!(send(&fixture, "POST", &target, Some(&json!({"TaskTemplate": task}))).await.0, 200);
+    assert!(store.read().service_named("all").unwrap().spec.mode.is_global());
+}
+
+/// Words and statuses of a real swarm.
+#[tokio::test]
+async fn modes_and_ways_of_updating_are_refused_in_swarms_words() {
+    let (fixture, store) = swarm().await;
+    let invalid = "rpc error: code = InvalidArgument desc = ";
+    for (more, status, message) in [
+        (
+            json!({"UpdateConfig": {"MaxFailureRatio": 1.5}}),
+            400,
+            format!("{invalid}TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"),
+        ),
+        (
+            json!({"RollbackConfig": {"MaxFailureRatio": -1}}),
+            400,
+            format!("{invalid}TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"),
+        ),
+        (json!({"UpdateConfig": {"Delay": -1}}), 400, format!("{invalid}TaskSpec: update-delay cannot be negative")),
+        (json!({"UpdateConfig": {"Monitor": -1}}), 400, format!("{invalid}TaskSpec: update-monitor cannot be negative")),
+        (json!({"UpdateConfig": {"FailureAction": "foo"}}), 400, "unrecognized update failure action foo".to_owned()),
+        (json!({"UpdateConfig": {"Order": "foo"}}), 400, "unrecognized update order foo".to_owned()),
+        (
+            json!({"UpdateConfig": {"Parallelism": -1}}),
+            400,
+            "invalid JSON: json: cannot unmarshal number -1 into Go struct field \
+            ServiceSpec.UpdateConfig.Parallelism of type uint64"
+                .to_owned(),
+        ),
+        (json!({"Mode": {"ReplicatedJob": {}}, "UpdateConfig": {}}), 400, format!("{invalid}Jobs may not have an update config")),
+        (
+            json!({"Mode": {"ReplicatedJob": {"MaxConcurrent": -1}}}),
+            400,
+            "invalid JSON: json: cannot unmarshal number -1 into Go struct \
+            field ServiceSpec.Mode.ReplicatedJob.MaxConcurrent of type uint64"
+                .to_owned(),
+        ),
+        (json!({"Mode": {"Replicated": {}, "Global": {}}}), 400, "must specify only one service mode".to_owned()),
+    ] {
+        let mut posted = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}});
+        posted.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (found, reply) = send(&fixture, "POST", "/services/create", Some(&posted)).await;
+        assert_eq!((found, reply["message"].as_str().unwrap()), (status, message.as_str()), "{posted}");
+        assert_eq!(store.read().services().count(), 0, "{posted}");
+    }
+    let rollback = json!({"Name": "job", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}},
+        "Mode": {"GlobalJob": {}}, "RollbackConfig": {"FailureAction": "rollback"}});
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&rollback)).await.0, 201);
+}
+
+/// What the CLI's progress and `service ps` read of jobs.
+#[tokio::test]
+async fn a_job_is_shown_with_its_run_and_its_counts() {
+    let (fixture, store) = swarm().await;
+    let mut posted = json!({"Name": "job", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}},
+        "Mode": {"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 5}}});
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&posted)).await.0, 201);
+    let (_, shown) = send(&fixture, "GET", "/services/job", None).await;
+    assert_eq!(shown["JobStatus"]["JobIteration"], json!({}));
+    assert!(shown["JobStatus"]["LastExecution"].is_string() && shown.get("UpdateStatus").is_none(), "{shown}");
+    let service = store.read().service_named("job").unwrap().clone();
+    let mut tasks = Vec::new();
+    for (slot, state) in [(0, skep::model::TaskState::Complete), (1, skep::model::TaskState::Running)] {
+        let mut task = recorded_store::running_task(&service, slot, "ej9fe8a4i12wa7r06tdh2hha7");
+        (task.status.state, task.desired_state, task.job_iteration) = (state, skep::model::TaskState::Complete, Some(0));
+        tasks.push(Action::create(task));
+    }
+    store.write(SystemClock.now(), tasks).await.unwrap();
+    let (_, listed) = send(&fixture, "GET", "/services?status=1", None).await;
+    assert_eq!(listed[0]["ServiceStatus"], json!({"RunningTasks": 1, "DesiredTasks": 2, "CompletedTasks": 1}));
+    let (_, tasks) = send(&fixture, "GET", "/tasks", None).await;
+    for task in tasks.as_array().unwrap() {
+        assert_eq!((&task["JobIteration"], &task["DesiredState"]), (&json!({}), &json!("complete")));
+        assert_eq!(task.get("Slot").is_none(), task["Status"]["State"] == "complete", "slot 0 is left out: {task}");
+    }
+    // Any update runs it again.
+    posted["Labels"] = json!({"a": "b"});
+    let version = store.read().service_named("job").unwrap().meta.version;
+    assert_eq!(send(&fixture, "POST", &format!("/services/job/update?version={version}"), Some(&posted)).await.0, 200);
+    let (_, shown) = send(&fixture, "GET", "/services/job", None).await;
+    assert_eq!(shown["JobStatus"]["JobIteration"], json!({"Index": 1}));
+    let (_, listed) = send(&fixture, "GET", "/services?status=1", None).await;
+    assert_eq!(listed[0]["ServiceStatus"], json!({"RunningTasks": 0, "DesiredTasks": 2, "CompletedTasks": 0}));
+    // A rollback runs it again as well, and ends.
+    let target = format!("/services/job/update?version={}&rollback=previous", shown["Version"]["Index"]);
+    assert_eq!(send(&fixture, "POST", &target, Some(&posted)).await.0, 200);
+    let (_, shown) = send(&fixture, "GET", "/services/job", None).await;
+    assert_eq!(
+        (&shown["JobStatus"]["JobIteration"], &shown["UpdateStatus"]["State"]),
+        (&json!({"Index": 2}), &json!("rollback_completed"))
+    );
+    for (filter, count) in [("replicated-job", 1), ("replicated", 0), ("global", 0)] {
+        let target = format!("/services?filters=%7B%22mode%22%3A%5B%22{filter}%22%5D%7D");
+        assert_eq!(send(&fixture, "GET", &target, None).await.1.as_array().unwrap().len(), count, "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn a_global_service_counts_the_nodes_that_should_run_it() {
+    use skep::model::{Availability, NodeState};
+    let (fixture, store) = swarm().await;
+    let posted = json!({"Name": "all", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "Mode": {"Global": {}}});
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&posted)).await.0, 201);
+    let mut lab2 = recorded_store::node("drwr0n2tcmgjuamlus2eyenpw", "lab2", Role::Worker);
+    store.write(SystemClock.now(), vec![Action::create(lab2.clone())]).await.unwrap();
+    let desired = async || send(&fixture, "GET", "/services?status=1", None).await.1[0]["ServiceStatus"]["DesiredTasks"].clone();
+    assert_eq!(desired().await, 2, "none of them runs it yet");
+    for (availability, state, expected) in [
+        (Availability::Active, NodeState::Down, 1),
+        (Availability::Drain, NodeState::Ready, 1),
+        (Availability::Pause, NodeState::Ready, 1),
+        (Availability::Active, NodeState::Ready, 2),
+    ] {
+        lab2.meta = store.read().node(&lab2.id).unwrap().meta;
+        (lab2.spec.availability, lab2.status.state) = (availability, state);
+        store.write(SystemClock.now(), vec![Action::update(lab2.clone())]).await.unwrap();
+        assert_eq!(desired().await, expected, "{availability:?} {state:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back() {
+    use skep::model::{ServiceUpdate, UpdateState};
+    let (fixture, store) = swarm().await;
+    let spec = |image: &str, replicas: u64| json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": image}}, "Mode": {"Replicated": {"Replicas": replicas}}});
+    let update = async |query: &str, body: &Value| {
+        let version = store.read().service_named("web").unwrap().meta.version;
+        send(&fixture, "POST", &format!("/services/web/update?version={version}{query}"), Some(body)).await
+    };
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&spec("good:1", 2))).await.0, 201);
+    assert_eq!(update("", &spec("bad:1", 2)).await, (200, json!({"Warnings": null})));
+    let mut paused = store.read().service_named("web").unwrap().clone();
+    assert_eq!(paused.spec_version, 2);
+    let message = "update paused due to failure or early termination of task x".to_owned();
+    let at = Some(SystemClock.now());
+    paused.update = Some(ServiceUpdate { state: UpdateState::Paused, started_at: at, message, ..paused.update.clone().unwrap() });
+    store.write(SystemClock.now(), vec![Action::update(paused)]).await.unwrap();
+    for body in
+        [spec("bad:1", 5), spec("bad:1", 5), json!({"Labels": {"a": "b"}, "TaskTemplate": {"ContainerSpec": {"Image": "bad:1"}}})]
+    {
+        let (status, reply) = update("", &body).await;
+        let warning = reply["Warnings"][0].as_str().unwrap_or_default();
+        assert!(status == 200 && warning.contains("stays paused") && warning.contains("rollback"), "{reply}");
+        let (_, shown) = send(&fixture, "GET", "/services/web", None).await;
+        assert_eq!(shown["UpdateStatus"]["State"], "paused");
+        assert_eq!(shown["PreviousSpec"]["TaskTemplate"]["ContainerSpec"]["Image"], "good:1");
+        assert_eq!(store.read().service_named("web").unwrap().spec_version, 2);
+    }
+    assert_eq!(update("&rollback=previous", &spec("bad:1", 5)).await.0, 200);
+    let service = store.read().service_named("web").unwrap().clone();
+    assert_eq!(
+        (service.spec.task_template.container_spec.image.as_str(), service.spec_version),
+        ("good:1", 1),
+        "its tasks do again"
+    );
+    let update_state = service.update.as_ref().unwrap();
+    assert_eq!(
+        (update_state.state, update_state.message.as_str()),
+        (UpdateState::RollbackStarted, "manually requested rollback")
+    );
+    // Back and forth: each spec has its own number again, and a new one has a new one.
+    assert_eq!(update("&rollback=previous", &spec("x", 1)).await.0, 200);
+    let service = store.read().service_named("web").unwrap().clone();
+    assert_eq!((service.spec.task_template.container_spec.image.as_str(), service.spec_version), ("bad:1", 2));
+    assert_eq!(update("", &spec("good:2", 2)).await.0, 200);
+    assert_eq!(store.read().service_named("web").unwrap().spec_version, 3);
 }

@@ -2,11 +2,13 @@
 //! gets a further field; the document must then be refused, or be written again with it.
 
 use serde_json::{Value, json};
-use skep::model::{ClusterSpec, NodeSpec, Protocol, PublishMode, Role, ServiceSpec, Timestamp, WgKey};
+use skep::model::{ClusterSpec, NodeSpec, Protocol, PublishMode, Role, ServiceSpec, SpecChange, Timestamp, WgKey};
 use skep::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction, decode_document};
 
 /// Every field of every kind of object is set.
 const SNAPSHOT: &[u8] = include_bytes!("../store/recorded/snapshot.json");
+/// With what feature level 2 has more.
+const SNAPSHOT_2: &[u8] = include_bytes!("../store/recorded/snapshot-2.json");
 const ENTRY: &[u8] = include_bytes!("../store/recorded/entry.json");
 
 /// An entry of the log.
@@ -77,6 +79,21 @@ fn a_snapshot_with_an_unknown_field_is_refused_by_name() {
 }
 
 #[test]
+fn updates_jobs_and_causes_are_read_and_written_and_their_unknown_fields_refused() {
+    let store = Store::restore(SNAPSHOT_2).unwrap();
+    let (written, recorded): (Value, Value) =
+        (serde_json::from_slice(&store.snapshot()).unwrap(), serde_json::from_slice(SNAPSHOT_2).unwrap());
+    assert_eq!(written, recorded);
+    let task = store.tasks().next().unwrap();
+    assert_eq!((task.slot_key().to_string().as_str(), task.display_name().as_str()), ("n1", "web.n1"));
+    let refused = refused_at(SNAPSHOT_2, |bytes| Ok(Store::restore(bytes)?.snapshot()));
+    for place in ["update", "job", "spec/Mode/ReplicatedJob"] {
+        let place = format!("/store/services/svc/{place}");
+        assert!(refused.contains(&place), "{place}: {refused:#?}");
+    }
+}
+
+#[test]
 fn an_entry_with_an_unknown_field_is_refused_by_name() {
     let refused = refused_at(ENTRY, |bytes| Ok(serde_json::to_vec(&decode_document::<Entry>(bytes)?)?));
     assert!(refused.iter().any(|at| at == "/transaction") && refused.len() > 20, "{refused:#?}");
@@ -85,7 +102,13 @@ fn an_entry_with_an_unknown_field_is_refused_by_name() {
 #[test]
 fn conditions_and_writes_of_fields_with_an_unknown_field_are_refused_by_name() {
     let fields = [
-        FieldUpdate::ServiceSpec { id: "s".into(), version: 1, spec: Box::new(ServiceSpec::default()), pull_auth: None },
+        FieldUpdate::ServiceSpec {
+            id: "s".into(),
+            version: 1,
+            spec: Box::new(ServiceSpec::default()),
+            pull_auth: None,
+            change: SpecChange { replaces_tasks: true, ..SpecChange::default() },
+        },
         FieldUpdate::NodeSpec { id: "n".into(), version: 1, spec: NodeSpec::default() },
         FieldUpdate::ClusterSpec { id: "c".into(), version: 1, spec: Box::new(ClusterSpec::default()) },
         FieldUpdate::JoinToken { id: "c".into(), role: Role::Worker, token: "t".into() },

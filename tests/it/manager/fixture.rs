@@ -6,13 +6,13 @@ use skep::model::WgKey;
 use skep::model::mesh::MeshPrefix;
 use skep::model::network::NetworkSpec;
 use skep::model::node::NodeDescription;
-use skep::model::service::{EndpointSpec, Replicated, ServiceMode};
+use skep::model::service::{EndpointSpec, Global, Replicated, ReplicatedJob, ServiceMode, UpdateConfig};
 use skep::model::task::{ContainerSpec, NetworkAttachmentConfig, RestartPolicy};
 use skep::model::{
-    Availability, Cluster, ClusterSpec, JoinTokens, Meta, Nanos, Network, NodeId, PortConfig, Role, Service, ServiceSpec,
-    TaskSpec, Timestamp,
+    Availability, Cluster, ClusterSpec, JobStatus, JoinTokens, Meta, Nanos, Network, NodeId, PortConfig, Role, Service,
+    ServiceSpec, SpecChange, TaskSpec, Timestamp,
 };
-use skep::store::{Action, Store, Transaction};
+use skep::store::{Action, FieldUpdate, Store, Transaction};
 use std::time::Duration;
 
 /// 2026-01-01.
@@ -31,7 +31,7 @@ pub fn cluster() -> Cluster {
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
         subnet_size: 24,
-        feature_level: 1,
+        feature_level: 2,
         data_path_port: 2377,
     }
 }
@@ -100,7 +100,7 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
                 networks: networks.iter().map(attach).collect(),
                 ..TaskSpec::default()
             },
-            mode: ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }) },
+            mode: ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }), ..ServiceMode::default() },
             endpoint_spec: (!ports.is_empty()).then(|| EndpointSpec { mode: None, ports: ports.iter().map(port).collect() }),
             ..ServiceSpec::default()
         },
@@ -108,8 +108,60 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
         pull_auth: None,
         previous_pull_auth: None,
         spec_version: 1,
+        previous_spec_version: None,
+        newest_spec_version: None,
+        update: None,
+        job: None,
         endpoint: skep::model::service::Endpoint::default(),
     }
+}
+
+/// A user's update, as the API writes it.
+pub fn updated(store: &Store, name: &str, now: Timestamp, change: impl FnOnce(&mut ServiceSpec)) -> Action {
+    let service = store.service(&name.into()).unwrap();
+    let mut spec = service.spec.clone();
+    change(&mut spec);
+    let replaces_tasks = !spec.mode.is_job()
+        && (&spec.task_template, &spec.endpoint_spec) != (&service.spec.task_template, &service.spec.endpoint_spec);
+    let change = SpecChange { replaces_tasks, rollback: false, job_run_at: service.job.map(|_| now) };
+    set_spec(service, spec, change)
+}
+
+/// `docker service rollback`, as the API writes it.
+pub fn rolled_back(store: &Store, name: &str, now: Timestamp) -> Action {
+    let service = store.service(&name.into()).unwrap();
+    let spec = service.previous_spec.clone().unwrap();
+    set_spec(service, spec, SpecChange { replaces_tasks: true, rollback: true, job_run_at: service.job.map(|_| now) })
+}
+
+fn set_spec(service: &Service, spec: ServiceSpec, change: SpecChange) -> Action {
+    let (id, version) = (service.id.clone(), service.meta.version);
+    Action::Set(FieldUpdate::ServiceSpec { id, version, spec: Box::new(spec), pull_auth: None, change })
+}
+
+/// A service in another mode.
+pub fn in_mode(mut service: Service, mode: ServiceMode) -> Service {
+    service.job = mode.is_job().then_some(JobStatus { iteration: 0, last_execution: START });
+    service.spec.mode = mode;
+    service
+}
+
+pub fn global() -> ServiceMode {
+    ServiceMode { global: Some(Global {}), ..ServiceMode::default() }
+}
+
+pub fn job(concurrent: u64, total: u64) -> ServiceMode {
+    let job = ReplicatedJob { max_concurrent: Some(concurrent), total_completions: Some(total) };
+    ServiceMode { replicated_job: Some(job), ..ServiceMode::default() }
+}
+
+pub fn global_job() -> ServiceMode {
+    ServiceMode { global_job: Some(Global {}), ..ServiceMode::default() }
+}
+
+/// A way of updating: parallelism and monitor time.
+pub fn updating(parallelism: u64, monitor: Duration) -> UpdateConfig {
+    UpdateConfig { parallelism, monitor: Some(Nanos::from(monitor)), ..UpdateConfig::default() }
 }
 
 pub fn restarting(mut service: Service, policy: RestartPolicy) -> Service {

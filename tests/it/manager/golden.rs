@@ -14,15 +14,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-pub(super) struct Script {
-    pub(super) store: Store,
-    planner: RoundPlanner,
-    now: Timestamp,
+pub struct Script {
+    pub store: Store,
+    pub planner: RoundPlanner,
+    pub now: Timestamp,
     text: String,
 }
 
 impl Script {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub fn new(nodes: usize) -> Self {
         let mut script = Self {
             store: fixture::store(nodes),
             planner: RoundPlanner::new(ManagerSettings::default(), 1),
@@ -35,14 +35,14 @@ impl Script {
         script
     }
 
-    pub(super) fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
+    pub fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
         let mut next = self.store.node(&node(i)).unwrap().clone();
         change(&mut next);
         apply(&mut self.store, self.now, vec![Action::update(next)]);
     }
 
     /// Applies the actions, then runs rounds until nothing is left to do.
-    pub(super) fn step(&mut self, what: &str, actions: Vec<Action>) {
+    pub fn step(&mut self, what: &str, actions: Vec<Action>) {
         writeln!(self.text, "# {what}").unwrap();
         if !actions.is_empty() {
             apply(&mut self.store, self.now, actions);
@@ -62,11 +62,11 @@ impl Script {
     }
 
     /// Sets the observed state of the service's tasks.
-    pub(super) fn observe(&mut self, service: &str, state: TaskState) {
+    pub fn observe(&mut self, service: &str, state: TaskState) {
         self.observe_slots(service, state, |_| true);
     }
 
-    pub(super) fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
+    pub fn observe_slots(&mut self, service: &str, state: TaskState, which: impl Fn(&Task) -> bool) {
         let applies = |t: &&Task| t.service_name == service && t.node_id.is_some() && t.status.state < state && which(t);
         let next = |t: &Task| Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() };
         let actions = self.store.tasks().filter(applies).map(|t| Action::update(next(t))).collect();
@@ -79,12 +79,12 @@ impl Script {
         vec![Action::update(service)]
     }
 
-    pub(super) fn wait(&mut self, time: Duration) {
+    pub fn wait(&mut self, time: Duration) {
         self.now = self.now.plus(time);
     }
 
     #[expect(clippy::disallowed_methods, reason = "an option of the test, not a setting")]
-    pub(super) fn compare(&self, name: &str) {
+    pub fn compare(&self, name: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/manager/golden").join(name);
         if std::env::var("SKEP_BLESS").is_ok() {
             std::fs::write(&path, &self.text).unwrap();
@@ -110,7 +110,15 @@ fn line(store: &Store, action: &Action) -> String {
         Action::Update(Object::Service(s)) => {
             let ports: Vec<String> = s.endpoint.ports.iter().map(|p| format!("{}:{}", p.published_port, p.target_port)).collect();
             let vips: Vec<String> = s.endpoint.vips.iter().map(|v| v.addr.to_string()).collect();
-            format!("update service {} ports [{}] vips [{}]", s.spec.name, ports.join(" "), vips.join(" "))
+            let shown =
+                s.update.as_ref().map(|u| format!(" {}: {} ({} of {} failed)", u.state.as_str(), u.message, u.failed, u.dirty));
+            format!(
+                "update service {} ports [{}] vips [{}]{}",
+                s.spec.name,
+                ports.join(" "),
+                vips.join(" "),
+                shown.unwrap_or_default()
+            )
         }
         Action::Update(Object::Network(n)) if store.network(&n.id).is_some_and(|old| old == &**n) => {
             format!("guard network {}", n.spec.name)
@@ -143,6 +151,13 @@ fn task(t: &Task) -> String {
     }
     if !t.status.err.is_empty() {
         write!(text, " err {:?}", t.status.err).unwrap();
+    }
+    let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
+    if let Some(cause) = &t.cause {
+        write!(text, " cause {}", name(cause)).unwrap();
+    }
+    if let Some(end) = &t.end {
+        write!(text, " end {}", name(end)).unwrap();
     }
     text
 }

@@ -70,6 +70,11 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
                 service_name: scaled.spec.name.clone(),
                 service_labels: Arc::default(),
                 slot,
+                slot_node: None,
+                job_iteration: None,
+                cause: None,
+                end: None,
+                started_at: None,
                 node_id: Some(ids[number as usize % ids.len()].clone()),
                 desired_state: TaskState::Running,
                 status: TaskStatus {

@@ -153,16 +153,17 @@ impl SimulatedAgent {
 impl SimulatedContainer {
     /// Starts to listen some time after the container runs; those of flaky services stop again.
     fn listening(&self, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
-        let stops = if self.task.service_name.starts_with("flaky") { 0.02 } else { 0.0 };
+        let stops = if behaviour(&self.task).starts_with("flaky") { 0.02 } else { 0.0 };
         let flips = self.status.state == TaskState::Running && rng.random_bool(if self.listens.is_empty() { 0.5 } else { stops });
         let port = ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4: true, v6: rng.random_bool(0.5) } };
         flips.then(|| if self.listens.is_empty() { vec![port] } else { Vec::new() })
     }
 
-    /// Tasks of services named `reject…` cannot be prepared; those of `only-NODE` only on that node.
+    /// Tasks of services named `reject…` cannot be prepared; those of `only-NODE` only on that node, of `not-on-NODE` not there.
     fn is_rejected(&self) -> bool {
-        let (name, node) = (self.task.service_name.as_str(), self.task.node_id.as_ref().map_or("", |id| id.as_str()));
-        name.starts_with("reject") || name.strip_prefix("only-").is_some_and(|only| only != node)
+        let (name, node) = (behaviour(&self.task), self.task.node_id.as_ref().map_or("", |id| id.as_str()));
+        let is_on_other = name.strip_prefix("only-").is_some_and(|only| only != node);
+        name.starts_with("reject") || is_on_other || name.strip_prefix("not-on-") == Some(node)
     }
 
     fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, stop_began: &mut Vec<TaskId>) -> TaskState {
@@ -189,7 +190,7 @@ impl SimulatedContainer {
             TaskState::Ready if desired == TaskState::Running && due => TaskState::Starting,
             TaskState::Starting => TaskState::Running,
             TaskState::Running => match &mut self.life {
-                Some(0) if self.task.service_name.starts_with("once") => TaskState::Complete,
+                Some(0) if behaviour(&self.task).starts_with("once") => TaskState::Complete,
                 Some(0) => TaskState::Failed,
                 Some(n) => {
                     *n -= 1;
@@ -202,14 +203,23 @@ impl SimulatedContainer {
     }
 }
 
+/// How the container behaves: by its image, or by the name of its service.
+fn behaviour(task: &Task) -> &str {
+    match task.spec.container_spec.image.as_str() {
+        "whoami" => &task.service_name,
+        image => image,
+    }
+}
+
 /// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
-/// minutes or more.
+/// minutes or more, of `seconds…` after a few seconds.
 fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
     let short = rng.random_range(0..5);
-    match task.service_name.as_str() {
+    match behaviour(task) {
         name if name.starts_with("crash") || name.starts_with("once") => Some(short),
         // A step takes 10 ms to 80 ms.
         name if name.starts_with("minutes") => Some(12_000),
+        name if name.starts_with("seconds") => Some(60),
         name if name.starts_with("flaky") && rng.random_bool(0.5) => Some(short * 10),
         _ => None,
     }

@@ -2,6 +2,7 @@
 //! Every state of the store and every step is checked, and so are the running containers.
 
 use super::fixture;
+use super::fixture::{rolled_back, updated};
 use super::leader_cores::LeaderCores;
 use super::simulated_agent::SimulatedAgent;
 use rand::rngs::StdRng;
@@ -13,7 +14,7 @@ use skep::manager::round_scope::RoundScope;
 use skep::manager::{ManagerSettings, SessionId, invariants, reaper};
 use skep::model::node::NodeDescription;
 use skep::model::service::Replicated;
-use skep::model::{Availability, Node, NodeId, NodeState, Task, TaskId, TaskState, Timestamp};
+use skep::model::{Availability, Node, NodeId, NodeState, ServiceSpec, Task, TaskId, TaskState, Timestamp, UpdateState};
 use skep::protocol::{ToManager, ToNode};
 use skep::store::{Action, Store, Transaction};
 use std::collections::BTreeMap;
@@ -255,6 +256,23 @@ impl Simulation {
         self.command(vec![Action::update(service)]);
     }
 
+    /// A user's update, as the API writes it.
+    pub fn update(&mut self, name: &str, change: impl FnOnce(&mut ServiceSpec)) {
+        let action = updated(&self.store, name, self.now, change);
+        self.command(vec![action]);
+    }
+
+    /// `docker service rollback`.
+    pub fn rollback(&mut self, name: &str) {
+        let action = rolled_back(&self.store, name, self.now);
+        self.command(vec![action]);
+    }
+
+    /// State of the service's last update.
+    pub fn update_state(&self, name: &str) -> Option<UpdateState> {
+        self.store.service(&name.into()).unwrap().update.as_ref().filter(|u| u.started_at.is_some()).map(|u| u.state)
+    }
+
     pub fn availability(&mut self, node: &NodeId, availability: Availability) {
         let mut node: Node = self.store.node(node).unwrap().clone();
         node.spec.availability = availability;
@@ -376,16 +394,20 @@ impl Simulation {
             writeln!(out, "node {} {:?} {:?}", n.id, n.status.state, n.spec.availability).unwrap();
         }
         for s in self.store.services() {
-            writeln!(out, "service {} desired {}", s.spec.name, s.spec.mode.replicas()).unwrap();
+            let update = s.update.as_ref().map(|u| (u.state.as_str(), u.dirty, u.failed, u.message.as_str()));
+            writeln!(out, "service {} {:?} version {} {update:?}", s.spec.name, s.spec.mode, s.spec_version).unwrap();
         }
         let mut tasks: Vec<&Task> = self.store.tasks().collect();
-        tasks.sort_by_key(|t| (t.service_name.clone(), t.slot, t.meta.created_at));
+        tasks.sort_by_key(|t| (t.service_name.clone(), t.slot_key(), t.meta.created_at));
         for t in tasks {
             let addresses: Vec<String> = t.attachments.iter().map(|a| a.address.to_string()).collect();
             writeln!(
                 out,
-                "  {} {} {:?} desired {:?} state {:?} {} {:?} {}",
+                "  {} v{} {:?} {:?} {} {:?} desired {:?} state {:?} {} {:?} {}",
                 t.display_name(),
+                t.spec_version,
+                t.cause,
+                t.end,
                 &t.id.as_str()[..6],
                 t.node_id,
                 t.desired_state,

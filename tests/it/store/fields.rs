@@ -1,6 +1,7 @@
 //! A write of one field leaves the other fields as they are stored, whatever its proposer has read.
 
 use super::{Op, Verb, object, transaction};
+use skep::model::SpecChange;
 use skep::model::cluster::ClusterSpec;
 use skep::model::service::{Replicated, ServiceMode, ServiceSpec};
 use skep::model::{Availability, ClusterId, ListeningPort, Listens, Meta, NodeSpec, Protocol, PullAuth, Role, Timestamp};
@@ -65,13 +66,14 @@ fn several_fields_of_an_object_are_written_together_or_not_at_all() {
 fn a_service_keeps_its_endpoint_and_gets_a_previous_spec() {
     let mut store = store();
     let before = store.service(&"a".into()).expect("stored").clone();
-    let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(7) }) };
+    let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(7) }), ..ServiceMode::default() };
     let next = ServiceSpec { mode, ..before.spec.clone() };
     let update = |id: &str, version, pull_auth: &str| FieldUpdate::ServiceSpec {
         id: id.into(),
         version,
         spec: Box::new(next.clone()),
         pull_auth: Some(PullAuth::new(pull_auth.to_owned())),
+        change: SpecChange::default(),
     };
     store.apply(2, &set(vec![update("a", 1, "first")])).expect("applied");
     let service = store.service(&"a".into()).expect("stored");

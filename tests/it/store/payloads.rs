@@ -31,6 +31,10 @@ fn service(name: &str, secret: &str, config: &str) -> Service {
         pull_auth: None,
         previous_pull_auth: None,
         spec_version: 1,
+        previous_spec_version: None,
+        newest_spec_version: None,
+        update: None,
+        job: None,
         endpoint: Endpoint::default(),
     }
 }

@@ -1,0 +1,109 @@
+//! What happens to the tasks of a slot that the service keeps. One rule for updates, rollbacks and moves: nothing that serves is
+//! stopped for a task that cannot take its place.
+
+use super::create::NewTask;
+use super::restart::ended_on_its_own;
+use super::slot::{Next, ServiceSlots, Slot};
+use super::update::Rollout;
+use super::writes::Writes;
+use crate::model::{Task, TaskCause, TaskEnd, TaskState};
+use rand::Rng;
+
+impl ServiceSlots<'_> {
+    /// Plans for a slot.
+    pub(super) fn plan_slot(&self, slot: &Slot, rollout: &Rollout, out: &mut Writes<impl Rng>) {
+        for task in &slot.surplus {
+            out.desire(task, TaskState::Shutdown, TaskEnd::Superseded);
+        }
+        if self.waits_for_update(slot, rollout) {
+            return;
+        }
+        let is_held = slot.live().is_none() && slot.next == Next::Hold;
+        for task in slot.ended.iter().filter(|t| !(is_held && slot.newest().is_some_and(|newest| newest.id == t.id))) {
+            out.desire(task, TaskState::Shutdown, self.end_of(task));
+        }
+        match (slot.current, slot.old) {
+            (Some(new), Some(old)) => self.hand_over(slot, new, old, rollout, out),
+            (Some(task), None) => self.start_if_due(task, &slot.tasks, false, out),
+            (None, Some(old)) => self.replace(slot, old, rollout, out),
+            (None, None) => self.follow(slot, rollout, out),
+        }
+    }
+
+    /// All tasks have ended, the newest was of another template, and the updater has not come to the slot yet.
+    fn waits_for_update(&self, slot: &Slot, rollout: &Rollout) -> bool {
+        let is_outdated = slot.ended.last().is_some_and(|t| !self.is_current(t));
+        slot.live().is_none() && is_outdated && rollout.is_active() && rollout.replacement_of(&slot.key).is_none()
+    }
+
+    /// Two tasks have the slot: `old` is stopped when `new` can take its place, and until then nothing of it changes.
+    fn hand_over(&self, slot: &Slot, new: &Task, old: &Task, rollout: &Rollout, out: &mut Writes<impl Rng>) {
+        let moves = self.reason_to_move(old);
+        let serves = old.is_backend();
+        if rollout.is_paused() && moves.is_none() && serves && !self.serves(new) {
+            return out.desire(new, TaskState::Shutdown, TaskEnd::Withdrawn);
+        }
+        let starts_first = self.config.starts_first();
+        let is_prepared = new.status.state >= TaskState::Ready && new.not_before.is_none_or(|start| start <= self.now);
+        let can_take_over = if starts_first { self.serves(new) } else { is_prepared };
+        // A node is drained even if nothing can take the place of its tasks.
+        let is_overdue = moves.is_some() && self.now.since(new.meta.created_at) >= self.config.failure_window();
+        if can_take_over || is_overdue || !serves {
+            out.desire(old, TaskState::Shutdown, moves.unwrap_or(TaskEnd::Replaced));
+        }
+        self.start_if_due(new, &slot.tasks, starts_first, out);
+    }
+
+    /// Only a task that is to be replaced has the slot.
+    fn replace(&self, slot: &Slot, old: &Task, rollout: &Rollout, out: &mut Writes<impl Rng>) {
+        let beside = self.config.starts_first();
+        let mut create = |cause, not_before| {
+            self.create(NewTask { slot: slot.key.clone(), cause, others: &slot.tasks, not_before, beside }, out);
+        };
+        if let Some(reason) = self.reason_to_move(old) {
+            // What waits for its restart delay goes on waiting elsewhere.
+            create(TaskCause::Move, old.not_before.filter(|start| *start > self.now));
+            if !old.is_backend() {
+                out.desire(old, TaskState::Shutdown, reason);
+            }
+        } else if let Some(cause) = rollout.replacement_of(&slot.key) {
+            create(cause, None);
+            if !old.is_backend() {
+                out.desire(old, TaskState::Shutdown, TaskEnd::Replaced);
+            }
+        } else if rollout.is_active()
+            && slot.ended.last().is_some_and(|failed| self.is_current(failed))
+            && let Next::Start { not_before } = slot.next
+        {
+            // Its replacement failed, and the update goes on all the same.
+            create(TaskCause::Restart, not_before);
+        } else {
+            self.start_if_due(old, &slot.tasks, false, out);
+        }
+    }
+
+    /// All tasks of the slot have ended.
+    fn follow(&self, slot: &Slot, rollout: &Rollout, out: &mut Writes<impl Rng>) {
+        let create = |cause, not_before, out: &mut Writes<_>| {
+            self.create(NewTask { slot: slot.key.clone(), cause, others: &slot.tasks, not_before, beside: false }, out);
+        };
+        if let Some(cause) = rollout.replacement_of(&slot.key) {
+            return create(cause, None, out);
+        }
+        if let Next::Start { not_before } = slot.next {
+            let is_restart = slot.ended.last().is_some_and(|task| ended_on_its_own(task));
+            create(if is_restart { TaskCause::Restart } else { TaskCause::Move }, not_before, out);
+        }
+    }
+
+    /// Why a task that is wanted has ended.
+    pub(super) fn end_of(&self, task: &Task) -> TaskEnd {
+        if self.lost_its_node(task) || task.status.state == TaskState::Orphaned {
+            TaskEnd::NodeLost
+        } else if ended_on_its_own(task) {
+            TaskEnd::Itself
+        } else {
+            TaskEnd::Superseded
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Rolling updates and rollbacks. Which slots are replaced next, and what becomes of the update, decided from the service and its
+//! tasks alone: what is not in the tasks is in the service object, so that any leader goes on.
+//!
+//! A slot is dirty if it has no task of the present template. The updater has it replaced, and watches the new task until it has
+//! run for the failure window ([`crate::model::service::UpdateConfig::failure_window`]).
+
+use super::slot::{ServiceSlots, Slot};
+use super::writes::Writes;
+use crate::model::{NodeId, Service, ServiceUpdate, SlotKey, Task, TaskCause, TaskEnd, TaskState, UpdateState};
+use rand::Rng;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the updater allows now.
+#[derive(Default)]
+pub(super) struct Rollout {
+    /// SlotsByKey whose task is replaced now.
+    begin: BTreeSet<SlotKey>,
+    state: Option<UpdateState>,
+}
+
+impl Rollout {
+    /// The cause of the task that the updater puts into a slot now.
+    pub(super) fn replacement_of(&self, slot: &SlotKey) -> Option<TaskCause> {
+        let is_rollback = self.state.is_some_and(UpdateState::is_rollback);
+        self.begin.contains(slot).then_some(if is_rollback { TaskCause::Rollback } else { TaskCause::Update })
+    }
+    pub(super) fn is_active(&self) -> bool {
+        self.state.is_some_and(UpdateState::is_active)
+    }
+    pub(super) fn is_paused(&self) -> bool {
+        self.state.is_some_and(UpdateState::is_paused)
+    }
+}
+
+/// A task that failed under the updater's eyes.
+struct Failure<'a> {
+    task: &'a Task,
+    end: TaskEnd,
+}
+
+impl ServiceSlots<'_> {
+    /// Decides on the slots that the service keeps. `skipped` are nodes whose slots cannot be updated now. `None`: the service has
+    /// its previous spec again, and the next round decides with that.
+    pub(super) fn rollout(&self, slots: &[&Slot], skipped: &[&NodeId], out: &mut Writes<impl Rng>) -> Option<Rollout> {
+        let dirty: Vec<&Slot> = slots.iter().copied().filter(|slot| self.is_dirty(slot)).collect();
+        let stored = self.service.update.as_ref();
+        if !out.has_causes() || self.service.spec.mode.is_job() {
+            // Managers of earlier builds know no updates: what is dirty is replaced.
+            return Some(Rollout { begin: dirty.iter().map(|slot| slot.key.clone()).collect(), state: None });
+        }
+        let is_new = dirty.iter().any(|slot| self.is_newly_dirty(slot));
+        let Some(mut update) = self.begun(stored, dirty.len() as u64, is_new) else {
+            self.store_update(None, out);
+            return Some(Rollout::default());
+        };
+        // After a rollback that began by itself: with the spec before, other slots are dirty.
+        if update.state.is_active() && update.dirty == 0 {
+            update.dirty = dirty.len() as u64;
+        }
+        self.watch(slots, &mut update, out);
+        let failures = self.failures(slots);
+        for Failure { task, end } in &failures {
+            out.change(task, |task| task.end = task.end.or(Some(*end)));
+        }
+        update.failed = update.failed.saturating_add(failures.len() as u64);
+        if update.state.is_active()
+            && let Some(last) = failures.last()
+            && self.config.is_exceeded(update.failed, update.dirty)
+            && self.give_up(&mut update, last, out)
+        {
+            return None;
+        }
+        let mut begin = BTreeSet::new();
+        if update.state.is_active() {
+            let untried: Vec<&SlotKey> = dirty.iter().filter(|slot| !self.is_tried(slot)).map(|slot| &slot.key).collect();
+            let busy = slots.iter().filter(|slot| self.is_busy(slot)).count();
+            let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
+            let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
+            begin.extend(untried.iter().take(allowed).map(|key| (*key).clone()));
+            if untried.is_empty() && busy == 0 && self.is_watched_to_the_end(slots) {
+                self.complete(&mut update, skipped);
+            }
+        }
+        let state = Some(update.state);
+        self.store_update(Some(update), out);
+        Some(Rollout { begin, state })
+    }
+
+    /// The update that goes on or begins now; `None` if there is nothing to update, and nothing to show.
+    fn begun(&self, stored: Option<&ServiceUpdate>, dirty: u64, newly_dirty: bool) -> Option<ServiceUpdate> {
+        let (mut update, is_new) = match stored {
+            Some(update) if update.started_at.is_none() => (update.clone(), true),
+            // A slot became dirty without an update of the spec: a node was paused until now, or the constraints have changed.
+            Some(update) if newly_dirty && !update.state.is_active() && !update.state.is_paused() => {
+                (ServiceUpdate::requested(false), true)
+            }
+            None if newly_dirty => (ServiceUpdate::requested(false), true),
+            Some(update) => (update.clone(), false),
+            None => return None,
+        };
+        if !is_new {
+            return Some(update);
+        }
+        (update.started_at, update.dirty) = (Some(self.now), dirty);
+        match (dirty, update.state) {
+            (0, UpdateState::Updating) => return None,
+            (0, _) => self.complete(&mut update, &[]),
+            _ => {}
+        }
+        Some(update)
+    }
+
+    fn store_update(&self, update: Option<ServiceUpdate>, out: &mut Writes<impl Rng>) {
+        if self.service.update != update {
+            out.update_service(Service { update, ..self.service.clone() });
+        }
+    }
+
+    fn complete(&self, update: &mut ServiceUpdate, skipped: &[&NodeId]) {
+        let (state, message) = if update.state.is_rollback() {
+            (UpdateState::RollbackCompleted, "rollback completed")
+        } else {
+            (UpdateState::Completed, "update completed")
+        };
+        let name = |id: &&NodeId| self.store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone());
+        let names: Vec<String> = skipped.iter().map(name).collect();
+        let without =
+            if names.is_empty() { String::new() } else { format!("; nodes that are not available: {}", names.join(", ")) };
+        (update.state, update.completed_at) = (state, Some(self.now));
+        update.message = format!("{message}{without}");
+    }
+
+    /// The slot has no task of the present template, and must have one.
+    fn is_dirty(&self, slot: &Slot) -> bool {
+        match (slot.current, slot.old) {
+            (Some(_), _) => false,
+            (None, Some(old)) => !self.must_move(old),
+            (None, None) => slot.newest().is_some_and(|newest| !self.is_current(newest)) && !slot.is_free(),
+        }
+    }
+
+    /// No update has tried to put a task of the present template into the slot, or one was there and its node is excluded by now.
+    fn is_newly_dirty(&self, slot: &Slot) -> bool {
+        let is_present = |t: &Task| t.spec_version == self.service.spec_version;
+        !slot.tasks.iter().copied().any(is_present) || slot.old.is_some_and(is_present)
+    }
+
+    /// The updater has put a task into the slot, and that did not stay. Its successors count: it may be forgotten.
+    fn is_tried(&self, slot: &Slot) -> bool {
+        slot.tasks.iter().any(|t| self.is_of_update(t) && (t.end.is_some() || t.status.state.is_final()))
+    }
+
+    /// The updater made the task, for the present template and in this update: an earlier one may have led to the same template.
+    fn is_watched(&self, task: &Task) -> bool {
+        self.is_of_update(task) && task.cause.is_some_and(TaskCause::is_update)
+    }
+
+    fn is_of_update(&self, task: &Task) -> bool {
+        let began = self.service.update.as_ref().and_then(|update| update.started_at);
+        task.spec_version == self.service.spec_version && began.is_some_and(|began| task.meta.created_at >= began)
+    }
+
+    /// The updater's task in the slot; `None` also if it was counted as a failure.
+    fn watched<'t>(&self, slot: &Slot<'t>) -> Option<&'t Task> {
+        slot.current.filter(|t| self.is_watched(t) && t.end.is_none())
+    }
+
+    /// The slot takes one of the places of the parallelism.
+    fn is_busy(&self, slot: &Slot) -> bool {
+        self.watched(slot).is_some_and(|task| {
+            let delay_over = task.started_at.is_some_and(|start| self.now.since(start) >= self.config.delay());
+            slot.old.is_some() || !self.serves(task) || !delay_over
+        })
+    }
+
+    fn is_watched_to_the_end(&self, slots: &[&Slot]) -> bool {
+        let window = self.config.failure_window();
+        let is_over = |task: &Task| task.started_at.is_some_and(|start| self.now.since(start) >= window);
+        slots.iter().filter_map(|slot| self.watched(slot)).all(is_over)
+    }
+
+    /// Notes since when the updater's tasks run.
+    fn watch(&self, slots: &[&Slot], update: &mut ServiceUpdate, out: &mut Writes<impl Rng>) {
+        if !update.state.is_active() {
+            return;
+        }
+        let unnoted = |t: &&Task| t.started_at.is_none() && t.status.state == TaskState::Running;
+        for task in slots.iter().filter_map(|slot| self.watched(slot)).filter(unnoted) {
+            let since = task.status.timestamp.min(self.now).max(task.meta.created_at);
+            out.change(task, |task| task.started_at = Some(since));
+        }
+    }
+
+    /// The updater's tasks that ended within the failure window, and those that no node could take within it. Each is found once:
+    /// then its end is stored.
+    fn failures<'t>(&self, slots: &[&Slot<'t>]) -> Vec<Failure<'t>> {
+        let window = self.config.failure_window();
+        let ended = slots.iter().flat_map(|slot| &slot.ended).copied().filter(|task| {
+            let in_window = task.started_at.is_none_or(|start| task.status.timestamp.since(start) <= window);
+            self.is_watched(task) && task.end.is_none() && super::restart::ended_on_its_own(task) && in_window
+        });
+        let unplaced = slots
+            .iter()
+            .filter_map(|slot| self.watched(slot))
+            .filter(|task| task.status.state < TaskState::Assigned && self.now.since(task.meta.created_at) >= window);
+        let ended = ended.map(|task| Failure { task, end: TaskEnd::FailedUpdate });
+        ended.chain(unplaced.map(|task| Failure { task, end: TaskEnd::Unplaced })).collect()
+    }
+
+    /// Carries out the failure action. True if the service has its previous spec again.
+    fn give_up(&self, update: &mut ServiceUpdate, last: &Failure, out: &mut Writes<impl Rng>) -> bool {
+        let mut cause = format!("due to failure or early termination of task {}", last.task.id);
+        if last.end == TaskEnd::Unplaced {
+            let waited_for = [last.task.status.err.as_str(), "it has no node and no address yet"];
+            cause.push_str(": ");
+            cause.push_str(waited_for.into_iter().find(|text| !text.is_empty()).unwrap_or_default());
+        }
+        let paused = if update.state.is_rollback() { UpdateState::RollbackPaused } else { UpdateState::Paused };
+        match self.config.failure_action.as_str() {
+            "continue" => {}
+            "rollback" if update.state == UpdateState::Updating => {
+                let mut service = self.service.clone();
+                if service.restore_previous_spec(false) {
+                    let message = format!("update rolled back {cause}");
+                    let started_at = update.started_at;
+                    service.update = Some(ServiceUpdate { started_at, message, ..ServiceUpdate::requested(true) });
+                    if let Some(update) = &mut service.update {
+                        update.dirty = 0;
+                    }
+                    out.update_service(service);
+                    return true;
+                }
+                (update.state, update.message) = (paused, format!("update paused {cause}"));
+            }
+            _ => (update.state, update.message) = (paused, format!("update paused {cause}")),
+        }
+        false
+    }
+}
+
+/// The slots of a service by key, as the planners of the modes have them.
+pub(super) type SlotsByKey<'a> = BTreeMap<SlotKey, Slot<'a>>;

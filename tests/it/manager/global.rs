@@ -1,0 +1,83 @@
+//! Global services on simulated nodes.
+
+use super::fixture::{global, in_mode, node, service};
+use super::simulation::Simulation;
+use skep::model::{Availability, NodeState};
+use skep::store::Action;
+use std::time::Duration;
+
+fn nodes(simulation: &Simulation) -> Vec<String> {
+    simulation.per_node("all").into_iter().map(|(name, count)| format!("{name}:{count}")).collect()
+}
+
+fn everywhere(count: usize) -> Simulation {
+    let mut simulation = Simulation::new(count, 4);
+    simulation.command(vec![Action::create(in_mode(service("all", 0, &[], &[]), global()))]);
+    simulation.until("one on each node", |s| s.running("all").len() == count);
+    simulation
+}
+
+#[test]
+fn every_node_that_may_run_it_has_one_task() {
+    let mut simulation = everywhere(4);
+    assert_eq!(nodes(&simulation), ["n1:1", "n2:1", "n3:1", "n4:1"]);
+    for task in simulation.tasks("all") {
+        assert_eq!(task.display_name(), format!("all.{}", task.node_id.as_ref().unwrap()));
+    }
+    simulation.availability(&node(2), Availability::Drain);
+    simulation.until("stopped", |s| s.running_containers("all") == 3);
+    simulation.availability(&node(3), Availability::Pause);
+    simulation.run(Duration::from_secs(5));
+    assert_eq!(nodes(&simulation), ["n1:1", "n3:1", "n4:1"], "a paused node keeps its own");
+    simulation.availability(&node(2), Availability::Active);
+    simulation.until("back", |s| s.running("all").len() == 4);
+    assert_eq!(nodes(&simulation), ["n1:1", "n2:1", "n3:1", "n4:1"]);
+}
+
+#[test]
+fn a_node_that_returns_runs_the_one_that_it_had() {
+    let mut simulation = everywhere(3);
+    let before: Vec<_> = simulation.running("all").iter().map(|t| t.id.clone()).collect();
+    simulation.disconnect(&node(2));
+    simulation.until("down", |s| s.state_of(&node(2)) == NodeState::Down);
+    simulation.run(Duration::from_secs(20));
+    assert_eq!(simulation.tasks("all").len(), 3, "no other node runs it instead\n{}", simulation.dump());
+    simulation.reconnect(&node(2));
+    simulation.until("back", |s| {
+        assert!(s.agents[&node(2)].containers.values().filter(|c| c.runs()).count() <= 1, "two copies\n{}", s.dump());
+        s.running("all").len() == 3
+    });
+    let after: Vec<_> = simulation.running("all").iter().map(|t| t.id.clone()).collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn an_update_of_a_global_service_waits_for_no_node_that_is_away_or_paused() {
+    let mut simulation = everywhere(4);
+    simulation.disconnect(&node(2));
+    simulation.until("down", |s| s.state_of(&node(2)) == NodeState::Down);
+    simulation.availability(&node(3), Availability::Pause);
+    simulation.update("all", |spec| spec.task_template.force_update = 1);
+    let took = simulation.until("completed", |s| s.update_state("all").is_some_and(|state| state.as_str() == "completed"));
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let message = simulation.store.service(&"all".into()).unwrap().update.clone().unwrap().message;
+    assert_eq!(message, "update completed; nodes that are not available: n3");
+    // As soon as they can, they follow: one after the other, in the order of the update.
+    simulation.availability(&node(3), Availability::Active);
+    simulation.reconnect(&node(2));
+    simulation.until("all run the new one", |s| {
+        assert!(s.agents.values().all(|a| a.containers.values().filter(|c| c.runs()).count() <= 1), "{}", s.dump());
+        s.running("all").iter().filter(|t| t.spec_version == 2).count() == 4
+    });
+}
+
+#[test]
+fn a_removed_node_leaves_no_task_behind() {
+    let mut simulation = everywhere(3);
+    simulation.disconnect(&node(3));
+    simulation.until("down", |s| s.state_of(&node(3)) == NodeState::Down);
+    simulation.command(vec![Action::Remove(skep::store::Kind::Node, "n3".to_owned())]);
+    simulation.run(Duration::from_secs(2));
+    assert_eq!(nodes(&simulation), ["n1:1", "n2:1"]);
+    assert_eq!(simulation.tasks("all").len(), 2, "{}", simulation.dump());
+}
