@@ -68,7 +68,7 @@ impl FieldUpdate {
             }
             Self::TaskStep { id, from, status, attachments, node } => changed(now, id, |task: &mut Task| {
                 if task.status.state == *from {
-                    task.status = task.status_by_report(status);
+                    task.status.clone_from(status);
                     task.attachments.extend_from_slice(attachments);
                     task.node_id = task.node_id.take().or_else(|| node.clone());
                 }
@@ -82,7 +82,7 @@ impl FieldUpdate {
                     task.listens.clone_from(ports);
                 }
                 if let Some(status) = status.as_ref().filter(|status| is_new_status(task, node, status)) {
-                    task.status.clone_from(status);
+                    task.status = task.status_by_report(status);
                 }
             }),
             Self::NodeReport { id, status, description, endpoints } => changed(now, id, |node: &mut Node| {

@@ -112,21 +112,25 @@ pub(super) fn take_out(tasks: &TaskTable) -> (TaskTable, Vec<SpecInSnapshot>) {
 }
 
 /// The opposite of [`take_out`]; equal specs share one allocation, also those of a snapshot that has each in its task.
-pub(super) fn put_back(tasks: TaskTable, listed: Vec<SpecInSnapshot>) -> TaskTable {
+///
+/// # Errors
+/// A task has labels of its own although what it has in common with others is listed: one of the two would be lost.
+pub(super) fn put_back(tasks: TaskTable, listed: Vec<SpecInSnapshot>) -> anyhow::Result<TaskTable> {
     let listed: BTreeMap<_, _> =
         listed.into_iter().map(|entry| ((entry.service_id.clone(), entry.spec_version), entry)).collect();
     let (mut shared, empty) = (SharedSpecs::default(), Arc::new(TaskSpec::default()));
-    let complete = |(id, task): (_, Arc<Task>)| {
+    let complete = |(id, task): (TaskId, Arc<Task>)| {
         let mut task = Arc::unwrap_or_clone(task);
         if task.spec == empty
             && let Some(entry) = listed.get(&key(&task))
         {
+            anyhow::ensure!(task.service_labels.is_empty(), "task {id} has labels beside those of its service");
             (task.spec, task.service_labels) = (entry.spec.clone(), entry.service_labels.clone());
         } else {
             shared.share(None, &mut task);
         }
         shared.replace(None, Some(&task));
-        (id, Arc::new(task))
+        Ok((id, Arc::new(task)))
     };
     tasks.into_iter().map(complete).collect()
 }
@@ -190,6 +194,6 @@ mod tests {
         assert_eq!(listed.len(), 2, "those of d and e would not be distinguished");
         let empty = rest.values().filter(|task| *task.spec == TaskSpec::default()).count();
         assert_eq!(empty, 4, "a, b and f, and e that is so itself");
-        assert_eq!(put_back(rest, listed), tasks);
+        assert_eq!(put_back(rest, listed).expect("whole"), tasks);
     }
 }

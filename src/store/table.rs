@@ -98,7 +98,7 @@ impl Store {
     pub fn restore(bytes: &[u8]) -> anyhow::Result<Self> {
         let mut document: SnapshotDocument<Self> = decode_document(bytes)?;
         let tasks = std::mem::take(Task::table_mut(&mut document.store));
-        *Task::table_mut(&mut document.store) = shared_specs::put_back(tasks, document.specs);
+        *Task::table_mut(&mut document.store) = shared_specs::put_back(tasks, document.specs)?;
         document.store.build_indexes();
         Ok(document.store)
     }

@@ -134,6 +134,8 @@ impl<'a> ServiceSlots<'a> {
             return Next::Nothing;
         }
         match is_wanted {
+            // It was moved by the scheduler's enforcer.
+            false if task.is_evicted() => Next::Start { not_before: None },
             false => Next::Free,
             true if self.is_held(task) => Next::Hold,
             true => Next::Start { not_before: self.start_of_successor(task) },

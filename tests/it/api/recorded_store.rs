@@ -10,7 +10,7 @@ use skep::model::{
     Cluster, ClusterId, ClusterSpec, JobStatus, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec,
     NodeState, Role, Service, ServiceId, ServiceSpec, ServiceUpdate, Task, TaskId, TaskSpec, TaskState, Timestamp,
 };
-use skep::store::{Action, StoreHandle};
+use skep::store::{Action, FEATURE_LEVELS, StoreHandle};
 use std::collections::{BTreeMap, BTreeSet};
 
 const AT: Timestamp = Timestamp(1_795_000_000_123_456_789);
@@ -55,6 +55,7 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
             memory_bytes: 25_276_502_016,
             engine_version: "28.5.2+dfsg4".to_owned(),
             plugins: plugins.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+            feature_levels: Some(FEATURE_LEVELS),
             ..NodeDescription::default()
         },
         status: NodeStatus { state: NodeState::Ready, addr: Some(addr), ..NodeStatus::default() },

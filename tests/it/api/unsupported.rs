@@ -63,7 +63,7 @@ async fn promotion_is_refused_while_the_managers_may_go_back_to_a_build_that_kno
     let store = node.store.lock().unwrap().clone().unwrap();
     let worker = recorded_store::node("drwr0n2tcmgjuamlus2eyenpw", "lab2", Role::Worker);
     // Written at the first feature level.
-    let cluster = recorded_store::cluster();
+    let cluster = skep::model::Cluster { feature_level: 1, ..recorded_store::cluster() };
     store.write(SystemClock.now(), vec![Action::create(worker), Action::create(cluster)]).await.unwrap();
     let fixture = ApiFixture::serve(node, None);
     let spec = json!({"Role": "manager", "Availability": "active"});

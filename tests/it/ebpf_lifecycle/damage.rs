@@ -22,8 +22,9 @@ fn tables(host: &Host) -> Tables {
         let name = entry.expect("entry").file_name().into_string().expect("text");
         let map = bpf::Map::open(host, &name);
         // A program sets the flag in GATE, watchers write WATCH (a wrong value of it makes events, which are bounded), an
-        // upgrade writes TAKEOVER (a wrong value of it means nothing after seconds), programs write the tables of connections.
-        if ["SLOTS", "GATE", "WATCH", "TAKEOVER", "TCP_FLOWS", "TCP_REPLIES"].contains(&name.as_str())
+        // upgrade writes TAKEOVER (a wrong value of it means nothing after seconds), programs write the tables of connections
+        // and their counts, which the daemon counts again from time to time.
+        if ["SLOTS", "GATE", "WATCH", "TAKEOVER", "TCP_FLOWS", "TCP_REPLIES", "SOURCE_COUNTS"].contains(&name.as_str())
             || ![bpf::HASH, bpf::ARRAY, bpf::TRIE].contains(&map.kind)
         {
             continue;
