@@ -83,9 +83,8 @@ impl Proposer {
         let answer = match serde_json::from_slice::<ForwardedProposal>(document) {
             Ok(ForwardedProposal { id, transaction }) => match self.attempt_here(id, transaction).await {
                 Attempt::Applied { index, outcome } => ForwardAnswer::Applied { index, outcome },
-                Attempt::Again => ForwardAnswer::NotLeader,
+                Attempt::Again | Attempt::Failed(ProposeError::NotLeader) => ForwardAnswer::NotLeader,
                 Attempt::Failed(ProposeError::Refused(error)) => ForwardAnswer::Applied { index: 0, outcome: Err(error) },
-                Attempt::Failed(ProposeError::NotLeader) => ForwardAnswer::NotLeader,
                 Attempt::Failed(ProposeError::TimedOut) => ForwardAnswer::TimedOut,
                 Attempt::Failed(error @ ProposeError::Stopped(_)) => ForwardAnswer::Stopped(error.to_string()),
             },

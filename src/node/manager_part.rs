@@ -232,13 +232,12 @@ impl ManagerPart for ManagerServices {
     type Handle = StoreHandle;
 
     async fn start(&mut self) -> anyhow::Result<StoreHandle> {
-        let PreparedManager { store, listener } = match self.prepared.take() {
-            Some(prepared) => prepared,
-            None => {
-                let membership = self.membership.get();
-                let raft_id = membership.raft_id.context("this node has no raft id: it is no manager")?;
-                PreparedManager::open(&self.env, raft_id, membership.listen, OpenLog::Existing).await?
-            }
+        let PreparedManager { store, listener } = if let Some(prepared) = self.prepared.take() {
+            prepared
+        } else {
+            let membership = self.membership.get();
+            let raft_id = membership.raft_id.context("this node has no raft id: it is no manager")?;
+            PreparedManager::open(&self.env, raft_id, membership.listen, OpenLog::Existing).await?
         };
         let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);

@@ -191,7 +191,7 @@ impl Member {
         match (demoted, tokio::time::timeout(LEAVE_MANAGERS, gone).await) {
             (Ok(_), Ok(Ok(_))) => {}
             (Err(error), _) => {
-                tracing::warn!(%error, "this manager leaves, and the others still count it: demote and remove it there")
+                tracing::warn!(%error, "this manager leaves, and the others still count it: demote and remove it there");
             }
             (Ok(_), _) => tracing::warn!("this manager leaves before the others have taken it out of raft"),
         }

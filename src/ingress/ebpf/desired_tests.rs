@@ -61,7 +61,7 @@ fn a_virtual_address_waits_for_a_task_to_listen_unless_none_does() {
     let address = |last: u8| Ipv4Addr::new(10, 0, 0, last);
     let web = |slot: u64, starting: bool, backend: bool| {
         let last = 10 + u8::try_from(slot).unwrap();
-        Arc::new(TaskEndpoint { starting, backend, ..task_endpoint("web", slot, "node2", address(last)) })
+        Arc::new(TaskEndpoint { backend, starting, ..task_endpoint("web", slot, "node2", address(last)) })
     };
     let vip = Arc::new(ServiceVip { service_id: "web".into(), name: "web".to_owned(), vip: address(2) });
     let mut backends = |members: Vec<Arc<TaskEndpoint>>| {

@@ -58,17 +58,12 @@ async fn kernel_memory_grows_with_use() {
     };
     let idle = ebpf.occupancy().expect("counts");
     for (name, map) in &idle {
-        eprintln!(
-            "{name:16} {:>8.1} kB idle, room for {}{}",
-            map.bytes as f64 / 1e3,
-            map.room,
-            if map.forgets { ", LRU" } else { "" }
-        );
+        eprintln!("{name:16} {:>8} kB idle, room for {}{}", map.bytes / 1000, map.room, if map.forgets { ", LRU" } else { "" });
         // A prefix tree takes memory for its entries only.
         assert!(map.bytes > 0 || name == "SOURCES", "{name}");
     }
     let (fixed, growing) = (sum(&idle, |map| map.forgets), sum(&idle, |map| !map.forgets));
-    eprintln!("{:.1} MB of tables that forget, {:.1} MB of others", fixed as f64 / 1e6, growing as f64 / 1e6);
+    eprintln!("{} MB of tables that forget, {} MB of others", fixed / 1_000_000, growing / 1_000_000);
     assert!(fixed + growing <= 48 << 20, "all of it");
     let address = |third: u8, last: u8| skep_ebpf::convert::v4([10, 1, third, last].into());
     let (mut steps, mut base) = (Vec::new(), 0);
@@ -87,7 +82,7 @@ async fn kernel_memory_grows_with_use() {
     ebpf.apply(&steps).await.expect("applies");
     let used = ebpf.occupancy().expect("counts");
     let more = sum(&used, |_| true) - fixed - growing;
-    eprintln!("{:.1} kB more with 100 services of 3 tasks", more as f64 / 1e3);
+    eprintln!("{} kB more with 100 services of 3 tasks", more / 1000);
     assert!(more > 0 && more <= 1 << 20, "{more}");
     // Their memory comes back with the blocks.
     let blocks = ebpf.observe().await.expect("observes").tables.blocks;

@@ -235,7 +235,7 @@ fn what_does_not_run_is_removed_first_when_a_service_is_scaled_down() {
     let mut task = simulation.store.task(&alone).unwrap().clone();
     (task.status.state, task.status.timestamp) = (TaskState::Failed, simulation.now);
     let mut slow = simulation.store.service(&"web".into()).unwrap().clone();
-    slow.spec.task_template.restart_policy = Some(after(Duration::from_secs(60)));
+    slow.spec.task_template.restart_policy = Some(after(Duration::from_mins(1)));
     std::sync::Arc::make_mut(&mut task.spec).restart_policy.clone_from(&slow.spec.task_template.restart_policy);
     simulation.command(vec![Action::update(task.clone())]);
     simulation.scale("web", 2);

@@ -15,10 +15,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// What of a manager others reach.
+type WiredManager = (skep::raft::Raft<skep::manager::ApplyOutcome>, Arc<Proposer>);
+
 /// Connects managers by their raft ids.
 #[derive(Default)]
 struct Wire {
-    managers: Mutex<BTreeMap<u64, (skep::raft::Raft<skep::manager::ApplyOutcome>, Arc<Proposer>)>>,
+    managers: Mutex<BTreeMap<u64, WiredManager>>,
     /// Answers to proposals are lost.
     loses_answers: AtomicBool,
 }
