@@ -118,28 +118,14 @@ fn verdicts_differ(a: &LivenessSnapshot, b: &LivenessSnapshot) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::service::{Endpoint, Replicated, ServiceMode};
-    use crate::model::{Meta, Service, ServiceSpec};
+    use crate::model::service::{Replicated, ServiceMode};
+    use crate::model::{ServiceSpec, fixture};
     use crate::store::{Action, PlanBase};
 
     fn store() -> Arc<Store> {
         let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(1) }), ..ServiceMode::default() };
         let spec = ServiceSpec { name: "web".to_owned(), mode, ..ServiceSpec::default() };
-        let (id, meta, endpoint) = ("web".into(), Meta::default(), Endpoint::default());
-        let service = Service {
-            id,
-            meta,
-            spec,
-            previous_spec: None,
-            pull_auth: None,
-            previous_pull_auth: None,
-            spec_version: 1,
-            previous_spec_version: None,
-            newest_spec_version: None,
-            update: None,
-            job: None,
-            endpoint,
-        };
+        let service = fixture::service("web", spec);
         let mut store = Store::default();
         store.apply(9, &Transaction::new(Timestamp(1), vec![Action::create(service)])).expect("created");
         Arc::new(store)

@@ -3,11 +3,12 @@
 
 use super::mesh::{MeshPrefix, gateway};
 use super::node::{NodeDescription, NodeMesh, NodeStatus};
-use super::service::EndpointMode;
+use super::service::{Endpoint, EndpointMode};
 use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{
-    Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Task, TaskSpec, TaskState, TaskStatus, WgKey,
+    Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Service, ServiceSpec, Task, TaskSpec, TaskState,
+    TaskStatus, WgKey,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::net::Ipv4Addr;
@@ -34,6 +35,25 @@ pub fn node(id: &str) -> Node {
         status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
         mesh: NodeMesh { key: WgKey([1; 32]), subnet: mesh().0, ingress_addr: Ipv4Addr::new(10, 0, 0, 2), endpoints: Vec::new() },
         manager: None,
+    }
+}
+
+/// A service with this spec that was never updated, without ports and addresses.
+#[must_use]
+pub fn service(id: &str, spec: ServiceSpec) -> Service {
+    Service {
+        id: id.into(),
+        meta: Meta::default(),
+        spec,
+        previous_spec: None,
+        pull_auth: None,
+        previous_pull_auth: None,
+        spec_version: 1,
+        previous_spec_version: None,
+        newest_spec_version: None,
+        update: None,
+        job: None,
+        endpoint: Endpoint::default(),
     }
 }
 

@@ -328,8 +328,8 @@ struct OtherManagers {
 
 #[async_trait]
 impl ManagerServer for OtherManagers {
-    fn is_manager(&self, node: &NodeId) -> bool {
-        self.links.is_manager(node)
+    fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool {
+        self.links.is_manager(node, address)
     }
     fn raft(&self, message: Vec<u8>) {
         self.raft.step(message);

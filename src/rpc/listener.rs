@@ -259,10 +259,9 @@ async fn serve_manager(
 ) -> anyhow::Result<()> {
     let (name, validity) = client(&stream, identity)?.context("a manager's connection without a certificate")?;
     let node = &name.node_id;
-    anyhow::ensure!(context.managers.is_manager(node), "node {node} is not a manager");
-    anyhow::ensure!(context.sessions.is_at(node, from.ip()), "a connection of manager {node} from another node's address");
+    anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager, or at another node's address");
     drop(permit); // authenticated: no longer counted
-    let serving = managers::serve(stream, node, &context.managers, shutdown, async {
+    let serving = managers::serve(stream, (node, from.ip()), &context.managers, shutdown, async {
         let ends = validity.end().min(identity.validity().end());
         clock::reached(context.clock.as_ref(), ends).await;
     });

@@ -151,8 +151,8 @@ fn event<T: Observed>(object: &T, action: &'static str, mut attributes: BTreeMap
 mod tests {
     use super::*;
     use crate::model::payload::{PayloadSpec, SealedData};
-    use crate::model::service::{Endpoint, Replicated, ServiceMode};
-    use crate::model::{Meta, NetworkSpec, ServiceSpec};
+    use crate::model::service::{Replicated, ServiceMode};
+    use crate::model::{Meta, NetworkSpec, ServiceSpec, fixture};
     use crate::store::{Action, Kind, Transaction};
 
     fn network(name: &str) -> Network {
@@ -164,21 +164,7 @@ mod tests {
         let mode = ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }), ..ServiceMode::default() };
         let mut spec = ServiceSpec { name: name.to_owned(), mode, ..ServiceSpec::default() };
         image.clone_into(&mut spec.task_template.container_spec.image);
-        let (id, meta, endpoint) = (name.into(), Meta::default(), Endpoint::default());
-        Service {
-            id,
-            meta,
-            spec,
-            previous_spec: None,
-            pull_auth: None,
-            previous_pull_auth: None,
-            spec_version: 1,
-            previous_spec_version: None,
-            newest_spec_version: None,
-            update: None,
-            job: None,
-            endpoint,
-        }
+        fixture::service(name, spec)
     }
 
     struct Changing {

@@ -1,7 +1,7 @@
 //! A store with nodes, services and tasks for tests of the scheduler.
 
 use super::Scheduler;
-use crate::model::service::{Endpoint, Replicated, ServiceMode};
+use crate::model::service::{Replicated, ServiceMode};
 use crate::model::task::{Placement, PlacementPreference, Reservations, Resources, SpreadOver};
 use crate::model::{
     Meta, Node, NodeId, PortConfig, PublishMode, Service, ServiceSpec, Task, TaskId, TaskSpec, TaskState, Timestamp, fixture,
@@ -53,20 +53,7 @@ impl TestCluster {
             ..ServiceSpec::default()
         };
         let stored = self.store.service(&name.into()).map(|service| service.meta);
-        let service = Service {
-            id: name.into(),
-            meta: stored.unwrap_or_default(),
-            spec,
-            previous_spec: None,
-            pull_auth: None,
-            previous_pull_auth: None,
-            spec_version: 1,
-            previous_spec_version: None,
-            newest_spec_version: None,
-            update: None,
-            job: None,
-            endpoint: Endpoint::default(),
-        };
+        let service = Service { meta: stored.unwrap_or_default(), ..fixture::service(name, spec) };
         self.apply(vec![if stored.is_some() { Action::update(service) } else { Action::create(service) }]);
     }
 

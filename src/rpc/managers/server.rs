@@ -5,6 +5,7 @@ use super::wire::{MAX_FRAME, ManagerFrame, encode_answer};
 use crate::model::NodeId;
 use anyhow::Context as _;
 use async_trait::async_trait;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -23,8 +24,9 @@ const PROPOSALS: usize = 1024;
 /// Serves other managers.
 #[async_trait]
 pub trait ManagerServer: Send + Sync {
-    /// Whether the node is a manager of the cluster as this one knows it. A certificate alone may be of before a demotion.
-    fn is_manager(&self, node: &NodeId) -> bool;
+    /// Whether the node is a manager of the cluster as this one knows it, and this is its mesh address. A certificate alone may be of
+    /// before a demotion, or stolen.
+    fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool;
     /// A message for raft.
     fn raft(&self, message: Vec<u8>);
     /// Answers a proposal.
@@ -34,7 +36,7 @@ pub trait ManagerServer: Send + Sync {
 /// Serves one connection until it is closed, or until `expired` ends.
 pub(in super::super) async fn serve(
     stream: TlsStream<TcpStream>,
-    node: &NodeId,
+    (node, address): (&NodeId, IpAddr),
     server: &Arc<dyn ManagerServer>,
     shutdown: &CancellationToken,
     expired: impl Future<Output = ()>,
@@ -48,7 +50,7 @@ pub(in super::super) async fn serve(
     let receive = async {
         while let Some(frame) = reader.document().await? {
             // A node that was demoted meanwhile has no more to say.
-            anyhow::ensure!(server.is_manager(node), "node {node} is not a manager any more");
+            anyhow::ensure!(server.is_manager(node, address), "node {node} is not a manager any more");
             match ManagerFrame::decode(frame).context("a frame that is not understood")? {
                 ManagerFrame::Raft(message) => server.raft(message.into()),
                 ManagerFrame::Proposal { number, document } => {

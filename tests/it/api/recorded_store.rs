@@ -8,7 +8,7 @@ use skep::model::service::{Endpoint, EndpointSpec};
 use skep::model::task::{Attachment, TaskStatus};
 use skep::model::{
     Cluster, ClusterId, ClusterSpec, JobStatus, JoinTokens, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeSpec,
-    NodeState, Role, Service, ServiceId, ServiceSpec, ServiceUpdate, Task, TaskId, TaskSpec, TaskState, Timestamp,
+    NodeState, Role, Service, ServiceId, ServiceSpec, ServiceUpdate, Task, TaskId, TaskSpec, TaskState, Timestamp, fixture,
 };
 use skep::store::{Action, FEATURE_LEVELS, StoreHandle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,20 +82,7 @@ pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
 
 /// A service of that cluster.
 pub fn service(id: &str, spec: Value) -> Option<Service> {
-    Some(Service {
-        id: ServiceId::from(id),
-        meta: Meta::default(),
-        spec: serde_json::from_value(spec).ok()?,
-        previous_spec: None,
-        pull_auth: None,
-        previous_pull_auth: None,
-        spec_version: 1,
-        previous_spec_version: None,
-        newest_spec_version: None,
-        update: None,
-        job: None,
-        endpoint: Endpoint::default(),
-    })
+    Some(fixture::service(id, serde_json::from_value(spec).ok()?))
 }
 
 /// A spec like those of the recordings.

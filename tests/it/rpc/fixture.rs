@@ -429,14 +429,14 @@ impl Setup {
 /// What other managers have sent.
 #[derive(Default)]
 pub struct OtherManagers {
-    /// Nodes that are managers.
+    /// Nodes that are managers at the address that they connect from.
     pub known: Mutex<Vec<NodeId>>,
     pub messages: Mutex<Vec<Vec<u8>>>,
 }
 
 #[async_trait]
 impl ManagerServer for OtherManagers {
-    fn is_manager(&self, node: &NodeId) -> bool {
+    fn is_manager(&self, node: &NodeId, _: IpAddr) -> bool {
         self.known.lock().unwrap().contains(node)
     }
     fn raft(&self, message: Vec<u8>) {

@@ -2,8 +2,7 @@
 
 use skep::model::container_spec::{ConfigReference, SecretReference};
 use skep::model::payload::{PayloadSpec, SealedData};
-use skep::model::service::Endpoint;
-use skep::model::{ClusterConfig, ClusterSecret, Meta, PayloadId, Service, ServiceSpec, Timestamp};
+use skep::model::{ClusterConfig, ClusterSecret, Meta, PayloadId, Service, ServiceSpec, Timestamp, fixture};
 use skep::store::{Action, Condition, Kind, Store, StoreError, Transaction};
 
 fn spec(name: &str) -> PayloadSpec {
@@ -23,20 +22,7 @@ fn service(name: &str, secret: &str, config: &str) -> Service {
     let mut spec = ServiceSpec { name: name.to_owned(), ..ServiceSpec::default() };
     spec.task_template.container_spec.secrets = vec![SecretReference { id: secret.into(), ..SecretReference::default() }];
     spec.task_template.container_spec.configs = vec![ConfigReference { id: config.into(), ..ConfigReference::default() }];
-    Service {
-        id: name.into(),
-        meta: Meta::default(),
-        spec,
-        previous_spec: None,
-        pull_auth: None,
-        previous_pull_auth: None,
-        spec_version: 1,
-        previous_spec_version: None,
-        newest_spec_version: None,
-        update: None,
-        job: None,
-        endpoint: Endpoint::default(),
-    }
+    fixture::service(name, spec)
 }
 
 fn apply(store: &mut Store, actions: Vec<Action>, require: Vec<Condition>) -> Result<(), StoreError> {
