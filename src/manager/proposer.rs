@@ -122,7 +122,8 @@ impl Proposer {
         tokio::select! {
             written = self.raft.propose(entry) => match written {
                 Ok((index, outcome)) => Attempt::Applied { index, outcome },
-                Err(RaftError::NotLeader { .. } | RaftError::Superseded) => Attempt::Again,
+                // Also while leadership passes to another manager.
+                Err(RaftError::NotLeader { .. } | RaftError::Superseded | RaftError::Busy) => Attempt::Again,
                 Err(RaftError::TimedOut) => Attempt::Failed(ProposeError::TimedOut),
                 Err(other) => Attempt::Failed(ProposeError::Stopped(other.to_string())),
             },

@@ -45,7 +45,7 @@ pub enum Event {
     Propose { ticket: u64, data: Vec<u8> },
     /// A change of membership to be written, with a ticket as for `Propose`.
     Change { ticket: u64, change: MembershipChange },
-    /// Leadership is to pass to the voter with the longest log; nothing happens on a manager that does not lead.
+    /// Leadership is to pass to another voter; nothing happens on a manager that does not lead.
     TransferLeadership,
     /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
     Snapshot { index: u64, bytes: Vec<u8> },
@@ -96,6 +96,8 @@ pub struct Core {
     requested_snapshot: Option<(u64, u64, ConfState)>,
     /// Ticks since a snapshot was sent, by follower.
     snapshots_sent: BTreeMap<u64, usize>,
+    /// Voters that were asked to lead.
+    transfers: usize,
     /// Ticks since the last message, by manager.
     silence: BTreeMap<u64, usize>,
 }
@@ -142,6 +144,7 @@ impl Core {
             applied,
             requested_snapshot: None,
             snapshots_sent: BTreeMap::new(),
+            transfers: 0,
             silence: BTreeMap::new(),
         };
         core.draw_timeout();
@@ -231,14 +234,18 @@ impl Core {
         voters.iter().filter(heard).count() > voters.len() / 2
     }
 
+    /// Each call asks the next voter, the one with the longest log first: one that has just been added may not know yet that it is
+    /// a voter, and ignores the request.
     fn transfer_leadership(&mut self) {
         let raft = &self.raw.raft;
         if raft.state != StateRole::Leader {
             return;
         }
-        let others = self.members.get_voters().iter().filter(|id| **id != self.id);
         let matched = |id: &u64| raft.prs().get(*id).map_or(0, |progress| progress.matched);
-        if let Some(next) = others.copied().max_by_key(|id| (matched(id), *id)) {
+        let mut others: Vec<u64> = self.members.get_voters().iter().copied().filter(|id| *id != self.id).collect();
+        others.sort_by_key(|id| (std::cmp::Reverse(matched(id)), *id));
+        if let Some(next) = others.get(self.transfers % others.len().max(1)).copied() {
+            self.transfers += 1;
             self.raw.transfer_leader(next);
         }
     }

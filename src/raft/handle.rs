@@ -7,6 +7,9 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
+/// Pause before the next voter is asked to lead.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Handle of a running raft, cheap to clone; `O` is the outcome of applying an entry.
 pub struct Raft<O> {
     pub(super) requests: SyncSender<RaftRequest<O>>,
@@ -52,11 +55,22 @@ impl<O: Send + 'static> Raft<O> {
     /// lead, or is the only voter.
     pub async fn transfer_leadership(&self, limit: Duration) {
         let mut status = self.status.clone();
-        let leads_alone = |s: &RaftStatus| s.leader != Some(s.id) || s.voters == [s.id];
-        if leads_alone(&status.borrow()) || self.requests.try_send(RaftRequest::TransferLeadership).is_err() {
+        let leads_others = |s: &RaftStatus| s.leader == Some(s.id) && s.voters != [s.id];
+        if !leads_others(&status.borrow_and_update()) {
             return;
         }
-        let _ = tokio::time::timeout(limit, status.wait_for(|s| s.leader.is_some_and(|leader| leader != s.id))).await;
+        let asking = async {
+            loop {
+                // A queue that is full is asked again.
+                let _ = self.requests.try_send(RaftRequest::TransferLeadership);
+                let passed_on = status.wait_for(|s| s.leader.is_some_and(|leader| leader != s.id));
+                // Passed on, or raft has stopped.
+                if tokio::time::timeout(ASK_AGAIN, passed_on).await.is_ok() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, asking).await;
     }
 
     /// Status of raft. The sender is dropped when raft has stopped and closed its file.
