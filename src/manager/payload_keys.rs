@@ -30,7 +30,7 @@ mod tests {
     use super::*;
     use crate::manager::{JoiningNode, bootstrap};
     use crate::model::node::{ManagerStatus, NodeDescription};
-    use crate::model::{Availability, Cluster, ClusterSpec, JoinTokens, Meta, Role, Secret, Timestamp, mesh::MeshPrefix};
+    use crate::model::{Availability, Role, Secret, Timestamp, fixture};
     use crate::store::{Kind, Transaction};
     use crate::trust::TunnelKey;
     use rand::SeedableRng as _;
@@ -42,24 +42,6 @@ mod tests {
 
     fn vault(number: u8) -> PayloadVault {
         PayloadVault::new(format!("n{number}").into(), tunnel_key(number))
-    }
-
-    fn cluster() -> Cluster {
-        Cluster {
-            id: "cluster".into(),
-            meta: Meta::default(),
-            spec: ClusterSpec::default(),
-            incarnation: 1,
-            ca_certificate: String::new(),
-            ca_key: "".into(),
-            tokens: JoinTokens::default(),
-            mesh: MeshPrefix("fd00:1:2::/48".parse().expect("a prefix")),
-            address_pools: Vec::new(),
-            reserved_subnets: Vec::new(),
-            subnet_size: 24,
-            feature_level: 2,
-            data_path_port: 2377,
-        }
     }
 
     fn manager_status(number: u8) -> ManagerStatus {
@@ -85,7 +67,7 @@ mod tests {
             manager: Some(manager_status(1)),
         };
         let mut store = Store::default();
-        apply(&mut store, bootstrap(cluster(), "net".into(), first).expect("a cluster"));
+        apply(&mut store, bootstrap(fixture::cluster(), "net".into(), first).expect("a cluster"));
         assert_eq!(plan(&store, Some(&vault(1)), rng), [], "no key yet");
         let (_, keys) = vault(1).first_key("cluster".into(), rng).expect("a key");
         apply(&mut store, vec![Action::create(keys)]);

@@ -116,8 +116,11 @@ impl Proposer {
         let lost = async {
             let _ = status.wait_for(|s| s.leader != Some(s.id)).await;
             // The next leader commits the entry or replaces it, and raft says which.
-            let _ = tokio::time::timeout(NO_LEADER, status.wait_for(|s| s.leader.is_some())).await.is_ok_and(|s| s.is_ok())
-                && std::future::pending::<bool>().await;
+            let next = tokio::time::timeout(NO_LEADER, status.wait_for(|s| s.leader.is_some()));
+            let has_next = next.await.is_ok_and(|status| status.is_ok());
+            if has_next {
+                std::future::pending::<()>().await;
+            }
         };
         tokio::select! {
             written = self.raft.propose(entry) => match written {

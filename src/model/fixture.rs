@@ -7,8 +7,8 @@ use super::service::{Endpoint, EndpointMode};
 use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{
-    Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Service, ServiceSpec, Task, TaskSpec, TaskState,
-    TaskStatus, WgKey,
+    Cluster, ClusterSpec, JoinTokens, Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Service,
+    ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, WgKey,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::net::Ipv4Addr;
@@ -18,6 +18,26 @@ use std::sync::Arc;
 #[must_use]
 pub fn mesh() -> MeshPrefix {
     MeshPrefix(Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48))
+}
+
+/// A cluster of today's builds, without a CA.
+#[must_use]
+pub fn cluster() -> Cluster {
+    Cluster {
+        id: "cluster".into(),
+        meta: Meta::default(),
+        spec: ClusterSpec::default(),
+        incarnation: 1,
+        ca_certificate: String::new(),
+        ca_key: "".into(),
+        tokens: JoinTokens::default(),
+        mesh: mesh(),
+        address_pools: Vec::new(),
+        reserved_subnets: Vec::new(),
+        subnet_size: 24,
+        feature_level: 2,
+        data_path_port: 2377,
+    }
 }
 
 /// A worker with an engine, ready for tasks.

@@ -15,13 +15,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::watch;
 
-/// Where a manager is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct ManagerAddress {
-    node: NodeId,
-    address: SocketAddr,
-}
-
 /// What the links need of a node that runs.
 struct Connected {
     config: Arc<ManagerLinkConfig>,
@@ -33,7 +26,8 @@ struct Connected {
 #[derive(Default)]
 pub(super) struct ManagerLinks {
     connected: OnceLock<Connected>,
-    links: Mutex<BTreeMap<u64, (ManagerAddress, Arc<ManagerLink>)>>,
+    /// By raft id, which stays with one node and its mesh address.
+    links: Mutex<BTreeMap<u64, Arc<ManagerLink>>>,
 }
 
 impl ManagerLinks {
@@ -44,15 +38,13 @@ impl ManagerLinks {
     /// The link to a manager; `None` while it is not known where that is.
     fn link(&self, raft_id: u64) -> Option<Arc<ManagerLink>> {
         let connected = self.connected.get()?;
-        let address = connected.address_of(raft_id)?;
         let mut links = lock(&self.links);
-        if let Some((known, link)) = links.get(&raft_id)
-            && *known == address
-        {
+        if let Some(link) = links.get(&raft_id) {
             return Some(link.clone());
         }
-        let link = Arc::new(ManagerLink::start(connected.config.clone(), address.address, address.node.clone()));
-        links.insert(raft_id, (address, link.clone()));
+        let (node, address) = connected.address_of(raft_id)?;
+        let link = Arc::new(ManagerLink::start(connected.config.clone(), address, node));
+        links.insert(raft_id, link.clone());
         Some(link)
     }
 
@@ -74,11 +66,9 @@ fn is_manager_at(store: &Store, view: Option<&NodeView>, node: &NodeId, address:
 }
 
 impl Connected {
-    fn address_of(&self, raft_id: u64) -> Option<ManagerAddress> {
-        let at = |node: &NodeId, subnet| ManagerAddress {
-            node: node.clone(),
-            address: SocketAddr::new(IpAddr::V6(node_address(subnet)), DEFAULT_PORT),
-        };
+    /// The node and its mesh address.
+    fn address_of(&self, raft_id: u64) -> Option<(NodeId, SocketAddr)> {
+        let at = |node: &NodeId, subnet| (node.clone(), SocketAddr::new(IpAddr::V6(node_address(subnet)), DEFAULT_PORT));
         let store = self.store.read();
         let stored = store.nodes().find(|node| node.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
         stored.map(|node| at(&node.id, node.mesh.subnet)).or_else(|| {

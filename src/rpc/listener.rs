@@ -241,11 +241,14 @@ async fn serve_session(
         anyhow::bail!("a session of node {node} from another node's address");
     }
     drop(permit); // authenticated: no longer counted
-    let serving = session::serve(stream, name, sessions, &context.limits, documents, shutdown, async {
-        let ends = validity.end().min(identity.validity().end());
-        clock::reached(context.clock.as_ref(), ends).await;
-    });
+    let serving =
+        session::serve(stream, name, sessions, &context.limits, documents, shutdown, expired(context, validity, identity));
     serving.await.with_context(|| format!("session of node {node} from {from}"))
+}
+
+/// Waits until the client's certificate or the server's own is no longer valid.
+async fn expired(context: &ConnectionContext, client: Validity, own: &Identity) {
+    clock::reached(context.clock.as_ref(), client.end().min(own.validity().end())).await;
 }
 
 /// Serves another manager.
@@ -261,10 +264,7 @@ async fn serve_manager(
     let node = &name.node_id;
     anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager, or at another node's address");
     drop(permit); // authenticated: no longer counted
-    let serving = managers::serve(stream, (node, from.ip()), &context.managers, shutdown, async {
-        let ends = validity.end().min(identity.validity().end());
-        clock::reached(context.clock.as_ref(), ends).await;
-    });
+    let serving = managers::serve(stream, (node, from.ip()), &context.managers, shutdown, expired(context, validity, identity));
     serving.await.with_context(|| format!("connection of manager {node} from {from}"))
 }
 

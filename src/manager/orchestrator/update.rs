@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What the updater allows now.
 #[derive(Default)]
 pub(super) struct Rollout {
-    /// SlotsByKey whose task is replaced now.
+    /// Slots whose task is replaced now.
     begin: BTreeSet<SlotKey>,
     state: Option<UpdateState>,
 }

@@ -9,8 +9,8 @@ use skep::model::node::NodeDescription;
 use skep::model::service::{EndpointSpec, Global, Replicated, ReplicatedJob, ServiceMode, UpdateConfig};
 use skep::model::task::{ContainerSpec, NetworkAttachmentConfig, RestartPolicy};
 use skep::model::{
-    Availability, Cluster, ClusterSpec, JobStatus, JoinTokens, Meta, Nanos, Network, NodeId, PortConfig, Role, Service,
-    ServiceSpec, SpecChange, TaskSpec, Timestamp,
+    Availability, Cluster, JobStatus, Meta, Nanos, Network, Node, NodeId, NodeState, PortConfig, Role, Service, ServiceSpec,
+    SpecChange, TaskSpec, Timestamp, fixture,
 };
 use skep::store::{Action, FieldUpdate, Store, Transaction};
 use std::time::Duration;
@@ -19,21 +19,7 @@ use std::time::Duration;
 pub const START: Timestamp = Timestamp(1_767_225_600_000_000_000);
 
 pub fn cluster() -> Cluster {
-    Cluster {
-        id: "cluster".into(),
-        meta: Meta::default(),
-        spec: ClusterSpec::default(),
-        incarnation: 1,
-        ca_certificate: String::new(),
-        ca_key: "".into(),
-        tokens: JoinTokens::default(),
-        mesh: MeshPrefix("fd00:1:2::/48".parse::<Ipv6Net>().unwrap()),
-        address_pools: Vec::new(),
-        reserved_subnets: Vec::new(),
-        subnet_size: 24,
-        feature_level: 2,
-        data_path_port: 2377,
-    }
+    Cluster { mesh: MeshPrefix("fd00:1:2::/48".parse::<Ipv6Net>().unwrap()), ..fixture::cluster() }
 }
 
 pub fn description(name: &str) -> NodeDescription {
@@ -63,12 +49,30 @@ pub fn apply(store: &mut Store, at: Timestamp, actions: Vec<Action>) {
 
 /// The store of a cluster with nodes `n1`, `n2`, …, admitted but without a session.
 pub fn store(nodes: usize) -> Store {
+    store_of(cluster(), nodes)
+}
+
+fn store_of(cluster: Cluster, nodes: usize) -> Store {
     let mut store = Store::default();
-    apply(&mut store, START, bootstrap(cluster(), "ingress-id".into(), joining_node("n1")).unwrap());
+    apply(&mut store, START, bootstrap(cluster, "ingress-id".into(), joining_node("n1")).unwrap());
     for i in 2..=nodes {
         let (_, actions) = node_allocation::admit(&store, joining_node(&format!("n{i}"))).unwrap();
         apply(&mut store, START, actions);
     }
+    store
+}
+
+/// The store of a cluster with ready nodes, each changed.
+pub fn ready_nodes(cluster: Cluster, nodes: usize, change: impl Fn(&mut Node)) -> Store {
+    let mut store = store_of(cluster, nodes);
+    let ready = store.nodes().map(|node| {
+        let mut node = node.clone();
+        node.status.state = NodeState::Ready;
+        change(&mut node);
+        Action::update(node)
+    });
+    let ready = ready.collect();
+    apply(&mut store, START, ready);
     store
 }
 
@@ -90,30 +94,18 @@ pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str
         ..PortConfig::default()
     };
     let attach = |id: &&str| NetworkAttachmentConfig { target: (*id).to_owned(), ..NetworkAttachmentConfig::default() };
-    Service {
-        id: name.into(),
-        meta: Meta::default(),
-        spec: ServiceSpec {
-            name: name.to_owned(),
-            task_template: TaskSpec {
-                container_spec: ContainerSpec { image: "whoami".to_owned(), ..ContainerSpec::default() },
-                networks: networks.iter().map(attach).collect(),
-                ..TaskSpec::default()
-            },
-            mode: ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }), ..ServiceMode::default() },
-            endpoint_spec: (!ports.is_empty()).then(|| EndpointSpec { mode: None, ports: ports.iter().map(port).collect() }),
-            ..ServiceSpec::default()
+    let spec = ServiceSpec {
+        name: name.to_owned(),
+        task_template: TaskSpec {
+            container_spec: ContainerSpec { image: "whoami".to_owned(), ..ContainerSpec::default() },
+            networks: networks.iter().map(attach).collect(),
+            ..TaskSpec::default()
         },
-        previous_spec: None,
-        pull_auth: None,
-        previous_pull_auth: None,
-        spec_version: 1,
-        previous_spec_version: None,
-        newest_spec_version: None,
-        update: None,
-        job: None,
-        endpoint: skep::model::service::Endpoint::default(),
-    }
+        mode: ServiceMode { replicated: Some(Replicated { replicas: Some(replicas) }), ..ServiceMode::default() },
+        endpoint_spec: (!ports.is_empty()).then(|| EndpointSpec { mode: None, ports: ports.iter().map(port).collect() }),
+        ..ServiceSpec::default()
+    };
+    fixture::service(name, spec)
 }
 
 /// A user's update, as the API writes it.

@@ -1,12 +1,12 @@
 //! A large swarm in which every node is ready and every task runs, made without planning each task.
 
-use super::fixture::{self, apply, joining_node, service};
+use super::fixture::{self, apply, service};
 use ipnet::Ipv4Net;
 use skep::manager::round::RoundPlanner;
-use skep::manager::{LowestApplied, ManagerSettings, bootstrap, node_allocation};
+use skep::manager::{LowestApplied, ManagerSettings};
 use skep::model::service::Replicated;
 use skep::model::task::{Attachment, EarlierFailures};
-use skep::model::{Cluster, Meta, NodeState, Service, Task, TaskSpec, TaskState, TaskStatus};
+use skep::model::{Cluster, Meta, Service, Task, TaskSpec, TaskState, TaskStatus};
 use skep::store::{Action, Store};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -27,21 +27,7 @@ pub fn settle(store: &mut Store) {
 
 /// Ready nodes without tasks.
 pub fn nodes(count: usize) -> Store {
-    let mut store = Store::default();
-    let wide = Cluster { subnet_size: 14, ..fixture::cluster() };
-    apply(&mut store, fixture::START, bootstrap(wide, "ingress-id".into(), joining_node("n1")).unwrap());
-    for n in 2..=count {
-        let (_, actions) = node_allocation::admit(&store, joining_node(&format!("n{n}"))).unwrap();
-        apply(&mut store, fixture::START, actions);
-    }
-    let ready = store.nodes().map(|node| {
-        let mut node = node.clone();
-        node.status.state = NodeState::Ready;
-        Action::update(node)
-    });
-    let ready = ready.collect();
-    apply(&mut store, fixture::START, ready);
-    store
+    fixture::ready_nodes(Cluster { subnet_size: 14, ..fixture::cluster() }, count, |_| {})
 }
 
 /// So many services with a published port each, and tasks spread over the nodes; the planners have nothing to do.

@@ -1,32 +1,19 @@
 //! What a decision of the scheduler costs, from 100 tasks to 100,000 on 1,000 nodes. Prints and asserts no time: run it with
 //! `cargo test --release --test it -- --ignored --nocapture cost_of_scheduling`.
 
-use super::fixture::{self, apply, joining_node};
-use skep::manager::{bootstrap, node_allocation, scheduler::Scheduler};
-use skep::model::task::{ContainerSpec, EarlierFailures, Placement, PlacementPreference, Reservations, Resources, SpreadOver};
-use skep::model::{Cluster, Meta, NodeState, Task, TaskSpec, TaskState, TaskStatus};
+use super::fixture::{self, apply};
+use skep::manager::scheduler::Scheduler;
+use skep::model::fixture::task_with_resolvers;
+use skep::model::task::{ContainerSpec, Placement, PlacementPreference, Reservations, Resources, SpreadOver};
+use skep::model::{Cluster, Task, TaskSpec, TaskState, TaskStatus};
 use skep::store::{Action, Store};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 fn cluster(nodes: usize) -> Store {
-    let mut store = Store::default();
-    let wide = Cluster { subnet_size: 16, ..fixture::cluster() };
-    apply(&mut store, fixture::START, bootstrap(wide, "ingress-id".into(), joining_node("n1")).unwrap());
-    for number in 2..=nodes {
-        let (_, actions) = node_allocation::admit(&store, joining_node(&format!("n{number}"))).unwrap();
-        apply(&mut store, fixture::START, actions);
-    }
-    let ready = store.nodes().map(|n| {
-        let mut n = n.clone();
-        n.status.state = NodeState::Ready;
-        n.description.memory_bytes = 1 << 40;
-        n.spec.labels = [("rack".to_owned(), format!("r{}", n.meta.version % 20))].into();
-        Action::update(n)
-    });
-    let ready = ready.collect();
-    apply(&mut store, fixture::START, ready);
-    store
+    fixture::ready_nodes(Cluster { subnet_size: 16, ..fixture::cluster() }, nodes, |node| {
+        node.description.memory_bytes = 1 << 40;
+        node.spec.labels = [("rack".to_owned(), format!("r{}", node.meta.version % 20))].into();
+    })
 }
 
 /// Tasks of ten services that ask for much: a constraint, a reservation and a preference.
@@ -40,8 +27,6 @@ fn pending(number: usize) -> Task {
     let reservations = Reservations { memory_bytes: 1 << 20, nano_cpus: 0, generic_resources: Vec::new() };
     let service = format!("service{}", number % 10);
     Task {
-        id: format!("task{number:08}").as_str().into(),
-        meta: Meta::default(),
         spec: TaskSpec {
             container_spec: ContainerSpec { image: "whoami".to_owned(), ..ContainerSpec::default() },
             placement: Some(placement),
@@ -49,26 +34,10 @@ fn pending(number: usize) -> Task {
             ..TaskSpec::default()
         }
         .into(),
-        spec_version: 1,
-        service_id: service.as_str().into(),
-        service_name: service,
-        service_labels: BTreeMap::new().into(),
         slot: number as u64 + 1,
-        slot_node: None,
-        job_iteration: None,
-        cause: None,
-        end: None,
-        started_at: None,
         node_id: None,
-        desired_state: TaskState::Running,
         status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },
-        attachments: Vec::new(),
-        not_before: None,
-        ports: Vec::new(),
-        listens: Vec::new(),
-        failures: EarlierFailures::default(),
-        pull_auth: None,
-        generic_resources: Vec::new(),
+        ..task_with_resolvers(&format!("task{number:08}"), &service, "", &[])
     }
 }
 

@@ -24,12 +24,17 @@ fn link(identity: &Identity, to: &Manager, dialed: &NodeId) -> ManagerLink {
     ManagerLink::start(Arc::new(config), to.address, dialed.clone())
 }
 
-#[tokio::test]
-async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
+/// A running manager and its node id.
+fn started() -> (Arc<Trust>, Manager, NodeId) {
     let trust = Trust::new();
     let setup = Setup::new(&trust, ListenerKind::Mesh);
     let dialed = setup.identity.node_id().clone();
-    let manager = setup.start();
+    (trust, setup.start(), dialed)
+}
+
+#[tokio::test]
+async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
+    let (trust, manager, dialed) = started();
     let other = trust.identity(Role::Manager);
     manager.managers.known.lock().unwrap().push(other.node_id().clone());
     let link = link(&other, &manager, &dialed);
@@ -43,10 +48,7 @@ async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
 
 #[tokio::test]
 async fn only_a_manager_gets_in() {
-    let trust = Trust::new();
-    let setup = Setup::new(&trust, ListenerKind::Mesh);
-    let dialed = setup.identity.node_id().clone();
-    let manager = setup.start();
+    let (trust, manager, dialed) = started();
     let known = |identity: &Identity| manager.managers.known.lock().unwrap().push(identity.node_id().clone());
     // A certificate of before a demotion.
     let demoted = trust.identity(Role::Manager);
@@ -65,10 +67,7 @@ async fn only_a_manager_gets_in() {
 
 #[tokio::test]
 async fn a_manager_that_is_demoted_loses_its_connection() {
-    let trust = Trust::new();
-    let setup = Setup::new(&trust, ListenerKind::Mesh);
-    let dialed = setup.identity.node_id().clone();
-    let manager = setup.start();
+    let (trust, manager, dialed) = started();
     let other = trust.identity(Role::Manager);
     manager.managers.known.lock().unwrap().push(other.node_id().clone());
     let link = link(&other, &manager, &dialed);
