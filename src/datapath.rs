@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::model::WgKey;
 
+pub mod clock_sync;
 pub mod ebpf;
 pub mod host_routes;
 pub mod interfaces;

@@ -63,6 +63,16 @@ fn replace_with(path: &Path, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()
     File::open(dir).and_then(|dir| sync(&dir)).map_err(ReplaceError::Uncertain)
 }
 
+/// Whether the file system of `path` is kept in memory.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    /// `statfs` types of tmpfs and ramfs.
+    const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
+    Ok(IN_MEMORY.contains(&i128::from(rustix::fs::statfs(path)?.f_type)))
+}
+
 /// The result of a removal where the file may be gone already.
 ///
 /// # Errors

@@ -25,6 +25,7 @@
 //! | [`dns`] | names: records per client, server, forwarder | |
 //! | [`rpc`] | joins, sessions and renewals over mutual TLS | what messages cause: that is behind traits |
 //! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion | how the node is put together |
+//! | [`doctor`] | `skep doctor`: facts of the host, and checks from them to findings | how the node is put together |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` | |
 //! | [`lab`] | hosts on one machine, for the demo and the tests | |
 //! | `node` | the composition root: the only room that knows every other | |
@@ -43,6 +44,7 @@ pub mod cli;
 pub mod clock;
 pub mod datapath;
 pub mod dns;
+pub mod doctor;
 pub mod durable;
 pub mod http;
 pub mod ingress;

@@ -58,7 +58,7 @@ fn ebpf_mode(text: &str) -> Result<EbpfMode, String> {
 
 impl DaemonArgs {
     /// The settings file, overridden by variables and flags, and validated.
-    fn settings(mut self) -> anyhow::Result<Settings> {
+    pub(super) fn settings(mut self) -> anyhow::Result<Settings> {
         let mut settings = Settings::read(self.config.as_deref())?;
         self.ebpf_datapath = self.ebpf_datapath.or(self.fast_plane);
         macro_rules! overridden {

@@ -42,7 +42,7 @@ pub use events::{Refusal, hook_side, protocol_text};
 pub use hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 pub use host_devices::{HOST_END, HostDevices, MESH_END};
 pub use ingress_network::IngressNetwork;
-pub use load::object_is_current;
+pub use load::{cgroup_root, is_supported, object_is_current};
 pub use occupancy::Occupancy;
 pub use sandbox::{cookie, memberships};
 pub use skep_ebpf::Counter;

@@ -92,6 +92,20 @@ fn unshare_net() -> rustix::io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
+/// Runs `f` on a new thread in a new namespace, which ends with it, and blocks until it returns.
+///
+/// # Errors
+/// No namespace can be created, or `f` panicked.
+pub(super) fn in_new<T: Send>(f: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare_net().context("cannot create a network namespace (root, or CAP_SYS_ADMIN, is needed)")?;
+            f()
+        });
+        inside.join().unwrap_or_else(|_| bail!("the thread in the new namespace panicked"))
+    })
+}
+
 /// Removes the pin: every mount on it, then the file. The kernel frees the namespace with its last socket and process. A pin
 /// that is gone already is no error.
 ///

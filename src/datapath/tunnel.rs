@@ -34,6 +34,7 @@ mod tun;
 mod uapi;
 mod udp;
 
+pub use kernel::kernel_has_wireguard;
 pub use key::{generate_key, private_key, public_key};
 pub use open::{close, open};
 pub use process::{TunnelArgs, process_main};

@@ -2,6 +2,7 @@
 //! as long as the task may start; a container that runs keeps what it has.
 
 use super::EngineError;
+use crate::durable;
 use crate::model::container_spec::FileTarget;
 use crate::model::payload::GOLANG;
 use crate::model::template::{ContentFunction, TemplateContext, expand};
@@ -18,8 +19,6 @@ use std::sync::{Arc, Mutex};
 
 /// Where secrets without an absolute path appear.
 const SECRETS: &str = "/run/secrets";
-/// `statfs` of file systems that are in memory.
-const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// A file that a container gets.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -144,7 +143,7 @@ impl TaskFiles {
 
     fn write_file(&self, path: &Path, target: &FileTarget, content: &[u8]) -> io::Result<()> {
         make_dir(&self.dir)?;
-        if !IN_MEMORY.contains(&(rustix::fs::statfs(&self.dir)?.f_type as i64)) {
+        if !durable::is_in_memory(&self.dir)? {
             let flags = rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NOEXEC;
             rustix::mount::mount("tmpfs", &self.dir, "tmpfs", flags, c"mode=0700")?;
         }

@@ -5,6 +5,7 @@ pub mod kit;
 
 mod bad_input;
 mod certificates;
+mod doctor;
 mod life;
 mod managers;
 mod network;

@@ -10,7 +10,8 @@ use crate::datapath::netns;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, ProgramType, SchedClassifier};
+use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
@@ -242,8 +243,28 @@ fn is_bpffs(dir: &Path) -> anyhow::Result<bool> {
     Ok(i128::from(stat.f_type) == BPF_FS_MAGIC)
 }
 
+/// Whether the kernel takes programs of the types that are loaded. Loads a trivial one of each.
+///
+/// # Errors
+/// What the kernel lacks, or what this process may not.
+pub fn is_supported() -> anyhow::Result<()> {
+    check_version(KernelVersion::current().context("cannot read the kernel's version")?)?;
+    for (kind, name) in
+        [(ProgramType::SchedClassifier, "programs on devices"), (ProgramType::CgroupSockAddr, "programs on sockets")]
+    {
+        anyhow::ensure!(
+            is_program_supported(kind).map_err(|e| anyhow::anyhow!("{}", chain(&e)))?,
+            "the kernel has no eBPF {name}"
+        );
+    }
+    Ok(())
+}
+
 /// Mount point of the cgroup2 tree; on hybrid machines it is not /sys/fs/cgroup.
-fn cgroup_root() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// None is mounted from its root.
+pub fn cgroup_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     let found = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

@@ -1,6 +1,7 @@
 //! Kernel WireGuard: the device is created in the host's namespace, where its UDP socket stays, and moved into the mesh
 //! namespace; peers are changed from inside the latter, by difference.
 
+use super::super::netns;
 use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
 use super::difference::{INITIATE_PERIOD, peer_change, redirects};
@@ -19,6 +20,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
+
+/// Whether the kernel can create WireGuard devices: creates one in a namespace of its own, which ends with it. Loads the module
+/// if there is one.
+///
+/// # Errors
+/// No namespace can be created, or the kernel's for another reason.
+pub fn kernel_has_wireguard() -> anyhow::Result<bool> {
+    netns::in_new(|| link::add_wireguard("wg0"))
+}
 
 /// The tunnel as a kernel device.
 pub(super) struct KernelTunnel {

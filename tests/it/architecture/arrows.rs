@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("api", "store raft http trust"),
     ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
+    ("doctor", "status datapath http settings"),
     ("cli", "*"),
     ("lab", "*"),
     ("node", "*"),
