@@ -1,6 +1,7 @@
 //! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
-//! live), `/trace` (what the programs would do with a packet), and as the one order that it takes `/recover-certificates`. Renders what a [`StatusSource`] returns; knows nothing
-//! of how the node collects it.
+//! live), `/trace` (what the programs would do with a packet), `/state-copy` (what this manager's copy of the cluster's state
+//! has), and the orders that it takes: `/backup` (write one into the data directory) and `/recover-certificates`. Renders what a
+//! [`StatusSource`] returns; knows nothing of how the node collects it.
 
 mod drops;
 pub mod metrics;
@@ -33,6 +34,16 @@ pub trait StatusSource: Send + Sync {
     fn blockers(&self) -> BTreeMap<String, String>;
     /// Settings, status, view, peers and kernel state, as one document, in which secrets are hidden.
     async fn dump(&self) -> serde_json::Value;
+    /// What this manager's copy of the cluster's state has, as one document without secrets.
+    ///
+    /// # Errors
+    /// The node is not a manager, or its copy is not served.
+    fn state_copy(&self) -> anyhow::Result<serde_json::Value>;
+    /// Writes the content of a backup to a file that only root may read, and returns its path.
+    ///
+    /// # Errors
+    /// The node is no manager that serves its store, or the disk is full.
+    fn write_backup(&self) -> anyhow::Result<std::path::PathBuf>;
     /// Lets this manager renew certificates that have expired, for this long from now.
     ///
     /// # Errors
@@ -60,12 +71,14 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .route("/metrics", get(exposition))
         .route("/dump", get(dump))
         .route("/recover-certificates", post(recover_certificates))
+        .route("/state-copy", get(state_copy))
+        .route("/backup", post(write_backup))
         .route("/drops", get(drops))
         .route("/trace", get(trace_packet))
         .fallback(async || {
             (
                 StatusCode::NOT_FOUND,
-                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace and /recover-certificates\n",
+                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace, /state-copy, /backup and /recover-certificates\n",
             )
         })
         .with_state(source)
@@ -89,6 +102,20 @@ async fn recover_certificates(
     let seconds = query.get("seconds").and_then(|text| text.parse().ok());
     let seconds = seconds.ok_or_else(|| refused("`seconds` is not a number"))?;
     source.recover_certificates(Duration::from_secs(seconds)).map_err(|e| refused(format!("{e:#}")))
+}
+
+/// The content itself does not pass this socket, which others than root may have.
+async fn write_backup(
+    State(source): SharedSource,
+) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
+    let written = tokio::task::spawn_blocking(move || source.write_backup()).await.map_err(anyhow::Error::from).flatten();
+    written.map(|path| axum::Json(serde_json::json!({ "path": path }))).map_err(|e| refused(format!("{e:#}")))
+}
+
+async fn state_copy(
+    State(source): SharedSource,
+) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
+    source.state_copy().map(axum::Json).map_err(|e| refused(format!("{e:#}")))
 }
 
 fn refused(why: impl std::fmt::Display) -> (StatusCode, axum::Json<serde_json::Value>) {

@@ -1,5 +1,6 @@
 //! The command line: the verbs that Docker's CLI does not have. For all others run `docker -H unix://<run-dir>/docker.sock …`.
 
+mod backup;
 mod daemon;
 mod demo;
 mod doctor;
@@ -7,6 +8,7 @@ mod drops;
 mod history;
 mod netns;
 mod recover;
+mod recovery;
 mod status;
 mod swarm;
 mod target;
@@ -39,6 +41,9 @@ enum CliVerb {
     Status(status::StatusArgs),
     /// Let nodes whose certificate has expired renew it at this manager, for a limited time
     RecoverCertificates(recover::RecoverArgs),
+    Recover(recovery::RecoverClusterArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     // Without a comment of their own, which would replace the longer help of their flags.
     Drops(drops::DropsArgs),
     Trace(trace::TraceArgs),
@@ -62,6 +67,9 @@ pub fn main() -> ExitCode {
         CliVerb::Demo(args) => blocking(demo::run(args)),
         CliVerb::Status(args) => blocking(status::run(args)),
         CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
+        CliVerb::Recover(args) => blocking(recovery::run(args)),
+        CliVerb::Backup(args) => blocking(backup::backup(args)),
+        CliVerb::Restore(args) => backup::restore(&args),
         CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::History(args) => blocking(history::run(args)),
@@ -93,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history", "doctor"] {
+        for verb in ["drops", "trace", "history", "doctor", "recover", "backup"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

@@ -41,7 +41,7 @@ pub mod unwritten;
 pub mod view;
 pub mod wg_key;
 
-pub use cluster::{Cluster, ClusterSpec, JoinTokens};
+pub use cluster::{Cluster, ClusterSpec, JoinTokens, NewIncarnation};
 pub use constraint::Constraint;
 pub use format_range::FormatRange;
 pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};

@@ -13,6 +13,7 @@ mod handle;
 mod log;
 mod logger;
 mod request;
+mod rewrite;
 mod shell;
 mod snapshot_thread;
 
@@ -21,4 +22,5 @@ pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange};
 pub use self::disk::{Disk, DiskError, FILE};
 pub use self::handle::Raft;
 pub use self::log::{Log, LogBatch};
+pub use self::rewrite::{LogSummary, rebuild, replay};
 pub use self::shell::{join, start};

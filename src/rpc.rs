@@ -19,6 +19,6 @@ mod tls;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
-pub use managers::{ManagerLink, ManagerLinkConfig, ManagerServer};
+pub use managers::{ManagerGreeter, ManagerLink, ManagerLinkConfig, ManagerServer};
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
 pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

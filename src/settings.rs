@@ -206,7 +206,7 @@ pub struct RaftTiming {
     pub tick_ms: u64,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Ticks without a leader before an election: each manager draws a number from this one…
+    /// Ticks without a leader before an election: each manager has another number, from this one…
     pub election_ticks_min: usize,
     /// …up to, not including, this one.
     pub election_ticks_max: usize,
@@ -221,8 +221,8 @@ impl Default for RaftTiming {
         Self {
             tick_ms: 50,
             heartbeat_ticks: 2,
-            election_ticks_min: 10,
-            election_ticks_max: 20,
+            election_ticks_min: 7,
+            election_ticks_max: 14,
             snapshot_every: 10_000,
             keep_entries: 500,
         }

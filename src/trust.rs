@@ -1,5 +1,5 @@
 //! Identities: the root CA, node certificates and when to renew them, join tokens, the proof that a
-//! joiner has its tunnel's key, the encryption of secrets and configs, and the files of a node's identity. Pure
+//! joiner has its tunnel's key, the encryption of secrets and configs, files that are encrypted with a passphrase, and the files of a node's identity. Pure
 //! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
 //! managers decide that).
 
@@ -9,6 +9,7 @@ mod identity;
 mod key_possession;
 mod name;
 mod renewal;
+mod sealed_file;
 mod sealing;
 mod token;
 
@@ -18,6 +19,7 @@ pub use identity::Identity;
 pub use key_possession::{AwaitedProof, NotProved, TunnelKey, has_low_order};
 pub use name::NodeName;
 pub use renewal::{Remaining, Validity};
+pub use sealed_file::{KeyCost, SealedFileError, open_file, seal_file};
 pub use sealing::{DataKey, PayloadVault, SealError};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 

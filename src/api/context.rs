@@ -4,7 +4,12 @@ use super::control::NodeControl;
 use super::engine_http::EngineHttp;
 use super::events::EventFeed;
 use crate::clock::Clock;
+use crate::model::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time without a leader that an election takes.
+const ELECTION: Duration = Duration::from_secs(1);
 
 /// The node, its engine and its clock.
 pub struct ApiContext {
@@ -13,4 +18,11 @@ pub struct ApiContext {
     pub events: Arc<EventFeed>,
     /// Stamps what is written to the store.
     pub clock: Arc<dyn Clock>,
+}
+
+impl ApiContext {
+    /// Since when this manager knows no leader, unless that is a moment ago.
+    pub fn stale_since(&self) -> Option<Timestamp> {
+        self.control.leaderless_since().filter(|since| self.clock.now().since(*since) >= ELECTION)
+    }
 }

@@ -1,6 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, Secret, UnwrittenObject};
+use crate::model::{Availability, ClusterSpec, NodeId, Secret, Timestamp, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
@@ -153,10 +153,15 @@ pub trait NodeControl: Send + Sync {
     fn membership(&self) -> Membership;
     /// The store; `None` unless this node is a manager whose store is ready.
     fn store(&self) -> Option<StoreHandle>;
+    /// Since when this manager knows no leader; `None` if it knows one, and on workers. What it reads may be old then.
+    fn leaderless_since(&self) -> Option<Timestamp>;
     /// Objects that the leader, if it is this node, cannot write.
     fn left_out(&self) -> Vec<UnwrittenObject>;
     /// Creates a swarm; returns this node's id in it once the store answers. Never called on a node of a swarm.
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError>;
+    /// Re-creates the swarm from this manager's copy of its state, with this node as the only manager; returns its id once the store
+    /// answers. `advertise_addr` as in [`SwarmInitRequest`]; empty: the one that it has.
+    async fn new_cluster(&self, advertise_addr: String) -> Result<NodeId, ControlError>;
     /// Joins a swarm; returns once this node is part of it. Never called on a node of a swarm.
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
     /// Leaves the swarm. On a manager only called with `force`.

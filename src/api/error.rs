@@ -99,6 +99,10 @@ impl From<ControlError> for ApiError {
     }
 }
 
+/// Swarm's text for a swarm whose managers have no majority.
+pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half \
+                             of the managers are online.";
+
 impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> Self {
         match error {
@@ -118,10 +122,7 @@ impl From<ProposeError> for ApiError {
                 error @ (StoreError::NeedsLevel { .. } | StoreError::FieldNeedsLevel { .. } | StoreError::UnreadableLevel { .. }),
             ) => Self::rpc(GrpcCode::FailedPrecondition, error),
             ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(GrpcCode::NotFound, error),
-            ProposeError::NotLeader => Self::rpc(
-                GrpcCode::Unknown,
-                "The swarm does not have a leader. Make sure more than half of the managers are online.",
-            ),
+            ProposeError::NotLeader => Self::rpc(GrpcCode::Unknown, NO_LEADER),
             ProposeError::TimedOut => Self::rpc(GrpcCode::Unknown, format!("{error}: more than half of them must be up")),
             ProposeError::Stopped(_) => Self::failed(error.to_string()),
         }

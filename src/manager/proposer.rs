@@ -185,7 +185,8 @@ impl Proposer {
                     return Ok(index);
                 }
                 Attempt::Failed(error) => return Err(error),
-                Attempt::Again => tokio::time::sleep(RETRY).await,
+                // At once when another manager leads.
+                Attempt::Again => drop(tokio::time::timeout(RETRY, status.wait_for(|s| s.leader != Some(leader))).await),
             }
         }
     }

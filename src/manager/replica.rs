@@ -4,8 +4,9 @@
 use super::entry::{ApplyOutcome, TransactionEntry};
 use super::outcomes::RecentOutcomes;
 use super::proposer::{Forward, Proposer};
-use crate::raft::{self, Raft, RaftConfig, StateMachine, Transport};
+use crate::raft::{self, LogSummary, Raft, RaftConfig, StateMachine, Transport};
 use crate::store::{Store, StoreHandle, StorePublisher, decode_document};
+use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,16 @@ impl Replica {
         let proposer = Arc::new(Proposer::new(raft.clone(), published.clone(), forward, outcomes, timeout));
         Ok(StartedReplica { store: StoreHandle::new(published, proposer.clone()), raft, proposer })
     }
+}
+
+/// The state of a manager that does not run, after the last entry of its log, and what the log says of itself. Blocks.
+///
+/// # Errors
+/// See [`raft::replay`].
+pub fn replayed(dir: &Path) -> anyhow::Result<(Store, LogSummary)> {
+    let mut replica = Replica::default();
+    let summary = raft::replay(dir, &mut replica)?;
+    Ok((replica.store, summary))
 }
 
 impl StateMachine for Replica {

@@ -25,11 +25,19 @@ pub fn plan(store: &Store, members: &[u64], rng: &mut impl Rng) -> Vec<Action> {
                 Some(ManagerStatus { raft_id: draw_raft_id(rng), addr })
             }
             (Some(manager), Role::Worker) if !members.contains(&manager.raft_id) => None,
+            (Some(manager), Role::Manager) => Some(at_its_endpoint(node, manager)?),
             _ => return None,
         };
         Some(Action::update(Node { manager, ..node.clone() }))
     });
     changed.collect()
+}
+
+/// A manager's entry with the address that its tunnel has now, if that is another one: a machine may come back with another.
+fn at_its_endpoint(node: &Node, manager: &ManagerStatus) -> Option<ManagerStatus> {
+    let ip = node.mesh.endpoints.first()?.ip();
+    let addr = SocketAddr::new(ip, manager.addr.port());
+    (ip != manager.addr.ip() && !ip.is_unspecified()).then_some(ManagerStatus { addr, ..*manager })
 }
 
 /// The next change of raft's membership; `None` if it is as the store wants it. One change is made at a time.
@@ -135,6 +143,19 @@ mod tests {
         let next = RaftStatus { id: 7, ..now };
         assert_eq!(next_change(&demoted, &next), Some(MembershipChange::Remove(1)));
         assert!(!transfers_leadership(&demoted, &next));
+    }
+
+    #[test]
+    fn a_managers_address_follows_its_tunnels() {
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
+        let mut moved = node(2, Role::Manager, Some(7));
+        moved.mesh.endpoints = vec!["192.168.7.2:2377".parse().unwrap()];
+        assert_eq!(plan(&store([moved.clone()]), &[7], rng), [], "where it was");
+        moved.mesh.endpoints = vec!["[2001:db8::2]:4789".parse().unwrap()];
+        let actions = plan(&store([moved]), &[7], rng);
+        let [Action::Update(crate::store::Object::Node(written))] = &actions[..] else { panic!("{actions:?}") };
+        let expected = ManagerStatus { raft_id: 7, addr: "[2001:db8::2]:2377".parse().unwrap() };
+        assert_eq!(written.manager, Some(expected));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The cluster object: settings that all managers share, and the root CA.
 
 use super::secret::{self, Secret};
-use super::{id::ClusterId, mesh::MeshPrefix, meta::Meta, node::Role, time::Nanos};
+use super::{id::ClusterId, id::NodeId, mesh::MeshPrefix, meta::Meta, node::Role, time::Nanos, time::Timestamp, view::Revision};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,9 +36,26 @@ pub struct Cluster {
     pub subnet_size: u8,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
+    /// How the cluster was re-created from the state of one manager, oldest first; the last [`INCARNATIONS_KEPT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incarnations: Vec<NewIncarnation>,
     /// What may be written to the log: every manager reads it. Absent: 1. Raised by the leader, never lowered.
     #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
     pub feature_level: u32,
+}
+
+/// A manager that was away for longer than so many new incarnations counts everything that it has as written since.
+pub const INCARNATIONS_KEPT: usize = 16;
+
+/// A cluster that was re-created from the state of one manager: by `--force-new-cluster`, or from a backup.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewIncarnation {
+    pub incarnation: u64,
+    /// The state that it began with. What the incarnation before has written later is not in it.
+    pub base: Revision,
+    pub at: Timestamp,
+    /// The manager whose state it was.
+    pub node: NodeId,
 }
 
 fn first_level() -> u32 {

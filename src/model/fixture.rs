@@ -34,6 +34,7 @@ pub fn cluster() -> Cluster {
         mesh: mesh(),
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
+        incarnations: Vec::new(),
         subnet_size: 24,
         feature_level: 2,
         data_path_port: 2377,

@@ -7,7 +7,7 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
-use crate::model::{NodeId, Role, Secret, UnwrittenObject};
+use crate::model::{NodeId, Role, Secret, Timestamp, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::{JoinToken, PayloadVault, RootCa};
 use async_trait::async_trait;
@@ -36,6 +36,13 @@ impl NodeControl for DaemonControl {
         }
     }
 
+    fn leaderless_since(&self) -> Option<Timestamp> {
+        match self.0.lifecycle.state() {
+            MembershipState::Active(member) => *member.leaderless.borrow(),
+            _ => None,
+        }
+    }
+
     fn left_out(&self) -> Vec<UnwrittenObject> {
         match self.0.lifecycle.state() {
             MembershipState::Active(member) => member.leader_health.borrow().left_out.clone(),
@@ -58,6 +65,16 @@ impl NodeControl for DaemonControl {
                 Err(failed(&error))
             }
         }
+    }
+
+    async fn new_cluster(&self, advertise_addr: String) -> Result<NodeId, ControlError> {
+        // Not cut off when the client goes away: half a cluster would stay.
+        let daemon = self.0.clone();
+        let made = tokio::spawn(async move {
+            let _lock = daemon.lifecycle.lock().await;
+            daemon.make_new_cluster(&advertise_addr).await
+        });
+        made.await.map_err(|e| failed(&e.into()))?
     }
 
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {

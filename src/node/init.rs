@@ -107,6 +107,7 @@ fn new_cluster(
         mesh: MeshPrefix::draw(&mut rng),
         address_pools: pools.pools,
         reserved_subnets: pools.reserved,
+        incarnations: Vec::new(),
         subnet_size: request.subnet_size,
         data_path_port: addresses.data_path_port,
         feature_level: FEATURE_LEVELS.newest,

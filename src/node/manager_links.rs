@@ -1,10 +1,10 @@
 //! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. The view, or
 //! before there is one this manager's store, says where a raft id is.
 
-use crate::manager::Forward;
+use crate::manager::{ApplyOutcome, Forward};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView};
-use crate::raft::Transport;
+use crate::raft::{Raft, Transport};
 use crate::rpc::{ManagerLink, ManagerLinkConfig};
 use crate::store::{Store, StoreHandle};
 use crate::sync::lock;
@@ -12,27 +12,64 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// Time for the other managers to say of which incarnation they are, before this one takes part in raft.
+const GREETING: Duration = Duration::from_millis(1500);
 
 /// What the links need of a node that runs.
 struct Connected {
     config: Arc<ManagerLinkConfig>,
     peers: watch::Receiver<Option<Arc<NodeView>>>,
     store: StoreHandle,
+    raft: Raft<ApplyOutcome>,
 }
 
-/// The links. Raft starts before the network: until [`ManagerLinks::connect`] everything is dropped.
+/// The links. Raft starts before the network: until [`ManagerLinks::connect`], and until the other managers have said of which incarnation
+/// of the cluster they are, everything that raft sends is dropped.
 #[derive(Default)]
 pub(super) struct ManagerLinks {
     connected: OnceLock<Connected>,
+    greeted: AtomicBool,
     /// By raft id, which stays with one node and its mesh address.
     links: Mutex<BTreeMap<u64, Arc<ManagerLink>>>,
 }
 
 impl ManagerLinks {
-    pub(super) fn connect(&self, config: ManagerLinkConfig, peers: watch::Receiver<Option<Arc<NodeView>>>, store: StoreHandle) {
-        let _ = self.connected.set(Connected { config: Arc::new(config), peers, store });
+    pub(super) fn connect(
+        &self,
+        config: ManagerLinkConfig,
+        peers: watch::Receiver<Option<Arc<NodeView>>>,
+        store: StoreHandle,
+        raft: Raft<ApplyOutcome>,
+    ) {
+        let _ = self.connected.set(Connected { config: Arc::new(config), peers, store, raft });
+    }
+
+    /// Greets the other managers, then lets raft send. Ends the links of managers that are members of raft no more.
+    pub(super) async fn run(&self) {
+        let Some(connected) = self.connected.get() else { return };
+        let mut status = connected.raft.status();
+        let me = status.borrow().id;
+        let known: Vec<u64> = connected.store.read().nodes().filter_map(|node| Some(node.manager.as_ref()?.raft_id)).collect();
+        let others: Vec<_> = known.into_iter().filter(|id| *id != me).filter_map(|id| self.link(id)).collect();
+        let greetings = futures_util::future::join_all(others.iter().map(|link| link.greet()));
+        let _ = tokio::time::timeout(GREETING, greetings).await;
+        self.greeted.store(true, Ordering::SeqCst);
+        let mut members = Vec::new();
+        loop {
+            let now: Vec<u64> = status.borrow_and_update().members().collect();
+            if now != members {
+                lock(&self.links).retain(|id, _| now.contains(id) || !members.contains(id));
+                members = now;
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The link to a manager; `None` while it is not known where that is.
@@ -43,9 +80,16 @@ impl ManagerLinks {
             return Some(link.clone());
         }
         let (node, address) = connected.address_of(raft_id)?;
-        let link = Arc::new(ManagerLink::start(connected.config.clone(), address, node));
+        let raft = connected.raft.clone();
+        let ended = Arc::new(move || raft.report_ended(raft_id));
+        let link = Arc::new(ManagerLink::start(connected.config.clone(), address, node, ended));
         links.insert(raft_id, link.clone());
         Some(link)
+    }
+
+    /// The mesh address of a manager.
+    pub(super) fn address_of(&self, raft_id: u64) -> Option<SocketAddr> {
+        Some(self.connected.get()?.address_of(raft_id)?.1)
     }
 
     /// Whether the node is a manager with this mesh address, as far as this one knows.
@@ -81,7 +125,9 @@ impl Connected {
 
 impl Transport for ManagerLinks {
     fn send(&self, to: u64, message: Vec<u8>) {
-        if let Some(link) = self.link(to) {
+        if self.greeted.load(Ordering::SeqCst)
+            && let Some(link) = self.link(to)
+        {
             link.raft(message);
         }
     }

@@ -5,6 +5,7 @@ use super::admission::Admission;
 use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
 use super::current_membership::CurrentMembership;
 use super::environment::Environment;
+use super::greetings::Greetings;
 use super::manager_health;
 use super::manager_links::ManagerLinks;
 use super::manager_role::ManagerPart;
@@ -13,16 +14,17 @@ use super::network::MeshNetwork;
 use super::raft_members;
 use super::recovery::RecoveryWindow;
 use super::supervisor::Blockers;
+use crate::clock::Clock;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{Replica, StartedReplica};
 use crate::manager::{self, ApplyOutcome, LeaderHealth, ManagerSettings, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
-use crate::model::{NodeId, NodeView};
+use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
-use crate::raft::{self, Raft, RaftConfig};
-use crate::rpc::{ListenerKind, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
+use crate::raft::{self, Raft, RaftConfig, RaftStatus};
+use crate::rpc::{ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -40,8 +42,12 @@ use tokio_util::task::TaskTracker;
 const TRANSFER: Duration = Duration::from_secs(1);
 /// Time for the leader to fill the store of a new manager before its API is served.
 const FILLED: Duration = Duration::from_secs(10);
+/// Time in which an election is over that can succeed.
+const ELECTION: Duration = Duration::from_secs(1);
 /// Time to connect to another manager.
 const LINK_CONNECT: Duration = Duration::from_secs(1);
+/// A connection that breaks after this time was wanted by the other manager.
+const LINK_STEADY: Duration = Duration::from_millis(500);
 
 /// Raft and the store behind it.
 pub(super) struct ManagerStore {
@@ -75,7 +81,7 @@ impl ManagerStore {
             snapshot_every: settings.raft.snapshot_every,
             keep_entries: settings.raft.keep_entries,
             propose_timeout: Duration::from_millis(settings.timeouts.propose_ms),
-            ..RaftConfig::new(env.state_dir.raft(), raft_id, rand::random())
+            ..RaftConfig::new(env.state_dir.raft(), raft_id)
         };
         if log == OpenLog::Join {
             raft::join(&config)?;
@@ -139,6 +145,10 @@ pub(super) struct ManagerServices {
     peers: watch::Receiver<Option<Arc<NodeView>>>,
     recovery: Arc<RecoveryWindow>,
     health: watch::Sender<LeaderHealth>,
+    /// While the part runs.
+    raft: watch::Sender<Option<Raft<ApplyOutcome>>>,
+    /// Since when no leader is known.
+    leaderless: watch::Sender<Option<Timestamp>>,
     /// For the first start, if the member starts as a manager.
     prepared: Option<PreparedManager>,
     running: Option<RunningManager>,
@@ -170,6 +180,8 @@ impl ManagerServices {
             peers: network.peers.subscribe(),
             recovery,
             health: watch::channel(LeaderHealth::default()).0,
+            raft: watch::channel(None).0,
+            leaderless: watch::channel(None).0,
             prepared,
             running: None,
         }
@@ -178,6 +190,16 @@ impl ManagerServices {
     /// What of the leader's loops does not work; nothing while they do not run.
     pub(super) fn health(&self) -> watch::Receiver<LeaderHealth> {
         self.health.subscribe()
+    }
+
+    /// Raft; `None` while it does not run.
+    pub(super) fn raft(&self) -> watch::Receiver<Option<Raft<ApplyOutcome>>> {
+        self.raft.subscribe()
+    }
+
+    /// Since when no leader is known; `None` if one is, and while the part does not run.
+    pub(super) fn leaderless(&self) -> watch::Receiver<Option<Timestamp>> {
+        self.leaderless.subscribe()
     }
 
     /// Its log and its listener are open.
@@ -193,28 +215,46 @@ impl ManagerServices {
         let me = &membership.node_id;
         let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
+        let (since, clock, watched, ended) = (self.leaderless.clone(), env.clock.clone(), store.raft.status(), stop.clone());
+        tasks.spawn(async move {
+            let _ = ended.run_until_cancelled(watch_leaderless(watched, &*clock, &since)).await;
+            since.send_replace(None);
+        });
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
         let address = SocketAddr::new(IpAddr::V6(node_address(membership.subnet)), DEFAULT_PORT);
+        let greetings = Arc::new(Greetings::new(store.store.clone(), store.raft.clone(), env.blockers.clone()));
         let links = ManagerLinkConfig {
             identity: self.identity.clone(),
             clock: env.clock.clone(),
             sockets: self.mesh.clone(),
             source: address.ip(),
+            greeter: greetings.clone(),
             connect: LINK_CONNECT,
+            steady: LINK_STEADY,
             runtime: tokio::runtime::Handle::current(),
         };
-        store.links.connect(links, self.peers.clone(), store.store.clone());
+        store.links.connect(links, self.peers.clone(), store.store.clone(), store.raft.clone());
+        let (links, ended) = (store.links.clone(), stop.clone());
+        tasks.spawn(async move {
+            let _ = ended.run_until_cancelled(links.run()).await;
+        });
         tasks.spawn(raft_members::run(store.raft.clone(), store.store.clone(), env.clock.clone(), stop.clone()));
-        let managers = OtherManagers { raft: store.raft.clone(), proposer: store.proposer.clone(), links: store.links.clone() };
+        let managers =
+            OtherManagers { raft: store.raft.clone(), proposer: store.proposer.clone(), links: store.links.clone(), greetings };
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
         let server = Arc::new(Server::new(
             self.identity.clone(),
             env.clock.clone(),
             Arc::new(admission),
-            Arc::new(DispatcherSessions { sessions: loops.sessions, store: store.store.clone() }),
+            Arc::new(DispatcherSessions {
+                sessions: loops.sessions,
+                store: store.store.clone(),
+                raft: store.raft.clone(),
+                links: store.links.clone(),
+            }),
             Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
             Arc::new(managers),
             limits,
@@ -241,6 +281,7 @@ impl ManagerPart for ManagerServices {
         };
         let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);
+        self.raft.send_replace(Some(raft.clone()));
         // A manager that has just joined gets its store from the leader: what is in it already is neither served nor reported as news.
         let _ = tokio::time::timeout(FILLED, raft.status().wait_for(|s| s.voters.contains(&s.id))).await;
         Ok(handle)
@@ -259,6 +300,7 @@ impl ManagerPart for ManagerServices {
 
     async fn stop(&mut self) {
         let Some(RunningManager { store, stop, tasks, .. }) = self.running.take() else { return };
+        self.raft.send_replace(None);
         stop.cancel();
         store.stop().await;
         tasks.close();
@@ -284,6 +326,18 @@ async fn retry_until_stopped<T>(stop: &CancellationToken, mut attempt: impl FnMu
         tokio::select! {
             () = stop.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+}
+
+/// Publishes since when no leader is known, until raft has stopped.
+async fn watch_leaderless(mut status: watch::Receiver<RaftStatus>, clock: &dyn Clock, since: &watch::Sender<Option<Timestamp>>) {
+    loop {
+        let has_leader = status.borrow_and_update().leader.is_some();
+        let now = if has_leader { None } else { Some(since.borrow().unwrap_or_else(|| clock.now())) };
+        replace_if_changed(since, now);
+        if status.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -324,6 +378,16 @@ struct OtherManagers {
     raft: Raft<ApplyOutcome>,
     proposer: Arc<Proposer>,
     links: Arc<ManagerLinks>,
+    greetings: Arc<Greetings>,
+}
+
+impl ManagerGreeter for OtherManagers {
+    fn greeting(&self) -> Vec<u8> {
+        self.greetings.greeting()
+    }
+    fn greeted(&self, node: &NodeId, greeting: &[u8]) {
+        self.greetings.greeted(node, greeting);
+    }
 }
 
 #[async_trait]
@@ -343,6 +407,19 @@ impl ManagerServer for OtherManagers {
 struct DispatcherSessions {
     sessions: Sessions,
     store: StoreHandle,
+    raft: Raft<ApplyOutcome>,
+    links: Arc<ManagerLinks>,
+}
+
+impl DispatcherSessions {
+    /// The mesh address of the manager that leads, if that is another one. Waits for an election.
+    async fn other_leader(&self) -> Option<SocketAddr> {
+        let mut status = self.raft.status();
+        let known = tokio::time::timeout(ELECTION, status.wait_for(|s| s.leader.is_some())).await.ok()?.ok()?;
+        let leader = known.leader.filter(|leader| *leader != known.id)?;
+        drop(known);
+        self.links.address_of(leader)
+    }
 }
 
 #[async_trait]
@@ -354,6 +431,10 @@ impl SessionServer for DispatcherSessions {
         self.store.read().node(node).is_none_or(|node| IpAddr::V6(node_address(node.mesh.subnet)) == address)
     }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
+        if let Some(leader) = self.other_leader().await {
+            let _ = out.try_send(ToNode::NotLeader { leader: Some(leader) });
+            anyhow::bail!("another manager leads");
+        }
         Ok(self.sessions.open(node, hello, out).await.0)
     }
     async fn message(&self, session: u64, message: ToManager) {

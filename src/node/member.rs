@@ -22,14 +22,14 @@ use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
-use crate::manager::LeaderHealth;
+use crate::manager::{ApplyOutcome, LeaderHealth};
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
-use crate::model::{NodeSpec, NodeView, Role};
+use crate::model::{NodeSpec, NodeView, Role, Timestamp};
 use crate::protocol::ToManager;
+use crate::raft::{Raft, RaftStatus};
 use crate::rpc::RenewalConfig;
 use crate::store::{Action, FieldUpdate, StoreHandle};
-use crate::sync::lock;
 use crate::trust::Identity;
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How long a daemon that stops may be away, in milliseconds, before its tasks run elsewhere.
 const RESTART_MS: u64 = 30_000;
@@ -67,6 +68,9 @@ pub(super) struct Member {
     store: watch::Receiver<Option<StoreHandle>>,
     /// What of the leader's loops on this node does not work.
     pub leader_health: watch::Receiver<LeaderHealth>,
+    raft: watch::Receiver<Option<Raft<ApplyOutcome>>>,
+    /// Since when this node, as a manager, knows no leader.
+    pub leaderless: watch::Receiver<Option<Timestamp>>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
     pub names: Arc<DnsCounts>,
@@ -111,7 +115,7 @@ impl Member {
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, current.clone(), identity.clone(), &network, recovery.clone(), manager);
-        let leader_health = services.health();
+        let (leader_health, raft, leaderless) = (services.health(), services.raft(), services.leaderless());
         let store = start_manager_role(services, roles, &context).await?;
         let (certificate, certificate_role) = watch::channel(identity.borrow().role());
         let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, store.clone());
@@ -127,6 +131,7 @@ impl Member {
             blockers: env.blockers.clone(),
         };
         context.supervisor.once("role", follower.run(context.stop()));
+        context.supervisor.once("removal", end_role_when_removed(session.removed.clone(), role.clone(), context.stop()));
         let (loops, overlay) = unless_started;
         for started in [loops, overlay] {
             started.disarm();
@@ -140,6 +145,8 @@ impl Member {
             role,
             store,
             leader_health,
+            raft,
+            leaderless,
             ports,
             ebpf,
             names,
@@ -164,6 +171,16 @@ impl Member {
         self.store.borrow().clone()
     }
 
+    /// Status of raft; `None` while the manager's part does not run.
+    pub(super) fn raft_status(&self) -> Option<RaftStatus> {
+        self.raft.borrow().as_ref().map(|raft| raft.status().borrow().clone())
+    }
+
+    /// Waits until the store is served; never on a worker.
+    pub(super) async fn has_store(&self) {
+        let _ = self.store.clone().wait_for(Option::is_some).await;
+    }
+
     /// Address that the node advertises: its own setting, or the one that the manager saw.
     pub(super) fn advertised(&self) -> Option<IpAddr> {
         self.membership.advertise.or_else(|| {
@@ -174,7 +191,7 @@ impl Member {
 
     /// Why the leader has removed this node, if it has.
     pub(super) fn removed(&self) -> Option<String> {
-        lock(&self.session.removed).clone()
+        self.session.removed.borrow().clone()
     }
 
     /// Ends this node's part in raft, if the other managers are a quorum: they go on without waiting for it.
@@ -207,6 +224,13 @@ impl Member {
         self.context.supervisor.stop.cancel();
         self.network.pause().await;
         self.context.supervisor.end().await;
+    }
+}
+
+/// A manager that was removed from the cluster is none any more: its raft would ask for votes for ever.
+async fn end_role_when_removed(mut removed: watch::Receiver<Option<String>>, role: watch::Sender<Role>, stop: CancellationToken) {
+    if let Some(Ok(_)) = stop.run_until_cancelled(removed.wait_for(Option::is_some)).await {
+        role.send_replace(Role::Worker);
     }
 }
 

@@ -31,7 +31,7 @@ async fn follow(raft: Raft<ApplyOutcome>, store: StoreHandle, clock: Arc<dyn Clo
             return;
         }
         let (now, current) = (status.borrow_and_update().clone(), view.borrow_and_update().clone());
-        let members: Vec<u64> = now.voters.iter().chain(&now.learners).copied().collect();
+        let members: Vec<u64> = now.members().collect();
         let actions = roles::plan(&current, &members, &mut rng);
         if roles::transfers_leadership(&current, &now) {
             tracing::info!("this manager was demoted: another one is to lead");

@@ -61,6 +61,14 @@ impl StatusSource for Daemon {
         document
     }
 
+    fn state_copy(&self) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::to_value(Daemon::state_copy(self)?)?)
+    }
+
+    fn write_backup(&self) -> anyhow::Result<std::path::PathBuf> {
+        Daemon::write_backup(self)
+    }
+
     fn recover_certificates(&self, time: Duration) -> anyhow::Result<()> {
         let MembershipState::Active(member) = self.lifecycle.state() else {
             anyhow::bail!("this node is not part of a swarm");

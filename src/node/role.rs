@@ -104,7 +104,7 @@ impl RoleFollower {
                 blocking(move || {
                     // Of an earlier role of this node, which has ended.
                     remove_log(&dir)?;
-                    raft::join(&RaftConfig::new(&dir, raft_id, 0))?;
+                    raft::join(&RaftConfig::new(&dir, raft_id))?;
                     membership.change(|m| m.clone().with_role(Role::Manager, Some(raft_id)))
                 })
                 .await?;

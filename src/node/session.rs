@@ -10,10 +10,10 @@ use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
 use crate::protocol::{FORMATS, ToManager};
 use crate::rpc::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
-use crate::sync::{lock, replace_if_changed};
+use crate::sync::replace_if_changed;
 use crate::trust::Identity;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,7 @@ pub(super) struct LoopReports {
 pub(super) struct RunningSession {
     pub state: watch::Receiver<SessionState>,
     /// The leader's reason, once it has removed this node.
-    pub removed: Arc<Mutex<Option<String>>>,
+    pub removed: watch::Receiver<Option<String>>,
     pub outgoing: mpsc::Sender<ToManager>,
 }
 
@@ -80,12 +80,12 @@ pub(super) fn start(
     resend_hello(context, description, hello.clone(), outgoing.clone());
     let channels =
         SessionChannels { incoming: incoming_sender, outgoing: outgoing_receiver, applied: lowest, state: state_sender };
-    let removed = Arc::new(Mutex::new(None));
-    let (reason, stop) = (removed.clone(), context.stop());
+    let (reason, removed) = watch::channel(None);
+    let stop = context.stop();
     context.supervisor.once("session", async move {
         if let SessionEnd::Removed(why) = keep_session(config, move || hello(), channels, stop).await {
             tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
-            *lock(&reason) = Some(why);
+            reason.send_replace(Some(why));
         }
     });
     Ok(RunningSession { state, removed, outgoing })

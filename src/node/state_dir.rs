@@ -10,6 +10,7 @@
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
 //! | `raft/` | log and snapshots, on managers | `raft` |
+//! | `backup.content` | a backup that is being made | `backup` |
 
 use super::address::ListenAddresses;
 use crate::agent::ledger::Ledger;
@@ -71,6 +72,9 @@ impl StateDir {
     pub(super) fn certificates(&self) -> CertificateFiles {
         CertificateFiles::new(self.path.join("certificates"))
     }
+    pub(super) fn backup(&self) -> PathBuf {
+        self.path.join("backup.content")
+    }
     pub(super) fn raft(&self) -> PathBuf {
         self.path.join("raft")
     }
@@ -93,7 +97,7 @@ impl StateDir {
     /// A file cannot be removed.
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The membership first: without it the rest is unused, and replaced by the next membership.
-        for path in [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.tunnel_key()] {
+        for path in [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.tunnel_key(), self.backup()] {
             ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         self.certificates().remove()?;
@@ -199,6 +203,12 @@ impl MembershipFile {
         self
     }
 
+    /// With another address that other nodes reach it at, perhaps that of an interface.
+    pub(super) fn advertising(mut self, advertise: Option<IpAddr>, interface: Option<String>) -> Self {
+        (self.advertise, self.advertise_interface) = (advertise, interface);
+        self
+    }
+
     /// With other addresses of the same interfaces.
     pub(super) fn with_addresses(mut self, addresses: &ListenAddresses) -> Self {
         (self.listen, self.advertise) = (addresses.listen, addresses.advertise);
@@ -277,13 +287,16 @@ mod tests {
         let _lock = dir.0.lock().unwrap();
         membership().store(&dir.0).unwrap();
         std::fs::write(dir.0.left(), "x").unwrap();
-        for file in [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.path().join("foreign")] {
+        for file in
+            [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.backup(), &dir.0.path().join("foreign")]
+        {
             std::fs::write(file, "x").unwrap();
         }
         for folder in [dir.0.certificates().dir(), &dir.0.path().join("certificates.new"), &dir.0.raft()] {
             std::fs::create_dir(folder).unwrap();
         }
         let all = [
+            "backup.content",
             "certificates",
             "certificates.new",
             "endpoints.json",

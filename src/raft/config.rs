@@ -47,7 +47,7 @@ pub struct RaftConfig {
     pub tick: Duration,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Ticks without a leader until an election: random, at least the first and less than the second.
+    /// Ticks without a leader until an election: at least the first and less than the second, other ones on each manager.
     pub election_ticks: (usize, usize),
     /// Entries from one snapshot to the next.
     pub snapshot_every: u64,
@@ -57,24 +57,21 @@ pub struct RaftConfig {
     pub keep_entries: u64,
     /// Timeout of a proposal.
     pub propose_timeout: Duration,
-    /// Seed of the election timeouts.
-    pub seed: u64,
 }
 
 impl RaftConfig {
     /// The daemon's defaults.
-    pub fn new(dir: impl Into<PathBuf>, id: u64, seed: u64) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, id: u64) -> Self {
         Self {
             dir: dir.into(),
             id,
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,
-            election_ticks: (10, 20),
+            election_ticks: (7, 14),
             snapshot_every: 10_000,
             snapshot_bytes: 64 << 20,
             keep_entries: 500,
             propose_timeout: Duration::from_secs(20),
-            seed,
         }
     }
 }
@@ -100,6 +97,13 @@ pub struct RaftStatus {
     pub hears_majority: bool,
     /// Why this manager cannot write now, for users; `None` if it can.
     pub problem: Option<String>,
+}
+
+impl RaftStatus {
+    /// Raft ids of voters and learners.
+    pub fn members(&self) -> impl Iterator<Item = u64> {
+        self.voters.iter().chain(&self.learners).copied()
+    }
 }
 
 /// Why a proposal failed.

@@ -22,6 +22,9 @@ const MAX_UNCOMMITTED: u64 = 64 << 20;
 const LEARNER_LAG: u64 = 64;
 /// A snapshot that a follower has not acknowledged after this many longest election timeouts counts as lost.
 const SNAPSHOT_TIMEOUTS: usize = 4;
+/// Ticks from one manager's election timeout to the next one's, and of one manager's turn after a leader's end: an election in which
+/// every message is answered within one tick is over by then.
+const TURN: usize = 2;
 
 /// A change of membership, of one manager identified by its raft id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +50,9 @@ pub enum Event {
     Change { ticket: u64, change: MembershipChange },
     /// Leadership is to pass to another voter; nothing happens on a manager that does not lead.
     TransferLeadership,
+    /// The process of the manager with this raft id has ended: its host refuses connections. Nothing is decided by this alone, the
+    /// other voters are asked at once instead of after an election timeout.
+    Ended(u64),
     /// The answer to [`Effect::Snapshot`]: the machine's state after that index.
     Snapshot { index: u64, bytes: Vec<u8> },
 }
@@ -79,8 +85,11 @@ pub struct CoreFailure(pub String);
 pub struct Core {
     raw: RawNode<Log>,
     id: u64,
-    seed: u64,
     election_ticks: (usize, usize),
+    /// The last leader that was known.
+    last_leader: u64,
+    /// Ticks since the leader's end was reported, while no other leader is known.
+    ended: Option<usize>,
     snapshot_every: u64,
     snapshot_bytes: u64,
     keep_entries: u64,
@@ -133,8 +142,9 @@ impl Core {
         let mut core = Self {
             raw,
             id: config.id,
-            seed: config.seed,
             election_ticks: config.election_ticks,
+            last_leader: 0,
+            ended: None,
             snapshot_every: config.snapshot_every.max(1),
             snapshot_bytes: config.snapshot_bytes.max(1),
             applied_bytes: 0,
@@ -147,12 +157,12 @@ impl Core {
             transfers: 0,
             silence: BTreeMap::new(),
         };
-        core.draw_timeout();
+        core.set_timeout();
         core.drain(&mut effects)?;
         // Not earlier: the membership must be that of the last entry known to be committed, not that of the snapshot.
         if core.members.voters == [core.id] && core.members.voters_outgoing.is_empty() {
             core.raw.campaign().map_err(|e| CoreFailure(format!("raft cannot elect itself: {e}")))?;
-            core.draw_timeout();
+            core.set_timeout();
             core.drain(&mut effects)?;
         }
         core.request_snapshot(&mut effects);
@@ -171,22 +181,65 @@ impl Core {
                     self.raw.tick();
                     self.silence.values_mut().for_each(|ticks| *ticks += 1);
                     self.report_lost_snapshots();
+                    self.ended = self.ended.map(|ticks| ticks + 1);
+                    self.campaign_in_turn();
                 }
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
                 Event::TransferLeadership => self.transfer_leadership(),
+                Event::Ended(id) => self.manager_ended(id),
                 Event::Snapshot { index, bytes } => {
                     // The commit index that becomes durable with the snapshot must be in the log already.
                     self.drain(&mut effects)?;
                     self.keep_snapshot(index, bytes, &mut effects);
                 }
             }
-            self.draw_timeout();
+            self.set_timeout();
         }
         self.drain(&mut effects)?;
         self.request_snapshot(&mut effects);
         Ok(effects)
+    }
+
+    fn manager_ended(&mut self, id: u64) {
+        self.silence.remove(&id);
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader {
+            self.raw.report_unreachable(id);
+        } else if raft.state == StateRole::Follower && raft.leader_id == id {
+            // Without a leader this manager answers other candidates at once. One that leads after all is followed again with its next
+            // message.
+            let term = raft.term;
+            raft.become_follower(term, 0);
+            self.last_leader = id;
+            self.ended = Some(0);
+            self.campaign_in_turn();
+        }
+    }
+
+    /// After the leader's end the others stand for election in turn, so that no two of them do so at once. A pre-vote is repeated: the
+    /// others may hear of the end a moment later.
+    fn campaign_in_turn(&mut self) {
+        let Some(ticks) = self.ended else { return };
+        if self.raw.raft.leader_id != 0 || ticks > self.election_ticks.0 {
+            self.ended = None;
+            return;
+        }
+        let others = self.members.get_voters().len().saturating_sub(1).max(1);
+        let is_waiting = matches!(self.raw.raft.state, StateRole::Follower | StateRole::PreCandidate);
+        if is_waiting && self.members.get_voters().contains(&self.id) && ticks / TURN % others == self.turn() {
+            let _ = self.raw.campaign();
+        }
+    }
+
+    /// This manager's place among the voters, in a circle that begins after the last leader.
+    fn turn(&self) -> usize {
+        let mut voters = self.members.get_voters().to_vec();
+        voters.sort_unstable();
+        let own = voters.partition_point(|id| *id < self.id);
+        let last = voters.partition_point(|id| *id <= self.last_leader);
+        (own + voters.len() - last) % voters.len().max(1)
     }
 
     /// Status of this core. The machine has it once the effects are carried out.
@@ -478,17 +531,17 @@ impl Core {
         }
     }
 
-    /// Sets the election timeout, which raft otherwise takes from the thread's random generator, to a function of seed, id and
-    /// term, so that a seeded run is repeatable and managers differ.
-    fn draw_timeout(&mut self) {
-        let (low, high) = self.election_ticks;
-        let mut bits = self.seed ^ self.id.rotate_left(32) ^ self.raw.raft.term;
-        for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
-            bits = (bits.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ (bits >> 29)).wrapping_mul(factor);
-            bits ^= bits >> 31;
+    /// Sets the election timeout, which raft otherwise draws: the voters' timeouts are some ticks apart, so that no two of them stand
+    /// for election at once and split the votes. The first is one tick after the time in which a voter refuses because it has heard of
+    /// the leader.
+    fn set_timeout(&mut self) {
+        if self.raw.raft.leader_id != 0 {
+            self.last_leader = self.raw.raft.leader_id;
         }
-        let span = u64::try_from(high - low).unwrap_or(1).max(1);
-        self.raw.raft.set_randomized_election_timeout(low + usize::try_from(bits % span).unwrap_or(0));
+        let (low, high) = self.election_ticks;
+        let longest = (high - low).saturating_sub(1);
+        let step = (longest.saturating_sub(1) / self.members.get_voters().len().max(1)).clamp(1, TURN);
+        self.raw.raft.set_randomized_election_timeout(low + (1 + self.turn() * step).min(longest));
     }
 }
 

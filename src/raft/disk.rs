@@ -95,6 +95,18 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`]; no content of the file causes a panic.
     pub fn open(dir: &Path, id: u64) -> Result<(Self, Log), DiskError> {
+        let (disk, log, found) = Self::open_any(dir)?;
+        if found != id {
+            return Err(DiskError::Foreign { path: disk.path, found, wanted: id });
+        }
+        Ok((disk, log))
+    }
+
+    /// As [`Disk::open`], whichever manager's log it is; returns its raft id.
+    ///
+    /// # Errors
+    /// See [`DiskError`]; no content of the file causes a panic.
+    pub(super) fn open_any(dir: &Path) -> Result<(Self, Log, u64), DiskError> {
         let path = dir.join(FILE);
         match path.try_exists() {
             Ok(true) => {}
@@ -105,13 +117,13 @@ impl Disk {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
             let disk = Self { path: path.clone(), database };
-            let log = disk.load(id)?;
-            Ok((disk, log))
+            let (log, id) = disk.load()?;
+            Ok((disk, log, id))
         }));
         opened.unwrap_or_else(|_| Err(DiskError::Damaged { path, why: "its pages are inconsistent".to_owned() }))
     }
 
-    /// Creates the log in `dir`, which must have none. Written under another name first, so that a crash leaves a whole log
+    /// Creates the log in `dir`, or replaces the one that is there. Written under another name first, so that a crash leaves a whole log
     /// or none.
     ///
     /// # Errors
@@ -159,7 +171,7 @@ impl Disk {
         attempt().map_err(|fault| self.error("written", fault))
     }
 
-    fn load(&self, id: u64) -> Result<Log, DiskError> {
+    fn load(&self) -> Result<(Log, u64), DiskError> {
         let damaged = |why: &str| DiskError::Damaged { path: self.path.clone(), why: why.to_owned() };
         let read = || -> Result<_, StorageFault> {
             let transaction = self.database.begin_read().map_err(redb::Error::from)?;
@@ -175,13 +187,10 @@ impl Disk {
         if format > FORMAT {
             return Err(DiskError::Newer { path: self.path.clone(), found: format });
         }
-        let found = owner.ok_or_else(|| damaged("it has no raft id"))?;
-        if found != id {
-            return Err(DiskError::Foreign { path: self.path.clone(), found, wanted: id });
-        }
+        let id = owner.ok_or_else(|| damaged("it has no raft id"))?;
         let log = self.load_log().map_err(|fault| self.error("read", fault))?;
         check::log(&log).map_err(|why| damaged(&why))?;
-        Ok(log)
+        Ok((log, id))
     }
 
     fn load_log(&self) -> Result<Log, StorageFault> {

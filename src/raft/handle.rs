@@ -51,6 +51,17 @@ impl<O: Send + 'static> Raft<O> {
         let _ = self.requests.try_send(RaftRequest::Message(message));
     }
 
+    /// Reports that the process of the manager with this raft id has ended. If it led, the others elect a leader at once.
+    pub fn report_ended(&self, id: u64) {
+        let _ = self.requests.try_send(RaftRequest::Ended(id));
+    }
+
+    /// Ends raft's part in its cluster for good, for this reason: another incarnation of the cluster has taken its place. All requests are
+    /// refused with it, and it is the status's problem.
+    pub fn supersede(&self, reason: String) {
+        let _ = self.requests.try_send(RaftRequest::Supersede(reason));
+    }
+
     /// Asks raft to pass leadership on. Returns once another manager leads, or after `limit`; at once on a manager that does not
     /// lead, or is the only voter.
     pub async fn transfer_leadership(&self, limit: Duration) {

@@ -43,15 +43,21 @@ impl Log {
     /// would not do: a manager that joins later needs the membership, which it gets from a snapshot.
     #[must_use]
     pub fn bootstrap(id: u64, machine: Vec<u8>) -> Self {
+        Self::begin_at(id, (1, 1), machine)
+    }
+
+    /// The log of a cluster with one voter, that begins with this state of the machine after the entry with this index and term.
+    #[must_use]
+    pub(super) fn begin_at(id: u64, (index, term): (u64, u64), machine: Vec<u8>) -> Self {
         let metadata = SnapshotMetadata {
             conf_state: Some(ConfState { voters: vec![id], ..ConfState::default() }).into(),
-            index: 1,
-            term: 1,
+            index,
+            term,
             ..SnapshotMetadata::default()
         };
         let snapshot = Snapshot { data: machine.into(), metadata: Some(metadata).into(), ..Snapshot::default() };
-        let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
-        Self { snapshot, compacted: (1, 1), entries: VecDeque::new(), hard_state }
+        let hard_state = HardState { term, commit: index, ..HardState::default() };
+        Self { snapshot, compacted: (index, term), entries: VecDeque::new(), hard_state }
     }
 
     /// The whole log as one batch, for an empty disk.

@@ -12,4 +12,6 @@ pub(super) enum RaftRequest<O> {
     Change { change: MembershipChange, responder: Responder<u64> },
     Message(Vec<u8>),
     TransferLeadership,
+    Ended(u64),
+    Supersede(String),
 }

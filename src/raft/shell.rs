@@ -176,11 +176,11 @@ impl<S: StateMachine> Shell<S> {
             let mut events = Vec::new();
             match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
-                    events.push(self.event(request));
+                    events.push(self.event(request)?);
                     while events.len() < REQUEST_BATCH
                         && let Ok(request) = self.queue.try_recv()
                     {
-                        events.push(self.event(request));
+                        events.push(self.event(request)?);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -200,12 +200,14 @@ impl<S: StateMachine> Shell<S> {
         Ok(())
     }
 
-    fn event(&mut self, request: RaftRequest<S::Outcome>) -> Event {
+    fn event(&mut self, request: RaftRequest<S::Outcome>) -> Result<Event, LogSessionEnd> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        match request {
+        Ok(match request {
+            RaftRequest::Supersede(reason) => return Err(LogSessionEnd::Fatal(anyhow::anyhow!(reason))),
             RaftRequest::Message(bytes) => Event::Message(bytes),
             RaftRequest::TransferLeadership => Event::TransferLeadership,
+            RaftRequest::Ended(id) => Event::Ended(id),
             RaftRequest::Propose { data, responder } => {
                 self.waiting.insert(ticket, Waiter::Propose(responder));
                 Event::Propose { ticket, data }
@@ -214,7 +216,7 @@ impl<S: StateMachine> Shell<S> {
                 self.waiting.insert(ticket, Waiter::Change(responder));
                 Event::Change { ticket, change }
             }
-        }
+        })
     }
 
     fn carry_out(
@@ -307,7 +309,10 @@ impl<S: StateMachine> Shell<S> {
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(RaftRequest::Propose { responder, .. }) => Waiter::Propose(responder).refuse(stopped()),
                 Ok(RaftRequest::Change { responder, .. }) => Waiter::<S::Outcome>::Change(responder).refuse(stopped()),
-                Ok(RaftRequest::Message(_) | RaftRequest::TransferLeadership) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(
+                    RaftRequest::Message(_) | RaftRequest::TransferLeadership | RaftRequest::Ended(_) | RaftRequest::Supersede(_),
+                )
+                | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
             }
         }

@@ -95,6 +95,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, buffer: BytesMut::new(), max, idle_limit }
     }
 
+    /// Changes the longest frame of the following reads.
+    pub fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Changes the idle limit of the following reads.
     pub fn set_idle_limit(&mut self, idle_limit: Duration) {
         self.idle_limit = idle_limit;

@@ -14,6 +14,7 @@ use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal}
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
 use crate::clock::{self, Clock};
+use crate::model::Role;
 use crate::protocol::shared_documents::SharedDocuments;
 use crate::sync::lock;
 use crate::trust::{Identity, NodeName, Validity};
@@ -262,9 +263,14 @@ async fn serve_manager(
 ) -> anyhow::Result<()> {
     let (name, validity) = client(&stream, identity)?.context("a manager's connection without a certificate")?;
     let node = &name.node_id;
-    anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager, or at another node's address");
+    let is_itself = name.role == Role::Manager && context.sessions.is_at(node, from.ip());
+    anyhow::ensure!(is_itself, "node {node} has no manager's certificate, or is at another node's address");
+    // A manager that is none any more, or of another incarnation of the cluster, hears so.
+    let connection = managers::greet(stream, node, &*context.managers, context.limits.first_message).await?;
+    anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager");
     drop(permit); // authenticated: no longer counted
-    let serving = managers::serve(stream, (node, from.ip()), &context.managers, shutdown, expired(context, validity, identity));
+    let serving =
+        managers::serve(connection, (node, from.ip()), &context.managers, shutdown, expired(context, validity, identity));
     serving.await.with_context(|| format!("connection of manager {node} from {from}"))
 }
 

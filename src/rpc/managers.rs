@@ -2,8 +2,10 @@
 //! other one.
 
 pub(super) mod client;
+mod greeter;
 pub(super) mod server;
 mod wire;
 
 pub use client::{ManagerLink, ManagerLinkConfig};
+pub use greeter::ManagerGreeter;
 pub use server::ManagerServer;

@@ -125,14 +125,14 @@ impl Settings {
         let raft = &self.raft;
         if raft.election_ticks_min <= raft.heartbeat_ticks {
             let advice = format!(
-                "set more than raft.heartbeat_ticks ({}), some five times as much: a late heartbeat must not cause an election",
+                "set more than raft.heartbeat_ticks ({}), some four times as much: a late heartbeat must not cause an election",
                 raft.heartbeat_ticks
             );
             return Err(invalid("raft.election_ticks_min", raft.election_ticks_min.to_string(), advice));
         }
         if raft.election_ticks_max <= raft.election_ticks_min {
             let advice = format!(
-                "set more than raft.election_ticks_min ({}), some twice as much: managers draw their time-outs from this range",
+                "set more than raft.election_ticks_min ({}), some twice as much: managers have different time-outs from this range",
                 raft.election_ticks_min
             );
             return Err(invalid("raft.election_ticks_max", raft.election_ticks_max.to_string(), advice));
@@ -186,7 +186,7 @@ mod tests {
             ("[raft]\nheartbeat_ticks = 0", "raft.heartbeat_ticks", "0", "1 to"),
             ("[raft]\nsnapshot_every = 0", "raft.snapshot_every", "0", "1 to"),
             ("[raft]\nelection_ticks_min = 2", "raft.election_ticks_min", "2", "more than raft.heartbeat_ticks (2)"),
-            ("[raft]\nelection_ticks_max = 10", "raft.election_ticks_max", "10", "more than raft.election_ticks_min (10)"),
+            ("[raft]\nelection_ticks_max = 7", "raft.election_ticks_max", "7", "more than raft.election_ticks_min (7)"),
         ];
         for (text, key, value, advice) in cases {
             let error = Settings::parse(text).expect(text).validate().expect_err(text);

@@ -1,5 +1,5 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,tables,datapath,tunnel,names,traffic`
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,tables,datapath,tunnel,names,traffic,failover`
 //! selects parts; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,7 @@
 
 mod control;
 mod datapath;
+mod failover;
 mod names;
 mod process;
 mod report;
@@ -38,7 +39,8 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,tables,datapath,tunnel,names,traffic".to_owned());
+    let parts =
+        std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,tables,datapath,tunnel,names,traffic,failover".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
@@ -47,12 +49,14 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "names" => names::run_all(&mut report),
-            "traffic" => {
-                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-                runtime.block_on(traffic::run(&mut report));
-            }
-            other => panic!("no part {other}: control, tables, datapath, tunnel, names, traffic"),
+            "traffic" => runtime().block_on(traffic::run(&mut report)),
+            "failover" => runtime().block_on(failover::run(&mut report)),
+            other => panic!("no part {other}: control, tables, datapath, tunnel, names, traffic, failover"),
         }
     }
     report.write();
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }

@@ -67,7 +67,7 @@ async fn sh(host: &Host, script: &str) {
 }
 
 /// Process id of a host's daemon, in the namespace of this process.
-fn daemon(host: &Host) -> u32 {
+pub fn daemon(host: &Host) -> u32 {
     let run_dir = host.run_dir().display().to_string();
     let is_daemon = |pid: &u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

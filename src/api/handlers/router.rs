@@ -7,7 +7,7 @@ use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, decode_segment, split_version};
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion};
-use crate::model::{ClusterConfig, ClusterSecret};
+use crate::model::{ClusterConfig, ClusterSecret, Timestamp};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// Largest body that is accepted, in bytes. The largest legitimate one is a service with many labels.
 const MAX_BODY: usize = 4 << 20;
+/// Header field of replies of a manager that knows no leader: since when. What it has may be older than what the swarm has.
+const STALE_SINCE: &str = "skep-stale-since";
 /// How much of a larger body is read and dropped before the connection is closed, in bytes.
 const MAX_DISCARDED: usize = 64 << 20;
 
@@ -32,6 +34,7 @@ pub fn router(api: Arc<ApiContext>) -> Router {
 /// Handles a request and adds the header fields that the engine sends with every reply.
 async fn respond(State(api): State<Arc<ApiContext>>, request: Request<Body>) -> Response {
     let identity = api.engine.identity().await;
+    let stale_since = api.stale_since();
     let mut response = match handle(api, identity.clone(), request).await {
         Ok(response) => response,
         Err(error) => {
@@ -47,7 +50,11 @@ async fn respond(State(api): State<Arc<ApiContext>>, request: Request<Body>) -> 
         ("docker-experimental", identity.experimental),
         ("ostype", identity.ostype),
         ("server", identity.server),
+        (STALE_SINCE, stale_since.map(Timestamp::to_rfc3339).unwrap_or_default()),
     ] {
+        if value.is_empty() {
+            continue;
+        }
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(name, value);
         }

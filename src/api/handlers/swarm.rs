@@ -11,6 +11,7 @@ use crate::model::{NodeState, Role};
 use crate::store::{Action, FieldUpdate, Store};
 use axum::response::Response;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::time::Duration;
 
 const ALREADY_PART: &str =
@@ -30,7 +31,7 @@ pub fn inspect(request: &ApiRequest) -> Result<Response> {
 pub async fn init(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&INIT)?;
     if posted["ForceNewCluster"] == json!(true) && request.api.control.membership() != Membership::Inactive {
-        return force_new_cluster(request);
+        return force_new_cluster(request, text(&posted, "AdvertiseAddr")).await;
     }
     refuse_if_in_swarm(request)?;
     refuse_unsupported(&posted, &INIT)?;
@@ -57,24 +58,28 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
     ok(&created?)
 }
 
-/// `ForceNewCluster` on a node of a swarm: its only manager is such a cluster already. Nothing advises to leave, which
-/// would erase what the request is to keep.
-fn force_new_cluster(request: &ApiRequest) -> Result<Response> {
-    let membership = request.api.control.membership();
-    let Membership::Manager(info) = &membership else {
-        return Err(ApiError::unavailable(match membership {
-            Membership::Worker(_) => NOT_MANAGER.to_owned(),
-            _ => format!("{NOT_YET} Nothing was changed; docker info shows what it waits for."),
-        }));
-    };
-    let store = request.store()?.read();
-    let managers = store.nodes().filter(|n| n.manager.is_some()).count();
-    if managers > 1 {
-        return Err(ApiError::not_implemented(format!(
-            "ForceNewCluster with {managers} managers is not implemented in skep yet (nothing was changed)"
-        )));
+/// `ForceNewCluster` on a node of a swarm. Nothing advises to leave, which would erase what the request is to keep.
+async fn force_new_cluster(request: &ApiRequest, advertise_addr: String) -> Result<Response> {
+    let control = &request.api.control;
+    match control.membership() {
+        Membership::Worker(_) => return Err(ApiError::unavailable(NOT_MANAGER)),
+        // Such a cluster already.
+        Membership::Manager(info) if is_only_manager(&**control) && is_own(&advertise_addr, info.node_addr) => {
+            return ok(&info.node_id);
+        }
+        Membership::Manager(_) | Membership::Pending { .. } | Membership::Inactive => {}
     }
-    ok(&info.node_id)
+    ok(&control.new_cluster(advertise_addr).await?)
+}
+
+/// Whether an address is the one that this node has, or none is posted.
+fn is_own(posted: &str, own: Option<IpAddr>) -> bool {
+    posted.is_empty() || own.is_some_and(|own| posted == own.to_string())
+}
+
+/// Whether the swarm has no other manager that could be lost.
+fn is_only_manager(control: &dyn NodeControl) -> bool {
+    control.store().is_some_and(|store| store.read().nodes().filter(|n| n.manager.is_some()).count() == 1)
 }
 
 /// POST /swarm/join

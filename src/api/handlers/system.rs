@@ -4,8 +4,9 @@ use super::reply::ok;
 use super::request::ApiRequest;
 use crate::api::convert::network::OVERLAY;
 use crate::api::convert::swarm;
-use crate::api::error::Result;
+use crate::api::error::{ApiError, Result};
 use crate::model::docker::DRIVER;
+use crate::store::ProposeError;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use hyper::Method;
@@ -67,7 +68,10 @@ pub async fn info(request: &ApiRequest) -> Result<Response> {
     };
     let membership = request.api.control.membership();
     let store = request.api.control.store().map(|s| s.read());
-    let block = swarm::info(&membership, store.as_deref());
+    let mut block = swarm::info(&membership, store.as_deref());
+    if request.api.stale_since().is_some() {
+        block.error = ApiError::from(ProposeError::NotLeader).message;
+    }
     for warning in &block.warnings {
         match body["Warnings"].as_array_mut() {
             Some(warnings) => warnings.push(json!(warning)),

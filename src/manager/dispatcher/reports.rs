@@ -5,7 +5,7 @@ use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
 use crate::manager::limits::BATCH;
 use crate::manager::liveness::Verdict;
-use crate::model::{FormatRange, ListeningPort, Node, NodeId, NodeState, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::model::{FormatRange, ListeningPort, Node, NodeId, NodeState, Revision, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::store::{Action, FieldUpdate, Store, is_new_listening, is_new_status};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,10 +84,12 @@ impl Dispatcher {
         if now.since(self.since) <= self.settings.down_after {
             return None;
         }
-        let (node, have) = self.ahead.iter().find(|(_, have)| **have > store.revision())?;
+        // A node of a later incarnation is one of a cluster that was re-created elsewhere: which of the two stays is the user's decision.
+        let is_later = |have: &Revision| have.incarnation == cluster.incarnation && *have > store.revision();
+        let (node, have) = self.ahead.iter().find(|(_, have)| is_later(have))?;
         tracing::warn!(%node, have = have.index, index = store.index(), "the node follows a later state than the managers have: \
             they were restored to an older one. All nodes follow the managers again, as a new incarnation");
-        let incarnation = have.incarnation.max(cluster.incarnation) + 1;
+        let incarnation = cluster.incarnation + 1;
         Some(FieldUpdate::Incarnation { id: cluster.id.clone(), incarnation })
     }
 
@@ -98,8 +100,15 @@ impl Dispatcher {
             let seconds = lag.as_secs();
             format!("a change was not applied within {seconds} s: tasks are stopped and addresses assigned without this node")
         });
+        let own = self.store.revision().incarnation;
+        let other = Some(node.hello.have.incarnation).filter(|incarnation| *incarnation > own).map(|incarnation| {
+            format!(
+                "it follows the managers of incarnation {incarnation}, these are of incarnation {own}: to make it follow these, run \
+                 `docker swarm init --force-new-cluster` on one of them"
+            )
+        });
         let troubles = node.troubles.iter().map(|(name, reason)| format!("{name}: {reason}"));
-        let all: Vec<String> = behind.into_iter().chain(troubles).collect();
+        let all: Vec<String> = behind.into_iter().chain(other).chain(troubles).collect();
         (!all.is_empty()).then(|| format!("degraded: {}", all.join("; ")))
     }
 

@@ -4,7 +4,8 @@
 use super::super::frame::{FrameReader, FrameWriter};
 use super::super::session::explain;
 use super::super::tls;
-use super::wire::{MAX_FRAME, ManagerFrame, decode_answer};
+use super::greeter::ManagerGreeter;
+use super::wire::{GREETING_NUMBER, MAX_FRAME, ManagerFrame, decode_answer};
 use crate::clock::Clock;
 use crate::datapath::Sockets;
 use crate::model::NodeId;
@@ -15,18 +16,27 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// Frames that wait for the connection; further messages of raft are dropped.
 const QUEUE: usize = 4096;
 /// Pause after a connection that failed. What waits meanwhile is dropped: raft's messages would be outdated.
 const PAUSE: Duration = Duration::from_millis(50);
+/// That pause grows to 2 to this power times as much while the other manager closes every connection.
+const LONGEST_PAUSE: u32 = 6;
 /// The other side takes nothing.
 const STUCK: Duration = Duration::from_secs(5);
 /// No answer and no message for this long: the connection is not needed.
 const IDLE: Duration = Duration::from_mins(2);
+/// Attempts to open a connection that broke again at once; a process that ends closes its connections some time before its listener.
+const REDIALS: u32 = 10;
+/// Pause between them.
+const REDIAL: Duration = Duration::from_millis(10);
 
 /// How to reach other managers.
 pub struct ManagerLinkConfig {
@@ -37,15 +47,25 @@ pub struct ManagerLinkConfig {
     pub sockets: Arc<dyn Sockets>,
     /// This manager's own mesh address.
     pub source: IpAddr,
+    /// What is said at the begin of each connection.
+    pub greeter: Arc<dyn ManagerGreeter>,
     /// Time for TCP and the TLS handshake.
     pub connect: Duration,
+    /// A connection that broke after this time is opened again at once, to find out whether the other manager has ended. One that
+    /// broke earlier was closed by a manager that does not want it.
+    pub steady: Duration,
     /// Runs the connections: raft sends from a thread of its own.
     pub runtime: tokio::runtime::Handle,
 }
 
 enum Request {
+    /// Only opens a connection; notified when it has been answered.
+    Greet(oneshot::Sender<()>),
     Raft(Vec<u8>),
-    Proposal { document: Vec<u8>, answer: oneshot::Sender<Vec<u8>> },
+    Proposal {
+        document: Vec<u8>,
+        answer: oneshot::Sender<Vec<u8>>,
+    },
 }
 
 /// Sends to one manager. The connection ends when this is dropped.
@@ -61,14 +81,23 @@ impl Drop for ManagerLink {
 }
 
 impl ManagerLink {
-    /// To the manager at this mesh address, which must be this node.
-    pub fn start(config: Arc<ManagerLinkConfig>, address: SocketAddr, node: NodeId) -> Self {
+    /// To the manager at this mesh address, which must be this node. `ended` is called when a connection was lost and its host refuses
+    /// another one: the manager's process is gone.
+    pub fn start(config: Arc<ManagerLinkConfig>, address: SocketAddr, node: NodeId, ended: Arc<dyn Fn() + Send + Sync>) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let stop = CancellationToken::new();
         let (runtime, stopped) = (config.runtime.clone(), stop.clone());
-        let connections = Connections { config, address, node, queue };
+        let connections = Connections { config, address, node, ended, queue };
         runtime.spawn(async move { stopped.run_until_cancelled(connections.run()).await });
         Self { requests, stop }
+    }
+
+    /// Opens a connection, if there is none; returns once the other manager has greeted, or cannot be reached.
+    pub async fn greet(&self) {
+        let (done, greeted) = oneshot::channel();
+        if self.requests.try_send(Request::Greet(done)).is_ok() {
+            let _ = greeted.await;
+        }
     }
 
     /// Sends a message for raft, or drops it.
@@ -91,37 +120,102 @@ struct Connections {
     config: Arc<ManagerLinkConfig>,
     address: SocketAddr,
     node: NodeId,
+    ended: Arc<dyn Fn() + Send + Sync>,
     queue: mpsc::Receiver<Request>,
+}
+
+/// Why a connection is no more.
+enum ConnectionEnd {
+    /// It was not needed.
+    Idle,
+    /// There was none.
+    NotOpened(anyhow::Error),
+    /// It broke after this time.
+    Lost(anyhow::Error, Duration),
 }
 
 impl Connections {
     async fn run(mut self) {
         let mut failures = 0_u32;
-        while let Some(first) = self.queue.recv().await {
-            let Err(error) = self.connection(first, &mut failures).await else { continue };
+        // Connections that the other manager closed soon, one after the other.
+        let mut unwanted = 0_u32;
+        // Attempts that are made without a message to send, because an open connection broke.
+        let mut redials = 0;
+        loop {
+            let first = if redials > 0 {
+                None
+            } else {
+                let Some(first) = self.queue.recv().await else { return };
+                Some(first)
+            };
+            let error = match self.connection(first, &mut failures).await {
+                ConnectionEnd::Idle => {
+                    (redials, unwanted) = (0, 0);
+                    continue;
+                }
+                ConnectionEnd::Lost(error, after) if after >= self.config.steady => {
+                    tracing::debug!(manager = %self.node, error = format!("{error:#}"), "the connection to another manager broke");
+                    (redials, unwanted) = (REDIALS, 0);
+                    continue;
+                }
+                ConnectionEnd::Lost(error, _) => {
+                    (redials, unwanted) = (0, unwanted.saturating_add(1));
+                    error
+                }
+                ConnectionEnd::NotOpened(error) => {
+                    if redials > 0 && is_refused(&error) {
+                        tracing::info!(manager = %self.node, "the process of another manager has ended");
+                        (self.ended)();
+                        redials = 0;
+                    }
+                    redials = redials.saturating_sub(1);
+                    error
+                }
+            };
             failures = failures.saturating_add(1);
             tracing::debug!(manager = %self.node, error = format!("{error:#}"), failures, "no connection to another manager");
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(if redials > 0 { REDIAL } else { PAUSE * 2_u32.pow(unwanted.min(LONGEST_PAUSE)) }).await;
             while self.queue.try_recv().is_ok() {}
         }
     }
 
     /// Serves the queue on one connection until that breaks or was not needed for [`IDLE`].
-    async fn connection(&mut self, first: Request, failures: &mut u32) -> anyhow::Result<()> {
-        let config = self.config.clone();
-        let stream = tokio::time::timeout(config.connect, self.dial()).await.context("no connection in time")??;
+    async fn connection(&mut self, first: Option<Request>, failures: &mut u32) -> ConnectionEnd {
+        let stream = match tokio::time::timeout(self.config.connect, self.dial()).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return ConnectionEnd::NotOpened(error),
+            Err(_) => return ConnectionEnd::NotOpened(anyhow::anyhow!("no connection in time")),
+        };
         *failures = 0;
-        let mut identity = config.identity.clone();
+        let since = Instant::now();
+        match self.serve(stream, first).await {
+            Ok(()) => ConnectionEnd::Idle,
+            Err(error) => ConnectionEnd::Lost(error, since.elapsed()),
+        }
+    }
+
+    async fn serve(&mut self, stream: TlsStream<TcpStream>, first: Option<Request>) -> anyhow::Result<()> {
+        let mut identity = self.config.identity.clone();
         identity.mark_unchanged();
         let (read, write) = tokio::io::split(stream);
         let mut reader = FrameReader::new(read, MAX_FRAME, Duration::MAX);
         let mut writer = FrameWriter::new(write, MAX_FRAME, STUCK);
         let mut waiting: BTreeMap<u64, oneshot::Sender<Vec<u8>>> = BTreeMap::new();
-        let mut number = 0_u64;
-        let mut next = Some(first);
+        let mut number = GREETING_NUMBER;
+        let (mut greeted, mut awaiting) = (false, Vec::new());
+        writer.write_document(&ManagerFrame::Greeting(self.config.greeter.greeting().into()).encode()).await?;
+        let mut next = first;
         loop {
             if let Some(request) = next.take() {
                 let frame = match request {
+                    Request::Greet(done) => {
+                        // Dropped, which tells it, if the connection breaks.
+                        awaiting.push(done);
+                        if greeted {
+                            awaiting.clear();
+                        }
+                        continue;
+                    }
                     Request::Raft(message) => ManagerFrame::Raft(Bytes::from(message)),
                     Request::Proposal { document, answer } => {
                         number += 1;
@@ -139,18 +233,22 @@ impl Connections {
                 frame = reader.document() => {
                     let frame = frame?.context("the manager closed the connection")?;
                     let (number, answer) = decode_answer(frame).context("an answer that is not understood")?;
-                    if let Some(waits) = waiting.remove(&number) {
+                    if number == GREETING_NUMBER {
+                        self.config.greeter.greeted(&self.node, &answer);
+                        greeted = true;
+                        awaiting.clear();
+                    } else if let Some(waits) = waiting.remove(&number) {
                         let _ = waits.send(answer.into());
                     }
                 }
                 // Another certificate: the next message opens a connection with it.
-                _ = identity.changed(), if waiting.is_empty() => return Ok(()),
+                Ok(()) = identity.changed(), if waiting.is_empty() => return Ok(()),
                 () = tokio::time::sleep(IDLE), if waiting.is_empty() => return Ok(()),
             }
         }
     }
 
-    async fn dial(&self) -> anyhow::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    async fn dial(&self) -> anyhow::Result<TlsStream<TcpStream>> {
         let config = &self.config;
         let socket = config.sockets.stream(SocketAddr::new(config.source, 0)).context("no socket in the mesh")?;
         let stream = socket.connect(self.address).await.context("cannot connect")?;
@@ -160,4 +258,10 @@ impl Connections {
         let now = config.clock.now();
         TlsConnector::from(Arc::new(tls)).connect(tls::server_name()?, stream).await.map_err(|e| explain(e, &identity, now))
     }
+}
+
+/// Nothing listens at the address, and its host says so.
+fn is_refused(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.any(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused)
 }

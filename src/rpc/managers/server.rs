@@ -1,13 +1,15 @@
 //! The accepting side: passes raft's messages on, and answers proposals, several at a time.
 
 use super::super::frame::{FrameReader, FrameWriter};
-use super::wire::{MAX_FRAME, ManagerFrame, encode_answer};
+use super::greeter::ManagerGreeter;
+use super::wire::{GREETING_NUMBER, MAX_FRAME, MAX_GREETING, ManagerFrame, encode_answer};
 use crate::model::NodeId;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
@@ -23,7 +25,7 @@ const PROPOSALS: usize = 1024;
 
 /// Serves other managers.
 #[async_trait]
-pub trait ManagerServer: Send + Sync {
+pub trait ManagerServer: ManagerGreeter {
     /// Whether the node is a manager of the cluster as this one knows it, and this is its mesh address. A certificate alone may be of
     /// before a demotion, or stolen.
     fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool;
@@ -33,17 +35,44 @@ pub trait ManagerServer: Send + Sync {
     async fn propose(&self, document: Vec<u8>) -> Vec<u8>;
 }
 
+/// An accepted connection of a node with a manager's certificate, at its own mesh address.
+pub(in super::super) struct AcceptedManager {
+    reader: FrameReader<ReadHalf<TlsStream<TcpStream>>>,
+    writer: FrameWriter<WriteHalf<TlsStream<TcpStream>>>,
+}
+
+/// Exchanges greetings.
+///
+/// # Errors
+/// The connection broke, or does not begin with a greeting.
+pub(in super::super) async fn greet(
+    stream: TlsStream<TcpStream>,
+    node: &NodeId,
+    server: &dyn ManagerServer,
+    limit: Duration,
+) -> anyhow::Result<AcceptedManager> {
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read, MAX_GREETING, IDLE);
+    let mut writer = FrameWriter::new(write, MAX_FRAME, STUCK);
+    let first = tokio::time::timeout(limit, reader.document()).await.context("no greeting in time")??;
+    let Some(ManagerFrame::Greeting(greeting)) = first.and_then(ManagerFrame::decode) else {
+        anyhow::bail!("a connection that does not begin with a greeting");
+    };
+    server.greeted(node, &greeting);
+    writer.write_document(&encode_answer(GREETING_NUMBER, &server.greeting())).await?;
+    reader.set_max(MAX_FRAME);
+    Ok(AcceptedManager { reader, writer })
+}
+
 /// Serves one connection until it is closed, or until `expired` ends.
 pub(in super::super) async fn serve(
-    stream: TlsStream<TcpStream>,
+    connection: AcceptedManager,
     (node, address): (&NodeId, IpAddr),
     server: &Arc<dyn ManagerServer>,
     shutdown: &CancellationToken,
     expired: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let (read, write) = tokio::io::split(stream);
-    let mut reader = FrameReader::new(read, MAX_FRAME, IDLE);
-    let mut writer = FrameWriter::new(write, MAX_FRAME, STUCK);
+    let AcceptedManager { mut reader, mut writer } = connection;
     let (answers, mut queue) = mpsc::channel::<Vec<u8>>(PROPOSALS);
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let _ends_tasks = stop.clone().drop_guard();
@@ -53,6 +82,7 @@ pub(in super::super) async fn serve(
             anyhow::ensure!(server.is_manager(node, address), "node {node} is not a manager any more");
             match ManagerFrame::decode(frame).context("a frame that is not understood")? {
                 ManagerFrame::Raft(message) => server.raft(message.into()),
+                ManagerFrame::Greeting(greeting) => server.greeted(node, &greeting),
                 ManagerFrame::Proposal { number, document } => {
                     let (server, stop) = (server.clone(), stop.clone());
                     let answer = answers.clone().reserve_owned().await?;

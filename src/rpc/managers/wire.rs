@@ -5,16 +5,25 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 /// Largest frame, in bytes: a snapshot is one message. Only managers get this far.
 pub const MAX_FRAME: usize = 1 << 30;
 
+/// Largest first frame: a greeting.
+pub const MAX_GREETING: usize = 64 << 10;
+/// Number of the answer that is a greeting.
+pub const GREETING_NUMBER: u64 = 0;
+
 const RAFT: u8 = 1;
 const PROPOSAL: u8 = 2;
+const GREETING: u8 = 3;
 
 /// From the manager that dialed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ManagerFrame {
     /// A message for the other manager's raft.
     Raft(Bytes),
-    /// A proposal for the leader.
+    /// A proposal for the leader. Numbers begin at 1.
     Proposal { number: u64, document: Bytes },
+    /// What the manager says of itself: the first frame, and the only one that is read of a node which is no manager here. Answered with
+    /// the other one's greeting.
+    Greeting(Bytes),
 }
 
 impl ManagerFrame {
@@ -30,6 +39,10 @@ impl ManagerFrame {
                 out.put_u64(*number);
                 out.put_slice(document);
             }
+            Self::Greeting(greeting) => {
+                out.put_u8(GREETING);
+                out.put_slice(greeting);
+            }
         }
         out
     }
@@ -38,6 +51,7 @@ impl ManagerFrame {
     pub fn decode(mut frame: Bytes) -> Option<Self> {
         match frame.try_get_u8().ok()? {
             RAFT => Some(Self::Raft(frame)),
+            GREETING => Some(Self::Greeting(frame)),
             PROPOSAL => Some(Self::Proposal { number: frame.try_get_u64().ok()?, document: frame }),
             _ => None,
         }
@@ -66,7 +80,8 @@ mod tests {
         #[test]
         fn frames_are_read_as_they_were_written(number: u64, bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let document = Bytes::from(bytes);
-            for frame in [ManagerFrame::Raft(document.clone()), ManagerFrame::Proposal { number, document: document.clone() }] {
+            let proposal = ManagerFrame::Proposal { number, document: document.clone() };
+            for frame in [ManagerFrame::Raft(document.clone()), proposal, ManagerFrame::Greeting(document.clone())] {
                 prop_assert_eq!(ManagerFrame::decode(frame.encode().into()), Some(frame));
             }
             prop_assert_eq!(decode_answer(encode_answer(number, &document).into()), Some((number, document)));

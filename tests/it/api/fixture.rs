@@ -9,7 +9,7 @@ use skep::api::Api;
 use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{NodeId, Role, Secret, UnwrittenObject};
+use skep::model::{NodeId, Role, Secret, Timestamp, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,9 @@ pub struct FakeNode {
     /// The last request that was accepted.
     pub last_init: Mutex<Option<SwarmInitRequest>>,
     pub last_join: Mutex<Option<SwarmJoinRequest>>,
+    /// The address of the last request to re-create the cluster.
+    pub new_cluster: Mutex<Option<String>>,
+    pub leaderless: Mutex<Option<Timestamp>>,
     /// A leave has taken everything down when a permit is added.
     pub taken_down: Semaphore,
 }
@@ -65,6 +68,8 @@ impl FakeNode {
             join: Mutex::new(Ok(())),
             last_init: Mutex::new(None),
             last_join: Mutex::new(None),
+            new_cluster: Mutex::new(None),
+            leaderless: Mutex::new(None),
             taken_down: Semaphore::new(1),
         })
     }
@@ -100,6 +105,9 @@ impl NodeControl for FakeNode {
     fn store(&self) -> Option<StoreHandle> {
         self.store.lock().unwrap().clone()
     }
+    fn leaderless_since(&self) -> Option<Timestamp> {
+        *self.leaderless.lock().unwrap()
+    }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
     }
@@ -123,6 +131,13 @@ impl NodeControl for FakeNode {
         *self.store.lock().unwrap() = Some(handle);
         *self.membership.lock().unwrap() = Membership::Manager(Self::lab1());
         *self.last_init.lock().unwrap() = Some(request);
+        Ok(Self::lab1().node_id)
+    }
+    async fn new_cluster(&self, advertise_addr: String) -> Result<NodeId, ControlError> {
+        if !matches!(self.membership(), Membership::Manager(_)) {
+            return Err(ControlError::unavailable("no manager"));
+        }
+        *self.new_cluster.lock().unwrap() = Some(advertise_addr);
         Ok(Self::lab1().node_id)
     }
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {

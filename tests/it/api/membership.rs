@@ -4,7 +4,7 @@ use super::fixture::{ApiFixture, FakeNode};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
-use skep::model::Role;
+use skep::model::{Role, Timestamp};
 use skep::store::Action;
 use std::time::Duration;
 
@@ -33,10 +33,13 @@ async fn a_forced_new_cluster_keeps_the_cluster_of_its_only_manager_and_is_a_new
     let managers = ["ej9fe8a4i12wa7r06tdh2hha7", "ymrqj25p8la8xztehs0leksm4"];
     let create = |id: &str| Action::create(super::recorded_store::node(id, "lab1", Role::Manager));
     store.write(SystemClock.now(), managers.map(create).to_vec()).await.unwrap();
+    let fixture = ApiFixture::serve(several.clone(), None);
+    assert_eq!(post(&fixture, "/swarm/init", &body).await, (200, json!(FakeNode::lab1().node_id)));
+    assert_eq!(several.new_cluster.lock().unwrap().take().as_deref(), Some("10.123.0.1"), "with others that may be lost");
     let pending = Membership::Pending { node_addr: None, remotes: Vec::new(), error: "damaged".to_owned() };
-    for node in [several, FakeNode::new(pending), FakeNode::new(Membership::Worker(FakeNode::lab2()))] {
+    for node in [FakeNode::new(pending), FakeNode::new(Membership::Worker(FakeNode::lab2()))] {
         let (status, message) = post(&ApiFixture::serve(node, None), "/swarm/init", &body).await;
-        assert!([501, 503].contains(&status) && !message.to_string().contains("leave"), "{status} {message}");
+        assert!(status == 503 && !message.to_string().contains("leave"), "{status} {message}");
     }
 }
 
@@ -124,4 +127,24 @@ async fn settings_without_an_effect_are_refused_by_name_and_what_is_stored_is_ac
     let target = format!("/swarm/update?version={}", version());
     assert_eq!(post(&fixture, &target, &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
     assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
+}
+
+#[tokio::test]
+async fn what_a_manager_reads_that_knows_no_leader_is_marked_as_old() {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let fixture = ApiFixture::serve(node.clone(), None);
+    let stale = async || {
+        let reply = fixture.client.get("/nodes").await.unwrap();
+        assert_eq!(reply.status.as_u16(), 200);
+        reply.headers.get("skep-stale-since").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(stale().await, None);
+    *node.leaderless.lock().unwrap() = Some(SystemClock.now());
+    assert_eq!(stale().await, None, "an election takes a moment");
+    *node.leaderless.lock().unwrap() = Some(Timestamp(1_700_000_000_000_000_000));
+    assert!(stale().await.is_some_and(|since| since.starts_with("2023-11-14T22:13:20")));
+    let info: Value = fixture.client.get("/info").await.unwrap().json().unwrap();
+    let text = "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. \
+                Make sure more than half of the managers are online.";
+    assert_eq!(info["Swarm"]["Error"], text);
 }

@@ -54,6 +54,7 @@ const HOMES: &[(&str, &str)] = &[
     ("x25519_dalek", "datapath trust"),
     ("hmac", "trust"),
     ("chacha20poly1305", "trust"),
+    ("argon2", "trust"),
     ("zeroize", "model"),
     ("rtnetlink", "datapath"),
     ("aya", "datapath"),

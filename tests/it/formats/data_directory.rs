@@ -48,7 +48,7 @@ async fn the_log_and_the_snapshot_of_a_manager_are_read_and_go_on() {
     let mut index = 0;
     for _ in 0..2 {
         let shutdown = CancellationToken::new();
-        let config = RaftConfig::new(&folder.0, 1, 7);
+        let config = RaftConfig::new(&folder.0, 1);
         let (transport, forward) = (Arc::new(NoTransport), Arc::new(NoForward));
         let StartedReplica { store, raft, .. } =
             Replica::start(config, false, transport, forward, shutdown.clone()).await.expect("starts");

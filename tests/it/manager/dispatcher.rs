@@ -573,3 +573,25 @@ fn a_node_that_follows_a_later_state_than_the_managers_have_is_sent_a_whole_view
     fixture.settle();
     assert_eq!(fixture.store.revision().incarnation, revision.incarnation + 1, "once");
 }
+
+#[test]
+fn a_node_of_a_later_incarnation_is_named_and_not_overruled() {
+    let mut fixture = DispatcherFixture::new(2);
+    fixture.open(1, ONE);
+    fixture.settle();
+    let own = fixture.store.revision();
+    let have = Revision { incarnation: own.incarnation + 5, index: 3 };
+    let hello =
+        ToManager::Hello { format: FORMAT, formats: None, description: fixture::description("n"), endpoints: Vec::new(), have };
+    fixture.handle(Event::Opened { node: node(2), session: SessionId(2), hello });
+    for _ in 0..5 {
+        fixture.wait(500);
+        for session in [ONE, SessionId(2)] {
+            fixture.send(session, ToManager::Heartbeat { applied: own });
+        }
+    }
+    fixture.settle();
+    assert_eq!(fixture.store.revision().incarnation, own.incarnation, "another manager has re-created the cluster");
+    let message = fixture.store.node(&node(2)).expect("a node").status.message.clone();
+    assert!(message.contains(&format!("follows the managers of incarnation {}", have.incarnation)), "{message}");
+}

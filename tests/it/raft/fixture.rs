@@ -92,7 +92,7 @@ impl Transport for NoTransport {
 }
 
 pub fn config(dir: &Path) -> RaftConfig {
-    RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(dir, 1, 7) }
+    RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(dir, 1) }
 }
 
 /// No other manager.

@@ -3,12 +3,13 @@
 
 use super::super::api::recorded_store;
 use super::fixture::TempDir;
-use skep::manager::replica::{Replica, StartedReplica};
+use skep::manager::new_cluster::{self, GreetingVerdict, ManagerGreeting, Survivor, judge};
+use skep::manager::replica::{self, Replica, StartedReplica};
 use skep::manager::{Forward, Proposer};
 use skep::model::network::{Network, NetworkSpec};
 use skep::model::{Meta, NetworkId, Timestamp};
 use skep::raft::{MembershipChange, RaftConfig, Transport, join};
-use skep::store::{Action, ProposeError, StoreError};
+use skep::store::{Action, ProposeError, StoreError, StoreHandle, Transaction};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -58,10 +59,14 @@ struct Managers {
 
 impl Managers {
     async fn start(name: &str, count: u64) -> Self {
+        Self::start_with(name, count, (7, 14)).await
+    }
+
+    async fn start_with(name: &str, count: u64, election_ticks: (usize, usize)) -> Self {
         let mut managers = Self { wire: Arc::default(), all: BTreeMap::new() };
         for id in 1..=count {
             let dir = TempDir::new(&format!("{name}-{id}"));
-            let config = RaftConfig::new(&dir.0, id, 7);
+            let config = RaftConfig { election_ticks, ..RaftConfig::new(&dir.0, id) };
             if id > 1 {
                 join(&config).expect("an empty log");
             }
@@ -178,6 +183,93 @@ async fn writes_in_an_election_wait_and_succeed_and_fail_at_once_without_a_quoru
     let _ = managers.manager(left).raft.status().wait_for(|s| s.leader.is_none()).await;
     let error = managers.write(left, "c").await.expect_err("no majority");
     assert!(matches!(error, ProposeError::NotLeader), "{error}");
+    managers.stop().await;
+}
+
+/// Stops a manager and re-creates the cluster from its log.
+async fn recreate(managers: &mut Managers, survivor: u64, raft_id: u64) -> (StartedReplica, CancellationToken, TempDir) {
+    let (started, stop, dir) = managers.all.remove(&survivor).expect("a manager");
+    stop.cancel();
+    started.raft.closed().await;
+    let (mut store, log) = replica::replayed(&dir.0).expect("a log");
+    let node = Survivor { node: "ej9fe8a4i12wa7r06tdh2hha7".into(), raft_id, addr: None, endpoints: Vec::new() };
+    let actions = new_cluster::plan(&store, &node, 9, Timestamp(2)).expect("a plan");
+    store.apply(log.last + 1, &Transaction::new(Timestamp(2), actions)).expect("applied");
+    skep::raft::rebuild(&dir.0, raft_id, (log.last + 1, log.term + 1), store.snapshot()).expect("written");
+    let (stop, end) = (CancellationToken::new(), Arc::new(End(raft_id, managers.wire.clone())));
+    let config = RaftConfig::new(&dir.0, raft_id);
+    let started = Replica::start(config, false, end.clone(), end, stop.clone()).await.expect("starts");
+    managers.wire.managers.lock().unwrap().insert(raft_id, (started.raft.clone(), started.proposer.clone()));
+    (started, stop, dir)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_recreated_from_one_manager_has_every_acknowledged_write_and_the_old_ones_do_not_disturb_it() {
+    let mut managers = Managers::start("recreated", 3).await;
+    let first = managers.leader_among(&[1, 2, 3]).await;
+    let survivor = (1..=3).find(|id| *id != first).expect("another");
+    let node = super::super::api::recorded_store::node("ej9fe8a4i12wa7r06tdh2hha7", "lab1", skep::model::Role::Manager);
+    managers.manager(first).store.write(Timestamp(1), vec![Action::create(node)]).await.expect("written");
+    for number in 0..20 {
+        managers.write(survivor, &format!("before{number}")).await.expect("written");
+    }
+    // The others are lost for good, as it seems.
+    let others: Vec<u64> = (1..=3).filter(|id| *id != survivor).collect();
+    for id in &others {
+        managers.kill(*id);
+    }
+    let (recreated, stop, _dir) = recreate(&mut managers, survivor, 77).await;
+    assert!(recreated.raft.leads().await, "alone");
+    assert_eq!(recreated.store.read().networks().count(), 20);
+    let old = managers.manager(others[0]).store.read();
+    let (before, now) = (old.revision(), recreated.store.read().revision());
+    assert!(now.incarnation == 9 && now > before && now.index > before.index, "{before:?} {now:?}");
+    recreated.store.write(Timestamp(3), vec![network("after")]).await.expect("written");
+    // They come back and are a majority of the old cluster: nothing of theirs reaches the new one, whose raft id they do not know.
+    for id in &others {
+        let (started, ..) = &managers.all[id];
+        managers.wire.managers.lock().unwrap().insert(*id, (started.raft.clone(), started.proposer.clone()));
+    }
+    managers.leader_among(&others).await;
+    managers.write(others[0], "theirs").await.expect("their incarnation goes on");
+    recreated.store.write(Timestamp(4), vec![network("ours")]).await.expect("written");
+    assert!(recreated.store.read().network(&NetworkId::from("theirs")).is_none());
+    assert_eq!(recreated.raft.status().borrow().voters, [77]);
+    // Both sides see it when they greet each other.
+    let greeting = |store: &StoreHandle| ManagerGreeting::new(&store.read(), true);
+    let (ours, theirs) = (greeting(&recreated.store), greeting(&managers.manager(others[0]).store));
+    assert!(matches!(judge(&theirs, &ours), GreetingVerdict::WentOn { entries: 1.., .. }));
+    assert!(matches!(judge(&ours, &theirs), GreetingVerdict::OtherGoesOn { entries: 1.. }));
+    stop.cancel();
+    recreated.raft.closed().await;
+    managers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superseded_manager_refuses_every_write_with_the_reason() {
+    let managers = Managers::start("superseded", 1).await;
+    let raft = &managers.manager(1).raft;
+    raft.supersede("the cluster was re-created".to_owned());
+    let _ = raft.status().wait_for(|status| status.problem.is_some()).await;
+    let error = managers.write(1, "late").await.expect_err("refused").to_string();
+    assert!(error.contains("the cluster was re-created"), "{error}");
+    managers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_process_has_ended_is_not_waited_for() {
+    // Without the report, the election would be an hour away.
+    let managers = Managers::start_with("ended", 3, (72_000, 80_000)).await;
+    let first = managers.leader_among(&[1, 2, 3]).await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != first).collect();
+    managers.kill(first);
+    let (waits, also) = tokio::join!(managers.write(others[0], "a"), async {
+        for id in &others {
+            managers.manager(*id).raft.report_ended(first);
+        }
+        managers.write(others[1], "b").await
+    });
+    waits.and(also).expect("the others elect a leader meanwhile");
     managers.stop().await;
 }
 

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const SNAPSHOT_EVERY: u64 = 20;
 const KEEP: u64 = 5;
 
-fn config(id: u64, seed: u64) -> RaftConfig {
-    RaftConfig { snapshot_every: SNAPSHOT_EVERY, keep_entries: KEEP, ..RaftConfig::new("", id, seed) }
+fn config(id: u64) -> RaftConfig {
+    RaftConfig { snapshot_every: SNAPSHOT_EVERY, keep_entries: KEEP, ..RaftConfig::new("", id) }
 }
 
 /// One manager: its disk, and what is lost when it crashes.
@@ -77,7 +77,7 @@ impl SimulatedNetwork {
     }
 
     fn boot(&mut self, id: u64, disk: Log) {
-        let (core, effects) = Core::new(&config(id, self.seed), disk.clone()).expect("a core starts from its own log");
+        let (core, effects) = Core::new(&config(id), disk.clone()).expect("a core starts from its own log");
         self.managers.insert(id, SimulatedManager { disk, core, applied: BTreeMap::new(), restores: 0 });
         self.carry_out(id, effects, usize::MAX);
     }
@@ -425,7 +425,7 @@ fn an_old_copy_of_a_log_is_detected() {
         network.propose(leader);
         network.round();
     }
-    let (mut core, _) = Core::new(&config(victim, 8), old).expect("an old log is valid");
+    let (mut core, _) = Core::new(&config(victim), old).expect("an old log is valid");
     let mut failure = None;
     for _ in 0..50 {
         network.handle(leader, Event::Tick);
@@ -459,7 +459,7 @@ fn garbage_is_ignored() {
             bytes[at] = random.random();
         }
         // No panic. (A forged heartbeat may stop a core, but only managers can send one.)
-        let (mut core, _) = Core::new(&config(leader, 9), network.managers[&leader].disk.clone()).expect("core");
+        let (mut core, _) = Core::new(&config(leader), network.managers[&leader].disk.clone()).expect("core");
         let _ = core.handle([Event::Message(bytes)]);
     }
 }

@@ -16,7 +16,7 @@ use skep::protocol::{
 };
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
-    ManagerServer, Server, ServerLimits, SessionServer,
+    ManagerGreeter, ManagerServer, Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
@@ -432,6 +432,16 @@ pub struct OtherManagers {
     /// Nodes that are managers at the address that they connect from.
     pub known: Mutex<Vec<NodeId>>,
     pub messages: Mutex<Vec<Vec<u8>>>,
+    pub greetings: Mutex<Vec<Vec<u8>>>,
+}
+
+impl ManagerGreeter for OtherManagers {
+    fn greeting(&self) -> Vec<u8> {
+        b"server".to_vec()
+    }
+    fn greeted(&self, _: &NodeId, greeting: &[u8]) {
+        self.greetings.lock().unwrap().push(greeting.to_vec());
+    }
 }
 
 #[async_trait]

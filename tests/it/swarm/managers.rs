@@ -99,3 +99,98 @@ async fn roles_change_at_the_users_word() {
     swarm.hosts[1].docker_run("network create -d overlay back").await.expect("the others go on");
     swarm.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_without_a_majority_is_recreated_from_one_manager() {
+    let mut swarm = managers("fn").await;
+    swarm.service("web", 2, Some(8080), serde_json::json!({})).await;
+    swarm.running("web", 2).await;
+    let leader = reachable(&swarm.hosts[2], 3).await;
+    let survivor = usize::from(leader == "n1");
+    let lost: Vec<usize> = (0..3).filter(|host| *host != survivor).collect();
+    for host in &lost {
+        swarm.hosts[*host].stop_daemon(true).await.expect("killed");
+    }
+    let refused = within(10, "a refusal without a majority", || async {
+        let made = swarm.hosts[survivor].docker_run("network create -d overlay never").await;
+        made.err().ok_or_else(|| anyhow::anyhow!("a write without a majority"))
+    })
+    .await;
+    assert!(format!("{refused:#}").contains("The swarm does not have a leader"), "{refused:#}");
+    let address = swarm.hosts[survivor].address().to_string();
+    let recreated = swarm.hosts[survivor].docker_run(&format!("swarm init --force-new-cluster --advertise-addr {address}")).await;
+    assert!(recreated.expect("re-created").contains("is now a manager"));
+    swarm.hosts[survivor].docker_run("network create -d overlay back").await.expect("it takes writes");
+    assert_eq!(reachable(&swarm.hosts[survivor], 1).await, swarm.hosts[survivor].name());
+    // The old majority comes back: as workers, which take part in the new cluster.
+    for host in &lost {
+        start(&mut swarm.hosts[*host]).await;
+    }
+    swarm.ready_on(survivor, 3).await;
+    for host in &lost {
+        within(20, "a worker", || async {
+            let error =
+                swarm.hosts[*host].docker_run("node ls").await.err().ok_or_else(|| anyhow::anyhow!("it still answers"))?;
+            anyhow::ensure!(format!("{error:#}").contains("This node is not a swarm manager"), "{error:#}");
+            Ok(())
+        })
+        .await;
+    }
+    reachable(&swarm.hosts[survivor], 1).await;
+    swarm.hosts[survivor].docker_run(&format!("node promote {}", swarm.hosts[lost[0]].name())).await.expect("promoted");
+    reachable(&swarm.hosts[survivor], 2).await;
+    within(30, "its tasks", || async {
+        let services = swarm.hosts[survivor].docker_run("service ls --format {{.Name}}={{.Replicas}}").await?;
+        anyhow::ensure!(services.trim() == "web=2/2", "{services}");
+        Ok(())
+    })
+    .await;
+    swarm.stop().await;
+}
+
+/// Runs a verb of skep on a host.
+async fn skep(host: &Host, arguments: &str) -> anyhow::Result<String> {
+    host.run(&format!("{SKEP} {arguments}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_brings_the_cluster_back_as_it_was_on_a_manager_without_any_data() {
+    let mut swarm = swarm("bk", 2, "").await;
+    let first = &swarm.hosts[0];
+    first.docker_run("node update --availability drain n1").await.expect("tasks run on the other one");
+    swarm.service("web", 2, Some(8080), serde_json::json!({})).await;
+    let tasks: Vec<_> = swarm.running("web", 2).await.iter().map(|task| task["ID"].clone()).collect();
+    let (dir, run) = (first.dir().display(), first.run_dir().display().to_string());
+    let (file, words) = (format!("{dir}/swarm.skep"), format!("--passphrase-file {dir}/passphrase"));
+    std::fs::write(first.dir().join("passphrase"), "correct horse\n").expect("written");
+    skep(first, &format!("backup {file} {words} --run-dir {run}")).await.expect("a backup");
+    assert!(!first.data_dir().join("backup.content").exists(), "the plain content is gone");
+    let plan = skep(first, &format!("recover --plan --run-dir {run}")).await.expect("a plan");
+    assert!(plan.contains("The newest copy is that of n1"), "{plan}");
+    first.docker_run("network create -d overlay later").await.expect("made after the backup");
+    // The manager's machine is lost, another one with its address takes its place.
+    let address = first.address();
+    swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    let first = &swarm.hosts[0];
+    let (data, gone) = (first.data_dir(), first.dir().join("gone"));
+    let restore = format!("restore {file} {words} --data-dir {} --advertise-addr {address}", data.display());
+    let refused = skep(first, &restore).await.expect_err("the directory is a node's");
+    assert!(format!("{refused:#}").contains("has the membership of a node"), "{refused:#}");
+    std::fs::rename(&data, &gone).expect("moved");
+    let lost = skep(first, &format!("recover --plan {} --run-dir {run}", gone.display())).await.expect("a plan of a disk");
+    assert!(lost.contains(&format!("The newest copy is that of n1 in {}", gone.display())), "{lost}");
+    let mut damaged = std::fs::read(&file).expect("a backup");
+    damaged.truncate(damaged.len() - 1);
+    std::fs::write(format!("{file}.cut"), damaged).expect("written");
+    let refused = skep(first, &restore.replacen(&file, &format!("{file}.cut"), 1)).await.expect_err("cut short");
+    assert!(format!("{refused:#}").contains("cut short"), "{refused:#}");
+    let restored = skep(first, &restore).await.expect("restored");
+    assert!(restored.contains("1 services are restored"), "{restored}");
+    start(&mut swarm.hosts[0]).await;
+    swarm.ready(2).await;
+    let networks = swarm.hosts[0].docker_run("network ls --format {{.Name}}").await.expect("it serves the API");
+    assert!(!networks.lines().any(|name| name == "later"), "as it was when the backup was made: {networks}");
+    let after: Vec<_> = swarm.running("web", 2).await.iter().map(|task| task["ID"].clone()).collect();
+    assert!(tasks.iter().all(|id| after.contains(id)), "the tasks on the other node run on: {tasks:?} {after:?}");
+    swarm.stop().await;
+}

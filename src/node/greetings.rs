@@ -1,0 +1,199 @@
+//! What this manager and the others say of their incarnations to each other. A manager of an earlier incarnation takes no part in raft
+//! any more, unless its incarnation goes on: then both sides name the conflict, and the user decides.
+
+use super::supervisor::Blockers;
+use crate::manager::ApplyOutcome;
+use crate::manager::new_cluster::{GreetingVerdict, ManagerGreeting, judge};
+use crate::model::{NewIncarnation, NodeId};
+use crate::raft::Raft;
+use crate::rpc::ManagerGreeter;
+use crate::store::StoreHandle;
+use crate::sync::lock;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// Name of a conflict among the blockers.
+const NAME: &str = "incarnation";
+/// How the user decides.
+const DECIDE: &str = "keep one of the two: on every manager of the other one run `docker swarm leave --force`, then join again";
+
+pub(super) struct Greetings {
+    store: StoreHandle,
+    raft: Raft<ApplyOutcome>,
+    blockers: Blockers,
+    /// Managers of another incarnation that goes on beside this one.
+    conflicts: Mutex<BTreeMap<NodeId, String>>,
+}
+
+impl Greetings {
+    pub(super) fn new(store: StoreHandle, raft: Raft<ApplyOutcome>, blockers: Blockers) -> Self {
+        Self { store, raft, blockers, conflicts: Mutex::default() }
+    }
+
+    fn own(&self) -> ManagerGreeting {
+        let has_leader = self.raft.status().borrow().leader.is_some();
+        ManagerGreeting::new(&self.store.read(), has_leader)
+    }
+
+    /// Sets or clears the conflict with a manager.
+    fn set(&self, node: &NodeId, conflict: Option<String>) {
+        let mut conflicts = lock(&self.conflicts);
+        let before = conflicts.clone();
+        match conflict {
+            // Not written again for each entry that the other one writes.
+            Some(text) => drop(conflicts.entry(node.clone()).or_insert(text)),
+            None => drop(conflicts.remove(node)),
+        }
+        if *conflicts == before {
+            return;
+        }
+        let all: Vec<&str> = conflicts.values().map(String::as_str).collect();
+        if all.is_empty() {
+            self.blockers.clear(NAME);
+        } else {
+            tracing::error!(conflict = all.join("; "), "two incarnations of this cluster go on beside each other");
+            self.blockers.set(NAME, format!("{}: {DECIDE}", all.join("; ")));
+        }
+    }
+}
+
+impl Drop for Greetings {
+    fn drop(&mut self) {
+        self.blockers.clear(NAME);
+    }
+}
+
+impl ManagerGreeter for Greetings {
+    fn greeting(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.own()).unwrap_or_default()
+    }
+
+    fn greeted(&self, node: &NodeId, greeting: &[u8]) {
+        let other: ManagerGreeting = match serde_json::from_slice(greeting) {
+            Ok(other) => other,
+            Err(error) => return tracing::debug!(%node, %error, "a greeting that is not understood"),
+        };
+        // Only a manager of this cluster can tell that the cluster has been re-created without this one.
+        let is_manager = self.store.read().node(node).is_some_and(|node| node.manager.is_some());
+        match judge(&self.own(), &other) {
+            GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
+            GreetingVerdict::WentOn { by, entries } if is_manager => {
+                let text = format!(
+                    "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that it has not",
+                    by.node,
+                    by.at.to_rfc3339()
+                );
+                self.set(node, Some(text));
+            }
+            GreetingVerdict::OtherGoesOn { entries } => {
+                let text = format!(
+                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one has not"
+                );
+                self.set(node, Some(text));
+            }
+            GreetingVerdict::Same
+            | GreetingVerdict::OtherIsOld
+            | GreetingVerdict::Superseded { .. }
+            | GreetingVerdict::WentOn { .. } => self.set(node, None),
+        }
+    }
+}
+
+/// For users.
+fn superseded(by: &NewIncarnation, lost: u64) -> String {
+    let what = match lost {
+        0 => String::new(),
+        1 => "; 1 entry of the log that only this manager has is not part of it".to_owned(),
+        lost => format!("; {lost} entries of the log that only this manager has are not part of it"),
+    };
+    format!(
+        "the cluster was re-created on node {} at {} without this manager, which becomes a worker{what}. Promote it with `docker node \
+         promote` if it is to be a manager again",
+        by.node,
+        by.at.to_rfc3339()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::replica::Replica;
+    use crate::model::node::ManagerStatus;
+    use crate::model::{Node, Revision, Timestamp, fixture};
+    use crate::node::manager_links::ManagerLinks;
+    use crate::raft::RaftConfig;
+    use crate::store::Action;
+    use tokio_util::sync::CancellationToken;
+
+    /// A manager of a cluster with another manager, n2, and its folder.
+    async fn manager(name: &str) -> (Greetings, Blockers, std::path::PathBuf, CancellationToken) {
+        let dir = std::env::temp_dir().join(format!("skep-greetings-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let (links, stop) = (std::sync::Arc::new(ManagerLinks::default()), CancellationToken::new());
+        let started = Replica::start(RaftConfig::new(&dir, 1), true, links.clone(), links, stop.clone()).await.unwrap();
+        assert!(started.raft.leads().await);
+        let addr = "10.9.0.2:2377".parse().unwrap();
+        let node = Node { manager: Some(ManagerStatus { raft_id: 2, addr }), ..fixture::node("n2") };
+        let actions = vec![Action::create(fixture::cluster()), Action::create(node)];
+        started.store.write(Timestamp(1), actions).await.unwrap();
+        let blockers = Blockers::default();
+        (Greetings::new(started.store, started.raft, blockers.clone()), blockers, dir, stop)
+    }
+
+    /// The greeting of a cluster that was re-created from the state with this index.
+    fn recreated_from(own: &ManagerGreeting, index: u64) -> Vec<u8> {
+        let incarnation = own.revision.incarnation + 5;
+        let base = Revision { index, ..own.revision };
+        let by = NewIncarnation { incarnation, base, at: Timestamp(5), node: "n2".into() };
+        let revision = Revision { incarnation, index: index + 1 };
+        serde_json::to_vec(&ManagerGreeting { revision, has_leader: true, incarnations: vec![by] }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_incarnation_that_goes_on_is_a_named_conflict_until_the_other_is_gone() {
+        let (greetings, blockers, dir, stop) = manager("conflict").await;
+        let own = greetings.own();
+        greetings.greeted(&"n9".into(), &recreated_from(&own, 0));
+        assert!(blockers.now().is_empty(), "a node that is no manager here has nothing to say");
+        greetings.greeted(&"n2".into(), b"garbage");
+        greetings.greeted(&"n2".into(), &recreated_from(&own, own.revision.index - 1));
+        let named = blockers.now()["incarnation"].clone();
+        assert!(named.contains("re-created on node n2") && named.contains("docker swarm leave --force"), "{named}");
+        assert!(greetings.raft.status().borrow().problem.is_none(), "it goes on");
+        greetings.greeted(&"n2".into(), &greetings.greeting());
+        assert!(blockers.now().is_empty());
+        // The other side: an earlier incarnation that has written more than this one began with.
+        let old = Revision { incarnation: 0, index: 40 };
+        let earlier = ManagerGreeting { revision: old, has_leader: true, incarnations: Vec::new() };
+        greetings.greeted(&"n2".into(), &serde_json::to_vec(&earlier).unwrap());
+        assert!(blockers.now().is_empty(), "a manager without a state is of no incarnation");
+        stop.cancel();
+        greetings.raft.closed().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_has_nothing_else_takes_no_part_any_more() {
+        let (greetings, blockers, dir, stop) = manager("superseded").await;
+        let own = greetings.own();
+        greetings.greeted(&"n2".into(), &recreated_from(&own, own.revision.index));
+        let status = greetings.raft.status().wait_for(|status| status.problem.is_some()).await.unwrap().clone();
+        assert!(status.problem.is_some_and(|why| why.contains("becomes a worker")) && status.leader.is_none());
+        assert!(blockers.now().is_empty(), "raft's problem is named by itself");
+        stop.cancel();
+        greetings.raft.closed().await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_manager_that_is_superseded_hears_which_node_replaced_it_and_what_is_lost() {
+        let by = NewIncarnation {
+            incarnation: 9,
+            base: Revision { incarnation: 1, index: 4 },
+            at: Timestamp(1_795_000_000_000_000_000),
+            node: "n2".into(),
+        };
+        assert!(superseded(&by, 0).contains("re-created on node n2 at 2026-11-18T") && !superseded(&by, 0).contains("entr"));
+        assert!(superseded(&by, 1).contains("1 entry of the log") && superseded(&by, 3).contains("3 entries of the log"));
+    }
+}

@@ -1,0 +1,82 @@
+//! Starts the membership that is on disk.
+
+use super::daemon::Daemon;
+use super::environment::Environment;
+use super::lifecycle::MembershipState;
+use super::manager_part::{OpenLog, PreparedManager};
+use super::manager_role;
+use super::member::Member;
+use super::membership_writer::view_of_managers;
+use super::network::MeshNetwork;
+use super::state_dir::MembershipFile;
+use crate::datapath::interfaces::host_addresses;
+use crate::manager::dispatcher::view_of;
+use crate::model::Role;
+use anyhow::Context as _;
+use std::sync::Arc;
+
+/// Starts the membership on disk, if there is one: from the ledger, without any manager. What belongs to the manager part
+/// alone is left to be tried again beside the node.
+pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+    let env = &daemon.env;
+    let Some(membership) = MembershipFile::load(&env.state_dir)? else { return Ok(()) };
+    let membership = with_current_addresses(membership).await?;
+    let identity = env.state_dir.certificates().load(Some(&membership.cluster_id))?.with_context(|| {
+        format!(
+            "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
+            env.state_dir.path().display()
+        )
+    })?;
+    let managers = view_of_managers(&membership, env.tunnel_key()?);
+    let ledger = match env.state_dir.ledger().load() {
+        Ok(ledger) => ledger,
+        Err(error) if managers.is_some() => {
+            tracing::warn!(error = format!("{error:#}"), "the ledger cannot be read: the managers send its content again");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let manager = match membership.role {
+        Role::Manager => prepare_manager(env, &membership).await,
+        Role::Worker => None,
+    };
+    // A manager's store is newer than its ledger.
+    let view = match &manager {
+        Some(manager) => view_of(&manager.store.store.read(), &membership.node_id).or(ledger),
+        None => ledger,
+    };
+    let network = MeshNetwork::open(env, &membership.addresses()).await?;
+    network.start_overlay(env, &membership.node_id, view);
+    if let Some(managers) = managers {
+        network.reach_managers(managers);
+    }
+    let member = Member::start(env, membership, identity, network, manager).await?;
+    daemon.lifecycle.set(MembershipState::Active(Arc::new(member)));
+    Ok(())
+}
+
+/// The manager's log and listener; `None` if they cannot be opened, which is tried again once the node runs.
+async fn prepare_manager(env: &Environment, membership: &MembershipFile) -> Option<PreparedManager> {
+    let prepared = match membership.raft_id {
+        Some(raft_id) => PreparedManager::open(env, raft_id, membership.listen, OpenLog::Existing).await,
+        None => Err(anyhow::anyhow!("this node is a manager and has no raft id")),
+    };
+    if let Err(error) = &prepared {
+        let error = format!("{error:#}");
+        tracing::warn!(error, "the node starts without its manager part");
+        env.blockers.set(manager_role::NAME, error);
+    }
+    prepared.ok()
+}
+
+/// The membership with the addresses that the interfaces named by the user have now.
+async fn with_current_addresses(membership: MembershipFile) -> anyhow::Result<MembershipFile> {
+    let mut addresses = membership.addresses();
+    if addresses.listen_interface.is_none() && addresses.advertise_interface.is_none() {
+        return Ok(membership);
+    }
+    for problem in addresses.resolve_again(&host_addresses().await?) {
+        tracing::warn!(problem, "an interface that this node is to use has no single address now, its last one is used");
+    }
+    Ok(membership.with_addresses(&addresses))
+}
