@@ -1,6 +1,9 @@
 //! Load that tests put on a swarm: requests without a pause, transfers of numbered bytes, names resolved and used. Each
 //! records what failed and when, so that a test can check that no client noticed a change.
 
+pub mod http;
+pub mod server;
+
 use super::swarm::kit::*;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
@@ -140,6 +143,22 @@ impl Load {
     /// Each request is a new connection.
     pub fn start(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
         Self::run(targets, pause, |to| Box::new(move || request(to)))
+    }
+
+    /// HTTP/1.1 with one connection for all requests to a target (`keeps`), or one for each. See [`server`].
+    pub fn http(targets: impl IntoIterator<Item = Target>, pause: Duration, keeps: bool) -> Self {
+        let make: fn(SocketAddr) -> Request = if keeps {
+            |to| {
+                let mut client = http::HttpClient::new(to, true);
+                Box::new(move || client.ask())
+            }
+        } else {
+            |to| {
+                let mut client = http::HttpClient::new(to, false);
+                Box::new(move || client.ask())
+            }
+        };
+        Self::run(targets, pause, make)
     }
 
     /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of some seconds lost.

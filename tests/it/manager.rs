@@ -19,6 +19,7 @@ mod leader_cores;
 mod limits;
 mod liveness;
 mod placement;
+mod proof;
 mod restarts;
 mod rollouts;
 mod scale;
