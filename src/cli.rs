@@ -5,6 +5,7 @@ mod demo;
 mod drops;
 mod history;
 mod netns;
+mod rebalance;
 mod recover;
 mod status;
 mod swarm;
@@ -42,6 +43,7 @@ enum CliVerb {
     Drops(drops::DropsArgs),
     Trace(trace::TraceArgs),
     History(history::HistoryArgs),
+    Rebalance(rebalance::RebalanceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::History(args) => blocking(history::run(args)),
+        CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history"] {
+        for verb in ["drops", "trace", "history", "rebalance"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

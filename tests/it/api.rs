@@ -19,3 +19,4 @@ mod recording_engine;
 mod replay;
 mod service_updates;
 mod unsupported;
+mod words;

@@ -174,6 +174,14 @@ impl Load {
         })
     }
 
+    /// As [`Self::flows`], each from one socket that is not connected.
+    pub fn datagrams(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| {
+            let mut flow = Flow::unconnected(to).expect("a socket");
+            Box::new(move || flow.ask())
+        })
+    }
+
     /// One connection to each target, kept for all requests: idle but for one line per `pause`. See [`serve_lines`].
     pub fn kept(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
         Self::run(targets, pause, |to| {
@@ -271,6 +279,8 @@ pub async fn serve_lines(namespace: File, port: u16) {
 /// A UDP socket that sends numbered datagrams to one address and receives their answers.
 pub struct Flow {
     socket: UdpSocket,
+    /// Where an unconnected socket sends to.
+    to: Option<SocketAddr>,
     next: u64,
 }
 
@@ -281,7 +291,15 @@ impl Flow {
         // A connected socket receives no answers from another address.
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(Self { socket, next: 0 })
+        Ok(Self { socket, to: None, next: 0 })
+    }
+
+    /// From a socket that is not connected: the datapath may give each datagram to another task.
+    pub fn unconnected(to: SocketAddr) -> std::io::Result<Self> {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Self { socket, to: Some(to), next: 0 })
     }
 
     /// Connects to another address, or to the same one again.
@@ -294,7 +312,11 @@ impl Flow {
     pub fn ask(&mut self) -> anyhow::Result<String> {
         self.next += 1;
         let payload = self.next.to_string();
-        self.socket.send(payload.as_bytes()).context("send")?;
+        match self.to {
+            Some(to) => self.socket.send_to(payload.as_bytes(), to),
+            None => self.socket.send(payload.as_bytes()),
+        }
+        .context("send")?;
         let mut buffer = [0; 512];
         loop {
             let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {payload}"))?;

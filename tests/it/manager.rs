@@ -20,6 +20,7 @@ mod limits;
 mod liveness;
 mod placement;
 mod proof;
+mod rebalance;
 mod restarts;
 mod rollouts;
 mod scale;

@@ -63,8 +63,11 @@ impl<'a> Placer<'a> {
         let store = self.store;
         self.find_leaving(group, needs.service);
         self.confirm(tasks_of(store, &group.preassigned), needs);
-        for task in tasks_of(store, &group.with_failures) {
+        for task in tasks_of(store, &group.alone) {
             // What its predecessors failed at speaks against nodes for this task alone.
+            if self.assign_as_wished(task, needs) {
+                continue;
+            }
             self.select(std::iter::once(task), needs, &task.failures);
         }
         self.select(tasks_of(store, &group.plain), needs, &EarlierFailures::default());
@@ -140,6 +143,18 @@ impl<'a> Placer<'a> {
                 self.wait(task, &exclusions.reasons());
             }
         }
+    }
+
+    /// Gives a task the node that `skep rebalance` has made it for, if that still has room.
+    fn assign_as_wished(&mut self, task: &Task, needs: &TaskNeeds) -> bool {
+        let Some(node) = task.move_to.as_ref().filter(|_| !self.is_full()).and_then(|id| self.store.node(id)) else {
+            return false;
+        };
+        let has_room = Exclusions::default().room(needs, node, self.loads.of(&node.id)) > 0;
+        if has_room {
+            self.assign(task, node, needs, "scheduler assigned task to node");
+        }
+        has_room
     }
 
     /// Selects nodes for tasks that any node may have.
@@ -232,6 +247,7 @@ impl<'a> Placer<'a> {
             next.generic_resources = in_use.claim(&node.description, needs.generic).unwrap_or_default();
         }
         next.node_id = Some(node.id.clone());
+        next.move_to = None;
         next.status.state = TaskState::Assigned;
         message.clone_into(&mut next.status.message);
         next.status.err.clear();
@@ -257,14 +273,14 @@ fn tasks_of<'s, 't>(store: &'s Store, set: &'t TasksByAge) -> impl Iterator<Item
 }
 
 /// Ranks nodes for the tasks of a group.
-struct NodeRanking<'a> {
-    needs: &'a TaskNeeds<'a>,
+pub(super) struct NodeRanking<'a> {
+    pub needs: &'a TaskNeeds<'a>,
     /// Weight of recent failures.
-    failures: BTreeMap<NodeId, u32>,
+    pub failures: BTreeMap<NodeId, u32>,
 }
 
 impl NodeRanking<'_> {
-    fn rank(&self, node: &Node, load: Option<&NodeLoad>) -> NodeRank {
+    pub(super) fn rank(&self, node: &Node, load: Option<&NodeLoad>) -> NodeRank {
         let needs = self.needs;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let failures = self.failures.get(&node.id).copied().unwrap_or(0);

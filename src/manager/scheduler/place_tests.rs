@@ -2,8 +2,8 @@
 
 use super::testing::*;
 use crate::model::mount::{VolumeDriver, VolumeOptions};
-use crate::model::task::{EarlierFailures, GenericResource, LogDriver, Mount, Placement, Platform, Reservations};
 use crate::model::service::UpdateConfig;
+use crate::model::task::{EarlierFailures, GenericResource, LogDriver, Mount, Placement, Platform, Reservations};
 use crate::model::{Availability, FormatRange, NodeState, ServiceUpdate, TaskSpec, TaskState};
 use std::time::Duration;
 
@@ -377,8 +377,10 @@ fn two_crossed(order: &str, template: TaskSpec) -> (TestCluster, Vec<crate::mode
     service.spec.update_config = Some(UpdateConfig { parallelism: 2, order: order.to_owned(), ..UpdateConfig::default() });
     service.spec_version = 2;
     cluster.apply(vec![crate::store::Action::update(service)]);
-    let successor = |slot| move |task: &mut crate::model::Task| {
-        (task.slot, task.ports, task.spec_version) = (slot, vec![host_port(8080)], 2);
+    let successor = |slot| {
+        move |task: &mut crate::model::Task| {
+            (task.slot, task.ports, task.spec_version) = (slot, vec![host_port(8080)], 2);
+        }
     };
     let ids = [1, 2].map(|slot| cluster.pending_with("web", 1, successor(slot)).remove(0));
     (cluster, ids.into())
@@ -406,7 +408,8 @@ fn what_an_update_frees_is_for_the_task_of_the_same_slot_alone() {
 
 #[test]
 fn a_task_whose_own_place_does_not_do_says_why_for_that_place() {
-    let (mut cluster, ids) = two_crossed("stop-first", TaskSpec { placement: constrained(&["node.labels.zone==a"]).placement, ..memory(600) });
+    let (mut cluster, ids) =
+        two_crossed("stop-first", TaskSpec { placement: constrained(&["node.labels.zone==a"]).placement, ..memory(600) });
     cluster.node("n1", |n| drop(n.spec.labels.insert("zone".to_owned(), "a".to_owned())));
     cluster.schedule();
     // On n2 there would be room once the old task is gone, but not the label; on n1 another slot's task is in the way.

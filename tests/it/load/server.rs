@@ -121,8 +121,7 @@ impl Server {
             let closes = head.contains("HTTP/1.0") || head.to_ascii_lowercase().contains("connection: close");
             let closes = closes || *self.ending.borrow();
             let connection = if closes { "close" } else { "keep-alive" };
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}", body.len());
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}", body.len());
             if stream.write_all(answer.as_bytes()).await.is_err() || closes {
                 let _ = stream.shutdown().await;
                 // Until the client has closed too: what it still sends must not reset the answer.

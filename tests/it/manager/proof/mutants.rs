@@ -23,8 +23,8 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant { name: "the old task stops at once", rule: "reason: ", change: stops_at_once },
     Mutant { name: "all slots are updated at the same time", rule: "parallelism: ", change: all_at_once },
     Mutant { name: "each task is made twice", rule: "one at a time: ", change: twice },
-    Mutant { name: "orders to stop are lost", rule: "settled: ", change: loses_stops },
-    Mutant { name: "new tasks are lost", rule: "settled: ", change: loses_creations },
+    Mutant { name: "orders to stop are lost", rule: "live tasks", change: loses_stops },
+    Mutant { name: "new tasks are lost", rule: "do not settle", change: loses_creations },
     Mutant { name: "an address is given twice", rule: "both have", change: same_address },
     Mutant { name: "a published port is given twice", rule: "both publish", change: same_port },
     Mutant { name: "what a job has completed runs again", rule: "runs again although it has completed", change: runs_again },
@@ -141,8 +141,10 @@ fn starts_at_once(_: &Store, mut actions: Vec<Action>) -> Vec<Action> {
 }
 
 fn stops_at_once(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
-    let new: Vec<(skep::model::ServiceId, SlotKey)> =
-        created(&mut actions).filter(|t| t.cause.is_some_and(TaskCause::is_update)).map(|t| (t.service_id.clone(), t.slot_key())).collect();
+    let new: Vec<(skep::model::ServiceId, SlotKey)> = created(&mut actions)
+        .filter(|t| t.cause.is_some_and(TaskCause::is_update))
+        .map(|t| (t.service_id.clone(), t.slot_key()))
+        .collect();
     for (service, slot) in new {
         let old = before.tasks_of_service(&service).find(|t| t.slot_key() == slot && t.is_backend());
         if let Some(old) = old.filter(|old| !is_written(&actions, &old.id)) {
@@ -157,7 +159,8 @@ fn stopped(task: &Task, end: TaskEnd) -> Action {
 }
 
 fn all_at_once(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
-    let Some(new) = created(&mut actions).find(|t| t.cause.is_some_and(TaskCause::is_update) && t.slot_node.is_none()).map(|t| t.clone())
+    let Some(new) =
+        created(&mut actions).find(|t| t.cause.is_some_and(TaskCause::is_update) && t.slot_node.is_none()).map(|t| t.clone())
     else {
         return actions;
     };
@@ -188,7 +191,9 @@ fn twice(_: &Store, mut actions: Vec<Action>) -> Vec<Action> {
 
 fn loses_stops(before: &Store, actions: Vec<Action>) -> Vec<Action> {
     let stops = |action: &Action| match action {
-        Action::Update(Object::Task(t)) => t.desired_state == TaskState::Shutdown && before.task(&t.id).is_some_and(Task::is_wanted),
+        Action::Update(Object::Task(t)) => {
+            t.desired_state == TaskState::Shutdown && before.task(&t.id).is_some_and(Task::is_wanted)
+        }
         _ => false,
     };
     actions.into_iter().filter(|action| !stops(action)).collect()
@@ -235,7 +240,14 @@ fn runs_again(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
 /// A new task like another one.
 fn unplaced(like: &Task, mark: &str) -> Task {
     let status = skep::model::TaskStatus { timestamp: like.status.timestamp, ..skep::model::TaskStatus::default() };
-    let task = Task { id: other_id(&like.id, mark), meta: Meta::default(), node_id: None, attachments: Vec::new(), status, ..like.clone() };
+    let task = Task {
+        id: other_id(&like.id, mark),
+        meta: Meta::default(),
+        node_id: None,
+        attachments: Vec::new(),
+        status,
+        ..like.clone()
+    };
     Task { end: None, started_at: None, listens: Vec::new(), not_before: None, ..task }
 }
 

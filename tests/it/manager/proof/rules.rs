@@ -2,7 +2,8 @@
 
 use skep::model::service::UpdateConfig;
 use skep::model::{
-    Availability, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState, Timestamp, UpdateState,
+    Availability, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState, Timestamp,
+    UpdateState,
 };
 use skep::store::{Action, Store, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +77,9 @@ impl Rules {
 
     /// A slot that has completed never runs again in that run, and no more run at the same time than are wanted.
     fn jobs(&self, plan: &Plan, task: &Task, wrong: &mut Wrong) {
-        if self.completed.contains(&(task.service_id.clone(), task.job_iteration, task.slot_key())) && task.job_iteration.is_some() {
+        if self.completed.contains(&(task.service_id.clone(), task.job_iteration, task.slot_key()))
+            && task.job_iteration.is_some()
+        {
             wrong.push(format!("job: {} runs again although it has completed", task.display_name()));
         }
         let Some(job) = plan.after.service(&task.service_id).and_then(|s| s.spec.mode.replicated_job) else { return };
@@ -114,7 +117,10 @@ impl Rules {
         for one in running {
             for port in one.task.ports.iter().filter(|port| port.published_port != 0) {
                 if let Some(other) = ports.insert((one.node, port.protocol, port.published_port), &one.task.id) {
-                    wrong.push(format!("host port: {other} and {} both have {} of {}", one.task.id, port.published_port, one.node));
+                    wrong.push(format!(
+                        "host port: {other} and {} both have {} of {}",
+                        one.task.id, port.published_port, one.node
+                    ));
                 }
             }
         }
@@ -122,7 +128,10 @@ impl Rules {
             let Some(service) = store.service(&new.task.service_id) else { continue };
             let is_beside = |old: &&Running| {
                 let is_removed = store.task(&old.task.id).is_none_or(|t| t.desired_state == TaskState::Remove);
-                old.reachable && !is_removed && old.task.id != new.task.id && old.task.service_id == new.task.service_id
+                old.reachable
+                    && !is_removed
+                    && old.task.id != new.task.id
+                    && old.task.service_id == new.task.service_id
                     && old.task.slot_key() == new.task.slot_key()
             };
             if !service.current_update_config().starts_first()
@@ -192,7 +201,10 @@ impl Plan<'_> {
         let parallelism = service.current_update_config().parallelism;
         let under_way = |t: &&Task| {
             let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
-            is_of_it && t.cause.is_some_and(TaskCause::is_update) && t.end.is_none() && t.is_wanted()
+            is_of_it
+                && t.cause.is_some_and(TaskCause::is_update)
+                && t.end.is_none()
+                && t.is_wanted()
                 && t.status.state < TaskState::Running
         };
         let under_way = self.after.tasks_of_service(&service.id).filter(under_way).filter(|t| !self.is_lost(t)).count() as u64;
@@ -223,7 +235,10 @@ impl Plan<'_> {
         }
         // Its predecessor has stopped when it starts.
         let lends = |t: &Task| {
-            !self.config(task).starts_first() && t.service_id == task.service_id && t.slot_key() == task.slot_key() && t.is_wanted()
+            !self.config(task).starts_first()
+                && t.service_id == task.service_id
+                && t.slot_key() == task.slot_key()
+                && t.is_wanted()
         };
         let others = self.after.tasks_of_node(&node.id).filter(|t| t.id != task.id && !t.status.state.is_final() && !lends(t));
         let others: Vec<&Task> = others.collect();
@@ -291,7 +306,8 @@ impl Plan<'_> {
     /// What may still run is not forgotten.
     fn forgotten(&self, task: &Task, wrong: &mut Wrong) {
         let is_unplaced = task.status.state < TaskState::Assigned;
-        let reported = task.node_id.as_ref().and_then(|id| self.after.node(id)).is_none_or(|n| n.status.state == NodeState::Disconnected);
+        let reported =
+            task.node_id.as_ref().and_then(|id| self.after.node(id)).is_none_or(|n| n.status.state == NodeState::Disconnected);
         if !task.status.state.is_final() && !is_unplaced && !reported {
             wrong.push(format!("forgotten: {} is {:?}", task.id, task.status.state));
         }
