@@ -7,6 +7,10 @@ use super::writes::Writes;
 use crate::model::{Task, TaskCause, TaskState};
 use rand::Rng;
 
+fn is_made_by_move(task: &Task) -> bool {
+    task.cause == Some(TaskCause::Rebalance) && task.is_wanted() && !task.status.state.is_final()
+}
+
 impl ServiceSlots<'_> {
     /// Selects the tasks that move now.
     pub(super) fn select_moves(&mut self, tasks: &TasksBySlot, out: &mut Writes<impl Rng>) {
@@ -25,7 +29,11 @@ impl ServiceSlots<'_> {
         let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
         let parallel = if parallel == 0 { usize::MAX } else { parallel };
         // Those that have begun keep their places.
-        let (begun, others): (Vec<_>, Vec<_>) = tasks.values().partition(|slot| slot.iter().any(|t| self.is_moving_in(t)));
+        let has_begun = |slot: &&Vec<&Task>| {
+            let has_successor = slot.iter().any(|t| marked(&t)) && slot.iter().any(|t| is_made_by_move(t) && t.move_to.is_none());
+            has_successor || slot.iter().any(|t| self.is_moving_in(t))
+        };
+        let (begun, others): (Vec<_>, Vec<_>) = tasks.values().partition(has_begun);
         let free = parallel.saturating_sub(begun.len());
         let next = others.into_iter().filter_map(|slot| slot.iter().find(|t| marked(t))).take(free);
         let moving = begun.into_iter().filter_map(|slot| slot.iter().find(|t| marked(t))).chain(next);
@@ -34,9 +42,8 @@ impl ServiceSlots<'_> {
 
     /// The task was made by a move, and does not serve yet, or not for as long as updates pause between two slots.
     fn is_moving_in(&self, task: &Task) -> bool {
-        let is_new = task.cause == Some(TaskCause::Rebalance) && task.is_wanted() && !task.status.state.is_final();
         let settled = self.serves(task) && self.now.since(task.status.timestamp) >= self.config.delay();
-        is_new && !settled && !self.lost_its_node(task)
+        is_made_by_move(task) && !settled && !self.lost_its_node(task)
     }
 
     /// The task that was to take the place has the same node, or none within the time in which an update gives up.

@@ -89,7 +89,7 @@ fn a_node_that_takes_no_tasks_any_more_ends_it_and_an_update_comes_first() {
     simulation.run(20 * SECOND);
     let after: Vec<_> = simulation.running("web").iter().map(|t| t.id.clone()).collect();
     assert_eq!(after, before, "{}", simulation.dump());
-    assert!(simulation.tasks("web").iter().all(|t| t.move_to.is_none()), "{}", simulation.dump());
+    assert!(simulation.running("web").iter().all(|t| t.move_to.is_none()), "{}", simulation.dump());
 
     let mut simulation = uneven(updating(2, SECOND), "whoami");
     rebalance(&mut simulation);

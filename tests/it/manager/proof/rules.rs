@@ -64,9 +64,6 @@ impl Rules {
                 plan.stopped(task, &mut wrong);
             }
         }
-        for task in before.tasks().filter(|t| after.task(&t.id).is_none()) {
-            plan.forgotten(task, &mut wrong);
-        }
         for service in after.services() {
             plan.completed(service, &mut wrong);
         }
@@ -123,6 +120,10 @@ impl Rules {
                     ));
                 }
             }
+        }
+        // What may still run is not forgotten.
+        for one in running.iter().filter(|one| one.reachable && store.task(&one.task.id).is_none()) {
+            wrong.push(format!("forgotten: {} runs on {}", one.task.id, one.node));
         }
         for new in running.iter().filter(|one| one.reachable && !self.started.contains(&one.task.id)) {
             let Some(service) = store.service(&new.task.service_id) else { continue };
@@ -275,6 +276,7 @@ impl Plan<'_> {
         };
         let holds = match task.end {
             Some(TaskEnd::Replaced) => takes_over() || task.status.unhealthy,
+            Some(TaskEnd::Rebalanced) => takes_over(),
             Some(TaskEnd::Drained) => {
                 let is_drained = node.is_some_and(|node| node.spec.availability == Availability::Drain);
                 let is_replicated = service.is_some_and(|service| service.spec.mode.replicated.is_some());
@@ -300,16 +302,6 @@ impl Plan<'_> {
         };
         if !holds {
             wrong.push(format!("reason: {} ({}) is to stop: {:?}", task.id, task.display_name(), task.end));
-        }
-    }
-
-    /// What may still run is not forgotten.
-    fn forgotten(&self, task: &Task, wrong: &mut Wrong) {
-        let is_unplaced = task.status.state < TaskState::Assigned;
-        let reported =
-            task.node_id.as_ref().and_then(|id| self.after.node(id)).is_none_or(|n| n.status.state == NodeState::Disconnected);
-        if !task.status.state.is_final() && !is_unplaced && !reported {
-            wrong.push(format!("forgotten: {} is {:?}", task.id, task.status.state));
         }
     }
 

@@ -6,10 +6,11 @@ use crate::manager::fixture::{self, after, global, in_mode, job, node, restartin
 use crate::manager::simulation::{Simulation, Witness};
 use rand::Rng;
 use skep::manager::invariants::check_settled;
+use skep::manager::scheduler::rebalance;
 use skep::model::service::{Replicated, UpdateConfig};
 use skep::model::task::{Placement, Reservations, Resources, RestartPolicy};
 use skep::model::{Availability, PublishMode, Service, ServiceSpec, Task, TaskState, Timestamp};
-use skep::store::{Action, Store};
+use skep::store::{Action, FieldUpdate, Store};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -105,7 +106,7 @@ fn user_change(rng: &mut impl Rng) -> (&'static str, Box<dyn FnOnce(&mut Service
 
 fn event(simulation: &mut Simulation, nodes: usize) {
     let id = node(simulation.rng.random_range(1..=nodes));
-    match simulation.rng.random_range(0..24) {
+    match simulation.rng.random_range(0..25) {
         0..=6 => {
             let (name, change) = user_change(&mut simulation.rng);
             simulation.update(name, change);
@@ -124,6 +125,7 @@ fn event(simulation: &mut Simulation, nodes: usize) {
         16 => simulation.change_leader(),
         17 => drop(simulation.faults.slow.insert(id)),
         18 => simulation.faults.slow.clear(),
+        24 => rebalance(simulation),
         19 => label(simulation, &id, ["a", "b"][usize::from(simulation.now.0 % 2 == 0)]),
         // Somebody else writes between a plan and its commit.
         20 | 21 => {
@@ -139,6 +141,16 @@ fn event(simulation: &mut Simulation, nodes: usize) {
             let web = store.service(&"web".into()).expect("web");
             if web.previous_spec.is_some() { rolled_back(store, "web", now) } else { Action::update(web.clone()) }
         })),
+    }
+}
+
+/// What `skep rebalance` writes.
+fn rebalance(simulation: &mut Simulation) {
+    let plan = rebalance::plan(&simulation.store, None, simulation.now);
+    let set = |one: rebalance::Move| Action::Set(FieldUpdate::MoveTask { id: one.task, from: one.from, to: one.to });
+    let actions: Vec<Action> = plan.moves.into_iter().map(set).collect();
+    if !actions.is_empty() {
+        simulation.command(actions);
     }
 }
 
