@@ -58,13 +58,16 @@ fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, SlotKey), Vec<&Tas
         // What a job has completed is not forgotten before the orchestrator has started it again.
         let is_history = |t: &&Task| !t.is_wanted() && is_finished(t);
         let mut finished: Vec<&Task> = older.iter().copied().filter(is_history).collect();
+        let mut spare = finished.len();
         let needed = history_needed(newest);
-        if needed.is_some() {
-            // Moves are no attempts, so that they are forgotten before what is.
+        if let Some(needed) = needed {
+            // Moves are no attempts: they are forgotten first, and of what is one never so many that it is tried once more.
             finished.sort_by_key(|t| is_attempt(t, newest));
+            let attempts = finished.iter().filter(|t| is_attempt(t, newest)).count();
+            spare -= attempts.min(needed.saturating_sub(1));
         }
         let keep = needed.or(limit).unwrap_or(usize::MAX);
-        let excess = (older.len() + 1).saturating_sub(keep).min(finished.len());
+        let excess = (older.len() + 1).saturating_sub(keep).min(spare);
         let (removed, kept) = finished.split_at(excess);
         out.extend(removed.iter().map(|t| remove(t)));
         relief.extend(kept.iter().copied().filter(|t| t.attachments.iter().any(|a| full.contains(&a.network_id))));

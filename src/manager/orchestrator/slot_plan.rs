@@ -48,6 +48,11 @@ impl ServiceSlots<'_> {
             return out.desire(new, TaskState::Shutdown, TaskEnd::Withdrawn);
         }
         let starts_first = self.config.starts_first();
+        // Made to start at once, because the node of the old one was away, and now that is back. No node has it yet.
+        if !starts_first && new.status.state < TaskState::Assigned && new.desired_state == self.goal() && self.may_still_run(old)
+        {
+            out.change(new, |task| task.desired_state = TaskState::Ready);
+        }
         let is_prepared = new.status.state >= TaskState::Ready && new.not_before.is_none_or(|start| start <= self.now);
         let can_take_over = if starts_first { self.serves(new) } else { is_prepared };
         // A node is drained even if nothing can take the place of its tasks.

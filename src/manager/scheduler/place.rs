@@ -112,8 +112,10 @@ impl<'a> Placer<'a> {
         Some(if lent.is_empty() { Cow::Borrowed(load) } else { Cow::Owned(load.without(&lent)) })
     }
 
+    /// Tasks whose places are lent to one that waits until they have stopped.
     fn lent_to(&self, task: &Task) -> &[&'a Task] {
-        self.lent.get(&task.slot_key()).map_or(&[], Vec::as_slice)
+        let waits = task.desired_state < TaskState::Running;
+        self.lent.get(&task.slot_key()).filter(|_| waits).map_or(&[], Vec::as_slice)
     }
 
     /// Numbers of the nodes that have room for a task only because of the places that it is lent there.

@@ -380,6 +380,7 @@ fn two_crossed(order: &str, template: TaskSpec) -> (TestCluster, Vec<crate::mode
     let successor = |slot| {
         move |task: &mut crate::model::Task| {
             (task.slot, task.ports, task.spec_version) = (slot, vec![host_port(8080)], 2);
+            task.desired_state = TaskState::Ready;
         }
     };
     let ids = [1, 2].map(|slot| cluster.pending_with("web", 1, successor(slot)).remove(0));

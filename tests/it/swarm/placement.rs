@@ -189,9 +189,9 @@ async fn placement_by_labels_roles_resources_and_ports_with_the_stock_cli() {
     settled(manager, "zoned", &[("n2", 1), ("n3", 1)], &[]).await;
     within(20, "the story of the move", || async {
         let history = skep(manager, &["history", "zoned"]).await;
-        let told =
+        let shown =
             history.contains("move by skep rebalance, to even out the nodes") && history.contains("moved by skep rebalance");
-        anyhow::ensure!(told, "{history}");
+        anyhow::ensure!(shown, "{history}");
         Ok(())
     })
     .await;

@@ -7,6 +7,7 @@ use skep::model::{
 };
 use skep::store::{Action, Store, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Not as _;
 use std::time::Duration;
 
 /// Looks at one plan after the other, and remembers what the store may forget.
@@ -53,7 +54,7 @@ impl Rules {
             plan.delayed(task, &mut wrong);
             plan.within_parallelism(task, &mut wrong);
             self.jobs(&plan, task, &mut wrong);
-            self.attempts(task, &mut wrong);
+            self.attempts(&plan, task, &mut wrong);
         }
         for task in after.tasks() {
             let was = before.task(&task.id);
@@ -91,12 +92,13 @@ impl Rules {
     }
 
     /// No more restarts in a slot than the policy allows.
-    fn attempts(&mut self, task: &Task, wrong: &mut Wrong) {
+    fn attempts(&mut self, plan: &Plan, task: &Task, wrong: &mut Wrong) {
         let key = (task.service_id.clone(), task.slot_key(), task.spec_version);
         let policy = task.spec.restart_policy.clone().unwrap_or_default();
         match task.cause {
             Some(TaskCause::Replicas) => drop(self.restarts.remove(&key)),
-            Some(TaskCause::Restart) => {
+            // What follows a task of another template begins anew.
+            Some(TaskCause::Restart) if plan.follows_a_failure(task) => {
                 let restarts = self.restarts.entry(key).or_default();
                 *restarts += 1;
                 if policy.window.is_none() && policy.max_attempts.is_some_and(|most| most > 0 && *restarts > most) {
@@ -147,6 +149,15 @@ impl Rules {
 }
 
 impl Plan<'_> {
+    /// The task before it in its slot had the same template, and ended by itself.
+    fn follows_a_failure(&self, task: &Task) -> bool {
+        let before = self.in_slot(task).max_by_key(|t| t.meta.created_at);
+        before.is_some_and(|t| {
+            let ended = [TaskState::Failed, TaskState::Complete, TaskState::Rejected].contains(&t.status.state);
+            ended && t.spec_version == task.spec_version && !t.is_evicted()
+        })
+    }
+
     fn in_slot<'s>(&'s self, task: &'s Task) -> impl Iterator<Item = &'s Task> {
         let others = self.after.tasks_of_service(&task.service_id);
         others.filter(move |t| t.id != task.id && t.slot_key() == task.slot_key())
@@ -210,7 +221,8 @@ impl Plan<'_> {
         };
         let under_way = self.after.tasks_of_service(&service.id).filter(under_way).filter(|t| !self.is_lost(t)).count() as u64;
         if parallelism > 0 && under_way > parallelism {
-            wrong.push(format!("parallelism: {under_way} slots of {} at the same time", service.spec.name));
+            let which = format!("{} slots of {} at the same time", under_way, service.spec.name);
+            wrong.push(format!("parallelism: {which}: {} for {}", task.id, task.slot_key()));
         }
     }
 
@@ -242,7 +254,12 @@ impl Plan<'_> {
                 && t.is_wanted()
         };
         let others = self.after.tasks_of_node(&node.id).filter(|t| t.id != task.id && !t.status.state.is_final() && !lends(t));
-        let others: Vec<&Task> = others.collect();
+        // Of a slot that is handed over here, the one that waits takes nothing yet.
+        let waits = |t: &&Task| {
+            let is_old = |old: &Task| old.node_id == t.node_id && old.is_wanted() && old.status.state.is_final().not();
+            t.desired_state == TaskState::Ready && !self.config(t).starts_first() && self.in_slot(t).any(is_old)
+        };
+        let others: Vec<&Task> = others.filter(|t| !waits(t)).collect();
         let ports = |t: &Task| -> BTreeSet<u16> { t.ports.iter().map(|p| p.published_port).filter(|port| *port != 0).collect() };
         if others.iter().any(|other| !ports(other).is_disjoint(&ports(task))) {
             say("its host port is in use");
@@ -321,7 +338,8 @@ impl Plan<'_> {
             t.spec_version != service.spec_version && t.is_wanted() && t.status.state == TaskState::Running && takes_tasks(t)
         };
         if let Some(left) = self.after.tasks_of_service(&service.id).find(is_left) {
-            wrong.push(format!("completed: {} still runs what the update of {} replaces", left.id, service.spec.name));
+            let name = left.display_name();
+            wrong.push(format!("completed: {} ({name}) still runs what the update of {} replaces", left.id, service.spec.name));
         }
     }
 }

@@ -9,7 +9,7 @@ use skep::manager::invariants::check_settled;
 use skep::manager::scheduler::rebalance;
 use skep::model::service::{Replicated, UpdateConfig};
 use skep::model::task::{Placement, Reservations, Resources, RestartPolicy};
-use skep::model::{Availability, PublishMode, Service, ServiceSpec, Task, TaskState, Timestamp};
+use skep::model::{Availability, NodeState, PublishMode, Service, ServiceSpec, Task, TaskState, Timestamp};
 use skep::store::{Action, FieldUpdate, Store};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -192,8 +192,13 @@ fn settle(simulation: &mut Simulation, nodes: usize) {
         simulation.availability(&node(n), Availability::Active);
         label(simulation, &node(n), if n == 1 { "b" } else { "a" });
     }
+    simulation.until("all nodes are ready", |s| (1..=nodes).all(|n| s.state_of(&node(n)) == NodeState::Ready));
     for (name, _) in UPDATED {
-        simulation.update(name, |spec| "last".clone_into(&mut spec.task_template.container_spec.image));
+        simulation.update(name, |spec| {
+            "last".clone_into(&mut spec.task_template.container_spec.image);
+            // What waits for a place that is still being freed has not failed.
+            spec.update_config = Some(updating(1, Duration::from_secs(10)));
+        });
     }
     let mut left = Vec::new();
     for _ in 0..240 {
@@ -269,7 +274,10 @@ fn each_fault_of_the_planners_is_found_by_the_rule_that_it_breaks() {
 fn ten_thousand_walks() {
     let seeds: u64 = std::env::var("SKEP_PROOF_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000);
     let begin = std::time::Instant::now();
-    let is_wrong = |seed: &u64| catch_unwind(|| walk(*seed, 25, None)).is_err();
+    let is_wrong = |seed: &u64| {
+        let is_wrong = catch_unwind(|| walk(*seed, 25, None)).is_err();
+        is_wrong.then(|| eprintln!("seed {seed} is wrong")).is_some()
+    };
     let walks = |first: u64| (1_000_000 + first..1_000_000 + seeds).step_by(2).filter(is_wrong).collect::<Vec<u64>>();
     let wrong = std::thread::scope(|scope| {
         let other = scope.spawn(|| walks(1));
