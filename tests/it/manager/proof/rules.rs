@@ -337,7 +337,9 @@ impl Plan<'_> {
         let is_left = |t: &&Task| {
             t.spec_version != service.spec_version && t.is_wanted() && t.status.state == TaskState::Running && takes_tasks(t)
         };
-        if let Some(left) = self.after.tasks_of_service(&service.id).find(is_left) {
+        // Beside a task that takes its place it is on its way out: a rollback by hand in the middle of an update ends like that.
+        let is_followed = |t: &Task| self.in_slot(t).any(|other| other.spec_version == service.spec_version && other.is_wanted());
+        if let Some(left) = self.after.tasks_of_service(&service.id).filter(is_left).find(|t| !is_followed(t)) {
             let name = left.display_name();
             wrong.push(format!("completed: {} ({name}) still runs what the update of {} replaces", left.id, service.spec.name));
         }

@@ -240,7 +240,7 @@ fn not_reached(simulation: &Simulation, nodes: usize) -> Vec<String> {
 
 #[test]
 fn every_plan_keeps_the_rules_and_what_is_wanted_is_reached() {
-    for seed in 0..20 {
+    for seed in 0..12 {
         eprintln!("seed {seed}");
         walk(seed, 25, None);
     }
