@@ -97,7 +97,7 @@ impl Rules {
         let policy = task.spec.restart_policy.clone().unwrap_or_default();
         match task.cause {
             Some(TaskCause::Replicas) => drop(self.restarts.remove(&key)),
-            // What follows a task of another template begins anew.
+            // What follows a task of another template has a count of its own.
             Some(TaskCause::Restart) if plan.follows_a_failure(task) => {
                 let restarts = self.restarts.entry(key).or_default();
                 *restarts += 1;
