@@ -7,6 +7,7 @@ mod doctor;
 mod drops;
 mod history;
 mod netns;
+mod rebalance;
 mod recover;
 mod recovery;
 mod status;
@@ -49,6 +50,7 @@ enum CliVerb {
     Trace(trace::TraceArgs),
     History(history::HistoryArgs),
     Doctor(doctor::DoctorArgs),
+    Rebalance(rebalance::RebalanceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::History(args) => blocking(history::run(args)),
         CliVerb::Doctor(args) => blocking(doctor::run(args)),
+        CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),
@@ -101,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history", "doctor", "recover", "backup"] {
+        for verb in ["drops", "trace", "history", "doctor", "rebalance", "recover", "backup"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

@@ -32,6 +32,7 @@ pub fn task(id: &str) -> Task {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,
         status: TaskStatus { state: TaskState::Assigned, ..Default::default() },

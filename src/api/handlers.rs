@@ -9,6 +9,7 @@ mod networks;
 mod nodes;
 mod payloads;
 mod prune;
+mod rebalance;
 mod reply;
 mod request;
 mod router;

@@ -4,6 +4,7 @@
 mod create;
 mod global;
 mod job;
+mod moves;
 mod replicated;
 pub mod restart;
 pub mod slot;
@@ -30,12 +31,12 @@ pub fn plan(store: &Store, now: Timestamp, rng: &mut impl Rng, settings: &Manage
         }
         let mut tasks = by_service.remove(&service.id).unwrap_or_default();
         slot::sort_by_age(&mut tasks);
-        let slots = ServiceSlots::new(store, service, now, settings);
+        let mut slots = ServiceSlots::new(store, service, now, settings);
         match &service.spec.mode {
             ServiceMode { global: Some(_), .. } => global::reconcile(&slots, tasks, &mut out),
             ServiceMode { replicated_job: Some(job), .. } => job::replicated(&slots, *job, &tasks, &mut out),
             ServiceMode { global_job: Some(_), .. } => job::global(&slots, tasks, &mut out),
-            ServiceMode { .. } => replicated::reconcile(&slots, tasks, &mut out),
+            ServiceMode { .. } => replicated::reconcile(&mut slots, tasks, &mut out),
         }
     }
     out.into_actions()

@@ -6,7 +6,7 @@
 
 use super::allocator::{AddressBook, networks_of_task};
 use super::limits::BATCH;
-use super::orchestrator::restart::history_needed;
+use super::orchestrator::restart::{history_needed, is_attempt};
 use super::orchestrator::slot::by_age;
 use super::round_scope::RoundScope;
 use super::settings::ManagerSettings;
@@ -57,9 +57,17 @@ fn remove_history(store: &Store, slots: BTreeMap<(&ServiceId, SlotKey), Vec<&Tas
         let Some((newest, older)) = tasks.split_last() else { continue };
         // What a job has completed is not forgotten before the orchestrator has started it again.
         let is_history = |t: &&Task| !t.is_wanted() && is_finished(t);
-        let finished: Vec<&Task> = older.iter().copied().filter(is_history).collect();
-        let keep = history_needed(newest).or(limit).unwrap_or(usize::MAX);
-        let excess = (older.len() + 1).saturating_sub(keep).min(finished.len());
+        let mut finished: Vec<&Task> = older.iter().copied().filter(is_history).collect();
+        let mut spare = finished.len();
+        let needed = history_needed(newest);
+        if let Some(needed) = needed {
+            // Moves are no attempts: they are forgotten first, and of what is one never so many that it is tried once more.
+            finished.sort_by_key(|t| is_attempt(t, newest));
+            let attempts = finished.iter().filter(|t| is_attempt(t, newest)).count();
+            spare -= attempts.min(needed.saturating_sub(1));
+        }
+        let keep = needed.or(limit).unwrap_or(usize::MAX);
+        let excess = (older.len() + 1).saturating_sub(keep).min(spare);
         let (removed, kept) = finished.split_at(excess);
         out.extend(removed.iter().map(|t| remove(t)));
         relief.extend(kept.iter().copied().filter(|t| t.attachments.iter().any(|a| full.contains(&a.network_id))));

@@ -9,12 +9,15 @@ mod group;
 mod load;
 mod needs;
 mod place;
+pub mod rebalance;
 mod spread;
 
 #[cfg(test)]
 mod enforcer_tests;
 #[cfg(test)]
 mod place_tests;
+#[cfg(test)]
+mod rebalance_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -191,6 +191,7 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(node.into()),
         desired_state: TaskState::Running,
         status: TaskStatus::default(),

@@ -117,6 +117,10 @@ pub struct Task {
     pub started_at: Option<Timestamp>,
     /// `None` until scheduled; never changes afterwards.
     pub node_id: Option<NodeId>,
+    /// The node that `skep rebalance` moves it to; of the task that is made for that, until it is scheduled, the node that it was
+    /// made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_to: Option<NodeId>,
     /// Written by the orchestrator and the reaper; only goes up.
     pub desired_state: TaskState,
     /// Observed state. Written by the allocator, then the scheduler, then (through the dispatcher) the node's agent.
@@ -250,6 +254,7 @@ impl Task {
             ("end", self.end.is_some()),
             ("started_at", self.started_at.is_some()),
             ("generic_resources", !self.generic_resources.is_empty()),
+            ("move_to", self.move_to.is_some()),
         ];
         fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
     }

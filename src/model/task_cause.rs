@@ -20,6 +20,8 @@ pub enum TaskCause {
     Move,
     /// A run of a job.
     Job,
+    /// `skep rebalance` moves the task before it.
+    Rebalance,
 }
 
 impl TaskCause {
@@ -34,6 +36,7 @@ impl TaskCause {
             Self::Restart => "restart of a task that ended",
             Self::Move => "move from a node that cannot keep it",
             Self::Job => "run of the job",
+            Self::Rebalance => "move by skep rebalance, to even out the nodes",
         }
     }
     /// The updater made it, and judges it.
@@ -55,7 +58,7 @@ pub enum TaskEnd {
     Unplaced,
     /// An update or rollback replaced it.
     Replaced,
-    /// The update that made it was paused or rolled back before it served.
+    /// The update or move that made it was given up before it served.
     Withdrawn,
     /// The service wants fewer tasks.
     Scaled,
@@ -71,6 +74,8 @@ pub enum TaskEnd {
     ServiceRemoved,
     /// The job was started again.
     NewRun,
+    /// `skep rebalance` has moved it.
+    Rebalanced,
 }
 
 impl TaskEnd {
@@ -82,7 +87,7 @@ impl TaskEnd {
             Self::FailedUpdate => "ended by itself while the update watched it",
             Self::Unplaced => "not placed within the monitor time of the update",
             Self::Replaced => "replaced by an update or rollback",
-            Self::Withdrawn => "withdrawn: its update was paused or rolled back",
+            Self::Withdrawn => "withdrawn: its update was paused or rolled back, or its move came to nothing",
             Self::Scaled => "the service wants fewer tasks",
             Self::Drained => "its node was drained",
             Self::NodeLost => "its node is down, has left or was removed",
@@ -90,6 +95,7 @@ impl TaskEnd {
             Self::Superseded => "another task has its slot",
             Self::ServiceRemoved => "its service was removed",
             Self::NewRun => "the job was started again",
+            Self::Rebalanced => "moved by skep rebalance",
         }
     }
 }

@@ -40,6 +40,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             cause: None,
             end: None,
             started_at: None,
+            move_to: None,
             node_id: None,
             desired_state: TaskState::Running,
             status: TaskStatus::default(),

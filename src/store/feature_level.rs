@@ -95,6 +95,7 @@ fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
         Action::Set(FieldUpdate::ServiceSpec { spec, change, .. }) => {
             spec.newer_field().or_else(|| change.replaces_tasks.then_some("UpdateStatus"))
         }
+        Action::Set(FieldUpdate::MoveTask { .. }) => Some("move_to"),
         Action::Create(_) | Action::Update(_) | Action::Remove(..) | Action::Set(_) => None,
     };
     field.map(|field| (action.target().0, field))

@@ -67,6 +67,12 @@ pub enum FieldUpdate {
         id: TaskId,
         state: TaskState,
     },
+    /// A task is to move to another node, by `skep rebalance`. Only while it is wanted, and on the node `from`.
+    MoveTask {
+        id: TaskId,
+        from: NodeId,
+        to: NodeId,
+    },
     /// What a node has observed of its task; `None`: nothing new. See [`super::is_new_status`], [`super::is_new_listening`].
     TaskReport {
         id: TaskId,

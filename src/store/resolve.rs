@@ -12,9 +12,10 @@ impl FieldUpdate {
         match self {
             Self::ServiceSpec { id, .. } | Self::ServiceEndpoint { id, .. } => (Kind::Service, id.to_string()),
             Self::NodeSpec { id, .. } | Self::NodeReport { id, .. } => (Kind::Node, id.to_string()),
-            Self::TaskStep { id, .. } | Self::DesiredState { id, .. } | Self::TaskReport { id, .. } => {
-                (Kind::Task, id.to_string())
-            }
+            Self::TaskStep { id, .. }
+            | Self::DesiredState { id, .. }
+            | Self::MoveTask { id, .. }
+            | Self::TaskReport { id, .. } => (Kind::Task, id.to_string()),
             Self::ClusterSpec { id, .. }
             | Self::JoinToken { id, .. }
             | Self::FeatureLevel { id, .. }
@@ -76,6 +77,11 @@ impl FieldUpdate {
             Self::DesiredState { id, state } => changed(now, id, |task: &mut Task| {
                 task.desired_state = task.desired_state.max(*state);
                 task.not_before.take_if(|_| *state == TaskState::Running);
+            }),
+            Self::MoveTask { id, from, to } => changed(now, id, |task: &mut Task| {
+                if task.node_id.as_ref() == Some(from) && task.is_wanted() && !task.status.state.is_final() {
+                    task.move_to = Some(to.clone());
+                }
             }),
             Self::TaskReport { id, node, status, listens } => changed(now, id, |task: &mut Task| {
                 if let Some(ports) = listens.as_ref().filter(|ports| is_new_listening(task, node, ports)) {

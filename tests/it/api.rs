@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
 mod behind;
+mod course;
 mod deviations;
 mod docker_cli;
 mod engine_versions;
@@ -19,3 +20,4 @@ mod recording_engine;
 mod replay;
 mod service_updates;
 mod unsupported;
+mod words;

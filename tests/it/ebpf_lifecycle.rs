@@ -43,7 +43,7 @@ async fn serves(hosts: &[Host], ports: &[&str]) {
 }
 
 /// The virtual address of a service on the network `back`.
-async fn vip(swarm: &Swarm, service: &str) -> Ipv4Addr {
+pub async fn vip(swarm: &Swarm, service: &str) -> Ipv4Addr {
     let network = get(&swarm.hosts[0], "/networks/back").await["Id"].clone();
     let service = get(&swarm.hosts[0], &format!("/services/{service}")).await;
     let all = service["Endpoint"]["VirtualIPs"].as_array().expect("virtual addresses");

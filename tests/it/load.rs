@@ -1,6 +1,9 @@
 //! Load that tests put on a swarm: requests without a pause, transfers of numbered bytes, names resolved and used. Each
 //! records what failed and when, so that a test can check that no client noticed a change.
 
+pub mod http;
+pub mod server;
+
 use super::swarm::kit::*;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
@@ -142,6 +145,22 @@ impl Load {
         Self::run(targets, pause, |to| Box::new(move || request(to)))
     }
 
+    /// HTTP/1.1 with one connection for all requests to a target (`keeps`), or one for each. See [`server`].
+    pub fn http(targets: impl IntoIterator<Item = Target>, pause: Duration, keeps: bool) -> Self {
+        let make: fn(SocketAddr) -> Request = if keeps {
+            |to| {
+                let mut client = http::HttpClient::new(to, true);
+                Box::new(move || client.ask())
+            }
+        } else {
+            |to| {
+                let mut client = http::HttpClient::new(to, false);
+                Box::new(move || client.ask())
+            }
+        };
+        Self::run(targets, pause, make)
+    }
+
     /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of some seconds lost.
     pub fn patient(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
         Self::run(targets, pause, |to| Box::new(move || request_within(to, Duration::from_secs(10))))
@@ -151,6 +170,14 @@ impl Load {
     pub fn flows(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
         Self::run(targets, pause, |to| {
             let mut flow = Flow::new(to).expect("a socket");
+            Box::new(move || flow.ask())
+        })
+    }
+
+    /// As [`Self::flows`], each from one socket that is not connected.
+    pub fn datagrams(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| {
+            let mut flow = Flow::unconnected(to).expect("a socket");
             Box::new(move || flow.ask())
         })
     }
@@ -252,6 +279,8 @@ pub async fn serve_lines(namespace: File, port: u16) {
 /// A UDP socket that sends numbered datagrams to one address and receives their answers.
 pub struct Flow {
     socket: UdpSocket,
+    /// Where an unconnected socket sends to.
+    to: Option<SocketAddr>,
     next: u64,
 }
 
@@ -262,7 +291,15 @@ impl Flow {
         // A connected socket receives no answers from another address.
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(Self { socket, next: 0 })
+        Ok(Self { socket, to: None, next: 0 })
+    }
+
+    /// From a socket that is not connected: the datapath may give each datagram to another task.
+    pub fn unconnected(to: SocketAddr) -> std::io::Result<Self> {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Self { socket, to: Some(to), next: 0 })
     }
 
     /// Connects to another address, or to the same one again.
@@ -275,7 +312,11 @@ impl Flow {
     pub fn ask(&mut self) -> anyhow::Result<String> {
         self.next += 1;
         let payload = self.next.to_string();
-        self.socket.send(payload.as_bytes()).context("send")?;
+        match self.to {
+            Some(to) => self.socket.send_to(payload.as_bytes(), to),
+            None => self.socket.send(payload.as_bytes()),
+        }
+        .context("send")?;
         let mut buffer = [0; 512];
         loop {
             let len = self.socket.recv(&mut buffer).with_context(|| format!("answer to {payload}"))?;

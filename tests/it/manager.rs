@@ -19,6 +19,8 @@ mod leader_cores;
 mod limits;
 mod liveness;
 mod placement;
+mod proof;
+mod rebalance;
 mod restarts;
 mod rollouts;
 mod scale;

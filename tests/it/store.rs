@@ -151,6 +151,7 @@ fn object(op: Op, meta: Meta) -> Object {
             cause: None,
             end: None,
             started_at: None,
+            move_to: None,
             node_id: (number % 2 == 0).then(|| NodeId::from(id)),
             desired_state: TaskState::Running,
             status: TaskStatus {

@@ -64,6 +64,10 @@ fn of_task(task: &Task, store: &Store) -> Vec<HistoryEntry> {
         _ if !status.err.is_empty() => all.push(entry("task waits", status.timestamp, status.err.clone())),
         _ => {}
     }
+    if let (Some(to), Some(_), true) = (&task.move_to, &task.node_id, task.is_wanted() && !state.is_final()) {
+        let to = store.node(to).map_or_else(|| to.to_string(), |n| n.description.hostname.clone());
+        all.push(entry("task to move", task.meta.updated_at, format!("skep rebalance moves it to {to}")));
+    }
     if let Some(end) = task.end.filter(|_| !state.is_final()) {
         let event = if task.is_wanted() { "task waits" } else { "task stopping" };
         all.push(entry(event, task.meta.updated_at, end.as_str().to_owned()));

@@ -1,7 +1,7 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, events, networks, nodes, payloads, prune, services, swarm, system, task_containers, tasks};
+use super::{containers, events, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
@@ -162,6 +162,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("GET", ["services", service, "logs"]) => services::logs(request, service),
 
         ("GET", ["services", service, "history"]) => services::history(request, service),
+        ("GET", ["rebalance"]) => rebalance::show(request),
+        ("POST", ["rebalance"]) => rebalance::start(request).await,
 
         ("GET", ["tasks"]) => tasks::list(request),
         ("GET", ["tasks", task]) if !task.is_empty() => tasks::inspect(request, task),

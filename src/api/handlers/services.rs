@@ -92,8 +92,9 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         endpoint: Endpoint::default(),
     };
     let conditions = conditions(&service.spec, None, &store);
+    let warnings = Some(validate::small_networks(&service.spec, None, &store)).filter(|warnings| !warnings.is_empty());
     handle.propose(Transaction::new(now, vec![Action::create(service)]).require(conditions)).await?;
-    json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": Value::Null }))
+    json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": warnings }))
 }
 
 /// First feature level at which managers keep registry credentials. Below it one of the release before would drop them.
@@ -205,13 +206,15 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let rollback = request.query.get("rollback") == "previous";
     let replaces_tasks = !spec.mode.is_job() && validate::replaces_tasks(&stored.spec, &spec);
     let stays_paused = !replaces_tasks && !rollback && stored.update.as_ref().is_some_and(|update| update.state.is_paused());
-    let warnings = stays_paused.then(|| {
-        vec![format!(
+    let mut warnings = validate::small_networks(&spec, Some(&stored.id), &store);
+    if stays_paused {
+        warnings.push(format!(
             "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \
              it, docker service rollback brings back the spec that last worked",
             stored.spec.name
-        )]
-    });
+        ));
+    }
+    let warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     let conditions = conditions(&spec, Some(&stored.id), &store);
     let change = SpecChange { replaces_tasks, rollback, job_run_at: stored.job.map(|_| now) };
     let update = FieldUpdate::ServiceSpec { id: stored.id.clone(), version, spec: Box::new(spec), pull_auth, change };

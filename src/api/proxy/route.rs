@@ -12,7 +12,8 @@ pub enum Destination {
 }
 
 /// First segments of paths that skep answers for any method: an unknown path below them is skep's "page not found".
-const SWARM_PATHS: [&str; 7] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks"];
+/// `rebalance` is skep's own.
+const SWARM_PATHS: [&str; 8] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "rebalance"];
 
 /// Filter of containers that only skep can apply; its name is the same in an encoded query.
 const IS_TASK: &str = "is-task";
@@ -54,6 +55,7 @@ mod tests {
             ("OPTIONS", "/v1.51/services"),
             ("GET", "/v9.9/tasks/x/logs"),
             ("HEAD", "/_ping"),
+            ("POST", "/rebalance?service=web"),
             ("GET", "/v1.24/info"),
             ("POST", "/v1.50/containers/create?name=c1"),
             ("POST", "/v1.50/containers/prune"),

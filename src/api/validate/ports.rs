@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 /// Brings the `i`-th posted port into the spelling of the model.
 ///
 /// # Errors
-/// 501 for SCTP, 400 for a number above 65535.
+/// 501 for SCTP, 400 for a number above 65535, and for no target port.
 pub fn normalize(i: usize, port: &mut Value) -> Result<()> {
     let text = |port: &Value, key: &str| port[key].as_str().unwrap_or_default().to_ascii_lowercase();
     // Unknown values become the default, as in the real server.
@@ -22,7 +22,8 @@ pub fn normalize(i: usize, port: &mut Value) -> Result<()> {
     let host = text(port, "PublishMode") == "host";
     for key in ["TargetPort", "PublishedPort"] {
         let number = port[key].as_u64().unwrap_or(0);
-        if number > u64::from(u16::MAX) {
+        // Published: 0 has one drawn. Nothing listens on the target port 0.
+        if number > u64::from(u16::MAX) || (number == 0 && key == "TargetPort") {
             return Err(ApiError::invalid_argument(format!("EndpointSpec: {key} {number} is not a port (1 to 65535)")));
         }
     }

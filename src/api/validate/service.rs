@@ -147,10 +147,18 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     for config in [&spec.update_config, &spec.rollback_config].into_iter().flatten() {
         check_update_config(config)?;
     }
+    if spec.labels.contains_key(AUTOSCALE) {
+        return Err(ApiError::invalid_argument(format!(
+            "label {AUTOSCALE}: skep does not scale by load yet: leave the label out, and scale with docker service scale"
+        )));
+    }
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
 }
+
+/// A label that would do nothing, and that somebody would rely on.
+const AUTOSCALE: &str = "skep.autoscale";
 
 /// Refuses an allow-list that one service may not have.
 fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::restart::failures_after;
 use super::slot::ServiceSlots;
 use super::writes::Writes;
-use crate::model::{Meta, SlotKey, Task, TaskCause, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
+use crate::model::{Meta, NodeId, SlotKey, Task, TaskCause, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
 use rand::Rng;
 
 /// How a new task relates to those before it in its slot.
@@ -15,6 +15,11 @@ pub(super) struct NewTask<'a> {
     pub not_before: Option<Timestamp>,
     /// It starts while a predecessor may still run.
     pub beside: bool,
+}
+
+/// Where `skep rebalance` moves the task of these that it moves.
+fn move_of(tasks: &[&Task]) -> Option<NodeId> {
+    tasks.iter().rev().filter(|task| task.node_id.is_some()).find_map(|task| task.move_to.clone())
 }
 
 impl ServiceSlots<'_> {
@@ -39,6 +44,7 @@ impl ServiceSlots<'_> {
             end: None,
             started_at: None,
             node_id: None,
+            move_to: (cause == TaskCause::Rebalance).then(|| move_of(others)).flatten(),
             desired_state: if waits { TaskState::Ready } else { self.goal() },
             status: TaskStatus { timestamp: self.now, message: "created".to_owned(), ..TaskStatus::default() },
             attachments: Vec::new(),

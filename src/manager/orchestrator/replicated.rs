@@ -10,8 +10,10 @@ use rand::Rng;
 use std::collections::BTreeSet;
 
 /// Removes surplus slots, updates the kept ones and fills missing ones. Stops once `out` has [`BATCH`] writes.
-pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
+pub(super) fn reconcile(slots: &mut ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
     let desired = usize::try_from(slots.service.spec.mode.replicas()).unwrap_or(usize::MAX);
+    slots.select_moves(&tasks, out);
+    let slots = &*slots;
     let states: SlotsByKey = tasks.into_iter().map(|(key, tasks)| (key.clone(), slots.state(key, tasks))).collect();
     let order = keep_order(&states);
     let (keep, surplus) = order.split_at(desired.min(order.len()));

@@ -82,6 +82,11 @@ pub(super) fn delay(task: &Task, failures: &EarlierFailures) -> Duration {
     growth.pause(failures.count.saturating_sub(EarlierFailures::PATIENCE)).max(configured)
 }
 
+/// The task counts as an attempt when it is decided what follows another one of its slot.
+pub fn is_attempt(task: &Task, newest: &Task) -> bool {
+    task.spec_version == newest.spec_version && ended_on_its_own(task)
+}
+
 /// Number of tasks of a slot that must be kept to count attempts, the live one included; `None` if attempts are not
 /// limited.
 pub fn history_needed(task: &Task) -> Option<usize> {

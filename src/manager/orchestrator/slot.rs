@@ -7,11 +7,11 @@ use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
 use crate::model::eligibility::satisfies_constraints;
 use crate::model::service::UpdateConfig;
-use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskState, Timestamp};
+use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp};
 use crate::store::Store;
 use rand::Rng;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Tasks of a service by slot.
@@ -101,11 +101,13 @@ pub(super) struct ServiceSlots<'a> {
     pub settings: &'a ManagerSettings,
     /// How tasks are replaced: by an update or a rollback, whichever is the last one.
     pub config: UpdateConfig,
+    /// Tasks that `skep rebalance` moves now.
+    pub moving: BTreeSet<TaskId>,
 }
 
 impl<'a> ServiceSlots<'a> {
     pub(super) fn new(store: &'a Store, service: &'a Service, now: Timestamp, settings: &'a ManagerSettings) -> Self {
-        Self { store, service, now, settings, config: service.current_update_config() }
+        Self { store, service, now, settings, config: service.current_update_config(), moving: BTreeSet::new() }
     }
 
     /// State of the slot that has these tasks, oldest first.
@@ -168,7 +170,8 @@ impl<'a> ServiceSlots<'a> {
         task.spec_version == self.service.spec_version && is_allowed
     }
 
-    /// The task runs where it cannot stay, on a node that can receive the order to stop it: that is drained. (A task in the slot of a
+    /// The task runs where it cannot stay, on a node that can receive the order to stop it: that is drained, or the task is one that
+    /// `skep rebalance` moves. (A task in the slot of a
     /// node is shut down then, and has no successor. Tasks whose node does not satisfy their constraints any more are evicted by the
     /// scheduler's enforcer.)
     pub(super) fn must_move(&self, task: &Task) -> bool {
@@ -177,7 +180,8 @@ impl<'a> ServiceSlots<'a> {
 
     pub(super) fn reason_to_move(&self, task: &Task) -> Option<TaskEnd> {
         let is_drained = self.node_of(task).is_some_and(|node| node.spec.availability == Availability::Drain);
-        is_drained.then_some(TaskEnd::Drained)
+        let is_rebalanced = self.moving.contains(&task.id).then_some(TaskEnd::Rebalanced);
+        is_drained.then_some(TaskEnd::Drained).or(is_rebalanced)
     }
 
     /// The task may have a running container, on a node that can receive the order to stop it.

@@ -40,14 +40,23 @@ impl ServiceSlots<'_> {
     fn hand_over(&self, slot: &Slot, new: &Task, old: &Task, rollout: &Rollout, out: &mut Writes<impl Rng>) {
         let moves = self.reason_to_move(old);
         let serves = old.is_backend();
+        if moves == Some(TaskEnd::Rebalanced) && self.comes_to_nothing(new, old) {
+            self.give_up_move(old, out);
+            return out.desire(new, TaskState::Shutdown, TaskEnd::Withdrawn);
+        }
         if rollout.is_paused() && moves.is_none() && serves && !self.serves(new) {
             return out.desire(new, TaskState::Shutdown, TaskEnd::Withdrawn);
         }
         let starts_first = self.config.starts_first();
+        // Made to start at once, because the node of the old one was away, and now that is back. No node has it yet.
+        if !starts_first && new.status.state < TaskState::Assigned && new.desired_state == self.goal() && self.may_still_run(old)
+        {
+            out.change(new, |task| task.desired_state = TaskState::Ready);
+        }
         let is_prepared = new.status.state >= TaskState::Ready && new.not_before.is_none_or(|start| start <= self.now);
         let can_take_over = if starts_first { self.serves(new) } else { is_prepared };
         // A node is drained even if nothing can take the place of its tasks.
-        let is_overdue = moves.is_some() && self.now.since(new.meta.created_at) >= self.config.failure_window();
+        let is_overdue = moves == Some(TaskEnd::Drained) && self.now.since(new.meta.created_at) >= self.config.failure_window();
         if can_take_over || is_overdue || !serves {
             out.desire(old, TaskState::Shutdown, moves.unwrap_or(TaskEnd::Replaced));
         }
@@ -62,7 +71,8 @@ impl ServiceSlots<'_> {
         };
         if let Some(reason) = self.reason_to_move(old) {
             // What waits for its restart delay goes on waiting elsewhere.
-            create(TaskCause::Move, old.not_before.filter(|start| *start > self.now));
+            let cause = if reason == TaskEnd::Rebalanced { TaskCause::Rebalance } else { TaskCause::Move };
+            create(cause, old.not_before.filter(|start| *start > self.now));
             if !old.is_backend() {
                 out.desire(old, TaskState::Shutdown, reason);
             }

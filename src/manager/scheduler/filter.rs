@@ -109,26 +109,38 @@ fn nodes(n: usize) -> String {
     if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") }
 }
 
+/// How many more tasks of the group the node can run; if none, the number of the first filter that excludes it.
+fn room(needs: &TaskNeeds, node: &Node, load: Option<&NodeLoad>) -> Result<usize, usize> {
+    let idle = NodeLoad::default();
+    let load = load.unwrap_or(&idle);
+    let mut least = usize::MAX;
+    for (number, filter) in FILTERS.iter().enumerate() {
+        match (filter.room)(needs, node, load) {
+            0 => return Err(number),
+            room => least = least.min(room),
+        }
+    }
+    Ok(least)
+}
+
 /// How many nodes each filter excluded for one group.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Exclusions([usize; FILTERS.len()]);
 
 impl Exclusions {
     /// How many more tasks of the group the node can run; if none, it counts for the first filter that excludes it.
     pub(super) fn room(&mut self, needs: &TaskNeeds, node: &Node, load: Option<&NodeLoad>) -> usize {
-        let idle = NodeLoad::default();
-        let load = load.unwrap_or(&idle);
-        let mut least = usize::MAX;
-        for (filter, excluded) in FILTERS.iter().zip(&mut self.0) {
-            match (filter.room)(needs, node, load) {
-                0 => {
-                    *excluded += 1;
-                    return 0;
-                }
-                room => least = least.min(room),
-            }
+        room(needs, node, load).unwrap_or_else(|filter| {
+            self.0[filter] += 1;
+            0
+        })
+    }
+
+    /// Takes back what [`Self::room`] has counted of a node with this load.
+    pub(super) fn forget(&mut self, needs: &TaskNeeds, node: &Node, load: Option<&NodeLoad>) {
+        if let Err(filter) = room(needs, node, load) {
+            self.0[filter] -= 1;
         }
-        least
     }
 
     /// Why no node is suitable: the reason of most nodes first, of equals in the order of the filters.

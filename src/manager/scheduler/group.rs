@@ -14,8 +14,8 @@ pub(super) type TasksByAge = BTreeSet<(Timestamp, u64, TaskId)>;
 pub(super) struct TaskGroup {
     /// Those that were made for a node.
     pub preassigned: TasksByAge,
-    /// Those whose predecessors failed: nodes have another rank for each of them.
-    pub with_failures: TasksByAge,
+    /// Those whose predecessors failed, or that were made for a node by `skep rebalance`: nodes have another rank for each of them.
+    pub alone: TasksByAge,
     pub plain: TasksByAge,
 }
 
@@ -23,21 +23,21 @@ impl TaskGroup {
     fn set_of(&mut self, task: &Task) -> &mut TasksByAge {
         if made_for(task).is_some() {
             &mut self.preassigned
-        } else if task.failures.nodes.is_empty() {
+        } else if task.failures.nodes.is_empty() && task.move_to.is_none() {
             &mut self.plain
         } else {
-            &mut self.with_failures
+            &mut self.alone
         }
     }
 
     /// All of them.
     pub(super) fn tasks(&self) -> impl Iterator<Item = &TaskId> {
-        [&self.preassigned, &self.with_failures, &self.plain].into_iter().flatten().map(|(_, _, id)| id)
+        [&self.preassigned, &self.alone, &self.plain].into_iter().flatten().map(|(_, _, id)| id)
     }
 
     /// The oldest task.
     pub(super) fn oldest(&self) -> Option<&(Timestamp, u64, TaskId)> {
-        [&self.preassigned, &self.with_failures, &self.plain].into_iter().filter_map(BTreeSet::first).min()
+        [&self.preassigned, &self.alone, &self.plain].into_iter().filter_map(BTreeSet::first).min()
     }
 }
 

@@ -21,8 +21,8 @@ pub(super) struct Placer<'a> {
     loads: &'a mut Loads,
     /// Tasks that those of the present group replace in their slots, by node.
     leaving: BTreeMap<&'a NodeId, Vec<&'a Task>>,
-    /// Tasks of the present group start beside those that they replace.
-    starts_beside: bool,
+    /// The same by slot, if they stop before those of the group start.
+    lent: BTreeMap<SlotKey, Vec<&'a Task>>,
     /// Those of them that are assignments are counted in the loads until the end of the plan.
     out: Vec<Action>,
 }
@@ -36,7 +36,7 @@ impl<'a> Placer<'a> {
             nodes: store.nodes().collect(),
             loads,
             leaving: BTreeMap::new(),
-            starts_beside: false,
+            lent: BTreeMap::new(),
             out: Vec::new(),
         }
     }
@@ -63,27 +63,35 @@ impl<'a> Placer<'a> {
         let store = self.store;
         self.find_leaving(group, needs.service);
         self.confirm(tasks_of(store, &group.preassigned), needs);
-        for task in tasks_of(store, &group.with_failures) {
+        for task in tasks_of(store, &group.alone) {
             // What its predecessors failed at speaks against nodes for this task alone.
+            if self.assign_as_wished(task, needs) {
+                continue;
+            }
             self.select(std::iter::once(task), needs, &task.failures);
         }
         self.select(tasks_of(store, &group.plain), needs, &EarlierFailures::default());
     }
 
     /// Tasks that leave their slots when those of the group start, while the service is updated. They do not count where the next
-    /// task of the service is best; and if they stop first, what they have is free for it.
+    /// task of the service is best; and if they stop first, what each has is free for the task of its own slot, which waits for it,
+    /// and for no other.
     fn find_leaving(&mut self, group: &TaskGroup, id: &ServiceId) {
         self.leaving.clear();
+        self.lent.clear();
         let store = self.store;
         let Some(service) = store.service(id).filter(|s| s.update.as_ref().is_some_and(|update| update.state.is_active())) else {
             return;
         };
-        self.starts_beside = service.current_update_config().starts_first();
+        let stop_first = !service.current_update_config().starts_first();
         let slots: BTreeSet<SlotKey> = group.tasks().filter_map(|id| store.task(id)).map(Task::slot_key).collect();
         let leaves = |t: &&Task| t.is_wanted() && !t.status.state.is_final() && slots.contains(&t.slot_key());
         for task in store.tasks_of_service(id).filter(leaves) {
             if let Some(node) = &task.node_id {
                 self.leaving.entry(node).or_default().push(task);
+                if stop_first {
+                    self.lent.entry(task.slot_key()).or_default().push(task);
+                }
             }
         }
     }
@@ -97,9 +105,30 @@ impl<'a> Placer<'a> {
         })
     }
 
-    /// The load of a node as the filters count it.
-    fn load_in_use(&self, node: &NodeId) -> Option<Cow<'_, NodeLoad>> {
-        if self.starts_beside { self.loads.of(node).map(Cow::Borrowed) } else { self.load_without_leaving(node) }
+    /// The load of a node as the filters count it for a task: without the tasks whose places it is lent there.
+    fn load_for(&self, task: &Task, node: &NodeId) -> Option<Cow<'_, NodeLoad>> {
+        let load = self.loads.of(node)?;
+        let lent: Vec<&Task> = self.lent_to(task).iter().copied().filter(|lent| lent.node_id.as_ref() == Some(node)).collect();
+        Some(if lent.is_empty() { Cow::Borrowed(load) } else { Cow::Owned(load.without(&lent)) })
+    }
+
+    /// Tasks whose places are lent to one that waits until they have stopped.
+    fn lent_to(&self, task: &Task) -> &[&'a Task] {
+        let waits = task.desired_state < TaskState::Running;
+        self.lent.get(&task.slot_key()).filter(|_| waits).map_or(&[], Vec::as_slice)
+    }
+
+    /// Numbers of the nodes that have room for a task only because of the places that it is lent there.
+    fn lent_nodes(&self, task: &Task, needs: &TaskNeeds, room: &[usize]) -> Vec<usize> {
+        let nodes = self.lent_to(task).iter().filter_map(|lent| lent.node_id.as_ref());
+        let mut numbers: Vec<usize> = nodes.filter_map(|id| self.nodes.iter().position(|node| node.id == *id)).collect();
+        numbers.dedup();
+        let has_room = |number: &usize| {
+            let node = self.nodes[*number];
+            room[*number] == 0 && Exclusions::default().room(needs, node, self.load_for(task, &node.id).as_deref()) > 0
+        };
+        numbers.retain(has_room);
+        numbers
     }
 
     /// Checks tasks that were made for a node.
@@ -110,12 +139,24 @@ impl<'a> Placer<'a> {
             }
             let Some(node) = made_for(task).and_then(|id| self.store.node(id)) else { continue };
             let mut exclusions = Exclusions::default();
-            if exclusions.room(needs, node, self.load_in_use(&node.id).as_deref()) > 0 {
+            if exclusions.room(needs, node, self.load_for(task, &node.id).as_deref()) > 0 {
                 self.assign(task, node, needs, "scheduler confirmed task can run on preassigned node");
             } else {
                 self.wait(task, &exclusions.reasons());
             }
         }
+    }
+
+    /// Gives a task the node that `skep rebalance` has made it for, if that still has room.
+    fn assign_as_wished(&mut self, task: &Task, needs: &TaskNeeds) -> bool {
+        let Some(node) = task.move_to.as_ref().filter(|_| !self.is_full()).and_then(|id| self.store.node(id)) else {
+            return false;
+        };
+        let has_room = Exclusions::default().room(needs, node, self.loads.of(&node.id)) > 0;
+        if has_room {
+            self.assign(task, node, needs, "scheduler assigned task to node");
+        }
+        has_room
     }
 
     /// Selects nodes for tasks that any node may have.
@@ -138,44 +179,64 @@ impl<'a> Placer<'a> {
         let mut root = SpreadBranch::default();
         let preferences = first.spec.placement.iter().flat_map(|placement| &placement.preferences);
         let over: Vec<&str> = preferences.filter_map(|p| Some(p.spread.as_ref()?.spread_descriptor.as_str())).collect();
+        let values_of = |node: &'a Node| -> Vec<&str> { over.iter().filter_map(|name| label_value(node, name)).collect() };
         for (number, node) in self.nodes.iter().enumerate() {
             let load = self.load_without_leaving(&node.id);
             let load = load.as_deref();
-            let fits = exclusions.room(needs, node, self.load_in_use(&node.id).as_deref());
+            let fits = exclusions.room(needs, node, self.loads.of(&node.id));
             room.push(fits);
-            let values: Vec<&str> = over.iter().filter_map(|descriptor| label_value(node, descriptor)).collect();
             let rank = (fits > 0).then(|| ranking.rank(node, load));
-            root.add(&values, load.map_or(0, |load| load.of_service(needs.service)), rank, number);
+            root.add(&values_of(node), load.map_or(0, |load| load.of_service(needs.service)), rank, number);
         }
         root.sort();
+        let mut waiting = Vec::new();
         while !self.is_full()
             && let Some(task) = left.next()
         {
+            let lent = self.lent_nodes(task, needs, &room);
+            for number in &lent {
+                let node = self.nodes[*number];
+                let rank = ranking.rank(node, self.load_without_leaving(&node.id).as_deref());
+                root.offer(&values_of(node), rank, *number);
+            }
             let took = root.take(&mut |number| {
                 let node = self.nodes[number];
                 self.assign(task, node, needs, "scheduler assigned task to node");
-                room[number] -= 1;
+                room[number] = room[number].saturating_sub(1);
                 (room[number] > 0).then(|| ranking.rank(node, self.load_without_leaving(&node.id).as_deref()))
             });
+            for number in lent {
+                root.withdraw(&values_of(self.nodes[number]), number);
+            }
             if !took {
-                self.explain(std::iter::once(task).chain(left), needs);
-                return;
+                waiting.push(task);
             }
         }
+        self.explain(&waiting, needs);
     }
 
     /// Says of each task why it waits. What was assigned before counts.
-    fn explain(&mut self, tasks: impl Iterator<Item = &'a Task>, needs: &TaskNeeds) {
+    fn explain(&mut self, tasks: &[&Task], needs: &TaskNeeds) {
+        if tasks.is_empty() {
+            return;
+        }
         let mut exclusions = Exclusions::default();
         for node in &self.nodes {
-            exclusions.room(needs, node, self.load_in_use(&node.id).as_deref());
+            exclusions.room(needs, node, self.loads.of(&node.id));
         }
-        let reason = exclusions.explain();
+        let of_all = exclusions.explain();
         for task in tasks {
-            if self.is_full() {
-                return;
+            let lent: BTreeSet<&NodeId> = self.lent_to(task).iter().filter_map(|lent| lent.node_id.as_ref()).collect();
+            if lent.is_empty() {
+                self.wait(task, &of_all);
+                continue;
             }
-            self.wait(task, &reason);
+            let mut exclusions = exclusions.clone();
+            for node in self.nodes.iter().filter(|node| lent.contains(&node.id)) {
+                exclusions.forget(needs, node, self.loads.of(&node.id));
+                exclusions.room(needs, node, self.load_for(task, &node.id).as_deref());
+            }
+            self.wait(task, &exclusions.explain());
         }
     }
 
@@ -183,11 +244,12 @@ impl<'a> Placer<'a> {
         let mut next = task.clone();
         if !needs.generic.is_empty() {
             let idle = NodeLoad::default();
-            let load = self.load_in_use(&node.id);
+            let load = self.load_for(task, &node.id);
             let in_use = &load.as_deref().unwrap_or(&idle).generic;
             next.generic_resources = in_use.claim(&node.description, needs.generic).unwrap_or_default();
         }
         next.node_id = Some(node.id.clone());
+        next.move_to = None;
         next.status.state = TaskState::Assigned;
         message.clone_into(&mut next.status.message);
         next.status.err.clear();
@@ -213,14 +275,14 @@ fn tasks_of<'s, 't>(store: &'s Store, set: &'t TasksByAge) -> impl Iterator<Item
 }
 
 /// Ranks nodes for the tasks of a group.
-struct NodeRanking<'a> {
-    needs: &'a TaskNeeds<'a>,
+pub(super) struct NodeRanking<'a> {
+    pub needs: &'a TaskNeeds<'a>,
     /// Weight of recent failures.
-    failures: BTreeMap<NodeId, u32>,
+    pub failures: BTreeMap<NodeId, u32>,
 }
 
 impl NodeRanking<'_> {
-    fn rank(&self, node: &Node, load: Option<&NodeLoad>) -> NodeRank {
+    pub(super) fn rank(&self, node: &Node, load: Option<&NodeLoad>) -> NodeRank {
         let needs = self.needs;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let failures = self.failures.get(&node.id).copied().unwrap_or(0);

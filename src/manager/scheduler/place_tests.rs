@@ -2,8 +2,9 @@
 
 use super::testing::*;
 use crate::model::mount::{VolumeDriver, VolumeOptions};
+use crate::model::service::UpdateConfig;
 use crate::model::task::{EarlierFailures, GenericResource, LogDriver, Mount, Placement, Platform, Reservations};
-use crate::model::{Availability, FormatRange, NodeState, TaskSpec, TaskState};
+use crate::model::{Availability, FormatRange, NodeState, ServiceUpdate, TaskSpec, TaskState};
 use std::time::Duration;
 
 #[test]
@@ -360,4 +361,59 @@ fn a_node_that_has_the_image_is_preferred() {
     cluster.pending("web", 1);
     cluster.schedule();
     assert_eq!(cluster.per_node("web"), counts(&[("n1", 1), ("n2", 1), ("n3", 1)]), "the spread goes first");
+}
+
+/// The tasks of two slots run, that of slot 1 on `n2` and that of slot 2 on `n1`; both are replaced at the same time.
+fn two_crossed(order: &str, template: TaskSpec) -> (TestCluster, Vec<crate::model::TaskId>) {
+    let mut cluster = TestCluster::new(2);
+    cluster.service("web", &[], template);
+    let with_port = |slot| move |task: &mut crate::model::Task| (task.slot, task.ports) = (slot, vec![host_port(8080)]);
+    for (slot, node) in [(1, "n2"), (2, "n1")] {
+        let id = cluster.pending_with("web", 1, with_port(slot)).remove(0);
+        cluster.task(&id, |task| (task.node_id, task.status.state) = (Some(node.into()), TaskState::Running));
+    }
+    let mut service = cluster.store.service(&"web".into()).unwrap().clone();
+    service.update = Some(ServiceUpdate { started_at: Some(cluster.now), ..ServiceUpdate::requested(false) });
+    service.spec.update_config = Some(UpdateConfig { parallelism: 2, order: order.to_owned(), ..UpdateConfig::default() });
+    service.spec_version = 2;
+    cluster.apply(vec![crate::store::Action::update(service)]);
+    let successor = |slot| {
+        move |task: &mut crate::model::Task| {
+            (task.slot, task.ports, task.spec_version) = (slot, vec![host_port(8080)], 2);
+            task.desired_state = TaskState::Ready;
+        }
+    };
+    let ids = [1, 2].map(|slot| cluster.pending_with("web", 1, successor(slot)).remove(0));
+    (cluster, ids.into())
+}
+
+#[test]
+fn what_an_update_frees_is_for_the_task_of_the_same_slot_alone() {
+    // Each waits for its predecessor: in the place of the other it would start while that still has the port.
+    let (mut cluster, ids) = two_crossed("stop-first", memory(600));
+    cluster.schedule();
+    assert_eq!(ids.iter().map(|id| cluster.fate(id)).collect::<Vec<_>>(), ["n2", "n1"]);
+    // A node that is free is better than a place that is not yet.
+    let (mut cluster, ids) = two_crossed("stop-first", memory(600));
+    let mut third = crate::model::fixture::node("n3");
+    (third.description.nano_cpus, third.description.memory_bytes) = (4_000_000_000, 1000);
+    third.spec.availability = Availability::Pause;
+    cluster.apply(vec![crate::store::Action::create(third)]);
+    cluster.schedule();
+    assert_eq!(ids.iter().map(|id| cluster.fate(id)).collect::<Vec<_>>(), ["n2", "n1"]);
+    // Nothing is free beside a task that runs on.
+    let (mut cluster, ids) = two_crossed("start-first", memory(600));
+    cluster.schedule();
+    assert_eq!(cluster.fate(&ids[0]), "no suitable node (insufficient resources on 2 nodes)");
+}
+
+#[test]
+fn a_task_whose_own_place_does_not_do_says_why_for_that_place() {
+    let (mut cluster, ids) =
+        two_crossed("stop-first", TaskSpec { placement: constrained(&["node.labels.zone==a"]).placement, ..memory(600) });
+    cluster.node("n1", |n| drop(n.spec.labels.insert("zone".to_owned(), "a".to_owned())));
+    cluster.schedule();
+    // On n2 there would be room once the old task is gone, but not the label; on n1 another slot's task is in the way.
+    let reason = "no suitable node (insufficient resources on 1 node; scheduling constraints not satisfied on 1 node)";
+    assert_eq!(ids.iter().map(|id| cluster.fate(id)).collect::<Vec<_>>(), [reason, "n1"]);
 }

@@ -56,9 +56,32 @@ impl SpreadBranch {
         for branch in &mut self.branches {
             branch.sort();
         }
+        self.put_in_order();
+    }
+
+    fn put_in_order(&mut self) {
         let with_room = self.branches.iter().enumerate();
         let with_room = with_room.filter_map(|(at, branch)| Some(Reverse((branch.tasks, branch.best()?, at))));
         self.order = with_room.collect();
+    }
+
+    /// Gives a node that has no room for others a place for the next task, which is taken by [`Self::take`] or withdrawn again. The
+    /// branches are in order, before and after.
+    pub(super) fn offer(&mut self, values: &[&str], rank: NodeRank, node: usize) {
+        self.change(values, &mut |nodes| nodes.push(Reverse((rank, node))));
+    }
+
+    /// Takes back what was offered and not taken.
+    pub(super) fn withdraw(&mut self, values: &[&str], node: usize) {
+        self.change(values, &mut |nodes| nodes.retain(|Reverse((_, other))| *other != node));
+    }
+
+    fn change(&mut self, values: &[&str], change: &mut impl FnMut(&mut BinaryHeap<Reverse<(NodeRank, usize)>>)) {
+        let Some((value, rest)) = values.split_first() else { return change(&mut self.nodes) };
+        if let Some(at) = self.by_value.get(*value) {
+            self.branches[*at].change(rest, change);
+        }
+        self.put_in_order();
     }
 
     fn best(&self) -> Option<NodeRank> {

@@ -279,6 +279,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(NodeId::from(ME)),
         desired_state: TaskState::Running,
         status: TaskStatus { state: TaskState::Assigned, ..Default::default() },

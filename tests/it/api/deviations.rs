@@ -9,6 +9,7 @@ const SETTINGS: &str =
     "raft's and the heartbeat's timing are settings of the daemon, other values than the defaults are refused: 501";
 const ATTACHING: &str = "plain containers cannot attach to a swarm network yet: refused at creation";
 const LOGS: &str = "logs of services are not implemented yet: 501";
+const NO_TARGET_PORT: &str = "a published port without a target port leads nowhere: refused";
 const NO_MANAGER_LOOPS: &str = "the test has a store without allocator and orchestrator";
 const OTHER_STATE: &str = "recorded in another state than the rest of its group, or on another host";
 
@@ -62,6 +63,10 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
 /// Why an exchange is not compared; `None` if it is.
 pub fn reason(recording: &str, exchange: &Value) -> Option<&'static str> {
     let method = exchange["method"].as_str().unwrap_or_default();
+    let port = &exchange["request_body"]["EndpointSpec"]["Ports"][0];
+    if port.is_object() && port["TargetPort"].is_null() {
+        return Some(NO_TARGET_PORT);
+    }
     let path = exchange["path"].as_str().unwrap_or_default();
     let path = path.strip_prefix("/v1.50").or(path.strip_prefix("/v1.51")).unwrap_or(path);
     SKIPPED

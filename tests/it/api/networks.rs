@@ -60,6 +60,7 @@ fn task(id: &str, service: &str, network: &str) -> Task {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(NodeId::from("lab2")),
         desired_state: TaskState::Running,
         status: TaskStatus { state: TaskState::Running, ..TaskStatus::default() },

@@ -437,6 +437,7 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: object["NodeID"].as_str().map(NodeId::from),
         desired_state: serde_json::from_value(object["DesiredState"].clone()).unwrap_or_default(),
         status: TaskStatus {
@@ -474,6 +475,7 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(NodeId::from(node)),
         desired_state: TaskState::Running,
         status: TaskStatus { timestamp: AT, state: TaskState::Running, message: "started".to_owned(), ..Default::default() },

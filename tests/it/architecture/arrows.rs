@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("agent", "runtime"),
     ("manager", "store raft trust protocol"),
     ("rpc", "trust protocol datapath"),
-    ("api", "store raft http trust"),
+    ("api", "store raft http trust manager"),
     ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
     ("doctor", "status datapath http settings"),

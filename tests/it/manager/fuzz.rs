@@ -6,7 +6,7 @@ use rand::Rng;
 use skep::manager::invariants::check_settled;
 use skep::model::service::UpdateConfig;
 use skep::model::{Availability, Task, TaskState};
-use skep::store::{Action, Kind};
+use skep::store::{Action, Kind, Store};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -46,8 +46,8 @@ fn random_event(simulation: &mut Simulation) {
         17 => other_mode(simulation),
         _ => {
             // Another writer commits between a plan and its commit: the plan must be refused or still be valid.
-            let node = simulation.store.node(&node_id).unwrap().clone();
-            simulation.concurrent_writes.push(Action::update(node));
+            let write = move |store: &Store, _| Action::update(store.node(&node_id).unwrap().clone());
+            simulation.concurrent_writes.push(Box::new(write));
         }
     }
 }

@@ -61,6 +61,7 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
                 cause: None,
                 end: None,
                 started_at: None,
+                move_to: None,
                 node_id: Some(ids[number as usize % ids.len()].clone()),
                 desired_state: TaskState::Running,
                 status: TaskStatus {

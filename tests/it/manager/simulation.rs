@@ -4,6 +4,7 @@
 use super::fixture;
 use super::fixture::{rolled_back, updated};
 use super::leader_cores::LeaderCores;
+use super::proof::rules::Running;
 use super::simulated_agent::SimulatedAgent;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -17,7 +18,7 @@ use skep::model::service::Replicated;
 use skep::model::{Availability, Node, NodeId, NodeState, ServiceSpec, Task, TaskId, TaskState, Timestamp, UpdateState};
 use skep::protocol::{ToManager, ToNode};
 use skep::store::{Action, Store, Transaction};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,28 @@ enum Occurrence {
     Tick,
 }
 
+/// What happens to reports, and to nodes; nothing by default.
+#[derive(Default)]
+pub struct Faults {
+    /// Share of reports that are lost, and the session with them.
+    pub lose: f64,
+    /// Share of reports that arrive twice.
+    pub repeat: f64,
+    /// Nodes that take seconds for a step.
+    pub slow: BTreeSet<NodeId>,
+}
+
+/// Looks at every plan and at the containers that run.
+pub trait Witness {
+    /// The plan to write, or what is wrong with it.
+    fn planned(&mut self, store: &Store, actions: Vec<Action>, now: Timestamp) -> Result<Vec<Action>, Vec<String>>;
+    /// What is wrong with the containers that run.
+    fn running(&mut self, running: &[Running], store: &Store) -> Vec<String>;
+}
+
+/// A user's change of some state.
+pub type Write = Box<dyn FnOnce(&Store, Timestamp) -> Action>;
+
 pub struct Simulation {
     pub now: Timestamp,
     pub rng: StdRng,
@@ -45,7 +68,9 @@ pub struct Simulation {
     number: u64,
     owners: BTreeMap<SessionId, NodeId>,
     /// Each is written between a plan and its commit.
-    pub concurrent_writes: Vec<Action>,
+    pub concurrent_writes: Vec<Write>,
+    pub faults: Faults,
+    pub witness: Option<Box<dyn Witness>>,
     pub commits: u64,
     /// When a connection changed last.
     stable_since: Timestamp,
@@ -68,6 +93,8 @@ impl Simulation {
             number: 0,
             owners: BTreeMap::new(),
             concurrent_writes: Vec::new(),
+            faults: Faults::default(),
+            witness: None,
             commits: 0,
             stable_since: now,
         };
@@ -172,16 +199,51 @@ impl Simulation {
         let agent = self.agents.get_mut(&node).unwrap();
         let stop_began = agent.step(self.now, &mut self.rng);
         if let Some(session) = agent.session.filter(|_| agent.connected) {
-            for report in agent.reports() {
-                self.deliver(Occurrence::ToManager(session, report));
-            }
+            let reports = agent.reports();
+            self.send_reports(&node, session, reports);
         }
         for task in stop_began {
             self.check_ordered_stop(&task);
         }
         self.check_containers();
-        let pause = self.rng.random_range(10..80);
+        self.ask_witness_of_containers();
+        let slow = self.faults.slow.contains(&node);
+        let pause = if slow { self.rng.random_range(500..3000) } else { self.rng.random_range(10..80) };
         self.later(pause, Occurrence::AgentStep(node));
+    }
+
+    fn send_reports(&mut self, node: &NodeId, session: SessionId, reports: Vec<ToManager>) {
+        let Faults { lose, repeat, .. } = self.faults;
+        for report in reports {
+            if lose > 0.0 && self.rng.random_bool(lose) {
+                // A session that loses something ends; the next one begins with everything.
+                self.agents.get_mut(node).unwrap().session = None;
+                return self.deliver(Occurrence::Closed(session));
+            }
+            if repeat > 0.0 && self.rng.random_bool(repeat) {
+                self.deliver(Occurrence::ToManager(session, report.clone()));
+            }
+            self.deliver(Occurrence::ToManager(session, report));
+        }
+    }
+
+    fn ask_witness_of_containers(&mut self) {
+        let Some(mut witness) = self.witness.take() else { return };
+        let is_stable = self.now.since(self.stable_since) >= Duration::from_secs(3);
+        let reachable = |a: &SimulatedAgent| {
+            is_stable && a.connected && a.session.is_some() && self.state_of_agent(a) == Some(NodeState::Ready)
+        };
+        let agents = self.agents.values().filter(|a| !a.removed && self.store.node(&a.id).is_some());
+        let running: Vec<Running> = agents
+            .flat_map(|a| {
+                let reachable = reachable(a);
+                let containers = a.containers.values().filter(|c| c.runs());
+                containers.map(move |c| Running { task: &c.task, node: &a.id, reachable })
+            })
+            .collect();
+        let wrong = witness.running(&running, &self.store);
+        assert!(wrong.is_empty(), "{wrong:#?}\n{}", self.dump());
+        self.witness = Some(witness);
     }
 
     fn event(&mut self, event: Event) {
@@ -215,14 +277,24 @@ impl Simulation {
             assert!(round < 500, "the planners do not settle\n{}", self.dump());
             let reports = self.core.plan(&self.store, self.now);
             let applied = self.core.lowest_applied(self.now);
-            let actions = self.planner.round(&self.store, reports, applied, self.now);
-            if actions.is_empty() {
+            let planned = self.planner.round(&self.store, reports, applied, self.now);
+            let is_idle = planned.is_empty();
+            let actions = match &mut self.witness {
+                Some(witness) if !is_idle => witness.planned(&self.store, planned, self.now),
+                _ => Ok(planned),
+            };
+            let actions = actions.unwrap_or_else(|wrong| panic!("{wrong:#?}\n{}", self.dump()));
+            if actions.is_empty() && !is_idle {
+                return;
+            }
+            if is_idle {
                 let left = reaper::plan(&self.store, self.now, &self.settings, &RoundScope::full());
                 assert!(left.is_empty(), "a round leaves out what it should look at: {left:?}");
                 return;
             }
             if let Some(write) = self.concurrent_writes.pop() {
-                self.write(vec![write]);
+                let action = write(&self.store, self.now);
+                self.write(vec![action]);
             }
             if self.write(actions) {
                 self.planner.written();

@@ -35,6 +35,7 @@ fn task(number: usize) -> Task {
         cause: None,
         end: None,
         started_at: None,
+        move_to: None,
         node_id: Some(NodeId::from(id('n', number % 300))),
         desired_state: TaskState::Running,
         status: TaskStatus { timestamp: Timestamp(1), state: TaskState::Assigned, ..TaskStatus::default() },

@@ -40,6 +40,13 @@ async fn create(host: &Host, name: &str, options: &str) -> anyhow::Result<String
     .await
 }
 
+/// A verb of skep's own.
+async fn skep(host: &Host, words: &[&str]) -> String {
+    let mut command = host.command(SKEP);
+    command.arg(words[0]).arg("--run-dir").arg(host.run_dir()).args(&words[1..]);
+    output(&mut command).await.unwrap_or_else(|error| panic!("skep {words:?}: {error:#}"))
+}
+
 /// Running tasks per host, and the errors of those that wait, both as `docker service ps` shows them.
 async fn ps(host: &Host, service: &str) -> anyhow::Result<(BTreeMap<String, usize>, Vec<String>)> {
     let format = "{{.Node}}|{{.CurrentState}}|{{.Error}}";
@@ -171,5 +178,24 @@ async fn placement_by_labels_roles_resources_and_ports_with_the_stock_cli() {
     )
     .await;
     assert_eq!(ps(manager, "racks").await.expect("ps").0.values().sum::<usize>(), 6, "a paused node keeps its tasks");
+
+    // A second node comes, and nothing moves before it is asked for.
+    docker(manager, "node update --label-add zone=a n3").await.expect("label");
+    let planned = skep(manager, &["rebalance", "--plan", "zoned"]).await;
+    assert!(planned.contains("n2") && planned.contains("1 tasks would be moved"), "{planned}");
+    settled(manager, "zoned", &[("n2", 2)], &[]).await;
+    let ordered: Value = serde_json::from_str(&skep(manager, &["rebalance", "--json", "zoned"]).await).expect("a document");
+    assert_eq!((&ordered["Moves"][0]["From"], &ordered["Moves"][0]["To"]), (&json!("n2"), &json!("n3")), "{ordered:#}");
+    settled(manager, "zoned", &[("n2", 1), ("n3", 1)], &[]).await;
+    within(20, "the story of the move", || async {
+        let history = skep(manager, &["history", "zoned"]).await;
+        let shown =
+            history.contains("move by skep rebalance, to even out the nodes") && history.contains("moved by skep rebalance");
+        anyhow::ensure!(shown, "{history}");
+        Ok(())
+    })
+    .await;
+    let again = skep(manager, &["rebalance", "zoned"]).await;
+    assert!(again.contains("nothing to move"), "{again}");
     swarm.stop().await;
 }

@@ -1,48 +1,122 @@
 //! Updates, global services and jobs as a user sees them: through the stock CLI, on real engines.
 
-use super::super::load::{Load, Target, of_host};
-use super::super::ports::{client, order::good_server};
+use super::super::ebpf_lifecycle::vip;
+use super::super::load::{ByName, Load, Target, host_of, of_host, of_task, server};
+use super::super::ports::client;
 use super::kit::*;
 use serde_json::{Value, json};
+use skep::lab::Host;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 async fn docker(swarm: &Swarm, line: &str) -> String {
     swarm.hosts[0].docker_run(line).await.unwrap_or_else(|error| panic!("docker {line}: {error:#}"))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_update_loses_no_request_and_the_cli_sees_it_end() {
-    let swarm = swarm("ro", 3, "").await;
+/// What a test of rollouts puts on the swarm.
+struct Rollouts {
+    swarm: Swarm,
+    client: Host,
+    /// By kind: new connections, kept connections, datagrams.
+    loads: Vec<(&'static str, Load)>,
+    by_name: ByName,
+}
+
+/// Services with two replicas (stop-first) and with one (start-first), asked by port on every node and by virtual address. Each
+/// client pauses for so long between two requests.
+async fn under_load(name: &str, pause: Duration) -> Rollouts {
+    let swarm = swarm(name, 3, "").await;
     let client = client(&swarm).await;
-    let mut template = good_server(&json!([]));
-    template.as_object_mut().expect("object").remove("Networks");
-    swarm.service("two", 2, Some(8080), template.clone()).await;
-    swarm.service("one", 1, Some(8081), template).await;
-    for (service, count) in [("two", 2), ("one", 1)] {
-        swarm.running(service, count).await;
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    let networks = json!([{ "Target": "back" }]);
+    for (service, replicas, port, order) in [("two", 2, 8080, "stop-first"), ("one", 1, 8081, "start-first")] {
+        let mut template = server::template(&networks);
+        template["ContainerSpec"]["Image"] = json!(skep::lab::WHOAMI_IMAGE);
+        let ports = json!([
+            { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": port },
+            { "Protocol": "udp", "TargetPort": server::DATAGRAMS, "PublishedPort": port },
+        ]);
+        let spec = json!({
+            "Name": service, "Mode": { "Replicated": { "Replicas": replicas } }, "EndpointSpec": { "Ports": ports },
+            "TaskTemplate": template, "UpdateConfig": { "Parallelism": 1, "Monitor": 1_000_000_000, "Order": order },
+        });
+        ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
     }
-    docker(&swarm, "service update -d --update-order start-first --update-monitor 1s one").await;
-    docker(&swarm, "service update -d --update-monitor 1s two").await;
-    wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
-    wait_for_backends(&swarm.hosts, "8081/tcp", 1).await;
-    let targets = swarm.hosts.iter().flat_map(|h| [8080, 8081].map(|port| (h, port)));
-    let targets =
-        targets.map(|(h, port)| Target::new(&of_host(&client), (h.address(), port).into(), format!("{} {port}", h.name())));
-    let load = Load::start(targets, Duration::from_millis(5));
-    for round in 0..3 {
-        for service in ["two", "one"] {
-            let said = docker(&swarm, &format!("service update --env-add ROUND={round} {service}")).await;
-            assert!(said.contains("converged"), "{said}");
-            let shown = get(&swarm.hosts[0], &format!("/services/{service}")).await;
-            let state = shown["UpdateStatus"]["State"].as_str().expect("state");
-            assert!(["updating", "completed"].contains(&state), "{shown:#}");
+    swarm.service("caller", 1, None, json!({ "Networks": networks })).await;
+    let caller = swarm.running("caller", 1).await.remove(0);
+    for (service, count, port) in [("two", 2, 8080), ("one", 1, 8081)] {
+        swarm.running(service, count).await;
+        for protocol in ["tcp", "udp"] {
+            wait_for_backends(&swarm.hosts, &format!("{port}/{protocol}"), count).await;
         }
     }
-    let tallies = load.stop().await;
-    for tally in &tallies {
-        assert!(tally.failed.is_empty(), "{} requests failed, {} were answered", tally.failed.len(), tally.answers());
-        assert!(tally.answers() > 100, "{}", tally.answers());
+    let (outside, inside) = (of_host(&client), of_task(&swarm, &caller).await);
+    let mut targets = Vec::new();
+    for (service, port) in [("two", 8080), ("one", 8081)] {
+        let by_port =
+            swarm.hosts.iter().map(|h| (&outside, SocketAddr::from((h.address(), port)), format!("by {}", h.name()), port));
+        let vip = vip(&swarm, service).await;
+        let by_address = (&inside, SocketAddr::from((vip, 80)), "by virtual address".to_owned(), server::DATAGRAMS);
+        targets.extend(by_port.chain([by_address]).map(|(from, to, how, udp)| (from, to, format!("{service} {how}"), udp)));
     }
+    let tcp = |what: &'static str| {
+        targets.iter().map(move |(from, to, label, _)| Target::new(from, *to, format!("{what}, {label}"))).collect::<Vec<_>>()
+    };
+    // A connected socket on a virtual address gets an error when its task goes (README): there each datagram is on its own.
+    let udp = |by_address: bool| {
+        let chosen = targets.iter().filter(move |(.., port)| (*port == server::DATAGRAMS) == by_address);
+        chosen.map(|(from, to, label, port)| Target::new(from, (to.ip(), *port).into(), format!("datagrams, {label}")))
+    };
+    let loads = vec![
+        ("new connections", Load::http(tcp("new"), pause, false)),
+        ("kept connections", Load::http(tcp("kept"), pause, true)),
+        ("flows of datagrams by port", Load::flows(udp(false), pause)),
+        ("datagrams by virtual address", Load::datagrams(udp(true), pause)),
+    ];
+    let (host, container) = (host_of(&swarm, &caller).await, caller["Status"]["ContainerStatus"]["ContainerID"].as_str());
+    let by_name = ByName::start(host, container.expect("container"), "two");
+    Rollouts { swarm, client, loads, by_name }
+}
+
+impl Rollouts {
+    /// Rolls both services out so many times, and says what the clients saw: requests, lost, reset, slowest, by kind of load.
+    async fn roll_out(self, rounds: usize) -> Swarm {
+        let begin = std::time::Instant::now();
+        for round in 0..rounds {
+            for service in ["two", "one"] {
+                let said = docker(&self.swarm, &format!("service update --env-add ROUND={round} {service}")).await;
+                assert!(said.contains("converged"), "{said}");
+                let shown = get(&self.swarm.hosts[0], &format!("/services/{service}")).await;
+                let state = shown["UpdateStatus"]["State"].as_str().expect("state");
+                assert!(["updating", "completed"].contains(&state), "{shown:#}");
+            }
+        }
+        let took = begin.elapsed();
+        let (mut lost, mut all) = (0, 0);
+        for (what, load) in self.loads {
+            let tallies = load.stop().await;
+            let (requests, failed) = tallies.iter().fold((0, 0), |(a, f), t| (a + t.answers(), f + t.failed.len()));
+            let reset = tallies.iter().flat_map(|t| &t.failed).filter(|f| f.why.contains("reset")).count();
+            let slowest = tallies.iter().map(|t| t.slowest).max().unwrap_or_default();
+            eprintln!("{what}: {requests} requests, {failed} lost, of these {reset} reset, slowest {slowest:.0?}");
+            (lost, all) = (lost + failed, all + requests);
+            assert!(tallies.iter().all(|t| t.answers() > 20), "every client is answered: {what}");
+            // Each rollout makes new tasks: that of one replica had one more than there were rollouts.
+            assert!(tallies.iter().all(|t| t.answered.len() > rounds), "every task is reached: {what}");
+        }
+        let (named, unnamed) = self.by_name.stop().await;
+        let rate = all as f64 / took.as_secs_f64();
+        eprintln!("{rounds} rollouts of each service in {took:.0?}, {rate:.0} requests/s; by name {named}, {unnamed} lost");
+        assert_eq!((lost, unnamed), (0, 0), "no request is lost");
+        assert!(named > 10, "{named}");
+        self.client.stop().await;
+        self.swarm
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_update_loses_no_request_and_the_cli_sees_it_end() {
+    let swarm = under_load("ro", Duration::from_millis(40)).await.roll_out(2).await;
     let history =
         skep::lab::output(swarm.hosts[0].command(SKEP).args(["history", "--run-dir"]).arg(swarm.hosts[0].run_dir()).arg("two"))
             .await
@@ -50,8 +124,14 @@ async fn a_rolling_update_loses_no_request_and_the_cli_sees_it_end() {
     let lines: Vec<&str> = history.lines().collect();
     assert!(lines[1].contains("created") && history.contains("the service wants another task"), "{history}");
     assert!(history.contains("replaced by an update or rollback") && history.contains("update completed"), "{history}");
-    client.stop().await;
     swarm.stop().await;
+}
+
+/// The figure of the README. Prints what each client saw.
+#[ignore = "minutes: `make soak`"]
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_rollouts_lose_nothing_at_full_load() {
+    under_load("rz", Duration::from_millis(4)).await.roll_out(20).await.stop().await;
 }
 
 #[tokio::test]

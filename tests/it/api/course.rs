@@ -1,0 +1,214 @@
+//! What services show over the API while the planners work: updates, tasks that wait, jobs. `words/course.txt` says how the lines are
+//! read. The planners run over the store of the API; nodes are words, and their agents what a step says.
+
+use super::fixture::{ApiFixture, FakeNode};
+use super::recorded_store;
+use super::words::{cases, patch};
+use serde_json::{Value, json};
+use skep::api::control::Membership;
+use skep::clock::{Clock, SystemClock};
+use skep::manager::round::RoundPlanner;
+use skep::manager::{LowestApplied, ManagerSettings};
+use skep::model::{Availability, NodeState, Role, Task, TaskState, Timestamp};
+use skep::store::{Action, StoreHandle};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+struct Course {
+    fixture: ApiFixture,
+    store: StoreHandle,
+    planner: RoundPlanner,
+    /// How far the planners' clock is ahead.
+    ahead: Duration,
+}
+
+impl Course {
+    async fn new(nodes: &str) -> Self {
+        let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+        let store = node.store.lock().unwrap().clone().unwrap();
+        let mut ingress = recorded_store::network("ingressnetworkidaaaaaaaaa", "ingress", Some("10.0.0.0/24"));
+        ingress.spec.ingress = true;
+        let mut actions = vec![Action::create(recorded_store::cluster()), Action::create(ingress)];
+        for (number, word) in (1..).zip(nodes.split(',')) {
+            let mut node = recorded_store::node(&format!("node{number:0>21}"), &format!("lab{number}"), Role::Worker);
+            match word.trim() {
+                "ready" => {}
+                "pause" => node.spec.availability = Availability::Pause,
+                "drain" => node.spec.availability = Availability::Drain,
+                "down" => node.status.state = NodeState::Down,
+                "small" => node.description.memory_bytes = 1,
+                "zone" => drop(node.spec.labels.insert("zone".to_owned(), "a".to_owned())),
+                other => panic!("no node is {other}"),
+            }
+            actions.push(Action::create(node));
+        }
+        store.write(SystemClock.now(), actions).await.unwrap();
+        let planner = RoundPlanner::new(ManagerSettings::default(), 1);
+        Self { fixture: ApiFixture::serve(node, None), store, planner, ahead: Duration::ZERO }
+    }
+
+    fn now(&self) -> Timestamp {
+        SystemClock.now().plus(self.ahead)
+    }
+
+    /// Rounds until there is nothing left to do.
+    async fn plan(&mut self) {
+        for _ in 0..100 {
+            let (store, now) = (self.store.read(), self.now());
+            let actions = self.planner.round(&store, Vec::new(), LowestApplied::default(), now);
+            if actions.is_empty() {
+                return;
+            }
+            self.store.write(now, actions).await.unwrap();
+            self.planner.written();
+        }
+        panic!("the planners do not settle");
+    }
+
+    /// Observes a state of tasks.
+    async fn observe(&mut self, next: impl Fn(&Task) -> Option<TaskState>) -> bool {
+        let now = self.now();
+        let changed = |task: &Task| {
+            let state = next(task).filter(|state| *state > task.status.state)?;
+            let mut task = task.clone();
+            (task.status.state, task.status.timestamp) = (state, now);
+            Some(Action::update(task))
+        };
+        let actions: Vec<Action> = self.store.read().tasks().filter_map(changed).collect();
+        let any = !actions.is_empty();
+        self.store.write(now, actions).await.unwrap();
+        self.plan().await;
+        any
+    }
+
+    /// Every task gets as far as it is to.
+    async fn run(&mut self) {
+        let next = |task: &Task| {
+            task.node_id.as_ref()?;
+            Some(match task.desired_state {
+                _ if task.status.state.is_final() => return None,
+                TaskState::Ready => TaskState::Ready,
+                TaskState::Running | TaskState::Complete => TaskState::Running,
+                _ => TaskState::Shutdown,
+            })
+        };
+        for _ in 0..40 {
+            if !self.observe(next).await {
+                return;
+            }
+        }
+        panic!("tasks change for ever");
+    }
+
+    /// The newest tasks of the service end like this: those of the present template, or of the present run.
+    async fn end(&mut self, state: TaskState) {
+        let store = self.store.read();
+        let service = store.services().next().unwrap().clone();
+        let is_newest = move |task: &Task| {
+            let lives = task.node_id.is_some() && !task.status.state.is_final() && task.is_wanted();
+            let of_run = task.job_iteration == service.job.map(|job| job.iteration);
+            lives && of_run && task.spec_version == service.spec_version
+        };
+        self.observe(|task| is_newest(task).then_some(state)).await;
+    }
+
+    async fn post(&mut self, target: &str, body: &Value) {
+        let reply = self.fixture.client.request("POST", target, Some(body)).await.unwrap();
+        assert!(reply.status.is_success(), "{target} {body}: {}", String::from_utf8_lossy(&reply.body));
+        self.plan().await;
+    }
+
+    async fn get(&self, target: &str) -> Value {
+        self.fixture.client.get(target).await.unwrap().json().unwrap()
+    }
+
+    async fn step(&mut self, step: &str) {
+        let (verb, rest) = step.split_once(' ').unwrap_or((step, ""));
+        let change = || -> Value {
+            let v2 = r#"{"TaskTemplate":{"ContainerSpec":{"Image":"lab:2"}}}"#;
+            serde_json::from_str(if rest == "V2" { v2 } else { rest }).unwrap_or_else(|error| panic!("{step}: {error}"))
+        };
+        match verb {
+            "create" => {
+                let mut spec = json!({ "Name": "web", "Mode": { "Replicated": { "Replicas": 2 } } });
+                spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("lab:1");
+                patch(&mut spec, &change());
+                self.post("/services/create", &spec).await;
+            }
+            "update" | "rollback" => {
+                let shown = self.get("/services/web").await;
+                let mut spec = shown["Spec"].clone();
+                let query = if verb == "update" { "" } else { "&rollback=previous" };
+                if verb == "update" {
+                    patch(&mut spec, &change());
+                }
+                self.post(&format!("/services/web/update?version={}{query}", shown["Version"]["Index"]), &spec).await;
+            }
+            "run" => self.run().await,
+            "reject" => self.end(TaskState::Rejected).await,
+            "finish" => self.end(TaskState::Complete).await,
+            "wait" => {
+                self.ahead += Duration::from_secs(rest.parse().unwrap());
+                self.plan().await;
+            }
+            other => panic!("no step is {other}"),
+        }
+    }
+
+    async fn shows(&self, what: &str) -> String {
+        let is_id = |word: &str| word.len() == 25 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+        let text = match what {
+            "update" => {
+                let update = self.get("/services/web").await["UpdateStatus"].take();
+                let text = |key: &str| update[key].as_str().unwrap_or_default().to_owned();
+                format!("{} {}", text("State"), text("Message"))
+            }
+            "pending" => {
+                let tasks = self.get("/tasks").await;
+                let tasks = tasks.as_array().into_iter().flatten();
+                let waiting = tasks.filter(|task| task["Status"]["State"] == "pending" && task["DesiredState"] != "shutdown");
+                let texts: BTreeSet<&str> = waiting.filter_map(|task| task["Status"]["Err"].as_str()).collect();
+                texts.into_iter().collect::<Vec<_>>().join(" | ")
+            }
+            "counts" => {
+                let shown = self.get("/services?status=true").await[0]["ServiceStatus"].take();
+                let count = |key: &str| shown[key].as_u64().unwrap_or(0);
+                format!("{} {} {}", count("RunningTasks"), count("DesiredTasks"), count("CompletedTasks"))
+            }
+            other => panic!("nothing is {other}"),
+        };
+        let words = text.split(' ').map(|word| match word.strip_suffix(':') {
+            Some(id) if is_id(id) => "ID:".to_owned(),
+            _ if is_id(word) => "ID".to_owned(),
+            _ => word.to_owned(),
+        });
+        let text = words.collect::<Vec<_>>().join(" ").trim().to_owned();
+        if text.is_empty() { "none".to_owned() } else { text }
+    }
+}
+
+#[tokio::test]
+async fn services_show_what_those_of_a_real_swarm_show_or_something_else_for_a_reason() {
+    let cases = cases(include_str!("words/course.txt"));
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let (what, steps) = case.request.split_once(' ').unwrap();
+        let mut steps: Vec<&str> = steps.split("; ").collect();
+        let nodes = steps[0].strip_prefix("nodes ").map(str::to_owned);
+        if nodes.is_some() {
+            steps.remove(0);
+        }
+        let mut course = Course::new(nodes.as_deref().unwrap_or("ready,ready")).await;
+        for step in steps {
+            course.step(step).await;
+        }
+        let (shown, expected) = (course.shows(what).await, case.unlike.map_or(case.real, |(ours, _)| ours.trim()));
+        if shown != expected {
+            wrong.push(format!("line {}: {}\n    is {shown}\n    not {expected}", case.number, case.request));
+        }
+        if case.unlike.is_some_and(|(ours, _)| ours.trim() == case.real) {
+            wrong.push(format!("line {}: not unlike the real one", case.number));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
