@@ -12,7 +12,8 @@ use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{
-    EbpfDatapath, EbpfState, EbpfStep, Hook, IngressNetwork, Members, StepFailure, Tables, VipReadiness, has_socket_hooks,
+    EbpfDatapath, EbpfState, EbpfStep, Hook, IngressNetwork, Members, StepFailure, TableNeeds, Tables, VipReadiness,
+    has_socket_hooks,
 };
 use crate::datapath::{Sandbox, places};
 use crate::ingress::HeldPorts;
@@ -110,6 +111,8 @@ struct EbpfReconciler {
     /// What the kernel did not take, and when this was tried last.
     left: LeftObjects,
     left_at: Instant,
+    /// When larger maps could not be made.
+    room_failed_at: Option<Instant>,
 }
 
 /// The maps' contents after the last pass, so that a change of the view costs what changes and not what the maps contain.
@@ -181,6 +184,7 @@ impl EbpfReconciler {
             failures: 0,
             left: LeftObjects::default(),
             left_at: Instant::now(),
+            room_failed_at: None,
         }
     }
 
@@ -244,12 +248,21 @@ impl EbpfReconciler {
         status: &watch::Sender<EbpfStatus>,
     ) -> anyhow::Result<Option<VipReadiness>> {
         let members = self.namespaces.members(sandboxes);
-        let settled = std::mem::take(&mut self.drift.settled);
-        let (mut actual, allocator) = self.observe_with_pair(settled).await?;
-        self.unavailable = self.ebpf.unavailable().clone();
-        self.unavailable.extend(actual.blocked.clone());
-        self.unavailable.extend(self.left.hooks.clone());
-        let (mut allocator, changed, unchanged) = self.update_desired(view, &actual, &members, allocator);
+        let mut settled = std::mem::take(&mut self.drift.settled);
+        let (mut actual, mut allocator) = self.observe_with_pair(settled).await?;
+        let mut measured = allocator.is_none();
+        let (mut allocator, changed, unchanged) = loop {
+            self.unavailable = self.ebpf.unavailable().clone();
+            self.unavailable.extend(actual.blocked.clone());
+            self.unavailable.extend(self.left.hooks.clone());
+            let updated = self.update_desired(view, &actual, &members, allocator);
+            if !self.make_room(std::mem::take(&mut measured)).await {
+                break updated;
+            }
+            // Everything is to be attached again.
+            actual = self.ebpf.observe().await.context("the eBPF datapath cannot be read")?;
+            (allocator, settled) = (None, false);
+        };
         let steps = plan(self.desired.desired(), &actual, &mut allocator, &changed);
         if settled && unchanged {
             self.drift.repair(&steps);
@@ -318,6 +331,28 @@ impl EbpfReconciler {
             (self.maps.read_at, self.maps.read_took) = (begin, begin.elapsed());
         }
         Ok((state, allocator))
+    }
+
+    /// Gives the maps more room if they need it; `measured`: their occupancy was just read. Returns whether it did.
+    async fn make_room(&mut self, measured: bool) -> bool {
+        if self.room_failed_at.is_some_and(|failed| failed.elapsed() < TRY_AGAIN) {
+            return false;
+        }
+        let desired = self.desired.desired();
+        let needs = TableNeeds { backends: desired.backends.len(), ports: desired.ports.len(), vips: desired.vips.len() };
+        let measured = measured.then_some((&self.maps.counts.occupancy, self.timing.udp_idle));
+        match self.ebpf.make_room(needs, measured).await {
+            Ok(made) => {
+                self.room_failed_at = None;
+                made
+            }
+            Err(error) => {
+                // What does not fit is left to the userspace datapath; flows without room work, until newer ones push them out.
+                tracing::warn!(error = format!("{error:#}"), "the maps of the eBPF datapath get no more room");
+                self.room_failed_at = Some(Instant::now());
+                false
+            }
+        }
     }
 
     /// Updates the desired datapath to a view; computes all of it if the maps were read. Returns the allocator for the plan,
