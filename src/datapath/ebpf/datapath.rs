@@ -21,7 +21,7 @@ use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
 use aya::Ebpf;
-use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
+use skep_ebpf::{Backend, Counter, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -164,15 +164,15 @@ impl EbpfDatapath {
         // Links first: a device that is removed in between is not in the desired state then, and its program not missed.
         let (links, stale) = self.programs.read_links().await.context("cannot read the attached programs")?;
         let host_devices = host_devices::read(self.programs.mesh()).await.context("cannot read devices and addresses")?;
-        let tables = match known {
-            Some(tables) => tables,
+        let (tables, repaired_marks) = match known {
+            Some(tables) => (tables, 0),
             None => {
                 let mut loaded = self.loaded();
-                loaded.mark_members().context("cannot mark the namespaces of containers")?;
-                loaded.read_tables().context("cannot read the maps")?
+                let marks = loaded.mark_members().context("cannot mark the namespaces of containers")?;
+                (loaded.read_tables().context("cannot read the maps")?, marks)
             }
         };
-        Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, host_devices })
+        Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, repaired_marks, host_devices })
     }
 
     /// Carries the steps out, in order. Continues past a failed step; the error names all that failed.
@@ -262,33 +262,51 @@ impl EbpfDatapath {
     }
 
     /// Gives the maps more room if they are short of it for what the daemon will write, and for what the programs have written:
-    /// loads larger maps and programs that use them. `measured`: [`Self::occupancy`] as just read, and after how long a UDP flow
-    /// ends. Returns whether it did: then nothing is attached, the state must be observed again, and the programs that the next
+    /// loads larger maps and programs that use them. `flows`: after how long a UDP flow ends; `None`: what the programs have written is
+    /// not looked at. Returns whether it did: then nothing is attached, the state must be observed again, and the programs that the next
     /// steps replace run on until then.
     ///
     /// # Errors
     /// The kernel's. What is loaded and attached stays.
-    pub async fn make_room(
-        &self,
-        needs: TableNeeds,
-        measured: Option<(&BTreeMap<String, Occupancy>, Duration)>,
-    ) -> anyhow::Result<bool> {
+    pub async fn make_room(&self, needs: TableNeeds, flows: Option<Duration>) -> anyhow::Result<bool> {
         let mut used = needs.by_group();
         let (rooms, taking_over) = {
             let loaded = self.loaded();
-            if let Some((occupancy, udp_idle)) = measured {
+            if let Some(udp_idle) = flows {
                 let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
-                used.extend(loaded.used(occupancy, seconds(monotonic()), seconds(udp_idle))?);
+                let groups = self.bounds.growable(&loaded.rooms).map(|(group, _)| group);
+                used.extend(loaded.used(groups, seconds(monotonic()), seconds(udp_idle))?);
             }
             (loaded.rooms.clone(), loaded.takeover.is_some())
         };
         // One at a time: the flows of the one before are still on their way.
         let Some(grown) = self.bounds.grown(&rooms, &used).filter(|_| !taking_over) else { return Ok(false) };
-        tracing::info!(?grown, "the maps of the eBPF datapath get more room");
-        let (loaded, _) = load_in(&self.dir, &self.bounds, Some(grown)).await?;
+        let began = monotonic();
+        let (loaded, unavailable) = load_in(&self.dir, &self.bounds, Some(grown)).await?;
+        if let Some((hook, reason)) = unavailable.iter().find(|(hook, _)| !self.unavailable.contains_key(hook)) {
+            anyhow::bail!("the kernel does not take {} again: {reason}", hook.program());
+        }
         *lock(&self.aging) = Aging::default();
+        tracing::info!(rooms = ?loaded.rooms, took = ?monotonic().saturating_sub(began), "the maps of the eBPF datapath got more room");
         *self.loaded() = loaded;
         Ok(true)
+    }
+
+    /// The least room of a table of flows that may still grow; `None`: none may.
+    #[must_use]
+    pub fn growing_room(&self) -> Option<u32> {
+        let loaded = self.loaded();
+        self.bounds.growable(&loaded.rooms).filter(|(group, _)| group.has_flows()).map(|(_, room)| room).min()
+    }
+
+    /// Flows of clients that have begun since the maps were created.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn flows_begun(&self) -> anyhow::Result<u64> {
+        let counters = self.loaded().counters()?;
+        let count = |counter: Counter| counters.get(counter.name()).copied().unwrap_or_default();
+        Ok(count(Counter::PortNew) + count(Counter::PortReselected) + count(Counter::Established))
     }
 
     /// Removes established connections that are over, among the next ones of the tables: those that were silent for `idle`, and

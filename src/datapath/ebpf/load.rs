@@ -103,7 +103,7 @@ pub(super) fn load(dir: &Path, bounds: &Bounds, rooms: Option<Rooms>) -> anyhow:
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     remove_trace_pins(dir)?;
     if let Err(error) = resized::carry_tables(&aside, &mut ebpf) {
-        tracing::warn!(error = format!("{error:#}"), "the tables of larger maps are written anew");
+        tracing::warn!(error = format!("{error:#}"), "the tables of larger maps are written again");
     }
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     let takeover = Takeover::find(dir, &mut ebpf).context("cannot prepare the takeover of flows")?;

@@ -180,7 +180,7 @@ impl Loaded {
             }
             EbpfStep::RemoveMember(member) => {
                 self.unset::<_, V4>("MEMBERS", *member)?;
-                self.mark_members()
+                self.mark_members().map(drop)
             }
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => Ok(()),
         }

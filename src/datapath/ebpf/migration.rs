@@ -61,17 +61,8 @@ impl ReplyV4 {
 }
 
 /// Maps of flows, and of what sockets asked for, that may be of another size.
-const RESIZED_FLOWS: [&str; 9] = [
-    "TCP_FLOWS",
-    "TCP_REPLIES",
-    "SYN_FLOWS",
-    "SYN_REPLIES",
-    "UDP_FLOWS",
-    "UDP_REPLIES",
-    "PEERS",
-    "DATAGRAM_PEERS",
-    "CHOICES",
-];
+const RESIZED_FLOWS: [&str; 9] =
+    ["TCP_FLOWS", "TCP_REPLIES", "SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES", "PEERS", "DATAGRAM_PEERS", "CHOICES"];
 
 /// What the maps in a folder are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

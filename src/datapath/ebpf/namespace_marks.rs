@@ -12,18 +12,19 @@ impl Loaded {
         self.marks()?.set(namespace_mark(member.cookie), 1, 0).map_err(|e| anyhow::anyhow!("map NAMESPACES: {}", chain(&e)))
     }
 
-    /// Makes all marks those of the members.
-    pub(super) fn mark_members(&mut self) -> anyhow::Result<()> {
+    /// Makes all marks those of the members. Returns how many were others.
+    pub(super) fn mark_members(&mut self) -> anyhow::Result<usize> {
         let members = self.dump::<NetnsMembership, V4>("MEMBERS")?;
         let wanted: BTreeSet<u32> = members.keys().map(|member| namespace_mark(member.cookie)).collect();
-        let mut marks = self.marks()?;
+        let (mut marks, mut changed) = (self.marks()?, 0);
         for mark in 0..NAMESPACE_MARKS {
             let value = u32::from(wanted.contains(&mark));
             if marks.get(&mark, 0)? != value {
                 marks.set(mark, value, 0)?;
+                changed += 1;
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     fn marks(&mut self) -> anyhow::Result<Array<&mut MapData, u32>> {

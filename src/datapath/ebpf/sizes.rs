@@ -49,6 +49,11 @@ impl MapGroup {
         }
     }
 
+    /// Whether packets of clients fill its maps.
+    pub(super) const fn has_flows(self) -> bool {
+        matches!(self, Self::TcpFlows | Self::SynFlows | Self::UdpFlows)
+    }
+
     /// Whether its maps forget the least recently used entry: they have all their memory from the beginning.
     const fn forgets(self) -> bool {
         matches!(self, Self::SynFlows | Self::UdpFlows | Self::Peers | Self::DatagramPeers | Self::Choices)
@@ -145,6 +150,14 @@ impl Bounds {
         self.groups.iter().map(room).collect()
     }
 
+    /// Groups whose room may still grow.
+    pub(super) fn growable(&self, rooms: &Rooms) -> impl Iterator<Item = (MapGroup, u32)> {
+        rooms
+            .iter()
+            .filter(|(group, room)| self.groups.get(group).is_some_and(|bound| **room < bound.most))
+            .map(|(g, r)| (*g, *r))
+    }
+
     /// The room of each group for so many entries in use; `None`: as it is.
     pub(super) fn grown(&self, rooms: &Rooms, used: &BTreeMap<MapGroup, u64>) -> Option<Rooms> {
         let mut grown = rooms.clone();
@@ -189,17 +202,10 @@ mod tests {
     #[test]
     fn a_start_takes_little_room_and_keeps_what_is_there_within_the_bounds() {
         let bounds = Bounds::new(256 * GIGABYTE, 2, 0);
-        assert_eq!(rooms(&bounds).into_values().collect::<Vec<_>>(), [
-            1 << 15,
-            1 << 11,
-            1 << 11,
-            1 << 11,
-            1 << 11,
-            1 << 11,
-            1 << 12,
-            1 << 11,
-            1 << 10
-        ]);
+        assert_eq!(
+            rooms(&bounds).into_values().collect::<Vec<_>>(),
+            [1 << 15, 1 << 11, 1 << 11, 1 << 11, 1 << 11, 1 << 11, 1 << 12, 1 << 11, 1 << 10]
+        );
         let pinned = Rooms::from([(MapGroup::UdpFlows, 1 << 15), (MapGroup::TcpFlows, 1 << 20), (MapGroup::Vips, 7)]);
         let kept = bounds.at_start(&pinned);
         assert_eq!(kept[&MapGroup::UdpFlows], 1 << 15);

@@ -35,6 +35,9 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_s
 /// What the kernel did not take is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_mins(1);
 
+/// How often new flows are counted, as long as the tables of flows may grow.
+const RUSH_LOOK: Duration = Duration::from_millis(500);
+
 /// How long replies of a container may still be on their way after it was removed from a virtual address's backends.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,7 @@ pub async fn run(
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
             changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
             () = device_changes.changed() => {}
+            () = reconciler.rush() => reconciler.rushed = true,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -113,6 +117,10 @@ struct EbpfReconciler {
     left_at: Instant,
     /// When larger maps could not be made.
     room_failed_at: Option<Instant>,
+    /// Flows that had begun when the room for them was looked at last.
+    flows_begun: u64,
+    /// So many have begun since that it is to be looked at again.
+    rushed: bool,
 }
 
 /// The maps' contents after the last pass, so that a change of the view costs what changes and not what the maps contain.
@@ -142,6 +150,13 @@ impl Drift {
         self.repaired += steps.len() as u64;
         for step in steps {
             tracing::warn!(%step, "something else changed the eBPF datapath; repaired");
+        }
+    }
+
+    fn repair_marks(&mut self, marks: usize) {
+        if marks > 0 {
+            self.repaired += marks as u64;
+            tracing::warn!(marks, "something else changed the marks of namespaces; repaired");
         }
     }
 }
@@ -185,6 +200,8 @@ impl EbpfReconciler {
             left: LeftObjects::default(),
             left_at: Instant::now(),
             room_failed_at: None,
+            flows_begun: 0,
+            rushed: false,
         }
     }
 
@@ -250,7 +267,10 @@ impl EbpfReconciler {
         let members = self.namespaces.members(sandboxes);
         let mut settled = std::mem::take(&mut self.drift.settled);
         let (mut actual, mut allocator) = self.observe_with_pair(settled).await?;
-        let mut measured = allocator.is_none();
+        if settled {
+            self.drift.repair_marks(actual.repaired_marks);
+        }
+        let mut measured = allocator.is_none() || std::mem::take(&mut self.rushed);
         let (mut allocator, changed, unchanged) = loop {
             self.unavailable = self.ebpf.unavailable().clone();
             self.unavailable.extend(actual.blocked.clone());
@@ -333,15 +353,30 @@ impl EbpfReconciler {
         Ok((state, allocator))
     }
 
-    /// Gives the maps more room if they need it; `measured`: their occupancy was just read. Returns whether it did.
+    /// Returns once so many flows have begun that a table of them may be full before the next tick.
+    async fn rush(&self) {
+        loop {
+            tokio::time::sleep(RUSH_LOOK).await;
+            if let Some(room) = self.ebpf.growing_room()
+                && let Ok(begun) = self.ebpf.flows_begun()
+                && begun.saturating_sub(self.flows_begun) > u64::from(room / 4)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Gives the maps more room if they need it; `measured`: also for flows. Returns whether it did.
     async fn make_room(&mut self, measured: bool) -> bool {
+        if measured {
+            self.flows_begun = self.ebpf.flows_begun().unwrap_or_default();
+        }
         if self.room_failed_at.is_some_and(|failed| failed.elapsed() < TRY_AGAIN) {
             return false;
         }
         let desired = self.desired.desired();
         let needs = TableNeeds { backends: desired.backends.len(), ports: desired.ports.len(), vips: desired.vips.len() };
-        let measured = measured.then_some((&self.maps.counts.occupancy, self.timing.udp_idle));
-        match self.ebpf.make_room(needs, measured).await {
+        match self.ebpf.make_room(needs, measured.then_some(self.timing.udp_idle)).await {
             Ok(made) => {
                 self.room_failed_at = None;
                 made

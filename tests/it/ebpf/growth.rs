@@ -35,8 +35,7 @@ fn room(dir: &Path, name: &str) -> u32 {
 }
 
 async fn measure(ebpf: &EbpfDatapath, needs: TableNeeds) -> bool {
-    let occupancy = ebpf.occupancy().expect("reads");
-    ebpf.make_room(needs, Some((&occupancy, UDP_IDLE))).await.expect("loads")
+    ebpf.make_room(needs, Some(UDP_IDLE)).await.expect("loads")
 }
 
 /// Attaches programs that see packets.
@@ -70,10 +69,7 @@ fn flow(client: u32, seen: u32) -> ((Tuple, Flow), (Tuple, Reply)) {
         ..Tuple::default()
     };
     let flow = Flow { backend, target: 80_u16.to_be(), client_port: port, ifindex: 1, owner: 7, seen };
-    (
-        (there, flow),
-        (back, Reply { address: asked, port: 8080_u16.to_be(), client_port: port, ..Reply::default() }),
-    )
+    ((there, flow), (back, Reply { address: asked, port: 8080_u16.to_be(), client_port: port, ..Reply::default() }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +142,8 @@ async fn maps_grow_with_their_use_and_lose_nothing() {
     // The earlier table may have forgotten some.
     let kept = (0..count).filter(|client| {
         let ((there, flow), (back, reply)) = flow_of(*client);
-        flows.get(&there, 0).is_ok_and(|found| Flow { seen: 0, ..found } == flow) && replies.get(&back, 0).is_ok_and(|r| r == reply)
+        flows.get(&there, 0).is_ok_and(|found| Flow { seen: 0, ..found } == flow)
+            && replies.get(&back, 0).is_ok_and(|r| r == reply)
     });
     let kept = kept.count();
     assert!(kept + 300 > count as usize, "{kept} of {count}");
@@ -156,7 +153,8 @@ async fn maps_grow_with_their_use_and_lose_nothing() {
     assert_eq!(ports.get(&port), Some(&3), "counters go on");
 
     // The next daemon takes the maps as they are.
-    let rooms = |all: BTreeMap<String, Occupancy>| all.into_iter().map(|(name, map)| (name, map.room)).collect::<BTreeMap<_, _>>();
+    let rooms =
+        |all: BTreeMap<String, Occupancy>| all.into_iter().map(|(name, map)| (name, map.room)).collect::<BTreeMap<_, _>>();
     let grown = rooms(ebpf.occupancy().expect("reads"));
     drop((ebpf, flows, replies, old));
     let next = EbpfDatapath::open(&dir, mesh.clone(), 0).await.expect("loads beside");

@@ -59,7 +59,11 @@ impl Programs<'_> {
             backend: port.tasks.contains(&number),
             ..task_endpoint("web", number.into(), "node1", task(number))
         };
-        let network = network_part("ingress", "10.0.0.0/24".parse().unwrap(), (1..=3).filter(|number| !self.ended.contains(number)).map(member).collect());
+        let network = network_part(
+            "ingress",
+            "10.0.0.0/24".parse().unwrap(),
+            (1..=3).filter(|number| !self.ended.contains(number)).map(member).collect(),
+        );
         let nodes = vec![Peer { ebpf: true, ..peer(1) }];
         node_view(self.revision, vec![network], ClusterPart { ports: vec![Arc::new(published)], ..cluster_part(nodes) })
     }
@@ -151,9 +155,10 @@ impl PortDatapath for Programs<'_> {
         }
         assert_eq!(there.decision, Decision::Redirect);
         let container = Ipv4Addr::from(<[u8; 4]>::try_from(&there.bytes[30..34]).unwrap());
-        let has_it = self.kernel.reply(&format!("{container}:80"), &from, super::kernel::TCP).is_some_and(|(_, reply)| {
-            reply.flags & skep_ebpf::SYN_ACKED != 0
-        });
+        let has_it = self
+            .kernel
+            .reply(&format!("{container}:80"), &from, super::kernel::TCP)
+            .is_some_and(|(_, reply)| reply.flags & skep_ebpf::SYN_ACKED != 0);
         // A container that has not answered the SYN has no such connection, and says so.
         let flags = if has_it { ACK } else { RST };
         let answer = Frame::tcp(&format!("{container}:80"), &from, flags);
