@@ -37,9 +37,9 @@ fn store<T>(ctx: &TcContext, offset: u32, bytes: &T) -> Rewrite {
     ctx.store(offset as usize, bytes, 0).map_err(|_| RewriteFailed)
 }
 
-/// Stores an IPv6 address that the transport checksum covers. With the flag of pseudo headers the kernel takes the change of that
-/// checksum off the sum that some cards deliver of the whole packet (`CHECKSUM_COMPLETE`), as is right for IPv4, whose header has a
-/// checksum that cancels the address out; here the address itself must be added to it.
+/// Stores an IPv6 address that the transport checksum covers. With the flag of pseudo headers the kernel takes the change of
+/// that checksum off the sum that some cards deliver of the whole packet (`CHECKSUM_COMPLETE`), as is right for IPv4, whose
+/// header has a checksum that cancels the address out; here the address itself must be added to it.
 #[inline(always)]
 fn store_ipv6_address(ctx: &TcContext, offset: u32, address: &Address) -> Rewrite {
     ctx.store(offset as usize, address, u64::from(BPF_F_RECOMPUTE_CSUM)).map_err(|_| RewriteFailed)

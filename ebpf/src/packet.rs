@@ -82,8 +82,8 @@ pub const fn has_more(v4: &[u32; 5]) -> bool {
     byte(v4[1], 2) & 0x20 != 0
 }
 
-/// The outer IPv6 header of an encapsulated packet of `length` bytes. Longer segments than the field can say (BIG TCP) have 0 there,
-/// until the kernel divides them.
+/// The outer IPv6 header of an encapsulated packet of `length` bytes. Longer segments than the field can say (BIG TCP) have 0
+/// there, until the kernel divides them.
 #[inline(always)]
 pub const fn encapsulation_header(length: u32, next: u8, source: &Address, destination: &Address) -> [u32; 10] {
     let length = if length > 0xffff { 0 } else { length as u16 }.to_be_bytes();
@@ -98,8 +98,8 @@ pub const fn header6(first: u32, second: u32, source: &Address, destination: &Ad
     [first, second, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]]
 }
 
-/// The IPv6 header that replaces the IPv4 header `v4` (without options). A length of 0, of segments that the kernel has merged to more
-/// than the field can say (BIG TCP), stays.
+/// The IPv6 header that replaces the IPv4 header `v4` (without options). A length of 0, of segments that the kernel has merged
+/// to more than the field can say (BIG TCP), stays.
 #[inline(always)]
 pub const fn to_v6(v4: &[u32; 5], source: &Address, destination: &Address) -> [u32; 10] {
     let service = byte(v4[0], 1);

@@ -262,9 +262,9 @@ impl EbpfDatapath {
     }
 
     /// Gives the maps more room if they are short of it for what the daemon will write, and for what the programs have written:
-    /// loads larger maps and programs that use them. `flows`: after how long a UDP flow ends; `None`: what the programs have written is
-    /// not looked at. Returns whether it did: then nothing is attached, the state must be observed again, and the programs that the next
-    /// steps replace run on until then.
+    /// loads larger maps and programs that use them. `flows`: after how long a UDP flow ends; `None`: what the programs have
+    /// written is not looked at. Returns whether it did: then nothing is attached, the state must be observed again, and the
+    /// programs that the next steps replace run on until then.
     ///
     /// # Errors
     /// The kernel's. What is loaded and attached stays.
@@ -287,7 +287,8 @@ impl EbpfDatapath {
             anyhow::bail!("the kernel does not take {} again: {reason}", hook.program());
         }
         *lock(&self.aging) = Aging::default();
-        tracing::info!(rooms = ?loaded.rooms, took = ?monotonic().saturating_sub(began), "the maps of the eBPF datapath got more room");
+        let took = monotonic().saturating_sub(began);
+        tracing::info!(rooms = ?loaded.rooms, ?took, "the maps of the eBPF datapath got more room");
         *self.loaded() = loaded;
         Ok(true)
     }

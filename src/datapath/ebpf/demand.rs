@@ -29,8 +29,8 @@ impl TableNeeds {
 const SYN_RECENT: u32 = 60;
 
 impl Loaded {
-    /// What is in use of the groups of maps that the programs write. A table that forgets is full most of the time: of its flows those
-    /// count whose client was heard lately. Times in seconds of the monotonic clock.
+    /// What is in use of the groups of maps that the programs write. A table that forgets is full most of the time: of its flows
+    /// those count whose client was heard lately. Times in seconds of the monotonic clock.
     pub(super) fn used(
         &self,
         groups: impl Iterator<Item = MapGroup>,

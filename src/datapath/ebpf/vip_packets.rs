@@ -1,5 +1,5 @@
-//! Lets the programs look at no more replies to packets to virtual addresses once there are no flows of such packets: raw sockets,
-//! and namespaces that containers make, are rare, and each packet of a container pays for the look.
+//! Lets the programs look at no more replies to packets to virtual addresses once there are no flows of such packets: raw
+//! sockets, and namespaces that containers make, are rare, and each packet of a container pays for the look.
 
 use super::batch::each;
 use super::load::Loaded;

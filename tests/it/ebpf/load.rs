@@ -57,8 +57,8 @@ fn memory(dir: &Path) -> u64 {
     maps.map(bytes).sum()
 }
 
-/// Kernel memory of a node without services, and with a hundred. (A machine with more than eight processors takes more: the kernel
-/// keeps entries aside for each.)
+/// Kernel memory of a node without services, and with a hundred. (A machine with more than eight processors takes more: the
+/// kernel keeps entries aside for each.)
 #[tokio::test(flavor = "multi_thread")]
 async fn kernel_memory_grows_with_use() {
     let _datapath = DATAPATH.lock().await;

@@ -20,8 +20,8 @@ fn published(kernel: &mut Kernel) {
     }
 }
 
-/// Review, section B: some cards deliver the sum of the whole packet (`CHECKSUM_COMPLETE`). A program that changes the packet and not
-/// that sum makes the kernel compute it again, with a message ("hw csum failure").
+/// Review, section B: some cards deliver the sum of the whole packet (`CHECKSUM_COMPLETE`). A program that changes the packet
+/// and not that sum makes the kernel compute it again, with a message ("hw csum failure").
 #[test]
 fn the_sum_of_a_whole_packet_stays_right() {
     in_namespaces(|kernel| {
@@ -63,7 +63,7 @@ fn host(address: &str) -> &str {
     address.rsplit_once(':').expect("a port").0.trim_matches(['[', ']'])
 }
 
-/// Crossings: DSCP and ECN of the packet, and its TTL, which no hop of the mesh takes from: to traceroute a task is the first one.
+/// Crossings: DSCP and ECN of the packet, and its TTL, which no hop of the mesh takes from: to traceroute a task is the first.
 #[test]
 fn service_class_congestion_marks_and_ttl_arrive_as_they_were_sent() {
     in_namespaces(|kernel| {
