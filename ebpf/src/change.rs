@@ -5,7 +5,7 @@ use crate::parse::{ETH_V6, Packet, PacketKind};
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
@@ -35,6 +35,14 @@ fn check(result: i64) -> Rewrite {
 #[inline(always)]
 fn store<T>(ctx: &TcContext, offset: u32, bytes: &T) -> Rewrite {
     ctx.store(offset as usize, bytes, 0).map_err(|_| RewriteFailed)
+}
+
+/// Stores an IPv6 address that the transport checksum covers. With the flag of pseudo headers the kernel takes the change of
+/// that checksum off the sum that some cards deliver of the whole packet (`CHECKSUM_COMPLETE`), as is right for IPv4, whose
+/// header has a checksum that cancels the address out; here the address itself must be added to it.
+#[inline(always)]
+fn store_ipv6_address(ctx: &TcContext, offset: u32, address: &Address) -> Rewrite {
+    ctx.store(offset as usize, address, u64::from(BPF_F_RECOMPUTE_CSUM)).map_err(|_| RewriteFailed)
 }
 
 /// Updates the transport checksum at `offset`, after `from` became `to` in what it covers.
@@ -120,7 +128,7 @@ pub fn nat_rewrite(ctx: &TcContext, packet: &Packet, end: End, to: &Address, por
         if !later_fragment {
             update_l4_checksum(ctx, offset, 0, checksum_difference(from, to), u64::from(BPF_F_PSEUDO_HDR) | flag)?;
         }
-        store(ctx, packet.l3 + end.address_offset(6), to)?;
+        store_ipv6_address(ctx, packet.l3 + end.address_offset(6), to)?;
     }
     if later_fragment {
         return Ok(());
@@ -168,7 +176,7 @@ fn nat_rewrite_error(ctx: &TcContext, packet: &Packet, end: End, to: &Address, p
         let change = checksum_difference(from, to);
         if rewrite_outer {
             update_l4_checksum(ctx, packet.l4 + 2, 0, change, u64::from(BPF_F_PSEUDO_HDR))?;
-            store(ctx, packet.l3 + end.address_offset(6), to)?;
+            store_ipv6_address(ctx, packet.l3 + end.address_offset(6), to)?;
         }
         update_l4_checksum(ctx, packet.l4 + 2, 0, change, 0)?;
         store(ctx, packet.inner_l3 + end.other().address_offset(6), to)?;
@@ -221,7 +229,7 @@ pub fn add_ethernet_header(ctx: &TcContext) -> Rewrite {
 #[inline(always)]
 pub fn encapsulate(ctx: &TcContext, source: &Address, destination: &Address) -> Rewrite {
     let next = if ethertype(ctx) == ETH_V6 { IN_V6 } else { IN_V4 };
-    let v6 = packet::encapsulation_header(length(ctx).wrapping_sub(ETHERNET as u32) as u16, next, source, destination);
+    let v6 = packet::encapsulation_header(length(ctx).wrapping_sub(ETHERNET as u32), next, source, destination);
     let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO);
     // SAFETY: the context is a valid one.
     unsafe { check(bpf_skb_adjust_room(raw(ctx), V6 as i32, BPF_ADJ_ROOM_MAC, flags))? };

@@ -5,7 +5,7 @@ use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
 use crate::maps::{
-    BACKENDS, FRAGMENTS, VIP_COUNTS, VIP_PACKETS_SEEN, VIPS, add, backend_at, config, count, lookup, lookup_lru, vip_packets_seen,
+    BACKENDS, FRAGMENTS, VIP_COUNTS, VIPS, add, backend_at, config, count, lookup, lookup_lru, note_vip_packet, vip_packets_seen,
 };
 use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, Packet, PacketKind, parse};
@@ -106,6 +106,7 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
             select_backend(packet, &vip, target)?
         }
     };
+    note_vip_packet(seconds());
     count(Counter::VipPacket);
     let (port, client_port) = (packet.tuple.destination_port, packet.tuple.source_port);
     nat_rewrite(ctx, packet, End::Destination, &mapped(backend), port, client_port)?;
@@ -137,7 +138,6 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     let (client_port, ifindex) = (reply.client_port, packet.device);
     let flow = Flow { backend, target: reply.port, client_port, ifindex, owner, seen: seconds() };
     add_flow(&packet.tuple, &flow).ok_or(Verdict::Drop(Counter::DropChange))?;
-    let _ = VIP_PACKETS_SEEN.set(0, 1, 0);
     add(VIP_COUNTS.get_ptr_mut(target));
     Ok(backend)
 }

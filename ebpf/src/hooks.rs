@@ -2,7 +2,7 @@
 
 use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol, socket};
 use crate::client_flow::{choose_source, mark_socket};
-use crate::maps::{MEMBERS, lookup};
+use crate::maps::{MEMBERS, is_marked, lookup};
 use crate::vip::{Call, Outcome, translate, untranslate};
 use crate::{clients, containers, leaving, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
@@ -77,7 +77,7 @@ fn outside_host(ctx: &SockAddrContext) -> Option<u64> {
 /// Whether a network namespace is a container's on a network of the swarm; the processes of all others leave here.
 #[inline(always)]
 fn is_container(cookie: u64) -> bool {
-    lookup(&MEMBERS, &NetnsMembership::any(cookie)).is_some()
+    is_marked(cookie) && lookup(&MEMBERS, &NetnsMembership::any(cookie)).is_some()
 }
 
 /// Whether a datagram is for the peer that its socket is connected to, whose address `connect` has translated. The kernel runs

@@ -346,6 +346,16 @@ impl Config {
     }
 }
 
+/// Marks of network namespaces, of which each is for those of one hash of the cookie.
+pub const NAMESPACE_MARKS: u32 = 1024;
+
+/// The mark of a network namespace. (Cookies are counted up, by each processor from another number on.)
+#[inline(always)]
+#[must_use]
+pub const fn namespace_mark(cookie: u64) -> u32 {
+    ((cookie ^ cookie >> 12) % NAMESPACE_MARKS as u64) as u32
+}
+
 /// Counts of connections by client, of which each is for the clients of one hash.
 pub const SOURCE_BUCKETS: u32 = 4096;
 

@@ -4,8 +4,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NetnsMembership, Port, Reply, SLOTS_PER_BLOCK,
-    SOURCE_BUCKETS, SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip,
+    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NAMESPACE_MARKS, NetnsMembership, Port, Reply,
+    SLOTS_PER_BLOCK, SOURCE_BUCKETS, SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip, namespace_mark,
 };
 
 #[map]
@@ -15,6 +15,9 @@ pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
 /// The container's address on the network.
 #[map]
 pub static MEMBERS: HashMap<NetnsMembership, V4> = HashMap::pinned(8_192, 1);
+/// Not 0 for the marks of these namespaces: an array costs less to look at, and most calls are of others.
+#[map]
+pub static NAMESPACES: Array<u32> = Array::pinned(NAMESPACE_MARKS, 0);
 /// The virtual address that a socket asked for.
 #[map]
 pub static PEERS: LruHashMap<SocketPeer, V4> = LruHashMap::pinned(65_536, 0);
@@ -63,8 +66,8 @@ pub static UDP_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(65_536, 0);
 pub static UDP_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::pinned(65_536, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinned(8_192, 0);
-/// 1 once a packet to a virtual address arrived that no socket call had translated: only then replies to such packets are
-/// looked up. Pinned under the name that earlier builds chose.
+/// Second of the monotonic clock at which the last packet to a virtual address arrived that no socket call had translated; 0 if
+/// there are no flows of such packets: then replies to them are not looked up. Pinned under the name that earlier builds chose.
 #[map(name = "GATE")]
 pub static VIP_PACKETS_SEEN: Array<u32> = Array::pinned(1, 0);
 /// Second of the monotonic clock until which flows of an earlier layout of the maps are being carried over, at most
@@ -103,6 +106,25 @@ pub fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub fn is_taking_over(now: u32) -> bool {
     TAKEOVER.get(0).is_some_and(|until| until.wrapping_sub(now).wrapping_sub(1) < TAKEOVER_SECONDS)
+}
+
+/// Notes that a packet to a virtual address was translated.
+#[inline(always)]
+pub fn note_vip_packet(now: u32) {
+    if let Some(seen) = VIP_PACKETS_SEEN.get_ptr_mut(0) {
+        // SAFETY: a word of a map. Written only when it changes: it is shared by all CPUs.
+        unsafe {
+            if *seen != now {
+                *seen = now;
+            }
+        }
+    }
+}
+
+/// Whether a network namespace may be one of [`MEMBERS`].
+#[inline(always)]
+pub fn is_marked(cookie: u64) -> bool {
+    NAMESPACES.get(namespace_mark(cookie)).is_some_and(|mark| *mark != 0)
 }
 
 /// Whether there may be replies to packets to virtual addresses that no socket call had translated.

@@ -82,10 +82,11 @@ pub const fn has_more(v4: &[u32; 5]) -> bool {
     byte(v4[1], 2) & 0x20 != 0
 }
 
-/// The outer IPv6 header of an encapsulated packet of `length` bytes.
+/// The outer IPv6 header of an encapsulated packet of `length` bytes. Longer segments than the field can say (BIG TCP) have 0
+/// there, until the kernel divides them.
 #[inline(always)]
-pub const fn encapsulation_header(length: u16, next: u8, source: &Address, destination: &Address) -> [u32; 10] {
-    let length = length.to_be_bytes();
+pub const fn encapsulation_header(length: u32, next: u8, source: &Address, destination: &Address) -> [u32; 10] {
+    let length = if length > 0xffff { 0 } else { length as u16 }.to_be_bytes();
     let second = u32::from_ne_bytes([length[0], length[1], next, 64]);
     header6(0x6000_0000_u32.to_be(), second, source, destination)
 }
@@ -97,11 +98,12 @@ pub const fn header6(first: u32, second: u32, source: &Address, destination: &Ad
     [first, second, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]]
 }
 
-/// The IPv6 header that replaces the IPv4 header `v4` (without options).
+/// The IPv6 header that replaces the IPv4 header `v4` (without options). A length of 0, of segments that the kernel has merged
+/// to more than the field can say (BIG TCP), stays.
 #[inline(always)]
 pub const fn to_v6(v4: &[u32; 5], source: &Address, destination: &Address) -> [u32; 10] {
     let service = byte(v4[0], 1);
-    let length = u16::from_be_bytes([byte(v4[0], 2), byte(v4[0], 3)]).wrapping_sub(V4 as u16).to_be_bytes();
+    let length = u16::from_be_bytes([byte(v4[0], 2), byte(v4[0], 3)]).saturating_sub(V4 as u16).to_be_bytes();
     let first = u32::from_ne_bytes([0x60 | service >> 4, service << 4, 0, 0]);
     // Payload length, next header and hop limit.
     let second = u32::from_ne_bytes([length[0], length[1], byte(v4[2], 1), byte(v4[2], 0)]);
@@ -111,7 +113,9 @@ pub const fn to_v6(v4: &[u32; 5], source: &Address, destination: &Address) -> [u
 /// The IPv4 header that replaces the IPv6 header `v6`, with the flag "do not fragment".
 #[inline(always)]
 pub const fn to_v4(v6: &[u32; 10], source: Ipv4, destination: Ipv4) -> [u32; 5] {
-    let length = u16::from_be_bytes([byte(v6[1], 0), byte(v6[1], 1)]).wrapping_add(V4 as u16).to_be_bytes();
+    let length = u16::from_be_bytes([byte(v6[1], 0), byte(v6[1], 1)]);
+    // More than the field can say: BIG TCP.
+    let length = if length == 0 || length > u16::MAX - V4 as u16 { 0 } else { length + V4 as u16 }.to_be_bytes();
     let service = byte(v6[0], 0) << 4 | byte(v6[0], 1) >> 4;
     let mut v4 = [
         u32::from_ne_bytes([0x45, service, length[0], length[1]]),
@@ -183,6 +187,29 @@ mod tests {
         let mut v4 = to_v4(&v6, v6[5], v6[9]);
         v4[2] = u32::from_ne_bytes([byte(v4[2], 0), byte(v4[2], 1), 0, 0]);
         assert_eq!(v4, header, "with ECN bits and TTL");
+    }
+
+    #[test]
+    fn a_length_that_the_field_cannot_say_is_0() {
+        let header = |length: u16| {
+            let mut bytes = HEADER;
+            bytes[2..4].copy_from_slice(&length.to_be_bytes());
+            words::<5>(&bytes)
+        };
+        let length6 = |v6: [u32; 10]| u16::from_be_bytes([byte(v6[1], 0), byte(v6[1], 1)]);
+        let length4 = |v4: [u32; 5]| u16::from_be_bytes([byte(v4[0], 2), byte(v4[0], 3)]);
+        let ends = [[0; 4]; 2];
+        for (v4, v6) in [(0, 0), (40, 20), (u16::MAX, u16::MAX - 20)] {
+            let translated = to_v6(&header(v4), &ends[0], &ends[1]);
+            assert_eq!(length6(translated), v6);
+            assert_eq!(length4(to_v4(&translated, 1, 2)), v4);
+        }
+        let mut merged = to_v6(&header(40), &ends[0], &ends[1]);
+        merged[1] = u32::from_ne_bytes([0xff, 0xf0, TCP, 64]);
+        assert_eq!(length4(to_v4(&merged, 1, 2)), 0);
+        for (length, said) in [(40, 40), (0xffff, 0xffff), (0x1_0000, 0), (0x2_0028, 0)] {
+            assert_eq!(length6(encapsulation_header(length, IN_V6, &ends[0], &ends[1])), said);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::report::{Report, median, nanos, spread};
 use crate::work::{Namespace, loopback_datagrams};
 use crate::{stats, tables};
-use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, Hook, HookSide, ProgramLink};
+use skep::datapath::ebpf::{EbpfDatapath, EbpfStep, Hook, HookSide, ProgramLink, TableNeeds};
 use skep::datapath::mesh::Mesh;
 use skep::ingress::ebpf::{Changed, DesiredDatapath, DesiredState, Inputs, SlotAllocator, plan};
 use skep::lab::Lab;
@@ -98,6 +98,8 @@ struct Measured {
 async fn change(dir: &std::path::Path, services: u32) -> Measured {
     let mesh = Mesh::open(&dir.join("mesh")).await.unwrap();
     let ebpf = EbpfDatapath::open(dir, mesh.clone(), 0).await.unwrap();
+    let count = services as usize;
+    ebpf.make_room(TableNeeds { backends: count * tables::TASKS as usize, ports: 2 * count, vips: count }, None).await.unwrap();
     let (members, unavailable) = (BTreeMap::new(), BTreeMap::new());
     let me = tables::me();
     let (mut measured, mut desired) = (Measured::default(), DesiredState::default());

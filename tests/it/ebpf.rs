@@ -2,6 +2,7 @@
 //! tunnels, servers of the tests in the containers' namespaces, clients on lab hosts beside the swarm.
 
 mod foreign_program;
+mod growth;
 mod kernel;
 mod load;
 mod migration;

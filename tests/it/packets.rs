@@ -7,6 +7,8 @@
 mod build;
 mod calls;
 mod flows;
+mod headers;
+mod io_uring;
 mod kernel;
 mod mesh;
 mod port_cases;

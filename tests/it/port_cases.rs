@@ -9,6 +9,10 @@ use skep::model::Protocol;
 pub enum Client {
     A,
     B,
+    /// A machine outside in the range that networks of the cluster have their subnets from, in none of these.
+    Range,
+    /// A source in the subnet of a network of the cluster.
+    Network,
 }
 
 /// A published port, over both protocols.
@@ -32,6 +36,12 @@ pub enum PortStep {
     Again(Client, Option<u8>),
     /// The client's last flow is refused. (Datagrams only.)
     AgainRefused(Client),
+    /// The client's last connection goes on with its task. (Connections only.)
+    Open,
+    /// The container of a task ends.
+    Ended(u8),
+    /// The client's last connection is reset. (Connections only.)
+    Reset,
 }
 
 /// A datapath with one published port.
@@ -42,13 +52,17 @@ pub trait PortDatapath {
     /// Begins a connection or flow, or goes on with the client's last one; the task that answers, from the address and port that
     /// the client asked. `None`: refused.
     fn visit(&mut self, client: Client, again: bool) -> impl Future<Output = Option<u8>>;
+    /// Goes on with the last connection: the task that answers. `None`: it is reset.
+    fn go_on(&mut self) -> impl Future<Output = Option<u8>>;
+    /// Ends the container of a task.
+    fn end(&mut self, task: u8) -> impl Future<Output = ()>;
 }
 
 const OPEN: PortCase = PortCase { tasks: &[1, 2, 3], allow: &[], affinity: false };
 
 pub const CASES: &[(&str, &[PortStep])] = {
-    use Client::{A, B};
-    use PortStep::{Again, AgainRefused, New, Publish, Refused};
+    use Client::{A, B, Network, Range};
+    use PortStep::{Again, AgainRefused, Ended, New, Open, Publish, Refused, Reset};
     &[
         ("every task gets connections", &[Publish(OPEN), New(A, 64, 3), New(B, 64, 3)]),
         (
@@ -90,16 +104,49 @@ pub const CASES: &[(&str, &[PortStep])] = {
                 Refused(A),
             ],
         ),
+        (
+            "a connection stays with its task until the container ends, and is reset then",
+            &[
+                Publish(PortCase { tasks: &[1], ..OPEN }),
+                New(A, 1, 1),
+                Open,
+                Publish(PortCase { tasks: &[3], ..OPEN }),
+                Open,
+                Ended(1),
+                Reset,
+                New(A, 8, 1),
+            ],
+        ),
+        (
+            "a connection whose container ends is reset also if no task is left",
+            &[
+                Publish(PortCase { tasks: &[2], ..OPEN }),
+                New(A, 1, 1),
+                Publish(PortCase { tasks: &[], ..OPEN }),
+                Open,
+                Ended(2),
+                Reset,
+                Refused(A),
+            ],
+        ),
+        (
+            "only sources on a network of the cluster are no clients",
+            &[Publish(OPEN), New(Range, 64, 3), Refused(Network), New(A, 8, 3)],
+        ),
     ]
 };
 
 /// Runs one case.
 pub async fn run(name: &str, steps: &[PortStep], protocol: Protocol, datapath: &mut impl PortDatapath) {
-    let guards = |step: &PortStep| matches!(step, PortStep::Publish(port) if !port.allow.is_empty());
-    if !datapath.has_clients_outside() && steps.iter().any(guards) {
+    let from_outside = |step: &PortStep| match step {
+        PortStep::Publish(port) => !port.allow.is_empty(),
+        PortStep::New(client, ..) | PortStep::Refused(client) => matches!(client, Client::Range | Client::Network),
+        _ => false,
+    };
+    if !datapath.has_clients_outside() && steps.iter().any(from_outside) {
         return;
     }
-    let mut last = std::collections::BTreeMap::new();
+    let (mut last, mut latest) = (std::collections::BTreeMap::new(), None);
     for (number, step) in steps.iter().enumerate() {
         let at = format!("{name}, {protocol:?}, step {number}: {step:?}");
         match *step {
@@ -110,11 +157,16 @@ pub async fn run(name: &str, steps: &[PortStep], protocol: Protocol, datapath: &
                     let task = datapath.visit(client, false).await.unwrap_or_else(|| panic!("{at}: refused"));
                     reached.insert(task);
                     last.insert(client, task);
+                    latest = Some(task);
                 }
                 assert_eq!(reached.len(), different, "{at}: {reached:?}");
             }
             PortStep::Refused(client) => assert_eq!(datapath.visit(client, false).await, None, "{at}"),
             PortStep::Again(..) | PortStep::AgainRefused(_) if protocol == Protocol::Tcp => {}
+            PortStep::Open | PortStep::Reset if protocol != Protocol::Tcp => {}
+            PortStep::Open => assert_eq!(datapath.go_on().await, latest, "{at}"),
+            PortStep::Reset => assert_eq!(datapath.go_on().await, None, "{at}"),
+            PortStep::Ended(task) => datapath.end(task).await,
             PortStep::Again(client, task) => {
                 assert_eq!(datapath.visit(client, true).await, task.or(last.get(&client).copied()), "{at}");
             }

@@ -4,6 +4,7 @@
 use super::batch::{Batches, value};
 use super::load::Loaded;
 use super::tuples::client;
+use super::vip_packets::is_of_vip_packet;
 use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -24,13 +25,15 @@ pub(super) struct Aging {
     replies: Batches,
     /// Connections by client of the reply entries that were looked at since the first one.
     sources: Vec<u32>,
+    /// One of them is of a container that sent a packet to a virtual address.
+    vip_packets: bool,
 }
 
 impl Default for Aging {
     fn default() -> Self {
         let sizes = |value: usize| Batches::new(size_of::<Tuple>(), value);
         let sources = vec![0; SOURCE_BUCKETS as usize];
-        Self { flows: sizes(size_of::<Flow>()), replies: sizes(size_of::<Reply>()), sources }
+        Self { flows: sizes(size_of::<Flow>()), replies: sizes(size_of::<Reply>()), sources, vip_packets: false }
     }
 }
 
@@ -77,19 +80,23 @@ impl Loaded {
         let flows = self.remove_over::<Flow>("TCP_FLOWS", &mut aging.flows, |_, flow| ages.is_flow_over(flow))?;
         let known: HashMap<&MapData, Tuple, Flow> = table(self.ebpf.map("TCP_FLOWS"))?;
         let (mut over, key, sources) = (Vec::new(), self.hash_key()?, &mut aging.sources);
+        let vip_packets = &mut aging.vip_packets;
         let last = scan::<Reply>(self.ebpf.map("TCP_REPLIES"), &mut aging.replies, |container, reply| {
             if ages.is_reply_over(container, reply, |client| known.get(client, 0).is_ok()) {
                 over.push(*container);
             } else {
                 sources[source_bucket(key, &container.destination) as usize] += 1;
+                *vip_packets |= is_of_vip_packet(reply);
             }
         });
         if let Ok(true) = last {
             self.correct_source_counts(sources)?;
+            self.forget_vip_packets(ages.now, *vip_packets)?;
         }
         if !matches!(last, Ok(false)) {
             // The next look begins with the first entry.
             sources.fill(0);
+            *vip_packets = false;
         }
         last?;
         Ok(flows + self.remove_all::<Reply>("TCP_REPLIES", &over)?)

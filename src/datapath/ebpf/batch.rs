@@ -94,3 +94,17 @@ pub(super) fn value<T: Pod>(bytes: &[u8]) -> T {
     // SAFETY: as many bytes as the type has, and every value of them is one of the type.
     unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
+
+/// Calls `visit` with each entry of a table.
+pub(super) fn each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut batches = Batches::new(size_of::<K>(), size_of::<V>());
+    loop {
+        let batch = batches.read(map)?;
+        for (key, entry) in batches.entries(&batch) {
+            visit(&value(key), &value(entry));
+        }
+        if batch.last {
+            return Ok(());
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::aging::Aging;
 use super::clock::monotonic;
+use super::demand::TableNeeds;
 use super::device_changes::DeviceChanges;
 use super::hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 use super::host_devices::{self, HostDevices};
@@ -9,6 +10,7 @@ use super::ingress_network::IngressNetwork;
 use super::load::{self, Loaded};
 use super::occupancy::{self, Occupancy};
 use super::programs::{self, Programs};
+use super::sizes::{Bounds, Rooms};
 use super::state::EbpfState;
 use super::step::{EbpfStep, StepFailure};
 use super::tables::Tables;
@@ -19,7 +21,7 @@ use crate::datapath::{netns, sockdiag};
 use crate::sync::lock;
 use anyhow::Context as _;
 use aya::Ebpf;
-use skep_ebpf::{Backend, Port, RefusalKey, V4, convert};
+use skep_ebpf::{Backend, Counter, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -37,23 +39,24 @@ pub struct EbpfDatapath {
     ingress: Mutex<Option<IngressNetwork>>,
     watchers: Arc<Watchers>,
     aging: Mutex<Aging>,
+    bounds: Bounds,
     /// Locked during a trace.
     tracing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl EbpfDatapath {
     /// Loads the programs, adopts the maps that an earlier run pinned below `run_dir`, creates the veth pair between host and
-    /// mesh. `tcp_flows`: room for established TCP connections; 0: by the machine's memory.
+    /// mesh. `tcp_flows`: room for established TCP connections at most; 0: by the machine's memory.
     ///
     /// # Errors
     /// The kernel is too old, or refuses. The userspace datapath is not affected.
     pub async fn open(run_dir: &Path, mesh: Arc<Mesh>, tcp_flows: u32) -> anyhow::Result<Arc<Self>> {
         let dir = bpf_dir(run_dir);
-        let folder = dir.clone();
-        let (loaded, unavailable) = tokio::task::spawn_blocking(move || load::load(&folder, tcp_flows)).await??;
+        let bounds = Bounds::of_machine(tcp_flows);
+        let (loaded, unavailable) = load_in(&dir, &bounds, None).await?;
         let programs = Programs::new(load::links_dir(&dir), mesh, loaded);
         let (ingress, watchers, aging, tracing) = (Mutex::default(), Arc::default(), Mutex::default(), Arc::default());
-        let ebpf = Self { dir, programs, unavailable, ingress, watchers, aging, tracing };
+        let ebpf = Self { dir, programs, unavailable, ingress, watchers, aging, bounds, tracing };
         ebpf.make_pair().await?;
         Ok(Arc::new(ebpf))
     }
@@ -161,11 +164,15 @@ impl EbpfDatapath {
         // Links first: a device that is removed in between is not in the desired state then, and its program not missed.
         let (links, stale) = self.programs.read_links().await.context("cannot read the attached programs")?;
         let host_devices = host_devices::read(self.programs.mesh()).await.context("cannot read devices and addresses")?;
-        let tables = match known {
-            Some(tables) => tables,
-            None => self.loaded().read_tables().context("cannot read the maps")?,
+        let (tables, repaired_marks) = match known {
+            Some(tables) => (tables, 0),
+            None => {
+                let mut loaded = self.loaded();
+                let marks = loaded.mark_members().context("cannot mark the namespaces of containers")?;
+                (loaded.read_tables().context("cannot read the maps")?, marks)
+            }
         };
-        Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, host_devices })
+        Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, repaired_marks, host_devices })
     }
 
     /// Carries the steps out, in order. Continues past a failed step; the error names all that failed.
@@ -254,6 +261,55 @@ impl EbpfDatapath {
         occupancy::read(&self.maps_dir())
     }
 
+    /// Gives the maps more room if they are short of it for what the daemon will write, and for what the programs have written:
+    /// loads larger maps and programs that use them. `flows`: after how long a UDP flow ends; `None`: what the programs have
+    /// written is not looked at. Returns whether it did: then nothing is attached, the state must be observed again, and the
+    /// programs that the next steps replace run on until then.
+    ///
+    /// # Errors
+    /// The kernel's. What is loaded and attached stays.
+    pub async fn make_room(&self, needs: TableNeeds, flows: Option<Duration>) -> anyhow::Result<bool> {
+        let mut used = needs.by_group();
+        let (rooms, taking_over) = {
+            let loaded = self.loaded();
+            if let Some(udp_idle) = flows {
+                let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+                let groups = self.bounds.growable(&loaded.rooms).map(|(group, _)| group);
+                used.extend(loaded.used(groups, seconds(monotonic()), seconds(udp_idle))?);
+            }
+            (loaded.rooms.clone(), loaded.takeover.is_some())
+        };
+        // One at a time: the flows of the one before are still on their way.
+        let Some(grown) = self.bounds.grown(&rooms, &used).filter(|_| !taking_over) else { return Ok(false) };
+        let began = monotonic();
+        let (loaded, unavailable) = load_in(&self.dir, &self.bounds, Some(grown)).await?;
+        if let Some((hook, reason)) = unavailable.iter().find(|(hook, _)| !self.unavailable.contains_key(hook)) {
+            anyhow::bail!("the kernel does not take {} again: {reason}", hook.program());
+        }
+        *lock(&self.aging) = Aging::default();
+        let took = monotonic().saturating_sub(began);
+        tracing::info!(rooms = ?loaded.rooms, ?took, "the maps of the eBPF datapath got more room");
+        *self.loaded() = loaded;
+        Ok(true)
+    }
+
+    /// The least room of a table of flows that may still grow; `None`: none may.
+    #[must_use]
+    pub fn growing_room(&self) -> Option<u32> {
+        let loaded = self.loaded();
+        self.bounds.growable(&loaded.rooms).filter(|(group, _)| group.has_flows()).map(|(_, room)| room).min()
+    }
+
+    /// Flows of clients that have begun since the maps were created.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn flows_begun(&self) -> anyhow::Result<u64> {
+        let counters = self.loaded().counters()?;
+        let count = |counter: Counter| counters.get(counter.name()).copied().unwrap_or_default();
+        Ok(count(Counter::PortNew) + count(Counter::PortReselected) + count(Counter::Established))
+    }
+
     /// Removes established connections that are over, among the next ones of the tables: those that were silent for `idle`, and
     /// after two minutes those to containers that are gone. Returns how many entries were removed.
     ///
@@ -294,6 +350,11 @@ impl EbpfDatapath {
         remove(&self.dir, self.programs.mesh()).await?;
         host_devices::remove_pair(self.programs.mesh()).await
     }
+}
+
+async fn load_in(dir: &Path, bounds: &Bounds, rooms: Option<Rooms>) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+    let (dir, bounds) = (dir.to_owned(), bounds.clone());
+    tokio::task::spawn_blocking(move || load::load(&dir, &bounds, rooms)).await?
 }
 
 fn bpf_dir(run_dir: &Path) -> PathBuf {

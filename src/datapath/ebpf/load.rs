@@ -2,14 +2,14 @@
 //! reported with the reason; the others are used.
 
 use super::hook::{Hook, HookSide, ProgramLink};
-use super::migration::RESIZED;
 use super::netns_cookie::cookie_of;
-use super::sizes::Sizes;
+use super::resized::{self, RESIZED};
+use super::sizes::{Bounds, MapGroup, Rooms};
 use super::takeover::Takeover;
 use crate::datapath::netns;
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
-use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use aya::maps::{PerCpuHashMap, PerCpuValues};
 use aya::programs::{CgroupSockAddr, ProgramError, ProgramType, SchedClassifier};
 use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
@@ -39,9 +39,6 @@ const OLDEST: KernelVersion = KernelVersion::new(5, 15, 0);
 /// First kernel with `bpf_set_retval`: a program at a socket call can choose the error.
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 
-/// Tables of established TCP connections.
-const ESTABLISHED: [&str; 2] = ["TCP_FLOWS", "TCP_REPLIES"];
-
 /// The object in the kernel.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
@@ -51,6 +48,7 @@ pub(super) struct Loaded {
     pub(super) attached: BTreeMap<ProgramLink, u32>,
     /// Flows of an earlier run that are not all in these maps yet.
     pub(super) takeover: Option<Takeover>,
+    pub(super) rooms: Rooms,
 }
 
 /// Folder of the pinned maps; maps of another layout are in another one.
@@ -74,9 +72,9 @@ pub(super) fn remove_trace_pins(dir: &Path) -> anyhow::Result<()> {
     ignore_missing(fs::remove_dir_all(&pins)).with_context(|| format!("cannot remove {}", pins.display()))
 }
 
-/// Loads everything. `tcp_flows`: room for established TCP connections, 0: by the machine's memory. Also returns the unavailable
-/// hooks, with the reason.
-pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
+/// Loads everything. `rooms`: of the maps; `None`: of those that an earlier run pinned, within the bounds. Also returns the
+/// unavailable hooks, with the reason.
+pub(super) fn load(dir: &Path, bounds: &Bounds, rooms: Option<Rooms>) -> anyhow::Result<(Loaded, BTreeMap<Hook, String>)> {
     let kernel = KernelVersion::current().context("cannot read the kernel's version")?;
     check_version(kernel)?;
     mount_bpffs(dir)?;
@@ -84,33 +82,30 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Maps that an earlier run pinned are opened with the size that they have.
-    let sizes = Sizes::of_machine(tcp_flows);
-    set_resized_aside(dir, sizes.tcp_flows)?;
+    let (maps, aside) = (maps_dir(dir), dir.join(RESIZED));
+    let rooms = rooms.unwrap_or_else(|| bounds.at_start(&resized::pinned_rooms(&maps)));
+    resized::set_aside(&maps, &aside, &rooms)?;
     let has_set_retval = u32::from(kernel >= SET_RETVAL);
     let mut loader = EbpfLoader::new();
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
     let host = cookie_of(netns::current()?.as_fd()).context("cannot read the cookie of the host's namespace")?;
     loader.override_global("HOST_NAMESPACE", &host, true);
-    let per_source = sizes.tcp_flows.div_ceil(2);
+    let per_source = rooms.get(&MapGroup::TcpFlows).map_or(u32::MAX, |room| room.div_ceil(2));
     loader.override_global("FLOWS_PER_SOURCE", &per_source, true);
-    loader.map_max_entries("SLOTS", sizes.blocks);
-    for map in ESTABLISHED {
-        loader.map_max_entries(map, sizes.tcp_flows);
-    }
-    for (map, most) in [
-        ("SYN_FLOWS", sizes.syn_flows),
-        ("SYN_REPLIES", sizes.syn_flows),
-        ("UDP_FLOWS", sizes.udp_flows),
-        ("UDP_REPLIES", sizes.udp_flows),
-        ("PEERS", sizes.peers),
-    ] {
-        loader.map_max_entries(map, most);
+    loader.map_max_entries("SLOTS", bounds.blocks).map_max_entries("FRAGMENTS", bounds.fragments);
+    for (group, room) in &rooms {
+        for map in group.maps() {
+            loader.map_max_entries(map, *room);
+        }
     }
     let mut ebpf = loader
-        .default_map_pin_directory(maps_dir(dir))
+        .default_map_pin_directory(maps)
         .load(OBJECT)
         .map_err(|e| anyhow::anyhow!("cannot create the maps: {}", chain(&e)))?;
     remove_trace_pins(dir)?;
+    if let Err(error) = resized::carry_tables(&aside, &mut ebpf) {
+        tracing::warn!(error = format!("{error:#}"), "the tables of larger maps are written again");
+    }
     make_refusals(&mut ebpf).context("cannot prepare the counters of drops")?;
     let takeover = Takeover::find(dir, &mut ebpf).context("cannot prepare the takeover of flows")?;
     remove_other_maps(dir, takeover.as_ref());
@@ -136,7 +131,10 @@ pub(super) fn load(dir: &Path, tcp_flows: u32) -> anyhow::Result<(Loaded, BTreeM
         "the kernel accepts none of the programs; {}",
         unavailable.values().next().map(String::as_str).unwrap_or_default()
     );
-    Ok((Loaded { ebpf, cgroup, attached: BTreeMap::new(), takeover }, unavailable))
+    let mut loaded = Loaded { ebpf, cgroup, attached: BTreeMap::new(), takeover, rooms };
+    // Members of an earlier run, which may have had no marks.
+    loaded.mark_members().context("cannot mark the namespaces of containers")?;
+    Ok((loaded, unavailable))
 }
 
 /// Creates the counters of each hook and reason without a service: what no entry is left for is counted there.
@@ -177,25 +175,6 @@ fn remove_other_maps(dir: &Path, takeover: Option<&Takeover>) {
             tracing::warn!(path = %path.display(), %error, "cannot remove the maps of another layout");
         }
     }
-}
-
-/// Moves the pins of tables of established connections that have another size than wanted: tables of the right size are created,
-/// and the flows carried over.
-fn set_resized_aside(dir: &Path, wanted: u32) -> anyhow::Result<()> {
-    let resized = |map: &str| {
-        let found = MapData::from_pin(maps_dir(dir).join(map)).and_then(|map| map.info().map(|info| info.max_entries()));
-        found.is_ok_and(|size| size != wanted)
-    };
-    if !ESTABLISHED.into_iter().any(resized) {
-        return Ok(());
-    }
-    let aside = dir.join(RESIZED);
-    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
-    for map in ESTABLISHED {
-        let pin = maps_dir(dir).join(map);
-        ignore_missing(fs::rename(&pin, aside.join(map))).with_context(|| format!("cannot move {}", pin.display()))?;
-    }
-    Ok(())
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {

@@ -174,8 +174,14 @@ impl Loaded {
             EbpfStep::RemoveUplink(index) => self.unset::<_, u32>("UPLINKS", *index),
             EbpfStep::AddSource(length, source) => self.add_source(*length, *source),
             EbpfStep::RemoveSource(length, source) => self.remove_source(*length, *source),
-            EbpfStep::AddMember(member, address) => self.set("MEMBERS", *member, *address),
-            EbpfStep::RemoveMember(member) => self.unset::<_, V4>("MEMBERS", *member),
+            EbpfStep::AddMember(member, address) => {
+                self.set("MEMBERS", *member, *address)?;
+                self.mark_namespace(member)
+            }
+            EbpfStep::RemoveMember(member) => {
+                self.unset::<_, V4>("MEMBERS", *member)?;
+                self.mark_members().map(drop)
+            }
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => Ok(()),
         }
     }

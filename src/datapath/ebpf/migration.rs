@@ -2,6 +2,7 @@
 //! addresses that sockets asked for, to this build's maps. Everything else in the maps is written again from the view.
 
 use super::batch::{Batches, value};
+use super::resized::RESIZED;
 use super::tuples::client;
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
@@ -14,9 +15,6 @@ use std::path::{Path, PathBuf};
 
 /// Update an entry only if there is none.
 const BPF_NOEXIST: u64 = 1;
-
-/// Folder that maps of another size are moved to until their flows are carried over.
-pub(super) const RESIZED: &str = "maps-resized";
 
 /// A flow entry of layout 3: without owner and age. Layout 4 has those of today, in one table.
 #[repr(C)]
@@ -62,6 +60,10 @@ impl ReplyV4 {
     }
 }
 
+/// Maps of flows, and of what sockets asked for, that may be of another size.
+const RESIZED_FLOWS: [&str; 9] =
+    ["TCP_FLOWS", "TCP_REPLIES", "SYN_FLOWS", "SYN_REPLIES", "UDP_FLOWS", "UDP_REPLIES", "PEERS", "DATAGRAM_PEERS", "CHOICES"];
+
 /// What the maps in a folder are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum EarlierLayout {
@@ -90,13 +92,14 @@ pub(super) enum Existing {
 impl EarlierMaps {
     /// Those below `dir`.
     pub(super) fn find(dir: &Path) -> Vec<Self> {
-        let all = [
-            ("maps3", "FLOWS", EarlierLayout::Three),
-            ("maps4", "FLOWS", EarlierLayout::Four),
-            (RESIZED, "TCP_FLOWS", EarlierLayout::Resized),
+        let all: [(&str, &[&str], EarlierLayout); 3] = [
+            ("maps3", &["FLOWS"], EarlierLayout::Three),
+            ("maps4", &["FLOWS"], EarlierLayout::Four),
+            (RESIZED, &RESIZED_FLOWS, EarlierLayout::Resized),
         ];
-        let found = all.into_iter().map(|(folder, pin, layout)| (dir.join(folder), pin, layout));
-        found.filter(|(folder, pin, _)| folder.join(pin).exists()).map(|(folder, _, layout)| Self { folder, layout }).collect()
+        let found = all.into_iter().map(|(folder, pins, layout)| (dir.join(folder), pins, layout));
+        let found = found.filter(|(folder, pins, _)| pins.iter().any(|pin| folder.join(pin).exists()));
+        found.map(|(folder, _, layout)| Self { folder, layout }).collect()
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -108,8 +111,7 @@ impl EarlierMaps {
     pub(super) fn copy(&self, ebpf: &mut Ebpf, now: u32, existing: Existing) -> anyhow::Result<usize> {
         let mut copy = Copy { folder: &self.folder, ebpf, existing };
         if self.layout == EarlierLayout::Resized {
-            return Ok(copy.map("TCP_FLOWS", flow_tables, |flow: Flow| flow, always)?
-                + copy.map("TCP_REPLIES", reply_tables, |reply: Reply| reply, has_its_flow)?);
+            return copy.resized();
         }
         let flows = if self.layout == EarlierLayout::Three {
             copy.map("FLOWS", flow_tables, |flow: FlowV3| flow.upgrade(now), always)?
@@ -117,9 +119,7 @@ impl EarlierMaps {
             copy.map("FLOWS", flow_tables, |flow: Flow| flow, always)?
         };
         let replies = copy.map("REPLIES", reply_tables, |reply: ReplyV4| reply.upgrade(now), has_its_flow)?;
-        for (name, table) in [("PEERS", &["PEERS"]), ("DATAGRAM_PEERS", &["DATAGRAM_PEERS"])] {
-            copy.map(name, |_: &SocketPeer, _| table, |address: V4| address, always)?;
-        }
+        copy.peers()?;
         Ok(flows + replies)
     }
 
@@ -141,6 +141,19 @@ fn flow_tables(tuple: &Tuple, flow: &Flow) -> &'static [&'static str] {
 /// The same for a reply entry.
 fn reply_tables(tuple: &Tuple, _: &Reply) -> &'static [&'static str] {
     if tuple.protocol == TCP { &["TCP_REPLIES", "SYN_REPLIES"] } else { &["UDP_REPLIES"] }
+}
+
+/// The table of the same name.
+fn only<K, V>(table: &'static [&'static str; 1]) -> impl Fn(&K, &V) -> &'static [&'static str] {
+    move |_, _| table
+}
+
+/// Whether a connection that is not established was not established meanwhile, by programs that have the table in common.
+fn is_in_no<V: Pod>(table: &'static str) -> impl Fn(&Ebpf, &Tuple, &V) -> bool {
+    move |ebpf, tuple, _| {
+        let map = ebpf.map(table).and_then(|map| HashMap::<&MapData, Tuple, V>::try_from(map).ok());
+        map.is_none_or(|map| map.get(tuple, 0).is_err())
+    }
 }
 
 fn always<K, V>(_: &Ebpf, _: &K, _: &V) -> bool {
@@ -165,6 +178,29 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
+    /// Flows and peers of this build's layout.
+    fn resized(&mut self) -> anyhow::Result<usize> {
+        fn same<T>(entry: T) -> T {
+            entry
+        }
+        let copied = self.map("TCP_FLOWS", flow_tables, same::<Flow>, always)?
+            + self.map("TCP_REPLIES", reply_tables, same::<Reply>, has_its_flow)?
+            + self.map("SYN_FLOWS", only(&["SYN_FLOWS"]), same::<Flow>, is_in_no("TCP_FLOWS"))?
+            + self.map("SYN_REPLIES", only(&["SYN_REPLIES"]), same::<Reply>, is_in_no("TCP_REPLIES"))?
+            + self.map::<Tuple, _, _>("UDP_FLOWS", only(&["UDP_FLOWS"]), same::<Flow>, always)?
+            + self.map::<Tuple, _, _>("UDP_REPLIES", only(&["UDP_REPLIES"]), same::<Reply>, always)?;
+        self.peers()?;
+        Ok(copied)
+    }
+
+    /// What sockets asked for, and what was selected for them.
+    fn peers(&mut self) -> anyhow::Result<()> {
+        for table in [&["PEERS"], &["DATAGRAM_PEERS"], &["CHOICES"]] {
+            self.map::<SocketPeer, _, _>(table[0], only(table), |address: V4| address, always)?;
+        }
+        Ok(())
+    }
+
     /// Copies the wanted entries of a pinned map to the first of their tables that has room; returns the number of entries
     /// written. A missing map has none.
     fn map<K: Pod, Old: Pod, New: Pod>(

@@ -16,6 +16,8 @@ pub struct EbpfState {
     /// Hooks that another program occupies exclusively, and what to do about it. May change at any time.
     pub blocked: BTreeMap<Hook, String>,
     pub tables: Tables,
+    /// Marks of namespaces that were not as the members say, and are now.
+    pub repaired_marks: usize,
     pub host_devices: HostDevices,
 }
 

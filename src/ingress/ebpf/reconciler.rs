@@ -12,7 +12,8 @@ use super::status::{DatapathCounts, PassResult, rise};
 use super::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::backoff::Backoff;
 use crate::datapath::ebpf::{
-    EbpfDatapath, EbpfState, EbpfStep, Hook, IngressNetwork, Members, StepFailure, Tables, VipReadiness, has_socket_hooks,
+    EbpfDatapath, EbpfState, EbpfStep, Hook, IngressNetwork, Members, StepFailure, TableNeeds, Tables, VipReadiness,
+    has_socket_hooks,
 };
 use crate::datapath::{Sandbox, places};
 use crate::ingress::HeldPorts;
@@ -33,6 +34,9 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_s
 
 /// What the kernel did not take is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_mins(1);
+
+/// How often new flows are counted, as long as the tables of flows may grow.
+const RUSH_LOOK: Duration = Duration::from_millis(500);
 
 /// How long replies of a container may still be on their way after it was removed from a virtual address's backends.
 const LINGER: Duration = Duration::from_secs(1);
@@ -63,6 +67,7 @@ pub async fn run(
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
             changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
             () = device_changes.changed() => {}
+            () = reconciler.rush() => reconciler.rushed = true,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -110,6 +115,12 @@ struct EbpfReconciler {
     /// What the kernel did not take, and when this was tried last.
     left: LeftObjects,
     left_at: Instant,
+    /// When larger maps could not be made.
+    room_failed_at: Option<Instant>,
+    /// Flows that had begun when the room for them was looked at last.
+    flows_begun: u64,
+    /// So many have begun since that it is to be looked at again.
+    rushed: bool,
 }
 
 /// The maps' contents after the last pass, so that a change of the view costs what changes and not what the maps contain.
@@ -139,6 +150,13 @@ impl Drift {
         self.repaired += steps.len() as u64;
         for step in steps {
             tracing::warn!(%step, "something else changed the eBPF datapath; repaired");
+        }
+    }
+
+    fn repair_marks(&mut self, marks: usize) {
+        if marks > 0 {
+            self.repaired += marks as u64;
+            tracing::warn!(marks, "something else changed the marks of namespaces; repaired");
         }
     }
 }
@@ -181,6 +199,9 @@ impl EbpfReconciler {
             failures: 0,
             left: LeftObjects::default(),
             left_at: Instant::now(),
+            room_failed_at: None,
+            flows_begun: 0,
+            rushed: false,
         }
     }
 
@@ -244,12 +265,24 @@ impl EbpfReconciler {
         status: &watch::Sender<EbpfStatus>,
     ) -> anyhow::Result<Option<VipReadiness>> {
         let members = self.namespaces.members(sandboxes);
-        let settled = std::mem::take(&mut self.drift.settled);
-        let (mut actual, allocator) = self.observe_with_pair(settled).await?;
-        self.unavailable = self.ebpf.unavailable().clone();
-        self.unavailable.extend(actual.blocked.clone());
-        self.unavailable.extend(self.left.hooks.clone());
-        let (mut allocator, changed, unchanged) = self.update_desired(view, &actual, &members, allocator);
+        let mut settled = std::mem::take(&mut self.drift.settled);
+        let (mut actual, mut allocator) = self.observe_with_pair(settled).await?;
+        if settled {
+            self.drift.repair_marks(actual.repaired_marks);
+        }
+        let mut measured = allocator.is_none() || std::mem::take(&mut self.rushed);
+        let (mut allocator, changed, unchanged) = loop {
+            self.unavailable = self.ebpf.unavailable().clone();
+            self.unavailable.extend(actual.blocked.clone());
+            self.unavailable.extend(self.left.hooks.clone());
+            let updated = self.update_desired(view, &actual, &members, allocator);
+            if !self.make_room(std::mem::take(&mut measured)).await {
+                break updated;
+            }
+            // Everything is to be attached again.
+            actual = self.ebpf.observe().await.context("the eBPF datapath cannot be read")?;
+            (allocator, settled) = (None, false);
+        };
         let steps = plan(self.desired.desired(), &actual, &mut allocator, &changed);
         if settled && unchanged {
             self.drift.repair(&steps);
@@ -318,6 +351,43 @@ impl EbpfReconciler {
             (self.maps.read_at, self.maps.read_took) = (begin, begin.elapsed());
         }
         Ok((state, allocator))
+    }
+
+    /// Returns once so many flows have begun that a table of them may be full before the next tick.
+    async fn rush(&self) {
+        loop {
+            tokio::time::sleep(RUSH_LOOK).await;
+            if let Some(room) = self.ebpf.growing_room()
+                && let Ok(begun) = self.ebpf.flows_begun()
+                && begun.saturating_sub(self.flows_begun) > u64::from(room / 4)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Gives the maps more room if they need it; `measured`: also for flows. Returns whether it did.
+    async fn make_room(&mut self, measured: bool) -> bool {
+        if measured {
+            self.flows_begun = self.ebpf.flows_begun().unwrap_or_default();
+        }
+        if self.room_failed_at.is_some_and(|failed| failed.elapsed() < TRY_AGAIN) {
+            return false;
+        }
+        let desired = self.desired.desired();
+        let needs = TableNeeds { backends: desired.backends.len(), ports: desired.ports.len(), vips: desired.vips.len() };
+        match self.ebpf.make_room(needs, measured.then_some(self.timing.udp_idle)).await {
+            Ok(made) => {
+                self.room_failed_at = None;
+                made
+            }
+            Err(error) => {
+                // What does not fit is left to the userspace datapath; flows without room work, until newer ones push them out.
+                tracing::warn!(error = format!("{error:#}"), "the maps of the eBPF datapath get no more room");
+                self.room_failed_at = Some(Instant::now());
+                false
+            }
+        }
     }
 
     /// Updates the desired datapath to a view; computes all of it if the maps were read. Returns the allocator for the plan,

@@ -8,6 +8,7 @@ mod errors;
 mod failover;
 mod host_connections;
 mod labels;
+mod room;
 mod spoofing;
 mod transfer;
 mod tuple_collision;

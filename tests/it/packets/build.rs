@@ -54,9 +54,19 @@ impl Frame {
         Self::datagram(from, to, 136)
     }
 
-    /// "Port unreachable" from an IPv4 address, to the sender of a packet, which it quotes with eight bytes of its payload.
+    /// "Port unreachable" from an address, to the sender of a packet, which it quotes with eight bytes of its payload.
     pub fn unreachable(from: &str, about: &Self) -> Self {
-        assert!(!about.ipv6);
+        let from = octets(from.parse().unwrap());
+        if about.ipv6 {
+            let mut message = vec![1, 4, 0, 0, 0, 0, 0, 0];
+            message.extend(&about.packet[..48]);
+            let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+            let mut summed = [&from[..], &about.packet[8..24], &[0, 0], &length, &[0, 0, 0, 58]].concat();
+            summed.extend(&message);
+            message[2..4].copy_from_slice(&checksum(&summed).to_be_bytes());
+            let packet = [&[0x60, 0, 0, 0], &length[..], &[58, 64], &from, &about.packet[8..24], &message].concat();
+            return Self { destination_mac: UPLINK_MAC, packet, ipv6: true };
+        }
         let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
         message.extend(&about.packet[..28]);
         let sum = checksum(&message);
@@ -64,12 +74,10 @@ impl Frame {
         let mut packet = vec![0x45, 0];
         packet.extend((20 + u16::try_from(message.len()).unwrap()).to_be_bytes());
         packet.extend([0, 7, 0x40, 0, 64, 1, 0, 0]);
-        packet.extend(octets(from.parse().unwrap()));
+        packet.extend(from);
         packet.extend(&about.packet[12..16]);
-        let sum = checksum(&packet);
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
         packet.extend(message);
-        Self { destination_mac: UPLINK_MAC, packet, ipv6: false }
+        Self { destination_mac: UPLINK_MAC, packet, ipv6: false }.summed()
     }
 
     fn datagram(from: &str, to: &str, protocol: u8) -> Self {
@@ -113,6 +121,49 @@ impl Frame {
         Self { destination_mac: UPLINK_MAC, packet, ipv6: from.is_ipv6() }
     }
 
+    /// The same with DSCP and ECN.
+    pub fn class(mut self, class: u8) -> Self {
+        if self.ipv6 {
+            self.packet[..2].copy_from_slice(&[0x60 | class >> 4, class << 4]);
+            return self;
+        }
+        self.packet[1] = class;
+        self.summed()
+    }
+
+    /// The same with a TTL, or hop limit.
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.packet[if self.ipv6 { 7 } else { 8 }] = ttl;
+        self.summed()
+    }
+
+    /// The same with another length in the IPv4 header.
+    pub fn length(mut self, length: u16) -> Self {
+        assert!(!self.ipv6);
+        self.packet[2..4].copy_from_slice(&length.to_be_bytes());
+        self.summed()
+    }
+
+    /// The same with an IPv4 option, "router alert".
+    pub fn router_alert(mut self) -> Self {
+        assert!(!self.ipv6);
+        self.packet[0] = 0x46;
+        let length = u16::from_be_bytes([self.packet[2], self.packet[3]]) + 4;
+        self.packet.splice(20..20, [0x94, 4, 0, 0]);
+        self.length(length)
+    }
+
+    /// The same with the right sum of an IPv4 header.
+    fn summed(mut self) -> Self {
+        if !self.ipv6 {
+            let header = usize::from(self.packet[0] & 0xf) * 4;
+            self.packet[10..12].fill(0);
+            let sum = checksum(&self.packet[..header]);
+            self.packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        self
+    }
+
     /// The same for another MAC address.
     pub fn for_mac(mut self, mac: [u8; 6]) -> Self {
         self.destination_mac = mac;
@@ -125,10 +176,7 @@ impl Frame {
         self.packet[4..6].copy_from_slice(&id.to_be_bytes());
         let field = (offset / 8) | if more { 0x2000 } else { 0 };
         self.packet[6..8].copy_from_slice(&field.to_be_bytes());
-        self.packet[10..12].copy_from_slice(&[0, 0]);
-        let sum = checksum(&self.packet[..20]);
-        self.packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        self
+        self.summed()
     }
 
     /// What the wire carries.

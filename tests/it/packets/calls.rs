@@ -26,7 +26,7 @@ fn in_container(tasks: &[&str], test: impl FnOnce(&mut Kernel) + Send) {
         }
         let cookie = kernel.attach_calls();
         let network = v4("10.0.1.0");
-        kernel.set("MEMBERS", NetnsMembership::any(cookie), 0_u32);
+        kernel.member(cookie);
         kernel.set("MEMBERS", NetnsMembership { cookie, network, zero: 0 }, v4(OWN));
         serve(kernel, tasks);
         test(kernel);
@@ -245,6 +245,46 @@ fn send_with_tos(socket: &UdpSocket) {
     assert_eq!(sent, 5, "{}", io::Error::last_os_error());
 }
 
+/// Crossings: operations of `io_uring` are translated as the calls are, and leave the process's address as it is.
+#[test]
+#[expect(unsafe_code, reason = "a message has pointers")]
+fn operations_of_io_uring_reach_a_task() {
+    use super::io_uring::{ASYNC, CONNECT, Operation, Ring, SENDMSG};
+    use std::os::fd::AsFd as _;
+    in_container(&TASKS[..1], |_| {
+        let Some(mut ring) = Ring::new() else {
+            eprintln!("this machine has no io_uring");
+            return;
+        };
+        let (listener, server) = (TcpListener::bind(at(TASKS[0])).unwrap(), bound(at(TASKS[0])));
+        for (to, flags) in targets().into_iter().flat_map(|to| [(to, 0), (to, ASYNC)]) {
+            let address = socket2::SockAddr::from(to);
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            let (pointer, length) = (address.as_ptr() as u64, address.len());
+            let connect = Operation { code: CONNECT, flags, pointer, offset: length.into(), length: 0 };
+            assert_eq!(ring.run(socket.as_fd(), &connect).map_err(|error| error.kind()), Ok(0), "{to} {flags}");
+            assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(to));
+            listener.accept().unwrap();
+
+            let datagrams = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();
+            let mut data = *b"hello";
+            let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+            // SAFETY: all zeros is a message without parts.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_name = address.as_ptr().cast_mut().cast();
+            message.msg_namelen = length;
+            (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+            let send = Operation { code: SENDMSG, flags, pointer: (&raw const message) as u64, offset: 0, length: 1 };
+            assert_eq!(ring.run(datagrams.as_fd(), &send).map_err(|error| error.kind()), Ok(5), "{to} {flags}");
+            let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+            server.send_to(b"welcome", from).unwrap();
+            let (count, sender) = datagrams.recv_from(&mut [std::mem::MaybeUninit::uninit(); 16]).unwrap();
+            assert_eq!((count, sender.as_socket()), (7, Some(to)));
+            assert_eq!(address.as_socket(), Some(to), "the process's own");
+        }
+    });
+}
+
 /// UDP-Lite has no hook at `connect`; unconnected it is translated as UDP is.
 #[test]
 fn udp_lite_reaches_a_task_without_connecting() {
@@ -271,7 +311,7 @@ fn sockets_of_the_host_are_left_alone() {
         run("ip address add 10.0.1.2/32 dev lo");
         let cookie = kernel.attach_calls();
         // As if the host was a container on the network: its calls would be translated.
-        kernel.set("MEMBERS", NetnsMembership::any(cookie), 0_u32);
+        kernel.member(cookie);
         kernel.set("MEMBERS", NetnsMembership { cookie, network: v4("10.0.1.0"), zero: 0 }, v4(OWN));
         serve(kernel, &TASKS[..1]);
         let server = bound(at(VIP));

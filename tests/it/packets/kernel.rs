@@ -1,6 +1,7 @@
 //! The built object in namespaces of its own: maps that a test fills and reads, programs that it runs on one packet.
 #![expect(unsafe_code, reason = "unshare has no safe form")]
 
+use super::super::bpf::Attr;
 use super::build::Frame;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
@@ -10,12 +11,12 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, Port, Prefix, RefusalEvent, RefusalKey, Reply, SlotBlock,
-    Source, Target, Tuple, V4, Watch, WatchedSecond,
+    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, NetnsMembership, Port, Prefix, RefusalEvent, RefusalKey,
+    Reply, SlotBlock, Source, Target, Tuple, V4, Watch, WatchedSecond, namespace_mark,
 };
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,6 +27,10 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const SK_BUFF: usize = 192;
+
+const BPF_PROG_TEST_RUN: i64 = 10;
+/// Flag of a test run: the packet has a sum as that of a card, and the kernel checks it afterwards.
+const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -146,6 +151,15 @@ fn run_in_namespaces(in_host: bool, test: impl FnOnce(&mut Kernel) + Send) {
     }
 }
 
+fn decision(hook: &str, returned: u32) -> Decision {
+    match returned.cast_signed() {
+        -1 => Decision::Pass,
+        2 => Decision::Drop,
+        7 => Decision::Redirect,
+        other => panic!("{hook} returned {other}"),
+    }
+}
+
 /// Runs a command, words split at blanks.
 pub fn run(line: &str) {
     let mut words = line.split(' ');
@@ -170,11 +184,11 @@ pub fn address(text: &str) -> Address {
 }
 
 /// Loads a program. The kernel gives up with EAGAIN where a signal arrives meanwhile.
-fn load(program: &mut SchedClassifier) {
+pub fn load(program: &mut SchedClassifier) -> Result<(), ProgramError> {
     loop {
         match program.load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
-            done => return done.expect("the kernel takes the program"),
+            done => return done,
         }
     }
 }
@@ -235,7 +249,7 @@ impl Kernel {
         let mut ebpf = loader.default_map_pin_directory(PathBuf::from("/tmp/bpf")).load(OBJECT).expect("the object loads");
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).unwrap().try_into().unwrap();
-            load(program);
+            load(program).expect("the kernel takes the program");
         }
         let prefix = [0xfd01, 7];
         let (uplink, other_uplink) = (ifindex("uplink"), ifindex("uplink2"));
@@ -309,6 +323,13 @@ impl Kernel {
     /// Number of entries.
     pub fn entries<K: Pod, V: Pod>(&mut self, map: &str) -> usize {
         self.map::<K, V>(map).keys().flatten().count()
+    }
+
+    /// Makes a network namespace that of a container, in no network so far.
+    pub fn member(&mut self, cookie: u64) {
+        self.set("MEMBERS", NetnsMembership::any(cookie), 0_u32);
+        let mut marks: Array<_, u32> = self.ebpf.map_mut("NAMESPACES").unwrap().try_into().unwrap();
+        marks.set(namespace_mark(cookie), 1, 0).unwrap();
     }
 
     /// An array of the object.
@@ -455,6 +476,33 @@ impl Kernel {
         self.run_in(hook, packet, Context::at(device))
     }
 
+    /// Runs a program on a frame that a card has summed whole, and lets the kernel check that the sum is that of the packet
+    /// afterwards. `None`: this kernel has no such test runs (before 6.17).
+    pub fn run_summed(&mut self, hook: &str, frame: &Frame, device: u32) -> Option<Run> {
+        let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
+        let program = program.fd().unwrap().as_fd();
+        let input = frame.bytes();
+        let (mut output, mut context) = (vec![0_u8; input.len() + 256], [0_u8; SK_BUFF]);
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+        let mut attr = Attr::new()
+            .fd(0, program.as_raw_fd())
+            .word(8, length(&input))
+            .word(12, length(&output))
+            .pointer(16, input.as_ptr())
+            .pointer(24, output.as_mut_ptr())
+            .word(40, length(&context))
+            .pointer(48, context.as_ptr())
+            .word(64, BPF_F_TEST_SKB_CHECKSUM_COMPLETE);
+        // SAFETY: the lengths are those of the buffers.
+        match unsafe { attr.call(BPF_PROG_TEST_RUN) } {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return None,
+            done => done.unwrap_or_else(|error| panic!("{hook}, {frame:?}: {error}")),
+        };
+        output.truncate(attr.0[3] as usize);
+        Some(Run { decision: decision(hook, attr.0[1]), bytes: output })
+    }
+
     fn run_in(&mut self, hook: &str, input: &[u8], at: Context) -> Run {
         let program: &SchedClassifier = self.ebpf.program(hook).unwrap().try_into().unwrap();
         let (mut output, mut context) = (vec![0; input.len() + 256], [0; SK_BUFF]);
@@ -468,12 +516,7 @@ impl Kernel {
             ..TestRunOptions::default()
         };
         let result = program.test_run(options).expect(hook);
-        let decision = match result.return_value.cast_signed() {
-            -1 => Decision::Pass,
-            2 => Decision::Drop,
-            7 => Decision::Redirect,
-            other => panic!("{hook} returned {other}"),
-        };
+        let decision = decision(hook, result.return_value);
         output.truncate(result.data_size_out as usize);
         Run { decision, bytes: output }
     }

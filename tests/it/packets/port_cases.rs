@@ -9,7 +9,7 @@ use skep::model::fixture::{cluster_part, network_part, node_view, peer, publishe
 use skep::model::view::{ClusterPart, Peer, PublishedPort, TaskEndpoint};
 use skep::model::{Listens, NodeView, Protocol};
 use skep_ebpf::{Backend, Frontend, SLOTS_PER_BLOCK, SlotBlock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,12 @@ struct Programs<'a> {
     state: EbpfState,
     desired: DesiredState,
     revision: u64,
-    /// Port of the last connection or flow.
+    /// Port of the last connection or flow, and the client.
     last: u16,
+    client: Client,
+    /// The port as last published, and the tasks whose containers have ended.
+    port: PortCase,
+    ended: BTreeSet<u8>,
 }
 
 fn task(number: u8) -> Ipv4Addr {
@@ -31,7 +35,12 @@ fn task(number: u8) -> Ipv4Addr {
 }
 
 fn address(client: Client) -> Ipv4Addr {
-    Ipv4Addr::new(203, 0, 113, if client == Client::A { 9 } else { 10 })
+    match client {
+        Client::A => Ipv4Addr::new(203, 0, 113, 9),
+        Client::B => Ipv4Addr::new(203, 0, 113, 10),
+        Client::Range => Ipv4Addr::new(10, 20, 30, 40),
+        Client::Network => Ipv4Addr::new(10, 0, 0, 99),
+    }
 }
 
 impl Programs<'_> {
@@ -50,7 +59,11 @@ impl Programs<'_> {
             backend: port.tasks.contains(&number),
             ..task_endpoint("web", number.into(), "node1", task(number))
         };
-        let network = network_part("ingress", "10.0.0.0/24".parse().unwrap(), (1..=3).map(member).collect());
+        let network = network_part(
+            "ingress",
+            "10.0.0.0/24".parse().unwrap(),
+            (1..=3).filter(|number| !self.ended.contains(number)).map(member).collect(),
+        );
         let nodes = vec![Peer { ebpf: true, ..peer(1) }];
         node_view(self.revision, vec![network], ClusterPart { ports: vec![Arc::new(published)], ..cluster_part(nodes) })
     }
@@ -88,7 +101,7 @@ impl Programs<'_> {
 
 impl PortDatapath for Programs<'_> {
     async fn publish(&mut self, port: PortCase) {
-        self.revision += 1;
+        (self.revision, self.port) = (self.revision + 1, port);
         let veths = (1..=3).map(|number| (task(number), (format!("veth{number}"), self.kernel.uplink))).collect();
         let (me, host_devices) = ("node1".into(), HostDevices { veths, ..HostDevices::default() });
         let (members, unavailable) = (BTreeMap::new(), BTreeMap::new());
@@ -116,6 +129,7 @@ impl PortDatapath for Programs<'_> {
 
     async fn visit(&mut self, client: Client, again: bool) -> Option<u8> {
         self.last += u16::from(!again);
+        self.client = client;
         let from = format!("{}:{}", address(client), self.last);
         let (question, uplink) = (self.frame(&from, PORT), self.kernel.uplink);
         let there = self.kernel.run("from_uplink", &question, uplink);
@@ -130,6 +144,34 @@ impl PortDatapath for Programs<'_> {
         assert_eq!(back.bytes[14..], self.frame(PORT, &from).packet, "from the address that the client asked");
         Some(container.octets()[3] - 10)
     }
+
+    async fn go_on(&mut self) -> Option<u8> {
+        let from = format!("{}:{}", address(self.client), self.last);
+        let uplink = self.kernel.uplink;
+        let there = self.kernel.run("from_uplink", &Frame::tcp(&from, PORT, ACK), uplink);
+        if there.decision == Decision::Pass {
+            // The host has no such connection.
+            return None;
+        }
+        assert_eq!(there.decision, Decision::Redirect);
+        let container = Ipv4Addr::from(<[u8; 4]>::try_from(&there.bytes[30..34]).unwrap());
+        let has_it = self
+            .kernel
+            .reply(&format!("{container}:80"), &from, super::kernel::TCP)
+            .is_some_and(|(_, reply)| reply.flags & skep_ebpf::SYN_ACKED != 0);
+        // A container that has not answered the SYN has no such connection, and says so.
+        let flags = if has_it { ACK } else { RST };
+        let answer = Frame::tcp(&format!("{container}:80"), &from, flags);
+        let back = self.kernel.run("from_container", &answer, uplink);
+        assert_eq!(back.decision, Decision::Redirect);
+        assert_eq!(back.bytes[14..], Frame::tcp(PORT, &from, flags).packet, "from the address that the client asked");
+        has_it.then(|| container.octets()[3] - 10)
+    }
+
+    async fn end(&mut self, task: u8) {
+        self.ended.insert(task);
+        self.publish(self.port).await;
+    }
 }
 
 #[test]
@@ -138,8 +180,17 @@ fn the_programs_do_what_both_datapaths_do() {
         for (name, steps) in CASES {
             in_namespaces(|kernel| {
                 let state = EbpfState { tables: Tables { room: 1 << 20, ..Tables::default() }, ..EbpfState::default() };
-                let mut programs =
-                    Programs { kernel, protocol, state, desired: DesiredState::default(), revision: 0, last: 40_000 };
+                let mut programs = Programs {
+                    kernel,
+                    protocol,
+                    state,
+                    desired: DesiredState::default(),
+                    revision: 0,
+                    last: 40_000,
+                    client: Client::A,
+                    port: PortCase { tasks: &[], allow: &[], affinity: false },
+                    ended: BTreeSet::new(),
+                };
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 runtime.block_on(run(name, steps, protocol, &mut programs));
             });

@@ -56,7 +56,9 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         Array::<_, Config>::create(1, BPF_F_RDONLY_PROG).expect("CONFIG").pin(folder.join("CONFIG")).expect("CONFIG");
         LpmTrie::<_, Source, u32>::create(ROOM, flags).expect("SOURCES").pin(folder.join("SOURCES")).expect("SOURCES");
         Array::<_, u32>::create(1, BPF_F_RDONLY_PROG).expect("TAKEOVER").pin(folder.join("TAKEOVER")).expect("TAKEOVER");
-        made.extend(["CONFIG", "SOURCES", "TAKEOVER"]);
+        let marks = Array::<_, u32>::create(skep_ebpf::NAMESPACE_MARKS, BPF_F_RDONLY_PROG).expect("NAMESPACES");
+        marks.pin(folder.join("NAMESPACES")).expect("NAMESPACES");
+        made.extend(["CONFIG", "SOURCES", "TAKEOVER", "NAMESPACES"]);
         assert_eq!(made, names(TraceMapClass::Live));
 
         let mut loader = EbpfLoader::new();
@@ -65,7 +67,7 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         let mut loaded = 0;
         for hook in ["from_uplink", "from_host", "from_mesh", "from_container", "to_uplink", "out_uplink"] {
             let program: &mut SchedClassifier = ebpf.program_mut(hook).expect(hook).try_into().expect(hook);
-            program.load().unwrap_or_else(|error| panic!("{hook} writes a live map: {error}"));
+            load(program).unwrap_or_else(|error| panic!("{hook} writes a live map: {error}"));
             loaded += 1;
         }
         assert_eq!(loaded, 6);
@@ -76,6 +78,6 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         flows.pin(folder.join("TCP_FLOWS")).expect("TCP_FLOWS");
         let mut ebpf = EbpfLoader::new().default_map_pin_directory(&folder).load(OBJECT).expect("the object");
         let program: &mut SchedClassifier = ebpf.program_mut("from_uplink").expect("a program").try_into().expect("tc");
-        assert!(program.load().is_err(), "a program that writes a read-only map was loaded");
+        assert!(load(program).is_err(), "a program that writes a read-only map was loaded");
     });
 }

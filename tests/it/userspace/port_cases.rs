@@ -16,19 +16,28 @@ struct Listeners {
     published: u16,
     /// The client's last socket.
     last: Option<UdpSocket>,
+    /// The client's last connection, and its task.
+    connection: Option<(TcpStream, u8)>,
+    tcp: Backends,
+    udp: UdpBackends,
 }
 
 impl Listeners {
     fn address(&self, client: Client) -> Ipv4Addr {
-        self.net.host(if client == Client::A { 101 } else { 102 })
+        self.net.host(match client {
+            Client::A => 101,
+            Client::B => 102,
+            Client::Range | Client::Network => unreachable!("a client outside"),
+        })
     }
 
-    async fn connect(&self, from: Ipv4Addr) -> io::Result<u8> {
+    async fn connect(&mut self, from: Ipv4Addr) -> io::Result<u8> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from, 0).into())?;
         let mut stream = socket.connect((Ipv4Addr::LOCALHOST, self.published).into()).await?;
-        stream.shutdown().await?;
-        stream.read_u8().await
+        let task = stream.read_u8().await?;
+        self.connection = Some((stream, task));
+        Ok(task)
     }
 
     async fn ask(&self, socket: &UdpSocket) -> io::Result<u8> {
@@ -70,6 +79,22 @@ impl PortDatapath for Listeners {
         }
         self.ask(self.last.as_ref().expect("a socket")).await.ok()
     }
+
+    async fn go_on(&mut self) -> Option<u8> {
+        let (stream, task) = self.connection.as_mut().expect("a connection");
+        let echo = async {
+            stream.write_u8(77).await?;
+            stream.read_u8().await
+        };
+        let echoed = tokio::time::timeout(5 * SECOND, echo).await.expect("an answer or a reset").ok()?;
+        assert_eq!(echoed, 77);
+        Some(*task)
+    }
+
+    async fn end(&mut self, task: u8) {
+        self.tcp.kill(task).await;
+        self.udp.kill(task).await;
+    }
 }
 
 #[tokio::test]
@@ -78,9 +103,10 @@ async fn the_listeners_do_what_both_datapaths_do() {
         for (name, steps) in CASES {
             let net = Net::new();
             let tasks = [1, 2, 3];
-            let (_tcp, _udp) = (Backends::start(net, &tasks), UdpBackends::start(net, &tasks));
+            let (tcp, udp) = (Backends::start(net, &tasks), UdpBackends::start(net, &tasks));
             let published = free_port();
-            let mut listeners = Listeners { userspace: UserspaceLoop::start(net, |_| {}), net, protocol, published, last: None };
+            let userspace = UserspaceLoop::start(net, |_| {});
+            let mut listeners = Listeners { userspace, net, protocol, published, last: None, connection: None, tcp, udp };
             run(name, steps, protocol, &mut listeners).await;
             listeners.userspace.stop().await;
         }

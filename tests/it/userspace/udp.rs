@@ -39,7 +39,7 @@ impl UdpBackends {
         });
         self.loops.insert(n, loops);
     }
-    async fn kill(&mut self, n: u8) {
+    pub async fn kill(&mut self, n: u8) {
         if let Some(mut loops) = self.loops.remove(&n) {
             loops.shutdown().await;
         }
