@@ -2,9 +2,9 @@
 //! nothing has changed results in nothing, so it can be left out. What time alone changes the orchestrator knows of; for the other
 //! planners there is a full round at times ([`super::round`]).
 
-use crate::model::{Network, Node, NodeId, Service, ServiceId, Task, TaskId};
+use crate::model::{Network, Node, NodeId, Service, ServiceId, Task};
 use crate::store::{Store, changed};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The services and nodes that a round looks at. Data: planners ask it, [`super::round`] makes it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -86,8 +86,9 @@ impl RoundScope {
         if self.full {
             return store.tasks().collect();
         }
-        let tasks = self.services.iter().flat_map(|id| store.tasks_of_service(id));
-        tasks.map(|task| (&task.id, task)).collect::<BTreeMap<&TaskId, &Task>>().into_values().collect()
+        let mut tasks: Vec<&Task> = self.services.iter().flat_map(|id| store.tasks_of_service(id)).collect();
+        tasks.sort_by(|a, b| a.id.cmp(&b.id));
+        tasks
     }
 
     /// Adds a service.

@@ -122,6 +122,8 @@ impl ViewIndex {
         stale.read_tasks(before, after, dirty);
         stale.read_nodes(before, after);
         stale.read_services(before, after);
+        stale.members.sort_unstable();
+        stale.members.dedup();
 
         let mut changed_networks = BTreeSet::new();
         for id in &stale.networks {
@@ -226,8 +228,9 @@ impl ViewIndex {
 #[derive(Default)]
 struct StaleEntries {
     networks: BTreeSet<NetworkId>,
-    /// Tasks, whose entries on their networks are stale.
-    members: BTreeSet<TaskId>,
+    /// Tasks, whose entries on their networks are stale; some twice. A list: a new leader has all tasks in it, and what that takes
+    /// of memory comes back as a whole.
+    members: Vec<TaskId>,
     peers: BTreeSet<NodeId>,
     ports: BTreeSet<ServiceId>,
     names: BTreeSet<ServiceId>,
@@ -264,7 +267,7 @@ impl StaleEntries {
     }
 
     fn add_task(&mut self, task: &Task) {
-        self.members.insert(task.id.clone());
+        self.members.push(task.id.clone());
         self.ports.insert(task.service_id.clone());
     }
 

@@ -5,7 +5,7 @@ use super::restart::{delay, ended_on_its_own, failures_after, should_restart};
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
-use crate::model::eligibility::satisfies_constraints;
+use crate::model::constraint::Constraints;
 use crate::model::service::UpdateConfig;
 use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskState, Timestamp};
 use crate::store::Store;
@@ -98,11 +98,14 @@ pub(super) struct ServiceSlots<'a> {
     pub settings: &'a ManagerSettings,
     /// How tasks are replaced: by an update or a rollback, whichever is the last one.
     pub config: UpdateConfig,
+    /// Of the service, read once for all of its tasks.
+    constraints: Constraints,
 }
 
 impl<'a> ServiceSlots<'a> {
     pub(super) fn new(store: &'a Store, service: &'a Service, now: Timestamp, settings: &'a ManagerSettings) -> Self {
-        Self { store, service, now, settings, config: service.current_update_config() }
+        let constraints = Constraints::of(&service.spec.task_template);
+        Self { store, service, now, settings, config: service.current_update_config(), constraints }
     }
 
     /// Whether what is planned for these tasks may be something else at a later time although neither they nor anything else of the
@@ -185,9 +188,8 @@ impl<'a> ServiceSlots<'a> {
 
     /// The task has the present template, and its node satisfies that.
     pub(super) fn is_current(&self, task: &Task) -> bool {
-        let spec = &self.service.spec.task_template;
-        let is_allowed = self.node_of(task).is_none_or(|node| satisfies_constraints(node, spec));
-        task.spec_version == self.service.spec_version && is_allowed
+        let is_allowed = || self.node_of(task).is_none_or(|node| self.constraints.are_met_by(node));
+        task.spec_version == self.service.spec_version && is_allowed()
     }
 
     /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained, or did not take it. (A task in the slot of a

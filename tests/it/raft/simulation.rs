@@ -335,10 +335,13 @@ fn every_proposal_of_a_leader_that_lost_and_leads_again_is_answered() {
         if leads == Some(first) {
             break;
         }
+        // It is elected only with what the others have committed meanwhile.
+        network.disconnected.clear();
+        (0..20).for_each(|_| network.round());
         network.disconnected = leads.into_iter().collect();
         network.settle(|n| n.leader().is_some_and(|leader| leads != Some(leader)));
-        network.disconnected.clear();
     }
+    network.disconnected.clear();
     assert_eq!(network.leader(), Some(first), "it leads again");
     for _ in 0..20 {
         let ticket = network.propose(first);
