@@ -536,8 +536,9 @@ mod tests {
 
     #[test]
     fn a_first_view_is_compressed_for_nodes_that_read_that() {
-        let members: Vec<TaskEndpoint> =
-            (0..2000).map(|n| fixture::task_endpoint("web", n, &format!("node{}", n % 50), address(u32::try_from(n).unwrap()))).collect();
+        let members: Vec<TaskEndpoint> = (0..2000)
+            .map(|n| fixture::task_endpoint("web", n, &format!("node{}", n % 50), address(u32::try_from(n).unwrap())))
+            .collect();
         let network = fixture::network_part("ingress", "10.0.0.0/15".parse().unwrap(), members);
         let whole = fixture::node_view(1, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
         let shared = Arc::default();

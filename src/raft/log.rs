@@ -196,9 +196,15 @@ mod tests {
         let entry = |index: u64, size: usize| Entry { index, term: 1, data: vec![0; size].into(), ..Entry::default() };
         let entries = [(11, 10), (12, 900), (13, 10), (14, 0), (15, 10), (16, 5000)].map(|(index, size)| entry(index, size));
         let log = Log { compacted: (10, 1), entries: entries.into(), ..Log::default() };
-        for (index, most, bytes, from) in
-            [(15, 500, 1 << 20, 10), (15, 2, 1 << 20, 13), (15, 500, 25, 12), (15, 500, 5, 15), (16, 500, 4999, 16), (15, 0, 100, 15), (9, 5, 5, 9)]
-        {
+        for (index, most, bytes, from) in [
+            (15, 500, 1 << 20, 10),
+            (15, 2, 1 << 20, 13),
+            (15, 500, 25, 12),
+            (15, 500, 5, 15),
+            (16, 500, 4999, 16),
+            (15, 0, 100, 15),
+            (9, 5, 5, 9),
+        ] {
             assert_eq!(log.keep_from(index, most, bytes), from, "up to {index}: {most} entries, {bytes} bytes");
         }
     }

@@ -95,6 +95,13 @@ pub fn created(report: &mut Report) {
         let time = processor_time().saturating_sub(started).as_secs_f64();
         let done = store.tasks().filter(|task| task.node_id.is_some()).count();
         let size = format!("{done} of {tasks} tasks on {nodes} nodes");
-        row(report, "tasks created, scheduled and written", size, "", "near linear", format!("{:.0} tasks/s", done as f64 / time));
+        row(
+            report,
+            "tasks created, scheduled and written",
+            size,
+            "",
+            "near linear",
+            format!("{:.0} tasks/s", done as f64 / time),
+        );
     }
 }

@@ -323,36 +323,6 @@ fn three_managers_replicate_and_elect_another_leader() {
 }
 
 #[test]
-fn every_proposal_of_a_leader_that_lost_and_leads_again_is_answered() {
-    let mut network = SimulatedNetwork::with_three_voters(7);
-    let first = network.leader().expect("leader");
-    network.disconnected.insert(first);
-    // More than the entries that the next leaders commit before this one leads again.
-    let lost: Vec<u64> = (0..12).map(|_| network.propose(first)).collect();
-    network.settle(|n| n.leader().is_some_and(|leader| leader != first));
-    for _ in 0..200 {
-        let leads = network.leader();
-        if leads == Some(first) {
-            break;
-        }
-        // It is elected only with what the others have committed meanwhile.
-        network.disconnected.clear();
-        (0..20).for_each(|_| network.round());
-        network.disconnected = leads.into_iter().collect();
-        network.settle(|n| n.leader().is_some_and(|leader| leads != Some(leader)));
-    }
-    network.disconnected.clear();
-    assert_eq!(network.leader(), Some(first), "it leads again");
-    for _ in 0..20 {
-        let ticket = network.propose(first);
-        network.settle(|n| n.answered.contains_key(&ticket));
-    }
-    let waiting: Vec<&u64> = lost.iter().filter(|ticket| !network.answered.contains_key(ticket)).collect();
-    assert!(waiting.is_empty(), "no answer: {waiting:?}");
-    assert!(lost.iter().all(|ticket| network.answered[ticket].is_err()));
-}
-
-#[test]
 fn a_follower_refuses_and_names_the_leader() {
     let mut network = SimulatedNetwork::with_three_voters(3);
     let leader = network.leader().expect("leader");
