@@ -22,8 +22,11 @@ const ADDRESS_RELIEF: usize = 16;
 /// Tasks to delete or to orphan, and networks to delete now, of what is in the scope.
 pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &RoundScope) -> Vec<Action> {
     let mut out = Vec::new();
+    let tasks = scope.tasks(store);
+    let is_history = |t: &&&Task| t.desired_state < TaskState::Remove && !t.is_wanted() && is_finished(t);
+    let with_history: BTreeSet<(&ServiceId, SlotKey)> = tasks.iter().filter(is_history).map(|t| slot_of(t)).collect();
     let mut slots = BTreeMap::<(&ServiceId, SlotKey), Vec<&Task>>::new();
-    for task in scope.tasks(store) {
+    for task in tasks {
         if out.len() >= BATCH {
             return out;
         }
@@ -32,14 +35,18 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &R
             out.push(remove(task));
         } else if node_gone && !task.status.state.is_final() {
             out.push(orphan(task, now));
-        } else if task.desired_state < TaskState::Remove {
-            slots.entry((&task.service_id, task.slot_key())).or_default().push(task);
+        } else if task.desired_state < TaskState::Remove && !with_history.is_empty() && with_history.contains(&slot_of(task)) {
+            slots.entry(slot_of(task)).or_default().push(task);
         }
     }
     remove_history(store, slots, &mut out);
     let unused = |n: &&Network| n.removing && store.network_user(n).is_none() && !store.has_addresses_on(n);
     out.extend(store.networks().filter(unused).map(|n| Action::Remove(Kind::Network, n.id.to_string())));
     out
+}
+
+fn slot_of(task: &Task) -> (&ServiceId, SlotKey) {
+    (&task.service_id, task.slot_key())
 }
 
 /// Deletes the oldest finished tasks of each slot: those beyond the limit, and some that have addresses which a new

@@ -4,12 +4,13 @@
 use super::allocator::{self, QuarantinedAddresses};
 use super::limits::BATCH;
 use super::lowest_applied::LowestApplied;
-use super::round_scope::ScopeTracker;
+use super::orchestrator::Orchestrator;
+use super::round_scope::{RoundScope, ScopeTracker};
 use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, orchestrator, payload_keys, reaper};
+use super::{feature_level, payload_keys, reaper};
 use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
@@ -17,17 +18,22 @@ use rand::rngs::StdRng;
 use std::time::Duration;
 
 /// Longest time between two full rounds, which look at everything; others look at what has changed ([`super::round_scope`]).
-const IDLE: Duration = Duration::from_secs(1);
+const FULL: Duration = Duration::from_secs(10);
+/// The same while something waits for what no object shows: for an address, or because it could not be written. And the longest time
+/// between two rounds while a service waits for a time.
+const WAITING: Duration = Duration::from_secs(1);
 
 /// Runs rounds, and holds what the leader keeps from one round to the next.
 pub struct RoundPlanner {
     settings: ManagerSettings,
     rng: StdRng,
     quarantine: QuarantinedAddresses,
+    orchestrator: Orchestrator,
     scheduler: Scheduler,
     limits: TransactionLimits,
     scopes: ScopeTracker,
     next_full: Timestamp,
+    last_round: Timestamp,
     /// When the next restart delay ends.
     next_start: Option<Timestamp>,
 }
@@ -40,10 +46,12 @@ impl RoundPlanner {
             settings,
             rng,
             quarantine,
+            orchestrator: Orchestrator::default(),
             scheduler: Scheduler::default(),
             limits: TransactionLimits::default(),
             scopes: ScopeTracker::default(),
             next_full: Timestamp::default(),
+            last_round: Timestamp::default(),
             next_start: None,
         }
     }
@@ -56,37 +64,44 @@ impl RoundPlanner {
         for (_, task) in store.delayed_tasks().take_while(|(start, _)| *start <= now) {
             scope.add_service(&task.service_id);
         }
-        let mut draft = TransactionDraft::new(store, now, BATCH);
+        let mut draft = TransactionDraft::new(store, now);
         draft.add("dispatcher", reports);
         draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
-        draft.add("orchestrator", orchestrator::plan(draft.state(), now, &mut self.rng, &self.settings));
+        scope.add_changes(store, draft.state());
+        let services = self.orchestrator.plan(draft.state(), now, &mut self.rng, &self.settings, &scope);
+        draft.add("orchestrator", services.actions);
         scope.add_changes(store, draft.state());
         draft.add("allocator", allocator::plan(draft.state(), now, &mut self.quarantine, &scope));
         draft.add("scheduler", self.scheduler.plan(draft.state(), now));
         scope.add_changes(store, draft.state());
-        draft.add("reaper", reaper::plan(draft.state(), now, &self.settings, &scope));
-        let more = draft.has_more();
+        let reaped = reaper::plan(draft.state(), now, &self.settings, &scope);
+        let is_cut = reaped.len() >= BATCH;
+        draft.add("reaper", reaped);
+        let is_starved = draft.state().new_tasks().any(|task| !task.status.err.is_empty());
         let planned = draft.finish(store);
-        let count = planned.len();
         let actions = self.limits.fit(store, planned, now);
-        let has_more = more || actions.len() < count;
-        if scope.is_full() && !has_more {
-            self.next_full = now.plus(IDLE);
+        let is_cut = is_cut || self.limits.has_cut();
+        if scope.is_full() && !is_cut {
+            self.next_full = now.plus(FULL);
         }
+        if is_starved || !self.limits.left_out().is_empty() {
+            self.next_full = self.next_full.min(now.plus(WAITING));
+        }
+        self.last_round = now;
         self.next_start = store.delayed_tasks().map(|(start, _)| start).find(|start| *start > now);
-        if !actions.is_empty() {
-            self.scopes.planned(scope, has_more);
-        }
+        let rest = if is_cut { scope.clone() } else { RoundScope::of_services(services.unplanned) };
+        let unwritten = if actions.is_empty() { RoundScope::default() } else { scope };
+        self.scopes.planned(unwritten, rest);
         actions
     }
 
     /// True if everything is to be looked at, not only what has changed. Also if the clock was set back.
     fn is_full_due(&self, now: Timestamp) -> bool {
-        now >= self.next_full || self.next_full.since(now) > IDLE
+        now >= self.next_full || self.next_full.since(now) > FULL
     }
 
     /// The actions of the last round were written.
@@ -115,9 +130,14 @@ impl RoundPlanner {
         self.limits.left_out().iter().map(unwritten).collect()
     }
 
-    /// True if a round may have something to do although the store did not change: a restart delay has passed, addresses
-    /// are quarantined, or the last full round was [`IDLE`] ago.
+    /// True if a round may have something to do although the store did not change: a restart delay has passed, a service waits for a
+    /// time, addresses are quarantined, the last round did not come to everything, or the last full one was long ago.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        self.is_full_due(now) || self.next_start.is_some_and(|start| now >= start) || self.quarantine.is_waiting()
+        let waited = now < self.last_round || now.since(self.last_round) >= WAITING;
+        self.is_full_due(now)
+            || (self.orchestrator.is_waiting() && waited)
+            || self.next_start.is_some_and(|start| now >= start)
+            || self.quarantine.is_waiting()
+            || self.scopes.has_rest()
     }
 }

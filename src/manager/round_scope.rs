@@ -1,10 +1,10 @@
 //! What a round of the planners has to look at: what has changed since the one before. Planning a service again of which
-//! nothing has changed results in nothing, so it can be left out; what time alone changes is found by a full round, which
-//! comes at least every second, or (start times) by the round's own clock.
+//! nothing has changed results in nothing, so it can be left out. What time alone changes the orchestrator knows of; for the other
+//! planners there is a full round at times ([`super::round`]).
 
-use crate::model::{Network, Node, NodeId, Service, ServiceId, Task, TaskId};
+use crate::model::{Network, Node, NodeId, Service, ServiceId, Task};
 use crate::store::{Store, changed};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The services and nodes that a round looks at. Data: planners ask it, [`super::round`] makes it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -20,6 +20,12 @@ impl RoundScope {
     #[must_use]
     pub fn full() -> Self {
         Self { full: true, ..Self::default() }
+    }
+
+    /// Some services.
+    #[must_use]
+    pub fn of_services(ids: impl IntoIterator<Item = ServiceId>) -> Self {
+        Self { services: ids.into_iter().collect(), ..Self::default() }
     }
 
     /// What differs between two states.
@@ -58,6 +64,15 @@ impl RoundScope {
         Box::new(self.services.iter().filter_map(|id| store.service(id)))
     }
 
+    /// The ids of [`Self::services`], and of removed services that may have tasks; some twice.
+    pub fn service_ids<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = ServiceId> + 'a> {
+        if !self.full {
+            return Box::new(self.services.iter().cloned());
+        }
+        let without_service = store.tasks().map(|task| &task.service_id).filter(|id| store.service(id).is_none());
+        Box::new(store.services().map(|service| &service.id).chain(without_service).cloned())
+    }
+
     /// The nodes of [`Self::has_node`] that exist, by id.
     pub fn nodes<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = &'a Node> + 'a> {
         if self.full {
@@ -71,8 +86,9 @@ impl RoundScope {
         if self.full {
             return store.tasks().collect();
         }
-        let tasks = self.services.iter().flat_map(|id| store.tasks_of_service(id));
-        tasks.map(|task| (&task.id, task)).collect::<BTreeMap<&TaskId, &Task>>().into_values().collect()
+        let mut tasks: Vec<&Task> = self.services.iter().flat_map(|id| store.tasks_of_service(id)).collect();
+        tasks.sort_by(|a, b| a.id.cmp(&b.id));
+        tasks
     }
 
     /// Adds a service.
@@ -104,13 +120,20 @@ impl RoundScope {
             let content = |network: Option<&'_ Network>| network.map(|n| (n.spec.clone(), n.subnet, n.removing));
             self.specs |= content(was) != content(is);
         }
+        let mut node_for_tasks = false;
         for (was, is) in changed::<Node>(before, after) {
             let Some(id) = was.or(is).map(|node| &node.id) else { continue };
             self.specs |= was.is_none() || is.is_none();
             self.nodes.insert(id.clone());
             if concerns_tasks(was, is) {
+                node_for_tasks = true;
                 self.services.extend(after.tasks_of_node(id).map(|task| task.service_id.clone()));
             }
+        }
+        if node_for_tasks {
+            // They are to have a task on every suitable node.
+            let per_node = after.services().filter(|service| service.spec.mode.is_global());
+            self.services.extend(per_node.map(|service| service.id.clone()));
         }
     }
 }
@@ -120,7 +143,8 @@ fn concerns_tasks(was: Option<&Node>, is: Option<&Node>) -> bool {
     let (Some(was), Some(is)) = (was, is) else { return true };
     was.spec != is.spec
         || was.description != is.description
-        || (was.status.state, was.status.down_since) != (is.status.state, is.status.down_since)
+        || (was.status.state, was.status.down_since, was.status.behind_since)
+            != (is.status.state, is.status.down_since, is.status.behind_since)
 }
 
 /// Makes the scope of each round.
@@ -130,14 +154,15 @@ pub(super) struct ScopeTracker {
     seen: Option<Store>,
     /// Scope of the last round that has planned something, until that is written: it is planned again if it is not.
     unwritten: RoundScope,
-    /// That round had more to do.
-    has_more: bool,
+    /// What that round did not come to.
+    rest: RoundScope,
 }
 
 impl ScopeTracker {
     /// The scope of a round over this state.
     pub(super) fn begin(&mut self, store: &Store, full: bool) -> RoundScope {
         let mut scope = std::mem::take(&mut self.unwritten);
+        scope.merge(std::mem::take(&mut self.rest));
         match self.seen.replace(store.clone()) {
             Some(seen) => scope.add_changes(&seen, store),
             None => scope.full = true,
@@ -146,16 +171,19 @@ impl ScopeTracker {
         scope
     }
 
-    /// The round has planned something; `has_more`: not all that there is to do.
-    pub(super) fn planned(&mut self, scope: RoundScope, has_more: bool) {
-        (self.unwritten, self.has_more) = (scope, has_more);
+    /// The round has planned something for this scope; `rest` is what it did not come to.
+    pub(super) fn planned(&mut self, scope: RoundScope, rest: RoundScope) {
+        (self.unwritten, self.rest) = (scope, rest);
     }
 
     /// What it planned is written.
     pub(super) fn written(&mut self) {
-        if !self.has_more {
-            self.unwritten = RoundScope::default();
-        }
+        self.unwritten = RoundScope::default();
+    }
+
+    /// The last round did not come to everything.
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest != RoundScope::default()
     }
 }
 
@@ -188,13 +216,20 @@ mod tests {
         let scope = tracker.begin(&store, false);
         assert!(scope.has_service(&"web".into()) && !scope.has_service(&"db".into()) && !scope.has_specs());
         assert_eq!(names(&scope.tasks(&store)), ["c"]);
-        tracker.planned(scope.clone(), false);
+        tracker.planned(scope.clone(), RoundScope::default());
         assert_eq!(tracker.begin(&store, false), scope, "the plan was not written");
-        tracker.planned(scope.clone(), true);
+        let mut rest = RoundScope::default();
+        rest.add_service(&"db".into());
+        tracker.planned(scope.clone(), rest.clone());
         tracker.written();
-        assert_eq!(tracker.begin(&store, false), scope, "it was not all of it");
-        tracker.planned(scope, false);
+        assert!(tracker.has_rest());
+        assert_eq!(tracker.begin(&store, false), rest, "it was not all of it");
+        tracker.planned(scope.clone(), rest.clone());
+        rest.merge(scope.clone());
+        assert_eq!(tracker.begin(&store, false), rest, "neither written nor all of it");
+        tracker.planned(scope, RoundScope::default());
         tracker.written();
+        assert!(!tracker.has_rest());
         assert_eq!(tracker.begin(&store, false), RoundScope::default());
         assert_eq!(names(&tracker.begin(&store, true).tasks(&store)), ["b", "c"]);
     }

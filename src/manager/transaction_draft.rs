@@ -13,16 +13,12 @@ pub(super) struct TransactionDraft<'a> {
     /// By object: when its first action was added, and its actions. There are several only of single fields.
     writes: BTreeMap<ObjectKey, (usize, Vec<Action>)>,
     added: usize,
-    /// A planner may have had more to do.
-    has_more: bool,
-    /// A planner that has this many actions has stopped.
-    batch: usize,
 }
 
 impl<'a> TransactionDraft<'a> {
-    /// Without actions. `batch` is the number of actions with which a planner stops.
-    pub(super) fn new(base: &'a Store, now: Timestamp, batch: usize) -> Self {
-        Self { scratch: Cow::Borrowed(base), now, writes: BTreeMap::new(), added: 0, has_more: false, batch }
+    /// Without actions.
+    pub(super) fn new(base: &'a Store, now: Timestamp) -> Self {
+        Self { scratch: Cow::Borrowed(base), now, writes: BTreeMap::new(), added: 0 }
     }
 
     /// The state with all actions so far.
@@ -30,17 +26,11 @@ impl<'a> TransactionDraft<'a> {
         &self.scratch
     }
 
-    /// True if a planner may have had more to do.
-    pub(super) fn has_more(&self) -> bool {
-        self.has_more
-    }
-
     /// Adds a planner's actions.
     pub(super) fn add(&mut self, planner: &'static str, actions: Vec<Action>) {
         if actions.is_empty() {
             return;
         }
-        self.has_more |= actions.len() >= self.batch;
         tracing::debug!(planner, actions = actions.len(), "planned");
         let transaction = Transaction::new(self.now, actions);
         let index = self.scratch.index() + 1;
@@ -144,7 +134,7 @@ mod tests {
     /// What becomes of the actions of planners, one after the other; each is given the state that the ones before result in.
     fn finished(planners: &[&dyn Fn(&Store) -> Action]) -> Vec<Action> {
         let base = store();
-        let mut draft = TransactionDraft::new(&base, Timestamp(2), 200);
+        let mut draft = TransactionDraft::new(&base, Timestamp(2));
         for planner in planners {
             let action = planner(draft.state());
             draft.add("a planner", vec![action]);

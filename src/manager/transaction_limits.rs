@@ -25,6 +25,8 @@ pub struct TransactionLimits {
     /// Most actions, network guards not counted; `None`: no limit.
     most: Option<usize>,
     refusals: u32,
+    /// The last plan had more than the transaction took.
+    has_cut: bool,
     /// Actions of the transaction that is being written, network guards not counted, with the service of each.
     writing: Vec<(ObjectKey, Option<ServiceId>)>,
     left_out: BTreeMap<ObjectKey, LeftOutObject>,
@@ -82,6 +84,7 @@ impl TransactionLimits {
         if count < rest.len() && self.most.is_none() {
             count = (1..=count).rev().find(|at| !together(*at)).unwrap_or(count);
         }
+        self.has_cut = count < rest.len();
         rest.truncate(count);
         self.writing = rest.iter().map(|(action, _)| (action.target(), service_of(action, store))).collect();
         rest.into_iter().chain(guards).map(|(action, _)| action).collect()
@@ -109,6 +112,11 @@ impl TransactionLimits {
             }
             several => self.most = Some((several.len() / 2).max(1)),
         }
+    }
+
+    /// The last plan had more than the transaction took, what is left out not counted.
+    pub fn has_cut(&self) -> bool {
+        self.has_cut
     }
 
     /// Objects that are not written, for people.

@@ -5,18 +5,12 @@ use super::constraint::Constraints;
 use super::node::{Availability, Node, NodeDescription, NodeState};
 use super::task::{Platform, TaskSpec};
 
-/// The node satisfies the placement constraints of the template, whatever its availability: a task that runs there may stay.
-#[must_use]
-pub fn satisfies_constraints(node: &Node, spec: &TaskSpec) -> bool {
-    Constraints::of(spec).are_met_by(node)
-}
-
 /// The node is one that a global service should run on: it is not drained, nor excluded by constraints or platform.
 #[must_use]
 pub fn is_eligible(node: &Node, spec: &TaskSpec) -> bool {
     let is_member = node.status.state != NodeState::Disconnected && node.spec.availability != Availability::Drain;
     let platforms = spec.placement.as_ref().map_or(&[][..], |placement| &placement.platforms);
-    is_member && satisfies_constraints(node, spec) && runs_on_platform(&node.description, platforms)
+    is_member && Constraints::of(spec).are_met_by(node) && runs_on_platform(&node.description, platforms)
 }
 
 /// The node takes new tasks.

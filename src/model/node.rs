@@ -183,6 +183,10 @@ pub struct NodeStatus {
     /// (Builds of the first level do not write it, and drop it.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub levels_since: Option<Timestamp>,
+    /// Since when the node is known not to apply what it is sent although it is connected, by the leader's clock; `None` if it
+    /// does. (Builds of the first level do not write it, and drop it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_since: Option<Timestamp>,
 }
 
 /// A node's identity (its key) and addresses in the mesh. Assigned when the node joins.

@@ -66,6 +66,8 @@ pub enum TaskEnd {
     Drained,
     /// Its node is down, has left or was removed.
     NodeLost,
+    /// Its node is connected, applies no changes, and did not take it.
+    NotTaken,
     /// Its node does not satisfy the placement any more.
     Evicted,
     /// Another task has its slot.
@@ -91,6 +93,7 @@ impl TaskEnd {
             Self::Scaled => "the service wants fewer tasks",
             Self::Drained => "its node was drained",
             Self::NodeLost => "its node is down, has left or was removed",
+            Self::NotTaken => "its node applies no changes and did not take it",
             Self::Evicted => "its node no longer satisfies the placement",
             Self::Superseded => "another task has its slot",
             Self::ServiceRemoved => "its service was removed",

@@ -10,7 +10,7 @@ pub const PIECES: u32 = 3;
 /// First format in which a joiner proves that it has the private key of its tunnel.
 pub const KEY_PROOF: u32 = 4;
 
-/// First format in which the backends of a published port travel one by one, and with [`super::ToManager::Behind`] and
+/// First format in which the backends of a published port travel one by one and large documents are compressed, and with [`super::ToManager::Behind`] and
 /// [`super::ToManager::Restarting`].
 pub const BACKENDS: u32 = 5;
 

@@ -17,8 +17,10 @@ const STEPS: usize = 8;
 pub struct SharedDocuments {
     pub(super) networks: Steps<Networks>,
     pub(super) cluster: Steps<ClusterPart>,
-    /// For sessions before format [`super::BACKENDS`].
-    pub(super) cluster_with_whole_ports: Steps<ClusterPart>,
+    /// For sessions before format [`super::BACKENDS`]: not compressed.
+    pub(super) earlier_networks: Steps<Networks>,
+    /// As [`Self::earlier_networks`], with whole ports.
+    pub(super) earlier_cluster: Steps<ClusterPart>,
 }
 
 /// The last steps of one part, the newest last.

@@ -1,6 +1,7 @@
 //! A node's views as they travel in a session: entry by entry, in pieces. A change costs what changed, and a view has no largest
 //! size. Both ends begin each session with nothing, so the first view is a difference to that. Pure.
 
+use super::compression::compressed;
 use super::entries::{KeyedEntry, differing};
 use super::shared_documents::{Document, SharedDocuments};
 use super::view_piece::{ViewChange, ViewEnd, ViewPiece};
@@ -72,35 +73,43 @@ impl ViewEncoder {
 
     /// The message as it travels: a view in pieces, any other in one document.
     pub fn encode(&mut self, message: ToNode) -> Vec<Document> {
-        let ToNode::View { revision, tasks, networks, cluster } = message else { return vec![document(&message)] };
+        let ToNode::View { revision, tasks, networks, cluster } = message else { return vec![plain(&message).into()] };
         let end = ViewEnd { revision, tasks: tasks.is_some(), networks: networks.is_some(), cluster: cluster.is_some() };
         let mut out = Vec::new();
+        let is_newer = self.format >= BACKENDS;
+        let document: fn(&ToNode) -> Document = if is_newer { packed } else { |message| plain(message).into() };
         if let Some(tasks) = tasks {
-            out.extend(pieces(|out| task_changes(self.parts.tasks.as_deref(), &tasks, out)));
+            out.extend(pieces(document, |out| task_changes(self.parts.tasks.as_deref(), &tasks, out)));
             self.parts.tasks = Some(tasks);
         }
         if let Some(now) = networks {
             let before = self.parts.networks.replace(now.clone());
-            let encode = |before: Option<&Networks>, now: &Networks| pieces(|out| network_changes(before, now, out));
-            out.extend(self.shared.networks.documents(before.as_ref(), &now, encode));
+            let encode = |before: Option<&Networks>, now: &Networks| pieces(document, |out| network_changes(before, now, out));
+            let steps = if is_newer { &self.shared.networks } else { &self.shared.earlier_networks };
+            out.extend(steps.documents(before.as_ref(), &now, encode));
         }
         if let Some(now) = cluster {
             let before = self.parts.cluster.replace(now.clone());
-            let one_by_one = self.format >= BACKENDS;
-            let steps = if one_by_one { &self.shared.cluster } else { &self.shared.cluster_with_whole_ports };
-            let ports = if one_by_one { port_changes } else { whole_ports };
-            let encode = |before: Option<&ClusterPart>, now: &ClusterPart| pieces(|out| cluster_changes(before, now, ports, out));
+            let steps = if is_newer { &self.shared.cluster } else { &self.shared.earlier_cluster };
+            let ports = if is_newer { port_changes } else { whole_ports };
+            let encode = |before: Option<&ClusterPart>, now: &ClusterPart| {
+                pieces(document, |out| cluster_changes(before, now, ports, out))
+            };
             out.extend(steps.documents(before.as_ref(), &now, encode));
         }
-        out.push(document(&ToNode::Piece(ViewPiece { changes: Vec::new(), end: Some(end) })));
+        out.push(plain(&ToNode::Piece(ViewPiece { changes: Vec::new(), end: Some(end) })).into());
         out
     }
 }
 
 /// # Panics
 /// Never: messages are plain data.
-fn document(message: &ToNode) -> Document {
-    serde_json::to_vec(message).expect("messages are plain data").into()
+fn plain(message: &ToNode) -> Vec<u8> {
+    serde_json::to_vec(message).expect("messages are plain data")
+}
+
+fn packed(message: &ToNode) -> Document {
+    compressed(plain(message))
 }
 
 fn task_changes(before: Option<&Tasks>, now: &Tasks, out: &mut Vec<ViewChange>) {
@@ -256,8 +265,8 @@ fn list<T: KeyedEntry>(
     }
 }
 
-/// The changes, in documents of about [`PIECE`] bytes.
-fn pieces(make: impl FnOnce(&mut Vec<ViewChange>)) -> Vec<Document> {
+/// The changes, in documents of about [`PIECE`] bytes before they are compressed.
+fn pieces(document: fn(&ToNode) -> Document, make: impl FnOnce(&mut Vec<ViewChange>)) -> Vec<Document> {
     let mut changes = Vec::new();
     make(&mut changes);
     let (mut all, mut piece, mut size) = (Vec::new(), ViewPiece::default(), 0);
@@ -410,7 +419,8 @@ mod tests {
     use super::*;
     use crate::model::view::TaskEndpoint;
     use crate::model::{NodeView, Revision, fixture};
-    use crate::protocol::KEY_PROOF;
+    use crate::protocol::compression::expanded;
+    use crate::protocol::{KEY_PROOF, MAX_FRAME};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -419,11 +429,12 @@ mod tests {
         ToNode::View { revision: view.revision, tasks: Some(tasks), networks: Some(networks), cluster: Some(cluster) }
     }
 
-    /// Sends a message through JSON; returns what arrives and the size of the largest piece.
+    /// Sends a message through JSON; returns what arrives, the size of the largest piece and of all, before they are compressed.
     fn travel(encoder: &mut ViewEncoder, decoder: &mut ViewDecoder, message: ToNode) -> (Option<ToNode>, usize, usize) {
         let (mut arrived, mut largest, mut total) = (None, 0, 0);
         for document in encoder.encode(message) {
             assert!(arrived.is_none(), "nothing follows the end of a view");
+            let document = expanded(&document, MAX_FRAME).unwrap();
             largest = largest.max(document.len());
             total += document.len();
             let Ok(ToNode::Piece(piece)) = serde_json::from_slice(&document) else { panic!("no piece") };
@@ -513,7 +524,7 @@ mod tests {
         let (arrived, largest, total) = travel(&mut encoder, &mut decoder, message(&whole));
         assert!(begin.elapsed().as_secs() < 60, "linear in the entries");
         assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
-        assert!(total > crate::protocol::MAX_FRAME && largest < PIECE + 4096, "{total} bytes, the largest piece {largest}");
+        assert!(total > MAX_FRAME && largest < PIECE + 4096, "{total} bytes, the largest piece {largest}");
 
         whole.revision.index += 1;
         let part = Arc::make_mut(&mut whole.networks).by_id.values_mut().next().unwrap();
@@ -521,6 +532,23 @@ mod tests {
         let (arrived, _, total) = travel(&mut encoder, &mut decoder, message(&whole));
         assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
         assert!(total < 1024, "{total} bytes for one entry");
+    }
+
+    #[test]
+    fn a_first_view_is_compressed_for_nodes_that_read_that() {
+        let members: Vec<TaskEndpoint> = (0..2000)
+            .map(|n| fixture::task_endpoint("web", n, &format!("node{}", n % 50), address(u32::try_from(n).unwrap())))
+            .collect();
+        let network = fixture::network_part("ingress", "10.0.0.0/15".parse().unwrap(), members);
+        let whole = fixture::node_view(1, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
+        let shared = Arc::default();
+        let [newer, earlier] = [FORMAT, KEY_PROOF].map(|format| {
+            let documents = ViewEncoder::new(Arc::clone(&shared), format).encode(message(&whole));
+            let json = documents.iter().all(|document| serde_json::from_slice::<ToNode>(document).is_ok());
+            (json, documents.iter().map(|document| document.len()).sum::<usize>())
+        });
+        assert!(earlier.0 && !newer.0, "earlier builds are sent JSON");
+        assert!(newer.1 * 6 < earlier.1, "{} bytes, {} before they are compressed", newer.1, earlier.1);
     }
 
     #[test]

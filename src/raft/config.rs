@@ -55,6 +55,8 @@ pub struct RaftConfig {
     pub snapshot_bytes: u64,
     /// Entries kept behind a snapshot for slow followers.
     pub keep_entries: u64,
+    /// Bytes of these, if those are fewer entries.
+    pub keep_bytes: u64,
     /// Timeout of a proposal.
     pub propose_timeout: Duration,
 }
@@ -71,6 +73,7 @@ impl RaftConfig {
             snapshot_every: 10_000,
             snapshot_bytes: 64 << 20,
             keep_entries: 500,
+            keep_bytes: 16 << 20,
             propose_timeout: Duration::from_secs(20),
         }
     }

@@ -93,6 +93,7 @@ pub struct Core {
     snapshot_every: u64,
     snapshot_bytes: u64,
     keep_entries: u64,
+    keep_bytes: u64,
     /// Term and ticket of this manager's proposals that are not committed, by index.
     waiting: BTreeMap<u64, (u64, u64)>,
     /// Membership after the last applied entry.
@@ -149,6 +150,7 @@ impl Core {
             snapshot_bytes: config.snapshot_bytes.max(1),
             applied_bytes: 0,
             keep_entries: config.keep_entries,
+            keep_bytes: config.keep_bytes,
             waiting: BTreeMap::new(),
             members,
             applied,
@@ -386,7 +388,10 @@ impl Core {
         match result {
             Ok(()) => {
                 let raft = &self.raw.raft;
-                self.waiting.insert(raft.raft_log.last_index(), (raft.term, ticket));
+                // One of an earlier term, whose entry another leader has dropped from this log: another manager may still have it.
+                if let Some((_, earlier)) = self.waiting.insert(raft.raft_log.last_index(), (raft.term, ticket)) {
+                    effects.push(Effect::Refuse { ticket: earlier, error: RaftError::TimedOut });
+                }
             }
             Err(error) => effects.push(Effect::Refuse { ticket, error }),
         }
@@ -505,8 +510,8 @@ impl Core {
         let Some((_, term, members)) = self.requested_snapshot.take_if(|(requested, _, _)| *requested == index) else { return };
         let metadata = SnapshotMetadata { conf_state: Some(members).into(), index, term, ..SnapshotMetadata::default() };
         let snapshot = Snapshot { data: bytes.into(), metadata: Some(metadata).into(), ..Snapshot::default() };
-        let keep_from = index.saturating_sub(self.keep_entries);
         let store = self.raw.store();
+        let keep_from = store.keep_from(index, self.keep_entries, self.keep_bytes);
         let compacted = store.term_of(keep_from).filter(|_| keep_from > store.compacted.0).map(|term| (keep_from, term));
         let hard_state = Some(self.raw.raft.hard_state());
         self.persist(LogBatch { snapshot: Some(snapshot), compacted, hard_state, ..LogBatch::default() }, effects);

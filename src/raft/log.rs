@@ -123,6 +123,20 @@ impl Log {
         self.entries.is_empty()
     }
 
+    /// Index of the entry before those that are kept of the ones up to `index`: the newest, so many and of so many bytes at most.
+    #[must_use]
+    pub fn keep_from(&self, index: u64, entries: u64, bytes: u64) -> u64 {
+        let mut left = bytes;
+        let newest_first = self.entries.iter().rev().skip_while(|entry| entry.index > index);
+        let fits = |entry: &&Entry| {
+            let rest = left.checked_sub(entry.data.len() as u64);
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        let kept = newest_first.take(usize::try_from(entries).unwrap_or(usize::MAX)).take_while(fits).count();
+        index.saturating_sub(kept as u64)
+    }
+
     /// Term of the entry with this index; `None` if the log does not have it.
     #[must_use]
     pub fn term_of(&self, index: u64) -> Option<u64> {
@@ -176,5 +190,28 @@ impl Storage for Log {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(self.snapshot.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_slow_followers_is_bounded_in_number_and_in_bytes() {
+        let entry = |index: u64, size: usize| Entry { index, term: 1, data: vec![0; size].into(), ..Entry::default() };
+        let entries = [(11, 10), (12, 900), (13, 10), (14, 0), (15, 10), (16, 5000)].map(|(index, size)| entry(index, size));
+        let log = Log { compacted: (10, 1), entries: entries.into(), ..Log::default() };
+        for (index, most, bytes, from) in [
+            (15, 500, 1 << 20, 10),
+            (15, 2, 1 << 20, 13),
+            (15, 500, 25, 12),
+            (15, 500, 5, 15),
+            (16, 500, 4999, 16),
+            (15, 0, 100, 15),
+            (9, 5, 5, 9),
+        ] {
+            assert_eq!(log.keep_from(index, most, bytes), from, "up to {index}: {most} entries, {bytes} bytes");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Frames: a length (u32, big-endian) and one JSON document. The codec is pure; reader and writer apply it to a stream,
 //! with bounds on size and on idle time.
 
+use crate::protocol::compression::expanded;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
@@ -138,6 +139,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             Some(document) => serde_json::from_slice(&document).map(Some).map_err(FrameError::Garbage),
             None => Ok(None),
         }
+    }
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// The next message, which may be compressed.
+    ///
+    /// # Errors
+    /// As [`FrameReader::message`], or the document is longer than a frame may be.
+    pub async fn expanded_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let Some(document) = self.document().await? else { return Ok(None) };
+        let document = expanded(&document, self.max)?;
+        serde_json::from_slice(&document).map(Some).map_err(FrameError::Garbage)
     }
 }
 

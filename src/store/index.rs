@@ -6,7 +6,6 @@ use crate::model::{Cluster, ClusterConfig, ClusterSecret, ConfigId, Network, Net
 use crate::model::{Protocol, PublishMode, SecretId, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey, task::Attachment};
 use imbl::OrdSet;
-use std::collections::BTreeSet;
 
 /// Ids by a key that several objects may have.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,12 +91,16 @@ impl StoreIndexes {
     /// Replaces the entries of an object's state by those of its next state.
     pub(super) fn replace<T: Indexed>(&mut self, before: Option<&T>, after: Option<&T>) {
         let (before_task, after_task) = (before.and_then(Indexed::as_task), after.and_then(Indexed::as_task));
-        let entries_of = |object: Option<&T>| object.map(Indexed::index_entries).unwrap_or_default();
+        let entries_of = |object: Option<&T>| {
+            let mut entries = object.map(Indexed::index_entries).unwrap_or_default();
+            entries.sort_unstable();
+            entries
+        };
         let (before, after) = (entries_of(before), entries_of(after));
-        for gone in before.difference(&after) {
+        for gone in before.iter().filter(|entry| after.binary_search(entry).is_err()) {
             self.set(gone, false);
         }
-        for new in after.difference(&before) {
+        for new in after.iter().filter(|entry| before.binary_search(entry).is_err()) {
             self.set(new, true);
         }
         self.specs.replace(before_task, after_task);
@@ -124,8 +127,8 @@ impl StoreIndexes {
 
 /// An object with entries in the indexes.
 pub trait Indexed {
-    /// Its entries.
-    fn index_entries(&self) -> BTreeSet<IndexEntry>;
+    /// Its entries, in any order; some twice.
+    fn index_entries(&self) -> Vec<IndexEntry>;
     /// The object, if it is a task: tasks share their specs.
     fn as_task(&self) -> Option<&Task> {
         None
@@ -137,26 +140,26 @@ pub trait Indexed {
 }
 
 impl Indexed for Cluster {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
-        BTreeSet::new()
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        Vec::new()
     }
 }
 
 impl Indexed for Node {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
-        BTreeSet::from([IndexEntry::NodeKey(self.mesh.key, self.id.clone())])
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        vec![IndexEntry::NodeKey(self.mesh.key, self.id.clone())]
     }
 }
 
 impl Indexed for Network {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+    fn index_entries(&self) -> Vec<IndexEntry> {
         let name = IndexEntry::NetworkName(self.spec.name.to_ascii_lowercase(), self.id.clone());
-        if self.removing { BTreeSet::new() } else { BTreeSet::from([name]) }
+        if self.removing { Vec::new() } else { vec![name] }
     }
 }
 
 impl Indexed for Service {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+    fn index_entries(&self) -> Vec<IndexEntry> {
         let name = IndexEntry::ServiceName(self.spec.name.to_ascii_lowercase(), self.id.clone());
         let networks = self.spec.task_template.networks.iter();
         let networks = networks.map(|n| IndexEntry::ServiceOnNetwork(n.target.as_str().into(), self.id.clone()));
@@ -170,25 +173,25 @@ impl Indexed for Service {
 }
 
 impl Indexed for ClusterSecret {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
-        BTreeSet::from([IndexEntry::SecretName(self.spec.name.to_ascii_lowercase(), self.id.clone())])
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        vec![IndexEntry::SecretName(self.spec.name.to_ascii_lowercase(), self.id.clone())]
     }
 }
 
 impl Indexed for ClusterConfig {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
-        BTreeSet::from([IndexEntry::ConfigName(self.spec.name.to_ascii_lowercase(), self.id.clone())])
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        vec![IndexEntry::ConfigName(self.spec.name.to_ascii_lowercase(), self.id.clone())]
     }
 }
 
 impl Indexed for PayloadKeys {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
-        BTreeSet::new()
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        Vec::new()
     }
 }
 
 impl Indexed for Task {
-    fn index_entries(&self) -> BTreeSet<IndexEntry> {
+    fn index_entries(&self) -> Vec<IndexEntry> {
         let service = IndexEntry::TaskOfService(self.service_id.clone(), self.id.clone());
         let node = self.node_id.iter().map(|node| IndexEntry::TaskOfNode(node.clone(), self.id.clone()));
         let address = |a: &Attachment| (a.address.addr().to_bits(), self.id.clone());

@@ -1,9 +1,10 @@
 //! Reads by way of the indexes.
 
-use super::object::Store;
+use super::object::{Store, StoreObject};
 use crate::model::{ClusterConfig, ClusterSecret, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys, Protocol};
 use crate::model::{PublishMode, Service, ServiceId, Task, TaskId, TaskState, Timestamp, WgKey};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 impl Store {
     /// The network with this name, without regard to case, unless it is being removed.
@@ -36,7 +37,11 @@ impl Store {
     }
     /// Tasks that a node has or had, by id.
     pub fn tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Task> {
-        self.indexes.tasks_of_node.of(node).filter_map(|id| self.task(id))
+        self.shared_tasks_of_node(node).map(Arc::as_ref)
+    }
+    /// [`Self::tasks_of_node`], as the store has them.
+    pub fn shared_tasks_of_node(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        self.indexes.tasks_of_node.of(node).filter_map(|id| Task::table(self).get(id))
     }
     /// New tasks, which wait for addresses, by id.
     pub fn new_tasks(&self) -> impl Iterator<Item = &Task> {

@@ -1,5 +1,5 @@
-//! The manager: what a change, a take-over, an entry, a restart, a task in memory and a scheduling decision cost. `SKEP_BENCH_SCALE=50`
-//! divides the sizes, for a run of seconds.
+//! The manager: what a change, a first view, a take-over, an entry, a restart, a task in memory and a scheduling decision cost.
+//! `SKEP_BENCH_SCALE=50` divides the sizes, for a run of seconds.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../it/manager/fixture.rs"]
@@ -10,6 +10,7 @@ mod large;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../it/manager/leader_cores.rs"]
 mod leader_cores;
+mod scheduling;
 
 use crate::report::{Report, median};
 use leader_cores::LeaderCores;
@@ -52,11 +53,12 @@ struct Leader {
     nodes: usize,
 }
 
-/// How long a take-over took.
+/// How long a take-over took, and what the nodes were sent.
 struct TakeOver {
     answered: Duration,
     current: Duration,
     down: usize,
+    bytes: usize,
 }
 
 impl Leader {
@@ -74,7 +76,7 @@ impl Leader {
         let encoders = (0..=nodes).map(|_| ViewEncoder::new(Arc::clone(&shared), FORMAT)).collect();
         let planner = RoundPlanner::new(ManagerSettings::default(), 1);
         let mut leader = Self { store, cores, planner, encoders, now, nodes };
-        leader.encode(effects);
+        let bytes = leader.encode(effects);
         let current = begin.elapsed();
         now = now.plus(current);
         leader.cores.handle(now, Event::Tick);
@@ -84,7 +86,7 @@ impl Leader {
             _ => false,
         };
         let down = leader.cores.plan(&leader.store, now).iter().filter(|action| is_down(action)).count();
-        (leader, TakeOver { answered, current, down })
+        (leader, TakeOver { answered, current, down, bytes })
     }
 
     fn encode(&mut self, effects: Vec<Effect>) -> usize {
@@ -123,6 +125,12 @@ impl Leader {
     }
 }
 
+/// Time that this thread has had a processor: other processes do not count.
+fn processor_time() -> Duration {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(times.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap())
+}
+
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -135,12 +143,14 @@ pub fn run(report: &mut Report) {
          reviewed on another run; its sizes are those of the row.",
         &["what", "size", BEFORE, "goal", "now"],
     );
+    // First, while nothing was freed that its allocations would use again.
+    memory(report);
     change(report);
     take_over(report);
     entry(report);
     restart(report);
-    memory(report);
-    scheduling(report);
+    scheduling::decisions(report);
+    scheduling::created(report);
 }
 
 fn row(report: &mut Report, what: &str, size: String, before: &str, goal: &str, now: String) {
@@ -151,14 +161,18 @@ fn change(report: &mut Report) {
     for tasks in [100, 1_000, 5_000, 10_000].map(scaled) {
         let nodes = scaled(100).max(2);
         let services = tasks.min(100) as u16;
-        let (mut leader, _) = Leader::take_over(large::running(nodes, services, (tasks / usize::from(services)) as u64), nodes);
+        let store = large::running(nodes, services, (tasks / usize::from(services)) as u64);
+        let (mut leader, TakeOver { bytes: first, .. }) = Leader::take_over(store, nodes);
         let runs: Vec<(Duration, Duration, usize)> = (0..15).map(|_| leader.change()).collect();
         let median_of =
             |part: fn(&(Duration, Duration, usize)) -> f64| median(&runs.iter().skip(3).map(part).collect::<Vec<_>>());
         let (dispatched, planned) = (median_of(|run| millis(run.0)), median_of(|run| millis(run.1)));
         let bytes = median_of(|run| run.2 as f64);
         let size = format!("{} nodes, {} published tasks", leader.nodes, leader.store.tasks().count());
-        let known = tasks == 5_000;
+        let known = tasks == scaled(5_000);
+        let each = format!("{:.1} KiB", (first / nodes) as f64 / 1024.0);
+        let before = if known { "2.2 MB (JSON)" } else { "" };
+        row(report, "first view of a node", size.clone(), before, "", each);
         let (before, goal) = if known { ("181 MiB", "≤ 1/500 (371 KiB)") } else { ("", "") };
         row(report, "bytes sent for one task's change", size.clone(), before, goal, format!("{:.1} KiB", bytes / 1024.0));
         let (before, goal) = if known { ("93 ms", "≤ 1/50, flat in tasks") } else { ("", "") };
@@ -172,7 +186,7 @@ fn take_over(report: &mut Report) {
     let replicas = scaled(150) as u64;
     let store = large::running(nodes, 100, replicas);
     let size = format!("{nodes} nodes, {} tasks", store.tasks().count());
-    let (_, TakeOver { answered, current, down }) = Leader::take_over(store, nodes);
+    let (_, TakeOver { answered, current, down, .. }) = Leader::take_over(store, nodes);
     let now = format!("{down} down; hellos answered in {:.1} ms, all views in {:.1} ms", millis(answered), millis(current));
     row(report, "take-over", size, "44 s at 200 nodes, 10,000 tasks; all down", "0 down, ≤ 5 s", now);
 }
@@ -229,35 +243,10 @@ fn memory(report: &mut Report) {
     let store = large::running(nodes, 100, replicas);
     let tasks = store.tasks().count();
     let stored = resident().saturating_sub(before) / tasks;
-    let (leader, _) = Leader::take_over(store, nodes);
+    let (mut leader, _) = Leader::take_over(store, nodes);
+    leader.change();
     let all = resident().saturating_sub(before) / tasks;
     drop(leader);
     let now = format!("{stored} bytes in the store, {all} with the leader's cores");
     row(report, "memory per task", format!("{tasks} tasks"), "", "≤ 2 kB", now);
-}
-
-/// Tasks that are created, and get a node.
-fn scheduling(report: &mut Report) {
-    for tasks in [1_000, 10_000, 100_000].map(scaled) {
-        let nodes = scaled(1_000).max(2);
-        let mut store = large::nodes(nodes);
-        let services = 50.min(tasks);
-        let create = |n: usize| Action::create(fixture::service(&format!("s{n}"), (tasks / services) as u64, &[], &[]));
-        fixture::apply(&mut store, fixture::START, (0..services).map(create).collect());
-        let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
-        let begin = Instant::now();
-        // What takes longer is measured by what is done until then.
-        while begin.elapsed() < Duration::from_secs(30) {
-            let actions = planner.round(&store, Vec::new(), LowestApplied::by_all(store.revision()), fixture::START);
-            if actions.is_empty() {
-                break;
-            }
-            fixture::apply(&mut store, fixture::START, actions);
-            planner.written();
-        }
-        let time = begin.elapsed().as_secs_f64();
-        let done = store.tasks().filter(|task| task.node_id.is_some()).count();
-        let size = format!("{done} of {tasks} tasks on {nodes} nodes");
-        row(report, "tasks created and scheduled", size, "", "≥ 10^5 decisions/s", format!("{:.0} tasks/s", done as f64 / time));
-    }
 }

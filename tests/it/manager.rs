@@ -25,7 +25,6 @@ mod restarts;
 mod rollouts;
 mod scale;
 mod scenarios;
-mod scheduling_cost;
 mod simulated_agent;
 mod simulation;
 mod swarm;

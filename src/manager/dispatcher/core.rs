@@ -254,7 +254,7 @@ impl Dispatcher {
             let is_first = node.sent.is_none();
             let is_dirty = is_first || dirty.nodes.contains(id);
             let tasks = if is_dirty {
-                let tasks: Vec<&Arc<Task>> = self.index.shared_tasks(&self.store, id).collect();
+                let tasks: Vec<&Arc<Task>> = self.store.shared_tasks_of_node(id).collect();
                 let has = node.sent.as_ref().map(|s| &s.tasks);
                 match task_list::compare(&tasks, |task| self.drain_holds.contains(&task.id), has) {
                     TaskListChange::Echo(_) if now.since(node.tasks_sent_at) < ECHO_INTERVAL => {

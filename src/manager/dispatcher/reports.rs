@@ -50,6 +50,8 @@ impl Dispatcher {
                 description = (hello.description != node.description).then(|| Box::new(hello.description.clone()));
                 let news = !hello.endpoints.is_empty() && hello.endpoints != node.mesh.endpoints;
                 endpoints = news.then(|| hello.endpoints.clone());
+                let is_behind = registered.is_behind(now, self.settings.node_lag);
+                status.behind_since = is_behind.then(|| node.status.behind_since.unwrap_or(now));
                 if hello.description.engine_lost {
                     (NodeState::Down, ENGINE_LOST.to_owned())
                 } else {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// The whole view of a node at this state of the store; `None` before the cluster object exists.
 pub fn view_of(store: &Store, node: &NodeId) -> Option<NodeView> {
     let mut index = ViewIndex::new(store);
-    let tasks: Vec<&Arc<Task>> = index.shared_tasks(store, node).collect();
+    let tasks: Vec<&Arc<Task>> = store.shared_tasks_of_node(node).collect();
     Some(NodeView {
         revision: store.revision(),
         tasks: match task_list::compare(&tasks, |_| false, None) {
@@ -47,8 +47,6 @@ pub struct VersionedNetworks {
 #[derive(Default)]
 pub struct ViewIndex {
     ingress: Option<NetworkId>,
-    by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
-    by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     networks: BTreeMap<NetworkId, NetworkPart>,
     /// Of each network; none is used twice.
     versions: BTreeMap<NetworkId, u64>,
@@ -93,20 +91,10 @@ impl ViewIndex {
         self.cluster.clone()
     }
 
-    /// The tasks on a node, by id.
-    pub fn tasks<'a>(&'a self, store: &'a Store, node: &NodeId) -> impl Iterator<Item = &'a Task> {
-        self.shared_tasks(store, node).map(Arc::as_ref)
-    }
-
-    /// [`Self::tasks`], as the store has them.
-    pub fn shared_tasks<'a>(&'a self, store: &'a Store, node: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> {
-        self.by_node.get(node).into_iter().flatten().filter_map(|id| Task::table(store).get(id))
-    }
-
     /// The networks of a node's tasks, and `ingress`.
     pub fn network_ids(&self, store: &Store, node: &NodeId) -> BTreeSet<NetworkId> {
         let mut ids: BTreeSet<NetworkId> =
-            self.tasks(store, node).flat_map(|t| t.attachments.iter().map(|a| a.network_id.clone())).collect();
+            store.tasks_of_node(node).flat_map(|t| t.attachments.iter().map(|a| a.network_id.clone())).collect();
         ids.extend(self.ingress.clone());
         ids
     }
@@ -131,9 +119,11 @@ impl ViewIndex {
     fn update_parts(&mut self, before: &Store, after: &Store, dirty: &mut DirtyViews) {
         let mut stale = StaleEntries::default();
         stale.read_networks(before, after);
-        stale.read_tasks(before, after, self, dirty);
-        stale.read_nodes(before, after, self);
-        stale.read_services(before, after, self);
+        stale.read_tasks(before, after, dirty);
+        stale.read_nodes(before, after);
+        stale.read_services(before, after);
+        stale.members.sort_unstable();
+        stale.members.dedup();
 
         let mut changed_networks = BTreeSet::new();
         for id in &stale.networks {
@@ -162,7 +152,7 @@ impl ViewIndex {
         }
         self.by_set.retain(|ids, _| ids.is_disjoint(&dirty.networks));
         // Sets that no node has any more are dropped at times, not traced.
-        if self.by_set.len() > 2 * self.by_node.len() + 1 {
+        if self.by_set.len() > 2 * Node::table(after).len() + 1 {
             self.by_set.clear();
         }
     }
@@ -210,7 +200,7 @@ impl ViewIndex {
             changed = true;
         }
         for id in &stale.peers {
-            let peer = after.node(id).map(|node| view::peer(node, self.tasks(after, id)));
+            let peer = after.node(id).map(|node| view::peer(node, after.tasks_of_node(id)));
             let at = cluster.nodes.binary_search_by(|n| n.node_id.cmp(id));
             if at.ok().map(|at| &cluster.nodes[at]) == peer.as_ref() {
                 continue;
@@ -225,7 +215,7 @@ impl ViewIndex {
             }
         }
         for id in &stale.ports {
-            let tasks = self.by_service.get(id).into_iter().flatten().filter_map(|id| after.task(id));
+            let tasks = after.tasks_of_service(id);
             let now = after.service(id).map(|s| view::ports(after, s, self.ingress.as_ref(), tasks)).unwrap_or_default();
             changed |= replace_ports(&mut cluster, id, now);
         }
@@ -238,8 +228,9 @@ impl ViewIndex {
 #[derive(Default)]
 struct StaleEntries {
     networks: BTreeSet<NetworkId>,
-    /// Tasks, whose entries on their networks are stale.
-    members: BTreeSet<TaskId>,
+    /// Tasks, whose entries on their networks are stale; some twice. A list: a new leader has all tasks in it, and what that takes
+    /// of memory comes back as a whole.
+    members: Vec<TaskId>,
     peers: BTreeSet<NodeId>,
     ports: BTreeSet<ServiceId>,
     names: BTreeSet<ServiceId>,
@@ -260,7 +251,7 @@ impl StaleEntries {
         }
     }
 
-    fn read_tasks(&mut self, before: &Store, after: &Store, index: &mut ViewIndex, dirty: &mut DirtyViews) {
+    fn read_tasks(&mut self, before: &Store, after: &Store, dirty: &mut DirtyViews) {
         for (was, is) in changed::<Task>(before, after) {
             let Some(task) = is.or(was) else { continue };
             self.add_task(task);
@@ -272,55 +263,35 @@ impl StaleEntries {
                     self.peers.insert(node.clone());
                 }
             }
-            if let Some(was) = was {
-                remove(&mut index.by_service, &was.service_id, &was.id);
-                was.node_id.iter().for_each(|node| remove(&mut index.by_node, node, &was.id));
-            }
-            if let Some(is) = is {
-                index.by_service.entry(is.service_id.clone()).or_default().insert(is.id.clone());
-                if let Some(node) = &is.node_id {
-                    index.by_node.entry(node.clone()).or_default().insert(is.id.clone());
-                }
-            }
         }
     }
 
     fn add_task(&mut self, task: &Task) {
-        self.members.insert(task.id.clone());
+        self.members.push(task.id.clone());
         self.ports.insert(task.service_id.clone());
     }
 
     /// A node that comes, goes, or is down or no longer down changes the entries of its tasks.
-    fn read_nodes(&mut self, before: &Store, after: &Store, index: &ViewIndex) {
+    fn read_nodes(&mut self, before: &Store, after: &Store) {
         for (was, is) in changed::<Node>(before, after) {
             let Some(node) = is.or(was) else { continue };
             self.peers.insert(node.id.clone());
             let is_up = |node: Option<&Node>| node.map(|n| n.status.state != NodeState::Down);
             if is_up(was) != is_up(is) {
-                index.tasks(after, &node.id).for_each(|task| self.add_task(task));
+                after.tasks_of_node(&node.id).for_each(|task| self.add_task(task));
             }
         }
     }
 
-    fn read_services(&mut self, before: &Store, after: &Store, index: &ViewIndex) {
+    fn read_services(&mut self, before: &Store, after: &Store) {
         for (was, is) in changed::<Service>(before, after) {
             let Some(service) = is.or(was) else { continue };
             self.names.insert(service.id.clone());
             self.ports.insert(service.id.clone());
             let mode = |service: Option<&Service>| service.map(|s| s.spec.endpoint_mode());
             if mode(was) != mode(is) {
-                let tasks = index.by_service.get(&service.id).into_iter().flatten();
-                tasks.filter_map(|id| after.task(id)).for_each(|task| self.add_task(task));
+                after.tasks_of_service(&service.id).for_each(|task| self.add_task(task));
             }
-        }
-    }
-}
-
-fn remove<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, task: &TaskId) {
-    if let Some(tasks) = index.get_mut(key) {
-        tasks.remove(task);
-        if tasks.is_empty() {
-            index.remove(key);
         }
     }
 }

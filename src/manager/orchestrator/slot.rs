@@ -5,7 +5,7 @@ use super::restart::{delay, ended_on_its_own, failures_after, should_restart};
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
-use crate::model::eligibility::satisfies_constraints;
+use crate::model::constraint::Constraints;
 use crate::model::service::UpdateConfig;
 use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp};
 use crate::store::Store;
@@ -17,27 +17,24 @@ use std::time::Duration;
 /// Tasks of a service by slot.
 pub type TasksBySlot<'a> = BTreeMap<SlotKey, Vec<&'a Task>>;
 
-/// All tasks that are not to be removed, within a slot by id.
-pub(super) fn tasks_by_service(store: &Store) -> BTreeMap<&ServiceId, TasksBySlot<'_>> {
-    let mut by_service = BTreeMap::<&ServiceId, TasksBySlot>::new();
-    for task in store.tasks().filter(|t| t.desired_state < TaskState::Remove) {
-        by_service.entry(&task.service_id).or_default().entry(task.slot_key()).or_default().push(task);
+/// Tasks of a service that are not to be removed, within a slot the oldest first.
+pub(super) fn tasks_by_slot<'a>(store: &'a Store, service: &ServiceId) -> TasksBySlot<'a> {
+    let mut slots = TasksBySlot::new();
+    for task in store.tasks_of_service(service).filter(|t| t.desired_state < TaskState::Remove) {
+        slots.entry(task.slot_key()).or_default().push(task);
     }
-    by_service
-}
-
-/// Sorts the tasks of each slot, oldest first.
-pub(super) fn sort_by_age(slots: &mut TasksBySlot) {
-    for tasks in slots.values_mut() {
+    for tasks in slots.values_mut().filter(|tasks| tasks.len() > 1) {
         tasks.sort_by(|a, b| by_age(a, b));
     }
+    slots
 }
 
-/// Removes tasks whose service was removed.
-pub(super) fn remove_tasks_without_service(store: &Store, tasks: &BTreeMap<&ServiceId, TasksBySlot>, out: &mut Writes<impl Rng>) {
-    let removed = tasks.iter().filter(|(id, _)| store.service(id).is_none());
-    let tasks = removed.flat_map(|(_, slots)| slots.values().flatten());
-    for task in tasks.take(BATCH) {
+/// Removes the tasks of a service that was removed. Stops once `out` has [`BATCH`] writes.
+pub(super) fn remove_tasks_of(store: &Store, service: &ServiceId, out: &mut Writes<impl Rng>) {
+    for task in tasks_by_slot(store, service).into_values().flatten() {
+        if out.len() >= BATCH {
+            return;
+        }
         out.desire(task, TaskState::Remove, TaskEnd::ServiceRemoved);
     }
 }
@@ -103,11 +100,39 @@ pub(super) struct ServiceSlots<'a> {
     pub config: UpdateConfig,
     /// Tasks that `skep rebalance` moves now.
     pub moving: BTreeSet<TaskId>,
+    /// Of the service, read once for all of its tasks.
+    constraints: Constraints,
 }
 
 impl<'a> ServiceSlots<'a> {
     pub(super) fn new(store: &'a Store, service: &'a Service, now: Timestamp, settings: &'a ManagerSettings) -> Self {
-        Self { store, service, now, settings, config: service.current_update_config(), moving: BTreeSet::new() }
+        let constraints = Constraints::of(&service.spec.task_template);
+        Self { store, service, now, settings, config: service.current_update_config(), constraints, moving: BTreeSet::new() }
+    }
+
+    /// Whether what is planned for these tasks may be something else at a later time although neither they nor anything else of the
+    /// service changes: an update goes on, a task waits for its start, or for what it replaces, or its node may return.
+    pub(super) fn depend_on_time(&self, tasks: &TasksBySlot) -> bool {
+        let is_job = self.service.spec.mode.is_job();
+        // What is on a node that is away stays there if its slot is that node's.
+        let is_lost = |task: &Task| self.lost_its_node(task) && task.slot_node.is_none();
+        let is_steady = |task: &Task| {
+            let is_over = task.status.state.is_final() && !(is_job && task.status.state == TaskState::Complete);
+            let is_under_way = task.desired_state >= self.goal() && task.not_before.is_none() && task.move_to.is_none();
+            !is_over && is_under_way && !is_lost(task) && !self.must_move(task) && !self.may_not_be_taken(task)
+        };
+        // Attempts are counted within a window that moves.
+        let has_window = |task: &Task| task.spec.restart_policy.as_ref().is_some_and(|policy| policy.window.is_some());
+        let waits = |tasks: &Vec<&Task>| {
+            let mut wanted = tasks.iter().filter(|t| t.is_wanted());
+            match (wanted.next(), wanted.next()) {
+                (None, _) => !is_job && tasks.last().is_some_and(|newest| has_window(newest)),
+                (Some(task), None) => !is_steady(task),
+                (Some(_), Some(_)) => true,
+            }
+        };
+        let updates = self.service.update.as_ref().is_some_and(|update| update.state.is_active());
+        updates || tasks.values().any(waits)
     }
 
     /// State of the slot that has these tasks, oldest first.
@@ -165,13 +190,12 @@ impl<'a> ServiceSlots<'a> {
 
     /// The task has the present template, and its node satisfies that.
     pub(super) fn is_current(&self, task: &Task) -> bool {
-        let spec = &self.service.spec.task_template;
-        let is_allowed = self.node_of(task).is_none_or(|node| satisfies_constraints(node, spec));
-        task.spec_version == self.service.spec_version && is_allowed
+        let is_allowed = || self.node_of(task).is_none_or(|node| self.constraints.are_met_by(node));
+        task.spec_version == self.service.spec_version && is_allowed()
     }
 
-    /// The task runs where it cannot stay, on a node that can receive the order to stop it: that is drained, or the task is one that
-    /// `skep rebalance` moves. (A task in the slot of a
+    /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained, or did not take it, or the task
+    /// is one that `skep rebalance` moves. (A task in the slot of a
     /// node is shut down then, and has no successor. Tasks whose node does not satisfy their constraints any more are evicted by the
     /// scheduler's enforcer.)
     pub(super) fn must_move(&self, task: &Task) -> bool {
@@ -180,8 +204,25 @@ impl<'a> ServiceSlots<'a> {
 
     pub(super) fn reason_to_move(&self, task: &Task) -> Option<TaskEnd> {
         let is_drained = self.node_of(task).is_some_and(|node| node.spec.availability == Availability::Drain);
-        let is_rebalanced = self.moving.contains(&task.id).then_some(TaskEnd::Rebalanced);
-        is_drained.then_some(TaskEnd::Drained).or(is_rebalanced)
+        let is_rebalanced = || self.moving.contains(&task.id);
+        let is_not_taken = || self.may_not_be_taken(task) && self.was_not_taken(task);
+        is_drained
+            .then_some(TaskEnd::Drained)
+            .or_else(|| is_rebalanced().then_some(TaskEnd::Rebalanced))
+            .or_else(|| is_not_taken().then_some(TaskEnd::NotTaken))
+    }
+
+    /// The task's node is connected and applies nothing, and has not taken the task, which could run elsewhere.
+    fn may_not_be_taken(&self, task: &Task) -> bool {
+        let is_behind = self.node_of(task).is_some_and(|node| node.status.behind_since.is_some());
+        is_behind && task.status.state == TaskState::Assigned && task.slot_node.is_none() && task.job_iteration.is_none()
+    }
+
+    /// For as long as a node that is behind was waited for. One task at most is left behind in a slot: the next node may be the same.
+    fn was_not_taken(&self, task: &Task) -> bool {
+        let is_other = |t: &&Task| t.id != task.id && t.slot_key() == task.slot_key() && self.may_still_run(t);
+        self.now.since(task.status.timestamp) >= self.settings.node_lag
+            && !self.store.tasks_of_service(&task.service_id).any(|other| is_other(&other))
     }
 
     /// The task may have a running container, on a node that can receive the order to stop it.

@@ -289,7 +289,7 @@ impl NodeRanking<'_> {
         let (tasks, of_service) = load.map_or((0, 0), |load| (count(load.tasks), count(load.of_service(needs.service))));
         let (main, tasks) = if needs.binpack { (-fullness(node, load), -tasks) } else { (of_service, tasks) };
         NodeRank {
-            avoid: failures >= EarlierFailures::AVOID,
+            avoid: failures >= EarlierFailures::AVOID || node.status.behind_since.is_some(),
             main,
             failures,
             image_absent: needs.prefer_image && !load.is_some_and(|load| load.has_image(needs.image)),

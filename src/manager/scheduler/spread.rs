@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 /// Rank of a node for the tasks of a group; lower is better.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct NodeRank {
-    /// Recent failures are so many that any other node is better.
+    /// Recent failures are so many, or it applies nothing, that any other node is better.
     pub avoid: bool,
     /// Spread: tasks of the service. Bin packing: the fuller node is better.
     pub main: i64,

@@ -420,7 +420,7 @@ pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now:
 async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, search: &mut LeaderSearch) -> AttemptEnd {
     let mut decoder = ViewDecoder::default();
     loop {
-        let message = match reader.message::<ToNode>().await {
+        let message = match reader.expanded_message::<ToNode>().await {
             Ok(Some(message)) => message,
             Ok(None) => return AttemptEnd::lost("the leader closed the session"),
             Err(error @ FrameError::Silent(_)) => return AttemptEnd::Search(AttemptOutcome::Silent, error.to_string()),

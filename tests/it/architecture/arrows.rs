@@ -47,6 +47,7 @@ const HOMES: &[(&str, &str)] = &[
     ("slog", "raft"),
     ("redb", "raft"),
     ("imbl", "store"),
+    ("flate2", "protocol"),
     ("bollard", "runtime"),
     ("hickory_proto", "dns"),
     ("gotatun", "datapath"),

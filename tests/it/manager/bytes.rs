@@ -9,8 +9,9 @@ use skep::manager::{LowestApplied, ManagerSettings, SessionId};
 use skep::model::service::Replicated;
 use skep::model::view::{ClusterPart, Networks};
 use skep::model::{ListeningPort, Listens, Protocol, Revision, TaskState, TaskStatus};
+use skep::protocol::compression::expanded;
 use skep::protocol::view_stream::{PIECE, ViewDecoder, ViewEncoder};
-use skep::protocol::{FORMAT, ToManager, ToNode};
+use skep::protocol::{FORMAT, MAX_FRAME, ToManager, ToNode};
 use skep::store::{Action, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ impl Cluster {
             for document in receiver.encoder.encode(message) {
                 receiver.bytes += document.len();
                 self.largest = self.largest.max(document.len());
+                let document = expanded(&document, MAX_FRAME).unwrap();
                 let ToNode::Piece(piece) = serde_json::from_slice(&document).unwrap() else { continue };
                 if let Some(ToNode::View { networks, cluster, .. }) = receiver.decoder.take(piece).unwrap() {
                     receiver.networks = networks.unwrap_or_else(|| receiver.networks.clone());

@@ -3,9 +3,10 @@
 
 use super::fixture::{self, after, apply, joining_node, node, restarting, service};
 use skep::manager::allocator::Freed;
+use skep::manager::orchestrator::Orchestrator;
 use skep::manager::round::RoundPlanner;
 use skep::manager::round_scope::RoundScope;
-use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, orchestrator, reaper, scheduler};
+use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, reaper, scheduler};
 use skep::model::service::{EndpointMode, EndpointSpec, Replicated};
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
 use skep::store::{Action, Kind, Object, Store};
@@ -241,7 +242,8 @@ fn a_join_and_a_concurrent_address_allocation_do_not_collide() {
     let mut store = fixture::store(1);
     apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
-    let tasks = orchestrator::plan(&store, fixture::START, &mut rng, &ManagerSettings::default());
+    let settings = ManagerSettings::default();
+    let tasks = Orchestrator::default().plan(&store, fixture::START, &mut rng, &settings, &RoundScope::full()).actions;
     apply(&mut store, fixture::START, tasks);
     let mut quarantine = allocator::QuarantinedAddresses::default();
     let addresses = allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full());
@@ -335,7 +337,8 @@ fn planners_do_nothing_when_there_is_nothing_to_do() {
     let store = fixture::store(2);
     let settings = ManagerSettings::default();
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
-    assert_eq!(orchestrator::plan(&store, fixture::START, &mut rng, &settings), Vec::new());
+    let services = Orchestrator::default().plan(&store, fixture::START, &mut rng, &settings, &RoundScope::full());
+    assert_eq!(services.actions, Vec::new());
     let mut quarantine = allocator::QuarantinedAddresses::default();
     assert_eq!(allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full()), Vec::new());
     assert_eq!(scheduler::Scheduler::default().plan(&store, fixture::START), Vec::new());

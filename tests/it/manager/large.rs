@@ -2,11 +2,13 @@
 
 use super::fixture::{self, apply, service};
 use ipnet::Ipv4Net;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use skep::manager::round::RoundPlanner;
 use skep::manager::{LowestApplied, ManagerSettings};
 use skep::model::service::Replicated;
 use skep::model::task::{Attachment, EarlierFailures};
-use skep::model::{Cluster, Meta, Service, Task, TaskSpec, TaskState, TaskStatus};
+use skep::model::{Cluster, Meta, Service, Task, TaskId, TaskSpec, TaskState, TaskStatus};
 use skep::store::{Action, Store};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
     settle(&mut store);
     let ids: Vec<skep::model::NodeId> = store.nodes().map(|node| node.id.clone()).collect();
     let first = u32::try_from(node_count).unwrap() + u32::from(services) + 16;
+    // Ids as skep draws them: neither in order nor easy to compress.
+    let mut rng = StdRng::seed_from_u64(1);
     let mut number = 0;
     for n in 0..services {
         let mut scaled: Service = store.service(&format!("s{n}").as_str().into()).unwrap().clone();
@@ -48,7 +52,7 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
         for slot in 1..=replicas {
             let address = Ipv4Addr::from_bits(subnet.network().to_bits() + first + number);
             actions.push(Action::create(Task {
-                id: format!("t{number:024}").as_str().into(),
+                id: TaskId::draw(&mut rng),
                 meta: Meta::default(),
                 spec: spec.clone(),
                 spec_version: scaled.spec_version,

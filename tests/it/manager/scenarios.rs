@@ -374,3 +374,28 @@ fn late_reports_never_move_a_task_back() {
     simulation.run(Duration::from_secs(1));
     assert_eq!(simulation.running_containers("whoami"), 0);
 }
+
+#[test]
+fn a_task_that_a_connected_node_does_not_take_runs_elsewhere_and_that_node_gets_the_next_ones_last() {
+    let mut simulation = Simulation::new(2, 1);
+    simulation.agents.get_mut(&node(2)).unwrap().hangs = true;
+    simulation.command(vec![Action::create(service("web", 2, &[(8080, 80)], &[]))]);
+    let waited = simulation.until("two run on the node that works", |s| s.per_node("web").get("n1") == Some(&2));
+    let settings = &simulation.settings;
+    assert!(waited >= settings.node_lag, "no node is given up before it counts as behind: {waited:?}");
+    assert!(waited <= settings.node_lag * 2 + settings.replace_wait + Duration::from_secs(2), "{waited:?}");
+    assert_eq!(simulation.state_of(&node(2)), NodeState::Ready);
+    simulation.scale("web", 5);
+    simulation.until("five run", |s| s.per_node("web").get("n1") == Some(&5));
+    let left = |s: &Simulation| s.tasks("web").iter().filter(|t| t.node_id == Some(node(2)) && t.is_wanted()).count();
+    assert_eq!(left(&simulation), 0);
+
+    // It works again: it never starts what was given to others, and is a node like any other.
+    simulation.agents.get_mut(&node(2)).unwrap().hangs = false;
+    simulation.agents.get_mut(&node(2)).unwrap().session = None;
+    simulation.run(Duration::from_secs(10));
+    assert_eq!(simulation.running_containers("web"), 5);
+    simulation.scale("web", 10);
+    simulation.until("ten run on both", |s| s.per_node("web").get("n2") == Some(&5));
+    assert_eq!(check_settled(&simulation.store), Vec::<String>::new());
+}

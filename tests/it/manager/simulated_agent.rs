@@ -36,6 +36,8 @@ pub struct SimulatedAgent {
     /// Messages are delivered.
     pub connected: bool,
     pub removed: bool,
+    /// It keeps its session, and neither applies nor reports anything: its loops hang.
+    pub hangs: bool,
     pub revision: Revision,
     pub tasks: Arc<Tasks>,
     pub networks: Arc<Networks>,
@@ -53,6 +55,7 @@ impl SimulatedAgent {
             session: None,
             connected: true,
             removed: false,
+            hangs: false,
             revision: Revision::default(),
             tasks: Arc::default(),
             networks: Arc::default(),
@@ -79,6 +82,7 @@ impl SimulatedAgent {
     /// Processes a message and returns the answer.
     pub fn receive(&mut self, message: ToNode) -> Option<ToManager> {
         match message {
+            ToNode::View { .. } if self.hangs => return None,
             ToNode::View { revision, tasks, networks, cluster } => {
                 assert!(revision >= self.revision, "{} was sent an older view", self.id);
                 self.revision = revision;
@@ -103,6 +107,9 @@ impl SimulatedAgent {
     /// One step of every container; returns the tasks whose stop began in this step.
     pub fn step(&mut self, now: Timestamp, rng: &mut StdRng) -> Vec<TaskId> {
         let mut stop_began = Vec::new();
+        if self.hangs {
+            return stop_began;
+        }
         let (tasks, unsent) = (self.tasks.clone(), &mut self.unsent_statuses);
         self.containers.retain(|id, c| tasks.by_id.contains_key(id) || c.runs());
         for task in tasks.by_id.values() {

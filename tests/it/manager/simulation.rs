@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skep::manager::dispatcher::Effect;
 use skep::manager::liveness::Event;
+use skep::manager::orchestrator::Orchestrator;
 use skep::manager::round::RoundPlanner;
 use skep::manager::round_scope::RoundScope;
 use skep::manager::{ManagerSettings, SessionId, invariants, reaper};
@@ -290,6 +291,7 @@ impl Simulation {
             if is_idle {
                 let left = reaper::plan(&self.store, self.now, &self.settings, &RoundScope::full());
                 assert!(left.is_empty(), "a round leaves out what it should look at: {left:?}");
+                self.check_that_nothing_is_left_out();
                 return;
             }
             if let Some(write) = self.concurrent_writes.pop() {
@@ -300,6 +302,15 @@ impl Simulation {
                 self.planner.written();
             }
         }
+    }
+
+    /// A round looks at what has changed and at what waits for a time. Looking at everything gives the same.
+    fn check_that_nothing_is_left_out(&self) {
+        let mut rng = StdRng::seed_from_u64(1);
+        let whole = Orchestrator::default().plan(&self.store, self.now, &mut rng, &self.settings, &RoundScope::full());
+        let changes = |action: &&Action| !matches!(action, Action::Update(object) if object.is_stored(&self.store));
+        let left: Vec<&Action> = whole.actions.iter().filter(changes).collect();
+        assert!(left.is_empty(), "a round leaves out what it should look at: {left:?}\n{}", self.dump());
     }
 
     /// Applies a transaction as raft would, and passes the new state on.
