@@ -8,6 +8,7 @@ mod docker_cli;
 mod engine_versions;
 mod events;
 mod fixture;
+mod logs;
 mod membership;
 mod networks;
 mod node_updates;

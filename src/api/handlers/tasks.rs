@@ -2,7 +2,6 @@
 
 use super::reply::ok;
 use super::request::ApiRequest;
-use super::services::check_log_parameters;
 use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
@@ -106,18 +105,6 @@ fn unwritten(task: &Task, store: &Store, left_out: &[UnwrittenObject]) -> Option
     };
     let object = left_out.iter().find(concerns)?;
     Some(format!("a change of {} {} cannot be written: {}", object.kind, object.id, object.reason))
-}
-
-/// GET /tasks/{id}/logs
-pub fn logs(request: &ApiRequest, reference: &str) -> Result<Response> {
-    let store = request.store()?.read();
-    let task = lookup::task(&store, reference)?;
-    check_log_parameters(request)?;
-    let node = task.node_id.as_ref().and_then(|n| store.node(n)).map_or("its node", |n| &n.description.hostname);
-    Err(ApiError::not_implemented(format!(
-        "logs of services and tasks are not implemented in skep yet: run docker logs {} on {node}",
-        task.container_name()
-    )))
 }
 
 #[cfg(test)]
