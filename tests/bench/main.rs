@@ -1,5 +1,5 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,tables,datapath,tunnel,names,traffic`
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,traffic`
 //! selects parts; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
     reason = "a bench"
 )]
 
+mod api;
 mod control;
 mod datapath;
 mod names;
@@ -38,7 +39,7 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,tables,datapath,tunnel,names,traffic".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,api,tables,datapath,tunnel,names,traffic".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
@@ -47,12 +48,14 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "names" => names::run_all(&mut report),
-            "traffic" => {
-                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-                runtime.block_on(traffic::run(&mut report));
-            }
-            other => panic!("no part {other}: control, tables, datapath, tunnel, names, traffic"),
+            "api" => on_runtime(api::run(&mut report)),
+            "traffic" => on_runtime(traffic::run(&mut report)),
+            other => panic!("no part {other}: control, api, tables, datapath, tunnel, names, traffic"),
         }
     }
     report.write();
+}
+
+fn on_runtime(part: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(part);
 }

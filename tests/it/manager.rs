@@ -24,6 +24,6 @@ mod rollouts;
 mod scale;
 mod scenarios;
 mod scheduling_cost;
-mod simulated_agent;
+pub mod simulated_agent;
 mod simulation;
 mod swarm;

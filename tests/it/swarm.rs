@@ -6,6 +6,7 @@ pub mod kit;
 mod bad_input;
 mod certificates;
 mod life;
+mod logs;
 mod managers;
 mod network;
 mod payloads;

@@ -172,7 +172,8 @@ async fn a_reader_that_takes_nothing_holds_the_node_back_and_leaves_nothing_open
     }
     // What the sockets of both sides buffer, and the queues: some megabytes.
     assert!(before < 20_000, "{before} lines are on the way");
-    for _ in 0..1000 {
+    // What is on the way must be taken before the node goes on.
+    for _ in 0..before {
         logs.recv().await.expect("it goes on");
     }
     eventually("more is taken", || node.reader.taken.load(SeqCst) > before).await;
