@@ -11,11 +11,12 @@ use serde_json::Value;
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::manager::{JoiningNode, ManagerSettings, Sessions, bootstrap, node_allocation, start};
-use skep::model::node::ManagerStatus;
-use skep::model::{Availability, LogPiece, LogRequest, LogStream, NodeId, NodeState, Role, TaskState, WgKey};
+use skep::model::node::{ManagerStatus, NodeDescription};
+use skep::model::{Availability, LogPiece, LogRequest, LogStream, NodeId, NodeState, Role, Secret, TaskState};
 use skep::protocol::{ToManager, ToNode};
 use skep::rpc::LogReader;
 use skep::store::{LocalProposer, StoreHandle};
+use skep::trust::TunnelKey;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -42,9 +43,10 @@ impl ManagedSwarm {
             id: NODES[number].into(),
             role: if number == 0 { Role::Manager } else { Role::Worker },
             availability: Availability::Active,
-            description: super::recorded_store::node(NODES[number], &format!("lab{}", number + 1), Role::Worker).description,
+            description: description(number),
             addr: Some(format!("10.123.0.{}", number + 1).parse().unwrap()),
-            key: WgKey([u8::try_from(number).unwrap() + 1; 32]),
+            // The manager's is the one that its vault opens secrets with.
+            key: TunnelKey::new(Secret::new([7 + u8::try_from(number).unwrap(); 32])).public(),
             endpoints: Vec::new(),
             manager: (number == 0).then(|| ManagerStatus { raft_id: 1, addr: "10.123.0.1:2377".parse().unwrap() }),
         };
@@ -59,7 +61,7 @@ impl ManagedSwarm {
         let manager = start(store.clone(), is_leader, settings, Arc::new(SystemClock), 1, stop.clone());
         for (number, id) in NODES.iter().enumerate() {
             let mut agent = SimulatedAgent::new((*id).into());
-            agent.description = joining(number).description;
+            agent.description = description(number);
             tokio::spawn(stop.clone().run_until_cancelled_owned(run_agent(agent, manager.sessions.clone())));
         }
         *node.store.lock().unwrap() = Some(store.clone());
@@ -112,6 +114,13 @@ impl ManagedSwarm {
         let wanted = store.tasks().filter(|task| task.desired_state == TaskState::Running);
         wanted.map(|task| (task.service_name.clone(), task.id.to_string())).collect()
     }
+}
+
+/// Of an engine as Debian has it.
+fn description(number: usize) -> NodeDescription {
+    let recorded = super::recorded_store::node(NODES[number], &format!("lab{}", number + 1), Role::Worker).description;
+    let plugins = recorded.plugins.into_iter().chain([("Log".to_owned(), "local".to_owned())]).collect();
+    NodeDescription { plugins, ..recorded }
 }
 
 /// Every task has written one line.

@@ -79,8 +79,9 @@ assert service.force_update()
 wait("new tasks", lambda: len(running(service)) == 4 and not set(before) & set(running(service)))
 refused(500, "update out of sequence", client.api.update_service, service.id, stale, task_template={"ContainerSpec": {"Image": "lab:1"}}, name="web")
 refused(400, "in use", secret.remove)
+tasks = running(service)
 lines = b"".join(service.logs(stdout=True, stderr=True)).decode().splitlines()
-assert all("line of " + task in lines for task in running(service)), lines
+assert all("line of " + task in lines for task in tasks), lines
 
 node = client.nodes.list(filters={"name": "lab2"})[0]
 spec = dict(node.attrs["Spec"], Availability="drain", Labels={"zone": "a"})
