@@ -168,7 +168,7 @@ pub trait NodeControl: Send + Sync {
     /// This node is no manager, or its root CA cannot be read.
     fn new_token(&self) -> Result<Secret<String>, ControlError>;
     /// Reads logs of tasks on a node, each that is asked for until it ends. Returns when nothing more can be asked for and all have
-    /// ended, or when nobody takes what is read. What is not taken waits on the node.
+    /// ended, or when `logs` is closed. What is not taken waits on the node.
     ///
     /// # Errors
     /// The node cannot be reached, or the connection was lost.

@@ -16,7 +16,7 @@ pub struct LogOptions {
     pub follow: bool,
     /// Each line begins with its time.
     pub timestamps: bool,
-    /// Then comes what the log driver was told to keep with each line, and a blank.
+    /// Then comes what the log driver keeps with each line, and a blank.
     pub details: bool,
     /// So many lines from the end; `None`: all.
     pub tail: Option<u64>,

@@ -207,8 +207,8 @@ impl LogFeed {
         LogRequest { task: progress.target.task.clone(), tty: progress.target.tty, options }
     }
 
-    /// Whether lines come with their time, which is where a lost log goes on. In the text of a terminal it cannot be told from
-    /// what the process has written.
+    /// Whether lines come with their time, which is where a lost log goes on. In the text of a terminal it looks like what the
+    /// process has written.
     fn is_stamped(&self, target: &LogTarget) -> bool {
         !target.tty || self.parameters.timestamps
     }

@@ -78,7 +78,7 @@ impl LogLink {
                 }
             }
         };
-        // While it waits for somebody to take what was read, nobody would notice that they are gone.
+        // While `receive` waits for what was read to be taken, only this notices that the queue is closed.
         tokio::select! {
             ended = receive => ended,
             ended = ask(requests, writer, &outstanding) => ended,

@@ -112,7 +112,7 @@ async fn read(link: &LogLink, node: &Node, tasks: &[&str]) -> anyhow::Result<Vec
 }
 
 #[tokio::test]
-async fn every_line_arrives_once_and_in_order_and_the_end_is_told() {
+async fn every_line_arrives_once_and_in_order_and_the_end_is_reported() {
     let trust = Trust::new();
     let manager = trust.identity(Role::Manager);
     let node = node(&trust, manager.node_id());
@@ -151,7 +151,7 @@ async fn only_the_manager_of_that_address_gets_in_and_only_the_dialed_node_is_be
     assert!(error.to_string().starts_with("it is node "), "{error:#}");
     *node.manager.lock().unwrap() = None;
     read(&link(&manager), &node, &["count-1"]).await.expect_err("no manager has that address");
-    assert_eq!(node.reader.taken.load(SeqCst), 1, "nobody else has read a line");
+    assert_eq!(node.reader.taken.load(SeqCst), 1, "no other node has read a line");
 }
 
 #[tokio::test]
