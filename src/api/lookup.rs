@@ -110,7 +110,9 @@ mod tests {
         let mut store = Store::default();
         store.apply(1, &Transaction::new(Timestamp(0), actions)).expect("applied");
         let found = |reference: &str| service(&store, reference).map(|s| s.id.to_string()).map_err(|e| e.message);
-        for (reference, id) in [("abc1", "abc1"), ("web", "abc1"), ("ab", "xyz3"), ("abd", "abd2"), ("web9", "web9"), ("xy", "xyz3")] {
+        for (reference, id) in
+            [("abc1", "abc1"), ("web", "abc1"), ("ab", "xyz3"), ("abd", "abd2"), ("web9", "web9"), ("xy", "xyz3")]
+        {
             assert_eq!(found(reference).as_deref(), Ok(id), "{reference}");
         }
         for (reference, refusal) in [

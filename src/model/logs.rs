@@ -9,6 +9,7 @@ pub const MAX_LOG_PIECE: usize = 256 << 10;
 
 /// Which lines of a container's log, and what stands before each.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as many flags as the engine's query has")]
 pub struct LogOptions {
     pub stdout: bool,
     pub stderr: bool,

@@ -49,10 +49,15 @@ async fn rate(client: &UnixClient, target: &str) -> f64 {
 async fn pass_through(report: &mut Report, host: &Host) {
     report.section(
         "What passes through the API",
-        &format!("A file of {} MiB out of a container (`docker cp`), and a service's log of {LINES} lines, {ROUNDS} rounds in turn.", SIZE >> 20),
+        &format!(
+            "A file of {} MiB out of a container (`docker cp`), and a service's log of {LINES} lines, {ROUNDS} rounds in turn.",
+            SIZE >> 20
+        ),
         &["", "skep ÷ engine's own socket", "goal", "engine, MB/s", "skep, MB/s"],
     );
-    let script = format!("head -c {SIZE} /dev/zero > /tmp/big; i=0; while [ $i -lt {LINES} ]; do echo line $i of a log; i=$((i+1)); done; sleep 1000");
+    let script = format!(
+        "head -c {SIZE} /dev/zero > /tmp/big; i=0; while [ $i -lt {LINES} ]; do echo line $i of a log; i=$((i+1)); done; sleep 1000"
+    );
     let container = json!({ "Image": WHOAMI_IMAGE, "Command": ["sh", "-c", script], "StopGracePeriod": 100_000_000 });
     let spec = json!({ "Name": "big", "TaskTemplate": { "ContainerSpec": container } });
     ok(&post(host, "/services/create", &spec).await);

@@ -32,7 +32,8 @@ fn stream(request: &ApiRequest, find: impl FnOnce(&Store) -> Result<LogSelector>
     let parameters = LogParameters::read(&request.query)?;
     let api = &request.api;
     let slot = api.log_slots.clone().try_acquire_owned();
-    let slot = slot.map_err(|_| ApiError::unavailable("too many logs are read through this manager: end some of them, or ask another"))?;
+    let slot =
+        slot.map_err(|_| ApiError::unavailable("too many logs are read through this manager: end some of them, or ask another"))?;
     let framed = !has_terminal(&now, &selector);
     let format = LogFormat { framed, timestamps: parameters.timestamps, details: parameters.details };
     let (control, clock) = (api.control.clone(), api.clock.clone());

@@ -37,7 +37,8 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let store = request.store()?.read();
     let filters = TaskFilters::resolve(&filters, &store)?;
     let left_out = request.api.control.left_out();
-    let tasks: Vec<_> = filters.candidates(&store).filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
+    let tasks: Vec<_> =
+        filters.candidates(&store).filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
     ok(&tasks)
 }
 

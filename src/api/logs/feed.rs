@@ -121,7 +121,7 @@ impl LogFeed {
                             }
                             None
                         }
-                        TaskLog::Ended(reason) => self.ended(progress, reason, &mut reasons),
+                        TaskLog::Ended(reason) => self.ended(progress, reason.as_deref(), &mut reasons),
                     };
                     look = earliest(look, again);
                 }
@@ -132,7 +132,7 @@ impl LogFeed {
                         let Some(progress) = tasks.get_mut(&task) else { continue };
                         match log {
                             TaskLog::Piece(piece) => if client.send(self.line(progress, &piece)).await.is_err() { return },
-                            TaskLog::Ended(reason) => look = earliest(look, self.ended(progress, reason, &mut reasons)),
+                            TaskLog::Ended(reason) => look = earliest(look, self.ended(progress, reason.as_deref(), &mut reasons)),
                         }
                     }
                     look = earliest(look, self.lost(&node, result, &mut tasks, &mut reasons));
@@ -223,9 +223,9 @@ impl LogFeed {
     }
 
     /// A log has ended; when to look again.
-    fn ended(&self, progress: &mut Progress, reason: Option<String>, reasons: &mut Vec<String>) -> Option<Instant> {
+    fn ended(&self, progress: &mut Progress, reason: Option<&str>, reasons: &mut Vec<String>) -> Option<Instant> {
         progress.state = Reading::Done;
-        if let Some(reason) = &reason {
+        if let Some(reason) = reason {
             tracing::debug!(task = %progress.target.task, reason, "a log has ended early");
             if !self.parameters.follow {
                 reasons.push(format!("task {}: {reason}", progress.target.task));

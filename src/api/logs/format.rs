@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn attributes_of_the_log_driver_are_kept_and_cannot_feign_an_origin() {
         let format = LogFormat { framed: false, timestamps: true, details: true };
-        let (text, _) = line(format, true, "2026-11-23T21:37:47.5+01:00 zone=a,com.docker.swarm.node.id=other,Env=x text  with blanks");
+        let (text, _) =
+            line(format, true, "2026-11-23T21:37:47.5+01:00 zone=a,com.docker.swarm.node.id=other,Env=x text  with blanks");
         assert_eq!(text, format!("2026-11-23T20:37:47.500000000Z Env=x,{ORIGIN},zone=a text  with blanks"));
     }
 
@@ -167,6 +168,10 @@ mod tests {
         let bytes = format.failure(&["node n2 is not available".to_owned(), "task t9 has not been scheduled".to_owned()]);
         assert_eq!(bytes[0], 3);
         let text = String::from_utf8(bytes[8..].to_vec()).unwrap();
-        assert!(text.starts_with("Error grabbing logs: ") && text.ends_with("node n2 is not available, task t9 has not been scheduled\n"), "{text}");
+        assert!(
+            text.starts_with("Error grabbing logs: ")
+                && text.ends_with("node n2 is not available, task t9 has not been scheduled\n"),
+            "{text}"
+        );
     }
 }

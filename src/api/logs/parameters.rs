@@ -5,6 +5,7 @@ use crate::api::query::{RequestQuery, quote};
 
 /// What a client asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "as many flags as the query has")]
 pub struct LogParameters {
     pub stdout: bool,
     pub stderr: bool,
@@ -72,9 +73,10 @@ fn since(text: &str) -> Result<String> {
             ApiError::failed(format!("could not parse since timestamp: strconv.ParseInt: parsing {}: {reason}", quote(part)))
         })
     };
-    let (whole, parts) = (number(seconds)?, number(fraction)?);
-    // A shorter fraction has its zeros at the end.
-    let nanos = format!("{parts:0<9}").chars().take(9).collect::<String>();
+    let whole = number(seconds)?;
+    number(fraction)?;
+    // A shorter fraction has its missing zeros at the end.
+    let nanos: String = fraction.chars().filter(char::is_ascii_digit).chain("000000000".chars()).take(9).collect();
     Ok(format!("{whole}.{nanos}"))
 }
 
@@ -84,7 +86,9 @@ mod tests {
 
     fn read(query: &str) -> std::result::Result<LogParameters, String> {
         let query = RequestQuery::parse(query);
-        check_streams(&query).and_then(|()| LogParameters::read(&query)).map_err(|e| format!("{} {}", e.status.as_u16(), e.message))
+        check_streams(&query)
+            .and_then(|()| LogParameters::read(&query))
+            .map_err(|e| format!("{} {}", e.status.as_u16(), e.message))
     }
 
     #[test]
@@ -114,7 +118,9 @@ mod tests {
         ] {
             assert_eq!(read(query).unwrap_err(), refusal, "{query}");
         }
-        for (text, sent) in [("17", "17.000000000"), ("17.000000001", "17.000000001"), ("17.25", "17.250000000"), ("-3", "-3.000000000")] {
+        for (text, sent) in
+            [("17", "17.000000000"), ("17.000000001", "17.000000001"), ("17.25", "17.250000000"), ("-3", "-3.000000000")]
+        {
             assert_eq!(since(text).expect("a time"), sent);
         }
     }

@@ -36,7 +36,11 @@ pub struct LogTargets {
 pub fn targets(store: &Store, selector: &LogSelector) -> LogTargets {
     match selector {
         LogSelector::Service(service) => LogTargets {
-            targets: store.tasks_of_service(service).filter(|t| t.status.state >= TaskState::Running).filter_map(target).collect(),
+            targets: store
+                .tasks_of_service(service)
+                .filter(|t| t.status.state >= TaskState::Running)
+                .filter_map(target)
+                .collect(),
             unscheduled: Vec::new(),
             is_over: store.service(service).is_none(),
         },

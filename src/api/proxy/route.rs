@@ -39,8 +39,8 @@ pub fn destination(method: &str, target: &str) -> Destination {
 /// Whether skep's reply goes on until the client closes the connection.
 pub fn is_endless(target: &str) -> bool {
     let path = split_version(target.split(['?', '#']).next().unwrap_or_default()).1;
-    let is_log = (path.starts_with("/services/") || path.starts_with("/tasks/")) && path.ends_with("/logs");
-    path == "/events" || is_log
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    matches!(segments[..], ["events"] | ["services" | "tasks", _, "logs"])
 }
 
 #[cfg(test)]

@@ -108,17 +108,14 @@ async fn ask<W: tokio::io::AsyncWrite + Unpin>(
     let mut open = true;
     loop {
         let message = tokio::select! {
-            request = requests.recv(), if open => match request {
-                Some(request) => {
-                    outstanding.asked.fetch_add(1, Ordering::AcqRel);
-                    ToLogs::Read(request)
-                }
-                None => {
-                    open = false;
-                    outstanding.closed.store(true, Ordering::Release);
-                    outstanding.changed.notify_one();
-                    continue;
-                }
+            request = requests.recv(), if open => if let Some(request) = request {
+                outstanding.asked.fetch_add(1, Ordering::AcqRel);
+                ToLogs::Read(request)
+            } else {
+                open = false;
+                outstanding.closed.store(true, Ordering::Release);
+                outstanding.changed.notify_one();
+                continue;
             },
             () = tokio::time::sleep(ALIVE) => ToLogs::Alive,
         };

@@ -22,7 +22,11 @@ pub trait LogReader: Send + Sync {
 
 /// Reads each log that is asked for into `logs`. Returns when nothing more can be asked for and every log has ended, or when
 /// `logs` is closed.
-pub async fn read_here(reader: Arc<dyn LogReader>, mut requests: mpsc::Receiver<LogRequest>, logs: mpsc::Sender<(TaskId, TaskLog)>) {
+pub async fn read_here(
+    reader: Arc<dyn LogReader>,
+    mut requests: mpsc::Receiver<LogRequest>,
+    logs: mpsc::Sender<(TaskId, TaskLog)>,
+) {
     let (mut running, slots) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
     let mut open = true;
     while open || !running.is_empty() {

@@ -37,7 +37,10 @@ async fn prometheus_discovers_nodes_services_and_tasks() {
 
     let dir = api.socket.parent().unwrap();
     let job = |role: &str| {
-        format!("  - job_name: {role}\n    dockerswarm_sd_configs: [{{host: 'unix://{}', role: {role}, refresh_interval: 200ms}}]\n", api.socket.display())
+        format!(
+            "  - job_name: {role}\n    dockerswarm_sd_configs: [{{host: 'unix://{}', role: {role}, refresh_interval: 200ms}}]\n",
+            api.socket.display()
+        )
     };
     let config = format!("global: {{scrape_interval: 1h}}\nscrape_configs:\n{}{}{}", job("nodes"), job("services"), job("tasks"));
     std::fs::write(dir.join("prometheus.yml"), config).unwrap();

@@ -97,21 +97,24 @@ impl LogReader for Logs {
         let (live, broken) = (self.live.subscribe(), self.broken.subscribe());
         let follow = request.options.follow;
         let written = futures_util::stream::iter(written).map(Ok);
-        let later = futures_util::stream::unfold((live, broken, counted, task), move |(mut live, mut broken, counted, task)| async move {
-            loop {
-                if !follow {
-                    return None;
+        let later = futures_util::stream::unfold(
+            (live, broken, counted, task),
+            move |(mut live, mut broken, counted, task)| async move {
+                loop {
+                    if !follow {
+                        return None;
+                    }
+                    tokio::select! {
+                        _ = broken.recv() => return None,
+                        piece = live.recv() => match piece {
+                            Ok((of, piece)) if of == task => return Some((Ok(piece), (live, broken, counted, task))),
+                            Ok(_) => {}
+                            Err(_) => return None,
+                        },
+                    }
                 }
-                tokio::select! {
-                    _ = broken.recv() => return None,
-                    piece = live.recv() => match piece {
-                        Ok((of, piece)) if of == task => return Some((Ok(piece), (live, broken, counted, task))),
-                        Ok(_) => {}
-                        Err(_) => return None,
-                    },
-                }
-            }
-        });
+            },
+        );
         Ok(written.chain(later).boxed())
     }
 }
@@ -227,7 +230,10 @@ async fn the_stock_cli_prints_the_lines_of_all_nodes_with_their_task_and_node() 
     fixture.lab2.write("hpb5yett2sffbc82ftcjhpfhq", LogStream::Stderr, &stamped(2, "err 0"));
     let run = async |line: &str| run_docker(&fixture.api, &line.split_whitespace().collect::<Vec<_>>(), "").await;
     let (code, out, err) = run("service logs web").await;
-    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "web.1.9efpzjzrk43t@lab1    | line 0\n", "web.2.hpb5yett2sff@lab2    | err 0\n"));
+    assert_eq!(
+        (code, out.as_str(), err.as_str()),
+        (Some(0), "web.1.9efpzjzrk43t@lab1    | line 0\n", "web.2.hpb5yett2sff@lab2    | err 0\n")
+    );
     let (_, out, err) = run("service logs --timestamps --details web").await;
     assert_eq!(
         (out.as_str(), err.as_str()),
@@ -304,7 +310,11 @@ async fn tasks_that_start_later_join_and_the_stream_ends_with_the_service() {
     let text = stream.until("its first line\n").await;
     assert!(!text.contains("2026"), "no times unless they are asked for: {text}");
     let asked = |task: &str| fixture.lab1.request(task).unwrap().options.tail;
-    assert_eq!((asked("9efpzjzrk43t781ls6ppi2cu0"), asked("latecomer")), (Some(0), None), "what came later is shown from its start");
+    assert_eq!(
+        (asked("9efpzjzrk43t781ls6ppi2cu0"), asked("latecomer")),
+        (Some(0), None),
+        "what came later is shown from its start"
+    );
     // Everything goes: so does the stream.
     let remove = |kind, id: &str| Action::Remove(kind, id.to_owned());
     let mut actions = vec![remove(skep::store::Kind::Service, WEB)];

@@ -50,7 +50,10 @@ impl ManagedSwarm {
             endpoints: Vec::new(),
             manager: (number == 0).then(|| ManagerStatus { raft_id: 1, addr: "10.123.0.1:2377".parse().unwrap() }),
         };
-        store.write(SystemClock.now(), bootstrap(super::recorded_store::cluster(), "ingress".into(), joining(0)).unwrap()).await.unwrap();
+        store
+            .write(SystemClock.now(), bootstrap(super::recorded_store::cluster(), "ingress".into(), joining(0)).unwrap())
+            .await
+            .unwrap();
         for number in 1..NODES.len() {
             let (_, actions) = node_allocation::admit(&store.read(), joining(number)).unwrap();
             store.write(SystemClock.now(), actions).await.unwrap();
@@ -80,7 +83,12 @@ impl ManagedSwarm {
             }
         };
         if tokio::time::timeout(TIMEOUT, wait).await.is_err() {
-            let tasks: Vec<String> = self.store.read().tasks().map(|t| format!("{} {:?} {}", t.display_name(), t.status.state, t.status.err)).collect();
+            let tasks: Vec<String> = self
+                .store
+                .read()
+                .tasks()
+                .map(|t| format!("{} {:?} {}", t.display_name(), t.status.state, t.status.err))
+                .collect();
             panic!("not in time: {what}: {tasks:#?}");
         }
     }

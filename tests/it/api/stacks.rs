@@ -38,7 +38,9 @@ async fn settled(swarm: &ManagedSwarm) {
     let version = swarm.store.read().service_named("canary").unwrap().spec_version;
     swarm
         .until("the canary's new task", |store| {
-            store.tasks().any(|t| t.service_name == "canary" && t.spec_version == version && t.status.state == skep::model::TaskState::Running)
+            store.tasks().any(|t| {
+                t.service_name == "canary" && t.spec_version == version && t.status.state == skep::model::TaskState::Running
+            })
         })
         .await;
     swarm.converged().await;
@@ -108,7 +110,8 @@ async fn a_stack_changes_by_what_its_files_change_and_is_pruned() {
     assert_eq!(before.len(), 4);
 
     // A second file changes one service: that one's tasks alone are replaced.
-    let more = write("more.yml", "services:\n  db: {image: 'lab:2', environment: {A: b}, deploy: {update_config: {monitor: 1s}}}\n");
+    let more =
+        write("more.yml", "services:\n  db: {image: 'lab:2', environment: {A: b}, deploy: {update_config: {monitor: 1s}}}\n");
     let both = format!("stack deploy -d --resolve-image never -c {} -c {} shop", base.display(), more.display());
     docker(api, &both).await;
     settled(&swarm).await;
@@ -119,7 +122,10 @@ async fn a_stack_changes_by_what_its_files_change_and_is_pruned() {
     assert!(shown.contains("lab:2") && shown.contains("A: b"), "{shown}");
 
     // What is in no file any more goes with --prune alone.
-    let fewer = write("fewer.yml", "services:\n  web: {image: 'lab:1', configs: [settings], deploy: {replicas: 2}}\nconfigs:\n  settings: {file: ./settings.txt}\n");
+    let fewer = write(
+        "fewer.yml",
+        "services:\n  web: {image: 'lab:1', configs: [settings], deploy: {replicas: 2}}\nconfigs:\n  settings: {file: ./settings.txt}\n",
+    );
     deploy(&swarm, &fewer, "shop").await;
     assert_eq!(spec_versions(&swarm, "shop").len(), 3);
     docker(api, &format!("stack deploy -d --prune --resolve-image never -c {} shop", fewer.display())).await;
@@ -129,11 +135,17 @@ async fn a_stack_changes_by_what_its_files_change_and_is_pruned() {
     std::fs::write(&settings, "second").unwrap();
     let deploy_fewer = format!("stack deploy -d --resolve-image never -c {} shop", fewer.display());
     assert!(docker_refused(api, &deploy_fewer).await.contains("only updates to Labels are allowed"));
-    let external = write("external.yml", "services:\n  web: {image: 'lab:1', networks: [n], secrets: [s]}\nnetworks:\n  n: {external: true, name: NET}\nsecrets:\n  s: {external: true}\n");
+    let external = write(
+        "external.yml",
+        "services:\n  web: {image: 'lab:1', networks: [n], secrets: [s]}\nnetworks:\n  n: {external: true, name: NET}\nsecrets:\n  s: {external: true}\n",
+    );
     let deploy_external = format!("stack deploy -d --resolve-image never -c {} ext", external.display());
     let text = std::fs::read_to_string(&external).unwrap();
     for (network, refusal) in [
-        ("missing", "network \"missing\" is declared as external, but could not be found. You need to create a swarm-scoped network"),
+        (
+            "missing",
+            "network \"missing\" is declared as external, but could not be found. You need to create a swarm-scoped network",
+        ),
         ("bridge0", "is declared as external, but it is not in the right scope: \"local\" instead of \"swarm\""),
     ] {
         std::fs::write(&external, text.replace("NET", network)).unwrap();
