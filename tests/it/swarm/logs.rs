@@ -58,7 +58,8 @@ async fn any_manager_shows_the_logs_of_every_node_and_names_the_one_that_is_down
     let mut readers = Vec::new();
     for _ in 0..5 {
         let mut reader = follower.docker();
-        reader.args(["service", "logs", "-f", "--no-task-ids", "--tail", "0", "web"]).stdout(Stdio::piped()).kill_on_drop(true);
+        reader.args(["service", "logs", "-f", "--no-task-ids", "--tail", "0", "web"]);
+        reader.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut reader = reader.spawn().expect("the CLI");
         let lines = BufReader::new(reader.stdout.take().expect("piped")).lines();
         readers.push((reader, lines));
