@@ -15,6 +15,7 @@ mod engine_http;
 mod error;
 mod events;
 mod handlers;
+mod logs;
 mod lookup;
 mod proxy;
 mod query;

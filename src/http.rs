@@ -20,6 +20,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
 
+/// Bytes of a [`ReplyStream`] that are read ahead.
+const STREAM_BUFFER: usize = 64 << 10;
+
 /// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;
 
@@ -148,12 +151,55 @@ impl HttpReply {
     }
 }
 
-/// A reply that is read line by line. Its connection ends when it is dropped.
+/// A reply whose body is read as it arrives. Its connection ends when it is dropped.
+#[derive(Debug)]
+pub struct ReplyStream {
+    pub status: StatusCode,
+    headers: hyper::HeaderMap,
+    body: Incoming,
+    connection: tokio::task::AbortHandle,
+}
+
+impl ReplyStream {
+    /// The next bytes of the body; `None` at its end. May be cancelled.
+    ///
+    /// # Errors
+    /// The connection was lost.
+    pub async fn chunk(&mut self) -> anyhow::Result<Option<Bytes>> {
+        loop {
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|e| anyhow::anyhow!("the server has ended the connection: {e}"))?;
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+    }
+
+    /// The whole reply, for a body that ends.
+    ///
+    /// # Errors
+    /// The connection was lost, or the body is larger than [`UnixClient`] reads.
+    pub async fn whole(mut self) -> anyhow::Result<HttpReply> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            anyhow::ensure!(body.len() + chunk.len() <= MAX_REPLY, "the reply is too long");
+            body.extend_from_slice(&chunk);
+        }
+        Ok(HttpReply { status: self.status, headers: std::mem::take(&mut self.headers), body: body.into() })
+    }
+}
+
+impl Drop for ReplyStream {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// A reply that is read line by line.
 #[derive(Debug)]
 pub struct ReplyLines {
-    body: Incoming,
+    reply: ReplyStream,
     pending: Vec<u8>,
-    connection: tokio::task::AbortHandle,
 }
 
 impl ReplyLines {
@@ -168,21 +214,12 @@ impl ReplyLines {
                 return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
             anyhow::ensure!(self.pending.len() < MAX_REPLY, "a line of the reply is too long");
-            let Some(frame) = self.body.frame().await else {
+            let Some(chunk) = self.reply.chunk().await? else {
                 let rest = std::mem::take(&mut self.pending);
                 return Ok((!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned()));
             };
-            let frame = frame.map_err(|e| anyhow::anyhow!("the server has ended the connection: {e}"))?;
-            if let Ok(bytes) = frame.into_data() {
-                self.pending.extend_from_slice(&bytes);
-            }
+            self.pending.extend_from_slice(&chunk);
         }
-    }
-}
-
-impl Drop for ReplyLines {
-    fn drop(&mut self) {
-        self.connection.abort();
     }
 }
 
@@ -227,25 +264,38 @@ impl UnixClient {
         Ok(HttpReply { status: parts.status, headers: parts.headers, body })
     }
 
+    /// Sends a GET whose reply is read as it arrives. What is not read waits in the server: at most [`STREAM_BUFFER`] here.
+    ///
+    /// # Errors
+    /// As [`UnixClient::request`].
+    pub async fn stream(&self, target: &str) -> anyhow::Result<ReplyStream> {
+        use anyhow::Context as _;
+        let stream =
+            UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
+        let mut http = hyper::client::conn::http1::Builder::new();
+        let (mut sender, connection) = http.max_buf_size(STREAM_BUFFER).handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection).abort_handle();
+        let request = Request::builder().method("GET").uri(target).header("Host", "localhost").body(Full::<Bytes>::default())?;
+        let replied = sender.send_request(request).await;
+        if replied.is_err() {
+            connection.abort();
+        }
+        let (parts, body) = replied?.into_parts();
+        Ok(ReplyStream { status: parts.status, headers: parts.headers, body, connection })
+    }
+
     /// Sends a GET whose reply is lines of text without an end.
     ///
     /// # Errors
     /// As [`UnixClient::request`], or the server refuses.
     pub async fn lines(&self, target: &str) -> anyhow::Result<ReplyLines> {
-        use anyhow::Context as _;
-        let stream =
-            UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder().method("GET").uri(target).header("Host", "localhost").body(Full::<Bytes>::default())?;
-        let (parts, body) = sender.send_request(request).await?.into_parts();
-        if parts.status.is_success() {
-            return Ok(ReplyLines { body, pending: Vec::new(), connection: connection.abort_handle() });
+        let reply = self.stream(target).await?;
+        if reply.status.is_success() {
+            return Ok(ReplyLines { reply, pending: Vec::new() });
         }
-        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|e| anyhow::anyhow!("no reply: {e}"))?.to_bytes();
-        let status = parts.status.as_u16();
-        HttpReply { status: parts.status, headers: parts.headers, body }.ok()?;
-        anyhow::bail!("HTTP {status}")
+        let reply = reply.whole().await?;
+        reply.ok()?;
+        anyhow::bail!("HTTP {}", reply.status.as_u16())
     }
 
     /// Sends a GET without a body.

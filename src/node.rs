@@ -25,6 +25,7 @@ mod leaving;
 mod ledger_writer;
 mod lifecycle;
 mod links;
+mod logs;
 mod loops;
 mod manager_health;
 mod manager_links;

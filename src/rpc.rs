@@ -1,5 +1,5 @@
 //! The node-to-node protocol over mutual TLS: joins, sessions, renewals of certificates, raft and proposals between managers. A frame is a length and one
-//! document; ALPN tells what a connection is for. Knows the messages and the transport, not what is done with them: that
+//! document; ALPN tells what a connection is for (logs have a port of their own). Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
 mod connect_error;
@@ -9,6 +9,7 @@ mod join;
 mod limiter;
 mod limits;
 mod listener;
+mod logs;
 mod managers;
 pub mod proof;
 mod renewal;
@@ -19,6 +20,7 @@ mod tls;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
+pub use logs::{LogLink, LogReader, LogService, ManagerAt, read_here};
 pub use managers::{ManagerGreeter, ManagerLink, ManagerLinkConfig, ManagerServer};
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
 pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

@@ -1,7 +1,7 @@
 //! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
-use crate::model::{NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription};
+use crate::model::{LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
@@ -15,6 +15,7 @@ pub mod deadlines;
 pub mod docker;
 pub mod fake;
 mod generic_env;
+pub mod logs;
 pub mod mounts;
 mod private_pull;
 mod security;
@@ -27,6 +28,7 @@ mod private_pull_tests;
 
 pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
+pub use logs::LogPieces;
 pub use task_files::{FileMount, FilePlan, TaskFiles};
 
 /// Label with the id of the node that a container belongs to.
@@ -259,6 +261,8 @@ pub trait Engine: Send + Sync {
     async fn stop(&self, container_id: &str, grace: Option<Duration>) -> Result<(), EngineError>;
     /// Removes the container with its anonymous volumes, by force.
     async fn remove(&self, container_id: &str) -> Result<(), EngineError>;
+    /// The log of a task's container, running or not; `None` if there is no such container. `tty`: it has a terminal.
+    async fn logs(&self, task: &TaskId, tty: bool, options: &LogOptions) -> Result<Option<LogPieces>, EngineError>;
     /// Events of containers with the label of this node from `since` (Unix time in seconds) on. Ends when the connection to
     /// the engine is lost.
     async fn events(

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::model::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Time without a leader that an election takes.
 const ELECTION: Duration = Duration::from_secs(1);
@@ -16,6 +17,8 @@ pub struct ApiContext {
     pub control: Arc<dyn NodeControl>,
     pub engine: EngineHttp,
     pub events: Arc<EventFeed>,
+    /// For requests for logs: each holds connections to nodes and to engines.
+    pub log_slots: Arc<Semaphore>,
     /// Stamps what is written to the store.
     pub clock: Arc<dyn Clock>,
 }

@@ -1,12 +1,13 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, NodeId, Secret, Timestamp, UnwrittenObject};
+use crate::model::{Availability, ClusterSpec, LogRequest, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,6 +172,17 @@ pub trait NodeControl: Send + Sync {
     /// # Errors
     /// This node is no manager, or its root CA cannot be read.
     fn new_token(&self) -> Result<Secret<String>, ControlError>;
+    /// Reads logs of tasks on a node, each that is asked for until it ends. Returns when nothing more can be asked for and all have
+    /// ended, or when `logs` is closed. What is not taken waits on the node.
+    ///
+    /// # Errors
+    /// The node cannot be reached, or the connection was lost.
+    async fn read_logs(
+        &self,
+        node: &NodeId,
+        requests: mpsc::Receiver<LogRequest>,
+        logs: mpsc::Sender<(TaskId, TaskLog)>,
+    ) -> Result<(), ControlError>;
     /// Opens and seals the contents of secrets and configs.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod containers;
 mod events;
 mod local_networks;
+mod logs;
 mod network_reference;
 mod networks;
 mod nodes;

@@ -10,10 +10,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Pause after a failed `accept`, which fails again at once while the process is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Requests for logs that are answered at a time.
+const MAX_LOGS: usize = 128;
 
 /// The API server of a node.
 pub struct Api {
@@ -24,7 +28,8 @@ impl Api {
     /// For this node, in front of the engine that listens on `engine_socket`.
     pub fn new(control: Arc<dyn NodeControl>, engine_socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let engine = EngineHttp::new(engine_socket, clock.clone());
-        Self { context: Arc::new(ApiContext { control, engine, events: Arc::new(EventFeed::new()), clock }) }
+        let (events, log_slots) = (Arc::new(EventFeed::new()), Arc::new(Semaphore::new(MAX_LOGS)));
+        Self { context: Arc::new(ApiContext { control, engine, events, log_slots, clock }) }
     }
 
     /// Serves until shut down. Open connections are cut then, the passed-through ones too.

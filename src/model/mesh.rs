@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const TUNNEL_OVERHEAD: u32 = 80;
 /// Port of join, certificates (TCP) and WireGuard (UDP).
 pub const DEFAULT_PORT: u16 = 2377;
+/// Port on every node's mesh address where managers ask for logs (TCP).
+pub const LOGS_PORT: u16 = 2378;
 /// Pool that subnets of networks are taken from if the cluster has none.
 pub const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
 /// Highest subnet index of a node (the lowest is 1). Nodes use the lower half of the /48 only and container addresses the

@@ -7,11 +7,12 @@ use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::datapath::interfaces::host_addresses;
-use crate::model::{NodeId, Role, Secret, Timestamp, UnwrittenObject};
+use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::{JoinToken, PayloadVault, RootCa};
 use async_trait::async_trait;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// The daemon behind the API's control trait.
 pub(super) struct DaemonControl(pub Arc<Daemon>);
@@ -111,6 +112,20 @@ impl NodeControl for DaemonControl {
         let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(|e| failed(&e.into()))?;
         let digest = ca.digest().map_err(|e| failed(&e.into()))?;
         Ok(JoinToken::draw(digest, &mut rand::rng()).to_string().into())
+    }
+
+    async fn read_logs(
+        &self,
+        node: &NodeId,
+        requests: mpsc::Receiver<LogRequest>,
+        logs: mpsc::Sender<(TaskId, TaskLog)>,
+    ) -> Result<(), ControlError> {
+        let no_manager = || ControlError::unavailable("this node is not a manager");
+        let (logs_of, store) = match self.0.lifecycle.state() {
+            MembershipState::Active(member) => (member.logs.clone(), member.store().ok_or_else(no_manager)?.read()),
+            _ => return Err(no_manager()),
+        };
+        logs_of.read(&store, node, requests, logs).await.map_err(|e| ControlError::unavailable(format!("{e:#}")))
     }
 
     fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {

@@ -7,6 +7,7 @@ use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
 use super::error_list::ErrorList;
 use super::lifecycle::Leave;
+use super::logs::TaskLogs;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
 use super::manager_part::{ManagerServices, PreparedManager};
 use super::manager_role::ManagerRole;
@@ -77,6 +78,7 @@ pub(super) struct Member {
     pub applied: AppliedRevisions,
     pub troubles: watch::Receiver<Troubles>,
     pub session: RunningSession,
+    pub logs: Arc<TaskLogs>,
     context: LoopContext,
 }
 
@@ -112,6 +114,7 @@ impl Member {
         let (description, troubles_now) = (engine.description, troubles.clone());
         let reports = LoopReports { applied: applied.receivers(), statuses, listens, troubles: troubles_now, description };
         let session = session::start(&context, &membership, identity.clone(), reports)?;
+        let logs = Arc::new(TaskLogs::start(&context, &membership, &identity));
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.role);
         let services = ManagerServices::new(env, current.clone(), identity.clone(), &network, recovery.clone(), manager);
@@ -153,6 +156,7 @@ impl Member {
             applied,
             troubles,
             session,
+            logs,
             context,
         })
     }

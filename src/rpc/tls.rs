@@ -33,6 +33,9 @@ pub const SESSION: &[u8] = b"skep-session/1";
 pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
 /// ALPN of a connection between managers.
 pub const MANAGER: &[u8] = b"skep-manager/1";
+/// ALPN of a connection for logs. The manager dials, and is the server of the handshake: what is accepted of a manager is the same
+/// in every direction.
+pub const LOGS: &[u8] = b"skep-logs/1";
 /// The server name that clients send. It is not checked: a server proves itself by its CA, its role and its node id.
 const SERVER_NAME: &str = "swarm-manager";
 
@@ -129,6 +132,16 @@ impl ServerTls {
 fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
     let verifier = client_verifier(identity)?.allow_unauthenticated().build()?;
     server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec(), MANAGER.to_vec()])
+}
+
+/// A manager's side of a connection for logs: the node that it dials has a certificate.
+pub fn logs_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
+    server_config_with(identity, clock, client_verifier(identity)?.build()?, vec![LOGS.to_vec()])
+}
+
+/// The side of a node that a manager asks for logs.
+pub fn logs_client_config(identity: &Identity, clock: Arc<dyn Clock>, manager: NodeId) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, Some(manager), LOGS)
 }
 
 /// The server's side of renewals: every client has a certificate, which may have expired.

@@ -4,12 +4,12 @@
 use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    ListedContainer, LocalNetwork, NetworkPlan, api_needs, container, private_pull,
+    ListedContainer, LocalNetwork, LogPieces, NetworkPlan, api_needs, container, logs, private_pull,
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::task::GenericResource;
-use crate::model::{NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
+use crate::model::{LogOptions, NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
@@ -137,6 +137,16 @@ impl DockerEngine {
         let found = self.networks_that("name", name).await?;
         // The filter also matches parts of names.
         Ok(found.into_iter().find(|n| n.name.as_deref() == Some(name)))
+    }
+
+    /// The container of a task.
+    async fn container_of(&self, task: &TaskId) -> Result<Option<String>, EngineError> {
+        let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_TASK_ID}={task}")])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+        let client = self.client().await?;
+        let found =
+            within(LIST, "list the containers", async { client.list_containers(Some(options)).await.map_err(|e| self.error(e)) });
+        Ok(found.await?.into_iter().find_map(|container| container.id))
     }
 
     /// The networks that a filter of the engine selects.
@@ -296,6 +306,15 @@ impl Engine for DockerEngine {
         match self.client().await?.remove_container(container_id, Some(options)).await {
             Err(Error::DockerResponseServerError { status_code: 409, message }) => Err(EngineError::Busy(message)),
             other => other.or_else(|e| ignore_missing(self.error(e))),
+        }
+    }
+
+    async fn logs(&self, task: &TaskId, tty: bool, options: &LogOptions) -> Result<Option<LogPieces>, EngineError> {
+        let Some(container) = self.container_of(task).await? else { return Ok(None) };
+        match logs::read(&UnixClient::new(&self.socket), &self.url, &container, tty, options).await {
+            // Removed meanwhile.
+            Err(EngineError::NotFound(_)) => Ok(None),
+            read => read.map(Some),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Deadlines, Engine, EngineError, Health, ListedContainer,
-    LocalNetwork, NetworkPlan,
+    LocalNetwork, LogPieces, NetworkPlan,
 };
-use crate::model::{NodeId, PullAuth, node::NodeDescription};
+use crate::model::{LogOptions, LogPiece, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -34,6 +34,8 @@ pub struct FakeEngineState {
     pub broken: BTreeMap<String, String>,
     /// Images whose containers have a health check.
     pub checked: BTreeSet<String>,
+    /// What tasks have written.
+    pub logs: BTreeMap<TaskId, Vec<LogPiece>>,
     /// Every call that changed the state, in order.
     pub calls: Vec<String>,
     /// Containers whose inspection is never answered.
@@ -265,6 +267,12 @@ impl Engine for FakeEngine {
         }
         self.emit(container_id, "destroy");
         Ok(())
+    }
+
+    async fn logs(&self, task: &TaskId, _tty: bool, options: &LogOptions) -> Result<Option<LogPieces>, EngineError> {
+        let Some(written) = self.up()?.logs.get(task).cloned() else { return Ok(None) };
+        let written = futures_util::stream::iter(written).map(Ok);
+        Ok(Some(if options.follow { written.chain(futures_util::stream::pending()).boxed() } else { written.boxed() }))
     }
 
     async fn events(

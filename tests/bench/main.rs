@@ -1,5 +1,5 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,tables,datapath,tunnel,names,traffic,failover`
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,traffic,failover`
 //! selects parts; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
     reason = "a bench"
 )]
 
+mod api;
 mod control;
 mod datapath;
 mod failover;
@@ -39,8 +40,7 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts =
-        std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,tables,datapath,tunnel,names,traffic,failover".to_owned());
+    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,api,tables,datapath,tunnel,names,traffic,failover".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {
@@ -49,14 +49,15 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "names" => names::run_all(&mut report),
-            "traffic" => runtime().block_on(traffic::run(&mut report)),
-            "failover" => runtime().block_on(failover::run(&mut report)),
-            other => panic!("no part {other}: control, tables, datapath, tunnel, names, traffic, failover"),
+            "api" => on_runtime(api::run(&mut report)),
+            "traffic" => on_runtime(traffic::run(&mut report)),
+            "failover" => on_runtime(failover::run(&mut report)),
+            other => panic!("no part {other}: control, api, tables, datapath, tunnel, names, traffic, failover"),
         }
     }
     report.write();
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
+fn on_runtime(part: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(part);
 }

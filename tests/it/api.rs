@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
 mod behind;
+mod clients;
 mod course;
 mod deviations;
 mod docker_cli;
 mod engine_versions;
 mod events;
 mod fixture;
+mod logs;
+mod managed;
 mod membership;
 mod networks;
 mod node_updates;
@@ -19,5 +22,6 @@ pub mod recorded_store;
 mod recording_engine;
 mod replay;
 mod service_updates;
+mod stacks;
 mod unsupported;
 mod words;

@@ -5,6 +5,7 @@ mod agent;
 mod api;
 mod architecture;
 mod bpf;
+mod compatibility;
 mod demo;
 mod dns;
 mod ebpf;

@@ -25,6 +25,7 @@ mod restarts;
 mod rollouts;
 mod scale;
 mod scenarios;
-mod simulated_agent;
+mod scheduling_cost;
+pub mod simulated_agent;
 mod simulation;
 mod swarm;

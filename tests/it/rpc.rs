@@ -6,6 +6,7 @@ mod fixture;
 mod formats;
 mod join;
 mod key_proof;
+mod logs;
 mod managers;
 mod renewal;
 mod roles;

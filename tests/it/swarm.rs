@@ -7,6 +7,7 @@ mod bad_input;
 mod certificates;
 mod doctor;
 mod life;
+mod logs;
 mod managers;
 mod network;
 mod payloads;

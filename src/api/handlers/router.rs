@@ -1,7 +1,7 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, events, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
+use super::{containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
@@ -159,7 +159,7 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("GET", ["services", service]) if !service.is_empty() => services::inspect(request, service),
         ("POST", ["services", service, "update"]) => services::update(request, service).await,
         ("DELETE", ["services", service]) if !service.is_empty() => services::remove(request, service).await,
-        ("GET", ["services", service, "logs"]) => services::logs(request, service),
+        ("GET", ["services", service, "logs"]) => logs::of_service(request, service),
 
         ("GET", ["services", service, "history"]) => services::history(request, service),
         ("GET", ["rebalance"]) => rebalance::show(request),
@@ -167,7 +167,7 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
 
         ("GET", ["tasks"]) => tasks::list(request),
         ("GET", ["tasks", task]) if !task.is_empty() => tasks::inspect(request, task),
-        ("GET", ["tasks", task, "logs"]) => tasks::logs(request, task),
+        ("GET", ["tasks", task, "logs"]) => logs::of_task(request, task),
 
         (method, ["secrets", rest @ ..]) => payload::<ClusterSecret>(request, method, rest).await,
         (method, ["configs", rest @ ..]) => payload::<ClusterConfig>(request, method, rest).await,

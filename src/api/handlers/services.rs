@@ -257,26 +257,3 @@ pub fn history(request: &ApiRequest, reference: &str) -> Result<Response> {
     let store = request.store()?.read();
     ok(&convert::history::history(lookup::service(&store, reference)?, &store))
 }
-
-/// GET /services/{id}/logs
-pub fn logs(request: &ApiRequest, reference: &str) -> Result<Response> {
-    let store = request.store()?.read();
-    let service = lookup::service(&store, reference)?;
-    check_log_parameters(request)?;
-    Err(ApiError::not_implemented(format!(
-        "logs of services and tasks are not implemented in skep yet: run docker service ps {} to see where its tasks run, and docker logs on that node",
-        service.spec.name
-    )))
-}
-
-/// Refuses parameters of a request for logs as the real server does.
-pub fn check_log_parameters(request: &ApiRequest) -> Result<()> {
-    if !request.query.loose_bool("stdout") && !request.query.loose_bool("stderr") {
-        return Err(ApiError::failed("Bad parameters: you must choose at least one stream"));
-    }
-    let tail = request.query.get("tail");
-    if !tail.is_empty() && tail != "all" && tail.parse::<u64>().is_err() {
-        return Err(ApiError::failed("tail value must be a positive integer or \"all\""));
-    }
-    Ok(())
-}

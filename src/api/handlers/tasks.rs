@@ -2,7 +2,6 @@
 
 use super::reply::ok;
 use super::request::ApiRequest;
-use super::services::check_log_parameters;
 use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
@@ -11,6 +10,7 @@ use crate::api::wire;
 use crate::model::{NodeId, Service, ServiceId, Task, TaskState, UnwrittenObject};
 use crate::store::Store;
 use axum::response::Response;
+use std::collections::BTreeSet;
 
 const FILTERS: [&str; 8] = ["id", "name", "label", "service", "node", "desired-state", "runtime", "_up-to-date"];
 /// Values of the filter `desired-state`.
@@ -37,14 +37,15 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let store = request.store()?.read();
     let filters = TaskFilters::resolve(&filters, &store)?;
     let left_out = request.api.control.left_out();
-    let tasks: Vec<_> = store.tasks().filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
+    let tasks: Vec<_> =
+        filters.candidates(&store).filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
     ok(&tasks)
 }
 
 /// Filters, with names of services and nodes resolved to ids.
 struct TaskFilters<'a> {
     filters: &'a Filters,
-    services: Vec<ServiceId>,
+    services: BTreeSet<ServiceId>,
     nodes: Vec<NodeId>,
     up_to_date: bool,
 }
@@ -58,10 +59,18 @@ impl<'a> TaskFilters<'a> {
         let node_id = |v| lookup::node(store, v).map(|n| n.id.clone());
         Ok(Self {
             filters,
-            services: filters.values("service").map(service_id).collect::<Result<_>>()?,
+            services: filters.values("service").map(service_id).collect::<Result<BTreeSet<_>>>()?,
             nodes: filters.values("node").map(node_id).collect::<Result<_>>()?,
             up_to_date: filters.values("_up-to-date").any(|v| v == "true"),
         })
+    }
+
+    /// The tasks that are looked at: of named services alone, if there are any, because progress displays ask all the time.
+    fn candidates<'b>(&'b self, store: &'b Store) -> Box<dyn Iterator<Item = &'b Task> + 'b> {
+        if self.services.is_empty() {
+            return Box::new(store.tasks());
+        }
+        Box::new(self.services.iter().flat_map(|service| store.tasks_of_service(service)))
     }
 
     fn pass(&self, task: &Task, store: &Store) -> bool {
@@ -106,18 +115,6 @@ fn unwritten(task: &Task, store: &Store, left_out: &[UnwrittenObject]) -> Option
     };
     let object = left_out.iter().find(concerns)?;
     Some(format!("a change of {} {} cannot be written: {}", object.kind, object.id, object.reason))
-}
-
-/// GET /tasks/{id}/logs
-pub fn logs(request: &ApiRequest, reference: &str) -> Result<Response> {
-    let store = request.store()?.read();
-    let task = lookup::task(&store, reference)?;
-    check_log_parameters(request)?;
-    let node = task.node_id.as_ref().and_then(|n| store.node(n)).map_or("its node", |n| &n.description.hostname);
-    Err(ApiError::not_implemented(format!(
-        "logs of services and tasks are not implemented in skep yet: run docker logs {} on {node}",
-        task.container_name()
-    )))
 }
 
 #[cfg(test)]

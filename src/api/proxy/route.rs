@@ -39,12 +39,24 @@ pub fn destination(method: &str, target: &str) -> Destination {
 
 /// Whether skep's reply goes on until the client closes the connection.
 pub fn is_endless(target: &str) -> bool {
-    split_version(target.split(['?', '#']).next().unwrap_or_default()).1 == "/events"
+    let path = split_version(target.split(['?', '#']).next().unwrap_or_default()).1;
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    matches!(segments[..], ["events"] | ["services" | "tasks", _, "logs"])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_and_logs_go_on_until_the_client_ends_them() {
+        for target in ["/events?since=1", "/v1.50/services/web/logs?follow=1", "/tasks/x/logs"] {
+            assert!(is_endless(target), "{target}");
+        }
+        for target in ["/services/logs", "/v1.50/services", "/containers/x/logs"] {
+            assert!(!is_endless(target), "{target}");
+        }
+    }
 
     #[test]
     fn swarm_paths_are_answered_and_the_rest_is_passed_through() {

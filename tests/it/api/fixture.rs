@@ -9,13 +9,15 @@ use skep::api::Api;
 use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{NodeId, Role, Secret, Timestamp, UnwrittenObject};
+use skep::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A directory that is removed when dropped. Its path is short because paths of sockets are limited to 108 bytes.
@@ -51,6 +53,8 @@ pub struct FakeNode {
     /// The address of the last request to re-create the cluster.
     pub new_cluster: Mutex<Option<String>>,
     pub leaderless: Mutex<Option<Timestamp>>,
+    /// Who reads the logs of a node's tasks.
+    pub logs: Mutex<BTreeMap<NodeId, Arc<dyn LogReader>>>,
     /// A leave has taken everything down when a permit is added.
     pub taken_down: Semaphore,
 }
@@ -70,6 +74,7 @@ impl FakeNode {
             last_join: Mutex::new(None),
             new_cluster: Mutex::new(None),
             leaderless: Mutex::new(None),
+            logs: Mutex::default(),
             taken_down: Semaphore::new(1),
         })
     }
@@ -148,6 +153,17 @@ impl NodeControl for FakeNode {
         *self.store.lock().unwrap() = None;
         *self.membership.lock().unwrap() = Membership::Inactive;
         self.taken_down.acquire().await.unwrap().forget();
+        Ok(())
+    }
+    async fn read_logs(
+        &self,
+        node: &NodeId,
+        requests: mpsc::Receiver<LogRequest>,
+        logs: mpsc::Sender<(TaskId, TaskLog)>,
+    ) -> Result<(), ControlError> {
+        let reader = self.logs.lock().unwrap().get(node).cloned();
+        let reader = reader.ok_or_else(|| ControlError::unavailable("connection refused"))?;
+        skep::rpc::read_here(reader, requests, logs).await;
         Ok(())
     }
     fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {

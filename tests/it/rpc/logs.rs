@@ -1,0 +1,183 @@
+//! Connections for logs: lines arrive whole and in order, only a manager gets in, a slow reader holds the node back, and what a
+//! reader leaves is closed.
+
+use super::fixture::{Trust, eventually};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use skep::clock::SystemClock;
+use skep::datapath::{Sockets as _, sockets::HereSockets};
+use skep::model::{LogOptions, LogPiece, LogRequest, LogStream, NodeId, Role, TaskId, TaskLog};
+use skep::rpc::{LogLink, LogReader, LogService};
+use skep::trust::Identity;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A task `count-N` has N lines, `flood` any number, `quiet` none and no end.
+#[derive(Default)]
+struct Reader {
+    open: Arc<AtomicUsize>,
+    taken: Arc<AtomicUsize>,
+}
+
+struct Counted(Arc<AtomicUsize>);
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+#[async_trait]
+impl LogReader for Reader {
+    async fn read(&self, request: &LogRequest) -> anyhow::Result<BoxStream<'static, anyhow::Result<LogPiece>>> {
+        let lines = match request.task.as_str().split_once('-') {
+            Some((_, lines)) => lines.parse()?,
+            None => usize::MAX,
+        };
+        self.open.fetch_add(1, SeqCst);
+        let (counted, taken) = (Counted(self.open.clone()), self.taken.clone());
+        if request.task.as_str() == "quiet" {
+            return Ok(futures_util::stream::pending().map(move |piece| (&counted, piece).1).boxed());
+        }
+        Ok(futures_util::stream::iter(0..lines)
+            .map(move |line| {
+                let _counted = &counted;
+                taken.fetch_add(1, SeqCst);
+                let stream = if line % 2 == 0 { LogStream::Stdout } else { LogStream::Stderr };
+                Ok(LogPiece { stream, data: Bytes::from(format!("{line} {}\n", "x".repeat(line % 5000))) })
+            })
+            .boxed())
+    }
+}
+
+struct Node {
+    id: NodeId,
+    address: SocketAddr,
+    reader: Arc<Reader>,
+    manager: Arc<Mutex<Option<NodeId>>>,
+    _stop: DropGuard,
+}
+
+/// A node that takes the node with this id for the manager at 127.0.0.1.
+fn node(trust: &Trust, manager: &NodeId) -> Node {
+    let identity = Arc::new(trust.identity(Role::Worker));
+    let (reader, stop) = (Arc::<Reader>::default(), CancellationToken::new());
+    let manager = Arc::new(Mutex::new(Some(manager.clone())));
+    let known = manager.clone();
+    let service = LogService {
+        identity: watch::channel(identity.clone()).1,
+        clock: Arc::new(SystemClock),
+        manager_at: Arc::new(move |_| known.lock().unwrap().clone()),
+        reader: reader.clone(),
+    };
+    let listener = HereSockets.listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(service.serve(TcpListener::from_std(listener).unwrap(), stop.clone()));
+    Node { id: identity.node_id().clone(), address, reader, manager, _stop: stop.drop_guard() }
+}
+
+fn link(identity: &Identity) -> LogLink {
+    LogLink {
+        identity: watch::channel(Arc::new(identity.clone())).1,
+        clock: Arc::new(SystemClock),
+        sockets: Arc::new(HereSockets),
+        source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        connect: Duration::from_secs(5),
+    }
+}
+
+/// Requests for these tasks, after which nothing more is asked for.
+fn requests(tasks: &[&str], follow: bool) -> mpsc::Receiver<LogRequest> {
+    let (sender, receiver) = mpsc::channel(tasks.len());
+    for task in tasks {
+        let options = LogOptions { stdout: true, stderr: true, follow, ..LogOptions::default() };
+        sender.try_send(LogRequest { task: TaskId::from(*task), tty: false, options }).unwrap();
+    }
+    receiver
+}
+
+async fn read(link: &LogLink, node: &Node, tasks: &[&str]) -> anyhow::Result<Vec<(TaskId, TaskLog)>> {
+    let (sender, mut logs) = mpsc::channel(1 << 16);
+    link.read(&node.id, node.address, requests(tasks, false), sender).await?;
+    let mut all = Vec::new();
+    while let Some(log) = logs.recv().await {
+        all.push(log);
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn every_line_arrives_once_and_in_order_and_the_end_is_reported() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let node = node(&trust, manager.node_id());
+    let tasks: Vec<String> = (0..40).map(|n| format!("count-{}", n * 7)).collect();
+    let names: Vec<&str> = tasks.iter().map(String::as_str).chain(["count-bad"]).collect();
+    let all = read(&link(&manager), &node, &names).await.expect("read");
+    for (n, task) in tasks.iter().enumerate() {
+        let of: Vec<&TaskLog> = all.iter().filter(|(id, _)| id.as_str() == task).map(|(_, log)| log).collect();
+        assert_eq!(of.len(), n * 7 + 1, "{task}");
+        assert_eq!(of.last(), Some(&&TaskLog::Ended(None)));
+        for (line, log) in of.iter().take(n * 7).enumerate() {
+            let TaskLog::Piece(piece) = log else { panic!("{log:?}") };
+            assert!(piece.data.starts_with(format!("{line} ").as_bytes()), "{task}");
+        }
+    }
+    let bad = all.iter().find(|(id, _)| id.as_str() == "count-bad").map(|(_, log)| log);
+    assert!(matches!(bad, Some(TaskLog::Ended(Some(reason))) if reason.contains("invalid digit")), "{bad:?}");
+    eventually("no stream stays", || node.reader.open.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn only_the_manager_of_that_address_gets_in_and_only_the_dialed_node_is_believed() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let node = node(&trust, manager.node_id());
+    read(&link(&manager), &node, &["count-1"]).await.expect("the manager");
+    for (who, identity) in [
+        ("a worker", trust.identity(Role::Worker)),
+        ("another manager, at this one's address", trust.identity(Role::Manager)),
+        ("another cluster's manager", Trust::new().identity(Role::Manager)),
+    ] {
+        read(&link(&identity), &node, &["count-1"]).await.expect_err(who);
+    }
+    let impostor = Node { id: NodeId::from("someone"), ..self::node(&trust, manager.node_id()) };
+    let error = read(&link(&manager), &impostor, &["count-1"]).await.expect_err("not the dialed node");
+    assert!(error.to_string().starts_with("it is node "), "{error:#}");
+    *node.manager.lock().unwrap() = None;
+    read(&link(&manager), &node, &["count-1"]).await.expect_err("no manager has that address");
+    assert_eq!(node.reader.taken.load(SeqCst), 1, "no other node has read a line");
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_holds_the_node_back_and_leaves_nothing_open() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let node = node(&trust, manager.node_id());
+    let (sender, mut logs) = mpsc::channel(1);
+    let (link, id, address) = (link(&manager), node.id.clone(), node.address);
+    let reading = tokio::spawn(async move { link.read(&id, address, requests(&["flood", "quiet"], true), sender).await });
+    let (mut before, mut since) = (0, std::time::Instant::now());
+    while since.elapsed() < Duration::from_millis(300) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let taken = node.reader.taken.load(SeqCst);
+        if taken != before || taken == 0 {
+            (before, since) = (taken, std::time::Instant::now());
+        }
+    }
+    // What the sockets of both sides buffer, and the queues: some megabytes.
+    assert!(before < 20_000, "{before} lines are on the way");
+    // What is on the way must be taken before the node goes on.
+    for _ in 0..before {
+        logs.recv().await.expect("it goes on");
+    }
+    eventually("more is taken", || node.reader.taken.load(SeqCst) > before).await;
+    drop(logs);
+    reading.await.expect("ends").expect("without an error");
+    eventually("no stream stays, the quiet one neither", || node.reader.open.load(SeqCst) == 0).await;
+}
