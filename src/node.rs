@@ -9,6 +9,7 @@
 
 mod address;
 mod admission;
+mod attachments;
 mod certificate_authority;
 mod control;
 mod current_membership;

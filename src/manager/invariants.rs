@@ -148,6 +148,9 @@ fn tasks(store: &Store, wrong: &mut Vec<String>) {
         if (TaskState::Assigned..=TaskState::Running).contains(&state) && task.node_id.is_none() {
             wrong.push(format!("task {} is {state:?} without a node", task.id));
         }
+        if task.attached.is_some() {
+            continue;
+        }
         if state < TaskState::Assigned && task.node_id.is_some() {
             wrong.push(format!("task {} has a node but is {state:?}", task.id));
         }
@@ -179,7 +182,7 @@ fn is_lost(store: &Store, task: &Task) -> bool {
 pub fn check_settled(store: &Store) -> Vec<String> {
     let mut wrong = check(store);
     for task in store.tasks() {
-        let has_service = store.service(&task.service_id).is_some();
+        let has_service = task.attached.is_some() || store.service(&task.service_id).is_some();
         if !has_service && task.desired_state != TaskState::Remove {
             wrong.push(format!("task {} of a removed service is not marked for removal", task.id));
         }

@@ -9,6 +9,7 @@
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
+//! | `attachments.json` | addresses of plain containers | `overlay::driver` |
 //! | `raft/` | log and snapshots, on managers | `raft` |
 
 use super::address::ListenAddresses;
@@ -68,6 +69,9 @@ impl StateDir {
     pub(super) fn endpoints(&self) -> PathBuf {
         self.path.join("endpoints.json")
     }
+    pub(super) fn attachments(&self) -> PathBuf {
+        self.path.join("attachments.json")
+    }
     pub(super) fn certificates(&self) -> CertificateFiles {
         CertificateFiles::new(self.path.join("certificates"))
     }
@@ -93,7 +97,8 @@ impl StateDir {
     /// A file cannot be removed.
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The membership first: without it the rest is unused, and replaced by the next membership.
-        for path in [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.tunnel_key()] {
+        let files = [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.attachments(), self.tunnel_key()];
+        for path in files {
             ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         self.certificates().remove()?;

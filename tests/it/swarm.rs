@@ -8,6 +8,7 @@ mod certificates;
 mod life;
 mod managers;
 mod network;
+mod networks;
 mod payloads;
 mod placement;
 mod rollouts;

@@ -17,10 +17,10 @@ use std::time::Duration;
 /// Tasks of a service by slot.
 pub type TasksBySlot<'a> = BTreeMap<SlotKey, Vec<&'a Task>>;
 
-/// All tasks that are not to be removed, within a slot by id.
+/// All tasks of services that are not to be removed, within a slot by id.
 pub(super) fn tasks_by_service(store: &Store) -> BTreeMap<&ServiceId, TasksBySlot<'_>> {
     let mut by_service = BTreeMap::<&ServiceId, TasksBySlot>::new();
-    for task in store.tasks().filter(|t| t.desired_state < TaskState::Remove) {
+    for task in store.tasks().filter(|t| t.desired_state < TaskState::Remove && t.attached.is_none()) {
         by_service.entry(&task.service_id).or_default().entry(task.slot_key()).or_default().push(task);
     }
     by_service

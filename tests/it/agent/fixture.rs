@@ -289,6 +289,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }
 

@@ -78,6 +78,7 @@ async fn an_engine_restart_and_a_driver_that_starts_late() {
         internal: false,
         ingress: false,
         mtu: 1400,
+        most_mtu: None,
     };
     let error = agent.engine.ensure_network(&plan("x", "taken")).await.expect_err("refused");
     assert!(matches!(&error, EngineError::Refused(words) if words.contains("docker network rm taken")), "{error}");

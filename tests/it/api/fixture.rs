@@ -6,12 +6,15 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
-use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
+use skep::api::control::{
+    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
 use skep::model::{NodeId, Role, Secret, UnwrittenObject};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -48,6 +51,8 @@ pub struct FakeNode {
     /// The last request that was accepted.
     pub last_init: Mutex<Option<SwarmInitRequest>>,
     pub last_join: Mutex<Option<SwarmJoinRequest>>,
+    /// Networks that were prepared for plain containers, with the addresses that were asked for.
+    pub prepared: Mutex<Vec<(String, Option<Ipv4Addr>)>>,
     /// A leave has taken everything down when a permit is added.
     pub taken_down: Semaphore,
 }
@@ -65,6 +70,7 @@ impl FakeNode {
             join: Mutex::new(Ok(())),
             last_init: Mutex::new(None),
             last_join: Mutex::new(None),
+            prepared: Mutex::default(),
             taken_down: Semaphore::new(1),
         })
     }
@@ -102,6 +108,16 @@ impl NodeControl for FakeNode {
     }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
+    }
+    /// As the managers of the recordings answer: those of a worker know the network att1 alone.
+    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
+        self.prepared.lock().unwrap().push((reference.to_owned(), requested));
+        let stored = self.store().and_then(|store| store.read().network(&reference.into()).cloned());
+        let known = stored.map(|network| (network.id, network.spec.name));
+        let (id, name) = known
+            .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
+            .ok_or_else(|| AttachRefusal::Managers(format!("network {reference} not found")))?;
+        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap() })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {
