@@ -106,7 +106,8 @@ impl Allocation<'_> {
         let store = self.store;
         let Some(network) = ingress(store) else { return };
         let Ok(subnet) = self.subnet(&network.id) else { return };
-        for node in store.nodes().filter(|node| !is_host(subnet, node.mesh.ingress_addr)) {
+        let gateway = network.spec.gateway_in(subnet);
+        for node in store.nodes().filter(|node| !is_host(subnet, gateway, node.mesh.ingress_addr)) {
             match self.take_address(&network.id) {
                 Ok(address) => {
                     self.guarded.insert(network.id.clone());

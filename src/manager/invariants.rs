@@ -2,7 +2,6 @@
 //! after each step of a simulation.
 
 use super::allocator::{ingress, overlap};
-use crate::model::mesh::gateway;
 use crate::model::{NetworkId, Node, NodeState, Service, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,9 +103,9 @@ fn addresses(store: &Store, wrong: &mut Vec<String>) {
     let ingress = ingress(store).into_iter();
     let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, AddressOwner::Node(n))));
     for (network, address, owner) in tasks.chain(vips).chain(nodes) {
-        if let Some(subnet) = store.network(network).and_then(|n| n.subnet) {
+        if let Some((network, subnet)) = store.network(network).and_then(|n| Some((n, n.subnet?))) {
             let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
-            if !inside || address == gateway(subnet) {
+            if !inside || address == network.spec.gateway_in(subnet) {
                 wrong.push(format!("{owner} has {address}, which is not a host address of {subnet}"));
             }
         }

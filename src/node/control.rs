@@ -97,7 +97,7 @@ impl NodeControl for DaemonControl {
         let env = &self.0.env;
         let given = env.attachments.prepare(reference, requested).await.map_err(|error| match error {
             AttachError::Refused(reason) => AttachRefusal::Managers(reason),
-            AttachError::NoSwarm(_) | AttachError::NoAnswer(_) => {
+            AttachError::NoSwarm(_) | AttachError::NoAnswer { .. } => {
                 AttachRefusal::Node(ControlError::unavailable(error.to_string()))
             }
             AttachError::File(error) => AttachRefusal::Node(failed(&error)),

@@ -200,7 +200,7 @@ impl Driver {
         let mtu = *self.mtu.borrow();
         let mtu = network.most_mtu.map_or(mtu, |most| most.min(mtu));
         let address = endpoint.address;
-        let link = self.links.attach(network.subnet, address, mtu).await;
+        let link = self.links.attach_via(network.subnet, network.gateway, address, mtu).await;
         let link = link.map_err(|source| DriverError::Attach { address, source })?;
         let joined = EngineEndpoint { sandbox: call.sandbox_key, link: Some(link.clone()), ..endpoint };
         self.update(|objects| {

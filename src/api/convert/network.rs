@@ -127,6 +127,10 @@ pub fn from_engine_part(part: &Value) -> Value {
         let ingress = map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
         map.insert("Ingress".to_owned(), json!(ingress));
         map.insert("Options".to_owned(), json!({}));
+        let subnet = map.get("IPAM").and_then(|i| i["Config"][0]["Subnet"].as_str()?.parse().ok());
+        if map.contains_key("Containers") {
+            map.insert("Containers".to_owned(), containers(part, subnet));
+        }
         let config = map.get("IPAM").and_then(|i| i.get("Config")).cloned().unwrap_or(Value::Null);
         map.insert("IPAM".to_owned(), json!({ "Driver": "default", "Options": null, "Config": config }));
     }
@@ -162,16 +166,11 @@ pub fn attached(network: &Network) -> wire::AttachedNetwork {
     }
 }
 
-/// The gateway of a network: the first address of its subnet.
-pub fn gateway(subnet: Ipv4Net) -> std::net::Ipv4Addr {
-    subnet.hosts().next().unwrap_or_else(|| subnet.network())
-}
-
 fn ipam(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
     IpamConfig {
         subnet: subnet.to_string(),
         ip_range: spec.ip_range.map(|range| range.to_string()).unwrap_or_default(),
-        gateway: gateway(subnet).to_string(),
+        gateway: spec.gateway_in(subnet).to_string(),
         ..IpamConfig::default()
     }
 }
@@ -184,5 +183,5 @@ fn requested(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
 
 /// A subnet as it was assigned, within a task's networks.
 fn assigned(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
-    IpamConfig { gateway: gateway(subnet).to_string(), ..requested(spec, subnet) }
+    IpamConfig { gateway: spec.gateway_in(subnet).to_string(), ..requested(spec, subnet) }
 }

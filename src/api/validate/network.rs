@@ -1,10 +1,9 @@
 //! Networks as posted: from JSON to a spec, and what is refused on the way.
 
-use crate::api::convert::network::gateway;
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, NETWORK};
 use crate::model::network::MTU;
-use crate::model::{Network, NetworkSpec};
+use crate::model::{Network, NetworkSpec, mesh};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -84,6 +83,7 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
         attachable: flag("Attachable"),
         ingress: flag("Ingress"),
         subnets,
+        gateway: pool.gateway,
         ip_range: pool.range,
         auxiliary_addresses: pool.auxiliary,
         options,
@@ -93,6 +93,7 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
 /// What of a subnet is assigned.
 #[derive(Default)]
 struct PoolLimits {
+    gateway: Option<Ipv4Addr>,
     range: Option<Ipv4Net>,
     auxiliary: BTreeMap<String, Ipv4Addr>,
 }
@@ -111,7 +112,7 @@ fn pools(posted: &Value) -> Result<(Vec<Ipv4Net>, PoolLimits)> {
     Ok((subnets, limits))
 }
 
-/// Range and auxiliary addresses, in Docker's words where they are refused.
+/// Gateway, range and auxiliary addresses, in Docker's words where they are refused.
 fn pool_limits(subnet: Ipv4Net, config: &Value) -> Result<PoolLimits> {
     let refused = |text: String| ApiError::bad(format!("invalid network config:\n{text}"));
     let range = match config["IPRange"].as_str().unwrap_or_default() {
@@ -128,6 +129,20 @@ fn pool_limits(subnet: Ipv4Net, config: &Value) -> Result<PoolLimits> {
             Some(range)
         }
     };
+    let gateway = match config["Gateway"].as_str().unwrap_or_default() {
+        "" => None,
+        text => {
+            let gateway: Ipv4Addr = text.parse().map_err(|_| refused(format!("invalid gateway {text}: invalid address")))?;
+            if !subnet.contains(&gateway) {
+                return Err(refused(format!("invalid gateway {gateway}: it is not contained in subnet {subnet}")));
+            }
+            if [subnet.network(), subnet.broadcast()].contains(&gateway) {
+                return Err(refused(format!("invalid gateway {gateway}: it is no host address of subnet {subnet}")));
+            }
+            // What every network has is not part of the spec, so that managers of earlier builds read it.
+            Some(gateway).filter(|gateway| *gateway != mesh::gateway(subnet))
+        }
+    };
     let mut auxiliary = BTreeMap::new();
     for (name, address) in config["AuxiliaryAddresses"].as_object().into_iter().flatten() {
         let text = address.as_str().unwrap_or_default();
@@ -138,7 +153,7 @@ fn pool_limits(subnet: Ipv4Net, config: &Value) -> Result<PoolLimits> {
         }
         auxiliary.insert(name.clone(), address);
     }
-    Ok(PoolLimits { range, auxiliary })
+    Ok(PoolLimits { gateway, range, auxiliary })
 }
 
 /// The subnet of the `i`-th IPAM configuration; `None` if it has none.
@@ -155,12 +170,6 @@ fn subnet(i: usize, config: &Value) -> Result<Option<Ipv4Net>> {
     };
     if subnet.addr() != subnet.network() {
         return Err(ApiError::bad(format!("invalid network config:\ninvalid subnet {subnet}: it should be {}", subnet.trunc())));
-    }
-    let posted_gateway = config["Gateway"].as_str().unwrap_or_default();
-    let gateway = gateway(subnet).to_string();
-    if !posted_gateway.is_empty() && posted_gateway != gateway {
-        let path = format!("IPAM.Config[{i}].Gateway {posted_gateway} (the gateway is always {gateway}, the first address)");
-        return Err(ApiError::unsupported_field(&path, ""));
     }
     Ok(Some(subnet))
 }
@@ -195,12 +204,18 @@ mod tests {
         let config =
             json!({ "Subnet": "172.20.0.0/22", "IPRange": "172.20.2.0/24", "AuxiliaryAddresses": { "router": "172.20.0.9" } });
         let spec = network_spec(&posted(&config)).unwrap();
+        assert_eq!(spec.gateway, None);
+        let chosen = network_spec(&posted(&json!({ "Subnet": "10.9.0.0/16", "Gateway": "10.9.255.254" }))).unwrap();
+        assert_eq!(chosen.gateway, Some(Ipv4Addr::new(10, 9, 255, 254)));
         assert_eq!(spec.ip_range, Some("172.20.2.0/24".parse().unwrap()));
         assert_eq!(spec.auxiliary_addresses["router"], Ipv4Addr::new(172, 20, 0, 9));
         for (field, value, said) in [
             ("IPRange", json!("172.20.4.0/24"), "it is not contained in subnet 172.20.0.0/22"),
             ("IPRange", json!("172.20.2.9/24"), "it should be 172.20.2.0/24"),
             ("IPRange", json!("x"), "invalid CIDR block notation"),
+            ("Gateway", json!("172.20.4.1"), "it is not contained in subnet"),
+            ("Gateway", json!("172.20.3.255"), "it is no host address"),
+            ("Gateway", json!("fd00::1"), "invalid address"),
             ("AuxiliaryAddresses", json!({ "a": "192.168.0.1" }), "192.168.0.1 is not contained"),
             ("AuxiliaryAddresses", json!({ "a": "fd00::1" }), "invalid address"),
         ] {

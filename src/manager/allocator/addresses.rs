@@ -3,7 +3,7 @@
 use super::freed::Freed;
 use super::in_use::AddressesInUse;
 use super::quarantine::QuarantinedAddresses;
-use crate::model::mesh::gateway;
+use crate::model::mesh;
 use crate::model::{NetworkId, Task};
 use crate::store::Store;
 use ipnet::Ipv4Net;
@@ -27,8 +27,8 @@ pub enum Untakeable {
 }
 
 /// Whether a task, a service or a node can have the address.
-pub(super) fn is_host(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
-    let special = [subnet.network(), subnet.broadcast(), gateway(subnet)];
+pub(super) fn is_host(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> bool {
+    let special = [subnet.network(), subnet.broadcast(), gateway];
     subnet.contains(&address) && !special.contains(&address)
 }
 
@@ -40,17 +40,19 @@ impl<'a> AddressBook<'a> {
 
     /// Takes the next free address after the one assigned last, from the start again after the last one; `None` if all
     /// are in use. An address that became free is thereby assigned again as late as possible; one that a node without the
-    /// newest view may still send to, only if there is no other. Never the gateway (the first address), the broadcast
+    /// newest view may still send to, only if there is no other. Never the gateway (the first address, unless the user chose another one), the broadcast
     /// address (the last one), an auxiliary address, or one outside the range that the user chose.
     pub fn take(&mut self, network: &NetworkId, subnet: Ipv4Net, quarantine: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
         let (low, high) = self.bounds(network, subnet)?;
-        let last = quarantine.last_assigned(network).unwrap_or_else(|| self.newest(network).unwrap_or(gateway(subnet))).to_bits();
+        let last =
+            quarantine.last_assigned(network).unwrap_or_else(|| self.newest(network).unwrap_or(mesh::gateway(subnet))).to_bits();
+        let gateway = self.gateway(network, subnet);
         let start = if (low..high).contains(&last) { last + 1 } else { low };
         let free = (start..=high).chain(low..start).map(Ipv4Addr::from_bits).filter(|a| !self.used.contains(network, *a));
         let spec = self.store.network(network).map(|network| &network.spec);
         let is_reserved =
             |address: &Ipv4Addr| spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| aux == address));
-        let mut free = free.filter(|address| !is_reserved(address));
+        let mut free = free.filter(|address| *address != gateway && !is_reserved(address));
         let mut last_resort = None;
         let clean = free.find(|address| match quarantine.freed(network, *address) {
             Freed::Known => true,
@@ -77,7 +79,7 @@ impl<'a> AddressBook<'a> {
         address: Ipv4Addr,
         quarantine: &mut QuarantinedAddresses,
     ) -> Result<(), Untakeable> {
-        if !is_host(subnet, address) {
+        if !is_host(subnet, self.gateway(network, subnet), address) {
             return Err(Untakeable::NoHost);
         }
         let spec = self.store.network(network).map(|network| &network.spec);
@@ -100,14 +102,21 @@ impl<'a> AddressBook<'a> {
     /// True if all addresses of a network are in use. Quarantined ones do not count.
     pub fn is_full(&self, network: &NetworkId, subnet: Ipv4Net) -> bool {
         let reserved = self.store.network(network).map_or(0, |network| network.spec.auxiliary_addresses.len() as u64);
-        let room = self.bounds(network, subnet).map_or(0, |(low, high)| u64::from(high - low) + 1);
+        let gateway = self.gateway(network, subnet).to_bits();
+        let room = self
+            .bounds(network, subnet)
+            .map_or(0, |(low, high)| u64::from(high - low) + u64::from(!(low..=high).contains(&gateway)));
         self.used.count(network) + reserved >= room
+    }
+
+    fn gateway(&self, network: &NetworkId, subnet: Ipv4Net) -> Ipv4Addr {
+        self.store.network(network).map_or_else(|| mesh::gateway(subnet), |network| network.spec.gateway_in(subnet))
     }
 
     /// The lowest and the highest address that may be assigned, as numbers; `None` if there is none.
     fn bounds(&self, network: &NetworkId, subnet: Ipv4Net) -> Option<(u32, u32)> {
         let range = self.store.network(network).and_then(|network| network.spec.ip_range).unwrap_or(subnet);
-        let low = range.network().to_bits().max(subnet.network().to_bits().checked_add(2)?);
+        let low = range.network().to_bits().max(subnet.network().to_bits().checked_add(1)?);
         let high = range.broadcast().to_bits().min(subnet.broadcast().to_bits().checked_sub(1)?);
         (low <= high).then_some((low, high))
     }

@@ -1,6 +1,6 @@
 //! The entries of views, each made from the store alone.
 
-use crate::model::mesh::{DEFAULT_POOL, gateway};
+use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
@@ -14,7 +14,7 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
     Some(NetworkPart {
         name: network.spec.name.clone(),
         subnet,
-        gateway: gateway(subnet),
+        gateway: network.spec.gateway_in(subnet),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
         mtu: network.spec.mtu(),

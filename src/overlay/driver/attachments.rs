@@ -23,8 +23,11 @@ const FILE: DocumentFile = DocumentFile {
                  (docker restart), so that they get addresses again",
 };
 
-/// How long a container waits for its address. The engine gives up after half a minute.
+/// How long a command of a user waits for an address.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a start waits: the engine does not try again one that failed while it came up itself, when the swarm may come up too, and
+/// an address that the container had until now is free once every node knows that.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a plain container gets no address.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +38,11 @@ pub enum AttachError {
     #[error("{0}")]
     Refused(String),
     #[error(
-        "no manager of the swarm gave an address on network {0} within {seconds} s: containers that are not tasks get theirs from a \
+        "no manager of the swarm gave an address on network {network} within {} s: containers that are not tasks get theirs from a \
          manager; see skep status, and start the container again when the node is connected",
-        seconds = PATIENCE.as_secs()
+        .waited.as_secs()
     )]
-    NoAnswer(String),
+    NoAnswer { network: String, waited: Duration },
     #[error(transparent)]
     File(anyhow::Error),
 }
@@ -66,6 +69,8 @@ pub struct Attachments {
     /// Held while the file is written.
     writing: tokio::sync::Mutex<()>,
     wanted: watch::Sender<Vec<ContainerAttachment>>,
+    /// [`PATIENCE`], [`START_PATIENCE`], except in tests.
+    patience: (Duration, Duration),
     /// The node's view; `None` while it is in no swarm.
     view: watch::Sender<Option<Arc<NodeView>>>,
 }
@@ -84,6 +89,7 @@ impl Attachments {
             set: Mutex::new(set),
             writing: tokio::sync::Mutex::default(),
             wanted,
+            patience: (PATIENCE, START_PATIENCE),
             view: watch::channel(None).0,
         })
     }
@@ -115,7 +121,7 @@ impl Attachments {
     /// See [`AttachError`].
     pub async fn prepare(&self, network: &str, requested: Option<Ipv4Addr>) -> Result<GivenAddress, AttachError> {
         let id = lock(&self.set).prepare(network, requested, draw(), self.clock.now());
-        self.obtain(&id, network).await
+        self.obtain(&id, network, self.patience.0).await
     }
 
     /// The address that the engine's next container on a network gets: the one that was asked for, or any.
@@ -124,7 +130,7 @@ impl Attachments {
     /// See [`AttachError`].
     pub async fn claim(&self, network: &NetworkId, requested: Option<Ipv4Addr>) -> Result<Ipv4Addr, AttachError> {
         let id = lock(&self.set).claim(network, requested, draw(), self.clock.now());
-        self.obtain(&id, network.as_str()).await.map(|given| given.address)
+        self.obtain(&id, network.as_str(), self.patience.1).await.map(|given| given.address)
     }
 
     /// True if a task of this node has the address: its container does not ask for another one.
@@ -162,8 +168,8 @@ impl Attachments {
     }
 
     /// Asks, and waits for the answer. What was refused or not answered is asked for no longer.
-    async fn obtain(&self, id: &TaskId, network: &str) -> Result<GivenAddress, AttachError> {
-        let given = self.ask(id, network).await;
+    async fn obtain(&self, id: &TaskId, network: &str, patience: Duration) -> Result<GivenAddress, AttachError> {
+        let given = self.ask(id, network, patience).await;
         match &given {
             Ok(given) => lock(&self.set).given(id, &given.network_id, given.address),
             Err(_) => lock(&self.set).remove(id),
@@ -174,13 +180,10 @@ impl Attachments {
         Ok(given)
     }
 
-    async fn ask(&self, id: &TaskId, network: &str) -> Result<GivenAddress, AttachError> {
+    async fn ask(&self, id: &TaskId, network: &str, patience: Duration) -> Result<GivenAddress, AttachError> {
         let mut view = self.view.subscribe();
-        if view.borrow().is_none() {
-            return Err(AttachError::NoSwarm(network.to_owned()));
-        }
         self.announce();
-        let answer = tokio::time::timeout(PATIENCE, async {
+        let answer = tokio::time::timeout(patience, async {
             loop {
                 if let Some(answer) = answer_in(view.borrow_and_update().as_deref(), id) {
                     return Some(answer);
@@ -192,7 +195,8 @@ impl Attachments {
         });
         match answer.await {
             Ok(Some(answer)) => answer.map_err(AttachError::Refused),
-            Ok(None) | Err(_) => Err(AttachError::NoAnswer(network.to_owned())),
+            Ok(None) | Err(_) if self.view.borrow().is_none() => Err(AttachError::NoSwarm(network.to_owned())),
+            Ok(None) | Err(_) => Err(AttachError::NoAnswer { network: network.to_owned(), waited: patience }),
         }
     }
 
@@ -231,4 +235,104 @@ fn answer_in(view: Option<&NodeView>, id: &TaskId) -> Option<Result<GivenAddress
 
 fn draw() -> TaskId {
     TaskId::draw(&mut rand::rng())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::model::fixture;
+    use crate::model::task::Attachment;
+    use crate::model::view::Tasks;
+
+    /// In a swarm that has answered nothing.
+    fn attachments(name: &str) -> Attachments {
+        let path = std::env::temp_dir().join(format!("attachments-{name}-{}.json", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let all = Attachments::open(path, Arc::new(SystemClock)).unwrap();
+        all.follow(Some(Arc::new(view(Vec::new()))));
+        all
+    }
+
+    fn view(tasks: Vec<crate::model::Task>) -> NodeView {
+        let network = fixture::network_part("back", "172.20.0.0/24".parse().unwrap(), Vec::new());
+        let mut view = fixture::node_view(7, vec![network], fixture::cluster_part(vec![fixture::peer(1)]));
+        let by_id = tasks.into_iter().map(|task| (task.id.clone(), Arc::new(task))).collect();
+        view.tasks = Arc::new(Tasks { by_id, ..Tasks::default() });
+        view
+    }
+
+    /// The task that the managers make of the only wish.
+    fn answered(all: &Attachments, address: Option<&str>, err: &str) -> crate::model::Task {
+        let wish = all.wanted().borrow().first().cloned().expect("one");
+        let mut task = wish.task(&"node1".into(), Some(&"back".into()), crate::model::Timestamp(0));
+        let attachment =
+            |address: &str| Attachment { network_id: "back".into(), address: format!("{address}/24").parse().unwrap() };
+        task.attachments = address.map(attachment).into_iter().collect();
+        err.clone_into(&mut task.status.err);
+        task
+    }
+
+    #[tokio::test]
+    async fn an_address_comes_with_the_view_and_is_kept_over_a_restart_until_it_is_released() {
+        let all = Arc::new(attachments("given"));
+        let mut wanted = all.wanted();
+        let claim = tokio::spawn({
+            let all = all.clone();
+            async move { all.claim(&"back".into(), None).await }
+        });
+        wanted.changed().await.unwrap();
+        assert!(!claim.is_finished());
+        all.follow(Some(Arc::new(view(vec![answered(&all, Some("172.20.0.9"), "")]))));
+        let address = Ipv4Addr::new(172, 20, 0, 9);
+        assert_eq!(claim.await.unwrap().unwrap(), address);
+
+        let again = Attachments::open(all.path.clone(), Arc::new(SystemClock)).unwrap();
+        assert_eq!(*again.wanted().borrow(), *all.wanted().borrow());
+        again.release(&"back".into(), Ipv4Addr::new(172, 20, 0, 8)).await;
+        assert_eq!(again.wanted().borrow().len(), 1, "another one");
+        again.release(&"back".into(), address).await;
+        assert!(again.wanted().borrow().is_empty());
+        let last = Attachments::open(all.path.clone(), Arc::new(SystemClock)).unwrap();
+        assert!(last.wanted().borrow().is_empty());
+        std::fs::remove_file(&all.path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_passed_on_and_the_wish_is_gone() {
+        let all = Arc::new(attachments("refused"));
+        let mut wanted = all.wanted();
+        let prepare = tokio::spawn({
+            let all = all.clone();
+            async move { all.prepare("shut", None).await }
+        });
+        wanted.changed().await.unwrap();
+        all.follow(Some(Arc::new(view(vec![answered(&all, None, "network shut not manually attachable")]))));
+        let error = prepare.await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "network shut not manually attachable");
+        assert!(all.wanted().borrow().is_empty());
+        std::fs::remove_file(&all.path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_an_answer_there_is_an_error_within_its_bound_and_another_one_without_a_swarm() {
+        let mut all = attachments("silent");
+        all.patience = (Duration::from_millis(30), Duration::from_millis(30));
+        let error = all.claim(&"back".into(), None).await.unwrap_err().to_string();
+        assert!(error.contains("no manager of the swarm gave an address on network back within"), "{error}");
+        assert!(all.wanted().borrow().is_empty());
+        all.follow(None);
+        assert!(matches!(all.claim(&"back".into(), None).await, Err(AttachError::NoSwarm(_))));
+        std::fs::remove_file(&all.path).unwrap();
+    }
+
+    #[test]
+    fn the_address_of_a_task_is_not_asked_for_again() {
+        let all = attachments("task");
+        let mut task = fixture::task_with_resolvers("t1", "web", "node1", &[]);
+        task.attachments = vec![Attachment { network_id: "back".into(), address: "172.20.0.5/24".parse().unwrap() }];
+        all.follow(Some(Arc::new(view(vec![task]))));
+        assert!(all.is_of_task(&"back".into(), Ipv4Addr::new(172, 20, 0, 5)));
+        assert!(!all.is_of_task(&"back".into(), Ipv4Addr::new(172, 20, 0, 6)));
+    }
 }

@@ -210,10 +210,11 @@ fn an_ingress_network_that_is_made_again_has_addresses_for_the_nodes() {
     let mut edge = network("edge", Some("192.168.9.0/28"));
     edge.spec.ingress = true;
     edge.spec.ip_range = Some("192.168.9.8/29".parse().unwrap());
+    edge.spec.gateway = Some("192.168.9.8".parse().unwrap());
     edge.spec.auxiliary_addresses.insert("router".to_owned(), "192.168.9.9".parse().unwrap());
     apply(&mut leader.store, leader.now, vec![Action::create(edge)]);
     let _ = leader.cores.handle(leader.now, Event::StoreChanged(Arc::new(leader.store.clone())));
     leader.settle();
     let addresses: Vec<Ipv4Addr> = leader.store.nodes().map(|node| node.mesh.ingress_addr).collect();
-    assert_eq!(addresses, [Ipv4Addr::new(192, 168, 9, 8), Ipv4Addr::new(192, 168, 9, 10)], "neither reserved nor out of range");
+    assert_eq!(addresses, [Ipv4Addr::new(192, 168, 9, 10), Ipv4Addr::new(192, 168, 9, 11)], "neither reserved nor out of range");
 }
