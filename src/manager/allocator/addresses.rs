@@ -4,7 +4,7 @@ use super::freed::Freed;
 use super::in_use::AddressesInUse;
 use super::quarantine::QuarantinedAddresses;
 use crate::model::mesh;
-use crate::model::{NetworkId, Task};
+use crate::model::{NetworkId, NodeId, Task};
 use crate::store::Store;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -68,7 +68,7 @@ impl<'a> AddressBook<'a> {
         Some(address)
     }
 
-    /// Takes exactly this address, which a user asked for.
+    /// Takes exactly this address, which a user asked for, for a plain container of a node.
     ///
     /// # Errors
     /// Why it cannot be taken.
@@ -77,7 +77,8 @@ impl<'a> AddressBook<'a> {
         network: &NetworkId,
         subnet: Ipv4Net,
         address: Ipv4Addr,
-        quarantine: &mut QuarantinedAddresses,
+        node: &NodeId,
+        quarantine: &QuarantinedAddresses,
     ) -> Result<(), Untakeable> {
         if !is_host(subnet, self.gateway(network, subnet), address) {
             return Err(Untakeable::NoHost);
@@ -87,7 +88,7 @@ impl<'a> AddressBook<'a> {
         if is_reserved || self.used.contains(network, address) {
             return Err(Untakeable::InUse);
         }
-        if quarantine.freed(network, address) == Freed::Awaited {
+        if quarantine.freed_for(node, network, address) == Freed::Awaited {
             return Err(Untakeable::NotYet);
         }
         self.used.add(network, address);

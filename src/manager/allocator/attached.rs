@@ -23,9 +23,9 @@ impl Allocation<'_> {
             let address = self.take_address(&id)?;
             return Ok(Some(Attachment { network_id: id, address }));
         };
-        let subnet = self.subnet(&id)?;
+        let (subnet, node) = (self.subnet(&id)?, task.node_id.clone().unwrap_or_default());
         let book = self.book.get_or_insert_with(|| AddressBook::new(self.store));
-        match book.take_exact(&id, subnet, address, self.quarantine) {
+        match book.take_exact(&id, subnet, address, &node, self.quarantine) {
             Ok(()) => {
                 let address = Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(subnet);
                 Ok(Some(Attachment { network_id: id, address }))

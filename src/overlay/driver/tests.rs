@@ -239,7 +239,7 @@ async fn refusals_tell_the_user_what_to_do() {
     assert!(err(fixture.endpoint_call("Join", "unknown").await).contains("not known"));
     let unknown_network = json!({ "NetworkID": "other", "EndpointID": "e", "Interface": { "Address": "10.0.1.9/32" } });
     assert!(err(fixture.call("NetworkDriver.CreateEndpoint", unknown_network).await).contains("docker network rm"));
-    assert!(err(fixture.endpoint("e", "").await).contains("only tasks"));
+    assert!(err(fixture.endpoint("e", "").await).contains("did not ask skep"));
     *fixture.links.broken.lock().expect("lock") = true;
     fixture.endpoint("e1", "10.0.1.5/32").await;
     assert!(err(fixture.endpoint_call("Join", "e1").await).contains("10.0.1.5: no mesh namespace"));

@@ -141,9 +141,12 @@ fn an_address_that_is_asked_for_is_given_once_and_again_when_no_node_sends_to_it
         let task = leader.task(id);
         assert!(task.attachments.is_empty() && task.status.err.contains(said), "{}", task.status.err);
     }
-    // Its node starts the container again: another task, which waits until the end of the first one is known everywhere.
-    leader.report(2, &[]);
-    leader.report(1, &[asks("c5", "192.168.40.77")]);
+    // Its node starts it again, at once: what is still sent to the address arrives there.
+    leader.report(1, &[asks("again", "192.168.40.77")]);
+    assert_eq!(leader.address("again"), Ipv4Addr::new(192, 168, 40, 77));
+    // Another node waits until the end of that is known everywhere.
+    leader.report(1, &[]);
+    leader.report(2, &[asks("c5", "192.168.40.77")]);
     assert!(leader.store.task(&"c1".into()).is_none());
     assert!(leader.task("c5").attachments.is_empty() && leader.task("c5").status.err.is_empty());
     leader.applied(1);
