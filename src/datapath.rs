@@ -52,7 +52,11 @@ pub trait Sockets: Send + Sync {
 pub trait Links: Send + Sync {
     /// Creates the pair: the mesh end in the mesh namespace, with its route in the network's table; the container's end in
     /// the host's namespace under the name returned, from where the engine moves it. `mtu` is in bytes.
-    async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
+    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
+    /// As [`Links::attach_via`], with the first address of the subnet as its gateway.
+    async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+        self.attach_via(subnet, crate::model::mesh::gateway(subnet), address, mtu).await
+    }
     /// Removes the pair, in whichever namespace the container's end is.
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()>;
 }

@@ -4,6 +4,8 @@
 //! Specs are spelled as the Docker API spells them (`Name`, `TaskTemplate`, …): one type serves the store, the node
 //! protocol and the API, so a user gets back exactly what was posted.
 
+pub mod attached_container;
+pub mod attachment;
 pub mod cluster;
 pub mod constraint;
 pub mod container_privileges;
@@ -42,6 +44,8 @@ pub mod unwritten;
 pub mod view;
 pub mod wg_key;
 
+pub use attached_container::AttachedContainer;
+pub use attachment::ContainerAttachment;
 pub use cluster::{Cluster, ClusterSpec, JoinTokens, NewIncarnation};
 pub use constraint::Constraint;
 pub use format_range::FormatRange;

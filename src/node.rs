@@ -9,6 +9,7 @@
 
 mod address;
 mod admission;
+mod attachments;
 mod backup;
 mod certificate_authority;
 mod control;

@@ -23,7 +23,7 @@ pub use session::{ToManager, ToNode};
 
 /// Formats of the protocol that this build speaks. 2: views are sent whole. 3: views travel in pieces, nodes report troubles.
 /// 4: a joiner proves that it has the private key of its tunnel. 5: backends travel one by one, views are compressed, nodes say that a
-/// view does not fit theirs and that they restart.
+/// view does not fit theirs, that they restart, and what their plain containers need.
 pub const FORMATS: FormatRange = FormatRange::new(2, BACKENDS);
 /// The newest format that this build speaks.
 pub const FORMAT: u32 = FORMATS.newest;

@@ -1,10 +1,13 @@
 //! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
-use crate::model::{LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription};
+use crate::model::{
+    AttachedContainer, LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription, view::NetworkPart,
+};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +20,7 @@ pub mod fake;
 mod generic_env;
 pub mod logs;
 pub mod mounts;
+mod plain_containers;
 mod private_pull;
 mod security;
 pub mod task_files;
@@ -172,6 +176,25 @@ pub struct NetworkPlan {
     pub ingress: bool,
     /// MTU in bytes, recorded for people: the driver uses the current one.
     pub mtu: u32,
+    /// Largest MTU that its containers may have; `None`: the driver's.
+    pub most_mtu: Option<u32>,
+}
+
+impl NetworkPlan {
+    /// From a network as the node's view has it.
+    #[must_use]
+    pub fn of(id: NetworkId, part: &NetworkPart, mtu: u32) -> Self {
+        Self {
+            id,
+            name: part.name.clone(),
+            subnet: part.subnet,
+            gateway: part.gateway,
+            internal: part.internal,
+            ingress: part.ingress,
+            mtu: part.mtu.map_or(mtu, |most| most.min(mtu)),
+            most_mtu: part.mtu,
+        }
+    }
 }
 
 /// A network of skep's driver on the engine.
@@ -251,6 +274,19 @@ pub trait Engine: Send + Sync {
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError>;
     /// The networks of skep's driver, sorted.
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError>;
+    /// Containers that are no task's on a network, by the engine's id of it: by their addresses there.
+    async fn plain_containers(&self, _network: &str) -> Result<BTreeMap<Ipv4Addr, AttachedContainer>, EngineError> {
+        Ok(BTreeMap::new())
+    }
+    /// Whether a container that is no task's refers to the network, by the engine's id: one that runs, or one that has stopped and
+    /// could not be started without it.
+    async fn is_referenced(&self, _network: &str) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+    /// Disconnects every container from a network, by the engine's id.
+    async fn disconnect_all(&self, _network: &str) -> Result<(), EngineError> {
+        Ok(())
+    }
     /// Removes a network by the engine's id. [`EngineError::Busy`] while containers are attached to it.
     async fn remove_network(&self, id: &str) -> Result<(), EngineError>;
     /// Creates the container, or finds the one created earlier; returns its id.

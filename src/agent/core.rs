@@ -121,6 +121,8 @@ pub struct Core {
     tasks: BTreeMap<TaskId, Arc<Task>>,
     payloads: BTreeMap<PayloadId, Arc<Payload>>,
     networks: BTreeMap<NetworkId, NetworkPart>,
+    /// Networks of plain containers, which are not the agent's.
+    of_plain: BTreeSet<NetworkId>,
     view: Option<Revision>,
     /// Containers of unknown tasks and unused networks are removed from this time on; set by the first view.
     remove_unassigned_from: Timestamp,
@@ -154,6 +156,7 @@ impl Core {
             tasks: BTreeMap::new(),
             payloads: BTreeMap::new(),
             networks: BTreeMap::new(),
+            of_plain: BTreeSet::new(),
             view: None,
             remove_unassigned_from: Timestamp(i64::MAX),
             records: BTreeMap::new(),
@@ -273,7 +276,10 @@ impl Core {
             self.remove_unassigned_from = now.plus(self.config.unassigned_grace);
         }
         self.view = Some(view.revision);
-        self.tasks.clone_from(&view.tasks.by_id);
+        let (plain, tasks): (BTreeMap<_, _>, _) =
+            view.tasks.by_id.iter().map(|(id, task)| (id.clone(), task.clone())).partition(|(_, task)| task.attached.is_some());
+        self.of_plain = plain.values().flat_map(|task| task.attachments.iter().map(|a| a.network_id.clone())).collect();
+        self.tasks = tasks;
         self.payloads.clone_from(&view.tasks.payloads);
         self.networks.clone_from(&view.networks.by_id);
         for (id, task) in &mut self.tasks {
@@ -523,7 +529,7 @@ impl Core {
         self.records.retain(|id, record| tasks.contains_key(id) || containers.contains_key(id) || record.busy.is_some());
     }
 
-    /// Networks of tasks that run or are to run, and of containers that still run.
+    /// Networks of tasks that run or are to run, of containers that still run, and of plain containers.
     fn needed_networks(&self) -> BTreeSet<NetworkId> {
         let live = self.tasks.iter().filter(|(id, task)| {
             let running = self.containers.get(*id).is_some_and(|c| c.state.may_run());
@@ -532,7 +538,8 @@ impl Core {
             let busy = self.records.get(*id).is_some_and(|m| m.busy.is_some());
             running || busy || !finished
         });
-        live.flat_map(|(_, task)| task.attachments.iter().map(|a| a.network_id.clone())).collect()
+        let of_tasks = live.flat_map(|(_, task)| task.attachments.iter().map(|a| a.network_id.clone()));
+        of_tasks.chain(self.of_plain.iter().cloned()).collect()
     }
 
     /// The call for a step; `None` while it has to wait.
@@ -578,16 +585,7 @@ impl Core {
     fn attachments(&self, task: &Task) -> Option<Vec<(NetworkPlan, std::net::Ipv4Addr)>> {
         let plan = |attachment: &crate::model::task::Attachment| {
             let part = self.networks.get(&attachment.network_id)?;
-            let network = NetworkPlan {
-                id: attachment.network_id.clone(),
-                name: part.name.clone(),
-                subnet: part.subnet,
-                gateway: part.gateway,
-                internal: part.internal,
-                ingress: part.ingress,
-                mtu: self.mtu,
-            };
-            Some((network, attachment.address.addr()))
+            Some((NetworkPlan::of(attachment.network_id.clone(), part, self.mtu), attachment.address.addr()))
         };
         task.attachments.iter().map(plan).collect()
     }

@@ -312,7 +312,12 @@ impl EngineWorker {
     }
 
     async fn remove_network(self, id: String) {
-        let result = self.engine.remove_network(&id).await;
+        // A container that has stopped finds its network again when it is started.
+        let result = match self.engine.is_referenced(&id).await {
+            Ok(false) => self.engine.remove_network(&id).await,
+            Ok(true) => Err(EngineError::Busy("a container that is not removed yet refers to it".to_owned())),
+            Err(error) => Err(error),
+        };
         let _ = self.events.send(Event::NetworkRemoved(id, result)).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Removes this node's containers and networks from the engine, for a node that leaves its cluster.
+//! Removes this node's containers and networks from the engine, for a node that leaves its cluster. Plain containers are
+//! disconnected and run on.
 
 use crate::model::NodeId;
 use crate::runtime::{Engine, EngineError, deadlines, task_files};
@@ -35,6 +36,9 @@ pub async fn remove_all(me: &NodeId, engine: &dyn Engine, files: &Path) -> anyho
     let removed = tokio::task::spawn_blocking(move || task_files::remove_all(&dir)).await?;
     removed.with_context(|| format!("cannot remove {}, the files of this node's tasks", files.display()))?;
     for network in engine.networks().await.context("cannot list the overlay networks on this node's engine")? {
+        engine.disconnect_all(&network.id).await.with_context(|| {
+            format!("cannot disconnect the containers that are on network {} of this node's engine", network.name)
+        })?;
         retry_while_busy(|| engine.remove_network(&network.id)).await.with_context(|| {
             format!(
                 "cannot remove network {} from this node's engine (docker network inspect {0} names its containers)",

@@ -43,6 +43,7 @@ pub fn task(id: &str) -> Task {
         failures: EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }
 

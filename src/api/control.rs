@@ -1,11 +1,11 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, LogRequest, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::model::{Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -98,6 +98,25 @@ pub struct SwarmJoinRequest {
     pub availability: Availability,
 }
 
+/// A network of the swarm that this node's engine is ready to attach a plain container to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PreparedNetwork {
+    pub id: NetworkId,
+    /// In the swarm and in the engine.
+    pub name: String,
+    /// Where its containers ask for names.
+    pub gateway: Ipv4Addr,
+}
+
+/// Why a plain container cannot be attached to a network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AttachRefusal {
+    /// The managers' reason, for users.
+    Managers(String),
+    /// The node could not ask, or could not prepare its engine.
+    Node(ControlError),
+}
+
 /// Why a node refused a request or failed at it. The message is shown to the user unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -167,6 +186,12 @@ pub trait NodeControl: Send + Sync {
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
     /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
+    /// Makes a network of the swarm, by its id or name, ready on this node's engine for a plain container, and keeps an address for that:
+    /// the requested one, or any.
+    ///
+    /// # Errors
+    /// See [`AttachRefusal`].
+    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal>;
     /// Draws a new join token of the cluster. Writes nothing.
     ///
     /// # Errors

@@ -213,10 +213,15 @@ pub struct Ipam {
     pub configs: Vec<IpamConfig>,
 }
 
-#[derive(Serialize, Clone)]
+#[derive(Serialize, Clone, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct IpamConfig {
     pub subnet: String,
+    #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")]
+    pub ip_range: String,
+    /// The same within a task's networks.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub range: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
 }
@@ -403,6 +408,12 @@ pub struct Network {
     pub ingress: bool,
     pub config_from: ConfigFrom,
     pub config_only: bool,
+    /// Nodes with containers on the network; absent where this node's engine does not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<serde_json::Value>,
+    /// By name, with their tasks; only of a verbose inspection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services: Option<serde_json::Value>,
     /// Of this node; `null` if its engine does not have the network.
     pub containers: Option<serde_json::Value>,
     pub options: BTreeMap<String, String>,

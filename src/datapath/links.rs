@@ -13,7 +13,6 @@ use std::os::fd::AsFd;
 use super::mesh::{self, Mesh, MeshRoute, MeshRule, MeshStep, RouteTarget, RuleAction, base, wire};
 use super::netlink::ignore_missing;
 use super::{Links, netns, sysctl};
-use crate::model::mesh::gateway;
 
 /// The rules that refer to a network's routing table, in the order of adding them.
 #[must_use]
@@ -45,9 +44,8 @@ pub fn member_route(subnet: Ipv4Net, address: Ipv4Addr, device: String) -> MeshR
 }
 
 /// The configuration of a new veth, in order: gateway, up, then the routes, then the rules that refer to their table.
-fn steps(subnet: Ipv4Net, address: Ipv4Addr) -> Vec<MeshStep> {
+fn steps(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> Vec<MeshStep> {
     let end = mesh::mesh_end(address);
-    let gateway = gateway(subnet);
     let mut steps = vec![
         // The gateway on the veth itself: otherwise the source of the kernel's ARP request for the container's MAC would be the
         // gateway of some other network.
@@ -63,15 +61,15 @@ fn steps(subnet: Ipv4Net, address: Ipv4Addr) -> Vec<MeshStep> {
 
 #[async_trait]
 impl Links for Mesh {
-    async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(subnet.contains(&address), "address {address} is not in the network {subnet}");
-        anyhow::ensure!(address != gateway(subnet), "address {address} is the gateway of the network {subnet}");
+        anyhow::ensure!(address != gateway, "address {address} is the gateway of the network {subnet}");
         let _lock = self.lock().await;
         let (mesh_end, container_end) = (mesh::mesh_end(address), mesh::container_end(address));
         let created = self.create_pair(&mesh_end, &container_end, mtu).await;
         self.note_veth(&mesh_end).await;
         created.with_context(|| format!("cannot create the veth of {address} ({mesh_end} in {})", self.pin().display()))?;
-        self.apply(&steps(subnet, address)).await?;
+        self.apply(&steps(subnet, gateway, address)).await?;
         tracing::info!(%address, %subnet, mtu, link = mesh_end, "attached");
         self.notify_changed();
         Ok(container_end)

@@ -93,7 +93,9 @@ impl Zone {
                 entry.addresses.push(member.address);
             }
         }
-        self.reverse.insert(member.address, member.container_name.clone());
+        if !member.container_name.is_empty() {
+            self.reverse.insert(member.address, member.container_name.clone());
+        }
         if let Some(ports) = ports {
             self.ports.insert(member.address, Arc::clone(ports));
         }
@@ -159,7 +161,12 @@ impl Zone {
 /// The names of a task. On the userspace datapath `service` and `tasks.service` have the same records; on the eBPF datapath
 /// `service` is the virtual address, see [`NameEntry::vip`].
 fn names_of(member: &TaskEndpoint) -> Vec<String> {
+    if member.is_plain() {
+        let all = std::iter::once(&member.container_name).chain(&member.aliases);
+        return all.filter(|name| !name.is_empty()).cloned().collect();
+    }
     let mut names = vec![member.container_name.clone()];
+    names.extend_from_slice(&member.own_names);
     for name in std::iter::once(&member.service_name).chain(&member.aliases) {
         names.push(name.clone());
         names.push(format!("tasks.{name}"));

@@ -1,10 +1,11 @@
-//! Assigns subnets, published ports, virtual addresses and task addresses: NEW → PENDING. An object that cannot get what it
-//! needs stays as it is, and the task has the reason. Does not know how nodes configure addresses and ports.
+//! Assigns subnets, published ports, virtual addresses and task addresses: NEW → PENDING; the tasks of plain containers run with
+//! that. An object that cannot get what it needs stays as it is, and the task has the reason. Does not know how nodes configure addresses and ports.
 //!
 //! A transaction that assigns addresses of a network also writes the network object, unchanged: its version is the guard
 //! that keeps two writers (this planner, and a join on another manager) from assigning the same address.
 
 mod addresses;
+mod attached;
 mod endpoint;
 mod freed;
 mod in_use;
@@ -22,8 +23,10 @@ pub use subnets::{first_free, overlap};
 
 use super::limits::BATCH;
 use super::round_scope::RoundScope;
-use crate::model::{Network, NetworkId, Service, ServiceId, Task, TaskState, TaskStatus, Timestamp, task::Attachment};
+use crate::model::node::NodeMesh;
+use crate::model::{Network, NetworkId, Node, Service, ServiceId, Task, TaskState, TaskStatus, Timestamp, task::Attachment};
 use crate::store::{Action, FieldUpdate, Store};
+use addresses::is_host;
 use endpoint::PortRegistry;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +42,9 @@ pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses
         out.push(Action::update(Network { subnet: Some(*subnet), ..(*network).clone() }));
     }
     let mut allocation = Allocation { store, now, subnets, quarantine, book: None, guarded: BTreeSet::new(), out };
+    if scope.has_specs() {
+        allocation.allocate_nodes();
+    }
     if scope.has_specs() || store.new_tasks().next().is_some() {
         let problems = allocation.allocate_endpoints();
         allocation.allocate_tasks(&problems);
@@ -95,6 +101,25 @@ impl Allocation<'_> {
         problems
     }
 
+    /// Assigns the nodes' addresses on an `ingress` network that was made after they joined.
+    fn allocate_nodes(&mut self) {
+        let store = self.store;
+        let Some(network) = ingress(store) else { return };
+        let Ok(subnet) = self.subnet(&network.id) else { return };
+        let gateway = network.spec.gateway_in(subnet);
+        for node in store.nodes().filter(|node| !is_host(subnet, gateway, node.mesh.ingress_addr)) {
+            match self.take_address(&network.id) {
+                Ok(address) => {
+                    self.guarded.insert(network.id.clone());
+                    let mesh = NodeMesh { ingress_addr: address.addr(), ..node.mesh.clone() };
+                    self.out.push(Action::update(Node { mesh, ..node.clone() }));
+                }
+                // It cannot send to published ports of other nodes, and they not to its.
+                Err(problem) => tracing::warn!(node = %node.id, problem, "a node has no address on the ingress network"),
+            }
+        }
+    }
+
     /// Assigns the addresses of NEW tasks: all that a task needs, or none.
     fn allocate_tasks(&mut self, problems: &BTreeMap<ServiceId, String>) {
         let store = self.store;
@@ -106,17 +131,25 @@ impl Allocation<'_> {
             if self.out.len() >= BATCH {
                 return;
             }
-            let Some(service) = store.service(&task.service_id) else { continue };
-            let attachments = match problems.get(&service.id) {
-                Some(problem) => Err(problem.clone()),
-                None => self.attach(&networks_of_task(store, service, task)),
+            let attachments = match (&task.attached, store.service(&task.service_id)) {
+                (Some(container), _) => match self.attach_container(task, container) {
+                    Ok(None) => continue,
+                    Ok(Some(attachment)) => Ok(vec![attachment]),
+                    Err(problem) => Err(problem),
+                },
+                (None, None) => continue,
+                (None, Some(service)) => match problems.get(&service.id) {
+                    Some(problem) => Err(problem.clone()),
+                    None => self.attach(&networks_of_task(store, service, task)),
+                },
             };
             let mut status = TaskStatus { timestamp: self.now, ..task.status.clone() };
             let attachments = match attachments {
                 Ok(attachments) => {
                     self.guarded.extend(attachments.iter().map(|a| a.network_id.clone()));
-                    status.state = TaskState::Pending;
-                    "pending task scheduling".clone_into(&mut status.message);
+                    let plain = task.attached.is_some();
+                    status.state = if plain { TaskState::Running } else { TaskState::Pending };
+                    (if plain { "attached" } else { "pending task scheduling" }).clone_into(&mut status.message);
                     status.err.clear();
                     attachments
                 }

@@ -1,7 +1,7 @@
 //! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
 
 use crate::model::node::NodeDescription;
-use crate::model::{ListeningPort, NodeId, TaskStatus};
+use crate::model::{ContainerAttachment, ListeningPort, NodeId, TaskStatus};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +16,10 @@ pub const ENDPOINTS: usize = 8;
 const PORTS: usize = 256;
 /// Longest host name, version or similar name, in bytes.
 const NAME: usize = 255;
+/// Most plain containers of a node on networks, counted once for each network.
+pub const ATTACHMENTS: usize = 4096;
+/// Most names of a plain container on a network.
+const ALIASES: usize = 64;
 const TROUBLES: usize = 8;
 const TROUBLE_TEXT: usize = 400;
 /// Ends a text that was cut.
@@ -126,6 +130,18 @@ pub fn troubles(mut troubles: BTreeMap<String, String>) -> BTreeMap<String, Stri
         cut(text, TROUBLE_TEXT);
     }
     troubles
+}
+
+/// What a node needs for its plain containers, bounded.
+#[must_use]
+pub fn attachments(mut attachments: Vec<ContainerAttachment>) -> Vec<ContainerAttachment> {
+    attachments.truncate(ATTACHMENTS);
+    for ContainerAttachment { network, container, .. } in &mut attachments {
+        container.aliases.truncate(ALIASES);
+        let names = [network, &mut container.id, &mut container.name].into_iter().chain(&mut container.aliases);
+        names.for_each(|name| cut(name, NAME));
+    }
+    attachments
 }
 
 #[cfg(test)]

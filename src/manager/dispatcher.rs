@@ -2,6 +2,7 @@
 //! part of it changed, holds stops back until no node sends traffic, and plans what the store needs to know of nodes and
 //! tasks. Knows no sockets and no raft, and does not judge which nodes are alive: [`super::liveness`] does.
 
+mod attachments;
 mod core;
 mod drain_hold;
 mod event;

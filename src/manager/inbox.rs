@@ -55,6 +55,7 @@ impl Inbox {
                         reports.listens.extend(ports.map(|(id, ports)| (id, bounds::listening(ports))));
                     }
                     ToManager::Troubles(troubles) => reports.troubles = Some(bounds::troubles(troubles)),
+                    ToManager::Attachments(all) => reports.attachments = Some(bounds::attachments(all)),
                     ToManager::Behind { have } => reports.behind = Some(have),
                     hello @ ToManager::Hello { .. } => reports.hello = node_hello(store, &node, hello),
                     // The liveness core keeps these.

@@ -2,7 +2,6 @@
 //! after each step of a simulation.
 
 use super::allocator::{ingress, overlap};
-use crate::model::mesh::gateway;
 use crate::model::{NetworkId, Node, NodeState, Service, Task, TaskState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,9 +105,9 @@ fn addresses(store: &Store, wrong: &mut Vec<String>) {
     let ingress = ingress(store).into_iter();
     let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, AddressOwner::Node(n))));
     for (network, address, owner) in tasks.chain(vips).chain(nodes) {
-        if let Some(subnet) = store.network(network).and_then(|n| n.subnet) {
+        if let Some((network, subnet)) = store.network(network).and_then(|n| Some((n, n.subnet?))) {
             let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
-            if !inside || address == gateway(subnet) {
+            if !inside || address == network.spec.gateway_in(subnet) {
                 wrong.push(format!("{owner} has {address}, which is not a host address of {subnet}"));
             }
         }
@@ -150,6 +149,9 @@ fn tasks(store: &Store, wrong: &mut Vec<String>) {
         if (TaskState::Assigned..=TaskState::Running).contains(&state) && task.node_id.is_none() {
             wrong.push(format!("task {} is {state:?} without a node", task.id));
         }
+        if task.attached.is_some() {
+            continue;
+        }
         if state < TaskState::Assigned && task.node_id.is_some() {
             wrong.push(format!("task {} has a node but is {state:?}", task.id));
         }
@@ -181,7 +183,7 @@ fn is_lost(store: &Store, task: &Task) -> bool {
 pub fn check_settled(store: &Store) -> Vec<String> {
     let mut wrong = check(store);
     for task in store.tasks() {
-        let has_service = store.service(&task.service_id).is_some();
+        let has_service = task.attached.is_some() || store.service(&task.service_id).is_some();
         if !has_service && task.desired_state != TaskState::Remove {
             wrong.push(format!("task {} of a removed service is not marked for removal", task.id));
         }

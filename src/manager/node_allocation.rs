@@ -19,7 +19,9 @@ pub enum NodeAllocationError {
     #[error("this manager has no cluster yet")]
     NoCluster,
     /// There is no `ingress` network with a subnet.
-    #[error("the ingress network has no subnet")]
+    #[error(
+        "the swarm has no ingress network, on which each node needs an address: docker network create -d overlay --ingress ingress"
+    )]
     NoIngress,
     /// All addresses of `ingress` are in use.
     #[error("every address of the ingress network {0} is in use: remove nodes or services that publish ports")]

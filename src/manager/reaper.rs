@@ -1,5 +1,5 @@
 //! Deletes tasks: those whose removal is desired, once they have stopped, and history beyond the limit. Orphans the tasks
-//! of nodes that were removed, have left or are down for long. Deletes networks that were removed, with their last address.
+//! of nodes that were removed, have left or are down for long; those of plain containers it deletes then. Deletes networks that were removed, with their last address.
 //!
 //! A task on a node that is down stays, whatever its desired state, until the node is back, has left, is removed or has
 //! been down for `orphan_after`: its container may still run, and while the object exists no other task gets its address.
@@ -31,7 +31,10 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &R
             return out;
         }
         let node_gone = is_node_gone(store, task, now, settings);
-        if task.desired_state == TaskState::Remove && (is_finished(task) || node_gone) {
+        if task.attached.is_some() {
+            // While its node is there, that says when the container is gone.
+            out.extend((node_gone || task.desired_state == TaskState::Remove).then(|| remove(task)));
+        } else if task.desired_state == TaskState::Remove && (is_finished(task) || node_gone) {
             out.push(remove(task));
         } else if node_gone && !task.status.state.is_final() {
             out.push(orphan(task, now));

@@ -30,6 +30,16 @@ impl TemplateContext {
 }
 
 impl ContainerSpec {
+    /// The host name of its container; `None` without one, or if its placeholders cannot be replaced.
+    #[must_use]
+    pub fn hostname_in(&self, context: impl FnOnce() -> TemplateContext) -> Option<String> {
+        match self.hostname.as_str() {
+            "" => None,
+            fixed if !fixed.contains("{{") => Some(fixed.to_owned()),
+            template => expand(template, &context(), None).ok(),
+        }
+    }
+
     /// The spec with its placeholders replaced.
     ///
     /// # Errors

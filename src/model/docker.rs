@@ -48,6 +48,9 @@ pub const NETWORK_OPTION: &str = "skep.network";
 /// Driver option with the MTU in bytes at the time of the network's creation, for people to read.
 pub const MTU_OPTION: &str = "mtu";
 
+/// Driver option with the largest MTU in bytes that the network's containers may have.
+pub const MOST_MTU_OPTION: &str = "skep.mtu";
+
 /// Label of a container with the id of its task.
 pub const LABEL_TASK_ID: &str = "com.docker.swarm.task.id";
 

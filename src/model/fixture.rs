@@ -109,6 +109,7 @@ pub fn task_endpoint(service: &str, slot: u64, node: &str, address: Ipv4Addr) ->
         service_name: service.to_owned(),
         endpoint_mode: EndpointMode::Vip,
         aliases: Vec::new(),
+        own_names: Vec::new(),
         slot,
         node_id: node.into(),
         address,
@@ -127,6 +128,7 @@ pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> 
         gateway: gateway(subnet),
         internal: false,
         ingress: name == "ingress",
+        mtu: None,
         members: members.into_iter().map(Arc::new).collect(),
         services: Vec::new(),
         names: Vec::new(),
@@ -202,5 +204,6 @@ pub fn task_with_resolvers(id: &str, service: &str, node: &str, resolvers: &[&st
         failures: EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }

@@ -1,9 +1,10 @@
 //! Overlay networks.
 
-use super::{id::NetworkId, meta::Meta, serde_helpers::null_as_default};
+use super::{id::NetworkId, mesh, meta::Meta, serde_helpers::null_as_default};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 /// Name of the network that carries published ports.
 pub const INGRESS: &str = "ingress";
@@ -39,7 +40,45 @@ pub struct NetworkSpec {
     /// Requested by the user: at most one, IPv4.
     #[serde(deserialize_with = "null_as_default")]
     pub subnets: Vec<Ipv4Net>,
+    /// Gateway and name server of its containers; the first address of the subnet if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Addresses that are assigned, within the subnet; all of it if absent. Not those that users ask for.
+    #[serde(rename = "IPRange", skip_serializing_if = "Option::is_none")]
+    pub ip_range: Option<Ipv4Net>,
+    /// Addresses within the subnet that nothing gets, by the names that the user gave them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
+    pub auxiliary_addresses: BTreeMap<String, Ipv4Addr>,
     /// Driver options, as posted.
     #[serde(deserialize_with = "null_as_default")]
     pub options: BTreeMap<String, String>,
+}
+
+/// Driver option with the MTU of the network's containers, in bytes.
+pub const MTU: &str = "com.docker.network.driver.mtu";
+
+impl NetworkSpec {
+    /// Largest MTU that its containers may have, in bytes; `None`: that of the tunnel. (The API refuses what is no number.)
+    #[must_use]
+    pub fn mtu(&self) -> Option<u32> {
+        self.options.get(MTU)?.parse().ok()
+    }
+
+    /// The gateway of a network with this spec, on its subnet.
+    #[must_use]
+    pub fn gateway_in(&self, subnet: Ipv4Net) -> Ipv4Addr {
+        self.gateway.filter(|gateway| subnet.contains(gateway)).unwrap_or_else(|| mesh::gateway(subnet))
+    }
+
+    /// What of it managers and nodes of feature level 1 do not know, by the API's name.
+    #[must_use]
+    pub fn newer_field(&self) -> Option<&'static str> {
+        let fields = [
+            ("IPAM.Config.Gateway", self.gateway.is_some()),
+            ("IPAM.Config.IPRange", self.ip_range.is_some()),
+            ("IPAM.Config.AuxiliaryAddresses", !self.auxiliary_addresses.is_empty()),
+            (MTU, self.options.contains_key(MTU)),
+        ];
+        fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
+    }
 }

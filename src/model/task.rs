@@ -6,6 +6,7 @@ pub use super::mount::Mount;
 pub use super::placement::{Placement, PlacementPreference, Platform, SpreadOver};
 pub use super::resources::{GenericResource, Reservations, ResourceAmounts, Resources};
 use super::{
+    attached_container::AttachedContainer,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
@@ -145,6 +146,9 @@ pub struct Task {
     /// What it has of its node's generic resources, sorted. Written once, by the scheduler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generic_resources: Vec<GenericResource>,
+    /// The plain container that it stands for; `None` for tasks of services. Written by the dispatcher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<AttachedContainer>,
 }
 
 /// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.
@@ -255,6 +259,7 @@ impl Task {
             ("started_at", self.started_at.is_some()),
             ("generic_resources", !self.generic_resources.is_empty()),
             ("move_to", self.move_to.is_some()),
+            ("attached", self.attached.is_some()),
         ];
         fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
     }
@@ -271,11 +276,18 @@ impl Task {
     /// `service.slot`, or `service.node` in the slot of a node, for users.
     #[must_use]
     pub fn display_name(&self) -> String {
+        if let Some(container) = &self.attached {
+            return container.name.clone();
+        }
         format!("{}.{}", self.service_name, self.slot_key())
     }
-    /// Name of its container: `service.slot.id`, or `service.node.id` in the slot of a node.
+    /// Name of its container: `service.slot.id`, or `service.node.id` in the slot of a node. A plain container has the name that
+    /// its user gave it, which is empty until it has joined.
     #[must_use]
     pub fn container_name(&self) -> String {
+        if let Some(container) = &self.attached {
+            return container.name.clone();
+        }
         format!("{}.{}.{}", self.service_name, self.slot_key(), self.id)
     }
 }

@@ -64,6 +64,9 @@ pub struct NetworkPart {
     pub internal: bool,
     /// Carries traffic of published ports.
     pub ingress: bool,
+    /// Largest MTU that its containers may have, in bytes; that of the tunnel if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Every task with an address on the network, sorted by task id, in any state until the task is deleted.
     pub members: Vec<Arc<TaskEndpoint>>,
     /// Services with a virtual address on the network, sorted by service id. Absent in views of older managers.
@@ -104,7 +107,12 @@ pub struct TaskEndpoint {
     pub endpoint_mode: EndpointMode,
     /// Further names of the service on this network.
     pub aliases: Vec<String>,
+    /// Further names of the task alone: its container's host name and short id, while it is a backend. (Views of older managers have
+    /// none.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_names: Vec<String>,
     pub slot: u64,
+    /// Empty for a plain container that has not joined yet.
     pub container_name: String,
     pub node_id: NodeId,
     /// On this network.
@@ -118,6 +126,14 @@ pub struct TaskEndpoint {
     /// service. (Views of older managers do not say.)
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub starting: bool,
+}
+
+impl TaskEndpoint {
+    /// It is a plain container, which no service has.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.service_id.as_str().is_empty()
+    }
 }
 
 /// What all nodes need to know of the cluster.

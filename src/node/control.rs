@@ -5,12 +5,17 @@ use super::address;
 use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
-use crate::api::control::{self, ControlError, Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
+use crate::api::control::{
+    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+};
 use crate::datapath::interfaces::host_addresses;
 use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::overlay::driver::attachments::AttachError;
+use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
 use crate::trust::{JoinToken, PayloadVault, RootCa};
 use async_trait::async_trait;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -104,6 +109,23 @@ impl NodeControl for DaemonControl {
             MembershipState::Pending { .. } => daemon.abandon().await.map_err(|e| failed(&e)),
             MembershipState::Inactive => Err(ControlError::unavailable("This node is not part of a swarm")),
         }
+    }
+
+    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
+        let env = &self.0.env;
+        let given = env.attachments.prepare(reference, requested).await.map_err(|error| match error {
+            AttachError::Refused(reason) => AttachRefusal::Managers(reason),
+            AttachError::NoSwarm(_) | AttachError::NoAnswer { .. } => {
+                AttachRefusal::Node(ControlError::unavailable(error.to_string()))
+            }
+            AttachError::File(error) => AttachRefusal::Node(failed(&error)),
+        })?;
+        let part = given.network;
+        let mtu = *env.mtus.device.borrow();
+        let network = NetworkPlan::of(given.network_id, &part, mtu);
+        let made = env.engine.ensure_network(&network).await;
+        made.map_err(|error| AttachRefusal::Node(ControlError::failed(error.to_string())))?;
+        Ok(PreparedNetwork { id: network.id, name: network.name, gateway: network.gateway })
     }
 
     fn new_token(&self) -> Result<Secret<String>, ControlError> {

@@ -9,6 +9,8 @@ use crate::datapath::{Sandbox, tunnel};
 use crate::model::node::NodeDescription;
 use crate::model::{NodeId, WgKey};
 use crate::overlay::MtuChannels;
+use crate::overlay::driver::Driver;
+use crate::overlay::driver::attachments::Attachments;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use crate::store::FEATURE_LEVELS;
@@ -31,6 +33,9 @@ pub(super) struct Environment {
     pub sandboxes: Arc<CurrentSandboxes>,
     /// Network namespaces of containers on overlay networks, from the driver.
     pub joined: watch::Receiver<Vec<Sandbox>>,
+    pub driver: Arc<Driver>,
+    /// Addresses of plain containers, from the driver.
+    pub attachments: Arc<Attachments>,
     /// What of the daemon does not run.
     pub blockers: Blockers,
     /// Notified when the membership must be started again.

@@ -24,11 +24,11 @@ impl CurrentLinks {
 
 #[async_trait]
 impl Links for CurrentLinks {
-    async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         let Some(mesh) = self.get() else {
             anyhow::bail!("this node is in no swarm: no overlay network has the address {address}");
         };
-        mesh.attach(subnet, address, mtu).await
+        mesh.attach_via(subnet, gateway, address, mtu).await
     }
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()> {
         match self.get() {

@@ -1,5 +1,6 @@
 //! The node's loops on one view: which there are, what they are started with, and the revision that each has applied.
 
+use super::attachments;
 use super::environment::Environment;
 use super::network::MeshNetwork;
 use super::supervisor::Supervisor;
@@ -148,6 +149,7 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let ports = start_userspace(context, held_sender, &mut applied);
     let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
+    start_attachments(context);
     Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers })
 }
 
@@ -242,6 +244,15 @@ fn start_readiness(context: &LoopContext) -> mpsc::Receiver<(TaskId, Vec<Listeni
         ingress::readiness::run(context.view(), sandboxes, reports.clone(), tick, context.stop())
     });
     listens
+}
+
+/// Plain containers on networks: no revision to wait for, the driver answers the engine.
+fn start_attachments(context: &LoopContext) {
+    let context = context.clone();
+    let (env, stop) = (context.env.clone(), context.stop());
+    let view = context.view();
+    context.supervisor.clone().keep("attachments", move || attachments::follow(env.clone(), view.clone(), stop.clone()));
+    context.supervisor.clone().keep("attached", move || attachments::describe(context.env.clone(), context.stop()));
 }
 
 fn dns_settings(settings: &Settings) -> DnsSettings {

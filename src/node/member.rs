@@ -348,6 +348,7 @@ impl Leave for Member {
         let mut errors = ErrorList::default();
         errors.check(agent::remove_all(&self.membership.node_id, &*env.engine, &env.settings.task_files()).await);
         errors.check(self.network.take_down(env).await);
+        errors.check(env.attachments.forget().await);
         errors.check(env.state_dir.forget().context("cannot remove the membership's files"));
         errors.into_result()
     }

@@ -2,8 +2,7 @@
 //! statuses and listening ports are reported, and all of them again at the start of each session.
 
 use super::troubles::Troubles;
-use crate::model::ListeningPort;
-use crate::model::{NodeView, TaskId, TaskStatus};
+use crate::model::{ContainerAttachment, ListeningPort, NodeView, TaskId, TaskStatus};
 use crate::protocol::view_delta::{self, ViewDelta};
 use crate::protocol::{ToManager, ToNode};
 use std::collections::BTreeMap;
@@ -18,6 +17,7 @@ pub(super) struct SessionRelay {
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
     pub troubles: watch::Receiver<Troubles>,
+    pub attachments: watch::Receiver<Vec<ContainerAttachment>>,
 }
 
 impl SessionRelay {
@@ -49,6 +49,7 @@ impl SessionRelay {
                     None => return,
                 },
                 Ok(()) = self.troubles.changed() => self.report_troubles().await,
+                Ok(()) = self.attachments.changed() => self.report_attachments().await,
                 Some(first) = self.listens.recv() => {
                     let batch = listens.record(first, &mut self.listens);
                     let _ = self.outgoing.send(ToManager::Listens(batch)).await;
@@ -70,6 +71,12 @@ impl SessionRelay {
             let _ = self.outgoing.send(ToManager::Listens(all)).await;
         }
         self.report_troubles().await;
+        self.report_attachments().await;
+    }
+
+    async fn report_attachments(&self) {
+        let attachments = self.attachments.borrow().clone();
+        let _ = self.outgoing.send(ToManager::Attachments(attachments)).await;
     }
 
     async fn report_troubles(&self) {
@@ -157,7 +164,8 @@ mod tests {
             let (outgoing, mut answers) = mpsc::channel(4);
             let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
             let (_troubles, troubles) = watch::channel(Troubles::new());
-            let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles }.run());
+            let (_attachments, attachments) = watch::channel(Vec::new());
+            let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles, attachments }.run());
             let before = seen.borrow().clone();
             let revision = crate::model::Revision { index, ..have };
             // Older than what it has, or without the parts that it does not have.
@@ -188,7 +196,8 @@ mod tests {
         let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
         seen.mark_unchanged();
         let (_troubles, troubles) = watch::channel(Troubles::new());
-        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles }.run());
+        let (_attachments, attachments) = watch::channel(Vec::new());
+        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles, attachments }.run());
         to_relay.send(ToNode::Removed("removed".to_owned())).await.unwrap();
         seen.changed().await.unwrap();
         let now = seen.borrow_and_update().clone().unwrap();

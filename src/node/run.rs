@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::clock::SystemClock;
 use crate::http;
 use crate::overlay::MtuChannels;
+use crate::overlay::driver::attachments::Attachments;
 use crate::overlay::driver::{self, Driver};
 use crate::runtime::DockerEngine;
 use crate::settings::Settings;
@@ -90,16 +91,21 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
     let mtus = MtuChannels::new(settings.tunnel_mtu());
     let links = Arc::new(CurrentLinks::default());
     let sandboxes = Arc::new(CurrentSandboxes::default());
-    let driver = Arc::new(Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe())?);
+    let clock = Arc::new(SystemClock);
+    let attachments = Arc::new(Attachments::open(state_dir.attachments(), clock.clone())?);
+    let driver = Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe())?;
+    let driver = Arc::new(driver.with_attachments(attachments.clone()));
     let env = Arc::new(Environment {
         settings,
         state_dir,
-        clock: Arc::new(SystemClock),
+        clock,
         engine: docker.clone(),
         docker,
         links,
         sandboxes,
         joined: driver.joined(),
+        driver: driver.clone(),
+        attachments,
         mtus,
         blockers: Blockers::default(),
         failed: Arc::default(),

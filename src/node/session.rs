@@ -63,7 +63,8 @@ pub(super) fn start(
         ledger_writer::run(ledger.clone(), view.subscribe(), blockers.clone(), ledger_writer::RETRY, stop.clone())
     });
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
-    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles };
+    let attachments = env.attachments.wanted();
+    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
     let mut config = SessionConfig::new(

@@ -9,6 +9,7 @@
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
+//! | `attachments.json` | addresses of plain containers | `overlay::driver` |
 //! | `raft/` | log and snapshots, on managers | `raft` |
 //! | `backup.content` | a backup that is being made | `backup` |
 
@@ -69,6 +70,9 @@ impl StateDir {
     pub(super) fn endpoints(&self) -> PathBuf {
         self.path.join("endpoints.json")
     }
+    pub(super) fn attachments(&self) -> PathBuf {
+        self.path.join("attachments.json")
+    }
     pub(super) fn certificates(&self) -> CertificateFiles {
         CertificateFiles::new(self.path.join("certificates"))
     }
@@ -97,7 +101,8 @@ impl StateDir {
     /// A file cannot be removed.
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The membership first: without it the rest is unused, and replaced by the next membership.
-        for path in [self.membership(), self.ledger().path().to_owned(), self.endpoints(), self.tunnel_key(), self.backup()] {
+        let (ledger, endpoints, attachments) = (self.ledger().path().to_owned(), self.endpoints(), self.attachments());
+        for path in [self.membership(), ledger, endpoints, attachments, self.tunnel_key(), self.backup()] {
             ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         self.certificates().remove()?;

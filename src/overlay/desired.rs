@@ -118,7 +118,16 @@ fn networks(
         if let Some(subnet) = base::network_of(rule)
             && veths.iter().any(|address| subnet.contains(address))
         {
-            let gateway = gateway(subnet);
+            // As the attach left it on the veth.
+            let mut ends = veths.iter().filter(|address| subnet.contains(*address)).map(|address| mesh_end(*address));
+            let configured = ends.find_map(|end| {
+                let mut addresses = actual.addresses.iter().filter(|(device, _)| *device == end);
+                addresses.find_map(|(_, address)| match address {
+                    IpAddr::V4(address) if subnet.contains(address) => Some(*address),
+                    _ => None,
+                })
+            });
+            let gateway = configured.unwrap_or_else(|| gateway(subnet));
             all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeMap::new() });
         }
     }

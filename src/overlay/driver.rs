@@ -1,12 +1,14 @@
 //! Docker's remote network and IPAM driver, as the engine sees it: a container gets the address that was allocated to its
-//! task, and a veth. Knows endpoints only; the managers allocate addresses, the datapath creates links.
+//! task, or one that the managers give for it ([`attachments`]), and a veth. Knows endpoints only; the managers allocate
+//! addresses, the datapath creates links.
 //!
 //! The engine does not announce live containers again after a restart of its own or of the daemon. So every endpoint is kept
 //! on disk ([`endpoint_file`]), and every call may be repeated or name an object that was removed already.
 
 use crate::datapath::{Links, Sandbox, Sandboxes};
-use crate::model::docker;
+use crate::model::{NetworkId, docker};
 use crate::sync::replace_if_changed;
+use attachments::{AttachError, Attachments};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
@@ -15,12 +17,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use endpoint_file::{EndpointFile, EngineEndpoint, EngineNetwork, EngineObjects};
 use error::DriverError;
+use ipam::WantedAddress;
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use wire::DriverCall;
 
+mod attachment_set;
+pub mod attachments;
 pub mod endpoint_file;
 mod error;
 mod ipam;
@@ -40,6 +46,17 @@ pub struct Driver {
     links_lock: Mutex<()>,
     sandboxes: Arc<dyn Sandboxes>,
     joined: watch::Sender<Vec<Sandbox>>,
+    /// Addresses of plain containers; `None`: there are tasks only.
+    attachments: Option<Arc<Attachments>>,
+}
+
+/// A container's address on a network, as the engine has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlacedEndpoint {
+    pub network: NetworkId,
+    /// The engine's id of its network.
+    pub engine_network: String,
+    pub address: Ipv4Addr,
 }
 
 impl Driver {
@@ -56,7 +73,27 @@ impl Driver {
     ) -> anyhow::Result<Self> {
         let file = EndpointFile::open(file)?;
         let (joined, _) = watch::channel(file.read(sandboxes_of));
-        Ok(Self { links, mtu, file, links_lock: Mutex::new(()), sandboxes, joined })
+        Ok(Self { links, mtu, file, links_lock: Mutex::new(()), sandboxes, joined, attachments: None })
+    }
+
+    /// Gives plain containers addresses from here.
+    #[must_use]
+    pub fn with_attachments(mut self, attachments: Arc<Attachments>) -> Self {
+        self.attachments = Some(attachments);
+        self
+    }
+
+    /// Every endpoint on a network of the swarm.
+    pub fn placed(&self) -> Vec<PlacedEndpoint> {
+        let placed = |objects: &EngineObjects| {
+            let endpoints = objects.endpoints.values();
+            let place = endpoints.filter_map(|endpoint| {
+                let network = objects.networks.get(&endpoint.network)?.swarm_network.as_str().into();
+                Some(PlacedEndpoint { network, engine_network: endpoint.network.clone(), address: endpoint.address })
+            });
+            place.collect()
+        };
+        self.file.read(placed)
     }
 
     /// The namespaces that have an address on an overlay network, sorted; updated with each join and leave.
@@ -69,6 +106,44 @@ impl Driver {
         self.file.read(|objects| objects.endpoints.values().cloned().collect())
     }
 
+    /// The address of the gateway, of a task, or for a plain container.
+    async fn request_address(&self, call: wire::RequestAddress) -> Result<Value, DriverError> {
+        let (subnet, wanted) = ipam::address_request(&call)?;
+        let network = self.network_with(subnet);
+        let (requested, attachments) = match (wanted, &self.attachments) {
+            (WantedAddress::Gateway(address), _) | (WantedAddress::Exact(address), None) => return Ok(ipam::reply(address)),
+            (WantedAddress::Any, None) => return Err(DriverError::UnknownSubnet(subnet)),
+            (WantedAddress::Exact(address), Some(attachments)) => (Some(address), attachments),
+            (WantedAddress::Any, Some(attachments)) => (None, attachments),
+        };
+        let network = network.ok_or(DriverError::UnknownSubnet(subnet))?;
+        if let Some(address) = requested.filter(|address| attachments.is_of_task(&network, *address)) {
+            return Ok(ipam::reply(address));
+        }
+        match attachments.claim(&network, requested).await {
+            Ok(address) => Ok(ipam::reply(address)),
+            Err(source @ AttachError::Refused(_)) => Err(DriverError::NotAttachable { network: network.to_string(), source }),
+            Err(error) => Err(DriverError::NoAddressGiven(error)),
+        }
+    }
+
+    async fn release_address(&self, call: wire::ReleaseAddress) -> Result<Value, DriverError> {
+        let subnet = ipam::pool(call.pool_id.as_deref())?;
+        let address = call.address.as_deref().and_then(ipam::address);
+        if let (Some(attachments), Some(network), Some(address)) = (&self.attachments, self.network_with(subnet), address) {
+            attachments.release(&network, address).await;
+        }
+        Ok(json!({}))
+    }
+
+    /// The swarm network with this subnet, of those that the engine has.
+    fn network_with(&self, subnet: ipnet::Ipv4Net) -> Option<NetworkId> {
+        self.file.read(|objects| {
+            let found = objects.networks.values().find(|network| network.subnet.trunc() == subnet.trunc());
+            found.map(|network| network.swarm_network.as_str().into())
+        })
+    }
+
     async fn create_network(&self, call: wire::CreateNetwork) -> Result<Value, DriverError> {
         let data = call.ipv4_data.unwrap_or_default();
         let [v4] = data.as_slice() else { return Err(DriverError::SubnetCount(data.len())) };
@@ -79,12 +154,8 @@ impl Driver {
             subnet,
             gateway,
             internal: options.get("com.docker.network.internal").and_then(Value::as_bool).unwrap_or(false),
-            swarm_network: options
-                .get("com.docker.network.generic")
-                .and_then(|g| g.get(docker::NETWORK_OPTION))
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned(),
+            swarm_network: option(&options, docker::NETWORK_OPTION).unwrap_or_default().to_owned(),
+            most_mtu: option(&options, docker::MOST_MTU_OPTION).and_then(|mtu| mtu.parse().ok()),
         };
         self.update(|objects| drop(objects.networks.insert(call.network_id, network))).await?;
         Ok(json!({}))
@@ -127,8 +198,9 @@ impl Driver {
         let endpoint = endpoint.ok_or(DriverError::UnknownEndpoint(call.endpoint_id))?;
         let network = self.network(&endpoint.network)?;
         let mtu = *self.mtu.borrow();
+        let mtu = network.most_mtu.map_or(mtu, |most| most.min(mtu));
         let address = endpoint.address;
-        let link = self.links.attach(network.subnet, address, mtu).await;
+        let link = self.links.attach_via(network.subnet, network.gateway, address, mtu).await;
         let link = link.map_err(|source| DriverError::Attach { address, source })?;
         let joined = EngineEndpoint { sandbox: call.sandbox_key, link: Some(link.clone()), ..endpoint };
         self.update(|objects| {
@@ -211,7 +283,8 @@ impl Driver {
                 Ok(json!({ "LocalDefaultAddressSpace": "skep", "GlobalDefaultAddressSpace": "skep" }))
             }
             DriverCall::RequestPool(call) => ipam::request_pool(call),
-            DriverCall::RequestAddress(call) => ipam::request_address(&call),
+            DriverCall::RequestAddress(call) => self.request_address(call).await,
+            DriverCall::ReleaseAddress(call) => self.release_address(call).await,
             DriverCall::CreateNetwork(call) => self.create_network(call).await,
             DriverCall::DeleteNetwork(call) => self.delete_network(call).await,
             DriverCall::CreateEndpoint(call) => self.create_endpoint(call),
@@ -222,6 +295,11 @@ impl Driver {
             DriverCall::Notification => Ok(json!({})),
         }
     }
+}
+
+/// One of the driver's options, of those that the engine sends with a network.
+fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
+    options.get("com.docker.network.generic")?.get(name)?.as_str()
 }
 
 /// The endpoint's namespace, while it is joined.

@@ -10,8 +10,8 @@ pub const PIECES: u32 = 3;
 /// First format in which a joiner proves that it has the private key of its tunnel.
 pub const KEY_PROOF: u32 = 4;
 
-/// First format in which the backends of a published port travel one by one and large documents are compressed, and with [`super::ToManager::Behind`] and
-/// [`super::ToManager::Restarting`].
+/// First format in which the backends of a published port travel one by one and large documents are compressed, and with
+/// [`super::ToManager::Behind`], [`super::ToManager::Restarting`] and [`super::ToManager::Attachments`].
 pub const BACKENDS: u32 = 5;
 
 /// A manager and a node have no format in common.

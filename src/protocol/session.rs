@@ -3,7 +3,7 @@
 use super::view_piece::ViewPiece;
 use super::{BACKENDS, PIECES};
 use crate::model::{
-    FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
+    ContainerAttachment, FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
     view::{ClusterPart, Networks, Tasks},
 };
@@ -41,6 +41,8 @@ pub enum ToManager {
     Listens(Vec<(TaskId, Vec<ListeningPort>)>),
     /// What does not work on the node, by the name of its loop: all of it, again when it changes. Empty: nothing.
     Troubles(BTreeMap<String, String>),
+    /// What the node needs for its plain containers on networks: all of it, again when it changes and in each session.
+    Attachments(Vec<ContainerAttachment>),
     /// The node could not apply a view that it was sent: that is older than the one that it has, or has no base there. A node that is
     /// ahead follows a later state than the managers have; any other gets its whole view.
     Behind {
@@ -62,7 +64,7 @@ impl ToManager {
     pub fn is_in(&self, format: u32) -> bool {
         match self {
             Self::Troubles(_) => format >= PIECES,
-            Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
+            Self::Attachments(_) | Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
             Self::Hello { .. } | Self::Heartbeat { .. } | Self::Status(_) | Self::Listens(_) | Self::Leave => true,
         }
     }

@@ -232,6 +232,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
         gateway: part.gateway,
         internal: part.internal,
         ingress: part.ingress,
+        mtu: part.mtu,
         members: Vec::new(),
         services: Vec::new(),
         names: Vec::new(),

@@ -7,7 +7,7 @@ use super::{
     generic_env,
 };
 use crate::model::container_spec::Ulimit;
-use crate::model::docker::{DRIVER, MTU_OPTION, NETWORK_OPTION};
+use crate::model::docker::{DRIVER, MOST_MTU_OPTION, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, LogDriver};
 use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
 use bollard::models::{
@@ -70,10 +70,13 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
             }]),
             options: None,
         }),
-        options: Some(HashMap::from([
-            (NETWORK_OPTION.to_owned(), network.id.to_string()),
-            (MTU_OPTION.to_owned(), network.mtu.to_string()),
-        ])),
+        options: Some(
+            [(NETWORK_OPTION, Some(network.id.to_string())), (MTU_OPTION, Some(network.mtu.to_string()))]
+                .into_iter()
+                .chain([(MOST_MTU_OPTION, network.most_mtu.map(|mtu| mtu.to_string()))])
+                .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+                .collect(),
+        ),
         ..Default::default()
     }
 }

@@ -19,6 +19,7 @@ fn network(name: &str, index: u8, ingress: bool) -> (NetworkPlan, Ipv4Addr) {
         internal: false,
         ingress,
         mtu: 1420,
+        most_mtu: None,
     };
     (plan, Ipv4Addr::new(10, 0, index, 7))
 }
@@ -51,6 +52,7 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
             failures: EarlierFailures::default(),
             pull_auth: None,
             generic_resources: Vec::new(),
+            attached: None,
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,

@@ -4,26 +4,27 @@
 use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
 use super::{
     Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
-    ListedContainer, LocalNetwork, LogPieces, NetworkPlan, api_needs, container, logs, private_pull,
+    ListedContainer, LocalNetwork, LogPieces, NetworkPlan, api_needs, container, logs, plain_containers, private_pull,
 };
 use crate::http::UnixClient;
 use crate::model::docker::{API_VERSION_HEADER, ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::task::GenericResource;
-use crate::model::{LogOptions, NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
+use crate::model::{AttachedContainer, LogOptions, NetworkId, NodeId, PullAuth, TaskId, node::NodeDescription};
 use crate::sync::lock;
 use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, GenericResourcesInner, HealthStatusEnum,
-    LocalNodeState, Network, NetworkConnectRequest, SystemInfo,
+    LocalNodeState, Network, NetworkConnectRequest, NetworkDisconnectRequest, SystemInfo,
 };
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions, ListContainersOptions,
-    ListNetworksOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions, InspectNetworkOptions,
+    ListContainersOptions, ListNetworksOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use bollard::{ClientVersion, Docker};
 use futures_util::stream::{BoxStream, StreamExt as _};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -243,6 +244,47 @@ impl Engine for DockerEngine {
             .collect();
         networks.sort();
         Ok(networks)
+    }
+
+    async fn plain_containers(&self, network: &str) -> Result<BTreeMap<Ipv4Addr, AttachedContainer>, EngineError> {
+        let client = self.client().await?;
+        let found = within(NETWORK, "inspect a network", async {
+            match client.inspect_network(network, None::<InspectNetworkOptions>).await {
+                Ok(found) => Ok(Some(found)),
+                Err(e) => ignore_missing(self.error(e)).map(|()| None),
+            }
+        });
+        let Some(found) = found.await? else { return Ok(BTreeMap::new()) };
+        let mut described = BTreeMap::new();
+        for (id, endpoint) in found.containers.unwrap_or_default() {
+            let address = endpoint.ipv4_address.as_deref().and_then(|text| text.split('/').next()?.parse().ok());
+            let (Some(address), Some(container)) = (address, self.inspect_raw(&id).await?) else { continue };
+            described.extend(plain_containers::described(container, network).map(|container| (address, container)));
+        }
+        Ok(described)
+    }
+
+    async fn is_referenced(&self, network: &str) -> Result<bool, EngineError> {
+        let filters = HashMap::from([("network".to_owned(), vec![network.to_owned()])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+        let client = self.client().await?;
+        let found =
+            within(LIST, "list the containers", async { client.list_containers(Some(options)).await.map_err(|e| self.error(e)) });
+        let is_plain = |found: &ContainerSummary| !found.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_TASK_ID));
+        Ok(found.await?.iter().any(is_plain))
+    }
+
+    async fn disconnect_all(&self, network: &str) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let found = match client.inspect_network(network, None::<InspectNetworkOptions>).await {
+            Ok(found) => found,
+            Err(e) => return ignore_missing(self.error(e)),
+        };
+        for (container, _) in found.containers.unwrap_or_default() {
+            let request = NetworkDisconnectRequest { container, force: Some(true) };
+            client.disconnect_network(network, request).await.or_else(|e| ignore_missing(self.error(e)))?;
+        }
+        Ok(())
     }
 
     async fn remove_network(&self, id: &str) -> Result<(), EngineError> {

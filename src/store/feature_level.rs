@@ -9,7 +9,7 @@
 //! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
 //! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
 //! |   |     | a snapshot has the spec of a service's tasks once |
-//! |   |     | updates, other modes than replicated and causes of tasks: what `newer_field` of the types says |
+//! |   |     | updates, other modes than replicated, causes of tasks, tasks of plain containers: what `newer_field` of the types says |
 
 use super::field_update::FieldUpdate;
 use super::object::{Action, Kind, Object, Store, StoreError};
@@ -44,6 +44,12 @@ impl Store {
     /// Whether tasks may have causes and ends.
     #[must_use]
     pub fn has_task_ends(&self) -> bool {
+        self.feature_level() >= FIELDS
+    }
+
+    /// Whether there may be tasks of plain containers.
+    #[must_use]
+    pub fn has_attachments(&self) -> bool {
         self.feature_level() >= FIELDS
     }
 
@@ -92,6 +98,7 @@ fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
     let field = match action {
         Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => service.newer_field(),
         Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => task.newer_field(),
+        Action::Create(Object::Network(network)) | Action::Update(Object::Network(network)) => network.spec.newer_field(),
         Action::Set(FieldUpdate::ServiceSpec { spec, change, .. }) => {
             spec.newer_field().or_else(|| change.replaces_tasks.then_some("UpdateStatus"))
         }

@@ -5,12 +5,12 @@ use crate::model::{Network, Task};
 
 impl Store {
     /// What is wanted to run on a network, as kind and id: a service that is attached to it (an `ingress` network: one that
-    /// publishes a port there), or a task that is not to stop, whose service may be attached to the network no more. The tasks
-    /// of a removed service are to stop, whether they know it yet or not.
+    /// publishes a port there), or a task that is not to stop: of a service that may be attached to the network no more, or of a
+    /// plain container. The tasks of a removed service are to stop, whether they know it yet or not.
     pub fn network_user(&self, network: &Network) -> Option<(Kind, String)> {
         let mut publishing = self.services().filter(|service| network.spec.ingress && service.spec.wants_ingress());
         let service = self.services_on_network(&network.id).next().or_else(|| publishing.next());
-        let is_wanted = |task: &&Task| task.is_wanted() && self.service(&task.service_id).is_some();
+        let is_wanted = |task: &&Task| task.is_wanted() && (task.attached.is_some() || self.service(&task.service_id).is_some());
         let task = || self.live_tasks_on(network).find(is_wanted).map(|task| (Kind::Task, task.id.to_string()));
         service.map(|service| (Kind::Service, service.id.to_string())).or_else(task)
     }

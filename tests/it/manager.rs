@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod attachments;
 mod bytes;
 mod cost;
 mod dispatcher;

@@ -169,6 +169,7 @@ fn object(op: Op, meta: Meta) -> Object {
             failures: skep::model::task::EarlierFailures::default(),
             pull_auth: None,
             generic_resources: Vec::new(),
+            attached: None,
         }
         .into(),
         Kind::ClusterSecret => ClusterSecret {

@@ -10,6 +10,7 @@ mod life;
 mod logs;
 mod managers;
 mod network;
+mod networks;
 mod payloads;
 mod placement;
 mod rollouts;

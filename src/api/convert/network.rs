@@ -1,10 +1,13 @@
 //! Networks of the cluster, and the engine's parts of them shown as swarm networks.
 
 use crate::api::wire::{self, Driver, IpamConfig};
-use crate::model::Network;
 use crate::model::docker::{ApiVersion, DRIVER, NETWORK_OPTION};
+use crate::model::service::EndpointMode;
+use crate::model::{Network, NetworkSpec, Service, Task};
+use crate::store::Store;
 use ipnet::Ipv4Net;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The driver that users see: skep's own stands in for Docker's.
 pub const OVERLAY: &str = "overlay";
@@ -28,23 +31,90 @@ pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
         driver: OVERLAY,
         enable_ipv4: (version >= ApiVersion::v1(48)).then_some(true),
         enable_ipv6: false,
-        ipam: wire::NetworkIpam { driver: "default", options: None, config: network.subnet.map(ipam).into_iter().collect() },
+        ipam: wire::NetworkIpam {
+            driver: "default",
+            options: None,
+            config: network.subnet.map(|subnet| ipam(&network.spec, subnet)).into_iter().collect(),
+        },
         internal: network.spec.internal,
         attachable: network.spec.attachable,
         ingress: network.spec.ingress,
         config_from: wire::ConfigFrom::default(),
         config_only: false,
         containers: None,
+        peers: None,
+        services: None,
         options: network.spec.options.clone(),
         labels: (!labels.is_empty()).then(|| labels.clone()),
     }
 }
 
 /// Adds the containers of this node from the engine's part of the network.
-pub fn with_engine_part(mut shown: wire::Network, part: &Value) -> wire::Network {
-    shown.containers = Some(part.get("Containers").cloned().unwrap_or_else(|| json!({})));
+pub fn with_engine_part(mut shown: wire::Network, part: &Value, subnet: Option<Ipv4Net>) -> wire::Network {
+    shown.containers = Some(containers(part, subnet));
     shown.labels.get_or_insert_default();
     shown
+}
+
+/// The containers of the engine's part of a network, with the prefix length of its subnet: the engine itself routes each address
+/// alone.
+fn containers(part: &Value, subnet: Option<Ipv4Net>) -> Value {
+    let mut all = part.get("Containers").filter(|containers| containers.is_object()).cloned().unwrap_or_else(|| json!({}));
+    for container in all.as_object_mut().into_iter().flat_map(Map::values_mut) {
+        let address = container["IPv4Address"].as_str().and_then(|text| text.strip_suffix("/32"));
+        if let Some((address, subnet)) = address.zip(subnet) {
+            container["IPv4Address"] = json!(format!("{address}/{}", subnet.prefix_len()));
+        }
+    }
+    all
+}
+
+/// The nodes with containers on a network.
+pub fn peers(network: &Network, store: &Store) -> Value {
+    let nodes: BTreeSet<_> = running_on(network, store).filter_map(|task| task.node_id.as_ref()).collect();
+    let peer = |id| {
+        let node = store.node(id)?;
+        let name = id.as_str().get(..PEER_NAME).unwrap_or(id.as_str());
+        Some(json!({ "Name": name, "IP": node.status.addr.map(|ip| ip.to_string()).unwrap_or_default() }))
+    };
+    nodes.into_iter().filter_map(peer).collect()
+}
+
+/// Characters of a node's id in the name of a peer.
+const PEER_NAME: usize = 12;
+
+fn running_on<'a>(network: &Network, store: &'a Store) -> impl Iterator<Item = &'a Task> {
+    store.tasks_on_network(&network.id).filter(|task| task.is_backend())
+}
+
+/// The services on a network with their tasks, as a verbose inspection shows them. Plain containers are those of the service without
+/// a name.
+pub fn services(network: &Network, store: &Store) -> Value {
+    let mut tasks = BTreeMap::<&str, Vec<Value>>::new();
+    let mut vips = BTreeMap::<&str, String>::new();
+    for task in running_on(network, store).filter(|task| !task.container_name().is_empty()) {
+        let service = store.service(&task.service_id);
+        let name = service.map_or("", |service| service.spec.name.as_str());
+        let node = task.node_id.as_ref().and_then(|id| store.node(id)).and_then(|node| node.status.addr);
+        let address = task.address_on(&network.id).map(|address| address.to_string()).unwrap_or_default();
+        let host = node.map(|ip| ip.to_string()).unwrap_or_default();
+        let shown =
+            json!({ "Name": task.container_name(), "EndpointID": task.id, "EndpointIP": address, "Info": { "Host IP": host } });
+        tasks.entry(name).or_default().push(shown);
+        vips.insert(name, service.and_then(|service| vip(service, network)).unwrap_or_else(|| NO_VIP.to_owned()));
+    }
+    let shown = |(name, tasks): (&str, Vec<Value>)| {
+        (name.to_owned(), json!({ "VIP": vips[name], "Ports": [], "LocalLBIndex": 0, "Tasks": tasks }))
+    };
+    Value::Object(tasks.into_iter().map(shown).collect())
+}
+
+/// What Docker shows of a service without a virtual address.
+const NO_VIP: &str = "<nil>";
+
+fn vip(service: &Service, network: &Network) -> Option<String> {
+    let vip = service.endpoint.vips.iter().find(|vip| vip.network_id == network.id)?;
+    (service.spec.endpoint_mode() == EndpointMode::Vip).then(|| vip.addr.addr().to_string())
 }
 
 /// The engine's part of a swarm network shown as that network, for workers, which have no store.
@@ -57,6 +127,10 @@ pub fn from_engine_part(part: &Value) -> Value {
         let ingress = map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
         map.insert("Ingress".to_owned(), json!(ingress));
         map.insert("Options".to_owned(), json!({}));
+        let subnet = map.get("IPAM").and_then(|i| i["Config"][0]["Subnet"].as_str()?.parse().ok());
+        if map.contains_key("Containers") {
+            map.insert("Containers".to_owned(), containers(part, subnet));
+        }
         let config = map.get("IPAM").and_then(|i| i.get("Config")).cloned().unwrap_or(Value::Null);
         map.insert("IPAM".to_owned(), json!({ "Driver": "default", "Options": null, "Config": config }));
     }
@@ -80,20 +154,34 @@ pub fn attached(network: &Network) -> wire::AttachedNetwork {
             ingress: spec.ingress,
             ipam_options: wire::Ipam {
                 driver: if spec.ingress { Driver::default() } else { default() },
-                configs: spec.subnets.iter().map(|s| IpamConfig { subnet: s.to_string(), gateway: String::new() }).collect(),
+                configs: spec.subnets.iter().map(|s| requested(spec, *s)).collect(),
             },
             scope: "swarm",
         },
         driver_state: driver(),
-        ipam_options: wire::Ipam { driver: default(), configs: network.subnet.map(ipam).into_iter().collect() },
+        ipam_options: wire::Ipam {
+            driver: default(),
+            configs: network.subnet.map(|subnet| assigned(spec, subnet)).into_iter().collect(),
+        },
     }
 }
 
-/// The gateway of a network: the first address of its subnet.
-pub fn gateway(subnet: Ipv4Net) -> std::net::Ipv4Addr {
-    subnet.hosts().next().unwrap_or_else(|| subnet.network())
+fn ipam(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
+    IpamConfig {
+        subnet: subnet.to_string(),
+        ip_range: spec.ip_range.map(|range| range.to_string()).unwrap_or_default(),
+        gateway: spec.gateway_in(subnet).to_string(),
+        ..IpamConfig::default()
+    }
 }
 
-fn ipam(subnet: Ipv4Net) -> IpamConfig {
-    IpamConfig { subnet: subnet.to_string(), gateway: gateway(subnet).to_string() }
+/// A subnet as the user asked for it, within a task's networks.
+fn requested(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
+    let range = spec.ip_range.map(|range| range.to_string()).unwrap_or_default();
+    IpamConfig { subnet: subnet.to_string(), range, ..IpamConfig::default() }
+}
+
+/// A subnet as it was assigned, within a task's networks.
+fn assigned(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
+    IpamConfig { gateway: spec.gateway_in(subnet).to_string(), ..requested(spec, subnet) }
 }

@@ -1,10 +1,12 @@
-//! `/containers/create`: forwarded to the engine, unless a plain container would be attached to a network of the swarm.
+//! `/containers/create`: forwarded to the engine. A container that is to be on a network of the swarm finds that network there, and its
+//! name server.
 
-use super::networks::attachment_refusal;
+use super::attach::{field, prepare, requested_address};
 use super::request::ApiRequest;
+use crate::api::control::PreparedNetwork;
 use crate::api::error::Result;
 use axum::response::Response;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Network modes that are not the name of a user's network.
@@ -13,41 +15,97 @@ const NETWORK_MODES: [&str; 6] = ["", "default", "bridge", "host", "none", "nat"
 /// POST /containers/create
 pub async fn create(request: &ApiRequest) -> Result<Response> {
     // The engine refuses what cannot be parsed.
-    let posted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
-    for name in requested_networks(&posted) {
-        if let Some(refusal) = attachment_refusal(request, name).await? {
-            return Err(refusal);
+    let mut posted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let mut prepared = Vec::new();
+    for (name, endpoint) in requested_networks(&posted) {
+        if let Some(network) = prepare(request, &name, requested_address(&endpoint)?).await? {
+            prepared.push((name, network));
         }
     }
-    request.forward().await
+    if prepared.is_empty() {
+        return request.forward().await;
+    }
+    attach(&mut posted, &prepared);
+    request.forward_body(&request.target, posted.to_string().into()).await
 }
 
-/// Names of the networks that a container would be attached to.
-fn requested_networks(posted: &Value) -> BTreeSet<&str> {
+/// The networks that a container is to be attached to, with what is asked for there.
+fn requested_networks(posted: &Value) -> Vec<(String, Value)> {
     let mode = field(field(posted, "HostConfig"), "NetworkMode").as_str().unwrap_or_default();
     let endpoints = field(field(posted, "NetworkingConfig"), "EndpointsConfig").as_object();
-    let endpoints = endpoints.into_iter().flat_map(|map| map.keys().map(String::as_str));
-    endpoints.chain([mode]).filter(|n| !NETWORK_MODES.contains(n) && !n.starts_with("container:")).collect()
+    let names: BTreeSet<&str> = endpoints.into_iter().flat_map(|map| map.keys().map(String::as_str)).chain([mode]).collect();
+    let of_users = names.into_iter().filter(|name| !NETWORK_MODES.contains(name) && !name.starts_with("container:"));
+    let endpoint = |name: &str| endpoints.and_then(|map| map.get(name)).cloned().unwrap_or_default();
+    of_users.map(|name| (name.to_owned(), endpoint(name))).collect()
 }
 
-/// A field by its name in any case, as the engine matches it.
-fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
-    let found = value.as_object().and_then(|map| map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)));
-    found.map_or(&Value::Null, |(_, value)| value)
+/// Names the networks as the engine knows them, and has the container ask their name servers first: those forward what they do not
+/// know.
+fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
+    for (reference, network) in networks.iter().filter(|(reference, network)| *reference != network.name) {
+        let rename_mode = |mode: &mut Value| {
+            if mode.as_str() == Some(reference) {
+                *mode = json!(network.name);
+            }
+        };
+        let rename_endpoint = |endpoints: &mut Value| {
+            let endpoints = endpoints.as_object_mut();
+            if let Some((map, endpoint)) = endpoints.and_then(|map| map.remove(reference).map(|endpoint| (map, endpoint))) {
+                map.insert(network.name.clone(), endpoint);
+            }
+        };
+        update(posted, "HostConfig", |host| update(host, "NetworkMode", rename_mode));
+        update(posted, "NetworkingConfig", |networking| update(networking, "EndpointsConfig", rename_endpoint));
+    }
+    let servers = |servers: &mut Value| {
+        let own = networks.iter().map(|(_, network)| json!(network.gateway.to_string()));
+        let asked = servers.as_array().cloned().unwrap_or_default();
+        *servers = own.chain(asked).collect();
+    };
+    update(posted, "HostConfig", |host| update(host, "Dns", servers));
+}
+
+/// Changes a field, whatever its spelling; one that is missing is `null` before.
+fn update(value: &mut Value, name: &str, change: impl FnOnce(&mut Value)) {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    let Value::Object(map) = value else { return };
+    let key = map.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+    change(map.entry(key.unwrap_or_else(|| name.to_owned())).or_insert(Value::Null));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn networks_come_from_the_mode_and_the_endpoints() {
+        let names = |posted: &Value| requested_networks(posted).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         let posted =
             json!({"HostConfig": {"NetworkMode": "ov1"}, "NetworkingConfig": {"EndpointsConfig": {"att1": {}, "ov1": {}}}});
-        assert_eq!(requested_networks(&posted), BTreeSet::from(["att1", "ov1"]));
-        assert_eq!(requested_networks(&json!({"hostconfig": {"networkmode": "ov1"}})), BTreeSet::from(["ov1"]));
-        assert!(requested_networks(&json!({"HostConfig": {"NetworkMode": "container:x"}})).is_empty());
-        assert!(requested_networks(&Value::Null).is_empty());
+        assert_eq!(names(&posted), ["att1", "ov1"]);
+        assert_eq!(names(&json!({"hostconfig": {"networkmode": "ov1"}})), ["ov1"]);
+        assert!(names(&json!({"HostConfig": {"NetworkMode": "container:x"}})).is_empty());
+        assert!(names(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn the_engine_gets_the_network_by_its_name_and_its_name_server_first() {
+        let gateway = "172.20.9.1".parse().unwrap();
+        let network = |id: &str, name: &str| PreparedNetwork { id: id.into(), name: name.to_owned(), gateway };
+        let mut posted = json!({
+            "Image": "x", "hostConfig": { "networkMode": "n1id", "Dns": ["192.0.2.53"], "Memory": 7 },
+            "NetworkingConfig": { "EndpointsConfig": { "n1id": { "Aliases": ["db"] }, "lan": {} } },
+        });
+        attach(&mut posted, &[("n1id".to_owned(), network("n1id", "back"))]);
+        let expected = json!({
+            "Image": "x", "hostConfig": { "networkMode": "back", "Dns": ["172.20.9.1", "192.0.2.53"], "Memory": 7 },
+            "NetworkingConfig": { "EndpointsConfig": { "back": { "Aliases": ["db"] }, "lan": {} } },
+        });
+        assert_eq!(posted, expected);
+        let mut short = json!({ "HostConfig": { "NetworkMode": "back" } });
+        attach(&mut short, &[("back".to_owned(), network("n1id", "back"))]);
+        assert_eq!(short, json!({ "HostConfig": { "NetworkMode": "back", "Dns": ["172.20.9.1"] } }));
     }
 }

@@ -10,7 +10,7 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
-use crate::model::docker::{ApiVersion, DRIVER};
+use crate::model::docker::DRIVER;
 use crate::model::{Meta, Network, NetworkId};
 use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::{IntoResponse as _, Response};
@@ -96,11 +96,16 @@ async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, st
             ReferencedNetwork::Local(_) | ReferencedNetwork::Unknown => return inspect_local(request, reference).await,
         }
     };
-    let shown = convert::network(network, request.version);
-    match engine_part(request, network.id.as_str()).await {
-        Some(part) => ok(&convert::with_engine_part(shown, &part)),
-        None => ok(&shown),
+    let mut shown = convert::network(network, request.version);
+    if request.query.loose_bool("verbose") {
+        shown.services = Some(convert::services(network, store));
+        shown.peers = Some(convert::peers(network, store));
     }
+    if let Some(part) = engine_part(request, network.id.as_str()).await {
+        shown.peers = Some(convert::peers(network, store));
+        shown = convert::with_engine_part(shown, &part, network.subnet);
+    }
+    ok(&shown)
 }
 
 async fn inspect_on_worker(request: &ApiRequest, reference: &str, scope: &str) -> Result<Response> {
@@ -165,7 +170,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::network_name(&spec.name)?;
     validate::ingress_network(&spec, lookup::networks(&store))?;
     let id = NetworkId::draw(&mut rand::rng());
-    let warning = validate::network_warning(&spec);
+    let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
     let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, removing: false };
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
@@ -250,67 +255,5 @@ fn removal_error(network: &Network, error: ProposeError) -> ApiError {
             format!("ingress network cannot be removed because service {by_id} depends on it"),
         ),
         error => error.into(),
-    }
-}
-
-/// POST /networks/{id}/connect and /disconnect
-pub async fn attach(request: &ApiRequest, reference: &str, verb: &str) -> Result<Response> {
-    match attachment_refusal(request, reference).await? {
-        // What is forced: clients disconnect all containers of a network before they remove it.
-        Some(_) if verb == "disconnect" => match engine_part_of(request, reference).await {
-            Some(id) => request.forward_to(&request.engine_target(&format!("/networks/{id}/disconnect"))).await,
-            None => Err(ApiError::not_found("network", reference)),
-        },
-        Some(error) => Err(error),
-        None => request.forward().await,
-    }
-}
-
-/// The engine's id of its part of a swarm network.
-async fn engine_part_of(request: &ApiRequest, reference: &str) -> Option<String> {
-    let known = store(request).and_then(|s| Some(lookup::network(&s, reference).ok()?.id.to_string()));
-    let part = match known {
-        Some(id) => engine_part(request, &id).await,
-        None => engine_part_named(request, reference).await,
-    };
-    Some(part?["Id"].as_str()?.to_owned())
-}
-
-/// Why a plain container cannot be attached to this network; `None` if the network is one of the engine's own.
-///
-/// # Errors
-/// 400 if several networks match.
-pub async fn attachment_refusal(request: &ApiRequest, reference: &str) -> Result<Option<ApiError>> {
-    let store = store(request);
-    let found = match &store {
-        Some(store) => network_reference::find(request, store, reference).await?,
-        None => ReferencedNetwork::Unknown,
-    };
-    let attachable = match found {
-        ReferencedNetwork::Swarm(network) => network.spec.attachable,
-        ReferencedNetwork::Local(_) => return Ok(None),
-        ReferencedNetwork::Unknown => match engine_part_named(request, reference).await {
-            Some(part) => part["Attachable"].as_bool().unwrap_or(false),
-            None => return Ok(None),
-        },
-    };
-    Ok(Some(if attachable {
-        ApiError::not_implemented(format!(
-            "{reference} is an attachable network of the swarm: attaching plain containers to it is not implemented in skep yet"
-        ))
-    } else {
-        ApiError::failed(not_attachable(request, reference))
-    }))
-}
-
-fn not_attachable(request: &ApiRequest, reference: &str) -> String {
-    let text = format!(
-        "Could not attach to network {reference}: rpc error: code = PermissionDenied desc = network {reference} not manually attachable"
-    );
-    // Newer engines prefix the error when a container is created or started.
-    if request.target.contains("/containers/") && request.identity.api >= ApiVersion::v1(48) {
-        format!("failed to set up container networking: {text}")
-    } else {
-        text
     }
 }

@@ -13,6 +13,7 @@ use crate::model::Network;
 use crate::store::{ProposeError, StoreError};
 use axum::response::Response;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Networks that the engine creates and needs.
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "docker_gwbridge"];
@@ -20,23 +21,26 @@ const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "docker_gwbridge"];
 /// POST /networks/prune
 pub async fn networks(request: &ApiRequest) -> Result<Response> {
     let filters = request.query.filters(&["until", "label", "label!"])?;
-    if filters.has("until") || filters.has("label!") {
+    if filters.has("until") {
         return Err(ApiError::not_implemented(
-            "network prune with the filters until or label!= is not implemented in skep yet: remove networks by name, or use label=",
+            "network prune with the filter until is not implemented in skep yet: remove networks by name, or use label= and label!=",
         ));
     }
+    let excepted = |labels: &BTreeMap<String, String>| filters.has("label!") && filters.labels("label!", labels);
     let mut deleted = Vec::new();
     for network in unused_on_engine(request, &filters).await? {
         let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
         if swarm_network_of(&network).is_none()
             && !PREDEFINED.contains(&text("Name").as_str())
+            && !excepted(&serde_json::from_value(network["Labels"].clone()).unwrap_or_default())
             && remove_local(request, &text("Id")).await?
         {
             deleted.push(text("Name"));
         }
     }
     if let (Some(store), Some(handle)) = (store(request), request.api.control.store()) {
-        let is_unused = |n: &&Network| store.network_user(n).is_none() && filters.labels("label", &n.spec.labels);
+        let passes = |n: &Network| filters.labels("label", &n.spec.labels) && !excepted(&n.spec.labels);
+        let is_unused = |n: &&Network| store.network_user(n).is_none() && passes(n);
         for network in lookup::networks(&store).filter(|n| !n.spec.ingress).filter(is_unused) {
             match remove_from_swarm(request, &handle, &network.id).await {
                 Ok(()) => deleted.push(network.spec.name.clone()),

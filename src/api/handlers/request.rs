@@ -73,9 +73,17 @@ impl ApiRequest {
     /// # Errors
     /// 503 if the engine does not answer.
     pub async fn forward_to(&self, target: &str) -> Result<Response> {
+        self.forward_body(target, self.body.clone()).await
+    }
+
+    /// As [`Self::forward_to`], with another body.
+    ///
+    /// # Errors
+    /// 503 if the engine does not answer.
+    pub async fn forward_body(&self, target: &str, body: Bytes) -> Result<Response> {
         let fields: Vec<(&str, &str)> =
             FORWARDED_HEADERS.into_iter().filter_map(|name| Some((name, self.headers.get(name)?.to_str().ok()?))).collect();
-        let reply = self.api.engine.send_unbounded(self.method.as_str(), target, &fields, self.body.clone()).await?;
+        let reply = self.api.engine.send_unbounded(self.method.as_str(), target, &fields, body).await?;
         let mut response = Response::new(Body::from(reply.body));
         *response.status_mut() = reply.status;
         if let Some(kind) = reply.headers.get(CONTENT_TYPE) {

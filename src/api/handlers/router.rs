@@ -1,7 +1,7 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
+use super::{attach, containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
@@ -179,7 +179,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("POST", ["networks", "prune"]) => prune::networks(request).await,
         ("GET", ["networks", network]) if !network.is_empty() => networks::inspect(request, network).await,
         ("DELETE", ["networks", network]) if !network.is_empty() => networks::remove(request, network).await,
-        ("POST", ["networks", network, verb @ ("connect" | "disconnect")]) => networks::attach(request, network, verb).await,
+        ("POST", ["networks", network, "connect"]) => attach::connect(request, network).await,
+        ("POST", ["networks", network, "disconnect"]) => attach::disconnect(request, network).await,
 
         ("POST", ["containers", "create"]) => containers::create(request).await,
         ("GET", ["containers", "json"]) => task_containers::list(request).await,

@@ -7,7 +7,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
 use crate::api::query::Filters;
 use crate::api::wire;
-use crate::model::{NodeId, Service, ServiceId, Task, TaskState, UnwrittenObject};
+use crate::model::{ContainerAttachment, NodeId, Service, ServiceId, Task, TaskState, UnwrittenObject};
 use crate::store::Store;
 use axum::response::Response;
 use std::collections::BTreeSet;
@@ -73,6 +73,13 @@ impl<'a> TaskFilters<'a> {
         Box::new(self.services.iter().flat_map(|service| store.tasks_of_service(service)))
     }
 
+    /// As in Docker, plain containers are shown only to those who ask for them.
+    fn has_runtime(&self, task: &Task) -> bool {
+        let runtime = if task.attached.is_some() { ContainerAttachment::RUNTIME } else { "container" };
+        let unasked = !self.filters.has("runtime") && task.attached.is_none();
+        unasked || (self.filters.has("runtime") && self.filters.any("runtime", |v| v.eq_ignore_ascii_case(runtime)))
+    }
+
     fn pass(&self, task: &Task, store: &Store) -> bool {
         let is_current = || {
             let is_run = |s: &Service| task.job_iteration == s.job.map(|job| job.iteration);
@@ -83,7 +90,7 @@ impl<'a> TaskFilters<'a> {
             && self.filters.any("id", |v| task.id.as_str().starts_with(v))
             && self.filters.any("name", |v| task.display_name().starts_with(v))
             && self.filters.any("desired-state", |v| v.eq_ignore_ascii_case(task.desired_state.as_str()))
-            && self.filters.any("runtime", |v| v.eq_ignore_ascii_case("container"))
+            && self.has_runtime(task)
             && self.filters.labels("label", &task.service_labels)
             && (!self.up_to_date || is_current())
     }

@@ -31,7 +31,7 @@ const IPAM: &[Field] = &[
 ];
 const IPAM_CONFIG: &[Field] = &[
     supported("Subnet", FieldType::Str),
-    unsupported("IPRange", FieldType::Str),
+    supported("IPRange", FieldType::Str),
     supported("Gateway", FieldType::Str),
-    unsupported("AuxiliaryAddresses", FieldType::Labels),
+    supported("AuxiliaryAddresses", FieldType::Labels),
 ];

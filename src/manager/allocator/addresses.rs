@@ -3,8 +3,8 @@
 use super::freed::Freed;
 use super::in_use::AddressesInUse;
 use super::quarantine::QuarantinedAddresses;
-use crate::model::mesh::gateway;
-use crate::model::{NetworkId, Task};
+use crate::model::mesh;
+use crate::model::{NetworkId, NodeId, Task};
 use crate::store::Store;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -15,6 +15,23 @@ pub struct AddressBook<'a> {
     used: AddressesInUse<'a>,
 }
 
+/// Why a certain address cannot be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Untakeable {
+    /// It is no host address of the network.
+    NoHost,
+    /// Something has it.
+    InUse,
+    /// Nodes may still send to what had it.
+    NotYet,
+}
+
+/// Whether a task, a service or a node can have the address.
+pub(super) fn is_host(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> bool {
+    let special = [subnet.network(), subnet.broadcast(), gateway];
+    subnet.contains(&address) && !special.contains(&address)
+}
+
 impl<'a> AddressBook<'a> {
     /// Reads services and nodes, and no task.
     pub fn new(store: &'a Store) -> Self {
@@ -23,17 +40,19 @@ impl<'a> AddressBook<'a> {
 
     /// Takes the next free address after the one assigned last, from the start again after the last one; `None` if all
     /// are in use. An address that became free is thereby assigned again as late as possible; one that a node without the
-    /// newest view may still send to, only if there is no other. Never the gateway (the first address) or the broadcast
-    /// address (the last one).
+    /// newest view may still send to, only if there is no other. Never the gateway (the first address, unless the user chose another one), the broadcast
+    /// address (the last one), an auxiliary address, or one outside the range that the user chose.
     pub fn take(&mut self, network: &NetworkId, subnet: Ipv4Net, quarantine: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
-        let low = subnet.network().to_bits().checked_add(2)?;
-        let high = subnet.broadcast().to_bits().checked_sub(1)?;
-        if low > high {
-            return None;
-        }
-        let last = quarantine.last_assigned(network).unwrap_or_else(|| self.newest(network).unwrap_or(gateway(subnet))).to_bits();
+        let (low, high) = self.bounds(network, subnet)?;
+        let last =
+            quarantine.last_assigned(network).unwrap_or_else(|| self.newest(network).unwrap_or(mesh::gateway(subnet))).to_bits();
+        let gateway = self.gateway(network, subnet);
         let start = if (low..high).contains(&last) { last + 1 } else { low };
-        let mut free = (start..=high).chain(low..start).map(Ipv4Addr::from_bits).filter(|a| !self.used.contains(network, *a));
+        let free = (start..=high).chain(low..start).map(Ipv4Addr::from_bits).filter(|a| !self.used.contains(network, *a));
+        let spec = self.store.network(network).map(|network| &network.spec);
+        let is_reserved =
+            |address: &Ipv4Addr| spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| aux == address));
+        let mut free = free.filter(|address| *address != gateway && !is_reserved(address));
         let mut last_resort = None;
         let clean = free.find(|address| match quarantine.freed(network, *address) {
             Freed::Known => true,
@@ -49,6 +68,33 @@ impl<'a> AddressBook<'a> {
         Some(address)
     }
 
+    /// Takes exactly this address, which a user asked for, for a plain container of a node.
+    ///
+    /// # Errors
+    /// Why it cannot be taken.
+    pub fn take_exact(
+        &mut self,
+        network: &NetworkId,
+        subnet: Ipv4Net,
+        address: Ipv4Addr,
+        node: &NodeId,
+        quarantine: &QuarantinedAddresses,
+    ) -> Result<(), Untakeable> {
+        if !is_host(subnet, self.gateway(network, subnet), address) {
+            return Err(Untakeable::NoHost);
+        }
+        let spec = self.store.network(network).map(|network| &network.spec);
+        let is_reserved = spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| *aux == address));
+        if is_reserved || self.used.contains(network, address) {
+            return Err(Untakeable::InUse);
+        }
+        if quarantine.freed_for(node, network, address) == Freed::Awaited {
+            return Err(Untakeable::NotYet);
+        }
+        self.used.add(network, address);
+        Ok(())
+    }
+
     /// Frees an address that was taken from the book and is not assigned after all.
     pub fn release(&mut self, network: &NetworkId, address: Ipv4Addr) {
         self.used.remove(network, address);
@@ -56,9 +102,24 @@ impl<'a> AddressBook<'a> {
 
     /// True if all addresses of a network are in use. Quarantined ones do not count.
     pub fn is_full(&self, network: &NetworkId, subnet: Ipv4Net) -> bool {
-        let low = u64::from(subnet.network().to_bits()) + 2;
-        let high = u64::from(subnet.broadcast().to_bits());
-        self.used.count(network) >= high.saturating_sub(low)
+        let reserved = self.store.network(network).map_or(0, |network| network.spec.auxiliary_addresses.len() as u64);
+        let gateway = self.gateway(network, subnet).to_bits();
+        let room = self
+            .bounds(network, subnet)
+            .map_or(0, |(low, high)| u64::from(high - low) + u64::from(!(low..=high).contains(&gateway)));
+        self.used.count(network) + reserved >= room
+    }
+
+    fn gateway(&self, network: &NetworkId, subnet: Ipv4Net) -> Ipv4Addr {
+        self.store.network(network).map_or_else(|| mesh::gateway(subnet), |network| network.spec.gateway_in(subnet))
+    }
+
+    /// The lowest and the highest address that may be assigned, as numbers; `None` if there is none.
+    fn bounds(&self, network: &NetworkId, subnet: Ipv4Net) -> Option<(u32, u32)> {
+        let range = self.store.network(network).and_then(|network| network.spec.ip_range).unwrap_or(subnet);
+        let low = range.network().to_bits().max(subnet.network().to_bits().checked_add(1)?);
+        let high = range.broadcast().to_bits().min(subnet.broadcast().to_bits().checked_sub(1)?);
+        (low <= high).then_some((low, high))
     }
 
     /// Address of the task created last.

@@ -5,7 +5,7 @@ use super::in_use::AddressesInUse;
 use super::networks::ingress;
 use super::subnets::overlap;
 use crate::manager::lowest_applied::LowestApplied;
-use crate::model::{Network, NetworkId, Node, Service, Task};
+use crate::model::{Network, NetworkId, Node, NodeId, Service, Task};
 use crate::store::{Store, changed};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,8 @@ pub struct QuarantinedAddresses {
     last_assigned: BTreeMap<NetworkId, Ipv4Addr>,
     /// With the raft index from which on they are free.
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
+    /// Nodes of the plain containers that had them: what is still sent there arrives where the node's next container is.
+    freed_by: BTreeMap<(NetworkId, Ipv4Addr), NodeId>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
     /// See [`LowestApplied`].
     awaited: u64,
@@ -29,6 +31,7 @@ impl QuarantinedAddresses {
     /// Adds what became free up to this state, and forgets what every node has applied.
     pub fn observe(&mut self, store: &Store, applied: LowestApplied) {
         self.freed.retain(|_, index| applied.all.index < *index);
+        self.freed_by.retain(|freed, _| self.freed.contains_key(freed));
         self.freed_subnets.retain(|_, index| applied.all.index < *index);
         self.awaited = applied.awaited.index;
         if self.observed.index() == store.index() {
@@ -39,6 +42,15 @@ impl QuarantinedAddresses {
             let used = AddressesInUse::new(store);
             let freed = released.into_iter().filter(|(network, address)| !used.contains(network, *address));
             self.freed.extend(freed.map(|freed| (freed, store.index())));
+            for task in changed::<Task>(&self.observed, store).filter_map(|(was, _)| was) {
+                let plain = task.node_id.clone().filter(|_| task.attached.is_some());
+                for freed in task.attachments.iter().map(|a| (a.network_id.clone(), a.address.addr())) {
+                    match &plain {
+                        Some(node) if self.freed.contains_key(&freed) => drop(self.freed_by.insert(freed, node.clone())),
+                        _ => drop(self.freed_by.remove(&freed)),
+                    }
+                }
+            }
         }
         for (was, _) in changed::<Network>(&self.observed, store) {
             let Some(subnet) = was.and_then(|network| network.subnet) else { continue };
@@ -56,6 +68,12 @@ impl QuarantinedAddresses {
             return Freed::Known;
         }
         self.freed.get(&(network.clone(), address)).map_or(Freed::Known, |index| self.state_of(*index))
+    }
+
+    /// As [`Self::freed`], for a plain container of this node: one that takes the place of another one there need not wait.
+    pub fn freed_for(&self, node: &NodeId, network: &NetworkId, address: Ipv4Addr) -> Freed {
+        let is_own = self.freed_by.get(&(network.clone(), address)) == Some(node);
+        if is_own { Freed::Known } else { self.freed(network, address) }
     }
 
     /// What nodes know of a subnet that no network has: whether they still have routes for an address of it.

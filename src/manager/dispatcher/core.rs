@@ -138,12 +138,15 @@ impl Dispatcher {
     }
 
     fn report(&mut self, id: &NodeId, reports: NodeReports) {
-        let NodeReports { statuses, listens, troubles, hello, behind } = reports;
+        let NodeReports { statuses, listens, troubles, attachments, hello, behind } = reports;
         self.report_statuses(id, statuses);
         self.report_listening(id, listens);
         let Some(node) = self.nodes.get_mut(id) else { return };
         if let Some(troubles) = troubles {
             node.troubles = troubles;
+        }
+        if attachments.is_some() {
+            node.attachments = attachments;
         }
         if let Some(hello) = hello {
             node.hello = hello;

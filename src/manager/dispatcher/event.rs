@@ -3,7 +3,7 @@
 use crate::manager::liveness::LivenessSnapshot;
 use crate::manager::session::SessionId;
 use crate::model::node::NodeDescription;
-use crate::model::{ListeningPort, NodeId, Revision, TaskId, TaskStatus};
+use crate::model::{ContainerAttachment, ListeningPort, NodeId, Revision, TaskId, TaskStatus};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -43,6 +43,8 @@ pub struct NodeReports {
     pub listens: BTreeMap<TaskId, Vec<ListeningPort>>,
     /// What does not work on the node, by the name of the loop; all of it.
     pub troubles: Option<BTreeMap<String, String>>,
+    /// What the node needs for its plain containers; all of it.
+    pub attachments: Option<Vec<ContainerAttachment>>,
     /// The description has changed within the session.
     pub hello: Option<NodeHello>,
     /// The node has this revision and could not apply a view to it.
@@ -60,7 +62,8 @@ impl NodeReports {
 
     /// True if there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        let Self { statuses, listens, troubles, hello, behind } = self;
-        statuses.is_empty() && listens.is_empty() && troubles.is_none() && hello.is_none() && behind.is_none()
+        let Self { statuses, listens, troubles, attachments, hello, behind } = self;
+        let observed = statuses.is_empty() && listens.is_empty() && troubles.is_none();
+        observed && attachments.is_none() && hello.is_none() && behind.is_none()
     }
 }

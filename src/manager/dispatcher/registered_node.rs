@@ -5,7 +5,7 @@ use super::unapplied_views::UnappliedViews;
 use super::view_index::VersionedNetworks;
 use crate::manager::session::SessionId;
 use crate::model::view::{ClusterPart, Tasks};
-use crate::model::{NetworkId, Revision, Timestamp};
+use crate::model::{ContainerAttachment, NetworkId, Revision, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub(super) struct RegisteredNode {
     pub unapplied: UnappliedViews,
     /// What the node itself reports to be wrong, by the name of the loop.
     pub troubles: BTreeMap<String, String>,
+    /// What it needs for its plain containers; `None` before it has said so in this session.
+    pub attachments: Option<Vec<ContainerAttachment>>,
     pub tasks_sent_at: Timestamp,
     /// The node reported something since then that the tasks it was sent do not show.
     pub echo_due: bool,
@@ -48,6 +50,7 @@ impl RegisteredNode {
             network_ids: BTreeSet::new(),
             unapplied: UnappliedViews::default(),
             troubles: BTreeMap::new(),
+            attachments: None,
             tasks_sent_at: now,
             echo_due: false,
             hello,

@@ -32,7 +32,8 @@ impl Dispatcher {
             })
         });
         let cluster = self.new_incarnation(store, now);
-        cluster.into_iter().chain(nodes).chain(tasks).take(BATCH).map(Action::Set).collect()
+        let updates = cluster.into_iter().chain(nodes).chain(tasks).map(Action::Set);
+        updates.chain(self.attachments(store, now)).take(BATCH).collect()
     }
 
     /// What the leader observes of the node now, as far as it differs from the node object.

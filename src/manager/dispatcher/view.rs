@@ -1,7 +1,8 @@
 //! The entries of views, each made from the store alone.
 
-use crate::model::mesh::{DEFAULT_POOL, gateway};
+use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
+use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{Network, NetworkId, Node, NodeId, NodeState, Service, Task, task::Attachment};
 use crate::store::Store;
@@ -13,9 +14,10 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
     Some(NetworkPart {
         name: network.spec.name.clone(),
         subnet,
-        gateway: gateway(subnet),
+        gateway: network.spec.gateway_in(subnet),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
+        mtu: network.spec.mtu(),
         members: Vec::new(),
         services: Vec::new(),
         names: Vec::new(),
@@ -34,24 +36,43 @@ const OBSERVES_LISTENERS: u32 = 2;
 /// The task's container was not observed to listen, and its node would say if it did.
 fn is_starting(node: Option<&Node>, task: &Task) -> bool {
     let observes = node.is_some_and(|node| node.description.feature_levels().newest >= OBSERVES_LISTENERS);
-    observes && !task.listens.iter().any(|port| port.listens.v4)
+    observes && task.attached.is_none() && !task.listens.iter().any(|port| port.listens.v4)
+}
+
+/// Characters of a short id.
+const SHORT_ID: usize = 12;
+
+/// The names that the engine gives a task's container beside its own: its host name, and its short id.
+fn own_names(store: &Store, task: &Task, node_id: &NodeId) -> Vec<String> {
+    let context = || {
+        let description = store.node(node_id).map(|node| node.description.clone()).unwrap_or_default();
+        TemplateContext::of(task, node_id, &description)
+    };
+    let container = task.status.container.as_ref();
+    let short = container.and_then(|container| container.container_id.get(..SHORT_ID)).map(str::to_owned);
+    task.spec.container_spec.hostname_in(context).into_iter().chain(short).collect()
 }
 
 /// The task on one of its networks; `None` unless its node is a member of the cluster.
 pub(super) fn endpoint(store: &Store, task: &Task, attachment: &Attachment) -> Option<TaskEndpoint> {
     let node_id = task.node_id.as_ref().filter(|id| store.node(id).is_some())?;
     let config = task.spec.networks.iter().find(|n| n.target == attachment.network_id.as_str());
+    let backend = receives(store, task);
     Some(TaskEndpoint {
         task_id: task.id.clone(),
         service_id: task.service_id.clone(),
         service_name: task.service_name.clone(),
         endpoint_mode: store.service(&task.service_id).map(|s| s.spec.endpoint_mode()).unwrap_or_default(),
-        aliases: config.map(|c| c.aliases.clone()).unwrap_or_default(),
+        aliases: match &task.attached {
+            Some(container) => container.aliases.clone(),
+            None => config.map(|c| c.aliases.clone()).unwrap_or_default(),
+        },
         slot: task.slot,
         container_name: task.container_name(),
         node_id: node_id.clone(),
         address: attachment.address.addr(),
-        backend: receives(store, task),
+        own_names: if backend { own_names(store, task, node_id) } else { Vec::new() },
+        backend,
         gone: task.status.state.is_final(),
         starting: is_starting(store.node(node_id), task),
     })

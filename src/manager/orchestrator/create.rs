@@ -53,6 +53,7 @@ impl ServiceSlots<'_> {
             listens: Vec::new(),
             failures,
             generic_resources: Vec::new(),
+            attached: None,
             pull_auth: self.service.pull_auth.clone(),
         };
         out.create(task);

@@ -20,7 +20,7 @@ pub type TasksBySlot<'a> = BTreeMap<SlotKey, Vec<&'a Task>>;
 /// Tasks of a service that are not to be removed, within a slot the oldest first.
 pub(super) fn tasks_by_slot<'a>(store: &'a Store, service: &ServiceId) -> TasksBySlot<'a> {
     let mut slots = TasksBySlot::new();
-    for task in store.tasks_of_service(service).filter(|t| t.desired_state < TaskState::Remove) {
+    for task in store.tasks_of_service(service).filter(|t| t.desired_state < TaskState::Remove && t.attached.is_none()) {
         slots.entry(task.slot_key()).or_default().push(task);
     }
     for tasks in slots.values_mut().filter(|tasks| tasks.len() > 1) {

@@ -108,7 +108,8 @@ pub(super) struct Loads {
 impl Loads {
     /// A task is in the store now, or no longer.
     pub(super) fn count(&mut self, task: &Task, appears: bool) {
-        let Some(node) = &task.node_id else { return };
+        // Plain containers are the user's: nothing is known of what they take.
+        let Some(node) = task.node_id.as_ref().filter(|_| task.attached.is_none()) else { return };
         self.count_on(node, task, appears);
         let weight = if task.is_evicted() { 0 } else { EarlierFailures::weight(task.status.state) };
         if weight > 0 {

@@ -34,6 +34,9 @@ pub struct EngineNetwork {
     pub internal: bool,
     /// Id of the swarm network that the engine's network stands for.
     pub swarm_network: String,
+    /// Largest MTU of its containers, in bytes; `None`: that of the tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_mtu: Option<u32>,
 }
 
 /// The attachment of a container to a network.

@@ -1,5 +1,6 @@
 //! Why the driver refuses a call. The engine shows the text to the user.
 
+use super::attachments::AttachError;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
@@ -15,7 +16,7 @@ pub enum DriverError {
     NotASubnet(String),
     #[error("the network has no gateway")]
     NoGateway,
-    #[error("endpoint {endpoint} has no IPv4 address ({requested:?}): only tasks get addresses on overlay networks")]
+    #[error("endpoint {endpoint} has no IPv4 address ({requested:?}): the engine did not ask skep for one")]
     NoAddress {
         /// The engine's id.
         endpoint: String,
@@ -47,10 +48,14 @@ pub enum DriverError {
     #[error("pool {0:?} is not one of skep's")]
     UnknownPool(String),
     #[error(
-        "no address on {0} without a task: only tasks of the swarm get addresses on overlay networks (docker service create \
-         --network …); attaching plain containers is not built yet"
+        "no network of the swarm has the subnet {0} on this node: remove the engine's network that has it (docker network rm)"
     )]
-    NoTask(Ipv4Net),
+    UnknownSubnet(Ipv4Net),
+    /// The managers do not let the container attach: Docker's words, in which newer engines wrap theirs.
+    #[error("Could not attach to network {network}: rpc error: code = PermissionDenied desc = {source}")]
+    NotAttachable { network: String, source: AttachError },
+    #[error(transparent)]
+    NoAddressGiven(AttachError),
     #[error("{0:?} is not an IPv4 address")]
     NotAnAddress(String),
 }

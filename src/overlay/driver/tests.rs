@@ -25,7 +25,7 @@ struct FakeLinks {
 
 #[async_trait]
 impl Links for FakeLinks {
-    async fn attach(&self, _subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_via(&self, _subnet: Ipv4Net, _gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(!*self.broken.lock().expect("lock"), "no mesh namespace");
         self.attached.lock().expect("lock").insert(address, mtu);
         Ok(format!("sk{}", address.octets()[3]))
@@ -230,7 +230,7 @@ async fn refusals_tell_the_user_what_to_do() {
     fixture.network(false).await;
     let err = |value: Value| value["Err"].as_str().unwrap_or_default().to_owned();
     let plain = json!({ "PoolID": "10.0.1.0/24", "Address": "", "Options": null });
-    assert!(err(fixture.call("IpamDriver.RequestAddress", plain).await).contains("only tasks of the swarm get addresses"));
+    assert!(err(fixture.call("IpamDriver.RequestAddress", plain).await).contains("remove the engine's network"));
     let outside = json!({ "PoolID": "10.0.1.0/24", "Address": "10.0.2.5", "Options": null });
     assert!(err(fixture.call("IpamDriver.RequestAddress", outside).await).contains("not in the subnet"));
     let any = json!({ "Pool": "", "SubPool": "", "Options": null, "V6": false });
@@ -239,7 +239,7 @@ async fn refusals_tell_the_user_what_to_do() {
     assert!(err(fixture.endpoint_call("Join", "unknown").await).contains("not known"));
     let unknown_network = json!({ "NetworkID": "other", "EndpointID": "e", "Interface": { "Address": "10.0.1.9/32" } });
     assert!(err(fixture.call("NetworkDriver.CreateEndpoint", unknown_network).await).contains("docker network rm"));
-    assert!(err(fixture.endpoint("e", "").await).contains("only tasks"));
+    assert!(err(fixture.endpoint("e", "").await).contains("did not ask skep"));
     *fixture.links.broken.lock().expect("lock") = true;
     fixture.endpoint("e1", "10.0.1.5/32").await;
     assert!(err(fixture.endpoint_call("Join", "e1").await).contains("10.0.1.5: no mesh namespace"));

@@ -16,6 +16,7 @@ pub enum DriverCall {
     DefaultAddressSpaces,
     RequestPool(RequestPool),
     RequestAddress(RequestAddress),
+    ReleaseAddress(ReleaseAddress),
     CreateNetwork(CreateNetwork),
     DeleteNetwork(NetworkCall),
     CreateEndpoint(CreateEndpoint),
@@ -23,8 +24,8 @@ pub enum DriverCall {
     Join(Join),
     Leave(EndpointCall),
     EndpointOperInfo(EndpointCall),
-    /// A notification that this driver has nothing to do for: the managers release addresses and announce nodes, and the
-    /// routing mesh serves published ports.
+    /// A notification that this driver has nothing to do for: the managers announce nodes, and the routing mesh serves
+    /// published ports.
     Notification,
 }
 
@@ -72,8 +73,8 @@ impl DriverCall {
             "NetworkDriver.Join" => Self::Join(parse_body(name, body)?),
             "NetworkDriver.Leave" => Self::Leave(parse_body(name, body)?),
             "NetworkDriver.EndpointOperInfo" => Self::EndpointOperInfo(parse_body(name, body)?),
+            "IpamDriver.ReleaseAddress" => Self::ReleaseAddress(parse_body(name, body)?),
             "IpamDriver.ReleasePool"
-            | "IpamDriver.ReleaseAddress"
             | "NetworkDriver.DiscoverNew"
             | "NetworkDriver.DiscoverDelete"
             | "NetworkDriver.ProgramExternalConnectivity"
@@ -185,6 +186,15 @@ pub struct RequestAddress {
     pub address: Option<String>,
     /// `RequestAddressType` tells what the address is for.
     pub options: Option<Value>,
+}
+
+/// `IpamDriver.ReleaseAddress`.
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "PascalCase")]
+pub struct ReleaseAddress {
+    #[serde(rename = "PoolID")]
+    pub pool_id: Option<String>,
+    pub address: Option<String>,
 }
 
 /// `RouteType` of a route through a gateway.

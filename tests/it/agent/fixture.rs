@@ -8,7 +8,6 @@ use skep::datapath::Links;
 use skep::http::{bind_unix, serve_unix};
 use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
 use skep::model::fixture;
-use skep::model::mesh::gateway;
 use skep::model::task::{Attachment, ContainerSpec, TaskSpec};
 use skep::model::view::{NetworkPart, Networks, Tasks};
 use skep::model::{Meta, NetworkId, NodeId, NodeView, Revision, ServiceId, Task, TaskId, TaskState, TaskStatus};
@@ -41,11 +40,11 @@ impl IpLinks {
 
 #[async_trait]
 impl Links for IpLinks {
-    async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_via(&self, _subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         let (host, mesh) = (format!("c{:08x}", address.to_bits()), format!("v{:08x}", address.to_bits()));
         self.detach(address).await?;
         self.ip(&format!("link add {host} mtu {mtu} type veth peer name {mesh} mtu {mtu} netns mesh")).await?;
-        self.ip(&format!("-n mesh addr add {}/32 dev {mesh}", gateway(subnet))).await?;
+        self.ip(&format!("-n mesh addr add {gateway}/32 dev {mesh}")).await?;
         self.ip(&format!("-n mesh link set {mesh} up")).await?;
         self.ip(&format!("-n mesh route add {address}/32 dev {mesh}")).await?;
         Ok(host)
@@ -290,6 +289,7 @@ pub fn task(slot: u64, line: &str) -> Task {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }
 

@@ -28,10 +28,10 @@ async fn tasks_reach_each_other_on_their_networks() {
     assert!(routes.contains("10.0.2.0/24 via 10.0.2.1") && !routes.contains("default"), "{routes}");
     assert_eq!(agent.docker(&["network", "ls", "-q", "--filter", "driver=skep"]).await.expect("lists").lines().count(), 3);
 
-    // A container that is no task gets no address, but an error that explains it.
+    // A container that is no task gets no address from a driver without managers, but an error.
     let refused = agent.docker(&["run", "--rm", "--network", "back", skep::lab::WHOAMI_IMAGE, "/bin/ls"]).await;
     let refused = format!("{:#}", refused.expect_err("refused"));
-    assert!(refused.contains("only tasks of the swarm get addresses"), "{refused}");
+    assert!(refused.contains("no network of the swarm has the subnet"), "{refused}");
 
     // The driver restarts: endpoints made before are removed properly later.
     agent.start_driver();
@@ -78,6 +78,7 @@ async fn an_engine_restart_and_a_driver_that_starts_late() {
         internal: false,
         ingress: false,
         mtu: 1400,
+        most_mtu: None,
     };
     let error = agent.engine.ensure_network(&plan("x", "taken")).await.expect_err("refused");
     assert!(matches!(&error, EngineError::Refused(words) if words.contains("docker network rm taken")), "{error}");

@@ -264,8 +264,10 @@ async fn networks_are_created_and_removed_once_unused() {
     let networks = docker(&api, "network ls").await;
     assert!(networks.contains("net1") && networks.contains("overlay") && networks.contains("swarm"), "{networks}");
     assert!(docker_refused(&api, "network rm net1").await.contains("is in use by service"));
-    let refusal = docker_refused(&api, "run --rm --network net1 lab:1 true").await;
-    assert!(refusal.contains("attachable network of the swarm"), "{refusal}");
+    docker(&api, "network create -d overlay shut").await;
+    let refusal = docker_refused(&api, "run --rm --network shut lab:1 true").await;
+    assert!(refusal.contains("network shut not manually attachable"), "{refusal}");
+    docker(&api, "network rm shut").await;
     assert!(docker(&api, "service rm web").await.contains("web"));
     docker(&api, "network rm net1").await;
 }

@@ -6,7 +6,9 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
-use skep::api::control::{ControlError, Membership, MembershipInfo, NodeControl, SwarmInitRequest, SwarmJoinRequest};
+use skep::api::control::{
+    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+};
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
 use skep::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
@@ -14,6 +16,7 @@ use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -55,6 +58,8 @@ pub struct FakeNode {
     pub leaderless: Mutex<Option<Timestamp>>,
     /// Who reads the logs of a node's tasks.
     pub logs: Mutex<BTreeMap<NodeId, Arc<dyn LogReader>>>,
+    /// Networks that were prepared for plain containers, with the addresses that were asked for.
+    pub prepared: Mutex<Vec<(String, Option<Ipv4Addr>)>>,
     /// A leave has taken everything down when a permit is added.
     pub taken_down: Semaphore,
 }
@@ -75,6 +80,7 @@ impl FakeNode {
             new_cluster: Mutex::new(None),
             leaderless: Mutex::new(None),
             logs: Mutex::default(),
+            prepared: Mutex::default(),
             taken_down: Semaphore::new(1),
         })
     }
@@ -115,6 +121,16 @@ impl NodeControl for FakeNode {
     }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
+    }
+    /// As the managers of the recordings answer: those of a worker know the network att1 alone.
+    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
+        self.prepared.lock().unwrap().push((reference.to_owned(), requested));
+        let stored = self.store().and_then(|store| store.read().network(&reference.into()).cloned());
+        let known = stored.map(|network| (network.id, network.spec.name));
+        let (id, name) = known
+            .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
+            .ok_or_else(|| AttachRefusal::Managers(format!("network {reference} not found")))?;
+        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap() })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {

@@ -71,6 +71,7 @@ fn task(id: &str, service: &str, network: &str) -> Task {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }
 
@@ -215,4 +216,59 @@ async fn a_container_of_a_task_is_disconnected_on_the_engine() {
     let posted = json!({"Container": "web.1.t1", "Force": true});
     assert_eq!(engine.send("POST", "/networks/front/disconnect", Some(&posted)).await.0, 200);
     assert_eq!(engine.asked("POST"), [("POST /networks/77aa/disconnect".to_owned(), posted)]);
+}
+
+/// A manager's swarm network, attachable.
+async fn attachable() -> Arc<FakeNode> {
+    let (node, store) = manager(&[(SWARM_ID, "back"), ("shutaaaaaaaaaaaaaaaaaaaaa", "shut")]).await;
+    let mut back = store.read().network(&NetworkId::from(SWARM_ID)).unwrap().clone();
+    back.spec.attachable = true;
+    store.write(SystemClock.now(), vec![Action::update(back)]).await.unwrap();
+    node
+}
+
+#[tokio::test]
+async fn a_plain_container_is_created_and_connected_on_a_network_that_is_prepared_for_it() {
+    let node = attachable().await;
+    let engine = RecordingEngine::serve(node.clone(), |line| match line.split(' ').collect::<Vec<_>>().as_slice() {
+        ["GET", "/networks"] => Some((200, json!([{"Id": "0dfe", "Name": "lan", "Driver": "bridge"}]))),
+        ["POST", "/containers/create"] => Some((201, json!({"Id": "c1", "Warnings": []}))),
+        ["POST", "/networks/back/connect" | "/networks/lan/connect"] => Some((200, Value::Null)),
+        _ => None,
+    });
+    let endpoint = json!({"IPAMConfig": {"IPv4Address": "10.0.9.7"}, "Aliases": ["db"]});
+    let posted = json!({
+        "Image": "x", "HostConfig": {"NetworkMode": SWARM_ID}, "NetworkingConfig": {"EndpointsConfig": {SWARM_ID: endpoint}},
+    });
+    assert_eq!(engine.send("POST", "/containers/create", Some(&posted)).await.0, 201);
+    let sent = engine.asked("POST /containers/create").pop().unwrap().1;
+    assert_eq!(sent["HostConfig"], json!({"NetworkMode": "back", "Dns": ["10.66.0.1"]}), "by the engine's name of it");
+    assert_eq!(sent["NetworkingConfig"]["EndpointsConfig"], json!({"back": endpoint}));
+    assert_eq!(node.prepared.lock().unwrap().pop(), Some((SWARM_ID.to_owned(), "10.0.9.7".parse().ok())));
+
+    let posted = json!({"Container": "c2", "EndpointConfig": {"Aliases": []}});
+    assert_eq!(engine.send("POST", "/networks/back/connect", Some(&posted)).await.0, 200);
+    assert_eq!(node.prepared.lock().unwrap().pop(), Some((SWARM_ID.to_owned(), None)));
+    // The engine's own networks are not the swarm's business.
+    assert_eq!(engine.send("POST", "/networks/lan/connect", Some(&posted)).await.0, 200);
+    let plain = json!({"Image": "x", "HostConfig": {"NetworkMode": "lan"}});
+    assert_eq!(engine.send("POST", "/containers/create", Some(&plain)).await.0, 201);
+    assert_eq!(engine.asked("POST /containers/create").pop().unwrap().1, plain, "unchanged");
+    assert!(node.prepared.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_attachable_or_has_no_such_address_is_refused_before_the_engine_is_asked() {
+    let node = attachable().await;
+    let engine = RecordingEngine::serve(node.clone(), with_local(&[]));
+    let words =
+        "Could not attach to network shut: rpc error: code = PermissionDenied desc = network shut not manually attachable";
+    let posted = json!({"Container": "c1", "EndpointConfig": {}});
+    assert_eq!(engine.send("POST", "/networks/shut/connect", Some(&posted)).await, (500, json!(words)));
+    let posted = json!({"Image": "x", "HostConfig": {"NetworkMode": "shut"}});
+    let (status, message) = engine.send("POST", "/containers/create", Some(&posted)).await;
+    assert_eq!((status, message.as_str().unwrap().ends_with(words)), (500, true), "{message}");
+    let bad = json!({"Container": "c1", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "10.0.9"}}});
+    assert_eq!(engine.send("POST", "/networks/back/connect", Some(&bad)).await.0, 400);
+    assert!(engine.asked("POST").is_empty() && node.prepared.lock().unwrap().is_empty());
 }

@@ -456,6 +456,7 @@ fn task(id: &str, object: &Value) -> Option<Task> {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     })
 }
 
@@ -492,5 +493,6 @@ pub fn running_task(service: &Service, slot: u64, node: &str) -> Task {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }

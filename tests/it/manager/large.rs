@@ -84,6 +84,7 @@ pub fn running(node_count: usize, services: u16, replicas: u64) -> Store {
                 failures: EarlierFailures::default(),
                 pull_auth: None,
                 generic_resources: Vec::new(),
+                attached: None,
             }));
             number += 1;
         }

@@ -49,6 +49,7 @@ fn task(number: usize) -> Task {
         failures: skep::model::task::EarlierFailures::default(),
         pull_auth: None,
         generic_resources: Vec::new(),
+        attached: None,
     }
 }
 

@@ -1,0 +1,237 @@
+//! Networks that users shape: plain containers on them, their options, and `ingress` made again.
+
+use super::kit::*;
+use serde_json::{Value, json};
+use skep::lab::{EngineRoot, Host, WHOAMI_IMAGE, output};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+async fn exec(host: &Host, container: &str, command: &[&str]) -> anyhow::Result<String> {
+    output(host.docker().args(["exec", container]).args(command)).await
+}
+
+/// What a container gets from a web server: the server's own name, then the client's address as it sees it.
+async fn fetch(host: &Host, container: &str, server: &str) -> anyhow::Result<String> {
+    exec(host, container, &["timeout", "3", "wget", "-q", "-O", "-", &format!("http://{server}/")]).await
+}
+
+/// As [`fetch`], once it works.
+async fn reached(host: &Host, container: &str, server: &str) -> String {
+    within(15, &format!("{server} to answer {container}"), || fetch(host, container, server)).await
+}
+
+async fn container_of(host: &Host, service: &str) -> Option<String> {
+    let filter = format!("label=com.docker.swarm.service.name={service}");
+    let text = output(host.docker().args(["ps", "-q", "--filter", &filter])).await.expect("docker ps");
+    text.lines().next().map(str::to_owned)
+}
+
+/// The address that the engine gave a container on a network.
+async fn address(host: &Host, container: &str, network: &str) -> String {
+    let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
+    output(host.docker().args(["inspect", "-f", &format, container])).await.expect("inspect").trim().to_owned()
+}
+
+/// The plain containers that the managers know, as tasks.
+async fn attachments(manager: &Host) -> Vec<Value> {
+    let filter = "%7B%22runtime%22%3A%7B%22attachment%22%3Atrue%7D%7D";
+    get(manager, &format!("/tasks?filters={filter}")).await.as_array().cloned().unwrap_or_default()
+}
+
+async fn refused(host: &Host, command: &str) -> String {
+    host.docker_run(command).await.expect_err(command).to_string()
+}
+
+#[tokio::test]
+async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
+    let mut swarm = swarm("att", 3, "").await;
+    let manager = &swarm.hosts[0];
+    manager
+        .docker_run("network create -d overlay --attachable --subnet 172.28.5.0/24 --ip-range 172.28.5.128/25 back")
+        .await
+        .expect("back");
+    manager.docker_run("network create -d overlay shut").await.expect("shut");
+    swarm.service("web", 2, None, json!({ "Networks": [{ "Target": "back", "Aliases": ["site"] }] })).await;
+    swarm.running("web", 2).await;
+
+    // On a worker that knows nothing of the network yet, and on a manager.
+    let worker = &swarm.hosts[2];
+    worker
+        .docker_run(&format!("run -d --name one --network back --network-alias ali {WHOAMI_IMAGE}"))
+        .await
+        .expect("run on a worker");
+    manager
+        .docker_run(&format!("run -d --name two --network back --ip 172.28.5.9 {WHOAMI_IMAGE}"))
+        .await
+        .expect("run with an address");
+    assert_eq!(address(manager, "two", "back").await, "172.28.5.9");
+    let one = address(worker, "one", "back").await;
+    assert!(
+        one.strip_prefix("172.28.5.").is_some_and(|last| last.parse::<u8>().is_ok_and(|last| last >= 128)),
+        "in the range: {one}"
+    );
+    for name in ["one", "ali", "one.back", &one] {
+        assert!(reached(manager, "two", name).await.contains("172.28.5.9"), "the client's own address");
+    }
+    for name in ["web", "site", "tasks.web"] {
+        reached(worker, "one", name).await;
+        reached(manager, "two", name).await;
+    }
+    for host in &swarm.hosts {
+        if let Some(web) = container_of(host, "web").await {
+            reached(host, &web, "ali").await;
+            reached(host, &web, "two").await;
+        }
+    }
+    let shown = manager.docker_run("network inspect -v back").await.expect("inspect");
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    let plain = shown[0]["Services"][""]["Tasks"].as_array().expect("plain containers");
+    let names: Vec<&str> = plain.iter().filter_map(|task| task["Name"].as_str()).collect();
+    assert!(names.contains(&"one") && names.contains(&"two"), "{shown:#}");
+    assert_eq!(shown[0]["Services"]["web"]["Tasks"].as_array().map(Vec::len), Some(2), "{shown:#}");
+    let all =
+        shown[0]["Services"].as_object().expect("services").values().flat_map(|service| service["Tasks"].as_array()).flatten();
+    let nodes: BTreeSet<&str> = all.filter_map(|task| task["Info"]["Host IP"].as_str()).collect();
+    let peers: BTreeSet<&str> =
+        shown[0]["Peers"].as_array().into_iter().flatten().filter_map(|peer| peer["IP"].as_str()).collect();
+    assert!(nodes.len() >= 2 && peers == nodes, "{shown:#}");
+    let containers = shown[0]["Containers"].as_object().expect("containers of this node");
+    assert!(containers.values().any(|c| c["Name"] == "two" && c["IPv4Address"] == "172.28.5.9/24"), "{shown:#}");
+
+    // What is refused, in Docker's words, on either kind of node.
+    let words =
+        "Could not attach to network shut: rpc error: code = PermissionDenied desc = network shut not manually attachable";
+    for host in [manager, worker] {
+        let error = refused(host, &format!("run --rm --network shut {WHOAMI_IMAGE} true")).await;
+        assert!(error.contains(words), "{error}");
+        assert!(
+            refused(host, &format!("run --rm --network nosuch {WHOAMI_IMAGE} true")).await.contains("network nosuch not found")
+        );
+    }
+    let taken = refused(worker, &format!("run --rm --network back --ip 172.28.5.9 {WHOAMI_IMAGE} true")).await;
+    assert!(taken.contains("Address already in use"), "{taken}");
+    let held = refused(manager, "network rm back").await;
+    assert!(held.contains("is in use by"), "{held}");
+
+    // At run time, and isolated before and after.
+    worker.docker_run(&format!("run -d --name late {WHOAMI_IMAGE}")).await.expect("on the engine's bridge");
+    assert!(fetch(worker, "late", "172.28.5.9").await.is_err(), "not attached yet");
+    worker.docker_run("network connect --alias later back late").await.expect("connect");
+    reached(manager, "two", "later").await;
+    reached(worker, "late", "172.28.5.9").await;
+    worker.docker_run("network disconnect back late").await.expect("disconnect");
+    assert!(fetch(worker, "late", "172.28.5.9").await.is_err(), "attached no more");
+    within(10, "the name to be gone", || async {
+        anyhow::ensure!(exec(manager, "two", &["nslookup", "-type=a", "later"]).await.is_err());
+        Ok(())
+    })
+    .await;
+
+    // The container outlives the daemon, and keeps its address; started again it is reached by its name.
+    swarm.hosts[2].stop_daemon(false).await.expect("stops");
+    reached(&swarm.hosts[0], "two", &one).await;
+    start(&mut swarm.hosts[2]).await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[2]);
+    reached(manager, "two", "one").await;
+    assert_eq!(address(worker, "one", "back").await, one);
+    worker.docker_run("restart -t 0 one").await.expect("restart");
+    reached(manager, "two", "one").await;
+    worker.docker_run("rm -f one late").await.expect("rm");
+    within(15, "the managers to forget the container", || async {
+        let known = attachments(manager).await;
+        anyhow::ensure!(known.len() == 1, "{known:#?}");
+        Ok(())
+    })
+    .await;
+
+    // A network that only a plain container of another node holds.
+    worker.docker_run(&format!("run -d --name one --network back {WHOAMI_IMAGE}")).await.expect("run again");
+    manager.docker_run("service rm web").await.expect("service rm");
+    manager.docker_run("rm -f two").await.expect("rm");
+    let held = refused(manager, "network rm back").await;
+    assert!(held.contains("is in use by task"), "{held}");
+    worker.docker_run("rm -f one").await.expect("rm");
+    within(15, "the network to be free", || async { manager.docker_run("network rm back").await.map(drop) }).await;
+
+    // Without a manager there is an answer within a bound.
+    manager.docker_run("network create -d overlay --attachable left").await.expect("left");
+    swarm.hosts[0].stop_daemon(false).await.expect("stops");
+    let asked = Instant::now();
+    let error = refused(&swarm.hosts[2], &format!("run --rm --network left {WHOAMI_IMAGE} true")).await;
+    assert!(error.contains("no manager of the swarm gave an address"), "{error}");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    swarm.stop().await;
+}
+
+#[tokio::test]
+async fn ingress_is_removed_and_made_again_with_another_subnet() {
+    let swarm = swarm("ing", 2, "").await;
+    let manager = &swarm.hosts[0];
+    swarm.service("web", 2, Some(8080), json!({})).await;
+    wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
+    let held = post_rm(manager, "ingress").await;
+    assert!(held.contains("ingress network cannot be removed because service"), "{held}");
+    manager.docker_run("service rm web").await.expect("service rm");
+    within(15, "ingress to be removed", || async {
+        let answer = post_rm(manager, "ingress").await;
+        anyhow::ensure!(answer.is_empty(), "{answer}");
+        Ok(())
+    })
+    .await;
+    let refused = refused(manager, &format!("service create --detach -p 8080:80 {WHOAMI_IMAGE}")).await;
+    assert!(refused.contains("service needs ingress network, but no ingress network is present"), "{refused}");
+    manager
+        .docker_run("network create -d overlay --ingress --subnet 192.168.77.0/24 --gateway 192.168.77.254 --opt com.docker.network.driver.mtu=1300 edge")
+        .await
+        .expect("another ingress");
+    swarm.service("web", 2, Some(8080), json!({})).await;
+    wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
+    for host in &swarm.hosts {
+        within(15, "the port to answer on every node", || async { ask(manager, (host.address(), 8080).into()).await }).await;
+        let container = container_of(host, "web").await.expect("one on each node");
+        let device = exec(host, &container, &["cat", "/sys/class/net/eth0/mtu"]).await.expect("an MTU");
+        assert!(address(host, &container, "edge").await.starts_with("192.168.77."));
+        assert_eq!(device.trim(), "1300");
+    }
+    swarm.stop().await;
+}
+
+/// The error of a removal; empty if there was none. (The CLI asks before it removes an ingress network.)
+async fn post_rm(manager: &Host, network: &str) -> String {
+    let client = skep::http::UnixClient::new(manager.skep_socket());
+    said(&client.request("DELETE", &format!("/networks/{network}"), None).await.expect("skep answers"))
+}
+
+#[tokio::test]
+async fn a_plain_container_outlives_its_engine_and_is_let_go_when_its_node_leaves() {
+    let mut swarm = swarm("own", 2, "").await;
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+    manager.docker_run("network create -d overlay --attachable --internal --subnet 192.168.50.0/24 back").await.expect("back");
+    let keep = format!("run -d --name keep --restart always --network back --ip 192.168.50.20 {WHOAMI_IMAGE}");
+    worker.docker_run(&keep).await.expect("run");
+    manager.docker_run(&format!("run -d --name ask --network back {WHOAMI_IMAGE}")).await.expect("run");
+    reached(manager, "ask", "keep").await;
+
+    swarm.hosts[1].stop_engine().await.expect("stops");
+    swarm.hosts[1].start_engine(&EngineRoot::Machine).await.expect("starts");
+    let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
+    within(60, "the container to be started and reached again", || fetch(manager, "ask", "keep")).await;
+    assert_eq!(address(worker, "keep", "back").await, "192.168.50.20");
+
+    worker.docker_run("swarm leave").await.expect("leave");
+    within(15, "the managers to forget the container", || async {
+        let known = attachments(manager).await;
+        anyhow::ensure!(known.len() == 1, "{known:#?}");
+        Ok(())
+    })
+    .await;
+    let running = output(worker.engine_cli().args(["ps", "-q", "--filter", "name=keep"])).await.expect("ps");
+    assert!(!running.trim().is_empty(), "it is the user's, and runs on");
+    within(15, "the network to be gone from the engine", || async {
+        let left = output(worker.engine_cli().args(["network", "ls", "-q", "--filter", "driver=skep"])).await?;
+        anyhow::ensure!(left.trim().is_empty(), "{left}");
+        Ok(())
+    })
+    .await;
+    swarm.stop().await;
+}
