@@ -42,6 +42,7 @@ impl ContainerAttachment {
             cause: None,
             end: None,
             started_at: None,
+            move_to: None,
             node_id: Some(node.clone()),
             desired_state: TaskState::Running,
             status: TaskStatus { timestamp: now, message: "created".to_owned(), ..TaskStatus::default() },

@@ -26,7 +26,6 @@ mod restarts;
 mod rollouts;
 mod scale;
 mod scenarios;
-mod scheduling_cost;
 pub mod simulated_agent;
 mod simulation;
 mod swarm;
