@@ -22,7 +22,7 @@ impl ServiceSlots<'_> {
         let failed = |t: &&&Task| t.cause == Some(TaskCause::Rebalance) && t.is_wanted() && ended_on_its_own(t);
         if tasks.values().flatten().any(|t| failed(&t)) {
             for task in tasks.values().flatten().filter(marked) {
-                self.give_up_move(task, out);
+                give_up_move(task, out);
             }
             return;
         }
@@ -52,9 +52,9 @@ impl ServiceSlots<'_> {
         let waited = self.now.since(new.meta.created_at) >= self.config.failure_window();
         (is_unplaced && waited) || (new.node_id.is_some() && new.node_id == old.node_id)
     }
+}
 
-    /// The task stays where it is.
-    pub(super) fn give_up_move(&self, task: &Task, out: &mut Writes<impl Rng>) {
-        out.change(task, |task| task.move_to = None);
-    }
+/// The task stays where it is.
+pub(super) fn give_up_move(task: &Task, out: &mut Writes<impl Rng>) {
+    out.change(task, |task| task.move_to = None);
 }

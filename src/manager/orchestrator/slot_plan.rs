@@ -2,6 +2,7 @@
 //! stopped for a task that cannot take its place.
 
 use super::create::NewTask;
+use super::moves::give_up_move;
 use super::restart::ended_on_its_own;
 use super::slot::{Next, ServiceSlots, Slot};
 use super::update::Rollout;
@@ -41,7 +42,7 @@ impl ServiceSlots<'_> {
         let moves = self.reason_to_move(old);
         let serves = old.is_backend();
         if moves == Some(TaskEnd::Rebalanced) && self.comes_to_nothing(new, old) {
-            self.give_up_move(old, out);
+            give_up_move(old, out);
             return out.desire(new, TaskState::Shutdown, TaskEnd::Withdrawn);
         }
         if rollout.is_paused() && moves.is_none() && serves && !self.serves(new) {

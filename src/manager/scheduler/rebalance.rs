@@ -11,7 +11,7 @@ use super::place::NodeRanking;
 use super::spread::NodeRank;
 use crate::model::constraint::label_value;
 use crate::model::eligibility::takes_tasks;
-use crate::model::{Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp};
+use crate::model::{Node, NodeId, Service, ServiceId, Task, TaskId, Timestamp, UpdateState};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,8 +74,8 @@ fn why_left(service: &Service, needs: &TaskNeeds, store: &Store) -> Option<&'sta
     let is_moved = || store.tasks_of_service(&service.id).any(|t| t.is_wanted() && t.move_to.is_some());
     match () {
         () if service.spec.mode.is_job() => Some("a job ends by itself"),
-        () if update.is_some_and(|state| state.is_active()) => Some("it is being updated: wait until that is over"),
-        () if update.is_some_and(|state| state.is_paused()) => {
+        () if update.is_some_and(UpdateState::is_active) => Some("it is being updated: wait until that is over"),
+        () if update.is_some_and(UpdateState::is_paused) => {
             Some("its update is paused: docker service update --force goes on with it, docker service rollback goes back")
         }
         () if needs.binpack => Some("its tasks share nodes on purpose (skep.placement.strategy=binpack)"),

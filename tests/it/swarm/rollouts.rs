@@ -105,8 +105,8 @@ impl Rollouts {
             assert!(tallies.iter().all(|t| t.answered.len() > rounds), "every task is reached: {what}");
         }
         let (named, unnamed) = self.by_name.stop().await;
-        let rate = all as f64 / took.as_secs_f64();
-        eprintln!("{rounds} rollouts of each service in {took:.0?}, {rate:.0} requests/s; by name {named}, {unnamed} lost");
+        let rate = all / usize::try_from(took.as_secs().max(1)).expect("few");
+        eprintln!("{rounds} rollouts of each service in {took:.0?}, {rate} requests/s; by name {named}, {unnamed} lost");
         assert_eq!((lost, unnamed), (0, 0), "no request is lost");
         assert!(named > 10, "{named}");
         self.client.stop().await;

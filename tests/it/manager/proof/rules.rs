@@ -48,7 +48,7 @@ impl Rules {
         let plan = Plan { before, after: &after, now };
         let mut wrong = Wrong::new();
         let created: Vec<&Task> = after.tasks().filter(|t| before.task(&t.id).is_none()).collect();
-        plan.one_at_a_time(&created, &mut wrong);
+        one_at_a_time(&created, &mut wrong);
         for task in &created {
             plan.numbered(task, &mut wrong);
             plan.delayed(task, &mut wrong);
@@ -169,15 +169,6 @@ impl Plan<'_> {
 
     fn config(&self, task: &Task) -> UpdateConfig {
         self.after.service(&task.service_id).map(Service::current_update_config).unwrap_or_default()
-    }
-
-    fn one_at_a_time(&self, created: &[&Task], wrong: &mut Wrong) {
-        let mut slots = BTreeSet::new();
-        for task in created {
-            if !slots.insert((&task.service_id, task.slot_key())) {
-                wrong.push(format!("one at a time: two new tasks for {}", task.display_name()));
-            }
-        }
     }
 
     /// Slots have the lowest free numbers, so none above the number of replicas.
@@ -350,4 +341,13 @@ impl Plan<'_> {
 fn is_kept(task: &Task, node: &skep::model::Node, service: Option<&Service>) -> bool {
     let template = service.map_or(&*task.spec, |service| &service.spec.task_template);
     skep::model::eligibility::satisfies_constraints(node, template)
+}
+
+fn one_at_a_time(created: &[&Task], wrong: &mut Wrong) {
+    let mut slots = BTreeSet::new();
+    for task in created {
+        if !slots.insert((&task.service_id, task.slot_key())) {
+            wrong.push(format!("one at a time: two new tasks for {}", task.display_name()));
+        }
+    }
 }

@@ -76,7 +76,7 @@ fn services(simulation: &mut Simulation) -> Vec<Action> {
         (service.spec.update_config, service.spec.rollback_config) = (Some(config.clone()), Some(config));
     }
     let limited = RestartPolicy { max_attempts: Some(2), ..after(Duration::from_millis(400)) };
-    let all = [
+    let all = vec![
         web,
         host,
         zone,
@@ -84,11 +84,13 @@ fn services(simulation: &mut Simulation) -> Vec<Action> {
         in_mode(restarting(service("once-job", 0, &[], &[]), soon()), job(2, 4)),
         restarting(service("crash", 2, &[], &[]), limited),
     ];
-    all.map(Action::create).into()
+    all.into_iter().map(Action::create).collect()
 }
 
+type SpecEdit = Box<dyn FnOnce(&mut ServiceSpec)>;
+
 /// A change that a user makes of a service.
-fn user_change(rng: &mut impl Rng) -> (&'static str, Box<dyn FnOnce(&mut ServiceSpec)>) {
+fn user_change(rng: &mut impl Rng) -> (&'static str, SpecEdit) {
     let (name, most) = UPDATED[rng.random_range(0..UPDATED.len())];
     match rng.random_range(0..8) {
         0..=3 => {
