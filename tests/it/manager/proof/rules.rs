@@ -340,7 +340,7 @@ impl Plan<'_> {
 /// The node still satisfies the constraints of today.
 fn is_kept(task: &Task, node: &skep::model::Node, service: Option<&Service>) -> bool {
     let template = service.map_or(&*task.spec, |service| &service.spec.task_template);
-    skep::model::eligibility::satisfies_constraints(node, template)
+    skep::model::constraint::Constraints::of(template).are_met_by(node)
 }
 
 fn one_at_a_time(created: &[&Task], wrong: &mut Wrong) {
