@@ -9,7 +9,7 @@ mod history;
 mod netns;
 mod rebalance;
 mod recover;
-mod recovery;
+mod recover_certificates;
 mod status;
 mod swarm;
 mod target;
@@ -41,8 +41,8 @@ enum CliVerb {
     /// Show the nodes, the paths to them, datapaths and published ports, as this node sees them
     Status(status::StatusArgs),
     /// Let nodes whose certificate has expired renew it at this manager, for a limited time
-    RecoverCertificates(recover::RecoverArgs),
-    Recover(recovery::RecoverClusterArgs),
+    RecoverCertificates(recover_certificates::RecoverCertificatesArgs),
+    Recover(recover::RecoverArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
     // Without a comment of their own, which would replace the longer help of their flags.
@@ -68,8 +68,8 @@ pub fn main() -> ExitCode {
         CliVerb::Tunnel(args) => crate::datapath::tunnel::process_main(args),
         CliVerb::Demo(args) => blocking(demo::run(args)),
         CliVerb::Status(args) => blocking(status::run(args)),
-        CliVerb::RecoverCertificates(args) => blocking(recover::run(args)),
-        CliVerb::Recover(args) => blocking(recovery::run(args)),
+        CliVerb::RecoverCertificates(args) => blocking(recover_certificates::run(args)),
+        CliVerb::Recover(args) => blocking(recover::run(args)),
         CliVerb::Backup(args) => blocking(backup::backup(args)),
         CliVerb::Restore(args) => backup::restore(&args),
         CliVerb::Drops(args) => blocking(drops::run(args)),

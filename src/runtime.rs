@@ -2,7 +2,8 @@
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
 use crate::model::{
-    AttachedContainer, LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription, view::NetworkPart,
+    AttachedContainer, LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription,
+    view::NetworkPart,
 };
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;

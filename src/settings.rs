@@ -206,9 +206,9 @@ pub struct RaftTiming {
     pub tick_ms: u64,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Ticks without a leader before an election: each manager has another number, from this one…
+    /// Ticks without a leader before an election: each manager has a number of its own, above this one…
     pub election_ticks_min: usize,
-    /// …up to, not including, this one.
+    /// …and below this one.
     pub election_ticks_max: usize,
     /// Entries between snapshots.
     pub snapshot_every: u64,

@@ -1,6 +1,8 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
-use crate::model::{Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::model::{
+    Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
+};
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
@@ -8,6 +10,9 @@ use ipnet::Ipv4Net;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
+
+/// Docker's message of a worker that is asked for something of the swarm.
+pub const NOT_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
 
 /// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]

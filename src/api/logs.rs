@@ -1,4 +1,4 @@
-//! Logs of services and tasks, as one stream for a client: [`LogParameters`] reads what was asked, [`targets`] decides whose logs
+//! Logs of services and tasks, as one stream for a client: [`log_options`] reads what was asked, [`targets`] decides whose logs
 //! are read, [`LogFormat`] writes lines as the real server does, [`LogFeed`] reads from the nodes.
 //!
 //! Bounds: a client that does not read holds its nodes back. On the way there are at most 16 pieces in the API, on each
@@ -12,5 +12,5 @@ mod targets;
 
 pub use feed::LogFeed;
 pub use format::LogFormat;
-pub use parameters::{LogParameters, check_streams};
+pub use parameters::{check_streams, log_options};
 pub use targets::{LogSelector, has_terminal};

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_slept_through_two_incarnations_has_lost_what_it_wrote_after_the_first() {
+    fn a_manager_that_was_off_during_two_incarnations_has_lost_what_it_wrote_after_the_first() {
         let old = store(40);
         let twice = recreated(&recreated(&old, None, 50), None, 60);
         let own = ManagerGreeting { revision: Revision { index: 45, ..old.revision() }, ..ManagerGreeting::default() };

@@ -2,17 +2,16 @@
 //! nothing has changed results in nothing, so it can be left out. What time alone changes the orchestrator knows of; for the other
 //! planners there is a full round at times ([`super::round`]).
 
-use crate::model::{Network, Node, NodeId, Service, ServiceId, Task};
+use crate::model::{Network, Node, Service, ServiceId, Task};
 use crate::store::{Store, changed};
 use std::collections::BTreeSet;
 
-/// The services and nodes that a round looks at. Data: planners ask it, [`super::round`] makes it.
+/// The services that a round looks at. Data: planners ask it, [`super::round`] makes it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RoundScope {
     full: bool,
     specs: bool,
     services: BTreeSet<ServiceId>,
-    nodes: BTreeSet<NodeId>,
 }
 
 impl RoundScope {
@@ -46,25 +45,7 @@ impl RoundScope {
         self.full || self.specs
     }
 
-    /// True if the service, one of its tasks, or the node of one has changed.
-    pub fn has_service(&self, id: &ServiceId) -> bool {
-        self.full || self.services.contains(id)
-    }
-
-    /// True if the node has changed.
-    pub fn has_node(&self, id: &NodeId) -> bool {
-        self.full || self.nodes.contains(id)
-    }
-
-    /// The services of [`Self::has_service`] that exist, by id.
-    pub fn services<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = &'a Service> + 'a> {
-        if self.full {
-            return Box::new(store.services());
-        }
-        Box::new(self.services.iter().filter_map(|id| store.service(id)))
-    }
-
-    /// The ids of [`Self::services`], and of removed services that may have tasks; some twice.
+    /// Services of which something has changed, a task, or the node of a task; also removed ones that may have tasks; some twice.
     pub fn service_ids<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = ServiceId> + 'a> {
         if !self.full {
             return Box::new(self.services.iter().cloned());
@@ -73,15 +54,7 @@ impl RoundScope {
         Box::new(store.services().map(|service| &service.id).chain(without_service).cloned())
     }
 
-    /// The nodes of [`Self::has_node`] that exist, by id.
-    pub fn nodes<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = &'a Node> + 'a> {
-        if self.full {
-            return Box::new(store.nodes());
-        }
-        Box::new(self.nodes.iter().filter_map(|id| store.node(id)))
-    }
-
-    /// The tasks of the services of [`Self::has_service`], removed services included, by id.
+    /// The tasks of those services, by id.
     pub fn tasks<'a>(&self, store: &'a Store) -> Vec<&'a Task> {
         if self.full {
             return store.tasks().collect();
@@ -101,7 +74,6 @@ impl RoundScope {
         self.full |= other.full;
         self.specs |= other.specs;
         self.services.extend(other.services);
-        self.nodes.extend(other.nodes);
     }
 
     /// Adds what differs between two states.
@@ -124,7 +96,6 @@ impl RoundScope {
         for (was, is) in changed::<Node>(before, after) {
             let Some(id) = was.or(is).map(|node| &node.id) else { continue };
             self.specs |= was.is_none() || is.is_none();
-            self.nodes.insert(id.clone());
             if concerns_tasks(was, is) {
                 node_for_tasks = true;
                 self.services.extend(after.tasks_of_node(id).map(|task| task.service_id.clone()));
@@ -214,7 +185,8 @@ mod tests {
 
         write(&mut store, vec![Action::Remove(Kind::Task, "a".to_owned())]);
         let scope = tracker.begin(&store, false);
-        assert!(scope.has_service(&"web".into()) && !scope.has_service(&"db".into()) && !scope.has_specs());
+        assert_eq!(scope.service_ids(&store).collect::<Vec<_>>(), ["web".into()]);
+        assert!(!scope.has_specs());
         assert_eq!(names(&scope.tasks(&store)), ["c"]);
         tracker.planned(scope.clone(), RoundScope::default());
         assert_eq!(tracker.begin(&store, false), scope, "the plan was not written");

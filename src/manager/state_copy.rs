@@ -15,9 +15,9 @@ pub struct StateCopy {
     pub hostname: String,
     pub cluster: Option<ClusterId>,
     pub revision: Revision,
-    /// Raft's.
+    /// Term in which the last entry of the log was written.
     pub term: u64,
-    /// Index of the last entry of the log.
+    /// Index of that entry.
     pub last: u64,
     /// Index of the last entry that this manager knew to be committed.
     pub committed: u64,
@@ -48,7 +48,7 @@ impl StateCopy {
             hostname: store.node(node).map(name).unwrap_or_default(),
             cluster: store.cluster().map(|cluster| cluster.id.clone()),
             revision: store.revision(),
-            term: log.term,
+            term: log.last_term,
             last: log.last,
             committed: log.committed,
             managers: store.nodes().filter(|node| node.manager.is_some()).map(name).collect(),
@@ -60,7 +60,7 @@ impl StateCopy {
 /// Position of the copy with the newest state.
 #[must_use]
 pub fn newest(copies: &[StateCopy]) -> Option<usize> {
-    // Raft's order of logs within an incarnation.
+    // Raft's order of logs within an incarnation. A voter that only answered a candidate knows a later term, and has no more entries.
     let at = |copy: &StateCopy| (copy.revision.incarnation, copy.term, copy.last);
     (0..copies.len()).max_by_key(|position| (at(&copies[*position]), std::cmp::Reverse(*position)))
 }

@@ -150,16 +150,14 @@ fn service_of(action: &Action, store: &Store) -> Option<ServiceId> {
     }
 }
 
-/// The slot of the task that is written.
+/// The slot of the task that is written. Tasks of plain containers have none.
 fn slot_of<'a>(action: &'a Action, store: &'a Store) -> Option<(&'a ServiceId, SlotKey)> {
-    match action {
-        Action::Set(update) if update.target().0 == Kind::Task => {
-            let task = store.task(&update.target().1.as_str().into())?;
-            Some((&task.service_id, task.slot_key()))
-        }
-        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => Some((&task.service_id, task.slot_key())),
-        _ => None,
-    }
+    let task = match action {
+        Action::Set(update) if update.target().0 == Kind::Task => store.task(&update.target().1.as_str().into())?,
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => task,
+        _ => return None,
+    };
+    task.attached.is_none().then(|| (&task.service_id, task.slot_key()))
 }
 
 /// Bytes of the action's document.

@@ -16,7 +16,7 @@ pub struct AttachedContainer {
     /// Further names on the network: aliases, its short id, its host name. Sorted.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub aliases: Vec<String>,
-    /// The address that its user asked for.
+    /// The address that its user asked for, or that it has already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested: Option<Ipv4Addr>,
 }

@@ -79,7 +79,7 @@ impl ManagerGreeter for Greetings {
             GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
             GreetingVerdict::WentOn { by, entries } if is_manager => {
                 let text = format!(
-                    "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that it has not",
+                    "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that the new cluster does not have",
                     by.node,
                     by.at.to_rfc3339()
                 );
@@ -87,7 +87,7 @@ impl ManagerGreeter for Greetings {
             }
             GreetingVerdict::OtherGoesOn { entries } => {
                 let text = format!(
-                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one has not"
+                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one does not have"
                 );
                 self.set(node, Some(text));
             }

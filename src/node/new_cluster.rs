@@ -7,7 +7,7 @@ use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::resume::resume;
 use super::state_dir::{MembershipFile, StateDir};
-use crate::api::control::ControlError;
+use crate::api::control::{ControlError, NOT_MANAGER};
 use crate::datapath::interfaces::host_addresses;
 use crate::manager::new_cluster::{Survivor, next_incarnation, plan};
 use crate::manager::{replica, roles};
@@ -21,15 +21,13 @@ use std::time::Duration;
 
 /// Time for the new cluster to serve its store.
 const SERVES: Duration = Duration::from_secs(20);
-const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this \
-                      command on a manager node or promote the current node to a manager.";
 
 impl Daemon {
     /// Stops the node, rewrites its log, starts it again. Its tasks go on meanwhile. An address takes the place of the one that the node
     /// advertises; empty: that stays. The caller holds the lock.
     pub(super) async fn make_new_cluster(self: &Arc<Self>, advertise: &str) -> Result<NodeId, ControlError> {
         let stored = MembershipFile::load(&self.env.state_dir).map_err(|e| failed(&e))?;
-        let membership = stored.filter(|m| m.role == Role::Manager).ok_or_else(|| ControlError::unavailable(WORKER))?;
+        let membership = stored.filter(|m| m.role == Role::Manager).ok_or_else(|| ControlError::unavailable(NOT_MANAGER))?;
         let membership = self.with_advertise(membership, advertise).await?;
         let id = membership.node_id.clone();
         tracing::warn!(node = %id, "the cluster is re-created from this manager's state");

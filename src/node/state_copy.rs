@@ -29,7 +29,8 @@ impl Daemon {
         let MembershipState::Active(member) = self.lifecycle.state() else { anyhow::bail!("this node is not part of a swarm") };
         let store = member.store().context("this node is not a manager, or its copy of the state is not served yet")?.read();
         let raft = member.raft_status().unwrap_or_default();
-        let log = LogSummary { id: raft.id, term: raft.term, last: store.index(), committed: store.index(), voters: raft.voters };
+        let (last, last_term) = raft.last;
+        let log = LogSummary { id: raft.id, term: raft.term, last, last_term, committed: store.index(), voters: raft.voters };
         let source = self.env.settings.data_dir.display().to_string();
         Ok(StateCopy::new(source, &member.membership.node_id, &store, &log))
     }

@@ -90,6 +90,8 @@ pub struct RaftStatus {
     pub is_leader: bool,
     /// Index of the last entry that this manager applied.
     pub applied: u64,
+    /// Index and term of the last entry of its log, committed or not.
+    pub last: (u64, u64),
     /// Raft ids of the voters, sorted.
     pub voters: Vec<u64>,
     /// Raft ids of the learners, sorted.

@@ -259,6 +259,7 @@ impl Core {
             leader: Some(raft.leader_id).filter(|l| *l != 0),
             is_leader: raft.state == StateRole::Leader && raft.apply_to_current_term(),
             applied: self.applied,
+            last: (raft.raft_log.last_index(), raft.raft_log.last_term()),
             voters: sorted(self.members.get_voters()),
             learners: sorted(self.members.get_learners()),
             caught_up: self.caught_up(),

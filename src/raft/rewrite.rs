@@ -12,9 +12,11 @@ use std::path::Path;
 pub struct LogSummary {
     /// Raft id of the manager that it is of.
     pub id: u64,
+    /// The newest term that it knows.
     pub term: u64,
-    /// Index of the last entry.
+    /// Index of the last entry, and the term in which it was written. Of two logs the one with the later term there has more.
     pub last: u64,
+    pub last_term: u64,
     /// Index of the last entry that this manager knew to be committed.
     pub committed: u64,
     /// Members of the last snapshot.
@@ -42,6 +44,7 @@ pub fn replay<S: StateMachine>(dir: &Path, machine: &mut S) -> anyhow::Result<Lo
         id,
         term: log.hard_state.term,
         last: log.last(),
+        last_term: log.term_of(log.last()).unwrap_or_default(),
         committed: log.hard_state.commit,
         voters: log.snapshot.get_metadata().get_conf_state().get_voters().to_vec(),
     })

@@ -265,7 +265,7 @@ async fn serve_manager(
     let node = &name.node_id;
     let is_itself = name.role == Role::Manager && context.sessions.is_at(node, from.ip());
     anyhow::ensure!(is_itself, "node {node} has no manager's certificate, or is at another node's address");
-    // A manager that is none any more, or of another incarnation of the cluster, hears so.
+    // A manager that is none any more, or of another incarnation of the cluster, is answered so.
     let connection = managers::greet(stream, node, &*context.managers, context.limits.first_message).await?;
     anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager");
     drop(permit); // authenticated: no longer counted

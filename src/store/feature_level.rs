@@ -41,15 +41,9 @@ impl Store {
 const SEVERAL_MANAGERS: u32 = 2;
 
 impl Store {
-    /// Whether tasks may have causes and ends.
+    /// Whether tasks may have causes and ends, and may be those of plain containers.
     #[must_use]
-    pub fn has_task_ends(&self) -> bool {
-        self.feature_level() >= FIELDS
-    }
-
-    /// Whether there may be tasks of plain containers.
-    #[must_use]
-    pub fn has_attachments(&self) -> bool {
+    pub fn has_new_task_fields(&self) -> bool {
         self.feature_level() >= FIELDS
     }
 

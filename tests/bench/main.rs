@@ -40,7 +40,8 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts = std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,api,tables,datapath,tunnel,names,traffic,failover".to_owned());
+    let parts =
+        std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,api,tables,datapath,tunnel,names,traffic,failover".to_owned());
     let mut report = report::Report::new();
     for part in parts.split(',') {
         match part {

@@ -2,7 +2,7 @@
 
 use super::request::ApiRequest;
 use crate::api::error::{ApiError, Result};
-use crate::api::logs::{LogFeed, LogFormat, LogParameters, LogSelector, check_streams, has_terminal};
+use crate::api::logs::{LogFeed, LogFormat, LogSelector, check_streams, has_terminal, log_options};
 use crate::api::lookup;
 use crate::model::docker::ApiVersion;
 use crate::store::Store;
@@ -29,7 +29,7 @@ fn stream(request: &ApiRequest, find: impl FnOnce(&Store) -> Result<LogSelector>
     let store = request.store()?;
     let now = store.read();
     let selector = find(&now)?;
-    let parameters = LogParameters::read(&request.query)?;
+    let parameters = log_options(&request.query)?;
     let api = &request.api;
     let slot = api.log_slots.clone().try_acquire_owned();
     let slot =

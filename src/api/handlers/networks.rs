@@ -4,7 +4,8 @@
 use super::local_networks::{engine_list, engine_part, engine_part_named, parse_list};
 use super::network_reference::{self, ReferencedNetwork, local_names};
 use super::reply::{json, ok};
-use super::request::{ApiRequest, NOT_IN_SWARM, NOT_MANAGER};
+use super::request::{ApiRequest, NOT_IN_SWARM};
+use crate::api::control::NOT_MANAGER;
 use crate::api::convert::network as convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;

@@ -2,7 +2,7 @@
 
 use crate::api::body;
 use crate::api::context::ApiContext;
-use crate::api::control::Membership;
+use crate::api::control::{Membership, NOT_MANAGER};
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, split_version};
@@ -19,7 +19,6 @@ use std::sync::Arc;
 
 // Docker's messages for a node that cannot answer because it is not a manager.
 pub const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
-pub const NOT_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
 pub const NOT_YET: &str = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster.";
 
 /// Header fields of a client that are forwarded to the engine.

@@ -1,7 +1,10 @@
 //! From an HTTP request to its handler.
 
 use super::request::ApiRequest;
-use super::{attach, containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers, tasks};
+use super::{
+    attach, containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers,
+    tasks,
+};
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};

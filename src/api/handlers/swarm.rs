@@ -1,8 +1,8 @@
 //! `/swarm`.
 
 use super::reply::{empty, ok};
-use super::request::{ApiRequest, NOT_MANAGER, NOT_YET};
-use crate::api::control::{Membership, NodeControl, SwarmInitRequest, SwarmJoinRequest};
+use super::request::{ApiRequest, NOT_YET};
+use crate::api::control::{Membership, NOT_MANAGER, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::api::convert;
 use crate::api::error::{ApiError, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};

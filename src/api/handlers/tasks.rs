@@ -118,7 +118,7 @@ fn unwritten(task: &Task, store: &Store, left_out: &[UnwrittenObject]) -> Option
     let concerns = |object: &&UnwrittenObject| match object.kind.as_str() {
         "task" if object.id == task.id.as_str() => true,
         "task" if store.task(&object.id.as_str().into()).is_some() => false,
-        _ => is_wanted && object.service_id.as_ref() == Some(&task.service_id),
+        _ => is_wanted && task.attached.is_none() && object.service_id.as_ref() == Some(&task.service_id),
     };
     let object = left_out.iter().find(concerns)?;
     Some(format!("a change of {} {} cannot be written: {}", object.kind, object.id, object.reason))

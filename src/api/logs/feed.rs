@@ -2,7 +2,6 @@
 //! last line on; tasks that start later join.
 
 use super::format::{LineOrigin, LogFormat};
-use super::parameters::LogParameters;
 use super::targets::{LogSelector, LogTarget, targets};
 use crate::api::control::{ControlError, NodeControl};
 use crate::clock::Clock;
@@ -32,7 +31,7 @@ pub struct LogFeed {
     pub clock: Arc<dyn Clock>,
     pub store: StoreHandle,
     pub selector: LogSelector,
-    pub parameters: LogParameters,
+    pub parameters: LogOptions,
     pub format: LogFormat,
 }
 
@@ -196,14 +195,13 @@ impl LogFeed {
     }
 
     fn request(&self, progress: &Progress) -> LogRequest {
-        let LogParameters { stdout, stderr, follow, details, .. } = self.parameters;
         let (tail, since) = match progress.last {
             // After the last line: the engine's bound includes its own moment.
             Some(last) => (None, seconds(last.plus(Duration::from_nanos(1)))),
             None => (self.parameters.tail.filter(|_| progress.is_first), self.parameters.since.clone()),
         };
         let timestamps = self.is_stamped(&progress.target);
-        let options = LogOptions { stdout, stderr, follow, timestamps, details, tail, since };
+        let options = LogOptions { timestamps, tail, since, ..self.parameters };
         LogRequest { task: progress.target.task.clone(), tty: progress.target.tty, options }
     }
 

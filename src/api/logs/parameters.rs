@@ -2,21 +2,7 @@
 
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, quote};
-
-/// What a client asks for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "as many flags as the query has")]
-pub struct LogParameters {
-    pub stdout: bool,
-    pub stderr: bool,
-    pub follow: bool,
-    pub timestamps: bool,
-    pub details: bool,
-    /// Lines of each task from its end; `None`: all.
-    pub tail: Option<u64>,
-    /// As `seconds.nanoseconds`; empty: from the first line.
-    pub since: String,
-}
+use crate::model::LogOptions;
 
 /// Refuses a request that asks for neither stream.
 ///
@@ -29,20 +15,18 @@ pub fn check_streams(query: &RequestQuery) -> Result<()> {
     Err(ApiError::failed("Bad parameters: you must choose at least one stream"))
 }
 
-impl LogParameters {
-    /// # Errors
-    /// 500 for what cannot be read, in the real server's words.
-    pub fn read(query: &RequestQuery) -> Result<Self> {
-        Ok(Self {
-            stdout: query.loose_bool("stdout"),
-            stderr: query.loose_bool("stderr"),
-            follow: query.loose_bool("follow"),
-            timestamps: query.loose_bool("timestamps"),
-            details: query.loose_bool("details"),
-            tail: tail(query.get("tail"))?,
-            since: since(query.get("since"))?,
-        })
-    }
+/// # Errors
+/// 500 for what cannot be read, in the real server's words.
+pub fn log_options(query: &RequestQuery) -> Result<LogOptions> {
+    Ok(LogOptions {
+        stdout: query.loose_bool("stdout"),
+        stderr: query.loose_bool("stderr"),
+        follow: query.loose_bool("follow"),
+        timestamps: query.loose_bool("timestamps"),
+        details: query.loose_bool("details"),
+        tail: tail(query.get("tail"))?,
+        since: since(query.get("since"))?,
+    })
 }
 
 fn tail(text: &str) -> Result<Option<u64>> {
@@ -84,11 +68,9 @@ fn since(text: &str) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn read(query: &str) -> std::result::Result<LogParameters, String> {
+    fn read(query: &str) -> std::result::Result<LogOptions, String> {
         let query = RequestQuery::parse(query);
-        check_streams(&query)
-            .and_then(|()| LogParameters::read(&query))
-            .map_err(|e| format!("{} {}", e.status.as_u16(), e.message))
+        check_streams(&query).and_then(|()| log_options(&query)).map_err(|e| format!("{} {}", e.status.as_u16(), e.message))
     }
 
     #[test]

@@ -129,7 +129,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("CreateRequest.IPAM.Config[0].IPRange", "manager/allocator/addresses.rs"),
     ("CreateRequest.IPAM.Config[0].AuxiliaryAddresses", "manager/allocator/addresses.rs"),
     ("CreateRequest.Internal", "overlay/desired.rs"),
-    ("CreateRequest.Attachable", "attaching is refused"),
+    ("CreateRequest.Attachable", "manager/allocator/attached.rs"),
     ("CreateRequest.Ingress", "manager/allocator/networks.rs"),
     ("CreateRequest.Options", "known ones, others are refused"),
     ("CreateRequest.Labels", "shown and filtered by"),
@@ -199,7 +199,8 @@ fn base() -> Value {
     let file = json!({"Name": "f"});
     let (secret, config) = (json!({"SecretID": "s", "File": file}), json!({"ConfigID": "c", "File": file}));
     let container = json!({"Image": "lab:1", "Mounts": [mount], "Privileges": {"Seccomp": seccomp}, "Secrets": [secret], "Configs": [config]});
-    json!({"Name": "web", "TaskTemplate": {"ContainerSpec": container, "Resources": {"Limits": {"MemoryBytes": 4096}}}})
+    let template = json!({"ContainerSpec": container, "Resources": {"Limits": {"MemoryBytes": 4096}}});
+    json!({"Name": "web", "TaskTemplate": template, "EndpointSpec": {"Ports": [{"TargetPort": 80}]}})
 }
 
 /// What a task's container is created from.

@@ -1,5 +1,5 @@
 //! The tasks of plain containers: one for each that a node reports, none for those that it reports no longer. Planned again each
-//! time, like the other reports. A node that has not spoken in this session keeps what it has.
+//! time, like the other reports. A node that has not reported in this session keeps what it has.
 
 use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 impl Dispatcher {
     /// Tasks to create, to correct and to remove now.
     pub(super) fn attachments(&self, store: &Store, now: Timestamp) -> Vec<Action> {
-        if !store.has_attachments() {
+        if !store.has_new_task_fields() {
             return Vec::new();
         }
         let reported = |(id, node): (&NodeId, &RegisteredNode)| {

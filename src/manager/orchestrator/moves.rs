@@ -48,7 +48,7 @@ impl ServiceSlots<'_> {
 
     /// The task that was to take the place has the same node, or none within the time in which an update gives up.
     pub(super) fn comes_to_nothing(&self, new: &Task, old: &Task) -> bool {
-        let is_unplaced = new.status.state < TaskState::Assigned;
+        let is_unplaced = new.status.state < TaskState::Assigned || self.may_not_be_taken(new);
         let waited = self.now.since(new.meta.created_at) >= self.config.failure_window();
         (is_unplaced && waited) || (new.node_id.is_some() && new.node_id == old.node_id)
     }

@@ -194,10 +194,9 @@ impl<'a> ServiceSlots<'a> {
         task.spec_version == self.service.spec_version && is_allowed()
     }
 
-    /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained, or did not take it, or the task
-    /// is one that `skep rebalance` moves. (A task in the slot of a
-    /// node is shut down then, and has no successor. Tasks whose node does not satisfy their constraints any more are evicted by the
-    /// scheduler's enforcer.)
+    /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained, or did not take it, or the
+    /// task is one that `skep rebalance` moves. (A task in the slot of a node is shut down then, and has no successor. Tasks whose node
+    /// does not satisfy their constraints any more are evicted by the scheduler's enforcer.)
     pub(super) fn must_move(&self, task: &Task) -> bool {
         self.reason_to_move(task).is_some()
     }
@@ -213,7 +212,7 @@ impl<'a> ServiceSlots<'a> {
     }
 
     /// The task's node is connected and applies nothing, and has not taken the task, which could run elsewhere.
-    fn may_not_be_taken(&self, task: &Task) -> bool {
+    pub(super) fn may_not_be_taken(&self, task: &Task) -> bool {
         let is_behind = self.node_of(task).is_some_and(|node| node.status.behind_since.is_some());
         is_behind && task.status.state == TaskState::Assigned && task.slot_node.is_none() && task.job_iteration.is_none()
     }

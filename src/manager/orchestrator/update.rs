@@ -32,7 +32,7 @@ impl Rollout {
     }
 }
 
-/// A task that failed under the updater's eyes.
+/// A task that failed while the updater watched it.
 struct Failure<'a> {
     task: &'a Task,
     end: TaskEnd,
@@ -202,7 +202,8 @@ impl ServiceSlots<'_> {
         let unplaced = slots
             .iter()
             .filter_map(|slot| self.watched(slot))
-            .filter(|task| task.status.state < TaskState::Assigned && self.now.since(task.meta.created_at) >= window);
+            .filter(|task| task.status.state < TaskState::Assigned || self.may_not_be_taken(task))
+            .filter(|task| self.now.since(task.meta.created_at) >= window);
         let ended = ended.map(|task| Failure { task, end: TaskEnd::FailedUpdate });
         ended.chain(unplaced.map(|task| Failure { task, end: TaskEnd::Unplaced })).collect()
     }
@@ -211,7 +212,10 @@ impl ServiceSlots<'_> {
     fn give_up(&self, update: &mut ServiceUpdate, last: &Failure, out: &mut Writes<impl Rng>) -> bool {
         let mut cause = format!("due to failure or early termination of task {}", last.task.id);
         if last.end == TaskEnd::Unplaced {
-            let waited_for = [last.task.status.err.as_str(), "it has no node and no address yet"];
+            let has_node = last.task.status.state >= TaskState::Assigned;
+            let stage =
+                if has_node { "its node applies no changes and has not taken it" } else { "it has no node and no address yet" };
+            let waited_for = [last.task.status.err.as_str(), stage];
             cause.push_str(": ");
             cause.push_str(waited_for.into_iter().find(|text| !text.is_empty()).unwrap_or_default());
         }

@@ -40,7 +40,7 @@ impl ConstraintEnforcer {
             if evicted.is_empty() {
                 clean.push(id.clone());
             }
-            out.extend(evicted.into_iter().map(|task| evict(task, store.has_task_ends(), now)));
+            out.extend(evicted.into_iter().map(|task| evict(task, store.has_new_task_fields(), now)));
         }
         for id in clean {
             self.dirty.remove(&id);
@@ -56,7 +56,9 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
     if !is_active || node.description.engine_version.is_empty() {
         return Vec::new();
     }
-    let holds = |task: &&Task| task.is_wanted() && (TaskState::Assigned..=TaskState::Running).contains(&task.status.state);
+    let holds = |task: &&Task| {
+        task.is_wanted() && task.attached.is_none() && (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+    };
     let mut tasks: Vec<&Task> = store.tasks_of_node(&node.id).filter(holds).collect();
     tasks.sort_by_key(|task| (task.meta.created_at, &task.id));
     // A task whose successor is here too ends before that starts, or both fit: the scheduler has seen to it.

@@ -65,7 +65,7 @@ impl<'a> Placer<'a> {
         self.confirm(tasks_of(store, &group.preassigned), needs);
         for task in tasks_of(store, &group.alone) {
             // What its predecessors failed at speaks against nodes for this task alone.
-            if self.assign_as_wished(task, needs) {
+            if self.assign_to_requested_node(task, needs) {
                 continue;
             }
             self.select(std::iter::once(task), needs, &task.failures);
@@ -148,10 +148,13 @@ impl<'a> Placer<'a> {
     }
 
     /// Gives a task the node that `skep rebalance` has made it for, if that still has room.
-    fn assign_as_wished(&mut self, task: &Task, needs: &TaskNeeds) -> bool {
+    fn assign_to_requested_node(&mut self, task: &Task, needs: &TaskNeeds) -> bool {
         let Some(node) = task.move_to.as_ref().filter(|_| !self.is_full()).and_then(|id| self.store.node(id)) else {
             return false;
         };
+        if node.status.behind_since.is_some() {
+            return false;
+        }
         let has_room = Exclusions::default().room(needs, node, self.loads.of(&node.id)) > 0;
         if has_room {
             self.assign(task, node, needs, "scheduler assigned task to node");

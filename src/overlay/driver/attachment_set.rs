@@ -133,11 +133,18 @@ impl AttachmentSet {
 
     /// What the managers are asked for.
     pub fn wanted(&self) -> Vec<ContainerAttachment> {
-        self.held.values().map(|held| held.attachment.clone()).collect()
+        self.held.values().map(HeldAddress::reported).collect()
     }
 }
 
 impl HeldAddress {
+    /// A container that runs keeps its address, also with managers that do not know of it: after a restore, or a long absence.
+    fn reported(&self) -> ContainerAttachment {
+        let mut reported = self.attachment.clone();
+        reported.container.requested = reported.container.requested.or(self.address.filter(|_| self.claimed));
+        reported
+    }
+
     fn is_at(&self, network: &NetworkId, address: Ipv4Addr) -> bool {
         self.attachment.network == network.as_str() && self.address == Some(address)
     }
@@ -165,7 +172,10 @@ mod tests {
         assert_eq!(set.prepare("back", None, "t2".into(), at(1)), first, "one that is ready is enough");
         set.given(&first, &back, address("172.20.3.4"));
         assert!(!set.release(&back, address("172.20.3.4")), "no container has it yet");
+        assert_eq!(set.wanted()[0].container.requested, None, "another one would do");
         assert_eq!(set.claim(&back, None, "t3".into(), at(2)), first);
+        let kept = set.wanted()[0].container.requested;
+        assert_eq!(kept, Some(address("172.20.3.4")), "it runs with that, whatever the managers know");
         assert_eq!(set.claim(&back, None, "t4".into(), at(3)), TaskId::from("t4"), "it is taken");
         assert_eq!(set.wanted().len(), 2);
         assert!(set.release(&back, address("172.20.3.4")));

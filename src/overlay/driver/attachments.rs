@@ -262,7 +262,7 @@ mod tests {
         view
     }
 
-    /// The task that the managers make of the only wish.
+    /// The task that the managers make of the only request.
     fn answered(all: &Attachments, address: Option<&str>, err: &str) -> crate::model::Task {
         let wish = all.wanted().borrow().first().cloned().expect("one");
         let mut task = wish.task(&"node1".into(), Some(&"back".into()), crate::model::Timestamp(0));
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_passed_on_and_the_wish_is_gone() {
+    async fn a_refusal_is_passed_on_and_the_request_is_gone() {
         let all = Arc::new(attachments("refused"));
         let mut wanted = all.wanted();
         let prepare = tokio::spawn({
