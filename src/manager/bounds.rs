@@ -1,5 +1,6 @@
 //! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
 
+use crate::model::id::ID_LEN;
 use crate::model::node::NodeDescription;
 use crate::model::{ContainerAttachment, ListeningPort, NodeId, TaskStatus};
 use crate::store::Store;
@@ -16,10 +17,11 @@ pub const ENDPOINTS: usize = 8;
 const PORTS: usize = 256;
 /// Longest host name, version or similar name, in bytes.
 const NAME: usize = 255;
-/// Most plain containers of a node on networks, counted once for each network.
+/// Most plain containers of a node on networks, counted once for each network, and bytes of all of their names.
 pub const ATTACHMENTS: usize = 4096;
+pub const ATTACHMENT_NAMES: usize = 512 << 10;
 /// Most names of a plain container on a network.
-const ALIASES: usize = 64;
+const ALIASES: usize = 16;
 const TROUBLES: usize = 8;
 const TROUBLE_TEXT: usize = 400;
 /// Ends a text that was cut.
@@ -135,12 +137,21 @@ pub fn troubles(mut troubles: BTreeMap<String, String>) -> BTreeMap<String, Stri
 /// What a node needs for its plain containers, bounded.
 #[must_use]
 pub fn attachments(mut attachments: Vec<ContainerAttachment>) -> Vec<ContainerAttachment> {
+    // Ids are drawn by skep.
+    attachments.retain(|attachment| attachment.id.as_str().len() <= ID_LEN);
     attachments.truncate(ATTACHMENTS);
-    for ContainerAttachment { network, container, .. } in &mut attachments {
+    let mut left = ATTACHMENT_NAMES;
+    attachments.retain_mut(|ContainerAttachment { network, container, .. }| {
         container.aliases.truncate(ALIASES);
-        let names = [network, &mut container.id, &mut container.name].into_iter().chain(&mut container.aliases);
-        names.for_each(|name| cut(name, NAME));
-    }
+        let mut bytes = 0;
+        for name in [network, &mut container.id, &mut container.name].into_iter().chain(&mut container.aliases) {
+            cut(name, NAME);
+            bytes += name.len();
+        }
+        let fits = bytes <= left;
+        left = if fits { left - bytes } else { 0 };
+        fits
+    });
     attachments
 }
 
@@ -154,6 +165,22 @@ mod tests {
         let bounded = status(long);
         assert!(bounded.err.len() <= STATUS_TEXT && bounded.err.ends_with(CUT), "{}", bounded.err.len());
         assert_eq!(bounded.message, "short");
+    }
+
+    #[test]
+    fn what_a_node_reports_of_plain_containers_is_bounded() {
+        let one = |id: String, aliases: usize, length: usize| {
+            let container = crate::model::AttachedContainer { aliases: vec!["a".repeat(length); aliases], ..Default::default() };
+            ContainerAttachment { id: id.as_str().into(), network: "back".to_owned(), container }
+        };
+        let bounded = attachments(vec![one("x".repeat(26), 0, 0), one("t1".to_owned(), 99, 9000)]);
+        assert_eq!(bounded.len(), 1, "an id that skep did not draw");
+        let aliases = &bounded[0].container.aliases;
+        assert!(aliases.len() == ALIASES && aliases.iter().all(|alias| alias.len() <= NAME));
+        let many = attachments((0..ATTACHMENTS + 1).map(|number| one(number.to_string(), 0, 0)).collect());
+        assert_eq!(many.len(), ATTACHMENTS);
+        let large: Vec<_> = (0..ATTACHMENTS).map(|number| one(number.to_string(), ALIASES, NAME)).collect();
+        assert!(attachments(large).len() < 150, "their names are bounded together");
     }
 
     #[test]

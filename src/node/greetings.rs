@@ -2,43 +2,106 @@
 //! any more, unless its incarnation goes on: then both sides name the conflict, and the user decides.
 
 use super::supervisor::Blockers;
+use crate::clock::Clock;
 use crate::manager::ApplyOutcome;
 use crate::manager::new_cluster::{GreetingVerdict, ManagerGreeting, judge};
-use crate::model::{NewIncarnation, NodeId};
+use crate::model::{NewIncarnation, NodeId, Timestamp};
 use crate::raft::Raft;
 use crate::rpc::ManagerGreeter;
 use crate::store::StoreHandle;
 use crate::sync::lock;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// Name of a conflict among the blockers.
 const NAME: &str = "incarnation";
 /// How the user decides.
 const DECIDE: &str = "keep one of the two: on every manager of the other one run `docker swarm leave --force`, then join again";
 
+/// Time without a leader after which an incarnation does not go on. An election is far shorter.
+const ENDED: Duration = Duration::from_secs(5);
+/// How often managers that could not be judged yet are judged again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 pub(super) struct Greetings {
     store: StoreHandle,
     raft: Raft<ApplyOutcome>,
+    /// Since when this manager knows no leader.
+    leaderless: watch::Receiver<Option<Timestamp>>,
+    clock: Arc<dyn Clock>,
     blockers: Blockers,
+    /// Greetings of a re-created cluster that came while this manager knew no leader: its incarnation has ended, or elects one.
+    undecided: Mutex<BTreeMap<NodeId, ManagerGreeting>>,
     /// Managers of another incarnation that goes on beside this one.
     conflicts: Mutex<BTreeMap<NodeId, String>>,
 }
 
 impl Greetings {
-    pub(super) fn new(store: StoreHandle, raft: Raft<ApplyOutcome>, blockers: Blockers) -> Self {
-        Self { store, raft, blockers, conflicts: Mutex::default() }
+    pub(super) fn new(
+        store: StoreHandle,
+        raft: Raft<ApplyOutcome>,
+        leaderless: watch::Receiver<Option<Timestamp>>,
+        clock: Arc<dyn Clock>,
+        blockers: Blockers,
+    ) -> Self {
+        Self { store, raft, leaderless, clock, blockers, undecided: Mutex::default(), conflicts: Mutex::default() }
+    }
+
+    /// Judges again what was undecided, for as long as it is polled.
+    pub(super) async fn run(&self) {
+        loop {
+            self.clock.sleep(AGAIN).await;
+            let undecided = std::mem::take(&mut *lock(&self.undecided));
+            for (node, other) in undecided {
+                self.judge(&node, other);
+            }
+        }
+    }
+
+    fn has_leader(&self) -> bool {
+        self.raft.status().borrow().leader.is_some()
     }
 
     fn own(&self) -> ManagerGreeting {
-        let has_leader = self.raft.status().borrow().leader.is_some();
-        ManagerGreeting::new(&self.store.read(), has_leader)
+        ManagerGreeting::new(&self.store.read(), self.has_leader())
+    }
+
+    fn judge(&self, node: &NodeId, other: ManagerGreeting) {
+        // Only a manager of this cluster can tell that the cluster has been re-created without this one, or that another goes on.
+        let is_manager = self.store.read().node(node).is_some_and(|node| node.manager.is_some());
+        let own = ManagerGreeting { has_leader: goes_on(*self.leaderless.borrow(), self.clock.now()), ..self.own() };
+        match judge(&own, &other) {
+            GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
+            GreetingVerdict::WentOn { .. } if is_manager && !self.has_leader() => {
+                lock(&self.undecided).insert(node.clone(), other);
+            }
+            GreetingVerdict::WentOn { by, entries } if is_manager => {
+                let text = format!(
+                    "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that the new cluster does not have",
+                    by.node,
+                    by.at.to_rfc3339()
+                );
+                self.set(node, Some(text));
+            }
+            GreetingVerdict::OtherGoesOn { entries } if is_manager => {
+                let text = format!(
+                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one does not have"
+                );
+                self.set(node, Some(text));
+            }
+            _ => self.set(node, None),
+        }
     }
 
     /// Sets or clears the conflict with a manager.
     fn set(&self, node: &NodeId, conflict: Option<String>) {
+        let store = self.store.read();
         let mut conflicts = lock(&self.conflicts);
         let before = conflicts.clone();
+        // Those that have left have nothing to decide any more.
+        conflicts.retain(|node, _| store.node(node).is_some());
         match conflict {
             // Not written again for each entry that the other one writes.
             Some(text) => drop(conflicts.entry(node.clone()).or_insert(text)),
@@ -73,30 +136,13 @@ impl ManagerGreeter for Greetings {
             Ok(other) => other,
             Err(error) => return tracing::debug!(%node, %error, "a greeting that is not understood"),
         };
-        // Only a manager of this cluster can tell that the cluster has been re-created without this one.
-        let is_manager = self.store.read().node(node).is_some_and(|node| node.manager.is_some());
-        match judge(&self.own(), &other) {
-            GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
-            GreetingVerdict::WentOn { by, entries } if is_manager => {
-                let text = format!(
-                    "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that the new cluster does not have",
-                    by.node,
-                    by.at.to_rfc3339()
-                );
-                self.set(node, Some(text));
-            }
-            GreetingVerdict::OtherGoesOn { entries } => {
-                let text = format!(
-                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one does not have"
-                );
-                self.set(node, Some(text));
-            }
-            GreetingVerdict::Same
-            | GreetingVerdict::OtherIsOld
-            | GreetingVerdict::Superseded { .. }
-            | GreetingVerdict::WentOn { .. } => self.set(node, None),
-        }
+        self.judge(node, other);
     }
+}
+
+/// Whether an incarnation goes on: it has a leader, or may be electing one.
+fn goes_on(leaderless: Option<Timestamp>, now: Timestamp) -> bool {
+    leaderless.is_none_or(|since| now.since(since) < ENDED)
 }
 
 /// For users.
@@ -119,7 +165,7 @@ mod tests {
     use super::*;
     use crate::manager::replica::Replica;
     use crate::model::node::ManagerStatus;
-    use crate::model::{Node, Revision, Timestamp, fixture};
+    use crate::model::{Node, Revision, fixture};
     use crate::node::manager_links::ManagerLinks;
     use crate::raft::RaftConfig;
     use crate::store::Action;
@@ -137,7 +183,9 @@ mod tests {
         let actions = vec![Action::create(fixture::cluster()), Action::create(node)];
         started.store.write(Timestamp(1), actions).await.unwrap();
         let blockers = Blockers::default();
-        (Greetings::new(started.store, started.raft, blockers.clone()), blockers, dir, stop)
+        let (_, leaderless) = watch::channel(None);
+        let clock = Arc::new(crate::clock::SystemClock);
+        (Greetings::new(started.store, started.raft, leaderless, clock, blockers.clone()), blockers, dir, stop)
     }
 
     /// The greeting of a cluster that was re-created from the state with this index.
@@ -183,6 +231,14 @@ mod tests {
         stop.cancel();
         greetings.raft.closed().await;
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn an_election_is_not_the_end_of_an_incarnation() {
+        let at = |seconds: i64| Timestamp(seconds * 1_000_000_000);
+        assert!(goes_on(None, at(100)));
+        assert!(goes_on(Some(at(99)), at(100)) && goes_on(Some(at(101)), at(100)), "also if the clock was set back");
+        assert!(!goes_on(Some(at(95)), at(100)));
     }
 
     #[test]

@@ -225,7 +225,17 @@ impl ManagerServices {
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
         let address = SocketAddr::new(IpAddr::V6(node_address(membership.subnet)), DEFAULT_PORT);
-        let greetings = Arc::new(Greetings::new(store.store.clone(), store.raft.clone(), env.blockers.clone()));
+        let greetings = Arc::new(Greetings::new(
+            store.store.clone(),
+            store.raft.clone(),
+            self.leaderless.subscribe(),
+            env.clock.clone(),
+            env.blockers.clone(),
+        ));
+        let (judging, ended) = (greetings.clone(), stop.clone());
+        tasks.spawn(async move {
+            let _ = ended.run_until_cancelled(judging.run()).await;
+        });
         let links = ManagerLinkConfig {
             identity: self.identity.clone(),
             clock: env.clock.clone(),

@@ -12,6 +12,7 @@ use super::supervisor::Blockers;
 use crate::api::Api;
 use crate::backoff::Backoff;
 use crate::clock::SystemClock;
+use crate::durable::ignore_missing;
 use crate::http;
 use crate::overlay::MtuChannels;
 use crate::overlay::driver::attachments::Attachments;
@@ -48,6 +49,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     make_dir(&settings.run_dir, 0o755)?;
     let state_dir = StateDir::new(&settings.data_dir);
     let _lock = state_dir.lock()?;
+    // One that was not fetched.
+    ignore_missing(std::fs::remove_file(state_dir.backup())).context("cannot remove the content of an earlier backup")?;
     let (daemon, driver) = open(settings, state_dir)?;
     let env = &daemon.env;
 

@@ -42,8 +42,7 @@ impl Allocation<'_> {
 
     /// Only a plain container that is gone has the address.
     fn is_left(&self, network: &NetworkId, address: Ipv4Addr) -> bool {
-        let mut holders =
-            self.store.tasks_on_network(network).filter(|task| task.address_on(network) == Some(address)).peekable();
+        let mut holders = self.store.tasks_at(network, address).peekable();
         holders.peek().is_some() && holders.all(|task| task.attached.is_some() && !task.is_wanted())
     }
 }

@@ -7,14 +7,20 @@ use crate::model::{ContainerAttachment, Network, NodeId, Task, TaskId, TaskState
 use crate::store::{Action, FieldUpdate, Store};
 use std::collections::BTreeMap;
 
+/// Changes of one node's containers in a round: its reports must not fill the transaction that all planners share.
+const PER_ROUND: usize = 32;
+
 impl Dispatcher {
     /// Tasks to create, to correct and to remove now.
     pub(super) fn attachments(&self, store: &Store, now: Timestamp) -> Vec<Action> {
         if !store.has_new_task_fields() {
             return Vec::new();
         }
+        // What the reaper forgets of a node without an engine is not made again.
+        let is_up = |id: &NodeId| store.node(id).is_some_and(|node| node.status.state.may_be_up());
         let reported = |(id, node): (&NodeId, &RegisteredNode)| {
-            node.session.and(node.attachments.as_ref()).map(|attachments| changes(store, id, attachments, now))
+            let attachments = node.session.and(node.attachments.as_ref()).filter(|_| is_up(id))?;
+            Some(changes(store, id, attachments, now).into_iter().take(PER_ROUND))
         };
         self.nodes.iter().filter_map(reported).flatten().collect()
     }

@@ -39,8 +39,22 @@ fn is_starting(node: Option<&Node>, task: &Task) -> bool {
     observes && task.attached.is_none() && !task.listens.iter().any(|port| port.listens.v4)
 }
 
-/// Characters of a short id.
+/// Characters of an id of a container, and of its short form.
+const CONTAINER_ID: usize = 64;
 const SHORT_ID: usize = 12;
+
+/// A container's id as engines draw it. A node reports it, and must not choose other tasks' names with it.
+fn short_id(id: &str) -> Option<&str> {
+    let is_id = id.len() == CONTAINER_ID && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    id.get(..SHORT_ID).filter(|_| is_id)
+}
+
+/// A name of one label that no service has. The node's own host name can be part of it.
+fn is_own_name(store: &Store, name: &str) -> bool {
+    let is_label =
+        (1..=63).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    is_label && store.service_named(name).is_none()
+}
 
 /// The names that the engine gives a task's container beside its own: its host name, and its short id.
 fn own_names(store: &Store, task: &Task, node_id: &NodeId) -> Vec<String> {
@@ -49,8 +63,9 @@ fn own_names(store: &Store, task: &Task, node_id: &NodeId) -> Vec<String> {
         TemplateContext::of(task, node_id, &description)
     };
     let container = task.status.container.as_ref();
-    let short = container.and_then(|container| container.container_id.get(..SHORT_ID)).map(str::to_owned);
-    task.spec.container_spec.hostname_in(context).into_iter().chain(short).collect()
+    let short = container.and_then(|container| short_id(&container.container_id)).map(str::to_owned);
+    let hostname = task.spec.container_spec.hostname_in(context).filter(|name| is_own_name(store, name));
+    hostname.into_iter().chain(short).collect()
 }
 
 /// The task on one of its networks; `None` unless its node is a member of the cluster.
@@ -215,5 +230,22 @@ mod tests {
         let tasks = [task(2, 2), task(3, 2), task(4, 1), task(5, 0)];
         let shown = super::peer(&node, tasks.iter());
         assert_eq!((shown.containers.len(), shown.attached_tasks), (5, Some(3)));
+    }
+
+    #[test]
+    fn a_node_chooses_no_name_that_is_another_ones() {
+        assert_eq!(short_id(&"0af9".repeat(16)), Some("0af90af90af9"));
+        for id in ["tasks.web.ab", "www.example.com", &"0AF9".repeat(16), &"0af9".repeat(15)] {
+            assert_eq!(short_id(id), None, "{id}");
+        }
+        let mut store = Store::default();
+        let spec = crate::model::ServiceSpec { name: "web".to_owned(), ..Default::default() };
+        let created = vec![crate::store::Action::create(crate::model::fixture::service("s1", spec))];
+        store.apply(1, &crate::store::Transaction::new(crate::model::Timestamp(1), created)).unwrap();
+        for (name, is_own) in
+            [("db-1", true), ("n_2", true), ("web", false), ("tasks.web", false), ("example.com", false), ("", false)]
+        {
+            assert_eq!(is_own_name(&store, name), is_own, "{name}");
+        }
     }
 }

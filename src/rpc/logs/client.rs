@@ -7,11 +7,13 @@ use super::{ALIVE, SILENCE};
 use crate::clock::Clock;
 use crate::datapath::Sockets;
 use crate::model::{LogRequest, NodeId, TaskId, TaskLog};
+use crate::sync::lock;
 use crate::trust::Identity;
 use anyhow::{Context as _, ensure};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
@@ -32,13 +34,38 @@ pub struct LogLink {
     pub connect: Duration,
 }
 
-/// What is asked for and has not ended.
+/// Longest reason of an end that is passed on, in characters.
+const REASON: usize = 1024;
+
+/// What is asked for and has not ended. A node can answer for nothing else.
 #[derive(Default)]
 struct Outstanding {
-    asked: AtomicUsize,
+    asked: Mutex<BTreeSet<TaskId>>,
     /// Nothing more will be asked for.
     closed: AtomicBool,
     changed: Notify,
+}
+
+impl Outstanding {
+    fn ask(&self, task: &TaskId) {
+        lock(&self.asked).insert(task.clone());
+    }
+
+    /// What the node says of a task, if that was asked for and has not ended.
+    fn answered(&self, task: &TaskId, log: TaskLog) -> Option<TaskLog> {
+        let mut asked = lock(&self.asked);
+        match log {
+            TaskLog::Piece(piece) => asked.contains(task).then_some(TaskLog::Piece(piece)),
+            TaskLog::Ended(reason) => {
+                let short = reason.map(|reason| reason.chars().take(REASON).collect());
+                asked.remove(task).then_some(TaskLog::Ended(short))
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.closed.load(Ordering::Acquire) && lock(&self.asked).is_empty()
+    }
 }
 
 impl LogLink {
@@ -60,9 +87,8 @@ impl LogLink {
         let writer = FrameWriter::new(write, MAX_FRAME, SILENCE);
         let outstanding = Outstanding::default();
         let receive = async {
-            let mut ended = 0;
             loop {
-                if outstanding.closed.load(Ordering::Acquire) && ended == outstanding.asked.load(Ordering::Acquire) {
+                if outstanding.is_done() {
                     return anyhow::Ok(());
                 }
                 let frame = tokio::select! {
@@ -72,7 +98,7 @@ impl LogLink {
                 let FromLogs::Log(task, log) = FromLogs::decode(frame).context("an answer that is not understood")? else {
                     continue;
                 };
-                ended += usize::from(matches!(log, TaskLog::Ended(_)));
+                let Some(log) = outstanding.answered(&task, log) else { continue };
                 if logs.send((task, log)).await.is_err() {
                     return Ok(());
                 }
@@ -109,7 +135,7 @@ async fn ask<W: tokio::io::AsyncWrite + Unpin>(
     loop {
         let message = tokio::select! {
             request = requests.recv(), if open => if let Some(request) = request {
-                outstanding.asked.fetch_add(1, Ordering::AcqRel);
+                outstanding.ask(&request.task);
                 ToLogs::Read(request)
             } else {
                 open = false;
@@ -120,5 +146,28 @@ async fn ask<W: tokio::io::AsyncWrite + Unpin>(
             () = tokio::time::sleep(ALIVE) => ToLogs::Alive,
         };
         writer.write(&message).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LogPiece, LogStream};
+    use bytes::Bytes;
+
+    #[test]
+    fn a_node_answers_only_for_what_it_was_asked_and_once() {
+        let piece = || TaskLog::Piece(LogPiece { stream: LogStream::Stdout, data: Bytes::from_static(b"line\n") });
+        let (outstanding, mine, other) = (Outstanding::default(), TaskId::from("t1"), TaskId::from("t2"));
+        assert_eq!(outstanding.answered(&mine, TaskLog::Ended(None)), None, "before it was asked");
+        outstanding.ask(&mine);
+        assert_eq!((outstanding.answered(&other, piece()), outstanding.answered(&mine, piece())), (None, Some(piece())));
+        let long = TaskLog::Ended(Some("\u{e4}".repeat(9000)));
+        let ended = outstanding.answered(&mine, long.clone());
+        assert!(matches!(&ended, Some(TaskLog::Ended(Some(reason))) if reason.chars().count() == REASON));
+        assert_eq!((outstanding.answered(&mine, piece()), outstanding.answered(&mine, long)), (None, None));
+        assert!(!outstanding.is_done(), "more may be asked");
+        outstanding.closed.store(true, Ordering::Release);
+        assert!(outstanding.is_done());
     }
 }
