@@ -54,13 +54,14 @@ impl Programs {
         if side == HookSide::Mesh { self.mesh.fd() } else { self.mesh.host.as_fd() }
     }
 
-    /// This run's links that are still attached, and all other pins.
+    /// This run's links that are still attached, and all other pins. Steps may be carried out meanwhile: a dump looks at any time.
     pub(super) async fn read_links(&self) -> anyhow::Result<(BTreeSet<ProgramLink>, BTreeSet<String>)> {
+        // Pins first: the pin of a link that is attached now is in neither result.
         let mut pins = file_names(&self.links)?;
         let attached = self.loaded().attached.clone();
         let mut links = BTreeSet::new();
         for (link, id) in attached {
-            if pins.contains(&link.pin()) && self.is_attached(&link, id).await {
+            if self.links.join(link.pin()).exists() && self.is_attached(&link, id).await {
                 pins.remove(&link.pin());
                 links.insert(link);
             } else {
@@ -139,10 +140,30 @@ impl Programs {
             tokio::time::sleep(ATTACH_RETRIES.1).await;
             attached = self.attach_once(link).await;
         }
+        if attached.as_ref().is_err_and(exists_already) && self.adopt(link).await? {
+            return Ok(());
+        }
         if attached.is_err() && link.hook.side() != HookSide::Cgroup && !self.device_exists(link) {
             return Ok(());
         }
         attached
+    }
+
+    /// Takes a link that is attached and pinned for this run's, if it is of this run's program.
+    async fn adopt(&self, link: &ProgramLink) -> anyhow::Result<bool> {
+        let id = self.program_id(link.hook)?;
+        if !self.links.join(link.pin()).exists() || !self.is_attached(link, id).await {
+            return Ok(false);
+        }
+        self.loaded().attached.insert(link.clone(), id);
+        Ok(true)
+    }
+
+    /// The id of the loaded program of a hook.
+    fn program_id(&self, hook: Hook) -> anyhow::Result<u32> {
+        let mut loaded = self.loaded();
+        let program = loaded.ebpf.program_mut(hook.program()).context("the object has no such program")?;
+        Ok(program.info()?.id())
     }
 
     fn device_exists(&self, link: &ProgramLink) -> bool {
