@@ -11,6 +11,16 @@ async fn a_killed_daemon_adopts_what_runs_and_a_worker_starts_without_any_manage
     swarm.service("web", 4, Some(8080), json!({ "Networks": [{ "Target": "back" }] })).await;
     swarm.running("web", 4).await;
     let before = containers(&swarm).await;
+    // The ledger is written behind the view.
+    wait_for_backends(&swarm.hosts, "8080/tcp", 4).await;
+    let served = status(&swarm.hosts[1]).await["view_revision"]["index"].as_u64().expect("a view");
+    within(10, "the worker's ledger to have what it serves", || async {
+        let text = std::fs::read(swarm.hosts[1].data_dir().join("ledger.json"))?;
+        let ledger: serde_json::Value = serde_json::from_slice(&text)?;
+        anyhow::ensure!(ledger["view"]["revision"]["index"].as_u64() >= Some(served), "{}", ledger["view"]["revision"]);
+        Ok(())
+    })
+    .await;
 
     // Both daemons are killed; containers and tunnel processes continue to run.
     let tunnel = swarm.hosts[1].run("busybox pidof skep").await.expect("processes");
