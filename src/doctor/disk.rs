@@ -38,11 +38,13 @@ fn kind(disk: &DiskFacts) -> Finding {
 fn space(disk: &DiskFacts) -> Finding {
     let found = format!("{} MiB free at {}", disk.free >> 20, disk.path);
     let help = format!("df -h {0}; du -xsh {0}/*", disk.path);
-    match disk.free {
-        ..NOTHING => Finding::error("disk space", found, help),
-        ..LITTLE => Finding::warning("disk space", found, help),
-        _ => Finding::ok("disk space", found),
+    if disk.free < NOTHING {
+        return Finding::error("disk space", found, help);
     }
+    if disk.free < LITTLE {
+        return Finding::warning("disk space", found, help);
+    }
+    Finding::ok("disk space", found)
 }
 
 fn speed(disk: &DiskFacts) -> Finding {

@@ -288,10 +288,12 @@ mod tests {
         }
         json!({"chain": chain})
     }
-    fn rule(chain: &str, expressions: Value) -> Value {
+    fn rule(chain: &str, expressions: impl Into<Value>) -> Value {
+        let expressions: Value = expressions.into();
         json!({"rule": {"family": "inet", "table": "filter", "chain": chain, "expr": expressions}})
     }
-    fn is(left: Value, right: Value) -> Value {
+    fn is(left: impl Into<Value>, right: impl Into<Value>) -> Value {
+        let (left, right): (Value, Value) = (left.into(), right.into());
         json!({"match": {"op": "==", "left": left, "right": right}})
     }
     fn dport(protocol: &str, right: Value) -> Value {
@@ -370,7 +372,7 @@ mod tests {
             of(&objects)
         };
         let established = json!([xt("match", "conntrack"), {"accept": null}]);
-        assert_eq!(objects(&[established.clone()]), [dropped(), dropped()]);
+        assert_eq!(objects(std::slice::from_ref(&established)), [dropped(), dropped()]);
         let commented = json!([dport("tcp", json!(2377)), xt("match", "comment"), {"accept": null}]);
         assert_eq!(objects(&[established.clone(), commented]), [Passage::Accepted, dropped()]);
         let new = json!([dport("udp", json!(2377)), xt("match", "conntrack"), {"accept": null}]);

@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(bounded.len(), 1, "an id that skep did not draw");
         let aliases = &bounded[0].container.aliases;
         assert!(aliases.len() == ALIASES && aliases.iter().all(|alias| alias.len() <= NAME));
-        let many = attachments((0..ATTACHMENTS + 1).map(|number| one(number.to_string(), 0, 0)).collect());
+        let many = attachments((0..=ATTACHMENTS).map(|number| one(number.to_string(), 0, 0)).collect());
         assert_eq!(many.len(), ATTACHMENTS);
         let large: Vec<_> = (0..ATTACHMENTS).map(|number| one(number.to_string(), ALIASES, NAME)).collect();
         assert!(attachments(large).len() < 150, "their names are bounded together");

@@ -59,12 +59,11 @@ impl Orchestrator {
                 unplanned.push(id);
                 continue;
             }
-            let waits = match store.service(&id) {
-                Some(service) => plan_service(store, service, now, settings, &mut out),
-                None => {
-                    slot::remove_tasks_of(store, &id, &mut out);
-                    false
-                }
+            let waits = if let Some(service) = store.service(&id) {
+                plan_service(store, service, now, settings, &mut out)
+            } else {
+                slot::remove_tasks_of(store, &id, &mut out);
+                false
             };
             let _ = if waits { self.waiting.insert(id.clone()) } else { self.waiting.remove(&id) };
             if out.len() >= BATCH {

@@ -23,7 +23,7 @@ use bollard::query_parameters::{
 };
 use bollard::{ClientVersion, Docker};
 use futures_util::stream::{BoxStream, StreamExt as _};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -256,7 +256,7 @@ impl Engine for DockerEngine {
         });
         let Some(found) = found.await? else { return Ok(BTreeMap::new()) };
         let mut described = BTreeMap::new();
-        for (id, endpoint) in found.containers.unwrap_or_default() {
+        for (id, endpoint) in found.containers.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>() {
             let address = endpoint.ipv4_address.as_deref().and_then(|text| text.split('/').next()?.parse().ok());
             let (Some(address), Some(container)) = (address, self.inspect_raw(&id).await?) else { continue };
             described.extend(plain_containers::described(container, network).map(|container| (address, container)));
@@ -280,7 +280,7 @@ impl Engine for DockerEngine {
             Ok(found) => found,
             Err(e) => return ignore_missing(self.error(e)),
         };
-        for (container, _) in found.containers.unwrap_or_default() {
+        for container in found.containers.unwrap_or_default().into_keys().collect::<BTreeSet<_>>() {
             let request = NetworkDisconnectRequest { container, force: Some(true) };
             client.disconnect_network(network, request).await.or_else(|e| ignore_missing(self.error(e)))?;
         }

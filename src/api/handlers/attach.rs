@@ -61,12 +61,11 @@ pub async fn prepare(request: &ApiRequest, reference: &str, requested: Option<Ip
                 return Err(refusal(request, reference, &reason));
             }
             ReferencedNetwork::Swarm(network) => request.api.control.prepare_network(network.id.as_str(), requested).await,
-            ReferencedNetwork::Local(_) => return Ok(None),
             // A part of a network that the swarm has no longer.
             ReferencedNetwork::Unknown if engine_part_named(request, reference).await.is_some() => {
                 return Err(ApiError::not_found("network", reference));
             }
-            ReferencedNetwork::Unknown => return Ok(None),
+            ReferencedNetwork::Local(_) | ReferencedNetwork::Unknown => return Ok(None),
         },
         None if request.api.control.membership().info().is_none() => return Ok(None),
         None => {

@@ -164,13 +164,12 @@ impl EbpfDatapath {
         // Links first: a device that is removed in between is not in the desired state then, and its program not missed.
         let (links, stale) = self.programs.read_links().await.context("cannot read the attached programs")?;
         let host_devices = host_devices::read(self.programs.mesh()).await.context("cannot read devices and addresses")?;
-        let (tables, repaired_marks) = match known {
-            Some(tables) => (tables, 0),
-            None => {
-                let mut loaded = self.loaded();
-                let marks = loaded.mark_members().context("cannot mark the namespaces of containers")?;
-                (loaded.read_tables().context("cannot read the maps")?, marks)
-            }
+        let (tables, repaired_marks) = if let Some(tables) = known {
+            (tables, 0)
+        } else {
+            let mut loaded = self.loaded();
+            let marks = loaded.mark_members().context("cannot mark the namespaces of containers")?;
+            (loaded.read_tables().context("cannot read the maps")?, marks)
         };
         Ok(EbpfState { links, stale, blocked: self.programs.blocked_hooks(), tables, repaired_marks, host_devices })
     }

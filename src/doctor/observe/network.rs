@@ -20,7 +20,7 @@ pub(super) async fn facts(has_daemon: bool, has_membership: bool) -> NetworkFact
     } else {
         apart(move || taken(has_membership)).await.unwrap_or_default()
     };
-    NetworkFacts { taken, firewall: firewall.and_then(|rules| passages(&rules)), routes: routes.unwrap_or_default() }
+    NetworkFacts { taken, firewall: firewall.and_then(|rules| passages(rules.as_ref())), routes: routes.unwrap_or_default() }
 }
 
 fn taken(has_membership: bool) -> BTreeMap<String, String> {
@@ -46,7 +46,7 @@ async fn rules() -> anyhow::Result<Option<Value>> {
     Ok(Some(serde_json::from_slice(&output.stdout)?))
 }
 
-fn passages(rules: &Option<Value>) -> Result<BTreeMap<String, Passage>, String> {
+fn passages(rules: Option<&Value>) -> Result<BTreeMap<String, Passage>, String> {
     let Some(rules) = rules else {
         return Err("this host has no program `nft`".to_owned());
     };

@@ -187,8 +187,8 @@ async fn namespaces_of_containers_are_marked() {
         (0..NAMESPACE_MARKS).filter(|mark| marks.get(mark, 0).expect("a mark") != 0).collect::<Vec<_>>()
     };
     // Two with the same mark, and another one.
-    let same = (8..).find(|cookie| namespace_mark(*cookie) == namespace_mark(7)).expect("one");
-    let other = (8..).find(|cookie| namespace_mark(*cookie) != namespace_mark(7)).expect("one");
+    let same = (8..1 << 32).find(|cookie| namespace_mark(*cookie) == namespace_mark(7)).expect("one");
+    let other = (8..1 << 32).find(|cookie| namespace_mark(*cookie) != namespace_mark(7)).expect("one");
     let mut both = vec![namespace_mark(7), namespace_mark(other)];
     both.sort_unstable();
     let step = |cookie| EbpfStep::AddMember(NetnsMembership::any(cookie), 0);

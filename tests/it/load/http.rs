@@ -30,14 +30,13 @@ impl HttpClient {
     }
 
     fn exchange(&mut self) -> anyhow::Result<String> {
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => {
-                let stream = TcpStream::connect_timeout(&self.to, LIMIT).context("connect")?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(LIMIT))?;
-                BufReader::new(stream)
-            }
+        let mut stream = if let Some(stream) = self.stream.take() {
+            stream
+        } else {
+            let stream = TcpStream::connect_timeout(&self.to, LIMIT).context("connect")?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(LIMIT))?;
+            BufReader::new(stream)
         };
         let connection = if self.keeps { "keep-alive" } else { "close" };
         let request = format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");

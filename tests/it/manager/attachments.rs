@@ -193,7 +193,7 @@ fn it_ends_with_its_node_and_no_planner_takes_it_for_a_services_task() {
     let mut leader = Leader::new("10.30.0.0/16");
     leader.report(1, &[wants("c1", "back")]);
     leader.report(2, &[wants("c2", "back")]);
-    leader.now = leader.now.plus(Duration::from_secs(600));
+    leader.now = leader.now.plus(Duration::from_mins(10));
     leader.open(1);
     leader.open(2);
     leader.settle();

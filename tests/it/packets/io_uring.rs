@@ -1,5 +1,5 @@
 //! A ring of `io_uring` that carries out one operation at a time.
-#![expect(unsafe_code, reason = "no crate here has io_uring")]
+#![expect(unsafe_code, clippy::cast_ptr_alignment, reason = "no crate here has io_uring; the kernel aligns its rings")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -34,8 +34,8 @@ pub struct Operation {
 pub struct Ring {
     fd: OwnedFd,
     params: [u32; PARAMS / 4],
-    ring: *mut u8,
-    ring_size: usize,
+    rings: *mut u8,
+    rings_size: usize,
     entries: *mut u8,
 }
 
@@ -49,7 +49,7 @@ impl Ring {
             (fd >= 0).then(|| OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()))?
         };
         let word = |at: usize| params[at / 4] as usize;
-        let ring_size = (word(SQ_OFF + 24) + word(0) * 4).max(word(CQ_OFF + 20) + word(4) * 16);
+        let mapped = (word(SQ_OFF + 24) + word(0) * 4).max(word(CQ_OFF + 20) + word(4) * 16);
         let map = |size: usize, offset: libc::off_t| {
             let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
             // SAFETY: a new mapping of the ring's descriptor.
@@ -57,14 +57,14 @@ impl Ring {
             assert_ne!(mapped, libc::MAP_FAILED, "{}", io::Error::last_os_error());
             mapped.cast::<u8>()
         };
-        let (ring, entries) = (map(ring_size, 0), map(word(0) * SQE, SQES));
-        Some(Self { fd, params, ring, ring_size, entries })
+        let (rings, entries) = (map(mapped, 0), map(word(0) * SQE, SQES));
+        Some(Self { fd, params, rings, rings_size: mapped, entries })
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
         let offset = self.params[at / 4] as usize;
         // SAFETY: the kernel's offset of an aligned word in the mapping, which lives as long as this.
-        unsafe { &*self.ring.add(offset).cast() }
+        unsafe { &*self.rings.add(offset).cast() }
     }
 
     /// Carries an operation on a socket out; its result as the call's.
@@ -81,7 +81,7 @@ impl Ring {
         unsafe {
             self.entries.add(index as usize * SQE).copy_from(entry.as_ptr(), SQE);
             let array = self.params[(SQ_OFF + 24) / 4] as usize;
-            self.ring.add(array + index as usize * 4).cast::<u32>().write(index);
+            self.rings.add(array + index as usize * 4).cast::<u32>().write(index);
         }
         self.word(SQ_OFF + 4).store(tail.wrapping_add(1), Ordering::Release);
         let none = std::ptr::null::<u8>();
@@ -92,7 +92,7 @@ impl Ring {
         assert_ne!(head, self.word(CQ_OFF + 4).load(Ordering::Acquire), "a completion");
         let at = self.params[(CQ_OFF + 20) / 4] as usize + (head & self.word(CQ_OFF + 8).load(Ordering::Relaxed)) as usize * 16;
         // SAFETY: within the mapping; the kernel has written it before the tail.
-        let result = unsafe { self.ring.add(at + 8).cast::<i32>().read() };
+        let result = unsafe { self.rings.add(at + 8).cast::<i32>().read() };
         self.word(CQ_OFF).store(head.wrapping_add(1), Ordering::Release);
         u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
     }
@@ -102,7 +102,7 @@ impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: the mappings of `new`, which nothing uses any more.
         unsafe {
-            libc::munmap(self.ring.cast(), self.ring_size);
+            libc::munmap(self.rings.cast(), self.rings_size);
             libc::munmap(self.entries.cast(), self.params[0] as usize * SQE);
         }
     }

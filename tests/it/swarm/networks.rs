@@ -90,7 +90,7 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     assert!(names.contains(&"one") && names.contains(&"two"), "{shown:#}");
     assert_eq!(shown[0]["Services"]["web"]["Tasks"].as_array().map(Vec::len), Some(2), "{shown:#}");
     let all =
-        shown[0]["Services"].as_object().expect("services").values().flat_map(|service| service["Tasks"].as_array()).flatten();
+        shown[0]["Services"].as_object().expect("services").values().filter_map(|service| service["Tasks"].as_array()).flatten();
     let nodes: BTreeSet<&str> = all.filter_map(|task| task["Info"]["Host IP"].as_str()).collect();
     let peers: BTreeSet<&str> =
         shown[0]["Peers"].as_array().into_iter().flatten().filter_map(|peer| peer["IP"].as_str()).collect();
