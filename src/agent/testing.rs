@@ -1,8 +1,8 @@
 //! Tasks and views for the agent's tests.
 
 use crate::model::{
-    Meta, NetworkId, NodeId, NodeView, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, fixture,
-    task::{Attachment, ContainerSpec, EarlierFailures, TaskSpec},
+    NetworkId, NodeView, Task, TaskState, TaskStatus, Timestamp, fixture,
+    task::{Attachment, ContainerSpec, TaskSpec},
     view::{NetworkPart, Networks, Tasks},
 };
 use std::sync::Arc;
@@ -15,35 +15,14 @@ pub fn at(seconds: i64) -> Timestamp {
 
 pub fn task(id: &str) -> Task {
     Task {
-        id: TaskId::from(id),
-        meta: Meta::default(),
         spec: TaskSpec {
             container_spec: ContainerSpec { image: "web:1".to_owned(), ..Default::default() },
             ..Default::default()
         }
         .into(),
-        spec_version: 1,
-        service_id: ServiceId::from("service1"),
         service_name: "web".to_owned(),
-        service_labels: std::sync::Arc::default(),
-        slot: 1,
-        slot_node: None,
-        job_iteration: None,
-        cause: None,
-        end: None,
-        started_at: None,
-        move_to: None,
-        node_id: Some(NodeId::from(ME)),
-        desired_state: TaskState::Running,
         status: TaskStatus { state: TaskState::Assigned, ..Default::default() },
-        attachments: Vec::new(),
-        not_before: None,
-        ports: Vec::new(),
-        listens: Vec::new(),
-        failures: EarlierFailures::default(),
-        pull_auth: None,
-        generic_resources: Vec::new(),
-        attached: None,
+        ..fixture::task_with_resolvers(id, "service1", ME, &[])
     }
 }
 

@@ -3,9 +3,7 @@
 use super::container::{bound_ports, create_body, grace_seconds, network_body};
 use super::{ContainerPlan, FileMount, NetworkPlan};
 use crate::model::service::ServiceSpec;
-use crate::model::{
-    Meta, NetworkId, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, task::EarlierFailures, task::TaskSpec,
-};
+use crate::model::{NetworkId, NodeId, Task, fixture::task_with_resolvers, task::TaskSpec};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -28,31 +26,10 @@ fn plan(template: Value, networks: Vec<(NetworkPlan, Ipv4Addr)>) -> ContainerPla
     let spec: TaskSpec = serde_json::from_value(template).expect("a task template");
     ContainerPlan {
         task: Task {
-            id: TaskId::from("pt3f6dlurx18idwrsal5zng8j"),
-            meta: Meta::default(),
             spec: spec.into(),
-            spec_version: 1,
-            service_id: ServiceId::from("service0000000000000000id"),
             service_name: "opt".to_owned(),
-            service_labels: std::sync::Arc::default(),
-            slot: 1,
-            slot_node: None,
-            job_iteration: None,
-            cause: None,
-            end: None,
-            started_at: None,
-            move_to: None,
             node_id: None,
-            desired_state: TaskState::Running,
-            status: TaskStatus::default(),
-            attachments: Vec::new(),
-            not_before: None,
-            ports: Vec::new(),
-            listens: Vec::new(),
-            failures: EarlierFailures::default(),
-            pull_auth: None,
-            generic_resources: Vec::new(),
-            attached: None,
+            ..task_with_resolvers("pt3f6dlurx18idwrsal5zng8j", "service0000000000000000id", "", &[])
         },
         node_id: NodeId::from("ej9fe8a4i12wa7r06tdh2hha7"),
         networks,
