@@ -46,7 +46,7 @@ pub use dump::Dump;
 pub use events::{Refusal, hook_side, protocol_text};
 pub use hook::{Hook, HookSide, ProgramLink, has_socket_hooks, ports_unavailable};
 pub use host_devices::{HOST_END, HostDevices, MESH_END};
-pub use ingress_network::IngressNetwork;
+pub use ingress_network::{IngressNetwork, ReturnPath};
 pub use load::{cgroup_root, is_supported, object_is_current};
 pub use occupancy::Occupancy;
 pub use sandbox::{cookie, memberships};

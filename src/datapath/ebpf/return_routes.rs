@@ -2,7 +2,7 @@
 //! whatever their destination is, so that replies to clients, whose addresses are not translated, take the path that the
 //! requests took. The container's IPv6 address is configured here too: the engine does not know it.
 
-use super::ingress_network::IngressNetwork;
+use super::ingress_network::ReturnPath;
 use crate::datapath::mesh::{ipv6_switch, wire};
 use crate::datapath::netlink::{Netlink, ignore_existing, ignore_missing};
 use crate::datapath::{Sandbox, netns, sysctl};
@@ -50,7 +50,7 @@ enum PolicyRule {
 }
 
 /// Configures routes and rules of both families, and the IPv6 address. Idempotent.
-pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> anyhow::Result<()> {
+pub(super) async fn configure(sandbox: &Sandbox, path: &ReturnPath) -> anyhow::Result<()> {
     let namespace = netns::of_container(&sandbox.path)?;
     let runtime = tokio::runtime::Handle::current();
     let netlink = netns::run(namespace.as_fd(), || {
@@ -59,25 +59,24 @@ pub(super) async fn configure(sandbox: &Sandbox, ingress: &IngressNetwork) -> an
     })??;
     let (index, name) = device_of(&netlink, IpAddr::V4(sandbox.address)).await?;
     let mut rules = BTreeSet::from([PolicyRule::FromAddress(IpAddr::V4(sandbox.address)), PolicyRule::Marked(IpFamily::V4)]);
-    let ports = ingress.datagrams.get(&sandbox.address).into_iter().flatten();
-    rules.extend(port_rules(ports.clone(), IpFamily::V4));
+    rules.extend(port_rules(&path.udp_ports, IpFamily::V4));
     let v4 = (IpAddr::V4(sandbox.address), IpAddr::V4(sandbox.gateway));
-    netlink.change(Message::NewRoute(default_route(v4, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
+    netlink.change(Message::NewRoute(default_route(v4, index, path.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
 
-    let own = ingress.mesh.container(sandbox.address);
+    let own = path.address;
     if netns::run(namespace.as_fd(), || enable_ipv6(&name))?? {
         ignore_existing(netlink.change(Message::NewAddress(wire::address(index, own.into())), NLM_F_CREATE | NLM_F_EXCL).await)?;
         netlink.change(Message::NewNeighbour(gateway_neighbour(index)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         let v6 = (IpAddr::V6(own), IpAddr::V6(GATEWAY));
-        netlink.change(Message::NewRoute(default_route(v6, index, ingress.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
+        netlink.change(Message::NewRoute(default_route(v6, index, path.mtu)), NLM_F_CREATE | NLM_F_REPLACE).await?;
         rules.extend([PolicyRule::FromAddress(own.into()), PolicyRule::Marked(IpFamily::V6)]);
-        rules.extend(port_rules(ports, IpFamily::V6));
+        rules.extend(port_rules(&path.udp_ports, IpFamily::V6));
     }
     replace_rules(&netlink, &rules).await
 }
 
-fn port_rules<'a>(ports: impl Iterator<Item = &'a u16>, family: IpFamily) -> impl Iterator<Item = PolicyRule> {
-    ports.flat_map(move |port| [PolicyRule::EngineRoutes(family), PolicyRule::FromUdpPort(*port, family)])
+fn port_rules(ports: &BTreeSet<u16>, family: IpFamily) -> impl Iterator<Item = PolicyRule> {
+    ports.iter().flat_map(move |port| [PolicyRule::EngineRoutes(family), PolicyRule::FromUdpPort(*port, family)])
 }
 
 /// Enables IPv6 on the device, without addresses that the kernel generates. `false`: this kernel has no IPv6.

@@ -37,8 +37,8 @@ impl Sandboxes for EbpfDatapath {
         for (member, address) in memberships(sandbox, cookie) {
             self.loaded().change(&EbpfStep::AddMember(member, address))?;
         }
-        if let Some(ingress) = self.ingress().filter(|ingress| ingress.subnet == sandbox.subnet.trunc()) {
-            let routed = return_routes::configure(sandbox, &ingress).await;
+        if let Some(path) = self.ingress().and_then(|ingress| ingress.return_path(sandbox)) {
+            let routed = return_routes::configure(sandbox, &path).await;
             routed.with_context(|| format!("cannot configure the return routes in {shown}"))?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Containers' network namespaces: prepares new ones for the eBPF datapath and reads their cookies, by which the socket hooks
 //! recognise a container.
 
-use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, cookie, memberships};
+use crate::datapath::ebpf::{EbpfDatapath, IngressNetwork, ReturnPath, cookie, memberships};
 use crate::datapath::{Sandbox, Sandboxes as _};
 use skep_ebpf::{NetnsMembership, V4};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,13 @@ const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// Attempts at that pace; further ones are made at every pass of the loop.
 const FAST_RETRIES: u32 = 200;
 
-/// A namespace and the published UDP ports that it is prepared for. When these change it is prepared again.
-type PreparedNamespace = (Sandbox, BTreeSet<u16>);
+/// A namespace and what the network of published ports asks of it. When that changes it is prepared again: a container may come
+/// before the view with which its network is that one.
+type PreparedNamespace = (Sandbox, Option<ReturnPath>);
+
+fn wanted(sandboxes: &[Sandbox], ingress: Option<&IngressNetwork>) -> BTreeSet<PreparedNamespace> {
+    sandboxes.iter().map(|sandbox| (sandbox.clone(), ingress.and_then(|ingress| ingress.return_path(sandbox)))).collect()
+}
 
 #[derive(Clone, Copy)]
 enum Preparation {
@@ -42,12 +47,7 @@ impl Namespaces {
         sandboxes: &[Sandbox],
         ingress: Option<&IngressNetwork>,
     ) -> Option<Duration> {
-        let udp_ports = |sandbox: &Sandbox| {
-            let ingress = ingress.filter(|ingress| ingress.subnet == sandbox.subnet.trunc())?;
-            ingress.datagrams.get(&sandbox.address).cloned()
-        };
-        let wanted: BTreeSet<PreparedNamespace> =
-            sandboxes.iter().map(|sandbox| (sandbox.clone(), udp_ports(sandbox).unwrap_or_default())).collect();
+        let wanted = wanted(sandboxes, ingress);
         self.preparations.retain(|known, _| wanted.contains(known));
         let mut retry = None;
         for namespace in wanted {
@@ -94,5 +94,38 @@ impl Namespaces {
         let cookie = cookie(path).ok()?;
         self.cookies.insert(path.to_owned(), (inode, cookie));
         Some(cookie)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(address: [u8; 4]) -> Sandbox {
+        let subnet = ipnet::Ipv4Net::new_assert(address.into(), 24);
+        Sandbox { path: "/ns".into(), subnet, gateway: [0, 0, 0, 0].into(), address: address.into() }
+    }
+
+    #[test]
+    fn a_namespace_is_prepared_again_when_the_ingress_network_is_another_one() {
+        let sandboxes = [sandbox([10, 0, 0, 7]), sandbox([192, 168, 77, 5])];
+        let old = IngressNetwork {
+            subnet: "10.0.0.0/24".parse().unwrap(),
+            mtu: 1380,
+            mesh: crate::model::fixture::mesh(),
+            datagrams: BTreeMap::new(),
+        };
+        let new = IngressNetwork { subnet: "192.168.77.0/24".parse().unwrap(), ..old.clone() };
+        let smaller = IngressNetwork { mtu: 1300, ..new.clone() };
+        let server = IngressNetwork { datagrams: [([192, 168, 77, 5].into(), [53].into())].into(), ..new.clone() };
+        let changed = |from: Option<&IngressNetwork>, to| {
+            let again: Vec<_> = wanted(&sandboxes, Some(to)).difference(&wanted(&sandboxes, from)).cloned().collect();
+            again.into_iter().map(|(sandbox, _)| sandbox.address.octets()[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(None, &old), [10], "it came before the view with the network");
+        assert_eq!(changed(Some(&old), &new), [10, 192], "the network was removed and made again");
+        assert_eq!(changed(Some(&new), &smaller), [192], "a smaller MTU");
+        assert_eq!(changed(Some(&new), &server), [192], "a published UDP port");
+        assert_eq!(changed(Some(&new), &new), [0; 0]);
     }
 }
