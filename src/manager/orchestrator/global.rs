@@ -29,9 +29,7 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writ
     }
     let is_open = |slot: &&Slot| slot.key.node().and_then(|id| slots.store.node(id)).is_some_and(takes_tasks);
     let (open, closed): (Vec<&Slot>, Vec<&Slot>) = states.values().partition(|slot| is_open(slot));
-    let outdated = closed.iter().filter(|slot| slot.live().is_some_and(|task| !slots.is_current(task)));
-    let skipped: Vec<_> = outdated.filter_map(|slot| slot.key.node()).collect();
-    let Some(rollout) = slots.rollout(&open, &skipped, out) else { return };
+    let Some(rollout) = slots.rollout(&open, &closed, out) else { return };
     for slot in open {
         if out.len() >= BATCH {
             return;

@@ -39,9 +39,9 @@ struct Failure<'a> {
 }
 
 impl ServiceSlots<'_> {
-    /// Decides on the slots that the service keeps. `skipped` are nodes whose slots cannot be updated now. `None`: the service has
-    /// its previous spec again, and the next round decides with that.
-    pub(super) fn rollout(&self, slots: &[&Slot], skipped: &[&NodeId], out: &mut Writes<impl Rng>) -> Option<Rollout> {
+    /// Decides on the slots that the service keeps. `closed` are those of nodes that take no tasks now. `None`: the service has its
+    /// previous spec again, and the next round decides with that.
+    pub(super) fn rollout(&self, slots: &[&Slot], closed: &[&Slot], out: &mut Writes<impl Rng>) -> Option<Rollout> {
         let dirty: Vec<&Slot> = slots.iter().copied().filter(|slot| self.is_dirty(slot)).collect();
         let stored = self.service.update.as_ref();
         if !out.has_causes() || self.service.spec.mode.is_job() {
@@ -73,12 +73,16 @@ impl ServiceSlots<'_> {
         let mut begin = BTreeSet::new();
         if update.state.is_active() {
             let untried: Vec<&SlotKey> = dirty.iter().filter(|slot| !self.is_tried(slot)).map(|slot| &slot.key).collect();
-            let busy = slots.iter().filter(|slot| self.is_busy(slot)).count();
+            // What a node had taken before it was closed still comes up on it.
+            let taken = |slot: &&&Slot| self.watched(slot).is_some_and(|task| task.status.state >= TaskState::Assigned);
+            let busy = slots.iter().chain(closed.iter().filter(taken)).filter(|slot| self.is_busy(slot)).count();
             let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
             let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
             begin.extend(untried.iter().take(allowed).map(|key| (*key).clone()));
-            if untried.is_empty() && busy == 0 && self.is_watched_to_the_end(slots) {
-                self.complete(&mut update, skipped);
+            // Of an update that was rolled back while it went on, until what takes its place serves.
+            let is_left = slots.iter().filter_map(|slot| slot.old).any(|old| !self.must_move(old));
+            if untried.is_empty() && busy == 0 && !is_left && self.is_watched_to_the_end(slots) {
+                self.complete(&mut update, closed);
             }
         }
         let state = Some(update.state);
@@ -102,12 +106,7 @@ impl ServiceSlots<'_> {
             return Some(update);
         }
         (update.started_at, update.dirty) = (Some(self.now), dirty);
-        match (dirty, update.state) {
-            (0, UpdateState::Updating) => return None,
-            (0, _) => self.complete(&mut update, &[]),
-            _ => {}
-        }
-        Some(update)
+        (dirty > 0 || update.state != UpdateState::Updating).then_some(update)
     }
 
     fn store_update(&self, update: Option<ServiceUpdate>, out: &mut Writes<impl Rng>) {
@@ -116,14 +115,15 @@ impl ServiceSlots<'_> {
         }
     }
 
-    fn complete(&self, update: &mut ServiceUpdate, skipped: &[&NodeId]) {
+    fn complete(&self, update: &mut ServiceUpdate, closed: &[&Slot]) {
         let (state, message) = if update.state.is_rollback() {
             (UpdateState::RollbackCompleted, "rollback completed")
         } else {
             (UpdateState::Completed, "update completed")
         };
-        let name = |id: &&NodeId| self.store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone());
-        let names: Vec<String> = skipped.iter().map(name).collect();
+        let outdated = closed.iter().filter(|slot| slot.live().is_some_and(|task| !self.is_current(task)));
+        let name = |id: &NodeId| self.store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone());
+        let names: Vec<String> = outdated.filter_map(|slot| slot.key.node()).map(name).collect();
         let without =
             if names.is_empty() { String::new() } else { format!("; nodes that are not available: {}", names.join(", ")) };
         (update.state, update.completed_at) = (state, Some(self.now));

@@ -2,7 +2,7 @@
 
 use skep::model::service::UpdateConfig;
 use skep::model::{
-    Availability, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState, Timestamp,
+    Availability, Node, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState, Timestamp,
     UpdateState,
 };
 use skep::store::{Action, Store, Transaction};
@@ -210,7 +210,14 @@ impl Plan<'_> {
                 && t.is_wanted()
                 && t.status.state < TaskState::Running
         };
-        let under_way = self.after.tasks_of_service(&service.id).filter(under_way).filter(|t| !self.is_lost(t)).count() as u64;
+        // What a closed node has not taken does not come up on it.
+        let is_open = |node: &Node| (node.status.state, node.spec.availability) == (NodeState::Ready, Availability::Active);
+        let waits_for_its_node = |t: &&Task| {
+            let node = t.slot_node.as_ref().and_then(|id| self.after.node(id));
+            t.status.state < TaskState::Assigned && node.is_some_and(|node| !is_open(node))
+        };
+        let under_way = self.after.tasks_of_service(&service.id).filter(under_way).filter(|t| !self.is_lost(t));
+        let under_way = under_way.filter(|t| !waits_for_its_node(t)).count() as u64;
         if parallelism > 0 && under_way > parallelism {
             let which = format!("{} slots of {} at the same time", under_way, service.spec.name);
             wrong.push(format!("parallelism: {which}: {} for {}", task.id, task.slot_key()));
@@ -328,9 +335,7 @@ impl Plan<'_> {
         let is_left = |t: &&Task| {
             t.spec_version != service.spec_version && t.is_wanted() && t.status.state == TaskState::Running && takes_tasks(t)
         };
-        // Beside a task that takes its place it is on its way out: a rollback by hand in the middle of an update ends like that.
-        let is_followed = |t: &Task| self.in_slot(t).any(|other| other.spec_version == service.spec_version && other.is_wanted());
-        if let Some(left) = self.after.tasks_of_service(&service.id).filter(is_left).find(|t| !is_followed(t)) {
+        if let Some(left) = self.after.tasks_of_service(&service.id).find(is_left) {
             let name = left.display_name();
             wrong.push(format!("completed: {} ({name}) still runs what the update of {} replaces", left.id, service.spec.name));
         }

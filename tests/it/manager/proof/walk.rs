@@ -269,18 +269,19 @@ fn each_fault_of_the_planners_is_found_by_the_rule_that_it_breaks() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
-/// `SKEP_PROOF_SEEDS` seeds, on two threads.
+/// `SKEP_PROOF_SEEDS` seeds from `SKEP_PROOF_FIRST` on, on two threads.
 #[test]
 #[ignore = "minutes: `make soak`"]
 #[allow(clippy::disallowed_methods, clippy::print_stderr, reason = "an option of the soak, and its clock")]
 fn ten_thousand_walks() {
-    let seeds: u64 = std::env::var("SKEP_PROOF_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000);
+    let option = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (from, seeds) = (option("SKEP_PROOF_FIRST").unwrap_or(1_000_000), option("SKEP_PROOF_SEEDS").unwrap_or(10_000));
     let begin = std::time::Instant::now();
     let is_wrong = |seed: &u64| {
         let is_wrong = catch_unwind(|| walk(*seed, 25, None)).is_err();
         is_wrong.then(|| eprintln!("seed {seed} is wrong")).is_some()
     };
-    let walks = |first: u64| (1_000_000 + first..1_000_000 + seeds).step_by(2).filter(is_wrong).collect::<Vec<u64>>();
+    let walks = |first: u64| (from + first..from + seeds).step_by(2).filter(is_wrong).collect::<Vec<u64>>();
     let wrong = std::thread::scope(|scope| {
         let other = scope.spawn(|| walks(1));
         [walks(0), other.join().expect("no panic")].concat()
