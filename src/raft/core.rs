@@ -274,9 +274,10 @@ impl Core {
         if raft.state != StateRole::Leader {
             return Vec::new();
         }
+        // In whatever state it is sent entries: after a snapshot with nothing behind it raft goes on probing until there is more.
         let has_all = |id: &u64| {
             let progress = raft.prs().get(*id);
-            progress.is_some_and(|p| p.state == ProgressState::Replicate && p.matched + LEARNER_LAG >= raft.raft_log.committed)
+            progress.is_some_and(|p| p.recent_active && p.matched > 0 && p.matched + LEARNER_LAG >= raft.raft_log.committed)
         };
         let mut ids: Vec<u64> = self.members.get_learners().iter().copied().filter(has_all).collect();
         ids.sort_unstable();

@@ -5,6 +5,7 @@ mod agent;
 mod api;
 mod architecture;
 mod bpf;
+mod cluster;
 mod compatibility;
 mod demo;
 mod dns;
