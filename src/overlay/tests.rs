@@ -222,7 +222,7 @@ fn peers_are_set_when_they_differ_and_unknown_ones_removed() {
     let cluster = some_view().cluster;
     let mut tunnel = TunnelState::default();
     let first = peer(2).endpoints[0];
-    let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh()), keepalive: Some(25) };
+    let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh(), &[]), keepalive: Some(25) };
     assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())]);
 
     let state = |peer: TunnelPeer, age| TunnelPeerState { peer, handshake_age: age, rx_bytes: 0, tx_bytes: 0 };

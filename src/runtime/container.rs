@@ -39,17 +39,21 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
         exposed_ports: list(&port_bindings(plan).into_keys().collect::<Vec<_>>()),
         host_config: Some(host_config(plan)),
         networking_config: plan.networks.first().map(|(network, address)| NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(*address))])),
+            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(network, *address))])),
         }),
         ..Default::default()
     }
 }
 
-/// An endpoint with a fixed address.
+/// An endpoint with a fixed address on a network, of each family that it has.
 #[must_use]
-pub fn endpoint(address: Ipv4Addr) -> EndpointSettings {
+pub fn endpoint(network: &NetworkPlan, address: Ipv4Addr) -> EndpointSettings {
     EndpointSettings {
-        ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..Default::default() }),
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(address.to_string()),
+            ipv6_address: network.v6_of(address).map(|address| address.to_string()),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -61,13 +65,17 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
         name: network.name.clone(),
         driver: Some(DRIVER.to_owned()),
         internal: Some(network.internal),
+        enable_ipv6: network.v6.map(|_| true),
         ipam: Some(Ipam {
             driver: Some(DRIVER.to_owned()),
-            config: Some(vec![IpamConfig {
-                subnet: Some(network.subnet.to_string()),
-                gateway: Some(network.gateway.to_string()),
-                ..Default::default()
-            }]),
+            config: Some(
+                [Some((network.subnet.to_string(), network.gateway.to_string()))]
+                    .into_iter()
+                    .chain([network.v6.map(|v6| (v6.subnet.to_string(), v6.gateway.to_string()))])
+                    .flatten()
+                    .map(|(subnet, gateway)| IpamConfig { subnet: Some(subnet), gateway: Some(gateway), ..Default::default() })
+                    .collect(),
+            ),
             options: None,
         }),
         options: Some(

@@ -30,7 +30,7 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
-            let mut shown = convert::service::service(service, false);
+            let mut shown = convert::service::service(service, &store, false);
             shown.service_status = status.then(|| convert::service::status(service, &store));
             shown
         })
@@ -50,7 +50,7 @@ fn passes(service: &Service, filters: &Filters) -> bool {
 pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let defaults = request.query.strict_bool("insertDefaults")?;
     let store = request.store()?.read();
-    ok(&convert::service::service(lookup::service(&store, reference)?, defaults))
+    ok(&convert::service::service(lookup::service(&store, reference)?, &store, defaults))
 }
 
 /// POST /services/create

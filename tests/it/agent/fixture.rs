@@ -40,7 +40,8 @@ impl IpLinks {
 
 #[async_trait]
 impl Links for IpLinks {
-    async fn attach_via(&self, _subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+        let gateway = network.gateway;
         let (host, mesh) = (format!("c{:08x}", address.to_bits()), format!("v{:08x}", address.to_bits()));
         self.detach(address).await?;
         self.ip(&format!("link add {host} mtu {mtu} type veth peer name {mesh} mtu {mtu} netns mesh")).await?;
