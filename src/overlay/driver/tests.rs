@@ -1,11 +1,10 @@
 //! The protocol over a real unix socket, with fake links.
 
 use super::{Driver, router};
-use crate::datapath::Links;
+use crate::datapath::{LinkNetwork, Links};
 use crate::http::{HttpReply, UnixClient, bind_unix, serve_unix};
 use crate::model::docker::NETWORK_OPTION;
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,7 +24,7 @@ struct FakeLinks {
 
 #[async_trait]
 impl Links for FakeLinks {
-    async fn attach_via(&self, _subnet: Ipv4Net, _gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, _network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(!*self.broken.lock().expect("lock"), "no mesh namespace");
         self.attached.lock().expect("lock").insert(address, mtu);
         Ok(format!("sk{}", address.octets()[3]))

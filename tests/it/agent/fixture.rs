@@ -1,10 +1,9 @@
 //! A host with a real engine, skep's driver on its plugin socket with links made by `ip`, and an agent.
 
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
 use skep::agent::{AgentChannels, AgentConfig, run};
 use skep::clock::SystemClock;
-use skep::datapath::Links;
+use skep::datapath::{LinkNetwork, Links};
 use skep::http::{bind_unix, serve_unix};
 use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
 use skep::model::fixture;

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
 use skep::api::control::{
-    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, RequestedAddresses, SwarmInitRequest,
+    SwarmJoinRequest,
 };
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
