@@ -50,7 +50,7 @@ pub fn to_address(words: Address) -> IpAddr {
 pub fn subnet6(v6: Ipv6Addr, length: u8, network: Ipv4Addr, mask: Ipv4Addr) -> (u32, Address, Subnet6) {
     let first = address(IpAddr::V6(v6));
     let subnet = Subnet6 { network: v4(network), mask: v4(mask), change: first[3] ^ v4(network) };
-    (length as u32, first, subnet)
+    (u32::from(length), first, subnet)
 }
 
 /// The IPv6 address that belongs to an IPv4 address on a network, by what [`subnet6`] returns; `None` if that is on another one.

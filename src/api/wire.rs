@@ -172,6 +172,7 @@ pub struct VirtualIp {
 #[serde(rename_all = "PascalCase")]
 pub struct Attachment {
     pub network: AttachedNetwork,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
 }
 

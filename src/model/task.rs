@@ -10,6 +10,7 @@ use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
+    predefined_network::PredefinedNetwork,
     pull_auth::PullAuth,
     serde_helpers::null_as_default,
     slot_key::SlotKey,
@@ -372,7 +373,8 @@ impl TaskSpec {
     pub fn newer_field_of_nodes(&self) -> Option<&'static str> {
         let log_driver = self.log_driver.is_some().then_some("LogDriver");
         let resources = || self.resources.as_ref().and_then(Resources::newer_field_of_nodes);
-        log_driver.or_else(resources).or_else(|| self.container_spec.newer_field())
+        let predefined = || PredefinedNetwork::of_template(self).next().map(|_| "Networks");
+        log_driver.or_else(resources).or_else(predefined).or_else(|| self.container_spec.newer_field())
     }
 }
 

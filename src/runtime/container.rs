@@ -9,7 +9,7 @@ use super::{
 use crate::model::container_spec::Ulimit;
 use crate::model::docker::{DRIVER, MOST_MTU_OPTION, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, LogDriver};
-use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
+use crate::model::{PortConfig, PredefinedNetwork, Protocol, PublishMode, resolv_options};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Ipam, IpamConfig,
     NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -107,7 +107,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         None => (dns.nameservers, dns.options),
     };
     HostConfig {
-        network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
+        network_mode: Some(network_mode(plan)),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: Some(0) }),
         mounts: list(&mounts(plan)),
         port_bindings: Some(port_bindings(plan)).filter(|ports| !ports.is_empty()),
@@ -132,6 +132,14 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         log_config: plan.task.spec.log_driver.as_ref().map(log_config),
         ..Default::default()
     }
+}
+
+/// The network that the container is made on.
+fn network_mode(plan: &ContainerPlan) -> String {
+    if let Some(predefined) = PredefinedNetwork::of_template(&plan.task.spec).next() {
+        return predefined.name().to_owned();
+    }
+    plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())
 }
 
 /// The container's name server: the gateway of its first user network, else of `ingress`. (All gateways of a node lead to

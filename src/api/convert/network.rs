@@ -3,7 +3,7 @@
 use crate::api::wire::{self, Driver, IpamConfig};
 use crate::model::docker::{ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::service::EndpointMode;
-use crate::model::{Network, NetworkSpec, Service, Task};
+use crate::model::{Meta, Network, NetworkSpec, PredefinedNetwork, Service, Task, Timestamp};
 use crate::store::Store;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Map, Value, json};
@@ -55,6 +55,55 @@ pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
         services: None,
         options: network.spec.options.clone(),
         labels: (!labels.is_empty()).then(|| labels.clone()),
+    }
+}
+
+/// One of the engine's own networks, as the swarm's network that a service names.
+pub fn predefined(network: PredefinedNetwork, created: Timestamp, version: ApiVersion) -> wire::Network {
+    wire::Network {
+        name: network.name().to_owned(),
+        id: network.id().to_owned(),
+        created,
+        scope: "swarm",
+        driver: network.name(),
+        enable_ipv4: (version >= ApiVersion::v1(48)).then_some(true),
+        enable_ipv6: false,
+        ipam: wire::NetworkIpam { driver: "", options: None, config: Vec::new() },
+        internal: false,
+        attachable: false,
+        ingress: false,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        containers: None,
+        peers: None,
+        services: None,
+        options: BTreeMap::new(),
+        labels: Some(predefined_labels()),
+    }
+}
+
+fn predefined_labels() -> BTreeMap<String, String> {
+    BTreeMap::from([(PredefinedNetwork::LABEL.to_owned(), "true".to_owned())])
+}
+
+/// The same within a task's `NetworksAttachments`.
+pub fn attached_predefined(network: PredefinedNetwork, meta: Meta) -> wire::AttachedNetwork {
+    let driver = || Driver { name: network.name(), options: BTreeMap::new() };
+    wire::AttachedNetwork {
+        id: network.id().to_owned(),
+        meta: meta.into(),
+        spec: wire::AttachedNetworkSpec {
+            name: network.name().to_owned(),
+            labels: predefined_labels(),
+            driver_configuration: driver(),
+            internal: false,
+            attachable: false,
+            ingress: false,
+            ipam_options: wire::Ipam::default(),
+            scope: "swarm",
+        },
+        driver_state: driver(),
+        ipam_options: wire::Ipam::default(),
     }
 }
 

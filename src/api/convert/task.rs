@@ -3,7 +3,7 @@
 use super::network;
 use crate::api::wire;
 use crate::model::docker::ApiVersion;
-use crate::model::{Task, TaskState};
+use crate::model::{PredefinedNetwork, Task, TaskState};
 use crate::store::Store;
 use ipnet::IpNet;
 
@@ -11,6 +11,11 @@ use ipnet::IpNet;
 pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
     let mut spec = (*task.spec).clone();
     spec.runtime = None;
+    let meta = store.cluster().map(|cluster| cluster.meta).unwrap_or_default();
+    let is_allocated = task.status.state > TaskState::New;
+    let predefined = PredefinedNetwork::of_template(&task.spec)
+        .filter(|_| is_allocated)
+        .map(|network| wire::Attachment { network: network::attached_predefined(network, meta), addresses: Vec::new() });
     let networks_attachments = task
         .attachments
         .iter()
@@ -20,6 +25,7 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
             let addresses = [IpNet::V4(a.address)].into_iter().chain(v6).map(|address| address.to_string()).collect();
             Some(wire::Attachment { network: network::attached(network), addresses })
         })
+        .chain(predefined)
         .collect();
     wire::Task {
         id: task.id.to_string(),

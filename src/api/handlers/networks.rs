@@ -12,7 +12,7 @@ use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::DRIVER;
-use crate::model::{Meta, Network, NetworkId};
+use crate::model::{Meta, Network, NetworkId, PredefinedNetwork};
 use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
@@ -89,6 +89,11 @@ pub async fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> 
 }
 
 async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, store: &Store) -> Result<Response> {
+    let predefined = if scope == "swarm" { PredefinedNetwork::find(reference) } else { PredefinedNetwork::with_id(reference) };
+    if let Some(predefined) = predefined {
+        let created = store.cluster().map(|cluster| cluster.meta.created_at).unwrap_or_default();
+        return ok(&convert::predefined(predefined, created, request.version));
+    }
     let network = if scope == "swarm" {
         lookup::network(store, reference)?
     } else {

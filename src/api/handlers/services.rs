@@ -11,8 +11,9 @@ use crate::api::{lookup, validate};
 use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
+use crate::model::predefined_network::stored_targets;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{JobStatus, Meta, PayloadId, PullAuth, Service, ServiceId, SpecChange};
+use crate::model::{JobStatus, Meta, PayloadId, PredefinedNetwork, PullAuth, Service, ServiceId, SpecChange};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -118,9 +119,8 @@ fn posted_pull_auth(request: &ApiRequest, store: &Store) -> Result<Option<PullAu
 /// What other requests must not take away before the spec is written: its networks exist, `ingress` included, its secrets and configs
 /// too, and its ports are free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
-    let attached = spec.task_template.networks.iter().map(|n| n.target.as_str());
-    let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.as_str());
-    let networks = attached.chain(ingress).map(|id| Condition::present(Kind::Network, id));
+    let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.clone());
+    let networks = stored_targets(&spec.task_template).chain(ingress).map(|id| Condition::present(Kind::Network, &id));
     let ports = spec.endpoint_spec.iter().flat_map(|e| &e.ports).filter(|p| p.published_port != 0);
     let ports = ports.map(|p| Condition::FreePort {
         mode: p.publish_mode,
@@ -142,6 +142,10 @@ fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec
 async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &Store) -> Result<()> {
     for attachment in &mut spec.task_template.networks {
         let target = &attachment.target;
+        if let Some(predefined) = PredefinedNetwork::find(target) {
+            predefined.id().clone_into(&mut attachment.target);
+            continue;
+        }
         let network = match lookup::network(store, target) {
             Ok(network) => network,
             Err(error) if error.status != StatusCode::NOT_FOUND => return Err(error),
@@ -155,7 +159,7 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
         }
         attachment.target = network.id.to_string();
     }
-    Ok(())
+    validate::predefined_networks(spec)
 }
 
 /// POST /services/{id}/update

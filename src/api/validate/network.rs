@@ -308,7 +308,7 @@ mod tests {
             ("Gateway", json!("172.20.4.1"), "it is not contained in subnet"),
             ("Gateway", json!("172.20.3.255"), "it is no host address"),
             ("Gateway", json!("fd00::1"), "invalid address"),
-            ("AuxiliaryAddresses", json!({ "a": "192.168.0.1" }), "192.168.0.1 is not contained"),
+            ("AuxiliaryAddresses", json!({ "a": "192.168.0.1" }), "192.168.0.1: it is not contained"),
             ("AuxiliaryAddresses", json!({ "a": "fd00::1" }), "invalid address"),
         ] {
             let mut config = json!({ "Subnet": "172.20.0.0/22" });
@@ -316,6 +316,70 @@ mod tests {
             let error = network_spec(&posted(&config)).unwrap_err();
             assert!(error.status == 400 && error.message.contains(said), "{error}");
         }
+    }
+
+    /// A network of both families, with these IPAM configurations.
+    fn dual(configs: &Value) -> Result<NetworkSpec> {
+        network_spec(&json!({ "Name": "back", "Driver": "overlay", "EnableIPv6": true, "IPAM": { "Config": configs } }))
+    }
+
+    #[test]
+    fn a_network_has_one_subnet_of_each_family_in_any_order() {
+        let spec = dual(&json!([
+            { "Subnet": "fd00:7::/64", "Gateway": "fd00:7::fe", "AuxiliaryAddresses": { "router": "fd00:7::9" } },
+            { "Subnet": "192.168.7.0/24" },
+        ]))
+        .unwrap();
+        assert_eq!((spec.subnets.len(), spec.subnet6), (1, Some("fd00:7::/64".parse().unwrap())));
+        assert_eq!(spec.gateway6, Some("fd00:7::fe".parse().unwrap()));
+        let reserved: Vec<String> = spec.reserved_for_v6(spec.subnets[0]).iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["192.168.7.9", "192.168.7.254"], "of the host numbers of gateway and router");
+        let drawn = dual(&json!([])).unwrap();
+        assert!(drawn.enable_ipv6 && drawn.subnet6.is_none() && drawn.subnets.is_empty());
+        let only6 = dual(&json!([{ "Subnet": "fd00:7::/64" }])).unwrap();
+        assert!(only6.subnets.is_empty(), "its IPv4 subnet is drawn");
+        assert_eq!(spec.newer_field(), Some("EnableIPv6"), "older managers and nodes do not serve it");
+    }
+
+    #[test]
+    fn what_of_ipv6_cannot_be_carried_out_is_refused() {
+        let v4 = json!({ "Subnet": "192.168.7.0/24" });
+        for (configs, status, said) in [
+            (json!([{ "Subnet": "fd00:7::1/64" }]), 400, "it should be fd00:7::/64"),
+            (json!([{ "Subnet": "fd00:7::/129" }]), 400, "invalid CIDR block notation"),
+            (json!([{ "Subnet": "fe80::/64" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "ff05::/64" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "::ffff:0:0/96" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:8::1" }]), 400, "it is not contained in subnet fd00:7::/64"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:7::" }]), 400, "it is no host address"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "10.0.0.1" }]), 400, "invalid address"),
+            (json!([{ "Subnet": "fd00:7::/64", "IPRange": "fd00:7::/80" }]), 501, "host numbers of the IPv4 ones"),
+            (json!([v4, { "Subnet": "172.16.0.0/24" }]), 501, "several IPv4 subnets"),
+            (json!([{ "Subnet": "fd00:7::/64" }, { "Subnet": "fd00:8::/64" }]), 501, "several IPv6 subnets"),
+        ] {
+            let error = dual(&configs).unwrap_err();
+            assert!(error.status.as_u16() == status && error.message.contains(said), "{configs}: {error}");
+        }
+        let without = json!({ "Name": "back", "Driver": "overlay", "IPAM": { "Config": [{ "Subnet": "fd00:7::/64" }] } });
+        assert!(network_spec(&without).unwrap_err().message.contains("--ipv6"));
+        let small = json!({ "Name": "back", "Driver": "overlay", "EnableIPv6": true, "Options": { MTU: "1279" } });
+        assert!(network_spec(&small).unwrap_err().message.contains("1280"));
+        let ingress = json!({ "Name": "mesh", "Driver": "overlay", "EnableIPv6": true, "Ingress": true });
+        assert_eq!(network_spec(&ingress).unwrap_err().status, 501);
+    }
+
+    #[test]
+    fn an_ipv6_subnet_has_room_for_all_hosts_and_none_of_the_mesh() {
+        let cluster = |subnet_size| Cluster { subnet_size, ..crate::model::fixture::cluster() };
+        let check =
+            |configs: &Value, size| network_subnet6(&dual(configs).unwrap(), &cluster(size)).map_err(|error| error.message);
+        assert!(check(&json!([{ "Subnet": "fd00:7::/120" }]), 0).is_ok(), "/24 by default");
+        assert!(check(&json!([{ "Subnet": "fd00:7::/121" }]), 0).unwrap_err().contains("a prefix of 120 or shorter"));
+        assert!(check(&json!([{ "Subnet": "fd00:7::/124" }]), 28).is_ok());
+        let wide = json!([{ "Subnet": "fd00:7::/112" }, { "Subnet": "172.16.0.0/15" }]);
+        assert!(check(&wide, 0).unwrap_err().contains("a prefix of 111 or shorter"));
+        let mesh = check(&json!([{ "Subnet": "fd12:3456:789a:9000::/64" }]), 0);
+        assert!(mesh.unwrap_err().contains("the swarm itself has addresses"));
     }
 
     #[test]
