@@ -52,7 +52,8 @@ pub fn encode(head: AnswerHead, answer: &RecordAnswer, ttl: u32, limit: AnswerLi
         }
         RecordAnswer::Addresses6(addresses) => {
             // The last word has the host's number.
-            let records = addresses.iter().map(|address| (u32::try_from(address.to_bits() & 0xffff_ffff).unwrap_or_default(), AAAA_RECORD));
+            let records =
+                addresses.iter().map(|address| (u32::try_from(address.to_bits() & 0xffff_ffff).unwrap_or_default(), AAAA_RECORD));
             address_records(head, records, limit, |reply, index| {
                 reply.record(QUESTION_NAME, 28, ttl, &[&addresses[index].octets()]);
             })

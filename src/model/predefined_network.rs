@@ -1,9 +1,6 @@
 //! The engine's own networks that services may use: each node has its own, skep gives no address there. The store has no object
 //! for them: names and ids are fixed.
 
-use super::id::NetworkId;
-use super::task::TaskSpec;
-
 /// One of the networks `host` and `bridge`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum PredefinedNetwork {
@@ -46,17 +43,6 @@ impl PredefinedNetwork {
     pub fn find(reference: &str) -> Option<Self> {
         Self::with_id(reference).or_else(|| Self::ALL.into_iter().find(|network| network.name() == reference))
     }
-
-    /// Those that a template names.
-    pub fn of_template(template: &TaskSpec) -> impl Iterator<Item = Self> {
-        template.networks.iter().filter_map(|network| Self::with_id(&network.target))
-    }
-}
-
-/// The ids of the networks of the store that a template names.
-pub fn stored_targets(template: &TaskSpec) -> impl Iterator<Item = NetworkId> {
-    let targets = template.networks.iter().map(|network| network.target.as_str());
-    targets.filter(|target| PredefinedNetwork::with_id(target).is_none()).map(NetworkId::from)
 }
 
 #[cfg(test)]

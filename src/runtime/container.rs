@@ -9,7 +9,7 @@ use super::{
 use crate::model::container_spec::Ulimit;
 use crate::model::docker::{DRIVER, MOST_MTU_OPTION, MTU_OPTION, NETWORK_OPTION};
 use crate::model::task::{ContainerSpec, Healthcheck, LogDriver};
-use crate::model::{PortConfig, PredefinedNetwork, Protocol, PublishMode, resolv_options};
+use crate::model::{PortConfig, Protocol, PublishMode, resolv_options};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Ipam, IpamConfig,
     NetworkCreateRequest, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -136,7 +136,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
 
 /// The network that the container is made on.
 fn network_mode(plan: &ContainerPlan) -> String {
-    if let Some(predefined) = PredefinedNetwork::of_template(&plan.task.spec).next() {
+    if let Some(predefined) = plan.task.spec.predefined_networks().next() {
         return predefined.name().to_owned();
     }
     plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())

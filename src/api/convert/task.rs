@@ -3,7 +3,7 @@
 use super::network;
 use crate::api::wire;
 use crate::model::docker::ApiVersion;
-use crate::model::{PredefinedNetwork, Task, TaskState};
+use crate::model::{Task, TaskState};
 use crate::store::Store;
 use ipnet::IpNet;
 
@@ -13,7 +13,9 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
     spec.runtime = None;
     let meta = store.cluster().map(|cluster| cluster.meta).unwrap_or_default();
     let is_allocated = task.status.state > TaskState::New;
-    let predefined = PredefinedNetwork::of_template(&task.spec)
+    let predefined = task
+        .spec
+        .predefined_networks()
         .filter(|_| is_allocated)
         .map(|network| wire::Attachment { network: network::attached_predefined(network, meta), addresses: Vec::new() });
     let networks_attachments = task

@@ -11,7 +11,6 @@ use crate::api::{lookup, validate};
 use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
-use crate::model::predefined_network::stored_targets;
 use crate::model::service::{Endpoint, ServiceSpec};
 use crate::model::{JobStatus, Meta, PayloadId, PredefinedNetwork, PullAuth, Service, ServiceId, SpecChange};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
@@ -120,7 +119,7 @@ fn posted_pull_auth(request: &ApiRequest, store: &Store) -> Result<Option<PullAu
 /// too, and its ports are free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
     let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.clone());
-    let networks = stored_targets(&spec.task_template).chain(ingress).map(|id| Condition::present(Kind::Network, &id));
+    let networks = spec.task_template.swarm_networks().chain(ingress).map(|id| Condition::present(Kind::Network, &id));
     let ports = spec.endpoint_spec.iter().flat_map(|e| &e.ports).filter(|p| p.published_port != 0);
     let ports = ports.map(|p| Condition::FreePort {
         mode: p.publish_mode,

@@ -6,10 +6,10 @@ use super::{container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
+use crate::model::Nanos;
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceMode, ServiceSpec, UpdateConfig};
 use crate::model::task::TaskSpec;
-use crate::model::{Nanos, PredefinedNetwork};
 use serde_json::{Value, json};
 
 /// The spec of a posted service (already decoded by its schema), with the server's defaults. Targets of networks are left
@@ -206,7 +206,7 @@ fn check_task(task: &TaskSpec) -> Result<()> {
 /// # Errors
 /// 400 with `InvalidArgument`.
 pub fn predefined_networks(spec: &ServiceSpec) -> Result<()> {
-    let Some(network) = PredefinedNetwork::of_template(&spec.task_template).next() else { return Ok(()) };
+    let Some(network) = spec.task_template.predefined_networks().next() else { return Ok(()) };
     let name = network.name();
     let refused = |why: &str| {
         Err(ApiError::invalid_argument(format!(

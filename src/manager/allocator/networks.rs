@@ -1,6 +1,5 @@
 //! Which networks a service and its tasks are attached to.
 
-use crate::model::predefined_network::stored_targets;
 use crate::model::{Network, NetworkId, Service, Task, TaskSpec};
 use crate::store::Store;
 
@@ -21,7 +20,7 @@ pub(super) fn networks_of_service(store: &Store, service: &Service) -> Vec<Netwo
 
 fn networks(store: &Store, service: &Service, template: &TaskSpec) -> Vec<NetworkId> {
     let ingress = ingress(store).filter(|_| service.spec.wants_ingress()).map(|n| n.id.clone());
-    let named = stored_targets(template);
+    let named = template.swarm_networks();
     let mut all = Vec::new();
     for id in ingress.into_iter().chain(named) {
         if !all.contains(&id) {

@@ -18,12 +18,12 @@ pub(super) struct Subnets<'a> {
 }
 
 /// IPv6 subnets that are in use or asked for.
-struct Subnets6 {
+struct TakenSubnets6 {
     in_use: Vec<Ipv6Net>,
     requested: Vec<Ipv6Net>,
 }
 
-impl Subnets6 {
+impl TakenSubnets6 {
     /// The IPv6 subnet that a network with this IPv4 subnet gets; the error says that it cannot have one.
     fn take(
         &mut self,
@@ -62,7 +62,7 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6:
     let waiting = || store.networks().filter(|n| n.subnet.is_none());
     // Subnets that users asked for are not assigned to other networks, which can have any subnet of the pools.
     let requested: Vec<Ipv4Net> = waiting().flat_map(|n| n.spec.subnets.clone()).collect();
-    let mut all6 = Subnets6 {
+    let mut all6 = TakenSubnets6 {
         in_use: store.networks().filter_map(|n| n.subnet6).collect(),
         requested: waiting().filter_map(|n| n.spec.subnet6).collect(),
     };
