@@ -1,7 +1,11 @@
 //! The IPv6 half of the network `back`: addresses, names, virtual addresses, and isolation from the network `other`, which has one too.
 
+use super::servers::MARK;
 use super::*;
 use skep::lab::output;
+
+/// A datagram that no server may receive.
+const FORGED: &[u8] = b"MARK forged6";
 
 impl NetworkServices {
     /// The IPv6 address that belongs to an address on `back`.
@@ -118,15 +122,23 @@ fn networks_are_isolated_over_ipv6() {
             let targets = services.web.iter().map(|web| web.address).chain([services.vip]);
             for to in targets.map(|address| SocketAddr::new(services.v6(address).into(), TARGET)) {
                 let source = source.map(|source| SocketAddr::new(source.into(), 0));
-                let reached =
-                    outsider.udp(source, to).map_err(anyhow::Error::from).and_then(|socket| exchange(&socket, b"hello"));
+                let reached = outsider.udp(source, to).map_err(anyhow::Error::from).and_then(|socket| exchange(&socket, FORGED));
                 assert!(reached.is_err(), "from {source:?} to {to}: {reached:?}");
-                if source.is_some() {
-                    let reached =
-                        caller.udp(source, to).map_err(anyhow::Error::from).and_then(|socket| exchange(&socket, b"hello"));
-                    assert!(reached.is_err(), "another container's address {source:?} to {to}: {reached:?}");
+                // The answer would go to the container that has the address: what arrives is seen at the server.
+                if let (Some(_), Ok(socket)) = (source, caller.udp(source, to)) {
+                    let _ = socket.send(FORGED);
                 }
             }
+        }
+        for web in &services.web {
+            let to = SocketAddr::new(services.v6(web.address).into(), TARGET);
+            let socket = caller.udp(None, to).expect("a socket");
+            within(15, "an answer", || async { exchange(&socket, &[MARK, b" genuine6"].concat()) }).await;
+        }
+        for server in &services.servers {
+            let received = server.received();
+            assert!(received.iter().any(|(_, payload)| payload.ends_with(b"genuine6")), "{received:?}");
+            assert!(!received.iter().any(|(_, payload)| payload == FORGED), "{received:?}");
         }
         outsider.run(&format!("ip -6 addr del {forged}/128 dev {device}")).await;
         caller.run(&format!("ip -6 addr del {forged}/128 dev lo")).await;
