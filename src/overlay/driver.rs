@@ -148,6 +148,8 @@ impl Driver {
             (Some(address @ IpAddr::V6(_)), _) => Ok(ipam::reply(address)),
             (None, Some(pair)) => self.second_address(&id, pair, mac.as_deref()).map(ipam::reply),
             (Some(IpAddr::V4(address)), _) => self.first_address(id, Some(address), mac).await,
+            // Users' containers get addresses from the managers only.
+            (None, None) if self.attachments.is_none() => Err(DriverError::UnknownSubnet(subnet)),
             (None, None) => self.first_address(id, None, mac).await,
         }
     }
