@@ -8,13 +8,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::model::WgKey;
+use crate::model::{NetworkV6, WgKey};
 
 pub mod clock_sync;
 pub mod ebpf;
 pub mod host_routes;
 pub mod interfaces;
 pub mod links;
+pub mod links6;
 pub mod mesh;
 mod netlink;
 pub mod netns;
@@ -47,15 +48,24 @@ pub trait Sockets: Send + Sync {
     fn stream(&self, source: SocketAddr) -> io::Result<tokio::net::TcpSocket>;
 }
 
+/// A network as the veth of a container needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkNetwork {
+    pub subnet: Ipv4Net,
+    pub gateway: Ipv4Addr,
+    pub v6: Option<NetworkV6>,
+}
+
 /// Creates and removes the veth of a container address. Both calls are idempotent.
 #[async_trait]
 pub trait Links: Send + Sync {
     /// Creates the pair: the mesh end in the mesh namespace, with its route in the network's table; the container's end in
     /// the host's namespace under the name returned, from where the engine moves it. `mtu` is in bytes.
-    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
-    /// As [`Links::attach_via`], with the first address of the subnet as its gateway.
+    async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
+    /// As [`Links::attach_to`], to an IPv4 network with the first address of the subnet as its gateway.
     async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
-        self.attach_via(subnet, crate::model::mesh::gateway(subnet), address, mtu).await
+        let network = LinkNetwork { subnet, gateway: crate::model::mesh::gateway(subnet), v6: None };
+        self.attach_to(network, address, mtu).await
     }
     /// Removes the pair, in whichever namespace the container's end is.
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()>;

@@ -2,14 +2,14 @@
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
 use crate::model::{
-    AttachedContainer, LogOptions, NetworkId, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription,
-    view::NetworkPart,
+    AttachedContainer, LogOptions, NetworkId, NetworkV6, NodeId, PortConfig, PullAuth, SubnetPair, Task, TaskId,
+    node::NodeDescription, view::NetworkPart,
 };
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -171,6 +171,8 @@ pub struct NetworkPlan {
     pub subnet: Ipv4Net,
     /// Gateway and name server of its containers.
     pub gateway: Ipv4Addr,
+    /// Its IPv6 half, if it has one.
+    pub v6: Option<NetworkV6>,
     /// Its containers get no default route.
     pub internal: bool,
     /// It is the network of published ports.
@@ -182,6 +184,12 @@ pub struct NetworkPlan {
 }
 
 impl NetworkPlan {
+    /// The IPv6 address that belongs to an IPv4 address on it.
+    #[must_use]
+    pub fn v6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        SubnetPair::new(self.subnet, self.v6?.subnet)?.to_v6(address)
+    }
+
     /// From a network as the node's view has it.
     #[must_use]
     pub fn of(id: NetworkId, part: &NetworkPart, mtu: u32) -> Self {
@@ -190,6 +198,7 @@ impl NetworkPlan {
             name: part.name.clone(),
             subnet: part.subnet,
             gateway: part.gateway,
+            v6: part.v6,
             internal: part.internal,
             ingress: part.ingress,
             mtu: part.mtu.map_or(mtu, |most| most.min(mtu)),

@@ -1,5 +1,6 @@
 //! Fields of a socket call's context (`struct bpf_sock_addr`), for the programs at socket calls.
 
+use crate::maps::subnet_of;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::bpf_get_socket_cookie;
@@ -39,11 +40,34 @@ pub fn whole_address(ctx: &SockAddrContext, family: SockaddrFamily) -> Address {
     }
 }
 
-/// The IPv4 address in the call; `None` for an IPv6 address that is not a mapped one.
+/// The address in a call, as an IPv4 address.
+#[derive(Clone, Copy)]
+pub struct CallAddress {
+    /// The IPv4 address, or the one that belongs to an IPv6 address of a dual-stack network.
+    pub v4: V4,
+    /// What the last word of the address in the call differs by from that.
+    change: u32,
+    /// It is an IPv6 address of a dual-stack network.
+    pub is_v6: bool,
+}
+
+/// The address in the call; `None` for an IPv6 address that belongs to no IPv4 address.
 #[inline(always)]
-pub fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<V4> {
+pub fn address(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<CallAddress> {
     let whole = whole_address(ctx, family);
-    is_mapped(&whole).then_some(whole[3])
+    if family == SockaddrFamily::Inet || is_mapped(&whole) {
+        return Some(CallAddress { v4: whole[3], change: 0, is_v6: false });
+    }
+    let subnet = subnet_of(&whole)?;
+    Some(CallAddress { v4: subnet.to_v4(whole[3])?, change: subnet.change, is_v6: true })
+}
+
+impl CallAddress {
+    /// The last word of the address that belongs to an IPv4 address of the same network.
+    #[inline(always)]
+    pub fn word_of(&self, address: V4) -> u32 {
+        address ^ self.change
+    }
 }
 
 /// Whether an address is an IPv4 one in its mapped form.
@@ -52,8 +76,9 @@ pub fn is_mapped(whole: &Address) -> bool {
     whole[0] == MAPPED[0] && whole[1] == MAPPED[1] && whole[2] == MAPPED[2]
 }
 
+/// Replaces the last word of the address in the call.
 #[inline(always)]
-pub fn set_address(ctx: &SockAddrContext, family: SockaddrFamily, address: V4) {
+pub fn set_last_word(ctx: &SockAddrContext, family: SockaddrFamily, address: u32) {
     // SAFETY: as above; both fields are writable.
     unsafe {
         match family {

@@ -5,15 +5,16 @@ use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
 use crate::maps::{
-    BACKENDS, FRAGMENTS, VIP_COUNTS, VIPS, add, backend_at, config, count, lookup, lookup_lru, note_vip_packet, vip_packets_seen,
+    BACKENDS, FRAGMENTS, VIP_COUNTS, VIPS, add, backend_at, config, count, lookup, lookup_lru, note_vip_packet, subnet_of,
+    vip_packets_seen,
 };
 use crate::mesh::{send_to_node, translate_known_reply};
-use crate::parse::{ETH_V4, Packet, PacketKind, parse};
+use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::verdict::Verdict;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{ETHERNET, ICMP, REPLY, TCP, V4, byte, has_more, is_plain, mapped};
-use skep_ebpf::{Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, is_zero, slot};
+use skep_ebpf::packet::{ETHERNET, ICMP, ICMP6, REPLY, TCP, V4, V6, byte, has_more, is_plain, mapped};
+use skep_ebpf::{Address, Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, is_zero, slot};
 
 /// From a container.
 #[inline(always)]
@@ -142,11 +143,52 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     Ok(backend)
 }
 
+/// Types of `ICMPv6` messages.
+const ECHO_REQUEST6: u8 = 128;
+const ECHO_REPLY6: u8 = 129;
+
+/// As [`answer_echo`], over IPv6.
+#[inline(always)]
+fn answer_echo6(ctx: &TcContext) -> Result<Verdict, Verdict> {
+    let v6: [u32; 10] = ctx.load(ETHERNET).map_err(|_| Verdict::Pass)?;
+    let kind: u8 = ctx.load(ETHERNET + V6).map_err(|_| Verdict::Pass)?;
+    if byte(v6[1], 2) != ICMP6 || kind != ECHO_REQUEST6 {
+        return Ok(Verdict::Pass);
+    }
+    let (source, target) = ([v6[2], v6[3], v6[4], v6[5]], [v6[6], v6[7], v6[8], v6[9]]);
+    let on = |address: &Address| subnet_of(address).and_then(|subnet| subnet.to_v4(address[3]));
+    let (Some(from), Some(to)) = (on(&source), on(&target)) else { return Ok(Verdict::Pass) };
+    if lookup_vip(from, &to).is_none() {
+        return Ok(Verdict::Pass);
+    }
+    swap_macs(ctx)?;
+    ctx.store(ETHERNET + 8, &[target, source], 0).map_err(|_| RewriteFailed)?;
+    ctx.store(ETHERNET + V6, &ECHO_REPLY6, 0).map_err(|_| RewriteFailed)?;
+    // SAFETY: the context is a valid one. The addresses have changed places in the pseudo header.
+    let result =
+        unsafe { bpf_l4_csum_replace(raw(ctx), (ETHERNET + V6 + 2) as u32, u64::from(ECHO_REQUEST6), u64::from(ECHO_REPLY6), 2) };
+    if result < 0 {
+        return Err(Verdict::Drop(Counter::DropChange));
+    }
+    count(Counter::VipEcho);
+    Ok(Verdict::Redirect(ifindex(ctx)))
+}
+
+#[inline(always)]
+fn swap_macs(ctx: &TcContext) -> Result<(), Verdict> {
+    let (to, from): ([u8; 6], [u8; 6]) = (ctx.load(0).map_err(|_| Verdict::Pass)?, ctx.load(6).map_err(|_| Verdict::Pass)?);
+    ctx.store(0, &from, 0).map_err(|_| RewriteFailed)?;
+    ctx.store(6, &to, 0).map_err(|_| RewriteFailed)?;
+    Ok(())
+}
+
 /// Answers an ICMP echo request to a virtual address.
 #[inline(always)]
 fn answer_echo(ctx: &TcContext) -> Result<Verdict, Verdict> {
-    if ethertype(ctx) != ETH_V4 {
-        return Ok(Verdict::Pass);
+    match ethertype(ctx) {
+        ETH_V4 => {}
+        ETH_V6 => return answer_echo6(ctx),
+        _ => return Ok(Verdict::Pass),
     }
     let v4: [u32; 5] = ctx.load(ETHERNET).map_err(|_| Verdict::Pass)?;
     let kind: u8 = ctx.load(ETHERNET + V4).map_err(|_| Verdict::Pass)?;
@@ -154,9 +196,7 @@ fn answer_echo(ctx: &TcContext) -> Result<Verdict, Verdict> {
     if !is_plain(&v4) || has_more(&v4) || byte(v4[2], 1) != ICMP || kind != 8 || lookup_vip(source, &target).is_none() {
         return Ok(Verdict::Pass);
     }
-    let (to, from): ([u8; 6], [u8; 6]) = (ctx.load(0).map_err(|_| Verdict::Pass)?, ctx.load(6).map_err(|_| Verdict::Pass)?);
-    ctx.store(0, &from, 0).map_err(|_| RewriteFailed)?;
-    ctx.store(6, &to, 0).map_err(|_| RewriteFailed)?;
+    swap_macs(ctx)?;
     ctx.store(ETHERNET + 12, &[target, source], 0).map_err(|_| RewriteFailed)?;
     ctx.store(ETHERNET + V4, &0_u8, 0).map_err(|_| RewriteFailed)?;
     // SAFETY: the context is a valid one. An echo reply is type 0 where the request had 8.

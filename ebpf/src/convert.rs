@@ -1,6 +1,6 @@
 //! Conversion between the address types of `core::net` and the words of packets and maps, both ways.
 
-use crate::{Address, PortNumber, Prefix, V4, packet::mapped};
+use crate::{Address, PortNumber, Prefix, Subnet6, V4, packet::mapped};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv4 address as packets hold it.
@@ -44,6 +44,25 @@ pub fn to_address(words: Address) -> IpAddr {
     Ipv6Addr::from(bytes).to_canonical()
 }
 
+/// The IPv6 subnet of a dual-stack network: length and first address of its prefix, and the IPv4 addresses that its addresses stand
+/// for. A host has the same number in both subnets.
+#[must_use]
+pub fn subnet6(v6: Ipv6Addr, length: u8, network: Ipv4Addr, mask: Ipv4Addr) -> (u32, Address, Subnet6) {
+    let first = address(IpAddr::V6(v6));
+    let subnet = Subnet6 { network: v4(network), mask: v4(mask), change: first[3] ^ v4(network) };
+    (u32::from(length), first, subnet)
+}
+
+/// The IPv6 address that belongs to an IPv4 address on a network, by what [`subnet6`] returns; `None` if that is on another one.
+#[must_use]
+pub fn to_v6(host: Ipv4Addr, mut first: Address, subnet: Subnet6) -> Option<Ipv6Addr> {
+    first[3] = v4(host) ^ subnet.change;
+    match to_address(first) {
+        IpAddr::V6(address) if subnet.to_v4(first[3]).is_some() => Some(address),
+        _ => None,
+    }
+}
+
 /// The first half of an address.
 #[must_use]
 pub fn prefix(whole: Ipv6Addr) -> Prefix {
@@ -66,6 +85,22 @@ pub const fn to_port(word: PortNumber) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_of_a_dual_stack_network_stands_for_the_host_with_its_number() {
+        let [first, mask] = [[172, 16, 7, 128], [255, 255, 255, 128]].map(Ipv4Addr::from);
+        for (subnet, length, host) in [("fd00:1::", 64, "fd00:1::9"), ("2001:db8::1:80", 121, "2001:db8::1:89")] {
+            let (bits, key, subnet) = subnet6(subnet.parse().unwrap(), length, first, mask);
+            let text: Ipv6Addr = host.parse().unwrap();
+            assert_eq!(to_v6(Ipv4Addr::new(172, 16, 7, 137), key, subnet), Some(text));
+            assert_eq!(to_v6(Ipv4Addr::new(172, 16, 8, 9), key, subnet), None);
+            let host = address(text.into());
+            assert_eq!((bits, key[0]), (u32::from(length), host[0]));
+            assert_eq!(subnet.to_v4(host[3]), Some(v4(Ipv4Addr::new(172, 16, 7, 137))));
+            let outside = address("fd00:1::1:9".parse().unwrap());
+            assert_eq!(subnet.to_v4(outside[3]), None, "the number is larger than the IPv4 subnet");
+        }
+    }
 
     #[test]
     fn conversions_are_inverse_and_in_network_order() {

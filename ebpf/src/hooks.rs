@@ -1,6 +1,6 @@
 //! Entry points: one per hook.
 
-use crate::call::{SockaddrFamily, address, netns_cookie, port, protocol, socket};
+use crate::call::{SockaddrFamily, netns_cookie, port, protocol, socket, whole_address};
 use crate::client_flow::{choose_source, mark_socket};
 use crate::maps::{MEMBERS, is_marked, lookup};
 use crate::vip::{Call, Outcome, translate, untranslate};
@@ -8,7 +8,6 @@ use crate::{clients, containers, leaving, mesh, seen};
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
-use skep_ebpf::packet::mapped;
 use skep_ebpf::{Counter, NetnsMembership, RefusalEvent, hook_number};
 
 /// With the feature `changed` every program has other instructions than without, and the same behaviour.
@@ -59,7 +58,7 @@ const fn is_inet4(program: &str) -> bool {
 #[inline(always)]
 fn call_event(ctx: &SockAddrContext, inet4: bool) -> RefusalEvent {
     let family = if inet4 { SockaddrFamily::Inet } else { SockaddrFamily::Inet6 };
-    let mut event = RefusalEvent { destination: mapped(address(ctx, family).unwrap_or(0)), ..RefusalEvent::default() };
+    let mut event = RefusalEvent { destination: whole_address(ctx, family), ..RefusalEvent::default() };
     event.destination_port = port(ctx);
     event.protocol = protocol(ctx) as u8;
     event
@@ -93,7 +92,7 @@ fn is_to_peer(ctx: &SockAddrContext, family: SockaddrFamily) -> bool {
     let Some(socket) = socket(ctx) else { return false };
     family == SockaddrFamily::Inet
         && unsafe { (*socket).dst_port } == to
-        && address(ctx, family) == Some(unsafe { (*socket).dst_ip4 })
+        && whole_address(ctx, family)[3] == unsafe { (*socket).dst_ip4 }
 }
 
 /// `connect`.

@@ -62,6 +62,14 @@ shared! {
         /// [`owner`] of the service.
         owner: u32,
     }
+    /// The IPv4 addresses that the IPv6 addresses of a dual-stack network stand for, by its IPv6 subnet.
+    Subnet6 {
+        /// Network address of its IPv4 subnet.
+        network: V4,
+        mask: V4,
+        /// What the last word of an IPv6 address differs by from the IPv4 address.
+        change: u32,
+    }
     /// Key of the container network namespaces whose socket calls are translated, by network.
     NetnsMembership {
         /// Cookie of the network namespace.
@@ -238,6 +246,16 @@ impl Port {
     }
 }
 
+impl Subnet6 {
+    /// The IPv4 address that an IPv6 address of the subnet stands for, by its last word; `None` if its host number is too large.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_v4(&self, word: u32) -> Option<V4> {
+        let address = word ^ self.change;
+        if address & self.mask == self.network { Some(address) } else { None }
+    }
+}
+
 impl NetnsMembership {
     /// The key of a namespace that is on a network, whichever that is.
     #[inline(always)]
@@ -393,6 +411,7 @@ mod tests {
     #[test]
     fn values_have_no_padding() {
         assert_eq!(size_of::<Vip>(), 20);
+        assert_eq!(size_of::<Subnet6>(), 12);
         assert_eq!(size_of::<NetnsMembership>(), 16);
         assert_eq!(size_of::<SocketPeer>(), 16);
         assert_eq!(size_of::<Port>(), 4);

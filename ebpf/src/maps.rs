@@ -5,13 +5,17 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use skep_ebpf::{
     Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, NAMESPACE_MARKS, NetnsMembership, Port, Reply,
-    SLOTS_PER_BLOCK, SOURCE_BUCKETS, SlotBlock, SocketPeer, Source, TAKEOVER_SECONDS, Target, Tuple, V4, Vip, namespace_mark,
+    SLOTS_PER_BLOCK, SOURCE_BUCKETS, SlotBlock, SocketPeer, Source, Subnet6, TAKEOVER_SECONDS, Target, Tuple, V4, Vip,
+    namespace_mark,
 };
 
 #[map]
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map]
 pub static VIPS: HashMap<V4, Vip> = HashMap::pinned(16_384, 1);
+/// IPv6 subnets of the networks that have one of each family.
+#[map]
+pub static SUBNETS6: LpmTrie<Address, Subnet6> = LpmTrie::pinned(1_024, 0);
 /// The container's address on the network.
 #[map]
 pub static MEMBERS: HashMap<NetnsMembership, V4> = HashMap::pinned(8_192, 1);
@@ -155,6 +159,12 @@ pub fn backend_at(slot: u32) -> Option<V4> {
     // The compiler knows that the index is within the block and would leave the check out; the verifier does not know.
     let index = core::hint::black_box(slot % SLOTS_PER_BLOCK);
     block.get(index as usize).copied()
+}
+
+/// The dual-stack network that an IPv6 address is on.
+#[inline(always)]
+pub fn subnet_of(address: &Address) -> Option<Subnet6> {
+    SUBNETS6.get(Key::new(128, *address)).copied()
 }
 
 /// Whether a prefix of the scope contains the address.

@@ -1,14 +1,17 @@
 //! Virtual addresses at the socket calls: translated once, when a process connects or sends. Only in network namespaces
 //! that are on the address's network; the calls of every other process pass unchanged.
 
-use crate::call::{SockaddrFamily, address, is_udp, netns_cookie, port, protocol, set_address, socket, socket_cookie};
+use crate::call::{
+    CallAddress, SockaddrFamily, address, is_udp, netns_cookie, port, protocol, set_last_word, socket, socket_cookie,
+    whole_address,
+};
 use crate::maps::{
     BACKENDS, CHOICES, DATAGRAM_PEERS, MEMBERS, PEERS, VIP_COUNTS, VIPS, add, backend_at, count, lookup, lookup_lru,
 };
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
-use skep_ebpf::packet::{ICMP, TCP};
+use skep_ebpf::packet::{ICMP, ICMP6, TCP};
 use skep_ebpf::{Counter, NetnsMembership, OF_NAMESPACE, SocketPeer, V4, Vip, mix, slot};
 
 /// Number of the protocol of MPTCP sockets, at the calls of their processes.
@@ -50,10 +53,11 @@ fn namespace_peer(ctx: &SockAddrContext, address: V4) -> SocketPeer {
 /// `cookie`: that of the network namespace. `None`: the call continues unchanged.
 #[inline(always)]
 pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call, cookie: u64) -> Option<Outcome> {
-    let virtual_address = address(ctx, family)?;
+    let named = address(ctx, family)?;
+    let virtual_address = named.v4;
     let vip = lookup(&VIPS, &virtual_address)?;
     // An echo request is answered at the virtual address itself, also one of a socket that is not connected.
-    if protocol(ctx) == u32::from(ICMP) {
+    if protocol(ctx) == u32::from(ICMP) || protocol(ctx) == u32::from(ICMP6) {
         return None;
     }
     let own = lookup(&MEMBERS, &NetnsMembership { cookie, network: vip.network, zero: 0 })?;
@@ -61,7 +65,7 @@ pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call, cook
         count(Counter::VipEmpty);
         return Some(Outcome::Refused);
     }
-    if has_foreign_source(ctx, call, family, own)? {
+    if has_foreign_source(ctx, call, family, &named, own)? {
         count(Counter::VipForeignSource);
         return Some(Outcome::ForeignSource);
     }
@@ -77,7 +81,7 @@ pub fn translate(ctx: &SockAddrContext, family: SockaddrFamily, call: Call, cook
         count(Counter::VipConnect);
         add(VIP_COUNTS.get_ptr_mut(virtual_address));
     }
-    set_address(ctx, family, backend);
+    set_last_word(ctx, family, named.word_of(backend));
     Some(Outcome::Translated)
 }
 
@@ -99,7 +103,10 @@ fn datagram_backend(ctx: &SockAddrContext, virtual_address: V4, vip: &Vip) -> Op
 
 /// Whether a call names another source than `own`, the container's address on the network: no reply would find it.
 #[inline(always)]
-fn has_foreign_source(ctx: &SockAddrContext, call: Call, family: SockaddrFamily, own: V4) -> Option<bool> {
+fn has_foreign_source(ctx: &SockAddrContext, call: Call, family: SockaddrFamily, named: &CallAddress, own: V4) -> Option<bool> {
+    if named.is_v6 {
+        return has_foreign_source6(ctx, call, named.word_of(own));
+    }
     // SAFETY: the kernel passes a valid context; the verifier checks that the fields are those of the call and of the socket.
     let source = unsafe {
         match (call, family) {
@@ -109,6 +116,24 @@ fn has_foreign_source(ctx: &SockAddrContext, call: Call, family: SockaddrFamily,
         }
     };
     Some(source != 0 && source != own)
+}
+
+/// As [`has_foreign_source`], of an IPv6 address; `own`: the last word of the container's, which has the other words of the virtual
+/// address.
+#[inline(always)]
+fn has_foreign_source6(ctx: &SockAddrContext, call: Call, own: u32) -> Option<bool> {
+    // SAFETY: as above.
+    let source = unsafe {
+        let source = match call {
+            Call::SendMsg => &raw const (*ctx.sock_addr).msg_src_ip6,
+            Call::Connect => &raw const (*socket(ctx)?).src_ip6,
+        };
+        let word = |i: usize| core::ptr::read_volatile((source.cast::<u32>()).add(i));
+        [word(0), word(1), word(2), word(3)]
+    };
+    let to = whole_address(ctx, SockaddrFamily::Inet6);
+    let is_own = (source[0] ^ to[0]) | (source[1] ^ to[1]) | (source[2] ^ to[2]) | (source[3] ^ own) == 0;
+    Some(source[0] | source[1] | source[2] | source[3] != 0 && !is_own)
 }
 
 /// Records the virtual address that a socket asked for, for [`untranslate`]. `false`: it was recorded before.
@@ -142,7 +167,8 @@ fn record(map: &'static LruHashMap<SocketPeer, V4>, peer: &SocketPeer, virtual_a
 /// the peer's name, or the sender of a datagram. `None`: the address is returned unchanged.
 #[inline(always)]
 pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outcome> {
-    let backend = address(ctx, family)?;
+    let named = address(ctx, family)?;
+    let backend = named.v4;
     let virtual_address = if protocol(ctx) == MPTCP {
         lookup_lru(&PEERS, &namespace_peer(ctx, backend))?
     } else {
@@ -150,6 +176,6 @@ pub fn untranslate(ctx: &SockAddrContext, family: SockaddrFamily) -> Option<Outc
         let connected = if is_udp(ctx) { lookup_lru(&DATAGRAM_PEERS, &peer) } else { None };
         connected.or_else(|| lookup_lru(&PEERS, &peer))?
     };
-    set_address(ctx, family, *virtual_address);
+    set_last_word(ctx, family, named.word_of(*virtual_address));
     Some(Outcome::Translated)
 }

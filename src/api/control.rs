@@ -7,7 +7,7 @@ use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -111,6 +111,15 @@ pub struct PreparedNetwork {
     pub name: String,
     /// Where its containers ask for names.
     pub gateway: Ipv4Addr,
+    /// The IPv4 address that belongs to the IPv6 address which was asked for; `None` if none was.
+    pub belonging: Option<Ipv4Addr>,
+}
+
+/// The addresses that a plain container is to have on a network.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct RequestedAddresses {
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// Why a plain container cannot be attached to a network.
@@ -196,7 +205,7 @@ pub trait NodeControl: Send + Sync {
     ///
     /// # Errors
     /// See [`AttachRefusal`].
-    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal>;
+    async fn prepare_network(&self, reference: &str, requested: RequestedAddresses) -> Result<PreparedNetwork, AttachRefusal>;
     /// Draws a new join token of the cluster. Writes nothing.
     ///
     /// # Errors

@@ -19,11 +19,11 @@ mod swarm;
 
 pub use change::replaces_tasks;
 pub use name::{network_name, random_name};
-pub use network::{ingress_network, network_spec, network_warning};
+pub use network::{ingress_network, network_spec, network_subnet6, network_warning};
 pub use network_room::small_networks;
 pub use payloads::{payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;
-pub use service::{service, service_spec};
+pub use service::{predefined_networks, service, service_spec};
 pub use swarm::{address_pools, availability, checked, data_path_address, data_path_port, merge_over_defaults, replacing};

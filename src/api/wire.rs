@@ -13,9 +13,10 @@
 use crate::model::PortConfig;
 use crate::model::cluster::{ClusterSpec, JoinTokens};
 use crate::model::payload::Templating;
-use crate::model::service::{EndpointSpec, ServiceSpec, Vip};
+use crate::model::service::{EndpointSpec, ServiceSpec};
 use crate::model::task::{ContainerStatus, GenericResource, TaskSpec};
-use crate::model::{Meta, NodeSpec, Timestamp};
+use crate::model::{Meta, NetworkId, NodeSpec, Timestamp};
+use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -91,7 +92,7 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortConfig>,
     #[serde(rename = "VirtualIPs", skip_serializing_if = "Vec::is_empty")]
-    pub virtual_ips: Vec<Vip>,
+    pub virtual_ips: Vec<VirtualIp>,
 }
 
 #[derive(Serialize)]
@@ -156,11 +157,22 @@ pub struct PortStatus {
     pub ports: Vec<PortConfig>,
 }
 
+/// A virtual address of a service, of either family.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VirtualIp {
+    #[serde(rename = "NetworkID")]
+    pub network_id: NetworkId,
+    /// With the prefix length of the network.
+    pub addr: IpNet,
+}
+
 /// An element of a task's `NetworksAttachments`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Attachment {
     pub network: AttachedNetwork,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
 }
 

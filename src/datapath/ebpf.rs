@@ -53,7 +53,7 @@ pub use sandbox::{cookie, memberships};
 pub use skep_ebpf::Counter;
 pub use state::{EbpfState, VipReadiness};
 pub use step::{EbpfStep, SCTP, StepFailure, port_name};
-pub use tables::{Members, Range, Slots, Sources, Tables};
+pub use tables::{Members, Range, Slots, Sources, Subnets6, Tables};
 pub use trace::{
     FrameHeaders, MAP_CLASSES, PacketTrace, TraceEntry, TraceMapClass, TraceNext, TraceRequest, TraceStep, TracedFrame,
     VerdictKind, VipTable,

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 use super::mesh::{self, Mesh, MeshRoute, MeshRule, MeshStep, RouteTarget, RuleAction, base, wire};
 use super::netlink::ignore_missing;
-use super::{Links, netns, sysctl};
+use super::{LinkNetwork, Links, links6, netns, sysctl};
 
 /// The rules that refer to a network's routing table, in the order of adding them.
 #[must_use]
@@ -44,9 +44,12 @@ pub fn member_route(subnet: Ipv4Net, address: Ipv4Addr, device: String) -> MeshR
 }
 
 /// The configuration of a new veth, in order: gateway, up, then the routes, then the rules that refer to their table.
-fn steps(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> Vec<MeshStep> {
+fn steps(network: LinkNetwork, address: Ipv4Addr) -> Vec<MeshStep> {
+    let LinkNetwork { subnet, gateway, v6 } = network;
     let end = mesh::mesh_end(address);
-    let mut steps = vec![
+    let (before6, after6) = v6.map(|v6| links6::steps(subnet, v6, address)).unwrap_or_default();
+    let mut steps = before6;
+    steps.extend([
         // The gateway on the veth itself: otherwise the source of the kernel's ARP request for the container's MAC would be the
         // gateway of some other network.
         MeshStep::AddAddress(end.clone(), gateway.into()),
@@ -54,22 +57,24 @@ fn steps(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> Vec<MeshStep>
         MeshStep::Up(end.clone()),
         MeshStep::SetRoute(own_route(subnet, gateway)),
         MeshStep::SetRoute(member_route(subnet, address, end)),
-    ];
+    ]);
     steps.extend(rules(subnet).into_iter().map(MeshStep::AddRule));
+    steps.extend(after6);
     steps
 }
 
 #[async_trait]
 impl Links for Mesh {
-    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+        let LinkNetwork { subnet, gateway, v6 } = network;
         anyhow::ensure!(subnet.contains(&address), "address {address} is not in the network {subnet}");
         anyhow::ensure!(address != gateway, "address {address} is the gateway of the network {subnet}");
         let _lock = self.lock().await;
         let (mesh_end, container_end) = (mesh::mesh_end(address), mesh::container_end(address));
-        let created = self.create_pair(&mesh_end, &container_end, mtu).await;
-        self.note_veth(&mesh_end).await;
+        let created = self.create_pair(&mesh_end, &container_end, mtu, v6.is_some()).await;
+        self.note_veth(&mesh_end, v6.is_some()).await;
         created.with_context(|| format!("cannot create the veth of {address} ({mesh_end} in {})", self.pin().display()))?;
-        self.apply(&steps(subnet, gateway, address)).await?;
+        self.apply(&steps(network, address)).await?;
         tracing::info!(%address, %subnet, mtu, link = mesh_end, "attached");
         self.notify_changed();
         Ok(container_end)
@@ -90,7 +95,7 @@ impl Links for Mesh {
 
 impl Mesh {
     /// Creates the pair; one that an earlier endpoint of this address left is replaced, since no container uses it any more.
-    async fn create_pair(&self, mesh_end: &str, container_end: &str, mtu: u32) -> io::Result<()> {
+    async fn create_pair(&self, mesh_end: &str, container_end: &str, mtu: u32, ipv6: bool) -> io::Result<()> {
         let pair = || Message::NewLink(wire::veth(mesh_end, container_end, self.host.as_fd(), mtu));
         if let Err(error) = self.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await {
             if error.raw_os_error() != Some(libc::EEXIST) {
@@ -100,8 +105,9 @@ impl Mesh {
             ignore_missing(self.host_netlink.change(Message::DelLink(wire::link_named(container_end)), 0).await)?;
             self.netlink.change(pair(), NLM_F_CREATE | NLM_F_EXCL).await?;
         }
-        // Before it is up: the mesh end never has an IPv6 address, so that IPv6 from a container is not processed.
-        netns::briefly(self.fd(), || sysctl::write(&mesh::ipv6_switch(mesh_end), "1"))
+        // Before it is up: on a network without IPv6 the mesh end has no IPv6 address, so that IPv6 from a container is not
+        // processed.
+        netns::briefly(self.fd(), || sysctl::write(&mesh::ipv6_switch(mesh_end), mesh::ipv6_disabled(ipv6)))
     }
 
     async fn delete(&self, mesh_end: &str) -> io::Result<()> {

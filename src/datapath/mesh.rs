@@ -29,8 +29,8 @@ pub(super) mod wire;
 
 use known::KnownState;
 pub use state::{
-    LOCAL, MAIN, MeshLink, MeshRoute, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, address_of, container_end,
-    mesh_end, table_of,
+    LINK_LOCAL, LOCAL, MAIN, MeshLink, MeshRoute, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, address_of,
+    container_end, mesh_end, table_of,
 };
 
 /// The open mesh namespace.
@@ -287,12 +287,12 @@ impl Mesh {
     }
 
     /// A container's veth was made, or made again.
-    pub(super) async fn note_veth(&self, end: &str) {
+    pub(super) async fn note_veth(&self, end: &str, ipv6: bool) {
         match self.link(end).await {
             Ok(link) => self.known.change(|state| {
                 state.remove_link(end);
                 state.links.insert(end.to_owned(), link);
-                state.sysctls.insert(ipv6_switch(end), "1".to_owned());
+                state.sysctls.insert(ipv6_switch(end), ipv6_disabled(ipv6).to_owned());
             }),
             Err(_) => self.known.forget(),
         }
@@ -369,6 +369,12 @@ fn require_specific(address: SocketAddr) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     Ok(())
+}
+
+/// Value of [`ipv6_switch`] for the mesh end of a veth.
+#[must_use]
+pub fn ipv6_disabled(ipv6: bool) -> &'static str {
+    if ipv6 { "0" } else { "1" }
 }
 
 /// Key of the sysctl that disables IPv6 on a device.

@@ -12,6 +12,8 @@ pub const HEADER: usize = 12;
 const QUESTION_NAME: [u8; 2] = [0xc0, 12];
 /// Bytes of an A record whose name is a pointer.
 const A_RECORD: usize = 16;
+/// Bytes of an AAAA record, likewise.
+const AAAA_RECORD: usize = 28;
 /// Bytes of the OPT record.
 const OPT_RECORD: usize = 11;
 /// Bytes before the data of a record whose name is a pointer.
@@ -45,13 +47,16 @@ pub struct AnswerLimit {
 pub fn encode(head: AnswerHead, answer: &RecordAnswer, ttl: u32, limit: AnswerLimit) -> Option<Vec<u8>> {
     Some(match answer {
         RecordAnswer::Addresses(addresses) => {
-            let chosen = choose(addresses.iter().map(|address| (*address, A_RECORD)), limit, head.room(limit.bytes));
-            let mut reply = ReplyWriter::new(head, ResponseCode::NoError, chosen.indexes.len() * A_RECORD);
-            reply.truncated(chosen.truncated);
-            for index in chosen.indexes {
-                reply.address(QUESTION_NAME, addresses[index], ttl);
-            }
-            reply.finish()
+            let records = addresses.iter().map(|address| (address.to_bits(), A_RECORD));
+            address_records(head, records, limit, |reply, index| reply.address(QUESTION_NAME, addresses[index], ttl))
+        }
+        RecordAnswer::Addresses6(addresses) => {
+            // The last word has the host's number.
+            let records =
+                addresses.iter().map(|address| (u32::try_from(address.to_bits() & 0xffff_ffff).unwrap_or_default(), AAAA_RECORD));
+            address_records(head, records, limit, |reply, index| {
+                reply.record(QUESTION_NAME, 28, ttl, &[&addresses[index].octets()]);
+            })
         }
         RecordAnswer::Services(targets) => services(head, targets, ttl, limit),
         RecordAnswer::Pointer(name) => {
@@ -82,10 +87,27 @@ pub fn encode_error(head: AnswerHead, code: ResponseCode) -> Vec<u8> {
     ReplyWriter::new(head, code, 0).finish()
 }
 
+/// A reply with those of the records that fit; `write` writes one, by its index.
+fn address_records(
+    head: AnswerHead,
+    records: impl ExactSizeIterator<Item = (u32, usize)> + Clone,
+    limit: AnswerLimit,
+    write: impl Fn(&mut ReplyWriter, usize),
+) -> Vec<u8> {
+    let size = records.clone().next().map_or(0, |(_, size)| size);
+    let chosen = choose(records, limit, head.room(limit.bytes));
+    let mut reply = ReplyWriter::new(head, ResponseCode::NoError, chosen.indexes.len() * size);
+    reply.truncated(chosen.truncated);
+    for index in chosen.indexes {
+        write(&mut reply, index);
+    }
+    reply.finish()
+}
+
 fn services(head: AnswerHead, targets: &[ServiceTarget], ttl: u32, limit: AnswerLimit) -> Vec<u8> {
     // A name that is too long for DNS is left out: nothing could ask for it either.
     let targets: Vec<(&ServiceTarget, Vec<u8>)> = targets.iter().filter_map(|t| Some((t, encode_name(&t.host)?))).collect();
-    let records = targets.iter().map(|(target, host)| (target.address, RECORD_HEAD + 6 + host.len()));
+    let records = targets.iter().map(|(target, host)| (target.address.to_bits(), RECORD_HEAD + 6 + host.len()));
     let room = head.room(limit.bytes);
     let chosen = choose(records, limit, room);
     let mut reply = ReplyWriter::new(head, ResponseCode::NoError, room.min(targets.len() * 128));
@@ -144,15 +166,15 @@ impl Iterator for Indexes {
 impl ExactSizeIterator for Indexes {}
 
 /// Chooses among records, of which it is given the address and the size in bytes, those that fit into `room` bytes.
-fn choose(records: impl ExactSizeIterator<Item = (Ipv4Addr, usize)> + Clone, limit: AnswerLimit, room: usize) -> ChosenRecords {
+fn choose(records: impl ExactSizeIterator<Item = (u32, usize)> + Clone, limit: AnswerLimit, room: usize) -> ChosenRecords {
     if records.clone().map(|(_, size)| size).sum::<usize>() <= room {
         return ChosenRecords { indexes: Indexes::All(0..records.len()), truncated: false };
     }
-    let records: Vec<(Ipv4Addr, usize)> = records.collect();
+    let records: Vec<(u32, usize)> = records.collect();
     let mut order: Vec<usize> = (0..records.len()).collect();
     if let Some(key) = limit.subset {
         // Highest random weight: a client has the same records as long as they exist, and another client has others.
-        order.sort_by_cached_key(|index| mix(key ^ mix(u64::from(u32::from(records[*index].0)))));
+        order.sort_by_cached_key(|index| mix(key ^ mix(u64::from(records[*index].0))));
     }
     let mut left = room;
     let fits = order.iter().take_while(|index| {

@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv6Net};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// Names of the networks of this node.
@@ -52,6 +52,8 @@ struct ClientAccess {
 pub enum RecordAnswer {
     /// A records, in this order.
     Addresses(Vec<Ipv4Addr>),
+    /// AAAA records, in this order.
+    Addresses6(Vec<Ipv6Addr>),
     /// SRV records, in this order, and the A records of their targets.
     Services(Vec<ServiceTarget>),
     /// A PTR record with this name.
@@ -150,30 +152,34 @@ impl Records {
 
     fn lookup_name(&self, access: &ClientAccess, name: &str, kind: RecordType, rng: &mut impl Rng) -> Option<RecordAnswer> {
         let (mut ours, mut vip, mut addresses) = (false, None, None);
-        for (_, entry) in self.entries(access, name) {
+        for (zone, entry) in self.entries(access, name) {
             ours = true;
+            // Of IPv6 addresses, the first network on which the name has some.
+            if kind == RecordType::AAAA && zone.pair.is_none() {
+                continue;
+            }
             let served = !entry.addresses.is_empty();
             if let Some(address) = entry.vip.filter(|_| access.vips) {
                 // Of a service on several networks, its virtual address on the first of them.
                 if served {
-                    vip = Some((address, true));
+                    vip = Some((zone, address, true));
                     break;
                 }
-                vip = vip.or(Some((address, false)));
+                vip = vip.or(Some((zone, address, false)));
             }
             if served && addresses.is_none() {
-                addresses = Some(&entry.addresses);
+                addresses = Some((zone, &entry.addresses));
             }
         }
-        if !ours || !matches!(kind, RecordType::A | RecordType::ANY) {
+        if !ours || !matches!(kind, RecordType::A | RecordType::AAAA | RecordType::ANY) {
             return ours.then_some(RecordAnswer::Empty);
         }
         Some(match (vip, addresses) {
-            (Some((vip, true)), _) | (Some((vip, false)), None) => RecordAnswer::Addresses(vec![vip]),
-            (_, Some(addresses)) => {
+            (Some((zone, vip, true)), _) | (Some((zone, vip, false)), None) => zone.answer(vec![vip], kind),
+            (_, Some((zone, addresses))) => {
                 let mut addresses = addresses.clone();
                 addresses.shuffle(rng);
-                RecordAnswer::Addresses(addresses)
+                zone.answer(addresses, kind)
             }
             (None, None) => RecordAnswer::Empty,
         })
@@ -199,18 +205,46 @@ impl Records {
     fn lookup_pointer(&self, access: &ClientAccess, name: &str, kind: RecordType) -> Option<RecordAnswer> {
         match Name::from_ascii(format!("{name}.")).ok()?.parse_arpa_name().ok()? {
             IpNet::V4(net) if net.prefix_len() == 32 => {
-                let address = net.addr();
-                let index = self.zones.iter().position(|zone| zone.subnet.contains(&address))?;
-                let zone = &self.zones[index];
-                let container = zone.name_of(address).filter(|_| access.zones.contains(&index));
-                Some(match container {
-                    None => RecordAnswer::NoSuchName,
-                    Some(_) if !matches!(kind, RecordType::PTR | RecordType::ANY) => RecordAnswer::Empty,
-                    Some(container) => RecordAnswer::Pointer(format!("{container}.{}", zone.name)),
-                })
+                let index = self.zones.iter().position(|zone| zone.subnet.contains(&net.addr()))?;
+                Some(self.pointer(access, index, Some(net.addr()), kind))
+            }
+            IpNet::V6(net) if net.prefix_len() == 128 && self.zone6(net.addr()).is_some() => {
+                let index = self.zone6(net.addr())?;
+                let address = self.zones[index].pair.and_then(|pair| pair.to_v4(net.addr()));
+                Some(self.pointer(access, index, address, kind))
             }
             IpNet::V6(net) if self.mesh.is_some_and(|mesh| mesh.contains(&net)) => Some(RecordAnswer::NoSuchName),
             _ => None,
+        }
+    }
+}
+
+impl Records {
+    /// The index of the network with this IPv6 address.
+    fn zone6(&self, address: Ipv6Addr) -> Option<usize> {
+        self.zones.iter().position(|zone| zone.pair.is_some_and(|pair| pair.v6.contains(&address)))
+    }
+
+    /// The name of a host, by its IPv4 address.
+    fn pointer(&self, access: &ClientAccess, index: usize, address: Option<Ipv4Addr>, kind: RecordType) -> RecordAnswer {
+        let zone = &self.zones[index];
+        let container = address.and_then(|address| zone.name_of(address)).filter(|_| access.zones.contains(&index));
+        match container {
+            None => RecordAnswer::NoSuchName,
+            Some(_) if !matches!(kind, RecordType::PTR | RecordType::ANY) => RecordAnswer::Empty,
+            Some(container) => RecordAnswer::Pointer(format!("{container}.{}", zone.name)),
+        }
+    }
+}
+
+impl Zone {
+    /// Addresses of this network as records of this type.
+    fn answer(&self, addresses: Vec<Ipv4Addr>, kind: RecordType) -> RecordAnswer {
+        match self.pair {
+            Some(pair) if kind == RecordType::AAAA => {
+                RecordAnswer::Addresses6(addresses.into_iter().filter_map(|address| pair.to_v6(address)).collect())
+            }
+            _ => RecordAnswer::Addresses(addresses),
         }
     }
 }

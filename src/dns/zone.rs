@@ -2,9 +2,9 @@
 
 use super::service_port::ServicePort;
 use crate::datapath::ebpf::VipReadiness;
-use crate::model::ServiceId;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, ServiceNames, TaskEndpoint};
+use crate::model::{ServiceId, SubnetPair};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -17,6 +17,8 @@ pub struct Zone {
     pub name: String,
     lower: String,
     pub subnet: Ipv4Net,
+    /// With the IPv6 one, if it has one: the IPv6 address of each name follows from its IPv4 address.
+    pub pair: Option<SubnetPair>,
     /// By lower-case name.
     names: HashMap<String, NameEntry>,
     /// Address → container or, of a virtual address, service.
@@ -53,6 +55,7 @@ impl Zone {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),
             subnet: network.subnet,
+            pair: network.pair(),
             names: HashMap::new(),
             reverse: HashMap::new(),
             ports: HashMap::new(),

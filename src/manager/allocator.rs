@@ -28,18 +28,20 @@ use crate::model::{Network, NetworkId, Node, Service, ServiceId, Task, TaskState
 use crate::store::{Action, FieldUpdate, Store};
 use addresses::is_host;
 use endpoint::PortRegistry;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
+use subnets::Subnets;
 
 /// Assignments to write now. Endpoints are looked at if something in the scope may have changed one, or a new task needs to know
 /// whether its service has one.
 pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses, scope: &RoundScope) -> Vec<Action> {
-    let new_subnets = subnets::allocate(store, |subnet| quarantine.freed_subnet(subnet));
+    let new_subnets =
+        subnets::allocate(store, |subnet| quarantine.freed_subnet(subnet), |subnet| quarantine.freed_subnet6(subnet));
     let mut subnets: BTreeMap<NetworkId, Ipv4Net> = store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect();
     let mut out = Vec::new();
-    for (network, subnet) in &new_subnets {
-        subnets.insert(network.id.clone(), *subnet);
-        out.push(Action::update(Network { subnet: Some(*subnet), ..(*network).clone() }));
+    for Subnets { network, v4, v6 } in &new_subnets {
+        subnets.insert(network.id.clone(), *v4);
+        out.push(Action::update(Network { subnet: Some(*v4), subnet6: *v6, ..(*network).clone() }));
     }
     let mut allocation = Allocation { store, now, subnets, quarantine, book: None, guarded: BTreeSet::new(), out };
     if scope.has_specs() {
@@ -51,7 +53,7 @@ pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses
     }
     let Allocation { guarded, mut out, .. } = allocation;
     // A network that got its subnet in this transaction is written already.
-    let is_written = |id: &NetworkId| new_subnets.iter().any(|(network, _)| network.id == *id);
+    let is_written = |id: &NetworkId| new_subnets.iter().any(|new| new.network.id == *id);
     for network in store.networks().filter(|n| guarded.contains(&n.id) && !is_written(&n.id)) {
         out.push(Action::update(network.clone()));
     }
@@ -204,13 +206,13 @@ impl Allocation<'_> {
 }
 
 fn no_subnet(store: &Store, id: &NetworkId) -> String {
-    match store.network(id) {
-        None => format!("network {id} not found"),
-        Some(n) if n.spec.subnets.is_empty() => {
-            format!("network {} has no subnet: every subnet of the default address pools is in use", n.spec.name)
-        }
-        Some(n) => {
-            format!("network {} has no subnet: {} overlaps another network, remove one of them", n.spec.name, n.spec.subnets[0])
-        }
+    let Some(network) = store.network(id) else { return format!("network {id} not found") };
+    let spec = &network.spec;
+    let requested = spec.subnets.first().copied().map(IpNet::V4).into_iter().chain(spec.subnet6.map(IpNet::V6));
+    let requested: Vec<String> = requested.map(|subnet| subnet.to_string()).collect();
+    if requested.is_empty() {
+        format!("network {} has no subnet: every subnet of the default address pools is in use", spec.name)
+    } else {
+        format!("network {} has no subnet: {} overlaps another network, remove one of them", spec.name, requested.join(" or "))
     }
 }

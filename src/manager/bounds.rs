@@ -191,6 +191,7 @@ mod tests {
             meta: crate::model::Meta::default(),
             spec: crate::model::NetworkSpec { name: "back".to_owned(), ..crate::model::NetworkSpec::default() },
             subnet: Some("10.0.1.0/24".parse().unwrap()),
+            subnet6: None,
             removing: false,
         };
         let created = vec![crate::store::Action::create(network)];

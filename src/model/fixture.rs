@@ -126,6 +126,7 @@ pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> 
         name: name.to_owned(),
         subnet,
         gateway: gateway(subnet),
+        v6: None,
         internal: false,
         ingress: name == "ingress",
         mtu: None,
@@ -160,7 +161,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
 /// A cluster of these nodes without published ports.
 #[must_use]
 pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
-    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() }
+    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), pairs: Vec::new(), nodes, ports: Vec::new() }
 }
 
 /// A view without tasks; each network's id is its name.

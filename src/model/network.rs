@@ -1,10 +1,11 @@
 //! Overlay networks.
 
+use super::dual_stack::{NetworkV6, SubnetPair, gateway6};
 use super::{id::NetworkId, mesh, meta::Meta, serde_helpers::null_as_default};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Name of the network that carries published ports.
 pub const INGRESS: &str = "ingress";
@@ -17,10 +18,21 @@ pub struct Network {
     pub spec: NetworkSpec,
     /// Assigned by the allocator, from the user's choice or the cluster's pools; `None` until then.
     pub subnet: Option<Ipv4Net>,
+    /// Likewise, with the other one, if the spec enables IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
     /// The user has removed it while tasks that are to stop still have addresses on it: it is shown no more and its name is
     /// free; the reaper deletes it with the last address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removing: bool,
+}
+
+impl Network {
+    /// Its subnets, if it has one of each family.
+    #[must_use]
+    pub fn pair(&self) -> Option<SubnetPair> {
+        SubnetPair::new(self.subnet?, self.subnet6?)
+    }
 }
 
 /// What `docker network create` posts (the fields that are implemented).
@@ -49,6 +61,18 @@ pub struct NetworkSpec {
     /// Addresses within the subnet that nothing gets, by the names that the user gave them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub auxiliary_addresses: BTreeMap<String, Ipv4Addr>,
+    /// Its containers have an IPv6 address too.
+    #[serde(rename = "EnableIPv6", skip_serializing_if = "std::ops::Not::not")]
+    pub enable_ipv6: bool,
+    /// IPv6 subnet that the user asked for; absent without IPv6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
+    /// IPv6 gateway; the first address of the subnet if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+    /// As `auxiliary_addresses`, in the IPv6 subnet.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
+    pub auxiliary_addresses6: BTreeMap<String, Ipv6Addr>,
     /// Driver options, as posted.
     #[serde(deserialize_with = "null_as_default")]
     pub options: BTreeMap<String, String>,
@@ -70,6 +94,28 @@ impl NetworkSpec {
         self.gateway.filter(|gateway| subnet.contains(gateway)).unwrap_or_else(|| mesh::gateway(subnet))
     }
 
+    /// The IPv6 half of a network with this spec, on its subnet.
+    #[must_use]
+    pub fn v6_in(&self, subnet: Ipv6Net) -> NetworkV6 {
+        NetworkV6 {
+            subnet,
+            gateway: self.gateway6.filter(|gateway| subnet.contains(gateway)).unwrap_or_else(|| gateway6(subnet)),
+        }
+    }
+
+    /// IPv4 addresses that nothing gets because the IPv6 address of such a host is the gateway, or an auxiliary address.
+    #[must_use]
+    pub fn reserved_for_v6(&self, subnet: Ipv4Net) -> BTreeSet<Ipv4Addr> {
+        if !self.enable_ipv6 {
+            return BTreeSet::new();
+        }
+        // A subnet that is drawn has the default gateway.
+        let Some(chosen) = self.subnet6 else { return BTreeSet::from([mesh::gateway(subnet)]) };
+        let Some(pair) = SubnetPair::new(subnet, chosen) else { return BTreeSet::new() };
+        let reserved = self.auxiliary_addresses6.values().copied().chain([self.v6_in(chosen).gateway]);
+        reserved.filter_map(|address| pair.to_v4(address)).collect()
+    }
+
     /// What of it managers and nodes of feature level 1 do not know, by the API's name.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {
@@ -78,6 +124,7 @@ impl NetworkSpec {
             ("IPAM.Config.IPRange", self.ip_range.is_some()),
             ("IPAM.Config.AuxiliaryAddresses", !self.auxiliary_addresses.is_empty()),
             (MTU, self.options.contains_key(MTU)),
+            ("EnableIPv6", self.enable_ipv6),
         ];
         fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
     }

@@ -10,6 +10,7 @@ use super::{
     id::{NetworkId, NodeId, ServiceId, TaskId},
     meta::Meta,
     port::{ListeningPort, Listens, PortConfig, Protocol},
+    predefined_network::PredefinedNetwork,
     pull_auth::PullAuth,
     serde_helpers::null_as_default,
     slot_key::SlotKey,
@@ -360,6 +361,15 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The engine's own networks that it names.
+    pub fn predefined_networks(&self) -> impl Iterator<Item = PredefinedNetwork> {
+        self.networks.iter().filter_map(|network| PredefinedNetwork::with_id(&network.target))
+    }
+    /// The ids of the networks of the swarm that it names.
+    pub fn swarm_networks(&self) -> impl Iterator<Item = NetworkId> {
+        let targets = self.networks.iter().map(|network| network.target.as_str());
+        targets.filter(|target| PredefinedNetwork::with_id(target).is_none()).map(NetworkId::from)
+    }
     /// The API's name of the first field that is set and that builds of feature level 1 would drop, misread or not carry out.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {
@@ -372,7 +382,8 @@ impl TaskSpec {
     pub fn newer_field_of_nodes(&self) -> Option<&'static str> {
         let log_driver = self.log_driver.is_some().then_some("LogDriver");
         let resources = || self.resources.as_ref().and_then(Resources::newer_field_of_nodes);
-        log_driver.or_else(resources).or_else(|| self.container_spec.newer_field())
+        let predefined = || self.predefined_networks().next().map(|_| "Networks");
+        log_driver.or_else(resources).or_else(predefined).or_else(|| self.container_spec.newer_field())
     }
 }
 

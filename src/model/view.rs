@@ -1,7 +1,9 @@
 //! What a node knows of the cluster: its tasks, their networks, and what all nodes need. Built by the dispatcher from the
 //! store, kept on the node's disk (ledger), and the only input of every loop on the node.
 
+use super::dual_stack::pair_of;
 use super::{
+    dual_stack::{NetworkV6, SubnetPair},
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
     payload::{Payload, PayloadId},
@@ -60,6 +62,9 @@ pub struct NetworkPart {
     pub subnet: Ipv4Net,
     /// Gateway and name server, the same on every node.
     pub gateway: Ipv4Addr,
+    /// Its IPv6 half, if it has one. The IPv6 address of each member follows from its IPv4 address ([`SubnetPair`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<NetworkV6>,
     /// Its containers get no default route.
     pub internal: bool,
     /// Carries traffic of published ports.
@@ -75,6 +80,14 @@ pub struct NetworkPart {
     /// Every service attached to the network, with tasks or without, sorted by service id. Absent in views of older managers.
     #[serde(default)]
     pub names: Vec<Arc<ServiceNames>>,
+}
+
+impl NetworkPart {
+    /// Its subnets, if it has one of each family.
+    #[must_use]
+    pub fn pair(&self) -> Option<SubnetPair> {
+        SubnetPair::new(self.subnet, self.v6?.subnet)
+    }
 }
 
 /// The names and ports of a service on a network. They are known to the name servers while it has no task, too.
@@ -146,6 +159,9 @@ pub struct ClusterPart {
     /// Subnets of all networks, sorted. (Empty in views of older managers.)
     #[serde(default)]
     pub subnets: Vec<Ipv4Net>,
+    /// Subnets of the networks that have one of each family, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<SubnetPair>,
     /// All nodes, the receiving one included, sorted by id.
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
@@ -190,13 +206,15 @@ impl Peer {
     pub fn address(&self) -> Ipv6Addr {
         super::mesh::node_address(self.subnet)
     }
-    /// Source prefixes of packets from this peer (WireGuard's allowed IPs), sorted.
+    /// Source prefixes of packets from this peer (WireGuard's allowed IPs), sorted. `pairs` as in the [`ClusterPart`].
     #[must_use]
-    pub fn allowed_ips(&self, mesh: MeshPrefix) -> Vec<IpNet> {
+    pub fn allowed_ips(&self, mesh: MeshPrefix, pairs: &[SubnetPair]) -> Vec<IpNet> {
         let mut all = vec![IpNet::from(self.subnet), IpNet::from(std::net::IpAddr::V4(self.ingress_addr))];
         for address in &self.containers {
             all.push(IpNet::from(std::net::IpAddr::V4(*address)));
             all.push(IpNet::from(std::net::IpAddr::V6(mesh.container(*address))));
+            let v6 = pair_of(pairs, *address).and_then(|pair| pair.to_v6(*address));
+            all.extend(v6.map(|address| IpNet::from(std::net::IpAddr::V6(address))));
         }
         all.sort();
         all.dedup();

@@ -6,16 +6,18 @@ use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{
-    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, RequestedAddresses, SwarmInitRequest,
+    SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
+use crate::model::view::NetworkPart;
 use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
 use crate::trust::{JoinToken, PayloadVault, RootCa};
 use async_trait::async_trait;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -111,21 +113,31 @@ impl NodeControl for DaemonControl {
         }
     }
 
-    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
+    async fn prepare_network(&self, reference: &str, requested: RequestedAddresses) -> Result<PreparedNetwork, AttachRefusal> {
         let env = &self.0.env;
-        let given = env.attachments.prepare(reference, requested).await.map_err(|error| match error {
+        let refusal = |error| match error {
             AttachError::Refused(reason) => AttachRefusal::Managers(reason),
             AttachError::NoSwarm(_) | AttachError::NoAnswer { .. } => {
                 AttachRefusal::Node(ControlError::unavailable(error.to_string()))
             }
             AttachError::File(error) => AttachRefusal::Node(failed(&error)),
-        })?;
+        };
+        let mut given = env.attachments.prepare(reference, requested.v4).await.map_err(refusal)?;
+        let mut belonging = None;
+        if let Some(v6) = requested.v6 {
+            let address = belonging_v4(&given.network, requested.v4, v6).map_err(AttachRefusal::Managers)?;
+            if requested.v4.is_none() {
+                // The address that was kept ready to see the network is given back when nothing claims it.
+                given = env.attachments.prepare(reference, Some(address)).await.map_err(refusal)?;
+            }
+            belonging = Some(address);
+        }
         let part = given.network;
         let mtu = *env.mtus.device.borrow();
         let network = NetworkPlan::of(given.network_id, &part, mtu);
         let made = env.engine.ensure_network(&network).await;
         made.map_err(|error| AttachRefusal::Node(ControlError::failed(error.to_string())))?;
-        Ok(PreparedNetwork { id: network.id, name: network.name, gateway: network.gateway })
+        Ok(PreparedNetwork { id: network.id, name: network.name, gateway: network.gateway, belonging })
     }
 
     fn new_token(&self) -> Result<Secret<String>, ControlError> {
@@ -209,5 +221,21 @@ impl Daemon {
         if let Err(error) = self.env.state_dir.forget() {
             tracing::warn!(error = format!("{error:#}"), "the files of a failed attempt could not be removed");
         }
+    }
+}
+
+/// The IPv4 address that belongs to the IPv6 address which a user asks for; the error is for users.
+fn belonging_v4(network: &NetworkPart, v4: Option<Ipv4Addr>, v6: Ipv6Addr) -> Result<Ipv4Addr, String> {
+    let name = &network.name;
+    let Some(pair) = network.pair() else { return Err(format!("network {name} has no IPv6 subnet, in which {v6} could be")) };
+    let Some(belonging) = pair.to_v4(v6) else {
+        return Err(format!("invalid address {v6}: it is no host address of network {name} ({}, {})", pair.v6, pair.v4));
+    };
+    match v4 {
+        Some(v4) if v4 != belonging => Err(format!(
+            "addresses {v4} and {v6} cannot be had together: {belonging} belongs to {v6}, because a container has the same host number \
+             in both subnets of network {name}"
+        )),
+        _ => Ok(belonging),
     }
 }

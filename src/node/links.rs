@@ -2,10 +2,9 @@
 //! these forward to it while it exists.
 
 use crate::datapath::ebpf::EbpfDatapath;
-use crate::datapath::{Links, Sandbox, Sandboxes, mesh::Mesh};
+use crate::datapath::{LinkNetwork, Links, Sandbox, Sandboxes, mesh::Mesh};
 use crate::sync::{read, write};
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, RwLock};
 
@@ -24,11 +23,11 @@ impl CurrentLinks {
 
 #[async_trait]
 impl Links for CurrentLinks {
-    async fn attach_via(&self, subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         let Some(mesh) = self.get() else {
             anyhow::bail!("this node is in no swarm: no overlay network has the address {address}");
         };
-        mesh.attach_via(subnet, gateway, address, mtu).await
+        mesh.attach_to(network, address, mtu).await
     }
     async fn detach(&self, address: Ipv4Addr) -> anyhow::Result<()> {
         match self.get() {

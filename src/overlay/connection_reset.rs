@@ -7,7 +7,7 @@
 
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{Sandbox, netns, places, sockdiag};
-use crate::model::mesh::MeshPrefix;
+use crate::model::dual_stack::pair_of;
 use crate::model::view::{ClusterPart, Peer};
 use crate::model::{NodeId, NodeView};
 use crate::sync::sleep_until;
@@ -116,7 +116,7 @@ impl Resetter {
             let responding = if down.is_empty() { BTreeSet::new() } else { responding(&self.mesh, own, down).await };
             let failed = failed_addresses(&before.cluster, &now.cluster, &self.me, &responding);
             if !failed.is_empty() {
-                self.reset(now.cluster.mesh, failed.clone()).await;
+                self.reset(&now.cluster, failed.clone()).await;
                 // If another node failed shortly before, its addresses are reset once more together with these.
                 let earlier = self.second.take().map(|(_, failed)| failed).unwrap_or_default();
                 self.second = Some((Instant::now() + SECOND_RESET, failed.into_iter().chain(earlier).collect()));
@@ -126,17 +126,21 @@ impl Resetter {
 
     async fn reset_again(&mut self) {
         if let (Some((_, failed)), Some(view)) = (self.second.take(), &self.before) {
-            self.reset(view.cluster.mesh, without_reused(&view.cluster, failed)).await;
+            self.reset(&view.cluster, without_reused(&view.cluster, failed)).await;
         }
     }
 
     /// Resets connections in the containers of this node and those of its published ports.
-    async fn reset(&self, prefix: MeshPrefix, failed: BTreeSet<Ipv4Addr>) {
+    async fn reset(&self, cluster: &ClusterPart, failed: BTreeSet<Ipv4Addr>) {
+        let (prefix, pairs) = (cluster.mesh, cluster.pairs.clone());
         let mut namespaces = places(&self.sandboxes.borrow(), &failed);
         namespaces.insert(self.mesh.pin().to_owned(), failed);
         let work = tokio::task::spawn_blocking(move || {
             for (path, failed) in namespaces {
-                let both_families = |address: Ipv4Addr| [IpAddr::V4(address), IpAddr::V6(prefix.container(address))];
+                let both_families = |address: Ipv4Addr| {
+                    let v6 = pair_of(&pairs, address).and_then(|pair| pair.to_v6(address)).map(IpAddr::V6);
+                    [IpAddr::V4(address), IpAddr::V6(prefix.container(address))].into_iter().chain(v6)
+                };
                 reset_in_namespace(&path, &failed.into_iter().flat_map(both_families).collect());
             }
         });

@@ -2,14 +2,17 @@
 
 use super::path_mtus::PathMtus;
 use crate::datapath::links::{member_route, own_route, rules};
+use crate::datapath::links6;
 use crate::datapath::mesh::{
-    LOCAL, MAIN, MeshRoute, MeshRule, MeshState, RouteTarget, RuleAction, TUNNEL, address_of, base, ipv6_switch, mesh_end,
+    LINK_LOCAL, LOCAL, MAIN, MeshRoute, MeshRule, MeshState, RouteTarget, RuleAction, TUNNEL, address_of, base, ipv6_disabled,
+    ipv6_switch, mesh_end, table_of,
 };
+use crate::model::dual_stack::gateway6;
 use crate::model::mesh::gateway;
-use crate::model::{NodeId, NodeView};
+use crate::model::{NetworkV6, NodeId, NodeView, SubnetPair};
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The desired contents of the mesh namespace. The tunnel and the driver create the devices; their settings are decided here.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -31,6 +34,8 @@ pub struct DesiredMesh {
 /// The addresses of one network that this node has routes for.
 struct RoutedAddresses {
     gateway: Ipv4Addr,
+    /// Its IPv6 half.
+    v6: Option<NetworkV6>,
     /// This node's own address on it (`ingress` only).
     own: Option<Ipv4Addr>,
     /// Of members on other nodes, with the MTU of the route if it is smaller than the device's.
@@ -52,7 +57,8 @@ pub fn desired_mesh(view: &NodeView, me: &NodeId, actual: &MeshState, mtus: &Pat
     }
     for address in veths {
         let end = mesh_end(address);
-        desired.sysctls.insert(ipv6_switch(&end), "1".to_owned());
+        let ipv6 = desired.addresses.contains(&(end.clone(), LINK_LOCAL.into()));
+        desired.sysctls.insert(ipv6_switch(&end), ipv6_disabled(ipv6).to_owned());
         desired.up.insert(end);
     }
     desired
@@ -97,7 +103,7 @@ fn networks(
 ) -> BTreeMap<Ipv4Net, RoutedAddresses> {
     let mut all = BTreeMap::new();
     for part in view.networks.by_id.values() {
-        let mut addresses = RoutedAddresses { gateway: part.gateway, own: None, remote: BTreeMap::new() };
+        let mut addresses = RoutedAddresses { gateway: part.gateway, v6: part.v6, own: None, remote: BTreeMap::new() };
         let elsewhere = part.members.iter().filter(|m| m.node_id != *me);
         addresses.remote.extend(elsewhere.map(|m| (m.address, mtus.of_route(&m.node_id))));
         if part.ingress {
@@ -128,10 +134,48 @@ fn networks(
                 })
             });
             let gateway = configured.unwrap_or_else(|| gateway(subnet));
-            all.entry(subnet).or_insert_with(|| RoutedAddresses { gateway, own: None, remote: BTreeMap::new() });
+            all.entry(subnet).or_insert_with(|| RoutedAddresses {
+                gateway,
+                v6: left_v6(subnet, veths, actual),
+                own: None,
+                remote: BTreeMap::new(),
+            });
         }
     }
     all
+}
+
+/// The IPv6 half of a network that the view does not contain, as an attach left it.
+fn left_v6(subnet: Ipv4Net, veths: &BTreeSet<Ipv4Addr>, actual: &MeshState) -> Option<NetworkV6> {
+    let table = RuleAction::Table(table_of(subnet));
+    let v6 = actual.rules.iter().find_map(|rule| match rule.to {
+        Some(IpNet::V6(v6)) if rule.priority == base::OWN_TO_NETWORK && rule.action == table => Some(v6),
+        _ => None,
+    })?;
+    let ends: BTreeSet<String> = veths.iter().filter(|address| subnet.contains(*address)).map(|a| mesh_end(*a)).collect();
+    let configured = actual.addresses.iter().find_map(|(device, address)| match address {
+        IpAddr::V6(address) if ends.contains(device) && v6.contains(address) => Some(*address),
+        _ => None,
+    });
+    Some(NetworkV6 { subnet: v6, gateway: configured.unwrap_or_else(|| gateway6(v6)) })
+}
+
+/// Adds the IPv6 half of what one network needs, of which `desired` has the IPv4 half: a route where that has one.
+fn add_v6(pair: SubnetPair, gateway: Ipv6Addr, veths: &BTreeSet<Ipv4Addr>, desired: &mut DesiredMesh) {
+    desired.rules.extend(links6::neighbour_rules());
+    desired.rules.extend(links6::network_rules(pair));
+    desired.addresses.insert(("lo".to_owned(), gateway.into()));
+    let mut routes = vec![links6::gateway_route(pair, gateway)];
+    for route in desired.routes.iter().filter(|route| route.table == table_of(pair.v4)) {
+        let (RouteTarget::Device(device), IpAddr::V4(to)) = (&route.target, route.to.addr()) else { continue };
+        routes.extend(links6::member_route(pair, to, device.clone()).map(|v6| MeshRoute { mtu: route.mtu, ..v6 }));
+    }
+    desired.routes.extend(routes);
+    for local in veths.iter().filter(|address| pair.v4.contains(*address)) {
+        let end = mesh_end(*local);
+        desired.rules.extend(links6::container_rule(pair, *local));
+        desired.addresses.extend(links6::end_addresses(gateway).map(|address| (end.clone(), address)));
+    }
 }
 
 /// Adds what one network needs: its rules, its gateway on `lo` and on each veth, and a route to each member.
@@ -161,5 +205,8 @@ fn add_network(
             ..member_route(subnet, *remote, TUNNEL.to_owned())
         };
         desired.routes.extend(addresses.remote.iter().map(route));
+    }
+    if let Some((pair, v6)) = addresses.v6.and_then(|v6| Some((SubnetPair::new(subnet, v6.subnet)?, v6))) {
+        add_v6(pair, v6.gateway, veths, desired);
     }
 }

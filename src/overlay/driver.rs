@@ -5,9 +5,9 @@
 //! The engine does not announce live containers again after a restart of its own or of the daemon. So every endpoint is kept
 //! on disk ([`endpoint_file`]), and every call may be repeated or name an object that was removed already.
 
-use crate::datapath::{Links, Sandbox, Sandboxes};
-use crate::model::{NetworkId, docker};
-use crate::sync::replace_if_changed;
+use crate::datapath::{LinkNetwork, Links, Sandbox, Sandboxes};
+use crate::model::{NetworkId, NetworkV6, SubnetPair, docker};
+use crate::sync::{lock, replace_if_changed};
 use attachments::{AttachError, Attachments};
 use axum::Router;
 use axum::body::Bytes;
@@ -19,7 +19,8 @@ use endpoint_file::{EndpointFile, EngineEndpoint, EngineNetwork, EngineObjects};
 use error::DriverError;
 use ipam::WantedAddress;
 use serde_json::{Value, json};
-use std::net::Ipv4Addr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
@@ -48,7 +49,15 @@ pub struct Driver {
     joined: watch::Sender<Vec<Sandbox>>,
     /// Addresses of plain containers; `None`: there are tasks only.
     attachments: Option<Arc<Attachments>>,
+    given: std::sync::Mutex<GivenAddresses>,
 }
+
+/// IPv4 addresses given last, by network and by the MAC address of the container: the request for its IPv6 address follows, and
+/// names nothing else.
+type GivenAddresses = VecDeque<(NetworkId, String, Ipv4Addr)>;
+
+/// How many of them are kept: containers that may begin at the same time.
+const MOST_GIVEN: usize = 512;
 
 /// A container's address on a network, as the engine has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,7 +82,16 @@ impl Driver {
     ) -> anyhow::Result<Self> {
         let file = EndpointFile::open(file)?;
         let (joined, _) = watch::channel(file.read(sandboxes_of));
-        Ok(Self { links, mtu, file, links_lock: Mutex::new(()), sandboxes, joined, attachments: None })
+        Ok(Self {
+            links,
+            mtu,
+            file,
+            links_lock: Mutex::new(()),
+            sandboxes,
+            joined,
+            attachments: None,
+            given: std::sync::Mutex::default(),
+        })
     }
 
     /// Gives plain containers addresses from here.
@@ -109,38 +127,90 @@ impl Driver {
     /// The address of the gateway, of a task, or for a plain container.
     async fn request_address(&self, call: wire::RequestAddress) -> Result<Value, DriverError> {
         let (subnet, wanted) = ipam::address_request(&call)?;
-        let network = self.network_with(subnet);
-        let (requested, attachments) = match (wanted, &self.attachments) {
-            (WantedAddress::Gateway(address), _) | (WantedAddress::Exact(address), None) => return Ok(ipam::reply(address)),
-            (WantedAddress::Any, None) => return Err(DriverError::UnknownSubnet(subnet)),
-            (WantedAddress::Exact(address), Some(attachments)) => (Some(address), attachments),
-            (WantedAddress::Any, Some(attachments)) => (None, attachments),
-        };
-        let network = network.ok_or(DriverError::UnknownSubnet(subnet))?;
-        if let Some(address) = requested.filter(|address| attachments.is_of_task(&network, *address)) {
+        if let WantedAddress::Gateway(address) = wanted {
             return Ok(ipam::reply(address));
         }
-        match attachments.claim(&network, requested).await {
-            Ok(address) => Ok(ipam::reply(address)),
+        let mac = ipam::mac(&call);
+        let requested = match wanted {
+            WantedAddress::Gateway(address) | WantedAddress::Exact(address) => Some(address),
+            WantedAddress::Any => None,
+        };
+        let (id, network) = match self.network_with(subnet) {
+            Some(found) => found,
+            None => match (requested, &self.attachments) {
+                // There are tasks only, with addresses of their own.
+                (Some(address), None) => return Ok(ipam::reply(address)),
+                _ => return Err(DriverError::UnknownSubnet(subnet)),
+            },
+        };
+        match (requested, network.pair().filter(|_| matches!(subnet, ipnet::IpNet::V6(_)))) {
+            // The creation of the endpoint checks that it belongs to the IPv4 address.
+            (Some(address @ IpAddr::V6(_)), _) => Ok(ipam::reply(address)),
+            (None, Some(pair)) => self.second_address(&id, pair, mac.as_deref()).map(ipam::reply),
+            (Some(IpAddr::V4(address)), _) => self.first_address(id, Some(address), mac).await,
+            // Users' containers get addresses from the managers only.
+            (None, None) if self.attachments.is_none() => Err(DriverError::UnknownSubnet(subnet)),
+            (None, None) => self.first_address(id, None, mac).await,
+        }
+    }
+
+    /// The IPv4 address of a task, or for a plain container.
+    async fn first_address(
+        &self,
+        network: NetworkId,
+        requested: Option<Ipv4Addr>,
+        mac: Option<String>,
+    ) -> Result<Value, DriverError> {
+        let claimed = match (&self.attachments, requested) {
+            (Some(attachments), Some(address)) if attachments.is_of_task(&network, address) => Ok(address),
+            (None, Some(address)) => Ok(address),
+            (None, None) => return Err(DriverError::NoPool),
+            (Some(attachments), _) => attachments.claim(&network, requested).await,
+        };
+        match claimed {
+            Ok(address) => {
+                if let Some(mac) = mac {
+                    let mut given = lock(&self.given);
+                    given.retain(|(of, other, _)| *of != network || *other != mac);
+                    given.push_back((network, mac, address));
+                    if given.len() > MOST_GIVEN {
+                        given.pop_front();
+                    }
+                }
+                Ok(ipam::reply(address.into()))
+            }
             Err(source @ AttachError::Refused(_)) => Err(DriverError::NotAttachable { network: network.to_string(), source }),
             Err(error) => Err(DriverError::NoAddressGiven(error)),
         }
     }
 
+    /// The IPv6 address that belongs to the IPv4 address which the interface with this MAC address was given.
+    fn second_address(&self, network: &NetworkId, pair: SubnetPair, mac: Option<&str>) -> Result<IpAddr, DriverError> {
+        let given = lock(&self.given);
+        let first = given.iter().find(|(of, other, _)| of == network && mac == Some(other)).map(|(_, _, address)| *address);
+        first.and_then(|address| pair.to_v6(address)).map(IpAddr::V6).ok_or(DriverError::NoMac)
+    }
+
     async fn release_address(&self, call: wire::ReleaseAddress) -> Result<Value, DriverError> {
         let subnet = ipam::pool(call.pool_id.as_deref())?;
         let address = call.address.as_deref().and_then(ipam::address);
-        if let (Some(attachments), Some(network), Some(address)) = (&self.attachments, self.network_with(subnet), address) {
+        if let (Some(attachments), Some((network, _)), Some(IpAddr::V4(address))) =
+            (&self.attachments, self.network_with(subnet), address)
+        {
             attachments.release(&network, address).await;
         }
         Ok(json!({}))
     }
 
     /// The swarm network with this subnet, of those that the engine has.
-    fn network_with(&self, subnet: ipnet::Ipv4Net) -> Option<NetworkId> {
+    fn network_with(&self, subnet: ipnet::IpNet) -> Option<(NetworkId, EngineNetwork)> {
+        let has = |network: &EngineNetwork| match subnet {
+            ipnet::IpNet::V4(subnet) => network.subnet.trunc() == subnet.trunc(),
+            ipnet::IpNet::V6(subnet) => network.v6.is_some_and(|v6| v6.subnet.trunc() == subnet.trunc()),
+        };
         self.file.read(|objects| {
-            let found = objects.networks.values().find(|network| network.subnet.trunc() == subnet.trunc());
-            found.map(|network| network.swarm_network.as_str().into())
+            let found = objects.networks.values().find(|network| has(network));
+            found.map(|network| (network.swarm_network.as_str().into(), network.clone()))
         })
     }
 
@@ -148,11 +218,13 @@ impl Driver {
         let data = call.ipv4_data.unwrap_or_default();
         let [v4] = data.as_slice() else { return Err(DriverError::SubnetCount(data.len())) };
         let subnet = v4.pool.parse().map_err(|_| DriverError::NotASubnet(v4.pool.clone()))?;
+        let v6 = network_v6(subnet, &call.ipv6_data.unwrap_or_default())?;
         let gateway = v4.gateway.as_deref().and_then(ipam::address).ok_or(DriverError::NoGateway)?;
         let options = call.options.unwrap_or(Value::Null);
         let network = EngineNetwork {
             subnet,
             gateway,
+            v6,
             internal: options.get("com.docker.network.internal").and_then(Value::as_bool).unwrap_or(false),
             swarm_network: option(&options, docker::NETWORK_OPTION).unwrap_or_default().to_owned(),
             most_mtu: option(&options, docker::MOST_MTU_OPTION).and_then(|mtu| mtu.parse().ok()),
@@ -177,13 +249,20 @@ impl Driver {
     }
 
     fn create_endpoint(&self, call: wire::CreateEndpoint) -> Result<Value, DriverError> {
-        let requested = call.interface.and_then(|i| i.address).filter(|a| !a.is_empty());
-        let Some(address) = requested.as_deref().and_then(ipam::address) else {
+        let (requested, requested6) = call.interface.map(|i| (i.address, i.address6)).unwrap_or_default();
+        let requested = requested.filter(|a| !a.is_empty());
+        let Some(address) = requested.as_deref().and_then(ipam::address::<Ipv4Addr>) else {
             return Err(DriverError::NoAddress { endpoint: call.endpoint_id, requested });
         };
-        let subnet = self.network(&call.network_id)?.subnet;
-        if !subnet.contains(&address) {
-            return Err(DriverError::OutsideSubnet { address, subnet });
+        let network = self.network(&call.network_id)?;
+        if !network.subnet.contains(&address) {
+            return Err(DriverError::OutsideSubnet { address: address.into(), subnet: network.subnet.into() });
+        }
+        let belongs = network.pair().and_then(|pair| pair.to_v6(address));
+        if let (Some(wanted), Some(belongs)) = (requested6.as_deref().and_then(ipam::address), belongs)
+            && wanted != belongs
+        {
+            return Err(DriverError::OtherNumber { wanted, address, belongs });
         }
         let endpoint = EngineEndpoint { id: call.endpoint_id, network: call.network_id, address, sandbox: None, link: None };
         // The join writes it to the file: before, there is no link to remove after a restart.
@@ -200,7 +279,8 @@ impl Driver {
         let mtu = *self.mtu.borrow();
         let mtu = network.most_mtu.map_or(mtu, |most| most.min(mtu));
         let address = endpoint.address;
-        let link = self.links.attach_via(network.subnet, network.gateway, address, mtu).await;
+        let to = LinkNetwork { subnet: network.subnet, gateway: network.gateway, v6: network.v6 };
+        let link = self.links.attach_to(to, address, mtu).await;
         let link = link.map_err(|source| DriverError::Attach { address, source })?;
         let joined = EngineEndpoint { sandbox: call.sandbox_key, link: Some(link.clone()), ..endpoint };
         self.update(|objects| {
@@ -211,7 +291,7 @@ impl Driver {
             objects.endpoints.insert(joined.id.clone(), joined);
         })
         .await?;
-        Ok(wire::join_reply(&link, network.subnet, network.gateway, network.internal))
+        Ok(wire::join_reply(&link, network.subnet, network.gateway, network.v6, network.internal))
     }
 
     async fn leave(&self, call: wire::EndpointCall) -> Result<Value, DriverError> {
@@ -278,7 +358,7 @@ impl Driver {
         match call {
             DriverCall::Activate => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
             DriverCall::NetworkCapabilities => Ok(json!({ "Scope": "local", "ConnectivityScope": "global" })),
-            DriverCall::IpamCapabilities => Ok(json!({ "RequiresMACAddress": false, "RequiresRequestReplay": false })),
+            DriverCall::IpamCapabilities => Ok(json!({ "RequiresMACAddress": true, "RequiresRequestReplay": false })),
             DriverCall::DefaultAddressSpaces => {
                 Ok(json!({ "LocalDefaultAddressSpace": "skep", "GlobalDefaultAddressSpace": "skep" }))
             }
@@ -300,6 +380,19 @@ impl Driver {
 /// One of the driver's options, of those that the engine sends with a network.
 fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
     options.get("com.docker.network.generic")?.get(name)?.as_str()
+}
+
+/// The IPv6 half of a network that the engine creates.
+fn network_v6(subnet: ipnet::Ipv4Net, data: &[wire::IpData]) -> Result<Option<NetworkV6>, DriverError> {
+    let data = match data {
+        [] => return Ok(None),
+        [data] => data,
+        more => return Err(DriverError::Subnet6Count(more.len())),
+    };
+    let v6 = data.pool.parse().map_err(|_| DriverError::NotASubnet(data.pool.clone()))?;
+    let pair = SubnetPair::new(subnet, v6).ok_or(DriverError::SmallSubnet6 { v4: subnet, v6 })?;
+    let gateway = data.gateway.as_deref().and_then(ipam::address).ok_or(DriverError::NoGateway)?;
+    Ok(Some(NetworkV6 { subnet: pair.v6, gateway }))
 }
 
 /// The endpoint's namespace, while it is joined.

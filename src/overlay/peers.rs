@@ -40,7 +40,7 @@ pub fn peer_steps(
     let mut steps: Vec<TunnelStep> =
         tunnel.peers.keys().filter(|key| !wanted.contains_key(*key)).map(|key| TunnelStep::Remove(*key)).collect();
     for (key, node) in wanted {
-        let allowed_ips = node.allowed_ips(cluster.mesh);
+        let allowed_ips = node.allowed_ips(cluster.mesh, &cluster.pairs);
         let keepalive = Some(KEEPALIVE);
         let actual = tunnel.peers.get(&key);
         let endpoint = attempts.endpoint_to_set(key, &node.endpoints, actual, now);

@@ -8,7 +8,7 @@ use crate::datapath::mesh::{MAIN, MeshLink, MeshRule, MeshState, MeshStep, Route
 use crate::datapath::{Redirect, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use crate::model::fixture::{self, mesh, network_part};
 use crate::model::view::{NetworkPart, Peer, TaskEndpoint};
-use crate::model::{NodeId, NodeView, WgKey};
+use crate::model::{NetworkV6, NodeId, NodeView, SubnetPair, WgKey};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -185,6 +185,57 @@ address del 10.0.1.1 dev lo
     assert_eq!(mesh_steps(&desired_mesh(&without, &me(), &state, &PathMtus::default()), &state), []);
 }
 
+/// The IPv6 half of a network: a source is checked by its device, because IPv6 has no `rp_filter`.
+#[test]
+fn a_dual_stack_network() {
+    let a = |last| Ipv4Addr::new(10, 0, 1, last);
+    let members = || vec![member(1, a(11)), member(2, a(12))];
+    let v6 = NetworkV6 { subnet: "fd00:1::/64".parse().expect("net"), gateway: "fd00:1::1".parse().expect("address") };
+    let mut state = with_links(&["lo", TUNNEL, "v0a00010b"]);
+    let run = |state: &mut MeshState, view: &NodeView| {
+        let steps = mesh_steps(&desired_mesh(view, &me(), state, &PathMtus::uniform(1420)), state);
+        apply(state, &steps);
+        assert_eq!(mesh_steps(&desired_mesh(view, &me(), state, &PathMtus::uniform(1420)), state), []);
+        text(&steps)
+    };
+    run(&mut state, &view(vec![network(1, members())]));
+    assert_eq!(state.sysctls["ipv6/conf/v0a00010b/disable_ipv6"], "1");
+    let dual = view(vec![NetworkPart { v6: Some(v6), ..network(1, members()) }]);
+    assert_eq!(
+        run(&mut state, &dual),
+        "\
+address add fd00:1::1 dev lo
+address add fd00:1::1 dev v0a00010b
+address add fe80::1 dev v0a00010b
+route set local fd00:1::1/128 dev lo table 167772416
+route set fd00:1::b/128 dev v0a00010b table 167772416
+route set fd00:1::c/128 dev skep0 table 167772416
+rule add -6 50: to fe80::1/128 lookup local
+rule add -6 50: to ff02::1:ff00:0/104 lookup local
+rule add -6 100: from fd00:1::/64 goto 121920
+rule add -6 121920: from fd00:1::/64 iif skep0 lookup 167772416
+rule add -6 121920: from fd00:1::b/128 iif v0a00010b lookup 167772416
+rule add -6 121921: goto 3000000
+rule add -6 3000002: to fd00:1::/64 iif lo lookup 167772416
+"
+    );
+    assert_eq!(state.sysctls["ipv6/conf/v0a00010b/disable_ipv6"], "0");
+    // The view no longer contains the network, but a veth of it exists: only routes to other nodes end.
+    assert_eq!(
+        run(&mut state, &view(vec![])),
+        "route del 10.0.1.12/32 dev skep0 table 167772416\nroute del fd00:1::c/128 dev skep0 table 167772416\n"
+    );
+    // A peer may use the IPv6 addresses of its containers there, and of no others.
+    let pairs = [SubnetPair::new("10.0.1.0/24".parse().expect("net"), v6.subnet).expect("a pair")];
+    let added: Vec<String> = peer(2)
+        .allowed_ips(mesh(), &pairs)
+        .iter()
+        .filter(|net| !peer(2).allowed_ips(mesh(), &[]).contains(net))
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(added, ["fd00:1::c/128"]);
+}
+
 /// Only what leads to a node with a smaller path gets a smaller route, and loses it when the path grows.
 #[test]
 fn routes_to_a_node_have_the_mtu_of_its_path() {
@@ -222,7 +273,7 @@ fn peers_are_set_when_they_differ_and_unknown_ones_removed() {
     let cluster = some_view().cluster;
     let mut tunnel = TunnelState::default();
     let first = peer(2).endpoints[0];
-    let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh()), keepalive: Some(25) };
+    let wanted = TunnelPeer { endpoint: Some(first), allowed_ips: peer(2).allowed_ips(mesh(), &[]), keepalive: Some(25) };
     assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Set(peer(2).key, wanted.clone())]);
 
     let state = |peer: TunnelPeer, age| TunnelPeerState { peer, handshake_age: age, rx_bytes: 0, tx_bytes: 0 };

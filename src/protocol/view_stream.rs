@@ -230,6 +230,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
         name: part.name.clone(),
         subnet: part.subnet,
         gateway: part.gateway,
+        v6: part.v6,
         internal: part.internal,
         ingress: part.ingress,
         mtu: part.mtu,
@@ -245,6 +246,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         mesh: part.mesh,
         pools: part.pools.clone(),
         subnets: part.subnets.clone(),
+        pairs: part.pairs.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
     }

@@ -39,17 +39,21 @@ pub fn create_body(plan: &ContainerPlan) -> ContainerCreateBody {
         exposed_ports: list(&port_bindings(plan).into_keys().collect::<Vec<_>>()),
         host_config: Some(host_config(plan)),
         networking_config: plan.networks.first().map(|(network, address)| NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(*address))])),
+            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint(network, *address))])),
         }),
         ..Default::default()
     }
 }
 
-/// An endpoint with a fixed address.
+/// An endpoint with a fixed address on a network, of each family that it has.
 #[must_use]
-pub fn endpoint(address: Ipv4Addr) -> EndpointSettings {
+pub fn endpoint(network: &NetworkPlan, address: Ipv4Addr) -> EndpointSettings {
     EndpointSettings {
-        ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..Default::default() }),
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(address.to_string()),
+            ipv6_address: network.v6_of(address).map(|address| address.to_string()),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -61,13 +65,17 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
         name: network.name.clone(),
         driver: Some(DRIVER.to_owned()),
         internal: Some(network.internal),
+        enable_ipv6: network.v6.map(|_| true),
         ipam: Some(Ipam {
             driver: Some(DRIVER.to_owned()),
-            config: Some(vec![IpamConfig {
-                subnet: Some(network.subnet.to_string()),
-                gateway: Some(network.gateway.to_string()),
-                ..Default::default()
-            }]),
+            config: Some(
+                [Some((network.subnet.to_string(), network.gateway.to_string()))]
+                    .into_iter()
+                    .chain([network.v6.map(|v6| (v6.subnet.to_string(), v6.gateway.to_string()))])
+                    .flatten()
+                    .map(|(subnet, gateway)| IpamConfig { subnet: Some(subnet), gateway: Some(gateway), ..Default::default() })
+                    .collect(),
+            ),
             options: None,
         }),
         options: Some(
@@ -99,7 +107,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         None => (dns.nameservers, dns.options),
     };
     HostConfig {
-        network_mode: Some(plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())),
+        network_mode: Some(network_mode(plan)),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: Some(0) }),
         mounts: list(&mounts(plan)),
         port_bindings: Some(port_bindings(plan)).filter(|ports| !ports.is_empty()),
@@ -124,6 +132,14 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         log_config: plan.task.spec.log_driver.as_ref().map(log_config),
         ..Default::default()
     }
+}
+
+/// The network that the container is made on.
+fn network_mode(plan: &ContainerPlan) -> String {
+    if let Some(predefined) = plan.task.spec.predefined_networks().next() {
+        return predefined.name().to_owned();
+    }
+    plan.networks.first().map_or_else(|| "default".to_owned(), |(network, _)| network.name.clone())
 }
 
 /// The container's name server: the gateway of its first user network, else of `ingress`. (All gateways of a node lead to

@@ -3,7 +3,7 @@
 use super::container::{bound_ports, create_body, grace_seconds, network_body};
 use super::{ContainerPlan, FileMount, NetworkPlan};
 use crate::model::service::ServiceSpec;
-use crate::model::{NetworkId, NodeId, Task, fixture::task_with_resolvers, task::TaskSpec};
+use crate::model::{NetworkId, NetworkV6, NodeId, PredefinedNetwork, Task, fixture::task_with_resolvers, task::TaskSpec};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,6 +14,7 @@ fn network(name: &str, index: u8, ingress: bool) -> (NetworkPlan, Ipv4Addr) {
         name: name.to_owned(),
         subnet: format!("10.0.{index}.0/24").parse().expect("a subnet"),
         gateway: Ipv4Addr::new(10, 0, index, 1),
+        v6: None,
         internal: false,
         ingress,
         mtu: 1420,
@@ -235,6 +236,29 @@ fn a_network_has_its_subnet_and_the_id_of_its_swarm_network() {
             "Options": { "skep.network": "id-back", "mtu": "1420" },
         })
     );
+}
+
+#[test]
+fn a_dual_stack_network_and_its_containers_have_both_addresses() {
+    let (mut network, address) = network("back", 1, false);
+    network.v6 = Some(NetworkV6 { subnet: "fd00:1::/64".parse().expect("net"), gateway: "fd00:1::fe".parse().expect("address") });
+    let posted = serde_json::to_value(network_body(&network)).expect("JSON");
+    assert_eq!(posted["EnableIPv6"], true);
+    assert_eq!(posted["IPAM"]["Config"][1], json!({ "Subnet": "fd00:1::/64", "Gateway": "fd00:1::fe" }));
+    let last = address.octets()[3];
+    let body = body(&plan(json!({ "ContainerSpec": { "Image": "lab:1" } }), vec![(network, address)]));
+    let config = &body["NetworkingConfig"]["EndpointsConfig"]["back"]["IPAMConfig"];
+    assert_eq!(*config, json!({ "IPv4Address": address, "IPv6Address": format!("fd00:1::{last:x}") }));
+}
+
+#[test]
+fn a_container_on_a_network_of_the_engine_is_made_there() {
+    for network in PredefinedNetwork::ALL {
+        let template = json!({ "ContainerSpec": { "Image": "lab:1" }, "Networks": [{ "Target": network.id() }] });
+        let body = body(&plan(template, vec![]));
+        assert_eq!(body["HostConfig"]["NetworkMode"], network.name());
+        assert_eq!(body["NetworkingConfig"], Value::Null);
+    }
 }
 
 #[test]

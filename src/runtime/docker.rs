@@ -329,7 +329,7 @@ impl Engine for DockerEngine {
             }
             let request = NetworkConnectRequest {
                 container: container_id.to_owned(),
-                endpoint_config: Some(container::endpoint(*address)),
+                endpoint_config: Some(container::endpoint(network, *address)),
             };
             client.connect_network(&network.name, request).await.map_err(|e| self.error(e))?;
         }

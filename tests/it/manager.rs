@@ -6,6 +6,7 @@ mod attachments;
 mod bytes;
 mod cost;
 mod dispatcher;
+mod dual_stack;
 mod engine;
 mod feature_level;
 pub mod fixture;

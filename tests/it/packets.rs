@@ -6,6 +6,7 @@
 
 mod build;
 mod calls;
+mod calls6;
 mod flows;
 mod headers;
 mod io_uring;

@@ -112,6 +112,7 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
             subnet: None,
+            subnet6: None,
             removing: number % 8 == 7,
         }
         .into(),

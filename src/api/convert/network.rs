@@ -3,14 +3,27 @@
 use crate::api::wire::{self, Driver, IpamConfig};
 use crate::model::docker::{ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::service::EndpointMode;
-use crate::model::{Network, NetworkSpec, Service, Task};
+use crate::model::{Meta, Network, NetworkSpec, PredefinedNetwork, Service, Task, Timestamp};
 use crate::store::Store;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 /// The driver that users see: skep's own stands in for Docker's.
 pub const OVERLAY: &str = "overlay";
+
+/// The IPv6 address that belongs to an IPv4 address on a network, with the prefix length of its subnet.
+pub fn v6_with_length(network: &Network, address: Ipv4Addr) -> Option<Ipv6Net> {
+    let pair = network.pair()?;
+    Ipv6Net::new(pair.to_v6(address)?, pair.v6.prefix_len()).ok()
+}
+
+/// The subnets of an engine's network.
+fn configured_subnets(ipam: &Value) -> Vec<IpNet> {
+    let configs = ipam["Config"].as_array().into_iter().flatten();
+    configs.filter_map(|config| config["Subnet"].as_str()?.parse().ok()).collect()
+}
 
 /// The id of the swarm network that an engine's network is a part of; `None` for other drivers.
 pub fn swarm_network_of(network: &Value) -> Option<&str> {
@@ -30,12 +43,8 @@ pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
         scope: "swarm",
         driver: OVERLAY,
         enable_ipv4: (version >= ApiVersion::v1(48)).then_some(true),
-        enable_ipv6: false,
-        ipam: wire::NetworkIpam {
-            driver: "default",
-            options: None,
-            config: network.subnet.map(|subnet| ipam(&network.spec, subnet)).into_iter().collect(),
-        },
+        enable_ipv6: network.spec.enable_ipv6,
+        ipam: wire::NetworkIpam { driver: "default", options: None, config: ipam(network) },
         internal: network.spec.internal,
         attachable: network.spec.attachable,
         ingress: network.spec.ingress,
@@ -49,21 +58,79 @@ pub fn network(network: &Network, version: ApiVersion) -> wire::Network {
     }
 }
 
+/// One of the engine's own networks, as the swarm's network that a service names.
+pub fn predefined(network: PredefinedNetwork, created: Timestamp, version: ApiVersion) -> wire::Network {
+    wire::Network {
+        name: network.name().to_owned(),
+        id: network.id().to_owned(),
+        created,
+        scope: "swarm",
+        driver: network.name(),
+        enable_ipv4: (version >= ApiVersion::v1(48)).then_some(true),
+        enable_ipv6: false,
+        ipam: wire::NetworkIpam { driver: "", options: None, config: Vec::new() },
+        internal: false,
+        attachable: false,
+        ingress: false,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        containers: None,
+        peers: None,
+        services: None,
+        options: BTreeMap::new(),
+        labels: Some(predefined_labels()),
+    }
+}
+
+fn predefined_labels() -> BTreeMap<String, String> {
+    BTreeMap::from([(PredefinedNetwork::LABEL.to_owned(), "true".to_owned())])
+}
+
+/// The same within a task's `NetworksAttachments`.
+pub fn attached_predefined(network: PredefinedNetwork, meta: Meta) -> wire::AttachedNetwork {
+    let driver = || Driver { name: network.name(), options: BTreeMap::new() };
+    wire::AttachedNetwork {
+        id: network.id().to_owned(),
+        meta: meta.into(),
+        spec: wire::AttachedNetworkSpec {
+            name: network.name().to_owned(),
+            labels: predefined_labels(),
+            driver_configuration: driver(),
+            internal: false,
+            attachable: false,
+            ingress: false,
+            ipam_options: wire::Ipam::default(),
+            scope: "swarm",
+        },
+        driver_state: driver(),
+        ipam_options: wire::Ipam::default(),
+    }
+}
+
 /// Adds the containers of this node from the engine's part of the network.
-pub fn with_engine_part(mut shown: wire::Network, part: &Value, subnet: Option<Ipv4Net>) -> wire::Network {
-    shown.containers = Some(containers(part, subnet));
+pub fn with_engine_part(
+    mut shown: wire::Network,
+    part: &Value,
+    subnet: Option<Ipv4Net>,
+    subnet6: Option<Ipv6Net>,
+) -> wire::Network {
+    shown.containers = Some(containers(part, subnet, subnet6));
     shown.labels.get_or_insert_default();
     shown
 }
 
 /// The containers of the engine's part of a network, with the prefix length of its subnet: the engine itself routes each address
 /// alone.
-fn containers(part: &Value, subnet: Option<Ipv4Net>) -> Value {
+fn containers(part: &Value, subnet: Option<Ipv4Net>, subnet6: Option<Ipv6Net>) -> Value {
     let mut all = part.get("Containers").filter(|containers| containers.is_object()).cloned().unwrap_or_else(|| json!({}));
     for container in all.as_object_mut().into_iter().flat_map(Map::values_mut) {
         let address = container["IPv4Address"].as_str().and_then(|text| text.strip_suffix("/32"));
         if let Some((address, subnet)) = address.zip(subnet) {
             container["IPv4Address"] = json!(format!("{address}/{}", subnet.prefix_len()));
+        }
+        let address = container["IPv6Address"].as_str().and_then(|text| text.strip_suffix("/128"));
+        if let Some((address, subnet)) = address.zip(subnet6) {
+            container["IPv6Address"] = json!(format!("{address}/{}", subnet.prefix_len()));
         }
     }
     all
@@ -127,9 +194,11 @@ pub fn from_engine_part(part: &Value) -> Value {
         let ingress = map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
         map.insert("Ingress".to_owned(), json!(ingress));
         map.insert("Options".to_owned(), json!({}));
-        let subnet = map.get("IPAM").and_then(|i| i["Config"][0]["Subnet"].as_str()?.parse().ok());
+        let subnets: Vec<IpNet> = map.get("IPAM").map(configured_subnets).unwrap_or_default();
+        let subnet = subnets.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+        let subnet6 = subnets.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
         if map.contains_key("Containers") {
-            map.insert("Containers".to_owned(), containers(part, subnet));
+            map.insert("Containers".to_owned(), containers(part, subnet, subnet6));
         }
         let config = map.get("IPAM").and_then(|i| i.get("Config")).cloned().unwrap_or(Value::Null);
         map.insert("IPAM".to_owned(), json!({ "Driver": "default", "Options": null, "Config": config }));
@@ -154,19 +223,39 @@ pub fn attached(network: &Network) -> wire::AttachedNetwork {
             ingress: spec.ingress,
             ipam_options: wire::Ipam {
                 driver: if spec.ingress { Driver::default() } else { default() },
-                configs: spec.subnets.iter().map(|s| requested(spec, *s)).collect(),
+                configs: spec.subnets.iter().map(|s| requested(spec, *s)).chain(spec.subnet6.map(requested6)).collect(),
             },
             scope: "swarm",
         },
         driver_state: driver(),
         ipam_options: wire::Ipam {
             driver: default(),
-            configs: network.subnet.map(|subnet| assigned(spec, subnet)).into_iter().collect(),
+            configs: network.subnet.map(|subnet| assigned(spec, subnet)).into_iter().chain(assigned6(network)).collect(),
         },
     }
 }
 
-fn ipam(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
+/// The subnets of a network, the IPv4 one first.
+fn ipam(network: &Network) -> Vec<IpamConfig> {
+    let v4 = network.subnet.map(|subnet| ipam_v4(&network.spec, subnet));
+    let v6 = network.subnet6.map(|subnet| IpamConfig {
+        subnet: subnet.to_string(),
+        gateway: network.spec.v6_in(subnet).gateway.to_string(),
+        ..IpamConfig::default()
+    });
+    v4.into_iter().chain(v6).collect()
+}
+
+fn requested6(subnet: Ipv6Net) -> IpamConfig {
+    IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() }
+}
+
+fn assigned6(network: &Network) -> Option<IpamConfig> {
+    let subnet = network.subnet6?;
+    Some(IpamConfig { gateway: network.spec.v6_in(subnet).gateway.to_string(), ..requested6(subnet) })
+}
+
+fn ipam_v4(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
     IpamConfig {
         subnet: subnet.to_string(),
         ip_range: spec.ip_range.map(|range| range.to_string()).unwrap_or_default(),

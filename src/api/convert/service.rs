@@ -1,14 +1,16 @@
 //! Services.
 
+use super::network::v6_with_length;
 use crate::api::wire;
 use crate::model::eligibility::is_eligible;
-use crate::model::service::{Service, ServiceMode, ServiceSpec};
+use crate::model::service::{Service, ServiceMode, ServiceSpec, Vip};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
 use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
+use ipnet::IpNet;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
-pub fn service(service: &Service, defaults: bool) -> wire::Service {
+pub fn service(service: &Service, store: &Store, defaults: bool) -> wire::Service {
     let spec = if defaults { with_defaults(service.spec.clone()) } else { service.spec.clone() };
     wire::Service {
         id: service.id.to_string(),
@@ -18,7 +20,7 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
         endpoint: wire::Endpoint {
             spec: service.endpoint.spec.clone().unwrap_or_default(),
             ports: service.endpoint.ports.clone(),
-            virtual_ips: service.endpoint.vips.clone(),
+            virtual_ips: service.endpoint.vips.iter().flat_map(|vip| virtual_ips(vip, store)).collect(),
         },
         update_status: update_status(service),
         service_status: None,
@@ -27,6 +29,13 @@ pub fn service(service: &Service, defaults: bool) -> wire::Service {
             last_execution: job.last_execution,
         }),
     }
+}
+
+/// A virtual address, and that of the other family which belongs to it.
+fn virtual_ips(vip: &Vip, store: &Store) -> impl Iterator<Item = wire::VirtualIp> {
+    let v6 = store.network(&vip.network_id).and_then(|network| v6_with_length(network, vip.addr.addr())).map(IpNet::V6);
+    let network = vip.network_id.clone();
+    [IpNet::V4(vip.addr)].into_iter().chain(v6).map(move |addr| wire::VirtualIp { network_id: network.clone(), addr })
 }
 
 /// The last update, unless it has replaced no task.

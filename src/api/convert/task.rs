@@ -5,18 +5,29 @@ use crate::api::wire;
 use crate::model::docker::ApiVersion;
 use crate::model::{Task, TaskState};
 use crate::store::Store;
+use ipnet::IpNet;
 
 /// A task in this version of the API.
 pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
     let mut spec = (*task.spec).clone();
     spec.runtime = None;
+    let meta = store.cluster().map(|cluster| cluster.meta).unwrap_or_default();
+    let is_allocated = task.status.state > TaskState::New;
+    let predefined = task
+        .spec
+        .predefined_networks()
+        .filter(|_| is_allocated)
+        .map(|network| wire::Attachment { network: network::attached_predefined(network, meta), addresses: Vec::new() });
     let networks_attachments = task
         .attachments
         .iter()
         .filter_map(|a| {
-            let network = network::attached(store.network(&a.network_id)?);
-            Some(wire::Attachment { network, addresses: vec![a.address.to_string()] })
+            let network = store.network(&a.network_id)?;
+            let v6 = network::v6_with_length(network, a.address.addr()).map(IpNet::V6);
+            let addresses = [IpNet::V4(a.address)].into_iter().chain(v6).map(|address| address.to_string()).collect();
+            Some(wire::Attachment { network: network::attached(network), addresses })
         })
+        .chain(predefined)
         .collect();
     wire::Task {
         id: task.id.to_string(),

@@ -157,7 +157,7 @@ mod tests {
 
     fn network(name: &str) -> Network {
         let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-        Network { id: name.into(), meta: Meta::default(), spec, subnet: None, removing: false }
+        Network { id: name.into(), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false }
     }
 
     fn service(name: &str, replicas: u64, image: &str) -> Service {

@@ -5,22 +5,26 @@ use super::local_networks::{engine_part, engine_part_named};
 use super::network_reference::{self, ReferencedNetwork, local_names};
 use super::networks::store;
 use super::request::ApiRequest;
-use crate::api::control::{AttachRefusal, PreparedNetwork};
+use crate::api::control::{AttachRefusal, PreparedNetwork, RequestedAddresses};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::encode;
 use crate::model::docker::ApiVersion;
 use axum::response::Response;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 /// POST /networks/{id}/connect
 pub async fn connect(request: &ApiRequest, reference: &str) -> Result<Response> {
     // The engine refuses what cannot be parsed.
-    let posted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
-    let requested = requested_address(field(&posted, "EndpointConfig"))?;
+    let mut posted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let requested = requested_addresses(field(&posted, "EndpointConfig"))?;
     match prepare(request, reference, requested).await? {
         Some(network) => {
-            request.forward_to(&request.engine_target(&format!("/networks/{}/connect", encode(&network.name)))).await
+            let target = request.engine_target(&format!("/networks/{}/connect", encode(&network.name)));
+            let Some(address) = network.belonging else { return request.forward_to(&target).await };
+            update(&mut posted, "EndpointConfig", |endpoint| set_address(endpoint, address));
+            request.forward_body(&target, posted.to_string().into()).await
         }
         None => request.forward().await,
     }
@@ -53,7 +57,7 @@ pub async fn disconnect(request: &ApiRequest, reference: &str) -> Result<Respons
 ///
 /// # Errors
 /// The network is not attachable, no manager answers, or several networks match.
-pub async fn prepare(request: &ApiRequest, reference: &str, requested: Option<Ipv4Addr>) -> Result<Option<PreparedNetwork>> {
+pub async fn prepare(request: &ApiRequest, reference: &str, requested: RequestedAddresses) -> Result<Option<PreparedNetwork>> {
     let prepared = match store(request) {
         Some(store) => match network_reference::find(request, &store, reference).await? {
             ReferencedNetwork::Swarm(network) if !network.spec.attachable => {
@@ -99,16 +103,37 @@ fn refusal(request: &ApiRequest, reference: &str, reason: &str) -> ApiError {
     }
 }
 
-/// The IPv4 address that a posted endpoint asks for.
+/// The addresses that a posted endpoint asks for.
 ///
 /// # Errors
-/// 400 if it is none.
-pub fn requested_address(endpoint: &Value) -> Result<Option<Ipv4Addr>> {
-    let text = field(field(endpoint, "IPAMConfig"), "IPv4Address").as_str().unwrap_or_default();
+/// 400 if one is none of its family.
+pub fn requested_addresses(endpoint: &Value) -> Result<RequestedAddresses> {
+    let config = field(endpoint, "IPAMConfig");
+    Ok(RequestedAddresses { v4: requested(config, "IPv4")?, v6: requested(config, "IPv6")? })
+}
+
+fn requested<A: FromStr>(config: &Value, family: &str) -> Result<Option<A>> {
+    let text = field(config, &format!("{family}Address")).as_str().unwrap_or_default();
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| ApiError::bad(format!("invalid endpoint settings:\ninvalid IPv4 address: {text}")))
+    let refused = |_| ApiError::bad(format!("invalid endpoint settings:\ninvalid {family} address: {text}"));
+    text.parse().map(Some).map_err(refused)
+}
+
+/// Has a posted endpoint ask for this address.
+pub fn set_address(endpoint: &mut Value, address: Ipv4Addr) {
+    update(endpoint, "IPAMConfig", |config| update(config, "IPv4Address", |v4| *v4 = json!(address.to_string())));
+}
+
+/// Changes a field, whatever its spelling; one that is missing is `null` before.
+pub fn update(value: &mut Value, name: &str, change: impl FnOnce(&mut Value)) {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    let Value::Object(map) = value else { return };
+    let key = map.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+    change(map.entry(key.unwrap_or_else(|| name.to_owned())).or_insert(Value::Null));
 }
 
 /// A field by its name in any case, as the engine matches it.

@@ -1,7 +1,7 @@
 //! `/containers/create`: forwarded to the engine. A container that is to be on a network of the swarm finds that network there, and its
 //! name server.
 
-use super::attach::{field, prepare, requested_address};
+use super::attach::{field, prepare, requested_addresses, set_address, update};
 use super::request::ApiRequest;
 use crate::api::control::PreparedNetwork;
 use crate::api::error::Result;
@@ -18,7 +18,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     let mut posted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let mut prepared = Vec::new();
     for (name, endpoint) in requested_networks(&posted) {
-        if let Some(network) = prepare(request, &name, requested_address(&endpoint)?).await? {
+        if let Some(network) = prepare(request, &name, requested_addresses(&endpoint)?).await? {
             prepared.push((name, network));
         }
     }
@@ -42,6 +42,13 @@ fn requested_networks(posted: &Value) -> Vec<(String, Value)> {
 /// Names the networks as the engine knows them, and has the container ask their name servers first: those forward what they do not
 /// know.
 fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
+    for (reference, address) in networks.iter().filter_map(|(reference, network)| Some((reference, network.belonging?))) {
+        update(posted, "NetworkingConfig", |networking| {
+            update(networking, "EndpointsConfig", |endpoints| {
+                update(endpoints, reference, |endpoint| set_address(endpoint, address))
+            });
+        });
+    }
     for (reference, network) in networks.iter().filter(|(reference, network)| *reference != network.name) {
         let rename_mode = |mode: &mut Value| {
             if mode.as_str() == Some(reference) {
@@ -65,16 +72,6 @@ fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
     update(posted, "HostConfig", |host| update(host, "Dns", servers));
 }
 
-/// Changes a field, whatever its spelling; one that is missing is `null` before.
-fn update(value: &mut Value, name: &str, change: impl FnOnce(&mut Value)) {
-    if !value.is_object() {
-        *value = json!({});
-    }
-    let Value::Object(map) = value else { return };
-    let key = map.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
-    change(map.entry(key.unwrap_or_else(|| name.to_owned())).or_insert(Value::Null));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +90,7 @@ mod tests {
     #[test]
     fn the_engine_gets_the_network_by_its_name_and_its_name_server_first() {
         let gateway = "172.20.9.1".parse().unwrap();
-        let network = |id: &str, name: &str| PreparedNetwork { id: id.into(), name: name.to_owned(), gateway };
+        let network = |id: &str, name: &str| PreparedNetwork { id: id.into(), name: name.to_owned(), gateway, belonging: None };
         let mut posted = json!({
             "Image": "x", "hostConfig": { "networkMode": "n1id", "Dns": ["192.0.2.53"], "Memory": 7 },
             "NetworkingConfig": { "EndpointsConfig": { "n1id": { "Aliases": ["db"] }, "lan": {} } },

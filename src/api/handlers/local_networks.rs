@@ -3,7 +3,7 @@
 use super::request::ApiRequest;
 use crate::api::convert::network::swarm_network_of;
 use crate::api::error::{ApiError, Result};
-use crate::api::query::{encode, quote};
+use crate::api::query::encode;
 use crate::model::docker::DRIVER;
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -47,18 +47,13 @@ pub async fn engine_part_named(request: &ApiRequest, reference: &str) -> Option<
 pub async fn unknown_target(request: &ApiRequest, target: &str) -> ApiError {
     let path = request.engine_target(&format!("/networks/{}", encode(target)));
     match request.api.engine.get(&path).await {
-        Ok(reply) if reply.status.is_success() => {
-            if ["host", "bridge", "none"].contains(&target) {
-                return ApiError::unsupported_field("TaskTemplate.Networks.Target", &quote(target));
-            }
-            ApiError::new(
-                StatusCode::FORBIDDEN,
-                format!(
-                    "The network {target} cannot be used with services. Only networks scoped to the swarm can be used, such as those \
+        Ok(reply) if reply.status.is_success() => ApiError::new(
+            StatusCode::FORBIDDEN,
+            format!(
+                "The network {target} cannot be used with services. Only networks scoped to the swarm can be used, such as those \
                      created with the overlay driver."
-                ),
-            )
-        }
+            ),
+        ),
         _ => ApiError::failed(format!("network {target} not found")),
     }
 }

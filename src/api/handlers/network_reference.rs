@@ -88,7 +88,14 @@ mod tests {
         let mut store = Store::default();
         let create = |(id, name): &(&str, &str)| {
             let spec = NetworkSpec { name: (*name).to_owned(), ..NetworkSpec::default() };
-            Action::create(Network { id: NetworkId::from(*id), meta: Meta::default(), spec, subnet: None, removing: false })
+            Action::create(Network {
+                id: NetworkId::from(*id),
+                meta: Meta::default(),
+                spec,
+                subnet: None,
+                subnet6: None,
+                removing: false,
+            })
         };
         let transaction = Transaction::new(Timestamp::default(), networks.iter().map(create).collect());
         store.apply(1, &transaction).expect("valid");

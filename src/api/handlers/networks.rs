@@ -12,7 +12,7 @@ use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::DRIVER;
-use crate::model::{Meta, Network, NetworkId};
+use crate::model::{Meta, Network, NetworkId, PredefinedNetwork};
 use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
@@ -89,6 +89,11 @@ pub async fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> 
 }
 
 async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, store: &Store) -> Result<Response> {
+    let predefined = if scope == "swarm" { PredefinedNetwork::find(reference) } else { PredefinedNetwork::with_id(reference) };
+    if let Some(predefined) = predefined {
+        let created = store.cluster().map(|cluster| cluster.meta.created_at).unwrap_or_default();
+        return ok(&convert::predefined(predefined, created, request.version));
+    }
     let network = if scope == "swarm" {
         lookup::network(store, reference)?
     } else {
@@ -104,7 +109,7 @@ async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, st
     }
     if let Some(part) = engine_part(request, network.id.as_str()).await {
         shown.peers = Some(convert::peers(network, store));
-        shown = convert::with_engine_part(shown, &part, network.subnet);
+        shown = convert::with_engine_part(shown, &part, network.subnet, network.subnet6);
     }
     ok(&shown)
 }
@@ -170,9 +175,12 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     validate::network_name(&spec.name)?;
     validate::ingress_network(&spec, lookup::networks(&store))?;
+    if let Some(cluster) = store.cluster() {
+        validate::network_subnet6(&spec, cluster)?;
+    }
     let id = NetworkId::draw(&mut rand::rng());
     let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
-    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, removing: false };
+    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false };
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
 }

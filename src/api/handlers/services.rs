@@ -12,7 +12,7 @@ use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
 use crate::model::service::{Endpoint, ServiceSpec};
-use crate::model::{JobStatus, Meta, PayloadId, PullAuth, Service, ServiceId, SpecChange};
+use crate::model::{JobStatus, Meta, PayloadId, PredefinedNetwork, PullAuth, Service, ServiceId, SpecChange};
 use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -30,7 +30,7 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let services: Vec<_> = found
         .into_iter()
         .map(|service| {
-            let mut shown = convert::service::service(service, false);
+            let mut shown = convert::service::service(service, &store, false);
             shown.service_status = status.then(|| convert::service::status(service, &store));
             shown
         })
@@ -50,7 +50,7 @@ fn passes(service: &Service, filters: &Filters) -> bool {
 pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let defaults = request.query.strict_bool("insertDefaults")?;
     let store = request.store()?.read();
-    ok(&convert::service::service(lookup::service(&store, reference)?, defaults))
+    ok(&convert::service::service(lookup::service(&store, reference)?, &store, defaults))
 }
 
 /// POST /services/create
@@ -118,9 +118,8 @@ fn posted_pull_auth(request: &ApiRequest, store: &Store) -> Result<Option<PullAu
 /// What other requests must not take away before the spec is written: its networks exist, `ingress` included, its secrets and configs
 /// too, and its ports are free. `own` is the id of the service itself on an update.
 fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec<Condition> {
-    let attached = spec.task_template.networks.iter().map(|n| n.target.as_str());
-    let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.as_str());
-    let networks = attached.chain(ingress).map(|id| Condition::present(Kind::Network, id));
+    let ingress = lookup::networks(store).filter(|n| n.spec.ingress && spec.wants_ingress()).map(|n| n.id.clone());
+    let networks = spec.task_template.swarm_networks().chain(ingress).map(|id| Condition::present(Kind::Network, &id));
     let ports = spec.endpoint_spec.iter().flat_map(|e| &e.ports).filter(|p| p.published_port != 0);
     let ports = ports.map(|p| Condition::FreePort {
         mode: p.publish_mode,
@@ -142,6 +141,10 @@ fn conditions(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Vec
 async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &Store) -> Result<()> {
     for attachment in &mut spec.task_template.networks {
         let target = &attachment.target;
+        if let Some(predefined) = PredefinedNetwork::find(target) {
+            predefined.id().clone_into(&mut attachment.target);
+            continue;
+        }
         let network = match lookup::network(store, target) {
             Ok(network) => network,
             Err(error) if error.status != StatusCode::NOT_FOUND => return Err(error),
@@ -155,7 +158,7 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
         }
         attachment.target = network.id.to_string();
     }
-    Ok(())
+    validate::predefined_networks(spec)
 }
 
 /// POST /services/{id}/update

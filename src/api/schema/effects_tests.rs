@@ -123,6 +123,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("CreateRequest.Scope", "swarm, or the engine's"),
     ("CreateRequest.CheckDuplicate", "names are always unique"),
     ("CreateRequest.EnableIPv4", "false is refused"),
+    ("CreateRequest.EnableIPv6", "manager/allocator/subnets.rs"),
     ("CreateRequest.IPAM.Driver", "another one than default is refused"),
     ("CreateRequest.IPAM.Config[0].Subnet", "manager/allocator/subnets.rs"),
     ("CreateRequest.IPAM.Config[0].Gateway", "manager/dispatcher/view.rs"),

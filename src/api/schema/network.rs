@@ -12,7 +12,7 @@ pub static NETWORK: Struct = Struct {
         supported("Scope", FieldType::Str),
         supported("CheckDuplicate", FieldType::Bool),
         supported("EnableIPv4", FieldType::Bool),
-        unsupported("EnableIPv6", FieldType::Bool),
+        supported("EnableIPv6", FieldType::Bool),
         supported("IPAM", FieldType::Object("network.IPAM", IPAM)),
         supported("Internal", FieldType::Bool),
         supported("Attachable", FieldType::Bool),

@@ -2,15 +2,20 @@
 
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, NETWORK};
+use crate::model::dual_stack::{gateway6, overlap6};
+use crate::model::mesh::MeshPrefix;
 use crate::model::network::MTU;
-use crate::model::{Network, NetworkSpec, mesh};
-use ipnet::Ipv4Net;
+use crate::model::{Cluster, Network, NetworkSpec, SubnetPair, mesh};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 /// Smallest MTU of an IPv4 network (RFC 791), in bytes.
 const SMALLEST_MTU: u32 = 68;
+/// Smallest MTU of a network with IPv6 (RFC 8200), in bytes.
+const SMALLEST_MTU6: u32 = 1280;
 /// Option that chooses the VXLAN ids of a network's subnets.
 const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
@@ -23,9 +28,18 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
     for subnet in &spec.subnets {
         warnings.extend(room_warning(spec.ip_range.unwrap_or(*subnet), nodes));
     }
-    let taken = |other: &Network| {
+    let taken6 = |other: &Network| {
+        let theirs = other.subnet6.or(other.spec.subnet6)?;
+        let subnet = spec.subnet6.filter(|subnet| overlap6(subnet, &theirs))?;
+        Some((IpNet::V6(subnet), IpNet::V6(theirs)))
+    };
+    let taken4 = |other: &Network| {
         let theirs = other.subnet.or(other.spec.subnets.first().copied())?;
         let subnet = spec.subnets.iter().find(|subnet| subnet.contains(&theirs) || theirs.contains(*subnet))?;
+        Some((IpNet::V4(*subnet), IpNet::V4(theirs)))
+    };
+    let taken = |other: &Network| {
+        let (subnet, theirs) = taken4(other).or_else(|| taken6(other))?;
         Some(format!(
             "subnet {subnet} overlaps {theirs} of network {}: the network gets its subnet, and containers, once that one is removed",
             other.spec.name
@@ -55,7 +69,8 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
     if name.trim().is_empty() {
         return Err(ApiError::bad("invalid name: name is empty"));
     }
-    let (subnets, pool) = pools(posted)?;
+    let enable_ipv6 = posted["EnableIPv6"].as_bool().unwrap_or(false);
+    let (pool, pool6) = pools(posted, enable_ipv6)?;
     if posted["EnableIPv4"] == json!(false) {
         return Err(ApiError::bad("IPv4 cannot be disabled in a Swarm scoped network"));
     }
@@ -75,14 +90,26 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
     if let Some((mtu, Err(_) | Ok(..SMALLEST_MTU))) = mtu {
         return Err(ApiError::bad(format!("invalid value for option {MTU}: {mtu:?} is no MTU of {SMALLEST_MTU} bytes or more")));
     }
+    if let Some((mtu, Ok(..SMALLEST_MTU6))) = mtu
+        && enable_ipv6
+    {
+        return Err(ApiError::bad(format!("invalid value for option {MTU}: {mtu:?}: IPv6 needs {SMALLEST_MTU6} bytes or more")));
+    }
     let flag = |key: &str| posted[key].as_bool().unwrap_or(false);
+    if flag("Ingress") && enable_ipv6 {
+        return Err(ApiError::unsupported_field("EnableIPv6", "of the ingress network: it serves IPv6 clients as it is"));
+    }
     Ok(NetworkSpec {
         name: name.to_owned(),
         labels: serde_json::from_value(posted["Labels"].clone()).unwrap_or_default(),
         internal: flag("Internal"),
         attachable: flag("Attachable"),
         ingress: flag("Ingress"),
-        subnets,
+        subnets: pool.subnet.into_iter().collect(),
+        enable_ipv6,
+        subnet6: pool6.subnet,
+        gateway6: pool6.gateway,
+        auxiliary_addresses6: pool6.auxiliary,
         gateway: pool.gateway,
         ip_range: pool.range,
         auxiliary_addresses: pool.auxiliary,
@@ -90,88 +117,153 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
     })
 }
 
-/// What of a subnet is assigned.
-#[derive(Default)]
-struct PoolLimits {
-    gateway: Option<Ipv4Addr>,
-    range: Option<Ipv4Net>,
-    auxiliary: BTreeMap<String, Ipv4Addr>,
+/// A subnet and what of it is assigned.
+struct Pool<Net, Address> {
+    subnet: Option<Net>,
+    gateway: Option<Address>,
+    range: Option<Net>,
+    auxiliary: BTreeMap<String, Address>,
 }
 
-fn pools(posted: &Value) -> Result<(Vec<Ipv4Net>, PoolLimits)> {
-    let (mut subnets, mut limits) = (Vec::new(), PoolLimits::default());
+impl<Net, Address> Default for Pool<Net, Address> {
+    fn default() -> Self {
+        Self { subnet: None, gateway: None, range: None, auxiliary: BTreeMap::new() }
+    }
+}
+
+fn refused(text: &str) -> ApiError {
+    ApiError::bad(format!("invalid network config:\n{text}"))
+}
+
+/// The subnets of both families.
+fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Pool<Ipv4Net, Ipv4Addr>, Pool<Ipv6Net, Ipv6Addr>)> {
+    let (mut pool, mut pool6) = (Pool::default(), Pool::default());
     for (i, config) in posted["IPAM"]["Config"].as_array().into_iter().flatten().enumerate() {
-        if let Some(subnet) = subnet(i, config)? {
-            subnets.push(subnet);
-            limits = pool_limits(subnet, config)?;
+        let repeated = |family: &str| {
+            ApiError::unsupported_field(
+                "IPAM.Config",
+                &format!("with several {family} subnets: ask for one that is large enough"),
+            )
+        };
+        match subnet(config)? {
+            None => {}
+            Some(IpNet::V4(subnet)) if pool.subnet.is_none() => pool = pool_v4(subnet, config)?,
+            Some(IpNet::V4(_)) => return Err(repeated("IPv4")),
+            Some(IpNet::V6(subnet)) if !enable_ipv6 => {
+                return Err(refused(&format!("invalid subnet {subnet}: IPv6 is not enabled for the network (--ipv6)")));
+            }
+            Some(IpNet::V6(subnet)) if pool6.subnet.is_none() => pool6 = pool_v6(i, subnet, config)?,
+            Some(IpNet::V6(_)) => return Err(repeated("IPv6")),
         }
     }
-    if subnets.len() > 1 {
-        return Err(ApiError::unsupported_field("more than one subnet in IPAM.Config", ""));
-    }
-    Ok((subnets, limits))
+    Ok((pool, pool6))
 }
 
-/// Gateway, range and auxiliary addresses, in Docker's words where they are refused.
-fn pool_limits(subnet: Ipv4Net, config: &Value) -> Result<PoolLimits> {
-    let refused = |text: String| ApiError::bad(format!("invalid network config:\n{text}"));
+/// Subnet, gateway, range and auxiliary addresses, in Docker's words where they are refused.
+fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<Pool<Ipv4Net, Ipv4Addr>> {
     let range = match config["IPRange"].as_str().unwrap_or_default() {
         "" => None,
         text => {
             let range: Ipv4Net =
-                text.parse().map_err(|_| refused(format!("invalid ip-range {text}: invalid CIDR block notation")))?;
+                text.parse().map_err(|_| refused(&format!("invalid ip-range {text}: invalid CIDR block notation")))?;
             if range.trunc() != range {
-                return Err(refused(format!("invalid ip-range {range}: it should be {}", range.trunc())));
+                return Err(refused(&format!("invalid ip-range {range}: it should be {}", range.trunc())));
             }
             if !subnet.contains(&range) {
-                return Err(refused(format!("invalid ip-range {range}: it is not contained in subnet {subnet}")));
+                return Err(refused(&format!("invalid ip-range {range}: it is not contained in subnet {subnet}")));
             }
             Some(range)
         }
     };
-    let gateway = match config["Gateway"].as_str().unwrap_or_default() {
-        "" => None,
-        text => {
-            let gateway: Ipv4Addr = text.parse().map_err(|_| refused(format!("invalid gateway {text}: invalid address")))?;
-            if !subnet.contains(&gateway) {
-                return Err(refused(format!("invalid gateway {gateway}: it is not contained in subnet {subnet}")));
-            }
-            if [subnet.network(), subnet.broadcast()].contains(&gateway) {
-                return Err(refused(format!("invalid gateway {gateway}: it is no host address of subnet {subnet}")));
-            }
-            // What every network has is not part of the spec, so that managers of earlier builds read it.
-            Some(gateway).filter(|gateway| *gateway != mesh::gateway(subnet))
-        }
-    };
-    let mut auxiliary = BTreeMap::new();
-    for (name, address) in config["AuxiliaryAddresses"].as_object().into_iter().flatten() {
-        let text = address.as_str().unwrap_or_default();
-        let address: Ipv4Addr =
-            text.parse().map_err(|_| refused(format!("invalid auxiliary address {name}: invalid address {text:?}")))?;
-        if !subnet.contains(&address) {
-            return Err(refused(format!("invalid auxiliary address {name}: {address} is not contained in subnet {subnet}")));
-        }
-        auxiliary.insert(name.clone(), address);
+    let gateway = posted_gateway(IpNet::V4(subnet), config)?;
+    if let Some(gateway) = gateway.filter(|gateway| [subnet.network(), subnet.broadcast()].contains(gateway)) {
+        return Err(refused(&format!("invalid gateway {gateway}: it is no host address of subnet {subnet}")));
     }
-    Ok(PoolLimits { gateway, range, auxiliary })
+    // What every network has is not part of the spec, so that managers of earlier builds read it.
+    let gateway = gateway.filter(|gateway| *gateway != mesh::gateway(subnet));
+    Ok(Pool { subnet: Some(subnet), gateway, range, auxiliary: auxiliary(IpNet::V4(subnet), config)? })
 }
 
-/// The subnet of the `i`-th IPAM configuration; `None` if it has none.
-fn subnet(i: usize, config: &Value) -> Result<Option<Ipv4Net>> {
+/// As [`pool_v4`].
+fn pool_v6(i: usize, subnet: Ipv6Net, config: &Value) -> Result<Pool<Ipv6Net, Ipv6Addr>> {
+    let first = subnet.addr();
+    if first.is_multicast() || first.is_unicast_link_local() || first.segments()[..3] == [0; 3] {
+        return Err(refused(&format!("invalid subnet {subnet}: its addresses cannot be those of hosts on a network")));
+    }
+    if config["IPRange"].as_str().is_some_and(|range| !range.is_empty()) {
+        let why = "in an IPv6 subnet: IPv6 addresses have the host numbers of the IPv4 ones, whose range holds for both";
+        return Err(ApiError::unsupported_field(&format!("IPAM.Config[{i}].IPRange"), why));
+    }
+    let gateway = posted_gateway(IpNet::V6(subnet), config)?;
+    if gateway == Some(subnet.addr()) {
+        return Err(refused(&format!("invalid gateway {}: it is no host address of subnet {subnet}", subnet.addr())));
+    }
+    let gateway = gateway.filter(|gateway| *gateway != gateway6(subnet));
+    Ok(Pool { subnet: Some(subnet), gateway, range: None, auxiliary: auxiliary(IpNet::V6(subnet), config)? })
+}
+
+/// An address of the subnet's family, within it.
+fn address_in<A: FromStr + Copy + Into<IpAddr>>(subnet: IpNet, what: &str, text: &str) -> Result<A> {
+    let address: A = text.parse().map_err(|_| refused(&format!("invalid {what}: invalid address")))?;
+    if !subnet.contains(&address.into()) {
+        return Err(refused(&format!("invalid {what}: it is not contained in subnet {subnet}")));
+    }
+    Ok(address)
+}
+
+fn posted_gateway<A: FromStr + Copy + Into<IpAddr>>(subnet: IpNet, config: &Value) -> Result<Option<A>> {
+    match config["Gateway"].as_str().unwrap_or_default() {
+        "" => Ok(None),
+        text => address_in(subnet, &format!("gateway {text}"), text).map(Some),
+    }
+}
+
+fn auxiliary<A: FromStr + Copy + Into<IpAddr>>(subnet: IpNet, config: &Value) -> Result<BTreeMap<String, A>> {
+    let posted = config["AuxiliaryAddresses"].as_object().into_iter().flatten();
+    let address = |(name, address): (&String, &Value)| {
+        let text = address.as_str().unwrap_or_default();
+        Ok((name.clone(), address_in(subnet, &format!("auxiliary address {name}: {text}"), text)?))
+    };
+    posted.map(address).collect()
+}
+
+/// The subnet of an IPAM configuration; `None` if it has none.
+fn subnet(config: &Value) -> Result<Option<IpNet>> {
     let text = config["Subnet"].as_str().unwrap_or_default();
     if text.is_empty() {
         return Ok(None);
     }
-    let subnet: ipnet::IpNet = text
-        .parse()
-        .map_err(|_| ApiError::bad(format!("invalid network config:\ninvalid subnet {text}: invalid CIDR block notation")))?;
-    let ipnet::IpNet::V4(subnet) = subnet else {
-        return Err(ApiError::unsupported_field(&format!("IPAM.Config[{i}].Subnet"), text));
-    };
+    let subnet: IpNet = text.parse().map_err(|_| refused(&format!("invalid subnet {text}: invalid CIDR block notation")))?;
     if subnet.addr() != subnet.network() {
-        return Err(ApiError::bad(format!("invalid network config:\ninvalid subnet {subnet}: it should be {}", subnet.trunc())));
+        return Err(refused(&format!("invalid subnet {subnet}: it should be {}", subnet.trunc())));
     }
     Ok(Some(subnet))
+}
+
+/// Subnet size of a cluster that has none of its own.
+const DEFAULT_SUBNET_SIZE: u8 = 24;
+
+/// Refuses an IPv6 subnet that is the mesh's own, or has fewer addresses than the IPv4 one that the network has or will get.
+///
+/// # Errors
+/// 400.
+pub fn network_subnet6(spec: &NetworkSpec, cluster: &Cluster) -> Result<()> {
+    let Some(subnet) = spec.subnet6 else { return Ok(()) };
+    let MeshPrefix(mesh) = cluster.mesh;
+    if overlap6(&subnet, &mesh) {
+        return Err(refused(&format!("invalid subnet {subnet}: it overlaps {mesh}, in which the swarm itself has addresses")));
+    }
+    let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
+    let v4 = spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, size).unwrap_or_default());
+    if SubnetPair::new(v4, subnet).is_none() {
+        let longest = 96 + v4.prefix_len();
+        return Err(refused(&format!(
+            "invalid subnet {subnet}: it has fewer addresses than the IPv4 subnet (/{}), and a container has the same host number in \
+             both: a prefix of {longest} or shorter is needed",
+            v4.prefix_len()
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses an attachable ingress network, and a second one.
@@ -216,7 +308,7 @@ mod tests {
             ("Gateway", json!("172.20.4.1"), "it is not contained in subnet"),
             ("Gateway", json!("172.20.3.255"), "it is no host address"),
             ("Gateway", json!("fd00::1"), "invalid address"),
-            ("AuxiliaryAddresses", json!({ "a": "192.168.0.1" }), "192.168.0.1 is not contained"),
+            ("AuxiliaryAddresses", json!({ "a": "192.168.0.1" }), "192.168.0.1: it is not contained"),
             ("AuxiliaryAddresses", json!({ "a": "fd00::1" }), "invalid address"),
         ] {
             let mut config = json!({ "Subnet": "172.20.0.0/22" });
@@ -224,6 +316,70 @@ mod tests {
             let error = network_spec(&posted(&config)).unwrap_err();
             assert!(error.status == 400 && error.message.contains(said), "{error}");
         }
+    }
+
+    /// A network of both families, with these IPAM configurations.
+    fn dual(configs: &Value) -> Result<NetworkSpec> {
+        network_spec(&json!({ "Name": "back", "Driver": "overlay", "EnableIPv6": true, "IPAM": { "Config": configs } }))
+    }
+
+    #[test]
+    fn a_network_has_one_subnet_of_each_family_in_any_order() {
+        let spec = dual(&json!([
+            { "Subnet": "fd00:7::/64", "Gateway": "fd00:7::fe", "AuxiliaryAddresses": { "router": "fd00:7::9" } },
+            { "Subnet": "192.168.7.0/24" },
+        ]))
+        .unwrap();
+        assert_eq!((spec.subnets.len(), spec.subnet6), (1, Some("fd00:7::/64".parse().unwrap())));
+        assert_eq!(spec.gateway6, Some("fd00:7::fe".parse().unwrap()));
+        let reserved: Vec<String> = spec.reserved_for_v6(spec.subnets[0]).iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["192.168.7.9", "192.168.7.254"], "of the host numbers of gateway and router");
+        let drawn = dual(&json!([])).unwrap();
+        assert!(drawn.enable_ipv6 && drawn.subnet6.is_none() && drawn.subnets.is_empty());
+        let only6 = dual(&json!([{ "Subnet": "fd00:7::/64" }])).unwrap();
+        assert!(only6.subnets.is_empty(), "its IPv4 subnet is drawn");
+        assert_eq!(spec.newer_field(), Some("EnableIPv6"), "older managers and nodes do not serve it");
+    }
+
+    #[test]
+    fn what_of_ipv6_cannot_be_carried_out_is_refused() {
+        let v4 = json!({ "Subnet": "192.168.7.0/24" });
+        for (configs, status, said) in [
+            (json!([{ "Subnet": "fd00:7::1/64" }]), 400, "it should be fd00:7::/64"),
+            (json!([{ "Subnet": "fd00:7::/129" }]), 400, "invalid CIDR block notation"),
+            (json!([{ "Subnet": "fe80::/64" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "ff05::/64" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "::ffff:0:0/96" }]), 400, "cannot be those of hosts"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:8::1" }]), 400, "it is not contained in subnet fd00:7::/64"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:7::" }]), 400, "it is no host address"),
+            (json!([{ "Subnet": "fd00:7::/64", "Gateway": "10.0.0.1" }]), 400, "invalid address"),
+            (json!([{ "Subnet": "fd00:7::/64", "IPRange": "fd00:7::/80" }]), 501, "host numbers of the IPv4 ones"),
+            (json!([v4, { "Subnet": "172.16.0.0/24" }]), 501, "several IPv4 subnets"),
+            (json!([{ "Subnet": "fd00:7::/64" }, { "Subnet": "fd00:8::/64" }]), 501, "several IPv6 subnets"),
+        ] {
+            let error = dual(&configs).unwrap_err();
+            assert!(error.status.as_u16() == status && error.message.contains(said), "{configs}: {error}");
+        }
+        let without = json!({ "Name": "back", "Driver": "overlay", "IPAM": { "Config": [{ "Subnet": "fd00:7::/64" }] } });
+        assert!(network_spec(&without).unwrap_err().message.contains("--ipv6"));
+        let small = json!({ "Name": "back", "Driver": "overlay", "EnableIPv6": true, "Options": { MTU: "1279" } });
+        assert!(network_spec(&small).unwrap_err().message.contains("1280"));
+        let ingress = json!({ "Name": "mesh", "Driver": "overlay", "EnableIPv6": true, "Ingress": true });
+        assert_eq!(network_spec(&ingress).unwrap_err().status, 501);
+    }
+
+    #[test]
+    fn an_ipv6_subnet_has_room_for_all_hosts_and_none_of_the_mesh() {
+        let cluster = |subnet_size| Cluster { subnet_size, ..crate::model::fixture::cluster() };
+        let check =
+            |configs: &Value, size| network_subnet6(&dual(configs).unwrap(), &cluster(size)).map_err(|error| error.message);
+        assert!(check(&json!([{ "Subnet": "fd00:7::/120" }]), 0).is_ok(), "/24 by default");
+        assert!(check(&json!([{ "Subnet": "fd00:7::/121" }]), 0).unwrap_err().contains("a prefix of 120 or shorter"));
+        assert!(check(&json!([{ "Subnet": "fd00:7::/124" }]), 28).is_ok());
+        let wide = json!([{ "Subnet": "fd00:7::/112" }, { "Subnet": "172.16.0.0/15" }]);
+        assert!(check(&wide, 0).unwrap_err().contains("a prefix of 111 or shorter"));
+        let mesh = check(&json!([{ "Subnet": "fd12:3456:789a:9000::/64" }]), 0);
+        assert!(mesh.unwrap_err().contains("the swarm itself has addresses"));
     }
 
     #[test]
@@ -239,7 +395,14 @@ mod tests {
     fn a_subnet_that_is_taken_or_too_small_is_a_warning() {
         let network = |name: &str, subnet: &str| {
             let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-            Network { id: name.into(), meta: Meta::default(), spec, subnet: Some(subnet.parse().unwrap()), removing: false }
+            Network {
+                id: name.into(),
+                meta: Meta::default(),
+                spec,
+                subnet: Some(subnet.parse().unwrap()),
+                subnet6: None,
+                removing: false,
+            }
         };
         let others = [network("ingress", "10.0.0.0/24"), network("lan", "192.168.8.0/21")];
         let warning = |subnet: &str, nodes| {

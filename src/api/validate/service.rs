@@ -200,6 +200,28 @@ fn check_task(task: &TaskSpec) -> Result<()> {
     container::check(&task.container_spec)
 }
 
+/// Refuses what an engine cannot carry out on one of its own networks: a container there is on no other one, so that it has neither
+/// names nor ports of the swarm. (Swarm takes such a spec, and its tasks are rejected with these words.)
+///
+/// # Errors
+/// 400 with `InvalidArgument`.
+pub fn predefined_networks(spec: &ServiceSpec) -> Result<()> {
+    let Some(network) = spec.task_template.predefined_networks().next() else { return Ok(()) };
+    let name = network.name();
+    let refused = |why: &str| {
+        Err(ApiError::invalid_argument(format!(
+            "container cannot be disconnected from {name} network or connected to {name} network: {why}"
+        )))
+    };
+    if spec.task_template.networks.len() > 1 {
+        return refused("a service on it can have no other network");
+    }
+    if spec.wants_ingress() {
+        return refused("a service on it publishes its ports in mode host, or has them open on its nodes");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,7 +24,7 @@ use aya::Ebpf;
 use skep_ebpf::{Backend, Counter, Port, RefusalKey, V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -334,10 +334,16 @@ impl EbpfDatapath {
     /// # Errors
     /// The kernel's.
     pub fn destroy_datagram_sockets(&self, namespace: &Path, gone: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
-        let gone = gone.iter().copied().map(IpAddr::V4).collect();
-        sockdiag::destroy_datagrams(netns::of_container(namespace)?.as_fd(), &gone, |cookie, to| match to {
-            SocketAddr::V4(to) => self.loaded().asked_for_vip(cookie, to),
-            SocketAddr::V6(_) => false,
+        let subnets = self.loaded().subnets6().map_err(io::Error::other)?;
+        let both = |v4: &Ipv4Addr| {
+            let v6 = subnets.iter().filter_map(|((_, first), subnet)| convert::to_v6(*v4, *first, *subnet));
+            [IpAddr::V4(*v4)].into_iter().chain(v6.map(IpAddr::V6)).map(|address| (address, *v4)).collect::<Vec<_>>()
+        };
+        let gone: BTreeMap<IpAddr, Ipv4Addr> = gone.iter().flat_map(both).collect();
+        let addresses = gone.keys().copied().collect();
+        sockdiag::destroy_datagrams(netns::of_container(namespace)?.as_fd(), &addresses, |cookie, to| {
+            let backend = gone.get(&to.ip().to_canonical());
+            backend.is_some_and(|v4| self.loaded().asked_for_vip(cookie, SocketAddrV4::new(*v4, to.port())))
         })
     }
 

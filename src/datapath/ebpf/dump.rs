@@ -30,6 +30,8 @@ pub struct Dump {
     pub no_clients: BTreeSet<String>,
     /// Cookies of namespaces whose socket calls are translated, by the network's address.
     pub members: BTreeMap<Ipv4Addr, BTreeSet<u64>>,
+    /// IPv6 subnets of networks, with the IPv4 network of each.
+    pub subnets6: BTreeMap<String, Ipv4Addr>,
     /// Slots of all tables: used ones, and all.
     pub slots: (u32, u32),
     /// Flow entries: connections of clients that entered by this node, and recorded connections of the host.
@@ -112,6 +114,10 @@ impl EbpfDatapath {
         let container = |(address, backend): (&V4, &skep_ebpf::Backend)| {
             (convert::to_v4(*address), ContainerLine { serving: backend.serving != 0, device: backend.ifindex })
         };
+        let subnets6 = tables
+            .subnets6
+            .iter()
+            .map(|((length, first), subnet)| (prefix(*length, convert::to_address(*first)), convert::to_v4(subnet.network)));
         Ok(Dump {
             programs: state.links.iter().map(ProgramLink::pin).collect(),
             stale: state.stale.clone(),
@@ -122,6 +128,7 @@ impl EbpfDatapath {
             locals: tables.locals.iter().copied().map(convert::to_address).collect(),
             no_clients: sources(NO_CLIENT),
             members,
+            subnets6: subnets6.collect(),
             slots: (tables.slots.keys().map(|(_, size)| size).sum(), tables.room),
             more_flows: flows.len().saturating_sub(MAX_LISTED),
             flows: sorted(flows.iter().map(|(tuple, flow)| flow_line(tuple, flow))),

@@ -3,12 +3,13 @@
 use super::load::{Loaded, chain};
 use super::slots::{self, SlotReader};
 use super::step::EbpfStep;
-use super::tables::{Range, Sources, Tables};
+use super::tables::{Range, Sources, Subnets6, Tables};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SlotBlock, SocketPeer, Source, Target, V4, Vip, convert,
+    Address, Backend, Config, Counter, Frontend, NetnsMembership, Port, SlotBlock, SocketPeer, Source, Subnet6, Target, V4, Vip,
+    convert,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
@@ -75,6 +76,21 @@ impl Loaded {
         ignore_missing(self.sources_mut()?.remove(&Key::new(length, source))).map_err(|e| named("SOURCES", &e))
     }
 
+    pub(super) fn subnets6(&self) -> anyhow::Result<Subnets6> {
+        let map: LpmTrie<&MapData, Address, Subnet6> =
+            LpmTrie::try_from(self.map("SUBNETS6")?).map_err(|e| named("SUBNETS6", &e))?;
+        let mut all = Subnets6::new();
+        for entry in map.iter() {
+            let (key, subnet) = entry.map_err(|e| named("SUBNETS6", &e))?;
+            all.insert((key.prefix_len(), key.data()), subnet);
+        }
+        Ok(all)
+    }
+
+    fn subnets6_mut(&mut self) -> anyhow::Result<LpmTrie<&mut MapData, Address, Subnet6>> {
+        LpmTrie::try_from(self.map_mut("SUBNETS6")?).map_err(|e| named("SUBNETS6", &e))
+    }
+
     fn counts_mut<K: Pod>(&mut self, name: &str) -> anyhow::Result<PerCpuHashMap<&mut MapData, K, u64>> {
         PerCpuHashMap::try_from(self.map_mut(name)?).map_err(|e| named(name, &e))
     }
@@ -124,6 +140,7 @@ impl Loaded {
             locals: self.dump::<Address, u32>("LOCALS")?.into_keys().collect(),
             uplinks: self.dump::<u32, u32>("UPLINKS")?.into_keys().collect(),
             sources: self.sources()?,
+            subnets6: self.subnets6()?,
             slots: BTreeMap::new(),
             room: 0,
             blocks: slots::blocks(&self.ebpf)?,
@@ -181,6 +198,12 @@ impl Loaded {
             EbpfStep::RemoveMember(member) => {
                 self.unset::<_, V4>("MEMBERS", *member)?;
                 self.mark_members().map(drop)
+            }
+            EbpfStep::AddSubnet6((length, first), subnet) => {
+                self.subnets6_mut()?.insert(&Key::new(*length, *first), subnet, 0).map_err(|e| named("SUBNETS6", &e))
+            }
+            EbpfStep::RemoveSubnet6((length, first)) => {
+                ignore_missing(self.subnets6_mut()?.remove(&Key::new(*length, *first))).map_err(|e| named("SUBNETS6", &e))
             }
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => Ok(()),
         }

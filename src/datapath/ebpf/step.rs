@@ -4,7 +4,7 @@ use super::hook::ProgramLink;
 use super::host_devices::{HOST_END, MESH_END};
 use super::tables::{Slots, Tables};
 use skep_ebpf::{
-    Address, Backend, Config, Frontend, NetnsMembership, Port, SLOTS_PER_BLOCK, Source, Target, V4, Vip, convert, packet,
+    Address, Backend, Config, Frontend, NetnsMembership, Port, SLOTS_PER_BLOCK, Source, Subnet6, Target, V4, Vip, convert, packet,
 };
 use std::fmt;
 
@@ -41,6 +41,9 @@ pub enum EbpfStep {
     /// Translates the socket calls of a namespace to virtual addresses of a network, on which it has this address.
     AddMember(NetnsMembership, V4),
     RemoveMember(NetnsMembership),
+    /// Translates socket calls to IPv6 addresses of a network, by its subnet: length and first address of the prefix.
+    AddSubnet6((u32, Address), Subnet6),
+    RemoveSubnet6((u32, Address)),
     /// Creates the veth pair between host and mesh again. Its ends get new interface indexes, so the state must be observed
     /// again.
     Pair,
@@ -96,6 +99,8 @@ impl Tables {
             EbpfStep::RemoveSource(length, source) => drop(self.sources.remove(&(*length, *source))),
             EbpfStep::AddMember(member, address) => drop(self.members.insert(*member, *address)),
             EbpfStep::RemoveMember(member) => drop(self.members.remove(member)),
+            EbpfStep::AddSubnet6(prefix, subnet) => drop(self.subnets6.insert(*prefix, *subnet)),
+            EbpfStep::RemoveSubnet6(prefix) => drop(self.subnets6.remove(prefix)),
             EbpfStep::Pair | EbpfStep::Attach(_) | EbpfStep::Detach(_) | EbpfStep::Unpin(_) => {}
         }
     }
@@ -126,6 +131,8 @@ impl fmt::Display for EbpfStep {
             Self::RemoveSource(length, s) => write!(f, "no source {}/{} of {:x}", local(&s.address), length - 32, s.scope),
             Self::AddMember(m, address) => write!(f, "member {} of {} as {}", m.cookie, ip(&m.network), ip(address)),
             Self::RemoveMember(m) => write!(f, "no member {} of {}", m.cookie, ip(&m.network)),
+            Self::AddSubnet6((length, first), subnet) => write!(f, "subnet {}/{length} of {}", local(first), ip(&subnet.network)),
+            Self::RemoveSubnet6((length, first)) => write!(f, "no subnet {}/{length}", local(first)),
             Self::Pair => write!(f, "pair {HOST_END} {MESH_END}"),
             Self::Attach(link) => write!(f, "attach {}", link.pin()),
             Self::Detach(link) => write!(f, "detach {}", link.pin()),

@@ -1,6 +1,6 @@
 //! The contents of the maps as plain values.
 
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Target, V4, Vip};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, Source, Subnet6, Target, V4, Vip};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ pub type Slots = Arc<[V4]>;
 /// Client prefixes: length of the key, and the key.
 pub type Sources = BTreeSet<(u32, Source)>;
 
+/// IPv6 subnets of dual-stack networks, by length and first address of the prefix.
+pub type Subnets6 = BTreeMap<(u32, Address), Subnet6>;
+
 /// Network namespaces whose socket calls are translated, by network, with the container's address on it. A namespace also has
 /// an entry without network, [`NetnsMembership::any`].
 pub type Members = BTreeMap<NetnsMembership, V4>;
@@ -23,6 +26,7 @@ pub struct Tables {
     pub config: Config,
     pub vips: BTreeMap<V4, Vip>,
     pub members: Members,
+    pub subnets6: Subnets6,
     pub ports: BTreeMap<Port, Frontend>,
     /// Containers of all nodes.
     pub backends: BTreeMap<V4, Backend>,

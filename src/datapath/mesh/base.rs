@@ -76,6 +76,12 @@ pub fn rules() -> BTreeSet<MeshRule> {
     [false, true].into_iter().flat_map(|v6| [own(v6, OWN_LOCAL, LOCAL), own(v6, OWN_MAIN, MAIN), closed(v6)]).collect()
 }
 
+/// Priority of the rules of the group that a network is in; the next one leads past all groups.
+#[must_use]
+pub fn group_of(subnet: Ipv4Net) -> u32 {
+    GROUPS + 2 * (subnet.network().to_bits() >> (32 - GROUP))
+}
+
 /// The rules by which packets from a network are looked up in its table; those of its group are among them.
 #[must_use]
 pub fn from_network(subnet: Ipv4Net, table: u32) -> Vec<MeshRule> {
@@ -84,7 +90,7 @@ pub fn from_network(subnet: Ipv4Net, table: u32) -> Vec<MeshRule> {
     let lookup = RuleAction::Table(table);
     match Ipv4Net::new(subnet.network(), GROUP) {
         Ok(group) if subnet.prefix_len() >= GROUP => {
-            let start = GROUPS + 2 * (group.trunc().addr().to_bits() >> (32 - GROUP));
+            let start = group_of(subnet);
             vec![
                 rule(FROM_NETWORK, from(group), RuleAction::Goto(start)),
                 rule(start, from(subnet), lookup),

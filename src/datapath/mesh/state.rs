@@ -3,10 +3,12 @@
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Name of the tunnel device.
 pub const TUNNEL: &str = "skep0";
+/// Link-local address of the mesh end of a container's veth on a dual-stack network. The kernel generates none there.
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Number of the main routing table.
 pub const MAIN: u32 = 254;
 /// Number of the local routing table.
@@ -104,7 +106,7 @@ pub struct MeshRoute {
 pub struct MeshState {
     /// Devices by name.
     pub links: BTreeMap<String, MeshLink>,
-    /// Addresses by device, without the kernel's own (127.0.0.1, `::1`, link-local).
+    /// Addresses by device, without the kernel's own (127.0.0.1, `::1`, link-local ones but [`LINK_LOCAL`]).
     pub addresses: BTreeSet<(String, IpAddr)>,
     pub rules: BTreeSet<MeshRule>,
     /// All routes that the kernel has not made itself.

@@ -1,6 +1,6 @@
 //! Conversion between plain values and netlink messages. Pure.
 
-use super::state::{MeshLink, MeshRoute, MeshRule, RouteTarget, RuleAction};
+use super::state::{LINK_LOCAL, MeshLink, MeshRoute, MeshRule, RouteTarget, RuleAction};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -121,7 +121,7 @@ pub(in crate::datapath) fn read_address(message: &AddressMessage) -> Option<(u32
     let address = local.or(plain)?;
     let kernel_assigned = match address {
         IpAddr::V4(v4) => v4 == Ipv4Addr::LOCALHOST,
-        IpAddr::V6(v6) => v6 == Ipv6Addr::LOCALHOST || v6.is_unicast_link_local(),
+        IpAddr::V6(v6) => v6 == Ipv6Addr::LOCALHOST || (v6.is_unicast_link_local() && v6 != LINK_LOCAL),
     };
     (!kernel_assigned).then_some((message.header.index, address))
 }

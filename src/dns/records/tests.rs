@@ -4,7 +4,7 @@ use super::*;
 use crate::model::fixture;
 use crate::model::view::{Networks, Tasks};
 use crate::model::view::{ServiceNames, ServiceVip, TaskEndpoint};
-use crate::model::{PortConfig, Protocol};
+use crate::model::{NetworkV6, PortConfig, Protocol};
 use ipnet::Ipv4Net;
 use rand::{SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -187,6 +187,51 @@ fn other_types_of_our_names_are_empty_and_never_forwarded() {
         assert!(matches!(query("web", "example.com", kind), RecordAnswer::Forward(_)), "{kind}");
     }
     assert_eq!(query("web", "app", RecordType::ANY), records_at(&[[10, 0, 1, 21], [10, 0, 1, 22]]));
+}
+
+/// `back` has both families here, the other networks have IPv4.
+#[test]
+fn names_on_a_dual_stack_network_have_addresses_of_both_families() {
+    let mut view = view();
+    let mut networks = (*view.networks).clone();
+    let back = networks.by_id.values_mut().find(|network| network.name == "back").unwrap();
+    back.v6 = Some(NetworkV6 { subnet: "fd00:2::/64".parse().unwrap(), gateway: "fd00:2::1".parse().unwrap() });
+    let vip = ServiceVip { service_id: "db".into(), name: "db".to_owned(), vip: [10, 0, 2, 9].into() };
+    back.services = vec![Arc::new(vip)];
+    view.networks = Arc::new(networks);
+    let six = |all: &[&str]| RecordAnswer::Addresses6(all.iter().map(|address| address.parse().unwrap()).collect());
+    let ready =
+        VipReadiness { containers: BTreeSet::from([[10, 0, 2, 21].into()]), vips: BTreeSet::from([[10, 0, 2, 9].into()]) };
+    let answer = |ready: &VipReadiness, from: &str, name: &str, kind| {
+        let (gateway, source) = client(from);
+        Records::build(&ME.into(), &view, ready).answer(gateway.into(), IpAddr::from(source), name, kind, &mut rng())
+    };
+    let none = VipReadiness::default();
+    for (ready, from, name, expected) in [
+        (&none, "app", "db", six(&["fd00:2::1f"])),
+        (&none, "app", "tasks.db", six(&["fd00:2::1f"])),
+        (&none, "app", "db.1", six(&["fd00:2::1f"])),
+        (&none, "app", "db.back", six(&["fd00:2::1f"])),
+        // On two networks: the address on the one that has IPv6. A records are those of the first one.
+        (&none, "app", "app", six(&["fd00:2::15"])),
+        (&none, "app", "app.front", RecordAnswer::Empty),
+        (&none, "web", "app", RecordAnswer::Empty),
+        (&ready, "app", "db", six(&["fd00:2::9"])),
+        (&ready, "app", "tasks.db", six(&["fd00:2::1f"])),
+    ] {
+        assert_eq!(answer(ready, from, name, RecordType::AAAA), expected, "{from} queries {name}");
+    }
+    assert_eq!(answer(&none, "app", "db", RecordType::A), records_at(&[[10, 0, 2, 31]]));
+    let pointer = |address: &str| {
+        let name = hickory_proto::rr::Name::from(address.parse::<IpAddr>().unwrap()).to_ascii();
+        (
+            answer(&ready, "app", name.trim_end_matches('.'), RecordType::PTR),
+            answer(&ready, "web", name.trim_end_matches('.'), RecordType::PTR),
+        )
+    };
+    assert_eq!(pointer("fd00:2::1f"), (RecordAnswer::Pointer("db.1.db1id.back".to_owned()), RecordAnswer::NoSuchName));
+    assert_eq!(pointer("fd00:2::9").0, RecordAnswer::Pointer("db.back".to_owned()));
+    assert_eq!(pointer("fd00:2::77").0, RecordAnswer::NoSuchName);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::inputs::Inputs;
 use super::left_objects::LeftObjects;
 use super::maglev::TableCache;
 use crate::datapath::ebpf::{
-    HOST_END, Hook, HostDevices, MESH_END, Members, ProgramLink, SCTP, Slots, Sources, ports_unavailable,
+    HOST_END, Hook, HostDevices, MESH_END, Members, ProgramLink, SCTP, Slots, Sources, Subnets6, ports_unavailable,
 };
 use crate::datapath::mesh::TUNNEL;
 use crate::model::mesh::DEFAULT_PORT;
@@ -31,6 +31,8 @@ pub struct DesiredDatapath {
     pub vips: BTreeMap<V4, DesiredVip>,
     /// Container namespaces on networks.
     pub members: Members,
+    /// IPv6 subnets of the networks that this node has.
+    pub subnets6: Subnets6,
     /// Published ports. Those that the eBPF datapath does not serve are included without backends: the programs must still
     /// recognise packets that leave from these port numbers.
     pub ports: BTreeMap<Port, DesiredPort>,
@@ -91,6 +93,11 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     desired.uplinks = host_devices.uplinks.values().copied().collect();
     for network in view.networks.by_id.values() {
         add_vips(tables, network, &mut desired);
+        if let Some(pair) = network.pair() {
+            let (length, first, subnet) =
+                convert::subnet6(pair.v6.addr(), pair.v6.prefix_len(), pair.v4.network(), pair.v4.netmask());
+            desired.subnets6.insert((length, first), subnet);
+        }
         let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, network.ingress, task));
         desired.backends.extend(backends);
         desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
@@ -100,6 +107,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     // common private network).
     let subnets = if view.cluster.subnets.is_empty() { &view.cluster.pools } else { &view.cluster.subnets };
     desired.sources.extend(subnets.iter().map(|subnet| source(NO_CLIENT, IpNet::V4(*subnet))));
+    desired.sources.extend(view.cluster.pairs.iter().map(|pair| source(NO_CLIENT, IpNet::V6(pair.v6))));
     for node in view.cluster.nodes.iter().filter(|node| node.node_id != *me) {
         let addresses = node.endpoints.iter().map(|endpoint| IpNet::from(endpoint.ip().to_canonical()));
         desired.sources.extend(addresses.map(|address| source(NODE, address)));

@@ -12,7 +12,7 @@ use crate::datapath::ebpf::{Hook, HostDevices, Members, ports_unavailable};
 use crate::ingress::HeldPorts;
 use crate::model::mesh::MeshPrefix;
 use crate::model::view::{NetworkPart, Peer, PublishedPort, TaskEndpoint};
-use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol};
+use crate::model::{IpFamily, NetworkId, NodeId, NodeView, Protocol, SubnetPair};
 use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
 use skep_ebpf::{V4, convert};
@@ -222,9 +222,10 @@ struct Dependencies {
     mesh: MeshPrefix,
     pools: Vec<Ipv4Net>,
     subnets: Vec<Ipv4Net>,
+    pairs: Vec<SubnetPair>,
     nodes: Vec<NodeDependencies>,
     udp_idle: Duration,
-    networks: Vec<(NetworkId, Ipv4Net)>,
+    networks: Vec<(NetworkId, Ipv4Net, Option<SubnetPair>)>,
     /// Without the devices of containers.
     host_devices: HostDevices,
     unavailable: BTreeMap<Hook, String>,
@@ -261,9 +262,10 @@ impl Dependencies {
             mesh: cluster.mesh,
             pools: cluster.pools.clone(),
             subnets: cluster.subnets.clone(),
+            pairs: cluster.pairs.clone(),
             nodes: cluster.nodes.iter().map(NodeDependencies::new).collect(),
             udp_idle: inputs.udp_idle,
-            networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet)).collect(),
+            networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet, network.pair())).collect(),
             host_devices: HostDevices { veths: BTreeMap::new(), ..inputs.host_devices.clone() },
             unavailable: inputs.unavailable.clone(),
             left: inputs.left.cloned().unwrap_or_default(),

@@ -43,7 +43,11 @@ pub(super) fn concerned(desired: &DesiredDatapath, steps: &[EbpfStep], failed: &
                 left.vips.extend(vips.filter(|(_, vip)| has(&vip.slots)).map(|(vip, _)| (*vip, why())));
                 left.entries.insert(failure.step.to_string(), why());
             }
-            EbpfStep::AddMember(..) | EbpfStep::AddTarget(_) | EbpfStep::AddLocal(_) | EbpfStep::AddUplink(_) => {
+            EbpfStep::AddMember(..)
+            | EbpfStep::AddSubnet6(..)
+            | EbpfStep::AddTarget(_)
+            | EbpfStep::AddLocal(_)
+            | EbpfStep::AddUplink(_) => {
                 left.entries.insert(failure.step.to_string(), why());
             }
             // With some of the programs of a path only, packets would be translated one way.
@@ -60,6 +64,7 @@ pub(super) fn concerned(desired: &DesiredDatapath, steps: &[EbpfStep], failed: &
             | EbpfStep::RemoveLocal(_)
             | EbpfStep::RemoveUplink(_)
             | EbpfStep::RemoveSource(..)
+            | EbpfStep::RemoveSubnet6(_)
             | EbpfStep::RemoveMember(_) => held.push(failure.to_string()),
         }
     }

@@ -30,6 +30,9 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(desired.locals.difference(&tables.locals).map(|a| EbpfStep::AddLocal(*a)));
     steps.extend(desired.uplinks.difference(&tables.uplinks).map(|index| EbpfStep::AddUplink(*index)));
     steps.extend(desired.sources.difference(&tables.sources).map(|(length, s)| EbpfStep::AddSource(*length, *s)));
+    // Before the virtual addresses, which they make reachable over IPv6.
+    let new_subnets = desired.subnets6.iter().filter(|(prefix, subnet)| tables.subnets6.get(*prefix) != Some(*subnet));
+    steps.extend(new_subnets.map(|(prefix, subnet)| EbpfStep::AddSubnet6(*prefix, *subnet)));
     let (targets, left) = targets(desired, tables, dirty);
     steps.extend(targets.difference(&tables.targets).map(|target| EbpfStep::AddTarget(*target)));
     // Not those that this plan empties: packets use their tables until it is carried out.
@@ -51,6 +54,8 @@ pub fn plan(desired: &DesiredDatapath, actual: &EbpfState, allocator: &mut SlotA
     steps.extend(actual.stale.difference(&replaced).cloned().map(EbpfStep::Unpin));
     let old_members = tables.members.keys().filter(|member| !desired.members.contains_key(*member));
     steps.extend(old_members.map(|member| EbpfStep::RemoveMember(*member)));
+    let old_subnets = tables.subnets6.keys().filter(|prefix| !desired.subnets6.contains_key(*prefix));
+    steps.extend(old_subnets.map(|prefix| EbpfStep::RemoveSubnet6(*prefix)));
     steps.extend(tables.locals.difference(&desired.locals).map(|a| EbpfStep::RemoveLocal(*a)));
     steps.extend(tables.uplinks.difference(&desired.uplinks).map(|index| EbpfStep::RemoveUplink(*index)));
     steps.extend(tables.sources.difference(&desired.sources).map(|(length, s)| EbpfStep::RemoveSource(*length, *s)));

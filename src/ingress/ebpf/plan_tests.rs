@@ -93,6 +93,8 @@ pub(super) fn apply(state: &mut EbpfState, memory: &mut BTreeMap<u32, V4>, steps
             EbpfStep::RemoveSource(length, source) => assert!(tables.sources.remove(&(length, source))),
             EbpfStep::AddMember(member, address) => assert_ne!(tables.members.insert(member, address), Some(address)),
             EbpfStep::RemoveMember(member) => assert!(tables.members.remove(&member).is_some()),
+            EbpfStep::AddSubnet6(prefix, subnet) => assert_ne!(tables.subnets6.insert(prefix, subnet), Some(subnet)),
+            EbpfStep::RemoveSubnet6(prefix) => assert!(tables.subnets6.remove(&prefix).is_some()),
             EbpfStep::Attach(link) => {
                 state.stale.remove(&link.pin());
                 state.links.insert(link);

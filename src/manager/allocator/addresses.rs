@@ -50,8 +50,10 @@ impl<'a> AddressBook<'a> {
         let start = if (low..high).contains(&last) { last + 1 } else { low };
         let free = (start..=high).chain(low..start).map(Ipv4Addr::from_bits).filter(|a| !self.used.contains(network, *a));
         let spec = self.store.network(network).map(|network| &network.spec);
-        let is_reserved =
-            |address: &Ipv4Addr| spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| aux == address));
+        let for_v6 = spec.map(|spec| spec.reserved_for_v6(subnet)).unwrap_or_default();
+        let is_reserved = |address: &Ipv4Addr| {
+            for_v6.contains(address) || spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| aux == address))
+        };
         let mut free = free.filter(|address| *address != gateway && !is_reserved(address));
         let mut last_resort = None;
         let clean = free.find(|address| match quarantine.freed(network, *address) {
@@ -84,7 +86,9 @@ impl<'a> AddressBook<'a> {
             return Err(Untakeable::NoHost);
         }
         let spec = self.store.network(network).map(|network| &network.spec);
-        let is_reserved = spec.is_some_and(|spec| spec.auxiliary_addresses.values().any(|aux| *aux == address));
+        let is_reserved = spec.is_some_and(|spec| {
+            spec.auxiliary_addresses.values().any(|aux| *aux == address) || spec.reserved_for_v6(subnet).contains(&address)
+        });
         if is_reserved || self.used.contains(network, address) {
             return Err(Untakeable::InUse);
         }
@@ -102,8 +106,14 @@ impl<'a> AddressBook<'a> {
 
     /// True if all addresses of a network are in use. Quarantined ones do not count.
     pub fn is_full(&self, network: &NetworkId, subnet: Ipv4Net) -> bool {
-        let reserved = self.store.network(network).map_or(0, |network| network.spec.auxiliary_addresses.len() as u64);
-        let gateway = self.gateway(network, subnet).to_bits();
+        let gateway = self.gateway(network, subnet);
+        let reserved = self.store.network(network).map_or(0, |network| {
+            let mut reserved = network.spec.reserved_for_v6(subnet);
+            reserved.extend(network.spec.auxiliary_addresses.values());
+            reserved.remove(&gateway);
+            reserved.len() as u64
+        });
+        let gateway = gateway.to_bits();
         let room = self
             .bounds(network, subnet)
             .map_or(0, |(low, high)| u64::from(high - low) + u64::from(!(low..=high).contains(&gateway)));

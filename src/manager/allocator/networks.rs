@@ -20,7 +20,7 @@ pub(super) fn networks_of_service(store: &Store, service: &Service) -> Vec<Netwo
 
 fn networks(store: &Store, service: &Service, template: &TaskSpec) -> Vec<NetworkId> {
     let ingress = ingress(store).filter(|_| service.spec.wants_ingress()).map(|n| n.id.clone());
-    let named = template.networks.iter().map(|n| NetworkId::from(n.target.as_str()));
+    let named = template.swarm_networks();
     let mut all = Vec::new();
     for id in ingress.into_iter().chain(named) {
         if !all.contains(&id) {

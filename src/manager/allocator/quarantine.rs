@@ -5,9 +5,10 @@ use super::in_use::AddressesInUse;
 use super::networks::ingress;
 use super::subnets::overlap;
 use crate::manager::lowest_applied::LowestApplied;
+use crate::model::dual_stack::overlap6;
 use crate::model::{Network, NetworkId, Node, NodeId, Service, Task};
 use crate::store::{Store, changed};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -21,6 +22,7 @@ pub struct QuarantinedAddresses {
     /// Nodes of the plain containers that had them: what is still sent there arrives where the node's next container is.
     freed_by: BTreeMap<(NetworkId, Ipv4Addr), NodeId>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
+    freed_subnets6: BTreeMap<Ipv6Net, u64>,
     /// See [`LowestApplied`].
     awaited: u64,
     /// The state that was seen last.
@@ -33,6 +35,7 @@ impl QuarantinedAddresses {
         self.freed.retain(|_, index| applied.all.index < *index);
         self.freed_by.retain(|freed, _| self.freed.contains_key(freed));
         self.freed_subnets.retain(|_, index| applied.all.index < *index);
+        self.freed_subnets6.retain(|_, index| applied.all.index < *index);
         self.awaited = applied.awaited.index;
         if self.observed.index() == store.index() {
             return;
@@ -53,9 +56,15 @@ impl QuarantinedAddresses {
             }
         }
         for (was, _) in changed::<Network>(&self.observed, store) {
-            let Some(subnet) = was.and_then(|network| network.subnet) else { continue };
-            if !store.networks().any(|network| network.subnet == Some(subnet)) {
+            if let Some(subnet) = was.and_then(|network| network.subnet)
+                && !store.networks().any(|network| network.subnet == Some(subnet))
+            {
                 self.freed_subnets.insert(subnet, store.index());
+            }
+            if let Some(subnet) = was.and_then(|network| network.subnet6)
+                && !store.networks().any(|network| network.subnet6 == Some(subnet))
+            {
+                self.freed_subnets6.insert(subnet, store.index());
             }
         }
         self.last_assigned.retain(|id, _| store.network(id).is_some());
@@ -82,13 +91,23 @@ impl QuarantinedAddresses {
         overlapping.map(|(_, index)| *index).max().map_or(Freed::Known, |index| self.state_of(index))
     }
 
+    /// As [`Self::freed_subnet`], of the other family.
+    pub fn freed_subnet6(&self, subnet: &Ipv6Net) -> Freed {
+        let overlapping = self.freed_subnets6.iter().filter(|(freed, _)| overlap6(freed, subnet));
+        overlapping.map(|(_, index)| *index).max().map_or(Freed::Known, |index| self.state_of(index))
+    }
+
     fn state_of(&self, freed_at: u64) -> Freed {
         if self.awaited < freed_at { Freed::Awaited } else { Freed::Suspect }
     }
 
     /// True if a node is waited for.
     pub fn is_waiting(&self) -> bool {
-        self.freed.values().chain(self.freed_subnets.values()).any(|index| self.awaited < *index)
+        self.freed
+            .values()
+            .chain(self.freed_subnets.values())
+            .chain(self.freed_subnets6.values())
+            .any(|index| self.awaited < *index)
     }
 
     /// The address of a network that this leader has assigned last.

@@ -1,23 +1,71 @@
 //! Subnets of networks: the one that the user asked for, or the first free one of the cluster's pools.
 
 use super::freed::Freed;
+use crate::model::dual_stack::{drawn_subnets, overlap6};
 use crate::model::mesh::DEFAULT_POOL;
-use crate::model::{Cluster, Network};
+use crate::model::{Cluster, Network, SubnetPair};
 use crate::store::Store;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 const DEFAULT_SUBNET_SIZE: u8 = 24;
+
+/// The subnets that a network gets.
+pub(super) struct Subnets<'a> {
+    pub network: &'a Network,
+    pub v4: Ipv4Net,
+    /// If its spec enables IPv6.
+    pub v6: Option<Ipv6Net>,
+}
+
+/// IPv6 subnets that are in use or asked for.
+struct TakenSubnets6 {
+    in_use: Vec<Ipv6Net>,
+    requested: Vec<Ipv6Net>,
+}
+
+impl TakenSubnets6 {
+    /// The IPv6 subnet that a network with this IPv4 subnet gets; the error says that it cannot have one.
+    fn take(
+        &mut self,
+        cluster: &Cluster,
+        network: &Network,
+        v4: Ipv4Net,
+        freed: impl Fn(&Ipv6Net) -> Freed,
+    ) -> Result<Option<Ipv6Net>, ()> {
+        if !network.spec.enable_ipv6 {
+            return Ok(None);
+        }
+        let is_used = |net: &Ipv6Net| self.in_use.iter().any(|other| overlap6(net, other));
+        let subnet = match network.spec.subnet6 {
+            Some(requested) => Some(requested.trunc()).filter(|net| !is_used(net)),
+            None => {
+                let is_taken = |net: &Ipv6Net| is_used(net) || self.requested.iter().any(|other| overlap6(net, other));
+                let first = |most: Freed| {
+                    drawn_subnets(cluster.mesh).find(|net| !is_taken(net) && (freed(net) == Freed::Known || freed(net) == most))
+                };
+                first(Freed::Known).or_else(|| first(Freed::Suspect))
+            }
+        };
+        let subnet = subnet.filter(|v6| SubnetPair::new(v4, *v6).is_some()).ok_or(())?;
+        self.in_use.push(subnet);
+        Ok(Some(subnet))
+    }
+}
 
 /// Subnets for the networks that have none. A network is left out if its subnet overlaps another one, or none is free.
 /// Subnets in quarantine are not taken from the pools, those that only nodes without the newest view know are taken last; a
 /// user who asks for one gets it.
-pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed) -> Vec<(&Network, Ipv4Net)> {
-    let mut allocated: Vec<(&Network, Ipv4Net)> = Vec::new();
+pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6: impl Fn(&Ipv6Net) -> Freed) -> Vec<Subnets<'_>> {
+    let mut allocated = Vec::new();
     let Some(cluster) = store.cluster() else { return allocated };
     let mut in_use: Vec<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
     let waiting = || store.networks().filter(|n| n.subnet.is_none());
     // Subnets that users asked for are not assigned to other networks, which can have any subnet of the pools.
     let requested: Vec<Ipv4Net> = waiting().flat_map(|n| n.spec.subnets.clone()).collect();
+    let mut all6 = TakenSubnets6 {
+        in_use: store.networks().filter_map(|n| n.subnet6).collect(),
+        requested: waiting().filter_map(|n| n.spec.subnet6).collect(),
+    };
     for network in waiting() {
         let is_used = |net: &Ipv4Net| in_use.iter().any(|other| overlap(net, other));
         let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
@@ -28,9 +76,11 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed) -> Vec<
             first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
                 .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited))
         };
-        if let Some(subnet) = subnet {
-            in_use.push(subnet);
-            allocated.push((network, subnet));
+        if let Some(v4) = subnet
+            && let Ok(v6) = all6.take(cluster, network, v4, &freed6)
+        {
+            in_use.push(v4);
+            allocated.push(Subnets { network, v4, v6 });
         }
     }
     allocated

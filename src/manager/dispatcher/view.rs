@@ -15,6 +15,7 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
         name: network.spec.name.clone(),
         subnet,
         gateway: network.spec.gateway_in(subnet),
+        v6: network.pair().map(|pair| network.spec.v6_in(pair.v6)),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
         mtu: network.spec.mtu(),
@@ -116,7 +117,9 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
     let mut subnets: Vec<_> = store.networks().filter_map(|network| network.subnet).collect();
     subnets.sort();
-    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, nodes: Vec::new(), ports: Vec::new() })
+    let mut pairs: Vec<_> = store.networks().filter_map(Network::pair).collect();
+    pairs.sort();
+    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new() })
 }
 
 /// A node as the others see it. `tasks` are those on it.

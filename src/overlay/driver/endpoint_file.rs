@@ -2,6 +2,7 @@
 //! repeat them after a restart.
 
 use crate::durable::{DocumentFile, UnknownFields};
+use crate::model::{NetworkV6, SubnetPair};
 use crate::sync::lock;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub struct EngineObjects {
 pub struct EngineNetwork {
     pub subnet: Ipv4Net,
     pub gateway: Ipv4Addr,
+    /// Its IPv6 half, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<NetworkV6>,
     /// Its containers get no default route.
     pub internal: bool,
     /// Id of the swarm network that the engine's network stands for.
@@ -37,6 +41,13 @@ pub struct EngineNetwork {
     /// Largest MTU of its containers, in bytes; `None`: that of the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_mtu: Option<u32>,
+}
+
+impl EngineNetwork {
+    /// Its subnets, if it has one of each family.
+    pub fn pair(&self) -> Option<SubnetPair> {
+        SubnetPair::new(self.subnet, self.v6?.subnet)
+    }
 }
 
 /// The attachment of a container to a network.

@@ -1,8 +1,8 @@
 //! Why the driver refuses a call. The engine shows the text to the user.
 
 use super::attachments::AttachError;
-use ipnet::Ipv4Net;
-use std::net::Ipv4Addr;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A call that the driver understood and refuses, or could not carry out.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum DriverError {
          swarm (docker network create -d overlay)"
     )]
     SubnetCount(usize),
-    #[error("{0:?} is not an IPv4 subnet")]
+    #[error("{0:?} is not a subnet")]
     NotASubnet(String),
     #[error("the network has no gateway")]
     NoGateway,
@@ -31,7 +31,7 @@ pub enum DriverError {
     #[error("endpoint {0} is not known to skep: it was not created")]
     UnknownEndpoint(String),
     #[error("address {address} is not in the subnet {subnet}")]
-    OutsideSubnet { address: Ipv4Addr, subnet: Ipv4Net },
+    OutsideSubnet { address: IpAddr, subnet: IpNet },
     #[error("cannot create the link of {address}")]
     Attach { address: Ipv4Addr, source: anyhow::Error },
     #[error("cannot remove the link of {address}")]
@@ -39,8 +39,20 @@ pub enum DriverError {
     /// The file of endpoints could not be written.
     #[error(transparent)]
     File(anyhow::Error),
-    #[error("overlay networks of skep are IPv4; leave --ipv6 out")]
-    Ipv6,
+    #[error("{v6} has fewer addresses than {v4}: each container has the same host number in both subnets")]
+    SmallSubnet6 { v4: Ipv4Net, v6: Ipv6Net },
+    #[error("a network of driver skep has at most one IPv6 subnet, not {0}")]
+    Subnet6Count(usize),
+    #[error(
+        "address {wanted} cannot be had with {address}, to which {belongs} belongs: a container has the same host number in \
+         both subnets, so ask for one of the two addresses, or for both with one number"
+    )]
+    OtherNumber { wanted: Ipv6Addr, address: Ipv4Addr, belongs: Ipv6Addr },
+    #[error(
+        "the engine asked for an IPv6 address without naming the container's MAC address, by which skep finds its IPv4 address: \
+         restart the engine once, it recorded an earlier build of skep"
+    )]
+    NoMac,
     #[error("skep allocates addresses itself; leave --ip-range out")]
     AddressRange,
     #[error("networks of driver skep are created by skep, for the networks of the swarm: docker network create -d overlay")]
@@ -50,12 +62,12 @@ pub enum DriverError {
     #[error(
         "no network of the swarm has the subnet {0} on this node: remove the engine's network that has it (docker network rm)"
     )]
-    UnknownSubnet(Ipv4Net),
+    UnknownSubnet(IpNet),
     /// The managers do not let the container attach: Docker's words, in which newer engines wrap theirs.
     #[error("Could not attach to network {network}: rpc error: code = PermissionDenied desc = {source}")]
     NotAttachable { network: String, source: AttachError },
     #[error(transparent)]
     NoAddressGiven(AttachError),
-    #[error("{0:?} is not an IPv4 address")]
+    #[error("{0:?} is not an address of the network's family")]
     NotAnAddress(String),
 }

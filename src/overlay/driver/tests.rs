@@ -1,11 +1,10 @@
 //! The protocol over a real unix socket, with fake links.
 
 use super::{Driver, router};
-use crate::datapath::Links;
+use crate::datapath::{LinkNetwork, Links};
 use crate::http::{HttpReply, UnixClient, bind_unix, serve_unix};
 use crate::model::docker::NETWORK_OPTION;
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,7 +24,7 @@ struct FakeLinks {
 
 #[async_trait]
 impl Links for FakeLinks {
-    async fn attach_via(&self, _subnet: Ipv4Net, _gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, _network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
         anyhow::ensure!(!*self.broken.lock().expect("lock"), "no mesh namespace");
         self.attached.lock().expect("lock").insert(address, mtu);
         Ok(format!("sk{}", address.octets()[3]))
@@ -225,6 +224,52 @@ async fn removing_a_network_removes_its_links() {
 }
 
 #[tokio::test]
+async fn a_container_on_a_dual_stack_network_has_one_host_number() {
+    let fixture = Fixture::new("dual");
+    let pool = json!({ "AddressSpace": "skep", "Pool": "fd00:1::/64", "SubPool": "", "Options": null, "V6": true });
+    assert_eq!(fixture.call("IpamDriver.RequestPool", pool).await["PoolID"], "fd00:1::/64");
+    let gateway =
+        json!({ "PoolID": "fd00:1::/64", "Address": "", "Options": { "RequestAddressType": "com.docker.network.gateway" } });
+    assert_eq!(fixture.call("IpamDriver.RequestAddress", gateway).await["Address"], "fd00:1::1/128");
+    let network = json!({
+        "NetworkID": "n",
+        "IPv4Data": [{ "AddressSpace": "skep", "Gateway": "172.16.9.1/32", "Pool": "172.16.9.0/24" }],
+        "IPv6Data": [{ "AddressSpace": "skep", "Gateway": "fd00:1::1/128", "Pool": "fd00:1::/64" }],
+        "Options": { "com.docker.network.generic": { NETWORK_OPTION: "swarm1" } },
+    });
+    assert_eq!(fixture.call("NetworkDriver.CreateNetwork", network.clone()).await, json!({}));
+
+    // The engine asks for both addresses with the MAC address of the interface; another container asks in between.
+    let request = |pool: &str, address: &str, mac: &str| json!({ "PoolID": pool, "Address": address, "Options": { "com.docker.network.endpoint.macaddress": mac } });
+    for (mac, address) in [("02:42:AC:00:00:05", "172.16.9.5"), ("02:42:ac:00:00:06", "172.16.9.6")] {
+        let reply = fixture.call("IpamDriver.RequestAddress", request("172.16.9.0/24", address, mac)).await;
+        assert_eq!(reply["Address"], format!("{address}/32"));
+    }
+    let reply = fixture.call("IpamDriver.RequestAddress", request("fd00:1::/64", "", "02:42:ac:00:00:05")).await;
+    assert_eq!(reply["Address"], "fd00:1::5/128");
+    let unknown = fixture.call("IpamDriver.RequestAddress", request("fd00:1::/64", "", "02:42:ac:00:00:77")).await;
+    assert!(unknown["Err"].as_str().unwrap_or_default().contains("MAC"), "{unknown}");
+
+    let endpoint = |v6: &str| json!({ "NetworkID": "n", "EndpointID": "e", "Interface": { "Address": "172.16.9.5/32", "AddressIPv6": v6, "MacAddress": "" } });
+    let other = fixture.call("NetworkDriver.CreateEndpoint", endpoint("fd00:1::6/128")).await;
+    assert!(other["Err"].as_str().unwrap_or_default().contains("fd00:1::5 belongs"), "{other}");
+    assert_eq!(fixture.call("NetworkDriver.CreateEndpoint", endpoint("fd00:1::5/128")).await, json!({ "Interface": {} }));
+    assert_eq!(
+        fixture.endpoint_call("Join", "e").await["StaticRoutes"],
+        json!([
+            { "Destination": "172.16.9.1/32", "RouteType": 1 },
+            { "Destination": "172.16.9.0/24", "RouteType": 0, "NextHop": "172.16.9.1" },
+            { "Destination": "fd00:1::1/128", "RouteType": 1 },
+            { "Destination": "fd00:1::/64", "RouteType": 0, "NextHop": "fd00:1::1" },
+        ])
+    );
+    let mut small = network;
+    small["IPv6Data"][0]["Pool"] = json!("fd00:1::/121");
+    let small = fixture.call("NetworkDriver.CreateNetwork", small).await;
+    assert!(small["Err"].as_str().unwrap_or_default().contains("fewer addresses"), "{small}");
+}
+
+#[tokio::test]
 async fn refusals_tell_the_user_what_to_do() {
     let fixture = Fixture::new("refusals");
     fixture.network(false).await;
@@ -235,7 +280,9 @@ async fn refusals_tell_the_user_what_to_do() {
     assert!(err(fixture.call("IpamDriver.RequestAddress", outside).await).contains("not in the subnet"));
     let any = json!({ "Pool": "", "SubPool": "", "Options": null, "V6": false });
     assert!(err(fixture.call("IpamDriver.RequestPool", any).await).contains("docker network create -d overlay"));
-    assert!(err(fixture.call("IpamDriver.RequestPool", json!({ "Pool": "fd00::/64", "V6": true })).await).contains("IPv4"));
+    assert!(
+        err(fixture.call("IpamDriver.RequestPool", json!({ "Pool": "10.0.1.0/24", "V6": true })).await).contains("not a subnet")
+    );
     assert!(err(fixture.endpoint_call("Join", "unknown").await).contains("not known"));
     let unknown_network = json!({ "NetworkID": "other", "EndpointID": "e", "Interface": { "Address": "10.0.1.9/32" } });
     assert!(err(fixture.call("NetworkDriver.CreateEndpoint", unknown_network).await).contains("docker network rm"));

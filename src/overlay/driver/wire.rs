@@ -1,5 +1,6 @@
 //! Docker's plugin protocol as types: the parts that are used. The engine sends `null` for any optional field.
 
+use crate::model::NetworkV6;
 use axum::http::StatusCode;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
@@ -107,6 +108,8 @@ pub struct CreateNetwork {
     pub options: Option<Value>,
     #[serde(rename = "IPv4Data")]
     pub ipv4_data: Option<Vec<IpData>>,
+    #[serde(rename = "IPv6Data")]
+    pub ipv6_data: Option<Vec<IpData>>,
 }
 
 /// A subnet of a network.
@@ -144,6 +147,9 @@ pub struct CreateEndpoint {
 pub struct Interface {
     /// `10.0.1.5/32`.
     pub address: Option<String>,
+    /// `fd00::5/128`; empty on a network without IPv6.
+    #[serde(rename = "AddressIPv6")]
+    pub address6: Option<String>,
 }
 
 /// `NetworkDriver.Join`.
@@ -205,13 +211,18 @@ const ON_LINK: u8 = 1;
 /// Reply to `Join`: the gateway on-link, and the network through it. No default gateway, so that the engine adds its own
 /// bridge for all other destinations; on an internal network not even that.
 #[must_use]
-pub fn join_reply(link: &str, subnet: Ipv4Net, gateway: Ipv4Addr, internal: bool) -> Value {
+pub fn join_reply(link: &str, subnet: Ipv4Net, gateway: Ipv4Addr, v6: Option<NetworkV6>, internal: bool) -> Value {
+    let mut routes = vec![
+        json!({ "Destination": format!("{gateway}/32"), "RouteType": ON_LINK }),
+        json!({ "Destination": subnet.trunc().to_string(), "RouteType": NEXT_HOP, "NextHop": gateway.to_string() }),
+    ];
+    if let Some(NetworkV6 { subnet, gateway }) = v6 {
+        routes.push(json!({ "Destination": format!("{gateway}/128"), "RouteType": ON_LINK }));
+        routes.push(json!({ "Destination": subnet.trunc().to_string(), "RouteType": NEXT_HOP, "NextHop": gateway.to_string() }));
+    }
     json!({
         "InterfaceName": { "SrcName": link, "DstPrefix": "eth" },
-        "StaticRoutes": [
-            { "Destination": format!("{gateway}/32"), "RouteType": ON_LINK },
-            { "Destination": subnet.trunc().to_string(), "RouteType": NEXT_HOP, "NextHop": gateway.to_string() },
-        ],
+        "StaticRoutes": routes,
         "DisableGatewayService": internal,
     })
 }

@@ -1,10 +1,9 @@
 //! A host with a real engine, skep's driver on its plugin socket with links made by `ip`, and an agent.
 
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
 use skep::agent::{AgentChannels, AgentConfig, run};
 use skep::clock::SystemClock;
-use skep::datapath::Links;
+use skep::datapath::{LinkNetwork, Links};
 use skep::http::{bind_unix, serve_unix};
 use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
 use skep::model::fixture;
@@ -40,7 +39,8 @@ impl IpLinks {
 
 #[async_trait]
 impl Links for IpLinks {
-    async fn attach_via(&self, _subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+    async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
+        let gateway = network.gateway;
         let (host, mesh) = (format!("c{:08x}", address.to_bits()), format!("v{:08x}", address.to_bits()));
         self.detach(address).await?;
         self.ip(&format!("link add {host} mtu {mtu} type veth peer name {mesh} mtu {mtu} netns mesh")).await?;

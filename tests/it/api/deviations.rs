@@ -48,7 +48,6 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("service/create-port-unknown-protocol", "GET", "/services/p1", NO_MANAGER_LOOPS),
     ("service/create-quorum-lost", "POST", "", OTHER_STATE),
     ("task/inspect-on-worker", "GET", "/info", OTHER_STATE),
-    ("network/create-overlay-v6", "POST", "", FIELD),
     ("network/create-scope-swarm-bridge", "POST", "", FIELD),
     ("network/ls-on-worker", "", "", OTHER_STATE),
     ("network/rm", "DELETE", "/networks/att1", OTHER_STATE),

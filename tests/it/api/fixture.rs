@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
 use skep::api::control::{
-    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, RequestedAddresses, SwarmInitRequest,
+    SwarmJoinRequest,
 };
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
@@ -123,14 +124,14 @@ impl NodeControl for FakeNode {
         Vec::new()
     }
     /// As the managers of the recordings answer: those of a worker know the network att1 alone.
-    async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
-        self.prepared.lock().unwrap().push((reference.to_owned(), requested));
+    async fn prepare_network(&self, reference: &str, requested: RequestedAddresses) -> Result<PreparedNetwork, AttachRefusal> {
+        self.prepared.lock().unwrap().push((reference.to_owned(), requested.v4));
         let stored = self.store().and_then(|store| store.read().network(&reference.into()).cloned());
         let known = stored.map(|network| (network.id, network.spec.name));
         let (id, name) = known
             .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
             .ok_or_else(|| AttachRefusal::Managers(format!("network {reference} not found")))?;
-        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap() })
+        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap(), belonging: None })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         if request.advertise_addr == "nosuch0" {

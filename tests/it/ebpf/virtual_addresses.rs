@@ -1,6 +1,7 @@
 //! Virtual addresses as processes in containers use them, on one swarm of two nodes: by socket calls, by names, by packets
 //! without a socket call.
 
+mod dual_stack;
 mod isolation;
 mod packets;
 mod socket_calls;
@@ -10,6 +11,7 @@ use super::super::ports::listens::wait_until_ready;
 use super::servers::{self, Answer, Connection, exchange, parse_answer};
 use super::*;
 use anyhow::ensure;
+use skep::model::SubnetPair;
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ struct NetworkServices {
     /// Task addresses of `plain`, which has no virtual address.
     plain: BTreeSet<String>,
     vip: Ipv4Addr,
+    /// The subnets of `back`.
+    pair: SubnetPair,
     /// Virtual address of `empty`, which has no task.
     empty: Ipv4Addr,
 }
@@ -55,7 +59,8 @@ impl NetworkServices {
     async fn start(fixture: &EbpfFixture<()>) -> Self {
         let swarm = &fixture.swarm;
         for network in ["back", "other"] {
-            ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": network, "Driver": "overlay" })).await);
+            ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": network, "Driver": "overlay", "EnableIPv6": true }))
+                .await);
         }
         let make = |name: &str, network: &str, replicas: usize, endpoint: Value| {
             json!({
@@ -76,9 +81,10 @@ impl NetworkServices {
         ] {
             ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
         }
-        let subnet =
-            get(&swarm.hosts[0], "/networks/back").await["IPAM"]["Config"][0]["Subnet"].as_str().expect("subnet").to_owned();
-        let subnet: ipnet::Ipv4Net = subnet.parse().expect("subnet");
+        let network = get(&swarm.hosts[0], "/networks/back").await;
+        let config = |i: usize| network["IPAM"]["Config"][i]["Subnet"].as_str().expect("a subnet").to_owned();
+        let pair = SubnetPair::new(config(0).parse().expect("IPv4"), config(1).parse().expect("IPv6")).expect("a pair");
+        let subnet = pair.v4;
         let web = containers(fixture, "web", subnet).await;
         let callers = containers(fixture, "callers", subnet).await;
         let plain = containers(fixture, "plain", subnet).await;
@@ -88,7 +94,7 @@ impl NetworkServices {
         let empty = virtual_address(fixture, "empty", subnet).await;
         let outsider = fixture.namespaces("outsider", 1).await.remove(0);
         let plain = plain.iter().map(|container| container.address.to_string()).collect();
-        Self { web, servers, callers, outsider, plain, vip, empty }
+        Self { web, servers, callers, outsider, plain, vip, pair, empty }
     }
 
     /// The virtual address and port.

@@ -12,7 +12,7 @@ use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
     Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, NetnsMembership, Port, Prefix, RefusalEvent, RefusalKey,
-    Reply, SlotBlock, Source, Target, Tuple, V4, Watch, WatchedSecond, namespace_mark,
+    Reply, SlotBlock, Source, Subnet6, Target, Tuple, V4, Watch, WatchedSecond, convert, namespace_mark,
 };
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -392,6 +392,14 @@ impl Kernel {
     pub fn add_source(&mut self, length: u32, source: Source) {
         let mut sources: LpmTrie<_, Source, u32> = self.ebpf.map_mut("SOURCES").unwrap().try_into().unwrap();
         sources.insert(&Key::new(length, source), 0, 0).unwrap();
+    }
+
+    /// A dual-stack network, by the prefixes of its subnets.
+    pub fn add_subnet6(&mut self, first: &str, length: u8, network: &str, mask: &str) {
+        let [network, mask] = [network, mask].map(|text| text.parse().unwrap());
+        let (length, first, subnet) = convert::subnet6(first.parse().unwrap(), length, network, mask);
+        let mut subnets: LpmTrie<_, Address, Subnet6> = self.ebpf.map_mut("SUBNETS6").unwrap().try_into().unwrap();
+        subnets.insert(&Key::new(length, first), subnet, 0).unwrap();
     }
 
     /// Removes it.

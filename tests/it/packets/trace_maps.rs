@@ -5,7 +5,7 @@ use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, LpmTrie};
 use aya::programs::SchedClassifier;
 use skep::datapath::ebpf::{MAP_CLASSES, TraceMapClass};
-use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, SlotBlock, Source, Target, V4, Vip};
+use skep_ebpf::{Address, Backend, Config, Frontend, NetnsMembership, Port, SlotBlock, Source, Subnet6, Target, V4, Vip};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -58,7 +58,8 @@ fn the_programs_only_read_the_maps_that_a_trace_shares() {
         Array::<_, u32>::create(1, BPF_F_RDONLY_PROG).expect("TAKEOVER").pin(folder.join("TAKEOVER")).expect("TAKEOVER");
         let marks = Array::<_, u32>::create(skep_ebpf::NAMESPACE_MARKS, BPF_F_RDONLY_PROG).expect("NAMESPACES");
         marks.pin(folder.join("NAMESPACES")).expect("NAMESPACES");
-        made.extend(["CONFIG", "SOURCES", "TAKEOVER", "NAMESPACES"]);
+        LpmTrie::<_, Address, Subnet6>::create(ROOM, flags).expect("SUBNETS6").pin(folder.join("SUBNETS6")).expect("SUBNETS6");
+        made.extend(["CONFIG", "SOURCES", "SUBNETS6", "TAKEOVER", "NAMESPACES"]);
         assert_eq!(made, names(TraceMapClass::Live));
 
         let mut loader = EbpfLoader::new();

@@ -154,6 +154,9 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     within(15, "the network to be free", || async { manager.docker_run("network rm back").await.map(drop) }).await;
 
     // Without a manager there is an answer within a bound.
+    plain_containers_have_both_families(&swarm.hosts[0], &swarm.hosts[2]).await;
+    services_use_the_network_of_their_node(&swarm).await;
+    let manager = &swarm.hosts[0];
     manager.docker_run("network create -d overlay --attachable left").await.expect("left");
     swarm.hosts[0].stop_daemon(false).await.expect("stops");
     let asked = Instant::now();
@@ -161,6 +164,89 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     assert!(error.contains("no manager of the swarm gave an address"), "{error}");
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     swarm.stop().await;
+}
+
+/// A container's addresses of both families on a network, as the engine has them.
+async fn both_addresses(host: &Host, container: &str, network: &str) -> (String, String) {
+    let endpoint = format!("index .NetworkSettings.Networks \"{network}\"");
+    let format = format!("{{{{({endpoint}).IPAddress}}}} {{{{({endpoint}).GlobalIPv6Address}}}}");
+    let printed = output(host.docker().args(["inspect", "-f", &format, container])).await.expect("inspect");
+    let (four, six) = printed.trim().split_once(' ').expect("two addresses");
+    (four.to_owned(), six.to_owned())
+}
+
+/// On a network of both families containers get an address of each, begun at the same time too, or the one that was asked for.
+async fn plain_containers_have_both_families(manager: &Host, worker: &Host) {
+    let create = "network create -d overlay --attachable --ipv6 --subnet 192.168.66.0/24 --subnet fd00:77::/64 six";
+    manager.docker_run(create).await.expect("six");
+    let run = |host, options: &str| {
+        let command = format!("run -d --network six {options} {WHOAMI_IMAGE}");
+        async move { Host::docker_run(host, &command).await }
+    };
+    let (a, b, c) =
+        tokio::join!(run(worker, "--name six-a"), run(worker, "--name six-b"), run(manager, "--name six-c --ip6 fd00:77::50"),);
+    for started in [a, b, c] {
+        started.expect("run");
+    }
+    let of_c = both_addresses(manager, "six-c", "six").await;
+    assert_eq!(of_c, ("192.168.66.80".to_owned(), "fd00:77::50".to_owned()));
+    for name in ["six-a", "six-b"] {
+        let (four, six) = both_addresses(worker, name, "six").await;
+        let number: u16 = four.strip_prefix("192.168.66.").and_then(|last| last.parse().ok()).expect("an address");
+        assert_eq!(six, format!("fd00:77::{number:x}"), "{four}");
+        let seen = reached(manager, "six-c", &format!("[{six}]")).await;
+        assert!(seen.contains("fd00:77::50"), "the client's own address: {seen}");
+        reached(worker, name, "[fd00:77::50]").await;
+    }
+    let other = refused(worker, &format!("run --rm --network six --ip 192.168.66.9 --ip6 fd00:77::a {WHOAMI_IMAGE} true")).await;
+    assert!(other.contains("192.168.66.10 belongs to fd00:77::a"), "{other}");
+    let outside = refused(manager, &format!("run --rm --network six --ip6 fd00:78::a {WHOAMI_IMAGE} true")).await;
+    assert!(outside.contains("no host address of network six"), "{outside}");
+    let taken = refused(worker, &format!("run --rm --network six --ip6 fd00:77::50 {WHOAMI_IMAGE} true")).await;
+    assert!(taken.contains("Address already in use"), "{taken}");
+    worker.docker_run("rm -f six-a six-b").await.expect("rm");
+    manager.docker_run("rm -f six-c").await.expect("rm");
+}
+
+/// Case 18 of the reports: a service on the network `host`.
+async fn services_use_the_network_of_their_node(swarm: &Swarm) {
+    let manager = &swarm.hosts[0];
+    let create = format!("service create -q --detach --name bare --mode global --network host {WHOAMI_IMAGE}");
+    manager.docker_run(&create).await.expect("201");
+    swarm.running("bare", swarm.hosts.len()).await;
+    for host in &swarm.hosts {
+        let container = container_of(host, "bare").await.expect("a container on each node");
+        let shown =
+            output(host.docker().args(["inspect", "-f", "{{.HostConfig.NetworkMode}}", &container])).await.expect("inspect");
+        assert_eq!(shown.trim(), "host");
+        assert!(
+            exec(host, &container, &["ls", "/sys/class/net"]).await.expect("devices").contains("docker0"),
+            "the node's devices"
+        );
+    }
+    let service = get(manager, "/services/bare").await;
+    assert!(service["Endpoint"]["VirtualIPs"].is_null(), "an entry without an address breaks Prometheus: {service:#}");
+    let target = service["Spec"]["TaskTemplate"]["Networks"][0]["Target"].as_str().expect("a target").to_owned();
+    let network = get(manager, &format!("/networks/{target}")).await;
+    assert_eq!((&network["Name"], &network["Scope"], &network["Driver"]), (&json!("host"), &json!("swarm"), &json!("host")));
+    let tasks = get(manager, "/tasks?filters=%7B%22service%22%3A%5B%22bare%22%5D%7D").await;
+    assert_eq!(tasks[0]["NetworksAttachments"][0]["Network"]["Spec"]["Name"], "host", "{tasks:#}");
+    assert!(tasks[0]["NetworksAttachments"][0]["Addresses"].is_null(), "{tasks:#}");
+    let listed = manager.docker_run("network ls --filter name=host --format {{.Name}}").await.expect("network ls");
+    assert_eq!(listed.lines().filter(|line| *line == "host").count(), 1, "the engine's own, once: {listed}");
+    let pretty = manager.docker_run("service inspect --pretty bare").await.expect("inspect");
+    assert!(pretty.contains("Networks: host"), "{pretty}");
+    for (options, said) in [
+        ("--publish 8099:80", "container cannot be disconnected from host network or connected to host network"),
+        ("--network six", "container cannot be disconnected from host network or connected to host network"),
+    ] {
+        let error =
+            refused(manager, &format!("service create --detach --name worse --network host {options} {WHOAMI_IMAGE}")).await;
+        assert!(error.contains(said), "{error}");
+    }
+    let none = refused(manager, &format!("service create --detach --name worse --network none {WHOAMI_IMAGE}")).await;
+    assert!(none.contains("network none not found"), "{none}");
+    manager.docker_run("service rm bare").await.expect("rm");
 }
 
 #[tokio::test]

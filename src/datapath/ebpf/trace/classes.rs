@@ -21,6 +21,7 @@ pub const MAP_CLASSES: &[(&str, TraceMapClass)] = &[
     ("CONFIG", TraceMapClass::Live),
     ("VIPS", TraceMapClass::Live),
     ("MEMBERS", TraceMapClass::Live),
+    ("SUBNETS6", TraceMapClass::Live),
     ("NAMESPACES", TraceMapClass::Live),
     ("SLOTS", TraceMapClass::Live),
     ("PORTS", TraceMapClass::Live),
