@@ -6,6 +6,7 @@ use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{
+    Standing,
     self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
@@ -31,6 +32,18 @@ impl NodeControl for DaemonControl {
             MembershipState::Active(member) => match member.removed() {
                 Some(error) => Membership::Pending { node_addr: member.advertised(), remotes: Vec::new(), error },
                 None => active_membership(&member),
+            },
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        match self.0.lifecycle.state() {
+            MembershipState::Inactive => Standing::Inactive,
+            MembershipState::Pending { .. } => Standing::Pending,
+            MembershipState::Active(member) if member.removed().is_some() => Standing::Pending,
+            MembershipState::Active(member) => match member.role() {
+                Role::Manager => Standing::Manager,
+                Role::Worker => Standing::Worker,
             },
         }
     }

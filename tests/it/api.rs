@@ -12,6 +12,7 @@ mod events;
 mod fixture;
 mod logs;
 mod managed;
+mod managers;
 mod membership;
 mod networks;
 mod node_updates;

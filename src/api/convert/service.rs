@@ -6,6 +6,7 @@ use crate::model::service::{Service, ServiceMode, ServiceSpec};
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
 use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
+use std::collections::BTreeSet;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, defaults: bool) -> wire::Service {
@@ -59,10 +60,9 @@ pub fn status(service: &Service, store: &Store) -> wire::ServiceStatus {
 
 /// Nodes that should run a global service: those that take its tasks, and those that are paused and have one.
 fn nodes_of(service: &Service, store: &Store) -> u64 {
-    let has_task = |node: &Node| {
-        let mut tasks = store.tasks_of_service(&service.id);
-        tasks.any(|t| t.is_wanted() && t.node_id.as_ref() == Some(&node.id))
-    };
+    let wanted = store.tasks_of_service(&service.id).filter(|task| task.is_wanted());
+    let with_task: BTreeSet<&NodeId> = wanted.filter_map(|task| task.node_id.as_ref()).collect();
+    let has_task = |node: &Node| with_task.contains(&node.id);
     let eligible = store.nodes().filter(|n| n.status.state.may_be_up() && is_eligible(n, &service.spec.task_template));
     eligible.filter(|n| n.spec.availability == Availability::Active || has_task(n)).count() as u64
 }
