@@ -1,7 +1,7 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
 use crate::model::{
-    Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
+    AttachDenial, Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
 };
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
@@ -135,8 +135,8 @@ pub struct PreparedNetwork {
 /// Why a plain container cannot be attached to a network.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AttachRefusal {
-    /// The managers' reason, for users.
-    Managers(String),
+    /// The managers' reason.
+    Managers(AttachDenial),
     /// The node could not ask, or could not prepare its engine.
     Node(ControlError),
 }

@@ -152,7 +152,10 @@ mod tests {
             assert_eq!(listed(&encoded, &store, status), plain(&store, status));
         }
         let one = encoded.one(store.shared_service(&"b".into()).expect("b"), &store).expect("encoded");
-        assert_eq!(serde_json::to_vec(&convert::service::service(store.service(&"b".into()).expect("b"), false)).ok(), Some(one.to_vec()));
+        assert_eq!(
+            serde_json::to_vec(&convert::service::service(store.service(&"b".into()).expect("b"), false)).ok(),
+            Some(one.to_vec())
+        );
     }
 
     #[test]
@@ -160,7 +163,10 @@ mod tests {
         let (encoded, mut store) = (EncodedServices::default(), Store::default());
         for number in 0..3 * SPARE {
             let name = format!("s{number}");
-            write(&mut store, vec![Action::create(fixture::service(&name, ServiceSpec { name: name.clone(), ..ServiceSpec::default() }))]);
+            write(
+                &mut store,
+                vec![Action::create(fixture::service(&name, ServiceSpec { name: name.clone(), ..ServiceSpec::default() }))],
+            );
             listed(&encoded, &store, false);
             write(&mut store, vec![Action::Remove(Kind::Service, name)]);
             listed(&encoded, &store, false);

@@ -6,11 +6,10 @@ use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{
-    Standing,
-    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, SwarmInitRequest, SwarmJoinRequest,
+    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, Standing, SwarmInitRequest, SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
-use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
@@ -127,7 +126,7 @@ impl NodeControl for DaemonControl {
     async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
         let env = &self.0.env;
         let given = env.attachments.prepare(reference, requested).await.map_err(|error| match error {
-            AttachError::Refused(reason) => AttachRefusal::Managers(reason),
+            AttachError::Refused(reason) => AttachRefusal::Managers(AttachDenial::of_text(&reason)),
             AttachError::NoSwarm(_) | AttachError::NoAnswer { .. } => {
                 AttachRefusal::Node(ControlError::unavailable(error.to_string()))
             }

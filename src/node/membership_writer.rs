@@ -7,6 +7,7 @@ use super::supervisor::Blockers;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
 use crate::model::{NodeView, Revision, Role, WgKey};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -51,7 +52,14 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
     let mut nodes: Vec<Peer> = others.collect();
     nodes.push(me);
     nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
-    let cluster = ClusterPart { mesh: membership.mesh, pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() };
+    let cluster = ClusterPart {
+        mesh: membership.mesh,
+        pools: Vec::new(),
+        subnets: Vec::new(),
+        nodes,
+        ports: Vec::new(),
+        counted: BTreeSet::new(),
+    };
     Some(NodeView {
         revision: Revision::default(),
         tasks: Arc::new(Tasks::default()),

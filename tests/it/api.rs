@@ -25,4 +25,4 @@ mod replay;
 mod service_updates;
 mod stacks;
 mod unsupported;
-mod words;
+pub mod words;

@@ -57,7 +57,11 @@ fn section(outcomes: &[(&str, &str)], differences: &[Difference<'_>]) -> String 
     for (outcome, _) in outcomes {
         writeln!(out, "- {outcome}").unwrap();
     }
-    writeln!(out, "\nOf requests and texts, with the first case of each reason ([all of them](tests/it/api/words), the lines with `~>`):\n").unwrap();
+    writeln!(
+        out,
+        "\nOf requests and texts, with the first case of each reason ([all of them](tests/it/api/words), the lines with `~>`):\n"
+    )
+    .unwrap();
     writeln!(out, "| why | first case | Docker Swarm | skep |\n|---|---|---|---|").unwrap();
     for Difference { reason, first: (request, real, ours), more } in differences {
         let more = if *more == 0 { String::new() } else { format!(" (and {more} more)") };
@@ -73,7 +77,8 @@ fn the_readme_names_what_is_unlike_docker_swarm_as_the_tests_show_it() {
     let outcomes: Vec<(&str, &str)> = text.lines().map(|line| line.split_once('\t').unwrap()).collect();
     let missing: Vec<&str> = outcomes.iter().map(|(_, test)| *test).filter(|test| !exists(root, test)).collect();
     assert!(missing.is_empty(), "there are no tests {missing:?}");
-    let files: BTreeSet<_> = std::fs::read_dir(root.join("tests/it/api/words")).unwrap().map(|file| file.unwrap().path()).collect();
+    let files: BTreeSet<_> =
+        std::fs::read_dir(root.join("tests/it/api/words")).unwrap().map(|file| file.unwrap().path()).collect();
     let tables: Vec<(String, String)> =
         files.iter().map(|file| (file.display().to_string(), std::fs::read_to_string(file).unwrap())).collect();
     let made = section(&outcomes, &differences(&tables));
@@ -86,7 +91,10 @@ fn the_readme_names_what_is_unlike_docker_swarm_as_the_tests_show_it() {
         return;
     }
     let differs = written.lines().zip(made.lines()).find(|(written, made)| written != made);
-    assert!(written == made, "the README's section is not made of the tables: run this test with SKEP_BLESS=1; first: {differs:?}");
+    assert!(
+        written == made,
+        "the README's section is not made of the tables: run this test with SKEP_BLESS=1; first: {differs:?}"
+    );
 }
 
 #[test]

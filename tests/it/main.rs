@@ -7,6 +7,7 @@ mod architecture;
 mod bpf;
 mod compatibility;
 mod demo;
+mod differences;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;

@@ -89,6 +89,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         update: None,
         job,
         endpoint: Endpoint::default(),
+        scalings: Vec::new(),
     };
     let conditions = conditions(&service.spec, None, &store);
     let warnings = Some(validate::small_networks(&service.spec, None, &store)).filter(|warnings| !warnings.is_empty());

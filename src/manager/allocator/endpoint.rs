@@ -25,9 +25,8 @@ impl<'a> PortRegistry<'a> {
 
     /// The service whose endpoint has the port, the first by id if several have.
     fn stored_owner(&self, (protocol, number): (Protocol, u16)) -> Option<&'a ServiceId> {
-        let has = |service: &&Service| {
-            service.ingress_ports().any(|port| port.protocol == protocol && port.published_port == number)
-        };
+        let has =
+            |service: &&Service| service.ingress_ports().any(|port| port.protocol == protocol && port.published_port == number);
         let mut services = self.store.services_publishing(PublishMode::Ingress, protocol, number);
         services.find(has).map(|service| &service.id)
     }

@@ -11,7 +11,7 @@ use skep::api::control::{
 };
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use skep::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
@@ -129,7 +129,7 @@ impl NodeControl for FakeNode {
         let known = stored.map(|network| (network.id, network.spec.name));
         let (id, name) = known
             .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
-            .ok_or_else(|| AttachRefusal::Managers(format!("network {reference} not found")))?;
+            .ok_or_else(|| AttachRefusal::Managers(AttachDenial::UnknownNetwork(reference.to_owned())))?;
         Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap() })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
@@ -244,6 +244,8 @@ async fn engine(State(role): State<Option<Role>>, request: Request) -> Response 
                 "KernelVersion": "6.18.44", "MinAPIVersion": "1.24", "Os": "linux"}}]
         }))
         .into_response(),
+        // A stream that is over.
+        ("GET", "/events") => hyper::StatusCode::OK.into_response(),
         ("GET" | "HEAD", "/_ping") => ([("builder-version", "2")], "OK").into_response(),
         ("GET", "/info") => axum::Json(json!({
             "ID": "02349f86-d0e9-4728-9267-598a0529be25", "Name": "lab1", "ServerVersion": "28.5.2+dfsg4",

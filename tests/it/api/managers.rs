@@ -3,7 +3,7 @@
 use super::docker_cli::run_docker;
 use super::fixture::{ApiFixture, FakeNode};
 use super::recorded_store;
-use super::words::{Case, cases, without_ids};
+use super::words::{Case, cases, table, without_ids};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
@@ -184,7 +184,8 @@ async fn answer(case: &Case<'_>) -> (String, bool) {
 
 #[tokio::test]
 async fn managers_and_other_nodes_answer_as_those_of_a_real_swarm_or_unlike_them_for_a_reason() {
-    let cases = cases(include_str!("words/managers.txt"));
+    let table = table("managers.txt");
+    let cases = cases(&table);
     let mut wrong = Vec::new();
     for case in &cases {
         let (answer, changed) = answer(case).await;
@@ -205,7 +206,8 @@ async fn managers_and_other_nodes_answer_as_those_of_a_real_swarm_or_unlike_them
 /// Needs the stock CLI.
 #[tokio::test]
 async fn service_scale_by_the_stock_cli_says_what_it_says_to_a_real_swarm() {
-    let cases = cases(include_str!("words/scale.txt"));
+    let table = table("scale.txt");
+    let cases = cases(&table);
     let mut wrong = Vec::new();
     for case in &cases {
         let swarm = Swarm::new("1/1").await;

@@ -30,6 +30,11 @@ impl Case<'_> {
     }
 }
 
+/// A table of `words`, read when the test runs.
+pub fn table(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/tests/it/api/words/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
 /// A message with its ids replaced by `ID`.
 pub fn without_ids(message: &str) -> String {
     let is_id = |word: &&str| word.len() == 25 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
@@ -125,12 +130,12 @@ async fn answer(fixture: &ApiFixture, case: &Case<'_>) -> String {
 
 #[tokio::test]
 async fn a_posted_spec_is_answered_as_by_a_real_swarm_or_unlike_it_for_a_reason() {
-    let table = include_str!("words/specs.txt");
+    let table = table("specs.txt");
     let (fixture, store) = swarm().await;
     let taken = json!({ "Name": "TAKEN", "TaskTemplate": { "ContainerSpec": { "Image": "lab:1" } } });
     assert_eq!(said(&fixture, "/services/create", &taken.to_string(), "-").await, "201");
     let mut wrong = Vec::new();
-    let cases = cases(table);
+    let cases = cases(&table);
     for case in &cases {
         let before = services(&store);
         let answer = answer(&fixture, case).await;
