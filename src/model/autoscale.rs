@@ -38,10 +38,8 @@ impl AutoscaleLabels {
             return Err(format!("label {unknown}: skep scales by {CONNECTIONS} alone, as the mesh counts no requests"));
         }
         let Some(range) = labels.get(RANGE) else {
-            return match labels.contains_key(CONNECTIONS) {
-                true => Err(format!("label {CONNECTIONS}: it does nothing without {RANGE}=min..max")),
-                false => Ok(None),
-            };
+            let alone = labels.contains_key(CONNECTIONS);
+            return if alone { Err(format!("label {CONNECTIONS}: it does nothing without {RANGE}=min..max")) } else { Ok(None) };
         };
         let wrong = |why: &str| Err(format!("label {RANGE}={range}: {why}"));
         let numbers = range.split_once("..").and_then(|(min, max)| Some((min.trim().parse().ok()?, max.trim().parse().ok()?)));

@@ -23,7 +23,7 @@ struct Difference<'a> {
 }
 
 /// The cases of tables that are unlike the real ones, by reason.
-fn differences<'a>(tables: &'a [(String, String)]) -> Vec<Difference<'a>> {
+fn differences(tables: &[(String, String)]) -> Vec<Difference<'_>> {
     let mut all = Vec::<Difference<'_>>::new();
     for (_, table) in tables {
         // `as above` names the line before in the same table.

@@ -233,7 +233,8 @@ fn engine_router(role: Option<Role>) -> Router {
 async fn engine(State(role): State<Option<Role>>, request: Request) -> Response {
     let path = without_version(request.uri().path());
     let mut response = match (request.method().as_str(), path.as_str()) {
-        ("OPTIONS", _) => hyper::StatusCode::OK.into_response(),
+        // Its stream of events is over at once.
+        ("OPTIONS", _) | ("GET", "/events") => hyper::StatusCode::OK.into_response(),
         ("GET", "/version") => axum::Json(json!({
             "Platform": {"Name": ""}, "Version": "28.5.2+dfsg4", "ApiVersion": "1.51", "MinAPIVersion": "1.24",
             "GitCommit": "3ef3c07c883be49a2e8097bcf6d2952fce1d70eb", "GoVersion": "go1.27.1", "Os": "linux", "Arch": "amd64",
@@ -244,8 +245,6 @@ async fn engine(State(role): State<Option<Role>>, request: Request) -> Response 
                 "KernelVersion": "6.18.44", "MinAPIVersion": "1.24", "Os": "linux"}}]
         }))
         .into_response(),
-        // A stream that is over.
-        ("GET", "/events") => hyper::StatusCode::OK.into_response(),
         ("GET" | "HEAD", "/_ping") => ([("builder-version", "2")], "OK").into_response(),
         ("GET", "/info") => axum::Json(json!({
             "ID": "02349f86-d0e9-4728-9267-598a0529be25", "Name": "lab1", "ServerVersion": "28.5.2+dfsg4",

@@ -179,7 +179,11 @@ async fn answer(case: &Case<'_>) -> (String, bool) {
         _ => swarm.request(request).await,
     };
     let refused = answer.starts_with(['4', '5']);
-    (answer, refused && swarm.store.as_ref().map(StoreHandle::read) != before)
+    let changed = swarm.store.as_ref().zip(before).is_some_and(|(store, before)| {
+        let after = store.read();
+        !after.nodes().eq(before.nodes()) || !after.services().eq(before.services()) || after.cluster() != before.cluster()
+    });
+    (answer, refused && changed)
 }
 
 #[tokio::test]
