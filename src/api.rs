@@ -11,6 +11,7 @@ mod body;
 mod context;
 pub mod control;
 mod convert;
+mod encoded;
 mod engine_http;
 mod error;
 mod events;

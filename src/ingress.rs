@@ -5,6 +5,7 @@
 //! containers listen. None of them knows the others.
 
 pub mod ebpf;
+pub mod load;
 pub mod readiness;
 pub mod userspace;
 

@@ -13,6 +13,7 @@
 //! ```
 
 pub mod allocator;
+pub mod autoscaler;
 pub mod bounds;
 pub mod dispatcher;
 mod entry;

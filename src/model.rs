@@ -4,8 +4,10 @@
 //! Specs are spelled as the Docker API spells them (`Name`, `TaskTemplate`, …): one type serves the store, the node
 //! protocol and the API, so a user gets back exactly what was posted.
 
+pub mod attach_denial;
 pub mod attached_container;
 pub mod attachment;
+pub mod autoscale;
 pub mod cluster;
 pub mod constraint;
 pub mod container_privileges;
@@ -46,6 +48,7 @@ pub mod unwritten;
 pub mod view;
 pub mod wg_key;
 
+pub use attach_denial::AttachDenial;
 pub use attached_container::AttachedContainer;
 pub use attachment::ContainerAttachment;
 pub use cluster::{Cluster, ClusterSpec, JoinTokens, NewIncarnation};

@@ -1,6 +1,7 @@
 //! What every handler works with.
 
 use super::control::NodeControl;
+use super::encoded::EncodedServices;
 use super::engine_http::EngineHttp;
 use super::events::EventFeed;
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ pub struct ApiContext {
     pub events: Arc<EventFeed>,
     /// For requests for logs: each holds connections to nodes and to engines.
     pub log_slots: Arc<Semaphore>,
+    pub services: EncodedServices,
     /// Stamps what is written to the store.
     pub clock: Arc<dyn Clock>,
 }

@@ -1,7 +1,7 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
 use crate::model::{
-    Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
+    AttachDenial, Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
 };
 use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
@@ -44,7 +44,26 @@ pub struct MembershipInfo {
     pub leader: Option<NodeId>,
 }
 
+/// What a node is in its swarm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    Inactive,
+    Pending,
+    Worker,
+    Manager,
+}
+
 impl Membership {
+    /// Without what the node knows about it.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self {
+            Self::Inactive => Standing::Inactive,
+            Self::Pending { .. } => Standing::Pending,
+            Self::Worker(_) => Standing::Worker,
+            Self::Manager(_) => Standing::Manager,
+        }
+    }
     /// `None` while this node is not (yet) in a swarm.
     #[must_use]
     pub fn info(&self) -> Option<&MembershipInfo> {
@@ -125,8 +144,8 @@ pub struct RequestedAddresses {
 /// Why a plain container cannot be attached to a network.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AttachRefusal {
-    /// The managers' reason, for users.
-    Managers(String),
+    /// The managers' reason.
+    Managers(AttachDenial),
     /// The node could not ask, or could not prepare its engine.
     Node(ControlError),
 }
@@ -185,6 +204,10 @@ impl ControlError {
 #[async_trait]
 pub trait NodeControl: Send + Sync {
     fn membership(&self) -> Membership;
+    /// The part of [`Self::membership`] that every request needs, at a cost that does not depend on the number of nodes.
+    fn standing(&self) -> Standing {
+        self.membership().standing()
+    }
     /// The store; `None` unless this node is a manager whose store is ready.
     fn store(&self) -> Option<StoreHandle>;
     /// Since when this manager knows no leader; `None` if it knows one, and on workers. What it reads may be old then.

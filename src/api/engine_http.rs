@@ -69,7 +69,7 @@ struct IdentityCache {
     /// Time of the last fetch, and whether the engine answered it.
     fetched: Option<(Timestamp, bool)>,
     /// From the last fetch that was answered.
-    identity: EngineIdentity,
+    identity: Arc<EngineIdentity>,
 }
 
 impl EngineHttp {
@@ -126,7 +126,7 @@ impl EngineHttp {
     }
 
     /// The engine's identity, cached; while it does not answer, the last one fetched or the default.
-    pub async fn identity(&self) -> EngineIdentity {
+    pub async fn identity(&self) -> Arc<EngineIdentity> {
         let now = self.clock.now();
         let cached = lock(&self.cache).clone();
         if let Some((at, answered)) = cached.fetched
@@ -134,7 +134,7 @@ impl EngineHttp {
         {
             return cached.identity;
         }
-        let fetched = tokio::time::timeout(IDENTITY_TIMEOUT, self.fetch_identity()).await.ok().flatten();
+        let fetched = tokio::time::timeout(IDENTITY_TIMEOUT, self.fetch_identity()).await.ok().flatten().map(Arc::new);
         let cache = IdentityCache { fetched: Some((now, fetched.is_some())), identity: fetched.unwrap_or(cached.identity) };
         lock(&self.cache).clone_from(&cache);
         cache.identity

@@ -8,8 +8,8 @@ mod route;
 
 use super::context::ApiContext;
 use super::error::ApiError;
-use super::handlers;
 use crate::http;
+use axum::Router;
 use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
 use request_head::RequestHead;
@@ -30,8 +30,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// the client could lose the reply.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Serves one connection until it is closed.
-pub(super) async fn serve_connection(api: Arc<ApiContext>, mut client: UnixStream) {
+/// Serves one connection until it is closed; `handlers` answer what is not the engine's.
+pub(super) async fn serve_connection(api: Arc<ApiContext>, handlers: Router, mut client: UnixStream) {
     if !matches!(tokio::time::timeout(IDLE_TIMEOUT, client.readable()).await, Ok(Ok(()))) {
         return;
     }
@@ -40,7 +40,7 @@ pub(super) async fn serve_connection(api: Arc<ApiContext>, mut client: UnixStrea
             Destination::Skep => match head.for_handlers(read) {
                 Ok(read) => {
                     let half_close = !route::is_endless(&head.target);
-                    http::serve_connection(Rewind::new(read, client), handlers::router(api), false, half_close).await;
+                    http::serve_connection(Rewind::new(read, client), handlers, false, half_close).await;
                 }
                 Err(refusal) => refuse(client, refusal).await,
             },

@@ -2,10 +2,12 @@
 
 use super::context::ApiContext;
 use super::control::NodeControl;
+use super::encoded::EncodedServices;
 use super::engine_http::EngineHttp;
 use super::events::EventFeed;
-use super::proxy;
+use super::{handlers, proxy};
 use crate::clock::Clock;
+use axum::Router;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ const MAX_LOGS: usize = 128;
 /// The API server of a node.
 pub struct Api {
     context: Arc<ApiContext>,
+    router: Router,
 }
 
 impl Api {
@@ -29,7 +32,9 @@ impl Api {
     pub fn new(control: Arc<dyn NodeControl>, engine_socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let engine = EngineHttp::new(engine_socket, clock.clone());
         let (events, log_slots) = (Arc::new(EventFeed::new()), Arc::new(Semaphore::new(MAX_LOGS)));
-        Self { context: Arc::new(ApiContext { control, engine, events, log_slots, clock }) }
+        let services = EncodedServices::default();
+        let context = Arc::new(ApiContext { control, engine, events, log_slots, services, clock });
+        Self { router: handlers::router(context.clone()), context }
     }
 
     /// Serves until shut down. Open connections are cut then, the passed-through ones too.
@@ -51,11 +56,11 @@ impl Api {
     }
 
     fn spawn_connection(&self, stream: UnixStream, shutdown: CancellationToken) {
-        let context = self.context.clone();
+        let (context, router) = (self.context.clone(), self.router.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = proxy::serve_connection(context, stream) => {}
+                () = proxy::serve_connection(context, router, stream) => {}
             }
         });
     }

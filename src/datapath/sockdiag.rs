@@ -126,6 +126,23 @@ pub fn first_listener(namespace: BorrowedFd<'_>, address: Ipv4Addr) -> io::Resul
     Ok(None)
 }
 
+/// Number of established TCP connections to ports of the namespace that have a listener, without those over loopback. The cost grows
+/// with the number of connections.
+///
+/// # Errors
+/// See [`listening`].
+pub fn accepted(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    let diag = SockDiag::open(namespace)?;
+    let ports = diag.listening_ports(Protocol::Tcp)?;
+    let mut count = 0;
+    for request in [wire::V4, wire::V6].into_iter().filter_map(wire::established_request) {
+        let found = diag.request(&request)?.unwrap_or_default();
+        let accepted = found.iter().filter(|s| ports.contains(&s.port()) && !s.remote().ip().is_loopback());
+        count += u32::try_from(accepted.count()).unwrap_or(u32::MAX);
+    }
+    Ok(count)
+}
+
 /// Destroys the namespace's TCP connections and connected UDP sockets whose remote address is one of these, also in
 /// v4-mapped form: their processes get an error at once (`ECONNABORTED`), also those that wait. Returns how many.
 ///

@@ -48,7 +48,8 @@ pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses
         allocation.allocate_nodes();
     }
     if scope.has_specs() || store.new_tasks().next().is_some() {
-        let problems = allocation.allocate_endpoints();
+        let everyone = scope.has_endpoints() || !new_subnets.is_empty();
+        let problems = allocation.allocate_endpoints((!everyone).then_some(scope));
         allocation.allocate_tasks(&problems);
     }
     let Allocation { guarded, mut out, .. } = allocation;
@@ -75,12 +76,20 @@ struct Allocation<'a> {
 }
 
 impl Allocation<'_> {
-    /// Brings every service's endpoint to what its spec requires; returns the reasons why some endpoints are incomplete.
-    fn allocate_endpoints(&mut self) -> BTreeMap<ServiceId, String> {
+    /// Brings every service's endpoint to what its spec requires, or with a scope those of its services and of the services that have
+    /// new tasks; returns the reasons why some endpoints are incomplete.
+    fn allocate_endpoints(&mut self, scope: Option<&RoundScope>) -> BTreeMap<ServiceId, String> {
         let store = self.store;
         let mut problems = BTreeMap::new();
-        let mut ports = PortRegistry::from_store(store);
-        let mut by_age: Vec<&Service> = store.services().collect();
+        let mut ports = PortRegistry::new(store);
+        let mut by_age: Vec<&Service> = match scope {
+            None => store.services().collect(),
+            Some(scope) => {
+                let with_new_tasks = store.new_tasks().map(|task| task.service_id.clone());
+                let ids: BTreeSet<ServiceId> = scope.service_ids(store).chain(with_new_tasks).collect();
+                ids.iter().filter_map(|id| store.service(id)).collect()
+            }
+        };
         by_age.sort_by(|a, b| (a.meta.created_at, &a.id).cmp(&(b.meta.created_at, &b.id)));
         for service in by_age {
             let allocated = endpoint::allocate(store, service, &mut ports, |network, current| {

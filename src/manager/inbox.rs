@@ -56,6 +56,9 @@ impl Inbox {
                     }
                     ToManager::Troubles(troubles) => reports.troubles = Some(bounds::troubles(troubles)),
                     ToManager::Attachments(all) => reports.attachments = Some(bounds::attachments(all)),
+                    ToManager::Load(all) => {
+                        reports.loads = Some(all.into_iter().filter(|(id, _)| is_here(id)).collect());
+                    }
                     ToManager::Behind { have } => reports.behind = Some(have),
                     hello @ ToManager::Hello { .. } => reports.hello = node_hello(store, &node, hello),
                     // The liveness core keeps these.

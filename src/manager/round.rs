@@ -2,6 +2,7 @@
 //! and all actions as one transaction. So a new service of thirty tasks is created, addressed and scheduled in one commit.
 
 use super::allocator::{self, QuarantinedAddresses};
+use super::autoscaler::{Autoscaler, TaskLoads};
 use super::limits::BATCH;
 use super::lowest_applied::LowestApplied;
 use super::orchestrator::Orchestrator;
@@ -30,6 +31,7 @@ pub struct RoundPlanner {
     quarantine: QuarantinedAddresses,
     orchestrator: Orchestrator,
     scheduler: Scheduler,
+    autoscaler: Autoscaler,
     limits: TransactionLimits,
     scopes: ScopeTracker,
     next_full: Timestamp,
@@ -48,12 +50,18 @@ impl RoundPlanner {
             quarantine,
             orchestrator: Orchestrator::default(),
             scheduler: Scheduler::default(),
+            autoscaler: Autoscaler::default(),
             limits: TransactionLimits::default(),
             scopes: ScopeTracker::default(),
             next_full: Timestamp::default(),
             last_round: Timestamp::default(),
             next_start: None,
         }
+    }
+
+    /// Takes what nodes have reported of the connections of tasks.
+    pub fn observe_loads(&mut self, loads: TaskLoads) {
+        self.autoscaler.observe(loads);
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;
@@ -71,6 +79,7 @@ impl RoundPlanner {
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
+        draft.add("autoscaler", self.autoscaler.plan(draft.state(), now));
         scope.add_changes(store, draft.state());
         let services = self.orchestrator.plan(draft.state(), now, &mut self.rng, &self.settings, &scope);
         draft.add("orchestrator", services.actions);
@@ -131,11 +140,11 @@ impl RoundPlanner {
     }
 
     /// True if a round may have something to do although the store did not change: a restart delay has passed, a service waits for a
-    /// time, addresses are quarantined, the last round did not come to everything, or the last full one was long ago.
+    /// time, or is scaled by load, addresses are quarantined, the last round did not come to everything, or the last full one was long ago.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let waited = now < self.last_round || now.since(self.last_round) >= WAITING;
         self.is_full_due(now)
-            || (self.orchestrator.is_waiting() && waited)
+            || ((self.orchestrator.is_waiting() || self.autoscaler.is_waiting()) && waited)
             || self.next_start.is_some_and(|start| now >= start)
             || self.quarantine.is_waiting()
             || self.scopes.has_rest()

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 pub struct RoundScope {
     full: bool,
     specs: bool,
+    endpoints: bool,
     services: BTreeSet<ServiceId>,
 }
 
@@ -45,6 +46,12 @@ impl RoundScope {
         self.full || self.specs
     }
 
+    /// True if the endpoint of a service may change although nothing of the service has: a network has changed, or a service has given
+    /// up ports or addresses.
+    pub fn has_endpoints(&self) -> bool {
+        self.full || self.endpoints
+    }
+
     /// Services of which something has changed, a task, or the node of a task; also removed ones that may have tasks; some twice.
     pub fn service_ids<'a>(&'a self, store: &'a Store) -> Box<dyn Iterator<Item = ServiceId> + 'a> {
         if !self.full {
@@ -73,6 +80,7 @@ impl RoundScope {
     pub fn merge(&mut self, other: Self) {
         self.full |= other.full;
         self.specs |= other.specs;
+        self.endpoints |= other.endpoints;
         self.services.extend(other.services);
     }
 
@@ -85,12 +93,15 @@ impl RoundScope {
         }
         for (was, is) in changed::<Service>(before, after) {
             self.specs = true;
+            self.endpoints |= was.is_some_and(|was| is.is_none_or(|is| has_given_up(was, is)));
             self.services.extend(was.or(is).map(|service| service.id.clone()));
         }
         for (was, is) in changed::<Network>(before, after) {
             // The allocator writes a network as the guard of its addresses.
             let content = |network: Option<&'_ Network>| network.map(|n| (n.spec.clone(), n.subnet, n.removing));
-            self.specs |= content(was) != content(is);
+            let differs = content(was) != content(is);
+            self.specs |= differs;
+            self.endpoints |= differs;
         }
         let mut node_for_tasks = false;
         for (was, is) in changed::<Node>(before, after) {
@@ -107,6 +118,12 @@ impl RoundScope {
             self.services.extend(per_node.map(|service| service.id.clone()));
         }
     }
+}
+
+/// A service has ports or addresses no more, which others may wait for.
+fn has_given_up(was: &Service, is: &Service) -> bool {
+    let (was, is) = (&was.endpoint, &is.endpoint);
+    was.ports.iter().any(|port| !is.ports.contains(port)) || was.vips.iter().any(|vip| !is.vips.contains(vip))
 }
 
 /// The node is suitable for other tasks than before, or does not run those that it has.

@@ -2,6 +2,7 @@
 //! posted. Fields of Docker's spec that are not implemented are missing: the API refuses them by name.
 
 use super::{
+    autoscale::{self, Scaling},
     id::{NetworkId, ServiceId},
     meta::Meta,
     port::{PortConfig, PublishMode},
@@ -47,6 +48,9 @@ pub struct Service {
     pub job: Option<JobStatus>,
     /// Written by the allocator.
     pub endpoint: Endpoint,
+    /// The last changes of its replicas by its load, older first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scalings: Vec<Scaling>,
 }
 
 /// Ports and virtual addresses that the allocator assigned to a service.
@@ -172,6 +176,7 @@ impl ServiceSpec {
             ServiceMode { global: Some(_), .. } => Some("Mode.Global"),
             ServiceMode { replicated_job: Some(_), .. } => Some("Mode.ReplicatedJob"),
             ServiceMode { global_job: Some(_), .. } => Some("Mode.GlobalJob"),
+            ServiceMode { .. } if self.labels.contains_key(autoscale::RANGE) => Some("Labels.skep.autoscale"),
             ServiceMode { .. } => self.task_template.newer_field(),
         }
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -166,6 +166,9 @@ pub struct ClusterPart {
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
     pub ports: Vec<Arc<PublishedPort>>,
+    /// Services that are scaled by load: the connections of their tasks are counted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub counted: BTreeSet<ServiceId>,
 }
 
 /// A node as the other nodes see it.

@@ -6,12 +6,12 @@ use super::daemon::Daemon;
 use super::lifecycle::MembershipState;
 use super::member::Member;
 use crate::api::control::{
-    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, RequestedAddresses, SwarmInitRequest,
+    self, AttachRefusal, ControlError, Membership, NodeControl, PreparedNetwork, RequestedAddresses, Standing, SwarmInitRequest,
     SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
 use crate::model::view::NetworkPart;
-use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
@@ -33,6 +33,18 @@ impl NodeControl for DaemonControl {
             MembershipState::Active(member) => match member.removed() {
                 Some(error) => Membership::Pending { node_addr: member.advertised(), remotes: Vec::new(), error },
                 None => active_membership(&member),
+            },
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        match self.0.lifecycle.state() {
+            MembershipState::Inactive => Standing::Inactive,
+            MembershipState::Pending { .. } => Standing::Pending,
+            MembershipState::Active(member) if member.removed().is_some() => Standing::Pending,
+            MembershipState::Active(member) => match member.role() {
+                Role::Manager => Standing::Manager,
+                Role::Worker => Standing::Worker,
             },
         }
     }
@@ -116,7 +128,7 @@ impl NodeControl for DaemonControl {
     async fn prepare_network(&self, reference: &str, requested: RequestedAddresses) -> Result<PreparedNetwork, AttachRefusal> {
         let env = &self.0.env;
         let refusal = |error| match error {
-            AttachError::Refused(reason) => AttachRefusal::Managers(reason),
+            AttachError::Refused(reason) => AttachRefusal::Managers(AttachDenial::of_text(&reason)),
             AttachError::NoSwarm(_) | AttachError::NoAnswer { .. } => {
                 AttachRefusal::Node(ControlError::unavailable(error.to_string()))
             }

@@ -132,6 +132,8 @@ pub(super) struct RunningLoops {
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     /// Published ports that tasks of this node listen on.
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    /// Connections of its tasks whose services are scaled by load.
+    pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
     /// Whether the engine answers the agent.
     pub engine_answers: watch::Receiver<bool>,
 }
@@ -149,8 +151,9 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let ports = start_userspace(context, held_sender, &mut applied);
     let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
+    let loads = start_load(context);
     start_attachments(context);
-    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers })
+    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens, loads, engine_answers })
 }
 
 /// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
@@ -244,6 +247,17 @@ fn start_readiness(context: &LoopContext) -> mpsc::Receiver<(TaskId, Vec<Listeni
         ingress::readiness::run(context.view(), sandboxes, reports.clone(), tick, context.stop())
     });
     listens
+}
+
+/// Counts connections: no revision to wait for.
+fn start_load(context: &LoopContext) -> watch::Receiver<BTreeMap<TaskId, u32>> {
+    let (sender, loads) = watch::channel(BTreeMap::new());
+    let context = context.clone();
+    context
+        .supervisor
+        .clone()
+        .keep("load", move || ingress::load::run(context.view(), context.env.joined.clone(), sender.clone(), context.stop()));
+    loads
 }
 
 /// Plain containers on networks: no revision to wait for, the driver answers the engine.

@@ -98,7 +98,8 @@ impl Member {
         // Ends what was started before a failure.
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, names, statuses, listens, loads, engine_answers } =
+            loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
         let engine = start_engine_watch(&context, &current, engine_answers).await;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());
@@ -112,7 +113,7 @@ impl Member {
         let stop = context.stop();
         context.supervisor.keep("troubles", move || troubles::run(sources.clone(), troubles_sender.clone(), stop.clone()));
         let (description, troubles_now) = (engine.description, troubles.clone());
-        let reports = LoopReports { applied: applied.receivers(), statuses, listens, troubles: troubles_now, description };
+        let reports = LoopReports { applied: applied.receivers(), statuses, listens, loads, troubles: troubles_now, description };
         let session = session::start(&context, &membership, identity.clone(), reports)?;
         let logs = Arc::new(TaskLogs::start(&context, &membership, &identity));
         let recovery = Arc::new(RecoveryWindow::default());

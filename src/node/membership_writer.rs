@@ -7,6 +7,7 @@ use super::supervisor::Blockers;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
 use crate::model::{NodeView, Revision, Role, WgKey};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -58,6 +59,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         pairs: Vec::new(),
         nodes,
         ports: Vec::new(),
+        counted: BTreeSet::new(),
     };
     Some(NodeView {
         revision: Revision::default(),

@@ -16,6 +16,7 @@ pub(super) struct SessionRelay {
     pub outgoing: mpsc::Sender<ToManager>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
     pub troubles: watch::Receiver<Troubles>,
     pub attachments: watch::Receiver<Vec<ContainerAttachment>>,
 }
@@ -50,6 +51,7 @@ impl SessionRelay {
                 },
                 Ok(()) = self.troubles.changed() => self.report_troubles().await,
                 Ok(()) = self.attachments.changed() => self.report_attachments().await,
+                Ok(()) = self.loads.changed() => self.report_loads().await,
                 Some(first) = self.listens.recv() => {
                     let batch = listens.record(first, &mut self.listens);
                     let _ = self.outgoing.send(ToManager::Listens(batch)).await;
@@ -72,6 +74,12 @@ impl SessionRelay {
         }
         self.report_troubles().await;
         self.report_attachments().await;
+        self.report_loads().await;
+    }
+
+    async fn report_loads(&self) {
+        let loads = self.loads.borrow().iter().map(|(id, load)| (id.clone(), *load)).collect();
+        let _ = self.outgoing.send(ToManager::Load(loads)).await;
     }
 
     async fn report_attachments(&self) {
@@ -165,7 +173,9 @@ mod tests {
             let ((_statuses, statuses), (_listens, listens)) = (mpsc::channel(1), mpsc::channel(1));
             let (_troubles, troubles) = watch::channel(Troubles::new());
             let (_attachments, attachments) = watch::channel(Vec::new());
-            let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles, attachments }.run());
+            let (_loads, loads) = watch::channel(BTreeMap::new());
+            let relay =
+                tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run());
             let before = seen.borrow().clone();
             let revision = crate::model::Revision { index, ..have };
             // Older than what it has, or without the parts that it does not have.
@@ -197,7 +207,9 @@ mod tests {
         seen.mark_unchanged();
         let (_troubles, troubles) = watch::channel(Troubles::new());
         let (_attachments, attachments) = watch::channel(Vec::new());
-        let relay = tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, troubles, attachments }.run());
+        let (_loads, loads) = watch::channel(BTreeMap::new());
+        let relay =
+            tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run());
         to_relay.send(ToNode::Removed("removed".to_owned())).await.unwrap();
         seen.changed().await.unwrap();
         let now = seen.borrow_and_update().clone().unwrap();

@@ -12,6 +12,7 @@ use crate::protocol::{FORMATS, ToManager};
 use crate::rpc::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(super) struct LoopReports {
     pub applied: Vec<watch::Receiver<Revision>>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
+    /// Connections by task.
+    pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
     pub troubles: watch::Receiver<Troubles>,
     pub description: watch::Receiver<NodeDescription>,
 }
@@ -45,7 +48,7 @@ pub(super) fn start(
     identity: watch::Receiver<Arc<Identity>>,
     reports: LoopReports,
 ) -> anyhow::Result<RunningSession> {
-    let LoopReports { applied, statuses, listens, troubles, description } = reports;
+    let LoopReports { applied, statuses, listens, loads, troubles, description } = reports;
     let env = &context.env;
     let (lowest_sender, lowest) = watch::channel(Revision::default());
     context.supervisor.once("revisions", AppliedRevisions::publish_lowest(applied, lowest_sender));
@@ -64,7 +67,7 @@ pub(super) fn start(
     });
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     let attachments = env.attachments.wanted();
-    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, troubles, attachments };
+    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
     let mut config = SessionConfig::new(

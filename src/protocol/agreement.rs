@@ -11,7 +11,7 @@ pub const PIECES: u32 = 3;
 pub const KEY_PROOF: u32 = 4;
 
 /// First format in which the backends of a published port travel one by one and large documents are compressed, and with
-/// [`super::ToManager::Behind`], [`super::ToManager::Restarting`] and [`super::ToManager::Attachments`].
+/// [`super::ToManager::Behind`], [`super::ToManager::Restarting`], [`super::ToManager::Attachments`] and [`super::ToManager::Load`].
 pub const BACKENDS: u32 = 5;
 
 /// A manager and a node have no format in common.

@@ -43,6 +43,9 @@ pub enum ToManager {
     Troubles(BTreeMap<String, String>),
     /// What the node needs for its plain containers on networks: all of it, again when it changes and in each session.
     Attachments(Vec<ContainerAttachment>),
+    /// Established connections of its tasks whose services are scaled by load: all of them, again when they change and in each session.
+    /// A task that is not in it was not counted.
+    Load(Vec<(TaskId, u32)>),
     /// The node could not apply a view that it was sent: that is older than the one that it has, or has no base there. A node that is
     /// ahead follows a later state than the managers have; any other gets its whole view.
     Behind {
@@ -64,7 +67,7 @@ impl ToManager {
     pub fn is_in(&self, format: u32) -> bool {
         match self {
             Self::Troubles(_) => format >= PIECES,
-            Self::Attachments(_) | Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
+            Self::Attachments(_) | Self::Load(_) | Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
             Self::Hello { .. } | Self::Heartbeat { .. } | Self::Status(_) | Self::Listens(_) | Self::Leave => true,
         }
     }

@@ -86,7 +86,15 @@ mod tests {
 
     fn cluster() -> Arc<ClusterPart> {
         let mesh = MeshPrefix("fd00:1:2::/48".parse().unwrap());
-        Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], subnets: vec![], pairs: vec![], nodes: vec![], ports: vec![] })
+        Arc::new(ClusterPart {
+            mesh,
+            pools: vec![DEFAULT_POOL],
+            subnets: vec![],
+            pairs: vec![],
+            nodes: vec![],
+            ports: vec![],
+            counted: [].into(),
+        })
     }
     fn at(incarnation: u64, index: u64) -> Revision {
         Revision { incarnation, index }

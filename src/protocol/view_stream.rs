@@ -249,6 +249,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         pairs: part.pairs.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
+        counted: part.counted.clone(),
     }
 }
 

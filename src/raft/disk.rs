@@ -7,6 +7,7 @@ use crate::durable::ignore_missing;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,8 @@ pub enum DiskError {
 pub struct Disk {
     path: PathBuf,
     database: Database,
+    /// Index of the last entry in the file, or more.
+    last: Cell<u64>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -116,8 +119,9 @@ impl Disk {
         // redb returns an error for damage where it checks for it; elsewhere it may panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
-            let disk = Self { path: path.clone(), database };
+            let disk = Self { path: path.clone(), database, last: Cell::new(0) };
             let (log, id) = disk.load()?;
+            disk.last.set(log.last());
             Ok((disk, log, id))
         }));
         opened.unwrap_or_else(|_| Err(DiskError::Damaged { path, why: "its pages are inconsistent".to_owned() }))
@@ -139,13 +143,13 @@ impl Disk {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.write(true).create_new(true).open(&new).map_err(|e| io(&e))?;
         let database = builder().create(&new).map_err(|e| io(&e))?;
-        let disk = Self { path: new.clone(), database };
+        let disk = Self { path: new.clone(), database, last: Cell::new(0) };
         disk.transact(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
             meta.insert("id", id.to_le_bytes().as_slice())?;
             drop(meta);
-            put(transaction, &log.as_batch())
+            put(transaction, &log.as_batch(), 0)
         })?;
         drop(disk);
         std::fs::rename(&new, &path).map_err(|e| io(&e))?;
@@ -157,7 +161,11 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Io`], or [`DiskError::Damaged`] if another process changed the file.
     pub fn write(&self, batch: &LogBatch) -> Result<(), DiskError> {
-        self.transact(|transaction| put(transaction, batch))
+        self.transact(|transaction| put(transaction, batch, self.last.get()))?;
+        if let Some(entry) = batch.entries.last() {
+            self.last.set(entry.index);
+        }
+        Ok(())
     }
 
     fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), StorageFault>) -> Result<(), DiskError> {
@@ -233,7 +241,8 @@ impl Disk {
     }
 }
 
-fn put(transaction: &redb::WriteTransaction, batch: &LogBatch) -> Result<(), StorageFault> {
+/// `last` is at least the index of the last entry in the file.
+fn put(transaction: &redb::WriteTransaction, batch: &LogBatch, last: u64) -> Result<(), StorageFault> {
     let mut log = transaction.open_table(LOG)?;
     let mut meta = transaction.open_table(META)?;
     if let Some(snapshot) = &batch.snapshot {
@@ -250,7 +259,8 @@ fn put(transaction: &redb::WriteTransaction, batch: &LogBatch) -> Result<(), Sto
         log.retain_in(..=index, |_, _| false)?;
         meta.insert("compacted", pair(index, term).as_slice())?;
     }
-    if let Some(first) = batch.entries.first() {
+    // Mostly there is nothing to replace, and looking for it costs as much as a write.
+    if let Some(first) = batch.entries.first().filter(|first| first.index <= last) {
         log.retain_in(first.index.., |_, _| false)?;
     }
     for entry in &batch.entries {

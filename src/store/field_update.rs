@@ -6,6 +6,7 @@
 //! which state of the object it is still right, and writes nothing in another one, or if the object is gone; the loop plans
 //! again from the next state.
 
+use crate::model::autoscale::Scaling;
 use crate::model::node::{NodeDescription, NodeStatus};
 use crate::model::service::Endpoint;
 use crate::model::task::Attachment;
@@ -50,6 +51,11 @@ pub enum FieldUpdate {
     ServiceEndpoint {
         id: ServiceId,
         endpoint: Box<Endpoint>,
+    },
+    /// Another number of replicas, by load. Only while the service has the number `from`, and the label.
+    ServiceReplicas {
+        id: ServiceId,
+        scaling: Box<Scaling>,
     },
     /// A step of a task that is not with an agent, by the allocator, the scheduler or the reaper: its status, further addresses,
     /// its node. Only while the task is in the state `from`.

@@ -2,6 +2,7 @@
 //! tables, rebuilt when a snapshot is read, and never part of one.
 
 use super::shared_specs::SharedSpecs;
+use crate::model::autoscale;
 use crate::model::{Cluster, ClusterConfig, ClusterSecret, ConfigId, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys};
 use crate::model::{Protocol, PublishMode, SecretId, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey, task::Attachment};
@@ -61,6 +62,8 @@ pub struct StoreIndexes {
     /// In lower case.
     pub(super) config_names: IdsBy<String, ConfigId>,
     pub(super) services_with: IdsBy<PayloadId, ServiceId>,
+    /// Those with the label `skep.autoscale`.
+    pub(super) autoscaled_services: IdsBy<(), ServiceId>,
 }
 
 /// What an object is found by, and its id.
@@ -85,6 +88,8 @@ pub enum IndexEntry {
     ConfigName(String, ConfigId),
     /// Its spec names the secret or config.
     ServiceWith(PayloadId, ServiceId),
+    /// It has the label `skep.autoscale`.
+    AutoscaledService(ServiceId),
 }
 
 impl StoreIndexes {
@@ -121,6 +126,7 @@ impl StoreIndexes {
             IndexEntry::SecretName(name, id) => self.secret_names.set(name, id, present),
             IndexEntry::ConfigName(name, id) => self.config_names.set(name, id, present),
             IndexEntry::ServiceWith(payload, id) => self.services_with.set(payload, id, present),
+            IndexEntry::AutoscaledService(id) => self.autoscaled_services.set(&(), id, present),
         }
     }
 }
@@ -168,7 +174,9 @@ impl Indexed for Service {
         let ports = ports.map(|p| IndexEntry::PublishedPort((p.publish_mode, p.protocol, p.published_port), self.id.clone()));
         let payloads = self.spec.task_template.container_spec.payloads();
         let payloads = payloads.map(|payload| IndexEntry::ServiceWith(payload, self.id.clone()));
-        std::iter::once(name).chain(networks).chain(ports).chain(payloads).collect()
+        let is_scaled = self.spec.labels.contains_key(autoscale::RANGE);
+        let scaled = is_scaled.then(|| IndexEntry::AutoscaledService(self.id.clone()));
+        std::iter::once(name).chain(networks).chain(ports).chain(payloads).chain(scaled).collect()
     }
 }
 

@@ -27,6 +27,10 @@ impl Store {
     pub fn services_with(&self, payload: &PayloadId) -> impl Iterator<Item = &Service> {
         self.indexes.services_with.of(payload).filter_map(|id| self.service(id))
     }
+    /// Services that are scaled by load, by id.
+    pub fn autoscaled_services(&self) -> impl Iterator<Item = &Service> {
+        self.indexes.autoscaled_services.of(&()).filter_map(|id| self.service(id))
+    }
     /// The key of secrets and configs; `None` until there is a first of these.
     pub fn payload_keys(&self) -> Option<&PayloadKeys> {
         self.all().next()

@@ -3,6 +3,7 @@
 use super::field_update::FieldUpdate;
 use super::object::{Kind, Object, Store, StoreError, StoreObject};
 use super::task_report::{is_new_listening, is_new_status};
+use crate::model::autoscale;
 use crate::model::{Cluster, JobStatus, Node, PullAuth, Role, Service, ServiceSpec, ServiceUpdate, SpecChange, UpdateState};
 use crate::model::{Task, TaskState};
 
@@ -10,7 +11,9 @@ impl FieldUpdate {
     /// Kind and id of the object.
     pub fn target(&self) -> (Kind, String) {
         match self {
-            Self::ServiceSpec { id, .. } | Self::ServiceEndpoint { id, .. } => (Kind::Service, id.to_string()),
+            Self::ServiceSpec { id, .. } | Self::ServiceEndpoint { id, .. } | Self::ServiceReplicas { id, .. } => {
+                (Kind::Service, id.to_string())
+            }
             Self::NodeSpec { id, .. } | Self::NodeReport { id, .. } => (Kind::Node, id.to_string()),
             Self::TaskStep { id, .. }
             | Self::DesiredState { id, .. }
@@ -67,6 +70,13 @@ impl FieldUpdate {
                 let write = |s: &mut Service| s.endpoint.clone_from(endpoint);
                 changed(now, id, write)
             }
+            Self::ServiceReplicas { id, scaling } => changed(now, id, |service: &mut Service| {
+                let is_scaled = service.spec.labels.contains_key(autoscale::RANGE);
+                if is_scaled && service.spec.mode.replicas() == scaling.from {
+                    service.spec.mode.replicated.get_or_insert_default().replicas = Some(scaling.to);
+                    scaling.add_to(&mut service.scalings);
+                }
+            }),
             Self::TaskStep { id, from, status, attachments, node } => changed(now, id, |task: &mut Task| {
                 if task.status.state == *from {
                     task.status.clone_from(status);

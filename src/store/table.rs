@@ -53,6 +53,10 @@ impl Store {
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.all()
     }
+    /// [`Self::services`], as the store has them.
+    pub fn shared_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        Service::table(self).values()
+    }
     /// Tasks by id.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.all()
@@ -68,6 +72,10 @@ impl Store {
     /// The service with this id.
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
         self.get(id)
+    }
+    /// [`Self::service`], as the store has it.
+    pub fn shared_service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        Service::table(self).get(id)
     }
     /// The task with this id.
     pub fn task(&self, id: &TaskId) -> Option<&Task> {

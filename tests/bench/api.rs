@@ -20,7 +20,8 @@ const CLIENTS: usize = 100;
 const EVERY: Duration = Duration::from_millis(200);
 const POLLED: Duration = Duration::from_secs(5);
 
-pub async fn run(report: &mut Report) {
+/// Both parts, or only that of the swarm.
+pub async fn run(report: &mut Report, swarm_only: bool) {
     // The second host's engine is in a swarm of its own.
     let swarm = hosts("bench-api", 2, "").await;
     let (skep, docker) = (&swarm.hosts[0], &swarm.hosts[1]);
@@ -28,7 +29,9 @@ pub async fn run(report: &mut Report) {
     let engine = UnixClient::new(docker.engine_socket());
     let body = json!({ "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": docker.address().to_string(), "Spec": {} });
     engine.request("POST", "/swarm/init", Some(&body)).await.unwrap().ok().unwrap();
-    pass_through(report, skep).await;
+    if !swarm_only {
+        pass_through(report, skep).await;
+    }
     swarm_part(report, skep, docker).await;
     swarm.stop().await;
 }

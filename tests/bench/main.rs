@@ -1,6 +1,6 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
 //! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,traffic,failover`
-//! selects parts; `control` needs neither.
+//! selects parts (`swarm-api` is a part of `api`); `control` needs neither.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -50,7 +50,8 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "names" => names::run_all(&mut report),
-            "api" => on_runtime(api::run(&mut report)),
+            "api" => on_runtime(api::run(&mut report, false)),
+            "swarm-api" => on_runtime(api::run(&mut report, true)),
             "traffic" => on_runtime(traffic::run(&mut report)),
             "failover" => on_runtime(failover::run(&mut report)),
             other => panic!("no part {other}: control, api, tables, datapath, tunnel, names, traffic, failover"),

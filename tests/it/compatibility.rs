@@ -87,7 +87,7 @@ fn the_table_is_complete_its_tests_exist_and_the_document_is_made_of_it() {
 }
 
 /// Whether the file has a test of that name.
-fn exists(root: &Path, test: &str) -> bool {
+pub fn exists(root: &Path, test: &str) -> bool {
     let Some((path, name)) = test.rsplit_once("::") else { return false };
     let Ok(text) = std::fs::read_to_string(root.join(path)) else { return false };
     let Some(at) = text.find(&format!("fn {name}(")) else { return false };

@@ -8,6 +8,7 @@ mod bpf;
 mod cluster;
 mod compatibility;
 mod demo;
+mod differences;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;

@@ -135,6 +135,7 @@ fn object(op: Op, meta: Meta) -> Object {
             update: None,
             job: None,
             endpoint: Endpoint { ports: vec![port(number % 3)], ..Endpoint::default() },
+            scalings: Vec::new(),
         }
         .into(),
         Kind::Task => Task {

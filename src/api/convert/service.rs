@@ -8,6 +8,7 @@ use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondi
 use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 
 /// A service. With `defaults` its spec is completed for display; an update must not be based on that.
 pub fn service(service: &Service, store: &Store, defaults: bool) -> wire::Service {
@@ -68,10 +69,9 @@ pub fn status(service: &Service, store: &Store) -> wire::ServiceStatus {
 
 /// Nodes that should run a global service: those that take its tasks, and those that are paused and have one.
 fn nodes_of(service: &Service, store: &Store) -> u64 {
-    let has_task = |node: &Node| {
-        let mut tasks = store.tasks_of_service(&service.id);
-        tasks.any(|t| t.is_wanted() && t.node_id.as_ref() == Some(&node.id))
-    };
+    let wanted = store.tasks_of_service(&service.id).filter(|task| task.is_wanted());
+    let with_task: BTreeSet<&NodeId> = wanted.filter_map(|task| task.node_id.as_ref()).collect();
+    let has_task = |node: &Node| with_task.contains(&node.id);
     let eligible = store.nodes().filter(|n| n.status.state.may_be_up() && is_eligible(n, &service.spec.task_template));
     eligible.filter(|n| n.spec.availability == Availability::Active || has_task(n)).count() as u64
 }

@@ -1,6 +1,6 @@
 //! Events between two states of the store, in the real server's words. Pure.
 
-use crate::model::{ClusterConfig, ClusterSecret, Network, Node, NodeState, Service, Timestamp};
+use crate::model::{ClusterConfig, ClusterSecret, Network, Node, NodeState, Role, Service, Timestamp};
 use crate::store::{ChangedObject, Store, StoreObject, changed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -51,7 +51,8 @@ impl Observed for Node {
         let state = if self.status.state == NodeState::Disconnected { NodeState::Down } else { self.status.state };
         vec![
             ("availability", self.spec.availability.as_str().to_owned()),
-            ("role", self.spec.role.as_str().to_owned()),
+            // When it has happened: the wish is a change of the spec without attributes, as in Swarm.
+            ("role", if self.manager.is_some() { Role::Manager } else { Role::Worker }.as_str().to_owned()),
             ("state", state.as_str().to_owned()),
         ]
     }

@@ -8,6 +8,7 @@ use super::request::ApiRequest;
 use crate::api::control::{AttachRefusal, PreparedNetwork, RequestedAddresses};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::encode;
+use crate::model::AttachDenial;
 use crate::model::docker::ApiVersion;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -61,8 +62,7 @@ pub async fn prepare(request: &ApiRequest, reference: &str, requested: Requested
     let prepared = match store(request) {
         Some(store) => match network_reference::find(request, &store, reference).await? {
             ReferencedNetwork::Swarm(network) if !network.spec.attachable => {
-                let reason = format!("network {} not manually attachable", network.spec.name);
-                return Err(refusal(request, reference, &reason));
+                return Err(refusal(request, reference, &AttachDenial::NotAttachable(network.spec.name.clone())));
             }
             ReferencedNetwork::Swarm(network) => request.api.control.prepare_network(network.id.as_str(), requested).await,
             // A part of a network that the swarm has no longer.
@@ -82,19 +82,19 @@ pub async fn prepare(request: &ApiRequest, reference: &str, requested: Requested
     };
     match prepared {
         Ok(network) => Ok(Some(network)),
-        Err(AttachRefusal::Managers(reason)) if reason == format!("network {reference} not found") => Ok(None),
+        Err(AttachRefusal::Managers(AttachDenial::UnknownNetwork(name))) if name == reference => Ok(None),
         Err(AttachRefusal::Managers(reason)) => Err(refusal(request, reference, &reason)),
         Err(AttachRefusal::Node(error)) => Err(error.into()),
     }
 }
 
 /// Docker's words for what its managers refuse.
-fn refusal(request: &ApiRequest, reference: &str, reason: &str) -> ApiError {
-    let text = if reason.ends_with("not manually attachable") {
-        format!("Could not attach to network {reference}: rpc error: code = PermissionDenied desc = {reason}")
-    } else {
-        format!("Could not attach to network {reference}: {reason}")
+fn refusal(request: &ApiRequest, reference: &str, reason: &AttachDenial) -> ApiError {
+    let code = match reason {
+        AttachDenial::NotAttachable(_) => "rpc error: code = PermissionDenied desc = ",
+        AttachDenial::UnknownNetwork(_) | AttachDenial::Other(_) => "",
     };
+    let text = format!("Could not attach to network {reference}: {code}{reason}");
     // Newer engines prefix the error when a container is created or started.
     if request.target.contains("/containers/") && request.identity.api >= ApiVersion::v1(48) {
         ApiError::failed(format!("failed to set up container networking: {text}"))

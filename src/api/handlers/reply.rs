@@ -2,6 +2,7 @@
 
 use crate::api::error::{ApiError, Result};
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
@@ -9,7 +10,12 @@ use serde::Serialize;
 /// A reply with a JSON body.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response> {
     let text = serde_json::to_vec(value).map_err(|e| ApiError::failed(format!("the reply cannot be encoded: {e}")))?;
-    Ok((status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response())
+    Ok(json_text(status, text.into()))
+}
+
+/// A reply with a body that is encoded already.
+pub fn json_text(status: StatusCode, text: Bytes) -> Response {
+    (status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
 }
 
 /// 200 with a JSON body.

@@ -2,7 +2,7 @@
 
 use crate::api::body;
 use crate::api::context::ApiContext;
-use crate::api::control::{Membership, NOT_MANAGER};
+use crate::api::control::{NOT_MANAGER, Standing};
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, split_version};
@@ -29,7 +29,7 @@ pub struct ApiRequest {
     pub method: Method,
     /// The version in the path, or the newest announced one if the path has none.
     pub version: ApiVersion,
-    pub identity: EngineIdentity,
+    pub identity: Arc<EngineIdentity>,
     /// Path and query as sent, with the version.
     pub target: String,
     pub query: RequestQuery,
@@ -43,10 +43,10 @@ impl ApiRequest {
     /// # Errors
     /// 503 unless this node is a manager.
     pub fn store(&self) -> Result<StoreHandle> {
-        match self.api.control.membership() {
-            Membership::Manager(_) => self.api.control.store().ok_or_else(|| ApiError::unavailable(NOT_YET)),
-            Membership::Worker(_) | Membership::Pending { .. } => Err(ApiError::unavailable(NOT_MANAGER)),
-            Membership::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),
+        match self.api.control.standing() {
+            Standing::Manager => self.api.control.store().ok_or_else(|| ApiError::unavailable(NOT_YET)),
+            Standing::Worker | Standing::Pending => Err(ApiError::unavailable(NOT_MANAGER)),
+            Standing::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),
         }
     }
 

@@ -49,23 +49,23 @@ async fn respond(State(api): State<Arc<ApiContext>>, request: Request<Body>) -> 
     };
     let headers = response.headers_mut();
     for (name, value) in [
-        (API_VERSION_HEADER, identity.api.to_string()),
-        ("docker-experimental", identity.experimental),
-        ("ostype", identity.ostype),
-        ("server", identity.server),
-        (STALE_SINCE, stale_since.map(Timestamp::to_rfc3339).unwrap_or_default()),
+        (API_VERSION_HEADER, identity.api.to_string().as_str()),
+        ("docker-experimental", &identity.experimental),
+        ("ostype", &identity.ostype),
+        ("server", &identity.server),
+        (STALE_SINCE, &stale_since.map(Timestamp::to_rfc3339).unwrap_or_default()),
     ] {
         if value.is_empty() {
             continue;
         }
-        if let Ok(value) = HeaderValue::from_str(&value) {
+        if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
     }
     response
 }
 
-async fn handle(api: Arc<ApiContext>, identity: EngineIdentity, http_request: Request<Body>) -> Result<Response> {
+async fn handle(api: Arc<ApiContext>, identity: Arc<EngineIdentity>, http_request: Request<Body>) -> Result<Response> {
     let (parts, body) = http_request.into_parts();
     if parts.method == Method::OPTIONS {
         return Ok(StatusCode::OK.into_response());

@@ -1,7 +1,7 @@
 //! `/services`.
 
 use super::local_networks::unknown_target;
-use super::reply::{empty, json, ok};
+use super::reply::{empty, json, json_text, ok};
 use super::request::ApiRequest;
 use crate::api::convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
@@ -17,25 +17,20 @@ use crate::store::{Action, Condition, FieldUpdate, Kind, Store, Transaction};
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// GET /services
 pub fn list(request: &ApiRequest) -> Result<Response> {
     let filters = request.query.filters(&["id", "name", "label", "mode", "runtime"])?;
     let status = request.query.strict_bool("status")? && request.version >= ApiVersion::v1(41);
     let store = request.store()?.read();
-    let mut found: Vec<&Service> = store.services().filter(|s| passes(s, &filters)).collect();
+    let mut found: Vec<&Arc<Service>> = store.shared_services().filter(|s| passes(s, &filters)).collect();
     if filters.has("name") {
         found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     }
-    let services: Vec<_> = found
-        .into_iter()
-        .map(|service| {
-            let mut shown = convert::service::service(service, &store, false);
-            shown.service_status = status.then(|| convert::service::status(service, &store));
-            shown
-        })
-        .collect();
-    ok(&services)
+    let status_of = |service: &Service| status.then(|| convert::service::status(service, &store));
+    let text = request.api.services.list(&found, status_of, &store)?;
+    Ok(json_text(StatusCode::OK, text.into()))
 }
 
 fn passes(service: &Service, filters: &Filters) -> bool {
@@ -50,7 +45,11 @@ fn passes(service: &Service, filters: &Filters) -> bool {
 pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let defaults = request.query.strict_bool("insertDefaults")?;
     let store = request.store()?.read();
-    ok(&convert::service::service(lookup::service(&store, reference)?, &store, defaults))
+    let service = lookup::service(&store, reference)?;
+    match store.shared_service(&service.id) {
+        Some(service) if !defaults => Ok(json_text(StatusCode::OK, request.api.services.one(service, &store)?)),
+        _ => ok(&convert::service::service(service, &store, defaults)),
+    }
 }
 
 /// POST /services/create
@@ -67,7 +66,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
-    validate::free_ports(&spec, None, store.services())?;
+    validate::free_ports(&spec, None, &store)?;
     if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
         return Err(ApiError::rpc(
             GrpcCode::FailedPrecondition,
@@ -90,6 +89,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         update: None,
         job,
         endpoint: Endpoint::default(),
+        scalings: Vec::new(),
     };
     let conditions = conditions(&service.spec, None, &store);
     let warnings = Some(validate::small_networks(&service.spec, None, &store)).filter(|warnings| !warnings.is_empty());
@@ -198,7 +198,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
-    validate::free_ports(&spec, Some(&stored.id), store.services())?;
+    validate::free_ports(&spec, Some(&stored.id), &store)?;
     if spec.name != stored.spec.name {
         return Err(ApiError::rpc(GrpcCode::Unimplemented, "renaming services is not supported"));
     }

@@ -157,6 +157,10 @@ fn consequence(store: Option<&Store>) -> String {
     }
 }
 
+/// A real server sets everything to zero.
+const EMPTY_SPEC: &str =
+    "the posted spec is empty, and nothing was changed: post the Spec that GET /swarm shows, with your changes";
+
 /// POST /swarm/update: the posted settings replace the stored ones.
 pub async fn update(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&CLUSTER_SPEC)?;
@@ -180,6 +184,9 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
     let is_stale = cluster.meta.version != version;
+    if posted.as_object().is_none_or(serde_json::Map::is_empty) {
+        return Err(if is_stale { ApiError::out_of_sequence() } else { ApiError::bad(EMPTY_SPEC) });
+    }
     refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)
         .map_err(|error| if is_stale { ApiError::out_of_sequence() } else { error })?;
     let id = &cluster.id;

@@ -3,8 +3,9 @@
 use crate::api::error::{ApiError, Result};
 use crate::model::ServiceId;
 use crate::model::mesh::DEFAULT_PORT;
-use crate::model::service::{EndpointMode, Service, ServiceSpec};
+use crate::model::service::{EndpointMode, ServiceSpec};
 use crate::model::{Protocol, PublishMode};
+use crate::store::Store;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -75,18 +76,12 @@ pub fn reserved(spec: &ServiceSpec, data_path_port: u16) -> Result<()> {
 ///
 /// # Errors
 /// 400 with `InvalidArgument`.
-pub fn free_ports<'a>(spec: &ServiceSpec, own: Option<&ServiceId>, services: impl Iterator<Item = &'a Service>) -> Result<()> {
-    let requested: BTreeSet<(PublishMode, Protocol, u16)> =
-        spec.endpoint_spec.iter().flat_map(|e| &e.ports).map(|p| (p.publish_mode, p.protocol, p.published_port)).collect();
-    for other in services.filter(|s| Some(&s.id) != own) {
-        let specified = other.spec.endpoint_spec.iter().flat_map(|e| &e.ports);
-        for port in specified.chain(&other.endpoint.ports).filter(|p| p.published_port != 0) {
-            let conflicts = |mode| requested.contains(&(mode, port.protocol, port.published_port));
-            let taken = match port.publish_mode {
-                PublishMode::Ingress if conflicts(PublishMode::Ingress) || conflicts(PublishMode::Host) => "an ingress port",
-                PublishMode::Host if conflicts(PublishMode::Ingress) => "a host-published port",
-                _ => continue,
-            };
+pub fn free_ports(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Result<()> {
+    let requested = spec.endpoint_spec.iter().flat_map(|e| &e.ports).filter(|p| p.published_port != 0);
+    for port in requested {
+        let conflict = store.port_conflict(port.publish_mode, port.protocol, port.published_port, own);
+        if let Some((other, taken)) = conflict {
+            let taken = if taken == PublishMode::Ingress { "an ingress port" } else { "a host-published port" };
             return Err(ApiError::invalid_argument(format!(
                 "port '{}' is already in use by service '{}' ({}) as {taken}",
                 port.published_port, other.spec.name, other.id

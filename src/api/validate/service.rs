@@ -7,6 +7,7 @@ use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
+use crate::model::autoscale::AutoscaleLabels;
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceMode, ServiceSpec, UpdateConfig};
 use crate::model::task::TaskSpec;
@@ -147,18 +148,11 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     for config in [&spec.update_config, &spec.rollback_config].into_iter().flatten() {
         check_update_config(config)?;
     }
-    if spec.labels.contains_key(AUTOSCALE) {
-        return Err(ApiError::invalid_argument(format!(
-            "label {AUTOSCALE}: skep does not scale by load yet: leave the label out, and scale with docker service scale"
-        )));
-    }
+    AutoscaleLabels::check(&spec.labels, &spec.mode).map_err(ApiError::invalid_argument)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
 }
-
-/// A label that would do nothing, and that somebody would rely on.
-const AUTOSCALE: &str = "skep.autoscale";
 
 /// Refuses an allow-list that one service may not have.
 fn allow_list(labels: &PortLabels, ports: usize) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::model::{Availability, ClusterSpec, Nanos};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 
@@ -88,10 +88,13 @@ pub fn address_pools(posted: &Value) -> Result<(Vec<Ipv4Net>, u8)> {
     }
     let mut pools: Vec<Ipv4Net> = Vec::new();
     for text in posted["DefaultAddrPool"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        let pool: Ipv4Net = text.parse().map_err(|_| ApiError::failed(format!("invalid CIDR address: {text}")))?;
-        if u64::from(pool.prefix_len()) > size {
-            return Err(ApiError::failed(format!("invalid CIDR: {}. Subnet size is too small for pool: {size}", quote(text))));
-        }
+        let too_small = || ApiError::failed(format!("invalid CIDR: {}. Subnet size is too small for pool: {size}", quote(text)));
+        let pool = match text.parse() {
+            Ok(IpNet::V4(pool)) if u64::from(pool.prefix_len()) <= size => pool,
+            // Subnets of networks are IPv4.
+            Ok(_) => return Err(too_small()),
+            Err(_) => return Err(ApiError::failed(format!("invalid base pool {text}: invalid CIDR address: {text}"))),
+        };
         if let Some(other) = pools.iter().find(|other| other.contains(&pool) || pool.contains(*other)) {
             return Err(ApiError::failed(format!("list of CIDRs overlap: {other}, {pool}")));
         }

@@ -93,6 +93,12 @@ pub fn listeners_request(protocol: Protocol, family: u8) -> Option<Vec<u8>> {
     Some(message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &request(family, protocol_number(protocol)?, states, &[0; ID])))
 }
 
+/// Requests all established TCP connections of a family.
+pub fn established_request(family: u8) -> Option<Vec<u8>> {
+    let body = request(family, protocol_number(Protocol::Tcp)?, 1 << ESTABLISHED, &[0; ID]);
+    Some(message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &body))
+}
+
 /// Requests all sockets of a family whose remote address is one of these. IPv4 addresses also match the v4-mapped form of an
 /// IPv6 socket.
 pub fn connections_request(protocol: Protocol, family: u8, remotes: &[IpAddr]) -> Option<Vec<u8>> {

@@ -3,7 +3,7 @@
 use super::Allocation;
 use super::addresses::{AddressBook, Untakeable};
 use crate::model::task::Attachment;
-use crate::model::{AttachedContainer, NetworkId, Task};
+use crate::model::{AttachDenial, AttachedContainer, NetworkId, Task};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
@@ -13,10 +13,10 @@ impl Allocation<'_> {
     pub(super) fn attach_container(&mut self, task: &Task, container: &AttachedContainer) -> Result<Option<Attachment>, String> {
         let target = task.spec.networks.first().map(|network| network.target.as_str()).unwrap_or_default();
         let network = self.store.network(&NetworkId::from(target)).filter(|network| !network.removing);
-        let Some(network) = network else { return Err(format!("network {target} not found")) };
+        let Some(network) = network else { return Err(AttachDenial::UnknownNetwork(target.to_owned()).to_string()) };
         let name = &network.spec.name;
         if !network.spec.attachable {
-            return Err(format!("network {name} not manually attachable"));
+            return Err(AttachDenial::NotAttachable(name.clone()).to_string());
         }
         let id = network.id.clone();
         let Some(address) = container.requested else {

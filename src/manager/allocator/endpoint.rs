@@ -6,42 +6,51 @@ use crate::model::service::{Endpoint, EndpointMode, EndpointSpec, Vip};
 use crate::model::{NetworkId, PortConfig, Protocol, PublishMode, Service, ServiceId};
 use crate::store::Store;
 use ipnet::Ipv4Net;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 /// Published ports that are assigned when the spec names none. Swarm's range.
 const DYNAMIC: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Published ports and the services that have them.
-pub(super) struct PortRegistry {
-    owners: BTreeMap<(Protocol, u16), ServiceId>,
-    /// Named by a spec, whether the service has the port or not.
-    named: BTreeSet<(Protocol, u16)>,
+/// Published ports and the services that have them: in the store, and those assigned in this round.
+pub(super) struct PortRegistry<'a> {
+    store: &'a Store,
+    assigned: BTreeMap<(Protocol, u16), ServiceId>,
 }
 
-impl PortRegistry {
-    pub(super) fn from_store(store: &Store) -> Self {
-        let mut owners = BTreeMap::new();
-        let mut named = BTreeSet::new();
-        for service in store.services() {
-            for port in service.ingress_ports().filter(|p| p.published_port != 0) {
-                owners.entry((port.protocol, port.published_port)).or_insert_with(|| service.id.clone());
-            }
-            let spec = service.spec.endpoint_spec.iter().flat_map(|e| &e.ports);
-            named.extend(spec.filter(|p| p.publish_mode == PublishMode::Ingress).map(|p| (p.protocol, p.published_port)));
-        }
-        Self { owners, named }
+impl<'a> PortRegistry<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self { store, assigned: BTreeMap::new() }
+    }
+
+    /// The service whose endpoint has the port, the first by id if several have.
+    fn stored_owner(&self, (protocol, number): (Protocol, u16)) -> Option<&'a ServiceId> {
+        let has =
+            |service: &&Service| service.ingress_ports().any(|port| port.protocol == protocol && port.published_port == number);
+        let mut services = self.store.services_publishing(PublishMode::Ingress, protocol, number);
+        services.find(has).map(|service| &service.id)
     }
 
     /// Assigns a port to a service, or returns the service that has it.
     fn claim(&mut self, port: (Protocol, u16), service: &ServiceId) -> Result<(), ServiceId> {
-        let owner = self.owners.entry(port).or_insert_with(|| service.clone());
-        if owner == service { Ok(()) } else { Err(owner.clone()) }
+        let owner = match self.assigned.get(&port) {
+            Some(owner) => owner,
+            None => self.stored_owner(port).unwrap_or(service),
+        };
+        if owner != service {
+            return Err(owner.clone());
+        }
+        self.assigned.insert(port, service.clone());
+        Ok(())
     }
 
+    /// A port that no service has, and that no spec names.
     fn first_free(&self, protocol: Protocol) -> Option<u16> {
-        let is_free = |port: u16| !self.owners.contains_key(&(protocol, port)) && !self.named.contains(&(protocol, port));
-        DYNAMIC.into_iter().find(|port| is_free(*port))
+        let is_free = |port: &u16| {
+            let mut stored = self.store.services_publishing(PublishMode::Ingress, protocol, *port);
+            !self.assigned.contains_key(&(protocol, *port)) && stored.next().is_none()
+        };
+        DYNAMIC.into_iter().find(is_free)
     }
 }
 
@@ -58,7 +67,7 @@ pub(super) struct EndpointAllocation {
 pub(super) fn allocate(
     store: &Store,
     service: &Service,
-    ports: &mut PortRegistry,
+    ports: &mut PortRegistry<'_>,
     mut address: impl FnMut(&NetworkId, Option<Ipv4Net>) -> Result<Ipv4Net, String>,
 ) -> EndpointAllocation {
     let mut problem = None;
@@ -90,7 +99,7 @@ fn publish(
     store: &Store,
     service: &Service,
     requested: &PortConfig,
-    ports: &mut PortRegistry,
+    ports: &mut PortRegistry<'_>,
     assigned: &[PortConfig],
 ) -> Result<PortConfig, String> {
     if requested.publish_mode == PublishMode::Host {

@@ -91,6 +91,11 @@ impl Dispatcher {
         live.min().unwrap_or_else(|| self.store.revision())
     }
 
+    /// Connections of the tasks that are counted, as their nodes reported them last.
+    pub fn loads(&self) -> BTreeMap<TaskId, u32> {
+        self.nodes.values().flat_map(|node| node.loads.iter().map(|(id, load)| (id.clone(), *load))).collect()
+    }
+
     /// [`Self::applied`], and the lowest revision of all nodes that may still follow an older view.
     pub fn lowest_applied(&self, now: Timestamp) -> LowestApplied {
         let awaited = self.applied(now);
@@ -138,7 +143,7 @@ impl Dispatcher {
     }
 
     fn report(&mut self, id: &NodeId, reports: NodeReports) {
-        let NodeReports { statuses, listens, troubles, attachments, hello, behind } = reports;
+        let NodeReports { statuses, listens, troubles, attachments, loads, hello, behind } = reports;
         self.report_statuses(id, statuses);
         self.report_listening(id, listens);
         let Some(node) = self.nodes.get_mut(id) else { return };
@@ -147,6 +152,9 @@ impl Dispatcher {
         }
         if attachments.is_some() {
             node.attachments = attachments;
+        }
+        if let Some(loads) = loads {
+            node.loads = loads;
         }
         if let Some(hello) = hello {
             node.hello = hello;

@@ -45,6 +45,8 @@ pub struct NodeReports {
     pub troubles: Option<BTreeMap<String, String>>,
     /// What the node needs for its plain containers; all of it.
     pub attachments: Option<Vec<ContainerAttachment>>,
+    /// Connections of its tasks that are counted; all of them.
+    pub loads: Option<BTreeMap<TaskId, u32>>,
     /// The description has changed within the session.
     pub hello: Option<NodeHello>,
     /// The node has this revision and could not apply a view to it.
@@ -62,8 +64,8 @@ impl NodeReports {
 
     /// True if there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        let Self { statuses, listens, troubles, attachments, hello, behind } = self;
-        let observed = statuses.is_empty() && listens.is_empty() && troubles.is_none();
+        let Self { statuses, listens, troubles, attachments, loads, hello, behind } = self;
+        let observed = statuses.is_empty() && listens.is_empty() && troubles.is_none() && loads.is_none();
         observed && attachments.is_none() && hello.is_none() && behind.is_none()
     }
 }

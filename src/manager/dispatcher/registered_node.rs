@@ -5,7 +5,7 @@ use super::unapplied_views::UnappliedViews;
 use super::view_index::VersionedNetworks;
 use crate::manager::session::SessionId;
 use crate::model::view::{ClusterPart, Tasks};
-use crate::model::{ContainerAttachment, NetworkId, Revision, Timestamp};
+use crate::model::{ContainerAttachment, NetworkId, Revision, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub(super) struct RegisteredNode {
     pub troubles: BTreeMap<String, String>,
     /// What it needs for its plain containers; `None` before it has said so in this session.
     pub attachments: Option<Vec<ContainerAttachment>>,
+    /// Connections of its tasks that are counted, as it reported them last in this session.
+    pub loads: BTreeMap<TaskId, u32>,
     pub tasks_sent_at: Timestamp,
     /// The node reported something since then that the tasks it was sent do not show.
     pub echo_due: bool,
@@ -51,6 +53,7 @@ impl RegisteredNode {
             unapplied: UnappliedViews::default(),
             troubles: BTreeMap::new(),
             attachments: None,
+            loads: BTreeMap::new(),
             tasks_sent_at: now,
             echo_due: false,
             hello,

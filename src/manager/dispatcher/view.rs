@@ -119,7 +119,8 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     subnets.sort();
     let mut pairs: Vec<_> = store.networks().filter_map(Network::pair).collect();
     pairs.sort();
-    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new() })
+    let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
+    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new(), counted })
 }
 
 /// A node as the others see it. `tasks` are those on it.

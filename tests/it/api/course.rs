@@ -3,7 +3,7 @@
 
 use super::fixture::{ApiFixture, FakeNode};
 use super::recorded_store;
-use super::words::{cases, patch};
+use super::words::{cases, patch, table};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
@@ -189,7 +189,8 @@ impl Course {
 
 #[tokio::test]
 async fn services_show_what_those_of_a_real_swarm_show_or_something_else_for_a_reason() {
-    let cases = cases(include_str!("words/course.txt"));
+    let table = table("course.txt");
+    let cases = cases(&table);
     let mut wrong = Vec::new();
     for case in &cases {
         let (what, steps) = case.request.split_once(' ').unwrap();

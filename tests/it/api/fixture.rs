@@ -12,7 +12,7 @@ use skep::api::control::{
 };
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use skep::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{PayloadVault, TunnelKey};
@@ -130,7 +130,7 @@ impl NodeControl for FakeNode {
         let known = stored.map(|network| (network.id, network.spec.name));
         let (id, name) = known
             .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
-            .ok_or_else(|| AttachRefusal::Managers(format!("network {reference} not found")))?;
+            .ok_or_else(|| AttachRefusal::Managers(AttachDenial::UnknownNetwork(reference.to_owned())))?;
         Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap(), belonging: None })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
@@ -234,7 +234,8 @@ fn engine_router(role: Option<Role>) -> Router {
 async fn engine(State(role): State<Option<Role>>, request: Request) -> Response {
     let path = without_version(request.uri().path());
     let mut response = match (request.method().as_str(), path.as_str()) {
-        ("OPTIONS", _) => hyper::StatusCode::OK.into_response(),
+        // Its stream of events is over at once.
+        ("OPTIONS", _) | ("GET", "/events") => hyper::StatusCode::OK.into_response(),
         ("GET", "/version") => axum::Json(json!({
             "Platform": {"Name": ""}, "Version": "28.5.2+dfsg4", "ApiVersion": "1.51", "MinAPIVersion": "1.24",
             "GitCommit": "3ef3c07c883be49a2e8097bcf6d2952fce1d70eb", "GoVersion": "go1.27.1", "Os": "linux", "Arch": "amd64",

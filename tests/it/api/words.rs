@@ -18,6 +18,30 @@ pub struct Case<'a> {
     pub unlike: Option<(&'a str, &'a str)>,
 }
 
+impl Case<'_> {
+    /// Whether this is what is expected here. One that ends with a colon, `desc =` or `…` is the beginning of a longer one.
+    pub fn matches(&self, answer: &str) -> bool {
+        let expected = self.unlike.map_or(self.real, |(ours, _)| ours.trim());
+        let beginning = expected.strip_suffix(" …");
+        match beginning.or_else(|| Some(expected).filter(|text| text.ends_with(':') || text.ends_with("desc ="))) {
+            Some(beginning) => answer.starts_with(beginning),
+            None => answer == expected,
+        }
+    }
+}
+
+/// A table of `words`, read when the test runs.
+pub fn table(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/tests/it/api/words/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// A message with its ids replaced by `ID`.
+pub fn without_ids(message: &str) -> String {
+    let is_id = |word: &&str| word.len() == 25 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+    let words: Vec<&str> = message.split(' ').map(|word| if is_id(&word) { "ID" } else { word }).collect();
+    words.join(" ")
+}
+
 pub fn cases(table: &str) -> Vec<Case<'_>> {
     let lines = table.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     lines
@@ -67,9 +91,7 @@ async fn said(fixture: &ApiFixture, target: &str, body: &str, name: &str) -> Str
     let reply = fixture.client.send("POST", target, &fields, body.to_owned().into()).await.unwrap();
     let message = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
     let message = message["message"].as_str().unwrap_or_default();
-    let is_id = |word: &&str| word.len() == 25 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
-    let words: Vec<&str> = message.split(' ').map(|word| if is_id(&word) { "ID" } else { word }).collect();
-    format!("{} {}", reply.status.as_u16(), words.join(" ").replace(name, "NAME")).trim().to_owned()
+    format!("{} {}", reply.status.as_u16(), without_ids(message).replace(name, "NAME")).trim().to_owned()
 }
 
 /// Name of every service, and when it was created and updated last.
@@ -108,20 +130,17 @@ async fn answer(fixture: &ApiFixture, case: &Case<'_>) -> String {
 
 #[tokio::test]
 async fn a_posted_spec_is_answered_as_by_a_real_swarm_or_unlike_it_for_a_reason() {
-    let table = include_str!("words/specs.txt");
+    let table = table("specs.txt");
     let (fixture, store) = swarm().await;
     let taken = json!({ "Name": "TAKEN", "TaskTemplate": { "ContainerSpec": { "Image": "lab:1" } } });
     assert_eq!(said(&fixture, "/services/create", &taken.to_string(), "-").await, "201");
     let mut wrong = Vec::new();
-    let cases = cases(table);
+    let cases = cases(&table);
     for case in &cases {
         let before = services(&store);
         let answer = answer(&fixture, case).await;
         let expected = case.unlike.map_or(case.real, |(ours, _)| ours.trim());
-        // A message that ends with a colon or a blank is the beginning of a longer one.
-        let is_beginning = expected.ends_with(':') || expected.ends_with("desc =");
-        let matches = if is_beginning { answer.starts_with(expected) } else { answer == expected };
-        if !matches {
+        if !case.matches(&answer) {
             wrong.push(format!("line {}: {}\n    is {answer}\n    not {expected}", case.number, case.request));
         }
         if case.unlike.is_some_and(|(ours, _)| ours.trim() == case.real) {

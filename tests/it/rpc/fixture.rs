@@ -197,6 +197,7 @@ pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
             pairs: vec![],
             nodes: vec![],
             ports: vec![],
+            counted: [].into(),
         }),
     }
 }
