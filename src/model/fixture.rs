@@ -34,6 +34,7 @@ pub fn cluster() -> Cluster {
         mesh: mesh(),
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
+        unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
         feature_level: 2,
@@ -160,7 +161,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
 /// A cluster of these nodes without published ports.
 #[must_use]
 pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
-    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() }
+    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new(), trust: None }
 }
 
 /// A view without tasks; each network's id is its name.

@@ -8,6 +8,7 @@ use super::{
     port::{Listens, PortConfig, Protocol},
     service::EndpointMode,
     task::Task,
+    trust_bundle::TrustBundle,
     wg_key::WgKey,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -150,6 +151,9 @@ pub struct ClusterPart {
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
     pub ports: Vec<Arc<PublishedPort>>,
+    /// What the node trusts, once the cluster has changed its root CA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Arc<TrustBundle>>,
 }
 
 /// A node as the other nodes see it.

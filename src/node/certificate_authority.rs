@@ -60,7 +60,8 @@ impl CertificateIssuer {
         let name = NodeName { node_id: node.id.clone(), role: role(node), cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
-        Ok(RenewedCertificate { certificate, ca_certificate: cluster.ca_certificate.clone() })
+        let unlock_key = cluster.unlock_key.clone().filter(|_| name.role == Role::Manager);
+        Ok(RenewedCertificate { certificate, ca_certificate: cluster.ca_certificate.clone(), unlock_key })
     }
 }
 

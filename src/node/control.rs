@@ -13,7 +13,7 @@ use crate::model::{LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp,
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
-use crate::trust::{JoinToken, PayloadVault, RootCa};
+use crate::trust::{InvalidUnlockKey, JoinToken, PayloadVault, RootCa, UnlockKey};
 use async_trait::async_trait;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ impl NodeControl for DaemonControl {
         match self.0.lifecycle.state() {
             MembershipState::Inactive => Membership::Inactive,
             MembershipState::Pending { remotes, error } => Membership::Pending { node_addr: None, remotes, error },
+            MembershipState::Locked(node) => Membership::Locked { node_addr: node.advertised() },
             MembershipState::Active(member) => match member.removed() {
                 Some(error) => Membership::Pending { node_addr: member.advertised(), remotes: Vec::new(), error },
                 None => active_membership(&member),
@@ -106,9 +107,19 @@ impl NodeControl for DaemonControl {
             MembershipState::Active(member) => daemon.lifecycle.leave(&*member).await.map_err(|e| {
                 ControlError::failed(format!("this node left the swarm, but not everything of it could be taken down: {e:#}"))
             }),
+            MembershipState::Locked(node) => daemon.lifecycle.leave(&*node).await.map_err(|e| {
+                ControlError::failed(format!("this node left the swarm, but not everything of it could be taken down: {e:#}"))
+            }),
             MembershipState::Pending { .. } => daemon.abandon().await.map_err(|e| failed(&e)),
             MembershipState::Inactive => Err(ControlError::unavailable("This node is not part of a swarm")),
         }
+    }
+
+    async fn unlock(&self, key: &Secret<String>) -> Result<(), ControlError> {
+        let key: UnlockKey = key.expose().parse().map_err(|error: InvalidUnlockKey| ControlError::invalid(error.to_string()))?;
+        // Not cut off when the client goes away: a node that is half started would stay.
+        let daemon = self.0.clone();
+        tokio::spawn(async move { daemon.unlock(key).await }).await.map_err(|e| failed(&e.into()))?
     }
 
     async fn prepare_network(&self, reference: &str, requested: Option<Ipv4Addr>) -> Result<PreparedNetwork, AttachRefusal> {
@@ -187,7 +198,7 @@ impl Daemon {
             MembershipState::Inactive => self.finish_leaving().await.map_err(|error| {
                 ControlError::unavailable(format!("this node has not finished leaving its last swarm: {error:#}; try again"))
             }),
-            MembershipState::Active(_) | MembershipState::Pending { .. } => Err(ControlError::unavailable(
+            MembershipState::Active(_) | MembershipState::Locked(_) | MembershipState::Pending { .. } => Err(ControlError::unavailable(
                 "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
             )),
         }
@@ -206,7 +217,7 @@ impl Daemon {
 
     /// Removes the files of a failed init or join.
     fn clean_up(&self) {
-        if let Err(error) = self.env.state_dir.forget() {
+        if let Err(error) = self.env.forget() {
             tracing::warn!(error = format!("{error:#}"), "the files of a failed attempt could not be removed");
         }
     }

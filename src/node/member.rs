@@ -124,14 +124,13 @@ impl Member {
         let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, store.clone());
         let follower = RoleFollower {
             me: membership.node_id.clone(),
-            dir: env.state_dir.clone(),
+            env: env.clone(),
             membership: current,
             view: context.view.subscribe(),
             identity: identity.clone(),
             certificate,
             role: role.clone(),
             store: store.clone(),
-            blockers: env.blockers.clone(),
         };
         context.supervisor.once("role", follower.run(context.stop()));
         context.supervisor.once("removal", end_role_when_removed(session.removed.clone(), role.clone(), context.stop()));
@@ -317,8 +316,9 @@ fn start_renewal(
         source: IpAddr::V6(node_address(membership.subnet)),
         timeout: RENEWAL_TIMEOUT,
     };
-    let (clock, files) = (env.clock.clone(), env.state_dir.certificates());
-    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers };
+    let (clock, files) = (env.clock.clone(), env.certificates.clone());
+    let keyring = env.keyring.clone();
+    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers, keyring };
     let (state, renewal) = watch::channel(RenewalState::default());
     context.supervisor.once("renewal", Renewal { clock, identity, role, source, files, state }.run(context.stop()));
     renewal
@@ -349,7 +349,7 @@ impl Leave for Member {
         errors.check(agent::remove_all(&self.membership.node_id, &*env.engine, &env.settings.task_files()).await);
         errors.check(self.network.take_down(env).await);
         errors.check(env.attachments.forget().await);
-        errors.check(env.state_dir.forget().context("cannot remove the membership's files"));
+        errors.check(env.forget().context("cannot remove the membership's files"));
         errors.into_result()
     }
 }

@@ -2,6 +2,7 @@
 //! publishes them to all that use the node's identity. Where certificates come from is behind [`CertificateSource`].
 
 use super::certificate_authority::CertificateIssuer;
+use super::keyring::{KeyOwner, Keyring};
 use crate::backoff::Backoff;
 use crate::clock::{Clock, reached};
 use crate::model::Role;
@@ -39,6 +40,7 @@ pub(super) struct StoreOrManagers<F> {
     /// Makes an issuer of a store.
     pub issuer: F,
     pub managers: RenewalConfig,
+    pub keyring: Arc<Keyring>,
 }
 
 #[async_trait]
@@ -47,7 +49,16 @@ impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource fo
         let store = self.store.borrow().clone();
         match store {
             Some(store) => Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?),
-            None => Ok(request_certificate(&self.managers, current, &request).await?),
+            None => {
+                let renewed = request_certificate(&self.managers, current, &request).await?;
+                if let Some(key) = &renewed.unlock_key {
+                    // Before the key of a manager's certificate, and then its log, are written.
+                    let owner = KeyOwner { cluster: current.cluster_id().clone(), node: current.node_id().clone() };
+                    let (keyring, key) = (self.keyring.clone(), key.expose().parse()?);
+                    tokio::task::spawn_blocking(move || keyring.begin(&key, owner)).await??;
+                }
+                Ok(renewed)
+            }
         }
     }
 }
@@ -134,7 +145,7 @@ impl<S: CertificateSource> Renewal<S> {
     async fn request(&self, current: &Identity) -> anyhow::Result<Identity> {
         let key = NodeKey::generate()?;
         let request = RenewalRequest { csr: key.request()? };
-        let RenewedCertificate { certificate, ca_certificate } = self.source.certificate(current, request).await?;
+        let RenewedCertificate { certificate, ca_certificate, .. } = self.source.certificate(current, request).await?;
         let renewed = Identity::new(&key.to_pem(), &certificate, &ca_certificate)?;
         let same = renewed.node_id() == current.node_id() && renewed.cluster_id() == current.cluster_id();
         anyhow::ensure!(

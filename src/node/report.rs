@@ -8,6 +8,7 @@ use super::renewal::RenewalState;
 use super::trace;
 use super::troubles::Troubles;
 use crate::admin::{DropLine, StatusSource, TraceQuery, TraceReport};
+use crate::api::control::LOCKED;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
@@ -104,6 +105,7 @@ async fn status(daemon: &Daemon) -> Status {
         MembershipState::Pending { error, .. } => {
             Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base }
         }
+        MembershipState::Locked(_) => Status { state: "locked".to_owned(), error: LOCKED.to_owned(), ..base },
         MembershipState::Active(member) => active(daemon, &member, base).await,
     }
 }

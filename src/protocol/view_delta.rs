@@ -86,7 +86,7 @@ mod tests {
 
     fn cluster() -> Arc<ClusterPart> {
         let mesh = MeshPrefix("fd00:1:2::/48".parse().unwrap());
-        Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], subnets: vec![], nodes: vec![], ports: vec![] })
+        Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], subnets: vec![], nodes: vec![], ports: vec![], trust: None })
     }
     fn at(incarnation: u64, index: u64) -> Revision {
         Revision { incarnation, index }

@@ -247,6 +247,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         subnets: part.subnets.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
+        trust: part.trust.clone(),
     }
 }
 

@@ -14,4 +14,6 @@ pub(super) enum RaftRequest<O> {
     TransferLeadership,
     Ended(u64),
     Supersede(String),
+    /// Encrypt the log as one that is written now.
+    SealAgain { responder: Responder<()> },
 }

@@ -97,6 +97,7 @@ fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
             spec.newer_field().or_else(|| change.replaces_tasks.then_some("UpdateStatus"))
         }
         Action::Set(FieldUpdate::MoveTask { .. }) => Some("move_to"),
+        Action::Set(FieldUpdate::UnlockKey { .. }) => Some("AutoLockManagers"),
         Action::Create(_) | Action::Update(_) | Action::Remove(..) | Action::Set(_) => None,
     };
     field.map(|field| (action.target().0, field))

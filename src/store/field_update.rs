@@ -46,6 +46,12 @@ pub enum FieldUpdate {
         #[serde(serialize_with = "secret::expose")]
         token: Secret<String>,
     },
+    /// What the managers' keys are encrypted with; `None`: they are not locked. The last writer wins.
+    UnlockKey {
+        id: ClusterId,
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
+        key: Option<Secret<String>>,
+    },
     /// Written by the allocator.
     ServiceEndpoint {
         id: ServiceId,

@@ -18,6 +18,7 @@ impl FieldUpdate {
             | Self::TaskReport { id, .. } => (Kind::Task, id.to_string()),
             Self::ClusterSpec { id, .. }
             | Self::JoinToken { id, .. }
+            | Self::UnlockKey { id, .. }
             | Self::FeatureLevel { id, .. }
             | Self::Incarnation { id, .. } => (Kind::Cluster, id.to_string()),
         }
@@ -55,6 +56,10 @@ impl FieldUpdate {
                     Role::Manager => cluster.tokens.manager.clone_from(token),
                 }
                 Ok(Some(cluster.into()))
+            }
+            Self::UnlockKey { id, key } => {
+                let cluster: Cluster = stored(now, id)?;
+                Ok(Some(Cluster { unlock_key: key.clone(), ..cluster }.into()))
             }
             observed => Ok(observed.resolve_observed(now)),
         }
@@ -108,7 +113,7 @@ impl FieldUpdate {
             Self::Incarnation { id, incarnation } => {
                 changed(now, id, |cluster: &mut Cluster| cluster.incarnation = cluster.incarnation.max(*incarnation))
             }
-            Self::ServiceSpec { .. } | Self::NodeSpec { .. } | Self::ClusterSpec { .. } | Self::JoinToken { .. } => None,
+            Self::ServiceSpec { .. } | Self::NodeSpec { .. } | Self::ClusterSpec { .. } | Self::JoinToken { .. } | Self::UnlockKey { .. } => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The swarm, and this node's membership.
 
 use super::tls;
-use crate::api::control::Membership;
+use crate::api::control::{LOCKED, Membership};
 use crate::api::wire;
 use crate::model::Cluster;
 use crate::store::Store;
@@ -43,6 +43,10 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
         error.clone_from(reason);
         addr = *node_addr;
         remotes = Some(hosts.iter().map(|h| wire::RemoteManager { node_id: String::new(), addr: h.clone() }).collect());
+    }
+    if let Membership::Locked { node_addr } = membership {
+        LOCKED.clone_into(&mut error);
+        addr = *node_addr;
     }
     let cluster = store.and_then(Store::cluster);
     if matches!(membership, Membership::Manager(_)) && cluster.is_none() {

@@ -2,7 +2,7 @@
 
 use crate::api::body;
 use crate::api::context::ApiContext;
-use crate::api::control::{Membership, NOT_MANAGER};
+use crate::api::control::{LOCKED, Membership, NOT_MANAGER};
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, split_version};
@@ -46,6 +46,7 @@ impl ApiRequest {
         match self.api.control.membership() {
             Membership::Manager(_) => self.api.control.store().ok_or_else(|| ApiError::unavailable(NOT_YET)),
             Membership::Worker(_) | Membership::Pending { .. } => Err(ApiError::unavailable(NOT_MANAGER)),
+            Membership::Locked { .. } => Err(ApiError::unavailable(LOCKED)),
             Membership::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),
         }
     }

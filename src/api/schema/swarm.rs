@@ -33,7 +33,7 @@ const CLUSTER: &[Field] = &[
     supported("TaskDefaults", FieldType::Object("swarm.TaskDefaults", &[unsupported("LogDriver", FieldType::Any)])),
     supported(
         "EncryptionConfig",
-        FieldType::Object("swarm.EncryptionConfig", &[unsupported("AutoLockManagers", FieldType::Bool)]),
+        FieldType::Object("swarm.EncryptionConfig", &[supported("AutoLockManagers", FieldType::Bool)]),
     ),
 ];
 
@@ -66,7 +66,7 @@ pub static INIT: Struct = Struct {
         supported("DataPathPort", FieldType::U32),
         supported("ForceNewCluster", FieldType::Bool),
         supported("Spec", FieldType::Object("swarm.Spec", CLUSTER)),
-        unsupported("AutoLockManagers", FieldType::Bool),
+        supported("AutoLockManagers", FieldType::Bool),
         supported("Availability", FieldType::Str),
         supported("DefaultAddrPool", FieldType::Strings),
         supported("SubnetSize", FieldType::U32),

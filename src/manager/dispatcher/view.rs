@@ -116,7 +116,8 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
     let mut subnets: Vec<_> = store.networks().filter_map(|network| network.subnet).collect();
     subnets.sort();
-    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, nodes: Vec::new(), ports: Vec::new() })
+    let trust = cluster.trust_bundle().map(Arc::new);
+    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, nodes: Vec::new(), ports: Vec::new(), trust })
 }
 
 /// A node as the others see it. `tasks` are those on it.

@@ -119,7 +119,7 @@ impl CertificateSource for Arc<Ca> {
             anyhow::bail!(why);
         }
         let certificate = self.sign(&request.csr, current.node_id());
-        Ok(RenewedCertificate { certificate, ca_certificate: self.root.certificate().to_owned() })
+        Ok(RenewedCertificate { certificate, ca_certificate: self.root.certificate().to_owned(), unlock_key: None })
     }
 }
 

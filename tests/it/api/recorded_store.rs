@@ -28,6 +28,7 @@ pub fn cluster() -> Cluster {
         mesh: mesh(),
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
+        unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
         feature_level: 2,
