@@ -21,6 +21,7 @@ mod error_list;
 mod greetings;
 mod inherited_socket;
 mod init;
+mod issuer_watch;
 mod join;
 mod keyring;
 mod leaving;

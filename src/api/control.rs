@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 pub const NOT_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
 
 /// Docker's message of a manager that is locked.
-pub const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
+pub const LOCKED: &str =
+    "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
 
 /// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]

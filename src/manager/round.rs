@@ -10,7 +10,7 @@ use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, payload_keys, reaper};
+use super::{feature_level, payload_keys, reaper, root_rotation};
 use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
@@ -69,6 +69,7 @@ impl RoundPlanner {
         draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
+        draft.add("root rotation", root_rotation::plan(draft.state(), &mut rand::rng()));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         scope.add_changes(store, draft.state());

@@ -56,12 +56,14 @@ impl CertificateIssuer {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| RenewalRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
         let node = store.node(node).ok_or(RenewalRefused::NotAMember)?;
-        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(other)?;
+        let (ca_certificate, ca_key) = cluster.issuing_ca();
+        let ca = RootCa::from_pem(ca_certificate, ca_key.expose()).map_err(other)?;
         let name = NodeName { node_id: node.id.clone(), role: role(node), cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
         let unlock_key = cluster.unlock_key.clone().filter(|_| name.role == Role::Manager);
-        Ok(RenewedCertificate { certificate, ca_certificate: cluster.ca_certificate.clone(), unlock_key })
+        let chain = cluster.trust_bundle().map(|bundle| bundle.chain).unwrap_or_default();
+        Ok(RenewedCertificate { certificate, ca_certificate: ca.certificate().to_owned(), chain, unlock_key })
     }
 }
 

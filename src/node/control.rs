@@ -198,9 +198,11 @@ impl Daemon {
             MembershipState::Inactive => self.finish_leaving().await.map_err(|error| {
                 ControlError::unavailable(format!("this node has not finished leaving its last swarm: {error:#}; try again"))
             }),
-            MembershipState::Active(_) | MembershipState::Locked(_) | MembershipState::Pending { .. } => Err(ControlError::unavailable(
-                "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
-            )),
+            MembershipState::Active(_) | MembershipState::Locked(_) | MembershipState::Pending { .. } => {
+                Err(ControlError::unavailable(
+                    "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
+                ))
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
 use crate::model::node::ManagerStatus;
-use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
+use crate::model::{CaHistory, Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
 use crate::store::{Action, FEATURE_LEVELS};
 use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, UnlockKey};
 use anyhow::Context as _;
@@ -108,6 +108,7 @@ fn new_cluster(
         incarnation: 1,
         ca_certificate: ca.certificate().to_owned(),
         ca_key: ca.key().into(),
+        ca_history: CaHistory::default(),
         unlock_key: request.spec.encryption_config.auto_lock_managers.then(|| UnlockKey::draw(&mut rng).to_text()),
         tokens: JoinToken::draw_both(ca.digest()?, &mut rng),
         mesh: MeshPrefix::draw(&mut rng),

@@ -87,7 +87,9 @@ async fn start_member(
     };
     let membership = MembershipFile::new(assignment, addresses).described(description);
     let begun = match &reply.unlock_key {
-        Some(key) => env.keyring.begin(&key.expose().parse()?, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() }),
+        Some(key) => env
+            .keyring
+            .begin(&key.expose().parse()?, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() }),
         None => Ok(()),
     };
     let stored = begun.and_then(|()| env.certificates.store(&identity).map_err(anyhow::Error::from));

@@ -274,7 +274,10 @@ impl Keyring {
             Keys::None | Keys::Wrapped => None,
         };
         let key = held.ok_or_else(|| {
-            format!("it is sealed with a key that {} does not have: the two are not of one moment, or of one node", self.path.display())
+            format!(
+                "it is sealed with a key that {} does not have: the two are not of one moment, or of one node",
+                self.path.display()
+            )
         })?;
         work(key).map_err(|error| error.to_string())
     }

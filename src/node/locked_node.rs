@@ -31,7 +31,10 @@ impl LockedNode {
     /// The network cannot be brought up.
     pub(super) async fn start(env: &Arc<Environment>, membership: MembershipFile) -> anyhow::Result<Self> {
         let view = env.state_dir.ledger().load().unwrap_or_else(|error| {
-            tracing::warn!(error = format!("{error:#}"), "the ledger cannot be read: a locked manager has nothing else to start from");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the ledger cannot be read: a locked manager has nothing else to start from"
+            );
             None
         });
         let managers = view_of_managers(&membership, env.tunnel_key()?);

@@ -297,9 +297,14 @@ mod tests {
         let _lock = dir.0.lock().unwrap();
         membership().store(&dir.0).unwrap();
         std::fs::write(dir.0.left(), "x").unwrap();
-        for file in
-            [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.backup(), &dir.0.path().join("foreign"), &dir.0.manager_key()]
-        {
+        for file in [
+            dir.0.ledger().path(),
+            &dir.0.endpoints(),
+            &dir.0.tunnel_key(),
+            &dir.0.backup(),
+            &dir.0.path().join("foreign"),
+            &dir.0.manager_key(),
+        ] {
             std::fs::write(file, "x").unwrap();
         }
         for folder in [dir.0.certificates().dir(), &dir.0.path().join("certificates.new"), &dir.0.raft()] {

@@ -25,6 +25,9 @@ pub struct RenewedCertificate {
     pub certificate: String,
     /// Root CA, PEM.
     pub ca_certificate: String,
+    /// Certificates that lead from the member's root CA to this one, PEM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
     /// What a manager encrypts its keys with, if the swarm locks its managers.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
     pub unlock_key: Option<Secret<String>>,

@@ -46,7 +46,17 @@ pub async fn start<S: StateMachine>(
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
     let (started, is_started) = oneshot::channel();
     let handle = Raft { requests, status: watched, timeout: config.propose_timeout };
-    let shell = Shell { config, machine, transport, shutdown, queue, status, waiting: BTreeMap::new(), next_ticket: 0, sealing: Vec::new() };
+    let shell = Shell {
+        config,
+        machine,
+        transport,
+        shutdown,
+        queue,
+        status,
+        waiting: BTreeMap::new(),
+        next_ticket: 0,
+        sealing: Vec::new(),
+    };
     std::thread::Builder::new()
         .name("raft".to_owned())
         .spawn(move || shell.run(bootstrap, started))
@@ -181,7 +191,8 @@ impl<S: StateMachine> Shell<S> {
             match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
                     events.extend(self.event(request)?);
-                    while events.len() < REQUEST_BATCH && self.sealing.is_empty()
+                    while events.len() < REQUEST_BATCH
+                        && self.sealing.is_empty()
                         && let Ok(request) = self.queue.try_recv()
                     {
                         events.extend(self.event(request)?);

@@ -5,9 +5,10 @@ use super::ca::{ROOT_LIFE, creation_error, key_pair, serial, validity};
 use super::{RootCa, TrustError, name};
 use crate::model::Timestamp;
 use rand::Rng;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer};
-use rustls::pki_types::CertificateDer;
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyUsagePurpose};
 use std::time::Duration;
+use x509_parser::der_parser::asn1_rs::Tag;
+use x509_parser::x509::X509Name;
 
 /// A root must be valid for so much longer, as Swarm's.
 const SHORTEST: Duration = Duration::from_hours(365 * 24);
@@ -44,6 +45,11 @@ pub fn check_new_root(certificate: &str, key: &str, now: Timestamp) -> Result<Ro
     if !parsed.is_ca() {
         return Err(NewRootError::NotACa);
     }
+    // The library that signs takes no other names.
+    if parsed.subject().iter().any(|part| part.iter().count() != 1) {
+        return Err(NewRootError::Unreadable(unusual_name()));
+    }
+    distinguished_name(parsed.subject()).map_err(NewRootError::Unreadable)?;
     let ends = Timestamp(parsed.validity().not_after.timestamp().saturating_mul(1_000_000_000));
     if ends < now.plus(SHORTEST) {
         return Err(NewRootError::TooShort);
@@ -59,8 +65,10 @@ pub fn cross_sign(old: &RootCa, new: &RootCa, now: Timestamp, rng: &mut impl Rng
     let unreadable = |why: rcgen::Error| TrustError::Unreadable { what: "the CA certificate", why: why.to_string() };
     let issuer = Issuer::from_ca_cert_pem(&old.certificate, key_pair("the CA key", old.key())?).map_err(unreadable)?;
     let der = name::certificate_der("the CA certificate", &new.certificate)?;
-    // Its name and key identifier, so that a chain can be built over it.
-    let mut params = CertificateParams::from_ca_cert_der(&CertificateDer::from(der)).map_err(unreadable)?;
+    let mut params = CertificateParams::default();
+    // A chain is built over its name.
+    params.distinguished_name = distinguished_name(name::parse(&der)?.subject())?;
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, now, ROOT_LIFE);
     params.serial_number = Some(serial(rng));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -68,7 +76,34 @@ pub fn cross_sign(old: &RootCa, new: &RootCa, now: Timestamp, rng: &mut impl Rng
     let certificate = params
         .signed_by(&key_pair("the CA key", new.key())?, &issuer)
         .map_err(|e| creation_error("a cross-signed certificate", &e))?;
+    if name::parse(certificate.der())?.subject().as_raw() != name::parse(&der)?.subject().as_raw() {
+        return Err(unusual_name());
+    }
     Ok(name::to_pem(certificate.der()))
+}
+
+fn unusual_name() -> TrustError {
+    TrustError::Unreadable {
+        what: "the CA certificate",
+        why: "skep cannot write its subject again: it may have each attribute once, as text".to_owned(),
+    }
+}
+
+/// The name of a certificate's subject, with the same types of text.
+fn distinguished_name(subject: &X509Name<'_>) -> Result<DistinguishedName, TrustError> {
+    let mut name = DistinguishedName::new();
+    for attribute in subject.iter_attributes() {
+        let oid: Vec<u64> = attribute.attr_type().iter().ok_or_else(unusual_name)?.collect();
+        let text = attribute.as_str().map_err(|_| unusual_name())?;
+        let value = match attribute.attr_value().tag() {
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(|_| unusual_name())?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(|_| unusual_name())?),
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            _ => return Err(unusual_name()),
+        };
+        name.push(DnType::from_oid(&oid), value);
+    }
+    Ok(name)
 }
 
 /// Whether a root is the one that is trusted, or one that this has certified, directly or over others: `chain` in any order, PEM. Times are
@@ -101,7 +136,7 @@ mod tests {
     use super::*;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
-    use rcgen::{DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 
     const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
     const DAY: Duration = Duration::from_hours(24);
@@ -151,6 +186,8 @@ mod tests {
         // Certified by a CA of the same name with another key.
         let forged = cross_sign(&foreign, &two, NOW, rng).unwrap();
         assert!(!leads(&one, &[forged], &two));
-        assert!(!leads_to("no PEM", &chain, &three.certificate) && !leads_to(&one.certificate, &["x".to_owned()], &two.certificate));
+        assert!(
+            !leads_to("no PEM", &chain, &three.certificate) && !leads_to(&one.certificate, &["x".to_owned()], &two.certificate)
+        );
     }
 }

@@ -73,7 +73,8 @@ mod tests {
         let swarms = "SWMKEY-1-7c37Cc8654o6p38HnroywCi19pllOnGtbdZEgtKxZu8";
         assert_eq!(swarms.parse::<UnlockKey>().map(|key| key.to_text()), Ok(swarms.into()));
         assert!(!format!("{key:?}{}", key.tag()).contains(&text.expose()[12..20]));
-        for wrong in ["", "x", "SWMKEY-1-", "SWMKEY-1-AAAA", "SWMKEY-2-7c37Cc8654o6p38HnroywCi19pllOnGtbdZEgtKxZu8", &swarms[9..]] {
+        for wrong in ["", "x", "SWMKEY-1-", "SWMKEY-1-AAAA", "SWMKEY-2-7c37Cc8654o6p38HnroywCi19pllOnGtbdZEgtKxZu8", &swarms[9..]]
+        {
             assert_eq!(wrong.parse::<UnlockKey>(), Err(InvalidUnlockKey), "{wrong}");
         }
     }

@@ -23,5 +23,6 @@ mod recording_engine;
 mod replay;
 mod service_updates;
 mod stacks;
+mod trust_words;
 mod unsupported;
 mod words;

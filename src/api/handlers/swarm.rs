@@ -2,6 +2,7 @@
 
 use super::reply::{empty, ok};
 use super::request::{ApiRequest, NOT_IN_SWARM, NOT_YET};
+use super::root_ca;
 use crate::api::control::{LOCKED, Membership, NOT_MANAGER, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::api::convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
@@ -44,6 +45,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
     }
     let (address_pools, subnet_size) = validate::address_pools(&posted)?;
     let mut spec = validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?;
+    root_ca::refuse_at_init(&posted["Spec"])?;
     // The CLI posts both.
     spec.encryption_config.auto_lock_managers |= posted["AutoLockManagers"] == json!(true);
     let init = SwarmInitRequest {
@@ -178,13 +180,15 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     if !name.is_empty() && name != "default" {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
-    let spec = validate::checked(validate::replacing(&posted)?)?;
+    let mut spec = validate::checked(validate::replacing(&posted)?)?;
     let locks = spec.encryption_config.auto_lock_managers;
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
     let is_stale = cluster.meta.version != version;
-    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)
+    refuse_unsupported(&changes(posted.clone(), &stored), &CLUSTER_SPEC)
         .map_err(|error| if is_stale { ApiError::out_of_sequence() } else { error })?;
+    let now = request.api.clock.now();
+    let root = root_ca::rotation(cluster, &posted, &mut spec, now)?;
     let id = &cluster.id;
     let mut actions = vec![Action::Set(FieldUpdate::ClusterSpec { id: id.clone(), version, spec: Box::new(spec) })];
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
@@ -193,10 +197,11 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
             actions.push(Action::Set(FieldUpdate::JoinToken { id: id.clone(), role, token }));
         }
     }
+    actions.extend(root);
     if let Some(key) = next_unlock_key(cluster, locks, rotate_key)? {
         actions.push(Action::Set(FieldUpdate::UnlockKey { id: id.clone(), key }));
     }
-    handle.write(request.api.clock.now(), actions).await?;
+    handle.write(now, actions).await?;
     empty()
 }
 

@@ -338,7 +338,12 @@ impl CertificateAuthority for Renewals {
         let life = Duration::from_hours(72);
         let certificate = trust::issue(&self.trust.ca, &request.csr, &holder.name, now, life, &mut rand::rng())
             .map_err(|e| RenewalRefused::Other(e.to_string()))?;
-        Ok(RenewedCertificate { certificate, ca_certificate: self.trust.ca.certificate().to_owned(), unlock_key: None })
+        Ok(RenewedCertificate {
+            certificate,
+            ca_certificate: self.trust.ca.certificate().to_owned(),
+            chain: Vec::new(),
+            unlock_key: None,
+        })
     }
 }
 
