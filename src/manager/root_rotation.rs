@@ -34,8 +34,13 @@ pub fn left_out(store: &Store) -> impl Iterator<Item = &Node> {
 /// Whether a node that is down has a certificate that it can only renew with.
 #[must_use]
 pub fn is_left_out(cluster: &Cluster, node: &Node) -> bool {
-    let is_away = matches!(node.status.state, NodeState::Down | NodeState::Disconnected);
-    is_away && !cluster.ca_history.is_empty() && digest(cluster.issuing_ca().0) != node.description.issuer
+    matches!(node.status.state, NodeState::Down | NodeState::Disconnected) && is_without_new_root(cluster, node)
+}
+
+/// Whether a node has had no session yet with a certificate of the root that issues now.
+#[must_use]
+pub fn is_without_new_root(cluster: &Cluster, node: &Node) -> bool {
+    !cluster.ca_history.is_empty() && digest(cluster.issuing_ca().0) != node.description.issuer
 }
 
 fn without_new_certificate(store: &Store) -> impl Iterator<Item = &Node> {
@@ -89,13 +94,13 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
 
     /// A cluster whose first nodes have these states.
-    struct Swarm {
+    struct ChangingSwarm {
         store: Store,
         root: RootCa,
         rng: StdRng,
     }
 
-    impl Swarm {
+    impl ChangingSwarm {
         fn new(states: &[NodeState]) -> Self {
             let mut rng = StdRng::seed_from_u64(7);
             let root = RootCa::generate(&mut rng, NOW).unwrap();
@@ -164,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_change_waits_for_nodes_that_are_up_and_names_those_that_are_not() {
-        let mut swarm = Swarm::new(&[NodeState::Ready, NodeState::Ready, NodeState::Down, NodeState::Disconnected]);
+        let mut swarm = ChangingSwarm::new(&[NodeState::Ready, NodeState::Ready, NodeState::Down, NodeState::Disconnected]);
         assert!(!swarm.round(), "there is no change");
         let (old, tokens) = (swarm.root.certificate().to_owned(), swarm.cluster().tokens.clone());
         let new = swarm.rotate();
@@ -173,8 +178,8 @@ mod tests {
         assert_eq!(trust.trusted, [new.certificate(), &old]);
         assert!(leads_to(&old, &trust.chain, new.certificate()));
         let id = |number: u8| fixture::peer(number).node_id.to_string();
-        assert_eq!(Swarm::names(waiting_for(&swarm.store)), [id(1), id(2)]);
-        assert_eq!(Swarm::names(left_out(&swarm.store)), [id(3), id(4)]);
+        assert_eq!(ChangingSwarm::names(waiting_for(&swarm.store)), [id(1), id(2)]);
+        assert_eq!(ChangingSwarm::names(left_out(&swarm.store)), [id(3), id(4)]);
         swarm.renews(1, &new);
         assert!(!swarm.round(), "one is still to come");
         assert_eq!(
@@ -188,7 +193,7 @@ mod tests {
         assert_eq!((cluster.ca_certificate.as_str(), cluster.ca_key.expose().as_str()), (new.certificate(), new.key()));
         assert!(cluster.ca_history.rotation.is_none() && cluster.tokens != tokens);
         assert!(cluster.tokens.worker.expose().parse::<JoinToken>().unwrap().digest() == new.digest().unwrap());
-        // The node that was down can find the way; nobody accepts its root for anything else.
+        // The node that was down can find its new root; its old one is accepted for nothing else.
         let trust = cluster.trust_bundle().expect("changed");
         assert_eq!(
             (trust.trusted.as_slice(), trust.retired.as_slice()),
@@ -208,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_node_that_goes_down_or_is_unknown_during_the_change() {
-        let mut swarm = Swarm::new(&[NodeState::Ready, NodeState::Unknown]);
+        let mut swarm = ChangingSwarm::new(&[NodeState::Ready, NodeState::Unknown]);
         let new = swarm.rotate();
         swarm.renews(1, &new);
         assert!(!swarm.round(), "after a change of the leader no node is known yet, and none is left out for it");
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn several_changes_keep_the_way_of_a_node_that_missed_them_and_not_for_ever() {
-        let mut swarm = Swarm::new(&[NodeState::Ready, NodeState::Down]);
+        let mut swarm = ChangingSwarm::new(&[NodeState::Ready, NodeState::Down]);
         let first = swarm.root.certificate().to_owned();
         for round in 1..=5 {
             let new = swarm.rotate();

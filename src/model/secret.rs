@@ -69,7 +69,6 @@ pub fn expose<T: Zeroize + Serialize, S: Serializer>(secret: &Secret<T>, seriali
 ///
 /// # Errors
 /// The serializer's.
-#[expect(clippy::ref_option, reason = "signature that serde calls")]
 pub fn expose_some<T: Zeroize + Serialize, S: Serializer>(secret: &Option<Secret<T>>, serializer: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(secret) => expose(secret, serializer),

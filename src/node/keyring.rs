@@ -85,9 +85,8 @@ impl Keys {
     fn change_to(&self, wanted: Option<&UnlockKey>) -> Change {
         match (self, wanted) {
             (Self::Wrapped, _) | (Self::None, None) => Change::Nothing,
-            (Self::None, Some(_)) => Change::Seal,
             (Self::Held(held), Some(wanted)) if held.unlock == *wanted && held.seals => Change::Finish,
-            (Self::Held(_), Some(_)) => Change::Seal,
+            (Self::None | Self::Held(_), Some(_)) => Change::Seal,
             (Self::Held(_), None) => Change::Open,
         }
     }

@@ -59,19 +59,17 @@ impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource fo
         from_others: bool,
     ) -> anyhow::Result<RenewedCertificate> {
         let store = self.store.borrow().clone().filter(|_| !from_others);
-        match store {
-            Some(store) => Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?),
-            None => {
-                let renewed = request_certificate(&self.managers, current, &request).await?;
-                if let Some(key) = &renewed.unlock_key {
-                    // Before the key of a manager's certificate, and then its log, are written.
-                    let owner = KeyOwner { cluster: current.cluster_id().clone(), node: current.node_id().clone() };
-                    let (keyring, key) = (self.keyring.clone(), key.expose().parse()?);
-                    tokio::task::spawn_blocking(move || keyring.begin(&key, owner)).await??;
-                }
-                Ok(renewed)
-            }
+        if let Some(store) = store {
+            return Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?);
         }
+        let renewed = request_certificate(&self.managers, current, &request).await?;
+        if let Some(key) = &renewed.unlock_key {
+            // Before the key of a manager's certificate, and then its log, are written.
+            let owner = KeyOwner { cluster: current.cluster_id().clone(), node: current.node_id().clone() };
+            let (keyring, key) = (self.keyring.clone(), key.expose().parse()?);
+            tokio::task::spawn_blocking(move || keyring.begin(&key, owner)).await??;
+        }
+        Ok(renewed)
     }
 }
 

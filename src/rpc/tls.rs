@@ -251,6 +251,11 @@ pub fn client_name(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) 
     Ok(Some(name))
 }
 
+/// Whether the certificate that the other side has shown, which TLS has verified, is of a root that is accepted for more than a renewal.
+pub fn is_of_trusted_root(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) -> bool {
+    certificates.and_then(<[_]>::first).is_some_and(|certificate| own.trusts(certificate))
+}
+
 /// Life of the certificate that the other side has shown, which TLS has verified; `None` if it has shown none.
 pub fn peer_validity(certificates: Option<&[CertificateDer<'_>]>) -> Option<Validity> {
     Validity::of_der(certificates?.first()?).ok()

@@ -107,7 +107,7 @@ fn distinguished_name(subject: &X509Name<'_>) -> Result<DistinguishedName, Trust
 }
 
 /// Whether a root is the one that is trusted, or one that this has certified, directly or over others: `chain` in any order, PEM. Times are
-/// not looked at: whoever was away for long finds the way all the same.
+/// not looked at: a node that was away for long finds the way all the same.
 #[must_use]
 pub fn leads_to(trusted: &str, chain: &[String], root: &str) -> bool {
     let der = |pem: &str| name::certificate_der("a CA certificate", pem).ok();

@@ -325,7 +325,8 @@ mod tests {
     impl KeySealer for Sealer {
         fn seal_key(&self, node: &NodeId, key: &str) -> Result<Option<String>, String> {
             let sealed = self.0.seal(node.as_str(), key.as_bytes(), &mut rand::rng()).map_err(|e| e.to_string())?;
-            Ok(Some(sealed.iter().map(|byte| format!("{byte:02x}")).collect()))
+            let hex = |text: String, byte: &u8| text + &format!("{byte:02x}");
+            Ok(Some(sealed.iter().fold(String::new(), hex)))
         }
         fn open_key(&self, node: &NodeId, sealed: &str) -> Result<Secret<String>, String> {
             let byte = |at| u8::from_str_radix(sealed.get(at..at + 2).unwrap_or("x"), 16).map_err(|e| e.to_string());

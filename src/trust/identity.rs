@@ -113,6 +113,15 @@ impl Identity {
         let others = self.bundle.iter().flat_map(|bundle| &bundle.trusted).filter(|pem| **pem != self.ca_certificate);
         [&self.ca_certificate].into_iter().chain(others).map(|pem| name::certificate_der("a CA certificate", pem)).collect()
     }
+    /// Whether a certificate, DER, is directly of one of the roots whose certificates are accepted.
+    #[must_use]
+    pub fn trusts(&self, certificate: &[u8]) -> bool {
+        let Ok(certificate) = name::parse(certificate) else { return false };
+        self.trusted_ders()
+            .unwrap_or_default()
+            .iter()
+            .any(|root| name::parse(root).is_ok_and(|root| certificate.verify_signature(Some(root.public_key())).is_ok()))
+    }
     /// Roots whose certificates are accepted for a renewal alone, DER.
     ///
     /// # Errors

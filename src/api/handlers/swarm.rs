@@ -198,22 +198,21 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
         }
     }
     actions.extend(root);
-    if let Some(key) = next_unlock_key(cluster, locks, rotate_key)? {
-        actions.push(Action::Set(FieldUpdate::UnlockKey { id: id.clone(), key }));
-    }
+    actions.extend(lock_change(cluster, locks, rotate_key)?);
     handle.write(now, actions).await?;
     empty()
 }
 
-/// The unlock key that an update writes; the outer `None`: it stays. Locking a swarm that is locked keeps its key.
-fn next_unlock_key(cluster: &Cluster, locks: bool, rotate: bool) -> Result<Option<Option<Secret<String>>>> {
-    let new = || Some(Some(UnlockKey::draw(&mut rand::rng()).to_text()));
+/// The unlock key that an update writes; `None`: it stays. Locking a swarm that is locked keeps its key.
+fn lock_change(cluster: &Cluster, locks: bool, rotate: bool) -> Result<Option<Action>> {
+    let set = |key| Some(Action::Set(FieldUpdate::UnlockKey { id: cluster.id.clone(), key }));
+    let new = || set(Some(UnlockKey::draw(&mut rand::rng()).to_text()));
     match (cluster.unlock_key.is_some(), locks) {
         (false, false) if rotate => {
             Err(ApiError::rpc(GrpcCode::FailedPrecondition, "cannot rotate because autolock is not turned on"))
         }
         (false, false) => Ok(None),
-        (true, false) => Ok(Some(None)),
+        (true, false) => Ok(set(None)),
         (false, true) => Ok(new()),
         (true, true) => Ok(if rotate { new() } else { None }),
     }

@@ -128,7 +128,7 @@ async fn a_locked_managers_files_show_nothing_and_open_with_the_unlock_key_only(
     assert!(manager.shows(PLANTED) && manager.shows(manager.own_key()), "before it is locked");
     manager.change(Some(&one)).await.unwrap();
     assert!(manager.is_whole());
-    let texts = [&one, &two].map(|key| key.to_text());
+    let texts = [&one, &two].map(UnlockKey::to_text);
     let hidden = |manager: &Manager| {
         let values = [PLANTED, manager.own_key(), &texts[0].expose().as_bytes()[9..], &texts[1].expose().as_bytes()[9..]];
         values.iter().all(|value| !manager.shows(value))

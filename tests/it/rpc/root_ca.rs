@@ -26,20 +26,20 @@ impl Change {
         let new = Arc::new(Trust { cluster: old.cluster.clone(), ca, tokens: old.tokens.clone() });
         Self { old, new, cross }
     }
-    fn bundle(&self, trusted: &[&Trust], retired: &[&Trust]) -> Option<Arc<TrustBundle>> {
+    fn bundle(&self, trusted: &[&Trust], retired: &[&Trust]) -> Arc<TrustBundle> {
         let pems = |roots: &[&Trust]| roots.iter().map(|root| root.ca.certificate().to_owned()).collect();
-        Some(Arc::new(TrustBundle {
+        Arc::new(TrustBundle {
             issuer: self.new.ca.certificate().to_owned(),
             trusted: pems(trusted),
             chain: vec![self.cross.clone()],
             retired: pems(retired),
-        }))
+        })
     }
     fn during(&self) -> Option<Arc<TrustBundle>> {
-        self.bundle(&[&self.new, &self.old], &[])
+        Some(self.bundle(&[&self.new, &self.old], &[]))
     }
     fn after(&self) -> Option<Arc<TrustBundle>> {
-        self.bundle(&[&self.new], &[&self.old])
+        Some(self.bundle(&[&self.new], &[&self.old]))
     }
     /// A manager that issues certificates of the new root.
     fn manager(&self, kind: ListenerKind, bundle: Option<Arc<TrustBundle>>) -> Manager {
@@ -104,7 +104,7 @@ async fn after_the_change_a_certificate_of_the_old_root_is_good_for_a_renewal_al
     assert_eq!(renewed.ca_certificate(), change.new.ca.certificate());
     assert!(opens(renewed, &manager).await);
     // Once the old root is forgotten, it is good for nothing.
-    let manager = change.manager(ListenerKind::Mesh, change.bundle(&[&change.new], &[]));
+    let manager = change.manager(ListenerKind::Mesh, Some(change.bundle(&[&change.new], &[])));
     renew(&manager, &old, Arc::new(SystemClock)).await.expect_err("forgotten");
     assert!(manager.journal.all().is_empty(), "{:?}", manager.journal.all());
 }
@@ -113,7 +113,7 @@ async fn after_the_change_a_certificate_of_the_old_root_is_good_for_a_renewal_al
 async fn a_manager_of_the_old_root_or_of_a_forged_one_is_not_believed_after_the_change() {
     let change = Change::new();
     let renewed = change.new.identity(Role::Worker).trusting(change.after());
-    // Whoever has the old root's key.
+    // One that has the old root's key.
     let thief = Setup::new(&change.old, ListenerKind::Mesh).start();
     let node_of = node(renewed.clone(), vec![thief.address]);
     node_of.error("it cannot be trusted").await;
