@@ -64,8 +64,8 @@ impl StateKey {
 /// A manager's keys, the newest first, wrapped with an unlock key. There are two while what is sealed with the second is sealed again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WrappedKeys {
-    /// Tag of the unlock key.
-    unlock: String,
+    /// Tells a wrong unlock key.
+    tag: String,
     keys: Vec<WrappedKey>,
 }
 
@@ -92,7 +92,7 @@ impl WrappedKeys {
             let sealed = seal(unlock.bytes(), &place(cluster, node, &id), key.0.expose(), rng.random())?;
             Ok(WrappedKey { id, data: STANDARD_NO_PAD.encode(sealed) })
         };
-        Ok(Self { unlock: unlock.tag(), keys: keys.iter().map(wrap).collect::<Result<_, _>>()? })
+        Ok(Self { tag: unlock.tag(), keys: keys.iter().map(wrap).collect::<Result<_, _>>()? })
     }
 
     /// The keys of this node, the newest first; never none.
@@ -100,7 +100,7 @@ impl WrappedKeys {
     /// # Errors
     /// [`StateKeyError`].
     pub fn unwrap(&self, unlock: &UnlockKey, (cluster, node): (&ClusterId, &NodeId)) -> Result<Vec<StateKey>, StateKeyError> {
-        if self.unlock != unlock.tag() {
+        if self.tag != unlock.tag() {
             return Err(StateKeyError::WrongKey);
         }
         let unwrap = |wrapped: &WrappedKey| {

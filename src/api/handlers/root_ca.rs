@@ -26,6 +26,20 @@ pub fn refuse_at_init(posted: &Value) -> Result<()> {
     }
 }
 
+/// Refuses external CAs.
+///
+/// # Errors
+/// 501.
+pub fn refuse_external(spec: &Value) -> Result<()> {
+    match spec["CAConfig"]["ExternalCAs"].as_array().map_or(0, Vec::len) {
+        0 => Ok(()),
+        _ => Err(ApiError::not_implemented(
+            "CAConfig.ExternalCAs is not supported by skep: its managers sign certificates themselves, so that no node waits for another \
+             program to renew; give them the CA with `docker swarm ca --rotate --ca-cert FILE --ca-key FILE` (nothing was changed)",
+        )),
+    }
+}
+
 /// The change of the root CA that an update asks for; `None`: it stays. What is not posted of `ForceRotate` stays as it is, unlike in
 /// Docker: clients that post a part of a spec would replace the CA with each change of something else.
 ///

@@ -37,6 +37,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         return force_new_cluster(request, text(&posted, "AdvertiseAddr")).await;
     }
     refuse_if_in_swarm(request)?;
+    root_ca::refuse_external(&posted["Spec"])?;
     refuse_unsupported(&posted, &INIT)?;
     validate::data_path_address(&posted)?;
     let listen_addr = text(&posted, "ListenAddr");
@@ -185,7 +186,8 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
     let is_stale = cluster.meta.version != version;
-    refuse_unsupported(&changes(posted.clone(), &stored), &CLUSTER_SPEC)
+    root_ca::refuse_external(&posted)
+        .and_then(|()| refuse_unsupported(&changes(posted.clone(), &stored), &CLUSTER_SPEC))
         .map_err(|error| if is_stale { ApiError::out_of_sequence() } else { error })?;
     let now = request.api.clock.now();
     let root = root_ca::rotation(cluster, &posted, &mut spec, now)?;

@@ -184,6 +184,25 @@ async fn a_crash_in_any_change_leaves_files_that_the_newest_key_opens() {
 }
 
 #[tokio::test]
+async fn a_crash_after_the_first_keys_were_written_seals_nothing_and_loses_nothing() {
+    let (mut manager, [one, _]) = (Manager::new("begun"), keys());
+    manager.keyring.begin(&one, manager.owner.clone()).unwrap();
+    manager.restart();
+    assert!(manager.keyring.is_locked() && !manager.files.is_sealed().unwrap());
+    manager.unlock(&one).unwrap();
+    assert!(manager.is_whole(), "what is not sealed yet is read");
+    manager.change(Some(&one)).await.unwrap();
+    assert!(manager.is_whole() && manager.files.is_sealed().unwrap() && !manager.shows(PLANTED));
+    // A worker that was about to become a manager: the keys are of no use.
+    let (worker, [one, _]) = (Manager::new("worker"), keys());
+    worker.keyring.begin(&one, worker.owner.clone()).unwrap();
+    worker.keyring.remove().unwrap();
+    assert!(worker.is_whole() && !worker.dir.manager_key().exists());
+    worker.keyring.begin(&one, worker.owner.clone()).unwrap();
+    assert!(worker.dir.manager_key().exists(), "another promotion draws keys again");
+}
+
+#[tokio::test]
 async fn files_of_another_node_or_of_an_earlier_time_and_what_is_cut_short_are_refused() {
     let ([mut manager, other], [one, two]) = (["own", "other"].map(Manager::new), keys());
     manager.change(Some(&one)).await.unwrap();

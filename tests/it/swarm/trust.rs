@@ -115,7 +115,7 @@ async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away(
     assert!(format!("{:#}", unlock(second, &first).await.expect_err("open")).contains("swarm is not locked"));
     within(10, "the new key on the second manager", || async {
         let other = swarm.hosts[2].data_dir().join("manager.key");
-        let tag = |path| anyhow::Ok(serde_json::from_slice::<Value>(&std::fs::read(path)?)?["unlock"].clone());
+        let tag = |path| anyhow::Ok(serde_json::from_slice::<Value>(&std::fs::read(path)?)?["tag"].clone());
         anyhow::ensure!(tag(second.data_dir().join("manager.key"))? == tag(other)?, "another key");
         Ok(())
     })
