@@ -8,7 +8,7 @@ use crate::api::convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
-use crate::model::{Cluster, NodeState, Role, Secret};
+use crate::model::{Cluster, NodeState, Role};
 use crate::store::{Action, FieldUpdate, Store};
 use crate::trust::UnlockKey;
 use axum::response::Response;
