@@ -35,6 +35,7 @@ mod proposer;
 pub mod reaper;
 pub mod replica;
 pub mod roles;
+pub mod root_rotation;
 pub mod round;
 pub mod round_scope;
 pub mod scheduler;

@@ -17,7 +17,7 @@ mod rewrite;
 mod shell;
 mod snapshot_thread;
 
-pub use self::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
+pub use self::config::{LogCipher, NoCipher, RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange};
 pub use self::disk::{Disk, DiskError, FILE};
 pub use self::handle::Raft;

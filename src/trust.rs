@@ -1,9 +1,11 @@
 //! Identities: the root CA, node certificates and when to renew them, join tokens, the proof that a
-//! joiner has its tunnel's key, the encryption of secrets and configs, files that are encrypted with a passphrase, and the files of a node's identity. Pure
+//! joiner has its tunnel's key, the encryption of secrets and configs and of a locked manager's files, files that are encrypted with a
+//! passphrase, and the files of a node's identity. Pure
 //! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
 //! managers decide that).
 
 mod ca;
+mod cross_signing;
 mod files;
 mod identity;
 mod key_possession;
@@ -11,17 +13,22 @@ mod name;
 mod renewal;
 mod sealed_file;
 mod sealing;
+mod state_key;
 mod token;
+mod unlock_key;
 
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
-pub use files::{CertificateFiles, FilesError};
+pub use cross_signing::{NewRootError, check_new_root, cross_sign, leads_to};
+pub use files::{CertificateFiles, FilesError, KeySealer};
 pub use identity::Identity;
 pub use key_possession::{AwaitedProof, NotProved, TunnelKey, has_low_order};
 pub use name::NodeName;
 pub use renewal::{Remaining, Validity};
 pub use sealed_file::{KeyCost, SealedFileError, open_file, seal_file};
 pub use sealing::{DataKey, PayloadVault, SealError};
+pub use state_key::{StateKey, StateKeyError, WrappedKeys};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
+pub use unlock_key::{InvalidUnlockKey, UnlockKey};
 
 /// Why a key, a certificate or a request is not accepted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -14,6 +14,10 @@ use tokio::sync::mpsc;
 /// Docker's message of a worker that is asked for something of the swarm.
 pub const NOT_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
 
+/// Docker's message of a manager that is locked.
+pub const LOCKED: &str =
+    "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
+
 /// Whether and how this node is part of a swarm.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Membership {
@@ -26,6 +30,11 @@ pub enum Membership {
         remotes: Vec<String>,
         /// Why it cannot join or start, or is no member any more; empty while it still tries.
         error: String,
+    },
+    /// A manager that was started and needs the unlock key.
+    Locked {
+        /// Address that it advertises.
+        node_addr: Option<IpAddr>,
     },
     Worker(MembershipInfo),
     /// As a worker, and it has the store.
@@ -49,6 +58,7 @@ pub struct MembershipInfo {
 pub enum Standing {
     Inactive,
     Pending,
+    Locked,
     Worker,
     Manager,
 }
@@ -60,6 +70,7 @@ impl Membership {
         match self {
             Self::Inactive => Standing::Inactive,
             Self::Pending { .. } => Standing::Pending,
+            Self::Locked { .. } => Standing::Locked,
             Self::Worker(_) => Standing::Worker,
             Self::Manager(_) => Standing::Manager,
         }
@@ -69,16 +80,17 @@ impl Membership {
     pub fn info(&self) -> Option<&MembershipInfo> {
         match self {
             Self::Worker(info) | Self::Manager(info) => Some(info),
-            Self::Inactive | Self::Pending { .. } => None,
+            Self::Inactive | Self::Pending { .. } | Self::Locked { .. } => None,
         }
     }
-    /// Docker's `LocalNodeState`: `inactive`, `pending`, `error` or `active`.
+    /// Docker's `LocalNodeState`: `inactive`, `pending`, `error`, `locked` or `active`.
     #[must_use]
     pub fn local_state(&self) -> &'static str {
         match self {
             Self::Inactive => "inactive",
             Self::Pending { error, .. } if error.is_empty() => "pending",
             Self::Pending { .. } => "error",
+            Self::Locked { .. } => "locked",
             Self::Worker(_) | Self::Manager(_) => "active",
         }
     }
@@ -88,7 +100,7 @@ impl Membership {
         match self {
             Self::Worker(_) => "active/worker",
             Self::Manager(_) => "active/manager",
-            Self::Inactive | Self::Pending { .. } => self.local_state(),
+            Self::Inactive | Self::Pending { .. } | Self::Locked { .. } => self.local_state(),
         }
     }
 }
@@ -165,6 +177,8 @@ pub struct ControlError {
 pub enum ControlErrorKind {
     /// 400: the request makes no sense.
     Invalid,
+    /// 401: a key that does not fit.
+    WrongKey,
     /// 500: the node tried and failed.
     Failed,
     /// 503: not in this state, or not in time.
@@ -183,6 +197,11 @@ impl ControlError {
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self { kind: ControlErrorKind::Unavailable, message: message.into() }
+    }
+    /// 401 in Docker's words: not the key that this manager was locked with.
+    #[must_use]
+    pub fn wrong_unlock_key() -> Self {
+        Self { kind: ControlErrorKind::WrongKey, message: "swarm could not be unlocked: invalid key provided".to_owned() }
     }
     /// 500 in Docker's words: the text is not a join token.
     #[must_use]
@@ -221,6 +240,9 @@ pub trait NodeControl: Send + Sync {
     async fn new_cluster(&self, advertise_addr: String) -> Result<NodeId, ControlError>;
     /// Joins a swarm; returns once this node is part of it. Never called on a node of a swarm.
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError>;
+    /// Opens the keys of a locked manager with the swarm's unlock key, and starts the rest of the node. Only called on a locked one. Waits for
+    /// no other manager.
+    async fn unlock(&self, key: &Secret<String>) -> Result<(), ControlError>;
     /// Leaves the swarm. On a manager only called with `force`.
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
     /// Makes a network of the swarm, by its id or name, ready on this node's engine for a plain container, and keeps an address for that:

@@ -92,6 +92,7 @@ impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
         let status = match error.kind {
             ControlErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ControlErrorKind::WrongKey => StatusCode::UNAUTHORIZED,
             ControlErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
             ControlErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };

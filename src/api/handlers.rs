@@ -14,6 +14,7 @@ mod prune;
 mod rebalance;
 mod reply;
 mod request;
+mod root_ca;
 mod router;
 mod services;
 mod swarm;

@@ -99,7 +99,8 @@ pub fn endpoints(store: &Store, node: &NodeId, mut endpoints: Vec<SocketAddr>) -
 /// A node's description, bounded: engine labels, plugins and generic resources that do not fit are left out, and a label names their number.
 #[must_use]
 pub fn description(mut description: NodeDescription) -> NodeDescription {
-    for name in [&mut description.hostname, &mut description.architecture, &mut description.os, &mut description.engine_version] {
+    let NodeDescription { hostname, architecture, os, engine_version, issuer, .. } = &mut description;
+    for name in [hostname, architecture, os, engine_version, issuer] {
         cut(name, NAME);
     }
     let mut left = DESCRIPTION;

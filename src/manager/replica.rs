@@ -4,7 +4,7 @@
 use super::entry::{ApplyOutcome, TransactionEntry};
 use super::outcomes::RecentOutcomes;
 use super::proposer::{Forward, Proposer};
-use crate::raft::{self, LogSummary, Raft, RaftConfig, StateMachine, Transport};
+use crate::raft::{self, LogCipher, LogSummary, Raft, RaftConfig, StateMachine, Transport};
 use crate::store::{Store, StoreHandle, StorePublisher, decode_document};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,9 +52,9 @@ impl Replica {
 ///
 /// # Errors
 /// See [`raft::replay`].
-pub fn replayed(dir: &Path) -> anyhow::Result<(Store, LogSummary)> {
+pub fn replayed(dir: &Path, cipher: &Arc<dyn LogCipher>) -> anyhow::Result<(Store, LogSummary)> {
     let mut replica = Replica::default();
-    let summary = raft::replay(dir, &mut replica)?;
+    let summary = raft::replay(dir, &mut replica, cipher)?;
     Ok((replica.store, summary))
 }
 

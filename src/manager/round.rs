@@ -11,7 +11,7 @@ use super::scheduler::Scheduler;
 use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
-use super::{feature_level, payload_keys, reaper};
+use super::{feature_level, payload_keys, reaper, root_rotation};
 use crate::model::{Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
@@ -77,6 +77,7 @@ impl RoundPlanner {
         draft.add("feature level", feature_level::plan(draft.state(), now, self.settings.rollback_window));
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
+        draft.add("root rotation", root_rotation::plan(draft.state(), &mut rand::rng()));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("autoscaler", self.autoscaler.plan(draft.state(), now));

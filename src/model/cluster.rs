@@ -1,6 +1,7 @@
 //! The cluster object: settings that all managers share, and the root CA.
 
 use super::secret::{self, Secret};
+use super::trust_bundle::{CaHistory, TrustBundle};
 use super::{id::ClusterId, id::NodeId, mesh::MeshPrefix, meta::Meta, node::Role, time::Nanos, time::Timestamp, view::Revision};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,12 @@ pub struct Cluster {
     #[serde(serialize_with = "secret::expose")]
     pub ca_key: Secret<String>,
     pub tokens: JoinTokens,
+    /// Root CAs before and after this one.
+    #[serde(default, skip_serializing_if = "CaHistory::is_empty")]
+    pub ca_history: CaHistory,
+    /// What managers encrypt their keys with, `SWMKEY-1-…`; `None`: they are not locked.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
+    pub unlock_key: Option<Secret<String>>,
     /// The /48 of all mesh addresses.
     pub mesh: MeshPrefix,
     /// Pools that subnets of networks are taken from; 10.0.0.0/8 if empty.
@@ -42,6 +49,34 @@ pub struct Cluster {
     /// What may be written to the log: every manager reads it. Absent: 1. Raised by the leader, never lowered.
     #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
     pub feature_level: u32,
+}
+
+impl Cluster {
+    /// Certificate and key of the root that issues certificates: the new one while the CA is changed. PEM.
+    #[must_use]
+    pub fn issuing_ca(&self) -> (&str, &Secret<String>) {
+        match &self.ca_history.rotation {
+            Some(rotation) => (&rotation.ca_certificate, &rotation.ca_key),
+            None => (&self.ca_certificate, &self.ca_key),
+        }
+    }
+
+    /// What nodes trust; `None` in a cluster that has had only one root CA.
+    #[must_use]
+    pub fn trust_bundle(&self) -> Option<TrustBundle> {
+        if self.ca_history.is_empty() {
+            return None;
+        }
+        let CaHistory { rotation, retired, .. } = &self.ca_history;
+        let crosses = rotation.iter().map(|r| &r.cross).chain(retired.iter().rev().map(|r| &r.cross));
+        let trusted = rotation.iter().map(|r| &r.ca_certificate).chain([&self.ca_certificate]);
+        Some(TrustBundle {
+            issuer: self.issuing_ca().0.to_owned(),
+            trusted: trusted.cloned().collect(),
+            chain: crosses.cloned().collect(),
+            retired: retired.iter().map(|r| r.certificate.clone()).collect(),
+        })
+    }
 }
 
 /// A manager that was away for longer than so many new incarnations counts everything that it has as written since.
@@ -120,7 +155,7 @@ impl Default for ClusterSpec {
                 heartbeat_tick: 1,
             },
             dispatcher: DispatcherSettings { heartbeat_period: Some(Nanos(5_000_000_000)) },
-            ca_config: CaSettings { node_cert_expiry: Some(Nanos(7_776_000_000_000_000)) },
+            ca_config: CaSettings { node_cert_expiry: Some(Nanos(7_776_000_000_000_000)), force_rotate: 0 },
             task_defaults: TaskDefaults {},
             encryption_config: EncryptionSettings { auto_lock_managers: false },
         }
@@ -169,6 +204,14 @@ pub struct CaSettings {
     /// Lifetime of node certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_cert_expiry: Option<Nanos>,
+    /// A change of it makes a new root CA.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub force_rotate: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Defaults for tasks; none is implemented.
@@ -179,6 +222,6 @@ pub struct TaskDefaults {}
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EncryptionSettings {
-    /// Not implemented: the API refuses `true`.
+    /// Whether a manager that is started needs the unlock key: [`Cluster::unlock_key`].
     pub auto_lock_managers: bool,
 }

@@ -7,7 +7,7 @@ use super::service::{Endpoint, EndpointMode};
 use super::task::{ContainerSpec, DnsConfig, EarlierFailures};
 use super::view::{Backend, ClusterPart, NetworkPart, Networks, Peer, PublishedPort, TaskEndpoint, Tasks};
 use super::{
-    Cluster, ClusterSpec, JoinTokens, Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Service,
+    CaHistory, Cluster, ClusterSpec, JoinTokens, Listens, Meta, Node, NodeSpec, NodeState, NodeView, Protocol, Revision, Service,
     ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, WgKey,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -34,6 +34,8 @@ pub fn cluster() -> Cluster {
         mesh: mesh(),
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
+        ca_history: CaHistory::default(),
+        unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
         feature_level: 2,
@@ -170,6 +172,7 @@ pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
         nodes,
         ports: Vec::new(),
         counted: std::collections::BTreeSet::new(),
+        trust: None,
     }
 }
 

@@ -134,6 +134,9 @@ pub struct NodeDescription {
     /// write it, and drop it.)
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub generic_resources: Vec<GenericResource>,
+    /// Digest of the root CA that has issued its certificate, hex; empty in reports of builds that do not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub issuer: String,
     /// Version of its Docker Engine; empty if the engine does not answer, so that no task can be assigned to the node.
     pub engine_version: String,
     /// Its engine has not answered for so long that its tasks are to run elsewhere.

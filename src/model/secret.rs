@@ -65,6 +65,17 @@ pub fn expose<T: Zeroize + Serialize, S: Serializer>(secret: &Secret<T>, seriali
     if HIDES.get() { serializer.serialize_str(HIDDEN) } else { secret.0.serialize(serializer) }
 }
 
+/// As [`expose`], of one that may be absent.
+///
+/// # Errors
+/// The serializer's.
+pub fn expose_some<T: Zeroize + Serialize, S: Serializer>(secret: &Option<Secret<T>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => expose(secret, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// Runs `make`; whatever it serializes has [`HIDDEN`] in place of each secret. For documents that people read.
 pub fn hiding<R>(make: impl FnOnce() -> R) -> R {
     /// Restores the state of before, also after a panic.

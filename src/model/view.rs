@@ -10,6 +10,7 @@ use super::{
     port::{Listens, PortConfig, Protocol},
     service::EndpointMode,
     task::Task,
+    trust_bundle::TrustBundle,
     wg_key::WgKey,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -169,6 +170,9 @@ pub struct ClusterPart {
     /// Services that are scaled by load: the connections of their tasks are counted.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub counted: BTreeSet<ServiceId>,
+    /// What the node trusts, once the cluster has changed its root CA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Arc<TrustBundle>>,
 }
 
 /// A node as the other nodes see it.

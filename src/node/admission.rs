@@ -138,6 +138,7 @@ impl JoinAuthority for Admission {
                 data_path_port: cluster.data_path_port,
                 manager_key: me.mesh.key,
                 raft_id: node.manager.as_ref().map(|manager| manager.raft_id),
+                unlock_key: cluster.unlock_key.clone().filter(|_| role == Role::Manager),
                 view,
             });
         }

@@ -2,19 +2,21 @@
 //! directory until it is.
 
 use super::daemon::Daemon;
+use super::keyring::{KeyOwner, Keyring};
 use super::lifecycle::MembershipState;
 use super::new_cluster::begin;
 use super::state_dir::{MembershipFile, StateDir};
 use crate::clock::{Clock as _, SystemClock};
 use crate::durable::{self, UnknownFields};
 use crate::model::{FormatRange, NodeId, Role, Secret, Timestamp};
-use crate::raft;
+use crate::raft::{self, LogCipher};
 use crate::store::Store;
 use crate::trust::{self, Identity, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const FORMAT: u32 = 1;
 /// Bytes of the length before the document.
@@ -103,10 +105,16 @@ pub fn restore_backup(data_dir: &Path, content: &[u8], advertise: Option<IpAddr>
     let began = begin(store, &membership, 0, (index, term), now)?;
     let identity = new_identity(&began.store, &membership, now)?;
     let services = began.store.services().count();
-    raft::rebuild(&dir.raft(), began.raft_id, began.at, began.store.snapshot())?;
+    let keyring = Arc::new(Keyring::new(&dir));
+    if let Some(key) = began.store.cluster().and_then(|cluster| cluster.unlock_key.as_ref()) {
+        let owner = KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() };
+        keyring.begin(&key.expose().parse()?, owner)?;
+    }
+    let cipher: Arc<dyn LogCipher> = keyring.clone();
+    raft::rebuild(&dir.raft(), began.raft_id, began.at, began.store.snapshot(), &cipher)?;
     let key = dir.tunnel_key();
     durable::replace(&key, tunnel_key.expose().as_bytes()).with_context(|| format!("cannot write {}", key.display()))?;
-    dir.certificates().store(&identity)?;
+    dir.certificates().sealed_by(keyring).store(&identity)?;
     let node = membership.node_id.clone();
     // Last: without it the rest is not used.
     membership.with_role(Role::Manager, Some(began.raft_id)).store(&dir)?;

@@ -4,6 +4,7 @@
 use super::environment::Environment;
 use super::recovery::RecoveryWindow;
 use crate::clock::Clock;
+use crate::manager::root_rotation;
 use crate::model::cluster::CaSettings;
 use crate::model::mesh::node_address;
 use crate::model::{ClusterId, Node, NodeId, Role, Timestamp};
@@ -56,11 +57,14 @@ impl CertificateIssuer {
         let store = self.store.read();
         let cluster = store.cluster().ok_or_else(|| RenewalRefused::Unavailable("this manager has no cluster yet".to_owned()))?;
         let node = store.node(node).ok_or(RenewalRefused::NotAMember)?;
-        let ca = RootCa::from_pem(&cluster.ca_certificate, cluster.ca_key.expose()).map_err(other)?;
+        let (ca_certificate, ca_key) = cluster.issuing_ca();
+        let ca = RootCa::from_pem(ca_certificate, ca_key.expose()).map_err(other)?;
         let name = NodeName { node_id: node.id.clone(), role: role(node), cluster_id: cluster.id.clone() };
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
-        Ok(RenewedCertificate { certificate, ca_certificate: cluster.ca_certificate.clone() })
+        let unlock_key = cluster.unlock_key.clone().filter(|_| name.role == Role::Manager);
+        let chain = cluster.trust_bundle().map(|bundle| bundle.chain).unwrap_or_default();
+        Ok(RenewedCertificate { certificate, ca_certificate: ca.certificate().to_owned(), chain, unlock_key })
     }
 }
 
@@ -88,6 +92,8 @@ struct RenewalFacts<'a> {
     cluster: &'a ClusterId,
     /// The node's mesh address; `None` if the store has no such node.
     address: Option<Ipv6Addr>,
+    /// The node has had a session with a certificate of the root that issues now.
+    has_new_root: bool,
     /// When the node was given its last certificate.
     last: Option<Timestamp>,
     /// An operator allows expired certificates.
@@ -104,6 +110,12 @@ fn decide(holder: &CertificateHolder, facts: &RenewalFacts<'_>) -> Result<(), Re
     let address = facts.address.ok_or(RenewalRefused::NotAMember)?;
     if holder.from.ip() != IpAddr::V6(address) {
         return Err(RenewalRefused::ForeignAddress);
+    }
+    if holder.is_of_retired_root && facts.has_new_root {
+        return Err(RenewalRefused::Other(
+            "this node has had a certificate of the root CA that took the place of this one's: run `skep leave --force` here, then join again"
+                .to_owned(),
+        ));
     }
     if holder.validity.is_over(facts.now) && !facts.recovers {
         return Err(RenewalRefused::Expired);
@@ -128,6 +140,7 @@ impl CertificateAuthority for RenewalAuthority {
             let facts = RenewalFacts {
                 cluster: &cluster.id,
                 address: store.node(id).map(|node| node_address(node.mesh.subnet)),
+                has_new_root: store.node(id).is_some_and(|node| !root_rotation::is_without_new_root(cluster, node)),
                 last: issued.get(id).copied(),
                 recovers: self.recovery.is_open(),
                 now,
@@ -159,6 +172,7 @@ mod tests {
         CertificateHolder {
             name: NodeName { node_id: "node1".into(), role: Role::Worker, cluster_id: "c1".into() },
             validity: Validity { not_before: Timestamp(0), not_after },
+            is_of_retired_root: false,
             from: from.parse().unwrap(),
         }
     }
@@ -171,6 +185,7 @@ mod tests {
         let facts = |recovers, last| RenewalFacts {
             cluster: &cluster,
             address: Some("fd00:1:2:3::1".parse().unwrap()),
+            has_new_root: false,
             last,
             recovers,
             now: NOW,
@@ -186,6 +201,12 @@ mod tests {
         assert_eq!(decide(&expired, &facts(false, None)), Err(Expired));
         assert_eq!(decide(&expired, &facts(true, None)), Ok(()));
         assert_eq!(decide(&expired, &RenewalFacts { address: None, ..facts(true, None) }), Err(NotAMember));
+        // A certificate of a root that was replaced: until the node has had one of the next.
+        let away = CertificateHolder { is_of_retired_root: true, ..member.clone() };
+        assert_eq!(decide(&away, &facts(false, None)), Ok(()));
+        let renewed = RenewalFacts { has_new_root: true, ..facts(false, None) };
+        assert!(matches!(decide(&away, &renewed), Err(RenewalRefused::Other(why)) if why.contains("skep leave --force")));
+        assert_eq!(decide(&member, &renewed), Ok(()));
         assert_eq!(decide(&member, &facts(false, Some(NOW))), Err(TooSoon));
         assert_eq!(decide(&member, &facts(false, Some(Timestamp(NOW.0 - 1_000_000_000)))), Ok(()));
         assert_eq!(decide(&member, &facts(false, Some(NOW.plus(HOUR)))), Ok(()), "the clock was set back");

@@ -15,7 +15,7 @@ use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskL
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
-use crate::trust::{JoinToken, PayloadVault, RootCa};
+use crate::trust::{InvalidUnlockKey, JoinToken, PayloadVault, RootCa, UnlockKey};
 use async_trait::async_trait;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ impl NodeControl for DaemonControl {
         match self.0.lifecycle.state() {
             MembershipState::Inactive => Membership::Inactive,
             MembershipState::Pending { remotes, error } => Membership::Pending { node_addr: None, remotes, error },
+            MembershipState::Locked(node) => Membership::Locked { node_addr: node.advertised() },
             MembershipState::Active(member) => match member.removed() {
                 Some(error) => Membership::Pending { node_addr: member.advertised(), remotes: Vec::new(), error },
                 None => active_membership(&member),
@@ -41,6 +42,7 @@ impl NodeControl for DaemonControl {
         match self.0.lifecycle.state() {
             MembershipState::Inactive => Standing::Inactive,
             MembershipState::Pending { .. } => Standing::Pending,
+            MembershipState::Locked(_) => Standing::Locked,
             MembershipState::Active(member) if member.removed().is_some() => Standing::Pending,
             MembershipState::Active(member) => match member.role() {
                 Role::Manager => Standing::Manager,
@@ -120,9 +122,19 @@ impl NodeControl for DaemonControl {
             MembershipState::Active(member) => daemon.lifecycle.leave(&*member).await.map_err(|e| {
                 ControlError::failed(format!("this node left the swarm, but not everything of it could be taken down: {e:#}"))
             }),
+            MembershipState::Locked(node) => daemon.lifecycle.leave(&*node).await.map_err(|e| {
+                ControlError::failed(format!("this node left the swarm, but not everything of it could be taken down: {e:#}"))
+            }),
             MembershipState::Pending { .. } => daemon.abandon().await.map_err(|e| failed(&e)),
             MembershipState::Inactive => Err(ControlError::unavailable("This node is not part of a swarm")),
         }
+    }
+
+    async fn unlock(&self, key: &Secret<String>) -> Result<(), ControlError> {
+        let key: UnlockKey = key.expose().parse().map_err(|error: InvalidUnlockKey| ControlError::invalid(error.to_string()))?;
+        // Not cut off when the client goes away: a node that is half started would stay.
+        let daemon = self.0.clone();
+        tokio::spawn(async move { daemon.unlock(key).await }).await.map_err(|e| failed(&e.into()))?
     }
 
     async fn prepare_network(&self, reference: &str, requested: RequestedAddresses) -> Result<PreparedNetwork, AttachRefusal> {
@@ -211,9 +223,11 @@ impl Daemon {
             MembershipState::Inactive => self.finish_leaving().await.map_err(|error| {
                 ControlError::unavailable(format!("this node has not finished leaving its last swarm: {error:#}; try again"))
             }),
-            MembershipState::Active(_) | MembershipState::Pending { .. } => Err(ControlError::unavailable(
-                "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
-            )),
+            MembershipState::Active(_) | MembershipState::Locked(_) | MembershipState::Pending { .. } => {
+                Err(ControlError::unavailable(
+                    "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.",
+                ))
+            }
         }
     }
 
@@ -230,7 +244,7 @@ impl Daemon {
 
     /// Removes the files of a failed init or join.
     fn clean_up(&self) {
-        if let Err(error) = self.env.state_dir.forget() {
+        if let Err(error) = self.env.forget() {
             tracing::warn!(error = format!("{error:#}"), "the files of a failed attempt could not be removed");
         }
     }

@@ -1,6 +1,7 @@
 //! What every part of the node uses: settings, files, clock, engine, and the state that outlives a membership. Knows no
 //! membership.
 
+use super::keyring::Keyring;
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::state_dir::StateDir;
 use super::supervisor::{Blockers, Supervisor};
@@ -14,7 +15,7 @@ use crate::overlay::driver::attachments::Attachments;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use crate::store::FEATURE_LEVELS;
-use crate::trust::{PayloadVault, TunnelKey};
+use crate::trust::{CertificateFiles, PayloadVault, TunnelKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,6 +27,10 @@ const DESCRIBE: Duration = Duration::from_secs(5);
 pub(super) struct Environment {
     pub settings: Settings,
     pub state_dir: StateDir,
+    /// The keys of a manager's files, while the swarm locks its managers.
+    pub keyring: Arc<Keyring>,
+    /// The files of the node's identity.
+    pub certificates: CertificateFiles,
     pub clock: Arc<dyn Clock>,
     pub engine: Arc<dyn Engine>,
     pub docker: Arc<DockerEngine>,
@@ -88,6 +93,16 @@ impl Environment {
     pub(super) fn vault(&self, me: &NodeId) -> anyhow::Result<Arc<PayloadVault>> {
         let private = tunnel::private_key(&self.state_dir.tunnel_key())?;
         Ok(Arc::new(PayloadVault::new(me.clone(), TunnelKey::new(private))))
+    }
+
+    /// Removes everything of a membership; missing files are no error.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn forget(&self) -> anyhow::Result<()> {
+        self.state_dir.forget()?;
+        self.keyring.forget();
+        Ok(())
     }
 
     /// For the loops of one membership.

@@ -3,6 +3,7 @@
 use super::address::ListenAddresses;
 use super::certificate_authority::CertificateLife;
 use super::daemon::Daemon;
+use super::keyring::KeyOwner;
 use super::lifecycle::MembershipState;
 use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
 use super::member::Member;
@@ -15,9 +16,9 @@ use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
 use crate::model::node::ManagerStatus;
-use crate::model::{Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
+use crate::model::{CaHistory, Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
 use crate::store::{Action, FEATURE_LEVELS};
-use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa};
+use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, UnlockKey};
 use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ const FIRST_RAFT_ID: u64 = 1;
 impl Daemon {
     /// Creates a cluster with this node as its first manager.
     pub(super) async fn create_cluster(&self, request: SwarmInitRequest, addresses: ListenAddresses) -> anyhow::Result<NodeId> {
-        self.env.state_dir.forget()?;
+        self.env.forget()?;
         let listener = manager_part::bind(addresses.listen)?;
         let routes = host_routes::ipv4_routes().await.context("cannot read the host's routes")?;
         let pools = choose_pools(&request.address_pools, &routes);
@@ -46,6 +47,10 @@ impl Daemon {
             endpoints: addresses.endpoints(),
             manager: Some(ManagerStatus { raft_id: FIRST_RAFT_ID, addr: SocketAddr::new(addr, addresses.listen.port()) }),
         };
+        if let Some(key) = &cluster.unlock_key {
+            let owner = KeyOwner { cluster: cluster.id.clone(), node: id.clone() };
+            self.env.keyring.begin(&key.expose().parse()?, owner)?;
+        }
         let actions = bootstrap(cluster, NetworkId::draw(&mut rand::rng()), node)?;
         let member = self.start_first_manager(identity, actions, &addresses, listener).await?;
         self.lifecycle.set(MembershipState::Active(Arc::new(member)));
@@ -81,7 +86,7 @@ impl Daemon {
         let view = view_of(&store, id).context("the store has no view for the first node")?;
         let network = MeshNetwork::open(env, addresses).await?;
         network.start_overlay(env, id, Some(view));
-        env.state_dir.certificates().store(&identity)?;
+        env.certificates.store(&identity)?;
         membership.store(&env.state_dir)?;
         Member::start(env, membership, identity, network, Some(PreparedManager { store: manager, listener })).await
     }
@@ -103,6 +108,8 @@ fn new_cluster(
         incarnation: 1,
         ca_certificate: ca.certificate().to_owned(),
         ca_key: ca.key().into(),
+        ca_history: CaHistory::default(),
+        unlock_key: request.spec.encryption_config.auto_lock_managers.then(|| UnlockKey::draw(&mut rng).to_text()),
         tokens: JoinToken::draw_both(ca.digest()?, &mut rng),
         mesh: MeshPrefix::draw(&mut rng),
         address_pools: pools.pools,

@@ -4,6 +4,7 @@ use super::address::{self, ListenAddresses};
 use super::control::failed;
 use super::daemon::Daemon;
 use super::environment::Environment;
+use super::keyring::KeyOwner;
 use super::lifecycle::MembershipState;
 use super::manager_part::{OpenLog, PreparedManager};
 use super::member::Member;
@@ -25,7 +26,7 @@ impl Daemon {
     /// Joins through the first of the managers named.
     pub(super) async fn join_cluster(&self, request: SwarmJoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
         let env = &self.env;
-        env.state_dir.forget().map_err(|e| failed(&e))?;
+        env.forget().map_err(|e| failed(&e))?;
         let remote = resolve_manager(request.remote_addrs.first().map_or("", String::as_str)).await?;
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         env.tunnel_key().map_err(|e| failed(&e))?;
@@ -85,7 +86,13 @@ async fn start_member(
         raft_id: reply.raft_id,
     };
     let membership = MembershipFile::new(assignment, addresses).described(description);
-    let stored = env.state_dir.certificates().store(&identity).map_err(anyhow::Error::from);
+    let begun = match &reply.unlock_key {
+        Some(key) => env
+            .keyring
+            .begin(&key.expose().parse()?, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() }),
+        None => Ok(()),
+    };
+    let stored = begun.and_then(|()| env.certificates.store(&identity).map_err(anyhow::Error::from));
     let prepared = match reply.raft_id {
         Some(raft_id) if stored.is_ok() => PreparedManager::open(env, raft_id, addresses.listen, OpenLog::Join).await.map(Some),
         _ => Ok(None),

@@ -25,7 +25,7 @@ impl Daemon {
         {
             tracing::warn!(error = format!("{error:#}"), "not everything of the membership could be taken down");
         }
-        self.env.state_dir.forget()?;
+        self.env.forget()?;
         self.lifecycle.set(MembershipState::Inactive);
         Ok(())
     }
@@ -50,7 +50,7 @@ impl Daemon {
                 );
             }
         }
-        state_dir.forget()?;
+        self.env.forget()?;
         tracing::info!("this node has left its swarm: what an earlier run of the daemon had not taken down is removed");
         Ok(())
     }

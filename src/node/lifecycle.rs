@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use std::sync::{Arc, RwLock};
 
 /// What a daemon's membership is at the moment.
-pub(super) enum MembershipState<M> {
+pub(super) enum MembershipState<M, L> {
     Inactive,
     /// A join is in progress, or the membership on disk could not be started.
     Pending {
@@ -14,20 +14,23 @@ pub(super) enum MembershipState<M> {
         /// Empty while the join is in progress.
         error: String,
     },
+    /// A manager whose keys are not opened yet.
+    Locked(Arc<L>),
     Active(Arc<M>),
 }
 
-impl<M> Clone for MembershipState<M> {
+impl<M, L> Clone for MembershipState<M, L> {
     fn clone(&self) -> Self {
         match self {
             Self::Inactive => Self::Inactive,
             Self::Pending { remotes, error } => Self::Pending { remotes: remotes.clone(), error: error.clone() },
+            Self::Locked(node) => Self::Locked(node.clone()),
             Self::Active(member) => Self::Active(member.clone()),
         }
     }
 }
 
-/// An active membership that can be ended. Both work on a shared reference: a status report or an API call that still holds
+/// A membership that can be ended. Both work on a shared reference: a status report or an API call that still holds
 /// the member does not delay them.
 #[async_trait]
 pub(super) trait Leave: Send + Sync {
@@ -40,12 +43,12 @@ pub(super) trait Leave: Send + Sync {
 }
 
 /// The state and the lock on its transitions.
-pub(super) struct Lifecycle<M> {
+pub(super) struct Lifecycle<M, L> {
     transition: tokio::sync::Mutex<()>,
-    state: RwLock<MembershipState<M>>,
+    state: RwLock<MembershipState<M, L>>,
 }
 
-impl<M: Leave> Lifecycle<M> {
+impl<M: Leave, L: Leave> Lifecycle<M, L> {
     pub(super) fn new() -> Self {
         Self { transition: tokio::sync::Mutex::new(()), state: RwLock::new(MembershipState::Inactive) }
     }
@@ -55,19 +58,19 @@ impl<M: Leave> Lifecycle<M> {
         self.transition.lock().await
     }
 
-    pub(super) fn state(&self) -> MembershipState<M> {
+    pub(super) fn state(&self) -> MembershipState<M, L> {
         read(&self.state).clone()
     }
 
-    pub(super) fn set(&self, state: MembershipState<M>) {
+    pub(super) fn set(&self, state: MembershipState<M, L>) {
         *write(&self.state) = state;
     }
 
-    /// Ends an active membership. The caller holds the lock.
+    /// Ends a membership. The caller holds the lock.
     ///
     /// # Errors
     /// What could not be taken down; the membership has ended all the same.
-    pub(super) async fn leave(&self, member: &M) -> anyhow::Result<()> {
+    pub(super) async fn leave(&self, member: &dyn Leave) -> anyhow::Result<()> {
         member.announce().await;
         // Before a client can see that the node is in no swarm any more.
         let marked = member.mark_left();
@@ -107,13 +110,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_member_that_is_still_in_use_does_not_block_a_leave_or_what_follows_it() {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::<FakeMember, FakeMember>::new();
         lifecycle.set(MembershipState::Active(Arc::new(FakeMember::default())));
         let MembershipState::Active(in_use) = lifecycle.state() else { panic!("active") };
         let leave = async {
             let _lock = lifecycle.lock().await;
             let MembershipState::Active(member) = lifecycle.state() else { panic!("active") };
-            lifecycle.leave(&member).await
+            lifecycle.leave(&*member).await
         };
         tokio::time::timeout(Duration::from_secs(5), leave).await.expect("leaves in time").expect("no error");
         assert!(in_use.announced.load(Ordering::SeqCst) && in_use.taken_down.load(Ordering::SeqCst));

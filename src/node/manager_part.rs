@@ -6,6 +6,8 @@ use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
 use super::current_membership::CurrentMembership;
 use super::environment::Environment;
 use super::greetings::Greetings;
+use super::keyring::KeyOwner;
+use super::lock;
 use super::manager_health;
 use super::manager_links::ManagerLinks;
 use super::manager_role::ManagerPart;
@@ -81,6 +83,7 @@ impl ManagerStore {
             snapshot_every: settings.raft.snapshot_every,
             keep_entries: settings.raft.keep_entries,
             propose_timeout: Duration::from_millis(settings.timeouts.propose_ms),
+            cipher: env.keyring.clone(),
             ..RaftConfig::new(env.state_dir.raft(), raft_id)
         };
         if log == OpenLog::Join {
@@ -250,6 +253,11 @@ impl ManagerServices {
         let (links, ended) = (store.links.clone(), stop.clone());
         tasks.spawn(async move {
             let _ = ended.run_until_cancelled(links.run()).await;
+        });
+        let owner = KeyOwner { cluster: membership.cluster_id.clone(), node: me.clone() };
+        let (locking, ended) = (lock::follow(env.clone(), owner, store.store.clone(), store.raft.clone()), stop.clone());
+        tasks.spawn(async move {
+            let _ = ended.run_until_cancelled(locking).await;
         });
         tasks.spawn(raft_members::run(store.raft.clone(), store.store.clone(), env.clock.clone(), stop.clone()));
         let managers =

@@ -6,6 +6,7 @@ use super::current_membership::CurrentMembership;
 use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
 use super::error_list::ErrorList;
+use super::issuer_watch::IssuerWatch;
 use super::lifecycle::Leave;
 use super::logs::TaskLogs;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
@@ -97,7 +98,8 @@ impl Member {
         let context = LoopContext::new(env, &membership.node_id, &network);
         // Ends what was started before a failure.
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
-        let (identity_sender, identity) = watch::channel(Arc::new(identity));
+        let trust = network.view.borrow().as_ref().and_then(|view| view.cluster.trust.clone());
+        let (identity_sender, identity) = watch::channel(Arc::new(identity.trusting(trust)));
         let RunningLoops { applied, ports, ebpf, names, statuses, listens, loads, engine_answers } =
             loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
@@ -122,17 +124,17 @@ impl Member {
         let (leader_health, raft, leaderless) = (services.health(), services.raft(), services.leaderless());
         let store = start_manager_role(services, roles, &context).await?;
         let (certificate, certificate_role) = watch::channel(identity.borrow().role());
-        let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, store.clone());
+        let issuer = IssuerWatch { view: context.view.subscribe(), session: session.state.clone() };
+        let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, issuer, store.clone());
         let follower = RoleFollower {
             me: membership.node_id.clone(),
-            dir: env.state_dir.clone(),
+            env: env.clone(),
             membership: current,
             view: context.view.subscribe(),
             identity: identity.clone(),
             certificate,
             role: role.clone(),
             store: store.clone(),
-            blockers: env.blockers.clone(),
         };
         context.supervisor.once("role", follower.run(context.stop()));
         context.supervisor.once("removal", end_role_when_removed(session.removed.clone(), role.clone(), context.stop()));
@@ -307,6 +309,7 @@ fn start_renewal(
     membership: &MembershipFile,
     identity: watch::Sender<Arc<Identity>>,
     role: watch::Receiver<Role>,
+    issuer: IssuerWatch,
     store: watch::Receiver<Option<StoreHandle>>,
 ) -> watch::Receiver<RenewalState> {
     let env = context.env.clone();
@@ -316,12 +319,18 @@ fn start_renewal(
         node_at: session::node_at(context),
         sockets: context.mesh.clone(),
         source: IpAddr::V6(node_address(membership.subnet)),
+        own: Some(IpAddr::V6(node_address(membership.subnet))),
         timeout: RENEWAL_TIMEOUT,
     };
-    let (clock, files) = (env.clock.clone(), env.state_dir.certificates());
-    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers };
+    let (clock, files) = (env.clock.clone(), env.certificates.clone());
+    let keyring = env.keyring.clone();
+    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers, keyring };
     let (state, renewal) = watch::channel(RenewalState::default());
-    context.supervisor.once("renewal", Renewal { clock, identity, role, source, files, state }.run(context.stop()));
+    let (following, stop) = (issuer.clone().follow(identity.clone()), context.stop());
+    context.supervisor.once("trust", async move {
+        let _ = stop.run_until_cancelled(following).await;
+    });
+    context.supervisor.once("renewal", Renewal { clock, identity, role, issuer, source, files, state }.run(context.stop()));
     renewal
 }
 
@@ -350,7 +359,7 @@ impl Leave for Member {
         errors.check(agent::remove_all(&self.membership.node_id, &*env.engine, &env.settings.task_files()).await);
         errors.check(self.network.take_down(env).await);
         errors.check(env.attachments.forget().await);
-        errors.check(env.state_dir.forget().context("cannot remove the membership's files"));
+        errors.check(env.forget().context("cannot remove the membership's files"));
         errors.into_result()
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         nodes,
         ports: Vec::new(),
         counted: BTreeSet::new(),
+        trust: None,
     };
     Some(NodeView {
         revision: Revision::default(),

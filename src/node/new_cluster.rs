@@ -12,7 +12,7 @@ use crate::datapath::interfaces::host_addresses;
 use crate::manager::new_cluster::{Survivor, next_incarnation, plan};
 use crate::manager::{replica, roles};
 use crate::model::{NodeId, Role, Timestamp};
-use crate::raft;
+use crate::raft::{self, LogCipher};
 use crate::store::{Store, Transaction};
 use anyhow::Context as _;
 use std::net::SocketAddr;
@@ -37,7 +37,8 @@ impl Daemon {
         self.env.blockers.clear_all();
         self.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: String::new() });
         let (dir, now) = (self.env.state_dir.clone(), self.env.clock.now());
-        let rewritten = tokio::task::spawn_blocking(move || rewrite(&dir, membership, now)).await;
+        let cipher: Arc<dyn LogCipher> = self.env.keyring.clone();
+        let rewritten = tokio::task::spawn_blocking(move || rewrite(&dir, membership, &cipher, now)).await;
         let rewritten = rewritten.map_err(anyhow::Error::from).flatten();
         // Whether that worked or not: the node runs on.
         if let Err(error) = resume(self).await {
@@ -102,12 +103,12 @@ pub(super) fn begin(
 
 /// Makes the log that of a cluster with this node as the only manager, then the membership that of this manager. A crash in between is
 /// repaired by doing it again. Blocks.
-fn rewrite(dir: &StateDir, membership: MembershipFile, now: Timestamp) -> anyhow::Result<()> {
-    let (store, log) = replica::replayed(&dir.raft())?;
+fn rewrite(dir: &StateDir, membership: MembershipFile, cipher: &Arc<dyn LogCipher>, now: Timestamp) -> anyhow::Result<()> {
+    let (store, log) = replica::replayed(&dir.raft(), cipher)?;
     // The nodes may follow a later incarnation than this log has: that of a log of which this one is an old copy.
     let seen = dir.ledger().load().ok().flatten().map_or(0, |view| view.revision.incarnation);
     let NewCluster { store, raft_id, at, incarnation } = begin(store, &membership, seen, (log.last, log.term), now)?;
-    raft::rebuild(&dir.raft(), raft_id, at, store.snapshot())?;
+    raft::rebuild(&dir.raft(), raft_id, at, store.snapshot(), cipher)?;
     let uncommitted = log.last - log.committed;
     tracing::warn!(incarnation, index = at.0, uncommitted, "a new incarnation of the cluster begins");
     membership.with_role(Role::Manager, Some(raft_id)).store(dir)

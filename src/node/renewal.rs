@@ -2,13 +2,15 @@
 //! publishes them to all that use the node's identity. Where certificates come from is behind [`CertificateSource`].
 
 use super::certificate_authority::CertificateIssuer;
+use super::issuer_watch::{IssuerVerdict, IssuerWatch};
+use super::keyring::{KeyOwner, Keyring};
 use crate::backoff::Backoff;
 use crate::clock::{Clock, reached};
 use crate::model::Role;
 use crate::protocol::{RenewalRequest, RenewedCertificate};
 use crate::rpc::{RenewalConfig, request_certificate};
 use crate::store::StoreHandle;
-use crate::trust::{CertificateFiles, Identity, NodeKey, Remaining};
+use crate::trust::{self, CertificateFiles, Identity, NodeKey, Remaining};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use rand::SeedableRng as _;
@@ -28,8 +30,14 @@ const URGENT_PAUSE: Duration = Duration::from_secs(5);
 /// Where a node's next certificate comes from.
 #[async_trait]
 pub(super) trait CertificateSource: Send + Sync {
-    /// A certificate for the key of the request. `current` is the identity that is to be replaced.
-    async fn certificate(&self, current: &Identity, request: RenewalRequest) -> anyhow::Result<RenewedCertificate>;
+    /// A certificate for the key of the request. `current` is the identity that is to be replaced. With `from_others` what this node
+    /// itself knows of the cluster is not used: it is old.
+    async fn certificate(
+        &self,
+        current: &Identity,
+        request: RenewalRequest,
+        from_others: bool,
+    ) -> anyhow::Result<RenewedCertificate>;
 }
 
 /// A manager's own store, or a manager on a worker.
@@ -39,16 +47,29 @@ pub(super) struct StoreOrManagers<F> {
     /// Makes an issuer of a store.
     pub issuer: F,
     pub managers: RenewalConfig,
+    pub keyring: Arc<Keyring>,
 }
 
 #[async_trait]
 impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource for StoreOrManagers<F> {
-    async fn certificate(&self, current: &Identity, request: RenewalRequest) -> anyhow::Result<RenewedCertificate> {
-        let store = self.store.borrow().clone();
-        match store {
-            Some(store) => Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?),
-            None => Ok(request_certificate(&self.managers, current, &request).await?),
+    async fn certificate(
+        &self,
+        current: &Identity,
+        request: RenewalRequest,
+        from_others: bool,
+    ) -> anyhow::Result<RenewedCertificate> {
+        let store = self.store.borrow().clone().filter(|_| !from_others);
+        if let Some(store) = store {
+            return Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?);
         }
+        let renewed = request_certificate(&self.managers, current, &request).await?;
+        if let Some(key) = &renewed.unlock_key {
+            // Before the key of a manager's certificate, and then its log, are written.
+            let owner = KeyOwner { cluster: current.cluster_id().clone(), node: current.node_id().clone() };
+            let (keyring, key) = (self.keyring.clone(), key.expose().parse()?);
+            tokio::task::spawn_blocking(move || keyring.begin(&key, owner)).await??;
+        }
+        Ok(renewed)
     }
 }
 
@@ -67,6 +88,8 @@ pub(super) struct Renewal<S> {
     pub identity: watch::Sender<Arc<Identity>>,
     /// The role that the certificate is to have: one with another role is replaced at once.
     pub role: watch::Receiver<Role>,
+    /// One of another issuer than now is replaced at once, too.
+    pub issuer: IssuerWatch,
     pub source: S,
     pub files: CertificateFiles,
     pub state: watch::Sender<RenewalState>,
@@ -86,7 +109,7 @@ impl<S: CertificateSource> Renewal<S> {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.clock.sleep(life / 4) => {}
-                () = self.role_differs() => {}
+                () = self.is_wrong() => {}
             }
         }
     }
@@ -98,7 +121,7 @@ impl<S: CertificateSource> Renewal<S> {
         tokio::select! {
             () = stop.cancelled() => return None,
             () = reached(self.clock.as_ref(), due) => {}
-            () = self.role_differs() => {}
+            () = self.is_wrong() => {}
         }
         let mut failures = 0_u32;
         loop {
@@ -122,6 +145,15 @@ impl<S: CertificateSource> Renewal<S> {
         }
     }
 
+    /// Waits until the certificate is to be replaced, however long it is valid.
+    async fn is_wrong(&self) {
+        let identity = self.identity.borrow().clone();
+        tokio::select! {
+            () = self.role_differs() => {}
+            () = self.issuer.is_to_be_replaced(&identity) => {}
+        }
+    }
+
     /// Waits until the certificate has not the role that it is to have.
     async fn role_differs(&self) {
         let has = self.identity.borrow().role();
@@ -134,12 +166,18 @@ impl<S: CertificateSource> Renewal<S> {
     async fn request(&self, current: &Identity) -> anyhow::Result<Identity> {
         let key = NodeKey::generate()?;
         let request = RenewalRequest { csr: key.request()? };
-        let RenewedCertificate { certificate, ca_certificate } = self.source.certificate(current, request).await?;
+        let verdict = self.issuer.verdict(current);
+        let answer = self.source.certificate(current, request, verdict == IssuerVerdict::Refused).await?;
+        let RenewedCertificate { certificate, ca_certificate, chain, .. } = answer;
         let renewed = Identity::new(&key.to_pem(), &certificate, &ca_certificate)?;
         let same = renewed.node_id() == current.node_id() && renewed.cluster_id() == current.cluster_id();
         anyhow::ensure!(
-            same && renewed.ca_certificate() == current.ca_certificate(),
-            "the certificate that was issued is not this node's, or not of this cluster's CA"
+            same && trust::leads_to(current.ca_certificate(), &chain, renewed.ca_certificate()),
+            "the certificate that was issued is not this node's, or not of this cluster's CA, or of one that the CA before has not certified"
+        );
+        anyhow::ensure!(
+            verdict == IssuerVerdict::Good || renewed.ca_certificate() != current.ca_certificate(),
+            "the manager that was asked does not know yet that the root CA was replaced"
         );
         let role = *self.role.borrow();
         anyhow::ensure!(
@@ -147,7 +185,7 @@ impl<S: CertificateSource> Renewal<S> {
             "the manager that was asked does not know yet that this node is a {}",
             role.as_str()
         );
-        Ok(renewed)
+        Ok(renewed.trusting(self.issuer.bundle()))
     }
 
     /// Writes key and certificate; those before stay complete until these are on disk.

@@ -8,14 +8,16 @@ use super::renewal::RenewalState;
 use super::trace;
 use super::troubles::Troubles;
 use crate::admin::{DropLine, StatusSource, TraceQuery, TraceReport};
+use crate::api::control::LOCKED;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
 use crate::manager::LeaderHealth;
 use crate::manager::allocator::overlap;
-use crate::model::Timestamp;
+use crate::manager::root_rotation;
 use crate::model::secret::hiding;
 use crate::model::view::Peer;
+use crate::model::{Node, Timestamp};
 use crate::overlay::PathMtus;
 use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, Status};
@@ -104,6 +106,7 @@ async fn status(daemon: &Daemon) -> Status {
         MembershipState::Pending { error, .. } => {
             Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base }
         }
+        MembershipState::Locked(_) => Status { state: "locked".to_owned(), error: LOCKED.to_owned(), ..base },
         MembershipState::Active(member) => active(daemon, &member, base).await,
     }
 }
@@ -127,6 +130,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         warnings.extend(overlap_warnings(&view.cluster.subnets, &routes));
     }
     let store = member.store().map(|handle| handle.read());
+    warnings.extend(store.as_deref().into_iter().flat_map(root_warnings));
     let lines = nodes.map(|node| {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
         let feature_levels = store.as_ref().and_then(|s| s.node(&node.node_id)).map(|n| n.description.feature_levels());
@@ -159,6 +163,24 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         names: member.names.status(),
         ..base
     }
+}
+
+/// The nodes that a change of the root CA waits for, and those that it left out.
+fn root_warnings(store: &Store) -> Vec<String> {
+    let names = |nodes: Vec<&Node>| nodes.iter().map(|node| node.description.hostname.as_str()).collect::<Vec<_>>().join(", ");
+    let in_progress = store.cluster().is_some_and(|cluster| cluster.ca_history.rotation.is_some());
+    let waiting: Vec<&Node> = root_rotation::waiting_for(store).collect();
+    let left_out: Vec<&Node> = root_rotation::left_out(store).collect();
+    let mut warnings = Vec::new();
+    if in_progress && !waiting.is_empty() {
+        warnings
+            .push(format!("the root CA is being replaced: a certificate of the new one is still to come for {}", names(waiting)));
+    }
+    if !left_out.is_empty() {
+        let who = names(left_out);
+        warnings.push(format!("the root CA was replaced while nodes were down: {who}; they renew when they are back, or remove them (docker node rm)"));
+    }
+    warnings
 }
 
 /// What is not among the blockers already.

@@ -3,6 +3,7 @@
 use super::daemon::Daemon;
 use super::environment::Environment;
 use super::lifecycle::MembershipState;
+use super::locked_node::LockedNode;
 use super::manager_part::{OpenLog, PreparedManager};
 use super::manager_role;
 use super::member::Member;
@@ -21,7 +22,12 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let env = &daemon.env;
     let Some(membership) = MembershipFile::load(&env.state_dir)? else { return Ok(()) };
     let membership = with_current_addresses(membership).await?;
-    let identity = env.state_dir.certificates().load(Some(&membership.cluster_id))?.with_context(|| {
+    if env.keyring.is_locked() && is_locked(env, &membership)? {
+        let node = LockedNode::start(env, membership).await?;
+        daemon.lifecycle.set(MembershipState::Locked(Arc::new(node)));
+        return Ok(());
+    }
+    let identity = env.certificates.load(Some(&membership.cluster_id))?.with_context(|| {
         format!(
             "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
             env.state_dir.path().display()
@@ -53,6 +59,15 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let member = Member::start(env, membership, identity, network, manager).await?;
     daemon.lifecycle.set(MembershipState::Active(Arc::new(member)));
     Ok(())
+}
+
+/// Whether this node needs the swarm's unlock key. Not so a worker that was about to become a manager.
+fn is_locked(env: &Environment, membership: &MembershipFile) -> anyhow::Result<bool> {
+    if membership.role == Role::Manager || env.certificates.is_sealed()? {
+        return Ok(true);
+    }
+    env.keyring.remove()?;
+    Ok(false)
 }
 
 /// The manager's log and listener; `None` if they cannot be opened, which is tried again once the node runs.

@@ -2,11 +2,11 @@
 //! the manager's part; a demoted one ends that part, then removes the log: a later promotion has another raft id.
 
 use super::current_membership::CurrentMembership;
-use super::state_dir::StateDir;
-use super::supervisor::Blockers;
+use super::environment::Environment;
+use super::keyring::{KeyOwner, NoLog};
 use crate::durable::ignore_missing;
 use crate::model::{NodeId, NodeView, Role};
-use crate::raft::{self, RaftConfig};
+use crate::raft::{self, LogCipher, RaftConfig};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the loop follows and sets.
 pub(super) struct RoleFollower {
     pub me: NodeId,
-    pub dir: StateDir,
+    pub env: Arc<Environment>,
     pub membership: Arc<CurrentMembership>,
     pub view: watch::Receiver<Option<Arc<NodeView>>>,
     pub identity: watch::Receiver<Arc<Identity>>,
@@ -34,7 +34,6 @@ pub(super) struct RoleFollower {
     pub role: watch::Sender<Role>,
     /// The store, while the manager's part runs.
     pub store: watch::Receiver<Option<StoreHandle>>,
-    pub blockers: Blockers,
 }
 
 /// What is to be done next.
@@ -65,7 +64,7 @@ impl RoleFollower {
     /// Runs until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let _ = stop.run_until_cancelled(self.follow()).await;
-        self.blockers.clear(NAME);
+        self.env.blockers.clear(NAME);
     }
 
     async fn follow(&mut self) {
@@ -81,11 +80,11 @@ impl RoleFollower {
             let done = self.carry_out(next_step(view.as_deref(), &self.me, self.membership.get().raft_id, role)).await;
             failed = done.is_err();
             match done {
-                Ok(()) => self.blockers.clear(NAME),
+                Ok(()) => self.env.blockers.clear(NAME),
                 Err(error) => {
                     let reason = format!("{error:#}");
                     tracing::error!(reason, "this node's role was not changed, it is tried again");
-                    self.blockers.set(NAME, reason);
+                    self.env.blockers.set(NAME, reason);
                 }
             }
         }
@@ -100,11 +99,12 @@ impl RoleFollower {
             }
             Step::Promote(raft_id) => {
                 tracing::info!(raft_id, "this node becomes a manager");
-                let (dir, membership) = (self.dir.raft(), self.membership.clone());
+                let (dir, membership) = (self.env.state_dir.raft(), self.membership.clone());
+                let cipher: Arc<dyn LogCipher> = self.env.keyring.clone();
                 blocking(move || {
                     // Of an earlier role of this node, which has ended.
                     remove_log(&dir)?;
-                    raft::join(&RaftConfig::new(&dir, raft_id))?;
+                    raft::join(&RaftConfig { cipher, ..RaftConfig::new(&dir, raft_id) })?;
                     membership.change(|m| m.clone().with_role(Role::Manager, Some(raft_id)))
                 })
                 .await?;
@@ -115,7 +115,10 @@ impl RoleFollower {
                 tracing::info!("this node becomes a worker");
                 self.role.send_replace(Role::Worker);
                 let _ = self.store.wait_for(Option::is_none).await;
-                let (dir, membership) = (self.dir.raft(), self.membership.clone());
+                let (dir, membership) = (self.env.state_dir.raft(), self.membership.clone());
+                let owner = KeyOwner { cluster: membership.get().cluster_id, node: self.me.clone() };
+                // Workers are not locked. The log is about to be removed.
+                self.env.keyring.change(None, &owner, &self.env.certificates, &NoLog).await?;
                 blocking(move || {
                     membership.change(|m| m.clone().with_role(Role::Worker, None))?;
                     remove_log(&dir)

@@ -4,6 +4,7 @@ use super::control::DaemonControl;
 use super::daemon::Daemon;
 use super::environment::Environment;
 use super::inherited_socket;
+use super::keyring::Keyring;
 use super::lifecycle::{Lifecycle, MembershipState};
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::resume::resume;
@@ -80,8 +81,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let limit = Duration::from_millis(env.settings.timeouts.shutdown_ms);
     let _ = tokio::time::timeout(limit, async {
         servers.wait().await;
-        if let MembershipState::Active(member) = daemon.lifecycle.state() {
-            member.pause().await;
+        match daemon.lifecycle.state() {
+            MembershipState::Active(member) => member.pause().await,
+            MembershipState::Locked(node) => node.pause().await,
+            MembershipState::Inactive | MembershipState::Pending { .. } => {}
         }
     })
     .await;
@@ -98,8 +101,11 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
     let attachments = Arc::new(Attachments::open(state_dir.attachments(), clock.clone())?);
     let driver = Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe())?;
     let driver = Arc::new(driver.with_attachments(attachments.clone()));
+    let keyring = Arc::new(Keyring::new(&state_dir));
     let env = Arc::new(Environment {
         settings,
+        certificates: state_dir.certificates().sealed_by(keyring.clone()),
+        keyring,
         state_dir,
         clock,
         engine: docker.clone(),
@@ -166,6 +172,10 @@ async fn keep_membership(daemon: Arc<Daemon>, mut started: bool) {
         match daemon.lifecycle.state() {
             MembershipState::Active(member) => {
                 member.pause().await;
+                daemon.env.blockers.clear_all();
+            }
+            MembershipState::Locked(node) => {
+                node.pause().await;
                 daemon.env.blockers.clear_all();
             }
             MembershipState::Pending { .. } => {}

@@ -70,6 +70,7 @@ pub(super) fn start(
     let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
+    let presented = identity.clone();
     let mut config = SessionConfig::new(
         identity,
         env.clock.clone(),
@@ -80,7 +81,7 @@ pub(super) fn start(
     config.node_at = node_at(context);
     config.heartbeat = Duration::from_millis(env.settings.timeouts.heartbeat_ms);
     config.dead_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
-    let hello = Arc::new(hello(context, membership, description.clone()));
+    let hello = Arc::new(hello(context, membership, description.clone(), presented));
     resend_hello(context, description, hello.clone(), outgoing.clone());
     let channels =
         SessionChannels { incoming: incoming_sender, outgoing: outgoing_receiver, applied: lowest, state: state_sender };
@@ -100,15 +101,21 @@ fn hello(
     context: &LoopContext,
     membership: &MembershipFile,
     description: watch::Receiver<NodeDescription>,
+    identity: watch::Receiver<Arc<Identity>>,
 ) -> impl Fn() -> ToManager + Send + Sync + 'static {
     let (view, endpoints) = (context.view.subscribe(), membership.addresses().endpoints());
     move || ToManager::Hello {
         format: FORMATS.oldest,
         formats: Some(FORMATS),
-        description: description.borrow().clone(),
+        description: NodeDescription { issuer: issuer(&identity.borrow()), ..description.borrow().clone() },
         endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
         have: view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),
     }
+}
+
+/// Digest of the CA of the node's certificate.
+fn issuer(identity: &Identity) -> String {
+    identity.ca_digest().map(|digest| digest.to_string()).unwrap_or_default()
 }
 
 /// Sends the hello again within a session when the description changes: a node whose engine does not answer gets no tasks.

@@ -5,9 +5,10 @@ use super::lifecycle::MembershipState;
 use super::state_dir::{MembershipFile, StateDir};
 use crate::manager::replica;
 use crate::manager::state_copy::StateCopy;
-use crate::raft::LogSummary;
+use crate::raft::{LogSummary, NoCipher};
 use anyhow::Context as _;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The copy in a data directory. Blocks.
 ///
@@ -16,7 +17,7 @@ use std::path::Path;
 pub fn state_copy_in(data_dir: &Path) -> anyhow::Result<StateCopy> {
     let dir = StateDir::new(data_dir);
     let membership = MembershipFile::load(&dir)?.with_context(|| format!("{} has no membership", data_dir.display()))?;
-    let (store, log) = replica::replayed(&dir.raft())?;
+    let (store, log) = replica::replayed(&dir.raft(), &(Arc::new(NoCipher) as _))?;
     Ok(StateCopy::new(data_dir.display().to_string(), &membership.node_id, &store, &log))
 }
 

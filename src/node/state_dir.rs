@@ -6,6 +6,7 @@
 //! | `node.json` | the membership | this file |
 //! | `left.json` | the membership that the node has left, until everything of it is taken down | this file |
 //! | `certificates/` | the node's identity | [`CertificateFiles`] |
+//! | `manager.key` | what encrypts the log and the certificate's key, itself encrypted; while the swarm locks its managers | `keyring` |
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
@@ -64,6 +65,9 @@ impl StateDir {
     pub(super) fn tunnel_key(&self) -> PathBuf {
         self.path.join("tunnel.key")
     }
+    pub(super) fn manager_key(&self) -> PathBuf {
+        self.path.join("manager.key")
+    }
     pub(super) fn ledger(&self) -> Ledger {
         Ledger::new(self.path.join("ledger.json"))
     }
@@ -102,7 +106,8 @@ impl StateDir {
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The membership first: without it the rest is unused, and replaced by the next membership.
         let (ledger, endpoints, attachments) = (self.ledger().path().to_owned(), self.endpoints(), self.attachments());
-        for path in [self.membership(), ledger, endpoints, attachments, self.tunnel_key(), self.backup()] {
+        let keys = [self.tunnel_key(), self.manager_key()];
+        for path in [self.membership(), ledger, endpoints, attachments, self.backup()].into_iter().chain(keys) {
             ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         self.certificates().remove()?;
@@ -292,9 +297,14 @@ mod tests {
         let _lock = dir.0.lock().unwrap();
         membership().store(&dir.0).unwrap();
         std::fs::write(dir.0.left(), "x").unwrap();
-        for file in
-            [dir.0.ledger().path(), &dir.0.endpoints(), &dir.0.tunnel_key(), &dir.0.backup(), &dir.0.path().join("foreign")]
-        {
+        for file in [
+            dir.0.ledger().path(),
+            &dir.0.endpoints(),
+            &dir.0.tunnel_key(),
+            &dir.0.backup(),
+            &dir.0.path().join("foreign"),
+            &dir.0.manager_key(),
+        ] {
             std::fs::write(file, "x").unwrap();
         }
         for folder in [dir.0.certificates().dir(), &dir.0.path().join("certificates.new"), &dir.0.raft()] {
@@ -309,6 +319,7 @@ mod tests {
             "ledger.json",
             "left.json",
             "lock",
+            "manager.key",
             "node.json",
             "raft",
             "tunnel.key",

@@ -1,6 +1,7 @@
 //! Messages of a certificate renewal, between a member and a manager. The member's current certificate and its key
 //! authenticate the connection; nothing in a message says who the member is.
 
+use crate::model::secret::{self, Secret};
 use serde::{Deserialize, Serialize};
 
 /// A member asks for its next certificate.
@@ -24,6 +25,12 @@ pub struct RenewedCertificate {
     pub certificate: String,
     /// Root CA, PEM.
     pub ca_certificate: String,
+    /// Certificates that lead from the member's root CA to this one, PEM.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
+    /// What a manager encrypts its keys with, if the swarm locks its managers.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
+    pub unlock_key: Option<Secret<String>>,
 }
 
 /// Why a manager does not renew a certificate.

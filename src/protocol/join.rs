@@ -53,6 +53,9 @@ pub struct JoinReply {
     /// The node's id in the raft group, on managers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raft_id: Option<u64>,
+    /// What a manager encrypts its keys with, if the swarm locks its managers.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
+    pub unlock_key: Option<Secret<String>>,
     /// The view of this moment: the peers that the tunnel is brought up with.
     pub view: NodeView,
 }

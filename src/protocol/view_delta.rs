@@ -94,6 +94,7 @@ mod tests {
             nodes: vec![],
             ports: vec![],
             counted: [].into(),
+            trust: None,
         })
     }
     fn at(incarnation: u64, index: u64) -> Revision {

@@ -250,6 +250,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         nodes: Vec::new(),
         ports: Vec::new(),
         counted: part.counted.clone(),
+        trust: part.trust.clone(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Input of raft (settings, the two traits) and output (status, errors). No behaviour.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What committed entries are applied to. Called on raft's thread; must be deterministic.
@@ -36,11 +38,46 @@ pub trait Transport: Send + Sync + 'static {
     fn send(&self, to: u64, message: Vec<u8>);
 }
 
+/// Encrypts entries and snapshots on their way to the disk. Errors are for people.
+pub trait LogCipher: Send + Sync + fmt::Debug + 'static {
+    /// Names the key that a log is written with from now on; `None`: it is not encrypted.
+    fn key(&self) -> Option<String>;
+    /// Seals a row for its place, with the key of this name.
+    ///
+    /// # Errors
+    /// There is no such key.
+    fn seal(&self, key: &str, place: &str, row: &[u8]) -> Result<Vec<u8>, String>;
+    /// Opens what was sealed.
+    ///
+    /// # Errors
+    /// There is no such key, or the row was changed or is of another place.
+    fn open(&self, key: &str, place: &str, row: &[u8]) -> Result<Vec<u8>, String>;
+}
+
+/// No encryption.
+#[derive(Clone, Copy, Debug)]
+pub struct NoCipher;
+
+impl LogCipher for NoCipher {
+    fn key(&self) -> Option<String> {
+        None
+    }
+    fn seal(&self, key: &str, _: &str, _: &[u8]) -> Result<Vec<u8>, String> {
+        Err(format!("there is no key {key}"))
+    }
+    fn open(&self, key: &str, _: &str, _: &[u8]) -> Result<Vec<u8>, String> {
+        let _ = key;
+        Err("it is encrypted, because the swarm locks its managers: start skep on it and run `docker swarm unlock`".to_owned())
+    }
+}
+
 /// Settings of one manager's raft.
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
     /// Folder of the log file (`raft.redb`); created if it is missing.
     pub dir: PathBuf,
+    /// Encrypts the log.
+    pub cipher: Arc<dyn LogCipher>,
     /// This manager's raft id: not 0, and never used again after a manager with that id was removed.
     pub id: u64,
     /// Unit of the times in ticks.
@@ -66,6 +103,7 @@ impl RaftConfig {
     pub fn new(dir: impl Into<PathBuf>, id: u64) -> Self {
         Self {
             dir: dir.into(),
+            cipher: Arc::new(NoCipher),
             id,
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,

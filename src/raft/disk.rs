@@ -1,7 +1,9 @@
 //! The log on disk: one redb file with a format number and the raft id that it belongs to. Every write is one
-//! transaction and durable when it returns. Blocks; does not know what is in the entries.
+//! transaction and durable when it returns. Entries and snapshot are encrypted if the file names a key; term, vote and indexes never
+//! are. Blocks; does not know what is in the entries.
 
 use super::check;
+use super::config::{LogCipher, NoCipher};
 use super::log::{Log, LogBatch};
 use crate::durable::ignore_missing;
 use protobuf::Message as _;
@@ -10,11 +12,13 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Name of the file in its folder.
 pub const FILE: &str = "raft.redb";
-/// Goes up when an older build could not read the file.
-const FORMAT: u64 = 1;
+/// Goes up when an older build could not read the file. Those that are not encrypted have format 1.
+const FORMAT: u64 = 2;
+const PLAIN: u64 = 1;
 /// Memory for pages, in bytes: the log is read once and then only written.
 const CACHE: usize = 8 << 20;
 
@@ -22,6 +26,13 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// A separate table: rows on the same page are written again whenever one of them changes.
 const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+
+/// What a sealed row is bound to.
+const SNAPSHOT_PLACE: &str = "snapshot";
+
+fn entry_place(index: u64) -> String {
+    format!("entry {index}")
+}
 
 /// Problem with the log on disk.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +95,9 @@ pub struct Disk {
     database: Database,
     /// Index of the last entry in the file, or more.
     last: Cell<u64>,
+    cipher: Arc<dyn LogCipher>,
+    /// Name of the key that its rows are sealed with.
+    key: Option<String>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -98,7 +112,15 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`]; no content of the file causes a panic.
     pub fn open(dir: &Path, id: u64) -> Result<(Self, Log), DiskError> {
-        let (disk, log, found) = Self::open_any(dir)?;
+        Self::open_sealed(dir, id, &(Arc::new(NoCipher) as _))
+    }
+
+    /// As [`Disk::open`], also of a log that is encrypted.
+    ///
+    /// # Errors
+    /// See [`DiskError`]; no content of the file causes a panic.
+    pub fn open_sealed(dir: &Path, id: u64, cipher: &Arc<dyn LogCipher>) -> Result<(Self, Log), DiskError> {
+        let (disk, log, found) = Self::open_any(dir, cipher)?;
         if found != id {
             return Err(DiskError::Foreign { path: disk.path, found, wanted: id });
         }
@@ -109,7 +131,7 @@ impl Disk {
     ///
     /// # Errors
     /// See [`DiskError`]; no content of the file causes a panic.
-    pub(super) fn open_any(dir: &Path) -> Result<(Self, Log, u64), DiskError> {
+    pub(super) fn open_any(dir: &Path, cipher: &Arc<dyn LogCipher>) -> Result<(Self, Log, u64), DiskError> {
         let path = dir.join(FILE);
         match path.try_exists() {
             Ok(true) => {}
@@ -119,7 +141,7 @@ impl Disk {
         // redb returns an error for damage where it checks for it; elsewhere it may panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
-            let disk = Self { path: path.clone(), database, last: Cell::new(0) };
+            let mut disk = Self { path: path.clone(), database, last: Cell::new(0), cipher: cipher.clone(), key: None };
             let (log, id) = disk.load()?;
             disk.last.set(log.last());
             Ok((disk, log, id))
@@ -132,7 +154,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::Io`].
-    pub fn create(dir: &Path, id: u64, log: &Log) -> Result<(), DiskError> {
+    pub fn create(dir: &Path, id: u64, log: &Log, cipher: &Arc<dyn LogCipher>) -> Result<(), DiskError> {
         let path = dir.join(FILE);
         let io = |e: &dyn std::fmt::Display| DiskError::Io { path: path.clone(), doing: "written", why: e.to_string() };
         create_dir(dir).map_err(|e| io(&e))?;
@@ -143,13 +165,17 @@ impl Disk {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.write(true).create_new(true).open(&new).map_err(|e| io(&e))?;
         let database = builder().create(&new).map_err(|e| io(&e))?;
-        let disk = Self { path: new.clone(), database, last: Cell::new(0) };
+        let disk = Self { path: new.clone(), database, last: Cell::new(0), cipher: cipher.clone(), key: cipher.key() };
         disk.transact(|transaction| {
             let mut meta = transaction.open_table(META)?;
-            meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
+            let format = if disk.key.is_some() { FORMAT } else { PLAIN };
+            meta.insert("format", format.to_le_bytes().as_slice())?;
             meta.insert("id", id.to_le_bytes().as_slice())?;
+            if let Some(key) = &disk.key {
+                meta.insert("key", key.as_bytes())?;
+            }
             drop(meta);
-            put(transaction, &log.as_batch(), 0)
+            disk.put(transaction, &log.as_batch())
         })?;
         drop(disk);
         std::fs::rename(&new, &path).map_err(|e| io(&e))?;
@@ -161,11 +187,30 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Io`], or [`DiskError::Damaged`] if another process changed the file.
     pub fn write(&self, batch: &LogBatch) -> Result<(), DiskError> {
-        self.transact(|transaction| put(transaction, batch, self.last.get()))?;
+        self.transact(|transaction| self.put(transaction, batch))?;
         if let Some(entry) = batch.entries.last() {
             self.last.set(entry.index);
         }
         Ok(())
+    }
+
+    /// Whether the log is not encrypted as one that is written now.
+    #[must_use]
+    pub fn has_old_key(&self) -> bool {
+        self.key != self.cipher.key()
+    }
+
+    /// The same log in a new file, encrypted as one that is written now. A crash leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// See [`DiskError`]; the old file is in place, or the new one.
+    pub fn seal_again(self, dir: &Path) -> Result<Self, DiskError> {
+        let mut old = self;
+        let (log, id) = old.load()?;
+        Self::create(dir, id, &log, &old.cipher)?;
+        let cipher = old.cipher.clone();
+        drop(old);
+        Ok(Self::open_sealed(dir, id, &cipher)?.0)
     }
 
     fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), StorageFault>) -> Result<(), DiskError> {
@@ -179,8 +224,9 @@ impl Disk {
         attempt().map_err(|fault| self.error("written", fault))
     }
 
-    fn load(&self) -> Result<(Log, u64), DiskError> {
-        let damaged = |why: &str| DiskError::Damaged { path: self.path.clone(), why: why.to_owned() };
+    fn load(&mut self) -> Result<(Log, u64), DiskError> {
+        let path = self.path.clone();
+        let damaged = |why: &str| DiskError::Damaged { path: path.clone(), why: why.to_owned() };
         let read = || -> Result<_, StorageFault> {
             let transaction = self.database.begin_read().map_err(redb::Error::from)?;
             let meta = transaction.open_table(META)?;
@@ -188,14 +234,16 @@ impl Disk {
                 let bytes = meta.get(key)?;
                 Ok(bytes.and_then(|b| b.value().try_into().ok()).map(u64::from_le_bytes))
             };
-            Ok((number("format")?, number("id")?))
+            let key = meta.get("key")?.map(|key| String::from_utf8_lossy(key.value()).into_owned());
+            Ok((number("format")?, number("id")?, key))
         };
-        let (format, owner) = read().map_err(|fault| self.error("read", fault))?;
+        let (format, owner, key) = read().map_err(|fault| self.error("read", fault))?;
         let format = format.ok_or_else(|| damaged("it has no format number"))?;
         if format > FORMAT {
             return Err(DiskError::Newer { path: self.path.clone(), found: format });
         }
         let id = owner.ok_or_else(|| damaged("it has no raft id"))?;
+        self.key = key;
         let log = self.load_log().map_err(|fault| self.error("read", fault))?;
         check::log(&log).map_err(|why| damaged(&why))?;
         Ok((log, id))
@@ -215,17 +263,64 @@ impl Disk {
             log.compacted = (u64::try_from(both & u128::from(u64::MAX)).unwrap_or(0), u64::try_from(both >> 64).unwrap_or(0));
         }
         if let Some(bytes) = transaction.open_table(SNAPSHOT)?.get("newest")? {
-            log.snapshot = Snapshot::parse_from_bytes(bytes.value())?;
+            log.snapshot = Snapshot::parse_from_bytes(&self.opened(SNAPSHOT_PLACE, bytes.value())?)?;
         }
         for row in transaction.open_table(LOG)?.iter()? {
             let (index, bytes) = row?;
-            let entry = Entry::parse_from_bytes(bytes.value())?;
+            let entry = Entry::parse_from_bytes(&self.opened(&entry_place(index.value()), bytes.value())?)?;
             if entry.index != index.value() {
                 return Err(StorageFault::Content(format!("entry {} is stored at {}", entry.index, index.value())));
             }
             log.entries.push_back(entry);
         }
         Ok(log)
+    }
+
+    fn put(&self, transaction: &redb::WriteTransaction, batch: &LogBatch) -> Result<(), StorageFault> {
+        let mut log = transaction.open_table(LOG)?;
+        let mut meta = transaction.open_table(META)?;
+        if let Some(snapshot) = &batch.snapshot {
+            transaction.open_table(SNAPSHOT)?.insert("newest", self.sealed(SNAPSHOT_PLACE, snapshot)?.as_slice())?;
+            if batch.reset {
+                let metadata = snapshot.get_metadata();
+                meta.insert("compacted", pair(metadata.index, metadata.term).as_slice())?;
+            }
+        }
+        if batch.reset {
+            log.retain(|_, _| false)?;
+        }
+        if let Some((index, term)) = batch.compacted {
+            log.retain_in(..=index, |_, _| false)?;
+            meta.insert("compacted", pair(index, term).as_slice())?;
+        }
+        // Mostly there is nothing to replace, and looking for it costs as much as a write.
+        if let Some(first) = batch.entries.first().filter(|first| first.index <= self.last.get()) {
+            log.retain_in(first.index.., |_, _| false)?;
+        }
+        for entry in &batch.entries {
+            log.insert(entry.index, self.sealed(&entry_place(entry.index), entry)?.as_slice())?;
+        }
+        if let Some(hard_state) = &batch.hard_state {
+            meta.insert("hard_state", encode(hard_state)?.as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// A row as it lies in the file.
+    fn sealed(&self, place: &str, message: &impl protobuf::Message) -> Result<Vec<u8>, StorageFault> {
+        let row = encode(message)?;
+        match &self.key {
+            Some(key) => self.cipher.seal(key, place, &row).map_err(StorageFault::Content),
+            None => Ok(row),
+        }
+    }
+
+    /// A row of the file.
+    fn opened(&self, place: &str, row: &[u8]) -> Result<Vec<u8>, StorageFault> {
+        match &self.key {
+            Some(key) => self.cipher.open(key, place, row).map_err(|why| StorageFault::Content(format!("{place}: {why}"))),
+            None => Ok(row.to_vec()),
+        }
     }
 
     fn error(&self, doing: &'static str, fault: StorageFault) -> DiskError {
@@ -239,37 +334,6 @@ impl Disk {
             StorageFault::Database(e) => DiskError::Damaged { path, why: e.to_string() },
         }
     }
-}
-
-/// `last` is at least the index of the last entry in the file.
-fn put(transaction: &redb::WriteTransaction, batch: &LogBatch, last: u64) -> Result<(), StorageFault> {
-    let mut log = transaction.open_table(LOG)?;
-    let mut meta = transaction.open_table(META)?;
-    if let Some(snapshot) = &batch.snapshot {
-        transaction.open_table(SNAPSHOT)?.insert("newest", encode(snapshot)?.as_slice())?;
-        if batch.reset {
-            let metadata = snapshot.get_metadata();
-            meta.insert("compacted", pair(metadata.index, metadata.term).as_slice())?;
-        }
-    }
-    if batch.reset {
-        log.retain(|_, _| false)?;
-    }
-    if let Some((index, term)) = batch.compacted {
-        log.retain_in(..=index, |_, _| false)?;
-        meta.insert("compacted", pair(index, term).as_slice())?;
-    }
-    // Mostly there is nothing to replace, and looking for it costs as much as a write.
-    if let Some(first) = batch.entries.first().filter(|first| first.index <= last) {
-        log.retain_in(first.index.., |_, _| false)?;
-    }
-    for entry in &batch.entries {
-        log.insert(entry.index, encode(entry)?.as_slice())?;
-    }
-    if let Some(hard_state) = &batch.hard_state {
-        meta.insert("hard_state", encode(hard_state)?.as_slice())?;
-    }
-    Ok(())
 }
 
 /// An error of redb, or content that it does not check.

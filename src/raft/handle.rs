@@ -62,6 +62,15 @@ impl<O: Send + 'static> Raft<O> {
         let _ = self.requests.try_send(RaftRequest::Supersede(reason));
     }
 
+    /// Writes the log to a new file, encrypted as [`super::LogCipher`] says now; at once if it is. Returns when that is durable. Nothing
+    /// is written, answered or elected meanwhile: 100 MiB take about a second.
+    ///
+    /// # Errors
+    /// Raft has stopped, or did not come to it in time.
+    pub async fn seal_again(&self) -> Result<(), RaftError> {
+        self.request(|responder| RaftRequest::SealAgain { responder }).await
+    }
+
     /// Asks raft to pass leadership on. Returns once another manager leads, or after `limit`; at once on a manager that does not
     /// lead, or is the only voter.
     pub async fn transfer_leadership(&self, limit: Duration) {

@@ -1,11 +1,12 @@
 //! A log on disk that no raft runs on: reading it to its end, and replacing it by that of a new cluster. Blocks.
 
-use super::config::StateMachine;
+use super::config::{LogCipher, StateMachine};
 use super::disk::{Disk, DiskError};
 use super::log::Log;
 use anyhow::Context as _;
 use raft::eraftpb::EntryType;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What a log says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,8 +29,8 @@ pub struct LogSummary {
 ///
 /// # Errors
 /// The log cannot be opened, or the machine cannot read it.
-pub fn replay<S: StateMachine>(dir: &Path, machine: &mut S) -> anyhow::Result<LogSummary> {
-    let (_disk, log, id) = Disk::open_any(dir)?;
+pub fn replay<S: StateMachine>(dir: &Path, machine: &mut S, cipher: &Arc<dyn LogCipher>) -> anyhow::Result<LogSummary> {
+    let (_disk, log, id) = Disk::open_any(dir, cipher)?;
     if log.snapshot_index() > 0 {
         let index = log.snapshot_index();
         machine.restore(index, &log.snapshot.data).with_context(|| format!("the snapshot of entry {index} cannot be read"))?;
@@ -55,6 +56,12 @@ pub fn replay<S: StateMachine>(dir: &Path, machine: &mut S) -> anyhow::Result<Lo
 ///
 /// # Errors
 /// The log cannot be written.
-pub fn rebuild(dir: &Path, id: u64, (index, term): (u64, u64), machine: Vec<u8>) -> Result<(), DiskError> {
-    Disk::create(dir, id, &Log::begin_at(id, (index, term), machine))
+pub fn rebuild(
+    dir: &Path,
+    id: u64,
+    (index, term): (u64, u64),
+    machine: Vec<u8>,
+    cipher: &Arc<dyn LogCipher>,
+) -> Result<(), DiskError> {
+    Disk::create(dir, id, &Log::begin_at(id, (index, term), machine), cipher)
 }

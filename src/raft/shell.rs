@@ -46,7 +46,17 @@ pub async fn start<S: StateMachine>(
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
     let (started, is_started) = oneshot::channel();
     let handle = Raft { requests, status: watched, timeout: config.propose_timeout };
-    let shell = Shell { config, machine, transport, shutdown, queue, status, waiting: BTreeMap::new(), next_ticket: 0 };
+    let shell = Shell {
+        config,
+        machine,
+        transport,
+        shutdown,
+        queue,
+        status,
+        waiting: BTreeMap::new(),
+        next_ticket: 0,
+        sealing: Vec::new(),
+    };
     std::thread::Builder::new()
         .name("raft".to_owned())
         .spawn(move || shell.run(bootstrap, started))
@@ -62,7 +72,8 @@ pub async fn start<S: StateMachine>(
 /// # Errors
 /// The log cannot be written.
 pub fn join(config: &RaftConfig) -> Result<(), DiskError> {
-    if config.dir.join(super::FILE).exists() { Ok(()) } else { Disk::create(&config.dir, config.id, &Log::default()) }
+    let exists = config.dir.join(super::FILE).exists();
+    if exists { Ok(()) } else { Disk::create(&config.dir, config.id, &Log::default(), &config.cipher) }
 }
 
 /// Why a session with an open log ended.
@@ -115,6 +126,8 @@ struct Shell<S: StateMachine> {
     /// By ticket.
     waiting: BTreeMap<u64, Waiter<S::Outcome>>,
     next_ticket: u64,
+    /// Who waits for the log to be sealed again.
+    sealing: Vec<Responder<()>>,
 }
 
 impl<S: StateMachine> Shell<S> {
@@ -150,7 +163,7 @@ impl<S: StateMachine> Shell<S> {
         anyhow::ensure!(*id != 0, "0 is no raft id");
         let exists = dir.join(super::FILE).try_exists().with_context(|| format!("{} cannot be read", dir.display()))?;
         if bootstrap && !exists {
-            Disk::create(dir, *id, &Log::bootstrap(*id, self.machine.snapshot()))?;
+            Disk::create(dir, *id, &Log::bootstrap(*id, self.machine.snapshot()), &self.config.cipher)?;
         }
         Ok(())
     }
@@ -164,7 +177,8 @@ impl<S: StateMachine> Shell<S> {
     }
 
     fn serve(&mut self, started: &mut Option<oneshot::Sender<anyhow::Result<()>>>) -> Result<(), LogSessionEnd> {
-        let (disk, log) = Disk::open(&self.config.dir, self.config.id).map_err(LogSessionEnd::Disk)?;
+        let config = &self.config;
+        let (mut disk, log) = Disk::open_sealed(&config.dir, config.id, &config.cipher).map_err(LogSessionEnd::Disk)?;
         let (mut core, effects) = Core::new(&self.config, log)?;
         let mut snapshots = SnapshotThread::default();
         self.carry_out(&disk, &mut core, &mut snapshots, effects)?;
@@ -176,11 +190,12 @@ impl<S: StateMachine> Shell<S> {
             let mut events = Vec::new();
             match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
-                    events.push(self.event(request)?);
+                    events.extend(self.event(request)?);
                     while events.len() < REQUEST_BATCH
+                        && self.sealing.is_empty()
                         && let Ok(request) = self.queue.try_recv()
                     {
-                        events.push(self.event(request)?);
+                        events.extend(self.event(request)?);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -188,6 +203,7 @@ impl<S: StateMachine> Shell<S> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             events.extend(snapshots.finished()?);
+            disk = self.seal_again(disk).map_err(LogSessionEnd::Disk)?;
             let now = Instant::now();
             if now >= next_tick {
                 events.push(Event::Tick);
@@ -200,10 +216,26 @@ impl<S: StateMachine> Shell<S> {
         Ok(())
     }
 
-    fn event(&mut self, request: RaftRequest<S::Outcome>) -> Result<Event, LogSessionEnd> {
+    /// The log, sealed again if that was asked for.
+    fn seal_again(&mut self, disk: Disk) -> Result<Disk, DiskError> {
+        if self.sealing.is_empty() {
+            return Ok(disk);
+        }
+        let disk = if disk.has_old_key() { disk.seal_again(&self.config.dir)? } else { disk };
+        for responder in self.sealing.drain(..) {
+            let _ = responder.send(Ok(()));
+        }
+        Ok(disk)
+    }
+
+    fn event(&mut self, request: RaftRequest<S::Outcome>) -> Result<Option<Event>, LogSessionEnd> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        Ok(match request {
+        Ok(Some(match request {
+            RaftRequest::SealAgain { responder } => {
+                self.sealing.push(responder);
+                return Ok(None);
+            }
             RaftRequest::Supersede(reason) => return Err(LogSessionEnd::Fatal(anyhow::anyhow!(reason))),
             RaftRequest::Message(bytes) => Event::Message(bytes),
             RaftRequest::TransferLeadership => Event::TransferLeadership,
@@ -216,7 +248,7 @@ impl<S: StateMachine> Shell<S> {
                 self.waiting.insert(ticket, Waiter::Change(responder));
                 Event::Change { ticket, change }
             }
-        })
+        }))
     }
 
     fn carry_out(
@@ -305,9 +337,13 @@ impl<S: StateMachine> Shell<S> {
         for (_, waiter) in std::mem::take(&mut self.waiting) {
             waiter.refuse(stopped());
         }
+        for responder in self.sealing.drain(..) {
+            let _ = responder.send(Err(stopped()));
+        }
         while !self.shutdown.is_cancelled() && until.is_none_or(|until| Instant::now() < until) {
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(RaftRequest::Propose { responder, .. }) => Waiter::Propose(responder).refuse(stopped()),
+                Ok(RaftRequest::SealAgain { responder }) => drop(responder.send(Err(stopped()))),
                 Ok(RaftRequest::Change { responder, .. }) => Waiter::<S::Outcome>::Change(responder).refuse(stopped()),
                 Ok(
                     RaftRequest::Message(_) | RaftRequest::TransferLeadership | RaftRequest::Ended(_) | RaftRequest::Supersede(_),

@@ -283,7 +283,8 @@ async fn serve_renewal(
 ) -> anyhow::Result<()> {
     let (name, validity) = client(&stream, identity)?.context("a renewal without a certificate")?;
     let node = name.node_id.clone();
-    let holder = CertificateHolder { name, validity, from };
+    let is_of_retired_root = !tls::is_of_trusted_root(stream.get_ref().1.peer_certificates(), identity);
+    let holder = CertificateHolder { name, validity, is_of_retired_root, from };
     let served = renewal::serve(stream, holder, context.certificates.as_ref(), &context.limits).await;
     served.with_context(|| format!("renewal of node {node} from {from}"))
 }

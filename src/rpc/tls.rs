@@ -146,13 +146,21 @@ pub fn logs_client_config(identity: &Identity, clock: Arc<dyn Clock>, manager: N
 
 /// The server's side of renewals: every client has a certificate, which may have expired.
 fn renewal_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
-    let verifier = Arc::new(ExpiredAllowed(client_verifier(identity)?.build()?));
+    let verifier = Arc::new(ExpiredAllowed(renewal_verifier(identity)?.build()?));
     server_config_with(identity, clock, verifier, vec![CERTIFICATE.to_vec()])
 }
 
 fn client_verifier(identity: &Identity) -> anyhow::Result<rustls::server::ClientCertVerifierBuilder> {
-    let roots = Arc::new(roots(CertificateDer::from(identity.ca_der()?))?);
-    Ok(WebPkiClientVerifier::builder_with_provider(roots, Arc::new(ring::default_provider())))
+    Ok(verifier_of(roots(identity.trusted_ders()?)?))
+}
+
+/// Also takes certificates of root CAs that were replaced.
+fn renewal_verifier(identity: &Identity) -> anyhow::Result<rustls::server::ClientCertVerifierBuilder> {
+    Ok(verifier_of(roots([identity.trusted_ders()?, identity.retired_ders()?].concat())?))
+}
+
+fn verifier_of(roots: RootCertStore) -> rustls::server::ClientCertVerifierBuilder {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
 }
 
 fn server_config_with(
@@ -200,9 +208,9 @@ fn member_config(
     dialed: Option<NodeId>,
     protocol: &[u8],
 ) -> anyhow::Result<ClientConfig> {
-    let ca = CertificateDer::from(identity.ca_der()?);
+    let roots = roots(identity.trusted_ders()?)?;
     let cluster = identity.cluster_id().as_str().to_owned();
-    client_config(TrustAnchor::Cluster { ca, cluster, dialed }, clock, Some(identity), protocol)
+    client_config(TrustAnchor::Cluster { roots, cluster, dialed }, clock, Some(identity), protocol)
 }
 
 fn client_config(
@@ -241,6 +249,11 @@ pub fn client_name(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) 
         return Err(Distrust::Name(format!("it names cluster {}", name.cluster_id)));
     }
     Ok(Some(name))
+}
+
+/// Whether the certificate that the other side has shown, which TLS has verified, is of a root that is accepted for more than a renewal.
+pub fn is_of_trusted_root(certificates: Option<&[CertificateDer<'_>]>, own: &Identity) -> bool {
+    certificates.and_then(<[_]>::first).is_some_and(|certificate| own.trusts(certificate))
 }
 
 /// Life of the certificate that the other side has shown, which TLS has verified; `None` if it has shown none.
@@ -312,7 +325,7 @@ impl ClientCertVerifier for ExpiredAllowed {
 enum TrustAnchor {
     Digest(CaDigest),
     Cluster {
-        ca: CertificateDer<'static>,
+        roots: RootCertStore,
         cluster: String,
         /// The one node that is accepted; `None`: every manager.
         dialed: Option<NodeId>,
@@ -339,17 +352,18 @@ impl ServerCertVerifier for ManagerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let ca = match &self.anchor {
-            TrustAnchor::Cluster { ca, .. } => ca.clone(),
-            TrustAnchor::Digest(digest) => intermediates
-                .iter()
-                .find(|der| CaDigest::of_der(der) == *digest)
-                .map(|der| der.clone().into_owned())
-                .ok_or_else(|| other(Distrust::ForeignCa(*digest)))?,
+        let found;
+        let roots = match &self.anchor {
+            TrustAnchor::Cluster { roots, .. } => roots,
+            TrustAnchor::Digest(digest) => {
+                let ca = intermediates.iter().find(|der| CaDigest::of_der(der) == *digest);
+                let ca = ca.ok_or_else(|| other(Distrust::ForeignCa(*digest)))?;
+                found = roots([ca.to_vec()]).map_err(|e| other(Distrust::Name(e.to_string())))?;
+                &found
+            }
         };
-        let roots = roots(ca).map_err(|e| other(Distrust::Name(e.to_string())))?;
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, self.algorithms.all)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, self.algorithms.all)?;
         let name = NodeName::of_der(end_entity).map_err(|e| other(Distrust::Name(e.to_string())))?;
         match &self.anchor {
             TrustAnchor::Cluster { cluster, .. } if name.cluster_id.as_str() != cluster => {
@@ -398,14 +412,20 @@ fn algorithms(provider: &CryptoProvider) -> WebPkiSupportedAlgorithms {
     provider.signature_verification_algorithms
 }
 
-fn roots(ca: CertificateDer<'static>) -> anyhow::Result<RootCertStore> {
+fn roots(ders: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add(ca).context("the CA certificate cannot be trusted")?;
+    for der in ders {
+        roots.add(CertificateDer::from(der)).context("the CA certificate cannot be trusted")?;
+    }
     Ok(roots)
 }
 
+/// What a node shows: its certificate, what leads from replaced roots to its CA, and the roots, by which a joiner finds the one that its
+/// token names.
 fn chain(identity: &Identity) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    Ok(vec![CertificateDer::from(identity.certificate_der()?), CertificateDer::from(identity.ca_der()?)])
+    let own = [identity.certificate_der()?];
+    let ders = own.into_iter().chain(identity.chain_ders()?).chain(identity.trusted_ders()?);
+    Ok(ders.map(CertificateDer::from).collect())
 }
 
 fn key(identity: &Identity) -> anyhow::Result<PrivateKeyDer<'static>> {

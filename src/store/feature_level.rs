@@ -98,6 +98,8 @@ fn newer_field(action: &Action) -> Option<(Kind, &'static str)> {
         }
         Action::Set(FieldUpdate::MoveTask { .. }) => Some("move_to"),
         Action::Set(FieldUpdate::ServiceReplicas { .. }) => Some("scalings"),
+        Action::Set(FieldUpdate::UnlockKey { .. }) => Some("AutoLockManagers"),
+        Action::Set(FieldUpdate::RootRotation { .. }) => Some("another root CA"),
         Action::Create(_) | Action::Update(_) | Action::Remove(..) | Action::Set(_) => None,
     };
     field.map(|field| (action.target().0, field))

@@ -11,8 +11,8 @@ use crate::model::node::{NodeDescription, NodeStatus};
 use crate::model::service::Endpoint;
 use crate::model::task::Attachment;
 use crate::model::{
-    ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, Role, Secret, ServiceId, ServiceSpec, SpecChange, TaskId,
-    TaskState, TaskStatus, secret,
+    ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, RetiredRoot, Role, RootRotation, Secret, ServiceId,
+    ServiceSpec, SpecChange, TaskId, TaskState, TaskStatus, secret,
 };
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -46,6 +46,20 @@ pub enum FieldUpdate {
         role: Role,
         #[serde(serialize_with = "secret::expose")]
         token: Secret<String>,
+    },
+    /// What the managers' keys are encrypted with; `None`: they are not locked. The last writer wins.
+    UnlockKey {
+        id: ClusterId,
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "secret::expose_some")]
+        key: Option<Secret<String>>,
+    },
+    /// A new root CA begins to issue, in place of one that has begun and is not everywhere yet.
+    RootRotation {
+        id: ClusterId,
+        rotation: Box<RootRotation>,
+        /// The one that had begun.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaces: Option<Box<RetiredRoot>>,
     },
     /// Written by the allocator.
     ServiceEndpoint {

@@ -21,6 +21,8 @@ impl FieldUpdate {
             | Self::TaskReport { id, .. } => (Kind::Task, id.to_string()),
             Self::ClusterSpec { id, .. }
             | Self::JoinToken { id, .. }
+            | Self::UnlockKey { id, .. }
+            | Self::RootRotation { id, .. }
             | Self::FeatureLevel { id, .. }
             | Self::Incarnation { id, .. } => (Kind::Cluster, id.to_string()),
         }
@@ -57,6 +59,18 @@ impl FieldUpdate {
                     Role::Worker => cluster.tokens.worker.clone_from(token),
                     Role::Manager => cluster.tokens.manager.clone_from(token),
                 }
+                Ok(Some(cluster.into()))
+            }
+            Self::UnlockKey { id, key } => {
+                let cluster: Cluster = stored(now, id)?;
+                Ok(Some(Cluster { unlock_key: key.clone(), ..cluster }.into()))
+            }
+            Self::RootRotation { id, rotation, replaces } => {
+                let mut cluster: Cluster = stored(now, id)?;
+                let history = &mut cluster.ca_history;
+                history.retired.extend(replaces.as_deref().cloned());
+                history.rotation = Some((**rotation).clone());
+                history.rotations += 1;
                 Ok(Some(cluster.into()))
             }
             observed => Ok(observed.resolve_observed(now)),
@@ -118,7 +132,12 @@ impl FieldUpdate {
             Self::Incarnation { id, incarnation } => {
                 changed(now, id, |cluster: &mut Cluster| cluster.incarnation = cluster.incarnation.max(*incarnation))
             }
-            Self::ServiceSpec { .. } | Self::NodeSpec { .. } | Self::ClusterSpec { .. } | Self::JoinToken { .. } => None,
+            Self::ServiceSpec { .. }
+            | Self::NodeSpec { .. }
+            | Self::ClusterSpec { .. }
+            | Self::JoinToken { .. }
+            | Self::UnlockKey { .. }
+            | Self::RootRotation { .. } => None,
         }
     }
 }

@@ -14,14 +14,14 @@ use std::time::Duration;
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Life of a root CA: 20 years, as Swarm's.
-const ROOT_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
+pub(super) const ROOT_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
 /// Life of a node certificate unless the cluster spec sets one.
 const NODE_LIFE: Duration = Duration::from_hours(90 * 24);
 
 /// The root CA of a cluster: certificate and key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RootCa {
-    certificate: String,
+    pub(super) certificate: String,
     key: Secret<String>,
 }
 
@@ -198,13 +198,13 @@ pub(super) fn key_pair(what: &'static str, pem: &str) -> Result<KeyPair, TrustEr
     if pair.is_compatible(&PKCS_ECDSA_P256_SHA256) { Ok(pair) } else { Err(TrustError::WrongKind { what }) }
 }
 
-fn validity(params: &mut CertificateParams, now: Timestamp, life: Duration) {
+pub(super) fn validity(params: &mut CertificateParams, now: Timestamp, life: Duration) {
     let now = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(now.0)).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     params.not_before = now - BACKDATED;
     params.not_after = now + life.min(365 * 100 * DAY);
 }
 
-fn serial(rng: &mut impl Rng) -> SerialNumber {
+pub(super) fn serial(rng: &mut impl Rng) -> SerialNumber {
     let mut bytes: [u8; 20] = rng.random();
     bytes[0] = bytes[0] & 0x7f | 0x40; // positive, and without leading zero bits, which DER would drop
     SerialNumber::from_slice(&bytes)
@@ -214,7 +214,7 @@ fn printable(text: &str) -> Result<DnValue, TrustError> {
     text.try_into().map(DnValue::PrintableString).map_err(|e| creation_error("the certificate's name", &e))
 }
 
-fn creation_error(what: &'static str, why: &rcgen::Error) -> TrustError {
+pub(super) fn creation_error(what: &'static str, why: &rcgen::Error) -> TrustError {
     TrustError::Make { what, why: why.to_string() }
 }
 

@@ -1,14 +1,16 @@
 //! The files of a node's identity: `node.key`, `node.crt` and `ca.crt` in one directory, for root only. They are written
 //! into a new directory that replaces the old one in one step, so that a crash leaves one of the two complete.
 
-use super::{Identity, TrustError};
+use super::{Identity, NodeName, TrustError, name};
 use crate::durable::ignore_missing;
-use crate::model::ClusterId;
+use crate::model::{ClusterId, NodeId, Secret};
+use crate::sync::lock;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 const KEY: &str = "node.key";
 const CERTIFICATE: &str = "node.crt";
@@ -26,6 +28,9 @@ pub enum FilesError {
     /// A file exists and cannot be used.
     #[error("{} is damaged: {why}; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
     Damaged { path: PathBuf, why: TrustError },
+    /// The key is sealed, and what it is sealed with is not there or does not open it.
+    #[error("{} cannot be opened: {why}", path.display())]
+    Sealed { path: PathBuf, why: String },
     /// The directory belongs to another cluster.
     #[error("{} belongs to cluster {found}, not to {expected}: this is the data directory of another cluster; start with the right --data-dir, or move {} away and join again", path.display(), path.parent().unwrap_or(path).display())]
     OtherCluster {
@@ -38,16 +43,42 @@ pub enum FilesError {
     },
 }
 
+/// Begins the text of a key that is sealed.
+const SEALED: &str = "skep-sealed-key/1 ";
+
+/// Encrypts a node's private key on its way to the disk, where the swarm locks its managers.
+pub trait KeySealer: Send + Sync + std::fmt::Debug {
+    /// The key of a node as it is to lie on the disk: a text without line breaks. `None`: as it is.
+    ///
+    /// # Errors
+    /// Why it cannot be sealed, for people.
+    fn seal_key(&self, node: &NodeId, key: &str) -> Result<Option<String>, String>;
+    /// The key that was sealed.
+    ///
+    /// # Errors
+    /// Why it cannot be opened, for people.
+    fn open_key(&self, node: &NodeId, sealed: &str) -> Result<Secret<String>, String>;
+}
+
 /// The directory of a node's identity.
 #[derive(Clone, Debug)]
 pub struct CertificateFiles {
     dir: PathBuf,
+    sealer: Option<Arc<dyn KeySealer>>,
+    /// Held while the files are replaced.
+    writing: Arc<Mutex<()>>,
 }
 
 impl CertificateFiles {
     /// In this directory; a new identity is prepared in a directory beside it, with the extension `new`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), sealer: None, writing: Arc::default() }
+    }
+
+    /// With what seals and opens the key.
+    #[must_use]
+    pub fn sealed_by(self, sealer: Arc<dyn KeySealer>) -> Self {
+        Self { sealer: Some(sealer), ..self }
     }
 
     pub fn dir(&self) -> &Path {
@@ -74,7 +105,8 @@ impl CertificateFiles {
                 return Err(FilesError::Missing { path: self.dir.join(name) });
             }
         };
-        let identity = Identity::new(&key, &certificate, &ca).map_err(|why| {
+        let key = self.opened(key, &certificate)?;
+        let identity = Identity::new(key.expose(), &certificate, &ca).map_err(|why| {
             let name = match &why {
                 TrustError::Unreadable { what, .. } | TrustError::WrongKind { what } if what.contains("key") => KEY,
                 TrustError::Unreadable { what, .. } if what.contains("CA") => CA,
@@ -98,12 +130,53 @@ impl CertificateFiles {
     /// # Errors
     /// A system call failed; the identity before is untouched.
     pub fn store(&self, identity: &Identity) -> Result<(), FilesError> {
+        let _writing = lock(&self.writing);
+        self.replace(identity)
+    }
+
+    /// Whether the key on the disk is sealed.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_sealed(&self) -> Result<bool, FilesError> {
+        Ok(self.read(KEY)?.is_some_and(|key| key.starts_with(SEALED)))
+    }
+
+    /// Writes the identity that is on the disk once more, with its key as it is to lie there now.
+    ///
+    /// # Errors
+    /// See [`FilesError`]; the files before are untouched.
+    pub fn seal_again(&self) -> Result<(), FilesError> {
+        let _writing = lock(&self.writing);
+        self.load(None)?.map_or(Ok(()), |identity| self.replace(&identity))
+    }
+
+    /// The key, opened if it is sealed.
+    fn opened(&self, key: String, certificate: &str) -> Result<Secret<String>, FilesError> {
+        let Some(sealed) = key.strip_prefix(SEALED) else { return Ok(key.into()) };
+        let at = |why| FilesError::Sealed { path: self.dir.join(KEY), why };
+        let sealer = self.sealer.as_ref().ok_or_else(|| at("it is sealed with the swarm's unlock key".to_owned()))?;
+        let damaged = |why| FilesError::Damaged { path: self.dir.join(CERTIFICATE), why };
+        let der = name::certificate_der("the node certificate", certificate).map_err(damaged)?;
+        let node = NodeName::of_der(&der).map_err(damaged)?.node_id;
+        sealer.open_key(&node, sealed.trim_end()).map_err(at)
+    }
+
+    fn replace(&self, identity: &Identity) -> Result<(), FilesError> {
+        let sealed = match &self.sealer {
+            Some(sealer) => sealer
+                .seal_key(identity.node_id(), identity.key())
+                .map_err(|why| FilesError::Sealed { path: self.dir.join(KEY), why })?,
+            None => None,
+        };
+        let sealed = sealed.map(|text| format!("{SEALED}{text}\n"));
+        let key = sealed.as_deref().unwrap_or(identity.key());
         let new = self.dir.with_extension("new");
         remove(&new)?;
         let parent = self.dir.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(parent).map_err(io_error("make", parent))?;
         fs::DirBuilder::new().mode(0o700).create(&new).map_err(io_error("make", &new))?;
-        for (name, text) in [(KEY, identity.key()), (CERTIFICATE, identity.certificate()), (CA, identity.ca_certificate())] {
+        for (name, text) in [(KEY, key), (CERTIFICATE, identity.certificate()), (CA, identity.ca_certificate())] {
             let path = new.join(name);
             write(&path, text).map_err(io_error("write", &path))?;
         }
@@ -243,5 +316,51 @@ mod tests {
         let error = files.load(Some(&"ours".into())).expect_err("refused").to_string();
         assert!(error.contains("node.crt belongs to cluster theirs, not to ours"), "{error}");
         assert!(error.contains("--data-dir"), "{error}");
+    }
+
+    /// Seals with a key of its own, for one node.
+    #[derive(Debug)]
+    struct Sealer(crate::trust::StateKey);
+
+    impl KeySealer for Sealer {
+        fn seal_key(&self, node: &NodeId, key: &str) -> Result<Option<String>, String> {
+            let sealed = self.0.seal(node.as_str(), key.as_bytes(), &mut rand::rng()).map_err(|e| e.to_string())?;
+            let hex = |text: String, byte: &u8| text + &format!("{byte:02x}");
+            Ok(Some(sealed.iter().fold(String::new(), hex)))
+        }
+        fn open_key(&self, node: &NodeId, sealed: &str) -> Result<Secret<String>, String> {
+            let byte = |at| u8::from_str_radix(sealed.get(at..at + 2).unwrap_or("x"), 16).map_err(|e| e.to_string());
+            let bytes = (0..sealed.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
+            let opened = self.0.open(node.as_str(), &bytes).map_err(|e| e.to_string())?;
+            Ok(String::from_utf8_lossy(opened.expose()).into_owned().into())
+        }
+    }
+
+    #[test]
+    fn a_sealed_key_is_opened_by_its_sealer_with_its_own_certificate_only() {
+        let dir = dir("sealed");
+        let plain = CertificateFiles::new(dir.0.join("certificates"));
+        let sealer = || Arc::new(Sealer(crate::trust::StateKey::draw(&mut rand::rng())));
+        let files = plain.clone().sealed_by(sealer());
+        let (own, other) = (identity("one"), identity("one"));
+        plain.store(&own).unwrap();
+        assert_eq!(files.load(None).unwrap(), Some(own.clone()), "a key that was not sealed is read");
+        assert!(!files.is_sealed().unwrap());
+        files.seal_again().unwrap();
+        let text = |name: &str| fs::read_to_string(files.dir().join(name)).unwrap();
+        assert!(files.is_sealed().unwrap() && !text(KEY).contains(&own.key()[40..60]));
+        assert_eq!(files.load(None).unwrap(), Some(own.clone()));
+        for reader in [plain.clone(), plain.clone().sealed_by(sealer())] {
+            let error = reader.load(None).expect_err("refused").to_string();
+            assert!(error.contains("node.key cannot be opened"), "{error}");
+        }
+        // The key of this node beside the certificate of another one.
+        let sealed = text(KEY);
+        files.store(&other).unwrap();
+        fs::write(files.dir().join(KEY), &sealed).unwrap();
+        assert!(matches!(files.load(None), Err(FilesError::Sealed { .. })));
+        files.store(&own).unwrap();
+        fs::write(files.dir().join(KEY), &sealed[..sealed.len() - 9]).unwrap();
+        assert!(matches!(files.load(None), Err(FilesError::Sealed { .. })), "cut short");
     }
 }

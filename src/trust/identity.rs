@@ -2,8 +2,9 @@
 
 use super::renewal::Validity;
 use super::{CaDigest, NodeName, TrustError, ca, name};
-use crate::model::{ClusterId, NodeId, Role, Secret, Timestamp};
+use crate::model::{ClusterId, NodeId, Role, Secret, Timestamp, TrustBundle};
 use std::fmt;
+use std::sync::Arc;
 
 /// A node's key and certificate, and the CA that issued it.
 #[derive(Clone, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Identity {
     certificate: String,
     ca_certificate: String,
     validity: Validity,
+    /// What it trusts beside its own CA; `None`: nothing.
+    bundle: Option<Arc<TrustBundle>>,
 }
 
 impl fmt::Debug for Identity {
@@ -44,9 +47,24 @@ impl Identity {
             certificate: name::to_pem(&der),
             ca_certificate: name::to_pem(&ca_der),
             validity: Validity::of_der(&der)?,
+            bundle: None,
         })
     }
 
+    /// The same identity, which trusts what the cluster says.
+    #[must_use]
+    pub fn trusting(self, bundle: Option<Arc<TrustBundle>>) -> Self {
+        Self { bundle, ..self }
+    }
+    /// What it trusts beside its own CA.
+    pub fn bundle(&self) -> Option<&Arc<TrustBundle>> {
+        self.bundle.as_ref()
+    }
+    /// Whether it is of the root CA that issues certificates now, as far as the cluster has said.
+    #[must_use]
+    pub fn is_of(&self, bundle: Option<&TrustBundle>) -> bool {
+        bundle.is_none_or(|bundle| bundle.issuer == self.ca_certificate)
+    }
     /// The node that the certificate names.
     pub fn name(&self) -> &NodeName {
         &self.name
@@ -86,6 +104,39 @@ impl Identity {
     /// None in practice: `new` has parsed it.
     pub fn ca_der(&self) -> Result<Vec<u8>, TrustError> {
         name::certificate_der("the CA certificate", &self.ca_certificate)
+    }
+    /// Roots whose certificates are accepted, DER: its own CA and those of the bundle.
+    ///
+    /// # Errors
+    /// One of the bundle is unreadable.
+    pub fn trusted_ders(&self) -> Result<Vec<Vec<u8>>, TrustError> {
+        let others = self.bundle.iter().flat_map(|bundle| &bundle.trusted).filter(|pem| **pem != self.ca_certificate);
+        [&self.ca_certificate].into_iter().chain(others).map(|pem| name::certificate_der("a CA certificate", pem)).collect()
+    }
+    /// Whether a certificate, DER, is directly of one of the roots whose certificates are accepted.
+    #[must_use]
+    pub fn trusts(&self, certificate: &[u8]) -> bool {
+        let Ok(certificate) = name::parse(certificate) else { return false };
+        self.trusted_ders()
+            .unwrap_or_default()
+            .iter()
+            .any(|root| name::parse(root).is_ok_and(|root| certificate.verify_signature(Some(root.public_key())).is_ok()))
+    }
+    /// Roots whose certificates are accepted for a renewal alone, DER.
+    ///
+    /// # Errors
+    /// One is unreadable.
+    pub fn retired_ders(&self) -> Result<Vec<Vec<u8>>, TrustError> {
+        let retired = self.bundle.iter().flat_map(|bundle| &bundle.retired);
+        retired.map(|pem| name::certificate_der("a CA certificate", pem)).collect()
+    }
+    /// Certificates that lead from replaced roots to its CA, DER.
+    ///
+    /// # Errors
+    /// One is unreadable.
+    pub fn chain_ders(&self) -> Result<Vec<Vec<u8>>, TrustError> {
+        let chain = self.bundle.iter().flat_map(|bundle| &bundle.chain);
+        chain.map(|pem| name::certificate_der("a cross-signed certificate", pem)).collect()
     }
     /// Digest of the root CA.
     ///

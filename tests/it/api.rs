@@ -24,5 +24,6 @@ mod recording_engine;
 mod replay;
 mod service_updates;
 mod stacks;
+mod trust_words;
 mod unsupported;
 pub mod words;

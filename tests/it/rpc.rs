@@ -10,5 +10,6 @@ mod logs;
 mod managers;
 mod renewal;
 mod roles;
+mod root_ca;
 mod secrets;
 mod session;

@@ -86,6 +86,8 @@ fn object(op: Op, meta: Meta) -> Object {
             mesh,
             address_pools: vec!["10.0.0.0/8".parse().expect("pool")],
             reserved_subnets: Vec::new(),
+            ca_history: skep::model::CaHistory::default(),
+            unlock_key: None,
             incarnations: Vec::new(),
             subnet_size: 24,
             feature_level: 1 + u32::from(number % 2),

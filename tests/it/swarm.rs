@@ -18,4 +18,5 @@ mod rollouts;
 mod secrets;
 mod socket;
 mod start;
+mod trust;
 mod upgrade;

@@ -1,7 +1,7 @@
 //! The swarm, and this node's membership.
 
 use super::tls;
-use crate::api::control::Membership;
+use crate::api::control::{LOCKED, Membership};
 use crate::api::wire;
 use crate::model::Cluster;
 use crate::store::Store;
@@ -19,8 +19,8 @@ pub fn swarm(cluster: &Cluster, tokens: bool) -> wire::Swarm {
         id: cluster.id.to_string(),
         meta: cluster.meta.into(),
         spec: cluster.spec.clone(),
-        tls_info: tls::info(&cluster.ca_certificate),
-        root_rotation_in_progress: false,
+        tls_info: tls::info(&cluster.ca_certificate, cluster.issuing_ca().0),
+        root_rotation_in_progress: cluster.ca_history.rotation.is_some(),
         default_addr_pool: (!pools.is_empty()).then(|| pools.iter().map(ToString::to_string).collect()),
         subnet_size: cluster.subnet_size,
         data_path_port: cluster.data_path_port,
@@ -43,6 +43,10 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
         error.clone_from(reason);
         addr = *node_addr;
         remotes = Some(hosts.iter().map(|h| wire::RemoteManager { node_id: String::new(), addr: h.clone() }).collect());
+    }
+    if let Membership::Locked { node_addr } = membership {
+        LOCKED.clone_into(&mut error);
+        addr = *node_addr;
     }
     let cluster = store.and_then(Store::cluster);
     if matches!(membership, Membership::Manager(_)) && cluster.is_none() {

@@ -4,9 +4,9 @@
 use crate::api::wire::TlsInfo;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-/// The parts of a root certificate; subject and key are empty if it cannot be parsed.
-pub fn info(pem: &str) -> TlsInfo {
-    let (subject, key) = der(pem).as_deref().and_then(subject_and_key).unwrap_or_default();
+/// The root that is trusted, and the parts of the one that issues; subject and key are empty if that cannot be parsed.
+pub fn info(pem: &str, issuer: &str) -> TlsInfo {
+    let (subject, key) = der(issuer).as_deref().and_then(subject_and_key).unwrap_or_default();
     TlsInfo {
         trust_root: pem.to_owned(),
         cert_issuer_subject: STANDARD.encode(subject),
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn subject_and_key_are_those_that_swarm_shows() {
-        let info = info(ROOT);
+        let info = info(ROOT, ROOT);
         assert_eq!(info.cert_issuer_subject, "MBMxETAPBgNVBAMTCHN3YXJtLWNh");
         assert_eq!(
             info.cert_issuer_public_key,
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_invalid_certificate_has_no_subject() {
-        assert_eq!(info("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----").cert_issuer_subject, "");
-        assert_eq!(info("").trust_root, "");
+        assert_eq!(info("", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----").cert_issuer_subject, "");
+        assert_eq!(info("", "").trust_root, "");
     }
 }

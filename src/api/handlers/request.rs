@@ -2,7 +2,7 @@
 
 use crate::api::body;
 use crate::api::context::ApiContext;
-use crate::api::control::{NOT_MANAGER, Standing};
+use crate::api::control::{LOCKED, NOT_MANAGER, Standing};
 use crate::api::engine_http::EngineIdentity;
 use crate::api::error::{ApiError, Result};
 use crate::api::query::{RequestQuery, split_version};
@@ -46,6 +46,7 @@ impl ApiRequest {
         match self.api.control.standing() {
             Standing::Manager => self.api.control.store().ok_or_else(|| ApiError::unavailable(NOT_YET)),
             Standing::Worker | Standing::Pending => Err(ApiError::unavailable(NOT_MANAGER)),
+            Standing::Locked => Err(ApiError::unavailable(LOCKED)),
             Standing::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),
         }
     }

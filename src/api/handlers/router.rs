@@ -150,7 +150,7 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
         ("POST", ["swarm", "leave"]) => swarm::leave(request).await,
         ("POST", ["swarm", "update"]) => swarm::update(request).await,
         ("GET", ["swarm", "unlockkey"]) => swarm::unlock_key(request),
-        ("POST", ["swarm", "unlock"]) => swarm::unlock(request),
+        ("POST", ["swarm", "unlock"]) => swarm::unlock(request).await,
 
         ("GET", ["nodes"]) => nodes::list(request),
         ("GET", ["nodes", node]) if !node.is_empty() => nodes::inspect(request, node),

@@ -1,14 +1,16 @@
 //! `/swarm`.
 
 use super::reply::{empty, ok};
-use super::request::{ApiRequest, NOT_YET};
-use crate::api::control::{Membership, NOT_MANAGER, NodeControl, SwarmInitRequest, SwarmJoinRequest};
+use super::request::{ApiRequest, NOT_IN_SWARM, NOT_YET};
+use super::root_ca;
+use crate::api::control::{LOCKED, Membership, NOT_MANAGER, NodeControl, SwarmInitRequest, SwarmJoinRequest};
 use crate::api::convert;
-use crate::api::error::{ApiError, Result};
+use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
-use crate::model::{NodeState, Role};
+use crate::model::{Cluster, NodeState, Role};
 use crate::store::{Action, FieldUpdate, Store};
+use crate::trust::UnlockKey;
 use axum::response::Response;
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -18,6 +20,7 @@ const ALREADY_PART: &str =
     "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
 /// How often a leave looks whether the membership has ended.
 const LEAVE_POLL: Duration = Duration::from_millis(20);
+const LEAVING_LOCKED: &str = "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.";
 const LEAVING_MANAGER: &str = "You are attempting to leave the swarm on a node that is participating as a manager. ";
 
 /// GET /swarm
@@ -34,6 +37,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         return force_new_cluster(request, text(&posted, "AdvertiseAddr")).await;
     }
     refuse_if_in_swarm(request)?;
+    root_ca::refuse_external(&posted["Spec"])?;
     refuse_unsupported(&posted, &INIT)?;
     validate::data_path_address(&posted)?;
     let listen_addr = text(&posted, "ListenAddr");
@@ -41,6 +45,10 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         return Err(ApiError::bad("invalid ListenAddr \"\": invalid empty address"));
     }
     let (address_pools, subnet_size) = validate::address_pools(&posted)?;
+    let mut spec = validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?;
+    root_ca::refuse_at_init(&posted["Spec"])?;
+    // The CLI posts both.
+    spec.encryption_config.auto_lock_managers |= posted["AutoLockManagers"] == json!(true);
     let init = SwarmInitRequest {
         listen_addr,
         advertise_addr: text(&posted, "AdvertiseAddr"),
@@ -48,7 +56,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
         address_pools,
         subnet_size,
         availability: validate::availability(&text(&posted, "Availability"))?,
-        spec: validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?,
+        spec,
     };
     request.api.events.set_begins(true);
     let created = request.api.control.init(init).await;
@@ -63,6 +71,7 @@ async fn force_new_cluster(request: &ApiRequest, advertise_addr: String) -> Resu
     let control = &request.api.control;
     match control.membership() {
         Membership::Worker(_) => return Err(ApiError::unavailable(NOT_MANAGER)),
+        Membership::Locked { .. } => return Err(ApiError::unavailable(LOCKED)),
         // Such a cluster already.
         Membership::Manager(info) if is_only_manager(&**control) && is_own(&advertise_addr, info.node_addr) => {
             return ok(&info.node_id);
@@ -110,7 +119,8 @@ pub async fn leave(request: &ApiRequest) -> Result<Response> {
             let store = request.api.control.store().map(|s| s.read());
             return Err(ApiError::unavailable(format!("{LEAVING_MANAGER}{}", consequence(store.as_deref()))));
         }
-        Membership::Manager(_) | Membership::Worker(_) | Membership::Pending { .. } => {}
+        Membership::Locked { .. } if !force => return Err(ApiError::unavailable(LEAVING_LOCKED)),
+        Membership::Manager(_) | Membership::Locked { .. } | Membership::Worker(_) | Membership::Pending { .. } => {}
     }
     let wait = request.query.loose_bool("wait");
     let control = request.api.control.clone();
@@ -171,24 +181,23 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     let handle = request.store()?;
     let store = handle.read();
     let cluster = store.cluster().ok_or_else(|| ApiError::unavailable(NOT_YET))?;
-    if rotate_key {
-        return Err(ApiError::not_implemented(
-            "locking of managers is not implemented in skep yet: there is no unlock key to rotate",
-        ));
-    }
     let name = text(&posted, "Name");
     if !name.is_empty() && name != "default" {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
-    let spec = validate::checked(validate::replacing(&posted)?)?;
+    let mut spec = validate::checked(validate::replacing(&posted)?)?;
+    let locks = spec.encryption_config.auto_lock_managers;
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();
     let is_stale = cluster.meta.version != version;
     if posted.as_object().is_none_or(serde_json::Map::is_empty) {
         return Err(if is_stale { ApiError::out_of_sequence() } else { ApiError::bad(EMPTY_SPEC) });
     }
-    refuse_unsupported(&changes(posted, &stored), &CLUSTER_SPEC)
+    root_ca::refuse_external(&posted)
+        .and_then(|()| refuse_unsupported(&changes(posted.clone(), &stored), &CLUSTER_SPEC))
         .map_err(|error| if is_stale { ApiError::out_of_sequence() } else { error })?;
+    let now = request.api.clock.now();
+    let root = root_ca::rotation(cluster, &posted, &mut spec, now)?;
     let id = &cluster.id;
     let mut actions = vec![Action::Set(FieldUpdate::ClusterSpec { id: id.clone(), version, spec: Box::new(spec) })];
     for (rotate, role) in [(rotate_worker, Role::Worker), (rotate_manager, Role::Manager)] {
@@ -197,21 +206,44 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
             actions.push(Action::Set(FieldUpdate::JoinToken { id: id.clone(), role, token }));
         }
     }
-    handle.write(request.api.clock.now(), actions).await?;
+    actions.extend(root);
+    actions.extend(lock_change(cluster, locks, rotate_key)?);
+    handle.write(now, actions).await?;
     empty()
 }
 
-/// GET /swarm/unlockkey: empty, because skep cannot lock managers yet.
+/// The unlock key that an update writes; `None`: it stays. Locking a swarm that is locked keeps its key.
+fn lock_change(cluster: &Cluster, locks: bool, rotate: bool) -> Result<Option<Action>> {
+    let set = |key| Some(Action::Set(FieldUpdate::UnlockKey { id: cluster.id.clone(), key }));
+    let new = || set(Some(UnlockKey::draw(&mut rand::rng()).to_text()));
+    match (cluster.unlock_key.is_some(), locks) {
+        (false, false) if rotate => {
+            Err(ApiError::rpc(GrpcCode::FailedPrecondition, "cannot rotate because autolock is not turned on"))
+        }
+        (false, false) => Ok(None),
+        (true, false) => Ok(set(None)),
+        (false, true) => Ok(new()),
+        (true, true) => Ok(if rotate { new() } else { None }),
+    }
+}
+
+/// GET /swarm/unlockkey: empty if managers are not locked.
 pub fn unlock_key(request: &ApiRequest) -> Result<Response> {
-    request.store()?;
-    ok(&json!({ "UnlockKey": "" }))
+    let store = request.store()?.read();
+    let cluster = store.cluster().ok_or_else(|| ApiError::unavailable(NOT_YET))?;
+    ok(&json!({ "UnlockKey": cluster.unlock_key.as_ref().map_or("", |key| key.expose()) }))
 }
 
 /// POST /swarm/unlock
-pub fn unlock(request: &ApiRequest) -> Result<Response> {
-    request.decode_body(&UNLOCK)?;
+pub async fn unlock(request: &ApiRequest) -> Result<Response> {
     match request.api.control.membership() {
-        Membership::Inactive => Err(ApiError::unavailable("This node is not part of a swarm")),
+        Membership::Locked { .. } => {
+            // Without a body as with an empty key: Docker's words are about the key.
+            let posted = if request.body.is_empty() { Value::Null } else { request.decode_body(&UNLOCK)? };
+            request.api.control.unlock(&text(&posted, "UnlockKey").into()).await?;
+            empty()
+        }
+        Membership::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),
         _ => Err(ApiError::new(hyper::StatusCode::CONFLICT, "swarm is not locked")),
     }
 }

@@ -31,10 +31,7 @@ const CLUSTER: &[Field] = &[
     ),
     supported("CAConfig", FieldType::Object("swarm.CAConfig", CA)),
     supported("TaskDefaults", FieldType::Object("swarm.TaskDefaults", &[unsupported("LogDriver", FieldType::Any)])),
-    supported(
-        "EncryptionConfig",
-        FieldType::Object("swarm.EncryptionConfig", &[unsupported("AutoLockManagers", FieldType::Bool)]),
-    ),
+    supported("EncryptionConfig", FieldType::Object("swarm.EncryptionConfig", &[supported("AutoLockManagers", FieldType::Bool)])),
 ];
 
 /// Swarm's defaults: skep's own are the daemon's settings.
@@ -49,9 +46,9 @@ const RAFT: &[Field] = &[
 const CA: &[Field] = &[
     supported("NodeCertExpiry", FieldType::DURATION),
     unsupported("ExternalCAs", FieldType::Any),
-    unsupported("SigningCACert", FieldType::Str),
-    unsupported("SigningCAKey", FieldType::Str),
-    unsupported("ForceRotate", FieldType::U64),
+    supported("SigningCACert", FieldType::Str),
+    supported("SigningCAKey", FieldType::Str),
+    supported("ForceRotate", FieldType::U64),
 ];
 
 /// `POST /swarm/init`.
@@ -66,7 +63,7 @@ pub static INIT: Struct = Struct {
         supported("DataPathPort", FieldType::U32),
         supported("ForceNewCluster", FieldType::Bool),
         supported("Spec", FieldType::Object("swarm.Spec", CLUSTER)),
-        unsupported("AutoLockManagers", FieldType::Bool),
+        supported("AutoLockManagers", FieldType::Bool),
         supported("Availability", FieldType::Str),
         supported("DefaultAddrPool", FieldType::Strings),
         supported("SubnetSize", FieldType::U32),

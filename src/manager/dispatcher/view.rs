@@ -120,7 +120,8 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     let mut pairs: Vec<_> = store.networks().filter_map(Network::pair).collect();
     pairs.sort();
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
-    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new(), counted })
+    let trust = cluster.trust_bundle().map(Arc::new);
+    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new(), counted, trust })
 }
 
 /// A node as the others see it. `tasks` are those on it.

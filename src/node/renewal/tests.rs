@@ -113,13 +113,18 @@ impl Ca {
 
 #[async_trait]
 impl CertificateSource for Arc<Ca> {
-    async fn certificate(&self, current: &Identity, request: RenewalRequest) -> anyhow::Result<RenewedCertificate> {
+    async fn certificate(&self, current: &Identity, request: RenewalRequest, _: bool) -> anyhow::Result<RenewedCertificate> {
         lock(&self.asked).push(self.clock.now());
         if let Some(why) = *lock(&self.refuses) {
             anyhow::bail!(why);
         }
         let certificate = self.sign(&request.csr, current.node_id());
-        Ok(RenewedCertificate { certificate, ca_certificate: self.root.certificate().to_owned() })
+        Ok(RenewedCertificate {
+            certificate,
+            ca_certificate: self.root.certificate().to_owned(),
+            chain: Vec::new(),
+            unlock_key: None,
+        })
     }
 }
 
@@ -151,8 +156,16 @@ impl Node {
         let (state_sender, state) = watch::channel(RenewalState::default());
         let (source, stop) = (ca.clone(), CancellationToken::new());
         let (role_sender, role) = watch::channel(identity.borrow().role());
-        let renewal =
-            Renewal { clock: Arc::new(clock.clone()), identity: sender, role, source, files: files.clone(), state: state_sender };
+        let issuer = IssuerWatch { view: watch::channel(None).1, session: watch::channel(crate::rpc::SessionState::default()).1 };
+        let renewal = Renewal {
+            clock: Arc::new(clock.clone()),
+            identity: sender,
+            role,
+            issuer,
+            source,
+            files: files.clone(),
+            state: state_sender,
+        };
         tokio::spawn(renewal.run(stop.clone()));
         Self { identity, role: role_sender, state, files, clock, stop, _dir: TempDir(dir) }
     }

@@ -5,6 +5,10 @@ use crate::raft::Log;
 use proptest::prelude::*;
 use raft::eraftpb::{ConfState, SnapshotMetadata};
 
+fn plain() -> Arc<dyn LogCipher> {
+    Arc::new(NoCipher)
+}
+
 struct TempDir(PathBuf);
 
 impl TempDir {
@@ -69,7 +73,7 @@ proptest! {
     fn disk_and_memory_agree(steps in proptest::collection::vec((0..4_u8, 0..8_u64, 0..4_u64), 1..25)) {
         let folder = TempDir::new("agree");
         let mut expected = Log::bootstrap(1, b"new".to_vec());
-        Disk::create(&folder.0, 1, &expected).expect("made");
+        Disk::create(&folder.0, 1, &expected, &plain()).expect("made");
         let (mut disk, found) = Disk::open(&folder.0, 1).expect("opens");
         prop_assert_eq!(&found, &expected);
         for (i, step) in steps.into_iter().enumerate() {
@@ -91,7 +95,7 @@ proptest! {
 #[test]
 fn a_newer_file_and_an_inconsistent_one_are_refused() {
     let folder = TempDir::new("newer");
-    Disk::create(&folder.0, 1, &Log::bootstrap(1, Vec::new())).expect("made");
+    Disk::create(&folder.0, 1, &Log::bootstrap(1, Vec::new()), &plain()).expect("made");
     let (disk, _) = Disk::open(&folder.0, 1).expect("opens");
     disk.transact(|t| Ok(t.open_table(META)?.insert("format", 9_u64.to_le_bytes().as_slice()).map(|_| ())?))
         .map_err(drop)
@@ -104,7 +108,7 @@ fn a_newer_file_and_an_inconsistent_one_are_refused() {
     assert!(matches!(Disk::open(&folder.0, 2), Err(DiskError::Newer { .. })));
 
     let gap = TempDir::new("gap");
-    Disk::create(&gap.0, 1, &Log::bootstrap(1, Vec::new())).expect("made");
+    Disk::create(&gap.0, 1, &Log::bootstrap(1, Vec::new()), &plain()).expect("made");
     let (disk, _) = Disk::open(&gap.0, 1).expect("opens");
     let entry = |index| Entry { index, term: 1, ..Entry::default() };
     disk.write(&LogBatch { entries: vec![entry(2), entry(4)], ..LogBatch::default() }).expect("written");

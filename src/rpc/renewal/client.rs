@@ -26,6 +26,8 @@ pub struct RenewalConfig {
     pub sockets: Arc<dyn Sockets>,
     /// The node's own mesh address, by which the tunnel authenticates it.
     pub source: IpAddr,
+    /// The node's own address as a manager: it is not asked.
+    pub own: Option<IpAddr>,
     /// Time for one manager's answer, connection included.
     pub timeout: Duration,
 }
@@ -54,7 +56,8 @@ pub async fn request_certificate(
 ) -> Result<RenewedCertificate, RenewalError> {
     let candidates = config.candidates.borrow().clone();
     let mut result = RenewalError::NoManager;
-    for address in candidates {
+    // What a manager has issued to itself is of the state that it has.
+    for address in candidates.into_iter().filter(|address| Some(address.ip()) != config.own) {
         let attempt = tokio::time::timeout(config.timeout, ask(config, identity, request, address)).await;
         match attempt.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {} ms", config.timeout.as_millis()))) {
             Ok(RenewalAnswer::Renewed(renewed)) => return Ok(renewed),

@@ -18,6 +18,8 @@ pub struct CertificateHolder {
     pub name: NodeName,
     /// Life of the certificate, which may be over.
     pub validity: Validity,
+    /// It is of a root CA that was replaced.
+    pub is_of_retired_root: bool,
     /// Source of the connection, inside the mesh.
     pub from: SocketAddr,
 }

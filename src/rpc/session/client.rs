@@ -11,7 +11,7 @@ use crate::model::{FormatRange, NodeId, Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
 use crate::protocol::view_stream::ViewDecoder;
 use crate::protocol::{FORMATS, NoCommonFormat, ToManager, ToNode, format_in_refusal};
-use crate::trust::Identity;
+use crate::trust::{CaDigest, Identity};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use std::net::{IpAddr, SocketAddr};
@@ -96,7 +96,14 @@ pub struct SessionState {
     pub since: Timestamp,
     /// Why the last attempt or session ended.
     pub last_error: Option<String>,
+    /// Digest of the node's root CA, if the managers do not accept its certificates any more.
+    pub refused_issuer: Option<CaDigest>,
 }
+
+/// The other side does not accept the CA of this node's certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("it does not accept this node's certificate ({0:?}): it is another cluster's, or of a root CA that was replaced")]
+struct IssuerRefused(rustls::AlertDescription);
 
 /// Why [`keep_session`] ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -246,7 +253,13 @@ async fn attempt(
     };
     let opened = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => return AttemptEnd::failed(format!("{error:#}")),
+        Ok(Err(error)) => {
+            if error.is::<IssuerRefused>() {
+                let issuer = identity.ca_digest().ok();
+                channels.state.send_if_modified(|state| std::mem::replace(&mut state.refused_issuer, issuer) != issuer);
+            }
+            return AttemptEnd::failed(format!("{error:#}"));
+        }
         Err(_) => return AttemptEnd::failed(format!("no answer within {} ms", config.connect.as_millis())),
     };
     let (heartbeat, format) = match accept(&opened.first, config.heartbeat) {
@@ -259,7 +272,7 @@ async fn attempt(
         }
     };
     let now = config.clock.now();
-    channels.state.send_modify(|s| *s = SessionState { leader: Some(address), since: now, last_error: None });
+    channels.state.send_modify(|s| *s = SessionState { leader: Some(address), since: now, ..SessionState::default() });
     tracing::info!(%address, "session open");
     // At least two heartbeats: the leader answers each one, so silence means that it is lost.
     let silence = config.dead_after.max(heartbeat * 2);
@@ -392,7 +405,7 @@ async fn open(config: &SessionConfig, identity: &Identity, hello: &ToManager, ad
 
 /// A TLS error for people; an alert is the server's verdict on this node's certificate, or on what it speaks.
 pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now: Timestamp) -> anyhow::Error {
-    use rustls::AlertDescription::{CertificateExpired, NoApplicationProtocol};
+    use rustls::AlertDescription::{CertificateExpired, DecryptError, NoApplicationProtocol, UnknownCA};
     match tls::tls_error(&error) {
         Some(rustls::Error::AlertReceived(CertificateExpired)) if identity.validity().is_over(now) => {
             anyhow::anyhow!("this node's certificate has expired at {}", identity.expires().to_rfc3339())
@@ -405,6 +418,8 @@ pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now:
         Some(rustls::Error::AlertReceived(NoApplicationProtocol)) => {
             anyhow::anyhow!("it does not speak this protocol: install the same version of skep on both")
         }
+        // A signature of another root of the same name is not this root's.
+        Some(rustls::Error::AlertReceived(alert @ (UnknownCA | DecryptError))) => IssuerRefused(*alert).into(),
         Some(rustls::Error::AlertReceived(alert)) => {
             anyhow::anyhow!("it does not accept this node's certificate ({alert:?}): another cluster's")
         }

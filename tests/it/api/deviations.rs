@@ -4,7 +4,7 @@ use serde_json::Value;
 
 const FIELD: &str = "a field of the spec that is not supported yet: 501 with its path";
 const UNKNOWN_KEY: &str = "a constraint on a key that no node has is refused: its tasks would wait for ever";
-const MANAGERS: &str = "locking and rotation of the root are not implemented yet: 501";
+const MANAGERS: &str = "keys are drawn, and the node of the test is not locked: words/trust.txt has these cases";
 const SETTINGS: &str =
     "raft's and the heartbeat's timing are settings of the daemon, other values than the defaults are refused: 501";
 const ATTACHING: &str = "a container on a network that is not attachable is refused at its creation, in the words of its start";

@@ -15,7 +15,7 @@ use skep::http::{UnixClient, bind_unix};
 use skep::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
-use skep::trust::{PayloadVault, TunnelKey};
+use skep::trust::{InvalidUnlockKey, PayloadVault, TunnelKey, UnlockKey};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -85,6 +85,8 @@ impl FakeNode {
             taken_down: Semaphore::new(1),
         })
     }
+    /// What it is unlocked with: 32 zeros.
+    pub const UNLOCK_KEY: &str = "SWMKEY-1-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     /// lab1 of the recordings, as the leader.
     pub fn lab1() -> MembershipInfo {
         let id = NodeId::from("ej9fe8a4i12wa7r06tdh2hha7");
@@ -165,6 +167,15 @@ impl NodeControl for FakeNode {
     async fn join(&self, request: SwarmJoinRequest) -> Result<(), ControlError> {
         *self.last_join.lock().unwrap() = Some(request);
         self.join.lock().unwrap().clone()
+    }
+    /// As a manager that was locked with [`Self::UNLOCK_KEY`].
+    async fn unlock(&self, key: &Secret<String>) -> Result<(), ControlError> {
+        let key: UnlockKey = key.expose().parse().map_err(|e: InvalidUnlockKey| ControlError::invalid(e.to_string()))?;
+        if key.to_text().expose() != Self::UNLOCK_KEY {
+            return Err(ControlError::wrong_unlock_key());
+        }
+        *self.membership.lock().unwrap() = Membership::Manager(Self::lab1());
+        Ok(())
     }
     async fn leave(&self, _: bool) -> Result<(), ControlError> {
         *self.store.lock().unwrap() = None;

@@ -28,6 +28,8 @@ pub fn cluster() -> Cluster {
         mesh: mesh(),
         address_pools: Vec::new(),
         reserved_subnets: Vec::new(),
+        ca_history: skep::model::CaHistory::default(),
+        unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
         feature_level: 2,

@@ -86,7 +86,8 @@ fn a_missing_log_is_reported_and_a_partly_written_one_is_no_log() {
     let folder = TempDir::new("absent");
     assert!(matches!(Disk::open(&folder.0, 1), Err(DiskError::Absent(_))));
     std::fs::write(folder.0.join(format!("{FILE}.new")), b"half").expect("written");
-    Disk::create(&folder.0, 1, &Log::bootstrap(1, b"state".to_vec())).expect("created");
+    Disk::create(&folder.0, 1, &Log::bootstrap(1, b"state".to_vec()), &(std::sync::Arc::new(skep::raft::NoCipher) as _))
+        .expect("created");
     let (_, log) = Disk::open(&folder.0, 1).expect("opens");
     assert_eq!(log, Log::bootstrap(1, b"state".to_vec()));
     let mode = std::fs::metadata(folder.0.join(FILE)).expect("exists").permissions().mode();

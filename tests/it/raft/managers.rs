@@ -191,11 +191,12 @@ async fn recreate(managers: &mut Managers, survivor: u64, raft_id: u64) -> (Star
     let (started, stop, dir) = managers.all.remove(&survivor).expect("a manager");
     stop.cancel();
     started.raft.closed().await;
-    let (mut store, log) = replica::replayed(&dir.0).expect("a log");
+    let cipher: Arc<dyn skep::raft::LogCipher> = Arc::new(skep::raft::NoCipher);
+    let (mut store, log) = replica::replayed(&dir.0, &cipher).expect("a log");
     let node = Survivor { node: "ej9fe8a4i12wa7r06tdh2hha7".into(), raft_id, addr: None, endpoints: Vec::new() };
     let actions = new_cluster::plan(&store, &node, 9, Timestamp(2)).expect("a plan");
     store.apply(log.last + 1, &Transaction::new(Timestamp(2), actions)).expect("applied");
-    skep::raft::rebuild(&dir.0, raft_id, (log.last + 1, log.term + 1), store.snapshot()).expect("written");
+    skep::raft::rebuild(&dir.0, raft_id, (log.last + 1, log.term + 1), store.snapshot(), &cipher).expect("written");
     let (stop, end) = (CancellationToken::new(), Arc::new(End(raft_id, managers.wire.clone())));
     let config = RaftConfig::new(&dir.0, raft_id);
     let started = Replica::start(config, false, end.clone(), end, stop.clone()).await.expect("starts");

@@ -163,6 +163,7 @@ impl JoinAuthority for Authority {
             ingress_addr: Ipv4Addr::new(10, 0, 0, 3),
             data_path_port: 2377,
             raft_id: None,
+            unlock_key: None,
             manager_key: WgKey([1; 32]),
             view: view(mesh, 7),
         };
@@ -198,6 +199,7 @@ pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
             nodes: vec![],
             ports: vec![],
             counted: [].into(),
+            trust: None,
         }),
     }
 }
@@ -345,7 +347,12 @@ impl CertificateAuthority for Renewals {
         let life = Duration::from_hours(72);
         let certificate = trust::issue(&self.trust.ca, &request.csr, &holder.name, now, life, &mut rand::rng())
             .map_err(|e| RenewalRefused::Other(e.to_string()))?;
-        Ok(RenewedCertificate { certificate, ca_certificate: self.trust.ca.certificate().to_owned() })
+        Ok(RenewedCertificate {
+            certificate,
+            ca_certificate: self.trust.ca.certificate().to_owned(),
+            chain: Vec::new(),
+            unlock_key: None,
+        })
     }
 }
 

@@ -93,7 +93,7 @@ async fn a_session_ends_with_the_certificate_of_the_manager_and_continues_with_i
 }
 
 /// Asks this manager to renew an identity.
-async fn renew(manager: &Manager, identity: &Identity, clock: Arc<dyn Clock>) -> Result<Identity, RenewalError> {
+pub async fn renew(manager: &Manager, identity: &Identity, clock: Arc<dyn Clock>) -> Result<Identity, RenewalError> {
     let key = NodeKey::generate().unwrap();
     let config = RenewalConfig {
         clock,
@@ -101,6 +101,7 @@ async fn renew(manager: &Manager, identity: &Identity, clock: Arc<dyn Clock>) ->
         node_at: Arc::new(|_| None),
         sockets: Arc::new(HereSockets),
         source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        own: None,
         timeout: Duration::from_secs(5),
     };
     let request = RenewalRequest { csr: key.request().unwrap() };

@@ -34,6 +34,7 @@ async fn a_manager_s_certificate_is_good_for_that_manager_s_address_alone() {
             node_at: Arc::new(move |_| Some(node.clone())),
             sockets: Arc::new(HereSockets),
             source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            own: None,
             timeout: Duration::from_secs(5),
         };
         let request = RenewalRequest { csr: NodeKey::generate().unwrap().request().unwrap() };

@@ -42,6 +42,8 @@ async fn debug_and_dumps_show_no_secret() {
         mesh: MeshPrefix::draw(&mut rand::rng()),
         address_pools: vec![],
         reserved_subnets: vec![],
+        ca_history: skep::model::CaHistory::default(),
+        unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
         data_path_port: 2377,

@@ -1,0 +1,239 @@
+use super::*;
+use crate::model::{Role, Timestamp};
+use crate::raft::{Disk, FILE as LOG_FILE, Log};
+use crate::trust::{Identity, NodeKey, NodeName, RootCa, issue};
+use std::sync::Mutex;
+use std::time::Duration;
+
+const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
+/// What a thief looks for: in the log.
+const PLANTED: &[u8] = b"planted-in-the-log";
+
+/// A manager's data directory, and what is sealed in it. As a daemon does, it forgets its keys when it is started again.
+struct Manager {
+    dir: StateDir,
+    keyring: Arc<Keyring>,
+    files: CertificateFiles,
+    owner: KeyOwner,
+    identity: Identity,
+    /// A crash is simulated before the log is sealed again.
+    crashes: Mutex<bool>,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.dir.path());
+    }
+}
+
+#[async_trait]
+impl SealedLog for Manager {
+    async fn seal_again(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!*self.crashes.lock().unwrap(), "crash");
+        let (disk, _) = Disk::open_sealed(&self.dir.raft(), 7, &self.cipher())?;
+        if disk.has_old_key() {
+            disk.seal_again(&self.dir.raft())?;
+        }
+        Ok(())
+    }
+}
+
+impl Manager {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("skep-keyring-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let (dir, rng) = (StateDir::new(path), &mut rand::rng());
+        let owner = KeyOwner { cluster: "cluster".into(), node: name.into() };
+        let ca = RootCa::generate(rng, NOW).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let node = NodeName { node_id: owner.node.clone(), role: Role::Manager, cluster_id: owner.cluster.clone() };
+        let certificate = issue(&ca, &key.request().unwrap(), &node, NOW, Duration::ZERO, rng).unwrap();
+        let identity = Identity::new(&key.to_pem(), &certificate, ca.certificate()).unwrap();
+        let (keyring, files) = Self::parts(&dir);
+        let manager = Self { dir, keyring, files, owner, identity, crashes: Mutex::default() };
+        manager.files.store(&manager.identity).unwrap();
+        Disk::create(&manager.dir.raft(), 7, &Log::bootstrap(7, PLANTED.to_vec()), &manager.cipher()).unwrap();
+        manager
+    }
+    fn parts(dir: &StateDir) -> (Arc<Keyring>, CertificateFiles) {
+        let keyring = Arc::new(Keyring::new(dir));
+        (keyring.clone(), dir.certificates().sealed_by(keyring))
+    }
+    fn cipher(&self) -> Arc<dyn LogCipher> {
+        self.keyring.clone()
+    }
+    fn restart(&mut self) {
+        (self.keyring, self.files) = Self::parts(&self.dir);
+    }
+    fn unlock(&self, key: &UnlockKey) -> Result<(), UnlockError> {
+        self.keyring.unlock(key, self.owner.clone())
+    }
+    async fn change(&self, key: Option<&UnlockKey>) -> anyhow::Result<()> {
+        self.keyring.change(key, &self.owner, &self.files, self).await
+    }
+    /// Everything is readable with the keys in memory.
+    fn is_whole(&self) -> bool {
+        let log = Disk::open_sealed(&self.dir.raft(), 7, &self.cipher());
+        log.is_ok() && self.files.load(None).is_ok_and(|read| read.as_ref() == Some(&self.identity))
+    }
+    /// Whether a value lies in any file of the directory, as it is or in base64.
+    fn shows(&self, value: &[u8]) -> bool {
+        let mut folders = vec![self.dir.path().to_owned()];
+        let mut found = false;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    found |= std::fs::read(path).unwrap().windows(value.len()).any(|bytes| bytes == value);
+                }
+            }
+        }
+        found
+    }
+    /// A part of the private key as it lies in a file.
+    fn own_key(&self) -> &[u8] {
+        &self.identity.key().as_bytes()[60..90]
+    }
+}
+
+fn keys() -> [UnlockKey; 2] {
+    [(); 2].map(|()| UnlockKey::draw(&mut rand::rng()))
+}
+
+#[test]
+fn what_is_done_follows_from_the_keys_held_and_the_key_wanted() {
+    let [one, two] = keys();
+    let owner = KeyOwner { cluster: "c".into(), node: "n".into() };
+    let held = |seals| {
+        let current = StateKey::draw(&mut rand::rng());
+        Keys::Held(HeldKeys { owner: owner.clone(), unlock: one.clone(), current, previous: None, seals })
+    };
+    assert_eq!(Keys::None.change_to(None), Change::Nothing);
+    assert_eq!(Keys::None.change_to(Some(&one)), Change::Seal);
+    assert_eq!(held(true).change_to(Some(&one)), Change::Finish);
+    assert_eq!(held(true).change_to(Some(&two)), Change::Seal);
+    assert_eq!(held(true).change_to(None), Change::Open);
+    assert_eq!(held(false).change_to(None), Change::Open, "again after an error");
+    assert_eq!(held(false).change_to(Some(&one)), Change::Seal, "locked again before it was open");
+    for wanted in [None, Some(&one)] {
+        assert_eq!(Keys::Wrapped.change_to(wanted), Change::Nothing, "nothing is known while it is locked");
+    }
+}
+
+#[tokio::test]
+async fn a_locked_managers_files_show_nothing_and_open_with_the_unlock_key_only() {
+    let (mut manager, [one, two]) = (Manager::new("life"), keys());
+    assert!(manager.shows(PLANTED) && manager.shows(manager.own_key()), "before it is locked");
+    manager.change(Some(&one)).await.unwrap();
+    assert!(manager.is_whole());
+    let texts = [&one, &two].map(UnlockKey::to_text);
+    let hidden = |manager: &Manager| {
+        let values = [PLANTED, manager.own_key(), &texts[0].expose().as_bytes()[9..], &texts[1].expose().as_bytes()[9..]];
+        values.iter().all(|value| !manager.shows(value))
+    };
+    assert!(hidden(&manager));
+    manager.restart();
+    assert!(manager.keyring.is_locked() && !manager.is_whole());
+    assert!(manager.files.store(&manager.identity).is_err(), "nothing is written in the clear while it is locked");
+    manager.change(None).await.unwrap();
+    assert!(manager.keyring.is_locked());
+    assert!(matches!(manager.unlock(&two), Err(UnlockError::WrongKey)));
+    assert!(manager.keyring.is_locked());
+    manager.unlock(&one).unwrap();
+    assert!(manager.is_whole());
+    // Another unlock key: from then on only that one opens it, with another key for the files.
+    let (before, log) = (manager.keyring.current(), std::fs::read(manager.dir.raft().join(LOG_FILE)).unwrap());
+    manager.change(Some(&two)).await.unwrap();
+    assert_ne!(manager.keyring.current(), before);
+    assert!(manager.is_whole() && hidden(&manager));
+    manager.restart();
+    assert!(matches!(manager.unlock(&one), Err(UnlockError::WrongKey)));
+    manager.unlock(&two).unwrap();
+    assert!(manager.is_whole());
+    // An old log beside the new keys.
+    let new = std::fs::read(manager.dir.raft().join(LOG_FILE)).unwrap();
+    std::fs::write(manager.dir.raft().join(LOG_FILE), log).unwrap();
+    let error = Disk::open_sealed(&manager.dir.raft(), 7, &manager.cipher()).expect_err("refused").to_string();
+    assert!(error.contains("the two are not of one moment"), "{error}");
+    std::fs::write(manager.dir.raft().join(LOG_FILE), new).unwrap();
+    // The lock is taken off.
+    manager.change(None).await.unwrap();
+    manager.restart();
+    assert!(!manager.keyring.is_locked() && manager.is_whole() && manager.shows(PLANTED));
+    assert!(!manager.dir.manager_key().exists());
+}
+
+#[tokio::test]
+async fn a_crash_in_any_change_leaves_files_that_the_newest_key_opens() {
+    let (mut manager, [one, two]) = (Manager::new("crash"), keys());
+    for (wanted, opens) in [(Some(&one), &one), (Some(&two), &two), (None, &two)] {
+        *manager.crashes.lock().unwrap() = true;
+        manager.change(wanted).await.expect_err("crash");
+        assert!(manager.is_whole(), "as long as it runs");
+        manager.restart();
+        assert!(manager.keyring.is_locked());
+        manager.unlock(opens).unwrap();
+        assert!(manager.is_whole());
+        *manager.crashes.lock().unwrap() = false;
+        manager.change(wanted).await.unwrap();
+        assert!(manager.is_whole() && !manager.keyring.has_previous());
+        assert_eq!(manager.shows(PLANTED), wanted.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_crash_after_the_first_keys_were_written_seals_nothing_and_loses_nothing() {
+    let (mut manager, [one, _]) = (Manager::new("begun"), keys());
+    manager.keyring.begin(&one, manager.owner.clone()).unwrap();
+    manager.restart();
+    assert!(manager.keyring.is_locked() && !manager.files.is_sealed().unwrap());
+    manager.unlock(&one).unwrap();
+    assert!(manager.is_whole(), "what is not sealed yet is read");
+    manager.change(Some(&one)).await.unwrap();
+    assert!(manager.is_whole() && manager.files.is_sealed().unwrap() && !manager.shows(PLANTED));
+    // A worker that was about to become a manager: the keys are of no use.
+    let (worker, [one, _]) = (Manager::new("worker"), keys());
+    worker.keyring.begin(&one, worker.owner.clone()).unwrap();
+    worker.keyring.remove().unwrap();
+    assert!(worker.is_whole() && !worker.dir.manager_key().exists());
+    worker.keyring.begin(&one, worker.owner.clone()).unwrap();
+    assert!(worker.dir.manager_key().exists(), "another promotion draws keys again");
+}
+
+#[tokio::test]
+async fn files_of_another_node_or_of_an_earlier_time_and_what_is_cut_short_are_refused() {
+    let ([mut manager, other], [one, two]) = (["own", "other"].map(Manager::new), keys());
+    manager.change(Some(&one)).await.unwrap();
+    other.change(Some(&one)).await.unwrap();
+    let (own, path) = (std::fs::read(manager.dir.manager_key()).unwrap(), manager.dir.manager_key());
+    let refused = |manager: &mut Manager, bytes: &[u8], key: &UnlockKey| {
+        std::fs::write(&path, bytes).unwrap();
+        manager.restart();
+        manager.unlock(key).expect_err("refused").to_string()
+    };
+    // The same unlock key, another node.
+    let theirs = std::fs::read(other.dir.manager_key()).unwrap();
+    let error = refused(&mut manager, &theirs, &one);
+    assert!(error.contains("is another node's") && error.contains("docker swarm leave --force"), "{error}");
+    for cut in [0, 1, 20, own.len() / 2, own.len() - 1] {
+        let error = refused(&mut manager, &own[..cut], &one);
+        assert!(error.contains("damaged") && error.contains("restore"), "{cut}: {error}");
+    }
+    // Their certificate and its sealed key in place of this node's.
+    std::fs::write(&path, &own).unwrap();
+    manager.restart();
+    manager.unlock(&one).unwrap();
+    for name in ["node.key", "node.crt", "ca.crt"] {
+        std::fs::copy(other.files.dir().join(name), manager.files.dir().join(name)).unwrap();
+    }
+    assert!(manager.files.load(None).is_err());
+    manager.files.store(&manager.identity).unwrap();
+    // The keys of before a rotation, put back: what the old unlock key opens then does not open the files of now.
+    manager.change(Some(&two)).await.unwrap();
+    std::fs::write(&path, &own).unwrap();
+    manager.restart();
+    manager.unlock(&one).unwrap();
+    assert!(Disk::open_sealed(&manager.dir.raft(), 7, &manager.cipher()).is_err() && manager.files.load(None).is_err());
+}

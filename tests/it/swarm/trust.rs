@@ -1,0 +1,190 @@
+//! Trust kept up, with the stock CLI: managers that are locked, and a change of the root CA while a manager is away.
+
+use super::kit::*;
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use skep::lab::Host;
+use std::path::Path;
+use std::process::Stdio;
+use tokio::io::AsyncWriteExt as _;
+
+const LOCKED: &str =
+    "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
+/// In the spec of a network: in the log, and in no view.
+const PLANTED: &str = "planted-where-managers-see-it";
+
+/// `docker swarm unlock`, with the key on its standard input.
+async fn unlock(host: &Host, key: &str) -> anyhow::Result<()> {
+    let mut child =
+        host.docker().args(["swarm", "unlock"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().context("its input")?;
+    input.write_all(format!("{key}\n").as_bytes()).await?;
+    drop(input);
+    let done = child.wait_with_output().await?;
+    anyhow::ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+async fn unlock_key(host: &Host) -> String {
+    host.docker_run("swarm unlock-key -q").await.expect("a key").trim().to_owned()
+}
+
+/// Whether a text is in any file of the data directory.
+fn has(folder: &Path, text: &str) -> bool {
+    let files = std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path());
+    files.into_iter().any(|path| {
+        if path.is_dir() {
+            return has(&path, text);
+        }
+        std::fs::read(&path).expect("readable").windows(text.len()).any(|bytes| bytes == text.as_bytes())
+    })
+}
+
+async fn local_state(host: &Host) -> Value {
+    get(host, "/info").await["Swarm"]["LocalNodeState"].clone()
+}
+
+async fn restart(host: &mut Host, kill: bool) {
+    host.stop_daemon(kill).await.expect("stopped");
+    start(host).await;
+}
+
+async fn managers_are(host: &Host, count: usize) {
+    within(20, "managers", || async {
+        let nodes = host.docker_run("node ls --format {{.Status}}|{{.ManagerStatus}}").await?;
+        let up = nodes.lines().filter(|line| ["Ready|Leader", "Ready|Reachable"].contains(line)).count();
+        anyhow::ensure!(up == count, "{nodes}\n{}", host.log_tail());
+        Ok(())
+    })
+    .await;
+}
+
+/// Waits until what is on the disk is sealed, or is not.
+async fn sealed(host: &Host, is: bool) {
+    within(10, "sealed files", || async {
+        let file = host.data_dir().join("certificates/node.key");
+        let key = std::fs::read_to_string(&file)?;
+        anyhow::ensure!(key.starts_with("skep-sealed-key") == is, "{key:.30}");
+        anyhow::ensure!(host.data_dir().join("manager.key").exists() == is, "manager.key");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away() {
+    let mut swarm = hosts("tr", 3, "").await;
+    let address = swarm.hosts[0].address();
+    let made = swarm.hosts[0].docker_run(&format!("swarm init --autolock --advertise-addr {address}")).await.expect("made");
+    let first = unlock_key(&swarm.hosts[0]).await;
+    assert!(first.starts_with("SWMKEY-1-") && made.contains(&first), "{made}");
+    let tokens = get(&swarm.hosts[0], "/swarm").await["JoinTokens"].clone();
+    // One joins as a manager, one is promoted: both get the key before they write anything of the swarm.
+    ok(&join(&swarm.hosts[1], address, tokens["Manager"].as_str().expect("token")).await);
+    ok(&join(&swarm.hosts[2], address, tokens["Worker"].as_str().expect("token")).await);
+    swarm.ready(3).await;
+    swarm.hosts[0].docker_run("node promote n3").await.expect("promoted");
+    managers_are(&swarm.hosts[0], 3).await;
+    swarm.hosts[0].docker_run(&format!("network create -d overlay --label at={PLANTED} back")).await.expect("made");
+    swarm.service("web", 3, Some(8080), json!({})).await;
+    swarm.running("web", 3).await;
+    for host in &swarm.hosts {
+        sealed(host, true).await;
+        let dir = host.data_dir();
+        for text in [PLANTED, &first[9..], tokens["Manager"].as_str().expect("token"), "PRIVATE KEY"] {
+            assert!(!has(&dir, text), "{}: {text}", host.name());
+        }
+    }
+
+    // A manager that is started is locked. Its tasks and its ports go on.
+    restart(&mut swarm.hosts[1], false).await;
+    let second = &swarm.hosts[1];
+    assert_eq!(local_state(second).await, "locked");
+    let refused = second.docker_run("node ls").await.expect_err("locked");
+    assert!(format!("{refused:#}").contains(LOCKED), "{refused:#}");
+    ask(second, (second.address(), 8080).into()).await.expect("its port is served");
+    assert!(!has(&second.data_dir(), PLANTED));
+    // The key is rotated meanwhile: this one needs the old key, once.
+    swarm.hosts[0].docker_run("swarm unlock-key --rotate -q").await.expect("rotated");
+    let new = unlock_key(&swarm.hosts[0]).await;
+    assert_ne!(new, first);
+    let refused = unlock(second, &new).await.expect_err("it does not know the new key");
+    assert!(refused.to_string().contains("swarm could not be unlocked: invalid key provided"), "{refused}");
+    unlock(second, &first).await.expect("unlocked");
+    managers_are(second, 3).await;
+    assert!(format!("{:#}", unlock(second, &first).await.expect_err("open")).contains("swarm is not locked"));
+    within(10, "the new key on the second manager", || async {
+        let other = swarm.hosts[2].data_dir().join("manager.key");
+        let tag = |path| anyhow::Ok(serde_json::from_slice::<Value>(&std::fs::read(path)?)?["tag"].clone());
+        anyhow::ensure!(tag(second.data_dir().join("manager.key"))? == tag(other)?, "another key");
+        Ok(())
+    })
+    .await;
+    restart(&mut swarm.hosts[1], true).await;
+    assert!(unlock(&swarm.hosts[1], &first).await.is_err(), "the old key is worth nothing any more");
+    unlock(&swarm.hosts[1], &new).await.expect("unlocked");
+    managers_are(&swarm.hosts[1], 3).await;
+    // The lock is taken off.
+    swarm.hosts[0].docker_run("swarm update --autolock=false").await.expect("off");
+    for host in &swarm.hosts {
+        sealed(host, false).await;
+    }
+    restart(&mut swarm.hosts[1], false).await;
+    managers_are(&swarm.hosts[1], 3).await;
+
+    // The root CA is replaced while a manager is away: the CLI waits for no one.
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    within(15, "a node that is down", || async {
+        let nodes = swarm.hosts[0].docker_run("node ls --format {{.Hostname}}|{{.Status}}").await?;
+        anyhow::ensure!(nodes.contains("n3|Down"), "{nodes}");
+        Ok(())
+    })
+    .await;
+    let old = swarm.hosts[0].docker_run("swarm ca").await.expect("the root");
+    let before = get(&swarm.hosts[0], "/swarm").await["JoinTokens"].clone();
+    let rotating = swarm.hosts[0].docker_run("swarm ca --rotate");
+    let printed = tokio::time::timeout(std::time::Duration::from_secs(20), rotating).await.expect("in time").expect("rotated");
+    let root = swarm.hosts[0].docker_run("swarm ca").await.expect("the root");
+    assert!(root != old && printed.trim_end().ends_with(root.trim_end()), "{printed}");
+    let after = get(&swarm.hosts[0], "/swarm").await["JoinTokens"].clone();
+    assert!(["Worker", "Manager"].iter().all(|role| before[role] != after[role]), "{before} {after}");
+    let refused = swarm.hosts[0].docker_run("node inspect n3 --format {{.Status.Message}}").await.expect("shown");
+    assert!(refused.contains("is renewed when the node is back"), "{refused}");
+    swarm.hosts[1].docker_run("network create -d overlay during").await.expect("both managers go on");
+    // It comes back with a certificate of the old root, and is a manager again.
+    start(&mut swarm.hosts[2]).await;
+    managers_are(&swarm.hosts[0], 3).await;
+    within(15, "one root everywhere", || async {
+        let nodes = get(&swarm.hosts[2], "/nodes").await;
+        let swarm_info = get(&swarm.hosts[2], "/swarm").await["TLSInfo"].clone();
+        let same = nodes.as_array().into_iter().flatten().filter(|node| node["Description"]["TLSInfo"] == swarm_info).count();
+        anyhow::ensure!(same == 3 && swarm_info["TrustRoot"] == root.trim_end().to_owned() + "\n", "{same}");
+        let file = std::fs::read_to_string(swarm.hosts[2].data_dir().join("certificates/ca.crt"))?;
+        anyhow::ensure!(file.trim_end() == root.trim_end(), "its own file");
+        Ok(())
+    })
+    .await;
+    swarm.running("web", 3).await;
+
+    // A node that is removed is refused at once, by the managers and by the tunnel. The token of before names the old root.
+    let peers = || async { dump(&swarm.hosts[0]).await.map(|dump| dump["tunnel"]["peers"].as_array().map_or(0, Vec::len)) };
+    assert_eq!(peers().await.expect("a dump"), 2);
+    swarm.hosts[0].docker_run("node demote n3").await.expect("demoted");
+    within(10, "the removal", || async { swarm.hosts[0].docker_run("node rm --force n3").await }).await;
+    within(5, "the tunnel without it", || async {
+        let (peers, state) = (peers().await?, local_state(&swarm.hosts[2]).await);
+        anyhow::ensure!(peers == 1 && state == "error", "{peers} {state}");
+        Ok(())
+    })
+    .await;
+    swarm.hosts[2].docker_run("swarm leave --force").await.expect("left");
+    let worker = after["Worker"].as_str().expect("token");
+    let refused = join(&swarm.hosts[2], address, before["Worker"].as_str().expect("token")).await;
+    assert!(said(&refused).contains("remote CA does not match fingerprint"), "{}", said(&refused));
+    ok(&join(&swarm.hosts[2], address, worker).await);
+    swarm.hosts[0].docker_run("swarm join-token --rotate -q worker").await.expect("rotated");
+    swarm.hosts[2].docker_run("swarm leave").await.expect("left");
+    let refused = join(&swarm.hosts[2], address, worker).await;
+    assert!(said(&refused).contains("A valid join token is necessary to join this cluster"), "{}", said(&refused));
+    swarm.stop().await;
+}
