@@ -15,6 +15,7 @@ pub mod docker;
 pub mod eligibility;
 pub mod fixture;
 pub mod format_range;
+pub mod http;
 pub mod id;
 pub mod logs;
 pub mod mesh;

@@ -11,6 +11,7 @@ mod name;
 mod renewal;
 mod sealed_file;
 mod sealing;
+mod self_signed;
 mod token;
 
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
@@ -21,6 +22,7 @@ pub use name::NodeName;
 pub use renewal::{Remaining, Validity};
 pub use sealed_file::{KeyCost, SealedFileError, open_file, seal_file};
 pub use sealing::{DataKey, PayloadVault, SealError};
+pub use self_signed::{SelfSigned, self_signed};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 
 /// Why a key, a certificate or a request is not accepted.

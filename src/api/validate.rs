@@ -21,7 +21,7 @@ pub use change::replaces_tasks;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_warning};
 pub use network_room::small_networks;
-pub use payloads::{payload_name, payload_references, payload_size};
+pub use payloads::{http_certificate, payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;

@@ -160,7 +160,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
 /// A cluster of these nodes without published ports.
 #[must_use]
 pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
-    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new() }
+    ClusterPart { mesh: mesh(), pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new(), http: Vec::new() }
 }
 
 /// A view without tasks; each network's id is its name.

@@ -46,15 +46,11 @@ impl PortLabels {
         };
         let Some(text) = labels.get(ALLOW) else { return Ok(Self { affinity, allow: Vec::new() }) };
         // An empty value is refused: an empty list would allow every source.
-        let allow: Option<Vec<IpNet>> = text.split(',').map(|one| prefix(one.trim())).collect();
-        let Some(mut allow) = allow else {
+        let Some(allow) = prefixes(text) else {
             return Err(format!(
-                "label {ALLOW}={text}: must be source prefixes separated by commas, as 192.0.2.0/24,2001:db8::/32,198.51.100.7; \
-                 leave the label out to allow every source"
+                "label {ALLOW}={text}: must be source prefixes separated by {PREFIXES}; leave the label out to allow every source"
             ));
         };
-        allow.sort_unstable();
-        allow.dedup();
         Ok(Self { affinity, allow })
     }
 }
@@ -73,6 +69,18 @@ pub fn sources_of(spec: &ServiceSpec) -> usize {
     let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
     let published = ports.filter(|port| port.publish_mode == PublishMode::Ingress).count();
     PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(published))
+}
+
+/// How prefixes are written, for users.
+pub const PREFIXES: &str = "commas, as 192.0.2.0/24,2001:db8::/32,198.51.100.7";
+
+/// Parses prefixes and bare addresses separated by commas, sorted, each once. `None`: one is not valid, or there is none.
+#[must_use]
+pub fn prefixes(text: &str) -> Option<Vec<IpNet>> {
+    let mut all: Vec<IpNet> = text.split(',').map(|one| prefix(one.trim())).collect::<Option<_>>()?;
+    all.sort_unstable();
+    all.dedup();
+    Some(all)
 }
 
 /// Parses a prefix or a bare address; an IPv4-mapped IPv6 prefix becomes the IPv4 prefix.

@@ -2,6 +2,7 @@
 //! store, kept on the node's disk (ledger), and the only input of every loop on the node.
 
 use super::{
+    http::HttpService,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
     payload::{Payload, PayloadId},
@@ -150,6 +151,9 @@ pub struct ClusterPart {
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
     pub ports: Vec<Arc<PublishedPort>>,
+    /// Services with HTTP routes, sorted by id. (Views of older managers have none.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<Arc<HttpService>>,
 }
 
 /// A node as the other nodes see it.

@@ -23,6 +23,7 @@ use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
+use crate::ingress::http::HttpStatus;
 use crate::manager::{ApplyOutcome, LeaderHealth};
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
@@ -74,6 +75,7 @@ pub(super) struct Member {
     pub leaderless: watch::Receiver<Option<Timestamp>>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    pub http: watch::Receiver<HttpStatus>,
     pub names: Arc<DnsCounts>,
     pub applied: AppliedRevisions,
     pub troubles: watch::Receiver<Troubles>,
@@ -98,7 +100,7 @@ impl Member {
         // Ends what was started before a failure.
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
         let engine = start_engine_watch(&context, &current, engine_answers).await;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());
@@ -152,6 +154,7 @@ impl Member {
             leaderless,
             ports,
             ebpf,
+            http,
             names,
             applied,
             troubles,

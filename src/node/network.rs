@@ -6,6 +6,7 @@ use super::address::ListenAddresses;
 use super::environment::Environment;
 use super::error_list::ErrorList;
 use super::supervisor::Supervisor;
+use crate::ingress::http;
 use crate::datapath::Tunnel;
 use crate::datapath::ebpf::{self, EbpfDatapath};
 use crate::datapath::mesh::Mesh;
@@ -148,6 +149,7 @@ impl MeshNetwork {
             Ok(ebpf) => ebpf.remove().await,
             Err(_) => ebpf::remove_leftovers(&env.settings.run_dir, &self.mesh).await,
         });
+        errors.check(http::stop(&env.settings.run_dir).await);
         errors.check(tunnel::close(&self.tunnel_config).await);
         errors.check(self.mesh.clone().remove());
         errors.into_result()

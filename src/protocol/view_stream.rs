@@ -179,6 +179,8 @@ fn cluster_changes(
     out.extend(changed.cloned().map(ViewChange::Node));
     let ports = before.map_or(&[][..], |before| &before.ports[..]);
     port_changes(ports, &now.ports, out);
+    let http = before.map_or(&[][..], |before| &before.http[..]);
+    list(http, &now.http, out, ViewChange::Http, |service| ViewChange::NoHttp(service.service_id.clone()));
 }
 
 fn whole_ports(before: &Ports, now: &Ports, out: &mut Vec<ViewChange>) {
@@ -239,7 +241,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
     }
 }
 
-/// A cluster part without its lists of nodes and ports.
+/// A cluster part without its lists of nodes, ports and HTTP services.
 fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
     ClusterPart {
         mesh: part.mesh,
@@ -247,6 +249,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         subnets: part.subnets.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
+        http: Vec::new(),
     }
 }
 
@@ -346,8 +349,8 @@ impl Parts {
             ViewChange::Cluster(head) => match &mut self.cluster {
                 Some(cluster) => {
                     let cluster = Arc::make_mut(cluster);
-                    let (nodes, ports) = (std::mem::take(&mut cluster.nodes), std::mem::take(&mut cluster.ports));
-                    *cluster = ClusterPart { nodes, ports, ..head };
+                    let ClusterPart { nodes, ports, http, .. } = std::mem::replace(cluster, head);
+                    *cluster = ClusterPart { nodes, ports, http, ..cluster.clone() };
                 }
                 None => self.cluster = Some(Arc::new(head)),
             },
@@ -383,6 +386,8 @@ impl Parts {
             ViewChange::NoPort(protocol, published) => {
                 self.cluster()?.ports.retain(|p| (p.protocol, p.published) != (protocol, published));
             }
+            ViewChange::Http(service) => set(&mut self.cluster()?.http, service),
+            ViewChange::NoHttp(id) => self.cluster()?.http.retain(|service| service.service_id != id),
         }
         Ok(())
     }

@@ -66,6 +66,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
+    validate::http_certificate(&spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, store.services())?;
     if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
@@ -194,6 +195,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let pull_auth = posted_pull_auth(request, &store)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
+    validate::http_certificate(&spec, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), store.services())?;
     if spec.name != stored.spec.name {
