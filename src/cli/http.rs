@@ -81,7 +81,10 @@ fn render(http: &HttpStatus) -> String {
 
 fn listener(listener: &HttpListenerStatus) -> String {
     let tls = if listener.tls { " with TLS" } else { "" };
-    listener.error.as_ref().map_or_else(|| format!("{}{tls}", listener.address), |error| format!("{}{tls} ({error})", listener.address))
+    listener
+        .error
+        .as_ref()
+        .map_or_else(|| format!("{}{tls}", listener.address), |error| format!("{}{tls} ({error})", listener.address))
 }
 
 /// Listeners and what is not served, for `skep status`; empty without a route.
@@ -91,7 +94,8 @@ pub(super) fn summary(http: &HttpStatus) -> String {
         return out;
     }
     let listeners: Vec<String> = http.listeners.iter().map(listener).collect();
-    let _ = writeln!(out, "\nHTTP:     {} routes, {} connections, on {}", http.routes.len(), http.connections, listeners.join(", "));
+    let _ =
+        writeln!(out, "\nHTTP:     {} routes, {} connections, on {}", http.routes.len(), http.connections, listeners.join(", "));
     if !http.error.is_empty() {
         let _ = writeln!(out, "HTTP:     {}", http.error);
     }

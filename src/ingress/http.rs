@@ -28,9 +28,10 @@ mod server;
 mod state;
 mod table;
 
+pub use claims::HttpClaim;
 pub use client::{HttpProcessConfig, stop};
 pub use counters::{LATENCY_BOUNDS_MS, RouteCounts};
 pub use follower::{HttpChannels, run};
 pub use process::{HttpServeArgs, process_main};
-pub use table::HttpPorts;
 pub use state::{HttpListenerStatus, HttpRouteStatus, HttpStatus};
+pub use table::{HttpPorts, HttpTable, table};

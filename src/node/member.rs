@@ -100,7 +100,8 @@ impl Member {
         // Ends what was started before a failure.
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let (identity_sender, identity) = watch::channel(Arc::new(identity));
-        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, engine_answers } = loops::start(&context, &network)?;
+        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, engine_answers } =
+            loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
         let engine = start_engine_watch(&context, &current, engine_answers).await;
         let (troubles_sender, troubles) = watch::channel(Troubles::new());

@@ -51,7 +51,8 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
     let mut nodes: Vec<Peer> = others.collect();
     nodes.push(me);
     nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
-    let cluster = ClusterPart { mesh: membership.mesh, pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new(), http: Vec::new() };
+    let cluster =
+        ClusterPart { mesh: membership.mesh, pools: Vec::new(), subnets: Vec::new(), nodes, ports: Vec::new(), http: Vec::new() };
     Some(NodeView {
         revision: Revision::default(),
         tasks: Arc::new(Tasks::default()),

@@ -6,6 +6,7 @@ pub mod kit;
 mod bad_input;
 mod certificates;
 mod doctor;
+mod http;
 mod life;
 mod logs;
 mod managers;

@@ -11,7 +11,8 @@ use std::time::Duration;
 pub(super) fn write(session: &Session, error: Option<&Error>, context: &RequestContext, status: u16, took: Duration) {
     let request = session.req_header();
     let field = |name: &str| request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical().to_string());
+    let client =
+        session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical().to_string());
     let line = json!({
         "client": client,
         "method": request.method.as_str(),

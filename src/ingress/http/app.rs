@@ -15,8 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// From the connection to the end of the first head.
-const FIRST_HEAD: Duration = Duration::from_secs(20);
 /// From an answer to the end of the next head. Longer than the clients of common load balancers keep a connection idle.
 const NEXT_HEAD: Duration = Duration::from_secs(75);
 /// From an answer to the first byte of the next head, in seconds.
@@ -57,6 +55,8 @@ impl Drop for OpenConnection<'_> {
 pub(super) struct IngressApp {
     pub proxy: Arc<HttpProxy<IngressProxy>>,
     pub connections: Arc<Connections>,
+    /// From the connection to the end of the first head.
+    pub first_head: Duration,
 }
 
 #[async_trait]
@@ -67,7 +67,7 @@ impl ServerApp for IngressApp {
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return ServerApp::process_new(&self.proxy, stream, shutdown).await;
         }
-        let (mut next, mut limit) = (ReusedHttpStream::new(stream, None), FIRST_HEAD);
+        let (mut next, mut limit) = (ReusedHttpStream::new(stream, None), self.first_head);
         loop {
             let (stream, settings) = next.consume();
             let mut session = ServerSession::new_http1(stream);

@@ -165,7 +165,8 @@ pub async fn stop(run_dir: &Path) -> anyhow::Result<()> {
         kill_locked(&pid_file(&socket), "HTTP", START).await?;
     }
     for file in [pid_file(&socket), socket] {
-        crate::durable::ignore_missing(std::fs::remove_file(&file)).with_context(|| format!("cannot remove {}", file.display()))?;
+        crate::durable::ignore_missing(std::fs::remove_file(&file))
+            .with_context(|| format!("cannot remove {}", file.display()))?;
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// What a connection is given to.
@@ -26,6 +27,8 @@ pub(super) struct Serving {
     pub proxy: Arc<HttpProxy<IngressProxy>>,
     pub connections: Arc<Connections>,
     pub certificates: Arc<Certificates>,
+    /// See [`IngressApp::first_head`].
+    pub first_head: Duration,
 }
 
 /// The sockets of this process.
@@ -93,8 +96,8 @@ impl Listeners {
         let name = address.to_string();
         let mut fds = Fds::new();
         fds.add(name.clone(), socket.try_clone()?.into_raw_fd());
-        let Serving { proxy, connections, certificates } = &self.serving;
-        let app = IngressApp { proxy: proxy.clone(), connections: connections.clone() };
+        let Serving { proxy, connections, certificates, first_head } = &self.serving;
+        let app = IngressApp { proxy: proxy.clone(), connections: connections.clone(), first_head: *first_head };
         let mut service = Service::new(name.clone(), app);
         if tls {
             let mut settings = TlsSettings::intermediate("", "").map_err(|error| io::Error::other(error.to_string()))?;

@@ -5,7 +5,9 @@ pub fn host(text: &str) -> Option<String> {
     let without_port = match text.strip_prefix('[') {
         // An IPv6 address: no route names one.
         Some(_) => text.split_once(']').map(|(address, rest)| (address, rest))?.0,
-        None => text.rsplit_once(':').map_or(text, |(host, port)| if port.bytes().all(|b| b.is_ascii_digit()) { host } else { text }),
+        None => {
+            text.rsplit_once(':').map_or(text, |(host, port)| if port.bytes().all(|b| b.is_ascii_digit()) { host } else { text })
+        }
     };
     let host = without_port.trim_start_matches('[').trim_end_matches('.');
     let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');

@@ -66,7 +66,10 @@ fn header<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a [u8]> {
 /// The value of a cookie.
 fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
     let all = request.headers.get_all("cookie").into_iter().filter_map(|value| value.to_str().ok());
-    all.flat_map(|value| value.split(';')).filter_map(|one| one.trim().split_once('=')).find(|(key, _)| *key == name).map(|(_, v)| v)
+    all.flat_map(|value| value.split(';'))
+        .filter_map(|one| one.trim().split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, v)| v)
 }
 
 impl IngressProxy {
@@ -90,7 +93,9 @@ impl IngressProxy {
         if let Some(reply) = redirect(&route, session, &host) {
             return Some(reply);
         }
-        if !route.route.auth.is_empty() && !self.0.credentials.are_right(header(request, "authorization"), &route.route.auth).await {
+        if !route.route.auth.is_empty()
+            && !self.0.credentials.are_right(header(request, "authorization"), &route.route.auth).await
+        {
             let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
             return Some(Reply::new(401, "name and password are needed").with("www-authenticate", realm));
         }
@@ -287,9 +292,11 @@ impl ProxyHttp for IngressProxy {
             (ErrorType::HTTPStatus(413), ..) => too_large(),
             (ErrorType::HTTPStatus(503), _, Some(route)) => no_task(route),
             (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
-            (ErrorType::ConnectError | ErrorType::ConnectTimedout | ErrorType::ConnectRefused | ErrorType::ConnectNoRoute, _, Some(route)) => {
-                no_task(route)
-            }
+            (
+                ErrorType::ConnectError | ErrorType::ConnectTimedout | ErrorType::ConnectRefused | ErrorType::ConnectNoRoute,
+                _,
+                Some(route),
+            ) => no_task(route),
             (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, "the task does not answer in time"),
             (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
             (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => {

@@ -50,11 +50,14 @@ impl Routes {
         }
         let mut routes = Self::default();
         for claim in &table.claims {
-            let counted = |id: &ServiceId| counters.get(&(claim.host.as_str(), claim.prefix.as_str(), id.as_str())).copied().cloned();
+            let counted =
+                |id: &ServiceId| counters.get(&(claim.host.as_str(), claim.prefix.as_str(), id.as_str())).copied().cloned();
             let choices: Vec<(u32, Arc<ServedRoute>)> = claim
                 .choices
                 .iter()
-                .filter_map(|choice| Some((choice.weight, served(choice, services.get(&choice.service)?, counted(&choice.service))?)))
+                .filter_map(|choice| {
+                    Some((choice.weight, served(choice, services.get(&choice.service)?, counted(&choice.service))?))
+                })
                 .collect();
             routes.insert(claim, choices);
         }

@@ -48,8 +48,8 @@ pub(super) struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves nothing yet. `inherited` are sockets of the process before.
-    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>) -> Self {
+    /// Serves nothing yet. `inherited` are sockets of the process before; `first_head` is the time for the first head of a connection.
+    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>, first_head: Duration) -> Self {
         let certificates = Arc::<Certificates>::default();
         let state = Arc::new(IngressState {
             routes: ArcSwap::default(),
@@ -70,7 +70,7 @@ impl HttpServer {
         h2.initial_window_size(H2_WINDOWS.0).initial_connection_window_size(H2_WINDOWS.1);
         proxy.h2_options = Some(h2);
         let (proxy, connections) = (Arc::new(proxy), Arc::<Connections>::default());
-        let serving = Serving { proxy: proxy.clone(), connections: connections.clone(), certificates };
+        let serving = Serving { proxy: proxy.clone(), connections: connections.clone(), certificates, first_head };
         Self { state, proxy, connections, listeners: Mutex::new(Listeners::new(serving, inherited)), table: Mutex::default() }
     }
 

@@ -122,7 +122,10 @@ mod tests {
 
     #[test]
     fn a_table_is_read_back_and_shows_no_key() {
-        let table = HttpTable { certificates: [("s".into(), CertificateContent("cGxhbnRlZA==".to_owned()))].into(), ..HttpTable::default() };
+        let table = HttpTable {
+            certificates: [("s".into(), CertificateContent("cGxhbnRlZA==".to_owned()))].into(),
+            ..HttpTable::default()
+        };
         let text = serde_json::to_string(&table).unwrap();
         assert_eq!(serde_json::from_str::<HttpTable>(&text).unwrap(), table);
         assert!(!format!("{table:?}").contains("cGxhbnRlZA"));

@@ -153,7 +153,10 @@ mod tests {
     fn without_the_key_tasks_wait() {
         let store = store(&vault("n1", 1));
         for vault in [None, Some(vault("n2", 1)), Some(vault("n1", 2))] {
-            assert_eq!(names(&attach(tasks(vec![task("t1", "a", Some("c"))]), &BTreeSet::new(), None, &store, vault.as_ref())), [""; 0]);
+            assert_eq!(
+                names(&attach(tasks(vec![task("t1", "a", Some("c"))]), &BTreeSet::new(), None, &store, vault.as_ref())),
+                [""; 0]
+            );
         }
     }
 }

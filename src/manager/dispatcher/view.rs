@@ -1,7 +1,7 @@
 //! The entries of views, each made from the store alone.
 
-use crate::model::mesh::DEFAULT_POOL;
 use crate::model::http::{HTTP, HttpBackend, HttpLabels, HttpService};
+use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};

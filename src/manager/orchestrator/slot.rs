@@ -7,7 +7,9 @@ use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
 use crate::model::constraint::Constraints;
 use crate::model::service::UpdateConfig;
-use crate::model::{Availability, Node, NodeState, Protocol, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp};
+use crate::model::{
+    Availability, Node, NodeState, Protocol, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp,
+};
 use crate::store::Store;
 use rand::Rng;
 use std::cmp::Ordering;

@@ -54,9 +54,9 @@ impl HttpLabels {
         let further = further().filter_map(|(key, value)| Some((key.strip_prefix(HTTP)?.strip_prefix('.')?, value.trim())));
         let Some(text) = labels.get(HTTP) else {
             return match further.into_iter().next() {
-                Some((key, _)) => Err(format!(
-                    "label {HTTP}.{key} needs the label {HTTP} with the hosts beside it, as {HTTP}=shop.example.com"
-                )),
+                Some((key, _)) => {
+                    Err(format!("label {HTTP}.{key} needs the label {HTTP} with the hosts beside it, as {HTTP}=shop.example.com"))
+                }
                 None => Ok(Self::default()),
             };
         };
@@ -152,7 +152,10 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
                 None => return Err(wrong("true, or the name of the cookie")),
             }
         }
-        "allow" => route.allow = port_labels::prefixes(value).ok_or_else(|| wrong(&format!("client prefixes separated by {PREFIXES}")))?,
+        "allow" => {
+            route.allow =
+                port_labels::prefixes(value).ok_or_else(|| wrong(&format!("client prefixes separated by {PREFIXES}")))?
+        }
         "body" => route.body = Some(size::bytes(value).ok_or_else(|| wrong("the largest body of a request, as 10m"))?),
         "timeout" => route.timeout_ms = Some(millis(value).ok_or_else(|| wrong("a time up to 24h, as 30s"))?),
         "auth" => route.auth = users(value).map_err(|why| wrong(&why))?,
@@ -179,7 +182,10 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
                 return header(&mut route.response_headers, name);
             }
             let known = FURTHER.map(|label| format!("{HTTP}.{label}{}", if label.ends_with('.') { "NAME" } else { "" }));
-            return Err(format!("label {HTTP}.{key}: skep has no such label: leave it out; there are {HTTP}, {}", known.join(", ")));
+            return Err(format!(
+                "label {HTTP}.{key}: skep has no such label: leave it out; there are {HTTP}, {}",
+                known.join(", ")
+            ));
         }
     }
     Ok(())
@@ -244,9 +250,28 @@ mod tests {
             ("192.0.2.7", &["192.0.2.7"], "/"),
         ] {
             let read = read(&[(HTTP, text)]).unwrap();
-            assert_eq!((&read.routes[0].hosts[..], read.routes[0].prefix.as_str()), (&hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()[..], prefix), "{text}");
+            assert_eq!(
+                (&read.routes[0].hosts[..], read.routes[0].prefix.as_str()),
+                (&hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()[..], prefix),
+                "{text}"
+            );
         }
-        for text in ["", "/api", "a..b", "-a.b", "a b", "a.example.com:80", "http://a.b", "a,,b", "*a.b", "a.*.b", "a.b/x?y", "a.b/../c", "a.b//c", "a.b/x,c.d"] {
+        for text in [
+            "",
+            "/api",
+            "a..b",
+            "-a.b",
+            "a b",
+            "a.example.com:80",
+            "http://a.b",
+            "a,,b",
+            "*a.b",
+            "a.*.b",
+            "a.b/x?y",
+            "a.b/../c",
+            "a.b//c",
+            "a.b/x,c.d",
+        ] {
             let why = read(&[(HTTP, text)]).unwrap_err();
             assert!(why.contains("skep.http=") && why.contains("shop.example.com"), "{text}: {why}");
         }

@@ -190,7 +190,14 @@ pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
         revision: Revision { incarnation: 1, index },
         tasks: Arc::default(),
         networks: Arc::default(),
-        cluster: Arc::new(ClusterPart { mesh, pools: vec![DEFAULT_POOL], subnets: vec![], nodes: vec![], ports: vec![], http: vec![] }),
+        cluster: Arc::new(ClusterPart {
+            mesh,
+            pools: vec![DEFAULT_POOL],
+            subnets: vec![],
+            nodes: vec![],
+            ports: vec![],
+            http: vec![],
+        }),
     }
 }
 
