@@ -37,6 +37,7 @@ pub mod service;
 pub mod service_mode;
 pub mod service_update;
 pub mod slot_key;
+mod source_prefixes;
 pub mod task;
 pub mod task_cause;
 pub mod template;

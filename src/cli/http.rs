@@ -2,7 +2,7 @@
 
 use super::table::table;
 use super::target::DaemonTarget;
-use crate::ingress::http::{HttpListenerStatus, HttpServeArgs, HttpStatus, process_main};
+use crate::ingress::http::{HttpListenerStatus, HttpServeArgs, HttpStatus};
 use crate::status::Status;
 use std::fmt::Write as _;
 
@@ -19,11 +19,11 @@ use std::fmt::Write as _;
 #[command(verbatim_doc_comment)]
 pub(super) struct HttpArgs {
     #[command(subcommand)]
-    verb: HttpVerb,
+    pub verb: HttpVerb,
 }
 
 #[derive(clap::Subcommand, Debug)]
-enum HttpVerb {
+pub(super) enum HttpVerb {
     /// Show the routes
     Routes(RoutesArgs),
     /// Run the process that serves them (started by the daemon once there is a route)
@@ -31,7 +31,7 @@ enum HttpVerb {
 }
 
 #[derive(clap::Args, Debug)]
-struct RoutesArgs {
+pub(super) struct RoutesArgs {
     #[command(flatten)]
     target: DaemonTarget,
     /// Print one JSON document
@@ -39,14 +39,7 @@ struct RoutesArgs {
     json: bool,
 }
 
-pub(super) fn run(args: HttpArgs) -> anyhow::Result<()> {
-    match args.verb {
-        HttpVerb::Serve(args) => process_main(args),
-        HttpVerb::Routes(args) => super::blocking(routes(args)),
-    }
-}
-
-async fn routes(args: RoutesArgs) -> anyhow::Result<()> {
+pub(super) async fn routes(args: RoutesArgs) -> anyhow::Result<()> {
     let status: Status = args.target.admin().get("/status").await?.json()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status.http)?);

@@ -3,9 +3,9 @@
 
 use super::port::PublishMode;
 use super::service::ServiceSpec;
-use ipnet::{IpNet, Ipv4Net};
+use super::source_prefixes::{PREFIXES, prefixes};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 /// `source`: connections of one client address go to the same backend as long as the set of backends stays the same.
 pub const AFFINITY: &str = "skep.affinity";
@@ -69,30 +69,6 @@ pub fn sources_of(spec: &ServiceSpec) -> usize {
     let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
     let published = ports.filter(|port| port.publish_mode == PublishMode::Ingress).count();
     PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(published))
-}
-
-/// How prefixes are written, for users.
-pub const PREFIXES: &str = "commas, as 192.0.2.0/24,2001:db8::/32,198.51.100.7";
-
-/// Parses prefixes and bare addresses separated by commas, sorted, each once. `None`: one is not valid, or there is none.
-#[must_use]
-pub fn prefixes(text: &str) -> Option<Vec<IpNet>> {
-    let mut all: Vec<IpNet> = text.split(',').map(|one| prefix(one.trim())).collect::<Option<_>>()?;
-    all.sort_unstable();
-    all.dedup();
-    Some(all)
-}
-
-/// Parses a prefix or a bare address; an IPv4-mapped IPv6 prefix becomes the IPv4 prefix.
-fn prefix(text: &str) -> Option<IpNet> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?.trunc();
-    match net {
-        IpNet::V6(mapped) if mapped.prefix_len() >= 96 => match mapped.addr().to_ipv4_mapped() {
-            Some(v4) => Ipv4Net::new(v4, mapped.prefix_len() - 96).ok().map(IpNet::V4),
-            None => Some(net),
-        },
-        _ => Some(net),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Certificates that are served until there are better ones: nobody has confirmed them.
+//! Certificates that no authority has confirmed, served until there are better ones.
 
 use super::TrustError;
 use crate::model::Secret;

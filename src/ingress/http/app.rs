@@ -3,7 +3,7 @@
 //! pingora bounds each read of a head, and nothing bounds the head as a whole or the wait for the next request: a client that
 //! sends a byte now and then holds a connection for ever.
 
-use super::context::HeadSeen;
+use super::context::{HeadSeen, IDLE_S};
 use super::proxy::IngressProxy;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
@@ -17,17 +17,14 @@ use std::time::Duration;
 
 /// From an answer to the end of the next head. Longer than the clients of common load balancers keep a connection idle.
 const NEXT_HEAD: Duration = Duration::from_secs(75);
-/// From an answer to the first byte of the next head, in seconds.
-pub(super) const IDLE_S: u64 = 60;
-
 /// How long idle connections have for one more request once the listener is closed: it is answered with `Connection: close`.
 const LAST_REQUEST: Duration = Duration::from_secs(3);
 
 /// Open connections.
 #[derive(Default, Debug)]
-pub(super) struct Connections(AtomicU64);
+pub(super) struct ClientConnections(AtomicU64);
 
-impl Connections {
+impl ClientConnections {
     pub fn open(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -54,7 +51,7 @@ impl Drop for OpenConnection<'_> {
 /// What a listener's connections are given to.
 pub(super) struct IngressApp {
     pub proxy: Arc<HttpProxy<IngressProxy>>,
-    pub connections: Arc<Connections>,
+    pub connections: Arc<ClientConnections>,
     /// From the connection to the end of the first head.
     pub first_head: Duration,
 }
@@ -97,7 +94,7 @@ impl IngressApp {
             next = &mut served => return next,
             () = tokio::time::sleep(limit) => {}
         }
-        // Without a word: whoever sends so slowly reads no answer either.
+        // Without an answer: a client that sends so slowly reads none.
         if seen.is_set() { served.await } else { None }
     }
 }

@@ -23,7 +23,7 @@ const MOST_NAMES: usize = 100;
 #[derive(Default)]
 pub(super) struct Certificates {
     current: ArcSwap<ByHost>,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedCertificates>,
 }
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ struct ByHost {
 
 /// What has been read, kept for tables that do not bring the content again.
 #[derive(Default)]
-struct Loaded {
+struct LoadedCertificates {
     secrets: BTreeMap<SecretId, Result<Arc<CertifiedKey>, String>>,
     self_signed: Option<(Vec<String>, Arc<CertifiedKey>)>,
 }
@@ -83,7 +83,7 @@ impl Certificates {
     }
 }
 
-impl Loaded {
+impl LoadedCertificates {
     fn self_signed(&mut self, names: Vec<String>) -> Option<Arc<CertifiedKey>> {
         if let Some((of, key)) = &self.self_signed
             && *of == names

@@ -155,7 +155,7 @@ pub async fn stop(run_dir: &Path) -> anyhow::Result<()> {
                 tokio::time::sleep(POLL).await;
             }
         };
-        // Its tasks are gone: whoever waits for an answer gets none.
+        // Its tasks are gone: a client that waits for an answer gets none.
         if timeout(Duration::from_secs(4), ended).await.is_err()
             && let Some(pid) = i32::try_from(hello.pid).ok().and_then(rustix::process::Pid::from_raw)
         {

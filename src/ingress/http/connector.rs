@@ -1,4 +1,4 @@
-//! Connections to tasks, from the mesh namespace.
+//! ClientConnections to tasks, from the mesh namespace.
 
 use crate::datapath::Sockets;
 use arc_swap::ArcSwapOption;

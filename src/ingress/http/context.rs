@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
 
+/// From an answer to the first byte of the next head, in seconds.
+pub(super) const IDLE_S: u64 = 60;
+
 /// Set once the head of a request has been read; see [`super::app`].
 #[derive(Clone, Default, Debug)]
 pub(super) struct HeadSeen(Arc<AtomicBool>);

@@ -33,7 +33,7 @@ pub async fn run(
     access_log: bool,
     shutdown: CancellationToken,
 ) {
-    let mut follower = Follower { config, process: None, sent: None, looked: false, problems: Vec::new() };
+    let mut follower = TableFollower { config, process: None, sent: None, looked: false, problems: Vec::new() };
     let mut failures = 0;
     loop {
         let view = channels.view.borrow_and_update().clone();
@@ -76,7 +76,7 @@ pub async fn run(
     }
 }
 
-struct Follower {
+struct TableFollower {
     config: HttpProcessConfig,
     process: Option<HttpProcess>,
     /// What the process has.
@@ -86,7 +86,7 @@ struct Follower {
     problems: Vec<String>,
 }
 
-impl Follower {
+impl TableFollower {
     async fn follow(&mut self, wanted: &HttpTable) -> anyhow::Result<HttpStatus> {
         if !wanted.is_wanted() {
             return self.end().await;

@@ -6,15 +6,15 @@ use std::collections::HashMap;
 /// What hosts and path prefixes lead to.
 pub struct HostIndex<T> {
     /// By host; wildcards by what follows `*.`.
-    exact: HashMap<String, Prefixes<T>>,
-    wildcards: HashMap<String, Prefixes<T>>,
-    default: Prefixes<T>,
+    exact: HashMap<String, HostPrefixes<T>>,
+    wildcards: HashMap<String, HostPrefixes<T>>,
+    default: HostPrefixes<T>,
 }
 
 /// Longest first.
-struct Prefixes<T>(Vec<(String, T)>);
+struct HostPrefixes<T>(Vec<(String, T)>);
 
-impl<T> Default for Prefixes<T> {
+impl<T> Default for HostPrefixes<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
@@ -22,11 +22,11 @@ impl<T> Default for Prefixes<T> {
 
 impl<T> Default for HostIndex<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), wildcards: HashMap::new(), default: Prefixes::default() }
+        Self { exact: HashMap::new(), wildcards: HashMap::new(), default: HostPrefixes::default() }
     }
 }
 
-impl<T> Prefixes<T> {
+impl<T> HostPrefixes<T> {
     fn insert(&mut self, prefix: String, value: T) {
         let at = self.0.partition_point(|(other, _)| other.len() >= prefix.len());
         self.0.insert(at, (prefix, value));

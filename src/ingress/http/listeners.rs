@@ -1,6 +1,6 @@
 //! The listening sockets, and those of the process before.
 
-use super::app::{Connections, IngressApp};
+use super::app::{ClientConnections, IngressApp};
 use super::certificates::Certificates;
 use super::protocol::ListenerFd;
 use super::proxy::IngressProxy;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 /// What a connection is given to.
 pub(super) struct Serving {
     pub proxy: Arc<HttpProxy<IngressProxy>>,
-    pub connections: Arc<Connections>,
+    pub connections: Arc<ClientConnections>,
     pub certificates: Arc<Certificates>,
     /// See [`IngressApp::first_head`].
     pub first_head: Duration,

@@ -31,7 +31,7 @@ pub struct HttpServeArgs {
     /// Path of the mesh namespace's pin
     #[arg(long)]
     mesh: PathBuf,
-    /// Control socket to serve; the pid file is beside it
+    /// HttpControl socket to serve; the pid file is beside it
     #[arg(long)]
     control: PathBuf,
     /// Milliseconds from a connection to the end of its first head
@@ -42,7 +42,7 @@ pub struct HttpServeArgs {
     log: String,
 }
 
-/// The main function of `skep http serve`: returns when it was told to end and its clients have their answers.
+/// The main function of `skep http serve`: returns after a request to end, when its clients have their answers.
 ///
 /// # Errors
 /// Another process has the socket and does not hand over, no mesh namespace, no permission.
@@ -57,7 +57,7 @@ pub fn process_main(args: HttpServeArgs) -> anyhow::Result<()> {
 }
 
 /// What the control socket reads.
-struct Control {
+struct HttpControl {
     server: HttpServer,
     mesh: (u64, u64),
     /// Of the pid file, until another process takes over.
@@ -71,7 +71,7 @@ async fn run(args: &HttpServeArgs) -> anyhow::Result<()> {
     let before = UnixClient::new(&args.control);
     let (inherited, table) = take_over(&before).await;
     let lock = lock_pid_file(&pid_file(&args.control), "HTTP")?;
-    let control = Arc::new(Control {
+    let control = Arc::new(HttpControl {
         server: HttpServer::new(Arc::new(mesh), inherited, Duration::from_millis(args.head_ms)),
         mesh: id,
         lock: Mutex::new(Some(lock)),
@@ -115,7 +115,7 @@ async fn take_over(before: &UnixClient) -> (BTreeMap<SocketAddr, TcpListener>, O
             (sockets, Some(table))
         }
         Err(error) => {
-            tracing::debug!(error = format!("{error:#}"), "no process hands over");
+            tracing::debug!(error = format!("{error:#}"), "no process to take over from");
             (BTreeMap::new(), None)
         }
     }
@@ -147,18 +147,18 @@ fn sockets_of(hello: &HttpHello) -> anyhow::Result<BTreeMap<SocketAddr, TcpListe
     Ok(sockets)
 }
 
-fn router(control: Arc<Control>) -> Router {
+fn router(control: Arc<HttpControl>) -> Router {
     Router::new()
         .route("/hello", get(hello))
-        .route("/table", put(apply).get(async |State(control): State<Arc<Control>>| Json(control.server.table())))
-        .route("/state", get(async |State(control): State<Arc<Control>>| Json(control.server.status())))
+        .route("/table", put(apply).get(async |State(control): State<Arc<HttpControl>>| Json(control.server.table())))
+        .route("/state", get(async |State(control): State<Arc<HttpControl>>| Json(control.server.status())))
         .route("/drain", post(drain))
         .route("/end", get(async || std::future::pending::<()>().await))
         .layer(DefaultBodyLimit::disable())
         .with_state(control)
 }
 
-async fn hello(State(control): State<Arc<Control>>) -> Json<HttpHello> {
+async fn hello(State(control): State<Arc<HttpControl>>) -> Json<HttpHello> {
     Json(HttpHello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -168,12 +168,12 @@ async fn hello(State(control): State<Arc<Control>>) -> Json<HttpHello> {
     })
 }
 
-async fn apply(State(control): State<Arc<Control>>, Json(table): Json<HttpTable>) -> Json<super::HttpStatus> {
+async fn apply(State(control): State<Arc<HttpControl>>, Json(table): Json<HttpTable>) -> Json<super::HttpStatus> {
     control.server.apply(table);
     Json(control.server.status())
 }
 
-async fn drain(State(control): State<Arc<Control>>) {
+async fn drain(State(control): State<Arc<HttpControl>>) {
     control.server.close();
     drop(lock(&control.lock).take());
     control.drain.cancel();

@@ -1,9 +1,8 @@
 //! What happens to a request: the filters that pingora calls.
 
-use super::app::IDLE_S;
 use super::certificates::Certificates;
 use super::connector::MeshConnector;
-use super::context::{HeadSeen, RequestContext};
+use super::context::{HeadSeen, IDLE_S, RequestContext};
 use super::credentials::Credentials;
 use super::path;
 use super::reply::Reply;
@@ -38,7 +37,7 @@ pub(super) struct IngressState {
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
     pub access_log: AtomicBool,
-    /// Connections are closed with their next answer.
+    /// ClientConnections are closed with their next answer.
     pub draining: AtomicBool,
 }
 

@@ -1,6 +1,6 @@
 //! The process without its start and end: carries out the table, and reports.
 
-use super::app::Connections;
+use super::app::ClientConnections;
 use super::certificates::Certificates;
 use super::connector::MeshConnector;
 use super::credentials::Credentials;
@@ -30,7 +30,7 @@ const H2_STREAMS: u32 = 100;
 const H2_HEADERS: u32 = 64 << 10;
 /// Bytes that a client may send ahead on HTTP/2: a request, and a connection.
 const H2_WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
-/// Connections to tasks that are kept for each worker thread.
+/// ClientConnections to tasks that are kept for each worker thread.
 const POOL: usize = 512;
 
 /// How long idle connections have for one more request when the process ends.
@@ -42,7 +42,7 @@ const LAST_ANSWER: Duration = Duration::from_mins(30);
 pub(super) struct HttpServer {
     state: Arc<IngressState>,
     proxy: Arc<HttpProxy<IngressProxy>>,
-    connections: Arc<Connections>,
+    connections: Arc<ClientConnections>,
     listeners: Mutex<Listeners>,
     table: Mutex<HttpTable>,
 }
@@ -69,7 +69,7 @@ impl HttpServer {
         h2.max_concurrent_streams(H2_STREAMS).max_header_list_size(H2_HEADERS);
         h2.initial_window_size(H2_WINDOWS.0).initial_connection_window_size(H2_WINDOWS.1);
         proxy.h2_options = Some(h2);
-        let (proxy, connections) = (Arc::new(proxy), Arc::<Connections>::default());
+        let (proxy, connections) = (Arc::new(proxy), Arc::<ClientConnections>::default());
         let serving = Serving { proxy: proxy.clone(), connections: connections.clone(), certificates, first_head };
         Self { state, proxy, connections, listeners: Mutex::new(Listeners::new(serving, inherited)), table: Mutex::default() }
     }

@@ -4,7 +4,7 @@
 use super::duration::millis;
 use super::route::{BasicUser, HttpRedirect, HttpRoute, HttpScheme};
 use super::size;
-use crate::model::port_labels::{self, PREFIXES};
+use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
 /// Hosts, and the path prefix if there is one: `shop.example.com,www.example.com/api`.
@@ -152,10 +152,7 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
                 None => return Err(wrong("true, or the name of the cookie")),
             }
         }
-        "allow" => {
-            route.allow =
-                port_labels::prefixes(value).ok_or_else(|| wrong(&format!("client prefixes separated by {PREFIXES}")))?
-        }
+        "allow" => route.allow = prefixes(value).ok_or_else(|| wrong(&format!("client prefixes separated by {PREFIXES}")))?,
         "body" => route.body = Some(size::bytes(value).ok_or_else(|| wrong("the largest body of a request, as 10m"))?),
         "timeout" => route.timeout_ms = Some(millis(value).ok_or_else(|| wrong("a time up to 24h, as 30s"))?),
         "auth" => route.auth = users(value).map_err(|why| wrong(&why))?,

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("datapath", ""),
     ("runtime", "http"),
     ("overlay", "datapath http"),
-    ("ingress", "datapath protocol http trust"),
+    ("ingress", "datapath protocol http trust telemetry"),
     ("dns", "datapath"),
     ("agent", "runtime"),
     ("manager", "store raft trust protocol"),

@@ -116,7 +116,7 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
         }
     }
 
-    // Without a route there is no process and nobody listens.
+    // Without a route there is no process and no listener.
     let api = UnixClient::new(swarm.hosts[0].skep_socket());
     ok(&api.request("DELETE", "/services/shop", None).await.expect("skep answers"));
     for host in &swarm.hosts {
