@@ -3,6 +3,7 @@
 
 mod change;
 mod container;
+mod http;
 mod image;
 mod json;
 mod name;
@@ -18,10 +19,11 @@ mod service;
 mod swarm;
 
 pub use change::replaces_tasks;
+pub use http::http_labels;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_warning};
 pub use network_room::small_networks;
-pub use payloads::{http_certificate, payload_name, payload_references, payload_size};
+pub use payloads::{payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;

@@ -2,7 +2,7 @@
 //! posted. Fields of Docker's spec that are not implemented are missing: the API refuses them by name.
 
 use super::{
-    http::{HTTP, HttpLabels},
+    http::HttpLabels,
     id::{NetworkId, ServiceId},
     meta::Meta,
     port::{PortConfig, PublishMode},
@@ -179,7 +179,7 @@ impl ServiceSpec {
     /// True if its tasks need an address on `ingress`: it publishes a port there, or has an HTTP route.
     #[must_use]
     pub fn wants_ingress(&self) -> bool {
-        self.publishes_on_ingress() || self.labels.contains_key(HTTP)
+        self.publishes_on_ingress() || !self.http_ports().is_empty()
     }
     /// Ports of the containers that its HTTP routes lead to, sorted. Labels that do not parse were set before skep gave them a
     /// meaning, and have no effect.

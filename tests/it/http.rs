@@ -177,3 +177,17 @@ impl Ingress {
 fn shown(answer: &str) -> Value {
     serde_json::from_str(answer.lines().next().unwrap_or_default()).unwrap_or_else(|_| json!({ "not JSON": answer }))
 }
+
+/// A certificate for a host with its key, in PEM.
+pub fn pem(host: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use std::fmt::Write as _;
+    let made = skep::trust::self_signed(vec![host.to_owned()]).expect("a certificate");
+    let mut text = String::new();
+    for (label, der) in [("CERTIFICATE", &made.certificate), ("PRIVATE KEY", made.key.expose())] {
+        let body = STANDARD.encode(der);
+        let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
+        let _ = write!(text, "-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
+    }
+    text
+}

@@ -2,8 +2,7 @@
 
 use crate::api::error::{ApiError, Result};
 use crate::model::container_spec::{ContainerSpec, FileTarget};
-use crate::model::http::{HTTP, HttpLabels};
-use crate::model::{ClusterConfig, ClusterSecret, ServiceSpec};
+use crate::model::{ClusterConfig, ClusterSecret};
 use crate::store::Store;
 use std::collections::BTreeMap;
 
@@ -64,20 +63,6 @@ pub fn payload_references(spec: &ContainerSpec, store: &Store) -> Result<()> {
     let config = |id: &str| store.get::<ClusterConfig>(&id.into()).map(|config| config.spec.name.as_str());
     check_presence("secret", &secrets, secret)?;
     check_presence("config", &configs, config)
-}
-
-/// Refuses a certificate of HTTP routes that there is not.
-///
-/// # Errors
-/// 400 with `InvalidArgument`.
-pub fn http_certificate(spec: &ServiceSpec, store: &Store) -> Result<()> {
-    let named = HttpLabels::read(&spec.labels).ok().and_then(|labels| labels.certificate);
-    match named.filter(|name| store.secret_named(name).is_none()) {
-        Some(name) => Err(ApiError::invalid_argument(format!(
-            "label {HTTP}.tls: secret not found: {name}: create it with certificate and key, as PEM"
-        ))),
-        None => Ok(()),
-    }
 }
 
 fn check_targets(kind: &str, references: &[Reference<'_>]) -> Result<()> {

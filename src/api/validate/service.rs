@@ -7,7 +7,6 @@ use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
-use crate::model::http::{HTTP, HttpLabels};
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceMode, ServiceSpec, UpdateConfig};
 use crate::model::task::TaskSpec;
@@ -155,17 +154,7 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     }
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
-    http(spec)?;
     ports::endpoint(spec)
-}
-
-/// Refuses HTTP routes that are not understood, or that a service of this mode cannot have.
-fn http(spec: &ServiceSpec) -> Result<()> {
-    let labels = HttpLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
-    if !labels.routes.is_empty() && spec.mode.is_job() {
-        return Err(ApiError::invalid_argument(format!("label {HTTP}: a job serves no requests: leave the label out")));
-    }
-    Ok(())
 }
 
 /// A label that would do nothing, and that somebody would rely on.

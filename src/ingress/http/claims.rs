@@ -1,7 +1,7 @@
 //! Which service has which host and prefix. Pure: every node decides the same from the same services.
 
 use crate::model::ServiceId;
-use crate::model::http::HttpService;
+use crate::model::http::{HttpEntry, HttpService};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub struct HttpClaim {
     pub host: String,
     pub prefix: String,
+    /// On the listener with TLS, or on the one without.
+    pub tls: bool,
     /// One, unless all name a weight.
     pub choices: Vec<HttpChoice>,
 }
@@ -31,14 +33,19 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
     let mut by_age: Vec<&Arc<HttpService>> = services.iter().collect();
     by_age.sort_by_key(|service| (service.created_at, &service.service_id));
     let names: BTreeMap<&ServiceId, &str> = services.iter().map(|s| (&s.service_id, s.service_name.as_str())).collect();
-    let mut claims: BTreeMap<(&str, &str), Claimants> = BTreeMap::new();
+    let mut claims: BTreeMap<(&str, &str, bool), Claimants> = BTreeMap::new();
     let mut problems = Vec::new();
     for service in by_age {
         let of_service = service.problems.iter().map(|problem| format!("service {}: {problem}", service.service_name));
         problems.extend(of_service);
         for (index, route) in service.routes.iter().enumerate() {
-            for host in &route.hosts {
-                let claim = claims.entry((host, &route.prefix)).or_default();
+            let listeners = match route.entry {
+                HttpEntry::Both => &[false, true][..],
+                HttpEntry::Plain => &[false],
+                HttpEntry::Tls => &[true],
+            };
+            for (host, tls) in route.hosts.iter().flat_map(|host| listeners.iter().map(move |tls| (host, *tls))) {
+                let claim = claims.entry((host, &route.prefix, tls)).or_default();
                 let choice = HttpChoice { service: service.service_id.clone(), route: index, weight: route.weight.unwrap_or(1) };
                 match claim.choices.first() {
                     Some(first) if !(claim.weighted && route.weight.is_some()) => {
@@ -56,11 +63,14 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
             }
         }
     }
-    let claim = |((host, prefix), claimants): ((&str, &str), Claimants)| HttpClaim {
+    let claim = |((host, prefix, tls), claimants): ((&str, &str, bool), Claimants)| HttpClaim {
         host: host.to_owned(),
         prefix: prefix.to_owned(),
+        tls,
         choices: claimants.choices,
     };
+    // A route on both listeners meets the same other route on both.
+    problems.dedup();
     (claims.into_iter().map(claim).collect(), problems)
 }
 
@@ -75,7 +85,7 @@ struct Claimants {
 pub(super) mod tests {
     use super::*;
     use crate::model::Timestamp;
-    use crate::model::http::{HTTP, HttpLabels};
+    use crate::model::http::{HTTP, HttpLabels, HttpRoute};
 
     /// A service created at this time whose label `skep.http` is `hosts`.
     pub fn service(name: &str, created: i64, hosts: &str, weight: Option<u32>) -> Arc<HttpService> {
@@ -97,7 +107,7 @@ pub(super) mod tests {
         let line = |claim: &HttpClaim| {
             format!("{}{} {}", claim.host, claim.prefix, claim.choices.iter().map(choice).collect::<Vec<_>>().join(","))
         };
-        claims.iter().map(line).collect()
+        claims.iter().filter(|claim| !claim.tls).map(line).collect()
     }
 
     #[test]
@@ -117,6 +127,19 @@ pub(super) mod tests {
         // Created at the same time: by id.
         let (claims, _) = decide(&[service("y", 1, "a.b", None), service("x", 1, "a.b", None)]);
         assert_eq!(shown(&claims), ["a.b/ x*1"]);
+    }
+
+    #[test]
+    fn a_route_of_one_listener_leaves_the_other_to_another_service() {
+        let of = |name: &str, created, entry| {
+            let service = service(name, created, "a.b", None);
+            let routes = service.routes.iter().map(|route| HttpRoute { entry, ..route.clone() }).collect();
+            Arc::new(HttpService { routes, ..(*service).clone() })
+        };
+        let (claims, problems) = decide(&[of("p", 1, HttpEntry::Plain), of("t", 2, HttpEntry::Tls), of("b", 3, HttpEntry::Both)]);
+        let owners: Vec<_> = claims.iter().map(|claim| (claim.tls, claim.choices[0].service.to_string())).collect();
+        assert_eq!(owners, [(false, "p".to_owned()), (true, "t".to_owned())]);
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 
     #[test]

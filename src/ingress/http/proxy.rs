@@ -81,7 +81,7 @@ impl IngressProxy {
         let Some(decoded) = path::path(request.uri.path()) else {
             return Some(Reply::new(400, "the path is not plain: it has `..` or an encoded slash"));
         };
-        let Some(route) = self.0.routes.load().find(&host, &decoded) else {
+        let Some(route) = self.0.routes.load().find(is_tls(session), &host, &decoded) else {
             return Some(Reply::new(404, format!("no route for {host}")));
         };
         context.route = Some(route.clone());

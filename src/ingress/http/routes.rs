@@ -10,10 +10,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Host, prefix and service.
+type RouteKey<'a> = (&'a str, &'a str, &'a str);
+
 /// The routes of a table.
 #[derive(Default)]
 pub(super) struct Routes {
-    index: HostIndex<Arc<Claim>>,
+    /// Without TLS, and with.
+    indexes: [HostIndex<Arc<Claim>>; 2],
     pub claims: Vec<Arc<Claim>>,
 }
 
@@ -21,6 +25,7 @@ pub(super) struct Routes {
 pub(super) struct Claim {
     pub host: String,
     pub prefix: String,
+    pub tls: bool,
     pub choices: Vec<Arc<ServedRoute>>,
     weights: Vec<u32>,
     turn: AtomicUsize,
@@ -42,23 +47,21 @@ impl Routes {
     /// Of a table. Counters of routes that there were before go on.
     pub fn new(table: &HttpTable, before: &Self) -> Self {
         let services: BTreeMap<&ServiceId, &Arc<HttpService>> = table.services.iter().map(|s| (&s.service_id, s)).collect();
-        let mut counters: BTreeMap<(&str, &str, &str), &Arc<RouteCounters>> = BTreeMap::new();
+        let mut counters: BTreeMap<RouteKey<'_>, Arc<RouteCounters>> = BTreeMap::new();
         for claim in &before.claims {
             for choice in &claim.choices {
-                counters.insert((&claim.host, &claim.prefix, choice.service.service_id.as_str()), &choice.counters);
+                counters.insert((&claim.host, &claim.prefix, choice.service.service_id.as_str()), choice.counters.clone());
             }
         }
         let mut routes = Self::default();
         for claim in &table.claims {
-            let counted =
-                |id: &ServiceId| counters.get(&(claim.host.as_str(), claim.prefix.as_str(), id.as_str())).copied().cloned();
-            let choices: Vec<(u32, Arc<ServedRoute>)> = claim
-                .choices
-                .iter()
-                .filter_map(|choice| {
-                    Some((choice.weight, served(choice, services.get(&choice.service)?, counted(&choice.service))?))
-                })
-                .collect();
+            let mut choices = Vec::new();
+            for choice in &claim.choices {
+                // The same ones on both listeners.
+                let counters = counters.entry((&claim.host, &claim.prefix, choice.service.as_str())).or_default().clone();
+                let route = services.get(&choice.service).and_then(|service| served(choice, service, counters));
+                choices.extend(route.map(|route| (choice.weight, route)));
+            }
             routes.insert(claim, choices);
         }
         routes
@@ -67,23 +70,22 @@ impl Routes {
     fn insert(&mut self, claim: &HttpClaim, choices: Vec<(u32, Arc<ServedRoute>)>) {
         let (weights, choices): (Vec<u32>, Vec<_>) = choices.into_iter().unzip();
         let (host, prefix) = (claim.host.clone(), claim.prefix.clone());
-        let claim = Arc::new(Claim { host, prefix, choices, weights, turn: AtomicUsize::new(0) });
-        self.index.insert(&claim.host, &claim.prefix, claim.clone());
+        let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0) });
+        self.indexes[usize::from(claim.tls)].insert(&claim.host, &claim.prefix, claim.clone());
         self.claims.push(claim);
     }
 
-    /// The route of a request: host in lower case, decoded path.
-    pub fn find(&self, host: &str, path: &str) -> Option<Arc<ServedRoute>> {
-        self.index.find(host, path)?.choose()
+    /// The route of a request: on which listener, host in lower case, decoded path.
+    pub fn find(&self, tls: bool, host: &str, path: &str) -> Option<Arc<ServedRoute>> {
+        self.indexes[usize::from(tls)].find(host, path)?.choose()
     }
 }
 
-fn served(choice: &HttpChoice, service: &Arc<HttpService>, counters: Option<Arc<RouteCounters>>) -> Option<Arc<ServedRoute>> {
+fn served(choice: &HttpChoice, service: &Arc<HttpService>, counters: Arc<RouteCounters>) -> Option<Arc<ServedRoute>> {
     let route = service.routes.get(choice.route)?.clone();
     let listening: Vec<HttpBackend> = service.backends.iter().filter(|b| b.ports.contains(&route.port)).cloned().collect();
     let ready = listening.len();
     let backends = if listening.is_empty() { service.backends.clone() } else { listening };
-    let counters = counters.unwrap_or_default();
     Some(Arc::new(ServedRoute { service: service.clone(), route, backends, ready, counters, turn: AtomicUsize::new(0) }))
 }
 
@@ -152,7 +154,7 @@ mod tests {
     fn only_tasks_that_listen_are_asked_in_turn_and_none_twice() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[80]), ("t2", &[]), ("t3", &[80]), ("t4", &[81])]);
         let routes = routes(vec![web.clone()], &Routes::default());
-        let route = routes.find("a.b", "/").unwrap();
+        let route = routes.find(false, "a.b", "/").unwrap();
         assert_eq!(route.ready, 2);
         let turns: Vec<_> = (0..4).map(|_| asked(&route, None, &[]).unwrap()).collect();
         assert_eq!(turns, ["t1", "t3", "t1", "t3"]);
@@ -168,9 +170,9 @@ mod tests {
     #[test]
     fn all_are_asked_while_none_was_seen_to_listen() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[]), ("t2", &[])]);
-        let route = routes(vec![web], &Routes::default()).find("a.b", "/").unwrap();
+        let route = routes(vec![web], &Routes::default()).find(false, "a.b", "/").unwrap();
         assert_eq!((route.ready, asked(&route, None, &["t1"]).as_deref()), (0, Some("t2")));
-        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find("a.b", "/").unwrap();
+        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find(false, "a.b", "/").unwrap();
         assert_eq!(asked(&none, None, &[]), None);
     }
 
@@ -178,7 +180,7 @@ mod tests {
     fn requests_are_shared_by_weight_among_services_that_have_a_task() {
         let (main, canary) = (service("main", 1, "a.b", Some(3)), service("canary", 2, "a.b", Some(1)));
         let shares = |routes: &Routes| {
-            let names = (0..8).map(|_| routes.find("a.b", "/").unwrap().service.service_name.clone());
+            let names = (0..8).map(|_| routes.find(false, "a.b", "/").unwrap().service.service_name.clone());
             names.filter(|name| name == "canary").count()
         };
         let both = vec![with(&main, &[("t1", &[80])]), with(&canary, &[("t2", &[80])])];
@@ -190,10 +192,10 @@ mod tests {
     #[test]
     fn counters_go_on_after_a_change() {
         let before = routes(vec![service("web", 1, "a.b,c.d", None)], &Routes::default());
-        before.find("a.b", "/").unwrap().counters.count(200, std::time::Duration::ZERO);
+        before.find(false, "a.b", "/").unwrap().counters.count(200, std::time::Duration::ZERO);
         let after = routes(vec![with(&service("web", 1, "a.b", None), &[("t1", &[80])])], &before);
-        assert_eq!(after.find("a.b", "/").unwrap().counters.read().requests(), 1);
+        assert_eq!(after.find(false, "a.b", "/").unwrap().counters.read().requests(), 1);
         let renamed = routes(vec![service("other", 1, "a.b", None)], &after);
-        assert_eq!(renamed.find("a.b", "/").unwrap().counters.read().requests(), 0);
+        assert_eq!(renamed.find(false, "a.b", "/").unwrap().counters.read().requests(), 0);
     }
 }

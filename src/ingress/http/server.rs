@@ -120,12 +120,15 @@ impl HttpServer {
             certificate: self.state.certificates.describe(route.service.certificate.as_ref()),
             counts: route.counters.read(),
         };
-        let claims = routes.claims.iter().flat_map(|c| c.choices.iter().map(|choice| route(&c.host, &c.prefix, choice)));
+        let mut all: Vec<HttpRouteStatus> =
+            routes.claims.iter().flat_map(|c| c.choices.iter().map(|choice| route(&c.host, &c.prefix, choice))).collect();
+        // A route on both listeners is one.
+        all.dedup_by(|a, b| (&a.host, &a.prefix, &a.service) == (&b.host, &b.prefix, &b.service));
         HttpStatus {
             pid: Some(std::process::id()),
             error: String::new(),
             listeners: lock(&self.listeners).status(),
-            routes: claims.collect(),
+            routes: all,
             problems: lock(&self.table).problems.clone(),
             connections: self.connections.open(),
         }

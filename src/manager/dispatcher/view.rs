@@ -197,7 +197,7 @@ pub(super) fn http<'a>(
             ports: ports.iter().copied().filter(|port| listens(task, *port)).collect(),
         })
     };
-    let mut problems = Vec::new();
+    let mut problems = [labels.refused, labels.notes].concat();
     let certificate = labels.certificate.and_then(|name| {
         let found = store.secret_named(&name).map(|secret| secret.id.clone());
         if found.is_none() {

@@ -2,8 +2,10 @@
 //! them, and every client passes labels through.
 
 use super::duration::millis;
-use super::route::{BasicUser, HttpRedirect, HttpRoute, HttpScheme};
-use super::size;
+use super::host_and_path::{host, path_prefix};
+use super::route::{HttpRedirect, HttpRoute, HttpScheme};
+use super::values::{add_header, flag, is_token, users};
+use super::{size, traefik};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -30,9 +32,6 @@ const FURTHER: [&str; 13] = [
 /// Hosts that a service may name.
 const MOST_HOSTS: usize = 64;
 
-/// Headers that the proxy itself decides about.
-const OWN_HEADERS: [&str; 6] = ["connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer"];
-
 /// Cookie of sticky sessions if the label names none.
 const COOKIE: &str = "skep_task";
 
@@ -42,14 +41,25 @@ pub struct HttpLabels {
     pub routes: Vec<HttpRoute>,
     /// Name of the secret with certificate and key.
     pub certificate: Option<String>,
+    /// Labels of Traefik that are not carried out, for users: whether that matters depends on whether Traefik runs too.
+    pub refused: Vec<String>,
+    /// What is carried out in another way than Traefik does, for users.
+    pub notes: Vec<String>,
 }
 
 impl HttpLabels {
-    /// Parses the labels of a service; those of others are ignored.
+    /// Parses the labels of a service, those of Traefik too; others are ignored.
     ///
     /// # Errors
-    /// Text for the user: which label is wrong, and what is valid.
+    /// Text for the user: which label of skep is wrong, and what is valid.
     pub fn read(labels: &BTreeMap<String, String>) -> Result<Self, String> {
+        let mut all = Self::of_skep(labels)?;
+        let of_traefik = traefik::read(labels);
+        all.routes.extend(of_traefik.routes);
+        Ok(Self { refused: of_traefik.refused, notes: of_traefik.notes, ..all })
+    }
+
+    fn of_skep(labels: &BTreeMap<String, String>) -> Result<Self, String> {
         let further = || labels.range(HTTP.to_owned()..).take_while(|(key, _)| key.starts_with(HTTP));
         let further = further().filter_map(|(key, value)| Some((key.strip_prefix(HTTP)?.strip_prefix('.')?, value.trim())));
         let Some(text) = labels.get(HTTP) else {
@@ -73,7 +83,7 @@ impl HttpLabels {
         if route.strip && route.prefix == "/" {
             return Err(format!("label {HTTP}.strip: {HTTP}={text} has no prefix to strip: add one, as shop.example.com/api"));
         }
-        Ok(Self { routes: vec![route], certificate: certificate.map(str::to_owned) })
+        Ok(Self { routes: vec![route], certificate: certificate.map(str::to_owned), ..Self::default() })
     }
 }
 
@@ -99,28 +109,6 @@ fn hosts_and_prefix(text: &str) -> Result<HttpRoute, String> {
     }
     let prefix = path_prefix(prefix).ok_or_else(refuse)?;
     Ok(HttpRoute { hosts, prefix, ..HttpRoute::default() })
-}
-
-/// A host in lower case, `*.` before it or `*` alone allowed.
-fn host(text: &str) -> Option<String> {
-    let text = text.to_ascii_lowercase();
-    if text == "*" {
-        return Some(text);
-    }
-    let name = text.strip_prefix("*.").unwrap_or(&text);
-    let is_label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    (name.len() <= 253 && name.split('.').all(is_label)).then_some(text)
-}
-
-/// A prefix without a slash at its end.
-fn path_prefix(text: &str) -> Option<String> {
-    let is_path = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'*' | b',' | b'"' | b'\\'));
-    let is_plain = !text.contains("//") && text.split('/').all(|segment| !matches!(segment, "." | ".."));
-    let trimmed = text.trim_end_matches('/');
-    (is_path && is_plain).then(|| if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
 }
 
 fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), String> {
@@ -161,22 +149,11 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
             route.weight = Some(weight.ok_or_else(|| wrong("a number from 0 to 1000"))?);
         }
         _ => {
-            let header = |list: &mut BTreeMap<String, String>, name: &str| {
-                let name = name.to_ascii_lowercase();
-                if !is_token(&name) || OWN_HEADERS.contains(&name.as_str()) {
-                    return Err(format!("label {HTTP}.{key}: {name:?} is no header that can be set"));
-                }
-                if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
-                    return Err(wrong("printable ASCII; empty to remove the header"));
-                }
-                list.insert(name, value.to_owned());
-                Ok(())
-            };
             if let Some(name) = key.strip_prefix("headers.request.") {
-                return header(&mut route.request_headers, name);
+                return add_header(&mut route.request_headers, name, value).map_err(|why| wrong(&why));
             }
             if let Some(name) = key.strip_prefix("headers.response.") {
-                return header(&mut route.response_headers, name);
+                return add_header(&mut route.response_headers, name, value).map_err(|why| wrong(&why));
             }
             let known = FURTHER.map(|label| format!("{HTTP}.{label}{}", if label.ends_with('.') { "NAME" } else { "" }));
             return Err(format!(
@@ -186,42 +163,6 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
         }
     }
     Ok(())
-}
-
-fn flag(value: &str) -> Option<bool> {
-    match value {
-        "true" => Some(true),
-        "false" => Some(false),
-        _ => None,
-    }
-}
-
-/// A token of RFC 9110: the name of a header or cookie.
-fn is_token(text: &str) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(is_token)
-}
-
-/// Users as htpasswd writes them, separated by commas.
-fn users(text: &str) -> Result<Vec<BasicUser>, String> {
-    let valid = "user:hash with a hash of `htpasswd -nB`, several separated by commas";
-    let user = |one: &str| {
-        let (name, hash) = one.trim().split_once(':')?;
-        // Compose files double each $.
-        let hash = hash.replace("$$", "$");
-        (!name.is_empty() && is_bcrypt(&hash)).then(|| BasicUser { name: name.to_owned(), hash })
-    };
-    text.split(',').map(user).collect::<Option<Vec<_>>>().ok_or_else(|| valid.to_owned())
-}
-
-/// `$2y$10$` and 53 characters.
-fn is_bcrypt(hash: &str) -> bool {
-    let is_known = ["$2a$", "$2b$", "$2y$"].iter().any(|kind| hash.starts_with(kind));
-    let cost = hash.get(4..6).and_then(|cost| cost.parse::<u32>().ok());
-    let tail = hash.get(7..).unwrap_or_default();
-    let is_tail = tail.len() == 53 && tail.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/'));
-    // A cost of 14 takes a second of the processor for each new client.
-    is_known && hash.as_bytes().get(6) == Some(&b'$') && cost.is_some_and(|cost| (4..=14).contains(&cost)) && is_tail
 }
 
 #[cfg(test)]
@@ -305,7 +246,7 @@ mod tests {
             weight: Some(10),
             request_headers: [("x-from".to_owned(), "skep".to_owned())].into(),
             response_headers: [("server".to_owned(), String::new())].into(),
-            auth: Vec::new(),
+            ..HttpRoute::default()
         };
         assert_eq!(all, expected);
         let to_host = route(&[("skep.http.redirect", "www.example.com")]).redirect;

@@ -13,6 +13,9 @@ pub struct HttpRoute {
     pub hosts: Vec<String>,
     /// Whole segments that the path begins with; `/` for every path. No slash at its end otherwise.
     pub prefix: String,
+    /// Where its requests arrive.
+    #[serde(skip_serializing_if = "is_default")]
+    pub entry: HttpEntry,
     /// Port of the containers.
     pub port: u16,
     #[serde(skip_serializing_if = "is_default")]
@@ -53,6 +56,7 @@ impl Default for HttpRoute {
         Self {
             hosts: Vec::new(),
             prefix: "/".to_owned(),
+            entry: HttpEntry::default(),
             port: 80,
             scheme: HttpScheme::default(),
             strip: false,
@@ -71,6 +75,18 @@ impl Default for HttpRoute {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// The listeners of a route.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpEntry {
+    #[default]
+    Both,
+    /// Without TLS alone.
+    Plain,
+    /// With TLS alone.
+    Tls,
 }
 
 /// What a task is spoken to with.

@@ -1,22 +1,8 @@
 //! Certificates by host, HTTP/2.
 
 use super::*;
-use std::fmt::Write as _;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 82, 0, 1);
-
-/// A certificate for a host with its key, in PEM.
-fn pem(host: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let made = skep::trust::self_signed(vec![host.to_owned()]).expect("a certificate");
-    let mut text = String::new();
-    for (label, der) in [("CERTIFICATE", &made.certificate), ("PRIVATE KEY", made.key.expose())] {
-        let body = STANDARD.encode(der);
-        let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
-        let _ = write!(text, "-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
-    }
-    text
-}
 
 #[tokio::test]
 async fn a_host_has_the_certificate_of_its_secret_and_a_self_signed_one_without() {

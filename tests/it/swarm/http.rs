@@ -130,3 +130,99 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
     client.stop().await;
     swarm.stop().await;
 }
+
+/// A stack as it is written for Traefik, and a certificate from a secret.
+const STACK: &str = r#"
+version: "3.8"
+services:
+  site:
+    image: IMAGE
+    deploy:
+      labels:
+        - traefik.enable=true
+        - traefik.docker.network=traefik-public
+        - traefik.http.routers.site-http.rule=Host(`site.test`)
+        - traefik.http.routers.site-http.entrypoints=http
+        - traefik.http.routers.site-http.middlewares=https-redirect
+        - traefik.http.middlewares.https-redirect.redirectscheme.scheme=https
+        - traefik.http.routers.site.rule=Host(`site.test`)
+        - traefik.http.routers.site.entrypoints=https
+        - traefik.http.routers.site.tls=true
+        - traefik.http.routers.site.tls.certresolver=le
+        - traefik.http.services.site.loadbalancer.server.port=80
+        - skep.http=other.test
+        - skep.http.tls=cert
+  api:
+    image: IMAGE
+    deploy:
+      labels:
+        traefik.enable: "true"
+        traefik.http.routers.api.rule: Host(`site.test`) && PathPrefix(`/api`)
+        traefik.http.routers.api.middlewares: strip
+        traefik.http.middlewares.strip.stripprefix.prefixes: /api
+        traefik.http.services.api.loadbalancer.server.port: "80"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_node() {
+    let swarm = swarm("hs", 2, "").await;
+    let client = client(&swarm).await;
+    let first = &swarm.hosts[0];
+    std::fs::write(client.dir().join("cert.pem"), super::super::http::pem("other.test")).expect("written");
+    let file = client.dir().join("stack.yml");
+    std::fs::write(&file, STACK.replace("IMAGE", skep::lab::WHOAMI_IMAGE)).expect("written");
+    first.docker_run(&format!("secret create cert {}", client.dir().join("cert.pem").display())).await.expect("a secret");
+    let deployed =
+        first.docker_run(&format!("stack deploy -d --resolve-image never -c {} st", file.display())).await.expect("deployed");
+    assert!(deployed.contains("st_site"), "{deployed}");
+    // Younger than the stack, whose services are created in any order.
+    let taken = "service create -d --no-resolve-image --name taken --label skep.http=other.test skep/whoami:1";
+    first.docker_run(taken).await.expect("created");
+    let refused = first
+        .docker_run("service create -d --no-resolve-image --name x --label skep.http.prot=1 --label skep.http=a.b skep/whoami:1")
+        .await;
+    let refused = format!("{:#}", refused.expect_err("refused"));
+    assert!(refused.contains("skep.http.prot: skep has no such label"), "{refused}");
+    for host in &swarm.hosts {
+        within(40, "all routes", || async {
+            let http = status(host).await["http"].take();
+            let routes = http["routes"].as_array().cloned().unwrap_or_default();
+            anyhow::ensure!(routes.len() == 3 && routes.iter().all(|route| route["ready"] == 1), "{http:#}");
+            let certificate = |host: &str| routes.iter().find(|r| r["host"] == host).map(|r| r["certificate"].clone());
+            anyhow::ensure!(certificate("other.test") == Some(json!("secret")), "{http:#}");
+            let problems = http["problems"].to_string();
+            anyhow::ensure!(
+                problems.contains("service taken: other.test/ is st_site's") && problems.contains("certresolver=le"),
+                "{problems}"
+            );
+            Ok(())
+        })
+        .await;
+        let to = host.address();
+        let resolve = format!("--resolve site.test:443:{to} --resolve other.test:443:{to}");
+        let code = "-o /dev/null -w %{http_code}:%{redirect_url}";
+        let redirect = curl(&client, &format!("{code} -H Host:site.test http://{to}/a")).await;
+        assert_eq!(redirect, "308:https://site.test/a");
+        let page = curl(&client, &format!("-k {resolve} https://site.test/cgi-bin/index.cgi")).await;
+        let api = curl(&client, &format!("-k {resolve} https://site.test/api/cgi-bin/index.cgi")).await;
+        let node = |answer: &str| answer.split(' ').next().map(str::to_owned);
+        assert!(page.lines().count() == 1 && api.lines().count() == 1 && node(&page) != node(&api), "{page} {api}");
+        let trusted = curl(
+            &client,
+            &format!("--cacert {} {resolve} https://other.test/cgi-bin/index.cgi", client.dir().join("cert.pem").display()),
+        )
+        .await;
+        assert_eq!(node(&trusted), node(&page), "served with the certificate of the secret: {trusted}");
+        let listed = host
+            .command(SKEP)
+            .args(["http", "routes", "--run-dir"])
+            .arg(host.run_dir())
+            .output()
+            .await
+            .expect("skep http routes");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        assert!(listed.contains("site.test   /api  st_api"), "{listed}");
+    }
+    client.stop().await;
+    swarm.stop().await;
+}
