@@ -1,5 +1,6 @@
 //! HTTP routes of services, as their labels describe them, and as every node sees them.
 
+mod caddy;
 mod duration;
 mod host_and_path;
 mod labels;

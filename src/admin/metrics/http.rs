@@ -6,8 +6,8 @@ use crate::status::Status;
 
 /// Adds requests, durations and ready tasks by route.
 pub fn add(status: &Status, out: &mut Exposition) {
-    let http = &status.http;
     const LABELS: [&str; 3] = ["service", "host", "path"];
+    let http = &status.http;
     let mut requests = MetricFamily::counter(
         "skep_http_requests_total",
         "Requests to an HTTP route, by the class of the answer's status; `gone`: the client went away before.",

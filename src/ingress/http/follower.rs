@@ -91,15 +91,14 @@ impl TableFollower {
         if !wanted.is_wanted() {
             return self.end().await;
         }
-        let process = match &self.process {
-            Some(process) => process.clone(),
-            None => {
-                let process = self.config.ensure().await?;
-                info!(pid = process.pid, "HTTP routes are served");
-                self.sent = None;
-                self.process = Some(process.clone());
-                process
-            }
+        let process = if let Some(process) = &self.process {
+            process.clone()
+        } else {
+            let process = self.config.ensure().await?;
+            info!(pid = process.pid, "HTTP routes are served");
+            self.sent = None;
+            self.process = Some(process.clone());
+            process
         };
         self.looked = true;
         let result = if self.sent.as_ref() == Some(wanted) { process.status().await } else { process.apply(wanted).await };

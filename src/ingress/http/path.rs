@@ -4,7 +4,7 @@
 pub fn host(text: &str) -> Option<String> {
     let without_port = match text.strip_prefix('[') {
         // An IPv6 address: no route names one.
-        Some(_) => text.split_once(']').map(|(address, rest)| (address, rest))?.0,
+        Some(_) => text.split_once(']')?.0,
         None => {
             text.rsplit_once(':').map_or(text, |(host, port)| if port.bytes().all(|b| b.is_ascii_digit()) { host } else { text })
         }

@@ -55,11 +55,11 @@ fn is_tls(session: &Session) -> bool {
 /// The host that the client has asked for, as it wrote it.
 fn asked_host(request: &RequestHeader) -> &str {
     let header = request.headers.get("host").and_then(|value| value.to_str().ok());
-    header.or_else(|| request.uri.authority().map(|authority| authority.as_str())).unwrap_or_default()
+    header.or_else(|| request.uri.authority().map(AsRef::<str>::as_ref)).unwrap_or_default()
 }
 
 fn header<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a [u8]> {
-    request.headers.get(name).map(|value| value.as_bytes())
+    request.headers.get(name).map(AsRef::<[u8]>::as_ref)
 }
 
 /// The value of a cookie.
@@ -242,7 +242,7 @@ impl ProxyHttp for IngressProxy {
         request.insert_header("x-forwarded-host", host)?;
         request.insert_header("x-request-id", context.request_id.as_str())?;
         // HTTP/2 may send each cookie on its own, HTTP/1 has one field for all.
-        let cookies: Vec<&[u8]> = request.headers.get_all("cookie").into_iter().map(|value| value.as_bytes()).collect();
+        let cookies: Vec<&[u8]> = request.headers.get_all("cookie").into_iter().map(AsRef::<[u8]>::as_ref).collect();
         if cookies.len() > 1 {
             let joined = cookies.join(&b"; "[..]);
             request.insert_header("cookie", joined)?;
@@ -257,9 +257,10 @@ impl ProxyHttp for IngressProxy {
             request.remove_header("authorization");
         }
         for (name, value) in &route.route.request_headers {
-            match value.is_empty() {
-                true => drop(request.remove_header(name.as_str())),
-                false => request.insert_header(name.clone(), value.as_str())?,
+            if value.is_empty() {
+                request.remove_header(name.as_str());
+            } else {
+                request.insert_header(name.clone(), value.as_str())?;
             }
         }
         Ok(())
@@ -278,9 +279,10 @@ impl ProxyHttp for IngressProxy {
             response.append_header("set-cookie", cookie)?;
         }
         for (name, value) in &route.route.response_headers {
-            match value.is_empty() {
-                true => drop(response.remove_header(name.as_str())),
-                false => response.insert_header(name.clone(), value.as_str())?,
+            if value.is_empty() {
+                response.remove_header(name.as_str());
+            } else {
+                response.insert_header(name.clone(), value.as_str())?;
             }
         }
         Ok(())
@@ -289,13 +291,16 @@ impl ProxyHttp for IngressProxy {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut RequestContext) -> FailToProxy {
         let reply = match (error.etype(), error.esource(), &context.route) {
             (ErrorType::HTTPStatus(413), ..) => too_large(),
-            (ErrorType::HTTPStatus(503), _, Some(route)) => no_task(route),
-            (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
             (
-                ErrorType::ConnectError | ErrorType::ConnectTimedout | ErrorType::ConnectRefused | ErrorType::ConnectNoRoute,
+                ErrorType::HTTPStatus(503)
+                | ErrorType::ConnectError
+                | ErrorType::ConnectTimedout
+                | ErrorType::ConnectRefused
+                | ErrorType::ConnectNoRoute,
                 _,
                 Some(route),
             ) => no_task(route),
+            (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
             (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, "the task does not answer in time"),
             (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
             (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => {

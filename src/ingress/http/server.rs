@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A connection of HTTP/2 without a request is closed after this time.
-const H2_IDLE: Duration = Duration::from_secs(60);
+const H2_IDLE: Duration = Duration::from_mins(1);
 /// Requests at a time on a connection of HTTP/2.
 const H2_STREAMS: u32 = 100;
 /// Bytes of headers of a request on HTTP/2.

@@ -5,7 +5,7 @@ use super::duration::millis;
 use super::host_and_path::{host, path_prefix};
 use super::route::{HttpRedirect, HttpRoute, HttpScheme};
 use super::values::{add_header, flag, is_token, users};
-use super::{size, traefik};
+use super::{caddy, size, traefik};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -41,22 +41,27 @@ pub struct HttpLabels {
     pub routes: Vec<HttpRoute>,
     /// Name of the secret with certificate and key.
     pub certificate: Option<String>,
-    /// Labels of Traefik that are not carried out, for users: whether that matters depends on whether Traefik runs too.
+    /// Labels of Traefik and Caddy that are not carried out, for users: whether that matters depends on whether these run too.
     pub refused: Vec<String>,
-    /// What is carried out in another way than Traefik does, for users.
+    /// What is carried out in another way than these do, for users.
     pub notes: Vec<String>,
 }
 
 impl HttpLabels {
-    /// Parses the labels of a service, those of Traefik too; others are ignored.
+    /// Parses the labels of a service, those of Traefik and Caddy too; others are ignored.
     ///
     /// # Errors
     /// Text for the user: which label of skep is wrong, and what is valid.
     pub fn read(labels: &BTreeMap<String, String>) -> Result<Self, String> {
+        // Most services have none, and managers ask for each of them in each round.
+        if !labels.keys().any(|key| key.starts_with(HTTP) || traefik::is_label(key) || caddy::is_label(key)) {
+            return Ok(Self::default());
+        }
         let mut all = Self::of_skep(labels)?;
         let of_traefik = traefik::read(labels);
-        all.routes.extend(of_traefik.routes);
-        Ok(Self { refused: of_traefik.refused, notes: of_traefik.notes, ..all })
+        let (of_caddy, refused) = caddy::read(labels);
+        all.routes.extend(of_traefik.routes.into_iter().chain(of_caddy));
+        Ok(Self { refused: [of_traefik.refused, refused].concat(), notes: of_traefik.notes, ..all })
     }
 
     fn of_skep(labels: &BTreeMap<String, String>) -> Result<Self, String> {

@@ -28,6 +28,11 @@ const TLS: [&str; 2] = ["websecure", "https"];
 /// Routes that one service may have.
 const MOST_ROUTES: usize = 64;
 
+/// Whether a label is one of Traefik's, which knows no case.
+pub(super) fn is_label(key: &str) -> bool {
+    key.as_bytes().get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"traefik."))
+}
+
 /// Reads them; other labels are ignored.
 pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
     let mut read = TraefikLabels::default();
@@ -160,14 +165,13 @@ impl TraefikObjects {
                         _ => return Err(wrong("must be http, https or h2c")),
                     }
                 }
-                "loadbalancer.passhostheader" if value == "true" => {}
+                "loadbalancer.passhostheader" | "loadbalancer.sticky.cookie.httponly" if value == "true" => {}
                 "loadbalancer.sticky" | "loadbalancer.sticky.cookie" if value == "true" => {
                     if route.sticky.is_empty() {
                         "skep_task".clone_into(&mut route.sticky);
                     }
                 }
                 "loadbalancer.sticky.cookie.name" if is_token(value) => value.clone_into(&mut route.sticky),
-                "loadbalancer.sticky.cookie.httponly" if value == "true" => {}
                 _ => return Err(wrong("skep does not carry it out")),
             }
         }

@@ -42,9 +42,8 @@ pub(super) fn apply(
                 let all: Option<Vec<String>> = value.split(',').map(|one| path_prefix(one.trim())).collect();
                 strips.extend(all.ok_or_else(|| wrong("must be paths separated by commas"))?);
             }
-            ("stripprefix", "forceslash") => {}
+            ("stripprefix", "forceslash") | ("basicauth", "realm") => {}
             ("basicauth", "users") => route.auth.extend(users(value).map_err(|why| wrong(&format!("must be {why}")))?),
-            ("basicauth", "realm") => {}
             ("basicauth", "removeheader") if value == "true" => {}
             ("ipallowlist" | "ipwhitelist", "sourcerange") => {
                 route.allow =

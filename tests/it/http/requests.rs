@@ -12,7 +12,7 @@ async fn labels_decide_what_is_sent_on_and_back() {
     let port = free_port();
     task::serve(ONE, port);
     let port_label = port.to_string();
-    let hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
+    let hash = bcrypt::hash("secret", 4).expect("a hash");
     let site = |host: &str, more: &[(&str, &str)]| {
         let first = [("skep.http", host), ("skep.http.port", port_label.as_str())];
         Site::new(&first.iter().chain(more).copied().collect::<Vec<_>>(), &[ONE])
@@ -61,6 +61,7 @@ async fn labels_decide_what_is_sent_on_and_back() {
         (&["-w", "%{http_code} %{redirect_url}", "HTTP/moved/a"], "308 http://other.test/moved/a"),
         (&["HTTP/users"], "401 name and password"),
         (&["-u", "ann:wrong", "HTTP/users"], "401 name and password"),
+        (&["-u", "ann:secret", "HTTP/users"], "\"path\":\"/users\""),
         (&["HTTP/quick/slow"], "504 the task does not answer in time"),
         (&["HTTP/slow"], "\"path\":\"/slow\""),
         (&["HTTP/cut"], "502 the task ended the connection"),
@@ -110,4 +111,38 @@ async fn tasks_are_asked_in_turn_one_that_refuses_is_passed_over_and_a_cookie_ke
     ingress.set(vec![Site::new(&labels, &[])]).await;
     let answer = ingress.curl(&["-D", "-", "HTTP/"]).to_ascii_lowercase();
     assert!(answer.contains("503 no task of s0 is ready") && answer.contains("retry-after: 1"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_goes_on_through_a_change_of_the_table() {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let address = Ipv4Addr::new(127, 81, 0, 5);
+    let port = free_port();
+    task::serve(address, port);
+    let labels = [("skep.http", "shop.test"), ("skep.http.port", &port.to_string())];
+    let ingress = Ingress::with("upgrade", vec![Site::new(&labels, &[address])]).await;
+    let mut stream = std::net::TcpStream::connect(ingress.plain()).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+    let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let head = format!("GET /ws HTTP/1.1\r\nHost: shop.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("sent");
+    let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+    let mut first = String::new();
+    reader.read_line(&mut first).expect("an answer");
+    assert!(first.contains("101"), "{first}");
+    let mut line = first;
+    while line.trim() != "" {
+        line.clear();
+        reader.read_line(&mut line).expect("the head");
+    }
+    let mut echo = |text: &[u8]| {
+        stream.write_all(text).expect("sent");
+        let mut back = vec![0; text.len()];
+        reader.read_exact(&mut back).expect("sent back");
+        assert_eq!(back, text);
+    };
+    echo(b"before");
+    ingress.set(Vec::new()).await;
+    echo(b"after");
+    assert!(ingress.status().await.connections > 0);
 }

@@ -5,7 +5,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Serves at an address until the test ends. A path that ends in `/slow` is answered after a second, one in `/cut` not at all.
+/// Serves at an address until the test ends. A path that ends in `/slow` is answered after a second, one in `/cut` not at
+/// all; after an upgrade everything is sent back.
 pub fn serve(address: Ipv4Addr, port: u16) {
     let listener = TcpListener::bind((address, port)).expect("a listener");
     std::thread::spawn(move || {
@@ -37,6 +38,11 @@ fn answer(mut stream: &TcpStream) -> Option<()> {
     }
     if path.ends_with("/slow") {
         std::thread::sleep(Duration::from_secs(1));
+    }
+    if headers.contains_key("upgrade") {
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").ok()?;
+        std::io::copy(&mut stream.try_clone().ok()?, &mut stream).ok()?;
+        return None;
     }
     let at = stream.local_addr().ok()?.ip().to_string();
     let text = format!("{}\n", json!({ "at": at, "path": path, "headers": headers, "body": body.len() }));

@@ -223,6 +223,13 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         assert!(listed.contains("site.test   /api  st_api"), "{listed}");
     }
+    let kept = first.docker_run("secret rm cert").await.expect_err("its service needs it");
+    assert!(format!("{kept:#}").contains("secret 'cert' is in use by the following service: st_site"), "{kept:#}");
+    // A node that leaves serves no more.
+    let second = &swarm.hosts[1];
+    ok(&post(second, "/swarm/leave?force=true", &json!({})).await);
+    let left = second.run("ss -Hlnt").await.expect("ss");
+    assert!(!left.contains(":80 ") && !left.contains(":443 "), "{left}");
     client.stop().await;
     swarm.stop().await;
 }
