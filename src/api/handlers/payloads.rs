@@ -266,7 +266,8 @@ fn certified<'a, T: StoredPayload>(object: &'a T, store: &'a Store) -> impl Iter
 }
 
 fn in_use<T: StoredPayload>(object: &T, store: &Store) -> ApiError {
-    let users = store.services_with(&object.payload_id()).chain(certified(object, store));
+    let payload = object.payload_id();
+    let users = store.services_with(&payload).chain(certified(object, store));
     let mut services: Vec<&str> = users.map(|service| service.spec.name.as_str()).collect();
     services.sort_unstable();
     services.dedup();
