@@ -42,6 +42,16 @@ async fn curl(from: &Host, arguments: &str) -> String {
     from.run(&format!("curl -sS --max-time 10 {arguments}")).await.unwrap_or_else(|error| format!("{error:#}"))
 }
 
+/// Waits until no program of the host listens on the ports of HTTP.
+async fn no_listener(host: &Host) {
+    within(15, "the process to end", || async {
+        let listens = host.run("ss -Hlnt").await?;
+        anyhow::ensure!(!listens.contains(":80 ") && !listens.contains(":443 "), "{listens}");
+        Ok(())
+    })
+    .await;
+}
+
 async fn pid_of_http(host: &Host) -> Value {
     status(host).await["http"]["pid"].take()
 }
@@ -120,12 +130,7 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
     let api = UnixClient::new(swarm.hosts[0].skep_socket());
     ok(&api.request("DELETE", "/services/shop", None).await.expect("skep answers"));
     for host in &swarm.hosts {
-        within(15, "the process to end", || async {
-            let listens = host.run("ss -Hlnt").await?;
-            anyhow::ensure!(!listens.contains(":80 ") && !listens.contains(":443 "), "{listens}");
-            Ok(())
-        })
-        .await;
+        no_listener(host).await;
     }
     client.stop().await;
     swarm.stop().await;
@@ -228,8 +233,7 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
     // A node that leaves serves no more.
     let second = &swarm.hosts[1];
     ok(&post(second, "/swarm/leave?force=true", &json!({})).await);
-    let left = second.run("ss -Hlnt").await.expect("ss");
-    assert!(!left.contains(":80 ") && !left.contains(":443 "), "{left}");
+    no_listener(second).await;
     client.stop().await;
     swarm.stop().await;
 }
