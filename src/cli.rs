@@ -6,12 +6,14 @@ mod demo;
 mod doctor;
 mod drops;
 mod history;
+mod http;
 mod netns;
 mod rebalance;
 mod recover;
 mod recover_certificates;
 mod status;
 mod swarm;
+mod table;
 mod target;
 mod trace;
 
@@ -50,6 +52,7 @@ enum CliVerb {
     Trace(trace::TraceArgs),
     History(history::HistoryArgs),
     Doctor(doctor::DoctorArgs),
+    Http(http::HttpArgs),
     Rebalance(rebalance::RebalanceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
@@ -76,6 +79,8 @@ pub fn main() -> ExitCode {
         CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::History(args) => blocking(history::run(args)),
         CliVerb::Doctor(args) => blocking(doctor::run(args)),
+        CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Routes(args) }) => blocking(http::routes(args)),
+        CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Serve(args) }) => crate::ingress::http::process_main(args),
         CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
@@ -104,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history", "doctor", "rebalance", "recover", "backup"] {
+        for verb in ["drops", "trace", "history", "doctor", "http", "rebalance", "recover", "backup"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

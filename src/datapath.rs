@@ -17,16 +17,19 @@ pub mod interfaces;
 pub mod links;
 pub mod links6;
 pub mod mesh;
+mod namespace_sockets;
 mod netlink;
 pub mod netns;
 mod path_mtu;
 mod sandbox;
+pub mod side_process;
 pub mod sockdiag;
 pub mod sockets;
 mod sysctl;
 pub mod tunnel;
 pub mod udp;
 
+pub use namespace_sockets::NamespaceSockets;
 pub use sandbox::{NoSandboxes, Sandbox, Sandboxes, places};
 
 /// Creates sockets inside a network namespace, in which they stay.

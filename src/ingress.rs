@@ -1,10 +1,11 @@
 //! Published ports and virtual addresses on this node: how a client's packet or connection reaches a task.
 //!
-//! Three parts, each a loop over the node's view: [`userspace`] listens on every published port and proxies connections and
+//! Four parts, each a loop over the node's view: [`http`] leads hosts and paths to tasks; [`userspace`] listens on every published port and proxies connections and
 //! datagrams; [`ebpf`] decides what the kernel programs do and keeps their maps accordingly; [`readiness`] finds out which
 //! containers listen. None of them knows the others.
 
 pub mod ebpf;
+pub mod http;
 pub mod load;
 pub mod readiness;
 pub mod userspace;

@@ -39,6 +39,7 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     pub ports: PortSettings,
     pub ebpf: EbpfSettings,
+    pub http: HttpSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
     pub manager: ManagerTimeouts,
@@ -101,6 +102,24 @@ pub struct EbpfSettings {
 impl Default for EbpfSettings {
     fn default() -> Self {
         Self { max_tcp_flows: 0, tcp_idle_s: 432_000 }
+    }
+}
+
+/// HTTP ingress of services with labels that begin with `skep.http`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Port of HTTP without TLS; 0: none.
+    pub port: u16,
+    /// Port of HTTP with TLS; 0: none.
+    pub tls_port: u16,
+    /// Each request is a line of JSON on the daemon's standard output.
+    pub access_log: bool,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { port: 80, tls_port: 443, access_log: false }
     }
 }
 
@@ -245,6 +264,7 @@ impl Default for Settings {
             resolv_conf: "/etc/resolv.conf".into(),
             ports: PortSettings::default(),
             ebpf: EbpfSettings::default(),
+            http: HttpSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
             manager: ManagerTimeouts::default(),

@@ -5,6 +5,7 @@ pub use crate::dns::counts::ResolverFailures;
 use crate::dns::DnsStatus;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
+use crate::ingress::http::HttpStatus;
 use crate::model::{FormatRange, NodeId, Revision, Role, Timestamp, UnwrittenObject};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +57,9 @@ pub struct Status {
     /// Published ports and virtual addresses of the eBPF datapath on this node.
     #[serde(default)]
     pub ebpf: EbpfStatus,
+    /// HTTP routes on this node.
+    #[serde(default)]
+    pub http: HttpStatus,
     /// What the name server of this node has counted.
     #[serde(default)]
     pub names: DnsStatus,

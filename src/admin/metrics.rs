@@ -4,6 +4,7 @@
 //! a `reason`. A node is labelled by `node_id`, which is unique, and by `node`, its host name, which is not.
 
 mod family;
+mod http;
 mod names;
 
 use crate::ingress::PortStatus;
@@ -24,6 +25,7 @@ pub fn render(status: &Status) -> String {
     peers(status, &mut out);
     published_ports(&status.ports, &mut out);
     ebpf(status, &mut out);
+    http::add(status, &mut out);
     names::add(status, &mut out);
     out.render()
 }

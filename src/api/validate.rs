@@ -3,6 +3,7 @@
 
 mod change;
 mod container;
+mod http;
 mod image;
 mod json;
 mod name;
@@ -18,6 +19,7 @@ mod service;
 mod swarm;
 
 pub use change::replaces_tasks;
+pub use http::http_labels;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_subnet6, network_warning};
 pub use network_room::small_networks;

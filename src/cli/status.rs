@@ -1,5 +1,7 @@
 //! `skep status`: this node's status as tables, or as JSON.
 
+use super::http;
+use super::table::table;
 use super::target::DaemonTarget;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::ingress::{PortState, PortStatus};
@@ -78,6 +80,7 @@ pub(super) fn render(status: &Status) -> String {
         out.push_str(&port_table(&status.ports, &status.ebpf));
         out.push_str(&unserved_devices(&status.ebpf));
     }
+    out.push_str(&http::summary(&status.http));
     out
 }
 
@@ -172,26 +175,6 @@ fn bytes(n: u64) -> String {
         1024..1_048_576 => format!("{} KiB", n >> 10),
         _ => format!("{} MiB", n >> 20),
     }
-}
-
-/// Columns as wide as their widest cell, two blanks apart.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut width = [0; N];
-    for row in rows {
-        for (w, cell) in width.iter_mut().zip(row) {
-            *w = (*w).max(cell.chars().count());
-        }
-    }
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (w, cell) in width.iter().zip(row) {
-            let _ = write!(line, "{cell:w$}  ");
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 /// Devices whose clients only the userspace datapath serves: a line each.

@@ -26,7 +26,6 @@ mod paths;
 mod peers;
 mod prefixes;
 mod process;
-mod program;
 mod protocol;
 mod pump;
 mod stop;

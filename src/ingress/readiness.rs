@@ -1,4 +1,4 @@
-//! Finds out which of this node's containers listen on the ports that their services publish, and on which address family.
+//! Finds out which of this node's containers listen on the ports that their services publish or route HTTP to, and on which address family.
 //! The eBPF datapath sends a client to a task without knowing whether it accepts, so it may use only tasks that were seen to
 //! listen; the managers are informed and put that into every node's view.
 //!
@@ -59,6 +59,10 @@ pub fn probes(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, Probe>
     let mut targets = BTreeMap::<_, BTreeSet<_>>::new();
     for port in &view.cluster.ports {
         targets.entry(&port.service_id).or_default().insert((port.protocol, port.target));
+    }
+    for service in &view.cluster.http {
+        let ports = service.routes.iter().map(|route| (Protocol::Tcp, route.port));
+        targets.entry(&service.service_id).or_default().extend(ports);
     }
     let probe = |task: &Task| {
         let ports = targets.get(&task.service_id).cloned().unwrap_or_default();

@@ -164,16 +164,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
 /// A cluster of these nodes without published ports.
 #[must_use]
 pub fn cluster_part(nodes: Vec<Peer>) -> ClusterPart {
-    ClusterPart {
-        mesh: mesh(),
-        pools: Vec::new(),
-        subnets: Vec::new(),
-        pairs: Vec::new(),
-        nodes,
-        ports: Vec::new(),
-        counted: std::collections::BTreeSet::new(),
-        trust: None,
-    }
+    ClusterPart { nodes, ..ClusterPart::new(mesh()) }
 }
 
 /// A view without tasks; each network's id is its name.

@@ -3,9 +3,9 @@
 
 use super::port::PublishMode;
 use super::service::ServiceSpec;
-use ipnet::{IpNet, Ipv4Net};
+use super::source_prefixes::{PREFIXES, prefixes};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 /// `source`: connections of one client address go to the same backend as long as the set of backends stays the same.
 pub const AFFINITY: &str = "skep.affinity";
@@ -46,15 +46,11 @@ impl PortLabels {
         };
         let Some(text) = labels.get(ALLOW) else { return Ok(Self { affinity, allow: Vec::new() }) };
         // An empty value is refused: an empty list would allow every source.
-        let allow: Option<Vec<IpNet>> = text.split(',').map(|one| prefix(one.trim())).collect();
-        let Some(mut allow) = allow else {
+        let Some(allow) = prefixes(text) else {
             return Err(format!(
-                "label {ALLOW}={text}: must be source prefixes separated by commas, as 192.0.2.0/24,2001:db8::/32,198.51.100.7; \
-                 leave the label out to allow every source"
+                "label {ALLOW}={text}: must be source prefixes separated by {PREFIXES}; leave the label out to allow every source"
             ));
         };
-        allow.sort_unstable();
-        allow.dedup();
         Ok(Self { affinity, allow })
     }
 }
@@ -73,18 +69,6 @@ pub fn sources_of(spec: &ServiceSpec) -> usize {
     let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
     let published = ports.filter(|port| port.publish_mode == PublishMode::Ingress).count();
     PortLabels::read(&spec.labels).map_or(0, |labels| labels.sources(published))
-}
-
-/// Parses a prefix or a bare address; an IPv4-mapped IPv6 prefix becomes the IPv4 prefix.
-fn prefix(text: &str) -> Option<IpNet> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?.trunc();
-    match net {
-        IpNet::V6(mapped) if mapped.prefix_len() >= 96 => match mapped.addr().to_ipv4_mapped() {
-            Some(v4) => Ipv4Net::new(v4, mapped.prefix_len() - 96).ok().map(IpNet::V4),
-            None => Some(net),
-        },
-        _ => Some(net),
-    }
 }
 
 #[cfg(test)]

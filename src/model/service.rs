@@ -3,6 +3,7 @@
 
 use super::{
     autoscale::{self, Scaling},
+    http::HttpLabels,
     id::{NetworkId, ServiceId},
     meta::Meta,
     port::{PortConfig, PublishMode},
@@ -180,9 +181,22 @@ impl ServiceSpec {
             ServiceMode { .. } => self.task_template.newer_field(),
         }
     }
-    /// True if its tasks need an address on `ingress`.
+    /// True if its tasks need an address on `ingress`: it publishes a port there, or has an HTTP route.
     #[must_use]
     pub fn wants_ingress(&self) -> bool {
+        self.publishes_on_ingress() || !self.http_ports().is_empty()
+    }
+    /// Ports of the containers that its HTTP routes lead to, sorted. Labels that do not parse were set before skep gave them a
+    /// meaning, and have no effect.
+    #[must_use]
+    pub fn http_ports(&self) -> Vec<u16> {
+        let labels = HttpLabels::read(&self.labels).unwrap_or_default();
+        let mut ports: Vec<u16> = labels.routes.iter().map(|route| route.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+    fn publishes_on_ingress(&self) -> bool {
         self.endpoint_spec.as_ref().is_some_and(|e| e.ports.iter().any(|p| p.publish_mode == PublishMode::Ingress))
     }
     /// Ports in publish mode `host`: bound by the engine of a task's node.

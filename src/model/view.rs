@@ -4,6 +4,7 @@
 use super::dual_stack::pair_of;
 use super::{
     dual_stack::{NetworkV6, SubnetPair},
+    http::HttpService,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
     payload::{Payload, PayloadId},
@@ -173,6 +174,9 @@ pub struct ClusterPart {
     /// What the node trusts, once the cluster has changed its root CA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<Arc<TrustBundle>>,
+    /// Services with HTTP routes, sorted by id. (Views of older managers have none.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<Arc<HttpService>>,
 }
 
 /// A node as the other nodes see it.
@@ -230,6 +234,21 @@ impl Peer {
 }
 
 impl ClusterPart {
+    /// Of a cluster without nodes and services.
+    #[must_use]
+    pub fn new(mesh: MeshPrefix) -> Self {
+        Self {
+            mesh,
+            pools: Vec::new(),
+            subnets: Vec::new(),
+            pairs: Vec::new(),
+            nodes: Vec::new(),
+            ports: Vec::new(),
+            counted: BTreeSet::new(),
+            trust: None,
+            http: Vec::new(),
+        }
+    }
     /// The node with this id.
     #[must_use]
     pub fn node(&self, id: &NodeId) -> Option<&Peer> {

@@ -10,11 +10,13 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsChannels, DnsCounts, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus, EbpfTiming};
+use crate::ingress::http::{HttpChannels, HttpPorts, HttpProcessConfig, HttpStatus};
 use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
 use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings};
 use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
-use crate::settings::Settings;
+use crate::settings::{HttpSettings, Settings};
 use crate::sync::replace_if_changed;
+use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +33,7 @@ pub(super) enum Loop {
     Ebpf,
     Dns,
     Ports,
+    Http,
     Agent,
 }
 
@@ -42,6 +45,7 @@ impl Loop {
             Self::Ebpf => "ebpf",
             Self::Dns => "dns",
             Self::Ports => "ports",
+            Self::Http => "http",
             Self::Agent => "agent",
         }
     }
@@ -126,6 +130,7 @@ pub(super) struct RunningLoops {
     pub applied: AppliedRevisions,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    pub http: watch::Receiver<HttpStatus>,
     /// What the name server has counted.
     pub names: Arc<DnsCounts>,
     /// Statuses of this node's tasks.
@@ -149,11 +154,12 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let (ready, ebpf) = start_ebpf(context, network, held, &mut applied);
     let names = start_dns(context, ready, &mut applied);
     let ports = start_userspace(context, held_sender, &mut applied);
+    let http = start_http(context, &mut applied)?;
     let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
     let listens = start_readiness(context);
     let loads = start_load(context);
     start_attachments(context);
-    Ok(RunningLoops { applied, ports, ebpf, names, statuses, listens, loads, engine_answers })
+    Ok(RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, engine_answers })
 }
 
 /// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
@@ -214,6 +220,25 @@ fn start_userspace(
         ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop())
     });
     ports
+}
+
+fn start_http(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow::Result<watch::Receiver<HttpStatus>> {
+    let (status, http) = watch::channel(HttpStatus::default());
+    let settings = &context.env.settings;
+    let config = HttpProcessConfig {
+        run_dir: settings.run_dir.clone(),
+        mesh_pin: settings.mesh_pin(),
+        program: std::env::current_exe().context("cannot find this program's own file")?,
+        log: settings.log.clone(),
+    };
+    let HttpSettings { port, tls_port, access_log } = settings.http;
+    let ports = HttpPorts { plain: port, tls: tls_port };
+    let (context, applied) = (context.clone(), applied.channel(Loop::Http));
+    context.supervisor.clone().keep(Loop::Http.name(), move || {
+        let channels = HttpChannels { view: context.view(), applied: applied.clone(), status: status.clone() };
+        ingress::http::run(channels, context.me.clone(), config.clone(), ports, access_log, context.stop())
+    });
+    Ok(http)
 }
 
 /// What the agent reports.

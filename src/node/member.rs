@@ -24,6 +24,7 @@ use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
+use crate::ingress::http::HttpStatus;
 use crate::manager::{ApplyOutcome, LeaderHealth};
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
@@ -75,6 +76,7 @@ pub(super) struct Member {
     pub leaderless: watch::Receiver<Option<Timestamp>>,
     pub ports: watch::Receiver<Vec<PortStatus>>,
     pub ebpf: watch::Receiver<EbpfStatus>,
+    pub http: watch::Receiver<HttpStatus>,
     pub names: Arc<DnsCounts>,
     pub applied: AppliedRevisions,
     pub troubles: watch::Receiver<Troubles>,
@@ -100,7 +102,7 @@ impl Member {
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let trust = network.view.borrow().as_ref().and_then(|view| view.cluster.trust.clone());
         let (identity_sender, identity) = watch::channel(Arc::new(identity.trusting(trust)));
-        let RunningLoops { applied, ports, ebpf, names, statuses, listens, loads, engine_answers } =
+        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, engine_answers } =
             loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
         let engine = start_engine_watch(&context, &current, engine_answers).await;
@@ -155,6 +157,7 @@ impl Member {
             leaderless,
             ports,
             ebpf,
+            http,
             names,
             applied,
             troubles,

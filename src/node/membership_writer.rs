@@ -52,16 +52,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
     let mut nodes: Vec<Peer> = others.collect();
     nodes.push(me);
     nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
-    let cluster = ClusterPart {
-        mesh: membership.mesh,
-        pools: Vec::new(),
-        subnets: Vec::new(),
-        pairs: Vec::new(),
-        nodes,
-        ports: Vec::new(),
-        counted: BTreeSet::new(),
-        trust: None,
-    };
+    let cluster = ClusterPart { nodes, ..ClusterPart::new(membership.mesh) };
     Some(NodeView {
         revision: Revision::default(),
         tasks: Arc::new(Tasks::default()),

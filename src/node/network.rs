@@ -10,6 +10,7 @@ use crate::datapath::Tunnel;
 use crate::datapath::ebpf::{self, EbpfDatapath};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::tunnel::{self, KernelChoice, TunnelConfig};
+use crate::ingress::http;
 use crate::model::WgKey;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, connection_reset};
@@ -148,6 +149,7 @@ impl MeshNetwork {
             Ok(ebpf) => ebpf.remove().await,
             Err(_) => ebpf::remove_leftovers(&env.settings.run_dir, &self.mesh).await,
         });
+        errors.check(http::stop(&env.settings.run_dir).await);
         errors.check(tunnel::close(&self.tunnel_config).await);
         errors.check(self.mesh.clone().remove());
         errors.into_result()

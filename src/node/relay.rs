@@ -121,7 +121,9 @@ impl SessionRelay {
 fn fenced(view: &NodeView) -> NodeView {
     let mut fenced = view.clone();
     fenced.tasks = Arc::default();
-    Arc::make_mut(&mut fenced.cluster).ports.clear();
+    let cluster = Arc::make_mut(&mut fenced.cluster);
+    cluster.ports.clear();
+    cluster.http.clear();
     for network in Arc::make_mut(&mut fenced.networks).by_id.values_mut() {
         network.services.clear();
         network.members.clear();

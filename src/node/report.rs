@@ -160,6 +160,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         warnings,
         ports: member.ports.borrow().clone(),
         ebpf,
+        http: member.http.borrow().clone(),
         names: member.names.status(),
         ..base
     }

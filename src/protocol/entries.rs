@@ -1,6 +1,7 @@
 //! Sorted lists of shared entries: equal entries of two lists are the same allocation, so that a reader compares pointers
 //! to find what changed.
 
+use crate::model::http::HttpService;
 use crate::model::view::{PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -72,6 +73,12 @@ impl KeyedEntry for ServiceNames {
 impl KeyedEntry for PublishedPort {
     fn order(&self, other: &Self) -> Ordering {
         (self.protocol, self.published).cmp(&(other.protocol, other.published))
+    }
+}
+
+impl KeyedEntry for HttpService {
+    fn order(&self, other: &Self) -> Ordering {
+        self.service_id.cmp(&other.service_id)
     }
 }
 

@@ -66,7 +66,9 @@ pub fn apply(current: Option<&NodeView>, delta: ViewDelta) -> Result<NodeView, V
 /// Shares with the previous view the entries that are equal in both.
 pub fn share_entries(before: &NodeView, next: &mut NodeView) {
     if !Arc::ptr_eq(&before.cluster, &next.cluster) {
-        share(&before.cluster.ports, &mut Arc::make_mut(&mut next.cluster).ports);
+        let cluster = Arc::make_mut(&mut next.cluster);
+        share(&before.cluster.ports, &mut cluster.ports);
+        share(&before.cluster.http, &mut cluster.http);
     }
     if !Arc::ptr_eq(&before.networks, &next.networks) {
         for (id, part) in &mut Arc::make_mut(&mut next.networks).by_id {
@@ -86,16 +88,7 @@ mod tests {
 
     fn cluster() -> Arc<ClusterPart> {
         let mesh = MeshPrefix("fd00:1:2::/48".parse().unwrap());
-        Arc::new(ClusterPart {
-            mesh,
-            pools: vec![DEFAULT_POOL],
-            subnets: vec![],
-            pairs: vec![],
-            nodes: vec![],
-            ports: vec![],
-            counted: [].into(),
-            trust: None,
-        })
+        Arc::new(ClusterPart { pools: vec![DEFAULT_POOL], ..ClusterPart::new(mesh) })
     }
     fn at(incarnation: u64, index: u64) -> Revision {
         Revision { incarnation, index }

@@ -1,5 +1,6 @@
 //! A piece of a view as it travels in a session. Only data; [`super::view_stream`] makes and takes pieces.
 
+use crate::model::http::HttpService;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{NetworkId, NodeId, Payload, PayloadId, Protocol, Revision, ServiceId, Task, TaskId};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub enum ViewChange {
     Backend(Protocol, u16, Backend),
     NoBackend(Protocol, u16, TaskId),
     NoPort(Protocol, u16),
+    /// With its backends.
+    Http(Arc<HttpService>),
+    NoHttp(ServiceId),
 }
 
 /// Some changes of a view.

@@ -93,7 +93,13 @@ impl ViewEncoder {
             let steps = if is_newer { &self.shared.cluster } else { &self.shared.earlier_cluster };
             let ports = if is_newer { port_changes } else { whole_ports };
             let encode = |before: Option<&ClusterPart>, now: &ClusterPart| {
-                pieces(document, |out| cluster_changes(before, now, ports, out))
+                pieces(document, |out| {
+                    cluster_changes(before, now, ports, out);
+                    // An earlier build serves no HTTP and reads none of these.
+                    if is_newer {
+                        http_changes(before, now, out);
+                    }
+                })
             };
             out.extend(steps.documents(before.as_ref(), &now, encode));
         }
@@ -181,6 +187,12 @@ fn cluster_changes(
     port_changes(ports, &now.ports, out);
 }
 
+/// The HTTP services that changed.
+fn http_changes(before: Option<&ClusterPart>, now: &ClusterPart, out: &mut Vec<ViewChange>) {
+    let before = before.map_or(&[][..], |before| &before.http[..]);
+    list(before, &now.http, out, ViewChange::Http, |service| ViewChange::NoHttp(service.service_id.clone()));
+}
+
 fn whole_ports(before: &Ports, now: &Ports, out: &mut Vec<ViewChange>) {
     list(before, now, out, ViewChange::Port, |p| ViewChange::NoPort(p.protocol, p.published));
 }
@@ -240,7 +252,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
     }
 }
 
-/// A cluster part without its lists of nodes and ports.
+/// A cluster part without its lists of nodes, ports and HTTP services.
 fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
     ClusterPart {
         mesh: part.mesh,
@@ -251,6 +263,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         ports: Vec::new(),
         counted: part.counted.clone(),
         trust: part.trust.clone(),
+        http: Vec::new(),
     }
 }
 
@@ -350,8 +363,8 @@ impl Parts {
             ViewChange::Cluster(head) => match &mut self.cluster {
                 Some(cluster) => {
                     let cluster = Arc::make_mut(cluster);
-                    let (nodes, ports) = (std::mem::take(&mut cluster.nodes), std::mem::take(&mut cluster.ports));
-                    *cluster = ClusterPart { nodes, ports, ..head };
+                    let ClusterPart { nodes, ports, http, .. } = std::mem::replace(cluster, head);
+                    *cluster = ClusterPart { nodes, ports, http, ..cluster.clone() };
                 }
                 None => self.cluster = Some(Arc::new(head)),
             },
@@ -387,6 +400,8 @@ impl Parts {
             ViewChange::NoPort(protocol, published) => {
                 self.cluster()?.ports.retain(|p| (p.protocol, p.published) != (protocol, published));
             }
+            ViewChange::Http(service) => set(&mut self.cluster()?.http, service),
+            ViewChange::NoHttp(id) => self.cluster()?.http.retain(|service| service.service_id != id),
         }
         Ok(())
     }
@@ -422,6 +437,7 @@ fn set<T: KeyedEntry>(list: &mut Vec<Arc<T>>, entry: Arc<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::http::{HttpBackend, HttpRoute, HttpService};
     use crate::model::view::TaskEndpoint;
     use crate::model::{NodeView, Revision, fixture};
     use crate::protocol::compression::expanded;
@@ -572,6 +588,42 @@ mod tests {
         let (arrived, _, total) = travel(&mut encoder, &mut decoder, message(&whole));
         assert_eq!(debug(arrived.as_ref()), debug(Some(&message(&whole))));
         assert!(total < 512, "{total} bytes for one backend");
+    }
+
+    #[test]
+    fn services_with_http_routes_travel_to_builds_that_serve_them() {
+        let service = |name: &str, backends: u8| {
+            let backend = |n| HttpBackend {
+                task_id: format!("t{n}").into(),
+                node_id: "node1".into(),
+                address: address(n),
+                ports: vec![80],
+            };
+            let route = HttpRoute { hosts: vec![format!("{name}.example.com")], ..HttpRoute::default() };
+            Arc::new(HttpService {
+                service_id: name.into(),
+                service_name: name.to_owned(),
+                created_at: <_>::default(),
+                routes: vec![route],
+                certificate: None,
+                problems: Vec::new(),
+                backends: (0..u32::from(backends)).map(backend).collect(),
+            })
+        };
+        let shared = Arc::default();
+        let mut sessions =
+            [FORMAT, KEY_PROOF].map(|format| (ViewEncoder::new(Arc::clone(&shared), format), ViewDecoder::default()));
+        for (index, http) in
+            [vec![service("a", 1)], vec![service("a", 2), service("b", 0)], vec![service("b", 0)]].into_iter().enumerate()
+        {
+            let cluster = ClusterPart { http: http.clone(), ..fixture::cluster_part(vec![fixture::peer(1)]) };
+            let sent = message(&fixture::node_view(index as u64, Vec::new(), cluster));
+            let [newer, earlier] = sessions.each_mut().map(|(encoder, decoder)| match travel(encoder, decoder, sent.clone()).0 {
+                Some(ToNode::View { cluster: Some(cluster), .. }) => cluster.http.clone(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!((newer, earlier), (http, Vec::new()));
+        }
     }
 
     #[test]

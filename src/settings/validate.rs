@@ -38,6 +38,10 @@ impl Settings {
                 format!("set the MTU between the nodes, {low} to {high} bytes, or 0 to read it from the host's routes"),
             ));
         }
+        if self.http.port == self.http.tls_port && self.http.port != 0 {
+            let advice = "set another port than http.port, or 0 for none: one of them is with TLS".to_owned();
+            return Err(invalid("http.tls_port", self.http.tls_port.to_string(), advice));
+        }
         self.bounds()?;
         let timeouts = &self.timeouts;
         if timeouts.node_down_ms <= timeouts.heartbeat_ms {

@@ -14,6 +14,7 @@ mod ebpf;
 mod ebpf_lifecycle;
 mod fixture;
 mod formats;
+mod http;
 mod lab;
 
 mod load;

@@ -3,6 +3,7 @@
 use skep::admin::metrics::render;
 use skep::datapath::ebpf::Occupancy;
 use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
+use skep::ingress::http::{HttpRouteStatus, HttpStatus, RouteCounts};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{FormatRange, Protocol, Revision, Role, Timestamp};
 use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
@@ -11,7 +12,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 33] = [
+const FAMILIES: [&str; 38] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -30,6 +31,11 @@ const FAMILIES: [&str; 33] = [
     "skep_ebpf_repairs_total",
     "skep_ebpf_up",
     "skep_ebpf_vips",
+    "skep_http_open_connections",
+    "skep_http_ready_tasks",
+    "skep_http_request_duration_seconds",
+    "skep_http_requests_total",
+    "skep_http_retries_total",
     "skep_loop_degraded",
     "skep_manager_left_out_objects",
     "skep_manager_loop_restarts_total",
@@ -109,7 +115,23 @@ fn full_status() -> Status {
         service: service.to_owned(),
         count,
     };
+    let route = |host: &str, service: &str| HttpRouteStatus {
+        host: host.to_owned(),
+        prefix: "/".to_owned(),
+        service: service.to_owned(),
+        ready: 1,
+        tasks: 2,
+        certificate: "self-signed".to_owned(),
+        counts: RouteCounts {
+            by_class: [0, 5, 0, 1, 0],
+            durations: [1, 5, 0, 0, 0, 0, 0, 0, 0],
+            micros: 1_234_567,
+            ..RouteCounts::default()
+        },
+    };
+    let routes = vec![route("shop.example.com", "shop"), route("*.example.com", "shop"), route("shop.example.com", "canary")];
     Status {
+        http: HttpStatus { pid: Some(7), routes, connections: 3, ..HttpStatus::default() },
         version: "0.1.0".to_owned(),
         certificate: Some(CertificateSummary {
             expires: Timestamp(1_795_000_000_000_000_000),

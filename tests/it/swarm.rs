@@ -7,6 +7,7 @@ mod autoscale;
 mod bad_input;
 mod certificates;
 mod doctor;
+mod http;
 mod life;
 mod logs;
 mod managers;

@@ -74,6 +74,60 @@ impl MetricFamily<0> {
     }
 }
 
+/// Durations by class, with labels. Two samples never have equal labels.
+#[derive(Debug)]
+pub struct HistogramFamily<const L: usize> {
+    name: &'static str,
+    help: &'static str,
+    labels: [&'static str; L],
+    /// Upper bounds of the classes, in milliseconds; one more class has the rest.
+    bounds: &'static [u64],
+    samples: BTreeMap<[String; L], (Vec<u64>, u64)>,
+}
+
+impl<const L: usize> HistogramFamily<L> {
+    /// The name ends in `_seconds`.
+    pub fn new(name: &'static str, help: &'static str, labels: [&'static str; L], bounds: &'static [u64]) -> Self {
+        debug_assert!(name.ends_with("_seconds"), "{name}: a duration is in seconds");
+        Self { name, help, labels, bounds, samples: BTreeMap::new() }
+    }
+
+    /// Adds the number of durations in each class and their sum in microseconds to the sample with these labels.
+    pub fn add(&mut self, values: [impl Into<String>; L], counts: &[u64], micros: u64) {
+        let (present, sum) = self.samples.entry(values.map(Into::into)).or_default();
+        present.resize(self.bounds.len() + 1, 0);
+        for (present, count) in present.iter_mut().zip(counts) {
+            *present += count;
+        }
+        *sum += micros;
+    }
+
+    fn render(&self) -> String {
+        let Self { name, help, .. } = self;
+        let mut out = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
+        for (values, (counts, micros)) in &self.samples {
+            let pairs = self.labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value)));
+            let labels = pairs.collect::<Vec<_>>().join(",");
+            let mut all = 0;
+            for (class, count) in counts.iter().enumerate() {
+                all += count;
+                let bound = self.bounds.get(class).map_or_else(|| "+Inf".to_owned(), |ms| seconds(*ms, 1000));
+                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {all}");
+            }
+            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", seconds(*micros, 1_000_000));
+            let _ = writeln!(out, "{name}_count{{{labels}}} {all}");
+        }
+        out
+    }
+}
+
+/// A decimal number of seconds.
+fn seconds(value: u64, per_second: u64) -> String {
+    let digits = per_second.ilog10() as usize;
+    let text = format!("{}.{:0digits$}", value / per_second, value % per_second);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// Escapes a label value: backslash, quote and line feed are the characters that would end it or change its meaning.
 fn escape(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
@@ -88,6 +142,14 @@ pub struct Exposition {
 impl Exposition {
     /// Adds a family. Its name must be new: a family that is split in two is invalid.
     pub fn add<const L: usize>(&mut self, family: &MetricFamily<L>) {
+        if !family.samples.is_empty() {
+            let other = self.families.insert(family.name, family.render());
+            debug_assert!(other.is_none(), "two families are named {}", family.name);
+        }
+    }
+
+    /// As [`Exposition::add`].
+    pub fn add_histogram<const L: usize>(&mut self, family: &HistogramFamily<L>) {
         if !family.samples.is_empty() {
             let other = self.families.insert(family.name, family.render());
             debug_assert!(other.is_none(), "two families are named {}", family.name);
@@ -114,6 +176,21 @@ mod tests {
             "a_total{x=\"1\",y=\"\"} 2\n",
             "a_total{x=\"2\",y=\"a\\\"b\\\\c\\nd\"} 1\n",
             "# HELP b Back\\\\slash\\nand line.\n# TYPE b gauge\nb 7\n",
+        );
+        assert_eq!(out.render(), expected);
+    }
+
+    #[test]
+    fn a_histogram_has_cumulative_classes_a_sum_and_a_count() {
+        let mut family = HistogramFamily::new("a_seconds", "A.", ["x"], &[5, 1000]);
+        family.add(["1"], &[2, 1, 0], 1_500_000);
+        family.add(["1"], &[0, 0, 1], 0);
+        let mut out = Exposition::default();
+        out.add_histogram(&family);
+        let expected = concat!(
+            "# HELP a_seconds A.\n# TYPE a_seconds histogram\n",
+            "a_seconds_bucket{x=\"1\",le=\"0.005\"} 2\na_seconds_bucket{x=\"1\",le=\"1\"} 3\n",
+            "a_seconds_bucket{x=\"1\",le=\"+Inf\"} 4\na_seconds_sum{x=\"1\"} 1.5\na_seconds_count{x=\"1\"} 4\n",
         );
         assert_eq!(out.render(), expected);
     }

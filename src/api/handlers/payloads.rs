@@ -6,8 +6,9 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::{CONFIG_SPEC, SECRET_SPEC, Struct};
 use crate::api::{convert, lookup, validate, wire};
+use crate::model::http::HttpLabels;
 use crate::model::payload::{PayloadSpec, SealedData};
-use crate::model::{ClusterConfig, ClusterSecret, ConfigId, Meta, PayloadId, Secret, SecretId};
+use crate::model::{ClusterConfig, ClusterSecret, ConfigId, Meta, PayloadId, Secret, SecretId, Service};
 use crate::store::{Action, Condition, Kind, Object, ProposeError, Store, StoreError, StoreObject, Transaction};
 use crate::trust::{DataKey, PayloadVault, SealError};
 use axum::response::{IntoResponse as _, Response};
@@ -241,6 +242,10 @@ pub async fn remove<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
     let handle = request.store()?;
     let store = handle.read();
     let object = T::find(&store, reference)?;
+    // Not a condition of the write: managers of builds that know no HTTP routes decide the same there.
+    if certified(object, &store).next().is_some() {
+        return Err(in_use(object, &store));
+    }
     let id = object.id().to_string();
     let removal = Transaction::new(request.api.clock.now(), vec![Action::Remove(T::KIND, id.clone())])
         .require([Condition::unreferenced(T::KIND, &id)]);
@@ -251,9 +256,21 @@ pub async fn remove<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
     }
 }
 
+/// Services whose HTTP routes are served with the certificate of this secret.
+fn certified<'a, T: StoredPayload>(object: &'a T, store: &'a Store) -> impl Iterator<Item = &'a Service> {
+    let named = |service: &&Service| {
+        let certificate = HttpLabels::read(&service.spec.labels).ok().and_then(|labels| labels.certificate);
+        certificate.is_some_and(|name| name.eq_ignore_ascii_case(&object.spec().name))
+    };
+    store.services().filter(|_| T::KIND == Kind::ClusterSecret).filter(named)
+}
+
 fn in_use<T: StoredPayload>(object: &T, store: &Store) -> ApiError {
-    let mut services: Vec<&str> = store.services_with(&object.payload_id()).map(|s| s.spec.name.as_str()).collect();
+    let payload = object.payload_id();
+    let users = store.services_with(&payload).chain(certified(object, store));
+    let mut services: Vec<&str> = users.map(|service| service.spec.name.as_str()).collect();
     services.sort_unstable();
+    services.dedup();
     let noun = if services.len() == 1 { "service" } else { "services" };
     ApiError::invalid_argument(format!(
         "{} '{}' is in use by the following {noun}: {}",

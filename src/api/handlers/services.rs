@@ -65,6 +65,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
+    let http_warnings = validate::http_labels(&spec, None, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, None, &store)?;
     if spec.wants_ingress() && !lookup::networks(&store).any(|n| n.spec.ingress) {
@@ -92,7 +93,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         scalings: Vec::new(),
     };
     let conditions = conditions(&service.spec, None, &store);
-    let warnings = Some(validate::small_networks(&service.spec, None, &store)).filter(|warnings| !warnings.is_empty());
+    let warnings = [validate::small_networks(&service.spec, None, &store), http_warnings].concat();
+    let warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     handle.propose(Transaction::new(now, vec![Action::create(service)]).require(conditions)).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": warnings }))
 }
@@ -197,6 +199,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let pull_auth = posted_pull_auth(request, &store)?.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
+    let http_warnings = validate::http_labels(&spec, Some(stored), &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
     validate::free_ports(&spec, Some(&stored.id), &store)?;
     if spec.name != stored.spec.name {
@@ -209,7 +212,7 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let rollback = request.query.get("rollback") == "previous";
     let replaces_tasks = !spec.mode.is_job() && validate::replaces_tasks(&stored.spec, &spec);
     let stays_paused = !replaces_tasks && !rollback && stored.update.as_ref().is_some_and(|update| update.state.is_paused());
-    let mut warnings = validate::small_networks(&spec, Some(&stored.id), &store);
+    let mut warnings = [validate::small_networks(&spec, Some(&stored.id), &store), http_warnings].concat();
     if stays_paused {
         warnings.push(format!(
             "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 /// Whether tasks of the old spec do not do for the new one. Labels, mode, the way of updating, placement and the order of
 /// networks are no matter of a task's: a task whose node the new constraints exclude is found by the orchestrator.
 pub fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
-    comparable(old) != comparable(new)
+    // A first HTTP route needs an address on `ingress`, which a task that runs does not get.
+    old.wants_ingress() != new.wants_ingress() || comparable(old) != comparable(new)
 }
 
 fn comparable(spec: &ServiceSpec) -> Value {

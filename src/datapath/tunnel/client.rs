@@ -7,13 +7,12 @@ use super::link::IoctlSocket;
 use super::namespace::Namespace;
 use super::paths::{log_file, pid_file};
 use super::process::FAILED;
-use super::program::is_run_by;
 use super::protocol::{PROTOCOL, TunnelHello, TunnelReply, TunnelRequest, read_line, write_line};
 use crate::backoff::Backoff;
+use crate::datapath::side_process::{is_run_by, is_zombie, kill_locked};
 use crate::model::WgKey;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
-use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -361,23 +360,7 @@ async fn kill_unresponsive(socket: &Path) -> anyhow::Result<()> {
         }
         tokio::time::sleep(POLL * 10).await;
     }
-    let pid = std::fs::read_to_string(&path)?.trim().parse().ok().and_then(Pid::from_raw);
-    let pid = pid.with_context(|| format!("{} contains no process id", path.display()))?;
-    tracing::warn!(pid = pid.as_raw_nonzero(), "the tunnel process does not answer and is killed");
-    kill_process(pid, Signal::KILL).with_context(|| format!("cannot kill the tunnel process {pid:?}"))?;
-    let ended = async {
-        while is_locked() {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    timeout(START_TIMEOUT, ended).await.map_err(|_| anyhow!("the tunnel process {pid:?} did not end within {START_TIMEOUT:?}"))
-}
-
-/// Whether only its parent's wait is left of a process. While other threads than the first are ending, they have its sockets open.
-fn is_zombie(pid: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    threads <= 1 && status.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    kill_locked(&path, "tunnel", START_TIMEOUT).await
 }
 
 /// Opens the log to append, and truncates a long one.

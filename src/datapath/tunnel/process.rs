@@ -8,10 +8,8 @@ use super::paths::pid_file;
 use super::protocol::{LineError, PROTOCOL, TunnelHello, TunnelReply, TunnelRequest, read_line, write_line};
 use super::tun::Tun;
 use super::udp::TunnelSocket;
-use anyhow::{Context as _, anyhow, bail};
-use rustix::fs::FlockOperation;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use crate::datapath::side_process::lock_pid_file;
+use anyhow::{Context as _, anyhow};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,7 +66,7 @@ fn run(args: &TunnelArgs) -> anyhow::Result<()> {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 
     let private = private_key(&args.key)?;
-    let lock = lock_pid_file(&pid_file(&args.control))?;
+    let lock = lock_pid_file(&pid_file(&args.control), "tunnel")?;
     let mesh = Namespace::open(&args.mesh)?;
     let hello = TunnelHello {
         protocol: PROTOCOL,
@@ -96,20 +94,6 @@ fn run(args: &TunnelArgs) -> anyhow::Result<()> {
     }
     drop(lock);
     result.map(|_| ())
-}
-
-/// Writes the pid file and locks it, so that only one process serves the socket.
-fn lock_pid_file(path: &Path) -> anyhow::Result<File> {
-    let open = || File::options().read(true).write(true).create(true).truncate(false).open(path);
-    let mut file = open().with_context(|| format!("cannot open {}", path.display()))?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut pid = String::new();
-        let _ = file.read_to_string(&mut pid);
-        bail!("another tunnel process (pid {}) has locked {}", pid.trim(), path.display());
-    }
-    file.set_len(0)?;
-    writeln!(file, "{}", std::process::id())?;
-    Ok(file)
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {

@@ -10,10 +10,10 @@ use crate::manager::liveness::{LivenessSnapshot, NodeLiveness, Verdict};
 use crate::manager::lowest_applied::LowestApplied;
 use crate::manager::session::{Effect, SessionId};
 use crate::manager::settings::ManagerSettings;
-use crate::model::{ListeningPort, Node, NodeId, NodeState, Revision, Task, TaskId, TaskStatus, Timestamp};
+use crate::model::{ListeningPort, Node, NodeId, NodeState, PayloadId, Revision, Task, TaskId, TaskStatus, Timestamp};
 use crate::protocol::ToNode;
 use crate::store::Store;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ pub struct Dispatcher {
     drain_holds: DrainHolds,
     index: ViewIndex,
     dirty: DirtyViews,
+    /// The certificates of HTTP routes that every node was sent.
+    certificates: BTreeSet<PayloadId>,
 }
 
 impl Dispatcher {
@@ -60,6 +62,7 @@ impl Dispatcher {
             ahead: BTreeMap::new(),
             drain_holds,
             dirty: DirtyViews::default(),
+            certificates: BTreeSet::new(),
         }
     }
 
@@ -259,6 +262,8 @@ impl Dispatcher {
         let dirty = std::mem::take(&mut self.dirty);
         let Some(cluster) = self.index.cluster() else { return out };
         let revision = self.store.revision();
+        let certificates = payloads::certificates(&cluster);
+        let other_certificates = self.certificates != certificates;
         for (id, node) in &mut self.nodes {
             let Some(session) = node.session else { continue };
             node.synced = revision;
@@ -279,7 +284,9 @@ impl Dispatcher {
                 None
             };
             let before = node.sent.as_ref().map(|sent| &*sent.tasks);
-            let tasks = tasks.map(|tasks| payloads::attach(tasks, before, &self.store, self.settings.vault.as_deref()));
+            let tasks = tasks.or_else(|| node.sent.as_ref().filter(|_| other_certificates).map(|sent| sent.tasks.clone()));
+            let vault = self.settings.vault.as_deref();
+            let tasks = tasks.map(|tasks| payloads::attach(tasks, &certificates, before, &self.store, vault));
             if tasks.is_some() {
                 node.tasks_sent_at = now;
                 node.echo_due = false;
@@ -308,6 +315,7 @@ impl Dispatcher {
                 cluster: cluster.clone(),
             });
         }
+        self.certificates = certificates;
         out
     }
 }

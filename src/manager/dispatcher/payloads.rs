@@ -1,6 +1,7 @@
-//! The contents of secrets and configs in a node's view: of those that its tasks need, and no others.
+//! The contents of secrets and configs in a node's view: of those that its tasks need, the certificates of HTTP routes, and no
+//! others.
 
-use crate::model::view::Tasks;
+use crate::model::view::{ClusterPart, Tasks};
 use crate::model::{Payload, PayloadId, TaskState};
 use crate::store::Store;
 use crate::trust::{DataKey, PayloadVault};
@@ -8,10 +9,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Adds the contents that the tasks need. Those of `before` are taken over: they never change. One that cannot be opened is
+/// Adds the contents that the tasks need, and the certificates. Those of `before` are taken over: they never change. One that cannot be opened is
 /// missing, and its tasks wait.
-pub(super) fn attach(mut tasks: Arc<Tasks>, before: Option<&Tasks>, store: &Store, vault: Option<&PayloadVault>) -> Arc<Tasks> {
-    let needed = needed(&tasks);
+pub(super) fn attach(
+    mut tasks: Arc<Tasks>,
+    certificates: &BTreeSet<PayloadId>,
+    before: Option<&Tasks>,
+    store: &Store,
+    vault: Option<&PayloadVault>,
+) -> Arc<Tasks> {
+    let needed: BTreeSet<PayloadId> = needed(&tasks).chain(certificates.iter().cloned()).collect();
     if needed.is_empty() {
         return tasks;
     }
@@ -33,9 +40,14 @@ pub(super) fn attach(mut tasks: Arc<Tasks>, before: Option<&Tasks>, store: &Stor
 }
 
 /// What tasks that run or are to run name.
-fn needed(tasks: &Tasks) -> BTreeSet<PayloadId> {
+fn needed(tasks: &Tasks) -> impl Iterator<Item = PayloadId> {
     let wanted = tasks.by_id.values().filter(|t| t.desired_state <= TaskState::Running && !t.status.state.is_final());
-    wanted.flat_map(|task| task.spec.container_spec.payloads()).collect()
+    wanted.flat_map(|task| task.spec.container_spec.payloads())
+}
+
+/// The certificates of HTTP routes, which every node serves.
+pub(super) fn certificates(cluster: &ClusterPart) -> BTreeSet<PayloadId> {
+    cluster.http.iter().filter_map(|service| service.certificate.clone()).map(PayloadId::Secret).collect()
 }
 
 fn open_key(store: &Store, vault: Option<&PayloadVault>) -> Option<DataKey> {
@@ -117,10 +129,11 @@ mod tests {
     fn a_node_is_sent_what_its_live_tasks_name_and_nothing_else() {
         let vault = vault("n1", 1);
         let store = store(&vault);
+        let none = BTreeSet::new();
         let plain = fixture::task_with_resolvers("t0", "web", "n1", &[]);
-        assert_eq!(names(&attach(tasks(vec![plain.clone()]), None, &store, Some(&vault))), [""; 0]);
+        assert_eq!(names(&attach(tasks(vec![plain.clone()]), &none, None, &store, Some(&vault))), [""; 0]);
         let live = tasks(vec![plain, task("t1", "a", Some("c"))]);
-        let sent = attach(live, None, &store, Some(&vault));
+        let sent = attach(live, &none, None, &store, Some(&vault));
         assert_eq!(names(&sent), ["secret a", "config c"]);
         let content = &sent.payloads[&PayloadId::Secret("a".into())].data;
         assert_eq!(STANDARD.decode(content.expose()).expect("base64"), b"a");
@@ -128,17 +141,22 @@ mod tests {
         let (mut stops, mut ended) = (task("t2", "a", None), task("t3", "b", None));
         stops.desired_state = TaskState::Shutdown;
         ended.status.state = TaskState::Failed;
-        let next = attach(tasks(vec![stops, ended, task("t4", "gone", Some("c"))]), Some(&sent), &store, Some(&vault));
+        let next = attach(tasks(vec![stops, ended, task("t4", "gone", Some("c"))]), &none, Some(&sent), &store, Some(&vault));
         assert_eq!(names(&next), ["config c"]);
         let config = PayloadId::Config("c".into());
         assert!(Arc::ptr_eq(&next.payloads[&config], &sent.payloads[&config]), "opened once");
+        let certificates = [PayloadId::Secret("b".into())].into();
+        assert_eq!(names(&attach(tasks(vec![]), &certificates, None, &store, Some(&vault))), ["secret b"], "of an HTTP route");
     }
 
     #[test]
     fn without_the_key_tasks_wait() {
         let store = store(&vault("n1", 1));
         for vault in [None, Some(vault("n2", 1)), Some(vault("n1", 2))] {
-            assert_eq!(names(&attach(tasks(vec![task("t1", "a", Some("c"))]), None, &store, vault.as_ref())), [""; 0]);
+            assert_eq!(
+                names(&attach(tasks(vec![task("t1", "a", Some("c"))]), &BTreeSet::new(), None, &store, vault.as_ref())),
+                [""; 0]
+            );
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The entries of views, each made from the store alone.
 
+use crate::model::http::{HTTP, HttpBackend, HttpLabels, HttpService};
 use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
-use crate::model::{Network, NetworkId, Node, NodeId, NodeState, Service, Task, task::Attachment};
+use crate::model::{Network, NetworkId, Node, NodeId, NodeState, Protocol, Service, Task, task::Attachment};
 use crate::store::Store;
 use std::sync::Arc;
 
@@ -94,10 +95,10 @@ pub(super) fn endpoint(store: &Store, task: &Task, attachment: &Attachment) -> O
     })
 }
 
-/// The service's names on a network that its spec names, or on `ingress` if it publishes a port there.
+/// The service's names on a network that its spec names, or on `ingress` if it publishes a port or has HTTP routes there.
 pub(super) fn names(service: &Service, id: &NetworkId, ingress: bool) -> Option<ServiceNames> {
     let config = service.spec.task_template.networks.iter().find(|n| n.target == id.as_str());
-    (config.is_some() || (ingress && service.ingress_ports().next().is_some())).then(|| ServiceNames {
+    (config.is_some() || (ingress && service.spec.wants_ingress())).then(|| ServiceNames {
         service_id: service.id.clone(),
         name: service.spec.name.clone(),
         aliases: config.map(|c| c.aliases.clone()).unwrap_or_default(),
@@ -121,7 +122,7 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     pairs.sort();
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
     let trust = cluster.trust_bundle().map(Arc::new);
-    Some(ClusterPart { mesh: cluster.mesh, pools, subnets, pairs, nodes: Vec::new(), ports: Vec::new(), counted, trust })
+    Some(ClusterPart { pools, subnets, pairs, counted, trust, ..ClusterPart::new(cluster.mesh) })
 }
 
 /// A node as the others see it. `tasks` are those on it.
@@ -179,11 +180,52 @@ pub(super) fn ports<'a>(
     port.collect()
 }
 
+/// The service's HTTP routes; `None` if it has none. `tasks` are the service's, by id.
+pub(super) fn http<'a>(
+    store: &Store,
+    service: &Service,
+    ingress: Option<&NetworkId>,
+    tasks: impl Iterator<Item = &'a Task>,
+) -> Option<HttpService> {
+    // Labels that do not parse were set before skep gave them a meaning.
+    let labels = HttpLabels::read(&service.spec.labels).unwrap_or_default();
+    if labels.routes.is_empty() {
+        return None;
+    }
+    let ports = service.spec.http_ports();
+    let listens = |task: &Task, port: u16| task.listens_on(Protocol::Tcp, port).v4;
+    let backend = |task: &Task| {
+        Some(HttpBackend {
+            task_id: task.id.clone(),
+            node_id: task.node_id.clone()?,
+            address: task.address_on(ingress?)?,
+            ports: ports.iter().copied().filter(|port| listens(task, *port)).collect(),
+        })
+    };
+    let mut problems = [labels.refused, labels.notes].concat();
+    let certificate = labels.certificate.and_then(|name| {
+        let found = store.secret_named(&name).map(|secret| secret.id.clone());
+        if found.is_none() {
+            problems.push(format!("label {HTTP}.tls={name}: there is no secret of that name: create it"));
+        }
+        found
+    });
+    Some(HttpService {
+        service_id: service.id.clone(),
+        service_name: service.spec.name.clone(),
+        created_at: service.meta.created_at,
+        routes: labels.routes,
+        certificate,
+        problems,
+        backends: tasks.filter(|task| receives(store, task)).filter_map(backend).collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::node::{NodeDescription, NodeMesh, NodeStatus};
-    use crate::model::{FormatRange, ListeningPort, Listens, Meta, NodeSpec, Protocol, fixture};
+    use crate::model::{FormatRange, ListeningPort, Listens, Meta, NodeSpec, fixture};
 
     #[test]
     fn a_task_is_starting_until_its_node_says_that_it_listens_if_that_can() {

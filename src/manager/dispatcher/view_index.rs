@@ -6,7 +6,7 @@ use super::task_list::{self, TaskListChange};
 use super::view;
 use crate::manager::allocator::ingress;
 use crate::model::view::{ClusterPart, NetworkPart, Networks, PublishedPort};
-use crate::model::{Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId};
+use crate::model::{ClusterSecret, Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId};
 use crate::store::{Store, StoreObject, changed};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +122,7 @@ impl ViewIndex {
         stale.read_tasks(before, after, dirty);
         stale.read_nodes(before, after);
         stale.read_services(before, after);
+        stale.read_secrets(before, after);
         stale.members.sort_unstable();
         stale.members.dedup();
 
@@ -195,8 +196,8 @@ impl ViewIndex {
             && view::cluster_head(before).as_ref() != Some(&head)
         {
             let part = Arc::make_mut(&mut cluster);
-            let (nodes, ports) = (std::mem::take(&mut part.nodes), std::mem::take(&mut part.ports));
-            *part = ClusterPart { nodes, ports, ..head };
+            let ClusterPart { nodes, ports, http, .. } = std::mem::replace(part, head);
+            *part = ClusterPart { nodes, ports, http, ..part.clone() };
             changed = true;
         }
         for id in &stale.peers {
@@ -218,6 +219,11 @@ impl ViewIndex {
             let tasks = after.tasks_of_service(id);
             let now = after.service(id).map(|s| view::ports(after, s, self.ingress.as_ref(), tasks)).unwrap_or_default();
             changed |= replace_ports(&mut cluster, id, now);
+            let tasks = after.tasks_of_service(id);
+            let http = after.service(id).and_then(|s| view::http(after, s, self.ingress.as_ref(), tasks));
+            if http.is_some() || cluster.http.iter().any(|service| service.service_id == *id) {
+                changed |= replace(&mut Arc::make_mut(&mut cluster).http, |s| s.service_id.cmp(id), http);
+            }
         }
         self.cluster = Some(cluster);
         changed
@@ -292,6 +298,17 @@ impl StaleEntries {
             if mode(was) != mode(is) {
                 after.tasks_of_service(&service.id).for_each(|task| self.add_task(task));
             }
+        }
+    }
+}
+
+impl StaleEntries {
+    /// A secret that comes or goes may be the certificate of HTTP routes.
+    fn read_secrets(&mut self, before: &Store, after: &Store) {
+        let is_there = |secret: Option<&ClusterSecret>| secret.map(|secret| secret.id.clone());
+        if changed::<ClusterSecret>(before, after).any(|(was, is)| is_there(was) != is_there(is)) {
+            let routed = after.services().filter(|service| !service.spec.http_ports().is_empty());
+            self.ports.extend(routed.map(|service| service.id.clone()));
         }
     }
 }

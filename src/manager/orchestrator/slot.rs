@@ -7,7 +7,9 @@ use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
 use crate::model::constraint::Constraints;
 use crate::model::service::UpdateConfig;
-use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp};
+use crate::model::{
+    Availability, Node, NodeState, Protocol, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp,
+};
 use crate::store::Store;
 use rand::Rng;
 use std::cmp::Ordering;
@@ -249,11 +251,13 @@ impl<'a> ServiceSlots<'a> {
         task.node_id.as_ref().and_then(|id| self.store.node(id))
     }
 
-    /// The task serves, as far as is known: it runs, and listens on the ports that its service publishes. A container that does
+    /// The task serves, as far as is known: it runs, and listens on the ports that its service publishes or routes HTTP to. A container that does
     /// not listen is waited for no longer than [`LISTEN_WAIT`].
     pub(super) fn serves(&self, task: &Task) -> bool {
-        let mut ports = self.service.ingress_ports();
-        let mut listens = || ports.all(|port| task.listens_on(port.protocol, port.target_port).is_any());
+        let published = self.service.ingress_ports().map(|port| (port.protocol, port.target_port));
+        let routed = self.service.spec.http_ports().into_iter().map(|port| (Protocol::Tcp, port));
+        let mut ports = published.chain(routed);
+        let mut listens = || ports.all(|(protocol, port)| task.listens_on(protocol, port).is_any());
         let waited = || self.now.since(task.started_at.unwrap_or(task.status.timestamp)) >= LISTEN_WAIT;
         task.is_backend() && (listens() || waited())
     }

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("datapath", ""),
     ("runtime", "http"),
     ("overlay", "datapath http"),
-    ("ingress", "datapath protocol"),
+    ("ingress", "datapath protocol http trust telemetry"),
     ("dns", "datapath"),
     ("agent", "runtime"),
     ("manager", "store raft trust protocol"),
@@ -61,16 +61,20 @@ const HOMES: &[(&str, &str)] = &[
     ("aya", "datapath"),
     ("skep_ebpf", "datapath ingress"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
-    ("axum", "http api overlay admin"),
+    ("axum", "http api overlay admin ingress"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
     ("httparse", "api"),
     ("rcgen", "trust"),
     ("x509_parser", "trust"),
-    ("rustls", "trust rpc"),
+    ("rustls", "trust rpc ingress"),
+    ("pingora", "ingress"),
+    ("arc_swap", "ingress"),
+    ("parking_lot", "ingress"),
+    ("bcrypt", "ingress"),
     ("tokio_rustls", "rpc"),
-    // `skep tunnel` is a program of its own inside the binary: its arguments stand beside it.
-    ("clap", "cli main datapath"),
+    // `skep tunnel` and `skep http serve` are programs of their own inside the binary: their arguments stand beside them.
+    ("clap", "cli main datapath ingress"),
     ("toml", "settings"),
     ("sd_notify", "node"),
 ];

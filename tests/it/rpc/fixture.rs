@@ -191,16 +191,7 @@ pub fn view(mesh: MeshPrefix, index: u64) -> NodeView {
         revision: Revision { incarnation: 1, index },
         tasks: Arc::default(),
         networks: Arc::default(),
-        cluster: Arc::new(ClusterPart {
-            mesh,
-            pools: vec![DEFAULT_POOL],
-            subnets: vec![],
-            pairs: vec![],
-            nodes: vec![],
-            ports: vec![],
-            counted: [].into(),
-            trust: None,
-        }),
+        cluster: Arc::new(ClusterPart { pools: vec![DEFAULT_POOL], ..ClusterPart::new(mesh) }),
     }
 }
 

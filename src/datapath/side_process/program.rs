@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Whether process `pid` runs the file `program`, or one with the same content. An upgrade replaces the file: the process goes on
 /// with the old one. If that cannot be read, it is taken for the same: replacing it costs its sessions.
-pub(super) fn is_run_by(program: &Path, pid: u32) -> bool {
+pub fn is_run_by(program: &Path, pid: u32) -> bool {
     compare(program, Path::new(&format!("/proc/{pid}/exe"))).unwrap_or(true)
 }
 

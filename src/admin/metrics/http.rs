@@ -1,0 +1,47 @@
+//! The series of HTTP routes.
+
+use super::family::{Exposition, HistogramFamily, MetricFamily};
+use crate::ingress::http::LATENCY_BOUNDS_MS;
+use crate::status::Status;
+
+/// Adds requests, durations and ready tasks by route.
+pub fn add(status: &Status, out: &mut Exposition) {
+    const LABELS: [&str; 3] = ["service", "host", "path"];
+    let http = &status.http;
+    let mut requests = MetricFamily::counter(
+        "skep_http_requests_total",
+        "Requests to an HTTP route, by the class of the answer's status; `gone`: the client went away before.",
+        ["service", "host", "path", "status"],
+    );
+    let mut retries = MetricFamily::counter(
+        "skep_http_retries_total",
+        "Attempts to connect to a task that another task was asked after.",
+        LABELS,
+    );
+    let mut ready = MetricFamily::gauge("skep_http_ready_tasks", "Tasks of an HTTP route that listen.", LABELS);
+    let mut durations = HistogramFamily::new(
+        "skep_http_request_duration_seconds",
+        "Time from the head of a request to the end of its answer.",
+        LABELS,
+        &LATENCY_BOUNDS_MS,
+    );
+    for route in &http.routes {
+        let labels = [route.service.as_str(), &route.host, &route.prefix];
+        let [service, host, path] = labels;
+        for (class, count) in route.counts.by_class.iter().enumerate() {
+            requests.add([service, host, path, ["1xx", "2xx", "3xx", "4xx", "5xx"][class]], *count);
+        }
+        requests.add([service, host, path, "gone"], route.counts.gone);
+        retries.add(labels, route.counts.retries);
+        ready.add(labels, route.ready as u64);
+        durations.add(labels, &route.counts.durations, route.counts.micros);
+    }
+    out.add(&requests);
+    out.add(&retries);
+    out.add(&ready);
+    out.add_histogram(&durations);
+    if http.pid.is_some() {
+        let open = "Connections of clients of the HTTP ingress.";
+        out.add(&MetricFamily::gauge("skep_http_open_connections", open, []).value(http.connections));
+    }
+}

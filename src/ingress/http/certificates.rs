@@ -1,0 +1,167 @@
+//! Which certificate a host is served with: that of the secret which its service names, or one that this process has signed
+//! itself.
+
+use super::index::HostIndex;
+use super::table::HttpTable;
+use crate::model::SecretId;
+use crate::sync::lock;
+use crate::trust;
+use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+/// Hosts that one self-signed certificate names.
+const MOST_NAMES: usize = 100;
+
+/// The certificates of a table. Asked at each handshake.
+#[derive(Default)]
+pub(super) struct Certificates {
+    current: ArcSwap<ByHost>,
+    loaded: Mutex<LoadedCertificates>,
+}
+
+#[derive(Default)]
+struct ByHost {
+    hosts: HostIndex<Arc<CertifiedKey>>,
+    self_signed: Option<Arc<CertifiedKey>>,
+}
+
+/// What has been read, kept for tables that do not bring the content again.
+#[derive(Default)]
+struct LoadedCertificates {
+    secrets: BTreeMap<SecretId, Result<Arc<CertifiedKey>, String>>,
+    self_signed: Option<(Vec<String>, Arc<CertifiedKey>)>,
+}
+
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("certificates by host")
+    }
+}
+
+impl Certificates {
+    /// Follows a table.
+    pub fn set(&self, table: &HttpTable) {
+        let mut loaded = lock(&self.loaded);
+        let named: BTreeSet<&SecretId> = table.services.iter().filter_map(|service| service.certificate.as_ref()).collect();
+        loaded.secrets.retain(|id, _| named.contains(id));
+        for (id, content) in &table.certificates {
+            // The content of a secret never changes.
+            loaded.secrets.entry(id.clone()).or_insert_with(|| read(&content.0));
+        }
+        let mut by_host = ByHost::default();
+        let mut names = Vec::new();
+        for claim in &table.claims {
+            let service = claim.choices.first().and_then(|choice| table.services.iter().find(|s| s.service_id == choice.service));
+            let certificate = service.and_then(|service| service.certificate.as_ref());
+            match certificate.and_then(|id| loaded.secrets.get(id)?.as_ref().ok()) {
+                Some(key) => by_host.hosts.insert(&claim.host, "/", key.clone()),
+                None if claim.host != "*" => names.push(claim.host.clone()),
+                None => {}
+            }
+        }
+        names.dedup();
+        names.truncate(MOST_NAMES);
+        by_host.self_signed = loaded.self_signed(names);
+        self.current.store(Arc::new(by_host));
+    }
+
+    /// What a service's hosts are served with, for users.
+    pub fn describe(&self, secret: Option<&SecretId>) -> String {
+        let Some(id) = secret else { return "self-signed".to_owned() };
+        match lock(&self.loaded).secrets.get(id) {
+            Some(Ok(_)) => "secret".to_owned(),
+            Some(Err(why)) => format!("self-signed: {why}"),
+            None => "self-signed: the secret's content is not here yet".to_owned(),
+        }
+    }
+}
+
+impl LoadedCertificates {
+    fn self_signed(&mut self, names: Vec<String>) -> Option<Arc<CertifiedKey>> {
+        if let Some((of, key)) = &self.self_signed
+            && *of == names
+        {
+            return Some(key.clone());
+        }
+        let made = trust::self_signed(names.clone()).map_err(|error| error.to_string()).and_then(|made| {
+            let key = PrivatePkcs8KeyDer::from(made.key.expose().clone()).into();
+            let signer = any_supported_type(&key).map_err(|error| error.to_string())?;
+            Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(made.certificate)], signer)))
+        });
+        match made {
+            Ok(key) => {
+                self.self_signed = Some((names, key.clone()));
+                Some(key)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a self-signed certificate");
+                None
+            }
+        }
+    }
+}
+
+/// Certificate chain and key in PEM, in base64.
+fn read(content: &str) -> Result<Arc<CertifiedKey>, String> {
+    let pem = STANDARD.decode(content).map_err(|_| "the content is not readable".to_owned())?;
+    let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or("the secret has no certificate in PEM")?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| "the secret has no private key in PEM beside the certificate")?;
+    let signer = any_supported_type(&key).map_err(|_| "the private key is of a kind that is not supported: use ECDSA or RSA")?;
+    let certified = CertifiedKey::new(chain, signer);
+    match certified.keys_match() {
+        Ok(()) => Ok(Arc::new(certified)),
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            Err("the private key does not belong to the certificate".to_owned())
+        }
+        Err(error) => Err(format!("the certificate is not readable: {error}")),
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.load();
+        let named = client.server_name().and_then(|name| current.hosts.find(name, "/"));
+        named.or(current.self_signed.as_ref()).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let body = STANDARD.encode(der);
+        let lines: Vec<&str> = body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn a_secret_that_is_no_certificate_with_its_key_says_why() {
+        let one = trust::self_signed(vec!["a.b".to_owned()]).unwrap();
+        let other = trust::self_signed(vec!["a.b".to_owned()]).unwrap();
+        let certificate = pem("CERTIFICATE", &one.certificate);
+        let key = |made: &trust::SelfSigned| pem("PRIVATE KEY", made.key.expose());
+        let read = |text: &str| super::read(&STANDARD.encode(text)).map(|_| ());
+        assert_eq!(read(&format!("{certificate}{}", key(&one))), Ok(()));
+        assert_eq!(read(&format!("{}{certificate}", key(&one))), Ok(()), "in any order");
+        for (text, expected) in [
+            (String::new(), "no certificate"),
+            ("garbage".to_owned(), "no certificate"),
+            (certificate.clone(), "no private key"),
+            (key(&one), "no certificate"),
+            (format!("{certificate}{}", key(&other)), "does not belong"),
+            (format!("{}{}", pem("CERTIFICATE", b"x"), key(&one)), "not readable"),
+        ] {
+            let why = read(&text).unwrap_err();
+            assert!(why.contains(expected), "{expected}: {why}");
+        }
+    }
+}

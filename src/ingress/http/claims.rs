@@ -1,0 +1,153 @@
+//! Which service has which host and prefix. Pure: every node decides the same from the same services.
+
+use crate::model::ServiceId;
+use crate::model::http::{HttpEntry, HttpService};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A host and prefix, and the routes that its requests are shared among.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpClaim {
+    pub host: String,
+    pub prefix: String,
+    /// On the listener with TLS, or on the one without.
+    pub tls: bool,
+    /// One, unless all name a weight.
+    pub choices: Vec<HttpChoice>,
+}
+
+/// A route of a service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpChoice {
+    pub service: ServiceId,
+    /// Index in [`HttpService::routes`].
+    pub route: usize,
+    /// Share of the requests.
+    pub weight: u32,
+}
+
+/// The claims, sorted by host and prefix, and what of the services is not served, for users. The oldest service has a host and
+/// prefix that several name, unless all of them name a weight.
+pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
+    let mut by_age: Vec<&Arc<HttpService>> = services.iter().collect();
+    by_age.sort_by_key(|service| (service.created_at, &service.service_id));
+    let names: BTreeMap<&ServiceId, &str> = services.iter().map(|s| (&s.service_id, s.service_name.as_str())).collect();
+    let mut claims: BTreeMap<(&str, &str, bool), Claimants> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for service in by_age {
+        let of_service = service.problems.iter().map(|problem| format!("service {}: {problem}", service.service_name));
+        problems.extend(of_service);
+        for (index, route) in service.routes.iter().enumerate() {
+            let listeners = match route.entry {
+                HttpEntry::Both => &[false, true][..],
+                HttpEntry::Plain => &[false],
+                HttpEntry::Tls => &[true],
+            };
+            for (host, tls) in route.hosts.iter().flat_map(|host| listeners.iter().map(move |tls| (host, *tls))) {
+                let claim = claims.entry((host, &route.prefix, tls)).or_default();
+                let choice = HttpChoice { service: service.service_id.clone(), route: index, weight: route.weight.unwrap_or(1) };
+                match claim.choices.first() {
+                    Some(first) if !(claim.weighted && route.weight.is_some()) => {
+                        let owner = names.get(&first.service).copied().unwrap_or_default();
+                        problems.push(format!(
+                            "service {}: {host}{} is {owner}'s, which is older: name another host or prefix, or a weight in both",
+                            service.service_name, route.prefix,
+                        ));
+                    }
+                    _ => {
+                        claim.weighted = route.weight.is_some();
+                        claim.choices.push(choice);
+                    }
+                }
+            }
+        }
+    }
+    let claim = |((host, prefix, tls), claimants): ((&str, &str, bool), Claimants)| HttpClaim {
+        host: host.to_owned(),
+        prefix: prefix.to_owned(),
+        tls,
+        choices: claimants.choices,
+    };
+    // A route on both listeners meets the same other route on both.
+    problems.dedup();
+    (claims.into_iter().map(claim).collect(), problems)
+}
+
+#[derive(Default)]
+struct Claimants {
+    choices: Vec<HttpChoice>,
+    /// All of them name a weight.
+    weighted: bool,
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::model::http::{HTTP, HttpLabels, HttpRoute};
+
+    /// A service created at this time whose label `skep.http` is `hosts`.
+    pub fn service(name: &str, created: i64, hosts: &str, weight: Option<u32>) -> Arc<HttpService> {
+        let mut labels = BTreeMap::from([(HTTP.to_owned(), hosts.to_owned())]);
+        labels.extend(weight.map(|weight| (format!("{HTTP}.weight"), weight.to_string())));
+        Arc::new(HttpService {
+            service_id: name.into(),
+            service_name: name.to_owned(),
+            created_at: Timestamp(created),
+            routes: HttpLabels::read(&labels).unwrap().routes,
+            certificate: None,
+            problems: Vec::new(),
+            backends: Vec::new(),
+        })
+    }
+
+    fn shown(claims: &[HttpClaim]) -> Vec<String> {
+        let choice = |choice: &HttpChoice| format!("{}*{}", choice.service, choice.weight);
+        let line = |claim: &HttpClaim| {
+            format!("{}{} {}", claim.host, claim.prefix, claim.choices.iter().map(choice).collect::<Vec<_>>().join(","))
+        };
+        claims.iter().filter(|claim| !claim.tls).map(line).collect()
+    }
+
+    #[test]
+    fn the_oldest_service_has_a_host_and_prefix_whatever_the_order() {
+        let mut services = vec![
+            service("young", 9, "a.example.com,b.example.com", None),
+            service("old", 3, "a.example.com", None),
+            service("api", 5, "a.example.com/api", Some(2)),
+        ];
+        for _ in 0..3 {
+            services.rotate_left(1);
+            let (claims, problems) = decide(&services);
+            assert_eq!(shown(&claims), ["a.example.com/ old*1", "a.example.com/api api*2", "b.example.com/ young*1"]);
+            let [problem] = &problems[..] else { panic!("{problems:?}") };
+            assert!(problem.contains("service young: a.example.com/ is old's"), "{problem}");
+        }
+        // Created at the same time: by id.
+        let (claims, _) = decide(&[service("y", 1, "a.b", None), service("x", 1, "a.b", None)]);
+        assert_eq!(shown(&claims), ["a.b/ x*1"]);
+    }
+
+    #[test]
+    fn a_route_of_one_listener_leaves_the_other_to_another_service() {
+        let of = |name: &str, created, entry| {
+            let service = service(name, created, "a.b", None);
+            let routes = service.routes.iter().map(|route| HttpRoute { entry, ..route.clone() }).collect();
+            Arc::new(HttpService { routes, ..(*service).clone() })
+        };
+        let (claims, problems) = decide(&[of("p", 1, HttpEntry::Plain), of("t", 2, HttpEntry::Tls), of("b", 3, HttpEntry::Both)]);
+        let owners: Vec<_> = claims.iter().map(|claim| (claim.tls, claim.choices[0].service.to_string())).collect();
+        assert_eq!(owners, [(false, "p".to_owned()), (true, "t".to_owned())]);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+    }
+
+    #[test]
+    fn services_that_all_name_a_weight_share() {
+        let canary = service("canary", 9, "a.b", Some(1));
+        let (claims, problems) = decide(&[canary.clone(), service("main", 3, "a.b", Some(9))]);
+        assert_eq!((shown(&claims), problems.len()), (vec!["a.b/ main*9,canary*1".to_owned()], 0));
+        let (claims, problems) = decide(&[canary, service("main", 3, "a.b", None)]);
+        assert_eq!((shown(&claims), problems.len()), (vec!["a.b/ main*1".to_owned()], 1), "only one of them does");
+    }
+}

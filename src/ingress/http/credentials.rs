@@ -1,0 +1,99 @@
+//! Passwords of HTTP basic authentication, checked against their hashes.
+
+use crate::model::http::BasicUser;
+use crate::sync::lock;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
+use std::sync::Mutex;
+use tokio::sync::Semaphore;
+
+/// Passwords that were right, and are not hashed again: a hash takes milliseconds by design.
+const MOST_KNOWN: usize = 4096;
+/// Hashes at a time; further clients wait.
+const AT_A_TIME: usize = 2;
+
+/// Checks credentials.
+pub(super) struct Credentials {
+    /// Digests of user, password and hash.
+    right: Mutex<HashSet<[u8; 32]>>,
+    room: Semaphore,
+}
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME) }
+    }
+}
+
+impl Credentials {
+    /// Whether the value of an `Authorization` header is that of one of the users.
+    pub async fn are_right(&self, authorization: Option<&[u8]>, users: &[BasicUser]) -> bool {
+        let Some((name, password)) = authorization.and_then(parse) else { return false };
+        let Some(user) = users.iter().find(|user| user.name == name) else { return false };
+        let digest: [u8; 32] = Sha256::new()
+            .chain_update(name.len().to_be_bytes())
+            .chain_update(&name)
+            .chain_update(password.len().to_be_bytes())
+            .chain_update(&password)
+            .chain_update(&user.hash)
+            .finalize()
+            .into();
+        if lock(&self.right).contains(&digest) {
+            return true;
+        }
+        let Ok(_room) = self.room.acquire().await else { return false };
+        let hash = user.hash.clone();
+        let checked = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false)).await;
+        let is_right = checked.unwrap_or(false);
+        if is_right {
+            let mut right = lock(&self.right);
+            if right.len() >= MOST_KNOWN {
+                right.clear();
+            }
+            right.insert(digest);
+        }
+        is_right
+    }
+}
+
+/// Name and password of `Basic …`.
+fn parse(value: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (scheme, encoded) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let decoded = STANDARD.decode(encoded.trim_ascii()).ok()?;
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some((String::from_utf8(decoded[..colon].to_vec()).ok()?, decoded[colon + 1..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_right_password_of_a_user_is_right() {
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("pass:word", 4).unwrap() }];
+        let credentials = Credentials::default();
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text)).into_bytes();
+        for (value, right) in [
+            (Some(basic("ann:pass:word")), true),
+            (Some(basic("ann:pass:word").to_ascii_lowercase()), false),
+            (Some([b"bAsIc ".as_slice(), &basic("ann:pass:word")[6..]].concat()), true),
+            (Some(basic("ann:other")), false),
+            (Some(basic("bob:pass:word")), false),
+            (Some(basic("ann")), false),
+            (Some(b"Basic !".to_vec()), false),
+            (Some(b"Bearer x".to_vec()), false),
+            (Some(b"B".to_vec()), false),
+            (None, false),
+        ] {
+            for _ in 0..2 {
+                assert_eq!(credentials.are_right(value.as_deref(), &users).await, right, "{value:?}");
+            }
+        }
+        let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap() }];
+        assert!(!credentials.are_right(Some(&basic("ann:pass:word")), &other).await, "the hash has changed");
+    }
+}

@@ -1,0 +1,41 @@
+//! What the daemon and the process say to each other: HTTP and JSON on the process's socket.
+//!
+//! `GET /hello` identifies the process; `PUT /table` replaces its table; `GET /table` is for the process that takes over;
+//! `GET /state` reports; `POST /drain` ends it, when its clients have their answers; `GET /end` is answered by its end.
+
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+/// Incremented when a request or an answer changes its meaning: a process with another number is replaced.
+pub(super) const PROTOCOL: u32 = 1;
+
+/// Identifies the process.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct HttpHello {
+    pub protocol: u32,
+    /// Version of the program, informative.
+    pub version: String,
+    pub pid: u32,
+    /// Device and inode of the mesh namespace that it connects from.
+    pub mesh: (u64, u64),
+    pub listeners: Vec<ListenerFd>,
+}
+
+/// A listening socket, by its number in the process that has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct ListenerFd {
+    /// `0.0.0.0:80`.
+    pub address: String,
+    pub fd: RawFd,
+}
+
+/// The control socket.
+pub(super) fn control_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("http.sock")
+}
+
+/// Contains the process id; the process that listens has it locked.
+pub(super) fn pid_file(control: &Path) -> PathBuf {
+    control.with_extension("pid")
+}

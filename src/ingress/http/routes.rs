@@ -1,0 +1,201 @@
+//! The table in the form that requests are looked up in.
+
+use super::claims::{HttpChoice, HttpClaim};
+use super::counters::RouteCounters;
+use super::index::HostIndex;
+use super::table::HttpTable;
+use crate::model::http::{HttpBackend, HttpRoute, HttpService};
+use crate::model::{ServiceId, TaskId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Host, prefix and service.
+type RouteKey<'a> = (&'a str, &'a str, &'a str);
+
+/// The routes of a table.
+#[derive(Default)]
+pub(super) struct Routes {
+    /// Without TLS, and with.
+    indexes: [HostIndex<Arc<Claim>>; 2],
+    pub claims: Vec<Arc<Claim>>,
+}
+
+/// A host and prefix with what its requests are shared among.
+pub(super) struct Claim {
+    pub host: String,
+    pub prefix: String,
+    pub tls: bool,
+    pub choices: Vec<Arc<ServedRoute>>,
+    weights: Vec<u32>,
+    turn: AtomicUsize,
+}
+
+/// A route of a service at a host and prefix.
+pub(super) struct ServedRoute {
+    pub service: Arc<HttpService>,
+    pub route: HttpRoute,
+    /// The tasks that get requests: those that were seen to listen, or all that run if none was.
+    pub backends: Vec<HttpBackend>,
+    /// Tasks that were seen to listen.
+    pub ready: usize,
+    pub counters: Arc<RouteCounters>,
+    turn: AtomicUsize,
+}
+
+impl Routes {
+    /// Of a table. Counters of routes that there were before go on.
+    pub fn new(table: &HttpTable, before: &Self) -> Self {
+        let services: BTreeMap<&ServiceId, &Arc<HttpService>> = table.services.iter().map(|s| (&s.service_id, s)).collect();
+        let mut counters: BTreeMap<RouteKey<'_>, Arc<RouteCounters>> = BTreeMap::new();
+        for claim in &before.claims {
+            for choice in &claim.choices {
+                counters.insert((&claim.host, &claim.prefix, choice.service.service_id.as_str()), choice.counters.clone());
+            }
+        }
+        let mut routes = Self::default();
+        for claim in &table.claims {
+            let mut choices = Vec::new();
+            for choice in &claim.choices {
+                // The same ones on both listeners.
+                let counters = counters.entry((&claim.host, &claim.prefix, choice.service.as_str())).or_default().clone();
+                let route = services.get(&choice.service).and_then(|service| served(choice, service, counters));
+                choices.extend(route.map(|route| (choice.weight, route)));
+            }
+            routes.insert(claim, choices);
+        }
+        routes
+    }
+
+    fn insert(&mut self, claim: &HttpClaim, choices: Vec<(u32, Arc<ServedRoute>)>) {
+        let (weights, choices): (Vec<u32>, Vec<_>) = choices.into_iter().unzip();
+        let (host, prefix) = (claim.host.clone(), claim.prefix.clone());
+        let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0) });
+        self.indexes[usize::from(claim.tls)].insert(&claim.host, &claim.prefix, claim.clone());
+        self.claims.push(claim);
+    }
+
+    /// The route of a request: on which listener, host in lower case, decoded path.
+    pub fn find(&self, tls: bool, host: &str, path: &str) -> Option<Arc<ServedRoute>> {
+        self.indexes[usize::from(tls)].find(host, path)?.choose()
+    }
+}
+
+fn served(choice: &HttpChoice, service: &Arc<HttpService>, counters: Arc<RouteCounters>) -> Option<Arc<ServedRoute>> {
+    let route = service.routes.get(choice.route)?.clone();
+    let listening: Vec<HttpBackend> = service.backends.iter().filter(|b| b.ports.contains(&route.port)).cloned().collect();
+    let ready = listening.len();
+    let backends = if listening.is_empty() { service.backends.clone() } else { listening };
+    Some(Arc::new(ServedRoute { service: service.clone(), route, backends, ready, counters, turn: AtomicUsize::new(0) }))
+}
+
+impl Claim {
+    /// By weight, in turn. A choice without a task is passed over while another one has some.
+    fn choose(&self) -> Option<Arc<ServedRoute>> {
+        if let [only] = &self.choices[..] {
+            return Some(only.clone());
+        }
+        let has_task = self.choices.iter().any(|choice| !choice.backends.is_empty());
+        let weight = |at: usize| if has_task && self.choices[at].backends.is_empty() { 0 } else { self.weights[at] as usize };
+        let total: usize = (0..self.choices.len()).map(weight).sum();
+        if total == 0 {
+            return self.choices.first().cloned();
+        }
+        let mut left = self.turn.fetch_add(1, Ordering::Relaxed) % total;
+        for (at, choice) in self.choices.iter().enumerate() {
+            if left < weight(at) {
+                return Some(choice.clone());
+            }
+            left -= weight(at);
+        }
+        None
+    }
+}
+
+impl ServedRoute {
+    /// The task to ask: the one that the client stays with if it is there, otherwise the next in turn; none of `tried`.
+    pub fn backend(&self, stays_with: Option<&str>, tried: &[TaskId]) -> Option<&HttpBackend> {
+        let is_left = |backend: &&HttpBackend| !tried.contains(&backend.task_id);
+        let same = stays_with.and_then(|task| self.backends.iter().find(|backend| backend.task_id.as_str() == task));
+        if let Some(same) = same.filter(is_left) {
+            return Some(same);
+        }
+        let count = self.backends.len();
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        (0..count).map(|step| &self.backends[(first.wrapping_add(step)) % count]).find(is_left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingress::http::claims::{self, tests::service};
+
+    fn backend(task: &str, ports: &[u16]) -> HttpBackend {
+        HttpBackend { task_id: task.into(), node_id: "n1".into(), address: [10, 0, 0, 5].into(), ports: ports.to_vec() }
+    }
+
+    fn with(service: &HttpService, backends: &[(&str, &[u16])]) -> Arc<HttpService> {
+        let backends = backends.iter().map(|(task, ports)| backend(task, ports)).collect();
+        Arc::new(HttpService { backends, ..service.clone() })
+    }
+
+    fn routes(services: Vec<Arc<HttpService>>, before: &Routes) -> Routes {
+        let (claims, _) = claims::decide(&services);
+        Routes::new(&HttpTable { services, claims, ..HttpTable::default() }, before)
+    }
+
+    fn asked(route: &ServedRoute, stays: Option<&str>, tried: &[&str]) -> Option<String> {
+        let tried: Vec<TaskId> = tried.iter().map(|task| (*task).into()).collect();
+        route.backend(stays, &tried).map(|backend| backend.task_id.to_string())
+    }
+
+    #[test]
+    fn only_tasks_that_listen_are_asked_in_turn_and_none_twice() {
+        let web = with(&service("web", 1, "a.b", None), &[("t1", &[80]), ("t2", &[]), ("t3", &[80]), ("t4", &[81])]);
+        let routes = routes(vec![web.clone()], &Routes::default());
+        let route = routes.find(false, "a.b", "/").unwrap();
+        assert_eq!(route.ready, 2);
+        let turns: Vec<_> = (0..4).map(|_| asked(&route, None, &[]).unwrap()).collect();
+        assert_eq!(turns, ["t1", "t3", "t1", "t3"]);
+        assert_eq!(asked(&route, None, &["t1"]).as_deref(), Some("t3"));
+        assert_eq!(asked(&route, None, &["t1", "t3"]), None);
+        for _ in 0..3 {
+            assert_eq!(asked(&route, Some("t3"), &[]).as_deref(), Some("t3"), "the client stays");
+        }
+        assert_eq!(asked(&route, Some("t3"), &["t3"]).as_deref(), Some("t1"));
+        assert_eq!(asked(&route, Some("t2"), &[]).map(|task| task != "t2"), Some(true), "it does not listen any more");
+    }
+
+    #[test]
+    fn all_are_asked_while_none_was_seen_to_listen() {
+        let web = with(&service("web", 1, "a.b", None), &[("t1", &[]), ("t2", &[])]);
+        let route = routes(vec![web], &Routes::default()).find(false, "a.b", "/").unwrap();
+        assert_eq!((route.ready, asked(&route, None, &["t1"]).as_deref()), (0, Some("t2")));
+        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find(false, "a.b", "/").unwrap();
+        assert_eq!(asked(&none, None, &[]), None);
+    }
+
+    #[test]
+    fn requests_are_shared_by_weight_among_services_that_have_a_task() {
+        let (main, canary) = (service("main", 1, "a.b", Some(3)), service("canary", 2, "a.b", Some(1)));
+        let shares = |routes: &Routes| {
+            let names = (0..8).map(|_| routes.find(false, "a.b", "/").unwrap().service.service_name.clone());
+            names.filter(|name| name == "canary").count()
+        };
+        let both = vec![with(&main, &[("t1", &[80])]), with(&canary, &[("t2", &[80])])];
+        assert_eq!(shares(&routes(both, &Routes::default())), 2);
+        let one = vec![main, with(&canary, &[("t2", &[80])])];
+        assert_eq!(shares(&routes(one, &Routes::default())), 8);
+    }
+
+    #[test]
+    fn counters_go_on_after_a_change() {
+        let before = routes(vec![service("web", 1, "a.b,c.d", None)], &Routes::default());
+        before.find(false, "a.b", "/").unwrap().counters.count(200, std::time::Duration::ZERO);
+        let after = routes(vec![with(&service("web", 1, "a.b", None), &[("t1", &[80])])], &before);
+        assert_eq!(after.find(false, "a.b", "/").unwrap().counters.read().requests(), 1);
+        let renamed = routes(vec![service("other", 1, "a.b", None)], &after);
+        assert_eq!(renamed.find(false, "a.b", "/").unwrap().counters.read().requests(), 0);
+    }
+}

@@ -1,0 +1,46 @@
+//! What the process reports of itself, and the daemon of the process.
+
+use super::counters::RouteCounts;
+use serde::{Deserialize, Serialize};
+
+/// HTTP ingress on this node.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HttpStatus {
+    /// Process id of `skep http serve`; `None` while there is none.
+    pub pid: Option<u32>,
+    /// Why the process does not run or does not follow the view. Empty: nothing.
+    pub error: String,
+    pub listeners: Vec<HttpListenerStatus>,
+    pub routes: Vec<HttpRouteStatus>,
+    /// What is not served, and what to do about it.
+    pub problems: Vec<String>,
+    /// Open connections of clients.
+    pub connections: u64,
+}
+
+/// A listener.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpListenerStatus {
+    /// `0.0.0.0:80`.
+    pub address: String,
+    pub tls: bool,
+    /// The kernel's error if it does not listen; the process tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A route as this node serves it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpRouteStatus {
+    pub host: String,
+    pub prefix: String,
+    pub service: String,
+    /// Tasks that were seen to listen.
+    pub ready: usize,
+    /// Tasks that run.
+    pub tasks: usize,
+    /// `secret`, `self-signed`, or why the secret is not used.
+    pub certificate: String,
+    pub counts: RouteCounts,
+}

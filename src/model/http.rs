@@ -1,0 +1,18 @@
+//! HTTP routes of services, as their labels describe them, and as every node sees them.
+
+mod caddy;
+mod duration;
+mod host_and_path;
+mod labels;
+mod route;
+mod service;
+mod size;
+mod traefik;
+mod traefik_middleware;
+mod traefik_objects;
+mod traefik_rule;
+mod values;
+
+pub use labels::{HTTP, HttpLabels};
+pub use route::{BasicUser, HttpEntry, HttpRedirect, HttpRoute, HttpScheme};
+pub use service::{HttpBackend, HttpService};

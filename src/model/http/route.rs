@@ -1,0 +1,120 @@
+//! A route: which requests it is for, and what happens to them.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A route of a service. Requests are for it by host and path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HttpRoute {
+    /// Hosts in lower case, without a port, sorted: `shop.example.com`, `*.example.com` (one label or more in place of `*`), or `*`
+    /// (every host that no other route names).
+    pub hosts: Vec<String>,
+    /// Whole segments that the path begins with; `/` for every path. No slash at its end otherwise.
+    pub prefix: String,
+    /// Where its requests arrive.
+    #[serde(skip_serializing_if = "is_default")]
+    pub entry: HttpEntry,
+    /// Port of the containers.
+    pub port: u16,
+    #[serde(skip_serializing_if = "is_default")]
+    pub scheme: HttpScheme,
+    /// The prefix is taken off the path before the request is sent on.
+    #[serde(skip_serializing_if = "is_default")]
+    pub strip: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    pub redirect: Option<HttpRedirect>,
+    /// Name of the cookie by which a client stays with its task; none if empty.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sticky: String,
+    /// Client prefixes that may use the route, sorted; every client if empty.
+    #[serde(skip_serializing_if = "is_default")]
+    pub allow: Vec<IpNet>,
+    /// Largest body of a request, in bytes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub body: Option<u64>,
+    /// Longest time that a task may be silent while it is asked, in milliseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timeout_ms: Option<u64>,
+    /// Headers of requests that are set, or removed if the value is empty, by names in lower case.
+    #[serde(skip_serializing_if = "is_default")]
+    pub request_headers: BTreeMap<String, String>,
+    /// As `request_headers`, of answers.
+    #[serde(skip_serializing_if = "is_default")]
+    pub response_headers: BTreeMap<String, String>,
+    /// Who may use the route; everybody if empty.
+    #[serde(skip_serializing_if = "is_default")]
+    pub auth: Vec<BasicUser>,
+    /// Share of the requests among services that all name one for the same host and prefix.
+    #[serde(skip_serializing_if = "is_default")]
+    pub weight: Option<u32>,
+}
+
+impl Default for HttpRoute {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            prefix: "/".to_owned(),
+            entry: HttpEntry::default(),
+            port: 80,
+            scheme: HttpScheme::default(),
+            strip: false,
+            redirect: None,
+            sticky: String::new(),
+            allow: Vec::new(),
+            body: None,
+            timeout_ms: None,
+            request_headers: BTreeMap::new(),
+            response_headers: BTreeMap::new(),
+            auth: Vec::new(),
+            weight: None,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The listeners of a route.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpEntry {
+    #[default]
+    Both,
+    /// Without TLS alone.
+    Plain,
+    /// With TLS alone.
+    Tls,
+}
+
+/// What a task is spoken to with.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpScheme {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// HTTP/2 without TLS, as gRPC.
+    H2c,
+    /// HTTP/1.1 or 2 with TLS; the certificate is not verified, as containers make their own.
+    Https,
+}
+
+/// Requests are answered with the way to another address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpRedirect {
+    /// To the same address with TLS; requests that have it are served.
+    Https,
+    /// To the same path of another host.
+    Host(String),
+}
+
+/// A user with a password hash in a form of htpasswd.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BasicUser {
+    pub name: String,
+    pub hash: String,
+}

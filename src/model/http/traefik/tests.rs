@@ -1,0 +1,103 @@
+use super::*;
+use crate::model::http::HttpRedirect;
+
+fn read_lines(text: &str) -> TraefikLabels {
+    let pair = |line: &str| line.trim().split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    read(&text.lines().filter_map(pair).collect())
+}
+
+fn shown(labels: &TraefikLabels) -> Vec<String> {
+    let route = |route: &HttpRoute| {
+        let strip = if route.strip { " strip" } else { "" };
+        format!("{:?} {}{}:{}{strip}", route.entry, route.hosts.join(","), route.prefix, route.port)
+    };
+    labels.routes.iter().map(route).collect()
+}
+
+const PORT: &str = "traefik.http.services.app.loadbalancer.server.port=3000";
+
+#[test]
+fn a_common_stack_is_read_as_it_is() {
+    // Of the documentation of dockerswarm.rocks, with `web` for `http`.
+    let read = read_lines(&format!(
+        "traefik.enable=true
+         traefik.docker.network=traefik-public
+         traefik.constraint-label=traefik-public
+         traefik.http.routers.app-http.rule=Host(`app.example.com`)
+         traefik.http.routers.app-http.entrypoints=http
+         traefik.http.routers.app-http.middlewares=https-redirect
+         traefik.http.middlewares.https-redirect.redirectscheme.scheme=https
+         traefik.http.middlewares.https-redirect.redirectscheme.permanent=true
+         traefik.http.routers.app-https.rule=Host(`app.example.com`)
+         traefik.http.routers.app-https.entrypoints=https
+         traefik.http.routers.app-https.tls=true
+         traefik.http.routers.app-https.tls.certresolver=le
+         {PORT}"
+    ));
+    assert_eq!(read.refused, [""; 0]);
+    assert_eq!(shown(&read), ["Plain app.example.com/:3000", "Tls app.example.com/:3000"]);
+    assert_eq!(read.routes[0].redirect, Some(HttpRedirect::Https));
+    assert_eq!(read.routes[1].redirect, None);
+    assert!(read.notes[0].contains("certresolver=le") && read.notes[0].contains("self-signed"), "{:?}", read.notes);
+}
+
+#[test]
+fn middlewares_become_fields_of_the_route() {
+    let read = read_lines(&format!(
+        "Traefik.HTTP.Routers.API.rule=Host(`a.b`) && PathPrefix(`/api`)
+         traefik.http.routers.api.middlewares=all@docker
+         traefik.http.middlewares.all.chain.middlewares=strip,head,body,users
+         traefik.http.middlewares.strip.stripprefix.prefixes=/api,/other
+         traefik.http.middlewares.head.headers.customrequestheaders.X-From=t
+         traefik.http.middlewares.head.headers.customresponseheaders.Server=
+         traefik.http.middlewares.head.headers.stsseconds=60
+         traefik.http.middlewares.head.headers.stsincludesubdomains=true
+         traefik.http.middlewares.head.headers.framedeny=true
+         traefik.http.middlewares.body.buffering.maxrequestbodybytes=1000
+         traefik.http.middlewares.users.ipallowlist.sourcerange=192.0.2.0/24
+         traefik.http.middlewares.unused.ratelimit.average=1
+         traefik.http.services.app.loadbalancer.sticky.cookie.name=stay
+         {PORT}"
+    ));
+    assert_eq!((read.refused.len(), shown(&read)), (0, vec!["Both a.b/api:3000 strip".to_owned()]), "{:?}", read.refused);
+    let route = &read.routes[0];
+    let headers: Vec<String> = route.response_headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(headers, ["server=", "strict-transport-security=max-age=60; includeSubDomains", "x-frame-options=DENY"]);
+    assert_eq!((route.request_headers["x-from"].as_str(), route.body, route.sticky.as_str()), ("t", Some(1000), "stay"));
+    assert_eq!(route.allow.len(), 1);
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name_and_the_other_routers_are_served() {
+    let good = format!("traefik.http.routers.good.rule=Host(`g.example.com`)\n{PORT}");
+    for (labels, expected) in [
+        ("traefik.http.routers.r.rule=HostRegexp(`.+`)", "routers.r.rule=HostRegexp(`.+`): HostRegexp is not carried out"),
+        ("traefik.http.routers.r.tls=true", "routers.r.rule: is missing"),
+        ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.priority=5", "routers.r.priority=5"),
+        ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.entrypoints=ssh", "entrypoints=ssh: skep has web"),
+        ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.service=api@internal", "service=api@internal"),
+        ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m", "middlewares=m: m is not in"),
+        ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m@file", "m@file is not in"),
+        (
+            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.ratelimit.average=1",
+            "ratelimit.average=1: skep does not",
+        ),
+        (
+            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.chain.middlewares=m",
+            "too deep",
+        ),
+        (
+            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.stripprefix.prefixes=/x",
+            "not among the prefixes to strip",
+        ),
+        ("traefik.tcp.routers.r.rule=HostSNI(`*`)", "label traefik.tcp.routers.r.rule: skep does not"),
+    ] {
+        let read = read_lines(&format!("{good}\n{labels}"));
+        let [refused] = &read.refused[..] else { panic!("{labels}: {:?}", read.refused) };
+        assert!(refused.starts_with("label traefik.") && refused.contains(expected), "{refused}");
+        assert_eq!(shown(&read), ["Both g.example.com/:3000"], "{labels}");
+        assert!(read_lines(&format!("traefik.enable=false\n{good}\n{labels}")).refused.is_empty());
+    }
+    let without_port = read_lines("traefik.http.routers.r.rule=Host(`a`)");
+    assert!(without_port.refused[0].contains("loadbalancer.server.port=8080"), "{:?}", without_port.refused);
+}

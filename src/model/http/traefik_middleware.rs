@@ -1,0 +1,107 @@
+//! Middlewares of Traefik that routes have a field for.
+
+use super::host_and_path::path_prefix;
+use super::route::{HttpEntry, HttpRedirect, HttpRoute};
+use super::traefik_objects::{Options, TraefikObjects};
+use super::values::{add_header, flag, users};
+use crate::model::source_prefixes::{PREFIXES, prefixes};
+use std::collections::BTreeMap;
+
+/// Chains in each other.
+const DEEPEST: usize = 8;
+
+/// Puts a middleware into the route; prefixes that it strips go to `strips`.
+///
+/// # Errors
+/// What is not carried out.
+pub(super) fn apply(
+    objects: &TraefikObjects,
+    name: &str,
+    route: &mut HttpRoute,
+    strips: &mut Vec<String>,
+    depth: usize,
+) -> Result<(), String> {
+    if depth > DEEPEST {
+        return Err("chains of middlewares are too deep".to_owned());
+    }
+    let options = objects.middleware(name)?;
+    let mut sts = None;
+    for (option, value) in options {
+        let wrong = |why: &str| format!("{option}={value}: {why}");
+        let (kind, rest) = option.split_once('.').unwrap_or((option, ""));
+        match (kind, rest) {
+            ("chain", "middlewares") => {
+                for one in value.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+                    apply(objects, one, route, strips, depth + 1)?;
+                }
+            }
+            ("redirectscheme", "scheme") if value == "https" => redirect_to_tls(route),
+            ("redirectscheme", "port") if value == "443" => {}
+            ("redirectscheme", "permanent") if flag(value).is_some() => {}
+            ("stripprefix", "prefixes") => {
+                let all: Option<Vec<String>> = value.split(',').map(|one| path_prefix(one.trim())).collect();
+                strips.extend(all.ok_or_else(|| wrong("must be paths separated by commas"))?);
+            }
+            ("stripprefix", "forceslash") | ("basicauth", "realm") => {}
+            ("basicauth", "users") => route.auth.extend(users(value).map_err(|why| wrong(&format!("must be {why}")))?),
+            ("basicauth", "removeheader") if value == "true" => {}
+            ("ipallowlist" | "ipwhitelist", "sourcerange") => {
+                route.allow =
+                    prefixes(value).ok_or_else(|| wrong(&format!("must be client prefixes separated by {PREFIXES}")))?;
+            }
+            ("buffering", "maxrequestbodybytes") => {
+                let most = value.parse().ok().filter(|bytes| *bytes > 0);
+                route.body = Some(most.ok_or_else(|| wrong("must be a number of bytes"))?);
+            }
+            ("headers", "stsseconds" | "stsincludesubdomains" | "stspreload") => sts = Some(options),
+            ("headers", rest) => headers(rest, value, route).map_err(|why| wrong(&why))?,
+            _ => return Err(wrong("skep does not carry it out")),
+        }
+    }
+    if let Some(value) = sts.and_then(strict_transport_security) {
+        route.response_headers.insert("strict-transport-security".to_owned(), value);
+    }
+    Ok(())
+}
+
+fn headers(option: &str, value: &str, route: &mut HttpRoute) -> Result<(), String> {
+    let must_be = |why: String| format!("must be {why}");
+    if let Some(name) = option.strip_prefix("customrequestheaders.") {
+        return add_header(&mut route.request_headers, name, value).map_err(must_be);
+    }
+    if let Some(name) = option.strip_prefix("customresponseheaders.") {
+        return add_header(&mut route.response_headers, name, value).map_err(must_be);
+    }
+    let answers: &mut BTreeMap<String, String> = &mut route.response_headers;
+    match (option, value) {
+        ("framedeny" | "contenttypenosniff" | "browserxssfilter" | "forcestsheader", "false") => Ok(()),
+        ("framedeny", "true") => add_header(answers, "x-frame-options", "DENY"),
+        ("contenttypenosniff", "true") => add_header(answers, "x-content-type-options", "nosniff"),
+        ("browserxssfilter", "true") => add_header(answers, "x-xss-protection", "1; mode=block"),
+        ("customframeoptionsvalue", _) => add_header(answers, "x-frame-options", value),
+        ("referrerpolicy", _) => add_header(answers, "referrer-policy", value),
+        ("contentsecuritypolicy", _) => add_header(answers, "content-security-policy", value),
+        ("permissionspolicy", _) => add_header(answers, "permissions-policy", value),
+        _ => Err("skep does not carry it out".to_owned()),
+    }
+}
+
+fn strict_transport_security(options: &Options) -> Option<String> {
+    let option = |name: &str| options.get(&format!("headers.{name}")).map(String::as_str);
+    let seconds: u64 = option("stsseconds")?.parse().ok().filter(|seconds| *seconds > 0)?;
+    let mut value = format!("max-age={seconds}");
+    if option("stsincludesubdomains") == Some("true") {
+        value.push_str("; includeSubDomains");
+    }
+    if option("stspreload") == Some("true") {
+        value.push_str("; preload");
+    }
+    Some(value)
+}
+
+/// A redirect to TLS is of no use on a route that has it.
+fn redirect_to_tls(route: &mut HttpRoute) {
+    if route.entry != HttpEntry::Tls {
+        route.redirect = Some(HttpRedirect::Https);
+    }
+}
