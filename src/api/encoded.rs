@@ -31,8 +31,8 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 impl EncodedService {
-    fn new(service: &Arc<Service>) -> Result<Self> {
-        let shown = convert::service::service(service, false);
+    fn new(service: &Arc<Service>, store: &Store) -> Result<Self> {
+        let shown = convert::service::service(service, store, false);
         let text = encode(&shown)?;
         let end = shown.job_status.as_ref().map_or(Ok(1), end_with)?;
         Ok(Self { service: service.clone(), status_at: text.len().saturating_sub(end), text: text.into() })
@@ -66,7 +66,7 @@ impl EncodedServices {
     pub fn one(&self, service: &Arc<Service>, store: &Store) -> Result<Bytes> {
         let mut entries = lock(&self.0);
         prune(&mut entries, store);
-        Ok(current(&mut entries, service)?.text.clone())
+        Ok(current(&mut entries, service, store)?.text.clone())
     }
 
     /// Services as a list, each with its counts if `status` returns any.
@@ -87,7 +87,7 @@ impl EncodedServices {
             if out.len() > 1 {
                 out.push(b',');
             }
-            current(&mut entries, service)?.append(status, &mut out)?;
+            current(&mut entries, service, store)?.append(status, &mut out)?;
         }
         out.push(b']');
         Ok(out)
@@ -100,10 +100,14 @@ fn prune(entries: &mut BTreeMap<ServiceId, EncodedService>, store: &Store) {
     }
 }
 
-fn current<'a>(entries: &'a mut BTreeMap<ServiceId, EncodedService>, service: &Arc<Service>) -> Result<&'a EncodedService> {
+fn current<'a>(
+    entries: &'a mut BTreeMap<ServiceId, EncodedService>,
+    service: &Arc<Service>,
+    store: &Store,
+) -> Result<&'a EncodedService> {
     let is_current = entries.get(&service.id).is_some_and(|entry| Arc::ptr_eq(&entry.service, service));
     if !is_current {
-        entries.insert(service.id.clone(), EncodedService::new(service)?);
+        entries.insert(service.id.clone(), EncodedService::new(service, store)?);
     }
     entries.get(&service.id).ok_or_else(|| ApiError::failed("a service is not encoded"))
 }
@@ -127,7 +131,7 @@ mod tests {
     /// What the list is without anything kept.
     fn plain(store: &Store, status: bool) -> String {
         let shown = store.services().map(|service| {
-            let mut shown = convert::service::service(service, false);
+            let mut shown = convert::service::service(service, store, false);
             shown.service_status = status.then(|| convert::service::status(service, store));
             shown
         });
@@ -153,7 +157,7 @@ mod tests {
         }
         let one = encoded.one(store.shared_service(&"b".into()).expect("b"), &store).expect("encoded");
         assert_eq!(
-            serde_json::to_vec(&convert::service::service(store.service(&"b".into()).expect("b"), false)).ok(),
+            serde_json::to_vec(&convert::service::service(store.service(&"b".into()).expect("b"), &store, false)).ok(),
             Some(one.to_vec())
         );
     }

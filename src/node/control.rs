@@ -251,14 +251,15 @@ impl Daemon {
 }
 
 /// The IPv4 address that belongs to the IPv6 address which a user asks for; the error is for users.
-fn belonging_v4(network: &NetworkPart, v4: Option<Ipv4Addr>, v6: Ipv6Addr) -> Result<Ipv4Addr, String> {
+fn belonging_v4(network: &NetworkPart, v4: Option<Ipv4Addr>, v6: Ipv6Addr) -> Result<Ipv4Addr, AttachDenial> {
+    let denied = |text| Err(AttachDenial::Other(text));
     let name = &network.name;
-    let Some(pair) = network.pair() else { return Err(format!("network {name} has no IPv6 subnet, in which {v6} could be")) };
+    let Some(pair) = network.pair() else { return denied(format!("network {name} has no IPv6 subnet, in which {v6} could be")) };
     let Some(belonging) = pair.to_v4(v6) else {
-        return Err(format!("invalid address {v6}: it is no host address of network {name} ({}, {})", pair.v6, pair.v4));
+        return denied(format!("invalid address {v6}: it is no host address of network {name} ({}, {})", pair.v6, pair.v4));
     };
     match v4 {
-        Some(v4) if v4 != belonging => Err(format!(
+        Some(v4) if v4 != belonging => denied(format!(
             "addresses {v4} and {v6} cannot be had together: {belonging} belongs to {v6}, because a container has the same host number \
              in both subnets of network {name}"
         )),

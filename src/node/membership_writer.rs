@@ -7,7 +7,6 @@ use super::supervisor::Blockers;
 use crate::model::node::NodeDescription;
 use crate::model::view::{ClusterPart, Networks, Peer, Tasks};
 use crate::model::{NodeView, Revision, Role, WgKey};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;

@@ -17,11 +17,13 @@ use skep::store::{StoreError, Transaction};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+const PROPOSE_TIMEOUT: Duration = Duration::from_millis(300);
+
 pub struct Leading {
     cores: LeaderCores,
     planner: RoundPlanner,
-    /// A plan is on its way into the log.
-    writing: bool,
+    /// Since when a plan is on its way into the log.
+    writing: Option<Timestamp>,
     sessions: BTreeMap<SessionId, NodeId>,
 }
 
@@ -42,10 +44,11 @@ impl World {
                 let mut settings = self.settings.clone();
                 if self.mutant == Some(Mutant::JudgesAtOnceAfterTakeOver) {
                     (settings.takeover_grace, settings.disruption_hold) = (Duration::ZERO, Duration::ZERO);
+                    settings.down_after = Duration::from_millis(1);
                 }
                 let cores = LeaderCores::new(settings.clone(), store, now);
                 let planner = RoundPlanner::new(settings, self.rng.random());
-                self.running(id).leading = Some(Leading { cores, planner, writing: false, sessions: BTreeMap::new() });
+                self.running(id).leading = Some(Leading { cores, planner, writing: None, sessions: BTreeMap::new() });
             }
             (false, true) if !leads_on => {
                 let leading = running.leading.take().unwrap();
@@ -82,7 +85,9 @@ impl World {
         let effects = leading.cores.catch_up(now);
         let mut plan = Vec::new();
         let status = running.core.status();
-        if !leading.writing {
+        // It may be written later, when it is a stale one.
+        leading.writing.take_if(|since| now.since(*since) > PROPOSE_TIMEOUT);
+        if leading.writing.is_none() {
             let reports = leading.cores.plan(&running.store, now);
             let newest = Revision { incarnation: u64::MAX, index: u64::MAX };
             let lowest = if no_quarantine { LowestApplied::by_all(newest) } else { leading.cores.lowest_applied(now) };
@@ -95,7 +100,7 @@ impl World {
         let promoted = roles::plan(&running.store, &members, &mut self.rng);
         self.session_effects(id, effects);
         if !plan.is_empty() {
-            self.running(id).leading.as_mut().unwrap().writing = true;
+            self.running(id).leading.as_mut().unwrap().writing = Some(now);
             let mut transaction = Transaction::new(now, plan).planned_from(base);
             if self.mutant == Some(Mutant::StalePlansAreWritten) {
                 transaction.plan = None;
@@ -116,7 +121,7 @@ impl World {
         let now = self.clock(id);
         let running = self.running(id);
         let Some(leading) = &mut running.leading else { return };
-        leading.writing = false;
+        leading.writing = None;
         match (outcome, refusal) {
             (Outcome::Applied(_), _) => leading.planner.written(),
             (_, Some(StoreError::StalePlan)) | (_, None) => {}

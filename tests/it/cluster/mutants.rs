@@ -4,7 +4,6 @@ use skep::raft::LogBatch;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mutant {
-    VoteIsNotDurable,
     TermIsNotDurable,
     EntriesAreNotDurable,
     CommitIsAheadOfTheLog,
@@ -25,8 +24,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Self; 18] = [
-        Self::VoteIsNotDurable,
+    pub const ALL: [Self; 17] = [
         Self::TermIsNotDurable,
         Self::EntriesAreNotDurable,
         Self::CommitIsAheadOfTheLog,
@@ -49,11 +47,6 @@ impl Mutant {
     /// What becomes durable instead.
     pub fn change_batch(self, batch: &mut LogBatch) {
         match self {
-            Self::VoteIsNotDurable => {
-                if let Some(state) = &mut batch.hard_state {
-                    state.vote = 0;
-                }
-            }
             Self::TermIsNotDurable => {
                 if let Some(state) = &mut batch.hard_state {
                     (state.term, state.vote) = (state.term.min(1), 0);

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skep::manager::{JoiningNode, ManagerSettings, SessionId, bootstrap, node_allocation};
 use skep::model::node::ManagerStatus;
-use skep::model::{NodeId, Role, Timestamp};
+use skep::model::{Cluster, NodeId, Role, Timestamp};
 use skep::protocol::{ToManager, ToNode};
 use skep::raft::Log;
 use skep::store::Transaction;
@@ -116,7 +116,9 @@ impl World {
             trace: 0,
         };
         world.start_manager(FIRST, Log::bootstrap(FIRST, Vec::new()));
-        let first = bootstrap(fixture::cluster(), "ingress-id".into(), joining(1, managers)).unwrap();
+        // So small that addresses are used again soon.
+        let cluster = Cluster { subnet_size: 27, ..fixture::cluster() };
+        let first = bootstrap(cluster, "ingress-id".into(), joining(1, managers)).unwrap();
         world.propose(FIRST, 0, Transaction::new(fixture::START, first), Waiter::Admin);
         for n in 2..=managers + workers {
             world.admit(joining(n, managers));
