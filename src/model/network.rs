@@ -38,6 +38,7 @@ impl Network {
 /// What `docker network create` posts (the fields that are implemented).
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
+#[expect(clippy::struct_excessive_bools, reason = "Docker's fields")]
 pub struct NetworkSpec {
     /// Unique among networks without regard to case.
     pub name: String,

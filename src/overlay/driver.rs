@@ -135,13 +135,12 @@ impl Driver {
             WantedAddress::Gateway(address) | WantedAddress::Exact(address) => Some(address),
             WantedAddress::Any => None,
         };
-        let (id, network) = match self.network_with(subnet) {
-            Some(found) => found,
-            None => match (requested, &self.attachments) {
+        let Some((id, network)) = self.network_with(subnet) else {
+            return match (requested, &self.attachments) {
                 // There are tasks only, with addresses of their own.
-                (Some(address), None) => return Ok(ipam::reply(address)),
-                _ => return Err(DriverError::UnknownSubnet(subnet)),
-            },
+                (Some(address), None) => Ok(ipam::reply(address)),
+                _ => Err(DriverError::UnknownSubnet(subnet)),
+            };
         };
         match (requested, network.pair().filter(|_| matches!(subnet, ipnet::IpNet::V6(_)))) {
             // The creation of the endpoint checks that it belongs to the IPv4 address.

@@ -45,7 +45,7 @@ fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
     for (reference, address) in networks.iter().filter_map(|(reference, network)| Some((reference, network.belonging?))) {
         update(posted, "NetworkingConfig", |networking| {
             update(networking, "EndpointsConfig", |endpoints| {
-                update(endpoints, reference, |endpoint| set_address(endpoint, address))
+                update(endpoints, reference, |endpoint| set_address(endpoint, address));
             });
         });
     }

@@ -80,7 +80,7 @@ impl Loaded {
         let map: LpmTrie<&MapData, Address, Subnet6> =
             LpmTrie::try_from(self.map("SUBNETS6")?).map_err(|e| named("SUBNETS6", &e))?;
         let mut all = Subnets6::new();
-        for entry in map.iter() {
+        for entry in &map {
             let (key, subnet) = entry.map_err(|e| named("SUBNETS6", &e))?;
             all.insert((key.prefix_len(), key.data()), subnet);
         }

@@ -36,15 +36,15 @@ impl TakenSubnets6 {
             return Ok(None);
         }
         let is_used = |net: &Ipv6Net| self.in_use.iter().any(|other| overlap6(net, other));
-        let subnet = match network.spec.subnet6 {
-            Some(requested) => Some(requested.trunc()).filter(|net| !is_used(net)),
-            None => {
-                let is_taken = |net: &Ipv6Net| is_used(net) || self.requested.iter().any(|other| overlap6(net, other));
-                let first = |most: Freed| {
-                    drawn_subnets(cluster.mesh).find(|net| !is_taken(net) && (freed(net) == Freed::Known || freed(net) == most))
-                };
-                first(Freed::Known).or_else(|| first(Freed::Suspect))
-            }
+        let subnet = if let Some(requested) = network.spec.subnet6 {
+            Some(requested.trunc()).filter(|net| !is_used(net))
+        } else {
+            let is_taken = |net: &Ipv6Net| is_used(net) || self.requested.iter().any(|other| overlap6(net, other));
+            let first = |worst: Freed| {
+                let is_free = |net: &Ipv6Net| !is_taken(net) && [Freed::Known, worst].contains(&freed(net));
+                drawn_subnets(cluster.mesh).find(is_free)
+            };
+            first(Freed::Known).or_else(|| first(Freed::Suspect))
         };
         let subnet = subnet.filter(|v6| SubnetPair::new(v4, *v6).is_some()).ok_or(())?;
         self.in_use.push(subnet);

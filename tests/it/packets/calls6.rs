@@ -56,8 +56,10 @@ fn calls_to_the_ipv6_form_of_a_virtual_address_reach_every_task() {
         let listeners: Vec<TcpListener> = TASKS.iter().map(|task| TcpListener::bind(at(task)).unwrap()).collect();
         let servers: Vec<UdpSocket> = TASKS.iter().map(|task| bound(at(task))).collect();
         let (mut accepted, mut received) = ([0, 0], [0, 0]);
-        listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
-        servers.iter().for_each(|server| server.set_nonblocking(true).unwrap());
+        for (listener, server) in listeners.iter().zip(&servers) {
+            listener.set_nonblocking(true).unwrap();
+            server.set_nonblocking(true).unwrap();
+        }
         for _ in 0..40 {
             let stream = TcpStream::connect(at(VIP)).unwrap();
             assert_eq!(stream.peer_addr().unwrap(), at(VIP), "getpeername6");
