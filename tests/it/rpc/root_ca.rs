@@ -35,16 +35,16 @@ impl Change {
             retired: pems(retired),
         })
     }
-    fn during(&self) -> Option<Arc<TrustBundle>> {
-        Some(self.bundle(&[&self.new, &self.old], &[]))
+    fn during(&self) -> Arc<TrustBundle> {
+        self.bundle(&[&self.new, &self.old], &[])
     }
-    fn after(&self) -> Option<Arc<TrustBundle>> {
-        Some(self.bundle(&[&self.new], &[&self.old]))
+    fn after(&self) -> Arc<TrustBundle> {
+        self.bundle(&[&self.new], &[&self.old])
     }
     /// A manager that issues certificates of the new root.
-    fn manager(&self, kind: ListenerKind, bundle: Option<Arc<TrustBundle>>) -> Manager {
+    fn manager(&self, kind: ListenerKind, bundle: Arc<TrustBundle>) -> Manager {
         let mut setup = Setup::new(&self.new, kind);
-        setup.identity = self.new.identity(Role::Manager).trusting(bundle);
+        setup.identity = self.new.identity(Role::Manager).trusting(Some(bundle));
         setup.start()
     }
 }
@@ -71,15 +71,15 @@ async fn during_the_change_every_mix_of_roots_works_and_joins_go_on_with_the_old
     // A manager that has a certificate of the new root already.
     let manager = change.manager(ListenerKind::Mesh, change.during());
     assert!(opens(old.clone(), &manager).await, "a node that has not read of the change");
-    assert!(opens(old.clone().trusting(change.during()), &manager).await);
-    assert!(opens(new.clone().trusting(change.during()), &manager).await);
+    assert!(opens(old.clone().trusting(Some(change.during())), &manager).await);
+    assert!(opens(new.clone().trusting(Some(change.during())), &manager).await);
     // One that has not read of it yet.
     let behind = Setup::new(&change.old, ListenerKind::Mesh).start();
-    assert!(opens(new.clone().trusting(change.during()), &behind).await, "the old root has certified the new one");
+    assert!(opens(new.clone().trusting(Some(change.during())), &behind).await, "the old root has certified the new one");
     node(new, vec![behind.address]).error("it cannot be trusted").await;
     // A joiner knows the old root by its token.
     let mut setup = Setup::new(&change.old, ListenerKind::Outer);
-    setup.identity = change.new.identity(Role::Manager).trusting(change.during());
+    setup.identity = change.new.identity(Role::Manager).trusting(Some(change.during()));
     let manager = setup.start();
     let (side, options) = (side(&manager), options(Duration::from_secs(15)));
     let joined = join(manager.address, change.old.tokens.of(Role::Worker), &side, &options).await;
@@ -104,7 +104,7 @@ async fn after_the_change_a_certificate_of_the_old_root_is_good_for_a_renewal_al
     assert_eq!(renewed.ca_certificate(), change.new.ca.certificate());
     assert!(opens(renewed, &manager).await);
     // Once the old root is forgotten, it is good for nothing.
-    let manager = change.manager(ListenerKind::Mesh, Some(change.bundle(&[&change.new], &[])));
+    let manager = change.manager(ListenerKind::Mesh, change.bundle(&[&change.new], &[]));
     renew(&manager, &old, Arc::new(SystemClock)).await.expect_err("forgotten");
     assert!(manager.journal.all().is_empty(), "{:?}", manager.journal.all());
 }
@@ -112,7 +112,7 @@ async fn after_the_change_a_certificate_of_the_old_root_is_good_for_a_renewal_al
 #[tokio::test]
 async fn a_manager_of_the_old_root_or_of_a_forged_one_is_not_believed_after_the_change() {
     let change = Change::new();
-    let renewed = change.new.identity(Role::Worker).trusting(change.after());
+    let renewed = change.new.identity(Role::Worker).trusting(Some(change.after()));
     // One that has the old root's key.
     let thief = Setup::new(&change.old, ListenerKind::Mesh).start();
     let node_of = node(renewed.clone(), vec![thief.address]);

@@ -172,8 +172,8 @@ async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away(
     swarm.hosts[0].docker_run("node demote n3").await.expect("demoted");
     within(10, "the removal", || async { swarm.hosts[0].docker_run("node rm --force n3").await }).await;
     within(5, "the tunnel without it", || async {
-        let (peers, state) = (peers().await?, local_state(&swarm.hosts[2]).await);
-        anyhow::ensure!(peers == 1 && state == "error", "{peers} {state}");
+        let peers = peers().await?;
+        anyhow::ensure!(peers == 1, "{peers}");
         Ok(())
     })
     .await;
