@@ -1,7 +1,7 @@
 //! The leader's part: liveness, dispatcher and planners, put together as their loops do, and the members of raft.
 
 use super::history::Outcome;
-use super::manager::Waiter;
+use super::manager::{SimulatedManager, Waiter};
 use super::mutants::Mutant;
 use super::world::{Due, End, World};
 use crate::manager::leader_cores::LeaderCores;
@@ -35,7 +35,7 @@ impl World {
 
     /// Starts or ends the leader's part as raft says.
     pub fn follow_leadership(&mut self, id: u64) {
-        let Some(status) = self.managers.get(&id).and_then(|manager| manager.status()) else { return };
+        let Some(status) = self.managers.get(&id).and_then(SimulatedManager::status) else { return };
         let (leads, leads_on) = (status.is_leader, self.mutant == Some(Mutant::LeadsOn));
         let running = self.running(id);
         match (leads, running.leading.is_some()) {
@@ -53,7 +53,7 @@ impl World {
             (false, true) if !leads_on => {
                 let leading = running.leading.take().unwrap();
                 for (session, node) in leading.sessions {
-                    self.to_session(id, &node, session, ToNode::NotLeader { leader: None });
+                    self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None });
                     self.end_session(id, &node, session);
                 }
             }
@@ -124,7 +124,7 @@ impl World {
         leading.writing = None;
         match (outcome, refusal) {
             (Outcome::Applied(_), _) => leading.planner.written(),
-            (_, Some(StoreError::StalePlan)) | (_, None) => {}
+            (_, Some(StoreError::StalePlan) | None) => {}
             (_, Some(error)) => leading.planner.refused(&running.store, &error.to_string(), now),
         }
     }
@@ -156,7 +156,7 @@ impl World {
         }
         let id = process.0;
         let Some(leading) = &mut self.running(id).leading else {
-            self.to_session(id, &node, session, ToNode::NotLeader { leader: None });
+            self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None });
             return self.end_session(id, &node, session);
         };
         leading.sessions.insert(session, node.clone());
@@ -181,13 +181,13 @@ impl World {
             let leading = self.running(id).leading.as_ref().unwrap();
             let Some(node) = leading.sessions.get(session).cloned() else { continue };
             match effect {
-                Effect::Send { session, message } => self.to_session(id, &node, session, message),
+                Effect::Send { session, message } => self.send_to_session(id, &node, session, message),
                 Effect::Close { session } => self.end_session(id, &node, session),
             }
         }
     }
 
-    fn to_session(&mut self, id: u64, node: &NodeId, session: SessionId, message: ToNode) {
+    fn send_to_session(&mut self, id: u64, node: &NodeId, session: SessionId, message: ToNode) {
         let due = Due::ToNode(node.clone(), session, Box::new(message));
         if !self.send(&End::Manager(id), &End::Node(node.clone()), true, due) {
             self.broken.insert(session);

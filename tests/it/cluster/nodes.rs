@@ -1,5 +1,6 @@
 //! The nodes: their sessions with the managers, and what must hold for their containers.
 
+use super::manager::SimulatedManager;
 use super::mutants::Mutant;
 use super::world::{Due, End, Process, World};
 use crate::manager::simulated_agent::SimulatedAgent;
@@ -38,11 +39,11 @@ impl World {
         let node = self.node(id);
         if let (Some(process), Some(session)) = (node.manager, node.agent.session) {
             let applied = node.agent.revision;
-            self.to_manager(id, process, session, ToManager::Heartbeat { applied });
+            self.send_to_manager(id, process, session, ToManager::Heartbeat { applied });
         }
     }
 
-    fn to_manager(&mut self, id: &NodeId, process: Process, session: SessionId, message: ToManager) {
+    fn send_to_manager(&mut self, id: &NodeId, process: Process, session: SessionId, message: ToManager) {
         let due = Due::ToManager(process, session, Box::new(message));
         if !self.send(&End::Node(id.clone()), &End::Manager(process.0), true, due) {
             self.broken.insert(session);
@@ -66,7 +67,7 @@ impl World {
         node.agent.step(now, &mut rng);
         if let (Some(process), Some(session)) = (node.manager, node.agent.session) {
             for report in node.agent.reports() {
-                self.to_manager(id, process, session, report);
+                self.send_to_manager(id, process, session, report);
             }
         }
         self.check_containers();
@@ -84,7 +85,8 @@ impl World {
     /// Tries the managers in turn.
     fn dial(&mut self, id: &NodeId) {
         let (session, now) = (SessionId(self.next_number()), self.now);
-        let running: Vec<Process> = self.managers.values().filter(|m| m.running.is_some()).map(|m| m.process()).collect();
+        let running: Vec<Process> =
+            self.managers.values().filter(|m| m.running.is_some()).map(SimulatedManager::process).collect();
         let node = self.node(id);
         node.next += 1;
         let Some(process) = running.get(node.next % running.len().max(1)).copied() else { return };
@@ -96,7 +98,7 @@ impl World {
         }
     }
 
-    pub fn to_node(&mut self, id: &NodeId, session: SessionId, message: ToNode) {
+    pub fn node_receives(&mut self, id: &NodeId, session: SessionId, message: ToNode) {
         let (now, is_broken) = (self.now, self.broken.contains(&session));
         let node = self.node(id);
         if node.agent.session != Some(session) || is_broken {
@@ -110,7 +112,7 @@ impl World {
         let process = node.manager;
         let before = node.agent.cluster.clone();
         if let (Some(answer), Some(process)) = (node.agent.receive(message), process) {
-            self.to_manager(id, process, session, answer);
+            self.send_to_manager(id, process, session, answer);
         }
         if self.mutant == Some(Mutant::ANodeAppliesNothing) && id.as_str() == "n4" && before.is_some() {
             self.node(id).agent.cluster = before;

@@ -22,7 +22,7 @@ fn walk(seed: u64, mutant: Option<Mutant>) -> World {
     world.end_faults();
     world.run(Duration::from_secs(2));
     world.clients.active = false;
-    world.until("a leader, and one state", Duration::from_secs(60), |world| world.leader().is_some() && world.is_quiet());
+    world.until("a leader, and one state", Duration::from_mins(1), |world| world.leader().is_some() && world.is_quiet());
     world.open_all_nodes();
     world.run(Duration::from_secs(2));
     world.until("all that is wanted", Duration::from_mins(5), is_reached);

@@ -121,7 +121,7 @@ impl World {
         let first = bootstrap(cluster, "ingress-id".into(), joining(1, managers)).unwrap();
         world.propose(FIRST, 0, Transaction::new(fixture::START, first), Waiter::Admin);
         for n in 2..=managers + workers {
-            world.admit(joining(n, managers));
+            world.admit(&joining(n, managers));
         }
         for n in 1..=managers + workers {
             let node = fixture::node(n);
@@ -129,14 +129,13 @@ impl World {
             world.later(5 * n as u64, Due::NodeStep(node.clone()));
             world.later(7 * n as u64, Due::Heartbeat(node));
         }
-        world.until("all managers vote", Duration::from_secs(60), |world| world.voters() == managers && world.is_quiet());
+        world.until("all managers vote", Duration::from_mins(1), |world| world.voters() == managers && world.is_quiet());
         world
     }
 
     /// Writes a node into the store, again if another write was first.
-    fn admit(&mut self, joining: JoiningNode) {
-        let id = joining.id.clone();
-        while self.running(FIRST).store.node(&id).is_none() {
+    fn admit(&mut self, joining: &JoiningNode) {
+        while self.running(FIRST).store.node(&joining.id).is_none() {
             if let Ok((_, actions)) = node_allocation::admit(&self.running(FIRST).store, joining.clone()) {
                 self.propose(FIRST, 0, Transaction::new(fixture::START, actions), Waiter::Admin);
             }
@@ -234,7 +233,7 @@ impl World {
             Due::Opened(process, node, session, hello) => self.session_opened(process, node, session, *hello),
             Due::ToManager(process, session, message) => self.session_message(process, session, *message),
             Due::Closed(process, session) => self.session_closed(process, session),
-            Due::ToNode(node, session, message) => self.to_node(&node, session, *message),
+            Due::ToNode(node, session, message) => self.node_receives(&node, session, *message),
             Due::SessionEnded(node, session) => self.session_ended(&node, session),
             Due::NodeStep(node) => self.node_step(&node),
             Due::Heartbeat(node) => self.heartbeat(&node),
