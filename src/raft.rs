@@ -19,7 +19,7 @@ mod snapshot_thread;
 
 pub use self::config::{LogCipher, NoCipher, RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange};
-pub use self::disk::{Disk, DiskError, FILE};
+pub use self::disk::{Disk, DiskError, FILE, SealAgainError};
 pub use self::handle::Raft;
 pub use self::log::{Log, LogBatch};
 pub use self::rewrite::{LogSummary, rebuild, replay};

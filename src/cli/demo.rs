@@ -4,7 +4,9 @@
 mod cluster;
 mod report;
 mod requests;
+mod site;
 mod steps;
+mod wait;
 mod wire;
 
 use crate::lab::{EngineRoot, Lab};

@@ -4,7 +4,8 @@
 //!
 //! Each change of the unlock key draws a new key for the files too, so that what an old copy of `manager.key` opens is as old as it
 //! is. The order of the writes leaves files after a crash at any point that the newest unlock key opens: first `manager.key` with the
-//! new and the old key, then what is sealed, then `manager.key` without the old one.
+//! new key and those before it, then what is sealed, then `manager.key` without the old ones. A change that did not come to its end leaves
+//! its key among those, whatever change follows.
 
 use super::state_dir::StateDir;
 use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
@@ -55,8 +56,8 @@ struct HeldKeys {
     owner: KeyOwner,
     unlock: UnlockKey,
     current: StateKey,
-    /// What some of the files are still sealed with.
-    previous: Option<StateKey>,
+    /// What some of the files may still be sealed with.
+    previous: Vec<StateKey>,
     /// Whether what is written is sealed. Not while the lock is taken off.
     seals: bool,
 }
@@ -95,7 +96,7 @@ impl Keys {
 /// A log that can be encrypted again while it is in use.
 #[async_trait]
 pub(super) trait SealedLog: Send + Sync {
-    /// Encrypts the log as the keyring says now; at once if it is.
+    /// Encrypts the log as the keyring says now, if it is not, and removes what an earlier attempt left.
     async fn seal_again(&self) -> anyhow::Result<()>;
 }
 
@@ -152,7 +153,7 @@ impl Keyring {
         })?;
         let mut keys = keys.into_iter();
         let current = keys.next().ok_or_else(missing)?;
-        let held = HeldKeys { owner, unlock: unlock.clone(), current, previous: keys.next(), seals: true };
+        let held = HeldKeys { owner, unlock: unlock.clone(), current, previous: keys.collect(), seals: true };
         *write(&self.keys) = Keys::Held(held);
         Ok(())
     }
@@ -166,7 +167,7 @@ impl Keyring {
             return Ok(());
         }
         let current = StateKey::draw(&mut rand::rng());
-        self.hold(HeldKeys { owner, unlock: unlock.clone(), current, previous: None, seals: true })
+        self.hold(HeldKeys { owner, unlock: unlock.clone(), current, previous: Vec::new(), seals: true })
     }
 
     /// Of a membership that has ended: nothing is sealed any more. The file is removed with the others.
@@ -192,8 +193,8 @@ impl Keyring {
             (Change::Nothing, _) => return Ok(()),
             (Change::Seal, Some(wanted)) => {
                 let previous = match &*read(&self.keys) {
-                    Keys::Held(held) => Some(held.current.clone()),
-                    Keys::None | Keys::Wrapped => None,
+                    Keys::Held(held) => [&held.current].into_iter().chain(&held.previous).cloned().collect(),
+                    Keys::None | Keys::Wrapped => Vec::new(),
                 };
                 let current = StateKey::draw(&mut rand::rng());
                 let held = HeldKeys { owner: owner.clone(), unlock: wanted.clone(), current, previous, seals: true };
@@ -211,7 +212,11 @@ impl Keyring {
         let (keyring, files) = (self.clone(), files.clone());
         blocking(move || {
             let is_done = change == Change::Finish && !keyring.has_previous() && files.is_sealed()?;
-            if is_done { Ok(()) } else { Ok(files.seal_again()?) }
+            if !is_done {
+                files.seal_again()?;
+            }
+            // What a crash left of a change may be the key in the clear.
+            Ok(files.remove_leftover()?)
         })
         .await?;
         log.seal_again().await.context("the log was not encrypted again")?;
@@ -224,7 +229,7 @@ impl Keyring {
     }
 
     fn has_previous(&self) -> bool {
-        matches!(&*read(&self.keys), Keys::Held(held) if held.previous.is_some())
+        matches!(&*read(&self.keys), Keys::Held(held) if !held.previous.is_empty())
     }
 
     /// Writes the keys, then uses them.
@@ -240,11 +245,11 @@ impl Keyring {
     /// What was sealed with the key before is sealed again.
     fn drop_previous(&self) -> anyhow::Result<()> {
         let held = match &*read(&self.keys) {
-            Keys::Held(held) if held.previous.is_some() => HeldKeys {
+            Keys::Held(held) if !held.previous.is_empty() => HeldKeys {
                 owner: held.owner.clone(),
                 unlock: held.unlock.clone(),
                 current: held.current.clone(),
-                previous: None,
+                previous: Vec::new(),
                 seals: held.seals,
             },
             _ => return Ok(()),

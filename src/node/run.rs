@@ -1,5 +1,6 @@
 //! Runs the daemon: its sockets, and the membership that is resumed at its start.
 
+use super::backup;
 use super::control::DaemonControl;
 use super::daemon::Daemon;
 use super::environment::Environment;
@@ -13,7 +14,6 @@ use super::supervisor::Blockers;
 use crate::api::Api;
 use crate::backoff::Backoff;
 use crate::clock::SystemClock;
-use crate::durable::ignore_missing;
 use crate::http;
 use crate::overlay::MtuChannels;
 use crate::overlay::driver::attachments::Attachments;
@@ -50,8 +50,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     make_dir(&settings.run_dir, 0o755)?;
     let state_dir = StateDir::new(&settings.data_dir);
     let _lock = state_dir.lock()?;
-    // One that was not fetched.
-    ignore_missing(std::fs::remove_file(state_dir.backup())).context("cannot remove the content of an earlier backup")?;
+    state_dir.remove_leftovers()?;
+    // Those that were not fetched.
+    backup::remove_contents(&settings.run_dir)?;
     let (daemon, driver) = open(settings, state_dir)?;
     let env = &daemon.env;
 

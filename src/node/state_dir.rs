@@ -12,13 +12,14 @@
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
 //! | `attachments.json` | addresses of plain containers | `overlay::driver` |
 //! | `raft/` | log and snapshots, on managers | `raft` |
-//! | `backup.content` | a backup that is being made | `backup` |
+//! | `backup.content` | a backup that an earlier build was making; removed at a start | nothing |
 
 use super::address::ListenAddresses;
 use crate::agent::ledger::Ledger;
 use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
 use crate::model::view::Peer;
 use crate::model::{ClusterId, NodeId, Role, mesh::MeshPrefix, node::NodeDescription};
+use crate::raft::Disk;
 use crate::trust::CertificateFiles;
 use anyhow::Context as _;
 use ipnet::Ipv6Net;
@@ -80,7 +81,8 @@ impl StateDir {
     pub(super) fn certificates(&self) -> CertificateFiles {
         CertificateFiles::new(self.path.join("certificates"))
     }
-    pub(super) fn backup(&self) -> PathBuf {
+    /// Where earlier builds wrote a backup's content.
+    fn backup(&self) -> PathBuf {
         self.path.join("backup.content")
     }
     pub(super) fn raft(&self) -> PathBuf {
@@ -97,6 +99,18 @@ impl StateDir {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("another skep daemon runs on {}", self.path.display()))?;
         Ok(file)
+    }
+
+    /// Removes what runs that were cut short left beside the files, some of it in the clear on a manager that is locked. Before anything
+    /// writes to the directory.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn remove_leftovers(&self) -> anyhow::Result<()> {
+        let backup = self.backup();
+        ignore_missing(std::fs::remove_file(&backup)).with_context(|| format!("cannot remove {}", backup.display()))?;
+        self.certificates().remove_leftover()?;
+        Ok(Disk::remove_leftover(&self.raft())?)
     }
 
     /// Removes everything of a membership; missing files are no error. The lock stays.
@@ -328,6 +342,22 @@ mod tests {
         dir.0.forget().unwrap();
         assert_eq!(dir.names(), ["foreign", "lock"].map(str::to_owned).into());
         dir.0.forget().unwrap();
+    }
+
+    #[test]
+    fn a_start_removes_what_runs_that_were_cut_short_left_and_nothing_else() {
+        let dir = TempDir::new("leftovers");
+        dir.0.remove_leftovers().unwrap();
+        for folder in [dir.0.certificates().dir(), &dir.0.path().join("certificates.new"), &dir.0.raft()] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let (log, new) = (dir.0.raft().join("raft.redb"), dir.0.raft().join("raft.redb.new"));
+        for file in [&log, &new, &dir.0.backup(), &dir.0.manager_key()] {
+            std::fs::write(file, "x").unwrap();
+        }
+        dir.0.remove_leftovers().unwrap();
+        assert_eq!(dir.names(), ["certificates", "manager.key", "raft"].map(str::to_owned).into());
+        assert!(log.exists() && !new.exists());
     }
 
     #[test]

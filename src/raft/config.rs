@@ -181,4 +181,7 @@ pub enum RaftError {
     /// Raft has stopped or cannot write to its disk. A proposal in progress may still be written later.
     #[error("{0}")]
     Stopped(String),
+    /// The log was not encrypted again; it is written on as it was.
+    #[error("{0}")]
+    NotSealed(String),
 }

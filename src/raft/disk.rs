@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Name of the file in its folder.
 pub const FILE: &str = "raft.redb";
+/// Name of the file that is to take its place.
+const NEW: &str = "raft.redb.new";
 /// Goes up when an older build could not read the file. Those that are not encrypted have format 1.
 const FORMAT: u64 = 2;
 const PLAIN: u64 = 1;
@@ -75,7 +77,7 @@ pub enum DiskError {
     #[error("{} cannot be {doing} ({why}): free space on that disk or repair it; writes continue then without a restart", .path.display())]
     Io {
         path: PathBuf,
-        /// `opened`, `read` or `written`.
+        /// `opened`, `read`, `written` or `removed`.
         doing: &'static str,
         why: String,
     },
@@ -87,6 +89,17 @@ pub enum DiskError {
         .path.display()
     )]
     Broken { path: PathBuf, why: String },
+}
+
+/// Why a log was not sealed again.
+#[derive(Debug, thiserror::Error)]
+pub enum SealAgainError {
+    /// The file is the one of before, and remains in use.
+    #[error(transparent)]
+    Unchanged(DiskError),
+    /// Another file took its place: the log must be opened again before it is written.
+    #[error(transparent)]
+    Replaced(DiskError),
 }
 
 /// An open log file.
@@ -155,17 +168,36 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Io`].
     pub fn create(dir: &Path, id: u64, log: &Log, cipher: &Arc<dyn LogCipher>) -> Result<(), DiskError> {
-        let path = dir.join(FILE);
-        let io = |e: &dyn std::fmt::Display| DiskError::Io { path: path.clone(), doing: "written", why: e.to_string() };
-        create_dir(dir).map_err(|e| io(&e))?;
-        let new = dir.join(format!("{FILE}.new"));
-        ignore_missing(std::fs::remove_file(&new)).map_err(|e| io(&e))?;
+        Self::replace(dir, id, log, cipher)?;
+        sync(dir)
+    }
+
+    /// As [`Disk::create`], not yet durable. After an error the file of before is in place, and nothing beside it.
+    fn replace(dir: &Path, id: u64, log: &Log, cipher: &Arc<dyn LogCipher>) -> Result<(), DiskError> {
+        let new = dir.join(NEW);
+        let io = |e: std::io::Error| DiskError::Io { path: new.clone(), doing: "written", why: e.to_string() };
+        create_dir(dir).map_err(io)?;
+        Self::remove_leftover(dir)?;
+        let replaced = Self::write_new(&new, id, log, cipher).and_then(|()| std::fs::rename(&new, dir.join(FILE)).map_err(io));
+        if replaced.is_err() {
+            // Best effort: a start and the next attempt remove it too. It takes the space that the log may need.
+            let _ = std::fs::remove_file(&new);
+        }
+        replaced.map_err(|error| match error {
+            // What the kernel dropped is of the new file, of which nothing is used.
+            DiskError::Broken { path, why } => DiskError::Io { path, doing: "written", why },
+            other => other,
+        })
+    }
+
+    fn write_new(new: &Path, id: u64, log: &Log, cipher: &Arc<dyn LogCipher>) -> Result<(), DiskError> {
+        let io = |e: &dyn std::fmt::Display| DiskError::Io { path: new.to_owned(), doing: "written", why: e.to_string() };
         // The log contains the cluster's secrets: only root may read it.
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.write(true).create_new(true).open(&new).map_err(|e| io(&e))?;
-        let database = builder().create(&new).map_err(|e| io(&e))?;
-        let disk = Self { path: new.clone(), database, last: Cell::new(0), cipher: cipher.clone(), key: cipher.key() };
+        options.write(true).create_new(true).open(new).map_err(|e| io(&e))?;
+        let database = builder().create(new).map_err(|e| io(&e))?;
+        let disk = Self { path: new.to_owned(), database, last: Cell::new(0), cipher: cipher.clone(), key: cipher.key() };
         disk.transact(|transaction| {
             let mut meta = transaction.open_table(META)?;
             let format = if disk.key.is_some() { FORMAT } else { PLAIN };
@@ -176,10 +208,18 @@ impl Disk {
             }
             drop(meta);
             disk.put(transaction, &log.as_batch())
-        })?;
-        drop(disk);
-        std::fs::rename(&new, &path).map_err(|e| io(&e))?;
-        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io(&e))
+        })
+    }
+
+    /// Removes what a crash left of a file that was to take the log's place: it may not be sealed as the log is. Not while
+    /// that file is written.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`].
+    pub fn remove_leftover(dir: &Path) -> Result<(), DiskError> {
+        let path = dir.join(NEW);
+        let removed = ignore_missing(std::fs::remove_file(&path));
+        removed.map_err(|e| DiskError::Io { path, doing: "removed", why: e.to_string() })
     }
 
     /// Makes a batch durable. After an error the file must be opened again: until then redb refuses all access.
@@ -195,22 +235,25 @@ impl Disk {
     }
 
     /// Whether the log is not encrypted as one that is written now.
-    #[must_use]
-    pub fn has_old_key(&self) -> bool {
+    fn has_old_key(&self) -> bool {
         self.key != self.cipher.key()
     }
 
-    /// The same log in a new file, encrypted as one that is written now. A crash leaves the old file or the new one.
+    /// Puts the same log into a new file, encrypted as one that is written now, unless it is; removes what an earlier attempt left. A crash
+    /// leaves the old file or the new one.
     ///
     /// # Errors
-    /// See [`DiskError`]; the old file is in place, or the new one.
-    pub fn seal_again(self, dir: &Path) -> Result<Self, DiskError> {
-        let mut old = self;
-        let (log, id) = old.load()?;
-        Self::create(dir, id, &log, &old.cipher)?;
-        let cipher = old.cipher.clone();
-        drop(old);
-        Ok(Self::open_sealed(dir, id, &cipher)?.0)
+    /// [`SealAgainError`] tells whether this log may be written on.
+    pub fn seal_again(&mut self, dir: &Path) -> Result<(), SealAgainError> {
+        if !self.has_old_key() {
+            return Self::remove_leftover(dir).map_err(SealAgainError::Unchanged);
+        }
+        let cipher = self.cipher.clone();
+        let written = self.load().and_then(|(log, id)| Self::replace(dir, id, &log, &cipher).map(|()| id));
+        let id = written.map_err(SealAgainError::Unchanged)?;
+        let opened = sync(dir).and_then(|()| Self::open_sealed(dir, id, &cipher));
+        *self = opened.map_err(SealAgainError::Replaced)?.0;
+        Ok(())
     }
 
     fn transact(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), StorageFault>) -> Result<(), DiskError> {
@@ -398,6 +441,12 @@ fn io_error(path: PathBuf, doing: &'static str, error: &std::io::Error) -> DiskE
     let is_full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
     let why = error.to_string();
     if doing == "written" && !is_full { DiskError::Broken { path, why } } else { DiskError::Io { path, doing, why } }
+}
+
+/// Makes the names in the folder durable.
+fn sync(dir: &Path) -> Result<(), DiskError> {
+    let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|e| DiskError::Io { path: dir.join(FILE), doing: "written", why: e.to_string() })
 }
 
 fn create_dir(dir: &Path) -> std::io::Result<()> {

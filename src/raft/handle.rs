@@ -66,7 +66,7 @@ impl<O: Send + 'static> Raft<O> {
     /// is written, answered or elected meanwhile: 100 MiB take about a second.
     ///
     /// # Errors
-    /// Raft has stopped, or did not come to it in time.
+    /// The new file could not be written, and raft runs on with the one of before; or raft has stopped, or did not come to it in time.
     pub async fn seal_again(&self) -> Result<(), RaftError> {
         self.request(|responder| RaftRequest::SealAgain { responder }).await
     }

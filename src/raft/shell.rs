@@ -5,7 +5,7 @@
 
 use super::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 use super::core::{Core, CoreFailure, Effect, Event};
-use super::disk::{Disk, DiskError};
+use super::disk::{Disk, DiskError, SealAgainError};
 use super::handle::Raft;
 use super::log::Log;
 use super::request::{RaftRequest, Responder};
@@ -203,7 +203,7 @@ impl<S: StateMachine> Shell<S> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             events.extend(snapshots.finished()?);
-            disk = self.seal_again(disk).map_err(LogSessionEnd::Disk)?;
+            self.seal_again(&mut disk).map_err(LogSessionEnd::Disk)?;
             let now = Instant::now();
             if now >= next_tick {
                 events.push(Event::Tick);
@@ -216,16 +216,21 @@ impl<S: StateMachine> Shell<S> {
         Ok(())
     }
 
-    /// The log, sealed again if that was asked for.
-    fn seal_again(&mut self, disk: Disk) -> Result<Disk, DiskError> {
+    /// Seals the log again if that was asked for. A failure that left the file of before is no failure of the log: only those who
+    /// asked get it.
+    fn seal_again(&mut self, disk: &mut Disk) -> Result<(), DiskError> {
         if self.sealing.is_empty() {
-            return Ok(disk);
+            return Ok(());
         }
-        let disk = if disk.has_old_key() { disk.seal_again(&self.config.dir)? } else { disk };
+        let failure = match disk.seal_again(&self.config.dir) {
+            Ok(()) => None,
+            Err(SealAgainError::Unchanged(error)) => Some(RaftError::NotSealed(error.to_string())),
+            Err(SealAgainError::Replaced(error)) => return Err(error),
+        };
         for responder in self.sealing.drain(..) {
-            let _ = responder.send(Ok(()));
+            let _ = responder.send(failure.clone().map_or(Ok(()), Err));
         }
-        Ok(disk)
+        Ok(())
     }
 
     fn event(&mut self, request: RaftRequest<S::Outcome>) -> Result<Option<Event>, LogSessionEnd> {
@@ -355,3 +360,6 @@ impl<S: StateMachine> Shell<S> {
         if self.shutdown.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,7 +171,7 @@ impl CertificateFiles {
         };
         let sealed = sealed.map(|text| format!("{SEALED}{text}\n"));
         let key = sealed.as_deref().unwrap_or(identity.key());
-        let new = self.dir.with_extension("new");
+        let new = self.beside();
         remove(&new)?;
         let parent = self.dir.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(parent).map_err(io_error("make", parent))?;
@@ -194,8 +194,22 @@ impl CertificateFiles {
     /// # Errors
     /// A system call failed.
     pub fn remove(&self) -> Result<(), FilesError> {
-        remove(&self.dir.with_extension("new"))?;
+        remove(&self.beside())?;
         remove(&self.dir)
+    }
+
+    /// Removes what a crash left beside the directory: a new identity that was not complete, or the one before, perhaps with its key in
+    /// the clear. Neither is used.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn remove_leftover(&self) -> Result<(), FilesError> {
+        let _writing = lock(&self.writing);
+        remove(&self.beside())
+    }
+
+    fn beside(&self) -> PathBuf {
+        self.dir.with_extension("new")
     }
 
     /// Reads one file; `None` if it does not exist. A key that other users may read is restricted to root, with a warning.
@@ -281,6 +295,21 @@ mod tests {
         files.remove().unwrap();
         files.remove().unwrap();
         assert!(files.load(None).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_crash_left_beside_the_directory_is_removed_and_the_identity_stays() {
+        let dir = dir("leftover");
+        let files = CertificateFiles::new(dir.0.join("certificates"));
+        let identity = identity("one");
+        files.remove_leftover().unwrap();
+        files.store(&identity).unwrap();
+        let left = dir.0.join("certificates.new");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(KEY), identity.key()).unwrap();
+        files.remove_leftover().unwrap();
+        assert!(!left.exists());
+        assert_eq!(files.load(None).unwrap(), Some(identity));
     }
 
     #[test]

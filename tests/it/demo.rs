@@ -34,6 +34,8 @@ async fn each_step_of_the_demo_succeeds_and_nothing_is_left_behind() {
         proof["wire"]["other"], 0,
         "all packets between the hosts are those of the tunnel, of joins and of neighbour discovery"
     );
+    assert_eq!(proof["site"]["failed"], 0, "{}", proof["site"]);
+    assert!(proof["site"]["requests"].as_u64().is_some_and(|n| n >= 30), "on every host, during the update: {}", proof["site"]);
     assert!(proof["wire"]["tunnel"].as_u64().is_some_and(|n| n > 100));
 
     assert!(!std::path::Path::new(&dir).exists(), "its files are removed");

@@ -87,20 +87,22 @@ pub(super) struct Answers {
     pub failed: usize,
 }
 
-/// Sends requests from the client to a host's published port, one after the other, each on a new connection.
+/// Sends requests for a site from the client to a port of a host, one after the other, each on a new connection.
 pub(super) async fn send_requests(
     client: &Host,
     address: std::net::Ipv4Addr,
     port: u16,
+    site: &str,
     times: usize,
 ) -> anyhow::Result<Answers> {
+    let site = site.to_owned();
     let namespace =
         std::fs::File::open(format!("/proc/{}/ns/net", client.pid())).context("the client's namespaces do not exist any more")?;
     tokio::task::spawn_blocking(move || {
         let result = netns::run(namespace.as_fd(), || {
             let mut answers = Answers::default();
             for _ in 0..times {
-                match fetch(SocketAddr::from((address, port))) {
+                match fetch(SocketAddr::from((address, port)), &site) {
                     Ok((backend, client)) => {
                         *answers.by_backend.entry(backend).or_insert(0) += 1;
                         answers.clients.insert(client);
@@ -117,10 +119,10 @@ pub(super) async fn send_requests(
 
 /// One HTTP request. Returns the first two words of the answer's body: the backend's host name, and the client address that
 /// it saw.
-fn fetch(target: SocketAddr) -> std::io::Result<(String, String)> {
+fn fetch(target: SocketAddr, site: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&target, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
+    write!(stream, "GET / HTTP/1.0\r\nHost: {site}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);

@@ -3,7 +3,8 @@
 use super::cluster::{self, DemoCluster};
 use super::report::DemoReport;
 use super::requests::{Answers, get, node_named, post, running, send_requests, set_availability};
-use super::wire;
+use super::wait::wait;
+use super::{site, wire};
 use crate::lab::{EngineRoot, Host, WHOAMI_IMAGE, output, whoami_image};
 use anyhow::Context as _;
 use serde_json::json;
@@ -29,6 +30,7 @@ pub(super) async fn all(cluster: &mut DemoCluster, root: &EngineRoot, report: &m
     disconnect_node(cluster, report).await?;
     reconnect_node(cluster, report).await?;
     replace_leader(cluster, report).await?;
+    site::serve(cluster, report).await?;
     conclude(cluster, report).await
 }
 
@@ -157,7 +159,7 @@ async fn drain_node(cluster: &mut DemoCluster, report: &mut DemoReport) -> anyho
 /// just started may not listen yet: the userspace datapath then selects another, so all replicas may need a second round.
 async fn served_by_all(client: &Host, node: &Host, report: &mut DemoReport) -> anyhow::Result<Answers> {
     wait("every replica to answer", Duration::from_secs(10), report, async || {
-        let answers = send_requests(client, node.address(), PORT, REQUESTS).await?;
+        let answers = send_requests(client, node.address(), PORT, SERVICE, REQUESTS).await?;
         anyhow::ensure!(answers.failed == 0, "{} of {REQUESTS} requests to {} were not answered", answers.failed, node.name());
         anyhow::ensure!(answers.by_backend.len() == REPLICAS, "{}: only {:?} answered", node.name(), answers.by_backend);
         Ok(answers)
@@ -369,24 +371,4 @@ fn replica_chart(running: &BTreeMap<String, usize>) -> String {
         let _ = write!(text, "\n             {host:<6} {:<REPLICAS$} {count}", "#".repeat(count));
     }
     text
-}
-
-/// Polls until the condition holds, and shows on a terminal what does not hold yet.
-async fn wait<T>(
-    what: &str,
-    within: Duration,
-    report: &mut DemoReport,
-    mut condition: impl AsyncFnMut() -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let deadline = Instant::now() + within;
-    loop {
-        match condition().await {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => {
-                return Err(error.context(format!("waited {} s for {what}", within.as_secs())));
-            }
-            Err(error) => report.progress(&format!("{error:#}")),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }

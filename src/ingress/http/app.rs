@@ -20,6 +20,9 @@ const NEXT_HEAD: Duration = Duration::from_secs(75);
 /// How long idle connections have for one more request once the listener is closed: it is answered with `Connection: close`.
 const LAST_REQUEST: Duration = Duration::from_secs(3);
 
+/// Open connections; further ones are closed.
+const MOST_CONNECTIONS: u64 = 32_768;
+
 /// Open connections.
 #[derive(Default, Debug)]
 pub(super) struct ClientConnections(AtomicU64);
@@ -59,8 +62,11 @@ pub(super) struct IngressApp {
 #[async_trait]
 impl ServerApp for IngressApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        self.connections.0.fetch_add(1, Ordering::Relaxed);
+        let open = self.connections.0.fetch_add(1, Ordering::Relaxed);
         let _open = OpenConnection(&self.connections.0);
+        if open >= MOST_CONNECTIONS {
+            return None;
+        }
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return ServerApp::process_new(&self.proxy, stream, shutdown).await;
         }

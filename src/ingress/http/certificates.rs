@@ -1,6 +1,7 @@
 //! Which certificate a host is served with: that of the secret which its service names, or one that this process has signed
 //! itself.
 
+use super::claims::HttpClaim;
 use super::index::HostIndex;
 use super::table::HttpTable;
 use crate::model::SecretId;
@@ -28,7 +29,8 @@ pub(super) struct Certificates {
 
 #[derive(Default)]
 struct ByHost {
-    hosts: HostIndex<Arc<CertifiedKey>>,
+    /// `None`: the secret is not here, and another certificate would be wrong.
+    hosts: HostIndex<Option<Arc<CertifiedKey>>>,
     self_signed: Option<Arc<CertifiedKey>>,
 }
 
@@ -57,15 +59,20 @@ impl Certificates {
         }
         let mut by_host = ByHost::default();
         let mut names = Vec::new();
-        for claim in &table.claims {
-            let service = claim.choices.first().and_then(|choice| table.services.iter().find(|s| s.service_id == choice.service));
-            let certificate = service.and_then(|service| service.certificate.as_ref());
-            match certificate.and_then(|id| loaded.secrets.get(id)?.as_ref().ok()) {
-                Some(key) => by_host.hosts.insert(&claim.host, "/", key.clone()),
-                None if claim.host != "*" => names.push(claim.host.clone()),
-                None => {}
+        let services: BTreeMap<_, _> = table.services.iter().map(|service| (&service.service_id, service)).collect();
+        let service_of = |claim: &HttpClaim| claim.choices.first().and_then(|choice| services.get(&choice.service));
+        let mut claims: Vec<_> = table.claims.iter().filter_map(|claim| Some((service_of(claim)?, claim))).collect();
+        // The oldest service that names one decides for a host: the first one that is inserted is found.
+        claims.sort_by_key(|(service, _)| (service.certificate.is_none(), service.created_at, &service.service_id));
+        for (service, claim) in claims {
+            match service.certificate.as_ref().map(|id| loaded.secrets.get(id)) {
+                Some(Some(Ok(key))) => by_host.hosts.insert(&claim.host, "/", Some(key.clone())),
+                Some(None) => by_host.hosts.insert(&claim.host, "/", None),
+                Some(Some(Err(_))) | None if claim.host != "*" => names.push(claim.host.clone()),
+                Some(Some(Err(_))) | None => {}
             }
         }
+        names.sort();
         names.dedup();
         names.truncate(MOST_NAMES);
         by_host.self_signed = loaded.self_signed(names);
@@ -78,7 +85,7 @@ impl Certificates {
         match lock(&self.loaded).secrets.get(id) {
             Some(Ok(_)) => "secret".to_owned(),
             Some(Err(why)) => format!("self-signed: {why}"),
-            None => "self-signed: the secret's content is not here yet".to_owned(),
+            None => "none: the secret's content is not here yet".to_owned(),
         }
     }
 }
@@ -128,8 +135,10 @@ fn read(content: &str) -> Result<Arc<CertifiedKey>, String> {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let current = self.current.load();
-        let named = client.server_name().and_then(|name| current.hosts.find(name, "/"));
-        named.or(current.self_signed.as_ref()).cloned()
+        match client.server_name().and_then(|name| current.hosts.find(name, "/")) {
+            Some(named) => named.clone(),
+            None => current.self_signed.clone(),
+        }
     }
 }
 

@@ -72,6 +72,8 @@ impl HttpProcessConfig {
         let mesh = NamespaceSockets::open(&self.mesh_pin)?.id()?;
         Ok(if hello.protocol != PROTOCOL {
             Some(format!("it speaks protocol {}, this daemon {PROTOCOL}", hello.protocol))
+        } else if hello.draining {
+            Some("it ends: its last route had gone".to_owned())
         } else if hello.mesh != mesh {
             Some("it connects from an earlier mesh namespace".to_owned())
         } else if !is_run_by(&self.program, hello.pid) {

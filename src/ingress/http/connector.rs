@@ -1,4 +1,4 @@
-//! ClientConnections to tasks, from the mesh namespace.
+//! Connections to tasks, from the mesh namespace.
 
 use crate::datapath::Sockets;
 use arc_swap::ArcSwapOption;

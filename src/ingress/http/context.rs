@@ -32,6 +32,8 @@ pub(super) struct RequestContext {
     pub task: Option<TaskId>,
     /// Tasks that could not be connected to.
     pub tried: Vec<TaskId>,
+    /// It was sent again after a connection ended without an answer.
+    pub repeated: bool,
     /// Bytes of the body so far.
     pub body: u64,
     pub request_id: String,
@@ -45,6 +47,7 @@ impl RequestContext {
             stays_with: None,
             task: None,
             tried: Vec::new(),
+            repeated: false,
             body: 0,
             request_id: String::new(),
         }

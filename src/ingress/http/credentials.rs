@@ -6,31 +6,53 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
 /// Passwords that were right, and are not hashed again: a hash takes milliseconds by design.
 const MOST_KNOWN: usize = 4096;
 /// Hashes at a time; further clients wait.
 const AT_A_TIME: usize = 2;
+/// Clients that wait.
+const MOST_WAITING: usize = 32;
+
+/// What was found out about a password.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CredentialCheck {
+    Right,
+    Wrong,
+    /// It was not checked: too many others wait.
+    Busy,
+}
+
+/// A client that waits.
+struct WaitingClient<'a>(&'a AtomicUsize);
+
+impl Drop for WaitingClient<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Checks credentials.
 pub(super) struct Credentials {
     /// Digests of user, password and hash.
     right: Mutex<HashSet<[u8; 32]>>,
     room: Semaphore,
+    waiting: AtomicUsize,
 }
 
 impl Default for Credentials {
     fn default() -> Self {
-        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME) }
+        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME), waiting: AtomicUsize::new(0) }
     }
 }
 
 impl Credentials {
     /// Whether the value of an `Authorization` header is that of one of the users.
-    pub async fn are_right(&self, authorization: Option<&[u8]>, users: &[BasicUser]) -> bool {
-        let Some((name, password)) = authorization.and_then(parse) else { return false };
-        let Some(user) = users.iter().find(|user| user.name == name) else { return false };
+    pub async fn check(&self, authorization: Option<&[u8]>, users: &[BasicUser]) -> CredentialCheck {
+        let Some((name, password)) = authorization.and_then(parse) else { return CredentialCheck::Wrong };
+        let Some(user) = users.iter().find(|user| user.name == name) else { return CredentialCheck::Wrong };
         let digest: [u8; 32] = Sha256::new()
             .chain_update(name.len().to_be_bytes())
             .chain_update(&name)
@@ -40,9 +62,14 @@ impl Credentials {
             .finalize()
             .into();
         if lock(&self.right).contains(&digest) {
-            return true;
+            return CredentialCheck::Right;
         }
-        let Ok(_room) = self.room.acquire().await else { return false };
+        let waiting = WaitingClient(&self.waiting);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
+            return CredentialCheck::Busy;
+        }
+        let Ok(_room) = self.room.acquire().await else { return CredentialCheck::Busy };
+        drop(waiting);
         let hash = user.hash.clone();
         let checked = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false)).await;
         let is_right = checked.unwrap_or(false);
@@ -53,7 +80,7 @@ impl Credentials {
             }
             right.insert(digest);
         }
-        is_right
+        if is_right { CredentialCheck::Right } else { CredentialCheck::Wrong }
     }
 }
 
@@ -90,10 +117,24 @@ mod tests {
             (None, false),
         ] {
             for _ in 0..2 {
-                assert_eq!(credentials.are_right(value.as_deref(), &users).await, right, "{value:?}");
+                let expected = if right { CredentialCheck::Right } else { CredentialCheck::Wrong };
+                assert_eq!(credentials.check(value.as_deref(), &users).await, expected, "{value:?}");
             }
         }
         let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap() }];
-        assert!(!credentials.are_right(Some(&basic("ann:pass:word")), &other).await, "the hash has changed");
+        let check = credentials.check(Some(&basic("ann:pass:word")), &other).await;
+        assert_eq!(check, CredentialCheck::Wrong, "the hash has changed");
+    }
+
+    #[tokio::test]
+    async fn passwords_that_wait_to_be_checked_are_bounded() {
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap() }];
+        let credentials = Credentials::default();
+        let basic = |text: String| format!("Basic {}", STANDARD.encode(text)).into_bytes();
+        let values: Vec<_> = (0..MOST_WAITING + 20).map(|n| basic(format!("ann:wrong{n}"))).collect();
+        let checks = values.iter().map(|value| credentials.check(Some(value), &users));
+        let found = futures_util::future::join_all(checks).await;
+        assert!(found.contains(&CredentialCheck::Busy) && found.contains(&CredentialCheck::Wrong));
+        assert_eq!(credentials.check(Some(&basic("ann:right".to_owned())), &users).await, CredentialCheck::Right, "afterwards");
     }
 }

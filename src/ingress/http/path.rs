@@ -14,8 +14,9 @@ pub fn host(text: &str) -> Option<String> {
     (!host.is_empty() && host.len() <= 253 && host.bytes().all(is_valid)).then(|| host.to_ascii_lowercase())
 }
 
-/// A path with what is percent-encoded decoded, as tasks read it; `None` if it leads elsewhere than it looks (`..`, a slash or NUL
-/// that is encoded, an encoding that is none), so that no task reads another route out of it than the one it was looked up by.
+/// A path with what is percent-encoded decoded, as tasks read it; `None` if it leads elsewhere than it looks (`..`, a backslash, a
+/// slash or NUL that is encoded, an encoding that is none), so that no task reads another route out of it than the one it was looked up by. (For
+/// slashes in a row and `.`, see [`merged`].)
 pub fn path(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -34,8 +35,20 @@ pub fn path(text: &str) -> Option<String> {
         }
     }
     let decoded = String::from_utf8_lossy(&decoded).into_owned();
-    let is_plain = decoded.split(['/', '\\']).all(|segment| segment != "..");
-    is_plain.then_some(decoded)
+    let is_plain = |segment: &str| without_parameters(segment) != ".." && !segment.contains('\\');
+    decoded.split('/').all(is_plain).then_some(decoded)
+}
+
+/// A segment without the parameters that some servers allow in it and do not count as part of the path: `admin;v=1`.
+fn without_parameters(segment: &str) -> &str {
+    segment.split_once(';').map_or(segment, |(name, _)| name)
+}
+
+/// The path as servers that merge slashes and drop `.` and parameters of segments read it.
+pub fn merged(path: &str) -> String {
+    let segments: Vec<&str> = path.split('/').map(without_parameters).filter(|segment| !matches!(*segment, "" | ".")).collect();
+    let end = if path.ends_with('/') && !segments.is_empty() { "/" } else { "" };
+    format!("/{}{end}", segments.join("/"))
 }
 
 /// The path and query without the prefix.
@@ -80,12 +93,30 @@ mod tests {
             ("/a%2fb", None),
             ("/a%5C..%5Cb", None),
             ("/a\\..\\b", None),
+            ("/\\admin", None),
+            ("/x/..;v/admin", None),
+            ("/x;v/admin", Some("/x;v/admin")),
             ("/a%00", None),
             ("/a%", None),
             ("/a%zz", None),
             ("/%é", None),
         ] {
             assert_eq!(path(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn merged_paths() {
+        for (text, expected) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("//admin", "/admin"),
+            ("/./admin/", "/admin/"),
+            ("/a//b/.", "/a/b"),
+            ("/a/b", "/a/b"),
+            ("/admin;v=1/x", "/admin/x"),
+        ] {
+            assert_eq!(merged(text), expected, "{text}");
         }
     }
 

@@ -31,7 +31,7 @@ pub struct HttpServeArgs {
     /// Path of the mesh namespace's pin
     #[arg(long)]
     mesh: PathBuf,
-    /// HttpControl socket to serve; the pid file is beside it
+    /// Control socket to serve; the pid file is beside it
     #[arg(long)]
     control: PathBuf,
     /// Milliseconds from a connection to the end of its first head
@@ -112,7 +112,7 @@ async fn take_over(before: &UnixClient) -> (BTreeMap<SocketAddr, TcpListener>, O
     match handed_over(before).await {
         Ok((sockets, table)) => {
             tracing::info!(listeners = sockets.len(), "took over from the process before");
-            (sockets, Some(table))
+            (sockets, table)
         }
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "no process to take over from");
@@ -121,15 +121,18 @@ async fn take_over(before: &UnixClient) -> (BTreeMap<SocketAddr, TcpListener>, O
     }
 }
 
-async fn handed_over(before: &UnixClient) -> anyhow::Result<(BTreeMap<SocketAddr, TcpListener>, HttpTable)> {
+async fn handed_over(before: &UnixClient) -> anyhow::Result<(BTreeMap<SocketAddr, TcpListener>, Option<HttpTable>)> {
     let hello: HttpHello = before.get("/hello").await?.json()?;
-    let table: HttpTable = before.get("/table").await?.json()?;
+    let table = before.get("/table").await.and_then(|reply| reply.json::<HttpTable>());
+    if let Err(error) = &table {
+        tracing::warn!(error = format!("{error:#}"), "the table before is not readable: clients wait for the daemon's");
+    }
     let sockets = sockets_of(&hello);
     if let Err(error) = &sockets {
         tracing::warn!(error = format!("{error:#}"), "the listeners cannot be taken over: clients are refused for a moment");
     }
     before.request("POST", "/drain", None).await?.ok()?;
-    Ok((sockets.unwrap_or_default(), table))
+    Ok((sockets.unwrap_or_default(), table.ok()))
 }
 
 /// Duplicates of another process's listeners.
@@ -165,6 +168,7 @@ async fn hello(State(control): State<Arc<HttpControl>>) -> Json<HttpHello> {
         pid: std::process::id(),
         mesh: control.mesh,
         listeners: control.server.fds(),
+        draining: control.server.is_draining(),
     })
 }
 

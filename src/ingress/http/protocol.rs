@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 /// Incremented when a request or an answer changes its meaning: a process with another number is replaced.
 pub(super) const PROTOCOL: u32 = 1;
 
-/// Identifies the process.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// Identifies the process. Read of any build of skep: what is missing has its default, what is unknown is ignored.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct HttpHello {
     pub protocol: u32,
     /// Version of the program, informative.
@@ -20,6 +21,8 @@ pub(super) struct HttpHello {
     /// Device and inode of the mesh namespace that it connects from.
     pub mesh: (u64, u64),
     pub listeners: Vec<ListenerFd>,
+    /// It ends when its clients have their answers.
+    pub draining: bool,
 }
 
 /// A listening socket, by its number in the process that has it.

@@ -3,7 +3,7 @@
 use super::certificates::Certificates;
 use super::connector::MeshConnector;
 use super::context::{HeadSeen, IDLE_S, RequestContext};
-use super::credentials::Credentials;
+use super::credentials::{CredentialCheck, Credentials};
 use super::path;
 use super::reply::Reply;
 use super::routes::{Routes, ServedRoute};
@@ -11,15 +11,16 @@ use crate::model::http::{HttpBackend, HttpRedirect, HttpScheme};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use hyper::Version;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
+use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::any::Any;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 /// Idle connections to tasks are closed after this time: common servers close theirs after 5 s, and a request that meets such a
@@ -37,8 +38,10 @@ pub(super) struct IngressState {
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
     pub access_log: AtomicBool,
-    /// ClientConnections are closed with their next answer.
+    /// Connections are closed with their next answer.
     pub draining: AtomicBool,
+    /// Where clients are redirected to for TLS; 0: nowhere.
+    pub redirect_port: AtomicU16,
 }
 
 /// The filters.
@@ -81,7 +84,12 @@ impl IngressProxy {
         let Some(decoded) = path::path(request.uri.path()) else {
             return Some(Reply::new(400, "the path is not plain: it has `..` or an encoded slash"));
         };
-        let Some(route) = self.0.routes.load().find(is_tls(session), &host, &decoded) else {
+        let routes = self.0.routes.load();
+        let merged = path::merged(&decoded);
+        if merged != decoded && !routes.have_one_route(is_tls(session), &host, &decoded, &merged) {
+            return Some(Reply::new(400, "the path is not plain: without slashes in a row, `.` and `;` it has another route"));
+        }
+        let Some(route) = routes.find(is_tls(session), &host, &decoded) else {
             return Some(Reply::new(404, format!("no route for {host}")));
         };
         context.route = Some(route.clone());
@@ -89,14 +97,20 @@ impl IngressProxy {
         if !route.route.allow.is_empty() && !client.is_some_and(|ip| route.route.allow.iter().any(|net| net.contains(&ip))) {
             return Some(Reply::new(403, "this client may not use the route"));
         }
-        if let Some(reply) = redirect(&route, session, &host) {
+        if let Some(reply) = redirect(&route, session, &host, self.0.redirect_port.load(Ordering::Relaxed)) {
             return Some(reply);
         }
-        if !route.route.auth.is_empty()
-            && !self.0.credentials.are_right(header(request, "authorization"), &route.route.auth).await
-        {
-            let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
-            return Some(Reply::new(401, "name and password are needed").with("www-authenticate", realm));
+        if !route.route.auth.is_empty() {
+            match self.0.credentials.check(header(request, "authorization"), &route.route.auth).await {
+                CredentialCheck::Right => {}
+                CredentialCheck::Wrong => {
+                    let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
+                    return Some(Reply::new(401, "name and password are needed").with("www-authenticate", realm));
+                }
+                CredentialCheck::Busy => {
+                    return Some(Reply::new(429, "too many passwords are being checked").with("retry-after", "1"));
+                }
+            }
         }
         let length = header(request, "content-length").and_then(|value| std::str::from_utf8(value).ok()?.parse::<u64>().ok());
         if route.route.body.zip(length).is_some_and(|(most, length)| length > most) {
@@ -123,7 +137,6 @@ impl IngressProxy {
         options.custom_l4 = Some(self.0.connector.clone());
         options.idle_timeout = Some(TASK_IDLE);
         options.read_timeout = route.route.timeout_ms.map(Duration::from_millis);
-        options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Preserve;
         match route.route.scheme {
             HttpScheme::Http => {}
             HttpScheme::H2c => options.set_http_version(2, 2),
@@ -135,12 +148,17 @@ impl IngressProxy {
     }
 }
 
-fn redirect(route: &ServedRoute, session: &Session, host: &str) -> Option<Reply> {
+fn redirect(route: &ServedRoute, session: &Session, host: &str, tls_port: u16) -> Option<Reply> {
     let request = session.req_header();
     let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
     let location = match route.route.redirect.as_ref()? {
         HttpRedirect::Https if is_tls(session) => return None,
-        HttpRedirect::Https => format!("https://{host}{path}"),
+        // Not without TLS: what follows may be a password.
+        HttpRedirect::Https if tls_port == 0 => {
+            return Some(Reply::new(403, "this route needs TLS, which this node does not serve"));
+        }
+        HttpRedirect::Https if tls_port == 443 => format!("https://{host}{path}"),
+        HttpRedirect::Https => format!("https://{host}:{tls_port}{path}"),
         HttpRedirect::Host(to) if to == host => return None,
         HttpRedirect::Host(to) => format!("{}://{to}{path}", if is_tls(session) { "https" } else { "http" }),
     };
@@ -171,7 +189,9 @@ impl ProxyHttp for IngressProxy {
 
     async fn request_filter(&self, session: &mut Session, context: &mut RequestContext) -> Result<bool> {
         // pingora keeps a connection for ever unless each request says otherwise.
-        session.set_keepalive((!self.0.draining.load(Ordering::Relaxed)).then_some(IDLE_S));
+        // A client of HTTP/1.0 reads to the end of the connection.
+        let is_kept = session.req_header().version > Version::HTTP_10 && !self.0.draining.load(Ordering::Relaxed);
+        session.set_keepalive(is_kept.then_some(IDLE_S));
         let id = header(session.req_header(), "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
         let is_usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
         context.request_id = id.filter(is_usable).map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
@@ -216,6 +236,25 @@ impl ProxyHttp for IngressProxy {
         if context.tried.len() < route.backends.len().min(MOST_TRIED) {
             route.counters.retries.fetch_add(1, Ordering::Relaxed);
             error.set_retry(true);
+        }
+        error
+    }
+
+    /// A request whose connection to a task ended without an answer is sent once more at most: it may be what ends its tasks.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        context: &mut RequestContext,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("task at {peer}"));
+        let may_repeat = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if may_repeat && !std::mem::replace(&mut context.repeated, true) {
+            error.retry.decide_reuse(client_reused);
+        } else {
+            error.set_retry(false);
         }
         error
     }

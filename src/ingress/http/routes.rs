@@ -75,6 +75,15 @@ impl Routes {
         self.claims.push(claim);
     }
 
+    /// Whether two paths of a host have one route, or both none.
+    pub fn have_one_route(&self, tls: bool, host: &str, a: &str, b: &str) -> bool {
+        let index = &self.indexes[usize::from(tls)];
+        match (index.find(host, a), index.find(host, b)) {
+            (Some(a), Some(b)) => std::ptr::eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
     /// The route of a request: on which listener, host in lower case, decoded path.
     pub fn find(&self, tls: bool, host: &str, path: &str) -> Option<Arc<ServedRoute>> {
         self.indexes[usize::from(tls)].find(host, path)?.choose()

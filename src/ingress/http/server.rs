@@ -8,7 +8,7 @@ use super::listeners::{Listeners, Serving};
 use super::proxy::{IngressProxy, IngressState};
 use super::routes::{Routes, ServedRoute};
 use super::state::{HttpRouteStatus, HttpStatus};
-use super::table::HttpTable;
+use super::table::{HttpPorts, HttpTable};
 use crate::datapath::Sockets;
 use crate::sync::lock;
 use arc_swap::ArcSwap;
@@ -16,9 +16,9 @@ use pingora::apps::{HttpServerApp as _, HttpServerOptions};
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ const H2_STREAMS: u32 = 100;
 /// Bytes of headers of a request on HTTP/2.
 const H2_HEADERS: u32 = 64 << 10;
 /// Bytes that a client may send ahead on HTTP/2: a request, and a connection.
-const H2_WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
-/// ClientConnections to tasks that are kept for each worker thread.
+const H2_WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
+/// Connections to tasks that are kept for each worker thread.
 const POOL: usize = 512;
 
 /// How long idle connections have for one more request when the process ends.
@@ -58,6 +58,7 @@ impl HttpServer {
             credentials: Credentials::default(),
             access_log: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            redirect_port: AtomicU16::new(0),
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let conf = ServerConf { threads, upstream_keepalive_pool_size: POOL, max_retries: 8, ..ServerConf::default() };
@@ -81,7 +82,8 @@ impl HttpServer {
         let routes = Routes::new(&table, &self.state.routes.load());
         self.state.routes.store(Arc::new(routes));
         self.state.access_log.store(table.access_log, Ordering::Relaxed);
-        lock(&self.listeners).follow(table.ports);
+        self.state.redirect_port.store(table.redirect_port, Ordering::Relaxed);
+        self.follow(table.ports);
         let mut current = lock(&self.table);
         let mut table = table;
         // For the process that takes over: a certificate that this table did not bring again.
@@ -96,9 +98,18 @@ impl HttpServer {
     /// Tries again what the kernel has refused.
     pub fn retry(&self) {
         let ports = lock(&self.table).ports;
-        if !self.state.draining.load(Ordering::Relaxed) {
+        self.follow(ports);
+    }
+
+    /// Opens and closes listeners, unless this process ends.
+    fn follow(&self, ports: HttpPorts) {
+        if !self.is_draining() {
             lock(&self.listeners).follow(ports);
         }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Ordering::Relaxed)
     }
 
     pub fn table(&self) -> HttpTable {
@@ -123,7 +134,8 @@ impl HttpServer {
         let mut all: Vec<HttpRouteStatus> =
             routes.claims.iter().flat_map(|c| c.choices.iter().map(|choice| route(&c.host, &c.prefix, choice))).collect();
         // A route on both listeners is one.
-        all.dedup_by(|a, b| (&a.host, &a.prefix, &a.service) == (&b.host, &b.prefix, &b.service));
+        let mut seen = BTreeSet::new();
+        all.retain(|route| seen.insert((route.host.clone(), route.prefix.clone(), route.service.clone())));
         HttpStatus {
             pid: Some(std::process::id()),
             error: String::new(),

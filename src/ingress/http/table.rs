@@ -1,9 +1,8 @@
 //! The table that the process serves, from the node's view. Pure, and the same on every node but for the node's own address.
 
 use super::claims::{self, HttpClaim};
-use crate::model::http::HttpService;
-use crate::model::view::ClusterPart;
-use crate::model::{NodeId, NodeView, PayloadId, Protocol, SecretId};
+use crate::model::http::{HttpRedirect, HttpService};
+use crate::model::{NodeId, NodeView, PayloadId, PortConfig, Protocol, PublishMode, SecretId, Task};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,8 +19,11 @@ pub struct HttpPorts {
 
 /// All that the process follows.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HttpTable {
     pub ports: HttpPorts,
+    /// Where clients are redirected to for TLS: the port of the settings, also while a service has it. 0: nowhere.
+    pub redirect_port: u16,
     /// Each request is logged.
     pub access_log: bool,
     /// Source of connections to tasks: the node's address on `ingress`.
@@ -57,10 +59,17 @@ pub fn table(view: &NodeView, me: &NodeId, ports: HttpPorts, access_log: bool) -
     let (claims, mut problems) = claims::decide(&cluster.http);
     let mut free = ports;
     for port in [&mut free.plain, &mut free.tls] {
-        if let Some(service) = publishing(cluster, *port) {
+        if let Some(service) = publishing(view, *port) {
             problems.push(format!("port {port} is published by service {service}: HTTP routes are not served there"));
             *port = 0;
         }
+    }
+    let redirects = |service: &&Arc<HttpService>| service.routes.iter().any(|route| route.redirect == Some(HttpRedirect::Https));
+    for service in cluster.http.iter().filter(redirects).filter(|_| ports.tls == 0) {
+        problems.push(format!(
+            "service {} redirects to https, and http.tls_port is 0: its requests are refused",
+            service.service_name
+        ));
     }
     let named: BTreeSet<&SecretId> = cluster.http.iter().filter_map(|service| service.certificate.as_ref()).collect();
     let content = |id: &SecretId| {
@@ -69,6 +78,7 @@ pub fn table(view: &NodeView, me: &NodeId, ports: HttpPorts, access_log: bool) -
     };
     HttpTable {
         ports: free,
+        redirect_port: ports.tls,
         access_log,
         source: cluster.node(me).map(|node| node.ingress_addr),
         services: cluster.http.clone(),
@@ -78,12 +88,20 @@ pub fn table(view: &NodeView, me: &NodeId, ports: HttpPorts, access_log: bool) -
     }
 }
 
-/// The service that publishes a port on every node, which it has then.
-fn publishing(cluster: &ClusterPart, port: u16) -> Option<&str> {
-    let is_it = |published: &&Arc<crate::model::view::PublishedPort>| {
-        port != 0 && published.protocol == Protocol::Tcp && published.published == port
+/// The service that publishes a port on every node, or of which a task of this node binds it: it has the port then.
+fn publishing(view: &NodeView, port: u16) -> Option<&str> {
+    if port == 0 {
+        return None;
+    }
+    let mut everywhere = view.cluster.ports.iter().filter(|published| published.protocol == Protocol::Tcp);
+    let binds = |task: &&Arc<Task>| {
+        let is_it = |bound: &PortConfig| {
+            bound.publish_mode == PublishMode::Host && bound.protocol == Protocol::Tcp && bound.published_port == port
+        };
+        task.is_wanted() && task.ports.iter().any(is_it)
     };
-    cluster.ports.iter().find(is_it).map(|published| published.service_name.as_str())
+    let here = || view.tasks.by_id.values().find(binds).map(|task| task.service_name.as_str());
+    everywhere.find(|published| published.published == port).map(|published| published.service_name.as_str()).or_else(here)
 }
 
 #[cfg(test)]
@@ -91,6 +109,7 @@ mod tests {
     use super::*;
     use crate::ingress::http::claims::tests::service;
     use crate::model::fixture;
+    use crate::model::view::Tasks;
 
     const PORTS: HttpPorts = HttpPorts { plain: 80, tls: 443 };
 
@@ -104,6 +123,17 @@ mod tests {
         let made = table(&view, &me, PORTS, false);
         assert_eq!((made.ports, made.problems.len(), made.is_wanted()), (PORTS, 0, true));
         assert_eq!(made.source, view.cluster.nodes.first().map(|node| node.ingress_addr));
+        let mut view = fixture::node_view(1, Vec::new(), cluster.clone());
+        let bound = PortConfig { published_port: 80, publish_mode: PublishMode::Host, ..PortConfig::default() };
+        let task = Task {
+            service_name: "proxy".to_owned(),
+            ports: vec![bound],
+            ..fixture::task_with_resolvers("t", "proxy", "node1", &[])
+        };
+        view.tasks = Arc::new(Tasks { by_id: [(task.id.clone(), Arc::new(task))].into(), ..Tasks::default() });
+        let made = table(&view, &me, PORTS, false);
+        assert_eq!(made.ports, HttpPorts { plain: 0, tls: 443 });
+        assert_eq!(made.problems, ["port 80 is published by service proxy: HTTP routes are not served there"]);
         cluster.ports = vec![Arc::new(fixture::published_port(443, 8443, &[]))];
         let made = table(&fixture::node_view(1, Vec::new(), cluster), &me, PORTS, false);
         assert_eq!(made.ports, HttpPorts { plain: 80, tls: 0 });

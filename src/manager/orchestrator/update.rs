@@ -80,8 +80,8 @@ impl ServiceSlots<'_> {
             let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
             begin.extend(untried.iter().take(allowed).map(|key| (*key).clone()));
             // Of an update that was rolled back while it went on, until what takes its place serves.
-            let is_left = slots.iter().filter_map(|slot| slot.old).any(|old| !self.must_move(old));
-            if untried.is_empty() && busy == 0 && !is_left && self.is_watched_to_the_end(slots) {
+            let is_left = |slot: &Slot| !self.is_tried(slot) && slot.old.is_some_and(|old| !self.must_move(old));
+            if untried.is_empty() && busy == 0 && !slots.iter().any(|slot| is_left(slot)) && self.is_watched_to_the_end(slots) {
                 self.complete(&mut update, closed);
             }
         }

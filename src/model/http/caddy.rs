@@ -32,6 +32,10 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> CaddyLabels {
             Err(why) => refused.push(format!("label {why}")),
         }
     }
+    // A site that is left out may have kept clients from what another one of the service opens to all.
+    if !refused.is_empty() {
+        routes.clear();
+    }
     (routes, refused)
 }
 

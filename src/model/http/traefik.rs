@@ -70,6 +70,10 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
             .push(format!("labels traefik.http.routers: {} routes, and a service may have {MOST_ROUTES}", read.routes.len()));
         read.routes.clear();
     }
+    // A router that is left out may have kept clients from what another one of the service opens to all.
+    if !read.refused.is_empty() {
+        read.routes.clear();
+    }
     if enable.as_deref() == Some("true") && read.routes.is_empty() && read.refused.is_empty() {
         read.notes.push("label traefik.enable: there is no router with a rule, so the service has no HTTP route".to_owned());
     }

@@ -43,12 +43,17 @@ pub(super) fn apply(
                 strips.extend(all.ok_or_else(|| wrong("must be paths separated by commas"))?);
             }
             ("stripprefix", "forceslash") | ("basicauth", "realm") => {}
+            ("basicauth", "users") if !route.auth.is_empty() => return Err(wrong("a router may have it once")),
             ("basicauth", "users") => route.auth.extend(users(value).map_err(|why| wrong(&format!("must be {why}")))?),
             ("basicauth", "removeheader") if value == "true" => {}
+            ("ipallowlist" | "ipwhitelist", "sourcerange") if !route.allow.is_empty() => {
+                return Err(wrong("a router may have it once"));
+            }
             ("ipallowlist" | "ipwhitelist", "sourcerange") => {
                 route.allow =
                     prefixes(value).ok_or_else(|| wrong(&format!("must be client prefixes separated by {PREFIXES}")))?;
             }
+            ("buffering", "maxrequestbodybytes") if route.body.is_some() => return Err(wrong("a router may have it once")),
             ("buffering", "maxrequestbodybytes") => {
                 let most = value.parse().ok().filter(|bytes| *bytes > 0);
                 route.body = Some(most.ok_or_else(|| wrong("must be a number of bytes"))?);
@@ -57,6 +62,9 @@ pub(super) fn apply(
             ("headers", rest) => headers(rest, value, route).map_err(|why| wrong(&why))?,
             _ => return Err(wrong("skep does not carry it out")),
         }
+    }
+    if options.keys().any(|option| option.starts_with("basicauth.")) && !options.contains_key("basicauth.users") {
+        return Err("basicauth: it has no users".to_owned());
     }
     if let Some(value) = sts.and_then(strict_transport_security) {
         route.response_headers.insert("strict-transport-security".to_owned(), value);

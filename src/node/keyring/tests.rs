@@ -30,11 +30,8 @@ impl Drop for Manager {
 impl SealedLog for Manager {
     async fn seal_again(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!*self.crashes.lock().unwrap(), "crash");
-        let (disk, _) = Disk::open_sealed(&self.dir.raft(), 7, &self.cipher())?;
-        if disk.has_old_key() {
-            disk.seal_again(&self.dir.raft())?;
-        }
-        Ok(())
+        let (mut disk, _) = Disk::open_sealed(&self.dir.raft(), 7, &self.cipher())?;
+        Ok(disk.seal_again(&self.dir.raft())?)
     }
 }
 
@@ -108,7 +105,7 @@ fn what_is_done_follows_from_the_keys_held_and_the_key_wanted() {
     let owner = KeyOwner { cluster: "c".into(), node: "n".into() };
     let held = |seals| {
         let current = StateKey::draw(&mut rand::rng());
-        Keys::Held(HeldKeys { owner: owner.clone(), unlock: one.clone(), current, previous: None, seals })
+        Keys::Held(HeldKeys { owner: owner.clone(), unlock: one.clone(), current, previous: Vec::new(), seals })
     };
     assert_eq!(Keys::None.change_to(None), Change::Nothing);
     assert_eq!(Keys::None.change_to(Some(&one)), Change::Seal);
@@ -236,4 +233,51 @@ async fn files_of_another_node_or_of_an_earlier_time_and_what_is_cut_short_are_r
     manager.restart();
     manager.unlock(&one).unwrap();
     assert!(Disk::open_sealed(&manager.dir.raft(), 7, &manager.cipher()).is_err() && manager.files.load(None).is_err());
+}
+
+#[tokio::test]
+async fn changes_that_follow_one_that_did_not_end_lose_no_key() {
+    let (mut manager, [one, two]) = (Manager::new("again"), keys());
+    let [three, four] = keys();
+    manager.change(Some(&one)).await.unwrap();
+    *manager.crashes.lock().unwrap() = true;
+    for key in [&two, &three] {
+        manager.change(Some(key)).await.unwrap_err();
+        assert!(manager.is_whole(), "the log is still sealed with the first key");
+    }
+    manager.restart();
+    manager.unlock(&three).unwrap();
+    assert!(manager.is_whole());
+    manager.change(Some(&four)).await.unwrap_err();
+    assert!(manager.is_whole());
+    *manager.crashes.lock().unwrap() = false;
+    manager.change(Some(&four)).await.unwrap();
+    assert!(manager.is_whole() && !manager.keyring.has_previous());
+    manager.restart();
+    manager.unlock(&four).unwrap();
+    assert!(manager.is_whole());
+}
+
+#[tokio::test]
+async fn what_a_crash_left_of_an_earlier_file_is_removed_by_the_change_that_follows_and_by_a_start() {
+    let (mut manager, [one, _]) = (Manager::new("leftover"), keys());
+    manager.change(Some(&one)).await.unwrap();
+    // As a crash between the exchange of the certificates and the removal of the old ones leaves them, and one in a change of the log.
+    let leave = |manager: &Manager| {
+        let certificates = manager.files.dir().with_extension("new");
+        std::fs::create_dir(&certificates).unwrap();
+        std::fs::write(certificates.join("node.key"), manager.identity.key()).unwrap();
+        std::fs::write(manager.dir.raft().join(format!("{LOG_FILE}.new")), PLANTED).unwrap();
+        assert!(manager.shows(PLANTED) && manager.shows(manager.own_key()));
+    };
+    leave(&manager);
+    manager.change(Some(&one)).await.unwrap();
+    assert!(!manager.shows(PLANTED) && !manager.shows(manager.own_key()) && manager.is_whole());
+    leave(&manager);
+    manager.restart();
+    manager.dir.remove_leftovers().unwrap();
+    assert!(manager.keyring.is_locked(), "before it is unlocked");
+    assert!(!manager.shows(PLANTED) && !manager.shows(manager.own_key()));
+    manager.unlock(&one).unwrap();
+    assert!(manager.is_whole());
 }

@@ -132,3 +132,37 @@ fn a_write_is_tried_again_only_for_lack_of_space() {
         assert!(matches!(error(broken, "read"), DiskError::Io { .. }), "{broken}");
     }
 }
+
+/// Names a key, and seals with none.
+#[derive(Debug)]
+struct LostKey;
+
+impl LogCipher for LostKey {
+    fn key(&self) -> Option<String> {
+        Some("lost".to_owned())
+    }
+    fn seal(&self, key: &str, _: &str, _: &[u8]) -> Result<Vec<u8>, String> {
+        Err(format!("there is no key {key}"))
+    }
+    fn open(&self, key: &str, place: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        self.seal(key, place, row)
+    }
+}
+
+#[test]
+fn a_new_file_that_was_not_finished_is_removed_and_the_log_is_written_on() {
+    let folder = TempDir::new("unfinished");
+    let mut expected = Log::bootstrap(1, b"new".to_vec());
+    Disk::create(&folder.0, 1, &expected, &plain()).expect("made");
+    let (mut disk, _) = Disk::open_sealed(&folder.0, 1, &(Arc::new(LostKey) as _)).expect("it is not sealed");
+    let batch = batch(&expected, (0, 0, 3));
+    for _ in 0..2 {
+        let error = disk.seal_again(&folder.0).expect_err("there is no key");
+        assert!(matches!(error, SealAgainError::Unchanged(_)), "{error}");
+        assert!(!folder.0.join(NEW).exists(), "it takes no space");
+        disk.write(&batch).expect("written");
+    }
+    expected.write(&batch);
+    drop(disk);
+    assert_eq!(Disk::open(&folder.0, 1).expect("opens").1, expected);
+}

@@ -10,8 +10,12 @@ use rand::seq::IndexedRandom as _;
 use skep::model::service::Replicated;
 use skep::model::{Availability, Node, Role, Timestamp};
 use skep::store::{Action, Kind, Store, Transaction};
+use std::time::Duration;
 
 const SERVICES: usize = 4;
+/// Pause before the leader is asked again, in milliseconds.
+const FORWARD_PAUSE: u64 = 150;
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 pub struct Clients {
@@ -37,7 +41,7 @@ impl World {
         let Some(id) = running.choose(&mut self.rng).copied() else { return };
         let manager = &self.managers[&id];
         let at = manager.process();
-        let now = self.now.plus(std::time::Duration::from_millis(manager.ahead_ms));
+        let now = self.now.plus(Duration::from_millis(manager.ahead_ms));
         let store = manager.running.as_ref().unwrap().store.clone();
         let Some(action) = self.draw_write(&store, now) else { return };
         let operation = self.next_number();
@@ -56,12 +60,21 @@ impl World {
                     self.history.end(operation, self.now, at, Outcome::Applied(index));
                 }
             }
-            Some(id) => {
-                let Some(to) = self.managers.get(&id).map(super::manager::SimulatedManager::process) else { return };
-                let due = Due::Forwarded { to, from: at, operation, transaction: Box::new(transaction) };
-                self.send(&End::Manager(at.0), &End::Manager(id), false, due);
-            }
+            Some(_) => self.forward(at, operation, transaction),
         }
+    }
+
+    /// Asks the leader, and again until there is an answer or a time-out: under one number, so that it is written once.
+    pub fn forward(&mut self, from: Process, operation: u64, transaction: Transaction) {
+        if !self.is_running(from) || !self.history.is_waited_for(operation, self.now, FORWARD_TIMEOUT) {
+            return;
+        }
+        let leader = self.managers[&from.0].status().and_then(|status| status.leader).filter(|id| *id != from.0);
+        if let Some(to) = leader.and_then(|id| self.managers.get(&id)).map(super::manager::SimulatedManager::process) {
+            let due = Due::Forwarded { to, from, operation, transaction: Box::new(transaction.clone()) };
+            self.send(&End::Manager(from.0), &End::Manager(to.0), false, due);
+        }
+        self.later(FORWARD_PAUSE, Due::ForwardAgain { from, operation, transaction: Box::new(transaction) });
     }
 
     pub fn forwarded(&mut self, to: Process, from: Process, operation: u64, transaction: Transaction) {
@@ -69,8 +82,12 @@ impl World {
             return;
         }
         let (leads, running) = (self.managers[&to.0].status().is_some_and(|status| status.is_leader), self.running(to.0));
-        if let Some(outcome) = running.outcomes.get(&operation).cloned() {
+        let (known, in_flight) = (running.outcomes.get(&operation).cloned(), running.is_in_flight(operation));
+        let forgets = self.mutant == Some(Mutant::ForwardedTwiceIsWrittenTwice);
+        if let Some(outcome) = known.filter(|_| !forgets) {
             self.answer(to.0, from, operation, outcome);
+        } else if in_flight && !forgets {
+            // Its outcome is the answer to both.
         } else if leads {
             self.propose(to.0, operation, transaction, Waiter::Client { operation, from });
         } else {

@@ -7,6 +7,7 @@ use skep::model::Timestamp;
 use skep::store::Store;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 /// How a write ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,8 +54,8 @@ pub struct History {
     operations: BTreeMap<u64, Operation>,
     /// Newest index that a client has seen at a process.
     seen: BTreeMap<Process, u64>,
-    /// Starts of managers from a snapshot of another one.
-    pub restores: u64,
+    /// Snapshots that managers got from another one.
+    pub transfers: u64,
 }
 
 fn digest(bytes: &[u8]) -> u64 {
@@ -97,8 +98,8 @@ impl History {
         }
     }
 
-    pub fn restored(&mut self, index: u64, store: &Store) {
-        self.restores += 1;
+    pub fn restored(&mut self, index: u64, store: &Store, is_own: bool) {
+        self.transfers += u64::from(!is_own);
         let newest = self.entries.range(..=index).next_back().map_or(0, |(index, _)| *index);
         assert!(store.index() >= newest, "a snapshot at {index} has the state of {}", store.index());
     }
@@ -107,6 +108,11 @@ impl History {
         let seen = self.seen.get(&at).copied().unwrap_or(0);
         assert!(read >= seen, "the manager {at:?} has acknowledged the entry {seen} and shows the state at {read}");
         self.operations.insert(operation, Operation { began: now, ended: None });
+    }
+
+    /// The client has no answer yet, and still waits for one.
+    pub fn is_waited_for(&self, operation: u64, now: Timestamp, most: Duration) -> bool {
+        self.operations.get(&operation).is_some_and(|op| op.ended.is_none() && now.since(op.began) < most)
     }
 
     pub fn end(&mut self, operation: u64, now: Timestamp, at: Process, outcome: Outcome) {
@@ -168,7 +174,7 @@ impl History {
         }
     }
 
-    pub fn process_ended(&mut self, at: Process, _: Timestamp) {
+    pub fn process_ended(&mut self, at: Process) {
         self.seen.remove(&at);
     }
 }

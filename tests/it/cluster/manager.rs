@@ -47,6 +47,14 @@ pub struct RunningManager {
     waiters: BTreeMap<u64, Waiter>,
     /// Operations applied since the start, with their outcomes: a manager that forwards one twice gets the same answer.
     pub outcomes: BTreeMap<u64, Outcome>,
+    /// What the disk has is restored and applied.
+    has_started: bool,
+}
+
+impl RunningManager {
+    pub fn is_in_flight(&self, number: u64) -> bool {
+        self.waiters.values().any(|waiter| matches!(waiter, Waiter::Client { operation, .. } if *operation == number))
+    }
 }
 
 /// Who waits for the outcome of a proposal.
@@ -94,6 +102,7 @@ impl World {
             leading: None,
             waiters: BTreeMap::new(),
             outcomes: BTreeMap::new(),
+            has_started: false,
         });
         let process = manager.process();
         self.note(&("boot", process));
@@ -101,9 +110,10 @@ impl World {
         self.later(phase, Due::Tick(process));
         self.later(phase, Due::LeaderStep(process));
         self.carry_out(id);
+        self.running(id).has_started = true;
     }
 
-    /// Ends the process. A write under way may have become durable; nobody was told.
+    /// Ends the process. A write under way may have become durable all the same.
     pub fn crash(&mut self, id: u64) {
         let durable = self.rng.random_bool(0.5);
         let manager = self.managers.get_mut(&id).expect("a manager");
@@ -115,7 +125,7 @@ impl World {
         }
         let process = manager.process();
         self.note(&("crash", process));
-        self.history.process_ended(process, self.now);
+        self.history.process_ended(process);
     }
 
     pub fn raft_event(&mut self, id: u64, event: Event) {
@@ -188,7 +198,8 @@ impl World {
                     return;
                 }
                 let store = if bytes.is_empty() { Store::default() } else { Store::restore(&bytes).expect("a snapshot") };
-                self.history.restored(index, &store);
+                let is_own = !self.running(id).has_started;
+                self.history.restored(index, &store, is_own);
                 self.running(id).store = Arc::new(store);
                 self.store_changed(id);
             }

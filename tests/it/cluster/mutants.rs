@@ -21,10 +21,11 @@ pub enum Mutant {
     ANodeAppliesNothing,
     JudgesAtOnceAfterTakeOver,
     LeadsOn,
+    ForwardedTwiceIsWrittenTwice,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::TermIsNotDurable,
         Self::EntriesAreNotDurable,
         Self::CommitIsAheadOfTheLog,
@@ -42,6 +43,7 @@ impl Mutant {
         Self::ANodeAppliesNothing,
         Self::JudgesAtOnceAfterTakeOver,
         Self::LeadsOn,
+        Self::ForwardedTwiceIsWrittenTwice,
     ];
 
     /// What becomes durable instead.

@@ -14,18 +14,29 @@ use std::time::Duration;
 /// How long a node waits for a manager to say something.
 const SILENCE: Duration = Duration::from_millis(1500);
 
+/// How long a node has had its session when it is no more behind than others.
+const SETTLED: Duration = Duration::from_secs(3);
+
 pub struct SimulatedNode {
     pub agent: SimulatedAgent,
     /// The manager of its session.
     pub manager: Option<Process>,
     last_message: Timestamp,
+    /// When the session was opened.
+    opened: Timestamp,
     /// Which manager is dialled next.
     next: usize,
 }
 
 impl SimulatedNode {
     pub fn new(id: NodeId) -> Self {
-        Self { agent: SimulatedAgent::new(id), manager: None, last_message: Timestamp::default(), next: 0 }
+        Self {
+            agent: SimulatedAgent::new(id),
+            manager: None,
+            last_message: Timestamp::default(),
+            opened: Timestamp::default(),
+            next: 0,
+        }
     }
 }
 
@@ -90,7 +101,8 @@ impl World {
         let node = self.node(id);
         node.next += 1;
         let Some(process) = running.get(node.next % running.len().max(1)).copied() else { return };
-        (node.agent.session, node.manager, node.last_message) = (Some(session), Some(process), now);
+        (node.agent.session, node.manager) = (Some(session), Some(process));
+        (node.last_message, node.opened) = (now, now);
         let hello = Box::new(node.agent.hello());
         let due = Due::Opened(process, id.clone(), session, hello);
         if !self.send(&End::Node(id.clone()), &End::Manager(process.0), true, due) {
@@ -149,8 +161,10 @@ impl World {
         let Some(ingress) = store.networks().find(|network| network.spec.ingress) else { return };
         let owners: BTreeMap<_, _> =
             owners.into_iter().filter(|((id, _), _)| **id == ingress.id).map(|((_, a), t)| (a.addr(), t)).collect();
+        // One that was away may have an old view until it has got the next one.
         let is_awaited = |node: &&SimulatedNode| {
             node.agent.session.is_some()
+                && self.now.since(node.opened) > SETTLED
                 && store.node(&node.agent.id).is_some_and(|stored| stored.status.state == NodeState::Ready)
         };
         for node in self.nodes.values().filter(is_awaited) {

@@ -52,15 +52,15 @@ fn is_reached(world: &World) -> bool {
 
 #[test]
 fn a_cluster_survives_what_goes_wrong() {
-    let (mut terms, mut acknowledged, mut restores) = (0, 0, 0);
+    let (mut terms, mut acknowledged, mut transfers) = (0, 0, 0);
     for seed in 0..6 {
         let world = walk(seed, None);
         terms += world.history.terms();
         acknowledged += world.history.acknowledged();
-        restores += world.history.restores;
+        transfers += world.history.transfers;
     }
     // Otherwise the test exercised too little.
-    assert!(terms > 18 && acknowledged > 150 && restores > 10, "{terms} terms, {acknowledged} writes, {restores} snapshots");
+    assert!(terms > 18 && acknowledged > 150 && transfers > 10, "{terms} terms, {acknowledged} writes, {transfers} snapshots");
 }
 
 #[test]
@@ -91,7 +91,8 @@ fn failovers(seed: u64, mutant: Option<Mutant>) {
     world.until("all that is wanted", Duration::from_mins(2), is_reached);
     let tasks = |world: &World| -> Vec<String> {
         let store = &world.managers[&world.leader().unwrap()].running.as_ref().unwrap().store;
-        assert!(store.nodes().all(|node| node.status.state == NodeState::Ready));
+        // After a change of the leader they are unknown until they have opened a session.
+        assert!(store.nodes().all(|node| matches!(node.status.state, NodeState::Ready | NodeState::Unknown)));
         store.tasks().filter(|task| task.is_wanted()).map(|task| task.id.to_string()).collect()
     };
     let before = tasks(&world);
@@ -102,8 +103,10 @@ fn failovers(seed: u64, mutant: Option<Mutant>) {
         world.crash_for(leader, 3000);
         world.until("another leader", Duration::from_secs(5), |world| world.leader().is_some());
         assert!(world.now.since(at) < Duration::from_secs(2), "{:?}", world.now.since(at));
-        world.run(Duration::from_secs(20));
-        assert_eq!(tasks(&world), before);
+        for _ in 0..200 {
+            world.run(Duration::from_millis(100));
+            assert_eq!(tasks(&world), before);
+        }
     }
 }
 
@@ -122,8 +125,8 @@ fn found(mutant: Mutant, seed: u64) -> Option<String> {
 #[allow(clippy::print_stderr, reason = "what found each")]
 fn every_mutant_is_found() {
     let mut missed = Vec::new();
-    for mutant in Mutant::ALL.into_iter().skip(9) {
-        match (0..12).find_map(|seed| Some((seed, found(mutant, seed)?))) {
+    for mutant in Mutant::ALL {
+        match (0..20).find_map(|seed| Some((seed, found(mutant, seed)?))) {
             Some((seed, text)) => eprintln!("{mutant:?}: seed {seed}: {}", text.lines().next().unwrap_or_default()),
             None => missed.push(mutant),
         }

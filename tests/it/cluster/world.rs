@@ -58,6 +58,11 @@ pub enum Due {
         operation: u64,
         transaction: Box<Transaction>,
     },
+    ForwardAgain {
+        from: Process,
+        operation: u64,
+        transaction: Box<Transaction>,
+    },
     /// The leader's answer.
     Answered {
         to: Process,
@@ -239,6 +244,7 @@ impl World {
             Due::Heartbeat(node) => self.heartbeat(&node),
             Due::Client => self.client_writes(),
             Due::Forwarded { to, from, operation, transaction } => self.forwarded(to, from, operation, *transaction),
+            Due::ForwardAgain { from, operation, transaction } => self.forward(from, operation, *transaction),
             Due::Answered { to, operation, outcome } => self.answered(to, operation, outcome),
             Due::Fault => self.fault(),
         }

@@ -50,13 +50,14 @@ async fn labels_decide_what_is_sent_on_and_back() {
 
     let stripped = shown(&ingress.curl(&["HTTP/api/v1?z"]));
     assert_eq!((&stripped["path"], &stripped["headers"]["x-forwarded-prefix"]), (&json!("/v1?z"), &json!("/api")));
+    let secure = format!("308 https://shop.test:{}/secure/a?b", ingress.ports.tls);
     for (arguments, expected) in [
         (&["HTTP/api", "-d", "0123456789"][..], "\"body\":10"),
         (&["HTTP/api", "-d", "0123456789a"], "413 the body is larger"),
         (&["HTTP/api", "-H", "Transfer-Encoding: chunked", "-d", "0123456789a"], "413 the body is larger"),
         (&["HTTP/closed"], "403 this client may not use the route"),
         (&["HTTP/%63losed/x"], "403 this client"),
-        (&["-w", "%{http_code} %{redirect_url}", "HTTP/secure/a?b"], "308 https://shop.test/secure/a?b"),
+        (&["-w", "%{http_code} %{redirect_url}", "HTTP/secure/a?b"], secure.as_str()),
         (&["HTTPS/secure/a"], "\"path\":\"/secure/a\""),
         (&["-w", "%{http_code} %{redirect_url}", "HTTP/moved/a"], "308 http://other.test/moved/a"),
         (&["HTTP/users"], "401 name and password"),
@@ -66,8 +67,14 @@ async fn labels_decide_what_is_sent_on_and_back() {
         (&["HTTP/slow"], "\"path\":\"/slow\""),
         (&["HTTP/cut"], "502 the task ended the connection"),
         (&["--path-as-is", "HTTP/api/../closed"], "400 the path is not plain"),
+        (&["--path-as-is", "HTTP//closed"], "400 the path is not plain"),
+        (&["--path-as-is", "HTTP/./users"], "400 the path is not plain"),
+        (&["--path-as-is", "HTTP/%2e/users"], "400 the path is not plain"),
+        (&["--path-as-is", "HTTP/a//b"], "\"path\":\"/a//b\""),
         (&["-H", "Host: nowhere.test", "HTTP/"], "404 no route for nowhere.test"),
         (&["-I", "-H", "Host: nowhere.test", "HTTP/"], "404"),
+        // Its end is the end of the connection.
+        (&["--http1.0", "--max-time", "5", "-w", " exit %{exitcode}", "HTTP/"], " exit 0"),
     ] {
         let answer = ingress.curl(arguments);
         assert!(answer.contains(expected), "{arguments:?}: {answer}");

@@ -164,7 +164,8 @@ async fn a_backup_brings_the_cluster_back_as_it_was_on_a_manager_without_any_dat
     let (file, words) = (format!("{dir}/swarm.skep"), format!("--passphrase-file {dir}/passphrase"));
     std::fs::write(first.dir().join("passphrase"), "correct horse\n").expect("written");
     skep(first, &format!("backup {file} {words} --run-dir {run}")).await.expect("a backup");
-    assert!(!first.data_dir().join("backup.content").exists(), "the plain content is gone");
+    let contents = std::fs::read_dir(first.run_dir().join("backups")).expect("it was written below the run directory");
+    assert_eq!(contents.count(), 0, "the plain content is gone");
     let plan = skep(first, &format!("recover --plan --run-dir {run}")).await.expect("a plan");
     assert!(plan.contains("The newest copy is that of n1"), "{plan}");
     first.docker_run("network create -d overlay later").await.expect("made after the backup");

@@ -68,7 +68,7 @@ fn middlewares_become_fields_of_the_route() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_by_name_and_the_other_routers_are_served() {
+fn what_is_not_understood_is_refused_by_name_and_no_router_of_the_service_is_served() {
     let good = format!("traefik.http.routers.good.rule=Host(`g.example.com`)\n{PORT}");
     for (labels, expected) in [
         ("traefik.http.routers.r.rule=HostRegexp(`.+`)", "routers.r.rule=HostRegexp(`.+`): HostRegexp is not carried out"),
@@ -78,6 +78,10 @@ fn what_is_not_understood_is_refused_by_name_and_the_other_routers_are_served() 
         ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.service=api@internal", "service=api@internal"),
         ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m", "middlewares=m: m is not in"),
         ("traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m@file", "m@file is not in"),
+        (
+            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.basicauth.realm=x",
+            "basicauth: it has no users",
+        ),
         (
             "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.ratelimit.average=1",
             "ratelimit.average=1: skep does not",
@@ -95,7 +99,7 @@ fn what_is_not_understood_is_refused_by_name_and_the_other_routers_are_served() 
         let read = read_lines(&format!("{good}\n{labels}"));
         let [refused] = &read.refused[..] else { panic!("{labels}: {:?}", read.refused) };
         assert!(refused.starts_with("label traefik.") && refused.contains(expected), "{refused}");
-        assert_eq!(shown(&read), ["Both g.example.com/:3000"], "{labels}");
+        assert_eq!(shown(&read), [""; 0], "{labels}");
         assert!(read_lines(&format!("traefik.enable=false\n{good}\n{labels}")).refused.is_empty());
     }
     let without_port = read_lines("traefik.http.routers.r.rule=Host(`a`)");

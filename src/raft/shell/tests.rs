@@ -1,0 +1,96 @@
+//! What the thread does about a log that cannot be sealed again.
+
+use super::super::config::LogCipher;
+use super::*;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+struct TempDir(PathBuf);
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Counts its entries.
+struct Counter(u64);
+
+impl StateMachine for Counter {
+    type Outcome = u64;
+    fn apply(&mut self, _: u64, _: &[u8]) -> anyhow::Result<u64> {
+        self.0 += 1;
+        Ok(self.0)
+    }
+    fn snapshot(&self) -> Vec<u8> {
+        self.0.to_le_bytes().into()
+    }
+    fn restore(&mut self, _: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        self.0 = u64::from_le_bytes(bytes.try_into()?);
+        Ok(())
+    }
+}
+
+struct Alone;
+
+impl Transport for Alone {
+    fn send(&self, _: u64, _: Vec<u8>) {}
+}
+
+/// Has every key, and turns each bit around.
+#[derive(Debug, Default)]
+struct Inverter(Mutex<Option<String>>);
+
+impl LogCipher for Inverter {
+    fn key(&self) -> Option<String> {
+        self.0.lock().unwrap().clone()
+    }
+    fn seal(&self, _: &str, _: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(row.iter().map(|byte| !byte).collect())
+    }
+    fn open(&self, key: &str, place: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        self.seal(key, place, row)
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_sealed_again_is_used_on_as_it_is() {
+    let dir = TempDir(std::env::temp_dir().join(format!("raft-shell-seal-{}", std::process::id())));
+    let _ = std::fs::remove_dir_all(&dir.0);
+    let (cipher, shutdown) = (Arc::new(Inverter::default()), CancellationToken::new());
+    let config = RaftConfig { cipher: cipher.clone(), tick: Duration::from_millis(20), ..RaftConfig::new(&dir.0, 1) };
+    let raft = start(config.clone(), true, Counter(0), Arc::new(Alone), shutdown.clone()).await.unwrap();
+    let mut status = raft.status();
+    status.wait_for(|status| status.is_leader).await.unwrap();
+    let term = status.borrow().term;
+    assert_eq!(raft.propose(b"before".to_vec()).await.unwrap().1, 1);
+
+    // The new file cannot be made: as on a disk that is full.
+    let new = dir.0.join("raft.redb.new");
+    std::fs::create_dir(&new).unwrap();
+    *cipher.0.lock().unwrap() = Some("key".to_owned());
+    for count in 2..5 {
+        let error = raft.seal_again().await.expect_err("there is a directory in its place").to_string();
+        assert!(error.contains("raft.redb.new"), "{error}");
+        assert_eq!(raft.propose(b"meanwhile".to_vec()).await.expect("raft goes on").1, count);
+    }
+    let seen = status.borrow().clone();
+    assert_eq!((seen.is_leader, seen.term, seen.problem), (true, term, None), "it leads as before, without an election");
+
+    std::fs::remove_dir(&new).unwrap();
+    raft.seal_again().await.unwrap();
+    assert_eq!(raft.propose(b"after".to_vec()).await.unwrap().1, 5);
+    assert_eq!(status.borrow().term, term);
+    // Sealed already: what an attempt left is removed all the same.
+    std::fs::write(&new, "left").unwrap();
+    raft.seal_again().await.unwrap();
+    assert!(!new.exists());
+
+    shutdown.cancel();
+    while status.changed().await.is_ok() {}
+    assert!(Disk::open(&dir.0, 1).is_err(), "it is sealed");
+    let cipher: Arc<dyn LogCipher> = cipher;
+    let (_, log) = Disk::open_sealed(&dir.0, 1, &cipher).unwrap();
+    let entries: Vec<&[u8]> = log.entries.iter().map(|entry| &*entry.data).filter(|data| !data.is_empty()).collect();
+    assert_eq!(entries, [&b"before"[..], b"meanwhile", b"meanwhile", b"meanwhile", b"after"]);
+}
