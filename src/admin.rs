@@ -1,6 +1,6 @@
 //! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
 //! live), `/trace` (what the programs would do with a packet), `/state-copy` (what this manager's copy of the cluster's state
-//! has), and the orders that it takes: `/backup` (write one into the data directory) and `/recover-certificates`. Renders what a
+//! has), and the orders that it takes: `/backup` (write one below the run directory) and `/recover-certificates`. Renders what a
 //! [`StatusSource`] returns; knows nothing of how the node collects it.
 
 mod drops;

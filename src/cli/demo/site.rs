@@ -33,7 +33,7 @@ pub(super) async fn serve(cluster: &DemoCluster, report: &mut DemoReport) -> any
     .await?;
     force_update(cluster).await?;
     let (mut sent, mut failed) = (0, 0);
-    wait("the update to complete", Duration::from_secs(60), report, async || {
+    wait("the update to complete", Duration::from_mins(1), report, async || {
         let (requests, unanswered) = ask_every_host(cluster, BURST).await?;
         (sent, failed) = (sent + requests, failed + unanswered);
         let service = get(manager, "/services/site").await?;
