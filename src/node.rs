@@ -11,6 +11,7 @@ mod address;
 mod admission;
 mod attachments;
 mod backup;
+mod backup_contents;
 mod certificate_authority;
 mod control;
 mod current_membership;

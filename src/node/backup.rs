@@ -1,13 +1,14 @@
 //! What a backup of a manager holds, and a data directory made from it. The content is not encrypted here; until it is, it lies below the
 //! run directory only, which is in memory: a power cut leaves nothing of it.
 
+use super::backup_contents;
 use super::daemon::Daemon;
 use super::keyring::{KeyOwner, Keyring};
 use super::lifecycle::MembershipState;
 use super::new_cluster::begin;
 use super::state_dir::{MembershipFile, StateDir};
 use crate::clock::{Clock as _, SystemClock};
-use crate::durable::{self, UnknownFields, ignore_missing};
+use crate::durable::{self, UnknownFields};
 use crate::model::{FormatRange, NodeId, Role, Secret, Timestamp};
 use crate::raft::{self, LogCipher};
 use crate::store::Store;
@@ -15,7 +16,6 @@ use crate::trust::{self, Identity, NodeKey, NodeName, RootCa};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,35 +75,8 @@ impl Daemon {
         let mut content = (document.len() as u64).to_be_bytes().to_vec();
         content.extend_from_slice(&document);
         content.extend_from_slice(&store.snapshot());
-        write_content(&self.env.settings.run_dir, &content, rand::random())
+        backup_contents::write(&self.env.settings.run_dir, &content, rand::random())
     }
-}
-
-/// Where the contents of backups lie that were not fetched yet.
-fn folder(run_dir: &Path) -> PathBuf {
-    run_dir.join("backups")
-}
-
-/// Writes the content to a file that is named after the number.
-fn write_content(run_dir: &Path, content: &[u8], number: u64) -> anyhow::Result<PathBuf> {
-    let folder = folder(run_dir);
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-    made.with_context(|| format!("cannot make {}", folder.display()))?;
-    if !durable::is_in_memory(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        tracing::warn!(folder = %folder.display(), "the run directory is not in memory: a power cut may leave a backup's content there");
-    }
-    let path = folder.join(format!("{number:016x}"));
-    durable::replace(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
-}
-
-/// Removes the contents that were not fetched. Blocks.
-///
-/// # Errors
-/// They cannot be removed.
-pub(super) fn remove_contents(run_dir: &Path) -> anyhow::Result<()> {
-    let folder = folder(run_dir);
-    ignore_missing(std::fs::remove_dir_all(&folder)).with_context(|| format!("cannot remove {}", folder.display()))
 }
 
 /// Makes the data directory of a manager from a backup's content: of a new incarnation of the cluster, with this node as its only manager.
@@ -170,7 +143,6 @@ fn parse(content: &[u8]) -> anyhow::Result<(BackupDocument, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_content_that_is_no_backup_is_refused_and_nothing_is_written() {
@@ -180,19 +152,5 @@ mod tests {
             assert!(format!("{error:#}").contains("holds no backup"), "{error:#}");
         }
         assert!(!dir.exists());
-    }
-
-    #[test]
-    fn each_content_has_a_file_of_its_own_for_root_and_a_start_removes_them() {
-        let dir = std::env::temp_dir().join(format!("skep-backups-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        remove_contents(&dir).unwrap();
-        let paths = [(b"one", 1), (b"two", 2)].map(|(content, number)| write_content(&dir, content, number).unwrap());
-        assert_eq!(paths.clone().map(|path| std::fs::read(path).unwrap()), [b"one", b"two"]);
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&paths[0]), mode(paths[0].parent().unwrap())), (0o600, 0o700));
-        remove_contents(&dir).unwrap();
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
-        std::fs::remove_dir(&dir).unwrap();
     }
 }

@@ -101,7 +101,7 @@ impl Environment {
     /// A file cannot be removed.
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         self.state_dir.forget()?;
-        super::backup::remove_contents(&self.settings.run_dir)?;
+        super::backup_contents::remove(&self.settings.run_dir)?;
         self.keyring.forget();
         Ok(())
     }

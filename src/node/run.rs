@@ -1,6 +1,6 @@
 //! Runs the daemon: its sockets, and the membership that is resumed at its start.
 
-use super::backup;
+use super::backup_contents;
 use super::control::DaemonControl;
 use super::daemon::Daemon;
 use super::environment::Environment;
@@ -52,7 +52,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let _lock = state_dir.lock()?;
     state_dir.remove_leftovers()?;
     // Those that were not fetched.
-    backup::remove_contents(&settings.run_dir)?;
+    backup_contents::remove(&settings.run_dir)?;
     let (daemon, driver) = open(settings, state_dir)?;
     let env = &daemon.env;
 
