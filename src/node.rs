@@ -39,6 +39,7 @@ mod manager_part;
 mod manager_role;
 mod manager_settings;
 mod member;
+mod membership_teardown;
 mod membership_writer;
 mod network;
 mod new_cluster;

@@ -3,16 +3,14 @@
 //! its tasks elsewhere, as it does with a node that is cut off. Nothing of the swarm is read or written.
 
 use super::environment::Environment;
-use super::error_list::ErrorList;
 use super::keyring::{KeyOwner, UnlockError};
 use super::lifecycle::Leave;
 use super::loops::{self, LoopContext, RunningLoops};
+use super::membership_teardown;
 use super::membership_writer::view_of_managers;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
-use crate::agent;
 use crate::trust::UnlockKey;
-use anyhow::Context as _;
 use async_trait::async_trait;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -103,12 +101,6 @@ impl Leave for LockedNode {
 
     async fn take_down(&self) -> anyhow::Result<()> {
         self.pause().await;
-        let env = &self.context.env;
-        let mut errors = ErrorList::default();
-        errors.check(agent::remove_all(&self.membership.node_id, &*env.engine, &env.settings.task_files()).await);
-        errors.check(self.network.take_down(env).await);
-        errors.check(env.attachments.forget().await);
-        errors.check(env.forget().context("cannot remove the membership's files"));
-        errors.into_result()
+        membership_teardown::take_down(&self.context.env, &self.membership.node_id, &self.network).await
     }
 }

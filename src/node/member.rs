@@ -5,13 +5,13 @@ use super::certificate_authority::CertificateIssuer;
 use super::current_membership::CurrentMembership;
 use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
-use super::error_list::ErrorList;
 use super::issuer_watch::IssuerWatch;
 use super::lifecycle::Leave;
 use super::logs::TaskLogs;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
 use super::manager_part::{ManagerServices, PreparedManager};
 use super::manager_role::ManagerRole;
+use super::membership_teardown;
 use super::membership_writer;
 use super::network::MeshNetwork;
 use super::recovery::RecoveryWindow;
@@ -20,7 +20,6 @@ use super::role::RoleFollower;
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use super::troubles::{self, TroubleSources, Troubles};
-use crate::agent;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
@@ -34,7 +33,6 @@ use crate::raft::{Raft, RaftStatus};
 use crate::rpc::RenewalConfig;
 use crate::store::{Action, FieldUpdate, StoreHandle};
 use crate::trust::Identity;
-use anyhow::Context as _;
 use async_trait::async_trait;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -357,12 +355,6 @@ impl Leave for Member {
 
     async fn take_down(&self) -> anyhow::Result<()> {
         self.pause().await;
-        let env = &self.context.env;
-        let mut errors = ErrorList::default();
-        errors.check(agent::remove_all(&self.membership.node_id, &*env.engine, &env.settings.task_files()).await);
-        errors.check(self.network.take_down(env).await);
-        errors.check(env.attachments.forget().await);
-        errors.check(env.forget().context("cannot remove the membership's files"));
-        errors.into_result()
+        membership_teardown::take_down(&self.context.env, &self.membership.node_id, &self.network).await
     }
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 /// From an answer to the end of the next head. Longer than the clients of common load balancers keep a connection idle.
 const NEXT_HEAD: Duration = Duration::from_secs(75);
-/// How long idle connections have for one more request once the listener is closed: it is answered with `Connection: close`.
-const LAST_REQUEST: Duration = Duration::from_secs(3);
+/// How long idle connections have for one more request once the listener is closed or the process ends: it is answered with `Connection: close`.
+pub(super) const LAST_REQUEST: Duration = Duration::from_secs(3);
 
 /// Open connections; further ones are closed.
 const MOST_CONNECTIONS: u64 = 32_768;

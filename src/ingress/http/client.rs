@@ -1,6 +1,5 @@
 //! The daemon's side of the process: starts it, adopts it, replaces it, ends it.
 
-use super::process::has_socket;
 use super::protocol::{HttpHello, PROTOCOL, control_socket, pid_file};
 use super::state::HttpStatus;
 use super::table::HttpTable;
@@ -146,7 +145,7 @@ impl HttpProcess {
 /// It does not end.
 pub async fn stop(run_dir: &Path) -> anyhow::Result<()> {
     let socket = control_socket(run_dir);
-    if !has_socket(&socket) {
+    if !socket.exists() {
         return Ok(());
     }
     let client = UnixClient::new(&socket);

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -181,9 +181,4 @@ async fn drain(State(control): State<Arc<HttpControl>>) {
     control.server.close();
     drop(lock(&control.lock).take());
     control.drain.cancel();
-}
-
-/// Whether there may be a process with this control socket.
-pub(super) fn has_socket(control: &Path) -> bool {
-    control.exists()
 }

@@ -1,6 +1,6 @@
 //! The process without its start and end: carries out the table, and reports.
 
-use super::app::ClientConnections;
+use super::app::{ClientConnections, LAST_REQUEST};
 use super::certificates::Certificates;
 use super::connector::MeshConnector;
 use super::credentials::Credentials;
@@ -33,8 +33,6 @@ const H2_WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
 /// Connections to tasks that are kept for each worker thread.
 const POOL: usize = 512;
 
-/// How long idle connections have for one more request when the process ends.
-const LAST_REQUEST: Duration = Duration::from_secs(3);
 /// How long requests and upgraded connections have then.
 const LAST_ANSWER: Duration = Duration::from_mins(30);
 
