@@ -53,8 +53,10 @@ enum Attempt {
         index: u64,
         outcome: ApplyOutcome,
     },
-    /// Another manager leads by now, or none does: to be tried again.
+    /// Another manager leads by now, or none does: nothing was written, to be tried again.
     Again,
+    /// The leader did not answer: it may be written, to be tried again.
+    Unanswered,
     Failed(ProposeError),
 }
 
@@ -83,7 +85,7 @@ impl Proposer {
         let answer = match serde_json::from_slice::<ForwardedProposal>(document) {
             Ok(ForwardedProposal { id, transaction }) => match self.attempt_here(id, transaction).await {
                 Attempt::Applied { index, outcome } => ForwardAnswer::Applied { index, outcome },
-                Attempt::Again | Attempt::Failed(ProposeError::NotLeader) => ForwardAnswer::NotLeader,
+                Attempt::Again | Attempt::Unanswered | Attempt::Failed(ProposeError::NotLeader) => ForwardAnswer::NotLeader,
                 Attempt::Failed(ProposeError::Refused(error)) => ForwardAnswer::Applied { index: 0, outcome: Err(error) },
                 Attempt::Failed(ProposeError::TimedOut) => ForwardAnswer::TimedOut,
                 Attempt::Failed(error @ ProposeError::Stopped(_)) => ForwardAnswer::Stopped(error.to_string()),
@@ -145,7 +147,7 @@ impl Proposer {
     async fn attempt_there(&self, leader: u64, document: &[u8], status: &mut watch::Receiver<RaftStatus>) -> Attempt {
         let answer = tokio::select! {
             answer = self.forward.forward(leader, document.to_vec()) => answer,
-            _ = status.wait_for(|s| s.leader != Some(leader)) => return Attempt::Again,
+            _ = status.wait_for(|s| s.leader != Some(leader)) => return Attempt::Unanswered,
         };
         let answer = answer.and_then(|answer| Ok(serde_json::from_slice::<ForwardAnswer>(&answer)?));
         match answer {
@@ -155,7 +157,7 @@ impl Proposer {
             Ok(ForwardAnswer::Stopped(why)) => Attempt::Failed(ProposeError::Stopped(why)),
             Err(error) => {
                 tracing::debug!(leader, error = format!("{error:#}"), "the leader did not answer a proposal");
-                Attempt::Again
+                Attempt::Unanswered
             }
         }
     }
@@ -164,8 +166,14 @@ impl Proposer {
     async fn propose_anywhere(&self, id: u64, transaction: Transaction) -> Result<u64, ProposeError> {
         let mut status = self.raft.status();
         let mut forwarded: Option<Vec<u8>> = None;
+        let mut may_be_written = false;
         loop {
-            let (me, leader) = leader_of(&mut status).await?;
+            let (me, leader) = match leader_of(&mut status).await {
+                Ok(known) => known,
+                // Who reads that there is no leader repeats the request.
+                Err(ProposeError::NotLeader) if may_be_written => return Err(ProposeError::TimedOut),
+                Err(error) => return Err(error),
+            };
             let attempt = if leader == me {
                 self.attempt_here(id, transaction.clone()).await
             } else {
@@ -186,7 +194,10 @@ impl Proposer {
                 }
                 Attempt::Failed(error) => return Err(error),
                 // At once when another manager leads.
-                Attempt::Again => drop(tokio::time::timeout(RETRY, status.wait_for(|s| s.leader != Some(leader))).await),
+                again @ (Attempt::Again | Attempt::Unanswered) => {
+                    may_be_written |= matches!(again, Attempt::Unanswered);
+                    drop(tokio::time::timeout(RETRY, status.wait_for(|s| s.leader != Some(leader))).await);
+                }
             }
         }
     }
@@ -226,7 +237,7 @@ impl Propose for Proposer {
             // The planners of a manager that does not lead any more have nothing to say.
             return match self.attempt_here(id, transaction).await {
                 Attempt::Applied { index, outcome } => outcome.map(|()| index).map_err(Into::into),
-                Attempt::Again => Err(ProposeError::NotLeader),
+                Attempt::Again | Attempt::Unanswered => Err(ProposeError::NotLeader),
                 Attempt::Failed(error) => Err(error),
             };
         }

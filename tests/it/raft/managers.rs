@@ -23,8 +23,10 @@ type WiredManager = (skep::raft::Raft<skep::manager::ApplyOutcome>, Arc<Proposer
 #[derive(Default)]
 struct Wire {
     managers: Mutex<BTreeMap<u64, WiredManager>>,
-    /// Answers to proposals are lost.
+    /// The answer to the next proposal is lost.
     loses_answers: AtomicBool,
+    /// With the answer to the next proposal all managers but the one that waits for it are gone.
+    ends_with_answer: AtomicBool,
 }
 
 /// One manager's end.
@@ -47,6 +49,10 @@ impl Forward for End {
         let proposer = self.1.managers.lock().unwrap().get(&leader).map(|(_, proposer)| proposer.clone());
         let Some(proposer) = proposer else { return std::future::pending().await };
         let answer = proposer.answer(&document).await;
+        if self.1.ends_with_answer.swap(false, Ordering::SeqCst) {
+            self.1.managers.lock().unwrap().retain(|id, _| *id == self.0);
+            anyhow::bail!("the leader is gone");
+        }
         anyhow::ensure!(!self.1.loses_answers.swap(false, Ordering::SeqCst), "the answer was lost");
         Ok(answer)
     }
@@ -183,6 +189,17 @@ async fn writes_in_an_election_wait_and_succeed_and_fail_at_once_without_a_quoru
     let _ = managers.manager(left).raft.status().wait_for(|s| s.leader.is_none()).await;
     let error = managers.write(left, "c").await.expect_err("no majority");
     assert!(matches!(error, ProposeError::NotLeader), "{error}");
+    managers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_written_is_not_called_refused() {
+    let managers = Managers::start("unknown", 3).await;
+    let leader = managers.leader_among(&[1, 2, 3]).await;
+    let asked = if leader == 1 { 2 } else { 1 };
+    managers.wire.ends_with_answer.store(true, Ordering::SeqCst);
+    let error = managers.write(asked, "maybe").await.expect_err("no majority");
+    assert!(matches!(error, ProposeError::TimedOut), "it was written by the leader, and \"not the leader\" says that it was not: {error}");
     managers.stop().await;
 }
 
