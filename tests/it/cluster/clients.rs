@@ -104,6 +104,10 @@ impl World {
         if from.0 == id {
             return self.answered(from, operation, outcome);
         }
+        // An earlier attempt may have been written: the manager that forwards asks again.
+        if outcome == Outcome::NotWritten && self.mutant != Some(Mutant::CallsWhatWasWrittenNotWritten) {
+            return;
+        }
         self.send(&End::Manager(id), &End::Manager(from.0), false, Due::Answered { to: from, operation, outcome });
     }
 

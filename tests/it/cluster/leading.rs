@@ -87,7 +87,7 @@ impl World {
         let status = running.core.status();
         // It may be written later, when it is a stale one.
         leading.writing.take_if(|since| now.since(*since) > PROPOSE_TIMEOUT);
-        if leading.writing.is_none() {
+        if leading.writing.is_none() || self.mutant == Some(Mutant::StalePlansAreWritten) {
             let reports = leading.cores.plan(&running.store, now);
             let newest = Revision { incarnation: u64::MAX, index: u64::MAX };
             let lowest = if no_quarantine { LowestApplied::by_all(newest) } else { leading.cores.lowest_applied(now) };
