@@ -217,11 +217,18 @@ impl Allocation<'_> {
 fn no_subnet(store: &Store, id: &NetworkId) -> String {
     let Some(network) = store.network(id) else { return format!("network {id} not found") };
     let spec = &network.spec;
+    let overlaps = |subnet: IpNet| {
+        let used = store.networks().filter(|other| other.id != *id).flat_map(|other| {
+            other.subnet.map(IpNet::V4).into_iter().chain(other.subnet6.map(IpNet::V6))
+        });
+        let mut used = used.filter(|used| used.contains(&subnet) || subnet.contains(used));
+        used.next().is_some()
+    };
     let requested = spec.subnets.first().copied().map(IpNet::V4).into_iter().chain(spec.subnet6.map(IpNet::V6));
-    let requested: Vec<String> = requested.map(|subnet| subnet.to_string()).collect();
-    if requested.is_empty() {
+    let overlapping: Vec<String> = requested.filter(|subnet| overlaps(*subnet)).map(|subnet| subnet.to_string()).collect();
+    if overlapping.is_empty() {
         format!("network {} has no subnet: every subnet of the default address pools is in use", spec.name)
     } else {
-        format!("network {} has no subnet: {} overlaps another network, remove one of them", spec.name, requested.join(" or "))
+        format!("network {} has no subnet: {} overlaps another network, remove one of them", spec.name, overlapping.join(" and "))
     }
 }

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 pub const ONE_MANAGER: &str = "the managers of this swarm may still go back to a version of skep that knows one manager only: try again \
                                when the feature level is 2 (`skep status`)";
 
+/// Prefix length of a subnet that is taken from a pool, if the cluster has none of its own.
+const DEFAULT_SUBNET_SIZE: u8 = 24;
+
 /// The store has exactly one of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cluster {
@@ -39,7 +42,7 @@ pub struct Cluster {
     /// Ranges of the pools that no network gets by itself: the first manager's host had routes to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserved_subnets: Vec<Ipv4Net>,
-    /// Prefix length of a subnet taken from a pool; 24 if 0.
+    /// As the user chose it; 0: see [`Cluster::subnet_prefix`].
     pub subnet_size: u8,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
@@ -52,6 +55,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Prefix length of a subnet that is taken from a pool.
+    #[must_use]
+    pub fn subnet_prefix(&self) -> u8 {
+        if self.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { self.subnet_size }
+    }
     /// Certificate and key of the root that issues certificates: the new one while the CA is changed. PEM.
     #[must_use]
     pub fn issuing_ca(&self) -> (&str, &Secret<String>) {

@@ -127,14 +127,12 @@ impl Driver {
     /// The address of the gateway, of a task, or for a plain container.
     async fn request_address(&self, call: wire::RequestAddress) -> Result<Value, DriverError> {
         let (subnet, wanted) = ipam::address_request(&call)?;
-        if let WantedAddress::Gateway(address) = wanted {
-            return Ok(ipam::reply(address));
-        }
-        let mac = ipam::mac(&call);
         let requested = match wanted {
-            WantedAddress::Gateway(address) | WantedAddress::Exact(address) => Some(address),
+            WantedAddress::Gateway(address) => return Ok(ipam::reply(address)),
+            WantedAddress::Exact(address) => Some(address),
             WantedAddress::Any => None,
         };
+        let mac = ipam::mac(&call);
         let Some((id, network)) = self.network_with(subnet) else {
             return match (requested, &self.attachments) {
                 // There are tasks only, with addresses of their own.
@@ -185,9 +183,10 @@ impl Driver {
 
     /// The IPv6 address that belongs to the IPv4 address which the interface with this MAC address was given.
     fn second_address(&self, network: &NetworkId, pair: SubnetPair, mac: Option<&str>) -> Result<IpAddr, DriverError> {
+        let mac = mac.ok_or(DriverError::NoMac)?;
         let given = lock(&self.given);
-        let first = given.iter().find(|(of, other, _)| of == network && mac == Some(other)).map(|(_, _, address)| *address);
-        first.and_then(|address| pair.to_v6(address)).map(IpAddr::V6).ok_or(DriverError::NoMac)
+        let first = given.iter().find(|(of, other, _)| of == network && mac == other).map(|(_, _, address)| *address);
+        first.and_then(|address| pair.to_v6(address)).map(IpAddr::V6).ok_or(DriverError::NoFirstAddress)
     }
 
     async fn release_address(&self, call: wire::ReleaseAddress) -> Result<Value, DriverError> {

@@ -160,7 +160,8 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
         }
         attachment.target = network.id.to_string();
     }
-    validate::predefined_networks(spec)
+    validate::predefined_networks(spec)?;
+    validate::autoscaled_networks(spec)
 }
 
 /// POST /services/{id}/update

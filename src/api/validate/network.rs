@@ -240,9 +240,6 @@ fn subnet(config: &Value) -> Result<Option<IpNet>> {
     Ok(Some(subnet))
 }
 
-/// Subnet size of a cluster that has none of its own.
-const DEFAULT_SUBNET_SIZE: u8 = 24;
-
 /// Refuses an IPv6 subnet that is the mesh's own, or has fewer addresses than the IPv4 one that the network has or will get.
 ///
 /// # Errors
@@ -253,8 +250,7 @@ pub fn network_subnet6(spec: &NetworkSpec, cluster: &Cluster) -> Result<()> {
     if overlap6(&subnet, &mesh) {
         return Err(refused(&format!("invalid subnet {subnet}: it overlaps {mesh}, in which the swarm itself has addresses")));
     }
-    let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
-    let v4 = spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, size).unwrap_or_default());
+    let v4 = spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, cluster.subnet_prefix()).unwrap_or_default());
     if SubnetPair::new(v4, subnet).is_none() {
         let longest = 96 + v4.prefix_len();
         return Err(refused(&format!(

@@ -7,8 +7,6 @@ use crate::model::{Cluster, Network, SubnetPair};
 use crate::store::Store;
 use ipnet::{Ipv4Net, Ipv6Net};
 
-const DEFAULT_SUBNET_SIZE: u8 = 24;
-
 /// The subnets that a network gets.
 pub(super) struct Subnets<'a> {
     pub network: &'a Network,
@@ -90,9 +88,8 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6:
 pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Option<Ipv4Net> {
     let default = [DEFAULT_POOL];
     let pools = if cluster.address_pools.is_empty() { &default[..] } else { &cluster.address_pools };
-    let size = if cluster.subnet_size == 0 { DEFAULT_SUBNET_SIZE } else { cluster.subnet_size };
     let reserved = |net: &Ipv4Net| cluster.reserved_subnets.iter().any(|other| overlap(net, other));
-    pools.iter().filter_map(|pool| pool.subnets(size).ok()).flatten().find(|net| !reserved(net) && !in_use(net))
+    pools.iter().filter_map(|pool| pool.subnets(cluster.subnet_prefix()).ok()).flatten().find(|net| !reserved(net) && !in_use(net))
 }
 
 /// True if an address is in both.

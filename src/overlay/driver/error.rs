@@ -53,6 +53,10 @@ pub enum DriverError {
          restart the engine once, it recorded an earlier build of skep"
     )]
     NoMac,
+    #[error(
+        "the IPv4 address of the container's interface is not known: skep was restarted after it was given; start the container again"
+    )]
+    NoFirstAddress,
     #[error("skep allocates addresses itself; leave --ip-range out")]
     AddressRange,
     #[error("networks of driver skep are created by skep, for the networks of the swarm: docker network create -d overlay")]

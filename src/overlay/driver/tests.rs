@@ -248,7 +248,7 @@ async fn a_container_on_a_dual_stack_network_has_one_host_number() {
     let reply = fixture.call("IpamDriver.RequestAddress", request("fd00:1::/64", "", "02:42:ac:00:00:05")).await;
     assert_eq!(reply["Address"], "fd00:1::5/128");
     let unknown = fixture.call("IpamDriver.RequestAddress", request("fd00:1::/64", "", "02:42:ac:00:00:77")).await;
-    assert!(unknown["Err"].as_str().unwrap_or_default().contains("MAC"), "{unknown}");
+    assert!(unknown["Err"].as_str().unwrap_or_default().contains("start the container again"), "{unknown}");
 
     let endpoint = |v6: &str| json!({ "NetworkID": "n", "EndpointID": "e", "Interface": { "Address": "172.16.9.5/32", "AddressIPv6": v6, "MacAddress": "" } });
     let other = fixture.call("NetworkDriver.CreateEndpoint", endpoint("fd00:1::6/128")).await;
