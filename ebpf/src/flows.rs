@@ -2,13 +2,19 @@
 //! forget nothing once both ends have it: neither SYNs nor datagrams, however many, push out an idle connection. After RST or
 //! both FINs it moves back, so that the last segments pass.
 
-use crate::maps::{SOURCE_COUNTS, SYN_FLOWS, SYN_REPLIES, TCP_FLOWS, TCP_REPLIES, UDP_FLOWS, UDP_REPLIES, config, count};
+use crate::maps::{
+    EARLIER_SYN_FLOWS, EARLIER_SYN_REPLIES, EARLIER_TCP_FLOWS, EARLIER_TCP_REPLIES, EARLIER_UDP_FLOWS, EARLIER_UDP_REPLIES,
+    SOURCE_COUNTS, SYN_FLOWS, SYN_REPLIES, TCP_FLOWS, TCP_REPLIES, UDP_FLOWS, UDP_REPLIES, config, count, has_earlier_flows,
+};
 use crate::parse::Packet;
 use skep_ebpf::packet::{ACK, FIN, RST, SYN, TCP};
 use skep_ebpf::{
     ACKED, ANSWERED, Address, CLIENT_FIN, CONTAINER_FIN, Counter, Flow, NO_ROOM, Reply, SYN_ACKED, SYN_KNOWN, Tuple, is_zero,
     source_bucket,
 };
+
+/// Update an entry only if there is none.
+const BPF_NOEXIST: u64 = 1;
 
 /// How many connections of one client are protected. Set by the loader; a constant to the verifier.
 #[unsafe(no_mangle)]
@@ -63,6 +69,15 @@ impl Found<Reply> {
 /// Looks a flow up by the client's tuple.
 #[inline(always)]
 pub fn find_flow(tuple: &Tuple) -> Option<Found<Flow>> {
+    let found = find_flow_of_today(tuple);
+    if found.is_none() && has_earlier_flows() && carry_flow(tuple) != 0 {
+        return find_flow_of_today(tuple);
+    }
+    found
+}
+
+#[inline(always)]
+fn find_flow_of_today(tuple: &Tuple) -> Option<Found<Flow>> {
     if tuple.protocol != TCP {
         return UDP_FLOWS.get_ptr_mut(tuple).map(|value| Found { value, established: false });
     }
@@ -75,6 +90,15 @@ pub fn find_flow(tuple: &Tuple) -> Option<Found<Flow>> {
 /// Looks a reply entry up by the container's tuple.
 #[inline(always)]
 pub fn find_reply(tuple: &Tuple) -> Option<Found<Reply>> {
+    let found = find_reply_of_today(tuple);
+    if found.is_none() && has_earlier_flows() && carry_reply(tuple) != 0 {
+        return find_reply_of_today(tuple);
+    }
+    found
+}
+
+#[inline(always)]
+fn find_reply_of_today(tuple: &Tuple) -> Option<Found<Reply>> {
     if tuple.protocol != TCP {
         return UDP_REPLIES.get_ptr_mut(tuple).map(|value| Found { value, established: false });
     }
@@ -82,6 +106,41 @@ pub fn find_reply(tuple: &Tuple) -> Option<Found<Reply>> {
         return Some(Found { value, established: true });
     }
     SYN_REPLIES.get_ptr_mut(tuple).map(|value| Found { value, established: false })
+}
+
+/// Copies a flow from the earlier tables, which hooks whose programs are not replaced yet still write: a connection may begin at
+/// one of them, and its next packet come to a program with the tables of today. Returns 0 if it is in none.
+#[inline(never)]
+fn carry_flow(tuple: &Tuple) -> u32 {
+    // SAFETY: as in `Found::get`, of all three.
+    unsafe {
+        if tuple.protocol != TCP {
+            let Some(flow) = EARLIER_UDP_FLOWS.get(tuple) else { return 0 };
+            return UDP_FLOWS.insert(tuple, flow, BPF_NOEXIST).is_ok().into();
+        }
+        if let Some(flow) = EARLIER_TCP_FLOWS.get(tuple) {
+            return TCP_FLOWS.insert(tuple, flow, BPF_NOEXIST).is_ok().into();
+        }
+        let Some(flow) = EARLIER_SYN_FLOWS.get(tuple) else { return 0 };
+        SYN_FLOWS.insert(tuple, flow, BPF_NOEXIST).is_ok().into()
+    }
+}
+
+/// The same of a reply entry.
+#[inline(never)]
+fn carry_reply(tuple: &Tuple) -> u32 {
+    // SAFETY: as in `Found::get`, of all three.
+    unsafe {
+        if tuple.protocol != TCP {
+            let Some(reply) = EARLIER_UDP_REPLIES.get(tuple) else { return 0 };
+            return UDP_REPLIES.insert(tuple, reply, BPF_NOEXIST).is_ok().into();
+        }
+        if let Some(reply) = EARLIER_TCP_REPLIES.get(tuple) {
+            return TCP_REPLIES.insert(tuple, reply, BPF_NOEXIST).is_ok().into();
+        }
+        let Some(reply) = EARLIER_SYN_REPLIES.get(tuple) else { return 0 };
+        SYN_REPLIES.insert(tuple, reply, BPF_NOEXIST).is_ok().into()
+    }
 }
 
 /// Adds a flow that is not established.
@@ -213,6 +272,9 @@ fn is_crowded(count: Option<*mut u32>) -> bool {
 /// stays where it is, and works. The flow comes first and goes last: the daemon removes reply entries without a flow.
 #[inline(never)]
 fn establish(client: &Tuple, container: &Tuple, acknowledges: u32) -> u32 {
+    if has_earlier_flows() && find_reply_of_today(container).is_none() {
+        carry_reply(container);
+    }
     let reply = SYN_REPLIES.get_ptr_mut(container);
     if let Some(reply) = reply {
         // SAFETY: as in `Found::get`.

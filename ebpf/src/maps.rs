@@ -74,10 +74,23 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> = LruHashMap::pinne
 /// there are no flows of such packets: then replies to them are not looked up. Pinned under the name that earlier builds chose.
 #[map(name = "GATE")]
 pub static VIP_PACKETS_SEEN: Array<u32> = Array::pinned(1, 0);
-/// Second of the monotonic clock until which flows of an earlier layout of the maps are being carried over, at most
+/// Second of the monotonic clock until which flows of maps of another layout or room of the maps are being carried over, at most
 /// [`TAKEOVER_SECONDS`] ahead; 0 if none are.
 #[map]
 pub static TAKEOVER: Array<u32> = Array::pinned(1, 0);
+/// The tables of flows with less room that those above replace: the loader puts them here. Empty ones otherwise.
+#[map]
+pub static EARLIER_TCP_FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(1, 1);
+#[map]
+pub static EARLIER_TCP_REPLIES: HashMap<Tuple, Reply> = HashMap::with_max_entries(1, 1);
+#[map]
+pub static EARLIER_SYN_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static EARLIER_SYN_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static EARLIER_UDP_FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static EARLIER_UDP_REPLIES: LruHashMap<Tuple, Reply> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static COUNTS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() as u32, 0);
 /// New connections of each published port and virtual address. The loader makes an entry for each frontend.
@@ -104,6 +117,12 @@ pub fn add(value: Option<*mut u64>) {
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
+}
+
+/// Whether there may be flows in the earlier tables that are not in those of today.
+#[inline(always)]
+pub fn has_earlier_flows() -> bool {
+    TAKEOVER.get(0).is_some_and(|until| *until != 0)
 }
 
 /// Whether flow entries may be missing because they are being carried over from maps of an earlier layout.

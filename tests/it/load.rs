@@ -91,6 +91,20 @@ impl Drop for Stop {
     }
 }
 
+/// SYNs that this thread's namespace has sent again: a client that sends one has waited for a second.
+pub fn syns_sent_again() -> std::io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
+    let count = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "TCPSynRetrans");
+    Ok(count.and_then(|(_, count)| count.parse().ok()).expect("the kernel counts it"))
+}
+
+/// The same of a host.
+pub fn syns_sent_again_by(host: &Host) -> u64 {
+    netns::briefly(of_host(host).as_fd(), syns_sent_again).expect("counts")
+}
+
 /// Requests, one after the other to each target, until stopped.
 pub struct Load {
     stop: Stop,

@@ -98,6 +98,7 @@ pub(super) fn load(dir: &Path, bounds: &Bounds, rooms: Option<Rooms>) -> anyhow:
             loader.map_max_entries(map, *room);
         }
     }
+    resized::read_earlier(&aside, &mut loader);
     let mut ebpf = loader
         .default_map_pin_directory(maps)
         .load(OBJECT)

@@ -5,8 +5,8 @@ use super::sizes::{MapGroup, Rooms};
 use crate::durable::ignore_missing;
 use anyhow::Context as _;
 use aya::maps::{HashMap, Map, MapData, PerCpuHashMap};
-use aya::{Ebpf, Pod};
-use skep_ebpf::{Backend, Frontend, Port, Target, V4, Vip};
+use aya::{Ebpf, EbpfLoader, Pod};
+use skep_ebpf::{Backend, Flow, Frontend, Port, Reply, Target, Tuple, V4, Vip};
 use std::fs;
 use std::path::Path;
 
@@ -18,6 +18,40 @@ const BPF_NOEXIST: u64 = 1;
 
 fn room_of(pin: &Path) -> Option<u32> {
     MapData::from_pin(pin).and_then(|map| map.info().map(|info| info.max_entries())).ok()
+}
+
+/// Tables of flows that the programs read too while there are those of another size: their names in the object, and of the pins.
+const EARLIER: [(&str, &str); 6] = [
+    ("EARLIER_TCP_FLOWS", "TCP_FLOWS"),
+    ("EARLIER_TCP_REPLIES", "TCP_REPLIES"),
+    ("EARLIER_SYN_FLOWS", "SYN_FLOWS"),
+    ("EARLIER_SYN_REPLIES", "SYN_REPLIES"),
+    ("EARLIER_UDP_FLOWS", "UDP_FLOWS"),
+    ("EARLIER_UDP_REPLIES", "UDP_REPLIES"),
+];
+
+/// Has the programs read the tables of flows that were moved aside: a connection may begin at an earlier program, and its next
+/// packet come to one of these.
+pub(super) fn read_earlier(aside: &Path, loader: &mut EbpfLoader<'_>) {
+    for (name, pin) in EARLIER.map(|(name, pin)| (name, aside.join(pin))) {
+        if pin.exists() {
+            loader.map_pin_path(name, pin);
+        }
+    }
+}
+
+/// Gives the memory back that connections take in tables which are read no more; the programs keep the tables themselves.
+pub(super) fn forget_earlier(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    clear::<Flow>(ebpf, "EARLIER_TCP_FLOWS")?;
+    clear::<Reply>(ebpf, "EARLIER_TCP_REPLIES")
+}
+
+fn clear<V: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
+    let mut map: HashMap<&mut MapData, Tuple, V> = HashMap::try_from(new(ebpf, name)?)?;
+    while let Some(Ok(key)) = map.keys().next() {
+        map.remove(&key)?;
+    }
+    Ok(())
 }
 
 /// The room of each group whose maps are pinned in `maps`.

@@ -1,10 +1,12 @@
 //! Takes the flows of programs with other maps over while these programs are replaced, so that an upgrade loses none. A flow that
-//! begins at a replaced hook is in the earlier maps, where the hooks that are replaced already do not look. So the maps are copied
-//! again and again until the earlier programs are gone, and meanwhile the new ones drop segments of TCP connections that they
-//! have no entry for: TCP sends them again, and the entry is there by then.
+//! begins at a hook which is not replaced yet is in the earlier maps. Those of this build's layout are read by the new programs too
+//! (hooks that answers come by are replaced first). In those of other layouts they cannot look: so the maps are copied again and
+//! again until the earlier programs are gone, and meanwhile the new ones drop segments of TCP connections that they have no entry
+//! for: TCP sends them again, and the entry is there by then.
 
 use super::clock::monotonic;
 use super::migration::{EarlierMaps, Existing};
+use super::resized::forget_earlier;
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
@@ -93,6 +95,7 @@ impl Takeover {
         self.began = self.began.or_else(|| Some(monotonic()));
         self.copy(ebpf);
         set_end(ebpf, 0)?;
+        forget_earlier(ebpf)?;
         tracing::info!(entries = self.entries, "took the flows of an earlier run over");
         self.earlier.iter().try_for_each(EarlierMaps::remove)
     }
