@@ -136,6 +136,9 @@ pub struct EbpfChannels {
     pub sandboxes: watch::Receiver<Vec<Sandbox>>,
     /// MTU of the tunnel, in bytes.
     pub mtu: watch::Receiver<u32>,
+    /// Of those, the ones that clients may be sent to as far as this node is concerned: the programs know them, and their answers
+    /// find the way back.
+    pub prepared: watch::Sender<Vec<Sandbox>>,
     /// Published ports that the userspace datapath's listeners hold; `None` while they are not known.
     pub held: watch::Receiver<Option<Arc<HeldPorts>>>,
     /// Revision of the view that new connections follow.

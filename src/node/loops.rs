@@ -5,6 +5,7 @@ use super::environment::Environment;
 use super::network::MeshNetwork;
 use super::supervisor::Supervisor;
 use crate::agent::{self, AgentChannels, AgentConfig};
+use crate::datapath::Sandbox;
 use crate::datapath::ebpf::VipReadiness;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
@@ -151,15 +152,23 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let mut applied = AppliedRevisions::default();
     applied.insert(Loop::Overlay, network.overlay_applied.clone());
     let (held_sender, held) = watch::channel(None);
-    let (ready, ebpf) = start_ebpf(context, network, held, &mut applied);
+    let RunningEbpf { ready, status: ebpf, prepared } = start_ebpf(context, network, held, &mut applied);
     let names = start_dns(context, ready, &mut applied);
     let ports = start_userspace(context, held_sender, &mut applied);
     let http = start_http(context, &mut applied)?;
     let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
-    let listens = start_readiness(context);
+    let listens = start_readiness(context, prepared);
     let loads = start_load(context);
     start_attachments(context);
     Ok(RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, engine_answers })
+}
+
+/// What the eBPF datapath's loop publishes.
+struct RunningEbpf {
+    ready: watch::Receiver<VipReadiness>,
+    status: watch::Receiver<EbpfStatus>,
+    /// Containers that may be announced to clients; without this datapath all that have joined.
+    prepared: watch::Receiver<Vec<Sandbox>>,
 }
 
 /// Starts the eBPF datapath's loop. Without that datapath there is no revision to wait for.
@@ -168,8 +177,9 @@ fn start_ebpf(
     network: &MeshNetwork,
     held: watch::Receiver<Option<Arc<HeldPorts>>>,
     applied: &mut AppliedRevisions,
-) -> (watch::Receiver<VipReadiness>, watch::Receiver<EbpfStatus>) {
+) -> RunningEbpf {
     let (ready_sender, ready) = watch::channel(VipReadiness::default());
+    let (prepared_sender, prepared) = watch::channel(Vec::new());
     let reason = network.ebpf.as_ref().err().cloned().unwrap_or_default();
     let (status_sender, status) = watch::channel(EbpfStatus { reason, ..EbpfStatus::default() });
     if let Ok(datapath) = &network.ebpf {
@@ -180,6 +190,7 @@ fn start_ebpf(
             let channels = EbpfChannels {
                 view: context.view(),
                 sandboxes: context.env.joined.clone(),
+                prepared: prepared_sender.clone(),
                 mtu: context.env.mtus.smallest.subscribe(),
                 held: held.clone(),
                 applied: applied.clone(),
@@ -190,7 +201,8 @@ fn start_ebpf(
             ingress::ebpf::run(channels, context.me.clone(), datapath.clone(), timing, context.stop())
         });
     }
-    (ready, status)
+    let prepared = if network.ebpf.is_ok() { prepared } else { context.env.joined.clone() };
+    RunningEbpf { ready, status, prepared }
 }
 
 fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applied: &mut AppliedRevisions) -> Arc<DnsCounts> {
@@ -264,12 +276,12 @@ fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow:
     Ok(AgentReports { statuses, engine_answers })
 }
 
-fn start_readiness(context: &LoopContext) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
+fn start_readiness(context: &LoopContext, prepared: watch::Receiver<Vec<Sandbox>>) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
     let (reports, listens) = mpsc::channel(REPORT_QUEUE);
     let context = context.clone();
     context.supervisor.clone().keep("readiness", move || {
-        let (sandboxes, tick) = (context.env.joined.clone(), context.env.reconcile_tick());
-        ingress::readiness::run(context.view(), sandboxes, reports.clone(), tick, context.stop())
+        let tick = context.env.reconcile_tick();
+        ingress::readiness::run(context.view(), prepared.clone(), reports.clone(), tick, context.stop())
     });
     listens
 }

@@ -74,6 +74,12 @@ impl Namespaces {
         retry
     }
 
+    /// Those of the namespaces that are prepared for what is asked of them now.
+    pub(super) fn prepared(&self, sandboxes: &[Sandbox], ingress: Option<&IngressNetwork>) -> Vec<Sandbox> {
+        let is_done = |namespace: &PreparedNamespace| matches!(self.preparations.get(namespace), Some(Preparation::Done));
+        wanted(sandboxes, ingress).into_iter().filter(is_done).map(|(sandbox, _)| sandbox).collect()
+    }
+
     /// Containers' addresses with the entries of their namespaces, as far as the namespaces can be opened.
     pub(super) fn members(&mut self, sandboxes: &[Sandbox]) -> Vec<(Ipv4Addr, [(NetnsMembership, V4); 2])> {
         self.cookies.retain(|path, _| sandboxes.iter().any(|sandbox| sandbox.path == *path));
@@ -104,6 +110,26 @@ mod tests {
     fn sandbox(address: [u8; 4]) -> Sandbox {
         let subnet = ipnet::Ipv4Net::new_assert(address.into(), 24);
         Sandbox { path: "/ns".into(), subnet, gateway: [0, 0, 0, 0].into(), address: address.into() }
+    }
+
+    #[test]
+    fn clients_are_not_sent_to_a_container_whose_answers_find_no_way_back() {
+        let sandboxes = [sandbox([10, 0, 0, 7]), sandbox([10, 0, 0, 8]), sandbox([10, 0, 0, 9])];
+        let ingress = IngressNetwork {
+            subnet: "10.0.0.0/24".parse().unwrap(),
+            mtu: 1380,
+            mesh: crate::model::fixture::mesh(),
+            datagrams: BTreeMap::new(),
+        };
+        let mut namespaces = Namespaces::default();
+        let prepared = |sandbox: &Sandbox, ingress: Option<&IngressNetwork>| {
+            (sandbox.clone(), ingress.and_then(|ingress| ingress.return_path(sandbox)))
+        };
+        namespaces.preparations.insert(prepared(&sandboxes[0], Some(&ingress)), Preparation::Done);
+        namespaces.preparations.insert(prepared(&sandboxes[1], Some(&ingress)), Preparation::Failed(3));
+        // Before the view had the network.
+        namespaces.preparations.insert(prepared(&sandboxes[2], None), Preparation::Done);
+        assert_eq!(namespaces.prepared(&sandboxes, Some(&ingress)), sandboxes[..1]);
     }
 
     #[test]

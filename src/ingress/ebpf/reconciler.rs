@@ -229,6 +229,8 @@ impl EbpfReconciler {
                 channels.status.send_modify(|status| status.reason = reason);
             }
         }
+        // Also after a pass that failed: what it left out is served by the other datapath.
+        replace_if_changed(&channels.prepared, self.namespaces.prepared(sandboxes, ingress.as_ref()));
         self.close_drained_sockets(sandboxes);
         match self.drained.next_due() {
             Some(due) => pause.min(due.saturating_duration_since(Instant::now())),

@@ -46,6 +46,7 @@ async fn new_cards_and_addresses_are_served_without_waiting_for_the_tick() {
     let channels = EbpfChannels {
         view,
         sandboxes,
+        prepared: watch::channel(Vec::new()).0,
         mtu,
         held,
         applied: watch::channel(Revision::default()).0,

@@ -50,6 +50,7 @@ pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
     let caller = caller["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("container");
     let by_name = ByName::start(&swarm.hosts[0], caller, "web");
     let ports = swarm.hosts.iter().map(|h| Target::new(&of_host(&client), (h.address(), 8080).into(), h.name()));
+    let before = syns_sent_again_by(&client);
     let load = Load::start(ports, Duration::from_millis(5));
 
     for _ in 0..2 {
@@ -66,6 +67,7 @@ pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
     scale(&swarm, "web", 2).await;
     settled(&swarm, "web", 2).await;
     let tallies = load.stop().await;
+    let again = syns_sent_again_by(&client) - before;
     let (answered, failed) = by_name.stop().await;
     for host in &swarm.hosts {
         let log = std::fs::read_to_string(host.dir().join("skep.log")).unwrap_or_default();
@@ -73,6 +75,7 @@ pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
         eprintln!("{}: {skipped} times a backend was skipped", host.name());
     }
     assert!(tallies.iter().all(|t| t.failed.is_empty() && t.answered.len() > 6), "requests to the port failed");
+    assert_eq!(again, 0, "SYNs to the port were sent again: a client has waited for a second each");
     assert!(failed == 0 && answered > 50, "requests by name failed");
     client.stop().await;
     swarm
