@@ -198,7 +198,12 @@ impl Allocation<'_> {
         let book = self.book.get_or_insert_with(|| AddressBook::new(self.store));
         let address = book.take(network, subnet, self.quarantine).ok_or_else(|| {
             let name = self.store.network(network).map_or(network.as_str(), |n| n.spec.name.as_str());
-            format!("could not find an available IP on network {name} ({subnet} is full)")
+            let why = if book.is_full(network, subnet) {
+                format!("{subnet} is full")
+            } else {
+                format!("nodes may still send to the free ones of {subnet}: it waits until they have the newest view")
+            };
+            format!("could not find an available IP on network {name} ({why})")
         })?;
         Ok(Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(subnet))
     }

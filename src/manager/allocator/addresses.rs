@@ -9,6 +9,9 @@ use crate::store::Store;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
+/// With so many free addresses the one that became free last is not assigned again soon.
+const MANY: u64 = 64;
+
 /// The addresses in use on all networks, with those that were taken in this round.
 pub struct AddressBook<'a> {
     store: &'a Store,
@@ -40,10 +43,14 @@ impl<'a> AddressBook<'a> {
 
     /// Takes the next free address after the one assigned last, from the start again after the last one; `None` if all
     /// are in use. An address that became free is thereby assigned again as late as possible; one that a node without the
-    /// newest view may still send to, only if there is no other. Never the gateway (the first address, unless the user chose another one), the broadcast
+    /// newest view may still send to, only if there is no other. `None` also while few are free and any of these may be one that the
+    /// leader before has freed. Never the gateway (the first address, unless the user chose another one), the broadcast
     /// address (the last one), an auxiliary address, or one outside the range that the user chose.
     pub fn take(&mut self, network: &NetworkId, subnet: Ipv4Net, quarantine: &mut QuarantinedAddresses) -> Option<Ipv4Addr> {
         let (low, high) = self.bounds(network, subnet)?;
+        if !quarantine.is_complete(network) && self.free(network, subnet) < MANY {
+            return None;
+        }
         let last =
             quarantine.last_assigned(network).unwrap_or_else(|| self.newest(network).unwrap_or(mesh::gateway(subnet))).to_bits();
         let gateway = self.gateway(network, subnet);
@@ -106,6 +113,11 @@ impl<'a> AddressBook<'a> {
 
     /// True if all addresses of a network are in use. Quarantined ones do not count.
     pub fn is_full(&self, network: &NetworkId, subnet: Ipv4Net) -> bool {
+        self.free(network, subnet) == 0
+    }
+
+    /// How many addresses of a network are not in use.
+    fn free(&self, network: &NetworkId, subnet: Ipv4Net) -> u64 {
         let gateway = self.gateway(network, subnet);
         let reserved = self.store.network(network).map_or(0, |network| {
             let mut reserved = network.spec.reserved_for_v6(subnet);
@@ -117,7 +129,7 @@ impl<'a> AddressBook<'a> {
         let room = self
             .bounds(network, subnet)
             .map_or(0, |(low, high)| u64::from(high - low) + u64::from(!(low..=high).contains(&gateway)));
-        self.used.count(network) + reserved >= room
+        room.saturating_sub(self.used.count(network) + reserved)
     }
 
     fn gateway(&self, network: &NetworkId, subnet: Ipv4Net) -> Ipv4Addr {

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// Addresses and subnets that became free while a live node may still send to them, and the address of each network that
-/// was assigned last. Lost with the leader; the order of [`super::AddressBook::take`] makes up for that.
+/// was assigned last. Lost with the leader: the order of [`super::AddressBook::take`] makes up for that, and where few addresses are
+/// free, the next leader waits until the nodes have a view of its time.
 #[derive(Default, Debug)]
 pub struct QuarantinedAddresses {
     last_assigned: BTreeMap<NetworkId, Ipv4Addr>,
@@ -25,6 +26,8 @@ pub struct QuarantinedAddresses {
     freed_subnets6: BTreeMap<Ipv6Net, u64>,
     /// See [`LowestApplied`].
     awaited: u64,
+    /// Index of the state that was seen first, and the networks that had subnets in it.
+    first: Option<(u64, BTreeSet<NetworkId>)>,
     /// The state that was seen last.
     observed: Store,
 }
@@ -37,6 +40,10 @@ impl QuarantinedAddresses {
         self.freed_subnets.retain(|_, index| applied.all.index < *index);
         self.freed_subnets6.retain(|_, index| applied.all.index < *index);
         self.awaited = applied.awaited.index;
+        self.first.get_or_insert_with(|| {
+            let networks = store.networks().filter(|network| network.subnet.is_some());
+            (store.index(), networks.map(|network| network.id.clone()).collect())
+        });
         if self.observed.index() == store.index() {
             return;
         }
@@ -69,6 +76,12 @@ impl QuarantinedAddresses {
         }
         self.last_assigned.retain(|id, _| store.network(id).is_some());
         self.observed = store.clone();
+    }
+
+    /// True if it contains every address of a network that a node which is waited for may still send to: also those that became free
+    /// before this leader led.
+    pub fn is_complete(&self, network: &NetworkId) -> bool {
+        self.first.as_ref().is_none_or(|(since, networks)| self.awaited >= *since || !networks.contains(network))
     }
 
     /// What nodes know of an address that no object has.
@@ -107,6 +120,7 @@ impl QuarantinedAddresses {
             .values()
             .chain(self.freed_subnets.values())
             .chain(self.freed_subnets6.values())
+            .chain(self.first.iter().map(|(since, _)| since))
             .any(|index| self.awaited < *index)
     }
 

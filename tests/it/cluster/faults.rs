@@ -3,6 +3,7 @@
 use super::world::{Due, End, World};
 use rand::Rng;
 use rand::seq::IndexedRandom as _;
+use skep::model::NodeId;
 use std::collections::BTreeSet;
 
 #[derive(Default)]
@@ -13,6 +14,8 @@ pub struct Faults {
     /// One of five messages takes up to this much longer, in milliseconds.
     pub delay_ms: u64,
     pub slow_disks: BTreeSet<u64>,
+    /// Nodes that take seconds to apply a view.
+    pub slow_nodes: BTreeSet<NodeId>,
     /// Ways on which everything is lost.
     cut: BTreeSet<(End, End)>,
     /// Ends that nothing reaches or leaves.
@@ -48,7 +51,7 @@ impl World {
         let other = *managers.choose(rng).expect("a manager");
         let node = nodes.choose(rng).expect("a node").clone();
         // Some are so short that an election still goes on.
-        let (kind, longest) = (rng.random_range(0..14), *[30, 300, 5000].choose(rng).expect("a bound"));
+        let (kind, longest) = (rng.random_range(0..16), *[30, 300, 5000].choose(rng).expect("a bound"));
         let ms = rng.random_range(10..longest);
         self.note(&("fault", kind, id, other, &node));
         match kind {
@@ -70,7 +73,9 @@ impl World {
                 let ahead = self.rng.random_range(0..20_000);
                 self.managers.get_mut(&id).unwrap().ahead_ms = ahead;
             }
+            12..=13 => drop(self.faults.slow_nodes.insert(node)),
             _ => {
+                self.faults.slow_nodes.clear();
                 self.faults.cut.clear();
                 self.faults.isolated.clear();
                 self.faults.slow_disks.clear();

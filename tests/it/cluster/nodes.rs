@@ -8,7 +8,7 @@ use rand::Rng;
 use skep::manager::SessionId;
 use skep::model::{NodeId, NodeState, Timestamp};
 use skep::protocol::{ToManager, ToNode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// How long a node waits for a manager to say something.
@@ -26,6 +26,10 @@ pub struct SimulatedNode {
     opened: Timestamp,
     /// Which manager is dialled next.
     next: usize,
+    /// What has come and is not processed.
+    inbox: VecDeque<(SessionId, ToNode)>,
+    /// Its loops still apply a view.
+    is_busy: bool,
 }
 
 impl SimulatedNode {
@@ -36,6 +40,8 @@ impl SimulatedNode {
             last_message: Timestamp::default(),
             opened: Timestamp::default(),
             next: 0,
+            inbox: VecDeque::new(),
+            is_busy: false,
         }
     }
 }
@@ -117,6 +123,31 @@ impl World {
             return;
         }
         node.last_message = now;
+        node.inbox.push_back((session, message));
+        if node.inbox.len() == 1 && !node.is_busy {
+            self.node_applies(id);
+        }
+    }
+
+    /// Processes what has come, until a view keeps the node busy.
+    pub fn node_applies(&mut self, id: &NodeId) {
+        self.node(id).is_busy = false;
+        while let Some((session, message)) = self.node(id).inbox.pop_front() {
+            let is_slow = self.faults.slow_nodes.contains(id) && matches!(message, ToNode::View { .. });
+            self.node_processes(id, session, message);
+            if is_slow {
+                self.node(id).is_busy = true;
+                let ms = self.rng.random_range(300..2500);
+                return self.later(ms, Due::NodeApplies(id.clone()));
+            }
+        }
+    }
+
+    fn node_processes(&mut self, id: &NodeId, session: SessionId, message: ToNode) {
+        let node = self.node(id);
+        if node.agent.session != Some(session) {
+            return;
+        }
         if matches!(message, ToNode::NotLeader { .. }) {
             (node.agent.session, node.manager) = (None, None);
             return;

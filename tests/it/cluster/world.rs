@@ -47,6 +47,8 @@ pub enum Due {
     Closed(Process, SessionId),
     ToNode(NodeId, SessionId, Box<ToNode>),
     SessionEnded(NodeId, SessionId),
+    /// A slow node has applied a view.
+    NodeApplies(NodeId),
     NodeStep(NodeId),
     Heartbeat(NodeId),
     /// A client writes something.
@@ -122,7 +124,7 @@ impl World {
         };
         world.start_manager(FIRST, Log::bootstrap(FIRST, Vec::new()));
         // So small that addresses are used again soon.
-        let cluster = Cluster { subnet_size: 27, ..fixture::cluster() };
+        let cluster = Cluster { subnet_size: 26, ..fixture::cluster() };
         let first = bootstrap(cluster, "ingress-id".into(), joining(1, managers)).unwrap();
         world.propose(FIRST, 0, Transaction::new(fixture::START, first), Waiter::Admin);
         for n in 2..=managers + workers {
@@ -240,6 +242,7 @@ impl World {
             Due::Closed(process, session) => self.session_closed(process, session),
             Due::ToNode(node, session, message) => self.node_receives(&node, session, *message),
             Due::SessionEnded(node, session) => self.session_ended(&node, session),
+            Due::NodeApplies(node) => self.node_applies(&node),
             Due::NodeStep(node) => self.node_step(&node),
             Due::Heartbeat(node) => self.heartbeat(&node),
             Due::Client => self.client_writes(),

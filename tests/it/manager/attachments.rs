@@ -156,6 +156,25 @@ fn an_address_that_is_asked_for_is_given_once_and_again_when_no_node_sends_to_it
 }
 
 #[test]
+fn a_new_leader_waits_with_the_few_addresses_that_the_one_before_may_have_freed() {
+    let mut before = Leader::new("10.77.0.0/28");
+    before.report(1, &[wants("c1", "back")]);
+    let mut leader = Leader::of(before.store.clone(), before.now);
+    leader.open(1);
+    leader.open(2);
+    leader.report(2, &[wants("c2", "back")]);
+    let waiting = leader.task("c2");
+    assert!(waiting.attachments.is_empty() && waiting.status.err.contains("nodes may still send to"), "{}", waiting.status.err);
+    leader.applied(1);
+    leader.settle();
+    assert!(leader.task("c2").attachments.is_empty(), "the other node may have an older view");
+    leader.applied(2);
+    leader.settle();
+    leader.address("c2");
+    assert_eq!(leader.task("c2").status.err, "");
+}
+
+#[test]
 fn a_network_that_is_not_attachable_or_unknown_is_refused_in_dockers_words() {
     let mut leader = Leader::new("10.77.0.0/28");
     leader.report(1, &[wants("c1", "shut"), wants("c2", "nosuch")]);
