@@ -6,6 +6,7 @@ pub mod kit;
 mod autoscale;
 mod bad_input;
 mod certificates;
+mod dashboard;
 mod doctor;
 mod http;
 mod life;

@@ -1,11 +1,12 @@
 //! What is counted of each route: requests by outcome, and how long they took.
 
+use super::rates::RateWindow;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the classes of durations, in milliseconds; one more class has the rest.
-pub const LATENCY_BOUNDS_MS: [u64; 8] = [5, 10, 25, 50, 100, 250, 1000, 5000];
+pub const LATENCY_BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000];
 
 const CLASSES: usize = LATENCY_BOUNDS_MS.len() + 1;
 
@@ -40,6 +41,8 @@ pub(super) struct RouteCounters {
     pub retries: AtomicU64,
     durations: [AtomicU64; CLASSES],
     micros: AtomicU64,
+    /// Earlier readings of these.
+    pub window: RateWindow,
 }
 
 impl RouteCounters {
@@ -73,6 +76,6 @@ fn requests_are_counted_by_outcome_and_duration() {
     }
     let counts = counters.read();
     assert_eq!((counts.by_class, counts.gone, counts.requests()), ([0, 2, 0, 0, 1], 2, 5));
-    assert_eq!(counts.durations, [3, 1, 0, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(counts.durations, [2, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     assert_eq!(counts.micros, 5_014_000);
 }

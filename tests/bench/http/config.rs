@@ -69,7 +69,7 @@ pub fn haproxy(routes: usize, (plain, tls): (u16, u16), dir: &str) -> String {
          http-reuse always\n option forwardfor\n unique-id-format %{{+X}}o%ci%cp%Ts%rt%pid\n unique-id-header X-Request-Id\n\
          frontend in\n bind 127.0.0.1:{plain}\n bind 127.0.0.1:{tls} ssl crt {dir}/pem alpn h2,http/1.1\n \
          http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n http-request set-header X-Forwarded-Host %[req.hdr(host)]\n \
-         use_backend %[req.hdr(host),lower,map({dir}/haproxy.map)]\n"
+         use_backend %[req.hdr(host),field(1,:),lower,map({dir}/haproxy.map)]\n"
     );
     for number in 0..routes {
         write!(text, "backend b{number}\n server s 127.0.0.1:{BACKEND}\n").unwrap();
@@ -95,7 +95,9 @@ pub fn backend(dir: &str) -> String {
     std::fs::write(format!("{dir}/100k"), [b'x'; 100_000]).unwrap();
     let small = "x".repeat(60);
     nginx_base(dir, "backend")
-        + &format!("server {{ listen 127.0.0.1:{BACKEND} backlog=4096; root {dir}; location = / {{ return 200 {small}; }} }} }}\n")
+        + &format!(
+            "server {{ listen 127.0.0.1:{BACKEND} backlog=4096; root {dir}; location = / {{ return 200 {small}; }} }} }}\n"
+        )
 }
 
 pub fn nginx(routes: usize, (plain, tls): (u16, u16), dir: &str) -> String {
@@ -103,7 +105,7 @@ pub fn nginx(routes: usize, (plain, tls): (u16, u16), dir: &str) -> String {
     write!(
         text,
         "server_names_hash_bucket_size 128; ssl_certificate {dir}/pem; ssl_certificate_key {dir}/pem; ssl_protocols TLSv1.2 TLSv1.3;\n\
-         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr;\n\
+         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;\n\
          proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Request-Id $request_id;\n\
          proxy_buffers 16 16k; proxy_max_temp_file_size 0;\n"
     )

@@ -19,6 +19,8 @@ pub struct Proxy {
     pub name: &'static str,
     pub plain: u16,
     pub tls: u16,
+    /// Of the files of all.
+    pub dir: String,
     child: Child,
 }
 
@@ -46,6 +48,7 @@ impl Proxies {
             "ip netns add {SPACE}; ip -n {SPACE} link set lo up; \
              ip netns exec {SPACE} sysctl -qw net.ipv4.ip_local_port_range='10000 65535' net.ipv4.tcp_tw_reuse=1 net.core.somaxconn=4096"
         ));
+        std::fs::write(format!("{dir}/hosts"), format!("127.0.0.1 localhost {}\n", config::host(3))).unwrap();
         let pem = config::pem();
         std::fs::write(format!("{dir}/pem"), &pem).unwrap();
         std::fs::write(format!("{dir}/backend.conf"), config::backend(&dir)).unwrap();
@@ -71,7 +74,7 @@ impl Proxies {
                     command.args(["--mesh", &format!("/run/netns/{SPACE}"), "--control", &control]);
                 }
             }
-            proxies.all.push(Proxy { name, plain, tls, child: quiet(&mut command) });
+            proxies.all.push(Proxy { name, plain, tls, dir: dir.clone(), child: quiet(&mut command) });
             if name.starts_with("skep") {
                 let table = config::skep(*routes, HttpPorts { plain, tls }, &pem);
                 send(&format!("{dir}/{name}.sock"), serde_json::to_vec(&table).unwrap());
