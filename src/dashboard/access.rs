@@ -1,6 +1,7 @@
 //! Who may see the page: requests that name a loopback host (a page of another site could have its own name resolve to loopback),
 //! that no other site has caused, and that come with the token.
 
+use crate::model::Secret;
 use axum::http::{HeaderMap, Uri};
 use sha2::{Digest as _, Sha256};
 
@@ -10,13 +11,13 @@ const COOKIE: &str = "skep-dashboard";
 /// What the page's address ends with.
 #[derive(Clone, Debug)]
 pub struct PageToken {
-    token: String,
+    token: Secret<String>,
     port: u16,
 }
 
 /// What becomes of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Admission {
+pub(super) enum PageAdmission {
     Granted,
     /// It came with the token in its address: the browser keeps this cookie, and asks again without.
     Keep(String),
@@ -27,41 +28,42 @@ pub(super) enum Admission {
 impl PageToken {
     /// For a page on this port. `random` is not to be guessed.
     pub fn new(random: [u8; 32], port: u16) -> Self {
-        Self { token: random.iter().map(|byte| format!("{byte:02x}")).collect(), port }
+        let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { token: Secret::new(token), port }
     }
 
     /// What to open in a browser.
     pub fn address(&self, host: &str) -> String {
-        format!("http://{host}:{}/?token={}", self.port, self.token)
+        format!("http://{host}:{}/?token={}", self.port, self.token.expose())
     }
 
     /// By digest, so that the time says nothing of the token.
     fn is_it(&self, given: &str) -> bool {
-        Sha256::digest(given) == Sha256::digest(&self.token)
+        Sha256::digest(given) == Sha256::digest(self.token.expose())
     }
 
     /// Decides on a request. Pure.
-    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Admission {
+    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> PageAdmission {
         let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         if !header("host").is_some_and(is_loopback) || headers.get_all("host").iter().count() != 1 {
-            return Admission::Refused(421, "open this page by localhost, 127.0.0.1 or [::1]\n");
+            return PageAdmission::Refused(421, "open this page by localhost, 127.0.0.1 or [::1]\n");
         }
         let name = format!("{COOKIE}-{}", self.port);
         let token = uri.query().into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("token="));
         if let Some(token) = token.filter(|_| uri.path() == "/") {
             return if self.is_it(token) {
-                Admission::Keep(format!("{name}={}; Path=/; HttpOnly; SameSite=Strict", self.token))
+                PageAdmission::Keep(format!("{name}={}; Path=/; HttpOnly; SameSite=Strict", self.token.expose()))
             } else {
-                Admission::Refused(401, NO_TOKEN)
+                PageAdmission::Refused(401, NO_TOKEN)
             };
         }
         // `none`: the user's own doing, as a bookmark.
         if header("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none") {
-            return Admission::Refused(403, "another site may not ask for this page\n");
+            return PageAdmission::Refused(403, "another site may not ask for this page\n");
         }
         let cookies = headers.get_all("cookie").iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
         let mut kept = cookies.filter_map(|cookie| cookie.trim().split_once('=')).filter(|(key, _)| *key == name);
-        if kept.any(|(_, value)| self.is_it(value)) { Admission::Granted } else { Admission::Refused(401, NO_TOKEN) }
+        if kept.any(|(_, value)| self.is_it(value)) { PageAdmission::Granted } else { PageAdmission::Refused(401, NO_TOKEN) }
     }
 }
 
@@ -82,7 +84,7 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn admitted(target: &str, headers: &[(&'static str, &str)]) -> Admission {
+    fn admitted(target: &str, headers: &[(&'static str, &str)]) -> PageAdmission {
         let token = PageToken::new([7; 32], 2380);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
@@ -91,11 +93,11 @@ mod tests {
         token.admit(&target.parse().unwrap(), &map)
     }
 
-    fn status(admission: &Admission) -> u16 {
+    fn status(admission: &PageAdmission) -> u16 {
         match admission {
-            Admission::Granted => 200,
-            Admission::Keep(_) => 303,
-            Admission::Refused(status, _) => *status,
+            PageAdmission::Granted => 200,
+            PageAdmission::Keep(_) => 303,
+            PageAdmission::Refused(status, _) => *status,
         }
     }
 
@@ -125,7 +127,7 @@ mod tests {
     fn the_token_becomes_a_cookie_and_the_cookie_is_what_counts() {
         let token = "07".repeat(32);
         let right = admitted(&format!("/?token={token}"), &[("host", "localhost")]);
-        let Admission::Keep(cookie) = right else { panic!("{right:?}") };
+        let PageAdmission::Keep(cookie) = right else { panic!("{right:?}") };
         assert_eq!(cookie, format!("skep-dashboard-2380={token}; Path=/; HttpOnly; SameSite=Strict"));
         let cookie = cookie.split(';').next().unwrap();
         let of = |cookie: &str| status(&admitted("/api/overview", &[("host", "localhost"), ("cookie", cookie)]));

@@ -1,6 +1,6 @@
 //! Serves the page: its files, which are in the program, and what it shows as JSON.
 
-use super::access::{Admission, PageToken};
+use super::access::{PageAdmission, PageToken};
 use super::overview::{ClusterAnswers, overview};
 use super::shown::DashboardOverview;
 use crate::clock::{Clock as _, SystemClock};
@@ -107,11 +107,13 @@ fn router(dashboard: Arc<Dashboard>) -> Router {
 /// Refuses what may not see the page, and adds the headers to every answer.
 async fn admitted(State(dashboard): Shared, request: Request, next: Next) -> Response {
     let mut response = match dashboard.token.admit(request.uri(), request.headers()) {
-        Admission::Granted => next.run(request).await,
-        Admission::Keep(cookie) => {
+        PageAdmission::Granted => next.run(request).await,
+        PageAdmission::Keep(cookie) => {
             (StatusCode::SEE_OTHER, [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, cookie)]).into_response()
         }
-        Admission::Refused(status, why) => (StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), why).into_response(),
+        PageAdmission::Refused(status, why) => {
+            (StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), why).into_response()
+        }
     };
     for (name, value) in HEADERS {
         response.headers_mut().insert(*name, HeaderValue::from_static(value));

@@ -14,6 +14,7 @@ mod client;
 mod connector;
 mod context;
 mod counters;
+mod counts;
 mod credentials;
 mod follower;
 mod index;
@@ -31,7 +32,7 @@ mod table;
 
 pub use claims::HttpClaim;
 pub use client::{HttpProcessConfig, stop};
-pub use counters::{LATENCY_BOUNDS_MS, RouteCounts};
+pub use counts::{LATENCY_BOUNDS_MS, RouteCounts};
 pub use follower::{HttpChannels, run};
 pub use process::{HttpServeArgs, process_main};
 pub use rates::RouteRates;

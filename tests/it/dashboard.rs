@@ -60,13 +60,13 @@ fn status() -> Status {
         feature_levels: None,
         path_mtu: None,
     };
-    let route = |host: &str, service: &str, certificate_end| HttpRouteStatus {
+    let route = |host: &str, service: &str, certificate_end: Option<Timestamp>| HttpRouteStatus {
         host: host.to_owned(),
         prefix: "/".to_owned(),
         service: service.to_owned(),
         ready: 1,
         tasks: 2,
-        certificate: if Option::<Timestamp>::is_some(&certificate_end) { "secret" } else { "self-signed" }.to_owned(),
+        certificate: if certificate_end.is_some() { "secret" } else { "self-signed" }.to_owned(),
         certificate_end,
         counts: RouteCounts { by_class: [0, 900, 0, 0, 100], ..RouteCounts::default() },
         rates: RouteRates { window_ms: 8000, requests: 400, errors: 40, p50_us: 2500, p90_us: 9000, p99_us: 48_000 },

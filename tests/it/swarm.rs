@@ -16,6 +16,7 @@ mod network;
 mod networks;
 mod payloads;
 mod placement;
+mod registry;
 mod rollouts;
 mod secrets;
 mod socket;

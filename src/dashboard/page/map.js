@@ -4,6 +4,8 @@ import { bytes, el, follow, look, svg, text, time } from "./parts.js";
 
 const WIDTH = 1000;
 const HEIGHT = 360;
+/** Of a row of nodes. */
+const ROW = 104;
 /** More nodes than these are in the table alone. */
 const MOST = 17;
 const MOST_TASKS = 24;
@@ -23,13 +25,14 @@ export function taskLook(state) {
   return ["failed", "rejected", "orphaned"].includes(state) ? "bad" : "warn";
 }
 
-function places(nodes) {
-  const others = nodes.filter((node) => !node.here);
-  const at = new Map(nodes.filter((node) => node.here).map((node) => [node.id, [WIDTH / 2, HEIGHT / 2]]));
+/** Where the nodes are; with one or two others all are in a row. */
+function places(here, others, height) {
+  const [cx, cy] = [others.length === 1 ? WIDTH / 2 - 200 : WIDTH / 2, height / 2];
+  const at = new Map([[here.id, [cx, cy]]]);
   others.forEach((node, number) => {
-    const angle = others.length === 2 ? Math.PI * number : -Math.PI / 2 + (2 * Math.PI * number) / others.length;
-    const reach = others.length === 1 ? 0 : angle;
-    at.set(node.id, [WIDTH / 2 + 370 * Math.cos(reach), HEIGHT / 2 + 132 * Math.sin(reach)]);
+    if (others.length === 1) return at.set(node.id, [cx + 400, cy]);
+    const angle = others.length === 2 ? Math.PI * (1 - number) : -Math.PI / 2 + (2 * Math.PI * number) / others.length;
+    return at.set(node.id, [cx + 370 * Math.cos(angle), cy + 132 * Math.sin(angle)]);
   });
   return at;
 }
@@ -46,17 +49,21 @@ export function map(host) {
   const lines = svg("g");
   const labels = svg("g");
   const boxes = svg("g");
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" }, lines, labels, boxes);
+  const drawing = svg("svg", { role: "img" }, lines, labels, boxes);
   const key = legend();
   return (nodes, tasks, rates) => {
-    const small = nodes.length > 1 && nodes.length <= MOST && nodes.some((node) => node.here);
-    if (!small) return host.replaceChildren();
+    const here = nodes.find((node) => node.here);
+    if (!here || nodes.length < 2 || nodes.length > MOST) return host.replaceChildren();
     if (!host.firstChild) host.append(drawing, key);
-    const at = places(nodes);
-    const [cx, cy] = [WIDTH / 2, HEIGHT / 2];
     const others = nodes.filter((node) => !node.here);
+    const height = others.length <= 2 ? ROW : HEIGHT;
+    const at = places(here, others, height);
+    const [cx, cy] = at.get(here.id);
+    drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
     drawing.setAttribute("aria-label", `${others.length} tunnels: ${others.map((node) => `${node.hostname} ${tunnel(node)[1]}`).join(", ")}`);
-    follow(lines, others, (node) => node.id, () => svg("line", { x1: cx, y1: cy }), (line, node) => {
+    follow(lines, others, (node) => node.id, () => svg("line"), (line, node) => {
+      line.setAttribute("x1", cx);
+      line.setAttribute("y1", cy);
       const [x, y] = at.get(node.id);
       line.setAttribute("x2", x);
       line.setAttribute("y2", y);

@@ -1,6 +1,6 @@
 //! What a route has done in the last seconds: rate, errors and durations, from two readings of its counters.
 
-use super::counters::{LATENCY_BOUNDS_MS, RouteCounts};
+use super::counts::{LATENCY_BOUNDS_MS, RouteCounts};
 use crate::sync::lock;
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;

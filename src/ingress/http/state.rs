@@ -1,6 +1,6 @@
 //! What the process reports of itself, and the daemon of the process.
 
-use super::counters::RouteCounts;
+use super::counts::RouteCounts;
 use super::rates::RouteRates;
 use crate::model::Timestamp;
 use serde::{Deserialize, Serialize};
