@@ -16,10 +16,9 @@ pub async fn overview(host: &Host) -> Value {
     let printed: Value = serde_json::from_str(&line).expect("JSON");
     let address = printed["address"].as_str().expect("an address");
     let place = address.split("/?").next().expect("a place");
-    let jar = host.dir().join("cookies");
-    let script =
-        format!("curl -sS -L -o /dev/null -c {0} -b {0} '{address}' && curl -sS -b {0} {place}/api/overview", jar.display());
-    let shown = host.run(&script).await.expect("an answer");
+    let jar = host.dir().join("cookies").display().to_string();
+    host.run(&format!("curl -sS -L -o /dev/null -c {jar} -b {jar} {address}")).await.expect("a cookie");
+    let shown = host.run(&format!("curl -sS -b {jar} {place}/api/overview")).await.expect("an answer");
     page.kill().await.expect("ended");
     serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{error}: {shown}"))
 }
