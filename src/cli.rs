@@ -2,12 +2,14 @@
 
 mod backup;
 mod daemon;
+mod dashboard;
 mod demo;
 mod doctor;
 mod drops;
 mod history;
 mod http;
 mod netns;
+mod print;
 mod rebalance;
 mod recover;
 mod recover_certificates;
@@ -15,6 +17,7 @@ mod status;
 mod swarm;
 mod table;
 mod target;
+mod time_left;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +55,7 @@ enum CliVerb {
     Trace(trace::TraceArgs),
     History(history::HistoryArgs),
     Doctor(doctor::DoctorArgs),
+    Dashboard(dashboard::DashboardArgs),
     Http(http::HttpArgs),
     Rebalance(rebalance::RebalanceArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
@@ -78,9 +82,13 @@ pub fn main() -> ExitCode {
         CliVerb::Drops(args) => blocking(drops::run(args)),
         CliVerb::Trace(args) => blocking(trace::run(args)),
         CliVerb::History(args) => blocking(history::run(args)),
+        CliVerb::Dashboard(args) => blocking(dashboard::run(args)),
         CliVerb::Doctor(args) => blocking(doctor::run(args)),
-        CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Routes(args) }) => blocking(http::routes(args)),
-        CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Serve(args) }) => crate::ingress::http::process_main(args),
+        CliVerb::Http(args) => match args.verb {
+            Some(http::HttpVerb::Serve(args)) => crate::ingress::http::process_main(args),
+            Some(http::HttpVerb::Routes(routes)) => blocking(http::routes(routes)),
+            None => blocking(http::routes(args.routes)),
+        },
         CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
@@ -109,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history", "doctor", "http", "rebalance", "recover", "backup"] {
+        for verb in ["drops", "trace", "history", "doctor", "dashboard", "http", "rebalance", "recover", "backup"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

@@ -26,6 +26,7 @@
 //! | [`rpc`] | joins, sessions, renewals and logs over mutual TLS | what messages cause: that is behind traits |
 //! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion | how the node is put together |
 //! | [`doctor`] | `skep doctor`: facts of the host, and checks from them to findings | how the node is put together |
+//! | [`dashboard`] | the page of `skep dashboard`: who may see it, what it shows, its files | what the daemon does |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` | |
 //! | [`lab`] | hosts on one machine, for the demo and the tests | |
 //! | `node` | the composition root: the only room that knows every other | |
@@ -42,6 +43,7 @@ pub mod api;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
+pub mod dashboard;
 pub mod datapath;
 pub mod dns;
 pub mod doctor;

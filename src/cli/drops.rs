@@ -1,9 +1,9 @@
 //! `skep drops`: follows what the eBPF datapath of this node drops or refuses.
 
+use super::print::print_line;
 use super::target::DaemonTarget;
 use crate::admin::{DropEvent, DropFilter, DropLine};
 use anyhow::Context as _;
-use std::io::Write as _;
 
 /// Shows live what the eBPF datapath of this node drops or refuses: time, kernel program, reason, packet and service.
 ///
@@ -66,12 +66,6 @@ pub(super) async fn run(args: DropsArgs) -> anyhow::Result<()> {
         print_line(&if args.json { line } else { text(&parsed) })?;
     }
     Ok(())
-}
-
-/// Flushed, so that a pipe shows each line when it comes. A reader that has gone is an end like others.
-fn print_line(line: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot print")
 }
 
 fn row(cells: [&str; 9]) -> String {

@@ -3,6 +3,7 @@
 use super::http;
 use super::table::table;
 use super::target::DaemonTarget;
+use super::time_left::time_left;
 use crate::ingress::ebpf::EbpfStatus;
 use crate::ingress::{PortState, PortStatus};
 use crate::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
@@ -99,12 +100,7 @@ fn manager_lines(manager: &ManagerSummary) -> Vec<String> {
 
 /// The certificate's end, and what is wrong with it.
 fn certificate_text(certificate: &CertificateSummary) -> String {
-    let left = match certificate.seconds_left {
-        0 => "expired".to_owned(),
-        seconds @ 1..7200 => format!("{seconds} s left"),
-        seconds @ 7200..172_800 => format!("{} h left", seconds / 3600),
-        seconds => format!("{} days left", seconds / 86_400),
-    };
+    let left = time_left(certificate.seconds_left);
     let valid = format!("valid until {}, {left}", certificate.expires.to_rfc3339());
     if certificate.warning.is_empty() { valid } else { format!("{valid}; WARNING: {}", certificate.warning) }
 }

@@ -1,6 +1,6 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,traffic,failover`
-//! selects parts (`swarm-api` is a part of `api`); `control` needs neither.
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,http,traffic,failover`
+//! selects parts (`swarm-api` is a part of `api`), whose sections of the file are replaced; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -15,6 +15,7 @@ mod api;
 mod control;
 mod datapath;
 mod failover;
+mod http;
 mod names;
 mod process;
 mod report;
@@ -31,6 +32,8 @@ mod lab {
     }
 }
 
+const PARTS: &str = "control,api,tables,datapath,tunnel,names,http,traffic,failover";
+
 fn main() {
     if std::env::args().any(|arg| arg == names::SERVE) {
         return names::serve();
@@ -40,24 +43,25 @@ fn main() {
         println!("run `make bench`");
         return;
     }
-    let parts =
-        std::env::var("SKEP_BENCH").unwrap_or_else(|_| "control,api,tables,datapath,tunnel,names,traffic,failover".to_owned());
-    let mut report = report::Report::new();
+    let chosen = std::env::var("SKEP_BENCH").ok().filter(|parts| !parts.is_empty());
+    let parts = chosen.as_deref().unwrap_or(PARTS);
+    let mut report = report::Report::default();
     for part in parts.split(',') {
         match part {
             "control" => control::run(&mut report),
             "tables" => tables::run(&mut report),
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
+            "http" => http::run(&mut report),
             "names" => names::run_all(&mut report),
             "api" => on_runtime(api::run(&mut report, false)),
             "swarm-api" => on_runtime(api::run(&mut report, true)),
             "traffic" => on_runtime(traffic::run(&mut report)),
             "failover" => on_runtime(failover::run(&mut report)),
-            other => panic!("no part {other}: control, api, tables, datapath, tunnel, names, traffic, failover"),
+            other => panic!("no part {other}: {PARTS}"),
         }
     }
-    report.write();
+    report.write(chosen.is_none());
 }
 
 fn on_runtime(part: impl Future<Output = ()>) {

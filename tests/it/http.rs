@@ -2,6 +2,7 @@
 //! `swarm::http`.
 
 mod bad_input;
+mod rates;
 mod requests;
 mod takeover;
 mod task;

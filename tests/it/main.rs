@@ -7,6 +7,7 @@ mod architecture;
 mod bpf;
 mod cluster;
 mod compatibility;
+mod dashboard;
 mod demo;
 mod differences;
 mod dns;

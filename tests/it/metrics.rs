@@ -3,7 +3,7 @@
 use skep::admin::metrics::render;
 use skep::datapath::ebpf::Occupancy;
 use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
-use skep::ingress::http::{HttpRouteStatus, HttpStatus, RouteCounts};
+use skep::ingress::http::{HttpRouteStatus, HttpStatus, RouteCounts, RouteRates};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{FormatRange, Protocol, Revision, Role, Timestamp};
 use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 38] = [
+const FAMILIES: [&str; 39] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -31,6 +31,7 @@ const FAMILIES: [&str; 38] = [
     "skep_ebpf_repairs_total",
     "skep_ebpf_up",
     "skep_ebpf_vips",
+    "skep_http_certificate_expiry_timestamp_seconds",
     "skep_http_open_connections",
     "skep_http_ready_tasks",
     "skep_http_request_duration_seconds",
@@ -121,10 +122,12 @@ fn full_status() -> Status {
         service: service.to_owned(),
         ready: 1,
         tasks: 2,
-        certificate: "self-signed".to_owned(),
+        certificate: "secret".to_owned(),
+        certificate_end: Some(Timestamp(1_795_000_000_000_000_000)),
+        rates: RouteRates::default(),
         counts: RouteCounts {
             by_class: [0, 5, 0, 1, 0],
-            durations: [1, 5, 0, 0, 0, 0, 0, 0, 0],
+            durations: [0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             micros: 1_234_567,
             ..RouteCounts::default()
         },

@@ -25,6 +25,11 @@ pub fn add(status: &Status, out: &mut Exposition) {
         LABELS,
         &LATENCY_BOUNDS_MS,
     );
+    let mut ends = MetricFamily::gauge(
+        "skep_http_certificate_expiry_timestamp_seconds",
+        "End of the life of the certificate that an HTTP route is served with, if it is a secret's.",
+        LABELS,
+    );
     for route in &http.routes {
         let labels = [route.service.as_str(), &route.host, &route.prefix];
         let [service, host, path] = labels;
@@ -34,11 +39,15 @@ pub fn add(status: &Status, out: &mut Exposition) {
         requests.add([service, host, path, "gone"], route.counts.gone);
         retries.add(labels, route.counts.retries);
         ready.add(labels, route.ready as u64);
+        if let Some(end) = route.certificate_end {
+            ends.add(labels, u64::try_from(end.0 / 1_000_000_000).unwrap_or(0));
+        }
         durations.add(labels, &route.counts.durations, route.counts.micros);
     }
     out.add(&requests);
     out.add(&retries);
     out.add(&ready);
+    out.add(&ends);
     out.add_histogram(&durations);
     if http.pid.is_some() {
         let open = "Connections of clients of the HTTP ingress.";

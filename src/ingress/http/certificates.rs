@@ -4,7 +4,7 @@
 use super::claims::HttpClaim;
 use super::index::HostIndex;
 use super::table::HttpTable;
-use crate::model::SecretId;
+use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
 use crate::trust;
 use arc_swap::ArcSwap;
@@ -87,6 +87,15 @@ impl Certificates {
             Some(Err(why)) => format!("self-signed: {why}"),
             None => "none: the secret's content is not here yet".to_owned(),
         }
+    }
+}
+
+impl Certificates {
+    /// End of the life of a secret's certificate, if it is used.
+    pub fn end(&self, secret: &SecretId) -> Option<Timestamp> {
+        let loaded = lock(&self.loaded);
+        let key = loaded.secrets.get(secret)?.as_ref().ok()?;
+        trust::Validity::of_der(key.cert.first()?).ok().map(|validity| validity.not_after)
     }
 }
 

@@ -1,36 +1,9 @@
 //! What is counted of each route: requests by outcome, and how long they took.
 
-use serde::{Deserialize, Serialize};
+use super::counts::{CLASSES, LATENCY_BOUNDS_MS, RouteCounts};
+use super::rates::RateWindow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-/// Upper bounds of the classes of durations, in milliseconds; one more class has the rest.
-pub const LATENCY_BOUNDS_MS: [u64; 8] = [5, 10, 25, 50, 100, 250, 1000, 5000];
-
-const CLASSES: usize = LATENCY_BOUNDS_MS.len() + 1;
-
-/// The counts of a moment.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RouteCounts {
-    /// By the first digit of the status, from 1 to 5.
-    pub by_class: [u64; 5],
-    /// Requests whose client went away before there was an answer.
-    pub gone: u64,
-    /// Attempts that another task was asked after.
-    pub retries: u64,
-    /// By [`LATENCY_BOUNDS_MS`].
-    pub durations: [u64; CLASSES],
-    /// Sum of all durations, in microseconds.
-    pub micros: u64,
-}
-
-impl RouteCounts {
-    /// All requests.
-    pub fn requests(&self) -> u64 {
-        self.by_class.iter().sum::<u64>() + self.gone
-    }
-}
 
 /// Counters of a route. They outlive a change of the table.
 #[derive(Default, Debug)]
@@ -40,6 +13,8 @@ pub(super) struct RouteCounters {
     pub retries: AtomicU64,
     durations: [AtomicU64; CLASSES],
     micros: AtomicU64,
+    /// Earlier readings of these.
+    pub window: RateWindow,
 }
 
 impl RouteCounters {
@@ -47,10 +22,10 @@ impl RouteCounters {
     pub fn count(&self, status: u16, took: Duration) {
         let class = usize::from(status / 100).checked_sub(1).and_then(|class| self.by_class.get(class));
         class.unwrap_or(&self.gone).fetch_add(1, Ordering::Relaxed);
-        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let class = LATENCY_BOUNDS_MS.partition_point(|bound| millis > *bound);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(0);
+        let class = LATENCY_BOUNDS_MS.partition_point(|bound| micros > bound * 1000);
         self.durations[class].fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(0), Ordering::Relaxed);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
     pub fn read(&self) -> RouteCounts {
@@ -73,6 +48,8 @@ fn requests_are_counted_by_outcome_and_duration() {
     }
     let counts = counters.read();
     assert_eq!((counts.by_class, counts.gone, counts.requests()), ([0, 2, 0, 0, 1], 2, 5));
-    assert_eq!(counts.durations, [3, 1, 0, 0, 0, 0, 0, 0, 1]);
+    counters.count(200, Duration::from_micros(1_001));
+    assert_eq!(counters.read().durations[..2], [2, 1], "more than a millisecond");
+    assert_eq!(counts.durations, [2, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     assert_eq!(counts.micros, 5_014_000);
 }

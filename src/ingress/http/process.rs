@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Time between attempts to open listeners that the kernel has refused.
+/// Time between readings of the counters, and between attempts to open listeners that the kernel has refused.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Arguments of `skep http serve`, which the daemon passes.
@@ -51,8 +51,9 @@ pub fn process_main(args: HttpServeArgs) -> anyhow::Result<()> {
     // A new session: signals to the daemon's terminal or process group do not reach the process. Fails harmlessly for a leader.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // pingora logs an error for each client that goes away or fails a handshake: scanners would fill the disk.
-    crate::telemetry::start(&format!("{},pingora_core=off,pingora_proxy=off,pingora_pool=off,h2=off", args.log))?;
+    // pingora logs an error for each client that goes away or fails a handshake, rustls a warning for each that sends an address as
+    // server name: scanners would fill the disk.
+    crate::telemetry::start(&format!("{},rustls=error,pingora_core=off,pingora_proxy=off,pingora_pool=off,h2=off", args.log))?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(&args))
 }
 
@@ -93,7 +94,10 @@ async fn run(args: &HttpServeArgs) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {}
-            () = tokio::time::sleep(RETRY) => control.server.retry(),
+            () = tokio::time::sleep(RETRY) => {
+                control.server.sample();
+                control.server.retry();
+            }
         }
     }
     control.server.close();

@@ -6,10 +6,11 @@ use super::connector::MeshConnector;
 use super::credentials::Credentials;
 use super::listeners::{Listeners, Serving};
 use super::proxy::{IngressProxy, IngressState};
-use super::routes::{Routes, ServedRoute};
+use super::routes::Routes;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
 use crate::datapath::Sockets;
+use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
 use arc_swap::ArcSwap;
 use pingora::apps::{HttpServerApp as _, HttpServerOptions};
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection of HTTP/2 without a request is closed after this time.
 const H2_IDLE: Duration = Duration::from_mins(1);
@@ -99,6 +100,14 @@ impl HttpServer {
         self.follow(ports);
     }
 
+    /// Reads the counters for the rates; called once a second.
+    pub fn sample(&self) {
+        let now = Instant::now();
+        for route in self.state.routes.load().claims.iter().flat_map(|claim| &claim.choices) {
+            route.counters.window.sample(now, || route.counters.read());
+        }
+    }
+
     /// Opens and closes listeners, unless this process ends.
     fn follow(&self, ports: HttpPorts) {
         if !self.is_draining() {
@@ -120,17 +129,26 @@ impl HttpServer {
 
     pub fn status(&self) -> HttpStatus {
         let routes = self.state.routes.load();
-        let route = |host: &str, prefix: &str, route: &ServedRoute| HttpRouteStatus {
-            host: host.to_owned(),
-            prefix: prefix.to_owned(),
-            service: route.service.service_name.clone(),
-            ready: route.ready,
-            tasks: route.service.backends.len(),
-            certificate: self.state.certificates.describe(route.service.certificate.as_ref()),
-            counts: route.counters.read(),
-        };
-        let mut all: Vec<HttpRouteStatus> =
-            routes.claims.iter().flat_map(|c| c.choices.iter().map(|choice| route(&c.host, &c.prefix, choice))).collect();
+        let (certificates, now) = (&self.state.certificates, Instant::now());
+        // Each certificate is read once: many routes may have one.
+        let mut ends: BTreeMap<SecretId, Option<Timestamp>> = BTreeMap::new();
+        let mut all = Vec::new();
+        for claim in &routes.claims {
+            for route in &claim.choices {
+                let (secret, counts) = (route.service.certificate.as_ref(), route.counters.read());
+                all.push(HttpRouteStatus {
+                    host: claim.host.clone(),
+                    prefix: claim.prefix.clone(),
+                    service: route.service.service_name.clone(),
+                    ready: route.ready,
+                    tasks: route.service.backends.len(),
+                    certificate: certificates.describe(secret),
+                    certificate_end: secret.and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
+                    rates: route.counters.window.rates(now, &counts),
+                    counts,
+                });
+            }
+        }
         // A route on both listeners is one.
         let mut seen = BTreeSet::new();
         all.retain(|route| seen.insert((route.host.clone(), route.prefix.clone(), route.service.clone())));

@@ -1,6 +1,8 @@
 //! What the process reports of itself, and the daemon of the process.
 
-use super::counters::RouteCounts;
+use super::counts::RouteCounts;
+use super::rates::RouteRates;
+use crate::model::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// HTTP ingress on this node.
@@ -31,7 +33,7 @@ pub struct HttpListenerStatus {
 }
 
 /// A route as this node serves it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct HttpRouteStatus {
     pub host: String,
     pub prefix: String,
@@ -42,5 +44,12 @@ pub struct HttpRouteStatus {
     pub tasks: usize,
     /// `secret`, `self-signed`, or why the secret is not used.
     pub certificate: String,
+    /// End of the life of the secret's certificate. A self-signed one of this process has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_end: Option<Timestamp>,
+    /// Since the process started.
     pub counts: RouteCounts,
+    /// Of the last seconds.
+    #[serde(default)]
+    pub rates: RouteRates,
 }

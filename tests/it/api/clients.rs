@@ -23,6 +23,40 @@ async fn the_sdk_for_python_creates_updates_scales_and_removes() {
     assert!(out.trim() == "ok", "{out}\n{err}");
 }
 
+/// Ansible's modules for swarms, as Debian packages them: the second run of a playbook changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Debian's packages ansible and python3-jsondiff, 260 MB: make soak"]
+async fn a_playbook_of_ansible_is_carried_out_once() {
+    if std::process::Command::new("ansible-playbook").arg("--version").stdout(Stdio::null()).status().is_err() {
+        eprintln!("not tested: ansible is not installed (apt-get install ansible python3-jsondiff)");
+        return;
+    }
+    let swarm = ManagedSwarm::new().await;
+    let playbook = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients/ansible.yml");
+    let home = swarm.api.socket.parent().unwrap().join("ansible");
+    let run = async || {
+        let mut command = Command::new("ansible-playbook");
+        command.args(["-i", "localhost,", "-e", "ansible_python_interpreter=/usr/bin/python3"]).arg(&playbook);
+        command
+            .env("DOCKER_HOST", format!("unix://{}", swarm.api.socket.display()))
+            .env("HOME", &home)
+            .env("ANSIBLE_HOME", &home);
+        let out = tokio::time::timeout(TIMEOUT, command.kill_on_drop(true).output()).await.expect("in time").expect("ansible");
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && said.contains("failed=0"), "{said}");
+        said
+    };
+    let first = run().await;
+    assert!(first.contains("changed=7"), "{first}");
+    swarm.converged().await;
+    let tasks = || swarm.store.read().tasks().map(|task| task.id.clone()).collect::<std::collections::BTreeSet<_>>();
+    let before = tasks();
+    let second = run().await;
+    assert!(second.contains("changed=0"), "{second}");
+    swarm.converged().await;
+    assert_eq!(tasks(), before, "no task is touched");
+}
+
 /// Prometheus with its own discovery of swarms: a job for each role.
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_discovers_nodes_services_and_tasks() {

@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("api", "store raft http trust manager"),
     ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
+    ("dashboard", "status ingress http"),
     ("doctor", "status datapath http settings"),
     ("cli", "*"),
     ("lab", "*"),
@@ -61,7 +62,7 @@ const HOMES: &[(&str, &str)] = &[
     ("aya", "datapath"),
     ("skep_ebpf", "datapath ingress"),
     // The one way to serve HTTP is src/http.rs; the handlers and the raw pass-through speak its types.
-    ("axum", "http api overlay admin ingress"),
+    ("axum", "http api overlay admin ingress dashboard"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
     ("httparse", "api"),

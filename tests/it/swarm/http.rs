@@ -73,6 +73,7 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
         let unknown = curl(&client, &format!("http://{to}/")).await;
         assert!(unknown.starts_with("404 no route for"), "{unknown}");
     }
+    shown_by_the_dashboard(&swarm).await;
     let outside = of_host(&client);
     let targets = || swarm.hosts.iter().map(|host| Target::new(&outside, SocketAddr::from((host.address(), 80)), host.name()));
     let pause = Duration::from_millis(20);
@@ -134,6 +135,19 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
     }
     client.stop().await;
     swarm.stop().await;
+}
+
+async fn shown_by_the_dashboard(swarm: &Swarm) {
+    let manager = super::dashboard::overview(&swarm.hosts[0]).await;
+    assert_eq!(manager["services"][0]["name"], "shop", "{manager:#}");
+    assert_eq!(manager["services"][0]["running"], 2, "{manager:#}");
+    assert_eq!(manager["tasks"].as_array().map(Vec::len), Some(2), "{manager:#}");
+    assert_eq!(manager["nodes"].as_array().map(Vec::len), Some(2), "{manager:#}");
+    assert!(manager["http"]["routes"][0]["requests"].is_u64(), "{manager:#}");
+    let worker = super::dashboard::overview(&swarm.hosts[1]).await;
+    let says_why = worker["cluster_error"].as_str().is_some_and(|why| why.contains("manager"));
+    assert!(says_why || worker["services"][0]["name"] == "shop", "{worker:#}");
+    assert_eq!((worker["nodes"].as_array().map(Vec::len), worker["this"]["role"].as_str()), (Some(2), Some("worker")));
 }
 
 /// A stack as it is written for Traefik, and a certificate from a secret.
