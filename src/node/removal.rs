@@ -76,9 +76,9 @@ impl RemovalWatch {
             let address = manager.1;
             match ask_membership(&identity, self.clock.clone(), manager, ANSWER).await {
                 Ok(answer) => match judge(answer, known) {
-                    Verdict::Removed(why) => return Some(why),
-                    Verdict::Member => return None,
-                    Verdict::Open => {}
+                    Judgement::Removed(why) => return Some(why),
+                    Judgement::Member => return None,
+                    Judgement::Open => {}
                 },
                 Err(error) => tracing::debug!(%address, error = format!("{error:#}"), "no answer about this node's membership"),
             }
@@ -97,7 +97,7 @@ fn managers(view: Option<&NodeView>, me: &NodeId) -> Vec<(NodeId, SocketAddr)> {
 
 /// What an answer means.
 #[derive(PartialEq, Eq, Debug)]
-enum Verdict {
+enum Judgement {
     Removed(String),
     Member,
     /// Another manager may know.
@@ -105,11 +105,11 @@ enum Verdict {
 }
 
 /// A cluster of an earlier incarnation than the node has seen does not have the nodes that came later.
-fn judge(answer: MembershipAnswer, known: u64) -> Verdict {
+fn judge(answer: MembershipAnswer, known: u64) -> Judgement {
     match answer {
-        MembershipAnswer::Removed { incarnation, why } if incarnation >= known => Verdict::Removed(why),
-        MembershipAnswer::Member => Verdict::Member,
-        MembershipAnswer::Removed { .. } | MembershipAnswer::Unknown(_) => Verdict::Open,
+        MembershipAnswer::Removed { incarnation, why } if incarnation >= known => Judgement::Removed(why),
+        MembershipAnswer::Member => Judgement::Member,
+        MembershipAnswer::Removed { .. } | MembershipAnswer::Unknown(_) => Judgement::Open,
     }
 }
 
@@ -121,11 +121,11 @@ mod tests {
     #[test]
     fn only_a_manager_that_is_sure_and_of_no_earlier_incarnation_removes_a_node() {
         let removed = |incarnation| MembershipAnswer::Removed { incarnation, why: "why".to_owned() };
-        assert_eq!(judge(removed(3), 3), Verdict::Removed("why".to_owned()));
-        assert_eq!(judge(removed(4), 3), Verdict::Removed("why".to_owned()));
-        assert_eq!(judge(removed(2), 3), Verdict::Open);
-        assert_eq!(judge(MembershipAnswer::Unknown("no leader".to_owned()), 0), Verdict::Open);
-        assert_eq!(judge(MembershipAnswer::Member, 3), Verdict::Member);
+        assert_eq!(judge(removed(3), 3), Judgement::Removed("why".to_owned()));
+        assert_eq!(judge(removed(4), 3), Judgement::Removed("why".to_owned()));
+        assert_eq!(judge(removed(2), 3), Judgement::Open);
+        assert_eq!(judge(MembershipAnswer::Unknown("no leader".to_owned()), 0), Judgement::Open);
+        assert_eq!(judge(MembershipAnswer::Member, 3), Judgement::Member);
     }
 
     #[test]

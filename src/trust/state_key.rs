@@ -86,7 +86,7 @@ struct StoredKey {
 }
 
 impl StoredKeys {
-    /// Of a swarm that does not lock its managers: whoever reads the file has the keys.
+    /// Of a swarm that does not lock its managers: who reads the file has the keys.
     #[must_use]
     pub fn bare(keys: &[&StateKey]) -> Self {
         let bare = |key: &&StateKey| StoredKey { id: key.id(), data: STANDARD_NO_PAD.encode(key.0.expose()).into() };

@@ -36,7 +36,8 @@ fn has(folder: &Path, text: &str) -> bool {
         if path.is_dir() {
             return has(&path, text);
         }
-        std::fs::read(&path).expect("readable").windows(text.len()).any(|bytes| bytes == text.as_bytes())
+        // A file that was to take another's place may have done so meanwhile.
+        std::fs::read(&path).unwrap_or_default().windows(text.len()).any(|bytes| bytes == text.as_bytes())
     })
 }
 
@@ -243,7 +244,7 @@ async fn a_node_that_is_removed_while_it_is_down_says_so_once_it_is_back() {
     assert!(reason.contains("it was removed") && reason.contains("leave and join again"), "{reason}");
     no_tasks(third).await;
     assert_eq!(status(third).await["state"], "error");
-    // At once after a restart, whoever answers.
+    // At once after a restart, also if no manager answers.
     restart(&mut swarm.hosts[2], false).await;
     assert_eq!(removed(&swarm.hosts[2]).await, reason);
     swarm.hosts[2].docker_run("swarm leave --force").await.expect("left");
