@@ -47,6 +47,7 @@ mod raft_members;
 mod recovery;
 mod refusals;
 mod relay;
+mod removal;
 mod renewal;
 mod report;
 mod resume;

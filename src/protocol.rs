@@ -6,6 +6,7 @@ mod certificate;
 pub mod compression;
 pub mod entries;
 mod join;
+mod membership;
 #[cfg(test)]
 mod payload_tests;
 mod session;
@@ -19,6 +20,7 @@ use crate::model::FormatRange;
 pub use agreement::{BACKENDS, KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
 pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, Proof, ToJoiner};
+pub use membership::{MembershipAnswer, removal_reason};
 pub use session::{ToManager, ToNode};
 
 /// Formats of the protocol that this build speaks. 2: views are sent whole. 3: views travel in pieces, nodes report troubles.
@@ -31,6 +33,9 @@ pub const FORMAT: u32 = FORMATS.newest;
 pub const MAX_FRAME: usize = 16 << 20;
 /// Largest frame accepted from a joiner, in bytes.
 pub const MAX_JOINER_FRAME: usize = 1 << 20;
+
+/// Largest frame of an answer about a membership, in bytes.
+pub const MAX_MEMBERSHIP_FRAME: usize = 16 << 10;
 
 /// Largest frame of a certificate renewal, in bytes.
 pub const MAX_RENEWAL_FRAME: usize = 64 << 10;

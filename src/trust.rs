@@ -28,7 +28,7 @@ pub use renewal::{Remaining, Validity};
 pub use sealed_file::{KeyCost, SealedFileError, open_file, seal_file};
 pub use sealing::{DataKey, PayloadVault, SealError};
 pub use self_signed::{SelfSigned, self_signed};
-pub use state_key::{StateKey, StateKeyError, WrappedKeys};
+pub use state_key::{StateKey, StateKeyError, StoredKeys};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
 pub use unlock_key::{InvalidUnlockKey, UnlockKey};
 

@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn a_managers_address_follows_its_machine() {
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
+        let at = |endpoint: &str| {
+            let mut moved = node(2, Role::Manager, Some(7));
+            moved.mesh.endpoints = vec![endpoint.parse().expect("an address")];
+            plan(&store([node(1, Role::Manager, Some(1)), moved]), &[1, 7], rng)
+        };
+        let [at_first, moved, unknown] = ["192.168.7.2:2377", "192.168.9.9:7777", "0.0.0.0:2377"].map(at);
+        assert!(at_first.is_empty() && unknown.is_empty());
+        let [Action::Update(crate::store::Object::Node(written))] = &moved[..] else { panic!("{moved:?}") };
+        let manager = written.manager.as_ref().expect("a manager");
+        assert_eq!((manager.addr.to_string().as_str(), manager.raft_id), ("192.168.9.9:2377", 7));
+    }
+
+    #[test]
     fn a_demoted_node_stays_a_manager_until_raft_does_not_count_it() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let demoted = store([node(1, Role::Manager, Some(1)), node(2, Role::Worker, Some(7))]);

@@ -2,7 +2,7 @@
 //! waits for none that is down or has left. Such a node gets its next certificate when it is back, by the old root that managers go on
 //! to accept for that. Pure.
 
-use crate::model::{CaHistory, Cluster, Node, NodeState, RetiredRoot};
+use crate::model::{CaHistory, Cluster, Node, RetiredRoot};
 use crate::store::{Action, Store};
 use crate::trust::{CaDigest, JoinToken};
 use rand::Rng;
@@ -23,30 +23,41 @@ pub(super) fn plan(store: &Store, rng: &mut impl Rng) -> Vec<Action> {
 
 /// Nodes that the change waits for.
 pub fn waiting_for(store: &Store) -> impl Iterator<Item = &Node> {
-    without_new_certificate(store).filter(|node| node.status.state.may_be_up())
+    those(store, is_waited_for)
 }
 
 /// Nodes that get their certificate of the new root when they are back.
 pub fn left_out(store: &Store) -> impl Iterator<Item = &Node> {
-    without_new_certificate(store).filter(|node| !node.status.state.may_be_up())
+    those(store, is_left_out)
+}
+
+fn those(store: &Store, is_one: fn(&Cluster, &Node) -> bool) -> impl Iterator<Item = &Node> {
+    let cluster = store.cluster();
+    store.nodes().filter(move |node| cluster.is_some_and(|cluster| is_one(cluster, node)))
+}
+
+/// Whether a node that is up, or may be, has no certificate of the new root yet.
+#[must_use]
+pub fn is_waited_for(cluster: &Cluster, node: &Node) -> bool {
+    cluster.ca_history.rotation.is_some() && node.status.state.may_be_up() && is_without_new_root(cluster, node)
 }
 
 /// Whether a node that is down has a certificate that it can only renew with.
 #[must_use]
 pub fn is_left_out(cluster: &Cluster, node: &Node) -> bool {
-    matches!(node.status.state, NodeState::Down | NodeState::Disconnected) && is_without_new_root(cluster, node)
+    !node.status.state.may_be_up() && is_without_new_root(cluster, node)
+}
+
+/// Whether a node does not say who has issued its certificate, so that it is waited for until it is upgraded or removed.
+#[must_use]
+pub fn is_silent(node: &Node) -> bool {
+    node.description.issuer.is_empty()
 }
 
 /// Whether a node has had no session yet with a certificate of the root that issues now.
 #[must_use]
 pub fn is_without_new_root(cluster: &Cluster, node: &Node) -> bool {
     !cluster.ca_history.is_empty() && digest(cluster.issuing_ca().0) != node.description.issuer
-}
-
-fn without_new_certificate(store: &Store) -> impl Iterator<Item = &Node> {
-    let changed = store.cluster().filter(|cluster| !cluster.ca_history.is_empty());
-    let issuer = changed.map(|cluster| digest(cluster.issuing_ca().0));
-    store.nodes().filter(move |node| issuer.as_ref().is_some_and(|issuer| node.description.issuer != *issuer))
 }
 
 /// The new root takes the place of the old one: with new tokens, which name it.
@@ -69,7 +80,7 @@ fn forget(history: &mut CaHistory, store: &Store) {
     let is_used = |root: &RetiredRoot| {
         let root = digest(&root.certificate);
         // A node that does not say may have one of any.
-        store.nodes().any(|node| node.description.issuer.is_empty() || node.description.issuer == root)
+        store.nodes().any(|node| is_silent(node) || node.description.issuer == root)
     };
     let unused = history.retired.iter().take_while(|root| !is_used(root)).count();
     let too_many = history.retired.len().saturating_sub(KEPT);
@@ -85,7 +96,7 @@ fn digest(pem: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::node::{ManagerStatus, NodeDescription, NodeMesh, NodeStatus};
-    use crate::model::{Meta, NodeSpec, RootRotation, Timestamp, fixture};
+    use crate::model::{Meta, NodeSpec, NodeState, RootRotation, Timestamp, fixture};
     use crate::store::{Kind, Transaction};
     use crate::trust::{RootCa, cross_sign, leads_to};
     use rand::SeedableRng as _;
@@ -222,6 +233,21 @@ mod tests {
         assert_eq!(swarm.cluster().ca_certificate, new.certificate());
         let node = swarm.store.node(&fixture::peer(2).node_id).unwrap();
         assert!(is_left_out(swarm.cluster(), node));
+    }
+
+    #[test]
+    fn a_node_that_does_not_say_its_issuer_is_waited_for_by_name_until_it_is_upgraded_or_removed() {
+        let mut swarm = ChangingSwarm::new(&[NodeState::Ready, NodeState::Ready]);
+        swarm.set(2, |node| node.description.issuer.clear());
+        let id = fixture::peer(2).node_id;
+        let is_waited_for = |swarm: &ChangingSwarm| is_waited_for(swarm.cluster(), swarm.store.node(&id).expect("a node"));
+        assert!(!is_waited_for(&swarm), "there is no change");
+        let new = swarm.rotate();
+        swarm.renews(1, &new);
+        assert!(!swarm.round());
+        assert!(is_waited_for(&swarm) && is_silent(swarm.store.node(&id).expect("a node")));
+        swarm.apply(vec![Action::Remove(Kind::Node, id.to_string())]);
+        assert!(swarm.round() && swarm.cluster().ca_history.rotation.is_none());
     }
 
     #[test]

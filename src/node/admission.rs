@@ -13,18 +13,22 @@ use crate::model::cluster::ONE_MANAGER;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::ManagerStatus;
 use crate::model::{NodeId, Role, Secret};
-use crate::protocol::{JoinRefused, JoinReply, JoinRequest};
+use crate::protocol::{JoinRefused, JoinReply, JoinRequest, MembershipAnswer, removal_reason};
 use crate::rpc::JoinAuthority;
 use crate::store::{Action, Condition, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use crate::trust::{self, NodeName, RootCa};
+use crate::sync::lock;
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Feature level from which on every build that may join can prove its key.
 const KEY_PROOF_LEVEL: u32 = 2;
 /// Attempts to store the node, when other joins allocate addresses at the same time.
 const ATTEMPTS: usize = 20;
+/// Nodes that are known to have been removed, at most: beyond that all are looked up again.
+const KNOWN_REMOVED: usize = 1024;
 
 pub(super) struct Admission {
     store: StoreHandle,
@@ -33,11 +37,19 @@ pub(super) struct Admission {
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
     life: CertificateLife,
+    /// Ids are never given again: a node that asks again costs no write.
+    removed: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Admission {
     pub(super) fn new(env: &Environment, store: StoreHandle, me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
-        Self { store, clock: env.clock.clone(), me, mesh, tunnel, life: CertificateLife::new(env) }
+        Self { store, clock: env.clock.clone(), me, mesh, tunnel, life: CertificateLife::new(env), removed: Mutex::default() }
+    }
+
+    /// Whether the store has the node, and the incarnation of its cluster.
+    fn has(&self, node: &NodeId) -> (bool, u64) {
+        let store = self.store.read();
+        (store.node(node).is_some(), store.revision().incarnation)
     }
 
     fn mesh_address(&self, node: &NodeId) -> Option<Ipv6Addr> {
@@ -154,6 +166,29 @@ impl JoinAuthority for Admission {
         if let (Some(from), Some(to)) = (self.mesh_address(&self.me), self.mesh_address(node)) {
             send_probe(&self.mesh, from, to);
         }
+    }
+
+    async fn membership(&self, node: &NodeId) -> MembershipAnswer {
+        let (has, incarnation) = self.has(node);
+        if has {
+            return MembershipAnswer::Member;
+        }
+        if !lock(&self.removed).contains(node) {
+            // A write of nothing: after it this manager has every node that was admitted before the question.
+            if let Err(error) = self.store.write(self.clock.now(), Vec::new()).await {
+                return MembershipAnswer::Unknown(error.to_string());
+            }
+            if self.has(node).0 {
+                return MembershipAnswer::Member;
+            }
+            let mut removed = lock(&self.removed);
+            if removed.len() >= KNOWN_REMOVED {
+                removed.clear();
+            }
+            removed.insert(node.clone());
+        }
+        tracing::info!(%node, "a node that is no member asked for its membership");
+        MembershipAnswer::Removed { incarnation, why: removal_reason(node) }
     }
 
     async fn confirm(&self, node: &NodeId) {

@@ -105,10 +105,11 @@ pub fn restore_backup(data_dir: &Path, content: &[u8], advertise: Option<IpAddr>
     let identity = new_identity(&began.store, &membership, now)?;
     let services = began.store.services().count();
     let keyring = Arc::new(Keyring::new(&dir));
-    if let Some(key) = began.store.cluster().and_then(|cluster| cluster.unlock_key.as_ref()) {
-        let owner = KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() };
-        keyring.begin(&key.expose().parse()?, owner)?;
-    }
+    // What a membership before left.
+    keyring.remove()?;
+    let unlock = began.store.cluster().and_then(|cluster| cluster.unlock_key.as_ref());
+    let unlock = unlock.map(|key| key.expose().parse()).transpose()?;
+    keyring.begin(unlock, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() })?;
     let cipher: Arc<dyn LogCipher> = keyring.clone();
     raft::rebuild(&dir.raft(), began.raft_id, began.at, began.store.snapshot(), &cipher)?;
     let key = dir.tunnel_key();

@@ -47,10 +47,8 @@ impl Daemon {
             endpoints: addresses.endpoints(),
             manager: Some(ManagerStatus { raft_id: FIRST_RAFT_ID, addr: SocketAddr::new(addr, addresses.listen.port()) }),
         };
-        if let Some(key) = &cluster.unlock_key {
-            let owner = KeyOwner { cluster: cluster.id.clone(), node: id.clone() };
-            self.env.keyring.begin(&key.expose().parse()?, owner)?;
-        }
+        let unlock = cluster.unlock_key.as_ref().map(|key| key.expose().parse()).transpose()?;
+        self.env.keyring.begin(unlock, KeyOwner { cluster: cluster.id.clone(), node: id.clone() })?;
         let actions = bootstrap(cluster, NetworkId::draw(&mut rand::rng()), node)?;
         let member = self.start_first_manager(identity, actions, &addresses, listener).await?;
         self.lifecycle.set(MembershipState::Active(Arc::new(member)));

@@ -11,7 +11,7 @@ use super::member::Member;
 use super::network::{MeshNetwork, send_probe};
 use super::state_dir::{MembershipFile, NodeAssignment};
 use crate::api::control::{ControlError, SwarmJoinRequest};
-use crate::model::WgKey;
+use crate::model::{Role, WgKey};
 use crate::model::mesh::node_address;
 use crate::model::node::NodeDescription;
 use crate::protocol::{JoinRefused, JoinReply};
@@ -19,15 +19,60 @@ use crate::rpc::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 use crate::trust::{NodeKey, TunnelKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time for a manager to accept a connection, while there are others to try.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// A join through one manager that failed.
+struct FailedAttempt {
+    error: ControlError,
+    /// Another manager may admit this node: this one was not reached, or cannot answer.
+    others_may_help: bool,
+}
+
+impl From<ControlError> for FailedAttempt {
+    fn from(error: ControlError) -> Self {
+        Self { error, others_may_help: false }
+    }
+}
 
 impl Daemon {
-    /// Joins through the first of the managers named.
+    /// Joins through the first of the managers named that answers.
     pub(super) async fn join_cluster(&self, request: SwarmJoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
+        self.env.forget().map_err(|e| failed(&e))?;
+        let managers = resolve_managers(&request.remote_addrs).await?;
+        let mut reasons = Vec::new();
+        for (position, remote) in managers.iter().enumerate() {
+            let is_last = position + 1 == managers.len();
+            let attempt = self.join_through(*remote, (!is_last).then_some(CONNECT), &request, &addresses).await;
+            match attempt {
+                Ok(member) => {
+                    self.lifecycle.set(MembershipState::Active(Arc::new(member)));
+                    return Ok(());
+                }
+                Err(attempt) if !attempt.others_may_help || managers.len() == 1 => return Err(attempt.error),
+                Err(attempt) => {
+                    tracing::info!(%remote, error = attempt.error.message, "this manager does not admit this node: the next one is asked");
+                    reasons.push(attempt.error.message);
+                }
+            }
+        }
+        Err(ControlError::unavailable(reasons.join("; ")))
+    }
+
+    /// Joins through this manager. Within `connect` it must accept the connection, if that is given.
+    async fn join_through(
+        &self,
+        remote: SocketAddr,
+        connect: Option<Duration>,
+        request: &SwarmJoinRequest,
+        addresses: &ListenAddresses,
+    ) -> Result<Member, FailedAttempt> {
         let env = &self.env;
-        env.forget().map_err(|e| failed(&e))?;
-        let remote = resolve_manager(request.remote_addrs.first().map_or("", String::as_str)).await?;
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         env.tunnel_key().map_err(|e| failed(&e))?;
         let private = crate::datapath::tunnel::private_key(&env.state_dir.tunnel_key()).map_err(|e| failed(&e))?;
@@ -42,29 +87,48 @@ impl Daemon {
             description: description.clone(),
             availability: request.availability,
         };
-        let options = JoinOptions { timeout: env.settings.timeouts.join(), ..JoinOptions::new(env.clock.clone()) };
+        let timeout = env.settings.timeouts.join();
+        let connect = connect.map_or(timeout, |connect| connect.min(timeout));
+        let options = JoinOptions { timeout, connect, ..JoinOptions::new(env.clock.clone()) };
         let joined = match join(remote, parts, &tunnel, &options).await {
             Ok(joined) => joined,
             Err(error) => {
                 // `join` does not tear down what it has not brought up.
                 tunnel.tear_down().await;
-                return Err(control_error(&error, remote));
+                let others_may_help = others_may_help(&error);
+                return Err(FailedAttempt { error: control_error(&error, remote), others_may_help });
             }
         };
         let JoiningNetwork { network, addresses, .. } =
             tunnel.state.lock().await.take().ok_or_else(|| ControlError::failed("the tunnel is closed"))?;
-        let member = start_member(env, joined, network, &addresses, &description).await.map_err(|e| failed(&e))?;
-        self.lifecycle.set(MembershipState::Active(Arc::new(member)));
-        Ok(())
+        Ok(start_member(env, joined, network, &addresses, &description).await.map_err(|e| failed(&e))?)
     }
 }
 
-/// Resolves a manager's host name or address; the port is optional.
-async fn resolve_manager(text: &str) -> Result<SocketAddr, ControlError> {
-    let (host, port) = address::remote(text);
-    tokio::net::lookup_host((host, port)).await.ok().and_then(|mut found| found.next()).ok_or_else(|| {
-        ControlError::unavailable(format!("the manager's address {text:?} is neither an IP address nor a name that resolves"))
-    })
+/// Whether another manager may answer otherwise. Not what is wrong with the token, the cluster or this node.
+fn others_may_help(error: &JoinError) -> bool {
+    match error {
+        JoinError::Unreachable { .. } | JoinError::TimedOut { .. } | JoinError::Broken { .. } | JoinError::GaveUp { .. } => true,
+        JoinError::Refused(refused) => matches!(refused, JoinRefused::Unavailable(_)),
+        _ => false,
+    }
+}
+
+/// Resolves the managers' host names or addresses, in this order; the port is optional. A name that does not resolve matters only if none
+/// does.
+async fn resolve_managers(texts: &[String]) -> Result<Vec<SocketAddr>, ControlError> {
+    let (mut managers, mut wrong) = (Vec::new(), Vec::new());
+    for text in texts {
+        let (host, port) = address::remote(text);
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map(Iterator::collect).unwrap_or_default();
+        if found.is_empty() {
+            wrong.push(format!("the manager's address {text:?} is neither an IP address nor a name that resolves"));
+        }
+        managers.extend(found);
+    }
+    let mut known = BTreeSet::new();
+    managers.retain(|manager| known.insert(*manager));
+    if managers.is_empty() { Err(ControlError::unavailable(wrong.join("; "))) } else { Ok(managers) }
 }
 
 /// Stores identity and membership, then starts the member.
@@ -86,11 +150,12 @@ async fn start_member(
         raft_id: reply.raft_id,
     };
     let membership = MembershipFile::new(assignment, addresses).described(description);
-    let begun = match &reply.unlock_key {
-        Some(key) => env
-            .keyring
-            .begin(&key.expose().parse()?, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() }),
-        None => Ok(()),
+    let begun = match reply.role {
+        Role::Manager => {
+            let unlock = reply.unlock_key.as_ref().map(|key| key.expose().parse()).transpose()?;
+            env.keyring.begin(unlock, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() })
+        }
+        Role::Worker => Ok(()),
     };
     let stored = begun.and_then(|()| env.certificates.store(&identity).map_err(anyhow::Error::from));
     let prepared = match reply.raft_id {

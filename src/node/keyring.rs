@@ -1,39 +1,40 @@
-//! The keys of a manager's files while the swarm locks its managers. `manager.key` has a key of this node's own, wrapped with the
-//! swarm's unlock key; with it the log and the private key of the certificate are encrypted. The unlock key itself is nowhere on the
-//! disk: it is in the log, and given by the user after a start.
+//! The keys of a manager's files. `manager.key` has a key of this node's own, with which the log is encrypted: as it is, for root alone, or,
+//! while the swarm locks its managers, wrapped with the unlock key; the private key of the certificate is sealed then too. The unlock key
+//! itself is nowhere on the disk: it is in the log, and given by the user after a start.
 //!
-//! Each change of the unlock key draws a new key for the files too, so that what an old copy of `manager.key` opens is as old as it
+//! Each change of the lock draws a new key for the files too, so that what an old copy of `manager.key` opens is as old as it
 //! is. The order of the writes leaves files after a crash at any point that the newest unlock key opens: first `manager.key` with the
 //! new key and those before it, then what is sealed, then `manager.key` without the old ones. A change that did not come to its end leaves
 //! its key among those, whatever change follows.
+//!
+//! The file names the revision of the store that the lock is of: after a power cut a store may be older than it, and is not obeyed.
 
+mod held;
+
+pub(super) use self::held::KeyOwner;
+use self::held::{Change, HeldKeys, KeyDocument, Keys, Lock};
 use super::state_dir::StateDir;
 use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
-use crate::model::{ClusterId, NodeId, Secret};
+use crate::model::{NodeId, Revision, Secret};
 use crate::raft::LogCipher;
 use crate::sync::{read, write};
-use crate::trust::{CertificateFiles, KeySealer, StateKey, StateKeyError, UnlockKey, WrappedKeys};
+use crate::trust::{CertificateFiles, KeySealer, StateKey, StateKeyError, UnlockKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 const FILE: DocumentFile = DocumentFile {
-    name: "the wrapped keys of this manager",
+    name: "the keys of this manager",
     format: 1,
     unknown_fields: UnknownFields::Refused,
     if_damaged: "restore {path} from a backup of this node; if other managers are up, run `docker swarm leave --force` here and join \
                  again instead",
 };
 
-#[derive(Serialize, Deserialize)]
-struct KeyDocument {
-    format: u32,
-    #[serde(flatten)]
-    keys: WrappedKeys,
-}
+/// Why nothing is read with keys that lie wrapped.
+const LOCKED: &str = "it is encrypted, because the swarm locks its managers: start skep on it and run `docker swarm unlock`";
 
 /// Why a manager is not unlocked.
 #[derive(Debug, thiserror::Error)]
@@ -44,70 +45,11 @@ pub(super) enum UnlockError {
     Damaged(anyhow::Error),
 }
 
-/// Whose keys they are.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct KeyOwner {
-    pub cluster: ClusterId,
-    pub node: NodeId,
-}
-
-/// The keys in memory.
-struct HeldKeys {
-    owner: KeyOwner,
-    unlock: UnlockKey,
-    current: StateKey,
-    /// What some of the files may still be sealed with.
-    previous: Vec<StateKey>,
-    /// Whether what is written is sealed. Not while the lock is taken off.
-    seals: bool,
-}
-
-enum Keys {
-    /// Nothing is sealed.
-    None,
-    /// They lie wrapped on the disk.
-    Wrapped,
-    Held(HeldKeys),
-}
-
-/// What is to be done with the files.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Change {
-    Nothing,
-    /// All is sealed with the newest key, but perhaps not yet.
-    Finish,
-    /// A new key, wrapped with the wanted unlock key.
-    Seal,
-    /// Nothing is sealed any more.
-    Open,
-}
-
-impl Keys {
-    fn change_to(&self, wanted: Option<&UnlockKey>) -> Change {
-        match (self, wanted) {
-            (Self::Wrapped, _) | (Self::None, None) => Change::Nothing,
-            (Self::Held(held), Some(wanted)) if held.unlock == *wanted && held.seals => Change::Finish,
-            (Self::None | Self::Held(_), Some(_)) => Change::Seal,
-            (Self::Held(_), None) => Change::Open,
-        }
-    }
-}
-
 /// A log that can be encrypted again while it is in use.
 #[async_trait]
 pub(super) trait SealedLog: Send + Sync {
     /// Encrypts the log as the keyring says now, if it is not, and removes what an earlier attempt left.
     async fn seal_again(&self) -> anyhow::Result<()>;
-}
-
-/// The log of a manager that is none any more.
-pub(super) struct NoLog;
-
-#[async_trait]
-impl SealedLog for NoLog {
-    async fn seal_again(&self) -> anyhow::Result<()> {
-        Ok(())
-    }
 }
 
 /// This node's keys.
@@ -124,15 +66,35 @@ impl std::fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Locked if there is a file of keys.
+    /// Locked if there is a file of keys that needs an unlock key, or cannot be read. Blocks.
     pub(super) fn new(dir: &StateDir) -> Self {
         let path = dir.manager_key();
-        let keys = if path.exists() { Keys::Wrapped } else { Keys::None };
+        let keys = match FILE.load::<KeyDocument>(&path) {
+            Ok(None) => Keys::None,
+            Ok(Some(document)) => document.bare().map_or(Keys::Wrapped, Keys::Held),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the keys of this manager cannot be read");
+                Keys::Wrapped
+            }
+        };
         Self { path, keys: RwLock::new(keys), changing: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn is_locked(&self) -> bool {
         matches!(*read(&self.keys), Keys::Wrapped)
+    }
+
+    /// Whether a store of this revision may change the lock: the one that the keys are of was not newer.
+    pub(super) fn obeys(&self, revision: Revision) -> bool {
+        match &*read(&self.keys) {
+            Keys::Held(held) => revision >= held.revision,
+            Keys::None | Keys::Wrapped => true,
+        }
+    }
+
+    /// Whether the log is encrypted.
+    pub(super) fn has_keys(&self) -> bool {
+        !matches!(*read(&self.keys), Keys::None)
     }
 
     /// Opens the keys on the disk. Blocks.
@@ -142,8 +104,8 @@ impl Keyring {
     pub(super) fn unlock(&self, unlock: &UnlockKey, owner: KeyOwner) -> Result<(), UnlockError> {
         let document = FILE.load::<KeyDocument>(&self.path).map_err(UnlockError::Damaged)?;
         let missing = || UnlockError::Damaged(anyhow::anyhow!("{} is missing", self.path.display()));
-        let wrapped = document.ok_or_else(missing)?.keys;
-        let keys = wrapped.unwrap(unlock, (&owner.cluster, &owner.node)).map_err(|error| match error {
+        let lock = Lock { unlock: unlock.clone(), owner };
+        let held = document.ok_or_else(missing)?.unwrap(lock).map_err(|error| match error {
             StateKeyError::WrongKey => UnlockError::WrongKey,
             StateKeyError::Damaged => UnlockError::Damaged(anyhow::anyhow!(
                 "{} {error}: {}",
@@ -151,9 +113,6 @@ impl Keyring {
                 FILE.if_damaged.replace("{path}", &self.path.display().to_string())
             )),
         })?;
-        let mut keys = keys.into_iter();
-        let current = keys.next().ok_or_else(missing)?;
-        let held = HeldKeys { owner, unlock: unlock.clone(), current, previous: keys.collect(), seals: true };
         *write(&self.keys) = Keys::Held(held);
         Ok(())
     }
@@ -162,12 +121,15 @@ impl Keyring {
     ///
     /// # Errors
     /// The file cannot be written; nothing is sealed then.
-    pub(super) fn begin(&self, unlock: &UnlockKey, owner: KeyOwner) -> anyhow::Result<()> {
-        if !matches!(*read(&self.keys), Keys::None) {
-            return Ok(());
-        }
-        let current = StateKey::draw(&mut rand::rng());
-        self.hold(HeldKeys { owner, unlock: unlock.clone(), current, previous: Vec::new(), seals: true })
+    pub(super) fn begin(&self, unlock: Option<UnlockKey>, owner: KeyOwner) -> anyhow::Result<()> {
+        let mut keys = write(&self.keys);
+        let begins = match &*keys {
+            Keys::None => true,
+            // What it sealed is not secret from who reads the disk.
+            Keys::Held(held) => held.lock.is_none() && unlock.is_some(),
+            Keys::Wrapped => false,
+        };
+        if begins { self.draw(&mut keys, unlock, owner, Revision::default()) } else { Ok(()) }
     }
 
     /// Of a membership that has ended: nothing is sealed any more. The file is removed with the others.
@@ -175,86 +137,104 @@ impl Keyring {
         *write(&self.keys) = Keys::None;
     }
 
-    /// Makes the files those of a swarm with this unlock key, or of one that does not lock its managers. May be repeated after an error,
-    /// and after a crash.
+    /// Makes the files those of a swarm with this unlock key, or of one that does not lock its managers, as a store of this revision says,
+    /// unless a later one has said otherwise. May be repeated after an error, and after a crash.
     ///
     /// # Errors
     /// A file cannot be written; what is there can be opened as before, or with the wanted key.
     pub(super) async fn change(
         self: &Arc<Self>,
-        wanted: Option<&UnlockKey>,
+        (wanted, revision): (Option<&UnlockKey>, Revision),
         owner: &KeyOwner,
         files: &CertificateFiles,
         log: &dyn SealedLog,
     ) -> anyhow::Result<()> {
         let _changing = self.changing.lock().await;
-        let change = read(&self.keys).change_to(wanted);
-        match (change, wanted) {
-            (Change::Nothing, _) => return Ok(()),
-            (Change::Seal, Some(wanted)) => {
-                let previous = match &*read(&self.keys) {
-                    Keys::Held(held) => [&held.current].into_iter().chain(&held.previous).cloned().collect(),
-                    Keys::None | Keys::Wrapped => Vec::new(),
-                };
-                let current = StateKey::draw(&mut rand::rng());
-                let held = HeldKeys { owner: owner.clone(), unlock: wanted.clone(), current, previous, seals: true };
-                let keyring = self.clone();
-                blocking(move || keyring.hold(held)).await?;
-            }
-            (Change::Open, _) => {
-                if let Keys::Held(held) = &mut *write(&self.keys) {
-                    held.seals = false;
-                }
-            }
-            (Change::Finish | Change::Seal, _) => {}
+        if !self.obeys(revision) {
+            return Ok(());
         }
-        let sealed = change != Change::Open;
-        let (keyring, files) = (self.clone(), files.clone());
+        let change = read(&self.keys).change_to(wanted);
+        match change {
+            Change::Nothing => return Ok(()),
+            Change::Seal => {
+                let (keyring, wanted, owner) = (self.clone(), wanted.cloned(), owner.clone());
+                blocking(move || keyring.draw(&mut write(&keyring.keys), wanted, owner, revision)).await?;
+            }
+            Change::Finish => {}
+        }
+        let is_locked = wanted.is_some();
+        let key = self.current();
+        let (keyring, sealed) = (self.clone(), files.clone());
         blocking(move || {
-            let is_done = change == Change::Finish && !keyring.has_previous() && files.is_sealed()?;
+            let is_done = change == Change::Finish && !keyring.has_previous() && sealed.is_sealed()? == is_locked;
             if !is_done {
-                files.seal_again()?;
+                sealed.seal_again()?;
             }
             // What a crash left of a change may be the key in the clear.
-            Ok(files.remove_leftover()?)
+            Ok(sealed.remove_leftover()?)
         })
         .await?;
         log.seal_again().await.context("the log was not encrypted again")?;
         let keyring = self.clone();
-        blocking(move || if sealed { keyring.drop_previous() } else { keyring.remove() }).await?;
+        blocking(move || keyring.drop_previous(key.as_deref())).await?;
         if change != Change::Finish {
-            tracing::info!(locked = sealed, "this manager's files are encrypted as the swarm's lock requires");
+            tracing::info!(locked = is_locked, "this manager's files are encrypted as the swarm's lock requires");
         }
         Ok(())
+    }
+
+    /// Ends the keys of a manager that is none any more, before its log is removed: workers are not locked.
+    ///
+    /// # Errors
+    /// A file cannot be written; it may be repeated.
+    pub(super) async fn end(self: &Arc<Self>, files: &CertificateFiles) -> anyhow::Result<()> {
+        let _changing = self.changing.lock().await;
+        if let Keys::Held(held) = &mut *write(&self.keys) {
+            held.lock = None;
+        }
+        let (keyring, files) = (self.clone(), files.clone());
+        blocking(move || {
+            if files.is_sealed()? {
+                files.seal_again()?;
+            }
+            files.remove_leftover()?;
+            keyring.remove()
+        })
+        .await
     }
 
     fn has_previous(&self) -> bool {
         matches!(&*read(&self.keys), Keys::Held(held) if !held.previous.is_empty())
     }
 
+    /// A new key beside those that there are; of none that lie wrapped.
+    fn draw(&self, keys: &mut Keys, unlock: Option<UnlockKey>, owner: KeyOwner, revision: Revision) -> anyhow::Result<()> {
+        let (previous, before) = match keys {
+            Keys::Held(held) => ([&held.current].into_iter().chain(&held.previous).cloned().collect(), held.revision),
+            Keys::None | Keys::Wrapped => (Vec::new(), Revision::default()),
+        };
+        let lock = unlock.map(|unlock| Lock { unlock, owner });
+        let current = StateKey::draw(&mut rand::rng());
+        self.hold(keys, HeldKeys { lock, current, previous, revision: revision.max(before) })
+    }
+
     /// Writes the keys, then uses them.
-    fn hold(&self, held: HeldKeys) -> anyhow::Result<()> {
-        let keys: Vec<&StateKey> = [&held.current].into_iter().chain(&held.previous).collect();
-        let owner = (&held.owner.cluster, &held.owner.node);
-        let wrapped = WrappedKeys::wrap(&held.unlock, owner, &keys, &mut rand::rng())?;
-        FILE.store(&self.path, &KeyDocument { format: FILE.format, keys: wrapped })?;
-        *write(&self.keys) = Keys::Held(held);
+    fn hold(&self, keys: &mut Keys, held: HeldKeys) -> anyhow::Result<()> {
+        FILE.store(&self.path, &KeyDocument::new(FILE.format, &held, &mut rand::rng())?)?;
+        *keys = Keys::Held(held);
         Ok(())
     }
 
-    /// What was sealed with the key before is sealed again.
-    fn drop_previous(&self) -> anyhow::Result<()> {
-        let held = match &*read(&self.keys) {
-            Keys::Held(held) if !held.previous.is_empty() => HeldKeys {
-                owner: held.owner.clone(),
-                unlock: held.unlock.clone(),
-                current: held.current.clone(),
-                previous: Vec::new(),
-                seals: held.seals,
-            },
+    /// Everything is sealed with this key now, if it still is the newest.
+    fn drop_previous(&self, key: Option<&str>) -> anyhow::Result<()> {
+        let mut keys = write(&self.keys);
+        let held = match &*keys {
+            Keys::Held(held) if !held.previous.is_empty() && key == Some(held.current.id().as_str()) => {
+                HeldKeys { previous: Vec::new(), ..held.clone() }
+            }
             _ => return Ok(()),
         };
-        self.hold(held)
+        self.hold(&mut keys, held)
     }
 
     /// Removes the keys: nothing is sealed with them. Blocks.
@@ -275,7 +255,10 @@ impl Keyring {
         let keys = read(&self.keys);
         let held = match &*keys {
             Keys::Held(held) => [&held.current].into_iter().chain(&held.previous).find(|key| key.id() == id),
-            Keys::None | Keys::Wrapped => None,
+            Keys::Wrapped => {
+                return Err(LOCKED.to_owned());
+            }
+            Keys::None => None,
         };
         let key = held.ok_or_else(|| {
             format!(
@@ -289,7 +272,15 @@ impl Keyring {
     /// Name of the key that is used from now on.
     fn current(&self) -> Option<String> {
         match &*read(&self.keys) {
-            Keys::Held(held) if held.seals => Some(held.current.id()),
+            Keys::Held(held) => Some(held.current.id()),
+            Keys::None | Keys::Wrapped => None,
+        }
+    }
+
+    /// Name of the key that the certificate's key is sealed with; `None` where the swarm does not lock its managers.
+    fn lock(&self) -> Option<String> {
+        match &*read(&self.keys) {
+            Keys::Held(held) if held.lock.is_some() => Some(held.current.id()),
             _ => None,
         }
     }
@@ -321,7 +312,7 @@ impl KeySealer for Keyring {
         if self.is_locked() {
             return Err("this manager is locked: nothing can be sealed".to_owned());
         }
-        let Some(id) = self.current() else { return Ok(None) };
+        let Some(id) = self.lock() else { return Ok(None) };
         let sealed = self.with_key(&id, |with| with.seal(&key_place(node), key.as_bytes(), &mut rand::rng()))?;
         Ok(Some(format!("{id} {}", STANDARD_NO_PAD.encode(sealed))))
     }

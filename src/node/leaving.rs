@@ -1,12 +1,11 @@
 //! Takes down what an earlier run of the daemon has left: of a membership that the user left, or that could not be started.
 
 use super::daemon::Daemon;
-use super::error_list::ErrorList;
 use super::lifecycle::MembershipState;
+use super::membership_teardown;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
 use crate::backoff::Backoff;
-use anyhow::Context as _;
 use std::time::Duration;
 
 /// Name of an unfinished leave among the blockers.
@@ -74,15 +73,12 @@ impl Daemon {
     }
 
     async fn take_down(&self, membership: &MembershipFile) -> anyhow::Result<()> {
-        let env = &self.env;
-        let mut errors = ErrorList::default();
-        errors.check(crate::agent::remove_all(&membership.node_id, &*env.engine, &env.settings.task_files()).await);
         let network = async {
             // An earlier attempt may have removed it.
-            env.tunnel_key()?;
-            MeshNetwork::open(env, &membership.addresses()).await?.take_down(env).await
+            self.env.tunnel_key()?;
+            MeshNetwork::open(&self.env, &membership.addresses()).await
         };
-        errors.check(network.await.context("cannot remove the node's network"));
-        errors.into_result()
+        let network = network.await;
+        membership_teardown::take_down(&self.env, &membership.node_id, network.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))).await
     }
 }

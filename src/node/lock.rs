@@ -1,4 +1,4 @@
-//! Keeps this manager's files encrypted as the swarm's lock requires. Every manager follows the store by itself, so that a key that
+//! Keeps this manager's files encrypted, and as the swarm's lock requires. Every manager follows the store by itself, so that a key that
 //! is rotated while a manager is down reaches it once it is up again.
 
 use super::environment::Environment;
@@ -24,10 +24,17 @@ impl SealedLog for Raft<ApplyOutcome> {
     }
 }
 
-/// The key that the swarm's managers are locked with; the outer `None`: this manager has no state yet.
-fn wanted(store: &Store) -> Option<Result<Option<UnlockKey>, String>> {
+/// Level from which on logs are encrypted also where the swarm locks no managers: earlier builds do not read such a file, and may be
+/// installed again until then.
+const ENCRYPTED: u32 = 2;
+
+/// The key that the swarm's managers are locked with; the outer `None`: nothing is to be done, as by a manager that has no state yet.
+fn wanted(store: &Store, has_keys: bool) -> Option<Result<Option<UnlockKey>, String>> {
     let cluster = store.cluster()?;
     let key = cluster.unlock_key.as_ref().map(|text| text.expose().parse::<UnlockKey>());
+    if key.is_none() && !has_keys && store.feature_level() < ENCRYPTED {
+        return None;
+    }
     Some(key.transpose().map_err(|_| "the swarm's unlock key cannot be read".to_owned()))
 }
 
@@ -62,12 +69,16 @@ pub(super) async fn follow(env: Arc<Environment>, owner: KeyOwner, store: StoreH
     let mut view = store.watch();
     let mut attempts = LockAttempts::none();
     loop {
-        let wanted = wanted(&view.borrow_and_update());
+        let store = view.borrow_and_update().clone();
+        let revision = store.revision();
+        // After a power cut the store may be older than the keys: the leader brings it up to them, and this is woken then.
+        let wanted = if env.keyring.obeys(revision) { wanted(&store, env.keyring.has_keys()) } else { None };
+        drop(store);
         let mut again = None;
         if let Some(wanted) = wanted {
             if attempts.is_due(&wanted, Instant::now()) {
                 let changed = match &wanted {
-                    Ok(key) => env.keyring.change(key.as_ref(), &owner, &env.certificates, &raft).await,
+                    Ok(key) => env.keyring.change((key.as_ref(), revision), &owner, &env.certificates, &raft).await,
                     Err(why) => Err(anyhow::anyhow!(why.clone())),
                 };
                 attempts.ended(wanted, changed.is_ok(), Instant::now());

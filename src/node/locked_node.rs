@@ -101,6 +101,6 @@ impl Leave for LockedNode {
 
     async fn take_down(&self) -> anyhow::Result<()> {
         self.pause().await;
-        membership_teardown::take_down(&self.context.env, &self.membership.node_id, &self.network).await
+        membership_teardown::take_down_and_forget(&self.context.env, &self.membership.node_id, &self.network).await
     }
 }

@@ -116,10 +116,10 @@ impl Member {
         context.supervisor.keep("troubles", move || troubles::run(sources.clone(), troubles_sender.clone(), stop.clone()));
         let (description, troubles_now) = (engine.description, troubles.clone());
         let reports = LoopReports { applied: applied.receivers(), statuses, listens, loads, troubles: troubles_now, description };
-        let session = session::start(&context, &membership, identity.clone(), reports)?;
+        let session = session::start(&context, &current, identity.clone(), reports)?;
         let logs = Arc::new(TaskLogs::start(&context, &membership, &identity));
         let recovery = Arc::new(RecoveryWindow::default());
-        let (role, roles) = watch::channel(membership.role);
+        let (role, roles) = watch::channel(membership.current_role());
         let services = ManagerServices::new(env, current.clone(), identity.clone(), &network, recovery.clone(), manager);
         let (leader_health, raft, leaderless) = (services.health(), services.raft(), services.leaderless());
         let store = start_manager_role(services, roles, &context).await?;
@@ -355,6 +355,6 @@ impl Leave for Member {
 
     async fn take_down(&self) -> anyhow::Result<()> {
         self.pause().await;
-        membership_teardown::take_down(&self.context.env, &self.membership.node_id, &self.network).await
+        membership_teardown::take_down_and_forget(&self.context.env, &self.membership.node_id, &self.network).await
     }
 }

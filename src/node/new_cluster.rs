@@ -111,5 +111,5 @@ fn rewrite(dir: &StateDir, membership: MembershipFile, cipher: &Arc<dyn LogCiphe
     raft::rebuild(&dir.raft(), raft_id, at, store.snapshot(), cipher)?;
     let uncommitted = log.last - log.committed;
     tracing::warn!(incarnation, index = at.0, uncommitted, "a new incarnation of the cluster begins");
-    membership.with_role(Role::Manager, Some(raft_id)).store(dir)
+    membership.with_role(Role::Manager, Some(raft_id)).removed(None).store(dir)
 }

@@ -67,7 +67,7 @@ impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource fo
             // Before the key of a manager's certificate, and then its log, are written.
             let owner = KeyOwner { cluster: current.cluster_id().clone(), node: current.node_id().clone() };
             let (keyring, key) = (self.keyring.clone(), key.expose().parse()?);
-            tokio::task::spawn_blocking(move || keyring.begin(&key, owner)).await??;
+            tokio::task::spawn_blocking(move || keyring.begin(Some(key), owner)).await??;
         }
         Ok(renewed)
     }

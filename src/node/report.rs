@@ -169,11 +169,14 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 /// The nodes that a change of the root CA waits for, and those that it left out.
 fn root_warnings(store: &Store) -> Vec<String> {
     let names = |nodes: Vec<&Node>| nodes.iter().map(|node| node.description.hostname.as_str()).collect::<Vec<_>>().join(", ");
-    let in_progress = store.cluster().is_some_and(|cluster| cluster.ca_history.rotation.is_some());
-    let waiting: Vec<&Node> = root_rotation::waiting_for(store).collect();
+    let (silent, waiting): (Vec<&Node>, Vec<&Node>) = root_rotation::waiting_for(store).partition(|node| root_rotation::is_silent(node));
     let left_out: Vec<&Node> = root_rotation::left_out(store).collect();
     let mut warnings = Vec::new();
-    if in_progress && !waiting.is_empty() {
+    if !silent.is_empty() {
+        let who = names(silent);
+        warnings.push(format!("the root CA is being replaced, and an earlier skep does not say whether it has a certificate of the new one: install this version on {who}, or remove it (docker node rm --force)"));
+    }
+    if !waiting.is_empty() {
         warnings
             .push(format!("the root CA is being replaced: a certificate of the new one is still to come for {}", names(waiting)));
     }

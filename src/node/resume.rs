@@ -42,7 +42,7 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let manager = match membership.role {
+    let manager = match membership.current_role() {
         Role::Manager => prepare_manager(env, &membership).await,
         Role::Worker => None,
     };

@@ -3,7 +3,7 @@
 
 use super::current_membership::CurrentMembership;
 use super::environment::Environment;
-use super::keyring::{KeyOwner, NoLog};
+use super::keyring::KeyOwner;
 use crate::durable::ignore_missing;
 use crate::model::{NodeId, NodeView, Role};
 use crate::raft::{self, LogCipher, RaftConfig};
@@ -100,8 +100,11 @@ impl RoleFollower {
             Step::Promote(raft_id) => {
                 tracing::info!(raft_id, "this node becomes a manager");
                 let (dir, membership) = (self.env.state_dir.raft(), self.membership.clone());
-                let cipher: Arc<dyn LogCipher> = self.env.keyring.clone();
+                let keyring = self.env.keyring.clone();
+                let owner = KeyOwner { cluster: membership.get().cluster_id, node: self.me.clone() };
                 blocking(move || {
+                    keyring.begin(None, owner)?;
+                    let cipher: Arc<dyn LogCipher> = keyring;
                     // Of an earlier role of this node, which has ended.
                     remove_log(&dir)?;
                     raft::join(&RaftConfig { cipher, ..RaftConfig::new(&dir, raft_id) })?;
@@ -116,9 +119,7 @@ impl RoleFollower {
                 self.role.send_replace(Role::Worker);
                 let _ = self.store.wait_for(Option::is_none).await;
                 let (dir, membership) = (self.env.state_dir.raft(), self.membership.clone());
-                let owner = KeyOwner { cluster: membership.get().cluster_id, node: self.me.clone() };
-                // Workers are not locked. The log is about to be removed.
-                self.env.keyring.change(None, &owner, &self.env.certificates, &NoLog).await?;
+                self.env.keyring.end(&self.env.certificates).await?;
                 blocking(move || {
                     membership.change(|m| m.clone().with_role(Role::Worker, None))?;
                     remove_log(&dir)

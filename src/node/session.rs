@@ -1,14 +1,16 @@
 //! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
+use super::current_membership::CurrentMembership;
 use super::ledger_writer;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
+use super::removal::RemovalWatch;
 use super::state_dir::MembershipFile;
 use super::troubles::Troubles;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
 use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
-use crate::protocol::{FORMATS, ToManager};
+use crate::protocol::{FORMATS, ToManager, ToNode};
 use crate::rpc::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -44,10 +46,11 @@ pub(super) struct RunningSession {
 /// The ledger cannot be written.
 pub(super) fn start(
     context: &LoopContext,
-    membership: &MembershipFile,
+    current: &Arc<CurrentMembership>,
     identity: watch::Receiver<Arc<Identity>>,
     reports: LoopReports,
 ) -> anyhow::Result<RunningSession> {
+    let membership = &current.get();
     let LoopReports { applied, statuses, listens, loads, troubles, description } = reports;
     let env = &context.env;
     let (lowest_sender, lowest) = watch::channel(Revision::default());
@@ -70,6 +73,14 @@ pub(super) fn start(
     let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
+    let (reason, removed) = watch::channel(membership.removed.clone());
+    if let Some(why) = membership.removed.clone() {
+        // As it was before the daemon was started again: nothing of the swarm runs until the node leaves.
+        tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
+        context.supervisor.once("session", async move { drop(incoming_sender.send(ToNode::Removed(why)).await) });
+        return Ok(RunningSession { state, removed, outgoing });
+    }
+
     let presented = identity.clone();
     let mut config = SessionConfig::new(
         identity,
@@ -84,14 +95,27 @@ pub(super) fn start(
     let hello = Arc::new(hello(context, membership, description.clone(), presented));
     resend_hello(context, description, hello.clone(), outgoing.clone());
     let channels =
-        SessionChannels { incoming: incoming_sender, outgoing: outgoing_receiver, applied: lowest, state: state_sender };
-    let (reason, removed) = watch::channel(None);
-    let stop = context.stop();
+        SessionChannels { incoming: incoming_sender.clone(), outgoing: outgoing_receiver, applied: lowest, state: state_sender };
+    let asking = RemovalWatch::new(context, membership.node_id.clone(), config.identity.clone(), state.clone()).removed();
+    let (current, stop) = (current.clone(), context.stop());
     context.supervisor.once("session", async move {
-        if let SessionEnd::Removed(why) = keep_session(config, move || hello(), channels, stop).await {
-            tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
-            reason.send_replace(Some(why));
+        let why = tokio::select! {
+            end = keep_session(config, move || hello(), channels, stop) => match end {
+                SessionEnd::Removed(why) => why,
+                SessionEnd::Shutdown => return,
+            },
+            why = asking => {
+                let _ = incoming_sender.send(ToNode::Removed(why.clone())).await;
+                why
+            }
+        };
+        tracing::error!(why, "this node is no longer a member: run `skep leave --force` here, then join again");
+        let reason_on_disk = why.clone();
+        let stored = tokio::task::spawn_blocking(move || current.change(|m| m.clone().removed(Some(reason_on_disk)))).await;
+        if let Err(error) = stored.map_err(anyhow::Error::from).flatten() {
+            tracing::warn!(error = format!("{error:#}"), "it is not on the disk: a restart asks the managers again");
         }
+        reason.send_replace(Some(why));
     });
     Ok(RunningSession { state, removed, outgoing })
 }

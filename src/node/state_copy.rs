@@ -1,11 +1,12 @@
 //! This manager's copy of the state, or that in the data directory of a daemon that does not run.
 
 use super::daemon::Daemon;
+use super::keyring::Keyring;
 use super::lifecycle::MembershipState;
 use super::state_dir::{MembershipFile, StateDir};
 use crate::manager::replica;
 use crate::manager::state_copy::StateCopy;
-use crate::raft::{LogSummary, NoCipher};
+use crate::raft::LogSummary;
 use anyhow::Context as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 pub fn state_copy_in(data_dir: &Path) -> anyhow::Result<StateCopy> {
     let dir = StateDir::new(data_dir);
     let membership = MembershipFile::load(&dir)?.with_context(|| format!("{} has no membership", data_dir.display()))?;
-    let (store, log) = replica::replayed(&dir.raft(), &(Arc::new(NoCipher) as _))?;
+    let (store, log) = replica::replayed(&dir.raft(), &(Arc::new(Keyring::new(&dir)) as _))?;
     Ok(StateCopy::new(data_dir.display().to_string(), &membership.node_id, &store, &log))
 }
 

@@ -6,7 +6,7 @@
 //! | `node.json` | the membership | this file |
 //! | `left.json` | the membership that the node has left, until everything of it is taken down | this file |
 //! | `certificates/` | the node's identity | [`CertificateFiles`] |
-//! | `manager.key` | what encrypts the log and the certificate's key, itself encrypted; while the swarm locks its managers | `keyring` |
+//! | `manager.key` | what encrypts the log; while the swarm locks its managers also the certificate's key, and it is itself encrypted | `keyring` |
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
@@ -181,6 +181,9 @@ pub(super) struct MembershipFile {
     /// The host as its engine described it last: a session opens before the engine answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<NodeDescription>,
+    /// A manager's reason, once this node is known to be no member any more. It starts nothing of the swarm then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<String>,
 }
 
 impl MembershipFile {
@@ -202,6 +205,7 @@ impl MembershipFile {
             advertise_interface: addresses.advertise_interface.clone(),
             managers: Vec::new(),
             description: None,
+            removed: None,
         }
     }
 
@@ -224,6 +228,17 @@ impl MembershipFile {
     /// In another role.
     pub(super) fn with_role(mut self, role: Role, raft_id: Option<u64>) -> Self {
         (self.role, self.raft_id) = (role, raft_id);
+        self
+    }
+
+    /// The part of the manager's that runs: none on a node that was removed.
+    pub(super) fn current_role(&self) -> Role {
+        if self.removed.is_some() { Role::Worker } else { self.role }
+    }
+
+    /// Of a node that was removed for this reason, or of one that is a member.
+    pub(super) fn removed(mut self, why: Option<String>) -> Self {
+        self.removed = why;
         self
     }
 

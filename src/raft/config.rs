@@ -67,7 +67,7 @@ impl LogCipher for NoCipher {
     }
     fn open(&self, key: &str, _: &str, _: &[u8]) -> Result<Vec<u8>, String> {
         let _ = key;
-        Err("it is encrypted, because the swarm locks its managers: start skep on it and run `docker swarm unlock`".to_owned())
+        Err("it is encrypted, and its key is not here".to_owned())
     }
 }
 

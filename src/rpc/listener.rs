@@ -10,6 +10,7 @@ use super::join::{
 use super::limiter::{self, ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
 use super::managers::{ManagerServer, server as managers};
+use super::membership;
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
@@ -30,10 +31,20 @@ use tokio_util::sync::CancellationToken;
 /// What a listener is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListenerKind {
-    /// Faces the LAN: joins only.
+    /// Faces the LAN: joins, and questions of nodes that have lost their tunnel.
     Outer,
     /// Inside the mesh: sessions and renewals.
     Mesh,
+}
+
+impl ListenerKind {
+    /// The one protocol here for which a certificate may have expired.
+    fn lenient(self) -> &'static [u8] {
+        match self {
+            Self::Outer => tls::MEMBERSHIP,
+            Self::Mesh => tls::CERTIFICATE,
+        }
+    }
 }
 
 /// The manager's side of the protocol. One instance serves both listeners.
@@ -148,7 +159,7 @@ async fn connection(
     let tls = context.tls.current();
     let handshake = tokio::select! {
         () = shutdown.cancelled() => return,
-        done = tokio::time::timeout(context.limits.handshake, tls.accept(stream, kind == ListenerKind::Mesh)) => done,
+        done = tokio::time::timeout(context.limits.handshake, tls.accept(stream, kind.lenient())) => done,
     };
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
@@ -164,6 +175,11 @@ async fn connection(
     let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
         (Some(tls::JOIN), ListenerKind::Outer) => {
             let outcome = serve_join(context, stream, from, &shutdown).await;
+            drop(permit);
+            outcome
+        }
+        (Some(tls::MEMBERSHIP), ListenerKind::Outer) => {
+            let outcome = serve_membership(context, &tls.identity, stream).await;
             drop(permit);
             outcome
         }
@@ -287,6 +303,17 @@ async fn serve_renewal(
     let holder = CertificateHolder { name, validity, is_of_retired_root, from };
     let served = renewal::serve(stream, holder, context.certificates.as_ref(), &context.limits).await;
     served.with_context(|| format!("renewal of node {node} from {from}"))
+}
+
+/// Answers a node that asks whether it still is a member.
+async fn serve_membership(
+    context: &ConnectionContext,
+    identity: &Identity,
+    stream: TlsStream<TcpStream>,
+) -> anyhow::Result<()> {
+    let (name, _) = client(&stream, identity)?.context("a question about a membership without a certificate")?;
+    let served = membership::serve(stream, &name.node_id, context.join.as_ref(), &context.limits).await;
+    served.with_context(|| format!("the membership of node {}", name.node_id))
 }
 
 /// The node and the life that a client's certificate names; `None` if the client has shown none.

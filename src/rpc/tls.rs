@@ -31,6 +31,8 @@ pub const JOIN: &[u8] = b"skep-join/1";
 pub const SESSION: &[u8] = b"skep-session/1";
 /// ALPN of a renewal.
 pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
+/// ALPN of the question whether a node still is a member.
+pub const MEMBERSHIP: &[u8] = b"skep-membership/1";
 /// ALPN of a connection between managers.
 pub const MANAGER: &[u8] = b"skep-manager/1";
 /// ALPN of a connection for logs. The manager dials, and is the server of the handshake: what is accepted of a manager is the same
@@ -82,21 +84,28 @@ pub struct ServerConfigs {
     usual: Arc<ServerConfig>,
     /// For renewals alone: it names no other protocol, so nothing else can be spoken with an expired certificate.
     renewal: Arc<ServerConfig>,
+    /// For questions about memberships alone, in the same way.
+    membership: Arc<ServerConfig>,
 }
 
 impl ServerConfigs {
     fn new(identity: Arc<Identity>, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let usual = Arc::new(server_config(&identity, clock.clone())?);
-        let renewal = Arc::new(renewal_server_config(&identity, clock.clone())?);
-        Ok(Self { identity, usual, renewal })
+        let renewal = Arc::new(lenient_server_config(&identity, clock.clone(), CERTIFICATE)?);
+        let membership = Arc::new(lenient_server_config(&identity, clock.clone(), MEMBERSHIP)?);
+        Ok(Self { identity, usual, renewal, membership })
     }
 
-    /// The server's side of a handshake. With `renewals` a client that names [`CERTIFICATE`] may show a certificate that
-    /// has expired.
-    pub async fn accept(&self, stream: TcpStream, renewals: bool) -> std::io::Result<server::TlsStream<TcpStream>> {
+    /// The server's side of a handshake. A client that names this protocol, [`CERTIFICATE`] or [`MEMBERSHIP`], may show a certificate
+    /// that has expired.
+    pub async fn accept(&self, stream: TcpStream, lenient: &[u8]) -> std::io::Result<server::TlsStream<TcpStream>> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let renews = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == CERTIFICATE));
-        let config = if renewals && renews { &self.renewal } else { &self.usual };
+        let is_named = start.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == lenient));
+        let config = match lenient {
+            CERTIFICATE if is_named => &self.renewal,
+            MEMBERSHIP if is_named => &self.membership,
+            _ => &self.usual,
+        };
         start.into_stream(config.clone()).await
     }
 }
@@ -144,10 +153,10 @@ pub fn logs_client_config(identity: &Identity, clock: Arc<dyn Clock>, manager: N
     member_config(identity, clock, Some(manager), LOGS)
 }
 
-/// The server's side of renewals: every client has a certificate, which may have expired.
-fn renewal_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
+/// The server's side of a protocol in which every client has a certificate, which may have expired.
+fn lenient_server_config(identity: &Identity, clock: Arc<dyn Clock>, protocol: &[u8]) -> anyhow::Result<ServerConfig> {
     let verifier = Arc::new(ExpiredAllowed(renewal_verifier(identity)?.build()?));
-    server_config_with(identity, clock, verifier, vec![CERTIFICATE.to_vec()])
+    server_config_with(identity, clock, verifier, vec![protocol.to_vec()])
 }
 
 fn client_verifier(identity: &Identity) -> anyhow::Result<rustls::server::ClientCertVerifierBuilder> {
@@ -195,6 +204,11 @@ pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option
 /// As [`session_config`], for a renewal.
 pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
     member_config(identity, clock, dialed, CERTIFICATE)
+}
+
+/// As [`session_config`], for the question whether this node still is a member.
+pub fn membership_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: NodeId) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, Some(dialed), MEMBERSHIP)
 }
 
 /// As [`session_config`], for a connection between managers.

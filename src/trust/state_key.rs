@@ -1,9 +1,10 @@
-//! The key that a locked manager's files are encrypted with, and how it lies on the disk: wrapped with the swarm's unlock key and
-//! bound to its node. XChaCha20-Poly1305, whose nonces are long enough to be drawn at random for every row of a log. Pure:
+//! The key that a manager's files are encrypted with, and how it lies on the disk: where the swarm locks its managers, wrapped with the
+//! unlock key and bound to its node; elsewhere as it is. XChaCha20-Poly1305, whose nonces are long enough to be drawn at random for every row of a log. Pure:
 //! randomness is the caller's.
 
 use super::unlock_key::UnlockKey;
-use crate::model::{ClusterId, NodeId, Secret};
+use crate::model::secret::{self, Secret};
+use crate::model::{ClusterId, NodeId};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
@@ -37,6 +38,11 @@ impl StateKey {
         Self(Secret::new(rng.random()))
     }
 
+    fn of_bytes(bytes: &Secret<Vec<u8>>) -> Result<Self, StateKeyError> {
+        let key: [u8; 32] = bytes.expose().as_slice().try_into().map_err(|_| StateKeyError::Damaged)?;
+        Ok(Self(Secret::new(key)))
+    }
+
     /// Names the key in what is sealed with it; says nothing of the key.
     #[must_use]
     pub fn id(&self) -> String {
@@ -61,22 +67,58 @@ impl StateKey {
     }
 }
 
-/// A manager's keys, the newest first, wrapped with an unlock key. There are two while what is sealed with the second is sealed again.
+/// A manager's keys, the newest first, wrapped with an unlock key or as they are. There are two while what is sealed with the second is
+/// sealed again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct WrappedKeys {
-    /// Tells a wrong unlock key.
-    tag: String,
-    keys: Vec<WrappedKey>,
+pub struct StoredKeys {
+    /// Tells a wrong unlock key; `None`: the keys are not wrapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
+    keys: Vec<StoredKey>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct WrappedKey {
+struct StoredKey {
     id: String,
-    /// Base64 of nonce and ciphertext.
-    data: String,
+    /// Base64 of nonce and ciphertext, or of the key.
+    #[serde(serialize_with = "secret::expose")]
+    data: Secret<String>,
 }
 
-impl WrappedKeys {
+impl StoredKeys {
+    /// Of a swarm that does not lock its managers: who reads the file has the keys.
+    #[must_use]
+    pub fn bare(keys: &[&StateKey]) -> Self {
+        let bare = |key: &&StateKey| StoredKey { id: key.id(), data: STANDARD_NO_PAD.encode(key.0.expose()).into() };
+        Self { tag: None, keys: keys.iter().map(bare).collect() }
+    }
+
+    /// An unlock key is needed.
+    #[must_use]
+    pub fn is_wrapped(&self) -> bool {
+        self.tag.is_some()
+    }
+
+    /// Keys that are not wrapped, the newest first; never none.
+    ///
+    /// # Errors
+    /// [`StateKeyError`].
+    pub fn read(&self) -> Result<Vec<StateKey>, StateKeyError> {
+        if self.is_wrapped() {
+            return Err(StateKeyError::WrongKey);
+        }
+        self.each(|stored| {
+            let bytes = Secret::new(STANDARD_NO_PAD.decode(stored.data.expose()).map_err(|_| StateKeyError::Damaged)?);
+            let key = StateKey::of_bytes(&bytes)?;
+            if key.id() == stored.id { Ok(key) } else { Err(StateKeyError::Damaged) }
+        })
+    }
+
+    fn each(&self, open: impl Fn(&StoredKey) -> Result<StateKey, StateKeyError>) -> Result<Vec<StateKey>, StateKeyError> {
+        let keys = self.keys.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        if keys.is_empty() { Err(StateKeyError::Damaged) } else { Ok(keys) }
+    }
+
     /// Wraps the keys of a node. `rng` must be cryptographically secure.
     ///
     /// # Errors
@@ -90,9 +132,9 @@ impl WrappedKeys {
         let wrap = |key: &&StateKey| {
             let id = key.id();
             let sealed = seal(unlock.bytes(), &place(cluster, node, &id), key.0.expose(), rng.random())?;
-            Ok(WrappedKey { id, data: STANDARD_NO_PAD.encode(sealed) })
+            Ok(StoredKey { id, data: STANDARD_NO_PAD.encode(sealed).into() })
         };
-        Ok(Self { tag: unlock.tag(), keys: keys.iter().map(wrap).collect::<Result<_, _>>()? })
+        Ok(Self { tag: Some(unlock.tag()), keys: keys.iter().map(wrap).collect::<Result<_, _>>()? })
     }
 
     /// The keys of this node, the newest first; never none.
@@ -100,17 +142,13 @@ impl WrappedKeys {
     /// # Errors
     /// [`StateKeyError`].
     pub fn unwrap(&self, unlock: &UnlockKey, (cluster, node): (&ClusterId, &NodeId)) -> Result<Vec<StateKey>, StateKeyError> {
-        if self.tag != unlock.tag() {
+        if self.tag.as_ref() != Some(&unlock.tag()) {
             return Err(StateKeyError::WrongKey);
         }
-        let unwrap = |wrapped: &WrappedKey| {
-            let bytes = STANDARD_NO_PAD.decode(&wrapped.data).map_err(|_| StateKeyError::Damaged)?;
-            let bytes = open(unlock.bytes(), &place(cluster, node, &wrapped.id), &bytes)?;
-            let key: [u8; 32] = bytes.expose().as_slice().try_into().map_err(|_| StateKeyError::Damaged)?;
-            Ok(StateKey(Secret::new(key)))
-        };
-        let keys = self.keys.iter().map(unwrap).collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() { Err(StateKeyError::Damaged) } else { Ok(keys) }
+        self.each(|wrapped| {
+            let bytes = STANDARD_NO_PAD.decode(wrapped.data.expose()).map_err(|_| StateKeyError::Damaged)?;
+            StateKey::of_bytes(&open(unlock.bytes(), &place(cluster, node, &wrapped.id), &bytes)?)
+        })
     }
 }
 
@@ -144,24 +182,43 @@ mod tests {
         let (unlock, other) = (UnlockKey::draw(rng), UnlockKey::draw(rng));
         let keys = [StateKey::draw(rng), StateKey::draw(rng)];
         let (cluster, node) = (ClusterId::from("c1"), NodeId::from("n1"));
-        let wrapped = WrappedKeys::wrap(&unlock, (&cluster, &node), &[&keys[0], &keys[1]], rng).expect("wrapped");
+        let wrapped = StoredKeys::wrap(&unlock, (&cluster, &node), &[&keys[0], &keys[1]], rng).expect("wrapped");
         assert_eq!(wrapped.unwrap(&unlock, (&cluster, &node)), Ok(keys.to_vec()));
         assert_eq!(wrapped.unwrap(&other, (&cluster, &node)), Err(StateKeyError::WrongKey));
         // Of another node, of another cluster, without keys, with the ids exchanged.
         assert_eq!(wrapped.unwrap(&unlock, (&cluster, &"n2".into())), Err(StateKeyError::Damaged));
         assert_eq!(wrapped.unwrap(&unlock, (&"c2".into(), &node)), Err(StateKeyError::Damaged));
-        let none = WrappedKeys { keys: Vec::new(), ..wrapped.clone() };
+        let none = StoredKeys { keys: Vec::new(), ..wrapped.clone() };
         assert_eq!(none.unwrap(&unlock, (&cluster, &node)), Err(StateKeyError::Damaged));
         let mut exchanged = wrapped.clone();
         exchanged.keys[0].id.clone_from(&wrapped.keys[1].id);
         assert_eq!(exchanged.unwrap(&unlock, (&cluster, &node)), Err(StateKeyError::Damaged));
         let mut cut = wrapped.clone();
-        cut.keys[0].data.truncate(30);
+        cut.keys[0].data = cut.keys[0].data.expose()[..30].into();
         assert_eq!(cut.unwrap(&unlock, (&cluster, &node)), Err(StateKeyError::Damaged));
         let text = serde_json::to_string(&wrapped).expect("JSON");
         for secret in [keys[0].0.expose(), keys[1].0.expose(), unlock.bytes()] {
             assert!(!text.contains(&STANDARD_NO_PAD.encode(secret)[2..20]), "{text}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_not_wrapped_are_read_as_they_are_and_not_with_a_bit_changed() {
+        let rng = &mut StdRng::seed_from_u64(3);
+        let keys = [StateKey::draw(rng), StateKey::draw(rng)];
+        let bare = StoredKeys::bare(&[&keys[0], &keys[1]]);
+        let text = serde_json::to_string(&bare).expect("JSON");
+        assert!(!bare.is_wrapped() && !text.contains("tag"), "{text}");
+        assert_eq!(serde_json::from_str::<StoredKeys>(&text).expect("read").read(), Ok(keys.to_vec()));
+        assert!(!format!("{bare:?}").contains(&STANDARD_NO_PAD.encode(keys[0].0.expose())));
+        let mut exchanged = bare.clone();
+        exchanged.keys[0].id.clone_from(&bare.keys[1].id);
+        assert_eq!(exchanged.read(), Err(StateKeyError::Damaged));
+        let unlock = UnlockKey::draw(rng);
+        assert_eq!(bare.unwrap(&unlock, (&"c".into(), &"n".into())), Err(StateKeyError::WrongKey));
+        let wrapped = StoredKeys::wrap(&unlock, (&"c".into(), &"n".into()), &[&keys[0]], rng).expect("wrapped");
+        assert_eq!(wrapped.read(), Err(StateKeyError::WrongKey));
+        assert_eq!(StoredKeys::bare(&[]).read(), Err(StateKeyError::Damaged));
     }
 
     #[test]

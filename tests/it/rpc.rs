@@ -8,6 +8,7 @@ mod join;
 mod key_proof;
 mod logs;
 mod managers;
+mod membership;
 mod renewal;
 mod roles;
 mod root_ca;

@@ -2,7 +2,7 @@
 
 use super::tls;
 use crate::api::wire;
-use crate::manager::root_rotation::is_left_out;
+use crate::manager::root_rotation::{is_left_out, is_silent, is_waited_for};
 use crate::model::{Cluster, Node, NodeId, NodeState};
 use crate::trust::CaDigest;
 
@@ -68,9 +68,14 @@ fn tls_info(node: &Node, cluster: &Cluster) -> wire::TlsInfo {
 
 fn message(node: &Node, cluster: Option<&Cluster>) -> String {
     let message = &node.status.message;
-    if !cluster.is_some_and(|cluster| is_left_out(cluster, node)) {
-        return message.clone();
-    }
-    let text = "its certificate is of a root CA that was replaced, and is renewed when the node is back";
+    let text = match cluster {
+        Some(cluster) if is_left_out(cluster, node) => {
+            "its certificate is of a root CA that was replaced, and is renewed when the node is back"
+        }
+        Some(cluster) if is_waited_for(cluster, node) && is_silent(node) => {
+            "the change of the root CA waits for this node: its skep does not say who has issued its certificate, so upgrade or remove it"
+        }
+        _ => return message.clone(),
+    };
     if message.is_empty() { text.to_owned() } else { format!("{message}; {text}") }
 }

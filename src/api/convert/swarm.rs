@@ -42,7 +42,8 @@ pub fn info(membership: &Membership, store: Option<&Store>) -> wire::SwarmInfo {
     if let Membership::Pending { node_addr, remotes: hosts, error: reason } = membership {
         error.clone_from(reason);
         addr = *node_addr;
-        remotes = Some(hosts.iter().map(|h| wire::RemoteManager { node_id: String::new(), addr: h.clone() }).collect());
+        let named = hosts.iter().map(|h| wire::RemoteManager { node_id: String::new(), addr: h.clone() });
+        remotes = (!hosts.is_empty()).then(|| named.collect());
     }
     if let Membership::Locked { node_addr } = membership {
         LOCKED.clone_into(&mut error);

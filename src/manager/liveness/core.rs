@@ -5,7 +5,7 @@ use super::verdict::{LivenessSnapshot, NodeLiveness, Verdict};
 use crate::manager::session::{Effect, SessionId};
 use crate::manager::settings::ManagerSettings;
 use crate::model::{Node, NodeId, NodeState, Revision, Timestamp};
-use crate::protocol::{FORMATS, ToManager, ToNode, agree, formats_of_peer};
+use crate::protocol::{FORMATS, ToManager, ToNode, agree, formats_of_peer, removal_reason};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -301,7 +301,5 @@ impl Liveness {
 }
 
 fn removed(node: &NodeId) -> ToNode {
-    ToNode::Removed(format!(
-        "node {node} is not a member of the cluster (any more): it was removed, or never joined; leave and join again"
-    ))
+    ToNode::Removed(removal_reason(node))
 }

@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 /// Time after the deadline to tell the manager why the join failed.
@@ -55,6 +55,8 @@ pub struct JoinParts<'a> {
 pub struct JoinOptions {
     /// Time for the whole join.
     pub timeout: Duration,
+    /// Time for the manager to accept the connection.
+    pub connect: Duration,
     /// Time between reads of the tunnel's counters.
     pub proof_interval: Duration,
     /// The time that certificates are checked against.
@@ -64,7 +66,8 @@ pub struct JoinOptions {
 impl JoinOptions {
     /// The defaults: 15 s in all, counters read every 100 ms.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { timeout: Duration::from_secs(15), proof_interval: Duration::from_millis(100), clock }
+        let timeout = Duration::from_secs(15);
+        Self { timeout, connect: timeout, proof_interval: Duration::from_millis(100), clock }
     }
 }
 
@@ -236,7 +239,7 @@ impl JoinConnection {
         let begin = Instant::now();
         let deadline = begin + options.timeout;
         let broken = |why: String| JoinError::Broken { address: remote, why };
-        let stream = connect_tcp(remote, deadline, options.timeout).await?;
+        let stream = connect_tcp(remote, options.connect.min(options.timeout)).await?;
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().map_err(|e| broken(e.to_string()))?;
         let config = tls::join_config(token.digest(), options.clock.clone()).map_err(|e| broken(format!("{e:#}")))?;
@@ -381,11 +384,11 @@ impl JoinConnection {
 }
 
 /// Opens the TCP connection; the error tells what to check.
-async fn connect_tcp(remote: SocketAddr, deadline: Instant, timeout: Duration) -> Result<TcpStream, JoinError> {
-    let why = match timeout_at(deadline, TcpStream::connect(remote)).await {
+async fn connect_tcp(remote: SocketAddr, limit: Duration) -> Result<TcpStream, JoinError> {
+    let why = match timeout(limit, TcpStream::connect(remote)).await {
         Ok(Ok(stream)) => return Ok(stream),
         Ok(Err(error)) => connect_error::tcp(&error, remote),
-        Err(_) => connect_error::no_answer(timeout, remote),
+        Err(_) => connect_error::no_answer(limit, remote),
     };
     Err(JoinError::Unreachable { address: remote, why })
 }

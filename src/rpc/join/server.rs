@@ -6,6 +6,7 @@ use super::super::limits::ServerLimits;
 use super::super::proof::{Direction, JoinSide, UdpReachability};
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::{FormatRange, NodeId, Secret};
+use crate::protocol::MembershipAnswer;
 use crate::protocol::{
     FORMATS, FromJoiner, JoinRefused, JoinReply, JoinRequest, KEY_PROOF, KeyAnswer, NoCommonFormat, ToJoiner, agree, formats_in,
 };
@@ -36,6 +37,9 @@ pub trait JoinAuthority: Send + Sync {
     async fn received(&self, node: &NodeId) -> u64;
     /// Sends the node a packet through the tunnel, so that a blocked direction is detected. May do nothing.
     async fn send_probe(&self, _node: &NodeId) {}
+    /// Whether the cluster has this node, which has proved that it once was a member. Removed is only what this manager is sure of: no
+    /// join that it does not know yet is newer than its answer.
+    async fn membership(&self, node: &NodeId) -> MembershipAnswer;
     /// The join succeeded.
     async fn confirm(&self, node: &NodeId);
     /// The join failed: removes the node.

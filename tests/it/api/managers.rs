@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::node::ManagerStatus;
-use skep::model::{NodeState, Role};
+use skep::model::{NodeState, Role, Timestamp};
 use skep::store::{Action, StoreHandle};
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,20 @@ impl Swarm {
                 remotes: vec!["10.123.0.1:2377".to_owned()],
                 error: String::new(),
             },
+            "locked" => Membership::Locked { node_addr: Some("10.123.0.1".parse().unwrap()) },
+            "error" => Membership::Pending {
+                node_addr: Some("10.123.0.2".parse().unwrap()),
+                remotes: Vec::new(),
+                error: "this node was removed".to_owned(),
+            },
             _ => Membership::Manager(FakeNode::lab1()),
         });
+        let state = if state == "lost" {
+            *node.leaderless.lock().unwrap() = Some(Timestamp(1_700_000_000_000_000_000));
+            "3/1"
+        } else {
+            state
+        };
         let store = node.store.lock().unwrap().clone();
         if let (Some(store), Some((all, up))) = (&store, state.split_once('/')) {
             store.write(SystemClock.now(), objects(all.parse().unwrap(), up.parse().unwrap())).await.unwrap();

@@ -5,7 +5,7 @@ use super::assert_contains;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use skep::model::FormatRange;
-use skep::protocol::{FORMATS, FromJoiner, ToJoiner, ToManager, ToNode, formats_in, formats_of_peer};
+use skep::protocol::{FORMATS, FromJoiner, MembershipAnswer, ToJoiner, ToManager, ToNode, formats_in, formats_of_peer};
 
 const RECORDED: [(u32, &str); 4] = [
     (2, include_str!("messages-2.json")),
@@ -31,6 +31,10 @@ fn the_messages_of_each_format_are_read_and_written() {
         check::<ToNode>(format, &recorded, "ToNode");
         check::<FromJoiner>(format, &recorded, "FromJoiner");
         check::<ToJoiner>(format, &recorded, "ToJoiner");
+        // Its connection names its own format.
+        if format == FORMATS.newest {
+            assert_eq!(check::<MembershipAnswer>(format, &recorded, "MembershipAnswer").len(), 3);
+        }
         for message in check::<ToManager>(format, &recorded, "ToManager") {
             assert!(message.is_in(format), "{message:?}");
             assert!(format > FORMATS.oldest || message.is_in(FORMATS.oldest), "{message:?}");

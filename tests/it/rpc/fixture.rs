@@ -11,7 +11,7 @@ use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Availability, ClusterId, FormatRange, JoinTokens, NodeId, NodeView, Revision, Role, Secret, Timestamp};
 use skep::protocol::{
-    FORMATS, JoinRefused, JoinReply, JoinRequest, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode, agree,
+    FORMATS, JoinRefused, JoinReply, JoinRequest, MembershipAnswer, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode, agree,
     formats_of_peer,
 };
 use skep::rpc::{
@@ -133,6 +133,8 @@ pub struct Authority {
     pub change_reply: ReplyChange,
     /// Joiners of old formats are refused.
     pub requires_key_proof: bool,
+    /// What it answers a node that asks for its membership.
+    pub membership: MembershipAnswer,
 }
 
 #[async_trait]
@@ -177,6 +179,10 @@ impl JoinAuthority for Authority {
         if self.sends_probes && self.wire.to_joiner(148) {
             self.wire.to_manager(92);
         }
+    }
+    async fn membership(&self, node: &NodeId) -> MembershipAnswer {
+        self.journal.note(format!("asked by {node}"));
+        self.membership.clone()
     }
     async fn confirm(&self, _: &NodeId) {
         self.journal.note("confirm");
@@ -375,6 +381,7 @@ pub struct Setup {
     pub limits: ServerLimits,
     pub sends_probes: bool,
     pub requires_key_proof: bool,
+    pub membership: MembershipAnswer,
     pub change_reply: ReplyChange,
     pub address: SocketAddr,
     pub clock: Arc<dyn Clock>,
@@ -390,6 +397,7 @@ impl Setup {
             sends_probes: false,
             change_reply: |_| {},
             requires_key_proof: false,
+            membership: MembershipAnswer::Member,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             clock: Arc::new(SystemClock),
         }
@@ -405,6 +413,7 @@ impl Setup {
             sends_probes: self.sends_probes,
             change_reply: self.change_reply,
             requires_key_proof: self.requires_key_proof,
+            membership: self.membership,
         };
         let (identity, identities) = watch::channel(Arc::new(self.identity));
         let managers = Arc::new(OtherManagers::default());
@@ -464,7 +473,7 @@ impl ManagerServer for OtherManagers {
 }
 
 pub fn options(timeout: Duration) -> JoinOptions {
-    JoinOptions { timeout, proof_interval: Duration::from_millis(10), clock: Arc::new(SystemClock) }
+    JoinOptions { timeout, connect: timeout, proof_interval: Duration::from_millis(10), clock: Arc::new(SystemClock) }
 }
 
 pub fn side(manager: &Manager) -> FakeTunnel {
