@@ -5,8 +5,10 @@
 //! The path of a request: [`server`] accepts the connection, [`proxy`] reads the head and routes it, [`handlers`]
 //! answers swarm requests. [`body`] and [`schema`] decode what was posted and report errors in the real server's words,
 //! [`validate`] refuses what a cluster would refuse, [`convert`] and [`wire`] write the replies. [`engine_http`] is the
-//! client of the engine behind the API.
+//! client of the engine behind the API. [`access`] is the access point: one such API for the engines of all nodes. [`tls`] serves
+//! either over TCP.
 
+mod access;
 mod body;
 mod context;
 pub mod control;
@@ -22,7 +24,10 @@ mod proxy;
 mod query;
 mod schema;
 mod server;
+mod tls;
 mod validate;
 mod wire;
 
+pub use access::{AccessPoint, PlacementRules};
 pub use server::Api;
+pub use tls::{ApiTls, serve_tls};

@@ -112,6 +112,33 @@ pub async fn serve_connection(
     }
 }
 
+/// A connection of any kind.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
+
+/// A connection whose kind does not matter.
+pub type BoxedStream = Box<dyn ByteStream>;
+
+/// Sends one request on a connection. What is not read of the reply waits in the server: at most [`STREAM_BUFFER`] here.
+///
+/// # Errors
+/// The connection was lost. An error status is a reply, not an error.
+pub async fn exchange(
+    stream: impl ByteStream + 'static,
+    mut request: Request<axum::body::Body>,
+) -> anyhow::Result<ReplyStream> {
+    request.headers_mut().entry("host").or_insert(hyper::header::HeaderValue::from_static("localhost"));
+    let mut http = hyper::client::conn::http1::Builder::new();
+    let (mut sender, connection) = http.max_buf_size(STREAM_BUFFER).handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection).abort_handle();
+    let replied = sender.send_request(request).await;
+    if replied.is_err() {
+        connection.abort();
+    }
+    let (parts, body) = replied?.into_parts();
+    Ok(ReplyStream { status: parts.status, headers: parts.headers, body, connection })
+}
+
 /// Client of a server on a unix socket; opens a connection per request.
 #[derive(Clone, Debug)]
 pub struct UnixClient {
@@ -155,7 +182,7 @@ impl HttpReply {
 #[derive(Debug)]
 pub struct ReplyStream {
     pub status: StatusCode,
-    headers: hyper::HeaderMap,
+    pub headers: hyper::HeaderMap,
     body: Incoming,
     connection: tokio::task::AbortHandle,
 }
@@ -173,6 +200,19 @@ impl ReplyStream {
                 return Ok(Some(bytes));
             }
         }
+    }
+
+    /// The reply line by line.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn lines(self) -> anyhow::Result<ReplyLines> {
+        if self.status.is_success() {
+            return Ok(ReplyLines { reply: self, pending: Vec::new() });
+        }
+        let reply = self.whole().await?;
+        reply.ok()?;
+        anyhow::bail!("HTTP {}", reply.status.as_u16())
     }
 
     /// The whole reply, for a body that ends.
@@ -272,16 +312,7 @@ impl UnixClient {
         use anyhow::Context as _;
         let stream =
             UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
-        let mut http = hyper::client::conn::http1::Builder::new();
-        let (mut sender, connection) = http.max_buf_size(STREAM_BUFFER).handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection).abort_handle();
-        let request = Request::builder().method("GET").uri(target).header("Host", "localhost").body(Full::<Bytes>::default())?;
-        let replied = sender.send_request(request).await;
-        if replied.is_err() {
-            connection.abort();
-        }
-        let (parts, body) = replied?.into_parts();
-        Ok(ReplyStream { status: parts.status, headers: parts.headers, body, connection })
+        exchange(stream, Request::builder().method("GET").uri(target).body(axum::body::Body::empty())?).await
     }
 
     /// Sends a GET whose reply is lines of text without an end.
@@ -289,13 +320,7 @@ impl UnixClient {
     /// # Errors
     /// As [`UnixClient::request`], or the server refuses.
     pub async fn lines(&self, target: &str) -> anyhow::Result<ReplyLines> {
-        let reply = self.stream(target).await?;
-        if reply.status.is_success() {
-            return Ok(ReplyLines { reply, pending: Vec::new() });
-        }
-        let reply = reply.whole().await?;
-        reply.ok()?;
-        anyhow::bail!("HTTP {}", reply.status.as_u16())
+        self.stream(target).await?.lines().await
     }
 
     /// Sends a GET without a body.

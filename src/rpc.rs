@@ -3,6 +3,7 @@
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
 mod connect_error;
+mod engine_relay;
 mod failed_joins;
 pub mod frame;
 mod join;
@@ -18,6 +19,7 @@ pub mod search;
 mod session;
 mod tls;
 
+pub use engine_relay::EngineRelay;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};

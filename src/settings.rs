@@ -7,6 +7,7 @@ pub use validate::InvalidSetting;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub socket_group: String,
     /// File that lists the host's resolvers.
     pub resolv_conf: PathBuf,
+    pub api: ApiSettings,
+    pub access_point: AccessPointSettings,
     pub ports: PortSettings,
     pub ebpf: EbpfSettings,
     pub http: HttpSettings,
@@ -68,6 +71,70 @@ pub enum EbpfMode {
     Auto,
     /// The userspace datapath serves them.
     Off,
+}
+
+/// The Docker API over TCP, which is with mutual TLS or not at all.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiSettings {
+    /// As `tcp://ADDRESS:PORT`; empty: no TCP.
+    pub listen: String,
+    /// PEM file of the CAs whose clients are let in, of this API and of the access point.
+    pub tls_ca: PathBuf,
+    /// PEM file of the server's certificate, with its chain.
+    pub tls_certificate: PathBuf,
+    /// PEM file of the certificate's key.
+    pub tls_key: PathBuf,
+}
+
+/// One Docker API for the engines of all nodes, on managers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessPointSettings {
+    /// Serve it: its clients are as mighty as root on every node that does not refuse.
+    pub enabled: bool,
+    /// As `tcp://ADDRESS:PORT`, with the TLS files of [`ApiSettings`]; empty: no TCP.
+    pub listen: String,
+    /// Managers may use this node's Docker API. They can run any container on a node anyway.
+    pub relay: bool,
+    pub strategy: PlacementStrategy,
+    /// So much more than a node's CPUs and memory may be reserved, as a part of them.
+    pub overcommit: f64,
+}
+
+/// Which of the nodes that fit gets a container.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlacementStrategy {
+    /// The least reserved, then the one with the fewest containers.
+    #[default]
+    Spread,
+    /// The most reserved.
+    Binpack,
+    Random,
+}
+
+impl PlacementStrategy {
+    /// `spread`, `binpack` or `random`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spread => "spread",
+            Self::Binpack => "binpack",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl Default for AccessPointSettings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: String::new(),
+            relay: true,
+            strategy: PlacementStrategy::Spread,
+            overcommit: 0.05,
+        }
+    }
 }
 
 /// Bounds of the userspace datapath. One port gets half of each at most, so that no port can exhaust them.
@@ -262,6 +329,8 @@ impl Default for Settings {
             replace_engine_socket: true,
             socket_group: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
+            api: ApiSettings::default(),
+            access_point: AccessPointSettings::default(),
             ports: PortSettings::default(),
             ebpf: EbpfSettings::default(),
             http: HttpSettings::default(),
@@ -308,6 +377,15 @@ impl Settings {
         Ok(toml::from_str(text)?)
     }
 
+    /// The address of a setting `tcp://ADDRESS:PORT`.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn tcp_address(text: &str) -> anyhow::Result<SocketAddr> {
+        let address = text.strip_prefix("tcp://").context("it does not begin with tcp://")?;
+        address.parse().with_context(|| format!("{address} is not ADDRESS:PORT"))
+    }
+
     /// Path of the engine's socket.
     ///
     /// # Errors
@@ -323,6 +401,10 @@ impl Settings {
     /// Socket of the Docker API.
     pub fn docker_socket(&self) -> PathBuf {
         self.run_dir.join("docker.sock")
+    }
+    /// Socket of the access point.
+    pub fn access_point_socket(&self) -> PathBuf {
+        self.run_dir.join("cluster.sock")
     }
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")

@@ -1,5 +1,6 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
+use crate::http::BoxedStream;
 use crate::model::{
     AttachDenial, Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
 };
@@ -267,6 +268,11 @@ pub trait NodeControl: Send + Sync {
         requests: mpsc::Receiver<LogRequest>,
         logs: mpsc::Sender<(TaskId, TaskLog)>,
     ) -> Result<(), ControlError>;
+    /// A connection to the Docker API of a node, this one included, for one request.
+    ///
+    /// # Errors
+    /// This node is no manager; the node cannot be reached in time, or refuses.
+    async fn node_api(&self, node: &NodeId) -> Result<BoxedStream, ControlError>;
     /// Opens and seals the contents of secrets and configs.
     ///
     /// # Errors

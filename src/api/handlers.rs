@@ -22,4 +22,6 @@ mod system;
 mod task_containers;
 mod tasks;
 
-pub use router::router;
+pub use attach::{field, update};
+pub use request::{NOT_IN_SWARM, NOT_YET};
+pub use router::{read_body, router};

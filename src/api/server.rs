@@ -1,5 +1,6 @@
 //! Accepts connections on the API's socket. What a connection carries is [`proxy`]'s business.
 
+use super::access::{AccessPoint, PlacementRules};
 use super::context::ApiContext;
 use super::control::NodeControl;
 use super::encoded::EncodedServices;
@@ -7,7 +8,9 @@ use super::engine_http::EngineHttp;
 use super::events::EventFeed;
 use super::{handlers, proxy};
 use crate::clock::Clock;
+use crate::http::BoxedStream;
 use axum::Router;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,17 @@ impl Api {
         let services = EncodedServices::default();
         let context = Arc::new(ApiContext { control, engine, events, log_slots, services, clock });
         Self { router: handlers::router(context.clone()), context }
+    }
+
+    /// The access point of this node, which shares what this API knows of it.
+    pub fn access_point(&self, rules: PlacementRules) -> AccessPoint {
+        AccessPoint::new(self.context.clone(), rules)
+    }
+
+    /// Serves a connection of any kind until it is closed.
+    pub fn connection(&self) -> impl Fn(BoxedStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static {
+        let (context, router) = (self.context.clone(), self.router.clone());
+        move |stream| proxy::serve_connection(context.clone(), router.clone(), stream).boxed()
     }
 
     /// Serves until shut down. Open connections are cut then, the passed-through ones too.

@@ -10,6 +10,7 @@ use crate::api::control::{
     SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
+use crate::http::BoxedStream;
 use crate::model::view::NetworkPart;
 use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
@@ -184,6 +185,15 @@ impl NodeControl for DaemonControl {
             _ => return Err(no_manager()),
         };
         logs_of.read(&store, node, requests, logs).await.map_err(|e| ControlError::unavailable(format!("{e:#}")))
+    }
+
+    async fn node_api(&self, node: &NodeId) -> Result<BoxedStream, ControlError> {
+        let no_manager = || ControlError::unavailable("this node is not a manager");
+        let (links, store) = match self.0.lifecycle.state() {
+            MembershipState::Active(member) => (member.logs.clone(), member.store().ok_or_else(no_manager)?.read()),
+            _ => return Err(no_manager()),
+        };
+        links.node_api(&store, node).await.map_err(|e| ControlError::unavailable(format!("{e:#}")))
     }
 
     fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {

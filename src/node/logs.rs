@@ -4,9 +4,10 @@
 use super::loops::LoopContext;
 use super::state_dir::MembershipFile;
 use crate::datapath::Sockets as _;
+use crate::http::BoxedStream;
 use crate::model::mesh::{LOGS_PORT, node_address};
 use crate::model::{LogPiece, LogRequest, NodeId, TaskId, TaskLog};
-use crate::rpc::{LogLink, LogReader, LogService, ManagerAt, read_here};
+use crate::rpc::{EngineRelay, LogLink, LogReader, LogService, ManagerAt, read_here};
 use crate::runtime::Engine;
 use crate::store::Store;
 use crate::trust::Identity;
@@ -14,9 +15,10 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +34,8 @@ pub(super) struct TaskLogs {
     me: NodeId,
     reader: Arc<EngineLogs>,
     link: LogLink,
+    /// This node's Docker API, unless this node refuses that managers use it.
+    api: Option<PathBuf>,
     stop: CancellationToken,
 }
 
@@ -42,11 +46,13 @@ impl TaskLogs {
         let reader = Arc::new(EngineLogs { engine: env.engine.clone(), slots: Arc::new(Semaphore::new(ENGINE_STREAMS)) });
         let (clock, sockets) = (env.clock.clone(), context.mesh.clone());
         let link = LogLink { identity: identity.clone(), clock, sockets, source: address, connect: CONNECT };
-        let logs = Self { me: context.me.clone(), reader, link, stop: context.stop() };
+        let api = env.settings.access_point.relay.then(|| env.settings.docker_socket());
+        let logs = Self { me: context.me.clone(), reader, link, api: api.clone(), stop: context.stop() };
         let (context, link, reader) = (context.clone(), logs.link.clone(), logs.reader.clone());
         context.supervisor.clone().keep("logs", move || {
             let LogLink { identity, clock, .. } = link.clone();
-            let service = LogService { identity, clock, manager_at: manager_at(&context), reader: reader.clone() };
+            let relay = api.clone().map(EngineRelay::new);
+            let service = LogService { identity, clock, manager_at: manager_at(&context), reader: reader.clone(), relay };
             serve(service, context.clone(), SocketAddr::new(address, LOGS_PORT), context.stop())
         });
         logs
@@ -69,6 +75,17 @@ impl TaskLogs {
             self.link.read(node, SocketAddr::new(IpAddr::V6(node_address(subnet)), LOGS_PORT), requests, logs).await
         };
         self.stop.run_until_cancelled(read).await.context("this node stops")?
+    }
+
+    /// A connection to a node's Docker API, see [`crate::api::control::NodeControl::node_api`].
+    pub(super) async fn node_api(&self, store: &Store, node: &NodeId) -> anyhow::Result<BoxedStream> {
+        if *node == self.me {
+            let socket = self.api.as_ref().context("it refuses (access_point.relay is false in its settings)")?;
+            return Ok(Box::new(UnixStream::connect(socket).await.context("its socket cannot be used")?));
+        }
+        let subnet = store.node(node).context("it is no member any more")?.mesh.subnet;
+        let stream = self.link.engine(node, SocketAddr::new(IpAddr::V6(node_address(subnet)), LOGS_PORT)).await?;
+        Ok(Box::new(stream))
     }
 }
 

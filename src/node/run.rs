@@ -11,20 +11,24 @@ use super::links::{CurrentLinks, CurrentSandboxes};
 use super::resume::resume;
 use super::state_dir::StateDir;
 use super::supervisor::Blockers;
-use crate::api::Api;
+use crate::api::{Api, ApiTls, PlacementRules, serve_tls};
 use crate::backoff::Backoff;
 use crate::clock::SystemClock;
+use crate::datapath::Sockets as _;
+use crate::datapath::sockets::HereSockets;
+use crate::durable::ignore_missing;
 use crate::http;
 use crate::overlay::MtuChannels;
 use crate::overlay::driver::attachments::Attachments;
 use crate::overlay::driver::{self, Driver};
 use crate::runtime::DockerEngine;
-use crate::settings::Settings;
+use crate::settings::{AccessPointSettings, Settings};
 use anyhow::Context as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -135,8 +139,35 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
     if !settings.socket_group.is_empty() {
         http::give_to_group(&settings.docker_socket(), &settings.socket_group)?;
     }
+    let tls = || ApiTls::read(&settings.api.tls_ca, &settings.api.tls_certificate, &settings.api.tls_key);
+    if !settings.api.listen.is_empty() {
+        let (listener, connection) = (listen_tcp(&settings.api.listen)?, api.connection());
+        servers.spawn(serve_tls(listener, tls()?, connection, shutdown.clone()));
+    }
+    if settings.access_point.enabled {
+        let AccessPointSettings { strategy, overcommit, ref listen, .. } = settings.access_point;
+        let access_point = api.access_point(PlacementRules { strategy, overcommit });
+        if !listen.is_empty() {
+            servers.spawn(serve_tls(listen_tcp(listen)?, tls()?, access_point.connection(), shutdown.clone()));
+        }
+        let path = settings.access_point_socket();
+        let socket = http::bind_unix(&path)?;
+        if !settings.socket_group.is_empty() {
+            http::give_to_group(&path, &settings.socket_group)?;
+        }
+        servers.spawn(access_point.watch(shutdown.clone()));
+        servers.spawn(access_point.serve(socket, shutdown.clone()));
+    } else {
+        // Of an earlier run.
+        ignore_missing(std::fs::remove_file(settings.access_point_socket()))?;
+    }
     servers.spawn(api.serve(socket, shutdown.clone()));
     Ok(())
+}
+
+fn listen_tcp(setting: &str) -> anyhow::Result<TcpListener> {
+    let listener = HereSockets.listen(Settings::tcp_address(setting)?).with_context(|| format!("cannot listen on {setting}"))?;
+    Ok(TcpListener::from_std(listener)?)
 }
 
 /// Starts the membership on disk, and names what prevents that. Returns whether it runs, or there is none.

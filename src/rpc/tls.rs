@@ -38,6 +38,8 @@ pub const MANAGER: &[u8] = b"skep-manager/1";
 /// ALPN of a connection for logs. The manager dials, and is the server of the handshake: what is accepted of a manager is the same
 /// in every direction.
 pub const LOGS: &[u8] = b"skep-logs/1";
+/// ALPN of a relay of a node's Docker API. As [`LOGS`]: the manager dials, and is the server of the handshake.
+pub const ENGINE: &[u8] = b"skep-engine/1";
 /// The server name that clients send. It is not checked: a server proves itself by its CA, its role and its node id.
 const SERVER_NAME: &str = "swarm-manager";
 
@@ -148,9 +150,16 @@ pub fn logs_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow:
     server_config_with(identity, clock, client_verifier(identity)?.build()?, vec![LOGS.to_vec()])
 }
 
-/// The side of a node that a manager asks for logs.
+/// As [`logs_server_config`], for a relay of the node's Docker API.
+pub fn engine_server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
+    server_config_with(identity, clock, client_verifier(identity)?.build()?, vec![ENGINE.to_vec()])
+}
+
+/// The side of a node that a manager asks for logs or for its Docker API: the manager chooses.
 pub fn logs_client_config(identity: &Identity, clock: Arc<dyn Clock>, manager: NodeId) -> anyhow::Result<ClientConfig> {
-    member_config(identity, clock, Some(manager), LOGS)
+    let mut config = member_config(identity, clock, Some(manager), LOGS)?;
+    config.alpn_protocols.push(ENGINE.to_vec());
+    Ok(config)
 }
 
 /// The server's side of a protocol in which every client has a certificate, which may have expired.

@@ -42,6 +42,7 @@ impl Settings {
             let advice = "set another port than http.port, or 0 for none: one of them is with TLS".to_owned();
             return Err(invalid("http.tls_port", self.http.tls_port.to_string(), advice));
         }
+        self.tcp()?;
         self.bounds()?;
         let timeouts = &self.timeouts;
         if timeouts.node_down_ms <= timeouts.heartbeat_ms {
@@ -85,6 +86,35 @@ impl Settings {
                 Err(invalid("engine", format!("{:?}", self.engine), advice))
             }
         }
+    }
+
+    /// The API over TCP: an address, and the files without which there is no TCP.
+    fn tcp(&self) -> Result<(), InvalidSetting> {
+        let (api, access_point) = (&self.api, &self.access_point);
+        let listens: [(&'static str, &str); 2] = [("api.listen", &api.listen), ("access_point.listen", &access_point.listen)];
+        let files: [(&'static str, &Path); 3] =
+            [("api.tls_ca", &api.tls_ca), ("api.tls_certificate", &api.tls_certificate), ("api.tls_key", &api.tls_key)];
+        for (key, value) in listens.into_iter().filter(|(_, value)| !value.is_empty()) {
+            if let Err(error) = Self::tcp_address(value) {
+                let advice = format!("set tcp://ADDRESS:PORT, as tcp://0.0.0.0:2376, or \"\" for none: {error:#}");
+                return Err(invalid(key, format!("{value:?}"), advice));
+            }
+            if let Some((key, path)) = files.into_iter().find(|(_, path)| !path.is_absolute()) {
+                let advice = format!(
+                    "set the absolute path of a PEM file: the Docker API is served over TCP with mutual TLS only, and {value} is to listen"
+                );
+                return Err(invalid(key, format!("{:?}", path.display().to_string()), advice));
+            }
+        }
+        if !access_point.listen.is_empty() && !access_point.enabled {
+            let advice = "set access_point.enabled to true, or remove the key".to_owned();
+            return Err(invalid("access_point.listen", format!("{:?}", access_point.listen), advice));
+        }
+        if !(0.0..=100.0).contains(&access_point.overcommit) {
+            let advice = "set 0 to 100: 0.05 lets 5 % more be reserved than a node has".to_owned();
+            return Err(invalid("access_point.overcommit", access_point.overcommit.to_string(), advice));
+        }
+        Ok(())
     }
 
     /// Bounds and intervals: the smallest and the largest value with which the daemon is of use.
@@ -170,6 +200,23 @@ mod tests {
             ("engine = \"unix://docker.sock\"", "engine", "\"unix://docker.sock\"", "unix:///var/run/docker.sock"),
             ("path_mtu = 1359", "path_mtu", "1359", "1360 to 65535"),
             ("path_mtu = 65536", "path_mtu", "65536", "1360 to 65535"),
+            ("[api]\nlisten = \"unix:///x\"", "api.listen", "\"unix:///x\"", "tcp://0.0.0.0:2376"),
+            ("[api]\nlisten = \"tcp://nohost:2376\"", "api.listen", "\"tcp://nohost:2376\"", "ADDRESS:PORT"),
+            ("[api]\nlisten = \"tcp://0.0.0.0:2376\"", "api.tls_ca", "\"\"", "mutual TLS only"),
+            (
+                "[api]\nlisten = \"tcp://0.0.0.0:2376\"\ntls_ca = \"/c\"\ntls_certificate = \"/c\"",
+                "api.tls_key",
+                "\"\"",
+                "mutual TLS only",
+            ),
+            ("[access_point]\nenabled = true\nlisten = \"tcp://[::]:3376\"", "api.tls_ca", "\"\"", "mutual TLS only"),
+            (
+                "[access_point]\nlisten = \"tcp://[::]:3376\"\n[api]\ntls_ca = \"/c\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"",
+                "access_point.listen",
+                "\"tcp://[::]:3376\"",
+                "access_point.enabled",
+            ),
+            ("[access_point]\novercommit = -1.0", "access_point.overcommit", "-1", "0 to 100"),
             ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 to"),
             ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 to"),
             ("[ports]\nudp_idle_ms = 0", "ports.udp_idle_ms", "0", "1 to"),

@@ -3,6 +3,7 @@
 
 pub mod kit;
 
+mod access;
 mod autoscale;
 mod bad_input;
 mod certificates;

@@ -116,7 +116,7 @@ fn check_version(requested: Option<ApiVersion>, identity: &EngineIdentity) -> Op
 ///
 /// # Errors
 /// 413 above [`MAX_BODY`], 400 if the body ends early.
-async fn read_body(mut body: Body) -> Result<Bytes> {
+pub async fn read_body(mut body: Body) -> Result<Bytes> {
     let mut read = BytesMut::new();
     let mut received = 0_usize;
     while let Some(frame) = body.frame().await {

@@ -111,6 +111,14 @@ impl RequestHead {
         out
     }
 
+    /// As [`Self::for_engine`], with another target.
+    pub fn for_engine_at(&self, read: &[u8], target: &str) -> Vec<u8> {
+        let sent = self.for_engine(read);
+        let start = self.method.len() + 1;
+        let rest = sent.get(start + self.target.len()..).unwrap_or_default();
+        [&sent[..start.min(sent.len())], target.as_bytes(), rest].concat()
+    }
+
     /// What the handlers are sent for `read`, which begins with this head: characters that a URI has only percent-encoded
     /// are encoded now. Clients send them as they are (JSON in the query), and Go's server takes them.
     ///
@@ -158,6 +166,16 @@ mod tests {
             String::from_utf8(head.for_engine(sent)).unwrap(),
             "POST /v1.50/build HTTP/1.1\r\nConnection: close\r\nHost: docker\r\nContent-Length: 2\r\n\r\nhi"
         );
+    }
+
+    #[test]
+    fn another_target_takes_the_place_of_the_one_that_was_sent() {
+        for more in ["", "Connection: Upgrade\r\nUpgrade: tcp\r\n"] {
+            let sent = format!("POST /v1.50/exec/e1/start HTTP/1.1\r\n{more}Content-Length: 2\r\n\r\n{{}}");
+            let forwarded = parse(sent.as_bytes()).unwrap().unwrap().for_engine_at(sent.as_bytes(), "/v1.41/exec/e2/start");
+            let text = String::from_utf8(forwarded).unwrap();
+            assert!(text.starts_with("POST /v1.41/exec/e2/start HTTP/1.1\r\n") && text.ends_with("\r\n\r\n{}"), "{text}");
+        }
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub struct LogLink {
     pub connect: Duration,
 }
 
+/// Makes the TLS configuration of a manager's side.
+type TlsFor = fn(&Identity, Arc<dyn Clock>) -> anyhow::Result<rustls::ServerConfig>;
+
 /// Longest reason of an end that is passed on, in characters.
 const REASON: usize = 1024;
 
@@ -80,8 +83,7 @@ impl LogLink {
         requests: mpsc::Receiver<LogRequest>,
         logs: mpsc::Sender<(TaskId, TaskLog)>,
     ) -> anyhow::Result<()> {
-        let dialed = tokio::time::timeout(self.connect, self.dial(node, address));
-        let stream = dialed.await.context("no connection in time")??;
+        let stream = self.dial(node, address, tls::logs_server_config).await?;
         let (read, write) = tokio::io::split(stream);
         let mut reader = FrameReader::new(read, MAX_FRAME, SILENCE);
         let writer = FrameWriter::new(write, MAX_FRAME, SILENCE);
@@ -112,12 +114,21 @@ impl LogLink {
         }
     }
 
-    async fn dial(&self, node: &NodeId, address: SocketAddr) -> anyhow::Result<TlsStream<TcpStream>> {
+    /// A connection to a node for what the configuration names.
+    ///
+    /// # Errors
+    /// The node cannot be reached in time, is another one, or does not know what it is asked for.
+    pub(in crate::rpc) async fn dial(&self, node: &NodeId, address: SocketAddr, config: TlsFor) -> anyhow::Result<TlsStream<TcpStream>> {
+        let dialed = tokio::time::timeout(self.connect, self.handshake(node, address, config));
+        dialed.await.context("no connection in time")?
+    }
+
+    async fn handshake(&self, node: &NodeId, address: SocketAddr, config: TlsFor) -> anyhow::Result<TlsStream<TcpStream>> {
         let socket = self.sockets.stream(SocketAddr::new(self.source, 0)).context("no socket in the mesh")?;
         let stream = socket.connect(address).await.context("cannot connect")?;
         let _ = stream.set_nodelay(true);
         let identity = self.identity.borrow().clone();
-        let config = Arc::new(tls::logs_server_config(&identity, self.clock.clone())?);
+        let config = Arc::new(config(&identity, self.clock.clone())?);
         let stream = TlsAcceptor::from(config).accept(stream).await.context("TLS failed")?;
         let name = tls::client_name(stream.get_ref().1.peer_certificates(), &identity)?.context("it shows no certificate")?;
         ensure!(name.node_id == *node, "it is node {}", name.node_id);

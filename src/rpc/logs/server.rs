@@ -1,6 +1,7 @@
 //! The node's side: accepts managers and reads for them. A connection takes nothing from anything else of the node: it is a
 //! spawned task, whose engine connections end with it.
 
+use super::super::engine_relay::{self, EngineRelay};
 use super::super::frame::{FrameReader, FrameWriter};
 use super::super::session::explain;
 use super::super::tls;
@@ -15,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +38,8 @@ pub struct LogService {
     pub clock: Arc<dyn Clock>,
     pub manager_at: ManagerAt,
     pub reader: Arc<dyn LogReader>,
+    /// The node's Docker API for managers; `None` if this node refuses that.
+    pub relay: Option<EngineRelay>,
 }
 
 impl LogService {
@@ -63,8 +66,7 @@ impl LogService {
             };
             let (service, stop) = (service.clone(), stop.clone());
             connections.spawn(async move {
-                let _slot = slot;
-                let served = stop.run_until_cancelled(service.connection(stream, from, &manager)).await;
+                let served = stop.run_until_cancelled(service.connection(stream, from, &manager, slot)).await;
                 if let Some(Err(error)) = served {
                     tracing::debug!(%manager, error = format!("{error:#}"), "a connection for logs has ended");
                 }
@@ -74,13 +76,26 @@ impl LogService {
         connections.wait().await;
     }
 
-    async fn connection(&self, stream: TcpStream, from: SocketAddr, manager: &NodeId) -> anyhow::Result<()> {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        manager: &NodeId,
+        slot: OwnedSemaphorePermit,
+    ) -> anyhow::Result<()> {
         let _ = stream.set_nodelay(true);
         let identity = self.identity.borrow().clone();
         let config = Arc::new(tls::logs_client_config(&identity, self.clock.clone(), manager.clone())?);
         let handshake = TlsConnector::from(config).connect(tls::server_name()?, stream);
         let stream = tokio::time::timeout(HANDSHAKE, handshake).await.context("no TLS handshake in time")?;
-        let (read, write) = tokio::io::split(stream.map_err(|e| explain(e, &identity, self.clock.now()))?);
+        let stream = stream.map_err(|e| explain(e, &identity, self.clock.now()))?;
+        if stream.get_ref().1.alpn_protocol() == Some(tls::ENGINE) {
+            // Relays have slots of their own.
+            drop(slot);
+            let allowed = || (self.manager_at)(from.ip()).as_ref() == Some(manager) && self.clock.now() < identity.validity().end();
+            return engine_relay::serve(self.relay.as_ref(), stream, allowed).await;
+        }
+        let (read, write) = tokio::io::split(stream);
         let (mut reader, mut writer) =
             (FrameReader::new(read, MAX_FRAME, SILENCE), FrameWriter::new(write, MAX_FRAME, Duration::MAX));
         let (requests, requested) = mpsc::channel(QUEUE);

@@ -194,6 +194,9 @@ impl NodeControl for FakeNode {
         skep::rpc::read_here(reader, requests, logs).await;
         Ok(())
     }
+    async fn node_api(&self, _: &NodeId) -> Result<skep::http::BoxedStream, ControlError> {
+        Err(ControlError::unavailable("connection refused"))
+    }
     fn vault(&self) -> Result<Arc<PayloadVault>, ControlError> {
         Ok(Arc::new(Self::payload_vault()))
     }

@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("durable", ""),
     ("backoff", ""),
     ("sync", ""),
+    ("splice", ""),
     ("http", ""),
     ("settings", ""),
     ("telemetry", ""),
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("agent", "runtime"),
     ("manager", "store raft trust protocol"),
     ("rpc", "trust protocol datapath"),
-    ("api", "store raft http trust manager"),
+    ("api", "store raft http trust manager settings"),
     ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
     ("dashboard", "status ingress http"),
@@ -38,7 +39,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("main", "*"),
 ];
 /// Services that know nothing of anybody: every room but the pure ones may use them.
-const EVERYONE: &str = "clock durable backoff sync";
+const EVERYONE: &str = "clock durable backoff splice sync";
 /// Rooms that are nothing but data and arithmetic.
 const PURE: &str = "model store";
 /// Where an outside crate may be named.
@@ -68,12 +69,13 @@ const HOMES: &[(&str, &str)] = &[
     ("httparse", "api"),
     ("rcgen", "trust"),
     ("x509_parser", "trust"),
-    ("rustls", "trust rpc ingress"),
+    // The Docker API over TCP is with TLS (`api/tls.rs`).
+    ("rustls", "trust rpc ingress api"),
     ("pingora", "ingress"),
     ("arc_swap", "ingress"),
     ("parking_lot", "ingress"),
     ("bcrypt", "ingress"),
-    ("tokio_rustls", "rpc"),
+    ("tokio_rustls", "rpc api"),
     // `skep tunnel` and `skep http serve` are programs of their own inside the binary: their arguments stand beside them.
     ("clap", "cli main datapath ingress"),
     ("toml", "settings"),

@@ -1,5 +1,5 @@
 //! Connections for logs: lines arrive whole and in order, only a manager gets in, a slow reader holds the node back, and what a
-//! reader leaves is closed.
+//! reader leaves is closed. Relays of a node's Docker API come by the same port.
 
 use super::fixture::{Trust, eventually};
 use async_trait::async_trait;
@@ -8,13 +8,15 @@ use futures_util::stream::{BoxStream, StreamExt as _};
 use skep::clock::SystemClock;
 use skep::datapath::{Sockets as _, sockets::HereSockets};
 use skep::model::{LogOptions, LogPiece, LogRequest, LogStream, NodeId, Role, TaskId, TaskLog};
-use skep::rpc::{LogLink, LogReader, LogService};
+use skep::rpc::{EngineRelay, LogLink, LogReader, LogService};
 use skep::trust::Identity;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -65,6 +67,11 @@ struct Node {
 
 /// A node that takes the node with this id for the manager at 127.0.0.1.
 fn node(trust: &Trust, manager: &NodeId) -> Node {
+    node_with(trust, manager, None)
+}
+
+/// As [`node`], with its Docker API for managers.
+fn node_with(trust: &Trust, manager: &NodeId, relay: Option<EngineRelay>) -> Node {
     let identity = Arc::new(trust.identity(Role::Worker));
     let (reader, stop) = (Arc::<Reader>::default(), CancellationToken::new());
     let manager = Arc::new(Mutex::new(Some(manager.clone())));
@@ -74,6 +81,7 @@ fn node(trust: &Trust, manager: &NodeId) -> Node {
         clock: Arc::new(SystemClock),
         manager_at: Arc::new(move |_| known.lock().unwrap().clone()),
         reader: reader.clone(),
+        relay,
     };
     let listener = HereSockets.listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -180,4 +188,64 @@ async fn a_reader_that_takes_nothing_holds_the_node_back_and_leaves_nothing_open
     drop(logs);
     reading.await.expect("ends").expect("without an error");
     eventually("no stream stays, the quiet one neither", || node.reader.open.load(SeqCst) == 0).await;
+}
+
+/// A Docker API that answers what it was sent, in capitals, once the client has ended its side.
+fn docker_api(name: &str) -> (EngineRelay, PathBuf) {
+    let path = std::env::temp_dir().join(format!("skep-relay-{}-{name}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut sent = String::new();
+                let _ = stream.read_to_string(&mut sent).await;
+                let _ = stream.write_all(sent.to_uppercase().as_bytes()).await;
+            });
+        }
+    });
+    (EngineRelay::new(path.clone()), path)
+}
+
+#[tokio::test]
+async fn a_manager_is_joined_with_the_nodes_docker_api_in_both_directions_until_it_is_a_manager_no_more() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let (relay, path) = docker_api("both");
+    let node = node_with(&trust, manager.node_id(), Some(relay));
+    let mut stream = link(&manager).engine(&node.id, node.address).await.expect("joined");
+    stream.write_all(b"half-closed").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read to the end");
+    assert_eq!(answer, "HALF-CLOSED");
+
+    let mut open = link(&manager).engine(&node.id, node.address).await.expect("joined");
+    *node.manager.lock().unwrap() = None;
+    let ended = tokio::time::timeout(Duration::from_secs(5), open.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "what was a manager's is cut off");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn a_relay_is_for_managers_of_the_view_only_and_a_node_may_refuse_it() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let (relay, path) = docker_api("refused");
+    let node = node_with(&trust, manager.node_id(), Some(relay));
+    for (who, identity) in [
+        ("a worker", trust.identity(Role::Worker)),
+        ("another manager, at this one's address", trust.identity(Role::Manager)),
+        ("another cluster's manager", Trust::new().identity(Role::Manager)),
+    ] {
+        assert!(link(&identity).engine(&node.id, node.address).await.is_err(), "{who}");
+    }
+    link(&manager).engine(&node.id, node.address).await.expect("the manager");
+    *node.manager.lock().unwrap() = None;
+    assert!(link(&manager).engine(&node.id, node.address).await.is_err(), "no manager has that address");
+
+    let refusing = self::node(&trust, manager.node_id());
+    let error = link(&manager).engine(&refusing.id, refusing.address).await.err().expect("refused");
+    assert!(format!("{error:#}").contains("access_point.relay is false"), "{error:#}");
+    std::fs::remove_file(path).unwrap();
 }

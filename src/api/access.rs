@@ -1,0 +1,25 @@
+//! The access point: one Docker API for the engines of all nodes, on managers, as the stand-alone Swarm had. Names are
+//! `node/name`. [`route`] says what a request is about: one node ([`relay`] joins client and node, byte by byte), or several
+//! ([`handlers`] asks them at the same time and merges). Every node is asked through [`nodes`]: its own API, by
+//! [`super::control::NodeControl::node_api`]. [`planner`] chooses the node of a new container and is pure, as [`merge`] is;
+//! [`reschedule`] runs containers again whose node is lost.
+
+mod context;
+mod create;
+mod everywhere;
+mod events;
+mod handlers;
+mod info;
+mod locate;
+mod merge;
+mod nodes;
+mod planner;
+mod relay;
+mod reply;
+mod reschedule;
+mod route;
+mod server;
+mod watch;
+
+pub use context::PlacementRules;
+pub use server::AccessPoint;

@@ -1,0 +1,99 @@
+//! Accepts clients of the access point and brings each request where it belongs.
+
+use super::context::{AccessContext, PlacementRules};
+use super::handlers;
+use super::nodes::all;
+use super::relay::relay;
+use super::route::{AccessCall, route};
+use crate::api::context::ApiContext;
+use crate::api::error::{ApiError, Result};
+use crate::api::proxy::{RequestHead, answer, first_head, refuse};
+use crate::http::{BoxedStream, ByteStream};
+use axum::Router;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+/// Pause after a failed `accept`.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The access point of a node.
+pub struct AccessPoint {
+    access: Arc<AccessContext>,
+    router: Router,
+}
+
+impl AccessPoint {
+    pub fn new(api: Arc<ApiContext>, rules: PlacementRules) -> Self {
+        let access = Arc::new(AccessContext::new(api, rules));
+        Self { router: handlers::router(access.clone()), access }
+    }
+
+    /// Serves a connection of any kind until it is closed.
+    pub fn connection(&self) -> impl Fn(BoxedStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static {
+        let (access, router) = (self.access.clone(), self.router.clone());
+        move |stream| connection(access.clone(), router.clone(), stream).boxed()
+    }
+
+    /// Watches the nodes, see [`AccessContext::watch`].
+    pub fn watch(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        self.access.clone().watch(shutdown)
+    }
+
+    /// Serves a unix socket until shut down. Open connections are cut then.
+    pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
+        let connection = self.connection();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (connection, shutdown) = (connection.clone(), shutdown.clone());
+                    tokio::spawn(async move { shutdown.run_until_cancelled(connection(Box::new(stream))).await });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the access point's socket cannot accept a connection; trying again");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(access: Arc<AccessContext>, router: Router, mut client: impl ByteStream + 'static) {
+    let Some((head, read)) = first_head(&mut client).await else { return };
+    let head = match head {
+        Ok(head) => head,
+        Err(refusal) => return refuse(client, refusal).await,
+    };
+    match route(&head.method, &head.target) {
+        AccessCall::Handled => answer(client, &head, read, router, !head.target.contains("/events")).await,
+        AccessCall::Here => match here(&access) {
+            Ok(node) => relay(&access, client, &head, &read, &node, &head.target).await,
+            Err(refusal) => refuse(client, refusal).await,
+        },
+        AccessCall::Object(object) => match access.locate(&object).await {
+            Ok(found) => relay(&access, client, &head, &read, &found.node, &object.target(&found.name)).await,
+            Err(refusal) => refuse(client, refusal).await,
+        },
+        AccessCall::Refused(what) => refuse(client, refusal_of(&head, what)).await,
+    }
+}
+
+/// This node, whose own API answers what is the same on every manager.
+fn here(access: &AccessContext) -> Result<super::nodes::EngineNode> {
+    let (store, me) = (access.store()?, access.me()?);
+    let found = all(&store).into_iter().find(|node| node.id == me);
+    found.ok_or_else(|| ApiError::unavailable("this node is not in the store yet: try again in a second"))
+}
+
+fn refusal_of(head: &RequestHead, what: &str) -> ApiError {
+    ApiError::not_implemented(format!(
+        "{what} is not served for all engines at once ({} {}): use the docker.sock of the node that it is about",
+        head.method, head.target
+    ))
+}
