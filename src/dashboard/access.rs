@@ -4,6 +4,7 @@
 use crate::model::Secret;
 use axum::http::{HeaderMap, Uri};
 use sha2::{Digest as _, Sha256};
+use std::fmt::Write as _;
 
 /// Cookie that a browser keeps the token in. Cookies do not depend on the port: its number is added.
 const COOKIE: &str = "skep-dashboard";
@@ -28,7 +29,10 @@ pub(super) enum PageAdmission {
 impl PageToken {
     /// For a page on this port. `random` is not to be guessed.
     pub fn new(random: [u8; 32], port: u16) -> Self {
-        let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut token = String::new();
+        for byte in random {
+            let _ = write!(token, "{byte:02x}");
+        }
         Self { token: Secret::new(token), port }
     }
 

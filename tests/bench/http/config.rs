@@ -62,7 +62,10 @@ pub fn skep(routes: usize, ports: HttpPorts, pem: &str) -> HttpTable {
 }
 
 pub fn haproxy(routes: usize, (plain, tls): (u16, u16), dir: &str) -> String {
-    let names: String = (0..routes).map(|number| format!("{} b{number}\n", host(number))).collect();
+    let mut names = String::new();
+    for number in 0..routes {
+        writeln!(names, "{} b{number}", host(number)).unwrap();
+    }
     std::fs::write(format!("{dir}/haproxy.map"), names).unwrap();
     let mut text = format!(
         "global\n nbthread 1\n maxconn 4096\ndefaults\n mode http\n timeout connect 2s\n timeout client 60s\n timeout server 60s\n \
@@ -92,7 +95,7 @@ fn nginx_base(dir: &str, name: &str) -> String {
 /// Answers of 60 bytes, 1 kB and 100 kB.
 pub fn backend(dir: &str) -> String {
     std::fs::write(format!("{dir}/1k"), [b'x'; 1_000]).unwrap();
-    std::fs::write(format!("{dir}/100k"), [b'x'; 100_000]).unwrap();
+    std::fs::write(format!("{dir}/100k"), vec![b'x'; 100_000]).unwrap();
     let small = "x".repeat(60);
     nginx_base(dir, "backend")
         + &format!(
