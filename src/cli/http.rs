@@ -62,7 +62,7 @@ fn render(http: &HttpStatus) -> String {
             route.host.clone(),
             route.prefix.clone(),
             route.service.clone(),
-            format!("{}/{}", route.ready, route.tasks),
+            format!("{}/{}", route.ready - route.left_out.len().min(route.ready), route.tasks),
             route.certificate.clone(),
             requests.to_string(),
             route.counts.by_class[4].to_string(),
@@ -89,6 +89,11 @@ pub(super) fn summary(http: &HttpStatus) -> String {
     let listeners: Vec<String> = http.listeners.iter().map(listener).collect();
     let _ =
         writeln!(out, "\nHTTP:     {} routes, {} connections, on {}", http.routes.len(), http.connections, listeners.join(", "));
+    let refused: Vec<String> =
+        http.refused.iter().filter(|(_, count)| **count > 0).map(|(why, count)| format!("{why} {count}")).collect();
+    if !refused.is_empty() {
+        let _ = writeln!(out, "HTTP:     cut or refused: {}", refused.join(", "));
+    }
     if !http.error.is_empty() {
         let _ = writeln!(out, "HTTP:     {}", http.error);
     }
@@ -120,6 +125,8 @@ mod tests {
                 service: "web".to_owned(),
                 ready: 1,
                 tasks: 2,
+                left_out: Vec::new(),
+                in_flight: 0,
                 certificate: "self-signed".to_owned(),
                 counts,
             }],

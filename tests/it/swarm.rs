@@ -8,6 +8,7 @@ mod bad_input;
 mod certificates;
 mod doctor;
 mod http;
+mod http_rollouts;
 mod life;
 mod logs;
 mod managers;
