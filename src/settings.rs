@@ -6,6 +6,7 @@ mod validate;
 pub use validate::InvalidSetting;
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -173,21 +174,59 @@ impl Default for EbpfSettings {
 }
 
 /// HTTP ingress of services with labels that begin with `skep.http`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpSettings {
     /// Port of HTTP without TLS; 0: none.
     pub port: u16,
     /// Port of HTTP with TLS; 0: none.
     pub tls_port: u16,
-    /// Each request is a line of JSON on the daemon's standard output.
-    pub access_log: bool,
+    /// Each request is a line on the daemon's standard output.
+    pub access_log: AccessLog,
+    /// Open connections of one client (an IPv4 address, an IPv6 /64); 0: no bound.
+    pub client_connections: u32,
+    /// Time for the head of a request, and for the handshake of TLS, in milliseconds.
+    pub head_timeout_ms: u64,
+    /// A connection without a request is closed after so many milliseconds.
+    pub idle_timeout_ms: u64,
+    /// Time for the body of a request in milliseconds, beside that of its bytes at 500 bytes/s.
+    pub body_timeout_ms: u64,
+    /// Connections from these prefixes begin with a PROXY header.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Proxies in front whose `X-Forwarded-*` is true.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { port: 80, tls_port: 443, access_log: false }
+        Self {
+            port: 80,
+            tls_port: 443,
+            access_log: AccessLog::Switch(false),
+            client_connections: 1024,
+            head_timeout_ms: 20_000,
+            idle_timeout_ms: 60_000,
+            body_timeout_ms: 60_000,
+            proxy_protocol: Vec::new(),
+            trusted_proxies: Vec::new(),
+        }
     }
+}
+
+/// `true` is JSON, as it was before there was another format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AccessLog {
+    Switch(bool),
+    Format(AccessLogFormat),
+}
+
+/// Format of a line of the access log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    Json,
+    Combined,
 }
 
 /// Bounds of queries for names outside the cluster.

@@ -91,7 +91,7 @@ fn render(http: &HttpStatus, now: Timestamp) -> String {
             route.host.clone(),
             route.prefix.clone(),
             route.service.clone(),
-            format!("{}/{}", route.ready, route.tasks),
+            format!("{}/{}", route.ready - route.left_out.len().min(route.ready), route.tasks),
             certificate(route, now),
             known(format!("{}.{}/s", rate / 10, rate % 10), rates.window_ms > 0),
             known(format!("{}.{} %", errors / 10, errors % 10), rates.requests > 0),
@@ -131,6 +131,11 @@ pub(super) fn summary(http: &HttpStatus) -> String {
     let listeners: Vec<String> = http.listeners.iter().map(listener).collect();
     let _ =
         writeln!(out, "\nHTTP:     {} routes, {} connections, on {}", http.routes.len(), http.connections, listeners.join(", "));
+    let refused: Vec<String> =
+        http.refused.iter().filter(|(_, count)| **count > 0).map(|(why, count)| format!("{why} {count}")).collect();
+    if !refused.is_empty() {
+        let _ = writeln!(out, "HTTP:     cut or refused: {}", refused.join(", "));
+    }
     if !http.error.is_empty() {
         let _ = writeln!(out, "HTTP:     {}", http.error);
     }
@@ -158,6 +163,8 @@ mod tests {
             service: "web".to_owned(),
             ready: 1,
             tasks: 2,
+            left_out: Vec::new(),
+            in_flight: 0,
             certificate: "self-signed".to_owned(),
             certificate_end: None,
             counts,

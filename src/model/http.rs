@@ -4,6 +4,8 @@ mod caddy;
 mod duration;
 mod host_and_path;
 mod labels;
+mod more_labels;
+mod nginx_proxy;
 mod route;
 mod service;
 mod size;
@@ -14,5 +16,5 @@ mod traefik_rule;
 mod values;
 
 pub use labels::{HTTP, HttpLabels};
-pub use route::{BasicUser, HttpEntry, HttpRedirect, HttpRoute, HttpScheme};
+pub use route::{BasicUser, HttpCheck, HttpEntry, HttpMirror, HttpRedirect, HttpRoute, HttpScheme};
 pub use service::{HttpBackend, HttpService};

@@ -186,11 +186,18 @@ impl ServiceSpec {
     pub fn wants_ingress(&self) -> bool {
         self.publishes_on_ingress() || !self.http_ports().is_empty()
     }
+    /// What its labels and its containers' environment say of HTTP.
+    ///
+    /// # Errors
+    /// See [`HttpLabels::of`].
+    pub fn http(&self) -> Result<HttpLabels, String> {
+        HttpLabels::of(&self.labels, &self.task_template.container_spec.env)
+    }
     /// Ports of the containers that its HTTP routes lead to, sorted. Labels that do not parse were set before skep gave them a
     /// meaning, and have no effect.
     #[must_use]
     pub fn http_ports(&self) -> Vec<u16> {
-        let labels = HttpLabels::read(&self.labels).unwrap_or_default();
+        let labels = self.http().unwrap_or_default();
         let mut ports: Vec<u16> = labels.routes.iter().map(|route| route.port).collect();
         ports.sort_unstable();
         ports.dedup();

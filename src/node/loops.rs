@@ -11,11 +11,11 @@ use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::dns::{self, DnsChannels, DnsCounts, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus, EbpfTiming};
-use crate::ingress::http::{HttpChannels, HttpPorts, HttpProcessConfig, HttpStatus};
+use crate::ingress::http::{HttpAccessLog, HttpChannels, HttpLimits, HttpOptions, HttpPorts, HttpProcessConfig, HttpStatus};
 use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
 use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings};
 use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
-use crate::settings::{HttpSettings, Settings};
+use crate::settings::{AccessLog, AccessLogFormat, HttpSettings, Settings};
 use crate::sync::replace_if_changed;
 use anyhow::Context as _;
 use std::collections::BTreeMap;
@@ -243,14 +243,33 @@ fn start_http(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow::
         program: std::env::current_exe().context("cannot find this program's own file")?,
         log: settings.log.clone(),
     };
-    let HttpSettings { port, tls_port, access_log } = settings.http;
-    let ports = HttpPorts { plain: port, tls: tls_port };
+    let options = http_options(&settings.http);
     let (context, applied) = (context.clone(), applied.channel(Loop::Http));
     context.supervisor.clone().keep(Loop::Http.name(), move || {
         let channels = HttpChannels { view: context.view(), applied: applied.clone(), status: status.clone() };
-        ingress::http::run(channels, context.me.clone(), config.clone(), ports, access_log, context.stop())
+        ingress::http::run(channels, context.me.clone(), config.clone(), options.clone(), context.stop())
     });
     Ok(http)
+}
+
+fn http_options(settings: &HttpSettings) -> HttpOptions {
+    let settings = settings.clone();
+    HttpOptions {
+        ports: HttpPorts { plain: settings.port, tls: settings.tls_port },
+        access_log: match settings.access_log {
+            AccessLog::Switch(false) => HttpAccessLog::Off,
+            AccessLog::Switch(true) | AccessLog::Format(AccessLogFormat::Json) => HttpAccessLog::Json,
+            AccessLog::Format(AccessLogFormat::Combined) => HttpAccessLog::Combined,
+        },
+        limits: HttpLimits {
+            client_connections: settings.client_connections,
+            head_ms: settings.head_timeout_ms,
+            idle_ms: settings.idle_timeout_ms,
+            body_ms: settings.body_timeout_ms,
+            proxy_protocol: settings.proxy_protocol,
+            trusted_proxies: settings.trusted_proxies,
+        },
+    }
 }
 
 /// What the agent reports.

@@ -43,6 +43,16 @@ impl Settings {
             return Err(invalid("http.tls_port", self.http.tls_port.to_string(), advice));
         }
         self.tcp()?;
+        let http = &self.http;
+        for (key, value) in [
+            ("http.head_timeout_ms", http.head_timeout_ms),
+            ("http.idle_timeout_ms", http.idle_timeout_ms),
+            ("http.body_timeout_ms", http.body_timeout_ms),
+        ] {
+            if value < 1000 {
+                return Err(invalid(key, value.to_string(), "set 1000 or more: clients are far away".to_owned()));
+            }
+        }
         self.bounds()?;
         let timeouts = &self.timeouts;
         if timeouts.node_down_ms <= timeouts.heartbeat_ms {

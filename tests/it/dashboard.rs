@@ -66,6 +66,8 @@ fn status() -> Status {
         service: service.to_owned(),
         ready: 1,
         tasks: 2,
+        left_out: Vec::new(),
+        in_flight: 0,
         certificate: if certificate_end.is_some() { "secret" } else { "self-signed" }.to_owned(),
         certificate_end,
         counts: RouteCounts { by_class: [0, 900, 0, 0, 100], ..RouteCounts::default() },

@@ -2,15 +2,20 @@
 //! `swarm::http`.
 
 mod bad_input;
+mod bounds;
+mod forwarding;
+mod health;
+mod protocols;
 mod rates;
 mod requests;
+mod smuggling;
 mod takeover;
 mod task;
 mod tls;
 
 use serde_json::{Value, json};
 use skep::http::UnixClient;
-use skep::ingress::http::{HttpPorts, HttpStatus, table};
+use skep::ingress::http::{HttpLimits, HttpOptions, HttpPorts, HttpStatus, table};
 use skep::lab::eventually;
 use skep::model::fixture;
 use skep::model::http::{HttpBackend, HttpLabels, HttpService};
@@ -47,6 +52,7 @@ impl Site {
 /// The process, which ends with this.
 struct Ingress {
     dir: PathBuf,
+    limits: HttpLimits,
     ports: HttpPorts,
     child: Child,
 }
@@ -74,7 +80,7 @@ fn free_port() -> u16 {
 /// Starts a process on a control socket. It connects to tasks from this namespace.
 fn serve(program: &Path, control: &Path) -> Child {
     let mut command = Command::new(program);
-    command.args(["http", "serve", "--head-ms", "1500", "--mesh", "/proc/self/ns/net", "--control"]).arg(control);
+    command.args(["http", "serve", "--mesh", "/proc/self/ns/net", "--control"]).arg(control);
     command.spawn().expect("started")
 }
 
@@ -83,7 +89,8 @@ impl Ingress {
         let dir = std::env::temp_dir().join(format!("skep-http-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
         let child = serve(Path::new(SKEP), &dir.join("http.sock"));
-        let ingress = Self { dir, ports: HttpPorts { plain: free_port(), tls: free_port() }, child };
+        let limits = HttpLimits { head_ms: 1500, ..HttpLimits::default() };
+        let ingress = Self { dir, limits, ports: HttpPorts { plain: free_port(), tls: free_port() }, child };
         eventually("the process to answer", Duration::from_secs(15), || async { ingress.control().get("/hello").await?.ok() })
             .await
             .expect("it answers");
@@ -92,6 +99,14 @@ impl Ingress {
 
     fn control(&self) -> UnixClient {
         UnixClient::new(self.dir.join("http.sock"))
+    }
+
+    /// With other bounds of clients.
+    async fn bounded(name: &str, limits: HttpLimits, sites: Vec<Site>) -> Self {
+        let mut ingress = Self::start(name).await;
+        ingress.limits = limits;
+        ingress.set(sites).await;
+        ingress
     }
 
     /// With a table of these services, in the order of their age.
@@ -137,7 +152,8 @@ impl Ingress {
         let cluster = ClusterPart { http, ..fixture::cluster_part(vec![peer]) };
         let mut view = fixture::node_view(1, Vec::new(), cluster);
         view.tasks = Arc::new(tasks);
-        let table = table(&view, &me, self.ports, false);
+        let options = HttpOptions { ports: self.ports, limits: self.limits.clone(), ..HttpOptions::default() };
+        let table = table(&view, &me, &options);
         let body = serde_json::to_vec(&table).expect("JSON");
         let reply = self.control().send("PUT", "/table", &[("Content-Type", "application/json")], body.into()).await;
         reply.expect("an answer").json().expect("a status")

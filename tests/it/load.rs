@@ -2,7 +2,9 @@
 //! records what failed and when, so that a test can check that no client noticed a change.
 
 pub mod http;
+mod http2;
 pub mod server;
+pub mod upgraded;
 
 use super::swarm::kit::*;
 use anyhow::{Context as _, ensure};
@@ -173,6 +175,22 @@ impl Load {
             }
         };
         Self::run(targets, pause, make)
+    }
+
+    /// HTTP/2 without TLS, on one connection until the server announces its end.
+    pub fn http2(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| {
+            let mut client = http2::Http2Client::new(to);
+            Box::new(move || client.ask())
+        })
+    }
+
+    /// Lines on an upgraded connection, as of WebSocket, until the server says that it ends.
+    pub fn upgraded(targets: impl IntoIterator<Item = Target>, pause: Duration) -> Self {
+        Self::run(targets, pause, |to| {
+            let mut client = upgraded::UpgradedClient::new(to);
+            Box::new(move || client.ask())
+        })
     }
 
     /// As [`Self::start`], with a client that waits until TCP has sent again what an interruption of some seconds lost.

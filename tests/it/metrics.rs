@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 39] = [
+const FAMILIES: [&str; 42] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -32,9 +32,12 @@ const FAMILIES: [&str; 39] = [
     "skep_ebpf_up",
     "skep_ebpf_vips",
     "skep_http_certificate_expiry_timestamp_seconds",
+    "skep_http_left_out_tasks",
     "skep_http_open_connections",
     "skep_http_ready_tasks",
+    "skep_http_refused_total",
     "skep_http_request_duration_seconds",
+    "skep_http_requests_in_flight",
     "skep_http_requests_total",
     "skep_http_retries_total",
     "skep_loop_degraded",
@@ -122,6 +125,8 @@ fn full_status() -> Status {
         service: service.to_owned(),
         ready: 1,
         tasks: 2,
+        left_out: vec!["task1".to_owned()],
+        in_flight: 2,
         certificate: "secret".to_owned(),
         certificate_end: Some(Timestamp(1_795_000_000_000_000_000)),
         rates: RouteRates::default(),
@@ -134,7 +139,13 @@ fn full_status() -> Status {
     };
     let routes = vec![route("shop.example.com", "shop"), route("*.example.com", "shop"), route("shop.example.com", "canary")];
     Status {
-        http: HttpStatus { pid: Some(7), routes, connections: 3, ..HttpStatus::default() },
+        http: HttpStatus {
+            pid: Some(7),
+            routes,
+            connections: 3,
+            refused: [("slow_head".to_owned(), 4)].into(),
+            ..HttpStatus::default()
+        },
         version: "0.1.0".to_owned(),
         certificate: Some(CertificateSummary {
             expires: Timestamp(1_795_000_000_000_000_000),

@@ -10,6 +10,7 @@ mod certificates;
 mod dashboard;
 mod doctor;
 mod http;
+mod http_rollouts;
 mod life;
 mod logs;
 mod managers;

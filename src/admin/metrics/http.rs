@@ -19,6 +19,17 @@ pub fn add(status: &Status, out: &mut Exposition) {
         LABELS,
     );
     let mut ready = MetricFamily::gauge("skep_http_ready_tasks", "Tasks of an HTTP route that listen.", LABELS);
+    let mut left_out = MetricFamily::gauge(
+        "skep_http_left_out_tasks",
+        "Tasks of an HTTP route that get no requests for a while, because they failed.",
+        LABELS,
+    );
+    let mut in_flight = MetricFamily::gauge("skep_http_requests_in_flight", "Requests of an HTTP route in flight.", LABELS);
+    let mut refused = MetricFamily::counter(
+        "skep_http_refused_total",
+        "Connections and requests that were cut or refused for what the client did, by reason.",
+        ["reason"],
+    );
     let mut durations = HistogramFamily::new(
         "skep_http_request_duration_seconds",
         "Time from the head of a request to the end of its answer.",
@@ -42,12 +53,20 @@ pub fn add(status: &Status, out: &mut Exposition) {
         if let Some(end) = route.certificate_end {
             ends.add(labels, u64::try_from(end.0 / 1_000_000_000).unwrap_or(0));
         }
+        left_out.add(labels, route.left_out.len() as u64);
+        in_flight.add(labels, route.in_flight);
         durations.add(labels, &route.counts.durations, route.counts.micros);
     }
     out.add(&requests);
     out.add(&retries);
     out.add(&ready);
     out.add(&ends);
+    out.add(&left_out);
+    out.add(&in_flight);
+    for (reason, count) in &http.refused {
+        refused.add([reason.as_str()], *count);
+    }
+    out.add(&refused);
     out.add_histogram(&durations);
     if http.pid.is_some() {
         let open = "Connections of clients of the HTTP ingress.";

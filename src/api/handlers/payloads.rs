@@ -6,7 +6,6 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::{CONFIG_SPEC, SECRET_SPEC, Struct};
 use crate::api::{convert, lookup, validate, wire};
-use crate::model::http::HttpLabels;
 use crate::model::payload::{PayloadSpec, SealedData};
 use crate::model::{ClusterConfig, ClusterSecret, ConfigId, Meta, PayloadId, Secret, SecretId, Service};
 use crate::store::{Action, Condition, Kind, Object, ProposeError, Store, StoreError, StoreObject, Transaction};
@@ -259,7 +258,7 @@ pub async fn remove<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
 /// Services whose HTTP routes are served with the certificate of this secret.
 fn certified<'a, T: StoredPayload>(object: &'a T, store: &'a Store) -> impl Iterator<Item = &'a Service> {
     let named = |service: &&Service| {
-        let certificate = HttpLabels::read(&service.spec.labels).ok().and_then(|labels| labels.certificate);
+        let certificate = service.spec.http().ok().and_then(|labels| labels.certificate);
         certificate.is_some_and(|name| name.eq_ignore_ascii_case(&object.spec().name))
     };
     store.services().filter(|_| T::KIND == Kind::ClusterSecret).filter(named)

@@ -1,7 +1,7 @@
 //! Labels that describe HTTP routes.
 
 use crate::api::error::{ApiError, Result};
-use crate::model::http::{HTTP, HttpLabels};
+use crate::model::http::HTTP;
 use crate::model::{Protocol, Service, ServiceSpec};
 use crate::store::Store;
 
@@ -14,7 +14,7 @@ const WEB: [u16; 2] = [80, 443];
 /// # Errors
 /// 400 with `InvalidArgument`.
 pub fn http_labels(spec: &ServiceSpec, own: Option<&Service>, store: &Store) -> Result<Vec<String>> {
-    let labels = HttpLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
+    let labels = spec.http().map_err(ApiError::invalid_argument)?;
     if !labels.routes.is_empty() && spec.mode.is_job() {
         return Err(ApiError::invalid_argument(format!("label {HTTP}: a job serves no requests: leave its HTTP labels out")));
     }
@@ -23,7 +23,7 @@ pub fn http_labels(spec: &ServiceSpec, own: Option<&Service>, store: &Store) -> 
             "label {HTTP}.tls: secret not found: {name}: create it with certificate and key, as PEM"
         )));
     }
-    let before = own.and_then(|own| HttpLabels::read(&own.spec.labels).ok()).unwrap_or_default().refused;
+    let before = own.and_then(|own| own.spec.http().ok()).unwrap_or_default().refused;
     // A proxy of the swarm's own, which reads these labels itself, has one of the ports.
     let has_proxy = publishes_web(spec) || store.services().any(|service| publishes_web(&service.spec));
     if let Some(refused) = labels.refused.iter().find(|refused| !has_proxy && !before.contains(refused)) {

@@ -1,22 +1,34 @@
-//! The access log: a JSON document a line on standard output, for each request.
+//! The access log: a line on standard output for each request, as JSON or in the combined format of other servers.
 
 use super::context::RequestContext;
+use super::log_format::HttpAccessLog;
+use crate::clock::{Clock as _, SystemClock};
+use crate::model::Timestamp;
 use pingora::Error;
 use pingora::proxy::Session;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::time::Duration;
+use time::OffsetDateTime;
 
 /// Writes the line of a request.
-pub(super) fn write(session: &Session, error: Option<&Error>, context: &RequestContext, status: u16, took: Duration) {
+pub(super) fn write(
+    format: HttpAccessLog,
+    session: &Session,
+    error: Option<&Error>,
+    context: &RequestContext,
+    status: u16,
+    took: Duration,
+) {
+    if format == HttpAccessLog::Off {
+        return;
+    }
     let request = session.req_header();
     let field = |name: &str| request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let client =
-        session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical().to_string());
     let line = json!({
-        "client": client,
+        "client": context.requester.client.map(|client| client.to_string()),
         "method": request.method.as_str(),
-        "host": field("host").or_else(|| request.uri.authority().map(ToString::to_string)),
+        "host": context.requester.host,
         "path": String::from_utf8_lossy(request.raw_path()),
         "version": format!("{:?}", request.version),
         "status": status,
@@ -26,9 +38,57 @@ pub(super) fn write(session: &Session, error: Option<&Error>, context: &RequestC
         "service": context.route.as_ref().map(|route| &route.service.service_name),
         "task": context.task.as_ref().map(ToString::to_string),
         "request_id": context.request_id,
+        "traceparent": context.traceparent,
+        "referer": field("referer"),
         "user_agent": field("user-agent"),
+        "user": context.user,
         "error": error.map(ToString::to_string),
     });
+    let line = if format == HttpAccessLog::Json { line.to_string() } else { combined(&line, SystemClock.now()) };
     // A reader that is gone ends the log, not the requests.
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// `192.0.2.1 - ann [29/Nov/2026:22:14:07 +0000] "GET / HTTP/1.1" 200 5 "-" "curl/8.0"`.
+fn combined(line: &Value, now: Timestamp) -> String {
+    let now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(now.0)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let month = now.month().to_string();
+    let (day, month, year) = (now.day(), &month[..3], now.year());
+    let (hour, minute, second) = now.to_hms();
+    let field = |name: &str| line[name].as_str().filter(|text| !text.is_empty()).map_or_else(|| "-".to_owned(), quoted);
+    format!(
+        "{} - {} [{day:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000] \"{} {} {}\" {} {} \"{}\" \"{}\"",
+        field("client"),
+        field("user"),
+        field("method"),
+        field("path"),
+        field("version"),
+        line["status"],
+        line["sent"],
+        field("referer"),
+        field("user_agent"),
+    )
+}
+
+/// Without what could end a field or a line.
+fn quoted(text: &str) -> String {
+    let one = |c: char| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_control() => format!("\\x{:02x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    text.chars().map(one).collect()
+}
+
+#[test]
+fn a_combined_line_has_one_line_and_its_fields() {
+    let line = json!({
+        "client": "192.0.2.1", "method": "GET", "path": "/a", "version": "HTTP/1.1", "status": 200, "sent": 5,
+        "user_agent": "x\" y\nz", "user": null, "referer": "",
+    });
+    let now = Timestamp::parse("2026-11-29T22:14:07Z").unwrap();
+    assert_eq!(
+        combined(&line, now),
+        "192.0.2.1 - - [29/Nov/2026:22:14:07 +0000] \"GET /a HTTP/1.1\" 200 5 \"-\" \"x\\\" y\\x0az\""
+    );
 }

@@ -1,22 +1,28 @@
-//! A connection of a client: limits that pingora does not have, and the number of connections.
-//!
-//! pingora bounds each read of a head, and nothing bounds the head as a whole or the wait for the next request: a client that
-//! sends a byte now and then holds a connection for ever.
+//! A connection of a client: what comes before its first request, limits that pingora does not have, and the number of connections.
 
-use super::context::{HeadSeen, IDLE_S};
+use super::held::HeldByClient;
+use super::limits::HttpLimits;
+use super::progress::RequestProgress;
 use super::proxy::IngressProxy;
+use super::refusals::{HttpRefusal, HttpRefusals};
+use super::stream::ClientStream;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
-/// From an answer to the end of the next head. Longer than the clients of common load balancers keep a connection idle.
-const NEXT_HEAD: Duration = Duration::from_secs(75);
 /// How long idle connections have for one more request once the listener is closed or the process ends: it is answered with `Connection: close`.
 pub(super) const LAST_REQUEST: Duration = Duration::from_secs(3);
 
@@ -25,11 +31,14 @@ const MOST_CONNECTIONS: u64 = 32_768;
 
 /// Open connections.
 #[derive(Default, Debug)]
-pub(super) struct ClientConnections(AtomicU64);
+pub(super) struct ClientConnections {
+    all: AtomicU64,
+    by_client: Arc<HeldByClient>,
+}
 
 impl ClientConnections {
     pub fn open(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.all.load(Ordering::Relaxed)
     }
 
     /// Waits until there is none, at most for this long; says whether there is none.
@@ -39,7 +48,7 @@ impl ClientConnections {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(within, none).await.is_ok()
+        timeout(within, none).await.is_ok()
     }
 }
 
@@ -51,56 +60,150 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// What a listener's connections are given to.
+/// What listeners give connections to.
 pub(super) struct IngressApp {
     pub proxy: Arc<HttpProxy<IngressProxy>>,
-    pub connections: Arc<ClientConnections>,
-    /// From the connection to the end of the first head.
-    pub first_head: Duration,
-}
-
-#[async_trait]
-impl ServerApp for IngressApp {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let open = self.connections.0.fetch_add(1, Ordering::Relaxed);
-        let _open = OpenConnection(&self.connections.0);
-        if open >= MOST_CONNECTIONS {
-            return None;
-        }
-        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return ServerApp::process_new(&self.proxy, stream, shutdown).await;
-        }
-        let (mut next, mut limit) = (ReusedHttpStream::new(stream, None), self.first_head);
-        loop {
-            let (stream, settings) = next.consume();
-            let mut session = ServerSession::new_http1(stream);
-            session.set_keepalive(Some(IDLE_S));
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
-            }
-            next = self.request(session, shutdown, limit).await?;
-            limit = NEXT_HEAD;
-        }
-    }
-
-    /// The listener is closed. Its idle connections are not cut: their clients may be sending a request just now.
-    async fn cleanup(&self) {
-        self.connections.end(LAST_REQUEST).await;
-    }
+    pub connections: ClientConnections,
+    pub limits: Arc<ArcSwap<HttpLimits>>,
+    pub refusals: Arc<HttpRefusals>,
+    pub h2: H2Options,
 }
 
 impl IngressApp {
-    /// Serves one request; `None` if the connection ends.
-    async fn request(&self, mut session: ServerSession, shutdown: &ShutdownWatch, limit: Duration) -> Option<ReusedHttpStream> {
-        let seen = HeadSeen::default();
-        session.set_connection_user_context(Some(Box::new(seen.clone())));
-        let mut served = Box::pin(self.proxy.process_new_http(session, shutdown));
+    /// Serves a connection to its end. `shutdown` is true once its listener is closed.
+    pub async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<Arc<Acceptor>>,
+        shutdown: ShutdownWatch,
+    ) {
+        if let Err(reason) = self.connection(stream, peer, tls, shutdown).await {
+            self.refusals.count(reason);
+        }
+    }
+
+    async fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<Arc<Acceptor>>,
+        shutdown: ShutdownWatch,
+    ) -> Result<(), HttpRefusal> {
+        let open = self.connections.all.fetch_add(1, Ordering::Relaxed);
+        let _open = OpenConnection(&self.connections.all);
+        if open >= MOST_CONNECTIONS {
+            return Err(HttpRefusal::Connections);
+        }
+        let limits = self.limits.load_full();
+        let peer = peer.ip().to_canonical();
+        let mut stream = ClientStream::new(stream);
+        let mut client = Some(peer).filter(|peer| !limits.trusts(*peer));
+        if limits.begins_with_proxy_header(peer) {
+            let header = timeout(limits.head(), stream.take_proxy_header()).await;
+            let ends = header.ok().and_then(Result::ok).ok_or(HttpRefusal::ProxyHeader)?;
+            client = ends.map(|(from, _)| from.ip());
+        }
+        let most = limits.client_connections;
+        let held = client.map(|client| self.connections.by_client.hold(client, most).ok_or(HttpRefusal::ClientConnections));
+        let _held = held.transpose()?;
+        let mut is_http2 = false;
+        let stream: Stream = if let Some(tls) = tls {
+            let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
+            let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
+            Box::new(stream)
+        } else {
+            // A client that leaves without a word has done nothing wrong.
+            match timeout(limits.head(), stream.begins_with_http2()).await {
+                Ok(Ok(begins)) => is_http2 = begins,
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => return Err(HttpRefusal::SlowHead),
+            }
+            Box::new(stream)
+        };
+        is_http2 |= matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(limits.idle());
+        let connection = Arc::new(ClientConnection { app: self.clone(), limits, options, first: Notify::new() });
+        if is_http2 { connection.http2(stream, &shutdown).await } else { connection.http1(stream, &shutdown).await }
+    }
+}
+
+/// A connection on which requests come.
+struct ClientConnection {
+    app: Arc<IngressApp>,
+    limits: Arc<HttpLimits>,
+    options: HttpServerOptions,
+    /// The first request of HTTP/2 has come.
+    first: Notify,
+}
+
+impl ClientConnection {
+    async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
+        let (mut next, mut head) = (ReusedHttpStream::new(stream, None), self.limits.head());
+        loop {
+            let (stream, settings) = next.consume();
+            let mut session = ServerSession::new_http1(stream);
+            session.set_keepalive(Some(self.limits.idle().as_secs().max(1)));
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
+            match self.request(session, shutdown, head).await? {
+                Some(reused) => next = reused,
+                None => return Ok(()),
+            }
+            head = self.limits.idle() + self.limits.head();
+        }
+    }
+
+    async fn http2(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
+        let mut served = std::pin::pin!(ServerApp::process_new(self, stream, shutdown));
+        let silent = async {
+            if timeout(self.limits.head(), self.first.notified()).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
-            next = &mut served => return next,
-            () = tokio::time::sleep(limit) => {}
+            _ = &mut served => Ok(()),
+            () = silent => Err(HttpRefusal::SlowHead),
         }
-        // Without an answer: a client that sends so slowly reads none.
-        if seen.is_set() { served.await } else { None }
+    }
+
+    /// Serves one request; `None` if the connection ends. A client that sends too slowly gets no answer: it reads none.
+    async fn request(
+        &self,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+        head: Duration,
+    ) -> Result<Option<ReusedHttpStream>, HttpRefusal> {
+        let progress = RequestProgress::new();
+        let mut served = Box::pin(progress.clone().watch(self.app.proxy.process_new_http(session, shutdown)));
+        tokio::select! {
+            biased;
+            next = &mut served => Ok(next),
+            reason = progress.overdue(head, &self.limits) => Err(reason),
+        }
+    }
+}
+
+/// What pingora calls for each request of HTTP/2.
+#[async_trait]
+impl HttpServerApp for ClientConnection {
+    async fn process_new_http(self: &Arc<Self>, session: ServerSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        self.first.notify_one();
+        if let Err(reason) = self.request(session, shutdown, self.limits.head()).await {
+            self.app.refusals.count(reason);
+        }
+        None
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        Some(self.app.h2.clone())
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
     }
 }

@@ -10,6 +10,7 @@ use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// Time to connect to a task, which is in the same cluster; another one is asked then.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -40,6 +41,16 @@ impl MeshConnector {
 #[async_trait]
 impl Connect for MeshConnector {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
+        Ok(self.open(address).await?.into())
+    }
+}
+
+impl MeshConnector {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no address to connect from yet.
+    pub async fn open(&self, address: &SocketAddr) -> Result<TcpStream> {
         let to = address.as_inet().ok_or_else(|| Error::explain(ErrorType::ConnectError, "not an address of a task"))?;
         let source = self.source.load_full();
         let source = source.ok_or_else(|| Error::explain(ErrorType::ConnectError, "this node has no address on ingress yet"))?;
@@ -49,6 +60,6 @@ impl Connect for MeshConnector {
             .or_err(ErrorType::ConnectTimedout, "connecting to a task")?
             .or_err(ErrorType::ConnectError, "connecting to a task")?;
         stream.set_nodelay(true).or_err(ErrorType::ConnectError, "TCP_NODELAY")?;
-        Ok(stream.into())
+        Ok(stream)
     }
 }

@@ -1,26 +1,13 @@
 //! What is kept of a request while it is served.
 
+use super::forwarded::Requester;
+use super::held::Held;
+use super::request_copy::RequestCopy;
+use super::route_load::RequestInFlight;
 use super::routes::ServedRoute;
 use crate::model::TaskId;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
-
-/// From an answer to the first byte of the next head, in seconds.
-pub(super) const IDLE_S: u64 = 60;
-
-/// Set once the head of a request has been read; see [`super::app`].
-#[derive(Clone, Default, Debug)]
-pub(super) struct HeadSeen(Arc<AtomicBool>);
-
-impl HeadSeen {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
 
 /// A request.
 pub(super) struct RequestContext {
@@ -37,6 +24,16 @@ pub(super) struct RequestContext {
     /// Bytes of the body so far.
     pub body: u64,
     pub request_id: String,
+    /// As the task gets it.
+    pub traceparent: String,
+    /// Whose password was right.
+    pub user: Option<String>,
+    pub requester: Requester,
+    /// What is sent to another service too, once the body is read.
+    pub copy: Option<(RequestCopy, Arc<ServedRoute>)>,
+    /// What it counts as until it ends.
+    pub in_flight: Option<RequestInFlight>,
+    pub held: Option<Held>,
 }
 
 impl RequestContext {
@@ -50,6 +47,19 @@ impl RequestContext {
             repeated: false,
             body: 0,
             request_id: String::new(),
+            traceparent: String::new(),
+            user: None,
+            requester: Requester::default(),
+            copy: None,
+            in_flight: None,
+            held: None,
+        }
+    }
+
+    /// The task that is asked has answered, or has failed.
+    pub fn record(&self, succeeded: bool) {
+        if let (Some(route), Some(task)) = (&self.route, &self.task) {
+            route.health.record(task, succeeded);
         }
     }
 }

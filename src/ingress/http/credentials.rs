@@ -52,7 +52,12 @@ impl Credentials {
     /// Whether the value of an `Authorization` header is that of one of the users.
     pub async fn check(&self, authorization: Option<&[u8]>, users: &[BasicUser]) -> CredentialCheck {
         let Some((name, password)) = authorization.and_then(parse) else { return CredentialCheck::Wrong };
-        let Some(user) = users.iter().find(|user| user.name == name) else { return CredentialCheck::Wrong };
+        let known = users.iter().find(|user| user.name == name);
+        // An unknown name takes as long as a known one: a password is checked, for nothing.
+        let Some(user) = known.or_else(|| users.iter().max_by_key(|user| user.hash.get(4..6))) else {
+            return CredentialCheck::Wrong;
+        };
+        let is_known = known.is_some();
         let digest: [u8; 32] = Sha256::new()
             .chain_update(name.len().to_be_bytes())
             .chain_update(&name)
@@ -61,7 +66,7 @@ impl Credentials {
             .chain_update(&user.hash)
             .finalize()
             .into();
-        if lock(&self.right).contains(&digest) {
+        if is_known && lock(&self.right).contains(&digest) {
             return CredentialCheck::Right;
         }
         let waiting = WaitingClient(&self.waiting);
@@ -72,7 +77,7 @@ impl Credentials {
         drop(waiting);
         let hash = user.hash.clone();
         let checked = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false)).await;
-        let is_right = checked.unwrap_or(false);
+        let is_right = is_known && checked.unwrap_or(false);
         if is_right {
             let mut right = lock(&self.right);
             if right.len() >= MOST_KNOWN {
@@ -82,6 +87,11 @@ impl Credentials {
         }
         if is_right { CredentialCheck::Right } else { CredentialCheck::Wrong }
     }
+}
+
+/// The name in the value of an `Authorization` header.
+pub(super) fn name(authorization: Option<&[u8]>) -> Option<String> {
+    authorization.and_then(parse).map(|(name, _)| name)
 }
 
 /// Name and password of `Basic …`.
@@ -124,6 +134,23 @@ mod tests {
         let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap() }];
         let check = credentials.check(Some(&basic("ann:pass:word")), &other).await;
         assert_eq!(check, CredentialCheck::Wrong, "the hash has changed");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_takes_as_long_as_a_known_one() {
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 8).unwrap() }];
+        let credentials = Credentials::default();
+        let mut shortest = [std::time::Duration::MAX; 2];
+        for round in 0..5 {
+            for (name, shortest) in ["ann", "bob"].iter().zip(&mut shortest) {
+                let value = format!("Basic {}", STANDARD.encode(format!("{name}:wrong{round}"))).into_bytes();
+                let began = std::time::Instant::now();
+                assert_eq!(credentials.check(Some(&value), &users).await, CredentialCheck::Wrong);
+                *shortest = (*shortest).min(began.elapsed());
+            }
+        }
+        let [known, unknown] = shortest;
+        assert!(unknown * 3 > known && known * 3 > unknown, "{known:?} {unknown:?}");
     }
 
     #[tokio::test]

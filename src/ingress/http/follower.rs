@@ -2,7 +2,7 @@
 
 use super::client::{HttpProcess, HttpProcessConfig};
 use super::state::HttpStatus;
-use super::table::{HttpPorts, HttpTable, table};
+use super::table::{HttpOptions, HttpTable, table};
 use crate::backoff::Backoff;
 use crate::model::{NodeId, NodeView, Revision};
 use crate::sync::replace_if_changed;
@@ -29,8 +29,7 @@ pub async fn run(
     mut channels: HttpChannels,
     me: NodeId,
     config: HttpProcessConfig,
-    ports: HttpPorts,
-    access_log: bool,
+    options: HttpOptions,
     shutdown: CancellationToken,
 ) {
     let mut follower = TableFollower { config, process: None, sent: None, looked: false, problems: Vec::new() };
@@ -38,7 +37,7 @@ pub async fn run(
     loop {
         let view = channels.view.borrow_and_update().clone();
         if let Some(view) = &view {
-            let made = table(view, &me, ports, access_log);
+            let made = table(view, &me, &options);
             follower.log_problems(&made.problems);
             match follower.follow(&made).await {
                 Ok(status) => {

@@ -1,34 +1,36 @@
 //! The listening sockets, and those of the process before.
 
-use super::app::{ClientConnections, IngressApp};
+use super::app::IngressApp;
 use super::certificates::Certificates;
 use super::protocol::ListenerFd;
-use super::proxy::IngressProxy;
 use super::state::HttpListenerStatus;
 use super::table::HttpPorts;
+use super::tls;
 use crate::datapath::Sockets;
 use crate::datapath::sockets::HereSockets;
-use parking_lot::Mutex;
-use pingora::listeners::tls::TlsSettings;
-use pingora::proxy::HttpProxy;
-use pingora::server::Fds;
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
+use pingora::listeners::tls::Acceptor;
+use socket2::TcpKeepalive;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd as _, IntoRawFd as _};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// Connections that the kernel keeps until they are accepted; it has a bound of its own too.
+const BACKLOG: i32 = 65_535;
+/// After a connection that could not be accepted: the process has no descriptor left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How the kernel finds out that a client is gone which an upgraded connection waits for.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_mins(1)).with_interval(Duration::from_secs(15)).with_retries(4);
+
 /// What a connection is given to.
 pub(super) struct Serving {
-    pub proxy: Arc<HttpProxy<IngressProxy>>,
-    pub connections: Arc<ClientConnections>,
+    pub app: Arc<IngressApp>,
     pub certificates: Arc<Certificates>,
-    /// See [`IngressApp::first_head`].
-    pub first_head: Duration,
 }
 
 /// The sockets of this process.
@@ -93,22 +95,12 @@ impl Listeners {
             Some(socket) => socket,
             None => HereSockets.listen(address)?,
         };
-        let name = address.to_string();
-        let mut fds = Fds::new();
-        fds.add(name.clone(), socket.try_clone()?.into_raw_fd());
-        let Serving { proxy, connections, certificates, first_head } = &self.serving;
-        let app = IngressApp { proxy: proxy.clone(), connections: connections.clone(), first_head: *first_head };
-        let mut service = Service::new(name.clone(), app);
-        if tls {
-            let mut settings = TlsSettings::intermediate("", "").map_err(|error| io::Error::other(error.to_string()))?;
-            settings.set_cert_resolver(certificates.clone());
-            settings.enable_h2();
-            service.add_tls_with_settings(&name, None, settings);
-        } else {
-            service.add_tcp(&name);
-        }
+        socket2::SockRef::from(&socket).listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let accepting = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
+        let tls = tls.then(|| tls::acceptor(self.serving.certificates.clone())).transpose()?.map(Arc::new);
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(async move { service.start_service(Some(Arc::new(Mutex::new(fds))), stopped, 1).await });
+        tokio::spawn(accept(accepting, self.serving.app.clone(), tls, stopped));
         Ok(OpenListener { socket, stop })
     }
 
@@ -136,5 +128,33 @@ impl Listeners {
         };
         let open = self.open.keys().map(|key| status(key, None));
         open.chain(self.failed.iter().map(|(key, error)| status(key, Some(error)))).collect()
+    }
+}
+
+/// Accepts connections until `stop`; those that are open go on.
+async fn accept(
+    listener: tokio::net::TcpListener,
+    app: Arc<IngressApp>,
+    tls: Option<Arc<Acceptor>>,
+    stop: watch::Receiver<bool>,
+) {
+    let mut stopped = stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+                tokio::spawn(app.clone().serve(stream, peer, tls.clone(), stop.clone()));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection is not accepted");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
     }
 }

@@ -34,9 +34,6 @@ pub struct HttpServeArgs {
     /// Control socket to serve; the pid file is beside it
     #[arg(long)]
     control: PathBuf,
-    /// Milliseconds from a connection to the end of its first head
-    #[arg(long, default_value_t = 20_000)]
-    head_ms: u64,
     /// Filter of the log
     #[arg(long, default_value = "info")]
     log: String,
@@ -73,7 +70,7 @@ async fn run(args: &HttpServeArgs) -> anyhow::Result<()> {
     let (inherited, table) = take_over(&before).await;
     let lock = lock_pid_file(&pid_file(&args.control), "HTTP")?;
     let control = Arc::new(HttpControl {
-        server: HttpServer::new(Arc::new(mesh), inherited, Duration::from_millis(args.head_ms)),
+        server: HttpServer::new(Arc::new(mesh), inherited),
         mesh: id,
         lock: Mutex::new(Some(lock)),
         drain: CancellationToken::new(),

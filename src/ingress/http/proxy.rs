@@ -2,12 +2,17 @@
 
 use super::certificates::Certificates;
 use super::connector::MeshConnector;
-use super::context::{HeadSeen, IDLE_S, RequestContext};
+use super::context::RequestContext;
 use super::credentials::{CredentialCheck, Credentials};
-use super::path;
-use super::reply::Reply;
-use super::routes::{Routes, ServedRoute};
-use crate::model::http::{HttpBackend, HttpRedirect, HttpScheme};
+use super::limits::HttpLimits;
+use super::log_format::HttpAccessLog;
+use super::mirror::Mirror;
+use super::proxy_header::ConnectionEnds;
+use super::refusals::{HttpRefusal, HttpRefusals};
+use super::reply::{Reply, failure, no_task, redirect, too_large};
+use super::request_copy::RequestCopy;
+use super::routes::Routes;
+use super::{access_log, compression, credentials, forwarded, guard, path, progress, rewriting, upstream};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,20 +20,14 @@ use pingora::http::{RequestHeader, ResponseHeader, Version};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use std::any::Any;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
-/// Idle connections to tasks are closed after this time: common servers close theirs after 5 s, and a request that meets such a
-/// close is lost.
-const TASK_IDLE: Duration = Duration::from_secs(4);
 /// Tasks that are tried, if none can be connected to.
 const MOST_TRIED: usize = 4;
-/// Requests at a time on a connection of HTTP/2 to a task.
-const STREAMS: usize = 100;
+/// A client that takes nothing of its answer for so long is cut.
+const STALLED: Duration = Duration::from_mins(1);
 
 /// What the filters read.
 pub(super) struct IngressState {
@@ -36,7 +35,10 @@ pub(super) struct IngressState {
     pub certificates: Arc<Certificates>,
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
-    pub access_log: AtomicBool,
+    pub access_log: ArcSwap<HttpAccessLog>,
+    pub limits: Arc<ArcSwap<HttpLimits>>,
+    pub refusals: Arc<HttpRefusals>,
+    pub mirror: Arc<Mirror>,
     /// Connections are closed with their next answer.
     pub draining: AtomicBool,
     /// Where clients are redirected to for TLS; 0: nowhere.
@@ -46,8 +48,10 @@ pub(super) struct IngressState {
 /// The filters.
 pub(super) struct IngressProxy(pub Arc<IngressState>);
 
-fn client_ip(session: &Session) -> Option<IpAddr> {
-    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical())
+/// Where the connection is from, and where it is to.
+fn ends(session: &Session) -> Option<ConnectionEnds> {
+    let client = session.client_addr().and_then(|address| address.as_inet());
+    client.copied().zip(session.server_addr().and_then(|address| address.as_inet()).copied())
 }
 
 fn is_tls(session: &Session) -> bool {
@@ -77,6 +81,10 @@ impl IngressProxy {
     /// The answer to a request that no task is asked for; `None` if one is.
     async fn decide(&self, session: &Session, context: &mut RequestContext) -> Option<Reply> {
         let request = session.req_header();
+        if let Some((reason, status, why)) = guard::refuse(request) {
+            self.0.refusals.count(reason);
+            return Some(Reply::new(status, why));
+        }
         let Some(host) = path::host(asked_host(request)) else {
             return Some(Reply::new(400, "the request names no host"));
         };
@@ -92,16 +100,35 @@ impl IngressProxy {
             return Some(Reply::new(404, format!("no route for {host}")));
         };
         context.route = Some(route.clone());
-        let client = client_ip(session);
+        let client = context.requester.client;
         if !route.route.allow.is_empty() && !client.is_some_and(|ip| route.route.allow.iter().any(|net| net.contains(&ip))) {
             return Some(Reply::new(403, "this client may not use the route"));
         }
-        if let Some(reply) = redirect(&route, session, &host, self.0.redirect_port.load(Ordering::Relaxed)) {
+        if let Some(reply) = redirect(&route, request, context.requester.tls, &host, self.0.redirect_port.load(Ordering::Relaxed))
+        {
             return Some(reply);
+        }
+        if let Some(text) = &route.route.maintenance {
+            return Some(Reply::new(503, text.as_str()).with("retry-after", "60"));
+        }
+        context.in_flight = route.load.take(route.route.requests);
+        if context.in_flight.is_none() {
+            self.0.refusals.count(HttpRefusal::ServiceRequests);
+            let why = format!("{} has as many requests as it takes", route.service.service_name);
+            return Some(Reply::new(503, why).with("retry-after", "1"));
+        }
+        if route.route.client_requests > 0
+            && let Some(client) = client
+        {
+            context.held = route.load.hold(client, route.route.client_requests);
+            if context.held.is_none() {
+                self.0.refusals.count(HttpRefusal::ClientRequests);
+                return Some(Reply::new(429, "this client has too many requests in flight").with("retry-after", "1"));
+            }
         }
         if !route.route.auth.is_empty() {
             match self.0.credentials.check(header(request, "authorization"), &route.route.auth).await {
-                CredentialCheck::Right => {}
+                CredentialCheck::Right => context.user = credentials::name(header(request, "authorization")),
                 CredentialCheck::Wrong => {
                     let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
                     return Some(Reply::new(401, "name and password are needed").with("www-authenticate", realm));
@@ -123,53 +150,6 @@ impl IngressProxy {
         }
         None
     }
-
-    fn peer(&self, route: &ServedRoute, backend: &HttpBackend, host: &str) -> HttpPeer {
-        let address = SocketAddr::from((backend.address, route.route.port));
-        let is_tls = route.route.scheme == HttpScheme::Https;
-        let mut peer = HttpPeer::new(address, is_tls, if is_tls { host.to_owned() } else { String::new() });
-        // An address may be another task's later: a connection in the pool belongs to its task.
-        let mut hasher = DefaultHasher::new();
-        backend.task_id.as_str().hash(&mut hasher);
-        peer.group_key = hasher.finish();
-        let options = &mut peer.options;
-        options.custom_l4 = Some(self.0.connector.clone());
-        options.idle_timeout = Some(TASK_IDLE);
-        options.read_timeout = route.route.timeout_ms.map(Duration::from_millis);
-        match route.route.scheme {
-            HttpScheme::Http => {}
-            HttpScheme::H2c => options.set_http_version(2, 2),
-            HttpScheme::Https => options.set_http_version(2, 1),
-        }
-        options.max_h2_streams = STREAMS;
-        (options.verify_cert, options.verify_hostname) = (false, false);
-        peer
-    }
-}
-
-fn redirect(route: &ServedRoute, session: &Session, host: &str, tls_port: u16) -> Option<Reply> {
-    let request = session.req_header();
-    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-    let location = match route.route.redirect.as_ref()? {
-        HttpRedirect::Https if is_tls(session) => return None,
-        // Not without TLS: what follows may be a password.
-        HttpRedirect::Https if tls_port == 0 => {
-            return Some(Reply::new(403, "this route needs TLS, which this node does not serve"));
-        }
-        HttpRedirect::Https if tls_port == 443 => format!("https://{host}{path}"),
-        HttpRedirect::Https => format!("https://{host}:{tls_port}{path}"),
-        HttpRedirect::Host(to) if to == host => return None,
-        HttpRedirect::Host(to) => format!("{}://{to}{path}", if is_tls(session) { "https" } else { "http" }),
-    };
-    Some(Reply::new(308, format!("the address is {location}")).with("location", location))
-}
-
-fn no_task(route: &ServedRoute) -> Reply {
-    Reply::new(503, format!("no task of {} is ready", route.service.service_name)).with("retry-after", "1")
-}
-
-fn too_large() -> Reply {
-    Reply::new(413, "the body is larger than this route takes")
 }
 
 #[async_trait]
@@ -180,21 +160,43 @@ impl ProxyHttp for IngressProxy {
         RequestContext::new()
     }
 
-    fn on_connection_reuse(&self, _session: &mut Session, _context: &mut RequestContext, before: Box<dyn Any + Send + Sync>) {
-        if let Some(seen) = before.downcast_ref::<HeadSeen>() {
-            seen.set();
-        }
+    async fn early_request_filter(&self, session: &mut Session, _context: &mut RequestContext) -> Result<()> {
+        let request = session.req_header();
+        let length = header(request, "content-length").and_then(|value| std::str::from_utf8(value).ok()?.parse::<u64>().ok());
+        // Streams of gRPC and upgraded connections are silent for as long as they like.
+        let is_stream = header(request, "content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
+            || request.headers.contains_key("upgrade");
+        let is_empty = length == Some(0) || (length.is_none() && is_stream) || session.is_body_empty();
+        progress::head_seen((!is_empty).then_some(length));
+        Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, context: &mut RequestContext) -> Result<bool> {
+        let limits = self.0.limits.load();
         // pingora keeps a connection for ever unless each request says otherwise.
         // A client of HTTP/1.0 reads to the end of the connection.
         let is_kept = session.req_header().version > Version::HTTP_10 && !self.0.draining.load(Ordering::Relaxed);
-        session.set_keepalive(is_kept.then_some(IDLE_S));
+        session.set_keepalive(is_kept.then_some(limits.idle().as_secs().max(1)));
+        session.set_write_timeout(Some(STALLED));
+        // The rest of a body that its task has not waited for.
+        session.set_total_drain_timeout(Some(limits.head()));
+        if session.is_upgrade_req() {
+            // WebSocket is silent for as long as it likes: the kernel notices a client that is gone.
+            session.set_read_timeout(None);
+        }
+        let ends = ends(session);
+        let peer = ends.map(|(client, _)| client.ip().to_canonical());
+        let (request, port) = (session.req_header(), ends.map_or(0, |(_, to)| to.port()));
+        context.requester = forwarded::requester(request, peer, &limits, is_tls(session), asked_host(request), port);
+        drop(limits);
         let id = header(session.req_header(), "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
         let is_usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
         context.request_id = id.filter(is_usable).map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
         let Some(reply) = self.decide(session, context).await else { return Ok(false) };
+        if matches!(reply.status, 400 | 431) {
+            // What follows on the connection may not be a request.
+            session.set_keepalive(None);
+        }
         reply.send(session).await?;
         Ok(true)
     }
@@ -203,10 +205,21 @@ impl ProxyHttp for IngressProxy {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
-        context.body += body.as_ref().map_or(0, |body| body.len() as u64);
+        let length = body.as_ref().map_or(0, Bytes::len);
+        progress::body_read(length, end);
+        context.body += length as u64;
+        if let Some((mut copy, to)) = context.copy.take()
+            && copy.add(body.as_ref())
+        {
+            if end {
+                self.0.mirror.send(copy, to);
+            } else {
+                context.copy = Some((copy, to));
+            }
+        }
         let most = context.route.as_ref().and_then(|route| route.route.body);
         if most.is_some_and(|most| context.body > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body is larger than the route takes");
@@ -220,7 +233,7 @@ impl ProxyHttp for IngressProxy {
         let backend = route.backend(context.stays_with.as_deref(), &context.tried).ok_or_else(unavailable)?;
         context.task = Some(backend.task_id.clone());
         let host = path::host(asked_host(session.req_header())).unwrap_or_default();
-        Ok(Box::new(self.peer(&route, backend, &host)))
+        Ok(Box::new(upstream::peer(&self.0.connector, &route, backend, &host, ends(session))))
     }
 
     fn fail_to_connect(
@@ -230,8 +243,11 @@ impl ProxyHttp for IngressProxy {
         context: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        context.tried.extend(context.task.take());
         let Some(route) = &context.route else { return error };
+        if let Some(task) = context.task.take() {
+            route.health.record(&task, false);
+            context.tried.push(task);
+        }
         if context.tried.len() < route.backends.len().min(MOST_TRIED) {
             route.counters.retries.fetch_add(1, Ordering::Relaxed);
             error.set_retry(true);
@@ -249,6 +265,10 @@ impl ProxyHttp for IngressProxy {
         client_reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("task at {peer}"));
+        // A connection of the pool that its task has closed meanwhile is no failure.
+        if *error.esource() == ErrorSource::Upstream && !client_reused && session.response_written().is_none() {
+            context.record(false);
+        }
         let may_repeat = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if may_repeat && !std::mem::replace(&mut context.repeated, true) {
             error.retry.decide_reuse(client_reused);
@@ -265,40 +285,20 @@ impl ProxyHttp for IngressProxy {
         context: &mut RequestContext,
     ) -> Result<()> {
         let Some(route) = &context.route else { return Ok(()) };
-        // Whatever the client says of itself is not true.
-        for name in ["forwarded", "x-forwarded-port", "x-forwarded-server", "x-forwarded-prefix", "x-real-ip"] {
-            request.remove_header(name);
-        }
-        let host = asked_host(session.req_header()).to_owned();
-        if let Some(ip) = client_ip(session) {
-            request.insert_header("x-forwarded-for", ip.to_string())?;
-            request.insert_header("x-real-ip", ip.to_string())?;
-        } else {
-            request.remove_header("x-forwarded-for");
-        }
-        request.insert_header("x-forwarded-proto", if is_tls(session) { "https" } else { "http" })?;
-        request.insert_header("x-forwarded-host", host)?;
-        request.insert_header("x-request-id", context.request_id.as_str())?;
-        // HTTP/2 may send each cookie on its own, HTTP/1 has one field for all.
-        let cookies: Vec<&[u8]> = request.headers.get_all("cookie").into_iter().map(AsRef::<[u8]>::as_ref).collect();
-        if cookies.len() > 1 {
-            let joined = cookies.join(&b"; "[..]);
-            request.insert_header("cookie", joined)?;
-        }
-        if route.route.strip {
-            let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-            let stripped = path::stripped(path, &route.route.prefix);
-            request.set_raw_path(stripped.as_bytes())?;
-            request.insert_header("x-forwarded-prefix", route.route.prefix.as_str())?;
-        }
-        if !route.route.auth.is_empty() {
-            request.remove_header("authorization");
-        }
-        for (name, value) in &route.route.request_headers {
-            if value.is_empty() {
-                request.remove_header(name.as_str());
+        forwarded::set(request, &context.requester, &context.request_id)?;
+        context.traceparent =
+            header(request, "traceparent").map_or_else(String::new, |trace| String::from_utf8_lossy(trace).into_owned());
+        rewriting::request(request, &route.route)?;
+        // Once, whatever tasks are tried.
+        if let Some(mirror) =
+            route.route.mirror.as_ref().filter(|mirror| context.tried.is_empty() && self.0.mirror.takes(mirror.percent))
+            && let Some(to) = self.0.routes.load().of_service(&mirror.service)
+        {
+            let copy = RequestCopy::new(request, &context.requester.host);
+            if session.is_body_empty() {
+                self.0.mirror.send(copy, to);
             } else {
-                request.insert_header(name.clone(), value.as_str())?;
+                context.copy = Some((copy, to));
             }
         }
         Ok(())
@@ -306,46 +306,37 @@ impl ProxyHttp for IngressProxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
+        progress::answer_began();
+        context.record(!matches!(response.status.as_u16(), 502..=504));
         let Some(route) = &context.route else { return Ok(()) };
         let task = context.task.as_ref().map(crate::model::TaskId::as_str);
-        if !route.route.sticky.is_empty() && task.is_some() && task != context.stays_with.as_deref() {
-            let cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Lax", route.route.sticky, task.unwrap_or_default());
-            response.append_header("set-cookie", cookie)?;
-        }
-        for (name, value) in &route.route.response_headers {
-            if value.is_empty() {
-                response.remove_header(name.as_str());
-            } else {
-                response.insert_header(name.clone(), value.as_str())?;
-            }
+        rewriting::answer(response, &route.route, task.filter(|task| Some(*task) != context.stays_with.as_deref()))?;
+        if route.route.compress {
+            compression::set(session, response)?;
         }
         Ok(())
     }
 
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end: bool,
+        _context: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if end {
+            progress::answer_ended();
+        }
+        Ok(None)
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut RequestContext) -> FailToProxy {
-        let reply = match (error.etype(), error.esource(), &context.route) {
-            (ErrorType::HTTPStatus(413), ..) => too_large(),
-            (
-                ErrorType::HTTPStatus(503)
-                | ErrorType::ConnectError
-                | ErrorType::ConnectTimedout
-                | ErrorType::ConnectRefused
-                | ErrorType::ConnectNoRoute,
-                _,
-                Some(route),
-            ) => no_task(route),
-            (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
-            (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, "the task does not answer in time"),
-            (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
-            (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => {
-                return FailToProxy { error_code: 0, can_reuse_downstream: false };
-            }
-            (_, ErrorSource::Downstream, _) => Reply::new(400, "the request is not readable"),
-            _ => Reply::new(500, "the request cannot be served"),
+        let Some(reply) = failure(error, context.route.as_deref()) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let status = reply.status;
         session.set_keepalive(None);
@@ -362,9 +353,12 @@ impl ProxyHttp for IngressProxy {
         if let Some(route) = &context.route {
             route.counters.count(status, took);
         }
-        if self.0.access_log.load(Ordering::Relaxed) {
-            super::access_log::write(session, error, context, status, took);
+        let is_stalled =
+            |error: &Error| *error.etype() == ErrorType::WriteTimedout && *error.esource() == ErrorSource::Downstream;
+        if error.is_some_and(is_stalled) {
+            self.0.refusals.count(HttpRefusal::SlowReader);
         }
+        access_log::write(**self.0.access_log.load(), session, error, context, status, took);
     }
 
     /// Errors are counted and answered; a client could fill the disk with them.

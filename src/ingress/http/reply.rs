@@ -1,9 +1,11 @@
 //! Answers of the ingress itself: a status, and a word that says why.
 
+use super::routes::ServedRoute;
+use crate::model::http::HttpRedirect;
 use bytes::Bytes;
-use pingora::Result;
-use pingora::http::{Method, ResponseHeader};
+use pingora::http::{Method, RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
 
 /// An answer.
 pub(super) struct Reply {
@@ -38,4 +40,52 @@ impl Reply {
         }
         Ok(())
     }
+}
+
+/// The way to another address, if the route has one. `is_tls`: the client has TLS, to this node or to a trusted proxy in front.
+pub(super) fn redirect(route: &ServedRoute, request: &RequestHeader, is_tls: bool, host: &str, tls_port: u16) -> Option<Reply> {
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let location = match route.route.redirect.as_ref()? {
+        HttpRedirect::Https if is_tls => return None,
+        // Not without TLS: what follows may be a password.
+        HttpRedirect::Https if tls_port == 0 => {
+            return Some(Reply::new(403, "this route needs TLS, which this node does not serve"));
+        }
+        HttpRedirect::Https if tls_port == 443 => format!("https://{host}{path}"),
+        HttpRedirect::Https => format!("https://{host}:{tls_port}{path}"),
+        HttpRedirect::Host(to) if to == host => return None,
+        HttpRedirect::Host(to) => format!("{}://{to}{path}", if is_tls { "https" } else { "http" }),
+    };
+    Some(Reply::new(308, format!("the address is {location}")).with("location", location))
+}
+
+pub(super) fn no_task(route: &ServedRoute) -> Reply {
+    Reply::new(503, format!("no task of {} is ready", route.service.service_name)).with("retry-after", "1")
+}
+
+pub(super) fn too_large() -> Reply {
+    Reply::new(413, "the body is larger than this route takes")
+}
+
+/// The answer to a request that has failed; `None` if the client is gone.
+pub(super) fn failure(error: &Error, route: Option<&ServedRoute>) -> Option<Reply> {
+    let reply = match (error.etype(), error.esource(), route) {
+        (ErrorType::HTTPStatus(413), ..) => too_large(),
+        (
+            ErrorType::HTTPStatus(503)
+            | ErrorType::ConnectError
+            | ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute,
+            _,
+            Some(route),
+        ) => no_task(route),
+        (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
+        (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, "the task does not answer in time"),
+        (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
+        (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => return None,
+        (_, ErrorSource::Downstream, _) => Reply::new(400, "the request is not readable"),
+        _ => Reply::new(500, "the request cannot be served"),
+    };
+    Some(reply)
 }

@@ -1,8 +1,10 @@
 //! The table in the form that requests are looked up in.
 
-use super::claims::{HttpChoice, HttpClaim};
+use super::claims::HttpClaim;
 use super::counters::RouteCounters;
+use super::health::ServiceHealth;
 use super::index::HostIndex;
+use super::route_load::RouteLoad;
 use super::table::HttpTable;
 use crate::model::http::{HttpBackend, HttpRoute, HttpService};
 use crate::model::{ServiceId, TaskId};
@@ -19,6 +21,8 @@ pub(super) struct Routes {
     /// Without TLS, and with.
     indexes: [HostIndex<Arc<Claim>>; 2],
     pub claims: Vec<Arc<Claim>>,
+    /// The first route of each service, by its name.
+    by_service: BTreeMap<String, Arc<ServedRoute>>,
 }
 
 /// A host and prefix with what its requests are shared among.
@@ -40,17 +44,33 @@ pub(super) struct ServedRoute {
     /// Tasks that were seen to listen.
     pub ready: usize,
     pub counters: Arc<RouteCounters>,
+    pub load: Arc<RouteLoad>,
+    pub health: Arc<ServiceHealth>,
     turn: AtomicUsize,
+}
+
+/// What of a route outlives a change of the table.
+#[derive(Clone, Default)]
+struct KeptOfRoute {
+    counters: Arc<RouteCounters>,
+    load: Arc<RouteLoad>,
+    health: Arc<ServiceHealth>,
 }
 
 impl Routes {
     /// Of a table. Counters of routes that there were before go on.
     pub fn new(table: &HttpTable, before: &Self) -> Self {
         let services: BTreeMap<&ServiceId, &Arc<HttpService>> = table.services.iter().map(|s| (&s.service_id, s)).collect();
-        let mut counters: BTreeMap<RouteKey<'_>, Arc<RouteCounters>> = BTreeMap::new();
+        let mut all: BTreeMap<RouteKey<'_>, KeptOfRoute> = BTreeMap::new();
+        // What is found out about a task is so for all routes that lead to the same port of it.
+        let mut healths: BTreeMap<(&str, u16), Arc<ServiceHealth>> = BTreeMap::new();
         for claim in &before.claims {
             for choice in &claim.choices {
-                counters.insert((&claim.host, &claim.prefix, choice.service.service_id.as_str()), choice.counters.clone());
+                let service = choice.service.service_id.as_str();
+                let kept =
+                    KeptOfRoute { counters: choice.counters.clone(), load: choice.load.clone(), health: choice.health.clone() };
+                healths.insert((service, choice.route.port), choice.health.clone());
+                all.insert((&claim.host, &claim.prefix, service), kept);
             }
         }
         let mut routes = Self::default();
@@ -58,9 +78,11 @@ impl Routes {
             let mut choices = Vec::new();
             for choice in &claim.choices {
                 // The same ones on both listeners.
-                let counters = counters.entry((&claim.host, &claim.prefix, choice.service.as_str())).or_default().clone();
-                let route = services.get(&choice.service).and_then(|service| served(choice, service, counters));
-                choices.extend(route.map(|route| (choice.weight, route)));
+                let kept = all.entry((&claim.host, &claim.prefix, choice.service.as_str())).or_default();
+                let Some(service) = services.get(&choice.service) else { continue };
+                let Some(route) = service.routes.get(choice.route) else { continue };
+                kept.health = healths.entry((service.service_id.as_str(), route.port)).or_default().clone();
+                choices.push((choice.weight, served(route, service, kept.clone())));
             }
             routes.insert(claim, choices);
         }
@@ -69,10 +91,19 @@ impl Routes {
 
     fn insert(&mut self, claim: &HttpClaim, choices: Vec<(u32, Arc<ServedRoute>)>) {
         let (weights, choices): (Vec<u32>, Vec<_>) = choices.into_iter().unzip();
+        for choice in &choices {
+            let choice: &Arc<ServedRoute> = choice;
+            self.by_service.entry(choice.service.service_name.clone()).or_insert_with(|| choice.clone());
+        }
         let (host, prefix) = (claim.host.clone(), claim.prefix.clone());
         let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0) });
         self.indexes[usize::from(claim.tls)].insert(&claim.host, &claim.prefix, claim.clone());
         self.claims.push(claim);
+    }
+
+    /// A route of the service of this name.
+    pub fn of_service(&self, name: &str) -> Option<Arc<ServedRoute>> {
+        self.by_service.get(name).cloned()
     }
 
     /// Whether two paths of a host have one route, or both none.
@@ -90,12 +121,14 @@ impl Routes {
     }
 }
 
-fn served(choice: &HttpChoice, service: &Arc<HttpService>, counters: Arc<RouteCounters>) -> Option<Arc<ServedRoute>> {
-    let route = service.routes.get(choice.route)?.clone();
+fn served(route: &HttpRoute, service: &Arc<HttpService>, kept: KeptOfRoute) -> Arc<ServedRoute> {
     let listening: Vec<HttpBackend> = service.backends.iter().filter(|b| b.ports.contains(&route.port)).cloned().collect();
     let ready = listening.len();
     let backends = if listening.is_empty() { service.backends.clone() } else { listening };
-    Some(Arc::new(ServedRoute { service: service.clone(), route, backends, ready, counters, turn: AtomicUsize::new(0) }))
+    let KeptOfRoute { counters, load, health } = kept;
+    health.follow(&backends);
+    let (service, route) = (service.clone(), route.clone());
+    Arc::new(ServedRoute { service, route, backends, ready, counters, load, health, turn: AtomicUsize::new(0) })
 }
 
 impl Claim {
@@ -122,16 +155,21 @@ impl Claim {
 }
 
 impl ServedRoute {
-    /// The task to ask: the one that the client stays with if it is there, otherwise the next in turn; none of `tried`.
+    /// The task to ask: the one that the client stays with if it is there and in health, otherwise the next in turn; none of `tried`.
     pub fn backend(&self, stays_with: Option<&str>, tried: &[TaskId]) -> Option<&HttpBackend> {
+        let left_out = self.health.left_out(&self.backends);
         let is_left = |backend: &&HttpBackend| !tried.contains(&backend.task_id);
+        let is_usable = |backend: &&HttpBackend| is_left(backend) && !left_out.contains(&backend.task_id);
         let same = stays_with.and_then(|task| self.backends.iter().find(|backend| backend.task_id.as_str() == task));
-        if let Some(same) = same.filter(is_left) {
+        if let Some(same) = same.filter(is_usable) {
             return Some(same);
         }
-        let count = self.backends.len();
-        let first = self.turn.fetch_add(1, Ordering::Relaxed);
-        (0..count).map(|step| &self.backends[(first.wrapping_add(step)) % count]).find(is_left)
+        let (count, turn) = (self.backends.len(), self.turn.fetch_add(1, Ordering::Relaxed));
+        let in_turn = || (0..count).map(|step| &self.backends[turn.wrapping_add(step) % count]);
+        let takes_it = |backend: &&HttpBackend| {
+            is_usable(backend) && !self.health.passes_on(&backend.task_id, self.route.slow_start_ms, turn)
+        };
+        in_turn().find(takes_it).or_else(|| in_turn().find(is_usable)).or_else(|| in_turn().find(is_left))
     }
 }
 

@@ -1,11 +1,15 @@
 //! The process without its start and end: carries out the table, and reports.
 
-use super::app::{ClientConnections, LAST_REQUEST};
+use super::app::{ClientConnections, IngressApp, LAST_REQUEST};
 use super::certificates::Certificates;
+use super::checks;
 use super::connector::MeshConnector;
 use super::credentials::Credentials;
+use super::limits::HttpLimits;
 use super::listeners::{Listeners, Serving};
+use super::mirror::Mirror;
 use super::proxy::{IngressProxy, IngressState};
+use super::refusals::HttpRefusals;
 use super::routes::Routes;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
@@ -13,7 +17,7 @@ use crate::datapath::Sockets;
 use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
 use arc_swap::ArcSwap;
-use pingora::apps::{HttpServerApp as _, HttpServerOptions};
+use pingora::apps::HttpServerApp as _;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
@@ -22,9 +26,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
-/// A connection of HTTP/2 without a request is closed after this time.
-const H2_IDLE: Duration = Duration::from_mins(1);
 /// Requests at a time on a connection of HTTP/2.
 const H2_STREAMS: u32 = 100;
 /// Bytes of headers of a request on HTTP/2.
@@ -41,37 +44,43 @@ const LAST_ANSWER: Duration = Duration::from_mins(30);
 pub(super) struct HttpServer {
     state: Arc<IngressState>,
     proxy: Arc<HttpProxy<IngressProxy>>,
-    connections: Arc<ClientConnections>,
+    app: Arc<IngressApp>,
     listeners: Mutex<Listeners>,
     table: Mutex<HttpTable>,
+    /// The table has changed, for the checks of tasks.
+    changed: Arc<Notify>,
 }
 
 impl HttpServer {
-    /// Serves nothing yet. `inherited` are sockets of the process before; `first_head` is the time for the first head of a connection.
-    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>, first_head: Duration) -> Self {
+    /// Serves nothing yet; is made in a runtime. `inherited` are sockets of the process before.
+    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>) -> Self {
+        let (limits, refusals) = (Arc::<ArcSwap<HttpLimits>>::default(), Arc::<HttpRefusals>::default());
         let certificates = Arc::<Certificates>::default();
+        let connector = Arc::new(MeshConnector::new(mesh));
         let state = Arc::new(IngressState {
             routes: ArcSwap::default(),
             certificates: certificates.clone(),
-            connector: Arc::new(MeshConnector::new(mesh)),
+            connector: connector.clone(),
             credentials: Credentials::default(),
-            access_log: AtomicBool::new(false),
+            access_log: ArcSwap::default(),
+            limits: limits.clone(),
+            refusals: refusals.clone(),
+            mirror: Arc::new(Mirror::new(connector.clone())),
             draining: AtomicBool::new(false),
             redirect_port: AtomicU16::new(0),
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let conf = ServerConf { threads, upstream_keepalive_pool_size: POOL, max_retries: 8, ..ServerConf::default() };
-        let mut proxy = http_proxy(&Arc::new(conf), IngressProxy(state.clone()));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(H2_IDLE);
-        proxy.server_options = Some(options);
+        let proxy = http_proxy(&Arc::new(conf), IngressProxy(state.clone()));
         let mut h2 = H2Options::new();
         h2.max_concurrent_streams(H2_STREAMS).max_header_list_size(H2_HEADERS);
         h2.initial_window_size(H2_WINDOWS.0).initial_connection_window_size(H2_WINDOWS.1);
-        proxy.h2_options = Some(h2);
-        let (proxy, connections) = (Arc::new(proxy), Arc::<ClientConnections>::default());
-        let serving = Serving { proxy: proxy.clone(), connections: connections.clone(), certificates, first_head };
-        Self { state, proxy, connections, listeners: Mutex::new(Listeners::new(serving, inherited)), table: Mutex::default() }
+        let proxy = Arc::new(proxy);
+        let app = Arc::new(IngressApp { proxy: proxy.clone(), connections: ClientConnections::default(), limits, refusals, h2 });
+        let serving = Serving { app: app.clone(), certificates };
+        let (listeners, changed) = (Mutex::new(Listeners::new(serving, inherited)), Arc::<Notify>::default());
+        tokio::spawn(checks::run(state.clone(), changed.clone()));
+        Self { state, proxy, app, listeners, table: Mutex::default(), changed }
     }
 
     /// Replaces the table, at once for every request that follows.
@@ -80,7 +89,9 @@ impl HttpServer {
         self.state.certificates.set(&table);
         let routes = Routes::new(&table, &self.state.routes.load());
         self.state.routes.store(Arc::new(routes));
-        self.state.access_log.store(table.access_log, Ordering::Relaxed);
+        self.changed.notify_one();
+        self.state.access_log.store(Arc::new(table.access_log));
+        self.state.limits.store(Arc::new(table.limits.clone()));
         self.state.redirect_port.store(table.redirect_port, Ordering::Relaxed);
         self.follow(table.ports);
         let mut current = lock(&self.table);
@@ -144,6 +155,8 @@ impl HttpServer {
                     tasks: route.service.backends.len(),
                     certificate: certificates.describe(secret),
                     certificate_end: secret.and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
+                    left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
+                    in_flight: route.load.in_flight(),
                     rates: route.counters.window.rates(now, &counts),
                     counts,
                 });
@@ -158,7 +171,8 @@ impl HttpServer {
             listeners: lock(&self.listeners).status(),
             routes: all,
             problems: lock(&self.table).problems.clone(),
-            connections: self.connections.open(),
+            connections: self.app.connections.open(),
+            refused: self.state.refusals.read(),
         }
     }
 
@@ -170,11 +184,11 @@ impl HttpServer {
 
     /// Returns when every client has its answers, or [`LAST_ANSWER`] is over.
     pub async fn drain(&self) {
-        if self.connections.end(LAST_REQUEST).await {
+        if self.app.connections.end(LAST_REQUEST).await {
             return;
         }
         // Ends the idle ones alone.
         self.proxy.http_cleanup().await;
-        self.connections.end(LAST_ANSWER).await;
+        self.app.connections.end(LAST_ANSWER).await;
     }
 }

@@ -4,6 +4,7 @@ use super::counts::RouteCounts;
 use super::rates::RouteRates;
 use crate::model::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// HTTP ingress on this node.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct HttpStatus {
     pub problems: Vec<String>,
     /// Open connections of clients.
     pub connections: u64,
+    /// Connections and requests that were cut or refused for what the client did, by reason.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// A listener.
@@ -42,6 +45,12 @@ pub struct HttpRouteStatus {
     pub ready: usize,
     /// Tasks that run.
     pub tasks: usize,
+    /// Tasks that get no requests for a while, because they failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// Requests in flight.
+    #[serde(default)]
+    pub in_flight: u64,
     /// `secret`, `self-signed`, or why the secret is not used.
     pub certificate: String,
     /// End of the life of the secret's certificate. A self-signed one of this process has none.

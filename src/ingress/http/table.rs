@@ -1,6 +1,8 @@
 //! The table that the process serves, from the node's view. Pure, and the same on every node but for the node's own address.
 
 use super::claims::{self, HttpClaim};
+use super::limits::HttpLimits;
+use super::log_format::HttpAccessLog;
 use crate::model::http::{HttpRedirect, HttpService};
 use crate::model::{NodeId, NodeView, PayloadId, PortConfig, Protocol, PublishMode, SecretId, Task};
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// What the settings say.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct HttpOptions {
+    pub ports: HttpPorts,
+    pub access_log: HttpAccessLog,
+    pub limits: HttpLimits,
+}
+
+/// Ports of the listeners.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct HttpPorts {
     /// 0: none.
@@ -24,8 +34,8 @@ pub struct HttpTable {
     pub ports: HttpPorts,
     /// Where clients are redirected to for TLS: the port of the settings, also while a service has it. 0: nowhere.
     pub redirect_port: u16,
-    /// Each request is logged.
-    pub access_log: bool,
+    pub access_log: HttpAccessLog,
+    pub limits: HttpLimits,
     /// Source of connections to tasks: the node's address on `ingress`.
     pub source: Option<Ipv4Addr>,
     pub services: Vec<Arc<HttpService>>,
@@ -54,7 +64,8 @@ impl HttpTable {
 }
 
 /// The table for a node.
-pub fn table(view: &NodeView, me: &NodeId, ports: HttpPorts, access_log: bool) -> HttpTable {
+pub fn table(view: &NodeView, me: &NodeId, options: &HttpOptions) -> HttpTable {
+    let ports = options.ports;
     let cluster = &view.cluster;
     let (claims, mut problems) = claims::decide(&cluster.http);
     let mut free = ports;
@@ -79,7 +90,8 @@ pub fn table(view: &NodeView, me: &NodeId, ports: HttpPorts, access_log: bool) -
     HttpTable {
         ports: free,
         redirect_port: ports.tls,
-        access_log,
+        access_log: options.access_log,
+        limits: options.limits.clone(),
         source: cluster.node(me).map(|node| node.ingress_addr),
         services: cluster.http.clone(),
         claims,
@@ -113,6 +125,10 @@ mod tests {
 
     const PORTS: HttpPorts = HttpPorts { plain: 80, tls: 443 };
 
+    fn options(ports: HttpPorts) -> HttpOptions {
+        HttpOptions { ports, ..HttpOptions::default() }
+    }
+
     #[test]
     fn a_published_port_is_left_to_its_service_and_named() {
         let peer = fixture::peer(1);
@@ -120,7 +136,7 @@ mod tests {
         let mut cluster = fixture::cluster_part(vec![peer]);
         cluster.http = vec![service("shop", 1, "shop.example.com", None)];
         let view = fixture::node_view(1, Vec::new(), cluster.clone());
-        let made = table(&view, &me, PORTS, false);
+        let made = table(&view, &me, &options(PORTS));
         assert_eq!((made.ports, made.problems.len(), made.is_wanted()), (PORTS, 0, true));
         assert_eq!(made.source, view.cluster.nodes.first().map(|node| node.ingress_addr));
         let mut view = fixture::node_view(1, Vec::new(), cluster.clone());
@@ -131,11 +147,11 @@ mod tests {
             ..fixture::task_with_resolvers("t", "proxy", "node1", &[])
         };
         view.tasks = Arc::new(Tasks { by_id: [(task.id.clone(), Arc::new(task))].into(), ..Tasks::default() });
-        let made = table(&view, &me, PORTS, false);
+        let made = table(&view, &me, &options(PORTS));
         assert_eq!(made.ports, HttpPorts { plain: 0, tls: 443 });
         assert_eq!(made.problems, ["port 80 is published by service proxy: HTTP routes are not served there"]);
         cluster.ports = vec![Arc::new(fixture::published_port(443, 8443, &[]))];
-        let made = table(&fixture::node_view(1, Vec::new(), cluster), &me, PORTS, false);
+        let made = table(&fixture::node_view(1, Vec::new(), cluster), &me, &options(PORTS));
         assert_eq!(made.ports, HttpPorts { plain: 80, tls: 0 });
         assert_eq!(made.problems, ["port 443 is published by service web: HTTP routes are not served there"]);
     }
@@ -143,11 +159,11 @@ mod tests {
     #[test]
     fn without_a_route_or_a_port_nothing_is_wanted() {
         let view = fixture::node_view(1, Vec::new(), fixture::cluster_part(vec![fixture::peer(1)]));
-        assert!(!table(&view, &"node1".into(), PORTS, false).is_wanted());
+        assert!(!table(&view, &"node1".into(), &options(PORTS)).is_wanted());
         let mut cluster = fixture::cluster_part(vec![fixture::peer(1)]);
         cluster.http = vec![service("shop", 1, "shop.example.com", None)];
         let view = fixture::node_view(1, Vec::new(), cluster);
-        assert!(!table(&view, &"node1".into(), HttpPorts::default(), false).is_wanted());
+        assert!(!table(&view, &"node1".into(), &HttpOptions::default()).is_wanted());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The entries of views, each made from the store alone.
 
-use crate::model::http::{HTTP, HttpBackend, HttpLabels, HttpService};
+use crate::model::http::{HTTP, HttpBackend, HttpService};
 use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
@@ -188,7 +188,7 @@ pub(super) fn http<'a>(
     tasks: impl Iterator<Item = &'a Task>,
 ) -> Option<HttpService> {
     // Labels that do not parse were set before skep gave them a meaning.
-    let labels = HttpLabels::read(&service.spec.labels).unwrap_or_default();
+    let labels = service.spec.http().unwrap_or_default();
     if labels.routes.is_empty() {
         return None;
     }

@@ -5,7 +5,7 @@ use super::duration::millis;
 use super::host_and_path::{host, path_prefix};
 use super::route::{HttpRedirect, HttpRoute, HttpScheme};
 use super::values::{add_header, flag, is_token, users};
-use super::{caddy, size, traefik};
+use super::{caddy, more_labels, nginx_proxy, size, traefik};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -41,17 +41,35 @@ pub struct HttpLabels {
     pub routes: Vec<HttpRoute>,
     /// Name of the secret with certificate and key.
     pub certificate: Option<String>,
-    /// Labels of Traefik and Caddy that are not carried out, for users: whether that matters depends on whether these run too.
+    /// Labels of Traefik and Caddy and variables of nginx-proxy that are not carried out, for users: whether that matters depends on whether these run too.
     pub refused: Vec<String>,
     /// What is carried out in another way than these do, for users.
     pub notes: Vec<String>,
 }
 
 impl HttpLabels {
-    /// Parses the labels of a service, those of Traefik and Caddy too; others are ignored.
+    /// Parses the labels of a service, those of Traefik and Caddy too, and the variables of nginx-proxy; others are ignored.
     ///
     /// # Errors
     /// Text for the user: which label of skep is wrong, and what is valid.
+    pub fn of(labels: &BTreeMap<String, String>, env: &[String]) -> Result<Self, String> {
+        let read = Self::read(labels)?;
+        if !nginx_proxy::has_host(env) {
+            return Ok(read);
+        }
+        let of_nginx = nginx_proxy::read(env);
+        Ok(Self {
+            routes: [read.routes, of_nginx.routes].concat(),
+            refused: [read.refused, of_nginx.refused].concat(),
+            notes: [read.notes, of_nginx.notes].concat(),
+            ..read
+        })
+    }
+
+    /// As [`Self::of`], without variables.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
     pub fn read(labels: &BTreeMap<String, String>) -> Result<Self, String> {
         // Most services have none, and managers ask for each of them in each round.
         if !labels.keys().any(|key| key.starts_with(HTTP) || traefik::is_label(key) || caddy::is_label(key)) {
@@ -84,6 +102,9 @@ impl HttpLabels {
             } else {
                 read_further(&mut route, key, value)?;
             }
+        }
+        if let Some(why) = more_labels::contradiction(&route) {
+            return Err(format!("label {HTTP}.{why}"));
         }
         if route.strip && route.prefix == "/" {
             return Err(format!("label {HTTP}.strip: {HTTP}={text} has no prefix to strip: add one, as shop.example.com/api"));
@@ -153,6 +174,7 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
             let weight = value.parse().ok().filter(|weight| *weight <= 1000);
             route.weight = Some(weight.ok_or_else(|| wrong("a number from 0 to 1000"))?);
         }
+        _ if more_labels::MORE.contains(&key) => more_labels::read(route, key, value).map_err(|why| wrong(&why))?,
         _ => {
             if let Some(name) = key.strip_prefix("headers.request.") {
                 return add_header(&mut route.request_headers, name, value).map_err(|why| wrong(&why));
@@ -160,7 +182,8 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
             if let Some(name) = key.strip_prefix("headers.response.") {
                 return add_header(&mut route.response_headers, name, value).map_err(|why| wrong(&why));
             }
-            let known = FURTHER.map(|label| format!("{HTTP}.{label}{}", if label.ends_with('.') { "NAME" } else { "" }));
+            let name = |label: &&str| format!("{HTTP}.{label}{}", if label.ends_with('.') { "NAME" } else { "" });
+            let known: Vec<String> = more_labels::MORE.iter().chain(&FURTHER).map(name).collect();
             return Err(format!(
                 "label {HTTP}.{key}: skep has no such label: leave it out; there are {HTTP}, {}",
                 known.join(", ")
@@ -280,7 +303,8 @@ mod tests {
             ("headers.request.Connection", "x"),
             ("headers.request.", "x"),
             ("headers.response.X", "a\r\nb"),
-            ("mirror", "x"),
+            ("mirror.percent", "10"),
+            ("requests", "0"),
             ("headers", "x"),
         ] {
             let label = format!("skep.http.{key}");

@@ -49,6 +49,49 @@ pub struct HttpRoute {
     /// Share of the requests among services that all name one for the same host and prefix.
     #[serde(skip_serializing_if = "is_default")]
     pub weight: Option<u32>,
+    /// Requests in flight that a node sends to the service, and of one client; 0: no bound.
+    #[serde(skip_serializing_if = "is_default")]
+    pub requests: u32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub client_requests: u32,
+    /// How tasks are checked; only by their answers without.
+    #[serde(skip_serializing_if = "is_default")]
+    pub check: Option<HttpCheck>,
+    /// A task that has just come gets fewer requests for so long, in milliseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub slow_start_ms: Option<u64>,
+    /// Version of the PROXY header that connections to tasks begin with.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proxy_protocol: Option<u8>,
+    /// Answers of text are compressed for clients that ask for it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub compress: bool,
+    /// Where copies of requests are sent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mirror: Option<HttpMirror>,
+    /// Requests are answered with 503 and this text.
+    #[serde(skip_serializing_if = "is_default")]
+    pub maintenance: Option<String>,
+}
+
+/// Requests that a node makes to each task of its own accord.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpCheck {
+    pub path: String,
+    /// Host of the request; the route's first one if empty.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub host: String,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+}
+
+/// Copies of requests, the answers to which are dropped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpMirror {
+    /// Name of a service with an HTTP route.
+    pub service: String,
+    /// Of a hundred requests.
+    pub percent: u8,
 }
 
 impl Default for HttpRoute {
@@ -69,6 +112,14 @@ impl Default for HttpRoute {
             response_headers: BTreeMap::new(),
             auth: Vec::new(),
             weight: None,
+            requests: 0,
+            client_requests: 0,
+            check: None,
+            slow_start_ms: None,
+            proxy_protocol: None,
+            compress: false,
+            mirror: None,
+            maintenance: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::route::{HttpEntry, HttpRoute, HttpScheme};
 use super::traefik_objects::{Options, TraefikObjects};
 use super::values::{flag, is_token};
-use super::{traefik_middleware, traefik_rule};
+use super::{more_labels, traefik_middleware, traefik_rule};
 use std::collections::BTreeMap;
 
 /// What labels of Traefik say.
@@ -175,9 +175,20 @@ impl TraefikObjects {
                         "skep_task".clone_into(&mut route.sticky);
                     }
                 }
+                "loadbalancer.healthcheck.path"
+                | "loadbalancer.healthcheck.interval"
+                | "loadbalancer.healthcheck.timeout"
+                | "loadbalancer.healthcheck.hostname" => {
+                    let name = option.strip_prefix("loadbalancer.healthcheck.").unwrap_or_default();
+                    let key = format!("check.{}", name.strip_suffix("name").unwrap_or(name));
+                    more_labels::read(route, &key, value).map_err(|why| wrong(&format!("must be {why}")))?;
+                }
                 "loadbalancer.sticky.cookie.name" if is_token(value) => value.clone_into(&mut route.sticky),
                 _ => return Err(wrong("skep does not carry it out")),
             }
+        }
+        if let Some(why) = more_labels::contradiction(route) {
+            return Err(format!(": its service's loadbalancer.healthcheck: {why}"));
         }
         route.port = port.ok_or(": its service's loadbalancer.server.port must be the port of the containers, 1 to 65535")?;
         Ok(())

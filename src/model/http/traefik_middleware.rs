@@ -58,6 +58,11 @@ pub(super) fn apply(
                 let most = value.parse().ok().filter(|bytes| *bytes > 0);
                 route.body = Some(most.ok_or_else(|| wrong("must be a number of bytes"))?);
             }
+            ("inflightreq", "amount") if route.requests == 0 => {
+                let most = value.parse().ok().filter(|most| *most > 0);
+                route.requests = most.ok_or_else(|| wrong("must be a number of requests"))?;
+            }
+            ("compress", "") if flag(value).is_some() => route.compress |= value == "true",
             ("headers", "stsseconds" | "stsincludesubdomains" | "stspreload") => sts = Some(options),
             ("headers", rest) => headers(rest, value, route).map_err(|why| wrong(&why))?,
             _ => return Err(wrong("skep does not carry it out")),

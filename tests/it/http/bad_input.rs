@@ -43,7 +43,6 @@ async fn requests_that_are_none_are_answered_or_cut_and_others_are_served() {
         ("garbage", b"\x00\xff\x16\x03\x01garbage\r\n\r\n".to_vec()),
         ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
         ("CONNECT", b"CONNECT shop.test:80 HTTP/1.1\r\nHost: shop.test:80\r\n\r\n".to_vec()),
-        ("HTTP/2 without TLS", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()),
     ] {
         let answer = sent(to, &bytes);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{what}: {answer}");

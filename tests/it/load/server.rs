@@ -3,8 +3,9 @@
 //!
 //! It says of each request what a client must never see: one that comes before the health check has passed (`early`). On SIGTERM
 //! it takes what has connected already, stops listening, ends each kept connection with its next answer (`Connection: close`),
-//! and exits when all have ended.
+//! and exits when all have ended. Lines on an upgraded connection come back.
 
+use super::upgraded::BYE;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -116,6 +117,9 @@ impl Server {
             if from.ip().is_loopback() {
                 self.healthy.store(true, Ordering::Relaxed);
             }
+            if head.to_ascii_lowercase().contains("upgrade: websocket") {
+                return self.upgraded(stream, received).await;
+            }
             let note = if self.healthy.load(Ordering::Relaxed) { "ok" } else { "early" };
             let body = format!("{} {note} {}\n", self.name, from.ip());
             let closes = head.contains("HTTP/1.0") || head.to_ascii_lowercase().contains("connection: close");
@@ -130,6 +134,37 @@ impl Server {
                 return;
             }
         }
+    }
+}
+
+impl Server {
+    /// Sends lines back, until SIGTERM; then says that it ends.
+    async fn upgraded(&self, mut stream: TcpStream, mut received: Vec<u8>) {
+        let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+        if stream.write_all(format!("{head}X-Server: {}\r\n\r\n", self.name).as_bytes()).await.is_err() {
+            return;
+        }
+        let mut ending = self.ending.clone();
+        loop {
+            if stream.write_all(&std::mem::take(&mut received)).await.is_err() {
+                return;
+            }
+            let mut buffer = [0; 1024];
+            let ends = async { drop(ending.wait_for(|ending| *ending).await) };
+            let read = tokio::select! {
+                read = stream.read(&mut buffer) => Some(read),
+                () = ends => None,
+            };
+            match read {
+                Some(Ok(length @ 1..)) => received.extend(&buffer[..length]),
+                Some(_) => return,
+                None => break,
+            }
+        }
+        let _ = stream.write_all(format!("{BYE}\n").as_bytes()).await;
+        let _ = stream.shutdown().await;
+        let mut rest = [0; 512];
+        while matches!(tokio::time::timeout(IDLE, stream.read(&mut rest)).await, Ok(Ok(1..))) {}
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Creates the test server as a service with these labels and further parts of its spec.
-async fn create(swarm: &Swarm, name: &str, replicas: usize, labels: Value, more: Value) {
+pub async fn create(swarm: &Swarm, name: &str, replicas: usize, labels: Value, more: Value) {
     let mut spec = json!({
         "Name": name, "Labels": labels, "Mode": { "Replicated": { "Replicas": replicas } },
         "UpdateConfig": { "Parallelism": 1, "Monitor": 1_000_000_000 },
@@ -26,7 +26,7 @@ async fn create(swarm: &Swarm, name: &str, replicas: usize, labels: Value, more:
 }
 
 /// Waits until so many tasks of the first route are ready on every host.
-async fn ready(hosts: &[Host], count: usize) {
+pub async fn ready(hosts: &[Host], count: usize) {
     for host in hosts {
         within(40, "ready tasks of the route", || async {
             let http = status(host).await["http"].take();
@@ -77,7 +77,12 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
     let outside = of_host(&client);
     let targets = || swarm.hosts.iter().map(|host| Target::new(&outside, SocketAddr::from((host.address(), 80)), host.name()));
     let pause = Duration::from_millis(20);
-    let loads = [("new", Load::http(targets(), pause, false)), ("kept", Load::http(targets(), pause, true))];
+    let loads = [
+        ("new", Load::http(targets(), pause, false)),
+        ("kept", Load::http(targets(), pause, true)),
+        ("HTTP/2", Load::http2(targets(), pause)),
+        ("upgraded", Load::upgraded(targets(), pause)),
+    ];
 
     let before = pid_of_http(&swarm.hosts[0]).await;
     swarm.hosts[0].stop_daemon(true).await.expect("killed");
@@ -123,7 +128,9 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
                 tally.label,
                 tally.failed.iter().map(|f| &f.why).collect::<Vec<_>>()
             );
-            assert!(tally.answered.len() >= 4, "old and new tasks are reached: {:?}", tally.answered);
+            // An upgraded connection stays with its task.
+            let least = if what == "upgraded" { 2 } else { 4 };
+            assert!(tally.answered.len() >= least, "old and new tasks are reached: {:?}", tally.answered);
         }
     }
 
@@ -150,7 +157,7 @@ async fn shown_by_the_dashboard(swarm: &Swarm) {
     assert_eq!((worker["nodes"].as_array().map(Vec::len), worker["this"]["role"].as_str()), (Some(2), Some("worker")));
 }
 
-/// A stack as it is written for Traefik, and a certificate from a secret.
+/// A stack as it is written for Traefik and nginx-proxy, and a certificate from a secret.
 const STACK: &str = r#"
 version: "3.8"
 services:
@@ -180,6 +187,11 @@ services:
         traefik.http.routers.api.middlewares: strip
         traefik.http.middlewares.strip.stripprefix.prefixes: /api
         traefik.http.services.api.loadbalancer.server.port: "80"
+  legacy:
+    image: IMAGE
+    environment:
+      VIRTUAL_HOST: legacy.test
+      VIRTUAL_PORT: "80"
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +218,7 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
         within(40, "all routes", || async {
             let http = status(host).await["http"].take();
             let routes = http["routes"].as_array().cloned().unwrap_or_default();
-            anyhow::ensure!(routes.len() == 3 && routes.iter().all(|route| route["ready"] == 1), "{http:#}");
+            anyhow::ensure!(routes.len() == 4 && routes.iter().all(|route| route["ready"] == 1), "{http:#}");
             let certificate = |host: &str| routes.iter().find(|r| r["host"] == host).map(|r| r["certificate"].clone());
             anyhow::ensure!(certificate("other.test") == Some(json!("secret")), "{http:#}");
             let problems = http["problems"].to_string();
@@ -224,6 +236,8 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
         assert_eq!(redirect, "308:https://site.test/a");
         let page = curl(&client, &format!("-k {resolve} https://site.test/cgi-bin/index.cgi")).await;
         let api = curl(&client, &format!("-k {resolve} https://site.test/api/cgi-bin/index.cgi")).await;
+        let legacy = curl(&client, &format!("-H Host:legacy.test http://{to}/cgi-bin/index.cgi")).await;
+        assert!(legacy.lines().count() == 1 && legacy.contains(' '), "by the variables of nginx-proxy: {legacy}");
         let node = |answer: &str| answer.split(' ').next().map(str::to_owned);
         assert!(page.lines().count() == 1 && api.lines().count() == 1 && node(&page) != node(&api), "{page} {api}");
         let trusted = curl(

@@ -1,0 +1,211 @@
+//! What tasks get to know of the client: `X-Forwarded-*`, `Forwarded`, `X-Real-IP`, a request id and a trace.
+
+use super::limits::HttpLimits;
+use pingora::Result;
+use pingora::http::RequestHeader;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// Headers that a client cannot set. Many frameworks read `X_Real_Ip` as they read `X-Real-Ip`.
+const OWN: [&str; 9] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-server",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// Addresses of a chain of proxies that are read.
+const MOST_HOPS: usize = 32;
+
+/// Who asks, and how.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Requester {
+    /// The client, as far as it is known.
+    pub client: Option<IpAddr>,
+    /// What `X-Forwarded-For` says: the client, and the trusted proxies that its request came through.
+    chain: Vec<IpAddr>,
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+}
+
+fn text<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
+    request.headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Who asks. `peer`: where the connection is from; `host`: as the request names it; `port`: of the listener.
+pub(super) fn requester(
+    request: &RequestHeader,
+    peer: Option<IpAddr>,
+    limits: &HttpLimits,
+    tls: bool,
+    host: &str,
+    port: u16,
+) -> Requester {
+    let mut requester = Requester { client: peer, chain: Vec::from_iter(peer), tls, host: host.to_owned(), port };
+    if !peer.is_some_and(|peer| limits.trusts(peer)) {
+        return requester;
+    }
+    // From the last one, which the trusted proxy has added, to the first that is not trusted.
+    let lists: Vec<&str> = request.headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
+    let hops = lists.iter().rev().flat_map(|list| list.rsplit(','));
+    for hop in hops.take(MOST_HOPS) {
+        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        let hop = hop.to_canonical();
+        requester.chain.insert(0, hop);
+        requester.client = Some(hop);
+        if !limits.trusts(hop) {
+            break;
+        }
+    }
+    match text(request, "x-forwarded-proto") {
+        Some("https" | "wss") => requester.tls = true,
+        Some("http" | "ws") => requester.tls = false,
+        _ => {}
+    }
+    if let Some(host) = text(request, "x-forwarded-host").filter(|host| super::path::host(host).is_some()) {
+        host.clone_into(&mut requester.host);
+    }
+    if let Some(port) = text(request, "x-forwarded-port").and_then(|port| port.parse().ok()) {
+        requester.port = port;
+    }
+    requester
+}
+
+/// Replaces what the client says of itself.
+///
+/// # Errors
+/// A header that cannot be set.
+pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
+    let same = |name: &str| OWN.iter().any(|own| own.bytes().eq(name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })));
+    let spoofed: Vec<String> =
+        request.headers.keys().map(|name| name.as_str()).filter(|name| same(name)).map(str::to_owned).collect();
+    for name in spoofed {
+        request.remove_header(name.as_str());
+    }
+    let proto = if requester.tls { "https" } else { "http" };
+    if let Some(client) = requester.client {
+        let chain: Vec<String> = requester.chain.iter().map(ToString::to_string).collect();
+        request.insert_header("x-forwarded-for", chain.join(", "))?;
+        request.insert_header("x-real-ip", client.to_string())?;
+    }
+    request.insert_header("x-forwarded-proto", proto)?;
+    request.insert_header("x-forwarded-host", requester.host.as_str())?;
+    request.insert_header("x-forwarded-port", requester.port.to_string())?;
+    request.insert_header("forwarded", forwarded(requester, proto))?;
+    request.insert_header("x-request-id", request_id)?;
+    if !text(request, "traceparent").is_some_and(is_trace) {
+        request.remove_header("tracestate");
+        request.insert_header("traceparent", format!("00-{:032x}-{:016x}-00", rand::random::<u128>(), rand::random::<u64>()))?;
+    }
+    Ok(())
+}
+
+/// RFC 7239: `for=192.0.2.1;host=shop.example.com;proto=https`, an element for each hop.
+fn forwarded(requester: &Requester, proto: &str) -> String {
+    let mut out = String::new();
+    for (number, hop) in requester.chain.iter().enumerate() {
+        let separator = if number > 0 { ", " } else { "" };
+        let _ = match hop {
+            IpAddr::V4(v4) => write!(out, "{separator}for={v4}"),
+            IpAddr::V6(v6) => write!(out, "{separator}for=\"[{v6}]\""),
+        };
+    }
+    let separator = if out.is_empty() { "" } else { ";" };
+    let is_token =
+        !requester.host.is_empty() && requester.host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    let quoted: String = requester.host.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
+    let host = if is_token { quoted } else { format!("\"{quoted}\"") };
+    let _ = write!(out, "{separator}host={host};proto={proto}");
+    out
+}
+
+/// W3C: version, trace, parent and flags, in lower case; neither of the ids is zero.
+fn is_trace(value: &str) -> bool {
+    let parts: Vec<&str> = value.split('-').collect();
+    let is_hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let is_set = |text: &str| text.bytes().any(|byte| byte != b'0');
+    matches!(parts[..], [version, trace, parent, flags, ref more @ ..]
+        if is_hex(version, 2) && version != "ff" && (more.is_empty() || version != "00")
+            && is_hex(trace, 32) && is_set(trace) && is_hex(parent, 16) && is_set(parent) && is_hex(flags, 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn limits(trusted: &str) -> HttpLimits {
+        HttpLimits { trusted_proxies: vec![trusted.parse().unwrap()], ..HttpLimits::default() }
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed_and_only_as_far_as_they_are() {
+        let peer = "10.0.0.1".parse().ok();
+        for (trusted, header, client, chain) in [
+            ("192.0.2.0/24", "203.0.113.9", "10.0.0.1", "10.0.0.1"),
+            ("10.0.0.0/8", "203.0.113.9", "203.0.113.9", "203.0.113.9, 10.0.0.1"),
+            ("10.0.0.0/8", "198.51.100.1, 203.0.113.9, 10.0.0.2", "203.0.113.9", "203.0.113.9, 10.0.0.2, 10.0.0.1"),
+            ("10.0.0.0/8", "203.0.113.9, garbage", "10.0.0.1", "10.0.0.1"),
+            ("10.0.0.0/8", "", "10.0.0.1", "10.0.0.1"),
+            ("10.0.0.0/8", "2001:db8::1", "2001:db8::1", "2001:db8::1, 10.0.0.1"),
+        ] {
+            let mut asked =
+                request(&[("x-forwarded-for", header), ("x-forwarded-proto", "https"), ("X_Forwarded_For", "spoofed")]);
+            let requester = requester(&asked, peer, &limits(trusted), false, "shop.test:80", 80);
+            assert_eq!(requester.client, client.parse().ok(), "{header}");
+            set(&mut asked, &requester, "id").unwrap();
+            assert_eq!(text(&asked, "x-forwarded-for"), Some(chain), "{header}");
+            assert_eq!(text(&asked, "x-forwarded-proto"), Some(if trusted == "10.0.0.0/8" { "https" } else { "http" }));
+            assert_eq!(asked.headers.get_all("x_forwarded_for").iter().count(), 0, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_standard_header_quotes_what_is_no_token() {
+        let requester = |client: &str, host: &str| {
+            let client = client.parse().ok();
+            Requester { client, chain: Vec::from_iter(client), tls: true, host: host.to_owned(), port: 443 }
+        };
+        assert_eq!(forwarded(&requester("192.0.2.1", "shop.test"), "https"), "for=192.0.2.1;host=shop.test;proto=https");
+        assert_eq!(
+            forwarded(&requester("2001:db8::1", "shop.test:81"), "http"),
+            "for=\"[2001:db8::1]\";host=\"shop.test:81\";proto=http"
+        );
+        assert_eq!(forwarded(&requester("", "shop.test"), "http"), "host=shop.test;proto=http");
+    }
+
+    #[test]
+    fn a_trace_goes_on_and_what_is_none_is_replaced() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (value, kept) in [
+            (valid, true),
+            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", false),
+            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false),
+            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x", false),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x", true),
+            ("", false),
+        ] {
+            let mut asked = request(&[("traceparent", value), ("tracestate", "a=b")]);
+            set(&mut asked, &Requester::default(), "id").unwrap();
+            assert_eq!(text(&asked, "traceparent") == Some(value), kept, "{value}");
+            assert!(text(&asked, "traceparent").is_some_and(is_trace), "{value}");
+            assert_eq!(text(&asked, "tracestate").is_some(), kept, "{value}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Requests of HTTP/1 that a task might read in another way than skep, or that are too large. Pure.
+//!
+//! pingora refuses what has no reading (two hosts, lengths that differ, folded headers, another last encoding than `chunked`), and takes a
+//! length away beside `Transfer-Encoding`.
+
+use super::limits::MOST_HEAD;
+use super::refusals::HttpRefusal;
+use pingora::http::RequestHeader;
+
+/// Why a request is not served: the reason that is counted, the status, and a word for the client.
+pub(super) type GuardRefusal = (HttpRefusal, u16, &'static str);
+
+pub(super) fn refuse(request: &RequestHeader) -> Option<GuardRefusal> {
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    if request.raw_path().len() + fields.sum::<usize>() > MOST_HEAD {
+        return Some((HttpRefusal::HeadSize, 431, "the head of the request is larger than 64 KiB"));
+    }
+    let target = request.raw_path().to_ascii_lowercase();
+    let is_target = [&b"/"[..], b"http://", b"https://"].iter().any(|begin| target.starts_with(begin)) || target == b"*";
+    if !is_target {
+        return Some((HttpRefusal::Framing, 400, "the target is neither a path nor an address"));
+    }
+    let values = |name: &str| request.headers.get_all(name).into_iter().map(AsRef::<[u8]>::as_ref).collect::<Vec<&[u8]>>();
+    let lengths = values("content-length");
+    let is_length = |value: &[u8]| !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    if lengths.len() > 1 || !lengths.iter().all(|value| is_length(value)) {
+        return Some((HttpRefusal::Framing, 400, "the length of the body is not one number"));
+    }
+    match &values("transfer-encoding")[..] {
+        [] => None,
+        [only] if only.eq_ignore_ascii_case(b"chunked") && lengths.is_empty() => None,
+        _ => Some((HttpRefusal::Framing, 400, "the body may be chunked and nothing else")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_one_length_or_is_chunked() {
+        for (headers, refused) in [
+            (&[][..], false),
+            (&[("content-length", "5")], false),
+            (&[("transfer-encoding", "Chunked")], false),
+            (&[("content-length", "5"), ("content-length", "5")], true),
+            (&[("content-length", "5, 5")], true),
+            (&[("content-length", "5"), ("transfer-encoding", "chunked")], true),
+            (&[("transfer-encoding", "gzip, chunked")], true),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], true),
+            (&[("transfer-encoding", "\x0bchunked")], true),
+        ] {
+            let mut request = RequestHeader::build("POST", b"/", None).unwrap();
+            for (name, value) in headers {
+                if request.append_header(*name, *value).is_err() {
+                    continue;
+                }
+            }
+            let is_refused = refuse(&request).is_some();
+            let is_invalid = headers.iter().any(|(_, value)| value.bytes().any(|byte| byte < b' '));
+            assert_eq!(is_refused || is_invalid, refused, "{headers:?}");
+        }
+        let mut large = RequestHeader::build("GET", b"/", None).unwrap();
+        large.append_header("x", "x".repeat(MOST_HEAD)).unwrap();
+        assert_eq!(refuse(&large).map(|(_, status, _)| status), Some(431));
+    }
+}

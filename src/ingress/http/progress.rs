@@ -1,0 +1,209 @@
+//! How far a client is with sending its request, and whether that is too slow.
+//!
+//! pingora bounds each read, and nothing bounds the head or the body as a whole: a client that sends a byte now and then would
+//! hold a connection for ever. The filters say here what they see; the caller that serves the request waits for [`RequestProgress::overdue`] beside it.
+
+use super::limits::{BODY_RATE, HttpLimits};
+use super::refusals::HttpRefusal;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+tokio::task_local! {
+    /// Of the request that this task serves.
+    static CURRENT: Arc<RequestProgress>;
+}
+
+/// A body of unknown length.
+const UNKNOWN: u64 = u64::MAX;
+
+/// How far a request is.
+#[derive(Debug)]
+pub(super) struct RequestProgress {
+    began: Instant,
+    head: AtomicBool,
+    /// There is a body.
+    expected: AtomicBool,
+    /// Bytes of the body that is waited for; 0: none is.
+    announced: AtomicU64,
+    /// The body is complete.
+    ended: AtomicBool,
+    read: AtomicU64,
+    /// When the head was read, and when the last part of the body was, in milliseconds from `began`.
+    head_at: AtomicU64,
+    last_at: AtomicU64,
+    /// A body is waited for again.
+    changed: Notify,
+}
+
+/// What is decided by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct ProgressSeen {
+    head: bool,
+    /// Bytes that are announced, if a body is waited for; [`UNKNOWN`] if its length is not.
+    body: Option<u64>,
+    read: u64,
+    head_at: u64,
+    last_at: u64,
+}
+
+/// What is to be done about a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pace {
+    Overdue(HttpRefusal),
+    /// Look again then, in milliseconds from the beginning.
+    LookAt(u64),
+    /// Nothing more is waited for.
+    Complete,
+}
+
+fn pace(seen: &ProgressSeen, now: u64, head_ms: u64, body_ms: u64) -> Pace {
+    let due = |at: u64, reason| if now >= at { Pace::Overdue(reason) } else { Pace::LookAt(at) };
+    match (seen.head, seen.body) {
+        (false, _) => due(head_ms, HttpRefusal::SlowHead),
+        (true, None) => Pace::Complete,
+        (true, Some(UNKNOWN)) => due(seen.last_at + body_ms, HttpRefusal::SlowBody),
+        (true, Some(_)) => due(seen.head_at + body_ms + seen.read * 1000 / BODY_RATE, HttpRefusal::SlowBody),
+    }
+}
+
+impl RequestProgress {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            head: AtomicBool::new(false),
+            expected: AtomicBool::new(false),
+            announced: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            read: AtomicU64::new(0),
+            head_at: AtomicU64::new(0),
+            last_at: AtomicU64::new(0),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Runs what serves the request; the filters that it calls find this.
+    pub fn watch<F: Future>(self: Arc<Self>, serve: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, serve)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn seen(&self) -> ProgressSeen {
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let waits = !self.ended.load(Ordering::Relaxed);
+        ProgressSeen {
+            head: self.head.load(Ordering::Acquire),
+            body: Some(load(&self.announced)).filter(|announced| waits && *announced > 0),
+            read: load(&self.read),
+            head_at: load(&self.head_at),
+            last_at: load(&self.last_at),
+        }
+    }
+
+    /// Returns once the client is too slow; `head` is its time for the head.
+    pub async fn overdue(&self, head: Duration, limits: &HttpLimits) -> HttpRefusal {
+        let head_ms = u64::try_from(head.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            match pace(&self.seen(), self.now(), head_ms, limits.body_ms) {
+                Pace::Overdue(reason) => return reason,
+                Pace::LookAt(at) => tokio::time::sleep_until(self.began + Duration::from_millis(at)).await,
+                Pace::Complete => self.changed.notified().await,
+            }
+        }
+    }
+}
+
+/// The head was read. `length`: of the body that follows, if it is announced; a body that may be silent for long is none (`None`).
+pub(super) fn head_seen(body: Option<Option<u64>>) {
+    let _ = CURRENT.try_with(|progress| {
+        let now = progress.now();
+        progress.head_at.store(now, Ordering::Relaxed);
+        progress.last_at.store(now, Ordering::Relaxed);
+        progress.announced.store(body.map_or(0, |length| length.unwrap_or(UNKNOWN)), Ordering::Relaxed);
+        progress.expected.store(body.is_some(), Ordering::Relaxed);
+        progress.head.store(true, Ordering::Release);
+    });
+}
+
+/// A part of the body was read.
+pub(super) fn body_read(bytes: usize, end: bool) {
+    let _ = CURRENT.try_with(|progress| {
+        progress.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        progress.last_at.store(progress.now(), Ordering::Relaxed);
+        progress.ended.fetch_or(end, Ordering::Relaxed);
+    });
+}
+
+/// The answer has begun: the client may wait for parts of it before it sends more.
+pub(super) fn answer_began() {
+    let _ = CURRENT.try_with(|progress| {
+        if progress.announced.load(Ordering::Relaxed) == UNKNOWN {
+            progress.announced.store(0, Ordering::Relaxed);
+        }
+    });
+}
+
+/// The answer is complete: a body that still comes is of no use, and is to come fast.
+pub(super) fn answer_ended() {
+    let _ = CURRENT.try_with(|progress| {
+        if !progress.ended.load(Ordering::Relaxed) && progress.expected.load(Ordering::Relaxed) {
+            progress.head_at.store(progress.now(), Ordering::Relaxed);
+            progress.read.store(0, Ordering::Relaxed);
+            progress.announced.store(UNKNOWN - 1, Ordering::Relaxed);
+            progress.changed.notify_one();
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_and_bodies_have_their_time() {
+        let seen = ProgressSeen { head: true, body: None, read: 0, head_at: 100, last_at: 100 };
+        let none = ProgressSeen { head: false, ..seen };
+        let announced = ProgressSeen { body: Some(1_000_000), ..seen };
+        let unknown = ProgressSeen { body: Some(UNKNOWN), ..seen };
+        for (seen, now, expected) in [
+            (none, 0, Pace::LookAt(1000)),
+            (none, 1000, Pace::Overdue(HttpRefusal::SlowHead)),
+            (seen, 99_999, Pace::Complete),
+            (announced, 100, Pace::LookAt(5100)),
+            (announced, 5100, Pace::Overdue(HttpRefusal::SlowBody)),
+            // 1000 bytes are worth 2 s.
+            (ProgressSeen { read: 1000, ..announced }, 5100, Pace::LookAt(7100)),
+            (unknown, 5099, Pace::LookAt(5100)),
+            (unknown, 5100, Pace::Overdue(HttpRefusal::SlowBody)),
+            (ProgressSeen { last_at: 4000, ..unknown }, 5100, Pace::LookAt(9000)),
+        ] {
+            assert_eq!(pace(&seen, now, 1000, 5000), expected, "{seen:?} at {now}");
+        }
+    }
+
+    #[tokio::test]
+    async fn filters_report_to_the_request_that_their_task_serves() {
+        let limits = HttpLimits { body_ms: 50, ..HttpLimits::default() };
+        let overdue = async |complete: bool| {
+            let progress = RequestProgress::new();
+            let serve = progress.clone().watch(async {
+                head_seen(Some(Some(1000)));
+                body_read(10, complete);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            });
+            tokio::select! {
+                () = serve => None,
+                reason = progress.overdue(Duration::ZERO, &limits) => Some(reason),
+            }
+        };
+        assert_eq!((overdue(true).await, overdue(false).await), (None, Some(HttpRefusal::SlowBody)));
+        body_read(1, true);
+        assert_eq!(RequestProgress::new().overdue(Duration::ZERO, &limits).await, HttpRefusal::SlowHead);
+    }
+}

@@ -1,0 +1,72 @@
+//! How a task is connected to: the peer that pingora's pool knows a connection by.
+
+use super::connector::MeshConnector;
+use super::proxy_header::{self, ConnectionEnds};
+use super::routes::ServedRoute;
+use crate::model::http::{HttpBackend, HttpScheme};
+use pingora::connectors::l4::Connect;
+use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
+use pingora::protocols::l4::stream::Stream;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{ErrorType, OrErr as _, Result};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+
+/// Idle connections to tasks are closed after this time: common servers close theirs after 5 s, and a request that meets such a
+/// close is lost.
+const TASK_IDLE: Duration = Duration::from_secs(4);
+/// Requests at a time on a connection of HTTP/2 to a task.
+const STREAMS: usize = 100;
+
+/// A task as the peer of a request. `ends`: client and listener, for tasks that want a PROXY header.
+pub(super) fn peer(
+    connector: &Arc<MeshConnector>,
+    route: &ServedRoute,
+    backend: &HttpBackend,
+    host: &str,
+    ends: Option<ConnectionEnds>,
+) -> HttpPeer {
+    let address = SocketAddr::from((backend.address, route.route.port));
+    let is_tls = route.route.scheme == HttpScheme::Https;
+    let mut peer = HttpPeer::new(address, is_tls, if is_tls { host.to_owned() } else { String::new() });
+    let header = route.route.proxy_protocol.zip(ends).map(|(version, ends)| proxy_header::write(version, ends));
+    // An address may be another task's later: a connection in the pool belongs to its task, and with a PROXY header to its client.
+    let mut hasher = DefaultHasher::new();
+    backend.task_id.as_str().hash(&mut hasher);
+    header.hash(&mut hasher);
+    peer.group_key = hasher.finish();
+    let options = &mut peer.options;
+    options.custom_l4 = Some(match header {
+        Some(header) => Arc::new(HeaderConnector { connector: connector.clone(), header }),
+        None => connector.clone(),
+    });
+    options.idle_timeout = Some(TASK_IDLE);
+    options.read_timeout = route.route.timeout_ms.map(Duration::from_millis);
+    match route.route.scheme {
+        HttpScheme::Http => {}
+        HttpScheme::H2c => options.set_http_version(2, 2),
+        HttpScheme::Https => options.set_http_version(2, 1),
+    }
+    options.max_h2_streams = STREAMS;
+    (options.verify_cert, options.verify_hostname) = (false, false);
+    peer
+}
+
+/// Connects, and sends a PROXY header first.
+#[derive(Debug)]
+struct HeaderConnector {
+    connector: Arc<MeshConnector>,
+    header: Vec<u8>,
+}
+
+#[async_trait::async_trait]
+impl Connect for HeaderConnector {
+    async fn connect(&self, address: &PeerAddress) -> Result<Stream> {
+        let mut stream = self.connector.open(address).await?;
+        stream.write_all(&self.header).await.or_err(ErrorType::ConnectError, "sending the PROXY header")?;
+        Ok(stream.into())
+    }
+}

@@ -1,0 +1,179 @@
+//! Labels of a route beyond what it leads to: bounds, health, and what is done to requests and answers on the way.
+
+use super::duration::millis;
+use super::host_and_path::path_prefix;
+use super::route::{HttpCheck, HttpMirror, HttpRoute};
+use super::values::flag;
+
+/// After `skep.http.`.
+pub(super) const MORE: [&str; 12] = [
+    "requests",
+    "requests.client",
+    "check.path",
+    "check.host",
+    "check.interval",
+    "check.timeout",
+    "slowstart",
+    "proxy-protocol",
+    "compress",
+    "mirror",
+    "mirror.percent",
+    "maintenance",
+];
+
+/// Text of the maintenance answer if the label has none.
+const MAINTENANCE: &str = "this site is being worked on; please come back later";
+const MOST_TEXT: usize = 4096;
+
+/// What a check has beside its path.
+const INTERVAL_MS: u64 = 10_000;
+const TIMEOUT_MS: u64 = 3_000;
+
+/// Reads one of [`MORE`].
+///
+/// # Errors
+/// What is valid.
+pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), String> {
+    let number = |valid: &str| value.parse::<u32>().ok().filter(|number| *number > 0).ok_or_else(|| valid.to_owned());
+    let time = || millis(value).ok_or_else(|| "a time up to 24h, as 10s".to_owned());
+    match key {
+        "requests" => route.requests = number("how many requests in flight the service takes from a node, as 200")?,
+        "requests.client" => route.client_requests = number("how many requests in flight a client may have, as 20")?,
+        "check.path" => {
+            let path = value.starts_with('/') && path_prefix(value.split('?').next().unwrap_or_default()).is_some();
+            let is_plain = value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+            check(route).path = Some(value).filter(|_| path && is_plain).ok_or("a path, as /healthz")?.to_owned();
+        }
+        "check.host" => {
+            let host = super::host_and_path::host(value).filter(|host| !host.contains('*'));
+            check(route).host = host.ok_or("a host, as shop.example.com")?;
+        }
+        "check.interval" => {
+            check(route).interval_ms = Some(time()?).filter(|interval| *interval >= 100).ok_or("a time from 100ms, as 10s")?;
+        }
+        "check.timeout" => check(route).timeout_ms = time()?,
+        "slowstart" => route.slow_start_ms = Some(time()?),
+        "proxy-protocol" => {
+            route.proxy_protocol = match value {
+                "1" => Some(1),
+                "2" => Some(2),
+                _ => return Err("1 or 2, the version that the containers expect".to_owned()),
+            }
+        }
+        "compress" => route.compress = flag(value).ok_or("true or false")?,
+        "mirror" => {
+            let is_name = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            mirror(route).service = Some(value).filter(|_| is_name).ok_or("the name of a service with an HTTP route")?.to_owned();
+        }
+        "mirror.percent" => {
+            let percent = value.parse().ok().filter(|percent| (1..=100).contains(percent));
+            mirror(route).percent = percent.ok_or("a number from 1 to 100")?;
+        }
+        "maintenance" => {
+            route.maintenance = match flag(value) {
+                Some(true) => Some(MAINTENANCE.to_owned()),
+                Some(false) => None,
+                None if !value.is_empty() && value.len() <= MOST_TEXT => Some(value.to_owned()),
+                None => return Err("true, false or the text of the answer".to_owned()),
+            }
+        }
+        _ => return Err("one of skep's labels".to_owned()),
+    }
+    Ok(())
+}
+
+/// What is missing or contradicts another label.
+pub(super) fn contradiction(route: &HttpRoute) -> Option<&'static str> {
+    if route.check.as_ref().is_some_and(|check| check.path.is_empty()) {
+        return Some("check.path is missing: name the path that tasks are checked by, as /healthz");
+    }
+    if route.mirror.as_ref().is_some_and(|mirror| mirror.service.is_empty()) {
+        return Some("mirror is missing: name the service that gets the copies");
+    }
+    None
+}
+
+fn check(route: &mut HttpRoute) -> &mut HttpCheck {
+    route.check.get_or_insert_with(|| HttpCheck {
+        path: String::new(),
+        host: String::new(),
+        interval_ms: INTERVAL_MS,
+        timeout_ms: TIMEOUT_MS,
+    })
+}
+
+fn mirror(route: &mut HttpRoute) -> &mut HttpMirror {
+    route.mirror.get_or_insert_with(|| HttpMirror { service: String::new(), percent: 100 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_label_has_its_field() {
+        let mut route = HttpRoute::default();
+        for (key, value) in [
+            ("requests", "200"),
+            ("requests.client", "20"),
+            ("check.path", "/healthz?full=1"),
+            ("check.host", "shop.test"),
+            ("check.interval", "1s"),
+            ("check.timeout", "500ms"),
+            ("slowstart", "30s"),
+            ("proxy-protocol", "2"),
+            ("compress", "true"),
+            ("mirror", "shop-next"),
+            ("mirror.percent", "10"),
+            ("maintenance", "back at 5"),
+        ] {
+            assert_eq!(read(&mut route, key, value), Ok(()), "{key}");
+        }
+        let expected = HttpRoute {
+            requests: 200,
+            client_requests: 20,
+            check: Some(HttpCheck {
+                path: "/healthz?full=1".to_owned(),
+                host: "shop.test".to_owned(),
+                interval_ms: 1000,
+                timeout_ms: 500,
+            }),
+            slow_start_ms: Some(30_000),
+            proxy_protocol: Some(2),
+            compress: true,
+            mirror: Some(HttpMirror { service: "shop-next".to_owned(), percent: 10 }),
+            maintenance: Some("back at 5".to_owned()),
+            ..HttpRoute::default()
+        };
+        assert_eq!((&route, contradiction(&route)), (&expected, None));
+        let stored = serde_json::to_string(&expected).unwrap();
+        assert_eq!(serde_json::from_str::<HttpRoute>(&stored).unwrap(), expected);
+    }
+
+    #[test]
+    fn other_values_are_refused() {
+        for (key, value) in [
+            ("requests", "0"),
+            ("requests.client", "many"),
+            ("check.path", "healthz"),
+            ("check.path", "/a b"),
+            ("check.path", "/../b"),
+            ("check.host", "*.a.b"),
+            ("check.interval", "1ms"),
+            ("check.timeout", "1"),
+            ("slowstart", "fast"),
+            ("proxy-protocol", "3"),
+            ("compress", "gzip"),
+            ("mirror", "a b"),
+            ("mirror.percent", "0"),
+            ("maintenance", ""),
+        ] {
+            assert!(read(&mut HttpRoute::default(), key, value).is_err(), "{key}={value}");
+        }
+        for key in ["check.interval", "mirror.percent"] {
+            let mut route = HttpRoute::default();
+            read(&mut route, key, if key == "check.interval" { "1s" } else { "5" }).unwrap();
+            assert!(contradiction(&route).is_some(), "{key}");
+        }
+    }
+}

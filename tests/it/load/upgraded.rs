@@ -1,0 +1,79 @@
+//! A client of a connection that was upgraded as those of WebSocket are: lines go up and come back. The server says when it ends, and
+//! the client goes to another one then, as browsers do.
+
+use super::http::LIMIT;
+use anyhow::{Context as _, ensure};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+/// What a server sends before it ends.
+pub const BYE: &str = "bye";
+
+/// A client of one address.
+pub struct UpgradedClient {
+    to: SocketAddr,
+    stream: Option<BufReader<TcpStream>>,
+    server: String,
+    next: u64,
+}
+
+impl UpgradedClient {
+    pub fn new(to: SocketAddr) -> Self {
+        Self { to, stream: None, server: String::new(), next: 0 }
+    }
+
+    /// Sends one numbered line and expects it back; the name of the server.
+    pub fn ask(&mut self) -> anyhow::Result<String> {
+        let outcome = self.exchange();
+        if outcome.is_err() {
+            self.stream = None;
+        }
+        outcome
+    }
+
+    fn exchange(&mut self) -> anyhow::Result<String> {
+        self.next += 1;
+        for _ in 0..3 {
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => self.connect()?,
+            };
+            let line = format!("{}\n", self.next);
+            let written = stream.get_mut().write_all(line.as_bytes());
+            let mut answer = String::new();
+            stream.read_line(&mut answer).context("read")?;
+            if answer.trim() == BYE {
+                continue;
+            }
+            written.context("write")?;
+            ensure!(!answer.is_empty(), "{} ended without a word", self.server);
+            ensure!(answer == line, "{answer:?} instead of {line:?}");
+            self.stream = Some(stream);
+            return Ok(self.server.clone());
+        }
+        anyhow::bail!("every server says {BYE}")
+    }
+
+    fn connect(&mut self) -> anyhow::Result<BufReader<TcpStream>> {
+        let mut stream = TcpStream::connect_timeout(&self.to, LIMIT).context("connect")?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let head = format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n");
+        stream.write_all(head.as_bytes()).context("write")?;
+        let mut reader = BufReader::new(stream);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            ensure!(reader.read_line(&mut line).context("read the head")? > 0, "the connection ended without an answer");
+            if line.trim().is_empty() {
+                break;
+            }
+            lines.push(line.trim().to_owned());
+        }
+        ensure!(lines[0].contains(" 101 "), "{lines:?}");
+        let server = lines.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("x-server: ").map(str::to_owned));
+        self.server = server.context("no name of a server")?;
+        Ok(reader)
+    }
+}
