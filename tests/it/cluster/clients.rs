@@ -12,7 +12,7 @@ use skep::model::{Availability, Node, Role, Timestamp};
 use skep::store::{Action, Kind, Store, Transaction};
 use std::time::Duration;
 
-const SERVICES: usize = 4;
+const SERVICES: usize = 3;
 /// Pause before the leader is asked again, in milliseconds.
 const FORWARD_PAUSE: u64 = 150;
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -146,7 +146,7 @@ impl World {
                 Some(Action::create(service(&format!("web{}", self.clients.services), rng.random_range(1..4), &ports, &[])))
             }
             3..=5 => {
-                let (name, replicas) = (name?, rng.random_range(0..5));
+                let (name, replicas) = (name?, rng.random_range(0..4));
                 Some(updated(store, name, now, |spec| spec.mode.replicated = Some(Replicated { replicas: Some(replicas) })))
             }
             6 => {

@@ -124,7 +124,7 @@ impl World {
         };
         world.start_manager(FIRST, Log::bootstrap(FIRST, Vec::new()));
         // So small that addresses are used again soon.
-        let cluster = Cluster { subnet_size: 26, ..fixture::cluster() };
+        let cluster = Cluster { subnet_size: 27, ..fixture::cluster() };
         let first = bootstrap(cluster, "ingress-id".into(), joining(1, managers)).unwrap();
         world.propose(FIRST, 0, Transaction::new(fixture::START, first), Waiter::Admin);
         for n in 2..=managers + workers {
