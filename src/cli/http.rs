@@ -187,7 +187,7 @@ mod tests {
             ..HttpStatus::default()
         };
         let shown = render(&http, Timestamp(0).plus(DAY));
-        let expected = "HTTP:     1 routes, 0 connections, on 0.0.0.0:80, [::]:443 with TLS (Address in use)\n\
+        let expected = "HTTP:     2 routes, 0 connections, on 0.0.0.0:80, [::]:443 with TLS (Address in use)\n\
                         HTTP:     service c: a.b/ is web's\n\n\
                         HOST  PATH  SERVICE  READY  CERTIFICATE           RATE    ERRORS  P50     P99      REQUESTS\n\
                         a.b   /     web      1/2    self-signed           12.5/s  1.0 %   0.9 ms  12.3 ms  4\n\

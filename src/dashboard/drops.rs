@@ -14,6 +14,7 @@ fn meaning(reason: &str) -> &'static str {
         "rewrite_failed" => "the kernel did not translate the packet",
         "datagram_loop" => "two published UDP ports would answer each other",
         "vip_without_backend" => "the service has no running task",
+        "vip_from_foreign_address" => "the container asked for a virtual address by an address that is not the network's",
         "source_not_allowed" => "the client is not in the port's allow-list",
         "source_on_cluster_network" => "the source is of a network of the cluster",
         "no_backend" => "no task listens on the port",
