@@ -79,6 +79,7 @@ impl Daemon {
             MeshNetwork::open(&self.env, &membership.addresses()).await
         };
         let network = network.await;
-        membership_teardown::take_down(&self.env, &membership.node_id, network.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))).await
+        membership_teardown::take_down(&self.env, &membership.node_id, network.as_ref().map_err(|e| anyhow::anyhow!("{e:#}")))
+            .await
     }
 }

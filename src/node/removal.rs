@@ -63,7 +63,7 @@ impl RemovalWatch {
     /// Waits for that; for ever once there are no sessions any more.
     async fn session_is_open(&mut self, is: bool) {
         if self.session.wait_for(|session| session.leader.is_some() == is).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -169,7 +169,8 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 /// The nodes that a change of the root CA waits for, and those that it left out.
 fn root_warnings(store: &Store) -> Vec<String> {
     let names = |nodes: Vec<&Node>| nodes.iter().map(|node| node.description.hostname.as_str()).collect::<Vec<_>>().join(", ");
-    let (silent, waiting): (Vec<&Node>, Vec<&Node>) = root_rotation::waiting_for(store).partition(|node| root_rotation::is_silent(node));
+    let (silent, waiting): (Vec<&Node>, Vec<&Node>) =
+        root_rotation::waiting_for(store).partition(|node| root_rotation::is_silent(node));
     let left_out: Vec<&Node> = root_rotation::left_out(store).collect();
     let mut warnings = Vec::new();
     if !silent.is_empty() {

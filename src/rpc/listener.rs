@@ -306,11 +306,7 @@ async fn serve_renewal(
 }
 
 /// Answers a node that asks whether it still is a member.
-async fn serve_membership(
-    context: &ConnectionContext,
-    identity: &Identity,
-    stream: TlsStream<TcpStream>,
-) -> anyhow::Result<()> {
+async fn serve_membership(context: &ConnectionContext, identity: &Identity, stream: TlsStream<TcpStream>) -> anyhow::Result<()> {
     let (name, _) = client(&stream, identity)?.context("a question about a membership without a certificate")?;
     let served = membership::serve(stream, &name.node_id, context.join.as_ref(), &context.limits).await;
     served.with_context(|| format!("the membership of node {}", name.node_id))

@@ -353,7 +353,8 @@ fn what_a_write_costs() {
         let (disk, log) = Disk::open_sealed(&manager.dir.raft(), 7, &manager.cipher()).unwrap();
         let begin = std::time::Instant::now();
         for index in 1..=200 {
-            let entry = raft::eraftpb::Entry { index: log.last() + index, term: 1, data: vec![7; bytes].into(), ..Default::default() };
+            let entry =
+                raft::eraftpb::Entry { index: log.last() + index, term: 1, data: vec![7; bytes].into(), ..Default::default() };
             disk.write(&LogBatch { entries: vec![entry], ..LogBatch::default() }).unwrap();
         }
         begin.elapsed() / 200

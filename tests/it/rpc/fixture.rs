@@ -11,8 +11,8 @@ use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
 use skep::model::{Availability, ClusterId, FormatRange, JoinTokens, NodeId, NodeView, Revision, Role, Secret, Timestamp};
 use skep::protocol::{
-    FORMATS, JoinRefused, JoinReply, JoinRequest, MembershipAnswer, RenewalRefused, RenewalRequest, RenewedCertificate, ToManager, ToNode, agree,
-    formats_of_peer,
+    FORMATS, JoinRefused, JoinReply, JoinRequest, MembershipAnswer, RenewalRefused, RenewalRequest, RenewedCertificate,
+    ToManager, ToNode, agree, formats_of_peer,
 };
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,

@@ -1,8 +1,8 @@
 //! The question of a node that has lost its tunnel, and who may answer it.
 
 use super::fixture::{Setup, Trust};
-use skep::clock::SystemClock;
 use skep::clock::Clock as _;
+use skep::clock::SystemClock;
 use skep::model::{NodeId, Role};
 use skep::protocol::MembershipAnswer;
 use skep::rpc::{ListenerKind, ask_membership};
@@ -67,6 +67,7 @@ async fn nothing_counts_but_the_answer_of_the_manager_that_was_asked() {
     assert!(manager.journal.all().is_empty(), "{:?}", manager.journal.all());
     // One that does not answer.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let asked = ask_membership(&node, Arc::new(SystemClock), ("n".into(), silent.local_addr().unwrap()), Duration::from_millis(50));
+    let asked =
+        ask_membership(&node, Arc::new(SystemClock), ("n".into(), silent.local_addr().unwrap()), Duration::from_millis(50));
     assert!(format!("{:#}", asked.await.expect_err("silent")).contains("no answer within 50 ms"));
 }
