@@ -123,10 +123,7 @@ pub type BoxedStream = Box<dyn ByteStream>;
 ///
 /// # Errors
 /// The connection was lost. An error status is a reply, not an error.
-pub async fn exchange(
-    stream: impl ByteStream + 'static,
-    mut request: Request<axum::body::Body>,
-) -> anyhow::Result<ReplyStream> {
+pub async fn exchange(stream: impl ByteStream + 'static, mut request: Request<axum::body::Body>) -> anyhow::Result<ReplyStream> {
     request.headers_mut().entry("host").or_insert(hyper::header::HeaderValue::from_static("localhost"));
     let mut http = hyper::client::conn::http1::Builder::new();
     let (mut sender, connection) = http.max_buf_size(STREAM_BUFFER).handshake(TokioIo::new(stream)).await?;

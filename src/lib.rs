@@ -23,8 +23,8 @@
 //! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin | services |
 //! | [`ingress`] | published ports and virtual addresses: `userspace`, `ebpf`, `readiness` | tasks beyond their endpoints |
 //! | [`dns`] | names: records per client, server, forwarder | |
-//! | [`rpc`] | joins, sessions, renewals and logs over mutual TLS | what messages cause: that is behind traits |
-//! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion | how the node is put together |
+//! | [`rpc`] | joins, sessions, renewals, logs and relays of the Docker API over mutual TLS | what messages cause: that is behind traits |
+//! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion; `access`: one such API for all engines | how the node is put together |
 //! | [`doctor`] | `skep doctor`: facts of the host, and checks from them to findings | how the node is put together |
 //! | [`dashboard`] | the page of `skep dashboard`: who may see it, what it shows, its files | what the daemon does |
 //! | [`cli`] | the verbs that Docker has no word for; `demo` | |

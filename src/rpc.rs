@@ -1,5 +1,5 @@
 //! The node-to-node protocol over mutual TLS: joins, sessions, renewals of certificates, raft and proposals between managers. A frame is a length and one
-//! document; ALPN tells what a connection is for (logs have a port of their own). Knows the messages and the transport, not what is done with them: that
+//! document; ALPN tells what a connection is for (logs and relays of a node's Docker API have a port of their own). Knows the messages and the transport, not what is done with them: that
 //! is behind the traits [`JoinAuthority`], [`SessionServer`], [`CertificateAuthority`] and [`JoinerSide`].
 
 mod connect_error;

@@ -128,13 +128,7 @@ impl PlacementStrategy {
 
 impl Default for AccessPointSettings {
     fn default() -> Self {
-        Self {
-            enabled: false,
-            listen: String::new(),
-            relay: true,
-            strategy: PlacementStrategy::Spread,
-            overcommit: 0.05,
-        }
+        Self { enabled: false, listen: String::new(), relay: true, strategy: PlacementStrategy::Spread, overcommit: 0.05 }
     }
 }
 

@@ -4,22 +4,26 @@
 //! [`super::control::NodeControl::node_api`]. [`planner`] chooses the node of a new container and is pure, as [`merge`] is;
 //! [`reschedule`] runs containers again whose node is lost.
 
+mod access_request;
 mod context;
 mod create;
-mod everywhere;
+mod engine_node;
 mod events;
+mod everywhere;
 mod handlers;
 mod info;
 mod locate;
 mod merge;
 mod nodes;
+mod placements;
 mod planner;
 mod relay;
 mod reply;
 mod reschedule;
 mod route;
+mod seen;
 mod server;
 mod watch;
 
-pub use context::PlacementRules;
+pub use planner::PlacementRules;
 pub use server::AccessPoint;

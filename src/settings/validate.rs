@@ -120,6 +120,10 @@ impl Settings {
             let advice = "set access_point.enabled to true, or remove the key".to_owned();
             return Err(invalid("access_point.listen", format!("{:?}", access_point.listen), advice));
         }
+        if access_point.enabled && !access_point.relay {
+            let advice = "set true, or access_point.enabled to false: what serves the access point is part of it".to_owned();
+            return Err(invalid("access_point.relay", "false".to_owned(), advice));
+        }
         if !(0.0..=100.0).contains(&access_point.overcommit) {
             let advice = "set 0 to 100: 0.05 lets 5 % more be reserved than a node has".to_owned();
             return Err(invalid("access_point.overcommit", access_point.overcommit.to_string(), advice));
@@ -226,6 +230,7 @@ mod tests {
                 "\"tcp://[::]:3376\"",
                 "access_point.enabled",
             ),
+            ("[access_point]\nenabled = true\nrelay = false", "access_point.relay", "false", "set true"),
             ("[access_point]\novercommit = -1.0", "access_point.overcommit", "-1", "0 to 100"),
             ("[ports]\nmax_connections = 0", "ports.max_connections", "0", "1 to"),
             ("[ports]\nmax_flows = 0", "ports.max_flows", "0", "1 to"),

@@ -1,12 +1,13 @@
 //! What the parts of the access point share: the node, how it places containers, and what was seen of other nodes.
 
-use super::watch::Seen;
+use super::placements::RecentPlacements;
+use super::planner::PlacementRules;
+use super::seen::SeenNode;
 use crate::api::context::ApiContext;
 use crate::api::control::{LOCKED, NOT_MANAGER, Standing};
 use crate::api::error::{ApiError, Result};
 use crate::api::handlers::{NOT_IN_SWARM, NOT_YET};
 use crate::model::NodeId;
-use crate::settings::PlacementStrategy;
 use crate::store::Store;
 use crate::sync::lock;
 use std::collections::{BTreeMap, VecDeque};
@@ -15,21 +16,13 @@ use std::sync::{Arc, Mutex};
 /// Containers whose node is remembered.
 const HOMES: usize = 16_384;
 
-/// How containers are placed.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct PlacementRules {
-    pub strategy: PlacementStrategy,
-    /// Part of a node's CPUs and memory that may be reserved beyond them.
-    pub overcommit: f64,
-}
-
 pub struct AccessContext {
     pub api: Arc<ApiContext>,
     pub rules: PlacementRules,
     homes: Mutex<Homes>,
     /// What the watch has read of each node.
-    pub seen: Mutex<BTreeMap<NodeId, Seen>>,
-    pub placements: super::create::RecentPlacements,
+    pub seen: Mutex<BTreeMap<NodeId, SeenNode>>,
+    pub placements: RecentPlacements,
 }
 
 /// Nodes of containers by full id. A container never moves, so this is never wrong.
@@ -41,7 +34,7 @@ struct Homes {
 
 impl AccessContext {
     pub fn new(api: Arc<ApiContext>, rules: PlacementRules) -> Self {
-        Self { api, rules, homes: Mutex::default(), seen: Mutex::default(), placements: super::create::RecentPlacements::default() }
+        Self { api, rules, homes: Mutex::default(), seen: Mutex::default(), placements: RecentPlacements::default() }
     }
 
     /// The store of this moment.
@@ -50,9 +43,7 @@ impl AccessContext {
     /// 503 unless this node is a manager.
     pub fn store(&self) -> Result<Arc<Store>> {
         match self.api.control.standing() {
-            Standing::Manager => {
-                self.api.control.store().map(|store| store.read()).ok_or_else(|| ApiError::unavailable(NOT_YET))
-            }
+            Standing::Manager => self.api.control.store().map(|store| store.read()).ok_or_else(|| ApiError::unavailable(NOT_YET)),
             Standing::Worker | Standing::Pending => Err(ApiError::unavailable(NOT_MANAGER)),
             Standing::Locked => Err(ApiError::unavailable(LOCKED)),
             Standing::Inactive => Err(ApiError::unavailable(NOT_IN_SWARM)),

@@ -1,18 +1,22 @@
 //! New containers: the planner chooses a node from what all of them have at this moment, and from what was placed a moment ago.
 
 use super::context::AccessContext;
-use super::nodes::{ANSWER, EngineNode, NodeRequest, WORK, all};
+use super::engine_node::{EngineNode, all};
+use super::nodes::{ANSWER, NodeRequest, WORK};
+use super::placements::PendingPlacement;
 use super::planner::request::{RESERVED_LABEL, reserved_of};
-use super::planner::{CandidateNode, ContainerRequest, HostPort, PlacedContainer, Reservation, SWARM_ID_LABEL, choose, expression};
+use super::planner::{
+    BoundPort, CandidateNode, ContainerRequest, PlacedContainer, Reservation, SWARM_ID_LABEL, choose, expression,
+};
 use super::reply::{collect, passed_on};
 use super::route::replaced;
-use super::watch::labels_of;
+use super::seen::labels_of;
 use crate::api::error::{ApiError, Result};
 use crate::api::handlers::update;
 use crate::api::query::RequestQuery;
 use crate::http::HttpReply;
 use crate::model::docker::LABEL_TASK_ID;
-use crate::model::{Availability, NodeId, Timestamp};
+use crate::model::{Availability, Timestamp};
 use crate::store::Store;
 use crate::sync::lock;
 use axum::response::Response;
@@ -20,21 +24,6 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// How long a placement is counted beside what the nodes list.
-const RECENT: Duration = Duration::from_secs(15);
-
-/// Containers that were placed a moment ago: the next plan counts them, listed or not.
-#[derive(Default)]
-pub struct RecentPlacements(Mutex<Vec<RecentPlacement>>);
-
-struct RecentPlacement {
-    node: NodeId,
-    container: Arc<Mutex<PlacedContainer>>,
-    until: Timestamp,
-}
 
 /// A node's reply to the creation of a container.
 pub struct Placed {
@@ -69,6 +58,14 @@ struct Creation<'a> {
     again: bool,
 }
 
+/// What does not change between two attempts.
+struct Plan<'a> {
+    posted: &'a Value,
+    name: &'a str,
+    /// When the nodes were asked what they have.
+    listed: Timestamp,
+}
+
 impl Creation<'_> {
     async fn place(&self, access: &AccessContext, mut posted: Value, name: &str) -> Result<Placed> {
         let store = access.store()?;
@@ -86,8 +83,10 @@ impl Creation<'_> {
             let id = format!("{:032x}", rand::random::<u128>());
             update(&mut posted, "Labels", |labels| labels[SWARM_ID_LABEL] = json!(id));
         }
+        let listed = access.api.clock.now();
         let candidates = candidates(access, &store, &nodes, asked.affinities.iter().any(|a| a.key == "image")).await?;
-        let first = self.attempt(access, &candidates, &asked, &posted, name).await?;
+        let plan = Plan { posted: &posted, name, listed };
+        let first = self.attempt(access, &candidates, &asked, &plan).await?;
         if !is_missing_image(&first.reply) {
             return Ok(first);
         }
@@ -96,12 +95,12 @@ impl Creation<'_> {
         let Ok(has_image) = expression::PlacementExpression::exactly("image", &with_tag(&asked.image)) else { return Ok(first) };
         let mut with_image = asked.clone();
         with_image.affinities.push(has_image);
-        match self.attempt(access, &with_images, &with_image, &posted, name).await {
+        match self.attempt(access, &with_images, &with_image, &plan).await {
             Ok(second) => Ok(second),
             Err(_) if self.again => {
                 self.pull(access, &first.node, &asked.image).await?;
                 let only_there: Vec<CandidateNode> = with_images.into_iter().filter(|c| c.node.id == first.node.id).collect();
-                self.attempt(access, &only_there, &asked, &posted, name).await
+                self.attempt(access, &only_there, &asked, &plan).await
             }
             Err(_) => Ok(first),
         }
@@ -113,10 +112,10 @@ impl Creation<'_> {
         access: &AccessContext,
         candidates: &[CandidateNode],
         asked: &ContainerRequest,
-        posted: &Value,
-        name: &str,
+        plan: &Plan<'_>,
     ) -> Result<Placed> {
-        let (node, placement) = self.reserve(access, candidates, asked, posted, name)?;
+        let Plan { posted, name, .. } = *plan;
+        let (node, placement) = self.reserve(access, candidates, asked, plan)?;
         let query = replaced(self.query, "name", (!name.is_empty()).then_some(name));
         let target = format!("{}/containers/create{}{query}", self.version, if query.is_empty() { "" } else { "?" });
         let request = NodeRequest::new(Method::POST, target).with_headers(&self.headers).json(posted);
@@ -127,10 +126,10 @@ impl Creation<'_> {
         });
         match &id {
             Some(id) => {
-                id.clone_into(&mut lock(&placement).id);
+                placement.made(id, access.api.clock.now());
                 access.remember(id, &node.id);
             }
-            None => access.placements.forget(&placement),
+            None => access.placements.at(access.api.clock.now()).forget(&placement),
         }
         Ok(Placed { node, reply: answered? })
     }
@@ -141,23 +140,16 @@ impl Creation<'_> {
         access: &AccessContext,
         candidates: &[CandidateNode],
         asked: &ContainerRequest,
-        posted: &Value,
-        name: &str,
-    ) -> Result<(EngineNode, Arc<Mutex<PlacedContainer>>)> {
+        plan: &Plan<'_>,
+    ) -> Result<(EngineNode, PendingPlacement)> {
+        let Plan { posted, name, listed } = *plan;
         let now = access.api.clock.now();
-        let mut recent = lock(&access.placements.0);
-        recent.retain(|placement| placement.until > now);
+        let mut recent = access.placements.at(now);
         let mut candidates = candidates.to_vec();
-        for placement in recent.iter() {
-            let container = lock(&placement.container).clone();
-            let node = candidates.iter_mut().find(|candidate| candidate.node.id == placement.node);
-            if let Some(node) = node
-                && !node.containers.iter().any(|known| !known.id.is_empty() && known.id == container.id)
-            {
-                node.containers.push(container);
-            }
-        }
-        if !name.is_empty() && let Some(id) = self.taken_by(access, &candidates, name) {
+        recent.count_in(&mut candidates, listed);
+        if !name.is_empty()
+            && let Some(id) = self.taken_by(access, &candidates, name)
+        {
             let message = format!(
                 "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) that \
                  container to be able to reuse that name."
@@ -165,17 +157,17 @@ impl Creation<'_> {
             return Err(ApiError::new(StatusCode::CONFLICT, message));
         }
         let chosen = choose(&candidates, asked, access.rules, &mut rand::rng()).map_err(ApiError::failed)?;
-        let container = Arc::new(Mutex::new(PlacedContainer {
+        let container = PlacedContainer {
             id: String::new(),
             name: name.to_owned(),
             labels: labels_of(posted),
             running: false,
             reserved: asked.reserved,
             ports: asked.ports.clone(),
-        }));
-        let (node, until) = (chosen.node.clone(), now.plus(RECENT));
-        recent.push(RecentPlacement { node: node.id.clone(), container: container.clone(), until });
-        Ok((node, container))
+        };
+        let node = chosen.node.clone();
+        let placement = recent.add(&node.id, container, now);
+        Ok((node, placement))
     }
 
     /// The container that has a name, on a node that answers or on a lost one.
@@ -197,15 +189,10 @@ impl Creation<'_> {
     }
 }
 
-impl RecentPlacements {
-    fn forget(&self, container: &Arc<Mutex<PlacedContainer>>) {
-        lock(&self.0).retain(|placement| !Arc::ptr_eq(&placement.container, container));
-    }
-}
-
 fn is_missing_image(reply: &HttpReply) -> bool {
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    reply.status == StatusCode::NOT_FOUND && body["message"].as_str().is_some_and(|text| text.to_ascii_lowercase().contains("no such image"))
+    reply.status == StatusCode::NOT_FOUND
+        && body["message"].as_str().is_some_and(|text| text.to_ascii_lowercase().contains("no such image"))
 }
 
 /// An image's name as lists have it.
@@ -270,7 +257,7 @@ fn placed(container: &Value, store: &Store) -> PlacedContainer {
         reserved = of_task.map(|r| Reservation { nano_cpus: r.nano_cpus, memory: r.memory_bytes }).unwrap_or_default();
     }
     let listed = container["Ports"].as_array().into_iter().flatten().filter_map(|port| {
-        Some(HostPort {
+        Some(BoundPort {
             protocol: port["Type"].as_str()?.to_owned(),
             port: u16::try_from(port["PublicPort"].as_u64()?).ok()?,
             ip: port["IP"].as_str().unwrap_or_default().to_owned(),

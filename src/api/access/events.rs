@@ -1,8 +1,9 @@
 //! Events of all engines in one stream, each with its node. Nodes that come, and those that are back, are followed too.
 
 use super::context::AccessContext;
+use super::engine_node::{EngineNode, all};
 use super::merge;
-use super::nodes::{EngineNode, NodeRequest, all};
+use super::nodes::NodeRequest;
 use super::route::replaced;
 use crate::api::error::Result;
 use crate::api::query::RequestQuery;
@@ -27,8 +28,8 @@ const QUEUE: usize = 256;
 const PAST: Duration = Duration::from_secs(6);
 
 /// GET /events
-pub fn stream(access: Arc<AccessContext>, version: String, query: String) -> Result<Response> {
-    let parsed = RequestQuery::parse(&query);
+pub fn stream(access: Arc<AccessContext>, version: &str, query: &str) -> Result<Response> {
+    let parsed = RequestQuery::parse(query);
     let filters = parsed.any_filters()?;
     let wanted: BTreeSet<String> = filters.values("node").map(str::to_owned).collect();
     let mut others = filters.to_json();
@@ -38,7 +39,7 @@ pub fn stream(access: Arc<AccessContext>, version: String, query: String) -> Res
     let me = access.me()?;
     let now = access.api.clock.now().0 / 1_000_000_000;
     let is_over = parsed.get("until").split('.').next().unwrap_or_default().parse::<i64>().is_ok_and(|until| until <= now);
-    let query = replaced(&query, "filters", Some(&others.to_string()));
+    let query = replaced(query, "filters", Some(&others.to_string()));
     let followed = Arc::new(FollowedEvents { access, me, target: format!("{version}/events?"), query, wanted });
     let (sender, receiver) = mpsc::channel(QUEUE);
     if is_over {

@@ -1,7 +1,8 @@
 //! Images on all nodes at once: pull, load, tag, remove. Each line of progress names its node.
 
-use super::handlers::AccessRequest;
-use super::nodes::{EngineNode, NodeRequest, WORK};
+use super::access_request::AccessRequest;
+use super::engine_node::EngineNode;
+use super::nodes::{NodeRequest, WORK};
 use super::reply::{collect, merged, passed_on, refusal_of};
 use crate::api::error::{ApiError, Result};
 use crate::http::{self, ReplyStream};

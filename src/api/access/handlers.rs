@@ -1,12 +1,15 @@
 //! Requests that several nodes answer, and those whose node is chosen.
 
+use super::access_request::{AccessRequest, NODE};
 use super::context::AccessContext;
 use super::create::{self, plain_name};
-use super::everywhere;
+use super::engine_node::{EngineNode, split_reference};
 use super::events;
+use super::everywhere;
 use super::info::{self, NodeRow};
 use super::merge;
-use super::nodes::{ANSWER, EngineNode, NodeRequest, WORK, all, split_reference};
+use super::nodes::{ANSWER, NodeRequest, WORK};
+use super::planner::CandidateNode;
 use super::reply::{collect, merged, passed_on, refusal_of};
 use super::route::replaced;
 use crate::api::error::{ApiError, Result};
@@ -19,13 +22,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use hyper::header::HeaderValue;
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Filter by node, which only the access point has.
-const NODE: &str = "node";
 /// What a container of a lost node is shown as.
 const HOST_DOWN: &str = "Host Down";
 
@@ -34,50 +34,14 @@ pub fn router(access: Arc<AccessContext>) -> Router {
     Router::new().fallback(respond).with_state(access)
 }
 
-/// A request as handlers see it.
-pub struct AccessRequest {
-    pub access: Arc<AccessContext>,
-    /// `/v1.50`, or empty.
-    pub version: String,
-    pub query_text: String,
-    pub query: RequestQuery,
-    pub headers: HeaderMap,
-    pub nodes: Vec<EngineNode>,
-}
-
-impl AccessRequest {
-    /// A target on a node with the version and the query of this request.
-    pub fn target(&self, path: &str) -> String {
-        self.target_with(path, &self.query_text)
-    }
-    fn target_with(&self, path: &str, query: &str) -> String {
-        format!("{}{path}{}{query}", self.version, if query.is_empty() { "" } else { "?" })
-    }
-    pub fn request(&self, method: Method, target: String) -> NodeRequest {
-        NodeRequest::new(method, target).with_headers(&self.headers)
-    }
-    /// The nodes that the filter `node` leaves, and the query without it.
-    fn filtered(&self) -> Result<(Vec<EngineNode>, String)> {
-        let filters = self.query.any_filters()?;
-        let wanted: BTreeSet<&str> = filters.values(NODE).collect();
-        if wanted.is_empty() {
-            return Ok((self.nodes.clone(), self.query_text.clone()));
-        }
-        let mut others = filters.to_json();
-        if let Some(map) = others.as_object_mut() {
-            map.remove(NODE);
-        }
-        let nodes = self.nodes.iter().filter(|node| wanted.iter().any(|wanted| node.is_named(wanted))).cloned().collect();
-        Ok((nodes, replaced(&self.query_text, "filters", Some(&others.to_string()))))
-    }
-}
-
 async fn respond(State(access): State<Arc<AccessContext>>, request: Request<Body>) -> Response {
     let identity = access.api.engine.identity().await;
     let api = newest_version(&access, identity.api);
     let mut response = handle(access, api, request).await.unwrap_or_else(ApiError::into_response);
     let headers = response.headers_mut();
-    for (name, value) in [(API_VERSION_HEADER, api.to_string()), ("ostype", identity.ostype.clone()), ("server", identity.server.clone())] {
+    for (name, value) in
+        [(API_VERSION_HEADER, api.to_string()), ("ostype", identity.ostype.clone()), ("server", identity.server.clone())]
+    {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(name, value);
         }
@@ -100,14 +64,14 @@ async fn handle(access: Arc<AccessContext>, api: ApiVersion, request: Request<Bo
     if segments == ["_ping"] {
         return Ok(ping(&access, &parts.method));
     }
-    let nodes = all(&*access.store()?);
+    let nodes = access.nodes()?;
     let query_text = parts.uri.query().unwrap_or_default().to_owned();
     let query = RequestQuery::parse(&query_text);
     let call = AccessRequest { access, version, query_text, query, headers: parts.headers, nodes };
     match (parts.method.as_str(), &segments[..]) {
         ("GET", ["info"]) => show_info(&call).await,
         ("GET", ["version"]) => show_version(&call, api).await,
-        ("GET", ["events"]) => events::stream(call.access, call.version, call.query_text),
+        ("GET", ["events"]) => events::stream(call.access, &call.version, &call.query_text),
         ("GET", ["containers", "json"]) => containers(&call).await,
         ("POST", ["containers", "create"]) => {
             create::create(&call.access, &call.version, &call.query_text, &call.headers, &read_body(body).await?).await
@@ -143,7 +107,8 @@ fn ping(access: &AccessContext, method: &Method) -> Response {
 /// This node, as the reply of what all have in common.
 async fn own(call: &AccessRequest, target: String) -> Result<Value> {
     let me = call.access.me()?;
-    let node = call.nodes.iter().find(|node| node.id == me).ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?;
+    let node =
+        call.nodes.iter().find(|node| node.id == me).ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?;
     let reply = call.access.ask(node, call.request(Method::GET, target), ANSWER).await?;
     if reply.status.is_success() { reply.json().map_err(|e| ApiError::failed(format!("{e:#}"))) } else { Err(refusal_of(&reply)) }
 }
@@ -168,7 +133,8 @@ async fn show_info(call: &AccessRequest) -> Result<Response> {
         .map(|(node, answer)| {
             let found = candidates.iter().find(|candidate| candidate.node.id == node.id);
             let info = answer.and_then(|reply| reply.json().map_err(|error| format!("node {}: {error:#}", node.name)));
-            NodeRow { reserved: found.map(|candidate| candidate.reserved()).unwrap_or_default(), info, node }
+            let seen_at = lock(&call.access.seen).get(&node.id).and_then(|seen| seen.at);
+            NodeRow { reserved: found.map(CandidateNode::reserved).unwrap_or_default(), seen_at, info, node }
         })
         .collect();
     Ok(merged(&info::info(base?, &rows, images, call.access.rules), &[]))
@@ -177,7 +143,8 @@ async fn show_info(call: &AccessRequest) -> Result<Response> {
 async fn containers(call: &AccessRequest) -> Result<Response> {
     let (nodes, query) = call.filtered()?;
     let every = call.query.loose_bool("all");
-    let answers = call.access.ask_all(nodes, &call.request(Method::GET, call.target_with("/containers/json", &query)), ANSWER).await;
+    let answers =
+        call.access.ask_all(nodes, &call.request(Method::GET, call.target_with("/containers/json", &query)), ANSWER).await;
     let silent: Vec<EngineNode> = answers.iter().filter(|(_, answer)| answer.is_err()).map(|(node, _)| node.clone()).collect();
     let mut collected = collect::<Vec<Value>>(answers)?;
     // What a lost node had is still shown, as long as nothing but the node is asked for.
@@ -260,7 +227,8 @@ async fn create_volume(call: &AccessRequest, body: Body) -> Result<Response> {
         }
         None => call.nodes.clone(),
     };
-    let answers = call.access.ask_all(nodes, &call.request(Method::POST, call.target("/volumes/create")).json(&posted), WORK).await;
+    let answers =
+        call.access.ask_all(nodes, &call.request(Method::POST, call.target("/volumes/create")).json(&posted), WORK).await;
     let mut collected = collect::<Value>(answers)?;
     let mut volume = collected.found.pop().map(|(_, volume)| volume).unwrap_or_default();
     volume["Name"] = json!(if name.is_empty() { volume["Name"].as_str().unwrap_or_default().to_owned() } else { name });
@@ -291,7 +259,10 @@ async fn create_network(call: &AccessRequest, body: Body) -> Result<Response> {
         }
         None if driver == "overlay" => {
             let me = call.access.me()?;
-            call.nodes.iter().find(|node| node.id == me).ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?
+            call.nodes
+                .iter()
+                .find(|node| node.id == me)
+                .ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?
         }
         None => {
             return Err(ApiError::bad(format!(

@@ -1,8 +1,8 @@
 //! `docker info` of all engines: sums, and a table of the nodes in `SystemStatus`, which the CLI prints.
 
-use super::context::PlacementRules;
-use super::nodes::EngineNode;
-use super::planner::Reservation;
+use super::engine_node::EngineNode;
+use super::planner::{PlacementRules, Reservation};
+use crate::model::Timestamp;
 use serde_json::{Value, json};
 
 /// What is shown of a node.
@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub struct NodeRow {
     pub node: EngineNode,
     pub reserved: Reservation,
+    /// When the watch has last read it.
+    pub seen_at: Option<Timestamp>,
     /// Its `/info`, or why there is none.
     pub info: Result<Value, String>,
 }
@@ -40,7 +42,7 @@ fn table(rows: &[NodeRow], rules: PlacementRules) -> Vec<[String; 2]> {
         line("Filters", "health, port, containerslots, dependency, affinity, constraint, whitelist".to_owned()),
         line("Nodes", rows.len().to_string()),
     ];
-    for NodeRow { node, reserved, info } in rows {
+    for NodeRow { node, reserved, seen_at, info } in rows {
         table.push(line(&format!(" {}", node.name), node.ip()));
         table.push(line("  └ ID", node.id.to_string()));
         table.push(line("  └ Status", if info.is_ok() { "Healthy" } else { "Unhealthy" }.to_owned()));
@@ -59,6 +61,7 @@ fn table(rows: &[NodeRow], rules: PlacementRules) -> Vec<[String; 2]> {
         table.push(line("  └ Reserved Memory", format!("{} / {}", size(reserved.memory), size(node.memory))));
         let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         table.push(line("  └ Labels", labels.join(", ")));
+        table.push(line("  └ UpdatedAt", seen_at.map(Timestamp::to_rfc3339).unwrap_or_default()));
         table.push(line("  └ ServerVersion", node.engine_version.clone()));
     }
     table
@@ -81,7 +84,12 @@ mod tests {
 
     #[test]
     fn counts_are_added_and_a_silent_node_is_named() {
-        let row = |name: &str, info| NodeRow { node: engine_node(name), reserved: Reservation { nano_cpus: 1_000_000_000, memory: 1 << 29 }, info };
+        let row = |name: &str, info| NodeRow {
+            node: engine_node(name),
+            reserved: Reservation { nano_cpus: 1_000_000_000, memory: 1 << 29 },
+            seen_at: None,
+            info,
+        };
         let rows = [
             row("n1", Ok(json!({ "Containers": 3, "ContainersRunning": 2, "ContainersStopped": 1, "NCPU": 4 }))),
             row("n2", Ok(json!({ "Containers": 1, "ContainersRunning": 1, "NCPU": 2 }))),
@@ -92,7 +100,9 @@ mod tests {
         assert_eq!((&merged["Containers"], &merged["NCPU"], &merged["Images"]), (&json!(4), &json!(6), &json!(7)));
         assert_eq!(merged["Warnings"], json!(["WARNING: node n3 cannot be asked: it is down"]));
         let text = merged["SystemStatus"].to_string();
-        for part in ["[\"Strategy\",\"binpack\"]", "3 (2 Running, 0 Paused, 1 Stopped)", "1 / 4", "512 MiB / 7.451 GiB", "Unhealthy"] {
+        for part in
+            ["[\"Strategy\",\"binpack\"]", "3 (2 Running, 0 Paused, 1 Stopped)", "1 / 4", "512 MiB / 7.451 GiB", "Unhealthy"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -1,7 +1,8 @@
 //! Finds the node that has what a path names.
 
 use super::context::AccessContext;
-use super::nodes::{ANSWER, EngineNode, NodeRequest, all, split_reference};
+use super::engine_node::{EngineNode, split_reference};
+use super::nodes::{ANSWER, NodeRequest};
 use super::route::{ObjectKind, ObjectRequest};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::encode;
@@ -44,7 +45,7 @@ impl AccessContext {
     /// # Errors
     /// As [`Self::locate`].
     pub async fn container(&self, reference: &str) -> Result<LocatedObject> {
-        let nodes = all(&*self.store()?);
+        let nodes = self.nodes()?;
         let home = self.home(reference).and_then(|id| nodes.iter().find(|node| node.id == id));
         if let Some(node) = home {
             return Ok(LocatedObject { node: node.clone(), name: reference.to_owned() });
@@ -64,7 +65,7 @@ impl AccessContext {
 
     /// Finds a network: one of the swarm, which each manager has, or a node's own.
     async fn network(&self, reference: &str) -> Result<LocatedObject> {
-        let (nodes, me) = (all(&*self.store()?), self.me()?);
+        let (nodes, me) = (self.nodes()?, self.me()?);
         if split_reference(&nodes, reference).is_none()
             && let Some(node) = nodes.into_iter().find(|node| node.id == me)
         {
@@ -79,18 +80,15 @@ impl AccessContext {
 
     /// The first node that has it: it is the same on every node, or on one only. Nodes that do not answer are not waited for then.
     async fn first_with(&self, kind: &str, reference: &str, path: &str) -> Result<LocatedObject> {
-        let (nodes, me) = (all(&*self.store()?), self.me()?);
-        let mut asked: FuturesUnordered<_> = nodes
-            .iter()
-            .map(async |node| (node, self.ask(node, look_raw(path, reference), ANSWER).await))
-            .collect();
+        let nodes = self.nodes()?;
+        let mut asked: FuturesUnordered<_> =
+            nodes.iter().map(async |node| (node, self.ask(node, look_raw(path, reference), ANSWER).await)).collect();
         let mut missing = None;
         while let Some((node, reply)) = asked.next().await {
             match reply {
                 Ok(reply) if reply.status.is_success() => return Ok(located(node, &reply, reference)),
                 Ok(_) => {}
-                Err(error) if node.id != me => missing = Some(error),
-                Err(error) => return Err(error),
+                Err(error) => missing = Some(error),
             }
         }
         Err(incomplete(no_such(kind, reference), missing))
@@ -98,7 +96,7 @@ impl AccessContext {
 
     /// The only node that has it.
     async fn only_with(&self, kind: &str, reference: &str, path: &str) -> Result<LocatedObject> {
-        let nodes = all(&*self.store()?);
+        let nodes = self.nodes()?;
         if let Some((node, name)) = split_reference(&nodes, reference) {
             let reply = self.ask(node, look(path, name), ANSWER).await?;
             return if reply.status.is_success() {
@@ -111,7 +109,9 @@ impl AccessContext {
         let (mut found, mut missing) = (Vec::new(), None);
         for (node, reply) in self.ask_all(nodes, &look(path, reference), ANSWER).await {
             match reply {
-                Ok(reply) if reply.status.is_success() => found.push((located(&node, &reply, reference), is_exact(&reply, reference))),
+                Ok(reply) if reply.status.is_success() => {
+                    found.push((located(&node, &reply, reference), is_exact(&reply, reference)))
+                }
                 Ok(_) => {}
                 Err(error) => missing = Some(ApiError::unavailable(error)),
             }

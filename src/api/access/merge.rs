@@ -1,6 +1,6 @@
 //! Lists of several engines as one. Pure.
 
-use super::nodes::EngineNode;
+use super::engine_node::EngineNode;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -10,10 +10,8 @@ const ANY_V6: &str = "::";
 
 /// Containers, newest first, with the node in each name and the node's address in place of "every address".
 pub fn containers(lists: Vec<(EngineNode, Vec<Value>)>, limit: usize) -> Vec<Value> {
-    let mut all: Vec<Value> = lists
-        .into_iter()
-        .flat_map(|(node, list)| list.into_iter().map(move |container| on_node(container, &node)))
-        .collect();
+    let mut all: Vec<Value> =
+        lists.into_iter().flat_map(|(node, list)| list.into_iter().map(move |container| on_node(container, &node))).collect();
     all.sort_by_key(|container| std::cmp::Reverse(container["Created"].as_i64().unwrap_or_default()));
     if limit > 0 {
         all.truncate(limit);
@@ -124,10 +122,14 @@ pub fn networks(lists: Vec<(EngineNode, Vec<Value>)>) -> Vec<Value> {
 /// What prunes of several nodes removed, in one reply: lists are joined, numbers added.
 pub fn pruned(replies: Vec<Value>) -> Value {
     let mut sum = json!({});
-    for (key, value) in replies.into_iter().filter_map(|reply| match reply {
-        Value::Object(map) => Some(map),
-        _ => None,
-    }).flatten() {
+    for (key, value) in replies
+        .into_iter()
+        .filter_map(|reply| match reply {
+            Value::Object(map) => Some(map),
+            _ => None,
+        })
+        .flatten()
+    {
         match (&mut sum[&key], value) {
             (Value::Array(list), Value::Array(more)) => list.extend(more),
             (Value::Number(number), Value::Number(more)) => {
@@ -162,14 +164,12 @@ mod tests {
                 { "IP": "0.0.0.0", "PublicPort": 80 }, { "IP": "::", "PublicPort": 80 }, { "IP": "127.0.0.1", "PublicPort": 81 },
             ]})
         };
-        let lists = vec![(engine_node("n1"), vec![container("a", 1), container("c", 3)]), (engine_node("n2"), vec![container("b", 2)])];
+        let lists =
+            vec![(engine_node("n1"), vec![container("a", 1), container("c", 3)]), (engine_node("n2"), vec![container("b", 2)])];
         let all = containers(lists.clone(), 0);
         let names: Vec<&str> = all.iter().filter_map(|c| c["Names"][0].as_str()).collect();
         assert_eq!(names, ["/n1/c", "/n2/b", "/n1/a"]);
-        assert_eq!(
-            all[0]["Ports"],
-            json!([{ "IP": "192.0.2.1", "PublicPort": 80 }, { "IP": "127.0.0.1", "PublicPort": 81 }])
-        );
+        assert_eq!(all[0]["Ports"], json!([{ "IP": "192.0.2.1", "PublicPort": 80 }, { "IP": "127.0.0.1", "PublicPort": 81 }]));
         assert_eq!(containers(lists, 1).len(), 1);
     }
 
@@ -197,8 +197,11 @@ mod tests {
 
     #[test]
     fn prunes_are_added_up() {
-        let replies = vec![json!({ "ContainersDeleted": ["a"], "SpaceReclaimed": 3 }), json!({ "ContainersDeleted": null, "SpaceReclaimed": 4 }),
-            json!({ "ContainersDeleted": ["b"], "SpaceReclaimed": 0 })];
+        let replies = vec![
+            json!({ "ContainersDeleted": ["a"], "SpaceReclaimed": 3 }),
+            json!({ "ContainersDeleted": null, "SpaceReclaimed": 4 }),
+            json!({ "ContainersDeleted": ["b"], "SpaceReclaimed": 0 }),
+        ];
         assert_eq!(pruned(replies), json!({ "ContainersDeleted": ["a", "b"], "SpaceReclaimed": 7 }));
     }
 }

@@ -14,8 +14,17 @@ mod tests;
 pub use rank::choose;
 pub use request::{ContainerRequest, SWARM_ID_LABEL};
 
-use super::nodes::EngineNode;
+use super::engine_node::EngineNode;
+use crate::settings::PlacementStrategy;
 use std::collections::BTreeMap;
+
+/// How containers are placed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct PlacementRules {
+    pub strategy: PlacementStrategy,
+    /// Part of a node's CPUs and memory that may be reserved beyond them.
+    pub overcommit: f64,
+}
 
 /// A node that may get a container.
 #[derive(Clone, PartialEq, Debug)]
@@ -38,7 +47,7 @@ pub struct PlacedContainer {
     pub labels: BTreeMap<String, String>,
     pub running: bool,
     pub reserved: Reservation,
-    pub ports: Vec<HostPort>,
+    pub ports: Vec<BoundPort>,
 }
 
 /// What a container reserves.
@@ -51,7 +60,7 @@ pub struct Reservation {
 
 /// A port of the host.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HostPort {
+pub struct BoundPort {
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     pub port: u16,
@@ -59,7 +68,7 @@ pub struct HostPort {
     pub ip: String,
 }
 
-impl HostPort {
+impl BoundPort {
     fn conflicts(&self, other: &Self) -> bool {
         let is_any = |ip: &str| matches!(ip, "" | "0.0.0.0" | "::");
         self.port == other.port

@@ -1,7 +1,7 @@
 //! Joins a client and the API of one node, byte by byte.
 
 use super::context::AccessContext;
-use super::nodes::EngineNode;
+use super::engine_node::EngineNode;
 use crate::api::proxy::{RequestHead, refuse};
 use crate::http::ByteStream;
 use crate::splice::splice;

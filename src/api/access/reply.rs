@@ -1,5 +1,6 @@
 //! Replies that are made of those of several nodes.
 
+use super::engine_node::EngineNode;
 use super::nodes::{MISSING_NODES, NodeAnswer};
 use crate::api::error::{ApiError, Result};
 use crate::http::HttpReply;
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 /// The decoded successes by node, and the nodes that are missing with the reason.
 pub struct Collected<T> {
-    pub found: Vec<(super::nodes::EngineNode, T)>,
+    pub found: Vec<(EngineNode, T)>,
     pub missing: Vec<String>,
 }
 

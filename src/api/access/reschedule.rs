@@ -3,14 +3,16 @@
 
 use super::context::AccessContext;
 use super::create::{self, Placed};
-use super::nodes::{EngineNode, NodeRequest, WORK};
+use super::engine_node::EngineNode;
+use super::nodes::{NodeRequest, WORK};
 use super::planner::SWARM_ID_LABEL;
 use super::planner::request::is_rescheduled;
-use super::watch::{Seen, labels_of};
+use super::seen::{SeenNode, labels_of};
+use crate::api::query::encode;
 use crate::model::NodeId;
 use crate::sync::lock;
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is to be done for containers of lost nodes.
@@ -39,7 +41,7 @@ fn lineage(container: &Value) -> Option<Lineage> {
 }
 
 /// The steps that what was seen of the nodes asks for.
-pub fn steps(nodes: &[EngineNode], seen: &BTreeMap<NodeId, Seen>) -> Vec<RescheduleStep> {
+pub fn steps(nodes: &[EngineNode], seen: &BTreeMap<NodeId, SeenNode>) -> Vec<RescheduleStep> {
     let of_nodes = nodes.iter().filter_map(|node| Some((node, seen.get(&node.id)?)));
     let (lost, live): (Vec<_>, Vec<_>) = of_nodes.partition(|(node, _)| node.unreachable().is_some());
     let mut alive: BTreeMap<Lineage, Vec<(i64, NodeId, String)>> = BTreeMap::new();
@@ -85,7 +87,11 @@ pub async fn round(access: &AccessContext, nodes: &[EngineNode], failures: &mut 
                 let count = failures.entry(subject.clone()).or_default();
                 *count += 1;
                 if count.is_power_of_two() {
-                    tracing::warn!(container = subject, error, "a container of a lost node could not be rescheduled, it is tried again");
+                    tracing::warn!(
+                        container = subject,
+                        error,
+                        "a container of a lost node could not be rescheduled, it is tried again"
+                    );
                 }
             }
         }
@@ -94,11 +100,18 @@ pub async fn round(access: &AccessContext, nodes: &[EngineNode], failures: &mut 
 
 async fn execute(access: &AccessContext, nodes: &[EngineNode], step: RescheduleStep) -> Result<(), String> {
     match step {
-        RescheduleStep::Recreate { name, node: lost, body, run } => {
+        RescheduleStep::Recreate { name, node: lost, mut body, run } => {
+            let further = take_further_networks(&mut body);
             let Placed { node, reply } = create::place(access, body, &name, true).await.map_err(|error| error.message)?;
             let created: Value = reply.json().map_err(|error| format!("{error:#}"))?;
             let id = created["Id"].as_str().unwrap_or_default().to_owned();
             tracing::info!(container = name, id, lost, node = node.name, "a container of a lost node was made again");
+            for (network, endpoint) in further {
+                let connect = NodeRequest::new(Method::POST, format!("/networks/{}/connect", encode(&network)));
+                let connect = connect.json(&json!({ "Container": id, "EndpointConfig": endpoint }));
+                let connected = access.ask(&node, connect, WORK).await.map_err(|error| error.message)?;
+                connected.ok().map_err(|error| format!("network {network}: {error:#}"))?;
+            }
             if run {
                 let start = NodeRequest::new(Method::POST, format!("/containers/{id}/start"));
                 let started = access.ask(&node, start, WORK).await.map_err(|error| error.message)?;
@@ -119,21 +132,30 @@ async fn execute(access: &AccessContext, nodes: &[EngineNode], step: RescheduleS
     }
 }
 
+/// The networks besides that of the mode: engines before 25 take one when a container is made.
+fn take_further_networks(body: &mut Value) -> Vec<(String, Value)> {
+    let mode = body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default().to_owned();
+    let Some(endpoints) = body["NetworkingConfig"]["EndpointsConfig"].as_object_mut() else { return Vec::new() };
+    let all = std::mem::take(endpoints);
+    let (first, further) = all.into_iter().partition::<Vec<_>, _>(|(network, _)| *network == mode);
+    endpoints.extend(first);
+    further
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::planner::fixture::engine_node;
     use super::*;
     use crate::model::NodeState;
-    use serde_json::json;
 
     fn container(name: &str, id: &str, created: i64, policy: &str) -> Value {
         json!({ "Id": id, "Names": [format!("/{name}")], "Created": created, "State": "running", "Labels": {
             "com.docker.swarm.reschedule-policies": policy, "com.docker.swarm.id": format!("s-{name}") } })
     }
 
-    fn seen(containers: &[Value]) -> Seen {
+    fn seen(containers: &[Value]) -> SeenNode {
         let bodies = containers.iter().map(|c| (c["Id"].as_str().unwrap().to_owned(), json!({ "Image": "x" }))).collect();
-        Seen { containers: containers.to_vec(), bodies, facts: None }
+        SeenNode { containers: containers.to_vec(), bodies, ..SeenNode::default() }
     }
 
     const ON: &str = "[\"on-node-failure\"]";
@@ -141,7 +163,7 @@ mod tests {
     #[test]
     fn what_a_lost_node_had_is_made_again_once_and_the_older_one_goes_when_it_is_back() {
         let mut nodes = [engine_node("n1"), engine_node("n2"), engine_node("n3")];
-        let of = |n1: &[Value], n2: &[Value]| -> BTreeMap<NodeId, Seen> {
+        let of = |n1: &[Value], n2: &[Value]| -> BTreeMap<NodeId, SeenNode> {
             [(nodes[0].id.clone(), seen(n1)), (nodes[1].id.clone(), seen(n2))].into()
         };
         let (web, plain) = (container("web", "c1", 5, ON), container("plain", "c2", 5, "[\"off\"]"));

@@ -44,9 +44,21 @@ pub enum AccessCall {
 }
 
 /// First segments of what each manager's own API answers alike, or what has no node.
-const HERE: [&str; 15] = [
-    "version", "auth", "build", "session", "grpc", "distribution", "swarm", "services", "nodes", "tasks", "secrets", "configs",
-    "rebalance", "", "*",
+const HERE: [&str; 14] = [
+    "auth",
+    "build",
+    "session",
+    "grpc",
+    "distribution",
+    "swarm",
+    "services",
+    "nodes",
+    "tasks",
+    "secrets",
+    "configs",
+    "rebalance",
+    "",
+    "*",
 ];
 
 /// Routes a request.
@@ -58,15 +70,16 @@ pub fn route(method: &str, target: &str) -> AccessCall {
     let with_query = |path: String| if query.is_empty() { path } else { format!("{path}?{query}") };
     let object = |kind, names: &[&str], folder: &str, suffix: &[&str]| {
         let reference = names.iter().map(|name| decode_segment(name)).collect::<Vec<_>>().join("/");
-        let suffix: String = suffix.iter().map(|part| format!("/{part}")).collect();
+        let suffix = suffix.iter().map(|part| format!("/{part}")).collect::<Vec<_>>().concat();
         let template = with_query(format!("{version}/{folder}/{{}}{suffix}"));
         AccessCall::Object(ObjectRequest { kind, reference, template })
     };
     match (method, &segments[..]) {
-        ("GET" | "HEAD", ["_ping"]) | ("GET", ["info" | "events"]) => AccessCall::Handled,
-        ("GET", ["version"]) => AccessCall::Handled,
-        ("GET", ["containers" | "images", "json"]) => AccessCall::Handled,
-        ("POST", ["containers", "create" | "prune"] | ["images", "create" | "load" | "prune"]) => AccessCall::Handled,
+        ("GET" | "HEAD", ["_ping"])
+        | ("GET", ["info" | "events" | "version" | "volumes" | "networks"] | ["containers" | "images", "json"])
+        | ("POST", ["containers" | "images" | "volumes" | "networks", "create" | "prune"] | ["images", "load"]) => {
+            AccessCall::Handled
+        }
         ("GET", ["containers", .., "json"]) | ("POST", ["containers", .., "rename"]) if segments.len() > 2 => AccessCall::Handled,
         ("DELETE", ["containers", names @ ..]) if is_reference(names) => object(ObjectKind::Container, names, "containers", &[]),
         (_, ["containers", names @ .., "attach", "ws"]) if is_reference(names) => {
@@ -78,7 +91,6 @@ pub fn route(method: &str, target: &str) -> AccessCall {
         }
         (_, ["exec", id, action]) => object(ObjectKind::Exec, &[id], "exec", &[action]),
         ("POST", ["commit"]) => commit(version, query),
-        ("GET", ["images", "search"]) => AccessCall::Here,
         ("GET", ["images", "get"]) => image_archive(version, query),
         ("GET", ["images", names @ .., action @ ("json" | "history" | "get")])
         | ("POST", ["images", names @ .., action @ "push"])
@@ -86,14 +98,15 @@ pub fn route(method: &str, target: &str) -> AccessCall {
         {
             image(version, names, action, query)
         }
-        ("POST", ["images", names @ .., "tag"]) if !names.is_empty() => AccessCall::Handled,
-        ("DELETE", ["images", names @ ..]) if !names.is_empty() => AccessCall::Handled,
-        ("GET", ["volumes"]) | ("POST", ["volumes", "create" | "prune"]) => AccessCall::Handled,
+        ("POST", ["images", names @ .., "tag"]) | ("DELETE", ["images", names @ ..]) if !names.is_empty() => AccessCall::Handled,
         (_, ["volumes", names @ ..]) if is_reference(names) => object(ObjectKind::Volume, names, "volumes", &[]),
-        ("GET", ["networks"]) | ("POST", ["networks", "create" | "prune"]) => AccessCall::Handled,
         ("POST", ["networks", names @ .., "connect" | "disconnect"]) if is_reference(names) => AccessCall::Handled,
-        ("GET" | "DELETE", ["networks", names @ ..]) if is_reference(names) => object(ObjectKind::Network, names, "networks", &[]),
+        ("GET" | "DELETE", ["networks", names @ ..]) if is_reference(names) => {
+            object(ObjectKind::Network, names, "networks", &[])
+        }
         ("GET", ["system", "df"]) => AccessCall::Refused("docker system df"),
+        // Plugins: so that `docker inspect NAME` finds that no plugin has the name.
+        ("GET", ["plugins", ..] | ["images", "search"]) => AccessCall::Here,
         (_, ["plugins", ..]) => AccessCall::Refused("plugins"),
         (_, [first, ..]) if HERE.contains(first) => AccessCall::Here,
         _ => AccessCall::Refused("this path"),
@@ -122,11 +135,12 @@ fn image_archive(version: &str, query: &str) -> AccessCall {
 
 fn commit(version: &str, query: &str) -> AccessCall {
     let parsed = RequestQuery::parse(query);
-    let others: String = query
+    let others = query
         .split('&')
         .filter(|pair| !pair.is_empty() && pair.split('=').next() != Some("container"))
         .map(|pair| format!("&{pair}"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let template = format!("{version}/commit?container={{}}{others}");
     AccessCall::Object(ObjectRequest { kind: ObjectKind::Container, reference: parsed.get("container").to_owned(), template })
 }
@@ -182,7 +196,7 @@ mod tests {
         }
         for (method, target) in [
             ("GET", "/system/df"),
-            ("GET", "/plugins"),
+            ("POST", "/plugins/pull"),
             ("POST", "/containers/a/b/c/start"),
             ("GET", "/containers/"),
             ("GET", "/containers/n1//json2"),

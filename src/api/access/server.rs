@@ -1,8 +1,9 @@
 //! Accepts clients of the access point and brings each request where it belongs.
 
-use super::context::{AccessContext, PlacementRules};
+use super::context::AccessContext;
+use super::engine_node::{EngineNode, all};
 use super::handlers;
-use super::nodes::all;
+use super::planner::PlacementRules;
 use super::relay::relay;
 use super::route::{AccessCall, route};
 use crate::api::context::ApiContext;
@@ -85,7 +86,7 @@ async fn connection(access: Arc<AccessContext>, router: Router, mut client: impl
 }
 
 /// This node, whose own API answers what is the same on every manager.
-fn here(access: &AccessContext) -> Result<super::nodes::EngineNode> {
+fn here(access: &AccessContext) -> Result<EngineNode> {
     let (store, me) = (access.store()?, access.me()?);
     let found = all(&store).into_iter().find(|node| node.id == me);
     found.ok_or_else(|| ApiError::unavailable("this node is not in the store yet: try again in a second"))

@@ -118,7 +118,12 @@ impl LogLink {
     ///
     /// # Errors
     /// The node cannot be reached in time, is another one, or does not know what it is asked for.
-    pub(in crate::rpc) async fn dial(&self, node: &NodeId, address: SocketAddr, config: TlsFor) -> anyhow::Result<TlsStream<TcpStream>> {
+    pub(in crate::rpc) async fn dial(
+        &self,
+        node: &NodeId,
+        address: SocketAddr,
+        config: TlsFor,
+    ) -> anyhow::Result<TlsStream<TcpStream>> {
         let dialed = tokio::time::timeout(self.connect, self.handshake(node, address, config));
         dialed.await.context("no connection in time")?
     }

@@ -92,7 +92,8 @@ impl LogService {
         if stream.get_ref().1.alpn_protocol() == Some(tls::ENGINE) {
             // Relays have slots of their own.
             drop(slot);
-            let allowed = || (self.manager_at)(from.ip()).as_ref() == Some(manager) && self.clock.now() < identity.validity().end();
+            let allowed =
+                || (self.manager_at)(from.ip()).as_ref() == Some(manager) && self.clock.now() < identity.validity().end();
             return engine_relay::serve(self.relay.as_ref(), stream, allowed).await;
         }
         let (read, write) = tokio::io::split(stream);

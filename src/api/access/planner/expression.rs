@@ -60,6 +60,9 @@ impl PlacementExpression {
     }
 
     /// An equality with one text.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]: the text is too long.
     pub fn exactly(key: &str, value: &str) -> Result<Self, String> {
         Self::parse(&format!("{key}==/^{}$/", regex::escape(value)))
     }

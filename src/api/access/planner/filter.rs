@@ -12,34 +12,43 @@ const SLOTS: &str = "containerslots";
 ///
 /// # Errors
 /// What the nodes that were left did not satisfy.
-pub fn passing<'a>(nodes: Vec<&'a CandidateNode>, request: &ContainerRequest, wishes: bool) -> Result<Vec<&'a CandidateNode>, Reason> {
+pub fn passing<'a>(
+    nodes: Vec<&'a CandidateNode>,
+    request: &ContainerRequest,
+    wishes: bool,
+) -> Result<Vec<&'a CandidateNode>, Reason> {
     if nodes.is_empty() {
         return Err("No nodes available in the cluster".to_owned());
     }
-    let mut left = keep(nodes, |node| node.node.unreachable().is_none(), || {
-        "No healthy node available in the cluster".to_owned()
-    })?;
+    let mut left =
+        keep(nodes, |node| node.node.unreachable().is_none(), || "No healthy node available in the cluster".to_owned())?;
     for port in &request.ports {
         left = keep(left, |node| is_free(node, port), || format!("(port {}/{} in use)", port.port, port.protocol))?;
     }
     left = keep(left, has_slot, || "No node with enough open slots available in the cluster".to_owned())?;
     for dependency in &request.dependencies {
-        left = keep(left, |node| node.containers.iter().any(|c| is_named(c, dependency)), || {
-            format!("(dependency: container {dependency})")
-        })?;
+        left = keep(
+            left,
+            |node| node.containers.iter().any(|c| is_named(c, dependency)),
+            || format!("(dependency: container {dependency})"),
+        )?;
     }
     for affinity in request.affinities.iter().filter(|affinity| wishes || !affinity.soft) {
         left = keep(left, |node| affinity.fits(affinity_values(node, &affinity.key)), || format!("(affinity {affinity})"))?;
     }
     for constraint in request.constraints.iter().filter(|constraint| wishes || !constraint.soft) {
-        left = keep(left, |node| constraint.fits(constraint_values(node, &constraint.key)), || {
-            format!("(constraint {constraint})")
-        })?;
+        left = keep(
+            left,
+            |node| constraint.fits(constraint_values(node, &constraint.key)),
+            || format!("(constraint {constraint})"),
+        )?;
     }
     for whitelist in &request.whitelists {
-        left = keep(left, |node| whitelist.iter().any(|name| node.node.is_named(name)), || {
-            format!("(whitelist node=={})", whitelist.iter().cloned().collect::<Vec<_>>().join("|"))
-        })?;
+        left = keep(
+            left,
+            |node| whitelist.iter().any(|name| node.node.is_named(name)),
+            || format!("(whitelist node=={})", whitelist.iter().cloned().collect::<Vec<_>>().join("|")),
+        )?;
     }
     Ok(left)
 }
@@ -53,7 +62,7 @@ fn keep<'a>(
     if left.is_empty() { Err(reason()) } else { Ok(left) }
 }
 
-fn is_free(node: &CandidateNode, port: &super::HostPort) -> bool {
+fn is_free(node: &CandidateNode, port: &super::BoundPort) -> bool {
     !node.containers.iter().flat_map(|container| &container.ports).any(|taken| taken.conflicts(port))
 }
 

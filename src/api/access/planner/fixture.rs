@@ -1,7 +1,7 @@
 //! Nodes for tests.
 
 use super::{CandidateNode, PlacedContainer};
-use crate::api::access::nodes::EngineNode;
+use crate::api::access::engine_node::EngineNode;
 use crate::model::{Availability, NodeState};
 
 /// A node with 4 CPUs and 8 GB at 192.0.2.1.

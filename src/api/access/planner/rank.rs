@@ -1,8 +1,7 @@
 //! The order of the nodes that fit.
 
 use super::filter::passing;
-use super::{CandidateNode, ContainerRequest, Reservation};
-use crate::api::access::context::PlacementRules;
+use super::{CandidateNode, ContainerRequest, PlacementRules, Reservation};
 use crate::settings::PlacementStrategy;
 use rand::Rng;
 
@@ -19,12 +18,17 @@ pub fn choose<'a>(
     // First with every wish, then without.
     let with_wishes = passing(nodes.iter().collect(), request, true).and_then(|left| pick(left, request, rules, rng));
     with_wishes.or_else(|_| {
-        let left = passing(nodes.iter().collect(), request, false).map_err(|reason| match reason.starts_with('(') {
-            true => format!("Unable to find a node that satisfies the following conditions \n[{}]", &reason[1..reason.len() - 1]),
-            false => reason,
-        })?;
+        let left = passing(nodes.iter().collect(), request, false).map_err(explained)?;
         pick(left, request, rules, rng)
     })
+}
+
+/// A condition in parentheses, as the stand-alone Swarm reported it.
+fn explained(reason: String) -> String {
+    match reason.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) {
+        Some(condition) => format!("Unable to find a node that satisfies the following conditions \n[{condition}]"),
+        None => reason,
+    }
 }
 
 fn pick<'a>(

@@ -2,7 +2,7 @@
 //! conditions are taken out of the variables and kept in labels, so that they are known when the container is made again elsewhere.
 
 use super::expression::PlacementExpression;
-use super::{HostPort, Reservation};
+use super::{BoundPort, Reservation};
 use crate::api::handlers::{field, update};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ pub struct ContainerRequest {
     pub whitelists: Vec<BTreeSet<String>>,
     /// Containers that must be on its node.
     pub dependencies: BTreeSet<String>,
-    pub ports: Vec<HostPort>,
+    pub ports: Vec<BoundPort>,
     pub reserved: Reservation,
     pub reschedule: bool,
 }
@@ -167,7 +167,9 @@ fn references(posted: &mut Value, is_node: &dyn Fn(&str) -> bool) -> (BTreeSet<S
             update(host, "Binds", |value| *value = json!(binds));
         }
         update_each(host, "Mounts", |mount| {
-            if mount["Type"] == "volume" && let Some(source) = mount["Source"].as_str() {
+            if mount["Type"] == "volume"
+                && let Some(source) = mount["Source"].as_str()
+            {
                 mount["Source"] = json!(strip(source));
             }
         });
@@ -192,7 +194,7 @@ fn container_of(text: &str) -> String {
     text.split(':').next().unwrap_or_default().trim_start_matches('/').to_owned()
 }
 
-fn host_ports(posted: &Value) -> Vec<HostPort> {
+fn host_ports(posted: &Value) -> Vec<BoundPort> {
     let host = field(posted, "HostConfig");
     if field(host, "NetworkMode") == "host" {
         let exposed = field(posted, "ExposedPorts").as_object();
@@ -209,26 +211,26 @@ fn host_ports(posted: &Value) -> Vec<HostPort> {
 }
 
 /// `key` is `80/tcp`. A range or no number is the engine's choice, which conflicts with nothing.
-fn host_port(key: &str, port: &str, ip: &str) -> Option<HostPort> {
+fn host_port(key: &str, port: &str, ip: &str) -> Option<BoundPort> {
     let protocol = key.split_once('/').map_or("tcp", |(_, protocol)| protocol).to_owned();
     let port = port.split('/').next()?.parse().ok().filter(|port| *port > 0)?;
-    Some(HostPort { protocol, port, ip: ip.to_owned() })
+    Some(BoundPort { protocol, port, ip: ip.to_owned() })
 }
 
-fn reserved_text(reserved: &Reservation, ports: &[HostPort]) -> String {
+fn reserved_text(reserved: &Reservation, ports: &[BoundPort]) -> String {
     let ports: Vec<String> = ports.iter().map(|p| format!("{}/{}/{}", p.port, p.protocol, p.ip)).collect();
     json!({ "cpus": reserved.nano_cpus, "memory": reserved.memory, "ports": ports }).to_string()
 }
 
 /// What [`RESERVED_LABEL`] says.
-pub fn reserved_of(text: &str) -> (Reservation, Vec<HostPort>) {
+pub fn reserved_of(text: &str) -> (Reservation, Vec<BoundPort>) {
     let value: Value = serde_json::from_str(text).unwrap_or_default();
     let number = |key: &str| value[key].as_i64().unwrap_or(0).max(0);
     let ports = value["ports"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let ports = ports.filter_map(|text| {
         let mut parts = text.splitn(3, '/');
         let (port, protocol) = (parts.next()?.parse().ok()?, parts.next()?.to_owned());
-        Some(HostPort { protocol, port, ip: parts.next().unwrap_or_default().to_owned() })
+        Some(BoundPort { protocol, port, ip: parts.next().unwrap_or_default().to_owned() })
     });
     (Reservation { nano_cpus: number("cpus"), memory: number("memory") }, ports.collect())
 }

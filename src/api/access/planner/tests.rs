@@ -3,7 +3,6 @@
 use super::fixture::{candidate, container};
 use super::request::{is_rescheduled, reserved_of};
 use super::*;
-use crate::api::access::context::PlacementRules;
 use crate::settings::PlacementStrategy;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -23,7 +22,7 @@ fn nodes() -> Vec<CandidateNode> {
     let mut front = container("web1");
     front.labels.insert("tier".to_owned(), "front".to_owned());
     let mut port = container("web2");
-    port.ports.push(HostPort { protocol: "tcp".to_owned(), port: 8080, ip: String::new() });
+    port.ports.push(BoundPort { protocol: "tcp".to_owned(), port: 8080, ip: String::new() });
     nodes[1].containers.extend([front, port]);
     nodes
 }
@@ -42,47 +41,51 @@ fn chosen(nodes: &[CandidateNode], posted: Value, rules: PlacementRules) -> Resu
 fn conditions_in_variables() {
     let conditions = "Unable to find a node that satisfies the following conditions \n";
     for (variables, expected) in [
-        (&[][..], Ok("n3")),
-        (&["constraint:node==n2"], Ok("n2")),
-        (&["constraint:node==n2id"], Ok("n2")),
-        (&["constraint:node!=n3"], Ok("n1")),
-        (&["constraint:node!=/n[13]/"], Ok("n2")),
-        (&["constraint:storage==ssd"], Ok("n1")),
-        (&["constraint:storage==ssd*"], Ok("n3")),
-        (&["constraint:storage!=ssd*"], Ok("n2")),
-        (&["constraint:zone==/eu-\\d/", "constraint:storage!=disk"], Ok("n1")),
-        (&["constraint:storage==~/tape.*/"], Ok("n3")),
-        (&["constraint:storage==~disk"], Ok("n2")),
-        (&["constraint:nolabel!=x"], Ok("n3")),
-        (&["constraint:storage==tape"], Err("[constraint storage==tape]")),
-        (&["constraint:operatingsystem==Debian", "affinity:container!=db"], Ok("n2")),
-        (&["affinity:container==db"], Ok("n1")),
-        (&["affinity:container==db0000"], Ok("n1")),
-        (&["affinity:container==web*"], Ok("n2")),
-        (&["affinity:container!=web*"], Ok("n3")),
-        (&["affinity:container!=~/.*/"], Ok("n3")),
-        (&["affinity:image==redis"], Ok("n1")),
-        (&["affinity:image==redis:7"], Ok("n1")),
-        (&["affinity:image==~mysql"], Ok("n3")),
-        (&["affinity:tier==front"], Ok("n2")),
-        (&["affinity:tier!=front", "constraint:node!=n3"], Ok("n1")),
-        (&["affinity:container==nosuch"], Err("[affinity container==nosuch]")),
-        (&["whitelist:node==n2|nosuch"], Ok("n2")),
-        (&["whitelist:node==nosuch"], Err("[whitelist node==nosuch]")),
-        (&["constraint:node=n1"], Err("constraint: node=n1: one operator of == and != is expected")),
-        (&["constraint:node==/(/"], Err("is not a regular expression")),
-        (&["constraint:==x"], Err("is no key")),
-        (&["constraint:node=="], Err("a value is expected")),
-        (&["whitelist:n1"], Err("node==A|B is expected")),
-        (&["reschedule:sometimes"], Err("one of on-node-failure and off is expected")),
+        ("", Ok("n3")),
+        ("constraint:node==n2", Ok("n2")),
+        ("constraint:node==n2id", Ok("n2")),
+        ("constraint:node!=n3", Ok("n1")),
+        ("constraint:node!=/n[13]/", Ok("n2")),
+        ("constraint:storage==ssd", Ok("n1")),
+        ("constraint:storage==ssd*", Ok("n3")),
+        ("constraint:storage!=ssd*", Ok("n2")),
+        ("constraint:zone==/eu-\\d/; constraint:storage!=disk", Ok("n1")),
+        ("constraint:storage==~/tape.*/", Ok("n3")),
+        ("constraint:storage==~disk", Ok("n2")),
+        ("constraint:nolabel!=x", Ok("n3")),
+        ("constraint:storage==tape", Err("[constraint storage==tape]")),
+        ("constraint:operatingsystem==Debian; affinity:container!=db", Ok("n2")),
+        ("affinity:container==db", Ok("n1")),
+        ("affinity:container==db0000", Ok("n1")),
+        ("affinity:container==web*", Ok("n2")),
+        ("affinity:container!=web*", Ok("n3")),
+        ("affinity:container!=~/.*/", Ok("n3")),
+        ("affinity:image==redis", Ok("n1")),
+        ("affinity:image==redis:7", Ok("n1")),
+        ("affinity:image==~mysql", Ok("n3")),
+        ("affinity:tier==front", Ok("n2")),
+        ("affinity:tier!=front; constraint:node!=n3", Ok("n1")),
+        ("affinity:container==nosuch", Err("[affinity container==nosuch]")),
+        ("whitelist:node==n2|nosuch", Ok("n2")),
+        ("whitelist:node==nosuch", Err("[whitelist node==nosuch]")),
+        ("constraint:node=n1", Err("constraint: node=n1: one operator of == and != is expected")),
+        ("constraint:node==/(/", Err("is not a regular expression")),
+        ("constraint:==x", Err("is no key")),
+        ("constraint:node==", Err("a value is expected")),
+        ("whitelist:n1", Err("node==A|B is expected")),
+        ("reschedule:sometimes", Err("one of on-node-failure and off is expected")),
     ] {
-        let got = chosen(&nodes(), json!({ "Image": "x", "Env": variables }), SPREAD);
+        let env: Vec<&str> = variables.split("; ").filter(|variable| !variable.is_empty()).collect();
+        let got = chosen(&nodes(), json!({ "Image": "x", "Env": env }), SPREAD);
         match (got, expected) {
             (Ok(node), Ok(expected)) => assert_eq!(node, expected, "{variables:?}"),
             (Err(reason), Err(expected)) => {
                 let expected = expected.strip_prefix("constraint: ").unwrap_or(expected);
                 let is_condition = expected.starts_with('[');
-                assert!(if is_condition { reason == format!("{conditions}{expected}") } else { reason.contains(expected) }, "{reason}");
+                assert!(
+                    if is_condition { reason == format!("{conditions}{expected}") } else { reason.contains(expected) },
+                    "{reason}"
+                );
             }
             (got, expected) => panic!("{variables:?}: {got:?}, not {expected:?}"),
         }
@@ -100,13 +103,21 @@ fn other_containers_ports_slots_and_resources() {
         ("objects of two nodes", json!({ "Links": ["n1/db:d", "n2/web1:w"] }), Err("several nodes: n1, n2")),
         ("a volume of a node", json!({ "Binds": ["n2/data:/data", "/etc:/etc"] }), Ok("n2")),
         ("a port that two have free", json!({ "PortBindings": { "80/tcp": [{ "HostPort": "8080" }] } }), Ok("n3")),
-        ("the port of another protocol", json!({ "PortBindings": { "80/udp": [{ "HostPort": "8080" }] }, "Links": ["web1:w"] }), Ok("n2")),
+        (
+            "the port of another protocol",
+            json!({ "PortBindings": { "80/udp": [{ "HostPort": "8080" }] }, "Links": ["web1:w"] }),
+            Ok("n2"),
+        ),
         (
             "a port in use",
             json!({ "PortBindings": { "80/tcp": [{ "HostIp": "127.0.0.1", "HostPort": "8080" }] }, "Links": ["web1:w"] }),
             Err("dependency: container web1"),
         ),
-        ("more memory than there is", json!({ "Memory": 9_000_000_000_i64 }), Err("no resources available to schedule container")),
+        (
+            "more memory than there is",
+            json!({ "Memory": 9_000_000_000_i64 }),
+            Err("no resources available to schedule container"),
+        ),
         ("overcommitted memory", json!({ "Memory": 8_300_000_000_i64 }), Ok("n3")),
         ("CPUs", json!({ "NanoCpus": 5_000_000_000_i64 }), Err("no resources available to schedule container")),
     ] {
@@ -132,13 +143,11 @@ fn other_containers_ports_slots_and_resources() {
 fn strategies_order_the_nodes_that_fit() {
     let asked = json!({ "HostConfig": { "Memory": 1_000_000_000_i64 } });
     let mut nodes = vec![candidate("n1", ""), candidate("n2", ""), candidate("n3", "")];
-    nodes[1].containers.push(PlacedContainer {
-        reserved: Reservation { nano_cpus: 0, memory: 2_000_000_000 },
-        ..container("large")
-    });
-    let place = |strategy, nodes: &[CandidateNode]| {
-        chosen(nodes, asked.clone(), PlacementRules { strategy, overcommit: 0.0 }).unwrap()
-    };
+    nodes[1]
+        .containers
+        .push(PlacedContainer { reserved: Reservation { nano_cpus: 0, memory: 2_000_000_000 }, ..container("large") });
+    let place =
+        |strategy, nodes: &[CandidateNode]| chosen(nodes, asked.clone(), PlacementRules { strategy, overcommit: 0.0 }).unwrap();
     assert_eq!(place(PlacementStrategy::Spread, &nodes), "n1");
     assert_eq!(place(PlacementStrategy::Binpack, &nodes), "n2");
     nodes[1].containers[0].reserved.memory = 7_500_000_000;
@@ -168,12 +177,15 @@ fn conditions_become_labels_and_the_engine_gets_names_without_nodes() {
     assert!(request.reschedule && request.affinities.len() == 1 && request.constraints.len() == 2);
     let host = &posted["HostConfig"];
     assert_eq!(posted["Env"], json!(["A=1"]));
-    assert_eq!((&host["VolumesFrom"], &host["Binds"], &host["NetworkMode"]), (&json!(["web1:ro"]), &json!(["data:/data"]), &json!("lan")));
+    assert_eq!(
+        (&host["VolumesFrom"], &host["Binds"], &host["NetworkMode"]),
+        (&json!(["web1:ro"]), &json!(["data:/data"]), &json!("lan"))
+    );
     assert_eq!((&host["Mounts"][0]["Source"], &host["Mounts"][1]["Source"]), (&json!("other"), &json!("n2/x")));
     assert_eq!(posted["NetworkingConfig"]["EndpointsConfig"], json!({ "lan": { "Aliases": ["a"] } }));
     let labels: BTreeMap<String, String> = serde_json::from_value(posted["Labels"].clone()).unwrap();
     assert_eq!(labels["com.docker.swarm.constraints"], "[\"node!=n3\"]");
     assert_eq!((labels["mine"].as_str(), is_rescheduled(&labels)), ("1", true));
-    let port = HostPort { protocol: "tcp".to_owned(), port: 81, ip: "10.0.0.1".to_owned() };
+    let port = BoundPort { protocol: "tcp".to_owned(), port: 81, ip: "10.0.0.1".to_owned() };
     assert_eq!(reserved_of(&labels[request::RESERVED_LABEL]), (Reservation { nano_cpus: 0, memory: 5 }, vec![port]));
 }
