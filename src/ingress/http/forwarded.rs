@@ -1,6 +1,7 @@
 //! What tasks get to know of the client: `X-Forwarded-*`, `Forwarded`, `X-Real-IP`, a request id and a trace.
 
 use super::limits::HttpLimits;
+use axum::http::HeaderName;
 use pingora::Result;
 use pingora::http::RequestHeader;
 use std::fmt::Write as _;
@@ -83,8 +84,8 @@ pub(super) fn requester(
 /// A header that cannot be set.
 pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
     let same = |name: &str| OWN.iter().any(|own| own.bytes().eq(name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })));
-    let spoofed: Vec<String> =
-        request.headers.keys().map(|name| name.as_str()).filter(|name| same(name)).map(str::to_owned).collect();
+    let names = request.headers.keys().map(HeaderName::as_str);
+    let spoofed: Vec<String> = names.filter(|name| same(name)).map(str::to_owned).collect();
     for name in spoofed {
         request.remove_header(name.as_str());
     }

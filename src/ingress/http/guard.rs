@@ -48,17 +48,13 @@ mod tests {
             (&[("content-length", "5"), ("transfer-encoding", "chunked")], true),
             (&[("transfer-encoding", "gzip, chunked")], true),
             (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], true),
-            (&[("transfer-encoding", "\x0bchunked")], true),
+            (&[("transfer-encoding", "xchunked")], true),
         ] {
             let mut request = RequestHeader::build("POST", b"/", None).unwrap();
             for (name, value) in headers {
-                if request.append_header(*name, *value).is_err() {
-                    continue;
-                }
+                request.append_header(*name, *value).unwrap();
             }
-            let is_refused = refuse(&request).is_some();
-            let is_invalid = headers.iter().any(|(_, value)| value.bytes().any(|byte| byte < b' '));
-            assert_eq!(is_refused || is_invalid, refused, "{headers:?}");
+            assert_eq!(refuse(&request).is_some(), refused, "{headers:?}");
         }
         let mut large = RequestHeader::build("GET", b"/", None).unwrap();
         large.append_header("x", "x".repeat(MOST_HEAD)).unwrap();

@@ -119,14 +119,29 @@ impl RequestProgress {
     }
 }
 
-/// The head was read. `length`: of the body that follows, if it is announced; a body that may be silent for long is none (`None`).
-pub(super) fn head_seen(body: Option<Option<u64>>) {
+/// What follows a head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ExpectedBody {
+    /// Nothing, or a stream that is silent for as long as it likes.
+    Nothing,
+    /// So many bytes.
+    Length(u64),
+    Unknown,
+}
+
+/// The head was read.
+pub(super) fn head_seen(body: ExpectedBody) {
     let _ = CURRENT.try_with(|progress| {
         let now = progress.now();
         progress.head_at.store(now, Ordering::Relaxed);
         progress.last_at.store(now, Ordering::Relaxed);
-        progress.announced.store(body.map_or(0, |length| length.unwrap_or(UNKNOWN)), Ordering::Relaxed);
-        progress.expected.store(body.is_some(), Ordering::Relaxed);
+        let announced = match body {
+            ExpectedBody::Nothing => 0,
+            ExpectedBody::Length(length) => length,
+            ExpectedBody::Unknown => UNKNOWN,
+        };
+        progress.announced.store(announced, Ordering::Relaxed);
+        progress.expected.store(body != ExpectedBody::Nothing, Ordering::Relaxed);
         progress.head.store(true, Ordering::Release);
     });
 }
@@ -193,7 +208,7 @@ mod tests {
         let overdue = async |complete: bool| {
             let progress = RequestProgress::new();
             let serve = progress.clone().watch(async {
-                head_seen(Some(Some(1000)));
+                head_seen(ExpectedBody::Length(1000));
                 body_read(10, complete);
                 tokio::time::sleep(Duration::from_millis(200)).await;
             });

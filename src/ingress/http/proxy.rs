@@ -7,6 +7,7 @@ use super::credentials::{CredentialCheck, Credentials};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
 use super::mirror::Mirror;
+use super::progress::ExpectedBody;
 use super::proxy_header::ConnectionEnds;
 use super::refusals::{HttpRefusal, HttpRefusals};
 use super::reply::{Reply, failure, no_task, redirect, too_large};
@@ -166,8 +167,12 @@ impl ProxyHttp for IngressProxy {
         // Streams of gRPC and upgraded connections are silent for as long as they like.
         let is_stream = header(request, "content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
             || request.headers.contains_key("upgrade");
-        let is_empty = length == Some(0) || (length.is_none() && is_stream) || session.is_body_empty();
-        progress::head_seen((!is_empty).then_some(length));
+        progress::head_seen(match length {
+            _ if session.is_body_empty() => ExpectedBody::Nothing,
+            Some(length) => ExpectedBody::Length(length),
+            None if is_stream => ExpectedBody::Nothing,
+            None => ExpectedBody::Unknown,
+        });
         Ok(())
     }
 

@@ -75,8 +75,8 @@ fn parse_v2(bytes: &[u8]) -> ProxyHeader {
     let Some(body_bytes) = rest.get(..body) else { return ProxyHeader::Incomplete };
     let number = |at: usize| u16::from_be_bytes([body_bytes[at], body_bytes[at + 1]]);
     let ends = match (fixed[12] & 15, fixed[13]) {
-        // LOCAL: a health check of the proxy itself.
-        (0, _) => None,
+        // LOCAL: a health check of the proxy itself; or a family of addresses that is none.
+        (0, _) | (1, 0x00) => None,
         (1, 0x11) if body >= 12 => {
             let ip = |at: usize| <[u8; 4]>::try_from(&body_bytes[at..at + 4]).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from);
             Some(((ip(0), number(8)).into(), (ip(4), number(10)).into()))
@@ -85,7 +85,6 @@ fn parse_v2(bytes: &[u8]) -> ProxyHeader {
             let ip = |at: usize| <[u8; 16]>::try_from(&body_bytes[at..at + 16]).map_or(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from);
             Some(((ip(0), number(32)).into(), (ip(16), number(34)).into()))
         }
-        (1, 0x00) => None,
         _ => return ProxyHeader::Invalid,
     };
     ProxyHeader::Complete { length: 16 + body, ends }

@@ -42,7 +42,8 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
         "check.path" => {
             let path = value.starts_with('/') && path_prefix(value.split('?').next().unwrap_or_default()).is_some();
             let is_plain = value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-            check(route).path = Some(value).filter(|_| path && is_plain).ok_or("a path, as /healthz")?.to_owned();
+            let value = Some(value).filter(|_| path && is_plain).ok_or("a path, as /healthz")?;
+            value.clone_into(&mut check(route).path);
         }
         "check.host" => {
             let host = super::host_and_path::host(value).filter(|host| !host.contains('*'));
@@ -63,7 +64,8 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
         "compress" => route.compress = flag(value).ok_or("true or false")?,
         "mirror" => {
             let is_name = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-            mirror(route).service = Some(value).filter(|_| is_name).ok_or("the name of a service with an HTTP route")?.to_owned();
+            let value = Some(value).filter(|_| is_name).ok_or("the name of a service with an HTTP route")?;
+            value.clone_into(&mut mirror(route).service);
         }
         "mirror.percent" => {
             let percent = value.parse().ok().filter(|percent| (1..=100).contains(percent));

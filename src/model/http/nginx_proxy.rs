@@ -37,7 +37,7 @@ fn route(variables: &BTreeMap<&str, &str>, notes: &mut Vec<String>) -> Result<Ht
     let mut route = HttpRoute::default();
     let get = |name: &str| variables.get(name).copied().filter(|value| !value.is_empty());
     let wrong = |name: &str, why: &str| format!("{name}={}: {why}", variables.get(name).copied().unwrap_or_default());
-    for name in variables.keys().filter(|name| name.starts_with("VIRTUAL_HOST_")) {
+    if let Some(name) = variables.keys().find(|name| name.starts_with("VIRTUAL_HOST_")) {
         return Err(wrong(name, "skep does not carry it out: give each port a service of its own, or labels of skep.http"));
     }
     let hosts: Option<Vec<String>> = get(HOST).unwrap_or_default().split(',').map(|one| host(one.trim())).collect();

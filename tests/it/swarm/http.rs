@@ -190,7 +190,7 @@ services:
   legacy:
     image: IMAGE
     environment:
-      VIRTUAL_HOST: legacy.test
+      VIRTUAL_HOST: old.test
       VIRTUAL_PORT: "80"
 "#;
 
@@ -236,7 +236,7 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
         assert_eq!(redirect, "308:https://site.test/a");
         let page = curl(&client, &format!("-k {resolve} https://site.test/cgi-bin/index.cgi")).await;
         let api = curl(&client, &format!("-k {resolve} https://site.test/api/cgi-bin/index.cgi")).await;
-        let legacy = curl(&client, &format!("-H Host:legacy.test http://{to}/cgi-bin/index.cgi")).await;
+        let legacy = curl(&client, &format!("-H Host:old.test http://{to}/cgi-bin/index.cgi")).await;
         assert!(legacy.lines().count() == 1 && legacy.contains(' '), "by the variables of nginx-proxy: {legacy}");
         let node = |answer: &str| answer.split(' ').next().map(str::to_owned);
         assert!(page.lines().count() == 1 && api.lines().count() == 1 && node(&page) != node(&api), "{page} {api}");

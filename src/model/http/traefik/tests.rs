@@ -68,6 +68,30 @@ fn middlewares_become_fields_of_the_route() {
 }
 
 #[test]
+fn bounds_compression_and_checks_become_fields_of_the_route() {
+    let read = read_lines(&format!(
+        "traefik.http.routers.app.rule=Host(`a.b`)
+         traefik.http.routers.app.middlewares=most,small
+         traefik.http.middlewares.most.inflightreq.amount=20
+         traefik.http.middlewares.small.compress=true
+         traefik.http.services.app.loadbalancer.healthcheck.path=/ping
+         traefik.http.services.app.loadbalancer.healthcheck.interval=5s
+         traefik.http.services.app.loadbalancer.healthcheck.hostname=a.b
+         {PORT}"
+    ));
+    assert_eq!(read.refused, [""; 0]);
+    let route = &read.routes[0];
+    let check = route.check.as_ref().map(|check| (check.path.as_str(), check.interval_ms, check.host.as_str()));
+    assert_eq!((route.requests, route.compress, check), (20, true, Some(("/ping", 5000, "a.b"))));
+    let without = read_lines(&format!(
+        "traefik.http.routers.app.rule=Host(`a.b`)
+         traefik.http.services.app.loadbalancer.healthcheck.interval=5s
+         {PORT}"
+    ));
+    assert!(without.refused[0].contains("check.path is missing"), "{:?}", without.refused);
+}
+
+#[test]
 fn what_is_not_understood_is_refused_by_name_and_no_router_of_the_service_is_served() {
     let good = format!("traefik.http.routers.good.rule=Host(`g.example.com`)\n{PORT}");
     for (labels, expected) in [
