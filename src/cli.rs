@@ -1,5 +1,6 @@
 //! The command line: the verbs that Docker's CLI does not have. For all others run `docker -H unix://<run-dir>/docker.sock …`.
 
+mod acme;
 mod backup;
 mod daemon;
 mod demo;
@@ -81,6 +82,7 @@ pub fn main() -> ExitCode {
         CliVerb::Doctor(args) => blocking(doctor::run(args)),
         CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Routes(args) }) => blocking(http::routes(args)),
         CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Serve(args) }) => crate::ingress::http::process_main(args),
+        CliVerb::Http(http::HttpArgs { verb: http::HttpVerb::Acme(args) }) => blocking(acme::run(args)),
         CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),

@@ -40,6 +40,7 @@ pub struct Settings {
     pub ports: PortSettings,
     pub ebpf: EbpfSettings,
     pub http: HttpSettings,
+    pub acme: AcmeDaemonSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
     pub manager: ManagerTimeouts,
@@ -121,6 +122,14 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self { port: 80, tls_port: 443, access_log: false }
     }
+}
+
+/// How this manager proves to a certificate authority that a name is the cluster's, beside what every node serves.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AcmeDaemonSettings {
+    /// Program that sets TXT records; empty: none, and no certificates for wildcards.
+    pub dns_hook: PathBuf,
 }
 
 /// Bounds of queries for names outside the cluster.
@@ -265,6 +274,7 @@ impl Default for Settings {
             ports: PortSettings::default(),
             ebpf: EbpfSettings::default(),
             http: HttpSettings::default(),
+            acme: AcmeDaemonSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
             manager: ManagerTimeouts::default(),

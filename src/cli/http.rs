@@ -1,5 +1,6 @@
 //! `skep http`: the HTTP routes of this node, and the process that serves them.
 
+use super::acme::AcmeArgs;
 use super::table::table;
 use super::target::DaemonTarget;
 use crate::ingress::http::{HttpListenerStatus, HttpServeArgs, HttpStatus};
@@ -15,6 +16,7 @@ use std::fmt::Write as _;
 /// Examples:
 ///   skep http routes
 ///   skep http routes --json
+///   skep http acme --email you@example.com --agree-tos
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct HttpArgs {
@@ -26,6 +28,8 @@ pub(super) struct HttpArgs {
 pub(super) enum HttpVerb {
     /// Show the routes
     Routes(RoutesArgs),
+    // Without a comment of its own, which would replace the longer help.
+    Acme(AcmeArgs),
     /// Run the process that serves them (started by the daemon once there is a route)
     Serve(HttpServeArgs),
 }

@@ -9,6 +9,8 @@
 mod access_log;
 mod app;
 mod certificates;
+mod certified;
+mod challenges;
 mod claims;
 mod client;
 mod connector;
@@ -27,6 +29,7 @@ mod routes;
 mod server;
 mod state;
 mod table;
+mod tls;
 
 pub use claims::HttpClaim;
 pub use client::{HttpProcessConfig, stop};

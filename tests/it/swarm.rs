@@ -3,6 +3,7 @@
 
 pub mod kit;
 
+mod acme;
 mod autoscale;
 mod bad_input;
 mod certificates;

@@ -6,10 +6,14 @@ use super::protocol::ListenerFd;
 use super::proxy::IngressProxy;
 use super::state::HttpListenerStatus;
 use super::table::HttpPorts;
+use super::tls;
 use crate::datapath::Sockets;
 use crate::datapath::sockets::HereSockets;
 use parking_lot::Mutex;
-use pingora::listeners::tls::TlsSettings;
+use pingora::apps::ServerApp as _;
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::{GetSocketDigest as _, SocketDigest, Ssl as _};
 use pingora::proxy::HttpProxy;
 use pingora::server::Fds;
 use pingora::services::Service as _;
@@ -21,6 +25,9 @@ use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// After a connection that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a connection is given to.
 pub(super) struct Serving {
@@ -94,20 +101,19 @@ impl Listeners {
             None => HereSockets.listen(address)?,
         };
         let name = address.to_string();
-        let mut fds = Fds::new();
-        fds.add(name.clone(), socket.try_clone()?.into_raw_fd());
         let Serving { proxy, connections, certificates, first_head } = &self.serving;
         let app = IngressApp { proxy: proxy.clone(), connections: connections.clone(), first_head: *first_head };
-        let mut service = Service::new(name.clone(), app);
-        if tls {
-            let mut settings = TlsSettings::intermediate("", "").map_err(|error| io::Error::other(error.to_string()))?;
-            settings.set_cert_resolver(certificates.clone());
-            settings.enable_h2();
-            service.add_tls_with_settings(&name, None, settings);
-        } else {
-            service.add_tcp(&name);
-        }
         let (stop, stopped) = watch::channel(false);
+        if tls {
+            socket.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
+            tokio::spawn(accept_tls(listener, tls::acceptor(certificates.clone())?, Arc::new(app), stopped));
+            return Ok(OpenListener { socket, stop });
+        }
+        let mut fds = Fds::new();
+        fds.add(name.clone(), socket.try_clone()?.into_raw_fd());
+        let mut service = Service::new(name.clone(), app);
+        service.add_tcp(&name);
         tokio::spawn(async move { service.start_service(Some(Arc::new(Mutex::new(fds))), stopped, 1).await });
         Ok(OpenListener { socket, stop })
     }
@@ -136,5 +142,40 @@ impl Listeners {
         };
         let open = self.open.keys().map(|key| status(key, None));
         open.chain(self.failed.iter().map(|(key, error)| status(key, Some(error)))).collect()
+    }
+}
+
+/// Accepts connections with TLS until `stop`; those that are open go on. pingora's own listeners agree on no protocol of a
+/// certificate authority beside those of browsers.
+async fn accept_tls(listener: tokio::net::TcpListener, acceptor: Acceptor, app: Arc<IngressApp>, stop: watch::Receiver<bool>) {
+    let (acceptor, mut stopped) = (Arc::new(acceptor), stop.clone());
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((tcp, peer)) = accepted else {
+            // Out of descriptors, mostly: the connection stays in the backlog.
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let _ = tcp.set_nodelay(true);
+        let (acceptor, app, stop) = (acceptor.clone(), app.clone(), stop.clone());
+        tokio::spawn(async move {
+            let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+            let _ = digest.peer_addr.set(Some(peer.into()));
+            let mut stream = Stream::from(tcp);
+            stream.set_socket_digest(digest);
+            let handshake = tokio::time::timeout(app.first_head, acceptor.tls_handshake(stream)).await;
+            let Ok(Ok(stream)) = handshake else { return };
+            if tls::is_challenge(stream.selected_alpn_proto().as_ref()) {
+                return;
+            }
+            let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
+            while let Some(stream) = next {
+                next = app.process_new(stream, &stop).await;
+            }
+        });
     }
 }

@@ -9,6 +9,7 @@ use super::proxy::{IngressProxy, IngressState};
 use super::routes::{Routes, ServedRoute};
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
+use crate::clock::{Clock as _, SystemClock};
 use crate::datapath::Sockets;
 use crate::sync::lock;
 use arc_swap::ArcSwap;
@@ -52,6 +53,7 @@ impl HttpServer {
         let state = Arc::new(IngressState {
             routes: ArcSwap::default(),
             certificates: certificates.clone(),
+            challenges: certificates.challenges.clone(),
             connector: Arc::new(MeshConnector::new(mesh)),
             credentials: Credentials::default(),
             access_log: AtomicBool::new(false),
@@ -77,6 +79,7 @@ impl HttpServer {
     pub fn apply(&self, table: HttpTable) {
         self.state.connector.set_source(table.source);
         self.state.certificates.set(&table);
+        self.state.challenges.set(&table.challenges);
         let routes = Routes::new(&table, &self.state.routes.load());
         self.state.routes.store(Arc::new(routes));
         self.state.access_log.store(table.access_log, Ordering::Relaxed);
@@ -86,7 +89,7 @@ impl HttpServer {
         let mut table = table;
         // For the process that takes over: a certificate that this table did not bring again.
         for (id, content) in std::mem::take(&mut current.certificates) {
-            if table.services.iter().any(|service| service.certificate.as_ref() == Some(&id)) {
+            if table.named_certificates().contains(&id) {
                 table.certificates.entry(id).or_insert(content);
             }
         }
@@ -119,14 +122,18 @@ impl HttpServer {
     }
 
     pub fn status(&self) -> HttpStatus {
-        let routes = self.state.routes.load();
+        let (routes, now) = (self.state.routes.load(), SystemClock.now());
         let route = |host: &str, prefix: &str, route: &ServedRoute| HttpRouteStatus {
             host: host.to_owned(),
             prefix: prefix.to_owned(),
             service: route.service.service_name.clone(),
             ready: route.ready,
             tasks: route.service.backends.len(),
-            certificate: self.state.certificates.describe(route.service.certificate.as_ref()),
+            certificate: self.state.certificates.describe(
+                route.service.certificate.as_ref(),
+                lock(&self.table).issued_for(host),
+                now,
+            ),
             counts: route.counters.read(),
         };
         let mut all: Vec<HttpRouteStatus> =

@@ -49,6 +49,9 @@ pub struct HttpRoute {
     /// Share of the requests among services that all name one for the same host and prefix.
     #[serde(skip_serializing_if = "is_default")]
     pub weight: Option<u32>,
+    /// Whether its hosts get certificates by ACME; if absent, those that can have a public one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub acme: Option<bool>,
 }
 
 impl Default for HttpRoute {
@@ -69,6 +72,7 @@ impl Default for HttpRoute {
             response_headers: BTreeMap::new(),
             auth: Vec::new(),
             weight: None,
+            acme: None,
         }
     }
 }
