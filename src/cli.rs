@@ -1,5 +1,6 @@
 //! The command line: the verbs that Docker's CLI does not have. For all others run `docker -H unix://<run-dir>/docker.sock …`.
 
+mod acme;
 mod backup;
 mod daemon;
 mod dashboard;
@@ -87,6 +88,7 @@ pub fn main() -> ExitCode {
         CliVerb::Http(args) => match args.verb {
             Some(http::HttpVerb::Serve(args)) => crate::ingress::http::process_main(args),
             Some(http::HttpVerb::Routes(routes)) => blocking(http::routes(routes)),
+            Some(http::HttpVerb::Acme(args)) => blocking(acme::run(args)),
             None => blocking(http::routes(args.routes)),
         },
         CliVerb::Rebalance(args) => blocking(rebalance::run(args)),

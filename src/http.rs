@@ -1,10 +1,16 @@
-//! HTTP server and client on unix sockets, for the Docker API, the network driver, the admin socket and their clients.
+//! HTTP server and client on unix sockets, for the Docker API, the network driver, the admin socket and their clients. A client of
+//! servers with TLS.
+
+mod https;
+
+pub use https::{CannotSend, HttpsClient};
+pub use hyper::Request;
 
 use crate::durable::ignore_missing;
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, StatusCode, body::Incoming};
+use hyper::{StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::de::DeserializeOwned;

@@ -22,6 +22,7 @@
 //! | [`agent`] | this node's tasks: core, plan, shell, ledger | the network |
 //! | [`overlay`] | peers, addresses, rules, routes: plan, difference, loop; `driver` is Docker's network and IPAM plugin | services |
 //! | [`ingress`] | published ports and virtual addresses: `userspace`, `ebpf`, `readiness` | tasks beyond their endpoints |
+//! | [`acme`] | certificates of a public authority: which names, plan, executor, loop on the leader | what nodes serve |
 //! | [`dns`] | names: records per client, server, forwarder | |
 //! | [`rpc`] | joins, sessions, renewals, logs and relays of the Docker API over mutual TLS | what messages cause: that is behind traits |
 //! | [`api`] | Docker's API: pass-through to the engine, handlers, conversion; `access`: one such API for all engines | how the node is put together |
@@ -37,6 +38,7 @@
 //! the [`model::NodeView`] (nodes). What decides is pure; what acts decides nothing. `tests/it/architecture` checks the
 //! imports.
 
+pub mod acme;
 pub mod admin;
 pub mod agent;
 pub mod api;

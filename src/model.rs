@@ -4,6 +4,7 @@
 //! Specs are spelled as the Docker API spells them (`Name`, `TaskTemplate`, …): one type serves the store, the node
 //! protocol and the API, so a user gets back exactly what was posted.
 
+pub mod acme;
 pub mod attach_denial;
 pub mod attached_container;
 pub mod attachment;
@@ -51,6 +52,7 @@ pub mod unwritten;
 pub mod view;
 pub mod wg_key;
 
+pub use acme::{AcmeAccount, AcmeCertificate};
 pub use attach_denial::AttachDenial;
 pub use attached_container::AttachedContainer;
 pub use attachment::ContainerAttachment;
@@ -58,7 +60,7 @@ pub use cluster::{Cluster, ClusterSpec, JoinTokens, NewIncarnation};
 pub use constraint::Constraint;
 pub use dual_stack::{NetworkV6, SubnetPair};
 pub use format_range::FormatRange;
-pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+pub use id::{AcmeCertificateId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use logs::{LogOptions, LogPiece, LogRequest, LogStream, TaskLog};
 pub use meta::Meta;
 pub use network::{Network, NetworkSpec};

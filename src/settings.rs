@@ -44,6 +44,7 @@ pub struct Settings {
     pub ports: PortSettings,
     pub ebpf: EbpfSettings,
     pub http: HttpSettings,
+    pub acme: AcmeDaemonSettings,
     pub dns: ForwardSettings,
     pub timeouts: Timeouts,
     pub manager: ManagerTimeouts,
@@ -223,6 +224,14 @@ pub enum AccessLogFormat {
     Combined,
 }
 
+/// How this manager proves to a certificate authority that a name is the cluster's, beside what every node serves.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AcmeDaemonSettings {
+    /// Program that sets TXT records; empty: none, and no certificates for wildcards.
+    pub dns_hook: PathBuf,
+}
+
 /// Bounds of queries for names outside the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -367,6 +376,7 @@ impl Default for Settings {
             ports: PortSettings::default(),
             ebpf: EbpfSettings::default(),
             http: HttpSettings::default(),
+            acme: AcmeDaemonSettings::default(),
             dns: ForwardSettings::default(),
             timeouts: Timeouts::default(),
             manager: ManagerTimeouts::default(),

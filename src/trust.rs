@@ -1,6 +1,6 @@
 //! Identities: the root CA, node certificates and when to renew them, join tokens, the proof that a
 //! joiner has its tunnel's key, the encryption of secrets and configs and of a locked manager's files, files that are encrypted with a
-//! passphrase, and the files of a node's identity. Pure
+//! passphrase, certificates of host names, and the files of a node's identity. Pure
 //! but for `files`. Knows certificates and keys, not TLS (that is in `rpc`), and not which node may have which role (the
 //! managers decide that).
 
@@ -10,6 +10,7 @@ mod files;
 mod identity;
 mod key_possession;
 mod name;
+mod public_certificate;
 mod renewal;
 mod sealed_file;
 mod sealing;
@@ -24,6 +25,7 @@ pub use files::{CertificateFiles, FilesError, KeySealer};
 pub use identity::Identity;
 pub use key_possession::{AwaitedProof, NotProved, TunnelKey, has_low_order};
 pub use name::NodeName;
+pub use public_certificate::{CertificateFacts, CertificateRequest, PublicCertificate, about, challenge_certificate, leaf};
 pub use renewal::{Remaining, Validity};
 pub use sealed_file::{KeyCost, SealedFileError, open_file, seal_file};
 pub use sealing::{DataKey, PayloadVault, SealError};

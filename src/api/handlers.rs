@@ -1,6 +1,7 @@
 //! Answers swarm requests, one file per kind of object. [`router`] reads a request into an [`request::ApiRequest`] (path
 //! and query decoded, body read up to a bound, version checked) and calls the handler.
 
+mod acme;
 mod attach;
 mod containers;
 mod events;

@@ -1,5 +1,6 @@
 //! `skep http`: the HTTP routes of this node, and the process that serves them.
 
+use super::acme::AcmeArgs;
 use super::print::print_line;
 use super::table::table;
 use super::target::DaemonTarget;
@@ -30,6 +31,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 ///   skep http                  the routes
 ///   skep http routes --watch   again every 2 seconds, until Ctrl-C
 ///   skep http routes --json    one JSON document; with --watch one in each line
+///   skep http acme --email you@example.com --agree-tos
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub(super) struct HttpArgs {
@@ -43,6 +45,8 @@ pub(super) struct HttpArgs {
 pub(super) enum HttpVerb {
     /// Show the routes
     Routes(RoutesArgs),
+    // Without a comment of its own, which would replace the longer help.
+    Acme(AcmeArgs),
     /// Run the process that serves them (started by the daemon once there is a route)
     Serve(HttpServeArgs),
 }

@@ -9,6 +9,8 @@
 mod access_log;
 mod app;
 mod certificates;
+mod certified;
+mod challenges;
 mod checks;
 mod claims;
 mod client;

@@ -157,6 +157,8 @@ id!(
     SecretId,
     /// A config.
     ConfigId,
+    /// A certificate by ACME: its first name.
+    AcmeCertificateId,
 );
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::dual_stack::pair_of;
 use super::{
+    acme::AcmePart,
     dual_stack::{NetworkV6, SubnetPair},
     http::HttpService,
     id::{NetworkId, NodeId, ServiceId, TaskId},
@@ -177,6 +178,13 @@ pub struct ClusterPart {
     /// Services with HTTP routes, sorted by id. (Views of older managers have none.)
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<Arc<HttpService>>,
+    /// Certificates by ACME, and what proves to the authority that their names are ours.
+    #[serde(default, skip_serializing_if = "is_no_acme")]
+    pub acme: Arc<AcmePart>,
+}
+
+fn is_no_acme(part: &Arc<AcmePart>) -> bool {
+    part.is_empty()
 }
 
 /// A node as the other nodes see it.
@@ -247,6 +255,7 @@ impl ClusterPart {
             counted: BTreeSet::new(),
             trust: None,
             http: Vec::new(),
+            acme: Arc::default(),
         }
     }
     /// The node with this id.

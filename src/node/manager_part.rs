@@ -16,6 +16,7 @@ use super::network::MeshNetwork;
 use super::raft_members;
 use super::recovery::RecoveryWindow;
 use super::supervisor::Blockers;
+use crate::acme::{AcmeWorker, AcmeWorkerConfig, DnsHook};
 use crate::clock::Clock;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
@@ -218,6 +219,7 @@ impl ManagerServices {
         let me = &membership.node_id;
         let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
         let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
+        let acme_leads = leads.clone();
         let (since, clock, watched, ended) = (self.leaderless.clone(), env.clock.clone(), store.raft.status(), stop.clone());
         tasks.spawn(async move {
             let _ = ended.run_until_cancelled(watch_leaderless(watched, &*clock, &since)).await;
@@ -225,6 +227,20 @@ impl ManagerServices {
         });
         let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
         tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));
+        let acme = AcmeWorker::new(AcmeWorkerConfig {
+            store: store.store.clone(),
+            leads: acme_leads,
+            applied: loops.applied.clone(),
+            vault: env.vault(me)?,
+            hook: Some(env.settings.acme.dns_hook.clone())
+                .filter(|path| !path.as_os_str().is_empty())
+                .map(|program| DnsHook { program }),
+            clock: env.clock.clone(),
+        });
+        let ended = stop.clone();
+        tasks.spawn(async move {
+            let _ = ended.run_until_cancelled(acme.run()).await;
+        });
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
         let address = SocketAddr::new(IpAddr::V6(node_address(membership.subnet)), DEFAULT_PORT);

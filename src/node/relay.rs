@@ -124,6 +124,7 @@ fn fenced(view: &NodeView) -> NodeView {
     let cluster = Arc::make_mut(&mut fenced.cluster);
     cluster.ports.clear();
     cluster.http.clear();
+    cluster.acme = Arc::default();
     for network in Arc::make_mut(&mut fenced.networks).by_id.values_mut() {
         network.services.clear();
         network.members.clear();

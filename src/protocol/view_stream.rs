@@ -252,7 +252,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
     }
 }
 
-/// A cluster part without its lists of nodes, ports and HTTP services.
+/// A cluster part without its lists of nodes, ports and HTTP services. (Builds before HTTP routes leave out what they do not know.)
 fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
     ClusterPart {
         mesh: part.mesh,
@@ -264,6 +264,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         counted: part.counted.clone(),
         trust: part.trust.clone(),
         http: Vec::new(),
+        acme: part.acme.clone(),
     }
 }
 

@@ -104,6 +104,12 @@ fn user_of(store: &Store, kind: Kind, id: &str) -> Option<(Kind, String)> {
         Kind::Network => store.network(&NetworkId::from(id)).and_then(|network| store.network_user(network)),
         Kind::ClusterSecret => service(store.services_with(&PayloadId::Secret(id.into())).next()),
         Kind::ClusterConfig => service(store.services_with(&PayloadId::Config(id.into())).next()),
-        Kind::Cluster | Kind::Node | Kind::Service | Kind::Task | Kind::PayloadKeys => None,
+        Kind::Cluster
+        | Kind::Node
+        | Kind::Service
+        | Kind::Task
+        | Kind::PayloadKeys
+        | Kind::AcmeAccount
+        | Kind::AcmeCertificate => None,
     }
 }

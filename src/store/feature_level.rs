@@ -9,6 +9,7 @@
 //! |   |     | conditions, plans, times that do not go back, and writes of one field are part of a transaction; at level 1 its |
 //! |   |     | proposer checks and resolves them ([`Transaction::resolved`]) |
 //! |   |     | a snapshot has the spec of a service's tasks once |
+//! |   |     | the ACME account and its certificates |
 //! |   |     | updates, other modes than replicated, causes of tasks, tasks of plain containers: what `newer_field` of the types says |
 
 use super::field_update::FieldUpdate;
@@ -24,7 +25,7 @@ impl Kind {
     fn first_level(self) -> u32 {
         match self {
             Self::Cluster | Self::Node | Self::Network | Self::Service | Self::Task => 1,
-            Self::ClusterSecret | Self::ClusterConfig | Self::PayloadKeys => 2,
+            Self::ClusterSecret | Self::ClusterConfig | Self::PayloadKeys | Self::AcmeAccount | Self::AcmeCertificate => 2,
         }
     }
 }

@@ -3,7 +3,10 @@
 
 use super::shared_specs::SharedSpecs;
 use crate::model::autoscale;
-use crate::model::{Cluster, ClusterConfig, ClusterSecret, ConfigId, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys};
+use crate::model::{
+    AcmeAccount, AcmeCertificate, Cluster, ClusterConfig, ClusterSecret, ConfigId, Network, NetworkId, Node, NodeId, PayloadId,
+    PayloadKeys,
+};
 use crate::model::{Protocol, PublishMode, SecretId, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey, task::Attachment};
 use imbl::OrdSet;
@@ -193,6 +196,18 @@ impl Indexed for ClusterConfig {
 }
 
 impl Indexed for PayloadKeys {
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        Vec::new()
+    }
+}
+
+impl Indexed for AcmeAccount {
+    fn index_entries(&self) -> Vec<IndexEntry> {
+        Vec::new()
+    }
+}
+
+impl Indexed for AcmeCertificate {
     fn index_entries(&self) -> Vec<IndexEntry> {
         Vec::new()
     }

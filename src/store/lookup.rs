@@ -1,7 +1,9 @@
 //! Reads by way of the indexes.
 
 use super::object::{Store, StoreObject};
-use crate::model::{ClusterConfig, ClusterSecret, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys, Protocol};
+use crate::model::{
+    AcmeAccount, ClusterConfig, ClusterSecret, Network, NetworkId, Node, NodeId, PayloadId, PayloadKeys, Protocol,
+};
 use crate::model::{PublishMode, Service, ServiceId, Task, TaskId, TaskState, Timestamp, WgKey};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -33,6 +35,10 @@ impl Store {
     }
     /// The key of secrets and configs; `None` until there is a first of these.
     pub fn payload_keys(&self) -> Option<&PayloadKeys> {
+        self.all().next()
+    }
+    /// The switch of ACME and the account; `None` until it was first switched on.
+    pub fn acme_account(&self) -> Option<&AcmeAccount> {
         self.all().next()
     }
     /// Tasks of a service in any state, by id.

@@ -6,8 +6,8 @@ use super::field_update::FieldUpdate;
 use super::index::{Indexed, StoreIndexes};
 use crate::model::port_labels::{ALLOW, MOST_SOURCES};
 use crate::model::{
-    Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, FormatRange, Meta, Network, NetworkId, Node, NodeId, PayloadKeys,
-    PublishMode, SecretId, Service, ServiceId, Task, TaskId, Timestamp,
+    AcmeAccount, AcmeCertificate, AcmeCertificateId, Cluster, ClusterConfig, ClusterId, ClusterSecret, ConfigId, FormatRange,
+    Meta, Network, NetworkId, Node, NodeId, PayloadKeys, PublishMode, SecretId, Service, ServiceId, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -314,4 +314,8 @@ store_objects! {
         Uniqueness::Name(|config| Some(&config.spec.name), Store::config_named);
     #[serde(default, skip_serializing_if = "Table::<PayloadKeys>::is_empty", with = "single")] PayloadKeys, ClusterId, payload_keys,
         "key of secrets and configs", Uniqueness::Kind;
+    #[serde(default, skip_serializing_if = "Table::<AcmeAccount>::is_empty", with = "single")] AcmeAccount, ClusterId, acme_account,
+        "ACME account", Uniqueness::Kind;
+    #[serde(default, skip_serializing_if = "Table::<AcmeCertificate>::is_empty")] AcmeCertificate, AcmeCertificateId,
+        acme_certificates, "ACME certificate", Uniqueness::Id;
 }

@@ -197,14 +197,17 @@ fn shown(answer: &str) -> Value {
 
 /// A certificate for a host with its key, in PEM.
 pub fn pem(host: &str) -> String {
+    let (certificate, key) = pem_of(&skep::trust::self_signed(vec![host.to_owned()]).expect("a certificate"));
+    certificate + &key
+}
+
+/// A certificate and its key, each in PEM.
+pub fn pem_of(made: &skep::trust::SelfSigned) -> (String, String) {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
-    use std::fmt::Write as _;
-    let made = skep::trust::self_signed(vec![host.to_owned()]).expect("a certificate");
-    let mut text = String::new();
-    for (label, der) in [("CERTIFICATE", &made.certificate), ("PRIVATE KEY", made.key.expose())] {
+    let text = |label: &str, der: &[u8]| {
         let body = STANDARD.encode(der);
         let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
-        let _ = write!(text, "-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
-    }
-    text
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    };
+    (text("CERTIFICATE", &made.certificate), text("PRIVATE KEY", made.key.expose()))
 }

@@ -1,6 +1,7 @@
 //! The one integration binary: every further one would link hundreds of crates again.
 #![allow(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
+mod acme;
 mod agent;
 mod api;
 mod architecture;

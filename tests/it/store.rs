@@ -184,7 +184,9 @@ fn object(op: Op, meta: Meta) -> Object {
         }
         .into(),
         // As secrets, and as the cluster: there is one at most.
-        Kind::ClusterConfig | Kind::PayloadKeys => unreachable!("not among the operations"),
+        Kind::ClusterConfig | Kind::PayloadKeys | Kind::AcmeAccount | Kind::AcmeCertificate => {
+            unreachable!("not among the operations")
+        }
     }
 }
 
@@ -203,7 +205,9 @@ fn stored(store: &Store, kind: Kind, id: &str) -> Option<Meta> {
         Kind::Network => store.network(&id.into()).map(|o| o.meta),
         Kind::Service => store.service(&id.into()).map(|o| o.meta),
         Kind::Task => store.task(&id.into()).map(|o| o.meta),
-        Kind::ClusterSecret | Kind::ClusterConfig | Kind::PayloadKeys => kind.stored_meta(store, id),
+        Kind::ClusterSecret | Kind::ClusterConfig | Kind::PayloadKeys | Kind::AcmeAccount | Kind::AcmeCertificate => {
+            kind.stored_meta(store, id)
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod kit;
 
 mod access;
+mod acme;
 mod autoscale;
 mod bad_input;
 mod certificates;

@@ -136,11 +136,11 @@ fn content<T: StoredPayload>(request: &ApiRequest, store: &Store, object: &T) ->
     opened.map_err(|error| sealing_failed(&error))
 }
 
-fn vault(request: &ApiRequest) -> Result<Arc<PayloadVault>> {
+pub(super) fn vault(request: &ApiRequest) -> Result<Arc<PayloadVault>> {
     Ok(request.api.control.vault()?)
 }
 
-fn sealing_failed(error: &SealError) -> ApiError {
+pub(super) fn sealing_failed(error: &SealError) -> ApiError {
     ApiError::failed(format!("the content of secrets and configs cannot be read or written: {error}"))
 }
 
@@ -177,7 +177,7 @@ pub async fn create<T: StoredPayload>(request: &ApiRequest) -> Result<Response> 
 }
 
 /// The cluster's key; if there is none yet, also what stores the first one.
-fn data_key(vault: &PayloadVault, store: &Store) -> Result<(DataKey, Option<Action>)> {
+pub(super) fn data_key(vault: &PayloadVault, store: &Store) -> Result<(DataKey, Option<Action>)> {
     let found = match (store.payload_keys(), store.cluster()) {
         (Some(keys), _) => vault.data_key(keys).map(|key| (key, None)),
         (None, Some(cluster)) => {

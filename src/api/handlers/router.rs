@@ -2,8 +2,8 @@
 
 use super::request::ApiRequest;
 use super::{
-    attach, containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system, task_containers,
-    tasks,
+    acme, attach, containers, events, logs, networks, nodes, payloads, prune, rebalance, services, swarm, system,
+    task_containers, tasks,
 };
 use crate::api::context::ApiContext;
 use crate::api::engine_http::EngineIdentity;
@@ -166,6 +166,8 @@ async fn dispatch(request: &ApiRequest, path: &[&str]) -> Result<Response> {
 
         ("GET", ["services", service, "history"]) => services::history(request, service),
         ("GET", ["rebalance"]) => rebalance::show(request),
+        ("GET", ["acme"]) => acme::show(request),
+        ("POST", ["acme"]) => acme::change(request).await,
         ("POST", ["rebalance"]) => rebalance::start(request).await,
 
         ("GET", ["tasks"]) => tasks::list(request),

@@ -13,7 +13,7 @@ pub enum Destination {
 
 /// First segments of paths that skep answers for any method: an unknown path below them is skep's "page not found".
 /// `rebalance` is skep's own.
-const SWARM_PATHS: [&str; 8] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "rebalance"];
+const SWARM_PATHS: [&str; 9] = ["swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "rebalance", "acme"];
 
 /// Filter of containers that only skep can apply; its name is the same in an encoded query.
 const IS_TASK: &str = "is-task";

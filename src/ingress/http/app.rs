@@ -6,13 +6,14 @@ use super::progress::RequestProgress;
 use super::proxy::IngressProxy;
 use super::refusals::{HttpRefusal, HttpRefusals};
 use super::stream::ClientStream;
+use super::tls::is_challenge;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
-use pingora::protocols::{ALPN, Stream};
+use pingora::protocols::{ALPN, Ssl as _, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use std::net::SocketAddr;
@@ -111,6 +112,9 @@ impl IngressApp {
         let stream: Stream = if let Some(tls) = tls {
             let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
             let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
+            if is_challenge(stream.selected_alpn_proto().as_ref()) {
+                return Ok(());
+            }
             Box::new(stream)
         } else {
             // A client that leaves without a word has done nothing wrong.

@@ -1,6 +1,8 @@
 //! Which certificate a host is served with: that of the secret which its service names, or one that this process has signed
 //! itself.
 
+use super::certified::certified;
+use super::challenges::{Challenges, PROTOCOL};
 use super::claims::HttpClaim;
 use super::index::HostIndex;
 use super::table::HttpTable;
@@ -11,10 +13,10 @@ use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// Hosts that one self-signed certificate names.
@@ -25,6 +27,7 @@ const MOST_NAMES: usize = 100;
 pub(super) struct Certificates {
     current: ArcSwap<ByHost>,
     loaded: Mutex<LoadedCertificates>,
+    pub challenges: Arc<Challenges>,
 }
 
 #[derive(Default)]
@@ -34,10 +37,16 @@ struct ByHost {
     self_signed: Option<Arc<CertifiedKey>>,
 }
 
+struct LoadedCertificate {
+    key: Arc<CertifiedKey>,
+    issuer: String,
+    not_after: Timestamp,
+}
+
 /// What has been read, kept for tables that do not bring the content again.
 #[derive(Default)]
 struct LoadedCertificates {
-    secrets: BTreeMap<SecretId, Result<Arc<CertifiedKey>, String>>,
+    secrets: BTreeMap<SecretId, Result<LoadedCertificate, String>>,
     self_signed: Option<(Vec<String>, Arc<CertifiedKey>)>,
 }
 
@@ -51,7 +60,7 @@ impl Certificates {
     /// Follows a table.
     pub fn set(&self, table: &HttpTable) {
         let mut loaded = lock(&self.loaded);
-        let named: BTreeSet<&SecretId> = table.services.iter().filter_map(|service| service.certificate.as_ref()).collect();
+        let named = table.named_certificates();
         loaded.secrets.retain(|id, _| named.contains(id));
         for (id, content) in &table.certificates {
             // The content of a secret never changes.
@@ -66,10 +75,16 @@ impl Certificates {
         claims.sort_by_key(|(service, _)| (service.certificate.is_none(), service.created_at, &service.service_id));
         for (service, claim) in claims {
             match service.certificate.as_ref().map(|id| loaded.secrets.get(id)) {
-                Some(Some(Ok(key))) => by_host.hosts.insert(&claim.host, "/", Some(key.clone())),
+                Some(Some(Ok(loaded))) => by_host.hosts.insert(&claim.host, "/", Some(loaded.key.clone())),
                 Some(None) => by_host.hosts.insert(&claim.host, "/", None),
-                Some(Some(Err(_))) | None if claim.host != "*" => names.push(claim.host.clone()),
-                Some(Some(Err(_))) | None => {}
+                Some(Some(Err(_))) | None => {
+                    let by_acme = table.issued_for(&claim.host).and_then(|id| loaded.secrets.get(id)?.as_ref().ok());
+                    match by_acme {
+                        Some(loaded) => by_host.hosts.insert(&claim.host, "/", Some(loaded.key.clone())),
+                        None if claim.host != "*" => names.push(claim.host.clone()),
+                        None => {}
+                    }
+                }
             }
         }
         names.sort();
@@ -79,23 +94,30 @@ impl Certificates {
         self.current.store(Arc::new(by_host));
     }
 
-    /// What a service's hosts are served with, for users.
-    pub fn describe(&self, secret: Option<&SecretId>) -> String {
-        let Some(id) = secret else { return "self-signed".to_owned() };
-        match lock(&self.loaded).secrets.get(id) {
-            Some(Ok(_)) => "secret".to_owned(),
-            Some(Err(why)) => format!("self-signed: {why}"),
-            None => "none: the secret's content is not here yet".to_owned(),
+    /// What a host is served with, for users: the certificate of the secret, or else the one by ACME.
+    pub fn describe(&self, secret: Option<&SecretId>, issued: Option<&SecretId>, now: Timestamp) -> String {
+        let loaded = lock(&self.loaded);
+        let days = |until: Timestamp| match until.since(now).as_secs() / 86_400 {
+            0 if until <= now => "expired".to_owned(),
+            0 => "ends today".to_owned(),
+            1 => "1 day left".to_owned(),
+            days => format!("{days} days left"),
+        };
+        let by_acme = || match loaded.secrets.get(issued?)? {
+            Ok(one) => Some(format!("{}, {}", one.issuer, days(one.not_after))),
+            Err(_) => None,
+        };
+        match secret.map(|id| loaded.secrets.get(id)) {
+            Some(Some(Ok(one))) => format!("secret, {}", days(one.not_after)),
+            Some(Some(Err(why))) => by_acme().unwrap_or_else(|| format!("self-signed: {why}")),
+            Some(None) => "none: the secret's content is not here yet".to_owned(),
+            None => by_acme().unwrap_or_else(|| "self-signed".to_owned()),
         }
     }
-}
 
-impl Certificates {
-    /// End of the life of a secret's certificate, if it is used.
+    /// End of the life of a certificate, if it is used.
     pub fn end(&self, secret: &SecretId) -> Option<Timestamp> {
-        let loaded = lock(&self.loaded);
-        let key = loaded.secrets.get(secret)?.as_ref().ok()?;
-        trust::Validity::of_der(key.cert.first()?).ok().map(|validity| validity.not_after)
+        lock(&self.loaded).secrets.get(secret)?.as_ref().ok().map(|one| one.not_after)
     }
 }
 
@@ -106,11 +128,7 @@ impl LoadedCertificates {
         {
             return Some(key.clone());
         }
-        let made = trust::self_signed(names.clone()).map_err(|error| error.to_string()).and_then(|made| {
-            let key = PrivatePkcs8KeyDer::from(made.key.expose().clone()).into();
-            let signer = any_supported_type(&key).map_err(|error| error.to_string())?;
-            Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(made.certificate)], signer)))
-        });
+        let made = trust::self_signed(names.clone()).map_err(|error| error.to_string()).and_then(certified);
         match made {
             Ok(key) => {
                 self.self_signed = Some((names, key.clone()));
@@ -125,7 +143,7 @@ impl LoadedCertificates {
 }
 
 /// Certificate chain and key in PEM, in base64.
-fn read(content: &str) -> Result<Arc<CertifiedKey>, String> {
+fn read(content: &str) -> Result<LoadedCertificate, String> {
     let pem = STANDARD.decode(content).map_err(|_| "the content is not readable".to_owned())?;
     let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or("the secret has no certificate in PEM")?;
@@ -133,7 +151,10 @@ fn read(content: &str) -> Result<Arc<CertifiedKey>, String> {
     let signer = any_supported_type(&key).map_err(|_| "the private key is of a kind that is not supported: use ECDSA or RSA")?;
     let certified = CertifiedKey::new(chain, signer);
     match certified.keys_match() {
-        Ok(()) => Ok(Arc::new(certified)),
+        Ok(()) => {
+            let about = trust::about(&certified.cert[0]).map_err(|error| error.to_string())?;
+            Ok(LoadedCertificate { key: Arc::new(certified), issuer: about.issuer, not_after: about.validity.not_after })
+        }
         Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
             Err("the private key does not belong to the certificate".to_owned())
         }
@@ -143,6 +164,10 @@ fn read(content: &str) -> Result<Arc<CertifiedKey>, String> {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // A client that offers other protocols too wants a page.
+        if client.alpn().is_some_and(|offered| offered.eq([PROTOCOL])) {
+            return self.challenges.certificate(client.server_name()?);
+        }
         let current = self.current.load();
         match client.server_name().and_then(|name| current.hosts.find(name, "/")) {
             Some(named) => named.clone(),

@@ -1,6 +1,7 @@
 //! What happens to a request: the filters that pingora calls.
 
 use super::certificates::Certificates;
+use super::challenges::Challenges;
 use super::connector::MeshConnector;
 use super::context::RequestContext;
 use super::credentials::{CredentialCheck, Credentials};
@@ -34,6 +35,7 @@ const STALLED: Duration = Duration::from_mins(1);
 pub(super) struct IngressState {
     pub routes: ArcSwap<Routes>,
     pub certificates: Arc<Certificates>,
+    pub challenges: Arc<Challenges>,
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
     pub access_log: ArcSwap<HttpAccessLog>,
@@ -197,6 +199,12 @@ impl ProxyHttp for IngressProxy {
         let id = header(session.req_header(), "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
         let is_usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
         context.request_id = id.filter(is_usable).map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        // Before any host, redirect or password: the authority names a port in the host, and follows no redirect to a TLS port
+        // that has no certificate yet.
+        if let Some(answer) = self.0.challenges.answer(session.req_header().uri.path()) {
+            answer.send(session).await?;
+            return Ok(true);
+        }
         let Some(reply) = self.decide(session, context).await else { return Ok(false) };
         if matches!(reply.status, 400 | 431) {
             // What follows on the connection may not be a request.

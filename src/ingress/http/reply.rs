@@ -89,3 +89,23 @@ pub(super) fn failure(error: &Error, route: Option<&ServedRoute>) -> Option<Repl
     };
     Some(reply)
 }
+
+/// An answer whose body is this text and nothing else.
+#[derive(Debug)]
+pub(super) struct Plain(pub String);
+
+impl Plain {
+    /// Sends it; the connection is kept.
+    pub async fn send(self, session: &mut Session) -> Result<()> {
+        let mut head = ResponseHeader::build(200, Some(3))?;
+        head.insert_header("content-type", "application/octet-stream")?;
+        head.insert_header("cache-control", "no-store")?;
+        head.set_content_length(self.0.len())?;
+        let is_head = session.req_header().method == Method::HEAD;
+        session.write_response_header(Box::new(head), is_head).await?;
+        if !is_head {
+            session.write_response_body(Some(Bytes::from(self.0)), true).await?;
+        }
+        Ok(())
+    }
+}

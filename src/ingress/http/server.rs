@@ -13,6 +13,7 @@ use super::refusals::HttpRefusals;
 use super::routes::Routes;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
+use crate::clock::{Clock as _, SystemClock};
 use crate::datapath::Sockets;
 use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
@@ -60,6 +61,7 @@ impl HttpServer {
         let state = Arc::new(IngressState {
             routes: ArcSwap::default(),
             certificates: certificates.clone(),
+            challenges: certificates.challenges.clone(),
             connector: connector.clone(),
             credentials: Credentials::default(),
             access_log: ArcSwap::default(),
@@ -87,6 +89,7 @@ impl HttpServer {
     pub fn apply(&self, table: HttpTable) {
         self.state.connector.set_source(table.source);
         self.state.certificates.set(&table);
+        self.state.challenges.set(&table.challenges);
         let routes = Routes::new(&table, &self.state.routes.load());
         self.state.routes.store(Arc::new(routes));
         self.changed.notify_one();
@@ -98,7 +101,7 @@ impl HttpServer {
         let mut table = table;
         // For the process that takes over: a certificate that this table did not bring again.
         for (id, content) in std::mem::take(&mut current.certificates) {
-            if table.services.iter().any(|service| service.certificate.as_ref() == Some(&id)) {
+            if table.named_certificates().contains(&id) {
                 table.certificates.entry(id).or_insert(content);
             }
         }
@@ -140,21 +143,23 @@ impl HttpServer {
 
     pub fn status(&self) -> HttpStatus {
         let routes = self.state.routes.load();
-        let (certificates, now) = (&self.state.certificates, Instant::now());
+        let (certificates, now, today) = (&self.state.certificates, Instant::now(), SystemClock.now());
+        let table = lock(&self.table);
         // Each certificate is read once: many routes may have one.
         let mut ends: BTreeMap<SecretId, Option<Timestamp>> = BTreeMap::new();
         let mut all = Vec::new();
         for claim in &routes.claims {
             for route in &claim.choices {
                 let (secret, counts) = (route.service.certificate.as_ref(), route.counters.read());
+                let issued = table.issued_for(&claim.host);
                 all.push(HttpRouteStatus {
                     host: claim.host.clone(),
                     prefix: claim.prefix.clone(),
                     service: route.service.service_name.clone(),
                     ready: route.ready,
                     tasks: route.service.backends.len(),
-                    certificate: certificates.describe(secret),
-                    certificate_end: secret.and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
+                    certificate: certificates.describe(secret, issued, today),
+                    certificate_end: secret.or(issued).and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
                     left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
                     in_flight: route.load.in_flight(),
                     rates: route.counters.window.rates(now, &counts),

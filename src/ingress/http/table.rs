@@ -3,6 +3,7 @@
 use super::claims::{self, HttpClaim};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
+use crate::model::acme::AcmeChallenge;
 use crate::model::http::{HttpRedirect, HttpService};
 use crate::model::{NodeId, NodeView, PayloadId, PortConfig, Protocol, PublishMode, SecretId, Task};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,10 @@ pub struct HttpTable {
     pub claims: Vec<HttpClaim>,
     /// Contents of certificates that the daemon has at hand, in base64. One that is missing stays as it was.
     pub certificates: BTreeMap<SecretId, CertificateContent>,
+    /// Certificates by ACME, by host; contents are among `certificates`.
+    pub issued: BTreeMap<String, SecretId>,
+    /// What the authority is answered.
+    pub challenges: Vec<AcmeChallenge>,
     /// What is not served, for users.
     pub problems: Vec<String>,
 }
@@ -57,6 +62,18 @@ impl std::fmt::Debug for CertificateContent {
 }
 
 impl HttpTable {
+    /// The contents of certificates that are used.
+    pub fn named_certificates(&self) -> BTreeSet<&SecretId> {
+        let of_services = self.services.iter().filter_map(|service| service.certificate.as_ref());
+        of_services.chain(self.issued.values()).collect()
+    }
+
+    /// The certificate by ACME for a host of a route.
+    pub fn issued_for(&self, host: &str) -> Option<&SecretId> {
+        let of_parent = || self.issued.get(&format!("*.{}", host.split_once('.')?.1));
+        self.issued.get(host).or_else(of_parent)
+    }
+
     /// There is something to serve.
     pub fn is_wanted(&self) -> bool {
         !self.services.is_empty() && self.ports != HttpPorts::default()
@@ -82,7 +99,15 @@ pub fn table(view: &NodeView, me: &NodeId, options: &HttpOptions) -> HttpTable {
             service.service_name
         ));
     }
-    let named: BTreeSet<&SecretId> = cluster.http.iter().filter_map(|service| service.certificate.as_ref()).collect();
+    let issued = cluster
+        .acme
+        .certificates
+        .iter()
+        .flat_map(|certificate| certificate.names.iter().map(|name| (name.clone(), certificate.payload.clone())));
+    let issued: BTreeMap<String, SecretId> = issued.collect();
+    problems.extend(cluster.acme.problems.iter().cloned());
+    let of_services = cluster.http.iter().filter_map(|service| service.certificate.as_ref());
+    let named: BTreeSet<&SecretId> = of_services.chain(issued.values()).collect();
     let content = |id: &SecretId| {
         let payload = view.tasks.payloads.get(&PayloadId::Secret(id.clone()))?;
         Some((id.clone(), CertificateContent(payload.data.expose().clone())))
@@ -96,6 +121,8 @@ pub fn table(view: &NodeView, me: &NodeId, options: &HttpOptions) -> HttpTable {
         services: cluster.http.clone(),
         claims,
         certificates: named.into_iter().filter_map(content).collect(),
+        issued,
+        challenges: cluster.acme.challenges.clone(),
         problems: if cluster.http.is_empty() { Vec::new() } else { problems },
     }
 }

@@ -1,8 +1,9 @@
 //! The contents of secrets and configs in a node's view: of those that its tasks need, the certificates of HTTP routes, and no
 //! others.
 
+use crate::model::acme::IssuedCertificate;
 use crate::model::view::{ClusterPart, Tasks};
-use crate::model::{Payload, PayloadId, TaskState};
+use crate::model::{AcmeCertificate, Payload, PayloadId, SecretId, TaskState};
 use crate::store::Store;
 use crate::trust::{DataKey, PayloadVault};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -47,7 +48,9 @@ fn needed(tasks: &Tasks) -> impl Iterator<Item = PayloadId> {
 
 /// The certificates of HTTP routes, which every node serves.
 pub(super) fn certificates(cluster: &ClusterPart) -> BTreeSet<PayloadId> {
-    cluster.http.iter().filter_map(|service| service.certificate.clone()).map(PayloadId::Secret).collect()
+    let secrets = cluster.http.iter().filter_map(|service| service.certificate.clone());
+    let by_acme = cluster.acme.certificates.iter().map(|certificate| certificate.payload.clone());
+    secrets.chain(by_acme).map(PayloadId::Secret).collect()
 }
 
 fn open_key(store: &Store, vault: Option<&PayloadVault>) -> Option<DataKey> {
@@ -61,14 +64,23 @@ fn open_key(store: &Store, vault: Option<&PayloadVault>) -> Option<DataKey> {
     }
 }
 
+/// The certificate by ACME with this content.
+fn issued<'a>(store: &'a Store, payload: &SecretId) -> Option<&'a IssuedCertificate> {
+    store.all::<AcmeCertificate>().filter_map(|certificate| certificate.issued.as_ref()).find(|issued| issued.payload == *payload)
+}
+
 fn open(id: &PayloadId, store: &Store, key: &DataKey) -> Option<Arc<Payload>> {
     let (spec, sealed) = match id {
-        PayloadId::Secret(id) => store.get::<crate::model::ClusterSecret>(id).map(|s| (&s.spec, &s.data))?,
-        PayloadId::Config(id) => store.get::<crate::model::ClusterConfig>(id).map(|c| (&c.spec, &c.data))?,
+        PayloadId::Secret(id) => match store.get::<crate::model::ClusterSecret>(id) {
+            Some(secret) => (Some(&secret.spec), &secret.data),
+            None => (None, &issued(store, id)?.data),
+        },
+        PayloadId::Config(id) => store.get::<crate::model::ClusterConfig>(id).map(|c| (Some(&c.spec), &c.data))?,
     };
     match key.open(id, sealed) {
         Ok(content) => {
-            let templating = spec.templating.as_ref().map(|t| t.name.clone()).filter(|name| !name.is_empty());
+            let templating =
+                spec.and_then(|spec| spec.templating.as_ref()).map(|t| t.name.clone()).filter(|name| !name.is_empty());
             Some(Arc::new(Payload { data: STANDARD.encode(content.expose()).into(), templating }))
         }
         Err(error) => {

@@ -1,11 +1,12 @@
 //! The entries of views, each made from the store alone.
 
+use crate::model::acme::{AcmeChallenge, AcmeChallengeKind, AcmeFailure, AcmePart, ServedCertificate};
 use crate::model::http::{HTTP, HttpBackend, HttpService};
 use crate::model::mesh::DEFAULT_POOL;
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
-use crate::model::{Network, NetworkId, Node, NodeId, NodeState, Protocol, Service, Task, task::Attachment};
+use crate::model::{AcmeCertificate, Network, NetworkId, Node, NodeId, NodeState, Protocol, Service, Task, task::Attachment};
 use crate::store::Store;
 use std::sync::Arc;
 
@@ -123,6 +124,25 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
     let trust = cluster.trust_bundle().map(Arc::new);
     Some(ClusterPart { pools, subnets, pairs, counted, trust, ..ClusterPart::new(cluster.mesh) })
+}
+
+/// What nodes serve of the certificates by ACME.
+pub(super) fn acme(store: &Store) -> AcmePart {
+    let all = || store.all::<AcmeCertificate>();
+    let orders = all().filter_map(|certificate| certificate.order.as_ref());
+    let shown = |challenge: &&AcmeChallenge| challenge.kind != AcmeChallengeKind::Dns;
+    let mut challenges: Vec<AcmeChallenge> = orders.flat_map(|order| order.challenges.iter().filter(shown).cloned()).collect();
+    challenges.sort();
+    let served = |certificate: &AcmeCertificate| {
+        let issued = certificate.issued.as_ref()?;
+        Some(ServedCertificate { payload: issued.payload.clone(), names: issued.names.clone() })
+    };
+    let problem = |certificate: &AcmeCertificate| {
+        let AcmeFailure { reason, next, .. } = certificate.failure.as_ref()?;
+        let names = certificate.names.join(", ");
+        Some(format!("certificate of {names}: {reason}; next try at {}", next.to_rfc3339()))
+    };
+    AcmePart { challenges, certificates: all().filter_map(served).collect(), problems: all().filter_map(problem).collect() }
 }
 
 /// A node as the others see it. `tasks` are those on it.

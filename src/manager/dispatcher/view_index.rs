@@ -6,7 +6,9 @@ use super::task_list::{self, TaskListChange};
 use super::view;
 use crate::manager::allocator::ingress;
 use crate::model::view::{ClusterPart, NetworkPart, Networks, PublishedPort};
-use crate::model::{ClusterSecret, Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId};
+use crate::model::{
+    AcmeCertificate, ClusterSecret, Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId,
+};
 use crate::store::{Store, StoreObject, changed};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,9 +198,16 @@ impl ViewIndex {
             && view::cluster_head(before).as_ref() != Some(&head)
         {
             let part = Arc::make_mut(&mut cluster);
-            let ClusterPart { nodes, ports, http, .. } = std::mem::replace(part, head);
-            *part = ClusterPart { nodes, ports, http, ..part.clone() };
+            let ClusterPart { nodes, ports, http, acme, .. } = std::mem::replace(part, head);
+            *part = ClusterPart { nodes, ports, http, acme, ..part.clone() };
             changed = true;
+        }
+        if changed_any::<AcmeCertificate>(before, after) {
+            let acme = view::acme(after);
+            if *cluster.acme != acme {
+                Arc::make_mut(&mut cluster).acme = Arc::new(acme);
+                changed = true;
+            }
         }
         for id in &stale.peers {
             let peer = after.node(id).map(|node| view::peer(node, after.tasks_of_node(id)));
@@ -228,6 +237,10 @@ impl ViewIndex {
         self.cluster = Some(cluster);
         changed
     }
+}
+
+fn changed_any<T: StoreObject>(before: &Store, after: &Store) -> bool {
+    changed::<T>(before, after).next().is_some()
 }
 
 /// Entries that are to be made again.

@@ -64,7 +64,9 @@ fn read_site(site: &str, labels: &BTreeMap<String, String>) -> Result<HttpRoute,
                 let number = if number.is_empty() { Some(80) } else { number.parse().ok().filter(|port| *port != 0) };
                 port = Some(number.ok_or_else(|| wrong("must name the port of the containers"))?);
             }
-            "tls" if value == "internal" => {}
+            "tls" if value == "internal" => route.acme = Some(false),
+            // The mail address that Caddy's authority writes to; skep has one for all.
+            "tls" if value.contains('@') && !value.contains(' ') => {}
             _ => return Err(wrong("skep does not carry it out")),
         }
     }

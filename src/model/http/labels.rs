@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub const HTTP: &str = "skep.http";
 
 /// What further labels there are, after `skep.http.`; the last two have a header's name behind them.
-const FURTHER: [&str; 13] = [
+const FURTHER: [&str; 14] = [
     "port",
     "strip",
     "scheme",
@@ -25,6 +25,7 @@ const FURTHER: [&str; 13] = [
     "auth",
     "weight",
     "tls",
+    "acme",
     "headers.request.",
     "headers.response.",
 ];
@@ -170,6 +171,7 @@ fn read_further(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), Str
         "body" => route.body = Some(size::bytes(value).ok_or_else(|| wrong("the largest body of a request, as 10m"))?),
         "timeout" => route.timeout_ms = Some(millis(value).ok_or_else(|| wrong("a time up to 24h, as 30s"))?),
         "auth" => route.auth = users(value).map_err(|why| wrong(&why))?,
+        "acme" => route.acme = Some(flag(value).ok_or_else(|| wrong("true or false"))?),
         "weight" => {
             let weight = value.parse().ok().filter(|weight| *weight <= 1000);
             route.weight = Some(weight.ok_or_else(|| wrong("a number from 0 to 1000"))?);

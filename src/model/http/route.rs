@@ -72,6 +72,9 @@ pub struct HttpRoute {
     /// Requests are answered with 503 and this text.
     #[serde(skip_serializing_if = "is_default")]
     pub maintenance: Option<String>,
+    /// Whether its hosts get certificates by ACME; if absent, those that can have a public one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub acme: Option<bool>,
 }
 
 /// Requests that a node makes to each task of its own accord.
@@ -120,6 +123,7 @@ impl Default for HttpRoute {
             compress: false,
             mirror: None,
             maintenance: None,
+            acme: None,
         }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
     }
     let objects = TraefikObjects::new(objects);
     for (name, options) in objects.of("routers") {
-        match objects.router(name, options, &mut read.notes) {
+        match objects.router(options) {
             Ok(routes) => read.routes.extend(routes),
             Err(why) => read.refused.push(format!("label traefik.http.routers.{name}{why}")),
         }
@@ -85,7 +85,7 @@ impl TraefikObjects {
     ///
     /// # Errors
     /// What is not carried out: the rest of the label's name, and why.
-    fn router(&self, name: &str, options: &Options, notes: &mut Vec<String>) -> Result<Vec<HttpRoute>, String> {
+    fn router(&self, options: &Options) -> Result<Vec<HttpRoute>, String> {
         let mut base = HttpRoute::default();
         let (mut rule, mut service, mut middlewares) = (None, None, "");
         let (mut entry, mut tls) = (None, false);
@@ -97,13 +97,7 @@ impl TraefikObjects {
                 "middlewares" => middlewares = value,
                 "entrypoints" => entry = Some(entry_points(value).map_err(|why| wrong(&why))?),
                 "tls" => tls = flag(value).ok_or_else(|| wrong("must be true or false"))?,
-                "tls.certresolver" => {
-                    tls = true;
-                    notes.push(format!(
-                        "label traefik.http.routers.{name}.{option}={value}: skep orders no certificates yet: a self-signed one is served; name a \
-                         secret with certificate and key in skep.http.tls"
-                    ));
-                }
+                "tls.certresolver" => (tls, base.acme) = (true, Some(true)),
                 _ if option.starts_with("tls.domains[") => {}
                 _ => return Err(wrong("skep does not carry it out")),
             }
