@@ -194,7 +194,7 @@ impl AcmeWorker {
                 tracing::info!(names = received.names.join(","), issuer = received.issuer, until, "certificate issued");
             }
             RecordChange::Ordered(Err(error)) | RecordChange::Advanced(_, Err(error)) => {
-                tracing::warn!(%id, %error, "no certificate")
+                tracing::warn!(%id, %error, "no certificate");
             }
             _ => {}
         }
