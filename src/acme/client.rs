@@ -61,12 +61,11 @@ impl HttpClient for AcmeHttp {
 /// Seconds, or a date, which is counted from the answer's own date.
 fn retry_after(value: &str, date: Option<&str>) -> Option<Duration> {
     let value = value.trim();
-    let wait = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let read = |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok();
-            Duration::try_from(read(&value.replace("GMT", "+0000"))? - read(&date?.replace("GMT", "+0000"))?).unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = value.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let read = |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok();
+        Duration::try_from(read(&value.replace("GMT", "+0000"))? - read(&date?.replace("GMT", "+0000"))?).unwrap_or_default()
     };
     Some(wait.min(MOST_RETRY_AFTER))
 }

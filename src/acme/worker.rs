@@ -194,7 +194,7 @@ impl AcmeWorker {
                 tracing::info!(names = received.names.join(","), issuer = received.issuer, until, "certificate issued");
             }
             RecordChange::Ordered(Err(error)) | RecordChange::Advanced(_, Err(error)) => {
-                tracing::warn!(%id, %error, "no certificate")
+                tracing::warn!(%id, %error, "no certificate");
             }
             _ => {}
         }
@@ -207,11 +207,12 @@ impl AcmeWorker {
             let next = match &change {
                 RecordChange::Ordered(_) if record.order.is_some() => return None,
                 RecordChange::Ordered(Ok(order)) => settle::ordered(record, order.clone()),
-                RecordChange::Ordered(Err(error)) => settle::failed(record, error, now, rng),
                 RecordChange::Advanced(order, _) if !is_this(order) => return None,
                 RecordChange::Advanced(_, Ok(Advance::Issued(received))) => settle::issued(record, received.clone(), now, rng),
                 RecordChange::Advanced(_, Ok(Advance::Undecided(wait))) => settle::undecided(record, now.plus(*wait)),
-                RecordChange::Advanced(_, Err(error)) => settle::failed(record, error, now, rng),
+                RecordChange::Ordered(Err(error)) | RecordChange::Advanced(_, Err(error)) => {
+                    settle::failed(record, error, now, rng)
+                }
                 RecordChange::Renewal(answer) => settle::renewal(record, *answer, now, rng),
             };
             let gone = matches!(&change,
@@ -229,8 +230,7 @@ impl AcmeWorker {
             let now = self.config.clock.now();
             let Some(actions) = make(&self.config.store.read(), now) else { return };
             match self.config.store.write(now, actions).await {
-                Ok(_) => return,
-                Err(ProposeError::NotLeader | ProposeError::Stopped(_)) => return,
+                Ok(_) | Err(ProposeError::NotLeader | ProposeError::Stopped(_)) => return,
                 Err(error) => tracing::debug!(%error, "what the authority has done is not stored yet"),
             }
             tokio::time::sleep(PAUSE).await;

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 ///   skep http acme --off                                     order no more; what there is, is served until it ends
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct AcmeArgs {
     #[command(flatten)]
     target: DaemonTarget,

@@ -35,18 +35,15 @@ impl HttpsClient {
     /// There is no readable root.
     pub fn new(roots: Option<&str>, limit: Duration) -> anyhow::Result<Self> {
         let mut store = RootCertStore::empty();
-        match roots {
-            Some(pem) => {
-                for root in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                    store.add(root.map_err(|error| anyhow::anyhow!("a root certificate is not readable: {error:?}"))?)?;
-                }
-                anyhow::ensure!(!store.is_empty(), "there is no certificate in PEM");
+        if let Some(pem) = roots {
+            for root in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                store.add(root.map_err(|error| anyhow::anyhow!("a root certificate is not readable: {error:?}"))?)?;
             }
-            None => {
-                let of_host = rustls_native_certs::load_native_certs().unwrap_or_default();
-                store.add_parsable_certificates(of_host);
-                anyhow::ensure!(!store.is_empty(), "this host has no root certificates: install ca-certificates");
-            }
+            anyhow::ensure!(!store.is_empty(), "there is no certificate in PEM");
+        } else {
+            let of_host = rustls_native_certs::load_native_certs().unwrap_or_default();
+            store.add_parsable_certificates(of_host);
+            anyhow::ensure!(!store.is_empty(), "this host has no root certificates: install ca-certificates");
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;

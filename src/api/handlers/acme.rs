@@ -68,22 +68,17 @@ pub async fn change(request: &ApiRequest) -> Result<Response> {
     }
     apply(&mut settings, &change).map_err(ApiError::bad)?;
     let mut actions: Vec<Action> = first.into_iter().collect();
-    match before {
-        Some(account) => {
-            let mut next = AcmeAccount { settings, ..account.clone() };
-            if is_another_account(&account.settings, &next.settings) {
-                next.registration = None;
-            }
-            next.failure = None;
-            actions.push(Action::update(next));
+    if let Some(account) = before {
+        let mut next = AcmeAccount { settings, ..account.clone() };
+        if is_another_account(&account.settings, &next.settings) {
+            next.registration = None;
         }
-        None => {
-            let id = store
-                .cluster()
-                .map(|cluster| cluster.id.clone())
-                .ok_or_else(|| ApiError::unavailable(super::request::NOT_YET))?;
-            actions.push(Action::create(AcmeAccount { id, meta: Meta::default(), settings, registration: None, failure: None }));
-        }
+        next.failure = None;
+        actions.push(Action::update(next));
+    } else {
+        let id = store.cluster().map(|cluster| cluster.id.clone());
+        let id = id.ok_or_else(|| ApiError::unavailable(super::request::NOT_YET))?;
+        actions.push(Action::create(AcmeAccount { id, meta: Meta::default(), settings, registration: None, failure: None }));
     }
     if change.retry {
         actions
