@@ -213,6 +213,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             });
             tokio::select! {
+                biased;
                 () = serve => None,
                 reason = progress.overdue(Duration::ZERO, &limits) => Some(reason),
             }

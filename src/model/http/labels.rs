@@ -305,7 +305,7 @@ mod tests {
             ("headers.request.Connection", "x"),
             ("headers.request.", "x"),
             ("headers.response.X", "a\r\nb"),
-            ("mirror.percent", "10"),
+            ("mirror.percent", "0"),
             ("requests", "0"),
             ("headers", "x"),
         ] {

@@ -52,7 +52,8 @@ fn route(variables: &BTreeMap<&str, &str>, notes: &mut Vec<String>) -> Result<Ht
         notes.push(format!("variable {HOST}: there is no VIRTUAL_PORT: requests go to port 80 of the containers"));
     }
     if let Some(path) = get("VIRTUAL_PATH") {
-        route.prefix = path_prefix(path).ok_or_else(|| wrong("VIRTUAL_PATH", "must be a path, as /api"))?;
+        let prefix = path_prefix(path).filter(|prefix| prefix.starts_with('/'));
+        route.prefix = prefix.ok_or_else(|| wrong("VIRTUAL_PATH", "must be a path, as /api"))?;
         match get("VIRTUAL_DEST") {
             None => {}
             Some("/") => route.strip = route.prefix != "/",
