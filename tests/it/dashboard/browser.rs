@@ -62,7 +62,7 @@ impl Browser {
                 let message: Vec<u8> = self.buffer.drain(..=end).collect();
                 return serde_json::from_slice(&message[..end]).expect("JSON");
             }
-            let mut chunk = [0; 1 << 16];
+            let mut chunk = [0; 8192];
             let length = self.from.read(&mut chunk).expect("read");
             assert!(length > 0, "the browser has ended");
             self.buffer.extend_from_slice(&chunk[..length]);
