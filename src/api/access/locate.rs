@@ -110,7 +110,7 @@ impl AccessContext {
         for (node, reply) in self.ask_all(nodes, &look(path, reference), ANSWER).await {
             match reply {
                 Ok(reply) if reply.status.is_success() => {
-                    found.push((located(&node, &reply, reference), is_exact(&reply, reference)))
+                    found.push((located(&node, &reply, reference), is_exact(&reply, reference)));
                 }
                 Ok(_) => {}
                 Err(error) => missing = Some(ApiError::unavailable(error)),

@@ -2,7 +2,7 @@
 
 use super::engine_node::EngineNode;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Addresses that mean every address of the host.
 const ANY_V4: &str = "0.0.0.0";
@@ -48,7 +48,7 @@ pub fn inspected(container: &mut Value, node: &EngineNode) {
     let ip = node.ip();
     for ports in [&["NetworkSettings", "Ports"][..], &["HostConfig", "PortBindings"]] {
         let bindings = &mut container[ports[0]][ports[1]];
-        for binding in bindings.as_object_mut().into_iter().flatten().flat_map(|(_, list)| list.as_array_mut()).flatten() {
+        for binding in bindings.as_object_mut().into_iter().flatten().filter_map(|(_, list)| list.as_array_mut()).flatten() {
             if binding["HostIp"] == ANY_V4 && !ip.is_empty() {
                 binding["HostIp"] = json!(ip);
             }
@@ -104,14 +104,14 @@ pub fn volumes(lists: Vec<(EngineNode, Value)>) -> Value {
 
 /// Networks: those of the swarm once, those of a node as `node/name`.
 pub fn networks(lists: Vec<(EngineNode, Vec<Value>)>) -> Vec<Value> {
-    let mut seen: BTreeMap<String, ()> = BTreeMap::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     let mut all = Vec::new();
     for (node, list) in lists {
         for mut network in list {
             if network["Scope"] == "local" {
                 network["Name"] = json!(format!("{}/{}", node.name, network["Name"].as_str().unwrap_or_default()));
                 all.push(network);
-            } else if seen.insert(network["Id"].as_str().unwrap_or_default().to_owned(), ()).is_none() {
+            } else if seen.insert(network["Id"].as_str().unwrap_or_default().to_owned()) {
                 all.push(network);
             }
         }

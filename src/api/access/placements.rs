@@ -80,7 +80,9 @@ mod tests {
         let (recent, mut nodes) = (RecentPlacements::default(), [candidate("n1", ""), candidate("n2", "")]);
         let at = |seconds: i64| Timestamp(seconds * 1_000_000_000);
         let mut counted = |listed: i64| {
-            nodes.iter_mut().for_each(|node| node.containers.clear());
+            for node in &mut nodes {
+                node.containers.clear();
+            }
             recent.at(at(listed)).count_in(&mut nodes, at(listed));
             nodes[0].containers.len()
         };

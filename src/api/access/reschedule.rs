@@ -179,7 +179,7 @@ mod tests {
         nodes[0].state = NodeState::Down;
         let recreate =
             RescheduleStep::Recreate { name: "web".to_owned(), node: "n1".to_owned(), body: json!({ "Image": "x" }), run: true };
-        assert_eq!(steps(&nodes, &before), [recreate.clone()]);
+        assert_eq!(steps(&nodes, &before), std::slice::from_ref(&recreate));
         assert_eq!(steps(&nodes, &again), []);
         assert_eq!(steps(&nodes, &foreign), [recreate]);
     }

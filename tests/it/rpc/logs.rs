@@ -245,7 +245,7 @@ async fn a_relay_is_for_managers_of_the_view_only_and_a_node_may_refuse_it() {
     assert!(link(&manager).engine(&node.id, node.address).await.is_err(), "no manager has that address");
 
     let refusing = self::node(&trust, manager.node_id());
-    let error = link(&manager).engine(&refusing.id, refusing.address).await.err().expect("refused");
+    let error = link(&manager).engine(&refusing.id, refusing.address).await.expect_err("refused");
     assert!(format!("{error:#}").contains("access_point.relay is false"), "{error:#}");
     std::fs::remove_file(path).unwrap();
 }

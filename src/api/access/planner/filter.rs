@@ -53,11 +53,11 @@ pub fn passing<'a>(
     Ok(left)
 }
 
-fn keep<'a>(
-    nodes: Vec<&'a CandidateNode>,
+fn keep(
+    nodes: Vec<&CandidateNode>,
     fits: impl Fn(&CandidateNode) -> bool,
     reason: impl Fn() -> Reason,
-) -> Result<Vec<&'a CandidateNode>, Reason> {
+) -> Result<Vec<&CandidateNode>, Reason> {
     let left: Vec<_> = nodes.into_iter().filter(|node| fits(node)).collect();
     if left.is_empty() { Err(reason()) } else { Ok(left) }
 }
