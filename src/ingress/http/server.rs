@@ -175,7 +175,7 @@ impl HttpServer {
             error: String::new(),
             listeners: lock(&self.listeners).status(),
             routes: all,
-            problems: lock(&self.table).problems.clone(),
+            problems: table.problems.clone(),
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),
         }
