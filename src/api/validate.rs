@@ -27,5 +27,5 @@ pub use payloads::{payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};
 pub use pull_auth::pull_auth;
 pub use remote::remote_addresses;
-pub use service::{autoscaled_networks, predefined_networks, service, service_spec};
+pub use service::{predefined_networks, service, service_spec};
 pub use swarm::{address_pools, availability, checked, data_path_address, data_path_port, merge_over_defaults, replacing};

@@ -160,8 +160,7 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
         }
         attachment.target = network.id.to_string();
     }
-    validate::predefined_networks(spec)?;
-    validate::autoscaled_networks(spec)
+    validate::predefined_networks(spec)
 }
 
 /// POST /services/{id}/update

@@ -149,6 +149,7 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
         check_update_config(config)?;
     }
     AutoscaleLabels::check(&spec.labels, &spec.mode).map_err(ApiError::invalid_argument)?;
+    autoscaled_networks(spec)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
@@ -217,10 +218,7 @@ pub fn predefined_networks(spec: &ServiceSpec) -> Result<()> {
 }
 
 /// Refuses to scale by load what the mesh does not see: its connections are counted on networks of the swarm.
-///
-/// # Errors
-/// 400 with `InvalidArgument`.
-pub fn autoscaled_networks(spec: &ServiceSpec) -> Result<()> {
+fn autoscaled_networks(spec: &ServiceSpec) -> Result<()> {
     let is_scaled = spec.labels.contains_key(autoscale::RANGE);
     if !is_scaled || spec.wants_ingress() || spec.task_template.swarm_networks().next().is_some() {
         return Ok(());
