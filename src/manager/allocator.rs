@@ -223,9 +223,10 @@ fn no_subnet(store: &Store, id: &NetworkId) -> String {
     let Some(network) = store.network(id) else { return format!("network {id} not found") };
     let spec = &network.spec;
     let overlaps = |subnet: IpNet| {
-        let used = store.networks().filter(|other| other.id != *id).flat_map(|other| {
-            other.subnet.map(IpNet::V4).into_iter().chain(other.subnet6.map(IpNet::V6))
-        });
+        let used = store
+            .networks()
+            .filter(|other| other.id != *id)
+            .flat_map(|other| other.subnet.map(IpNet::V4).into_iter().chain(other.subnet6.map(IpNet::V6)));
         let mut used = used.filter(|used| used.contains(&subnet) || subnet.contains(used));
         used.next().is_some()
     };

@@ -295,7 +295,10 @@ fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow:
     Ok(AgentReports { statuses, engine_answers })
 }
 
-fn start_readiness(context: &LoopContext, prepared: watch::Receiver<Vec<Sandbox>>) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
+fn start_readiness(
+    context: &LoopContext,
+    prepared: watch::Receiver<Vec<Sandbox>>,
+) -> mpsc::Receiver<(TaskId, Vec<ListeningPort>)> {
     let (reports, listens) = mpsc::channel(REPORT_QUEUE);
     let context = context.clone();
     context.supervisor.clone().keep("readiness", move || {

@@ -155,7 +155,9 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
         if !settings.socket_group.is_empty() {
             http::give_to_group(&path, &settings.socket_group)?;
         }
-        servers.spawn(access_point.watch(shutdown.clone()));
+        let mut supervisor = daemon.env.supervisor();
+        (supervisor.stop, supervisor.tasks) = (shutdown.clone(), servers.clone());
+        supervisor.keep("access point", access_point.watcher(shutdown.clone()));
         servers.spawn(access_point.serve(socket, shutdown.clone()));
     } else {
         // Of an earlier run.

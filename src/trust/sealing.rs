@@ -137,14 +137,14 @@ fn binding(id: &PayloadId) -> Vec<u8> {
     format!("{CONTENT} {id}").into_bytes()
 }
 
-fn seal(key: &[u8; 32], nonce: [u8; NONCE], context: &[u8], content: &[u8]) -> Result<SealedData, SealError> {
+pub(super) fn seal(key: &[u8; 32], nonce: [u8; NONCE], context: &[u8], content: &[u8]) -> Result<SealedData, SealError> {
     let cipher = ChaCha20Poly1305::new(Key::from_slice(key));
     let sealing = Sealing { msg: content, aad: context };
     let sealed = cipher.encrypt(Nonce::from_slice(&nonce), sealing).map_err(|_| SealError::Damaged)?;
     Ok(SealedData(STANDARD.encode([&nonce[..], &sealed].concat())))
 }
 
-fn open(key: &[u8; 32], context: &[u8], sealed: &SealedData) -> Result<Secret<Vec<u8>>, SealError> {
+pub(super) fn open(key: &[u8; 32], context: &[u8], sealed: &SealedData) -> Result<Secret<Vec<u8>>, SealError> {
     let bytes = STANDARD.decode(&sealed.0).map_err(|_| SealError::Damaged)?;
     let (nonce, sealed) = bytes.split_at_checked(NONCE).ok_or(SealError::Damaged)?;
     let cipher = ChaCha20Poly1305::new(Key::from_slice(key));
@@ -158,16 +158,18 @@ fn derive(private: &StaticSecret, other: WgKey, ephemeral: WgKey, recipient: WgK
     if !shared.was_contributory() {
         return Err(SealError::LowOrder);
     }
-    let mac = |key: &[u8], parts: &[&[u8]]| -> Result<[u8; 32], SealError> {
-        // HMAC takes keys of any length.
-        let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).map_err(|_| SealError::LowOrder)?;
-        for part in parts {
-            mac.update(part);
-        }
-        Ok(mac.finalize().into_bytes().into())
-    };
-    let extracted = Secret::new(mac(&[ephemeral.0, recipient.0].concat(), &[shared.as_bytes()])?);
-    Ok(Secret::new(mac(extracted.expose(), &[KEY, &[1]])?))
+    let extracted = Secret::new(hmac_sha256(&[ephemeral.0, recipient.0].concat(), &[shared.as_bytes()])?);
+    Ok(Secret::new(hmac_sha256(extracted.expose(), &[KEY, &[1]])?))
+}
+
+/// HMAC-SHA256 of the parts, one after another.
+pub(super) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], SealError> {
+    // HMAC takes keys of any length.
+    let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).map_err(|_| SealError::LowOrder)?;
+    for part in parts {
+        mac.update(part);
+    }
+    Ok(mac.finalize().into_bytes().into())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::context::AccessContext;
 use super::engine_node::{EngineNode, all};
+use super::lineage::{self, SealedContainer, unsealed};
 use super::nodes::{ANSWER, NodeRequest, WORK};
 use super::placements::PendingPlacement;
 use super::planner::request::{RESERVED_LABEL, reserved_of};
@@ -19,6 +20,7 @@ use crate::model::docker::LABEL_TASK_ID;
 use crate::model::{Availability, Timestamp};
 use crate::store::Store;
 use crate::sync::lock;
+use crate::trust::RescheduleKey;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, StatusCode};
@@ -35,18 +37,18 @@ pub struct Placed {
 pub async fn create(access: &AccessContext, version: &str, query: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response> {
     let posted: Value = serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("invalid JSON: {e}")))?;
     let name = RequestQuery::parse(query).get("name").trim_start_matches('/').to_owned();
-    let creation = Creation { version, query, headers: headers.clone(), again: false };
+    let creation = Creation { version, query, headers: headers.clone(), again: None };
     let placed = creation.place(access, posted, &name).await?;
     Ok(passed_on(placed.reply))
 }
 
-/// Makes a container, somewhere; `again`: its node is lost, and its name is free therefore.
+/// Makes the successor of a container of a lost node, somewhere. Its name is free therefore.
 ///
 /// # Errors
 /// No node fits, or the one that does refuses.
-pub async fn place(access: &AccessContext, posted: Value, name: &str, again: bool) -> Result<Placed> {
-    let creation = Creation { version: "", query: "", headers: HeaderMap::new(), again };
-    let placed = creation.place(access, posted, name).await?;
+pub async fn place(access: &AccessContext, again: &SealedContainer) -> Result<Placed> {
+    let creation = Creation { version: "", query: "", headers: HeaderMap::new(), again: Some(again) };
+    let placed = creation.place(access, again.body.clone(), &again.name).await?;
     if placed.reply.status.is_success() { Ok(placed) } else { Err(super::reply::refusal_of(&placed.reply)) }
 }
 
@@ -55,13 +57,15 @@ struct Creation<'a> {
     query: &'a str,
     headers: HeaderMap,
     /// It replaces one of a lost node.
-    again: bool,
+    again: Option<&'a SealedContainer>,
 }
 
 /// What does not change between two attempts.
 struct Plan<'a> {
     posted: &'a Value,
     name: &'a str,
+    /// What is sealed for the node, if it is rescheduled; and the key.
+    sealed: Option<(SealedContainer, RescheduleKey)>,
     /// When the nodes were asked what they have.
     listed: Timestamp,
 }
@@ -79,13 +83,20 @@ impl Creation<'_> {
             }
             _ => name,
         };
-        if !self.again {
+        unsealed(&mut posted);
+        if self.again.is_none() {
             let id = format!("{:032x}", rand::random::<u128>());
             update(&mut posted, "Labels", |labels| labels[SWARM_ID_LABEL] = json!(id));
         }
+        let sealed = match self.again {
+            Some(again) => Some(again.clone()),
+            None => asked.reschedule.then(|| SealedContainer::first(&posted, name)),
+        };
+        let name = sealed.as_ref().map_or_else(|| name.to_owned(), |sealed| sealed.name.clone());
+        let key = lineage::keys(&store).into_iter().next();
         let listed = access.api.clock.now();
         let candidates = candidates(access, &store, &nodes, asked.affinities.iter().any(|a| a.key == "image")).await?;
-        let plan = Plan { posted: &posted, name, listed };
+        let plan = Plan { posted: &posted, name: &name, sealed: sealed.zip(key), listed };
         let first = self.attempt(access, &candidates, &asked, &plan).await?;
         if !is_missing_image(&first.reply) {
             return Ok(first);
@@ -97,7 +108,7 @@ impl Creation<'_> {
         with_image.affinities.push(has_image);
         match self.attempt(access, &with_images, &with_image, &plan).await {
             Ok(second) => Ok(second),
-            Err(_) if self.again => {
+            Err(_) if self.again.is_some() => {
                 self.pull(access, &first.node, &asked.image).await?;
                 let only_there: Vec<CandidateNode> = with_images.into_iter().filter(|c| c.node.id == first.node.id).collect();
                 self.attempt(access, &only_there, &asked, &plan).await
@@ -118,8 +129,15 @@ impl Creation<'_> {
         let (node, placement) = self.reserve(access, candidates, asked, plan)?;
         let query = replaced(self.query, "name", (!name.is_empty()).then_some(name));
         let target = format!("{}/containers/create{}{query}", self.version, if query.is_empty() { "" } else { "?" });
-        let request = NodeRequest::new(Method::POST, target).with_headers(&self.headers).json(posted);
-        let answered = access.ask(&node, request, WORK).await;
+        let request = NodeRequest::new(Method::POST, target).with_headers(&self.headers);
+        let body = match &plan.sealed {
+            Some((sealed, key)) => sealed.body_for(&node.id, key, &mut rand::rng()),
+            None => Ok(posted.clone()),
+        };
+        let answered = match body {
+            Ok(body) => access.ask(&node, request.json(&body), WORK).await,
+            Err(error) => Err(error),
+        };
         let id = answered.as_ref().ok().filter(|reply| reply.status.is_success()).and_then(|reply| {
             let created: Value = serde_json::from_slice(&reply.body).ok()?;
             created["Id"].as_str().map(str::to_owned)
@@ -142,7 +160,7 @@ impl Creation<'_> {
         asked: &ContainerRequest,
         plan: &Plan<'_>,
     ) -> Result<(EngineNode, PendingPlacement)> {
-        let Plan { posted, name, listed } = *plan;
+        let Plan { posted, name, listed, .. } = *plan;
         let now = access.api.clock.now();
         let mut recent = access.placements.at(now);
         let mut candidates = candidates.to_vec();
@@ -173,7 +191,7 @@ impl Creation<'_> {
     /// The container that has a name, on a node that answers or on a lost one.
     fn taken_by(&self, access: &AccessContext, candidates: &[CandidateNode], name: &str) -> Option<String> {
         let here = candidates.iter().flat_map(|node| &node.containers).find(|container| container.name == name);
-        if here.is_some() || self.again {
+        if here.is_some() || self.again.is_some() {
             return here.map(|container| container.id.clone());
         }
         let seen = lock(&access.seen);

@@ -4,6 +4,7 @@ use super::context::AccessContext;
 use super::engine_node::{EngineNode, all};
 use super::merge;
 use super::nodes::NodeRequest;
+use super::objects::decoded;
 use super::route::replaced;
 use crate::api::error::Result;
 use crate::api::query::RequestQuery;
@@ -147,7 +148,7 @@ impl FollowedEvents {
         let Ok(reply) = self.access.open(node, NodeRequest::get(format!("{}{query}", self.target))).await else { return };
         let Ok(mut lines) = reply.lines().await else { return };
         while let Ok(Some(text)) = lines.next().await {
-            let Ok(event) = serde_json::from_str::<Value>(&text) else { continue };
+            let Ok(event) = decoded::<Value>(text.as_bytes()) else { continue };
             // Every manager has the swarm's events: once is enough.
             if event["scope"] == "swarm" && node.id != self.me {
                 continue;

@@ -3,6 +3,7 @@
 use super::access_request::AccessRequest;
 use super::engine_node::EngineNode;
 use super::nodes::{NodeRequest, WORK};
+use super::objects::decoded;
 use super::reply::{collect, merged, passed_on, refusal_of};
 use crate::api::error::{ApiError, Result};
 use crate::http::{self, ReplyStream};
@@ -143,7 +144,7 @@ async fn follow(node: &EngineNode, reply: ReplyStream, sender: &mpsc::Sender<Byt
     loop {
         match lines.next().await {
             Ok(Some(text)) => {
-                let Ok(mut part) = serde_json::from_str::<Value>(&text) else { continue };
+                let Ok(mut part) = decoded::<Value>(text.as_bytes()) else { continue };
                 if let Some(error) = part["error"].as_str() {
                     return failed(error);
                 }

@@ -9,6 +9,7 @@ use super::everywhere;
 use super::info::{self, NodeRow};
 use super::merge;
 use super::nodes::{ANSWER, NodeRequest, WORK};
+use super::objects::content;
 use super::planner::CandidateNode;
 use super::reply::{collect, merged, passed_on, refusal_of};
 use super::route::replaced;
@@ -110,7 +111,7 @@ async fn own(call: &AccessRequest, target: String) -> Result<Value> {
     let node =
         call.nodes.iter().find(|node| node.id == me).ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?;
     let reply = call.access.ask(node, call.request(Method::GET, target), ANSWER).await?;
-    if reply.status.is_success() { reply.json().map_err(|e| ApiError::failed(format!("{e:#}"))) } else { Err(refusal_of(&reply)) }
+    if reply.status.is_success() { content(&reply).map_err(ApiError::failed) } else { Err(refusal_of(&reply)) }
 }
 
 async fn show_version(call: &AccessRequest, api: ApiVersion) -> Result<Response> {
@@ -132,7 +133,7 @@ async fn show_info(call: &AccessRequest) -> Result<Response> {
         .into_iter()
         .map(|(node, answer)| {
             let found = candidates.iter().find(|candidate| candidate.node.id == node.id);
-            let info = answer.and_then(|reply| reply.json().map_err(|error| format!("node {}: {error:#}", node.name)));
+            let info = answer.and_then(|reply| content(&reply).map_err(|error| format!("node {}: {error}", node.name)));
             let seen_at = lock(&call.access.seen).get(&node.id).and_then(|seen| seen.at);
             NodeRow { reserved: found.map(CandidateNode::reserved).unwrap_or_default(), seen_at, info, node }
         })
@@ -175,7 +176,7 @@ async fn inspect(call: &AccessRequest, reference: &str) -> Result<Response> {
     if !reply.status.is_success() {
         return Ok(passed_on(reply));
     }
-    let mut body: Value = reply.json().map_err(|error| ApiError::failed(format!("{error:#}")))?;
+    let mut body: Value = content(&reply).map_err(ApiError::failed)?;
     merge::inspected(&mut body, &found.node);
     Ok(merged(&body, &[]))
 }
@@ -230,7 +231,7 @@ async fn create_volume(call: &AccessRequest, body: Body) -> Result<Response> {
     let answers =
         call.access.ask_all(nodes, &call.request(Method::POST, call.target("/volumes/create")).json(&posted), WORK).await;
     let mut collected = collect::<Value>(answers)?;
-    let mut volume = collected.found.pop().map(|(_, volume)| volume).unwrap_or_default();
+    let mut volume = collected.found.pop().map(|(_, volume)| volume).unwrap_or_else(|| json!({}));
     volume["Name"] = json!(if name.is_empty() { volume["Name"].as_str().unwrap_or_default().to_owned() } else { name });
     let mut response = merged(&volume, &collected.missing);
     *response.status_mut() = StatusCode::CREATED;

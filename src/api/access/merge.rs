@@ -1,6 +1,7 @@
 //! Lists of several engines as one. Pure.
 
 use super::engine_node::EngineNode;
+use super::objects::{object_in, objects};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,7 +48,7 @@ fn ports_has_v4(ip: &str) -> bool {
 pub fn inspected(container: &mut Value, node: &EngineNode) {
     let ip = node.ip();
     for ports in [&["NetworkSettings", "Ports"][..], &["HostConfig", "PortBindings"]] {
-        let bindings = &mut container[ports[0]][ports[1]];
+        let bindings = object_in(object_in(container, ports[0]), ports[1]);
         for binding in bindings.as_object_mut().into_iter().flatten().filter_map(|(_, list)| list.as_array_mut()).flatten() {
             if binding["HostIp"] == ANY_V4 && !ip.is_empty() {
                 binding["HostIp"] = json!(ip);
@@ -93,7 +94,7 @@ fn add_missing(into: &mut Value, from: &Value) {
 pub fn volumes(lists: Vec<(EngineNode, Value)>) -> Value {
     let (mut volumes, mut warnings) = (Vec::new(), Vec::new());
     for (node, mut reply) in lists {
-        for mut volume in reply["Volumes"].as_array_mut().map(std::mem::take).unwrap_or_default() {
+        for mut volume in objects(reply["Volumes"].as_array_mut().map(std::mem::take).unwrap_or_default()) {
             volume["Name"] = json!(format!("{}/{}", node.name, volume["Name"].as_str().unwrap_or_default()));
             volumes.push(volume);
         }
@@ -147,7 +148,7 @@ pub fn event(mut event: Value, node: &EngineNode) -> Value {
     let ip = node.ip();
     let parts = [("node.name", node.name.as_str()), ("node.id", node.id.as_str()), ("node.addr", &ip), ("node.ip", &ip)];
     for (key, value) in parts {
-        event["Actor"]["Attributes"][key] = json!(value);
+        object_in(object_in(&mut event, "Actor"), "Attributes")[key] = json!(value);
     }
     event
 }

@@ -2,13 +2,13 @@
 
 use super::engine_node::EngineNode;
 use super::nodes::{MISSING_NODES, NodeAnswer};
+use super::objects::{NodeContent, decoded};
 use crate::api::error::{ApiError, Result};
 use crate::http::HttpReply;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The decoded successes by node, and the nodes that are missing with the reason.
@@ -21,11 +21,11 @@ pub struct Collected<T> {
 ///
 /// # Errors
 /// The first refusal of a node, if no node succeeded; 503 if none answered.
-pub fn collect<T: DeserializeOwned>(answers: Vec<NodeAnswer>) -> Result<Collected<T>> {
+pub fn collect<T: NodeContent>(answers: Vec<NodeAnswer>) -> Result<Collected<T>> {
     let (mut found, mut missing, mut refusal) = (Vec::new(), Vec::new(), None);
     for (node, answer) in answers {
         match answer {
-            Ok(reply) if reply.status.is_success() => match serde_json::from_slice(&reply.body) {
+            Ok(reply) if reply.status.is_success() => match decoded(&reply.body) {
                 Ok(value) => found.push((node, value)),
                 Err(error) => missing.push(format!("node {}: {error}", node.name)),
             },

@@ -38,9 +38,10 @@ impl AccessPoint {
         move |stream| connection(access.clone(), router.clone(), stream).boxed()
     }
 
-    /// Watches the nodes, see [`AccessContext::watch`].
-    pub fn watch(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
-        self.access.clone().watch(shutdown)
+    /// Watches the nodes, see [`AccessContext::watch`]; each call begins it again.
+    pub fn watcher(&self, shutdown: CancellationToken) -> impl Fn() -> BoxFuture<'static, ()> + Send + 'static {
+        let access = self.access.clone();
+        move || access.clone().watch(shutdown.clone()).boxed()
     }
 
     /// Serves a unix socket until shut down. Open connections are cut then.

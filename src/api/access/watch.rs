@@ -1,78 +1,82 @@
-//! What this manager has read of every node's containers: so that those of a lost node are still shown, and can be made again elsewhere.
+//! What this manager has read of every node's containers: so that those of a lost node are still shown, and can be made
+//! again elsewhere. A node has three requests and a time in each round, whatever it lists.
 
 use super::context::AccessContext;
 use super::engine_node::{EngineNode, all};
 use super::nodes::{ANSWER, NodeRequest};
-use super::planner::request::is_rescheduled;
-use super::reschedule;
-use super::seen::{EngineProperties, creating_body, labels_of};
+use super::objects::content;
+use super::reschedule::RescheduleRounds;
+use super::seen::EngineProperties;
 use crate::http::HttpReply;
 use crate::model::NodeId;
 use crate::model::docker::ApiVersion;
 use crate::sync::lock;
 use futures_util::future::join_all;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Time between two looks at every node.
 const ROUND: Duration = Duration::from_secs(2);
+/// Time for one node in a look.
+const LOOK: Duration = Duration::from_secs(10);
 
 impl AccessContext {
     /// Reads every node again and again, until shut down; as the leader, makes containers of lost nodes again.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut failures = BTreeMap::new();
+        let mut rounds = RescheduleRounds::default();
         loop {
-            if let Ok(store) = self.store() {
-                let nodes = all(&store);
-                drop(store);
-                self.look(&nodes).await;
-                if self.leads() {
-                    reschedule::round(&self, &nodes, &mut failures).await;
+            let round = async {
+                if let Ok(store) = self.store() {
+                    let nodes = all(&store);
+                    drop(store);
+                    let read = self.look(&nodes).await;
+                    rounds.round(&self, &nodes, &read).await;
                 }
-            }
-            if shutdown.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_none() {
+                tokio::time::sleep(ROUND).await;
+            };
+            if shutdown.run_until_cancelled(round).await.is_none() {
                 return;
             }
         }
     }
 
-    async fn look(&self, nodes: &[EngineNode]) {
+    /// The nodes that could be read.
+    async fn look(&self, nodes: &[EngineNode]) -> BTreeSet<NodeId> {
         let ids: BTreeSet<&NodeId> = nodes.iter().map(|node| &node.id).collect();
         lock(&self.seen).retain(|id, _| ids.contains(id));
-        join_all(nodes.iter().filter(|node| node.unreachable().is_none()).map(|node| self.look_at(node))).await;
+        let reachable = nodes.iter().filter(|node| node.unreachable().is_none());
+        let read = join_all(reachable.map(async |node| {
+            let looked = tokio::time::timeout(LOOK, self.look_at(node)).await;
+            matches!(looked, Ok(true)).then(|| node.id.clone())
+        }));
+        read.await.into_iter().flatten().collect()
     }
 
-    async fn look_at(&self, node: &EngineNode) {
+    async fn look_at(&self, node: &EngineNode) -> bool {
         let at = self.api.clock.now();
-        let Ok(reply) = self.ask(node, NodeRequest::get("/containers/json?all=1"), ANSWER).await else { return };
-        let Ok(containers) = reply.json::<Vec<Value>>() else { return };
-        let mut seen = lock(&self.seen).get(&node.id).cloned().unwrap_or_default();
-        if seen.facts.as_ref().is_none_or(|facts| facts.server_version != node.engine_version) {
-            seen.facts = self.read_facts(node).await;
+        let Ok(reply) = self.ask(node, NodeRequest::get("/containers/json?all=1"), ANSWER).await else { return false };
+        let Ok(containers) = content::<Vec<Value>>(&reply) else { return false };
+        let known = {
+            let mut all = lock(&self.seen);
+            let seen = all.entry(node.id.clone()).or_default();
+            (seen.containers, seen.at) = (containers, Some(at));
+            seen.facts.as_ref().is_some_and(|facts| facts.server_version == node.engine_version)
+        };
+        if !known {
+            let facts = self.read_facts(node).await;
+            lock(&self.seen).entry(node.id.clone()).or_default().facts = facts;
         }
-        let rescheduled: BTreeSet<&str> =
-            containers.iter().filter(|c| is_rescheduled(&labels_of(c))).filter_map(|c| c["Id"].as_str()).collect();
-        seen.bodies.retain(|id, _| rescheduled.contains(id.as_str()));
-        for id in rescheduled {
-            if !seen.bodies.contains_key(id)
-                && let Ok(reply) = self.ask(node, NodeRequest::get(format!("/containers/{id}/json")), ANSWER).await
-                && let Ok(inspected) = reply.json::<Value>()
-            {
-                seen.bodies.insert(id.to_owned(), creating_body(&inspected));
-            }
-        }
-        (seen.containers, seen.at) = (containers, Some(at));
-        lock(&self.seen).insert(node.id.clone(), seen);
+        true
     }
 
     /// What a node's engine says of itself.
     pub async fn read_facts(&self, node: &EngineNode) -> Option<EngineProperties> {
         let read = async |target: &str| {
             let reply: HttpReply = self.ask(node, NodeRequest::get(target), ANSWER).await.ok()?;
-            reply.json::<Value>().ok()
+            content::<Value>(&reply).ok()
         };
         let (info, version) = tokio::join!(read("/info"), read("/version"));
         let info = info?;

@@ -250,7 +250,8 @@ pub fn network_subnet6(spec: &NetworkSpec, cluster: &Cluster) -> Result<()> {
     if overlap6(&subnet, &mesh) {
         return Err(refused(&format!("invalid subnet {subnet}: it overlaps {mesh}, in which the swarm itself has addresses")));
     }
-    let v4 = spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, cluster.subnet_prefix()).unwrap_or_default());
+    let v4 =
+        spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, cluster.subnet_prefix()).unwrap_or_default());
     if SubnetPair::new(v4, subnet).is_none() {
         let longest = 96 + v4.prefix_len();
         return Err(refused(&format!(

@@ -159,7 +159,9 @@ impl HttpServer {
                     ready: route.ready,
                     tasks: route.service.backends.len(),
                     certificate: certificates.describe(secret, issued, today),
-                    certificate_end: secret.or(issued).and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
+                    certificate_end: secret
+                        .or(issued)
+                        .and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
                     left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
                     in_flight: route.load.in_flight(),
                     rates: route.counters.window.rates(now, &counts),

@@ -89,7 +89,11 @@ pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Optio
     let default = [DEFAULT_POOL];
     let pools = if cluster.address_pools.is_empty() { &default[..] } else { &cluster.address_pools };
     let reserved = |net: &Ipv4Net| cluster.reserved_subnets.iter().any(|other| overlap(net, other));
-    pools.iter().filter_map(|pool| pool.subnets(cluster.subnet_prefix()).ok()).flatten().find(|net| !reserved(net) && !in_use(net))
+    pools
+        .iter()
+        .filter_map(|pool| pool.subnets(cluster.subnet_prefix()).ok())
+        .flatten()
+        .find(|net| !reserved(net) && !in_use(net))
 }
 
 /// True if an address is in both.

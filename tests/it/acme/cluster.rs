@@ -250,6 +250,9 @@ impl Follower {
             let data = STANDARD.encode(key.open(&id, &issued.data).expect("opened").expose());
             tasks.payloads.insert(id, Arc::new(Payload { data: data.into(), templating: None }));
         }
-        (view.revision, table(&view, &node(), &HttpOptions { ports: HttpPorts { plain: 80, tls: 443 }, ..HttpOptions::default() }))
+        (
+            view.revision,
+            table(&view, &node(), &HttpOptions { ports: HttpPorts { plain: 80, tls: 443 }, ..HttpOptions::default() }),
+        )
     }
 }

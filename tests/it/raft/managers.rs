@@ -199,7 +199,10 @@ async fn what_may_be_written_is_not_called_refused() {
     let asked = if leader == 1 { 2 } else { 1 };
     managers.wire.ends_with_answer.store(true, Ordering::SeqCst);
     let error = managers.write(asked, "maybe").await.expect_err("no majority");
-    assert!(matches!(error, ProposeError::TimedOut), "it was written by the leader, and \"not the leader\" says that it was not: {error}");
+    assert!(
+        matches!(error, ProposeError::TimedOut),
+        "it was written by the leader, and \"not the leader\" says that it was not: {error}"
+    );
     managers.stop().await;
 }
 

@@ -234,9 +234,3 @@ pub fn reserved_of(text: &str) -> (Reservation, Vec<BoundPort>) {
     });
     (Reservation { nano_cpus: number("cpus"), memory: number("memory") }, ports.collect())
 }
-
-/// Whether the labels of a container say that it is made again when its node is lost.
-pub fn is_rescheduled(labels: &BTreeMap<String, String>) -> bool {
-    let texts = labels.get(RESCHEDULE).and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
-    texts.is_some_and(|texts| policy(&texts) == Ok(true))
-}

@@ -1,7 +1,7 @@
 //! The planner case by case: three nodes, a request as the docker CLI posts it, the node or the refusal.
 
 use super::fixture::{candidate, container};
-use super::request::{is_rescheduled, reserved_of};
+use super::request::reserved_of;
 use super::*;
 use crate::settings::PlacementStrategy;
 use rand::SeedableRng as _;
@@ -185,7 +185,8 @@ fn conditions_become_labels_and_the_engine_gets_names_without_nodes() {
     assert_eq!(posted["NetworkingConfig"]["EndpointsConfig"], json!({ "lan": { "Aliases": ["a"] } }));
     let labels: BTreeMap<String, String> = serde_json::from_value(posted["Labels"].clone()).unwrap();
     assert_eq!(labels["com.docker.swarm.constraints"], "[\"node!=n3\"]");
-    assert_eq!((labels["mine"].as_str(), is_rescheduled(&labels)), ("1", true));
+    let policies = labels["com.docker.swarm.reschedule-policies"].as_str();
+    assert_eq!((labels["mine"].as_str(), policies), ("1", "[\"on-node-failure\"]"));
     let port = BoundPort { protocol: "tcp".to_owned(), port: 81, ip: "10.0.0.1".to_owned() };
     assert_eq!(reserved_of(&labels[request::RESERVED_LABEL]), (Reservation { nano_cpus: 0, memory: 5 }, vec![port]));
 }
