@@ -1,7 +1,7 @@
 //! `skep dashboard`: a page on loopback that shows what `skep status`, `skep http`, `skep drops` and `skep history` show. Read only: it
 //! answers GET alone, and asks the daemon nothing else.
 //!
-//! Who may see it: a browser that has opened the address with the token, which the verb prints ([`access`]). What it shows is chosen
+//! Who may see it: the window in which the address with the token was opened, which the verb prints ([`access`]). What it shows is chosen
 //! field by field ([`overview`]): no spec leaves the machine, for it may hold passwords.
 
 mod access;

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 
 /// Show the cluster on a page in a browser: nodes and tunnels, services, HTTP routes, certificates, drops, histories
 ///
-/// The page is on loopback, until Ctrl-C, and read only. Its address has a token: a browser that has opened it once may see the page. It
-/// shows what this node sees: services and tasks on a manager; rates, connections and drops are this node's own.
+/// The page is on loopback, until Ctrl-C, and read only. Its address has a token: the window that has opened it may see the page.
+/// It shows what this node sees: services and tasks on a manager; rates, connections and drops are this node's own.
 ///
 /// From another machine, let ssh carry it, and open the printed address there:
 ///

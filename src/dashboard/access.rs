@@ -1,13 +1,16 @@
 //! Who may see the page: requests that name a loopback host (a page of another site could have its own name resolve to loopback),
-//! that no other site has caused, and that come with the token.
+//! that no other site has caused, and, for what the page shows, that come with the token. The page itself holds nothing: its files need none.
+//!
+//! The token is after the `#` of the address, which a browser sends to no server; the page keeps it for its window and port alone, and sends
+//! it in a header. A cookie would go to every port of the host, and so to servers of other users.
 
 use crate::model::Secret;
-use axum::http::{HeaderMap, Uri};
+use axum::http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 
-/// Cookie that a browser keeps the token in. Cookies do not depend on the port: its number is added.
-const COOKIE: &str = "skep-dashboard";
+/// Header that the page sends the token in. Another site cannot: a browser would ask here first whether it may.
+const TOKEN: &str = "skep-dashboard-token";
 
 /// What the page's address ends with.
 #[derive(Clone, Debug)]
@@ -20,8 +23,6 @@ pub struct PageToken {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum PageAdmission {
     Granted,
-    /// It came with the token in its address: the browser keeps this cookie, and asks again without.
-    Keep(String),
     /// With a status and what to do.
     Refused(u16, &'static str),
 }
@@ -38,7 +39,7 @@ impl PageToken {
 
     /// What to open in a browser.
     pub fn address(&self, host: &str) -> String {
-        format!("http://{host}:{}/?token={}", self.port, self.token.expose())
+        format!("http://{host}:{}/#token={}", self.port, self.token.expose())
     }
 
     /// By digest, so that the time says nothing of the token.
@@ -46,28 +47,21 @@ impl PageToken {
         Sha256::digest(given) == Sha256::digest(self.token.expose())
     }
 
-    /// Decides on a request. Pure.
-    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> PageAdmission {
+    /// Decides on a request, for a file of the page or for data. Pure.
+    pub(super) fn admit(&self, is_file: bool, headers: &HeaderMap) -> PageAdmission {
         let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         if !header("host").is_some_and(is_loopback) || headers.get_all("host").iter().count() != 1 {
             return PageAdmission::Refused(421, "open this page by localhost, 127.0.0.1 or [::1]\n");
-        }
-        let name = format!("{COOKIE}-{}", self.port);
-        let token = uri.query().into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("token="));
-        if let Some(token) = token.filter(|_| uri.path() == "/") {
-            return if self.is_it(token) {
-                PageAdmission::Keep(format!("{name}={}; Path=/; HttpOnly; SameSite=Strict", self.token.expose()))
-            } else {
-                PageAdmission::Refused(401, NO_TOKEN)
-            };
         }
         // `none`: the user's own doing, as a bookmark.
         if header("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none") {
             return PageAdmission::Refused(403, "another site may not ask for this page\n");
         }
-        let cookies = headers.get_all("cookie").iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
-        let mut kept = cookies.filter_map(|cookie| cookie.trim().split_once('=')).filter(|(key, _)| *key == name);
-        if kept.any(|(_, value)| self.is_it(value)) { PageAdmission::Granted } else { PageAdmission::Refused(401, NO_TOKEN) }
+        if is_file || header(TOKEN).is_some_and(|token| self.is_it(token)) {
+            PageAdmission::Granted
+        } else {
+            PageAdmission::Refused(401, NO_TOKEN)
+        }
     }
 }
 
@@ -88,19 +82,18 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn admitted(target: &str, headers: &[(&'static str, &str)]) -> PageAdmission {
+    fn admitted(is_file: bool, headers: &[(&'static str, &str)]) -> PageAdmission {
         let token = PageToken::new([7; 32], 2380);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
         }
-        token.admit(&target.parse().unwrap(), &map)
+        token.admit(is_file, &map)
     }
 
     fn status(admission: &PageAdmission) -> u16 {
         match admission {
             PageAdmission::Granted => 200,
-            PageAdmission::Keep(_) => 303,
             PageAdmission::Refused(status, _) => *status,
         }
     }
@@ -108,7 +101,8 @@ mod tests {
     #[test]
     fn only_loopback_names_are_served_whatever_the_port() {
         for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:2380", "[::1]", "[::1]:9"] {
-            assert_eq!(status(&admitted("/", &[("host", host)])), 401, "{host}");
+            let status = [true, false].map(|is_file| status(&admitted(is_file, &[("host", host)])));
+            assert_eq!(status, [200, 401], "{host}");
         }
         for host in [
             "",
@@ -121,24 +115,25 @@ mod tests {
             "::1",
             "localhost:a",
         ] {
-            assert_eq!(status(&admitted("/", &[("host", host)])), 421, "{host}");
+            assert_eq!(status(&admitted(true, &[("host", host)])), 421, "{host}");
         }
-        assert_eq!(status(&admitted("/", &[])), 421);
-        assert_eq!(status(&admitted("/", &[("host", "localhost"), ("host", "localhost")])), 421);
+        assert_eq!(status(&admitted(true, &[])), 421);
+        assert_eq!(status(&admitted(true, &[("host", "localhost"), ("host", "localhost")])), 421);
     }
 
     #[test]
-    fn the_token_becomes_a_cookie_and_the_cookie_is_what_counts() {
+    fn the_token_counts_in_its_header_alone_and_for_no_other_site() {
         let token = "07".repeat(32);
-        let right = admitted(&format!("/?token={token}"), &[("host", "localhost")]);
-        let PageAdmission::Keep(cookie) = right else { panic!("{right:?}") };
-        assert_eq!(cookie, format!("skep-dashboard-2380={token}; Path=/; HttpOnly; SameSite=Strict"));
-        let cookie = cookie.split(';').next().unwrap();
-        let of = |cookie: &str| status(&admitted("/api/overview", &[("host", "localhost"), ("cookie", cookie)]));
-        assert_eq!((of(cookie), of(&format!("a=b; {cookie}"))), (200, 200));
-        assert_eq!((of("skep-dashboard-2380=07"), of(&format!("skep-dashboard-9={token}")), of("")), (401, 401, 401));
-        assert_eq!(status(&admitted("/?token=", &[("host", "localhost"), ("cookie", cookie)])), 401);
-        let from = |site: &str| status(&admitted("/", &[("host", "localhost"), ("cookie", cookie), ("sec-fetch-site", site)]));
-        assert_eq!((from("same-origin"), from("none"), from("cross-site"), from("same-site")), (200, 200, 403, 403));
+        let of = |name, value: &str| status(&admitted(false, &[("host", "localhost"), (name, value)]));
+        assert_eq!((of(TOKEN, &token), of(TOKEN, ""), of(TOKEN, "07"), of(TOKEN, &token[1..])), (200, 401, 401, 401));
+        // What a browser also sends to other ports is not where it may be.
+        assert_eq!((of("cookie", &format!("skep-dashboard-2380={token}")), of("authorization", &token)), (401, 401));
+        let from =
+            |is_file, site: &str| status(&admitted(is_file, &[("host", "localhost"), (TOKEN, &token), ("sec-fetch-site", site)]));
+        for is_file in [true, false] {
+            let all = ["same-origin", "none", "cross-site", "same-site"].map(|site| from(is_file, site));
+            assert_eq!(all, [200, 200, 403, 403]);
+        }
+        assert_eq!(PageToken::new([7; 32], 2380).address("localhost"), format!("http://localhost:2380/#token={token}"));
     }
 }

@@ -24,8 +24,10 @@ use tokio::time::Instant;
 const KEPT: Duration = Duration::from_secs(1);
 /// Connections at a time; further ones wait.
 const MOST_CONNECTIONS: usize = 64;
-/// A connection is closed after this time; the browser opens another one.
-const CONNECTION: Duration = Duration::from_mins(5);
+/// A connection is for one request and is closed after this time: who sends none holds no place that the page needs.
+const CONNECTION: Duration = Duration::from_secs(15);
+/// Time for the daemon to answer. The page waits for 10 s.
+const DAEMON: Duration = Duration::from_secs(5);
 
 /// Nothing but the page's own files; no frame, no form, no other site.
 const HEADERS: &[(&str, &str)] = &[
@@ -88,7 +90,7 @@ pub async fn serve(listener: TcpListener, sockets: DaemonSockets, token: PageTok
 }
 
 async fn connection(stream: TcpStream, router: Router) {
-    let _ = tokio::time::timeout(CONNECTION, serve_connection(stream, router, true, false)).await;
+    let _ = tokio::time::timeout(CONNECTION, serve_connection(stream, router, false, false)).await;
 }
 
 fn router(dashboard: Arc<Dashboard>) -> Router {
@@ -106,11 +108,9 @@ fn router(dashboard: Arc<Dashboard>) -> Router {
 
 /// Refuses what may not see the page, and adds the headers to every answer.
 async fn admitted(State(dashboard): Shared, request: Request, next: Next) -> Response {
-    let mut response = match dashboard.token.admit(request.uri(), request.headers()) {
+    let is_file = FILES.iter().any(|(path, ..)| *path == request.uri().path());
+    let mut response = match dashboard.token.admit(is_file, request.headers()) {
         PageAdmission::Granted => next.run(request).await,
-        PageAdmission::Keep(cookie) => {
-            (StatusCode::SEE_OTHER, [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, cookie)]).into_response()
-        }
         PageAdmission::Refused(status, why) => {
             (StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), why).into_response()
         }
@@ -134,7 +134,7 @@ async fn shown(State(dashboard): Shared) -> Response {
     {
         return as_json(body.clone());
     }
-    match read(&dashboard.sockets).await.and_then(|overview| Ok(Bytes::from(serde_json::to_vec(&overview)?))) {
+    match in_time(read(&dashboard.sockets)).await.and_then(|overview| Ok(Bytes::from(serde_json::to_vec(&overview)?))) {
         Ok(body) => {
             *kept = Some((Instant::now(), body.clone()));
             as_json(body)
@@ -145,6 +145,12 @@ async fn shown(State(dashboard): Shared) -> Response {
 
 fn as_json(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// An answer of the daemon.
+async fn in_time<T>(answer: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let late = |_| anyhow::anyhow!("the daemon gave no answer within {} s", DAEMON.as_secs());
+    tokio::time::timeout(DAEMON, answer).await.map_err(late)?
 }
 
 async fn read(sockets: &DaemonSockets) -> anyhow::Result<DashboardOverview> {
@@ -173,7 +179,8 @@ async fn history(State(dashboard): Shared, Path(service): Path<String>) -> Respo
     if service.is_empty() || service.starts_with('.') || !service.bytes().all(is_plain) {
         return failed(StatusCode::BAD_REQUEST, &anyhow::anyhow!("this is no name or id of a service"));
     }
-    match dashboard.sockets.docker.get(&format!("/services/{service}/history")).await.and_then(|reply| reply.json::<Value>()) {
+    let target = format!("/services/{service}/history");
+    match in_time(dashboard.sockets.docker.get(&target)).await.and_then(|reply| reply.json::<Value>()) {
         Ok(entries) => Json(entries).into_response(),
         Err(error) => failed(StatusCode::BAD_GATEWAY, &error),
     }

@@ -51,7 +51,7 @@ impl TaskLogs {
         let (context, link, reader) = (context.clone(), logs.link.clone(), logs.reader.clone());
         context.supervisor.clone().keep("logs", move || {
             let LogLink { identity, clock, .. } = link.clone();
-            let relay = api.clone().map(EngineRelay::new);
+            let relay = api.clone().map(|socket| EngineRelay::new(socket, context.has_session_view.subscribe()));
             let service = LogService { identity, clock, manager_at: manager_at(&context), reader: reader.clone(), relay };
             serve(service, context.clone(), SocketAddr::new(address, LOGS_PORT), context.stop())
         });

@@ -101,6 +101,8 @@ pub(super) struct LoopContext {
     /// The view that names the managers, see [`MeshNetwork::peers`].
     pub peers: watch::Receiver<Option<Arc<NodeView>>>,
     pub mesh: Arc<Mesh>,
+    /// Whether a session of this run has delivered a view. Until then the view is the ledger's, and may be out of date.
+    pub has_session_view: watch::Sender<bool>,
     pub supervisor: Supervisor,
 }
 
@@ -112,6 +114,7 @@ impl LoopContext {
             view: network.view.clone(),
             peers: network.peers.subscribe(),
             mesh: network.mesh.clone(),
+            has_session_view: watch::channel(false).0,
             supervisor: env.supervisor(),
         }
     }

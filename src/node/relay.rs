@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, watch};
 /// Relays messages until the session has ended.
 pub(super) struct SessionRelay {
     pub view: watch::Sender<Option<Arc<NodeView>>>,
+    /// True from the first view on that was applied.
+    pub delivered: watch::Sender<bool>,
     pub incoming: mpsc::Receiver<ToNode>,
     pub outgoing: mpsc::Sender<ToManager>,
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
@@ -103,6 +105,7 @@ impl SessionRelay {
             }
         };
         self.view.send_replace(Some(Arc::new(next)));
+        self.delivered.send_replace(true);
         true
     }
 
@@ -177,8 +180,10 @@ mod tests {
             let (_troubles, troubles) = watch::channel(Troubles::new());
             let (_attachments, attachments) = watch::channel(Vec::new());
             let (_loads, loads) = watch::channel(BTreeMap::new());
-            let relay =
-                tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run());
+            let (delivered, is_delivered) = watch::channel(false);
+            let relay = tokio::spawn(
+                SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run(),
+            );
             let before = seen.borrow().clone();
             let revision = crate::model::Revision { index, ..have };
             // Older than what it has, or without the parts that it does not have.
@@ -186,6 +191,7 @@ mod tests {
             let answer = answers.recv().await;
             assert!(matches!(answer, Some(ToManager::Behind { have }) if have == expected), "{answer:?}");
             assert_eq!(*seen.borrow(), before);
+            assert!(!*is_delivered.borrow(), "the ledger's view is not a session's");
             drop(to_relay);
             relay.await.unwrap();
         }
@@ -211,8 +217,14 @@ mod tests {
         let (_troubles, troubles) = watch::channel(Troubles::new());
         let (_attachments, attachments) = watch::channel(Vec::new());
         let (_loads, loads) = watch::channel(BTreeMap::new());
-        let relay =
-            tokio::spawn(SessionRelay { view, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run());
+        let (delivered, mut is_delivered) = watch::channel(false);
+        let revision = seen.borrow().as_ref().unwrap().revision;
+        let relay = tokio::spawn(
+            SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run(),
+        );
+        to_relay.send(ToNode::View { revision, tasks: None, networks: None, cluster: None }).await.unwrap();
+        is_delivered.wait_for(|is| *is).await.unwrap();
+        seen.mark_unchanged();
         to_relay.send(ToNode::Removed("removed".to_owned())).await.unwrap();
         seen.changed().await.unwrap();
         let now = seen.borrow_and_update().clone().unwrap();

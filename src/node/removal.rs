@@ -1,11 +1,12 @@
 //! Finds out that this node was removed while it was down. Its tunnel reaches no manager then, because theirs know the keys of members only,
-//! and a session cannot say so: it asks the managers outside the tunnel. That no manager answers means nothing.
+//! and a session cannot say so: it asks the managers outside the tunnel. That no manager answers means nothing. Those that are asked are of
+//! the last view: one of them may have been demoted since, so the word of one counts only where there is no second one to ask.
 
 use super::loops::LoopContext;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::model::mesh::DEFAULT_PORT;
-use crate::model::{NodeId, NodeView};
+use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::MembershipAnswer;
 use crate::rpc::{SessionState, ask_membership};
 use crate::trust::Identity;
@@ -20,6 +21,11 @@ use tokio::sync::watch;
 const ASK: Backoff = Backoff::new(Duration::from_secs(4), Duration::from_mins(1));
 /// Time for one manager to answer.
 const ANSWER: Duration = Duration::from_secs(3);
+/// Managers that must say the same, where the view names as many.
+const AGREE: usize = 2;
+/// A new incarnation is the time of its beginning in seconds, or one more than that before (see
+/// [`crate::manager::new_cluster::next_incarnation`]): one beyond this distance from both is made up.
+const INCARNATION_AHEAD: u64 = 24 * 3600;
 
 /// What the question needs.
 pub(super) struct RemovalWatch {
@@ -67,16 +73,22 @@ impl RemovalWatch {
         }
     }
 
-    /// Asks the managers that are known, one after the other, until one of them knows.
+    /// Asks the managers that are known, one after the other, until enough of them have said the same.
     async fn ask(&self) -> Option<String> {
         let known = self.view.borrow().as_ref().map_or(0, |view| view.revision.incarnation);
         let managers = managers(self.peers.borrow().as_deref(), &self.me);
         let identity = self.identity.borrow().clone();
+        let mut count = RemovalCount::of(managers.len());
         for manager in managers {
             let address = manager.1;
             match ask_membership(&identity, self.clock.clone(), manager, ANSWER).await {
-                Ok(answer) => match judge(answer, known) {
-                    Judgement::Removed(why) => return Some(why),
+                Ok(answer) => match judge(answer, known, self.clock.now()) {
+                    Judgement::Removed(why) => {
+                        if count.add() {
+                            return Some(why);
+                        }
+                        tracing::debug!(%address, "one manager says that this node was removed: asking another");
+                    }
                     Judgement::Member => return None,
                     Judgement::Open => {}
                 },
@@ -95,6 +107,22 @@ fn managers(view: Option<&NodeView>, me: &NodeId) -> Vec<(NodeId, SocketAddr)> {
     others.filter_map(|node| Some((node.node_id.clone(), address(node.endpoints.first()?)))).collect()
 }
 
+/// Managers that have not yet said that the node was removed, and must.
+struct RemovalCount(usize);
+
+impl RemovalCount {
+    /// Where the view names so many other managers.
+    fn of(managers: usize) -> Self {
+        Self(managers.min(AGREE))
+    }
+
+    /// Counts one more that says so; true if no further one is needed.
+    fn add(&mut self) -> bool {
+        self.0 = self.0.saturating_sub(1);
+        self.0 == 0
+    }
+}
+
 /// What an answer means.
 #[derive(PartialEq, Eq, Debug)]
 enum Judgement {
@@ -104,10 +132,13 @@ enum Judgement {
     Open,
 }
 
-/// A cluster of an earlier incarnation than the node has seen does not have the nodes that came later.
-fn judge(answer: MembershipAnswer, known: u64) -> Judgement {
+/// A cluster of an earlier incarnation than the node has seen does not have the nodes that came later; one that cannot have begun yet is
+/// made up.
+fn judge(answer: MembershipAnswer, known: u64, now: Timestamp) -> Judgement {
+    let seconds = u64::try_from(now.0 / 1_000_000_000).unwrap_or(0);
+    let latest = known.max(seconds).saturating_add(INCARNATION_AHEAD);
     match answer {
-        MembershipAnswer::Removed { incarnation, why } if incarnation >= known => Judgement::Removed(why),
+        MembershipAnswer::Removed { incarnation, why } if (known..=latest).contains(&incarnation) => Judgement::Removed(why),
         MembershipAnswer::Member => Judgement::Member,
         MembershipAnswer::Removed { .. } | MembershipAnswer::Unknown(_) => Judgement::Open,
     }
@@ -121,11 +152,31 @@ mod tests {
     #[test]
     fn only_a_manager_that_is_sure_and_of_no_earlier_incarnation_removes_a_node() {
         let removed = |incarnation| MembershipAnswer::Removed { incarnation, why: "why".to_owned() };
+        let now = Timestamp(1_795_000_000_000_000_000);
+        let judge = |answer, known| super::judge(answer, known, now);
         assert_eq!(judge(removed(3), 3), Judgement::Removed("why".to_owned()));
         assert_eq!(judge(removed(4), 3), Judgement::Removed("why".to_owned()));
         assert_eq!(judge(removed(2), 3), Judgement::Open);
         assert_eq!(judge(MembershipAnswer::Unknown("no leader".to_owned()), 0), Judgement::Open);
         assert_eq!(judge(MembershipAnswer::Member, 3), Judgement::Member);
+        // Of a cluster that was made again: the time, or one more than that before.
+        assert_eq!(judge(removed(1_795_000_000), 3), Judgement::Removed("why".to_owned()));
+        assert_eq!(judge(removed(1_900_000_001), 1_900_000_000), Judgement::Removed("why".to_owned()));
+        for made_up in [u64::MAX, 1_795_100_000] {
+            assert_eq!(judge(removed(made_up), 3), Judgement::Open);
+        }
+    }
+
+    #[test]
+    fn one_manager_alone_removes_a_node_only_if_there_is_no_other() {
+        let said = |managers| {
+            let mut count = RemovalCount::of(managers);
+            [count.add(), count.add()]
+        };
+        assert_eq!(said(1), [true, true]);
+        for managers in 2..6 {
+            assert_eq!(said(managers), [false, true], "{managers}");
+        }
     }
 
     #[test]

@@ -70,7 +70,9 @@ pub(super) fn start(
     });
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     let attachments = env.attachments.wanted();
-    let relay = SessionRelay { view, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
+    let delivered = context.has_session_view.clone();
+    let relay =
+        SessionRelay { view, delivered, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
     let (reason, removed) = watch::channel(membership.removed.clone());

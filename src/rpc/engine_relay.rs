@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::{client, server};
 
 /// The node has connected the manager to its API.
@@ -36,12 +36,14 @@ const IDLE: Duration = Duration::from_secs(15);
 pub struct EngineRelay {
     /// The Docker API's socket of this node.
     socket: PathBuf,
+    /// Whether a manager has sent a view since this node started. The view before that may name one that is none any more.
+    has_view: watch::Receiver<bool>,
     slots: Arc<Semaphore>,
 }
 
 impl EngineRelay {
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket, slots: Arc::new(Semaphore::new(RELAYS)) }
+    pub fn new(socket: PathBuf, has_view: watch::Receiver<bool>) -> Self {
+        Self { socket, has_view, slots: Arc::new(Semaphore::new(RELAYS)) }
     }
 }
 
@@ -58,6 +60,9 @@ pub(super) async fn serve(
     let Some(relay) = relay else {
         return refuse(stream, "it refuses (access_point.relay is false in its settings)").await;
     };
+    if !*relay.has_view.borrow() {
+        return refuse(stream, "no manager has sent it a view since it started: try again when its session is open").await;
+    }
     let Ok(_slot) = relay.slots.clone().try_acquire_owned() else {
         return refuse(stream, &format!("{RELAYS} requests of managers are relayed there already")).await;
     };

@@ -153,8 +153,8 @@ impl Dashboard {
         self.address.rsplit('=').next().expect("a token")
     }
 
-    fn cookie(&self) -> String {
-        format!("Cookie: skep-dashboard-{}={}", self.at.port(), self.token())
+    fn header(&self) -> String {
+        format!("Skep-Dashboard-Token: {}", self.token())
     }
 
     /// Sends a request with these header lines; `Host` only if it is among them.
@@ -172,6 +172,6 @@ impl Dashboard {
 
     /// As the page itself asks.
     fn ask(&self, target: &str) -> Answer {
-        self.send("GET", target, &["Host: localhost", &self.cookie(), "Sec-Fetch-Site: same-origin"])
+        self.send("GET", target, &["Host: localhost", &self.header(), "Sec-Fetch-Site: same-origin"])
     }
 }

@@ -15,6 +15,17 @@ let last = null;
 let failure = "";
 let paused = false;
 
+/** The token: once after the # of the address, then of this window and port alone, and never in a cookie, which every port would get. */
+const given = /^#token=([0-9a-f]+)$/.exec(location.hash);
+if (given) {
+  sessionStorage.setItem("token", given[1]);
+  history.replaceState(null, "", location.pathname);
+}
+
+/** Asks for data, with the token. */
+const fetched = (target, options) =>
+  fetch(target, { cache: "no-store", headers: { "skep-dashboard-token": sessionStorage.getItem("token") ?? "" }, ...options });
+
 /** Adds a reading to a course. */
 function course(key, value) {
   const values = courses.get(key) ?? [];
@@ -207,7 +218,7 @@ async function story(id) {
   if (!entry || Date.now() - entry.at < 5 * EVERY) return;
   entry.at = Date.now();
   try {
-    const answer = await fetch(`/api/history/${encodeURIComponent(id)}`, { cache: "no-store" });
+    const answer = await fetched(`/api/history/${encodeURIComponent(id)}`);
     const events = await answer.json();
     if (!answer.ok) throw new Error(events.message);
     text(entry.said, "");
@@ -281,8 +292,8 @@ function show() {
 async function ask() {
   if (paused || document.hidden) return;
   try {
-    const answer = await fetch("/api/overview", { cache: "no-store", signal: AbortSignal.timeout(5 * EVERY) });
-    if (answer.status === 401) throw new Error("this page has ended: `skep dashboard` prints the address of a new one");
+    const answer = await fetched("/api/overview", { signal: AbortSignal.timeout(5 * EVERY) });
+    if (answer.status === 401) throw new Error("this window has no token of a page that runs: open the address that `skep dashboard` prints, in whole");
     const data = await answer.json();
     if (!answer.ok) throw new Error(data.message);
     last = { data, time: Date.now(), fresh: true };

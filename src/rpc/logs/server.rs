@@ -92,8 +92,7 @@ impl LogService {
         if stream.get_ref().1.alpn_protocol() == Some(tls::ENGINE) {
             // Relays have slots of their own.
             drop(slot);
-            let allowed =
-                || (self.manager_at)(from.ip()).as_ref() == Some(manager) && self.clock.now() < identity.validity().end();
+            let allowed = || (self.manager_at)(from.ip()).as_ref() == Some(manager) && !self.has_expired();
             return engine_relay::serve(self.relay.as_ref(), stream, allowed).await;
         }
         let (read, write) = tokio::io::split(stream);
@@ -132,7 +131,23 @@ impl LogService {
             ended = receive => ended,
             ended = send => ended,
             () = read_here(self.reader.clone(), requested, logs) => Ok(()),
-            () = clock::reached(&*self.clock, identity.validity().end()) => Ok(()),
+            () = self.expires() => Ok(()),
+        }
+    }
+
+    /// By the certificate of this moment: it is renewed while connections are open.
+    fn has_expired(&self) -> bool {
+        self.identity.borrow().validity().is_over(self.clock.now())
+    }
+
+    /// Waits until then.
+    async fn expires(&self) {
+        loop {
+            let end = self.identity.borrow().validity().end();
+            clock::reached(&*self.clock, end).await;
+            if self.has_expired() {
+                return;
+            }
         }
     }
 }

@@ -150,7 +150,8 @@ fn visit(address: &str) {
     browser.size(1280, 900);
     browser.command("Page.navigate", &json!({ "url": address }));
     browser.wait("document.querySelectorAll('#service-table tbody tr').length === 2");
-    assert_eq!(browser.value("location.search"), json!(""), "the token does not stay in the address");
+    assert_eq!(browser.value("location.search + location.hash"), json!(""), "the token does not stay in the address");
+    assert_eq!(browser.value("document.cookie"), json!(""), "every port of the host would get it");
     let text = browser.value("document.body.innerText").as_str().expect("text").to_owned();
     for part in
         ["3 of 3", "first", "shop.example.com", "50/s", "10 %", "48.0 ms", "unknown flow", "2 of 2", "silent for 15 min", EVIL]

@@ -2,15 +2,16 @@
 
 use super::{EVIL, PASSWORD, start};
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_token_sees_the_cluster_and_no_other_site_or_name_does() {
     let page = start("requests").await;
-    // With the token of the printed address: a cookie, then the page.
-    let first = page.send("GET", &format!("/?token={}", page.token()), &["Host: localhost:1"]);
-    assert_eq!(first.status, 303, "{}", first.head);
-    assert!(first.head.contains("location: /\r\n") && first.head.contains("httponly; samesite=strict"), "{}", first.head);
-    let html = page.ask("/");
+    // The token is in a part of the address that a browser sends to no server; the page holds nothing, and comes without.
+    assert_eq!(page.address, format!("http://{}/#token={}", page.at, page.token()));
+    let html = page.send("GET", "/", &["Host: localhost:1"]);
+    assert!(!html.head.contains("set-cookie") && !html.body.contains(page.token()), "{}", html.head);
     assert_eq!((html.status, html.body.contains("<h1>skep</h1>")), (200, true));
     for line in ["content-security-policy: default-src 'none';", "x-content-type-options: nosniff", "cache-control: no-store"] {
         assert!(html.head.contains(line), "{}", html.head);
@@ -35,15 +36,19 @@ async fn who_has_the_token_sees_the_cluster_and_no_other_site_or_name_does() {
         assert_eq!(page.ask(&format!("/api/history/{odd}")).status, 400, "{odd}");
     }
 
-    let cookie = page.cookie();
+    let token = page.header();
     let status = |method: &str, target: &str, lines: &[&str]| page.send(method, target, lines).status;
     assert_eq!(status("GET", "/api/overview", &["Host: localhost"]), 401);
-    assert_eq!(status("GET", "/?token=0", &["Host: localhost"]), 401);
-    assert_eq!(status("GET", "/api/overview", &["Host: rebound.example.com", &cookie]), 421);
+    // Where a browser would send it to other ports too, or write it down, it does not count.
+    let cookie = format!("Cookie: skep-dashboard-{}={}", page.at.port(), page.token());
+    assert_eq!(status("GET", "/api/overview", &["Host: localhost", &cookie]), 401);
+    assert_eq!(status("GET", &format!("/api/overview?token={}", page.token()), &["Host: localhost"]), 401);
+    assert_eq!(status("GET", "/%61pi/overview", &["Host: localhost"]), 401);
+    assert_eq!(status("GET", "/api/overview", &["Host: rebound.example.com", &token]), 421);
     assert_eq!(status("GET", "/", &["Host: rebound.example.com"]), 421);
-    assert_eq!(status("GET", "/api/overview", &["Host: localhost", &cookie, "Sec-Fetch-Site: cross-site"]), 403);
-    assert_eq!(status("POST", "/api/overview", &["Host: localhost", &cookie, "Content-Length: 0"]), 405);
-    assert_eq!(status("GET", "/../etc/passwd", &["Host: localhost", &cookie]), 404);
+    assert_eq!(status("GET", "/api/overview", &["Host: localhost", &token, "Sec-Fetch-Site: cross-site"]), 403);
+    assert_eq!(status("POST", "/api/overview", &["Host: localhost", &token, "Content-Length: 0"]), 405);
+    assert_eq!(status("GET", "/../etc/passwd", &["Host: localhost", &token]), 404);
     let refused = page.send("GET", "/api/overview", &["Host: localhost"]);
     assert!(refused.head.contains("content-security-policy") && refused.body.contains("skep dashboard"), "{}", refused.head);
 }
@@ -62,4 +67,22 @@ async fn a_daemon_that_is_gone_is_said_and_the_page_is_not_served_beyond_loopbac
     };
     assert!(run("0.0.0.0:0").contains("ssh -L"));
     assert!(run("127.0.0.1:0").contains("start it"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_does_not_answer_is_not_waited_for_and_a_connection_is_for_one_request() {
+    let page = start("silent").await;
+    // The client would go on; it is the server that closes.
+    let mut stream = std::net::TcpStream::connect(page.at).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sent");
+    let mut html = String::new();
+    stream.read_to_string(&mut html).expect("closed after the answer");
+    assert!(html.starts_with("HTTP/1.1 200"), "{html}");
+    page.end.cancel();
+    let _ = std::fs::remove_file(page.dir.join("admin.sock"));
+    // It accepts, and that is all.
+    let _silent = std::os::unix::net::UnixListener::bind(page.dir.join("admin.sock")).expect("a socket");
+    let answer = page.ask("/api/overview");
+    assert_eq!((answer.status, answer.body.contains("no answer within 5 s")), (502, true), "{}", answer.body);
 }

@@ -21,7 +21,7 @@ use skep::rpc::{
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,6 +72,20 @@ pub struct OffBy(pub i64);
 impl Clock for OffBy {
     fn now(&self) -> Timestamp {
         Timestamp(SystemClock.now().0 + self.0 * 1_000_000_000)
+    }
+}
+
+/// A clock that a test sets ahead.
+#[derive(Default)]
+pub struct SetClock(AtomicI64);
+impl SetClock {
+    pub fn set_ahead(&self, seconds: i64) {
+        self.0.store(seconds, SeqCst);
+    }
+}
+impl Clock for SetClock {
+    fn now(&self) -> Timestamp {
+        OffBy(self.0.load(SeqCst)).now()
     }
 }
 

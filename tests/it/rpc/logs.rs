@@ -1,15 +1,15 @@
 //! Connections for logs: lines arrive whole and in order, only a manager gets in, a slow reader holds the node back, and what a
 //! reader leaves is closed. Relays of a node's Docker API come by the same port.
 
-use super::fixture::{Trust, eventually};
+use super::fixture::{SetClock, Trust, eventually};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
-use skep::clock::SystemClock;
+use skep::clock::{Clock as _, SystemClock};
 use skep::datapath::{Sockets as _, sockets::HereSockets};
 use skep::model::{LogOptions, LogPiece, LogRequest, LogStream, NodeId, Role, TaskId, TaskLog};
 use skep::rpc::{EngineRelay, LogLink, LogReader, LogService};
-use skep::trust::Identity;
+use skep::trust::{Identity, NodeName};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -204,7 +204,7 @@ fn docker_api(name: &str) -> (EngineRelay, PathBuf) {
             });
         }
     });
-    (EngineRelay::new(path.clone()), path)
+    (EngineRelay::new(path.clone(), watch::channel(true).1), path)
 }
 
 #[tokio::test]
@@ -247,5 +247,70 @@ async fn a_relay_is_for_managers_of_the_view_only_and_a_node_may_refuse_it() {
     let refusing = self::node(&trust, manager.node_id());
     let error = link(&manager).engine(&refusing.id, refusing.address).await.expect_err("refused");
     assert!(format!("{error:#}").contains("access_point.relay is false"), "{error:#}");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_has_only_the_view_of_before_its_start_relays_nothing() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let (_, path) = docker_api("stale");
+    let (delivered, has_view) = watch::channel(false);
+    let node = node_with(&trust, manager.node_id(), Some(EngineRelay::new(path.clone(), has_view)));
+    // One that the ledger names as a manager, and may be none any more.
+    let error = link(&manager).engine(&node.id, node.address).await.err().expect("refused");
+    assert!(format!("{error:#}").contains("no manager has sent it a view"), "{error:#}");
+    delivered.send_replace(true);
+    link(&manager).engine(&node.id, node.address).await.expect("joined");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_open_goes_on_with_a_renewed_certificate_and_ends_with_the_last_one() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let (relay, path) = docker_api("renewed");
+    let name = NodeName { node_id: NodeId::from("n1"), role: Role::Worker, cluster_id: trust.cluster.clone() };
+    let issue = |hours| Arc::new(trust.issue(&name, SystemClock.now(), Duration::from_hours(hours)));
+    let (identity, identities) = watch::channel(issue(1));
+    let (clock, checks, reader) = (Arc::<SetClock>::default(), Arc::<AtomicUsize>::default(), Arc::<Reader>::default());
+    let (id, counted) = (manager.node_id().clone(), checks.clone());
+    let service = LogService {
+        identity: identities,
+        clock: clock.clone(),
+        manager_at: Arc::new(move |_| {
+            counted.fetch_add(1, SeqCst);
+            Some(id.clone())
+        }),
+        reader: reader.clone(),
+        relay: Some(relay),
+    };
+    let listener = HereSockets.listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(service.serve(TcpListener::from_std(listener).unwrap(), stop));
+
+    let mut relayed = link(&manager).engine(&name.node_id, address).await.expect("joined");
+    let (sender, _logs) = mpsc::channel(1);
+    let (from, node) = (link(&manager), name.node_id.clone());
+    let reading = tokio::spawn(async move { from.read(&node, address, requests(&["quiet"], true), sender).await });
+    eventually("it is read", || reader.open.load(SeqCst) == 1).await;
+
+    identity.send_replace(issue(48));
+    clock.set_ahead(2 * 3600);
+    // The relay looks once a second, as the reader of logs does.
+    let before = checks.load(SeqCst);
+    eventually("it was looked at again", || checks.load(SeqCst) >= before + 3).await;
+    assert_eq!(reader.open.load(SeqCst), 1, "logs are read on");
+    relayed.write_all(b"renewed").await.unwrap();
+    relayed.shutdown().await.unwrap();
+    let mut answer = String::new();
+    relayed.read_to_string(&mut answer).await.expect("read to the end");
+    assert_eq!(answer, "RENEWED");
+
+    clock.set_ahead(49 * 3600);
+    eventually("nothing outlives the last certificate", || reader.open.load(SeqCst) == 0).await;
+    let _ = reading.await;
     std::fs::remove_file(path).unwrap();
 }

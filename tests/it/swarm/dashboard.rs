@@ -15,10 +15,8 @@ pub async fn overview(host: &Host) -> Value {
     BufReader::new(page.stdout.take().expect("piped")).read_line(&mut line).await.expect("read");
     let printed: Value = serde_json::from_str(&line).expect("JSON");
     let address = printed["address"].as_str().expect("an address");
-    let place = address.split("/?").next().expect("a place");
-    let jar = host.dir().join("cookies").display().to_string();
-    host.run(&format!("curl -sS -L -o /dev/null -c {jar} -b {jar} {address}")).await.expect("a cookie");
-    let shown = host.run(&format!("curl -sS -b {jar} {place}/api/overview")).await.expect("an answer");
+    let (place, token) = address.split_once("/#token=").expect("a place and a token");
+    let shown = host.run(&format!("curl -sS -H skep-dashboard-token:{token} {place}/api/overview")).await.expect("an answer");
     page.kill().await.expect("ended");
     serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{error}: {shown}"))
 }
