@@ -5,6 +5,7 @@
 //! [`reschedule`] runs containers again whose node is lost.
 
 mod access_request;
+mod archive;
 mod context;
 mod create;
 mod engine_node;
@@ -17,6 +18,7 @@ mod merge;
 mod nodes;
 mod placements;
 mod planner;
+mod progress;
 mod relay;
 mod reply;
 mod reschedule;
@@ -25,5 +27,6 @@ mod seen;
 mod server;
 mod watch;
 
+pub use context::OwnApi;
 pub use planner::PlacementRules;
 pub use server::AccessPoint;
