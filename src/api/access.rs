@@ -5,6 +5,7 @@
 //! [`reschedule`] runs containers again whose node is lost: what they are made of is sealed ([`lineage`]), since a node's word is not enough.
 
 mod access_request;
+mod archive;
 mod context;
 mod create;
 mod engine_node;
@@ -19,6 +20,7 @@ mod nodes;
 mod objects;
 mod placements;
 mod planner;
+mod progress;
 mod relay;
 mod reply;
 mod reschedule;
@@ -27,5 +29,6 @@ mod seen;
 mod server;
 mod watch;
 
+pub use context::OwnApi;
 pub use planner::PlacementRules;
 pub use server::AccessPoint;

@@ -1,6 +1,6 @@
 //! Accepts connections on the API's socket. What a connection carries is [`proxy`]'s business.
 
-use super::access::{AccessPoint, PlacementRules};
+use super::access::{AccessPoint, OwnApi, PlacementRules};
 use super::context::ApiContext;
 use super::control::NodeControl;
 use super::encoded::EncodedServices;
@@ -42,7 +42,7 @@ impl Api {
 
     /// The access point of this node, which shares what this API knows of it.
     pub fn access_point(&self, rules: PlacementRules) -> AccessPoint {
-        AccessPoint::new(self.context.clone(), rules)
+        AccessPoint::new(self.context.clone(), OwnApi(Box::new(self.connection())), rules)
     }
 
     /// Serves a connection of any kind until it is closed.

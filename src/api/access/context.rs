@@ -7,17 +7,34 @@ use crate::api::context::ApiContext;
 use crate::api::control::{LOCKED, NOT_MANAGER, Standing};
 use crate::api::error::{ApiError, Result};
 use crate::api::handlers::{NOT_IN_SWARM, NOT_YET};
+use crate::http::BoxedStream;
 use crate::model::NodeId;
 use crate::store::Store;
 use crate::sync::lock;
+use futures_util::future::BoxFuture;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 /// Containers whose node is remembered.
 const HOMES: usize = 16_384;
+/// Bytes that wait between the access point and this node's own API, each way.
+const OWN_BUFFER: usize = 64 << 10;
+
+/// The Docker API of this node, without a socket.
+pub struct OwnApi(pub Box<dyn Fn(BoxedStream) -> BoxFuture<'static, ()> + Send + Sync>);
+
+impl OwnApi {
+    /// A connection to it.
+    pub fn connect(&self) -> BoxedStream {
+        let (near, far) = tokio::io::duplex(OWN_BUFFER);
+        tokio::spawn((self.0)(Box::new(far)));
+        Box::new(near)
+    }
+}
 
 pub struct AccessContext {
     pub api: Arc<ApiContext>,
+    pub own_api: OwnApi,
     pub rules: PlacementRules,
     homes: Mutex<Homes>,
     /// What the watch has read of each node.
@@ -33,8 +50,8 @@ struct Homes {
 }
 
 impl AccessContext {
-    pub fn new(api: Arc<ApiContext>, rules: PlacementRules) -> Self {
-        Self { api, rules, homes: Mutex::default(), seen: Mutex::default(), placements: RecentPlacements::default() }
+    pub fn new(api: Arc<ApiContext>, own_api: OwnApi, rules: PlacementRules) -> Self {
+        Self { api, own_api, rules, homes: Mutex::default(), seen: Mutex::default(), placements: RecentPlacements::default() }
     }
 
     /// The store of this moment.

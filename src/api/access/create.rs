@@ -1,5 +1,6 @@
 //! New containers: the planner chooses a node from what all of them have at this moment, and from what was placed a moment ago.
 
+use super::access_request::AccessRequest;
 use super::context::AccessContext;
 use super::engine_node::{EngineNode, all};
 use super::lineage::{self, SealedContainer, unsealed};
@@ -14,7 +15,6 @@ use super::route::replaced;
 use super::seen::labels_of;
 use crate::api::error::{ApiError, Result};
 use crate::api::handlers::update;
-use crate::api::query::RequestQuery;
 use crate::http::HttpReply;
 use crate::model::docker::LABEL_TASK_ID;
 use crate::model::{Availability, Timestamp};
@@ -33,12 +33,17 @@ pub struct Placed {
     pub reply: HttpReply,
 }
 
-/// POST /containers/create
-pub async fn create(access: &AccessContext, version: &str, query: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response> {
+/// POST /containers/create. It goes on if the client goes away: a placement is counted until its node has answered.
+pub async fn create(call: &AccessRequest, body: &Bytes) -> Result<Response> {
     let posted: Value = serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("invalid JSON: {e}")))?;
-    let name = RequestQuery::parse(query).get("name").trim_start_matches('/').to_owned();
-    let creation = Creation { version, query, headers: headers.clone(), again: None };
-    let placed = creation.place(access, posted, &name).await?;
+    let name = call.query.get("name").trim_start_matches('/').to_owned();
+    let (access, version, query) = (call.access.clone(), call.version.clone(), call.query_text.clone());
+    let headers = call.headers.clone();
+    let placing = tokio::spawn(async move {
+        let creation = Creation { version: &version, query: &query, headers, again: None };
+        creation.place(&access, posted, &name).await
+    });
+    let placed = placing.await.map_err(|error| ApiError::failed(format!("the container was not placed: {error}")))??;
     Ok(passed_on(placed.reply))
 }
 

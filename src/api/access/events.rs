@@ -6,7 +6,7 @@ use super::merge;
 use super::nodes::NodeRequest;
 use super::objects::decoded;
 use super::route::replaced;
-use crate::api::error::Result;
+use crate::api::error::{ApiError, Result};
 use crate::api::query::RequestQuery;
 use crate::model::NodeId;
 use crate::sync::lock;
@@ -27,9 +27,12 @@ const LOOK: Duration = Duration::from_secs(1);
 const QUEUE: usize = 256;
 /// Time for what is over: a range of events that ends now or before.
 const PAST: Duration = Duration::from_secs(6);
+/// Most events of a time that is over, and most bytes of them.
+const MAX_PAST: usize = 100_000;
+const MAX_PAST_BYTES: usize = 16 << 20;
 
 /// GET /events
-pub fn stream(access: Arc<AccessContext>, version: &str, query: &str) -> Result<Response> {
+pub async fn stream(access: Arc<AccessContext>, version: &str, query: &str) -> Result<Response> {
     let parsed = RequestQuery::parse(query);
     let filters = parsed.any_filters()?;
     let wanted: BTreeSet<String> = filters.values("node").map(str::to_owned).collect();
@@ -42,17 +45,47 @@ pub fn stream(access: Arc<AccessContext>, version: &str, query: &str) -> Result<
     let is_over = parsed.get("until").split('.').next().unwrap_or_default().parse::<i64>().is_ok_and(|until| until <= now);
     let query = replaced(query, "filters", Some(&others.to_string()));
     let followed = Arc::new(FollowedEvents { access, me, target: format!("{version}/events?"), query, wanted });
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let headers = [(CONTENT_TYPE, "application/json")];
     if is_over {
-        tokio::spawn(followed.past(sender));
-    } else {
-        tokio::spawn(followed.live(sender));
+        let lines = followed.past().await?.into_iter().map(Ok::<_, Infallible>);
+        return Ok((headers, Body::from_stream(futures_util::stream::iter(lines))).into_response());
     }
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(followed.live(sender));
     let lines = futures_util::stream::unfold(receiver, async |mut receiver| {
         let line: Bytes = receiver.recv().await?;
         Some((Ok::<_, Infallible>(line), receiver))
     });
-    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response())
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// Events of a time that is over, held until all nodes have given theirs.
+#[derive(Default)]
+struct PastEvents {
+    /// Lines with their times.
+    lines: Vec<(i64, Bytes)>,
+    bytes: usize,
+}
+
+impl PastEvents {
+    fn add(&mut self, event: &Value) -> Result<()> {
+        let line = line(event);
+        self.bytes += line.len();
+        if self.lines.len() >= MAX_PAST || self.bytes > MAX_PAST_BYTES {
+            let message = format!(
+                "these are more than {MAX_PAST} events or {} MiB of all nodes: ask for a shorter time (--since, --until), or with --filter",
+                MAX_PAST_BYTES >> 20
+            );
+            return Err(ApiError::bad(message));
+        }
+        self.lines.push((event["timeNano"].as_i64().unwrap_or_default(), line));
+        Ok(())
+    }
+
+    fn in_order(mut self) -> Vec<Bytes> {
+        self.lines.sort_by_key(|(at, _)| *at);
+        self.lines.into_iter().map(|(_, line)| line).collect()
+    }
 }
 
 struct FollowedEvents {
@@ -74,23 +107,21 @@ impl FollowedEvents {
     }
 
     /// All of a time that is over, in order.
-    async fn past(self: Arc<Self>, sender: mpsc::Sender<Bytes>) {
+    ///
+    /// # Errors
+    /// They are too many.
+    async fn past(self: Arc<Self>) -> Result<Vec<Bytes>> {
         let (each, mut all) = mpsc::channel(QUEUE);
         for node in self.nodes() {
             let (this, each) = (self.clone(), each.clone());
             tokio::spawn(async move { tokio::time::timeout(PAST, this.read(&node, &this.query, &each)).await });
         }
         drop(each);
-        let mut events: Vec<Value> = Vec::new();
+        let mut past = PastEvents::default();
         while let Some(event) = all.recv().await {
-            events.push(event);
+            past.add(&event)?;
         }
-        events.sort_by_key(|event| event["timeNano"].as_i64().unwrap_or_default());
-        for event in events {
-            if sender.send(line(&event)).await.is_err() {
-                return;
-            }
-        }
+        Ok(past.in_order())
     }
 
     /// As they come, until the client goes away or a time that it has named is reached on every node.
@@ -162,4 +193,26 @@ impl FollowedEvents {
 
 fn line(event: &Value) -> Bytes {
     Bytes::from(format!("{event}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn past_events_are_in_order_and_bounded() {
+        let mut past = PastEvents::default();
+        for at in [3, 1, 2] {
+            past.add(&json!({ "timeNano": at })).unwrap();
+        }
+        assert_eq!(past.in_order(), ["{\"timeNano\":1}\n", "{\"timeNano\":2}\n", "{\"timeNano\":3}\n"]);
+        let added = |event: Value, times: usize| {
+            let mut past = PastEvents::default();
+            (0..times).try_for_each(|_| past.add(&event)).map_err(|refusal| refusal.status)
+        };
+        assert_eq!(added(json!({}), MAX_PAST), Ok(()));
+        assert_eq!(added(json!({}), MAX_PAST + 1), Err(hyper::StatusCode::BAD_REQUEST));
+        assert_eq!(added(json!("x".repeat(1 << 20)), 16), Err(hyper::StatusCode::BAD_REQUEST));
+    }
 }

@@ -1,31 +1,24 @@
-//! Images on all nodes at once: pull, load, tag, remove. Each line of progress names its node.
+//! Images on all nodes at once: pull, load, tag, remove.
 
 use super::access_request::AccessRequest;
-use super::engine_node::EngineNode;
+use super::archive;
 use super::nodes::{NodeRequest, WORK};
-use super::objects::decoded;
+use super::progress::{opening, progress};
 use super::reply::{collect, merged, passed_on, refusal_of};
+use super::route::encode_image;
 use crate::api::error::{ApiError, Result};
-use crate::http::{self, ReplyStream};
+use crate::http;
 use axum::body::Body;
-use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
-use futures_util::future::join_all;
-use http_body_util::BodyExt as _;
-use hyper::header::CONTENT_TYPE;
+use axum::response::Response;
 use hyper::{Method, StatusCode};
-use serde_json::{Value, json};
-use std::convert::Infallible;
+use serde_json::Value;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Lines of progress that wait for the client, and parts of an archive that wait for a node.
-const QUEUE: usize = 16;
 /// A node that takes nothing of an archive for so long is left out.
 const STUCK: Duration = Duration::from_secs(30);
-
-/// What one node has begun to answer.
-type Begun = (EngineNode, Result<ReplyStream>);
+/// Time for an engine's first word after it has the whole archive: it may unpack all of it before.
+const LOADED: Duration = Duration::from_mins(10);
 
 /// POST /images/create: with a body, it is an import.
 pub async fn pull(call: &AccessRequest, body: Body) -> Result<Response> {
@@ -33,8 +26,11 @@ pub async fn pull(call: &AccessRequest, body: Body) -> Result<Response> {
         return load_to(call, "/images/create", body).await;
     }
     let request = call.request(Method::POST, call.target("/images/create"));
-    let begun = call.nodes.iter().map(async |node| (node.clone(), call.access.open(node, request.clone()).await));
-    progress(join_all(begun).await).await
+    let openings = call.nodes.iter().map(|node| {
+        let (access, asked, request) = (call.access.clone(), node.clone(), request.clone());
+        opening(node.clone(), WORK, async move { access.open(&asked, request).await })
+    });
+    progress(openings).await
 }
 
 /// POST /images/load
@@ -42,139 +38,37 @@ pub async fn load(call: &AccessRequest, body: Body) -> Result<Response> {
     load_to(call, "/images/load", body).await
 }
 
-async fn load_to(call: &AccessRequest, path: &str, mut body: Body) -> Result<Response> {
+async fn load_to(call: &AccessRequest, path: &str, body: Body) -> Result<Response> {
     let (target, headers) = (call.target(path), call.request(Method::POST, String::new()).headers);
-    let (mut parts, mut begun) = (Vec::new(), Vec::new());
+    let (mut queues, mut sending) = (Vec::new(), Vec::new());
     for node in call.nodes.clone() {
-        let (sender, receiver) = mpsc::channel::<Bytes>(QUEUE);
-        let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
-            let part = receiver.recv().await?;
-            Some((Ok::<_, Infallible>(part), receiver))
+        let (queue, parts) = archive::queue();
+        let (access, target, headers, asked) = (call.access.clone(), target.clone(), headers.clone(), node.clone());
+        queues.push(queue);
+        let sent = tokio::spawn(async move {
+            let connection = access.connect(&asked).await?;
+            let request = NodeRequest::http_with(Method::POST, &target, headers, Body::from_stream(parts));
+            let sent = async { http::exchange(connection, request?).await };
+            sent.await.map_err(|error| ApiError::unavailable(format!("node {}: {error:#}", asked.name)))
         });
-        let (access, target, headers) = (call.access.clone(), target.clone(), headers.clone());
-        parts.push(Some(sender));
-        begun.push(tokio::spawn(async move {
-            let opened = async {
-                let connection = access.connect(&node).await?;
-                let request = NodeRequest::http_with(Method::POST, &target, headers, Body::from_stream(stream));
-                let sent = async { http::exchange(connection, request?).await };
-                sent.await.map_err(|error| ApiError::unavailable(format!("node {}: {error:#}", node.name)))
-            };
-            let opened = opened.await;
-            (node, opened)
-        }));
+        sending.push((node, AbortOnDropHandle::new(sent)));
     }
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ApiError::bad(format!("the body of the request could not be read: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        let sent = parts.iter_mut().map(async |part| {
-            if let Some(sender) = part
-                && !matches!(tokio::time::timeout(STUCK, sender.send(data.clone())).await, Ok(Ok(())))
-            {
-                *part = None;
+    let stuck = archive::pass_on(body, queues, STUCK).await?;
+    let openings = sending.into_iter().zip(stuck).map(|((node, sent), is_stuck)| {
+        let message = format!("node {} took nothing of the archive for {} s", node.name, STUCK.as_secs());
+        opening(node, LOADED, async move {
+            if is_stuck {
+                return Err(ApiError::unavailable(message));
             }
-        });
-        join_all(sent).await;
-        if parts.iter().all(Option::is_none) {
-            break;
-        }
-    }
-    drop(parts);
-    progress(join_all(begun).await.into_iter().filter_map(std::result::Result::ok).collect()).await
-}
-
-/// The progress of all nodes as one reply. Errors come last, so that the client does not go away before the others are done.
-async fn progress(begun: Vec<Begun>) -> Result<Response> {
-    let (mut running, mut notes, mut refusal) = (Vec::new(), Vec::new(), None);
-    for (node, opened) in begun {
-        match opened {
-            Ok(reply) if reply.status.is_success() => running.push((node, reply)),
-            Ok(reply) => {
-                let error = match reply.whole().await {
-                    Ok(reply) => refusal_of(&reply),
-                    Err(error) => ApiError::unavailable(format!("{error:#}")),
-                };
-                notes.push(Err(format!("node {}: {}", node.name, error.message)));
-                refusal = Some(error);
-            }
-            // A node that is down is named, and is no failure: it is not there.
-            Err(error) if node.unreachable().is_some() => {
-                notes.push(Ok(error.message.clone()));
-                refusal.get_or_insert(error);
-            }
-            Err(error) => {
-                notes.push(Err(error.message.clone()));
-                refusal.get_or_insert(error);
-            }
-        }
-    }
-    if running.is_empty() {
-        return Err(refusal.unwrap_or_else(|| ApiError::unavailable("no node answers")));
-    }
-    let (sender, receiver) = mpsc::channel::<Bytes>(QUEUE);
-    tokio::spawn(async move {
-        let mut failed: Vec<String> = Vec::new();
-        for note in notes {
-            match note {
-                Ok(text) => drop(sender.send(line(&json!({ "status": text }))).await),
-                Err(text) => failed.push(text),
-            }
-        }
-        let read = running.into_iter().map(async |(node, reply)| follow(&node, reply, &sender).await);
-        failed.extend(join_all(read).await.into_iter().flatten());
-        if !failed.is_empty() {
-            let text = failed.join("; ");
-            let _ = sender.send(line(&json!({ "errorDetail": { "message": text }, "error": text }))).await;
-        }
+            sent.await.unwrap_or_else(|error| Err(ApiError::failed(error.to_string())))
+        })
     });
-    let lines = futures_util::stream::unfold(receiver, async |mut receiver| {
-        let line: Bytes = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(line), receiver))
-    });
-    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response())
-}
-
-/// Passes a node's progress on; returns the error that it ended with.
-async fn follow(node: &EngineNode, reply: ReplyStream, sender: &mpsc::Sender<Bytes>) -> Option<String> {
-    let failed = |text: &str| Some(format!("node {}: {text}", node.name));
-    let mut lines = match reply.lines().await {
-        Ok(lines) => lines,
-        Err(error) => return failed(&format!("{error:#}")),
-    };
-    loop {
-        match lines.next().await {
-            Ok(Some(text)) => {
-                let Ok(mut part) = decoded::<Value>(text.as_bytes()) else { continue };
-                if let Some(error) = part["error"].as_str() {
-                    return failed(error);
-                }
-                if sender.send(line(&named(&mut part, node))).await.is_err() {
-                    return None;
-                }
-            }
-            Ok(None) => return None,
-            Err(error) => return failed(&format!("{error:#}")),
-        }
-    }
-}
-
-fn named(part: &mut Value, node: &EngineNode) -> Value {
-    if let Some(text) = part["stream"].as_str() {
-        part["stream"] = json!(format!("{}: {text}", node.name));
-    } else {
-        let id = part["id"].as_str().unwrap_or_default();
-        part["id"] = json!(if id.is_empty() { node.name.clone() } else { format!("{} {id}", node.name) });
-    }
-    part.take()
-}
-
-fn line(part: &Value) -> Bytes {
-    Bytes::from(format!("{part}\n"))
+    progress(openings).await
 }
 
 /// POST /images/{name}/tag: on every node that has the image.
 pub async fn tag(call: &AccessRequest, name: &str) -> Result<Response> {
-    let request = call.request(Method::POST, call.target(&format!("/images/{name}/tag")));
+    let request = call.request(Method::POST, call.target(&format!("/images/{}/tag", encode_image(name))));
     let mut done = None;
     let mut refused = None;
     for (node, answer) in call.access.ask_all(call.nodes.clone(), &request, WORK).await {
@@ -197,7 +91,7 @@ pub async fn tag(call: &AccessRequest, name: &str) -> Result<Response> {
 
 /// DELETE /images/{name}: on every node that has the image.
 pub async fn remove(call: &AccessRequest, name: &str) -> Result<Response> {
-    let request = call.request(Method::DELETE, call.target(&format!("/images/{name}")));
+    let request = call.request(Method::DELETE, call.target(&format!("/images/{}", encode_image(name))));
     let answers = call.access.ask_all(call.nodes.clone(), &request, WORK).await;
     let in_use = answers.iter().find_map(|(node, answer)| {
         let reply = answer.as_ref().ok().filter(|reply| !reply.status.is_success() && reply.status != StatusCode::NOT_FOUND)?;

@@ -72,11 +72,9 @@ async fn handle(access: Arc<AccessContext>, api: ApiVersion, request: Request<Bo
     match (parts.method.as_str(), &segments[..]) {
         ("GET", ["info"]) => show_info(&call).await,
         ("GET", ["version"]) => show_version(&call, api).await,
-        ("GET", ["events"]) => events::stream(call.access, &call.version, &call.query_text),
+        ("GET", ["events"]) => events::stream(call.access, &call.version, &call.query_text).await,
         ("GET", ["containers", "json"]) => containers(&call).await,
-        ("POST", ["containers", "create"]) => {
-            create::create(&call.access, &call.version, &call.query_text, &call.headers, &read_body(body).await?).await
-        }
+        ("POST", ["containers", "create"]) => create::create(&call, &read_body(body).await?).await,
         ("GET", ["containers", names @ .., "json"]) => inspect(&call, &names.join("/")).await,
         ("POST", ["containers", names @ .., "rename"]) => rename(&call, &names.join("/")).await,
         ("GET", ["images", "json"]) => images(&call).await,
@@ -107,10 +105,7 @@ fn ping(access: &AccessContext, method: &Method) -> Response {
 
 /// This node, as the reply of what all have in common.
 async fn own(call: &AccessRequest, target: String) -> Result<Value> {
-    let me = call.access.me()?;
-    let node =
-        call.nodes.iter().find(|node| node.id == me).ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?;
-    let reply = call.access.ask(node, call.request(Method::GET, target), ANSWER).await?;
+    let reply = call.access.ask_here(call.request(Method::GET, target), ANSWER).await?;
     if reply.status.is_success() { content(&reply).map_err(ApiError::failed) } else { Err(refusal_of(&reply)) }
 }
 
@@ -256,15 +251,9 @@ async fn create_network(call: &AccessRequest, body: Body) -> Result<Response> {
     let node = match split_reference(&call.nodes, &name) {
         Some((node, name)) => {
             update(&mut posted, "Name", |value| *value = json!(name));
-            node
+            Some(node)
         }
-        None if driver == "overlay" => {
-            let me = call.access.me()?;
-            call.nodes
-                .iter()
-                .find(|node| node.id == me)
-                .ok_or_else(|| ApiError::unavailable("this node is not in the store yet"))?
-        }
+        None if driver == "overlay" => None,
         None => {
             return Err(ApiError::bad(format!(
                 "a network with driver {driver:?} belongs to one node: name it NODE/{name}, or make one of the swarm with --driver overlay \
@@ -273,7 +262,10 @@ async fn create_network(call: &AccessRequest, body: Body) -> Result<Response> {
         }
     };
     let request = call.request(Method::POST, call.target("/networks/create")).json(&posted);
-    call.access.ask(node, request, WORK).await.map(passed_on)
+    match node {
+        Some(node) => call.access.ask(node, request, WORK).await.map(passed_on),
+        None => call.access.ask_here(request, WORK).await.map(passed_on),
+    }
 }
 
 /// `connect` and `disconnect`: at the node of the container.

@@ -3,7 +3,7 @@
 use super::context::AccessContext;
 use super::engine_node::{EngineNode, split_reference};
 use super::nodes::{ANSWER, NodeRequest};
-use super::route::{ObjectKind, ObjectRequest};
+use super::route::{ObjectKind, ObjectRequest, encode_image};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::encode;
 use crate::http::HttpReply;
@@ -20,6 +20,8 @@ pub struct LocatedObject {
     pub node: EngineNode,
     /// As the node knows it.
     pub name: String,
+    /// It belongs to the swarm: this manager's own API has it, whatever a node refuses.
+    pub of_swarm: bool,
 }
 
 impl AccessContext {
@@ -30,9 +32,13 @@ impl AccessContext {
     pub async fn locate(&self, request: &ObjectRequest) -> Result<LocatedObject> {
         match request.kind {
             ObjectKind::Container => self.container(&request.reference).await,
-            ObjectKind::Exec => self.first_with("exec instance", &request.reference, "/exec/{}/json").await,
+            ObjectKind::Exec => {
+                let target = format!("/exec/{}/json", encode(&request.reference));
+                self.first_with("exec instance", &request.reference, &target).await
+            }
             ObjectKind::Image => {
-                let found = self.first_with("image", &request.reference, "/images/{}/json").await;
+                let target = format!("/images/{}/json", encode_image(&request.reference));
+                let found = self.first_with("image", &request.reference, &target).await;
                 found.map(|found| LocatedObject { name: request.reference.clone(), ..found })
             }
             ObjectKind::Volume => self.only_with("volume", &request.reference, "/volumes/{}").await,
@@ -48,7 +54,7 @@ impl AccessContext {
         let nodes = self.nodes()?;
         let home = self.home(reference).and_then(|id| nodes.iter().find(|node| node.id == id));
         if let Some(node) = home {
-            return Ok(LocatedObject { node: node.clone(), name: reference.to_owned() });
+            return Ok(LocatedObject { node: node.clone(), name: reference.to_owned(), of_swarm: false });
         }
         let found = match split_reference(&nodes, reference) {
             Some((node, name)) => {
@@ -56,7 +62,10 @@ impl AccessContext {
                 named_on(node, &reply, reference)?
             }
             None if reference.contains('/') => return Err(no_such("container", reference)),
-            None if reference.len() == FULL_ID => self.first_with("container", reference, "/containers/{}/json").await?,
+            None if reference.len() == FULL_ID => {
+                let target = format!("/containers/{}/json", encode(reference));
+                self.first_with("container", reference, &target).await?
+            }
             None => self.only_with("container", reference, "/containers/{}/json").await?,
         };
         self.remember(&found.name, &found.node.id);
@@ -69,20 +78,20 @@ impl AccessContext {
         if split_reference(&nodes, reference).is_none()
             && let Some(node) = nodes.into_iter().find(|node| node.id == me)
         {
-            let reply = self.ask(&node, look("/networks/{}", reference), ANSWER).await?;
+            let reply = self.ask_here(look("/networks/{}", reference), ANSWER).await?;
             let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
             if reply.status.is_success() && body["Scope"] == "swarm" {
-                return Ok(LocatedObject { node, name: reference.to_owned() });
+                return Ok(LocatedObject { node, name: reference.to_owned(), of_swarm: true });
             }
         }
         self.only_with("network", reference, "/networks/{}").await
     }
 
     /// The first node that has it: it is the same on every node, or on one only. Nodes that do not answer are not waited for then.
-    async fn first_with(&self, kind: &str, reference: &str, path: &str) -> Result<LocatedObject> {
+    async fn first_with(&self, kind: &str, reference: &str, target: &str) -> Result<LocatedObject> {
         let nodes = self.nodes()?;
         let mut asked: FuturesUnordered<_> =
-            nodes.iter().map(async |node| (node, self.ask(node, look_raw(path, reference), ANSWER).await)).collect();
+            nodes.iter().map(async |node| (node, self.ask(node, NodeRequest::get(target), ANSWER).await)).collect();
         let mut missing = None;
         while let Some((node, reply)) = asked.next().await {
             match reply {
@@ -101,7 +110,7 @@ impl AccessContext {
             let reply = self.ask(node, look(path, name), ANSWER).await?;
             return if reply.status.is_success() {
                 let id = if kind == "container" { id_of(&reply) } else { None };
-                Ok(LocatedObject { node: node.clone(), name: id.unwrap_or_else(|| name.to_owned()) })
+                Ok(LocatedObject { node: node.clone(), name: id.unwrap_or_else(|| name.to_owned()), of_swarm: false })
             } else {
                 Err(no_such(kind, reference))
             };
@@ -135,11 +144,6 @@ fn look(path: &str, name: &str) -> NodeRequest {
     NodeRequest::get(path.replacen("{}", &encode(name), 1))
 }
 
-/// As [`look`], for a name that may have slashes and is encoded as the client sent it.
-fn look_raw(path: &str, name: &str) -> NodeRequest {
-    NodeRequest::get(path.replacen("{}", name, 1))
-}
-
 fn id_of(reply: &HttpReply) -> Option<String> {
     let body: Value = serde_json::from_slice(&reply.body).ok()?;
     body["Id"].as_str().map(str::to_owned)
@@ -153,7 +157,8 @@ fn is_exact(reply: &HttpReply, reference: &str) -> bool {
 }
 
 fn located(node: &EngineNode, reply: &HttpReply, reference: &str) -> LocatedObject {
-    LocatedObject { node: node.clone(), name: id_of(reply).unwrap_or_else(|| reference.to_owned()) }
+    let name = id_of(reply).unwrap_or_else(|| reference.to_owned());
+    LocatedObject { node: node.clone(), name, of_swarm: false }
 }
 
 fn named_on(node: &EngineNode, reply: &HttpReply, reference: &str) -> Result<LocatedObject> {

@@ -95,6 +95,18 @@ impl AccessContext {
         Err(unreachable_node(node, &reason))
     }
 
+    /// A reply of this node's own API, for what is the same on every manager: whether managers may use its engine does not matter.
+    ///
+    /// # Errors
+    /// 503 if it does not answer.
+    pub async fn ask_here(&self, request: NodeRequest, limit: Duration) -> Result<HttpReply> {
+        let asked = async { http::exchange(self.own_api.connect(), request.http()?).await?.whole().await };
+        match tokio::time::timeout(limit, asked).await {
+            Ok(reply) => reply.map_err(|error| ApiError::unavailable(format!("this node's Docker API: {error:#}"))),
+            Err(_) => Err(ApiError::unavailable(format!("this node's Docker API gave no answer within {} s", limit.as_secs()))),
+        }
+    }
+
     /// The beginning of a node's reply, whenever it comes.
     ///
     /// # Errors

@@ -88,13 +88,14 @@ mod tests {
         };
         let web = PlacedContainer { id: String::new(), ..container("web") };
         let pending = recent.at(at(10)).add(&candidate("n1", "").node.id, web.clone(), at(10));
-        assert_eq!(counted(11), 1, "it is made");
-        pending.made("id1", at(12));
-        assert_eq!((counted(11), counted(13)), (1, 0), "what was listed before does not show it");
-        let failed = recent.at(at(20)).add(&candidate("n1", "").node.id, web.clone(), at(20));
-        recent.at(at(20)).forget(&failed);
-        let stuck = recent.at(at(20)).add(&candidate("n1", "").node.id, web, at(20));
-        assert_eq!((counted(21), counted(400)), (1, 0));
+        assert_eq!((counted(11), counted(130)), (1, 1), "it is made, however long the engine takes");
+        pending.made("id1", at(131));
+        assert_eq!((counted(130), counted(132)), (1, 0), "what was listed before does not show it");
+        let failed = recent.at(at(140)).add(&candidate("n1", "").node.id, web.clone(), at(140));
+        recent.at(at(140)).forget(&failed);
+        assert_eq!(counted(141), 0, "it was refused");
+        let stuck = recent.at(at(140)).add(&candidate("n1", "").node.id, web, at(140));
+        assert_eq!((counted(141), counted(400)), (1, 0));
         drop(stuck);
     }
 }

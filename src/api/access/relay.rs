@@ -1,22 +1,15 @@
 //! Joins a client and the API of one node, byte by byte.
 
-use super::context::AccessContext;
-use super::engine_node::EngineNode;
+use crate::api::error::{ApiError, Result};
 use crate::api::proxy::{RequestHead, refuse};
-use crate::http::ByteStream;
+use crate::http::{BoxedStream, ByteStream};
 use crate::splice::splice;
 use tokio::io::AsyncWriteExt as _;
 
-/// Sends a request, of which some bytes are read already, to a node under another target, and joins both then.
-pub async fn relay(
-    access: &AccessContext,
-    client: impl ByteStream,
-    head: &RequestHead,
-    read: &[u8],
-    node: &EngineNode,
-    target: &str,
-) {
-    let mut api = match access.connect(node).await {
+/// Sends a request, of which some bytes are read already, to a node's API under another target, and joins both then. Without a
+/// connection, the client gets the reason.
+pub async fn relay(client: impl ByteStream, head: &RequestHead, read: &[u8], api: Result<BoxedStream>, target: &str) {
+    let mut api = match api {
         Ok(api) => api,
         Err(error) => return refuse(client, error).await,
     };
@@ -25,8 +18,7 @@ pub async fn relay(
         api.flush().await
     };
     if let Err(error) = sent.await {
-        let message = format!("node {} has closed the connection: {error}", node.name);
-        return refuse(client, crate::api::error::ApiError::unavailable(message)).await;
+        return refuse(client, ApiError::unavailable(format!("the node has closed the connection: {error}"))).await;
     }
     splice(client, api).await;
 }

@@ -25,7 +25,7 @@ pub struct ObjectRequest {
 impl ObjectRequest {
     /// The target on the node, where the object has this name.
     pub fn target(&self, name: &str) -> String {
-        let name = if self.kind == ObjectKind::Image { name.to_owned() } else { encode(name) };
+        let name = if self.kind == ObjectKind::Image { encode_image(name) } else { encode(name) };
         self.template.replacen("{}", &name, 1)
     }
 }
@@ -120,10 +120,9 @@ fn is_reference(names: &[&str]) -> bool {
 
 fn image(version: &str, names: &[&str], action: &str, query: &str) -> AccessCall {
     let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    let raw = names.join("/");
+    let reference = names.iter().map(|name| decode_segment(name)).collect::<Vec<_>>().join("/");
     let template = format!("{version}/images/{{}}/{action}{query}");
-    // The name is put back as it was sent: it has slashes of its own.
-    AccessCall::Object(ObjectRequest { kind: ObjectKind::Image, reference: raw, template })
+    AccessCall::Object(ObjectRequest { kind: ObjectKind::Image, reference, template })
 }
 
 /// `docker save` of several images: of the node that has the first.
@@ -143,6 +142,11 @@ fn commit(version: &str, query: &str) -> AccessCall {
         .concat();
     let template = format!("{version}/commit?container={{}}{others}");
     AccessCall::Object(ObjectRequest { kind: ObjectKind::Container, reference: parsed.get("container").to_owned(), template })
+}
+
+/// An image's name in a path: its slashes stay.
+pub fn encode_image(name: &str) -> String {
+    name.split('/').map(encode).collect::<Vec<_>>().join("/")
 }
 
 /// The query with another value of one name, or without it.
@@ -203,6 +207,19 @@ mod tests {
         ] {
             assert!(matches!(route(method, target), AccessCall::Refused(_)), "{method} {target}");
         }
+    }
+
+    #[test]
+    fn a_name_is_no_further_part_of_a_path_or_a_query() {
+        for (method, target, reference, there) in [
+            ("POST", "/exec/e1%2F..%2Fx%3Fy/start", "e1/../x?y", "/exec/e1%2F..%2Fx%3Fy/start"),
+            ("GET", "/images/a%2Fb%3Fall=1%23/history", "a/b?all=1#", "/images/a/b%3Fall%3D1%23/history"),
+            ("GET", "/images/a/b:1%20x/json", "a/b:1 x", "/images/a/b%3A1%20x/json"),
+        ] {
+            let AccessCall::Object(found) = route(method, target) else { panic!("{method} {target}") };
+            assert_eq!((found.reference.as_str(), found.target(&found.reference).as_str()), (reference, there));
+        }
+        assert_eq!(encode_image("a/b:1?force=1"), "a/b%3A1%3Fforce%3D1");
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! Accepts clients of the access point and brings each request where it belongs.
 
-use super::context::AccessContext;
-use super::engine_node::{EngineNode, all};
+use super::context::{AccessContext, OwnApi};
 use super::handlers;
 use super::planner::PlacementRules;
 use super::relay::relay;
 use super::route::{AccessCall, route};
 use crate::api::context::ApiContext;
-use crate::api::error::{ApiError, Result};
+use crate::api::error::ApiError;
 use crate::api::proxy::{RequestHead, answer, first_head, refuse};
 use crate::http::{BoxedStream, ByteStream};
 use axum::Router;
@@ -27,8 +26,9 @@ pub struct AccessPoint {
 }
 
 impl AccessPoint {
-    pub fn new(api: Arc<ApiContext>, rules: PlacementRules) -> Self {
-        let access = Arc::new(AccessContext::new(api, rules));
+    /// `own_api` serves connections as the node's `docker.sock` does.
+    pub fn new(api: Arc<ApiContext>, own_api: OwnApi, rules: PlacementRules) -> Self {
+        let access = Arc::new(AccessContext::new(api, own_api, rules));
         Self { router: handlers::router(access.clone()), access }
     }
 
@@ -74,23 +74,19 @@ async fn connection(access: Arc<AccessContext>, router: Router, mut client: impl
     };
     match route(&head.method, &head.target) {
         AccessCall::Handled => answer(client, &head, read, router, !head.target.contains("/events")).await,
-        AccessCall::Here => match here(&access) {
-            Ok(node) => relay(&access, client, &head, &read, &node, &head.target).await,
-            Err(refusal) => refuse(client, refusal).await,
-        },
+        AccessCall::Here => {
+            let api = access.store().map(|_| access.own_api.connect());
+            relay(client, &head, &read, api, &head.target).await;
+        }
         AccessCall::Object(object) => match access.locate(&object).await {
-            Ok(found) => relay(&access, client, &head, &read, &found.node, &object.target(&found.name)).await,
+            Ok(found) => {
+                let api = if found.of_swarm { Ok(access.own_api.connect()) } else { access.connect(&found.node).await };
+                relay(client, &head, &read, api, &object.target(&found.name)).await;
+            }
             Err(refusal) => refuse(client, refusal).await,
         },
         AccessCall::Refused(what) => refuse(client, refusal_of(&head, what)).await,
     }
-}
-
-/// This node, whose own API answers what is the same on every manager.
-fn here(access: &AccessContext) -> Result<EngineNode> {
-    let (store, me) = (access.store()?, access.me()?);
-    let found = all(&store).into_iter().find(|node| node.id == me);
-    found.ok_or_else(|| ApiError::unavailable("this node is not in the store yet: try again in a second"))
 }
 
 fn refusal_of(head: &RequestHead, what: &str) -> ApiError {

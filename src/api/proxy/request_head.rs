@@ -16,8 +16,8 @@ pub struct RequestHead {
     pub target: String,
     /// In bytes, the empty line included.
     len: usize,
-    /// Whether the connection may become a stream of another protocol: it is forwarded as it is.
-    upgrade: bool,
+    /// The client offers another protocol for the connection.
+    offers_upgrade: bool,
 }
 
 /// Parses a head; `None` while it is incomplete.
@@ -44,7 +44,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<RequestHead>, ApiError> {
         method: method.to_owned(),
         target: target.to_owned(),
         len,
-        upgrade: values(request.headers, "upgrade").next().is_some() && may_upgrade(method, target),
+        offers_upgrade: values(request.headers, "upgrade").next().is_some(),
     }))
 }
 
@@ -91,32 +91,31 @@ impl RequestHead {
     /// makes the engine close after its reply: the next request may not be the engine's. (A hijack without `Upgrade`
     /// still takes over the connection.)
     pub fn for_engine(&self, read: &[u8]) -> Vec<u8> {
-        if self.upgrade {
-            return read.to_vec();
-        }
-        let (head, rest) = read.split_at(self.len);
-        let mut out = Vec::with_capacity(read.len() + 32);
-        for (i, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
-            let dropped = [&b"connection:"[..], b"upgrade:", b"http2-settings:"];
-            if dropped.iter().any(|name| is_field(line, name)) || line == b"\r\n" || line == b"\n" {
-                continue;
-            }
-            out.extend_from_slice(line);
-            if i == 0 {
-                out.extend_from_slice(b"Connection: close\r\n");
-            }
-        }
-        out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(rest);
-        out
+        self.for_engine_at(read, &self.target)
     }
 
-    /// As [`Self::for_engine`], with another target.
+    /// As [`Self::for_engine`], with another target. It is the one that says whether the engine may take over the connection: the
+    /// client's may name a node too.
     pub fn for_engine_at(&self, read: &[u8], target: &str) -> Vec<u8> {
-        let sent = self.for_engine(read);
-        let start = self.method.len() + 1;
-        let rest = sent.get(start + self.target.len()..).unwrap_or_default();
-        [&sent[..start.min(sent.len())], target.as_bytes(), rest].concat()
+        let upgrade = self.offers_upgrade && may_upgrade(&self.method, target);
+        let (head, rest) = read.split_at(self.len);
+        // Empty lines before a request are skipped, as the parser skips them.
+        let mut lines = head.trim_ascii_start().split_inclusive(|b| *b == b'\n');
+        let protocol = lines.next().and_then(|line| line.get(self.method.len() + 1 + self.target.len()..)).unwrap_or_default();
+        let mut out = Vec::with_capacity(read.len() + target.len() + 32);
+        out.extend_from_slice(self.method.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(target.as_bytes());
+        out.extend_from_slice(protocol);
+        if !upgrade {
+            out.extend_from_slice(b"Connection: close\r\n");
+        }
+        let dropped = [&b"connection:"[..], b"upgrade:", b"http2-settings:"];
+        for line in lines.filter(|line| upgrade || !dropped.iter().any(|name| is_field(line, name))) {
+            out.extend_from_slice(line);
+        }
+        out.extend_from_slice(rest);
+        out
     }
 
     /// What the handlers are sent for `read`, which begins with this head: characters that a URI has only percent-encoded
@@ -176,6 +175,26 @@ mod tests {
             let text = String::from_utf8(forwarded).unwrap();
             assert!(text.starts_with("POST /v1.41/exec/e2/start HTTP/1.1\r\n") && text.ends_with("\r\n\r\n{}"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_target_that_the_engine_gets_says_whether_the_connection_may_become_another_protocol() {
+        let fields = "Host: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+        for (line, target, upgraded) in [
+            ("POST /v1.50/containers/n1/web/attach?stream=1", "/v1.50/containers/c1/attach?stream=1", true),
+            ("GET /containers/n1/web/attach/ws", "/containers/c1/attach/ws", true),
+            ("POST /containers/n1%2Fweb/attach", "/containers/c1/attach", true),
+            ("POST /containers/n1/web/start", "/containers/c1/start", false),
+        ] {
+            let sent = format!("{line} HTTP/1.1\r\n{fields}more");
+            let forwarded = parse(sent.as_bytes()).unwrap().unwrap().for_engine_at(sent.as_bytes(), target);
+            let method = line.split(' ').next().unwrap();
+            let expected = if upgraded { fields } else { "Connection: close\r\nHost: x\r\n\r\n" };
+            assert_eq!(String::from_utf8(forwarded).unwrap(), format!("{method} {target} HTTP/1.1\r\n{expected}more"));
+        }
+        let sent = b"\r\nGET /version HTTP/1.1\r\nHost: x\r\n\r\n";
+        let forwarded = parse(sent).unwrap().unwrap().for_engine(sent);
+        assert_eq!(forwarded, b"GET /version HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n");
     }
 
     #[test]

@@ -79,6 +79,12 @@ async fn placement(m: &Host) {
     assert!(said.contains("Conflict. The container name \"/web\" is already in use"), "{said}");
     let said = refused(m, "run -d -e constraint:node==/^n[4-9]$/ IMAGE").await;
     assert!(said.contains("[constraint node==/^n[4-9]$/]"), "{said}");
+    // What is gone holds no name and no port.
+    for _ in 0..2 {
+        done(m, "run --rm --name job IMAGE true").await;
+        done(m, "run -d --name published -p 8099:80 -e constraint:node==n3 IMAGE").await;
+        done(m, "rm -f published").await;
+    }
     let inspected = done(m, "inspect --format {{.Node.Name}}|{{.Config.Env}}|{{.Name}} n2/web").await;
     assert!(inspected.starts_with("n2|[A=1 ") || inspected.starts_with("n2|[A=1]"), "{inspected}");
     assert!(inspected.ends_with("|/web"), "{inspected}");
@@ -93,6 +99,7 @@ async fn streams(m: &Host) {
     cat.stdin.take().expect("input").write_all(b"through the mesh").await.expect("written");
     let echoed = tokio::time::timeout(Duration::from_secs(20), cat.wait_with_output()).await.expect("it ends").expect("cat");
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "through the mesh");
+    attach(m).await;
     // A terminal.
     let line = format!("docker -H unix://{} exec -it web sh -c 'echo to a terminal'", m.run_dir().join("cluster.sock").display());
     let typed = output(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null())).await.expect("exec -it");
@@ -152,6 +159,20 @@ async fn streams(m: &Host) {
     }
     let said = refused(m, "rename renamed web").await;
     assert!(said.contains("Conflict"), "{said}");
+}
+
+/// Input and output of a container's own process, named with its node.
+async fn attach(m: &Host) {
+    done(m, "run -d -i --name reads -e constraint:node==n2 IMAGE head -n 1").await;
+    let mut command = cli(m);
+    command.args(["attach", "n2/reads"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut attached = command.spawn().expect("attach");
+    attached.stdin.take().expect("input").write_all(b"through attach\n").await.expect("written");
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), attached.wait_with_output()).await.expect("it ends").expect("attach");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!((String::from_utf8_lossy(&ended.stdout).as_ref(), said.as_ref()), ("through attach\n", ""));
+    done(m, "rm n2/reads").await;
 }
 
 async fn lists(m: &Host, hosts: &[Host]) {
@@ -332,5 +353,21 @@ async fn both_apis_are_served_over_tcp_with_mutual_tls_only_and_a_node_may_refus
             .expect_err("without a certificate");
         output(m.command("docker").args(["-H", &address, "ps"])).await.expect_err("without TLS");
     }
+
+    // A manager that refuses too still serves what is the swarm's.
+    let host = &mut swarm.hosts[0];
+    host.stop_daemon(false).await.expect("stopped");
+    std::fs::write(host.dir().join("skep.toml"), format!("{tls}[access_point]\nenabled = true\nrelay = false\n"))
+        .expect("settings");
+    start(host).await;
+    swarm.ready(2).await;
+    let m = &swarm.hosts[0];
+    within(20, "the services", || async { docker(m, "service ls").await }).await;
+    assert!(!done(m, "version --format {{.Server.Version}}").await.is_empty());
+    assert!(done(m, "info").await.contains("access_point.relay is false"));
+    done(m, "network create -d overlay --attachable back").await;
+    assert_eq!(done(m, "network inspect --format {{.Scope}} back").await, "swarm");
+    let said = refused(m, "exec n1/web true").await;
+    assert!(said.contains("node n1 cannot be asked: it refuses (access_point.relay is false"), "{said}");
     swarm.stop().await;
 }
