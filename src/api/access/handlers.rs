@@ -226,7 +226,7 @@ async fn create_volume(call: &AccessRequest, body: Body) -> Result<Response> {
     let answers =
         call.access.ask_all(nodes, &call.request(Method::POST, call.target("/volumes/create")).json(&posted), WORK).await;
     let mut collected = collect::<Value>(answers)?;
-    let mut volume = collected.found.pop().map(|(_, volume)| volume).unwrap_or_else(|| json!({}));
+    let mut volume = collected.found.pop().map_or_else(|| json!({}), |(_, volume)| volume);
     volume["Name"] = json!(if name.is_empty() { volume["Name"].as_str().unwrap_or_default().to_owned() } else { name });
     let mut response = merged(&volume, &collected.missing);
     *response.status_mut() = StatusCode::CREATED;

@@ -321,7 +321,7 @@ mod tests {
         let (runs, exited) = (swarm.listed(0, 0, "running"), swarm.listed(0, 0, "exited"));
         let start = RescheduleStep::Start { node: swarm.id(1), id: "c1".to_owned() };
         assert_eq!(swarm.steps(&[(0, &runs), (1, &made)]), [swarm.remove(1, "c1")]);
-        assert_eq!(swarm.steps(&[(0, &exited), (1, &made)]), [start.clone()]);
+        assert_eq!(swarm.steps(&[(0, &exited), (1, &made)]), std::slice::from_ref(&start));
         swarm.read.remove(&swarm.id(0));
         assert_eq!(swarm.steps(&[(0, &runs), (1, &made)]), [], "what a node had before is no reason to remove");
         swarm.lose_first();

@@ -1,7 +1,7 @@
 //! The same routes in the words of each proxy.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use skep::ingress::http::{HttpPorts, HttpTable, table};
+use skep::ingress::http::{HttpOptions, HttpPorts, HttpTable, table};
 use skep::model::http::{HttpBackend, HttpLabels, HttpService};
 use skep::model::payload::PayloadId;
 use skep::model::view::{ClusterPart, Tasks};
@@ -58,7 +58,7 @@ pub fn skep(routes: usize, ports: HttpPorts, pem: &str) -> HttpTable {
     let mut view = fixture::node_view(1, Vec::new(), cluster);
     let payload = Payload { data: STANDARD.encode(pem).into(), templating: None };
     view.tasks = Arc::new(Tasks { payloads: [(PayloadId::Secret(secret), Arc::new(payload))].into(), ..Tasks::default() });
-    table(&view, &me, ports, false)
+    table(&view, &me, &HttpOptions { ports, ..HttpOptions::default() })
 }
 
 pub fn haproxy(routes: usize, (plain, tls): (u16, u16), dir: &str) -> String {

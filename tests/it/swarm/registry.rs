@@ -77,7 +77,7 @@ async fn image_of(host: &Host, service: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_image_reaches_the_worker_is_pinned_by_digest_and_follows_its_tag() {
-    let lab = Lab::new(super::super::lab::lab_dir("rg")).await.expect("lab");
+    let lab = Lab::new(super::super::lab::lab_dir("reg")).await.expect("lab");
     let store = lab.host("store", 9).await.expect("host");
     let _registry = registry(&store).await;
     let swarm = swarm_with(lab, &store).await;
