@@ -258,7 +258,7 @@ async fn a_node_that_has_only_the_view_of_before_its_start_relays_nothing() {
     let (delivered, has_view) = watch::channel(false);
     let node = node_with(&trust, manager.node_id(), Some(EngineRelay::new(path.clone(), has_view)));
     // One that the ledger names as a manager, and may be none any more.
-    let error = link(&manager).engine(&node.id, node.address).await.err().expect("refused");
+    let error = link(&manager).engine(&node.id, node.address).await.expect_err("refused");
     assert!(format!("{error:#}").contains("no manager has sent it a view"), "{error:#}");
     delivered.send_replace(true);
     link(&manager).engine(&node.id, node.address).await.expect("joined");
