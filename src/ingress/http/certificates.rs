@@ -94,30 +94,20 @@ impl Certificates {
         self.current.store(Arc::new(by_host));
     }
 
-    /// What a host is served with, for users: the certificate of the secret, or else the one by ACME.
-    pub fn describe(&self, secret: Option<&SecretId>, issued: Option<&SecretId>, now: Timestamp) -> String {
+    /// What a host is served with, for users, and the end of its life: the certificate of the secret, or else the one by ACME. A
+    /// self-signed one of this process has no end.
+    pub fn describe(&self, secret: Option<&SecretId>, issued: Option<&SecretId>) -> (String, Option<Timestamp>) {
         let loaded = lock(&self.loaded);
-        let days = |until: Timestamp| match until.since(now).as_secs() / 86_400 {
-            0 if until <= now => "expired".to_owned(),
-            0 => "ends today".to_owned(),
-            1 => "1 day left".to_owned(),
-            days => format!("{days} days left"),
-        };
-        let by_acme = || match loaded.secrets.get(issued?)? {
-            Ok(one) => Some(format!("{}, {}", one.issuer, days(one.not_after))),
-            Err(_) => None,
+        let by_acme_or = |text: String| match issued.and_then(|id| loaded.secrets.get(id)) {
+            Some(Ok(one)) => (one.issuer.clone(), Some(one.not_after)),
+            _ => (text, None),
         };
         match secret.map(|id| loaded.secrets.get(id)) {
-            Some(Some(Ok(one))) => format!("secret, {}", days(one.not_after)),
-            Some(Some(Err(why))) => by_acme().unwrap_or_else(|| format!("self-signed: {why}")),
-            Some(None) => "none: the secret's content is not here yet".to_owned(),
-            None => by_acme().unwrap_or_else(|| "self-signed".to_owned()),
+            Some(Some(Ok(one))) => ("secret".to_owned(), Some(one.not_after)),
+            Some(Some(Err(why))) => by_acme_or(format!("self-signed: {why}")),
+            Some(None) => ("none: the secret's content is not here yet".to_owned(), None),
+            None => by_acme_or("self-signed".to_owned()),
         }
-    }
-
-    /// End of the life of a certificate, if it is used.
-    pub fn end(&self, secret: &SecretId) -> Option<Timestamp> {
-        lock(&self.loaded).secrets.get(secret)?.as_ref().ok().map(|one| one.not_after)
     }
 }
 

@@ -13,9 +13,7 @@ use super::refusals::HttpRefusals;
 use super::routes::Routes;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
-use crate::clock::{Clock as _, SystemClock};
 use crate::datapath::Sockets;
-use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp as _;
@@ -143,25 +141,20 @@ impl HttpServer {
 
     pub fn status(&self) -> HttpStatus {
         let routes = self.state.routes.load();
-        let (certificates, now, today) = (&self.state.certificates, Instant::now(), SystemClock.now());
-        let table = lock(&self.table);
-        // Each certificate is read once: many routes may have one.
-        let mut ends: BTreeMap<SecretId, Option<Timestamp>> = BTreeMap::new();
+        let (table, now) = (lock(&self.table), Instant::now());
         let mut all = Vec::new();
         for claim in &routes.claims {
             for route in &claim.choices {
                 let (secret, counts) = (route.service.certificate.as_ref(), route.counters.read());
-                let issued = table.issued_for(&claim.host);
+                let (certificate, certificate_end) = self.state.certificates.describe(secret, table.issued_for(&claim.host));
                 all.push(HttpRouteStatus {
                     host: claim.host.clone(),
                     prefix: claim.prefix.clone(),
                     service: route.service.service_name.clone(),
                     ready: route.ready,
                     tasks: route.service.backends.len(),
-                    certificate: certificates.describe(secret, issued, today),
-                    certificate_end: secret
-                        .or(issued)
-                        .and_then(|id| *ends.entry(id.clone()).or_insert_with(|| certificates.end(id))),
+                    certificate,
+                    certificate_end,
                     left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
                     in_flight: route.load.in_flight(),
                     rates: route.counters.window.rates(now, &counts),

@@ -53,7 +53,7 @@ pub struct HttpRouteStatus {
     pub in_flight: u64,
     /// `secret`, `self-signed`, or why the secret is not used.
     pub certificate: String,
-    /// End of the life of the secret's certificate. A self-signed one of this process has none.
+    /// End of the life of that certificate. A self-signed one of this process has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_end: Option<Timestamp>,
     /// Since the process started.
