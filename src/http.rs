@@ -6,6 +6,7 @@ mod https;
 pub use https::{CannotSend, HttpsClient};
 pub use hyper::Request;
 
+use crate::accept::accept_each;
 use crate::durable::ignore_missing;
 use axum::Router;
 use bytes::Bytes;
@@ -15,13 +16,9 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::de::DeserializeOwned;
 use std::path::Path;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-
-/// Pause after a failed `accept`, which fails again at once while the process is out of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Largest body of a reply that [`UnixClient`] reads, in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -74,29 +71,11 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
 
 /// Serves a router on a unix socket until shut down. Open connections are cut then.
 pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => {
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of file descriptors, mostly: the connection stays in the backlog, so another attempt fails at once.
-                        tracing::warn!(%error, "a connection cannot be accepted; trying again");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                        continue;
-                    }
-                };
-                let (router, shutdown) = (router.clone(), shutdown.clone());
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        () = serve_connection(stream, router, true, true) => {}
-                    }
-                });
-            }
-        }
-    }
+    accept_each(listener, "a unix socket", &shutdown, |stream, ()| {
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        tokio::spawn(async move { shutdown.run_until_cancelled(serve_connection(stream, router, true, true)).await });
+    })
+    .await;
 }
 
 /// Serves a router on one connection: one request, or with `keep_alive` until the client closes it. With `half_close` a

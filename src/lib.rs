@@ -32,12 +32,13 @@
 //! | [`lab`] | hosts on one machine, for the demo and the tests | |
 //! | `node` | the composition root: the only room that knows every other | |
 //! | [`admin`], [`status`] | the admin socket: metrics, health, dump; what a node reports of itself | |
-//! | [`http`], [`settings`], [`telemetry`], [`clock`], [`durable`], [`backoff`], [`splice`], [`sync`] | small services, one file each | every room |
+//! | [`http`], [`settings`], [`telemetry`], [`accept`], [`clock`], [`durable`], [`backoff`], [`splice`], [`sync`] | small services, one file each | every room |
 //!
 //! Desired state goes down, observed state goes up, nothing else crosses. Loops meet only in the store (managers) or in
 //! the [`model::NodeView`] (nodes). What decides is pure; what acts decides nothing. `tests/it/architecture` checks the
 //! imports.
 
+pub mod accept;
 pub mod acme;
 pub mod admin;
 pub mod agent;

@@ -7,7 +7,6 @@ mod engine_relay;
 mod failed_joins;
 pub mod frame;
 mod join;
-mod limiter;
 mod limits;
 mod listener;
 mod logs;

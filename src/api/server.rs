@@ -7,19 +7,16 @@ use super::encoded::EncodedServices;
 use super::engine_http::EngineHttp;
 use super::events::EventFeed;
 use super::{handlers, proxy};
+use crate::accept::accept_each;
 use crate::clock::Clock;
 use crate::http::BoxedStream;
 use axum::Router;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
-/// Pause after a failed `accept`, which fails again at once while the process is out of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Requests for logs that are answered at a time.
 const MAX_LOGS: usize = 128;
@@ -55,27 +52,10 @@ impl Api {
     pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
         let ApiContext { control, events, clock, .. } = &*self.context;
         tokio::spawn(events.clone().follow(control.clone(), clock.clone(), shutdown.clone()));
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.spawn_connection(stream, shutdown.clone()),
-                    Err(error) => {
-                        tracing::warn!(%error, "the Docker API socket cannot accept a connection; trying again");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
-                },
-            }
-        }
-    }
-
-    fn spawn_connection(&self, stream: UnixStream, shutdown: CancellationToken) {
-        let (context, router) = (self.context.clone(), self.router.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = proxy::serve_connection(context, router, stream) => {}
-            }
-        });
+        accept_each(listener, "the Docker API socket", &shutdown, |stream, ()| {
+            let (context, router, shutdown) = (self.context.clone(), self.router.clone(), shutdown.clone());
+            tokio::spawn(async move { shutdown.run_until_cancelled(proxy::serve_connection(context, router, stream)).await });
+        })
+        .await;
     }
 }

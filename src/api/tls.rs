@@ -1,5 +1,6 @@
 //! The Docker API over TCP: with TLS, and with a certificate of the client. There is no other way to make [`ApiTls`].
 
+use crate::accept::{ConnectionLimiter, Refusals, accept_each, keep_alive};
 use crate::http::BoxedStream;
 use anyhow::{Context as _, ensure};
 use futures_util::future::BoxFuture;
@@ -15,12 +16,17 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// Connections at a time, of one listener.
+/// Connections of clients with a certificate at a time, of one listener.
 const CONNECTIONS: usize = 1024;
+/// Connections that have not shown a certificate, of one listener in all and of one source address.
+const UNAUTHENTICATED: usize = 512;
+const UNAUTHENTICATED_PER_SOURCE: usize = 64;
 /// Time for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause after a failed `accept`.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Silence after which a client has to show that it is there: an event stream may say nothing for days.
+const IDLE: Duration = Duration::from_secs(30);
+/// In the log.
+const SERVER: &str = "the Docker API over TCP";
 
 /// The server's side of mutual TLS, of PEM files.
 #[derive(Clone)]
@@ -60,36 +66,31 @@ pub async fn serve_tls<C>(listener: TcpListener, tls: ApiTls, connection: C, shu
 where
     C: Fn(BoxedStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static,
 {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "the Docker API over TCP cannot accept a connection; trying again");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            tracing::warn!(%from, "closed a connection to the Docker API over TCP: there are {CONNECTIONS} already");
-            continue;
+    let unauthenticated = ConnectionLimiter::new(UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED);
+    let (slots, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Refusals::default()));
+    accept_each(listener, SERVER, &shutdown, |stream, from| {
+        let Some(permit) = unauthenticated.acquire(from.ip()) else {
+            return refusals.refused(from, SERVER, "too many connections that made no handshake yet");
         };
         let (acceptor, connection, shutdown) = (TlsAcceptor::from(tls.0.clone()), connection.clone(), shutdown.clone());
+        let (slots, refusals) = (slots.clone(), refusals.clone());
         tokio::spawn(async move {
-            let _slot = slot;
             let _ = stream.set_nodelay(true);
+            let _ = keep_alive(&stream, IDLE);
             let served = async {
-                match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(Box::new(stream)).await,
-                    Ok(Err(error)) => tracing::info!(%from, %error, "refused a client of the Docker API over TCP"),
-                    Err(_) => tracing::info!(%from, "a client of the Docker API over TCP made no TLS handshake in time"),
+                let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+                drop(permit);
+                match shaken {
+                    Ok(Ok(stream)) => match slots.try_acquire() {
+                        Ok(_slot) => connection(Box::new(stream)).await,
+                        Err(_) => refusals.refused(from, SERVER, format_args!("there are {CONNECTIONS} clients already")),
+                    },
+                    Ok(Err(error)) => refusals.refused(from, SERVER, error),
+                    Err(_) => refusals.refused(from, SERVER, "no TLS handshake in time"),
                 }
             };
             let _ = shutdown.run_until_cancelled(served).await;
         });
-    }
+    })
+    .await;
 }

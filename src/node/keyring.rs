@@ -17,13 +17,13 @@ use super::state_dir::StateDir;
 use crate::durable::{DocumentFile, UnknownFields, ignore_missing};
 use crate::model::{NodeId, Revision, Secret};
 use crate::raft::LogCipher;
-use crate::sync::{read, write};
+use crate::sync::{lock, read, write};
 use crate::trust::{CertificateFiles, KeySealer, StateKey, StateKeyError, UnlockKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 const FILE: DocumentFile = DocumentFile {
     name: "the keys of this manager",
@@ -55,7 +55,10 @@ pub(super) trait SealedLog: Send + Sync {
 /// This node's keys.
 pub(super) struct Keyring {
     path: PathBuf,
+    /// Never locked while a file is written: whatever reads or writes the log needs it.
     keys: RwLock<Keys>,
+    /// Of who writes the file: from what it reads of the keys until they are those of the file.
+    writing: Mutex<()>,
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -77,7 +80,7 @@ impl Keyring {
                 Keys::Wrapped
             }
         };
-        Self { path, keys: RwLock::new(keys), changing: tokio::sync::Mutex::default() }
+        Self { path, keys: RwLock::new(keys), writing: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn is_locked(&self) -> bool {
@@ -122,14 +125,14 @@ impl Keyring {
     /// # Errors
     /// The file cannot be written; nothing is sealed then.
     pub(super) fn begin(&self, unlock: Option<UnlockKey>, owner: KeyOwner) -> anyhow::Result<()> {
-        let mut keys = write(&self.keys);
-        let begins = match &*keys {
+        let writing = lock(&self.writing);
+        let begins = match &*read(&self.keys) {
             Keys::None => true,
             // What it sealed is not secret from who reads the disk.
             Keys::Held(held) => held.lock.is_none() && unlock.is_some(),
             Keys::Wrapped => false,
         };
-        if begins { self.draw(&mut keys, unlock, owner, Revision::default()) } else { Ok(()) }
+        if begins { self.draw(&writing, unlock, owner, Revision::default()) } else { Ok(()) }
     }
 
     /// Of a membership that has ended: nothing is sealed any more. The file is removed with the others.
@@ -158,7 +161,7 @@ impl Keyring {
             Change::Nothing => return Ok(()),
             Change::Seal => {
                 let (keyring, wanted, owner) = (self.clone(), wanted.cloned(), owner.clone());
-                blocking(move || keyring.draw(&mut write(&keyring.keys), wanted, owner, revision)).await?;
+                blocking(move || keyring.draw(&lock(&keyring.writing), wanted, owner, revision)).await?;
             }
             Change::Finish => {}
         }
@@ -208,33 +211,39 @@ impl Keyring {
     }
 
     /// A new key beside those that there are; of none that lie wrapped.
-    fn draw(&self, keys: &mut Keys, unlock: Option<UnlockKey>, owner: KeyOwner, revision: Revision) -> anyhow::Result<()> {
-        let (previous, before) = match keys {
+    fn draw(
+        &self,
+        writing: &MutexGuard<'_, ()>,
+        unlock: Option<UnlockKey>,
+        owner: KeyOwner,
+        revision: Revision,
+    ) -> anyhow::Result<()> {
+        let (previous, before) = match &*read(&self.keys) {
             Keys::Held(held) => ([&held.current].into_iter().chain(&held.previous).cloned().collect(), held.revision),
             Keys::None | Keys::Wrapped => (Vec::new(), Revision::default()),
         };
         let lock = unlock.map(|unlock| Lock { unlock, owner });
         let current = StateKey::draw(&mut rand::rng());
-        self.hold(keys, HeldKeys { lock, current, previous, revision: revision.max(before) })
+        self.hold(writing, HeldKeys { lock, current, previous, revision: revision.max(before) })
     }
 
     /// Writes the keys, then uses them.
-    fn hold(&self, keys: &mut Keys, held: HeldKeys) -> anyhow::Result<()> {
+    fn hold(&self, _writing: &MutexGuard<'_, ()>, held: HeldKeys) -> anyhow::Result<()> {
         FILE.store(&self.path, &KeyDocument::new(FILE.format, &held, &mut rand::rng())?)?;
-        *keys = Keys::Held(held);
+        *write(&self.keys) = Keys::Held(held);
         Ok(())
     }
 
     /// Everything is sealed with this key now, if it still is the newest.
     fn drop_previous(&self, key: Option<&str>) -> anyhow::Result<()> {
-        let mut keys = write(&self.keys);
-        let held = match &*keys {
+        let writing = lock(&self.writing);
+        let held = match &*read(&self.keys) {
             Keys::Held(held) if !held.previous.is_empty() && key == Some(held.current.id().as_str()) => {
                 HeldKeys { previous: Vec::new(), ..held.clone() }
             }
             _ => return Ok(()),
         };
-        self.hold(&mut keys, held)
+        self.hold(&writing, held)
     }
 
     /// Removes the keys: nothing is sealed with them. Blocks.

@@ -4,10 +4,10 @@
 
 use super::logs::LogLink;
 use super::tls;
+use crate::accept::keep_alive;
 use crate::model::NodeId;
 use crate::splice::splice;
 use anyhow::{Context as _, bail, ensure};
-use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 const REASON: u64 = 1024;
 /// How often a node checks that the manager still is one.
 const CHECK: Duration = Duration::from_secs(1);
-/// A peer that is gone is noticed after this without a byte, and three further tries.
+/// Silence after which the other end has to show that it is there.
 const IDLE: Duration = Duration::from_secs(15);
 
 /// What a node lets managers use.
@@ -56,7 +56,7 @@ pub(super) async fn serve(
     mut stream: client::TlsStream<TcpStream>,
     allowed: impl Fn() -> bool,
 ) -> anyhow::Result<()> {
-    keep_alive(stream.get_ref().0);
+    let _ = keep_alive(stream.get_ref().0, IDLE);
     let Some(relay) = relay else {
         return refuse(stream, "it refuses (access_point.relay is false in its settings)").await;
     };
@@ -97,7 +97,7 @@ impl LogLink {
     /// The node cannot be reached in time, is another one, is of a build that has no relay, or refuses.
     pub async fn engine(&self, node: &NodeId, address: SocketAddr) -> anyhow::Result<server::TlsStream<TcpStream>> {
         let mut stream = self.dial(node, address, tls::engine_server_config).await?;
-        keep_alive(stream.get_ref().0);
+        let _ = keep_alive(stream.get_ref().0, IDLE);
         let answered = tokio::time::timeout(ANSWER, stream.read_u8()).await;
         let answer = answered.context("it gave no answer in time")?.context("it closed the connection")?;
         if answer == OPEN {
@@ -108,9 +108,4 @@ impl LogLink {
         let _ = tokio::time::timeout(ANSWER, stream.take(REASON).read_to_end(&mut reason)).await;
         bail!("{}", String::from_utf8_lossy(&reason))
     }
-}
-
-fn keep_alive(stream: &TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(Duration::from_secs(5)).with_retries(3);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }

@@ -7,13 +7,13 @@ use super::join::{
     JoinAuthority,
     server::{self as join, FailedJoin},
 };
-use super::limiter::{self, ConnectionLimiter, Permit};
 use super::limits::ServerLimits;
 use super::managers::{ManagerServer, server as managers};
 use super::membership;
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
+use crate::accept::{self, ConnectionLimiter, Permit, Refusals, accept_each};
 use crate::clock::{self, Clock};
 use crate::model::Role;
 use crate::protocol::shared_documents::SharedDocuments;
@@ -22,7 +22,6 @@ use crate::trust::{Identity, NodeName, Validity};
 use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
@@ -52,6 +51,9 @@ pub struct Server {
     context: Arc<ConnectionContext>,
 }
 
+/// In the log.
+const SERVER: &str = "the managers' port";
+
 /// What every connection of a [`Server`] uses.
 struct ConnectionContext {
     tls: ServerTls,
@@ -72,6 +74,7 @@ struct ConnectionContext {
     revoked_joins: Mutex<FailedJoins>,
     /// Of all sessions.
     documents: Arc<SharedDocuments>,
+    refusals: Refusals,
 }
 
 impl Server {
@@ -108,6 +111,7 @@ impl Server {
             refused_joins,
             revoked_joins,
             documents: Arc::default(),
+            refusals: Refusals::default(),
         };
         Ok(Self { context: Arc::new(context) })
     }
@@ -115,23 +119,11 @@ impl Server {
     /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
     pub async fn serve(&self, listener: TcpListener, kind: ListenerKind, shutdown: CancellationToken) {
         let connections = tokio_util::task::TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, from)) => {
-                    let (context, shutdown) = (self.context.clone(), shutdown.clone());
-                    connections.spawn(async move { connection(&context, stream, from, kind, shutdown).await });
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: the next accept would fail at once as well.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        accept_each(listener, SERVER, &shutdown, |stream, from| {
+            let (context, shutdown) = (self.context.clone(), shutdown.clone());
+            connections.spawn(async move { connection(&context, stream, from, kind, shutdown).await });
+        })
+        .await;
         connections.close();
         connections.wait().await;
     }
@@ -152,8 +144,7 @@ async fn connection(
         ListenerKind::Mesh => &context.mesh,
     };
     let Some(permit) = limiter.acquire(from.ip()) else {
-        tracing::info!(%from, "closed a connection: too many unauthenticated connections");
-        return;
+        return context.refusals.refused(from, SERVER, "too many unauthenticated connections");
     };
     let _ = stream.set_nodelay(true);
     let tls = context.tls.current();
@@ -164,13 +155,9 @@ async fn connection(
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::info!(%from, %error, "closed a connection that does not speak skep's protocol");
-            return;
+            return context.refusals.refused(from, SERVER, format_args!("it does not speak skep's protocol: {error}"));
         }
-        Err(_) => {
-            tracing::info!(%from, "closed a connection: no TLS handshake in time");
-            return;
-        }
+        Err(_) => return context.refusals.refused(from, SERVER, "no TLS handshake in time"),
     };
     let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
         (Some(tls::JOIN), ListenerKind::Outer) => {
@@ -202,7 +189,10 @@ async fn connection(
         _ => Err(anyhow::anyhow!("the client names no application protocol (ALPN)")),
     };
     if let Err(error) = outcome {
-        tracing::info!(%from, error = format!("{error:#}"), "closed a connection");
+        match kind {
+            ListenerKind::Outer => context.refusals.refused(from, SERVER, format_args!("{error:#}")),
+            ListenerKind::Mesh => tracing::info!(%from, error = format!("{error:#}"), "closed a connection"),
+        }
     }
 }
 
@@ -214,7 +204,7 @@ async fn serve_join(
     from: SocketAddr,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let source = limiter::source(from.ip());
+    let source = accept::source(from.ip());
     let may_join = |joins: &Mutex<FailedJoins>| lock(joins).may_join(source, context.clock.now());
     if let Err(wait) = may_join(&context.revoked_joins) {
         let text = format!("too many nodes from this address were admitted in vain: try again in {} s", wait.as_secs() + 1);

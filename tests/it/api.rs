@@ -24,6 +24,7 @@ mod recording_engine;
 mod replay;
 mod service_updates;
 mod stacks;
+pub mod tls;
 mod trust_words;
 mod unsupported;
 pub mod words;

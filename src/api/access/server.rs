@@ -5,6 +5,7 @@ use super::handlers;
 use super::planner::PlacementRules;
 use super::relay::relay;
 use super::route::{AccessCall, route};
+use crate::accept::accept_each;
 use crate::api::context::ApiContext;
 use crate::api::error::ApiError;
 use crate::api::proxy::{RequestHead, answer, first_head, refuse};
@@ -12,12 +13,8 @@ use crate::http::{BoxedStream, ByteStream};
 use axum::Router;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-
-/// Pause after a failed `accept`.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// The access point of a node.
 pub struct AccessPoint {
@@ -47,22 +44,11 @@ impl AccessPoint {
     /// Serves a unix socket until shut down. Open connections are cut then.
     pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
         let connection = self.connection();
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (connection, shutdown) = (connection.clone(), shutdown.clone());
-                    tokio::spawn(async move { shutdown.run_until_cancelled(connection(Box::new(stream))).await });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the access point's socket cannot accept a connection; trying again");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
+        accept_each(listener, "the access point's socket", &shutdown, |stream, ()| {
+            let (connection, shutdown) = (connection.clone(), shutdown.clone());
+            tokio::spawn(async move { shutdown.run_until_cancelled(connection(Box::new(stream))).await });
+        })
+        .await;
     }
 }
 

@@ -6,10 +6,10 @@ use super::protocol::ListenerFd;
 use super::state::HttpListenerStatus;
 use super::table::HttpPorts;
 use super::tls;
+use crate::accept::keep_alive;
 use crate::datapath::Sockets;
 use crate::datapath::sockets::HereSockets;
 use pingora::listeners::tls::Acceptor;
-use socket2::TcpKeepalive;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -23,9 +23,8 @@ const BACKLOG: i32 = 65_535;
 /// After a connection that could not be accepted: the process has no descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// How the kernel finds out that a client is gone which an upgraded connection waits for.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_mins(1)).with_interval(Duration::from_secs(15)).with_retries(4);
+/// Silence after which a client has to show that it is there: an upgraded connection may wait for one that is gone.
+const IDLE: Duration = Duration::from_mins(1);
 
 /// What a connection is given to.
 pub(super) struct Serving {
@@ -148,7 +147,7 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+                let _ = keep_alive(&stream, IDLE);
                 tokio::spawn(app.clone().serve(stream, peer, tls.clone(), stop.clone()));
             }
             Err(error) => {

@@ -6,7 +6,8 @@
 //! exits are closed or reset by the container's kernel, which is passed on to the client as it is.
 
 use super::port_state::PortShared;
-use socket2::{SockRef, TcpKeepalive};
+use crate::accept::keep_alive;
+use socket2::SockRef;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -72,8 +73,7 @@ async fn connect(client: IpAddr, shared: &PortShared) -> Option<TcpStream> {
 fn set_options(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // Detects ends that vanished without closing; their connections would stay open for ever.
-    let probes = TcpKeepalive::new().with_time(keepalive).with_interval(keepalive / 4).with_retries(4);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    keep_alive(stream, keepalive)
 }
 
 /// Makes the close of this socket send a reset.

@@ -8,6 +8,7 @@ use super::super::tls;
 use super::collect::{LogReader, read_here};
 use super::wire::{FromLogs, MAX_FRAME, ToLogs};
 use super::{ALIVE, MAX_TASKS, QUEUE, SILENCE};
+use crate::accept::{Refusals, accept_each};
 use crate::clock::{self, Clock};
 use crate::model::NodeId;
 use crate::trust::Identity;
@@ -25,8 +26,8 @@ use tokio_util::task::TaskTracker;
 const CONNECTIONS: usize = 256;
 /// Time for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Pause after a failed `accept`.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// In the log.
+const SERVER: &str = "the server of logs";
 
 /// The manager that has a mesh address, by the node's view of this moment.
 pub type ManagerAt = Arc<dyn Fn(IpAddr) -> Option<NodeId> + Send + Sync>;
@@ -46,23 +47,13 @@ impl LogService {
     /// Serves a listener in the mesh until stopped; open connections are closed then.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let (service, connections) = (Arc::new(self), TaskTracker::new());
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+        let (slots, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Refusals::default());
+        accept_each(listener, SERVER, &stop, |stream, from| {
+            let Some(manager) = (service.manager_at)(from.ip()) else {
+                return refusals.refused(from, SERVER, "it is not a manager's");
             };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a manager that asks for logs cannot be accepted; trying again");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let (Some(manager), Ok(slot)) = ((service.manager_at)(from.ip()), slots.clone().try_acquire_owned()) else {
-                tracing::info!(%from, "closed a connection for logs: it is not a manager's, or there are {CONNECTIONS} already");
-                continue;
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                return refusals.refused(from, SERVER, format_args!("there are {CONNECTIONS} already"));
             };
             let (service, stop) = (service.clone(), stop.clone());
             connections.spawn(async move {
@@ -71,7 +62,8 @@ impl LogService {
                     tracing::debug!(%manager, error = format!("{error:#}"), "a connection for logs has ended");
                 }
             });
-        }
+        })
+        .await;
         connections.close();
         connections.wait().await;
     }

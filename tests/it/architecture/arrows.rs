@@ -7,6 +7,7 @@ use std::fs;
 /// What a room may import besides `model` and the small services of [`EVERYONE`]. `*`: everything (the root layer).
 const ARROWS: &[(&str, &str)] = &[
     ("model", ""),
+    ("accept", ""),
     ("clock", ""),
     ("durable", ""),
     ("backoff", ""),
@@ -40,7 +41,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("main", "*"),
 ];
 /// Services that know nothing of anybody: every room but the pure ones may use them.
-const EVERYONE: &str = "clock durable backoff splice sync";
+const EVERYONE: &str = "accept clock durable backoff splice sync";
 /// Rooms that are nothing but data and arithmetic.
 const PURE: &str = "model store";
 /// Where an outside crate may be named.

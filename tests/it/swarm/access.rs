@@ -1,7 +1,7 @@
 //! The access point as its users see it: the stock CLI on a manager, the engines of three hosts.
 
 use super::kit::*;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use crate::api::tls::certificates;
 use serde_json::Value;
 use skep::clock::{Clock as _, SystemClock};
 use skep::http::UnixClient;
@@ -285,30 +285,12 @@ async fn a_lost_node_delays_nothing_and_its_container_is_made_again_elsewhere() 
     swarm.stop().await;
 }
 
-/// Makes the files of a CA, of the server at 192.0.2.1 and of a client.
-fn certificates(dir: &Path) {
-    let key = || KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new(vec![]).expect("parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(params, key()).expect("a CA");
-    std::fs::create_dir_all(dir).expect("a directory");
-    std::fs::write(dir.join("ca.pem"), ca.pem()).expect("written");
-    for (name, usage) in [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)] {
-        let mut params = CertificateParams::new(vec!["192.0.2.1".to_owned()]).expect("parameters");
-        params.extended_key_usages = vec![usage];
-        let key = key();
-        let certificate = params.signed_by(&key, &ca).expect("signed");
-        std::fs::write(dir.join(format!("{name}.pem")), certificate.pem()).expect("written");
-        std::fs::write(dir.join(format!("{name}-key.pem")), key.serialize_pem()).expect("written");
-    }
-}
-
 #[tokio::test]
 async fn both_apis_are_served_over_tcp_with_mutual_tls_only_and_a_node_may_refuse_the_access_point() {
     let mut swarm = swarm("access-tls", 2, "").await;
     let (files, foreign) = (swarm.lab.dir().join("pki"), swarm.lab.dir().join("foreign"));
-    certificates(&files);
-    certificates(&foreign);
+    certificates(&files, "192.0.2.1");
+    certificates(&foreign, "192.0.2.1");
     assert!(!swarm.hosts[0].run_dir().join("cluster.sock").exists(), "it is off unless it is switched on");
     let file = |name: &str| files.join(name).display().to_string();
     let tls = format!(
