@@ -10,6 +10,7 @@ mod docker_cli;
 mod engine_versions;
 mod events;
 mod fixture;
+mod fuzz;
 mod logs;
 mod managed;
 mod managers;

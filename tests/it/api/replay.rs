@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// The recordings of a group: name and exchanges.
-fn recordings(group: &str) -> Vec<(String, Vec<Value>)> {
+pub(super) fn recordings(group: &str) -> Vec<(String, Vec<Value>)> {
     let path = format!("{}/tests/it/exchanges/{group}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap();
     let all: Vec<Value> = serde_json::from_str(&text).unwrap();
