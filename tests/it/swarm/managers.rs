@@ -4,7 +4,7 @@ use super::kit::*;
 use skep::lab::Host;
 
 /// A swarm of three managers.
-async fn managers(name: &str) -> Swarm {
+pub async fn managers(name: &str) -> Swarm {
     let swarm = hosts(name, 3, "").await;
     init(&swarm.hosts[0]).await;
     let token = manager_token(&swarm.hosts[0]).await;
@@ -21,7 +21,7 @@ async fn manager_token(host: &Host) -> String {
 }
 
 /// Waits until a manager lists so many managers, one of them the leader; returns the leader's host name.
-async fn reachable(host: &Host, count: usize) -> String {
+pub async fn reachable(host: &Host, count: usize) -> String {
     within(15, "managers", || async {
         let nodes = host.docker_run("node ls --format {{.Hostname}}|{{.ManagerStatus}}").await?;
         let managers: Vec<&str> = nodes.lines().filter(|l| l.ends_with("|Leader") || l.ends_with("|Reachable")).collect();
