@@ -174,6 +174,7 @@ impl HttpServer {
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),
         }
+            certificate_failures: BTreeMap::new(),
     }
 
     /// Accepts no more.
