@@ -59,4 +59,5 @@ pub use log_format::HttpAccessLog;
 pub use process::{HttpServeArgs, process_main};
 pub use rates::RouteRates;
 pub use state::{HttpListenerStatus, HttpRouteStatus, HttpStatus};
+pub use protocol::dashboard_socket;
 pub use table::{HttpOptions, HttpPorts, HttpTable, table};

@@ -22,6 +22,7 @@ use pingora::http::{RequestHeader, ResponseHeader, Version};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -46,6 +47,17 @@ pub(super) struct IngressState {
     pub draining: AtomicBool,
     /// Where clients are redirected to for TLS; 0: nowhere.
     pub redirect_port: AtomicU16,
+    /// Of the process.
+    pub began: std::time::Instant,
+    /// Where the daemon serves its page.
+    pub dashboard: PathBuf,
+}
+
+impl IngressState {
+    /// Nanoseconds since the process began.
+    fn age_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// The filters.
@@ -145,7 +157,7 @@ impl IngressProxy {
         if route.route.body.zip(length).is_some_and(|(most, length)| length > most) {
             return Some(too_large());
         }
-        if route.backends.is_empty() {
+        if route.backends.is_empty() && !route.route.dashboard {
             return Some(no_task(&route));
         }
         if !route.route.sticky.is_empty() {
@@ -256,7 +268,7 @@ impl ProxyHttp for IngressProxy {
         context: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let Some(route) = &context.route else { return error };
+        let Some(route) = context.route.as_ref().filter(|route| !route.route.dashboard) else { return error };
         if let Some(task) = context.task.take() {
             route.health.record(&task, false);
             context.tried.push(task);
@@ -266,6 +278,9 @@ impl ProxyHttp for IngressProxy {
             error.set_retry(true);
         }
         error
+        if route.route.dashboard {
+            return upstream::local(&self.0.dashboard);
+        }
     }
 
     /// A request whose connection to a task ended without an answer is sent once more at most: it may be what ends its tasks.

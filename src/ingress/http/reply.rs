@@ -62,6 +62,9 @@ pub(super) fn redirect(route: &ServedRoute, request: &RequestHeader, is_tls: boo
 pub(super) fn no_task(route: &ServedRoute) -> Reply {
     Reply::new(503, format!("no task of {} is ready", route.service.service_name)).with("retry-after", "1")
 }
+    if route.route.dashboard {
+        return Reply::new(503, "the daemon of this node does not answer").with("retry-after", "1");
+    }
 
 pub(super) fn too_large() -> Reply {
     Reply::new(413, "the body is larger than this route takes")

@@ -13,6 +13,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::path::Path;
 use tokio::io::AsyncWriteExt as _;
 
 /// Idle connections to tasks are closed after this time: common servers close theirs after 5 s, and a request that meets such a
@@ -20,6 +21,8 @@ use tokio::io::AsyncWriteExt as _;
 const TASK_IDLE: Duration = Duration::from_secs(4);
 /// Requests at a time on a connection of HTTP/2 to a task.
 const STREAMS: usize = 100;
+/// Time for a server of this host to take a connection, and to answer.
+const LOCAL: Duration = Duration::from_secs(10);
 
 /// A task as the peer of a request. `ends`: client and listener, for tasks that want a PROXY header.
 pub(super) fn peer(
@@ -55,7 +58,20 @@ pub(super) fn peer(
     peer
 }
 
-/// Connects, and sends a PROXY header first.
+/// A server of this host, on a unix socket.
+///
+/// # Errors
+/// The path is none of a socket.
+pub(super) fn local(socket: &Path) -> Result<Box<HttpPeer>> {
+    let mut peer = HttpPeer::new_uds(&socket.to_string_lossy(), false, String::new())?;
+    peer.options.connection_timeout = Some(LOCAL);
+    // Its connections are for one request.
+    peer.options.idle_timeout = Some(Duration::ZERO);
+    peer.options.read_timeout = Some(LOCAL);
+    Ok(Box::new(peer))
+}
+
+/// Connects, and sends a PROXY header first, if there is one.
 #[derive(Debug)]
 struct HeaderConnector {
     connector: Arc<MeshConnector>,

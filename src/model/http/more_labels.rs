@@ -21,6 +21,7 @@ pub(super) const MORE: [&str; 12] = [
     "maintenance",
 ];
 
+    "dashboard",
 /// Text of the maintenance answer if the label has none.
 const MAINTENANCE: &str = "this site is being worked on; please come back later";
 const MOST_TEXT: usize = 4096;
@@ -81,6 +82,13 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
         }
         _ => return Err("one of skep's labels".to_owned()),
     }
+        "dashboard" => {
+            route.dashboard = flag(value).ok_or("true or false")?;
+            // It shows what is secret to others, after a password.
+            if route.dashboard && route.redirect.is_none() {
+                route.redirect = Some(HttpRedirect::Https);
+            }
+        }
     Ok(())
 }
 
@@ -99,6 +107,17 @@ fn check(route: &mut HttpRoute) -> &mut HttpCheck {
     route.check.get_or_insert_with(|| HttpCheck {
         path: String::new(),
         host: String::new(),
+    if route.rate.is_some_and(|rate| rate.requests == 0) {
+        return Some("rate is missing: name how often a client may ask, as 100/s");
+    }
+    if route.dashboard && route.auth.is_empty() {
+        return Some(
+            "dashboard: the page shows the whole cluster: name who may see it, as skep.http.auth=ann:HASH of `htpasswd -nB ann`",
+        );
+    }
+    if route.dashboard && route.prefix != "/" {
+        return Some("dashboard: the page has a host of its own, without a path");
+    }
         interval_ms: INTERVAL_MS,
         timeout_ms: TIMEOUT_MS,
     })
@@ -153,6 +172,7 @@ mod tests {
     }
 
     #[test]
+            ("dashboard", "true"),
     fn other_values_are_refused() {
         for (key, value) in [
             ("requests", "0"),
@@ -172,7 +192,10 @@ mod tests {
         ] {
             assert!(read(&mut HttpRoute::default(), key, value).is_err(), "{key}={value}");
         }
-        for key in ["check.interval", "mirror.percent"] {
+            dashboard: true,
+            redirect: Some(HttpRedirect::Https),
+            auth: vec![BasicUser { name: "ann".to_owned(), hash: String::new() }],
+        for (key, value) in [("dashboard", "true"), ("check.interval", "1s"), ("mirror.percent", "5"), ("rate.burst", "5")] {
             let mut route = HttpRoute::default();
             read(&mut route, key, if key == "check.interval" { "1s" } else { "5" }).unwrap();
             assert!(contradiction(&route).is_some(), "{key}");

@@ -75,6 +75,9 @@ pub struct HttpRoute {
     /// Whether its hosts get certificates by ACME; if absent, those that can have a public one.
     #[serde(skip_serializing_if = "is_default")]
     pub acme: Option<bool>,
+    /// The page of the cluster, of the node that is asked, is served instead of tasks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dashboard: bool,
 }
 
 /// Requests that a node makes to each task of its own accord.
@@ -136,6 +139,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HttpEntry {
+            dashboard: false,
     #[default]
     Both,
     /// Without TLS alone.
