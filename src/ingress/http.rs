@@ -36,6 +36,7 @@ mod progress;
 mod protocol;
 mod proxy;
 mod proxy_header;
+mod rate_limit;
 mod rates;
 mod refusals;
 mod reply;

@@ -132,6 +132,15 @@ impl IngressProxy {
             let why = format!("{} has as many requests as it takes", route.service.service_name);
             return Some(Reply::new(503, why).with("retry-after", "1"));
         }
+        if let Some((rate, client)) = route.route.rate.zip(client)
+            && let Err(wait) = route.load.rate.admit(client, rate, self.0.age_ns())
+        {
+            self.0.refusals.count(HttpRefusal::ClientRate);
+            let wait = wait.as_secs_f64().ceil().max(1.0);
+            return Some(
+                Reply::new(429, "this client asks more often than the route allows").with("retry-after", wait.to_string()),
+            );
+        }
         if route.route.client_requests > 0
             && let Some(client) = client
         {
