@@ -49,6 +49,7 @@ mod state;
 mod stream;
 mod table;
 mod tls;
+mod upgrade_stream;
 mod upstream;
 
 pub use claims::HttpClaim;
@@ -58,7 +59,7 @@ pub use follower::{HttpChannels, run};
 pub use limits::HttpLimits;
 pub use log_format::HttpAccessLog;
 pub use process::{HttpServeArgs, process_main};
+pub use protocol::dashboard_socket;
 pub use rates::RouteRates;
 pub use state::{HttpListenerStatus, HttpRouteStatus, HttpStatus};
-pub use protocol::dashboard_socket;
 pub use table::{HttpOptions, HttpPorts, HttpTable, table};

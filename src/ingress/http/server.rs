@@ -174,10 +174,10 @@ impl HttpServer {
             listeners: lock(&self.listeners).status(),
             routes: all,
             problems: table.problems.clone(),
+            certificate_failures: BTreeMap::new(),
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),
         }
-            certificate_failures: BTreeMap::new(),
     }
 
     /// Accepts no more.
